@@ -1,0 +1,215 @@
+//! `Counter` and `Value`: shared handles to small values.
+
+use super::leaf::{ValueApply, ValueLeaf};
+use super::node::{Node, Trackable};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A counter that is saved with the model: the step, the epoch. Clones count together.
+///
+/// ```
+/// use tch_checkpoint::Counter;
+/// let step = Counter::new(0);
+/// step.increment();
+/// assert_eq!(step.get(), 1);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Counter(Arc<AtomicI64>);
+
+impl Counter {
+    /// A counter that starts at `value`.
+    pub fn new(value: i64) -> Counter {
+        Counter(Arc::new(AtomicI64::new(value)))
+    }
+
+    /// The count.
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Sets the count.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Ordering::SeqCst);
+    }
+
+    /// Adds one, and returns the new count.
+    pub fn increment(&self) -> i64 {
+        self.0.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
+    }
+}
+
+impl ValueLeaf for Counter {
+    fn save(&self) -> Result<serde_json::Value, String> {
+        Ok(self.get().into())
+    }
+
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
+        let value =
+            saved.as_i64().ok_or_else(|| format!("a counter needs a whole number, the checkpoint has {saved}"))?;
+        let counter = self.clone();
+        Ok(Box::new(move || counter.set(value)))
+    }
+}
+
+impl Trackable for Counter {
+    fn node(&self) -> Node {
+        Node::value(self.clone())
+    }
+}
+
+/// Any value that serde knows, saved with the model; clones share it. Saved as JSON, floats exactly; what JSON
+/// has no form for (NaN, infinities, maps with keys other than text) is saved as CBOR in hexadecimal.
+///
+/// ```
+/// use tch_checkpoint::Value;
+/// let best_loss = Value::new(f64::INFINITY);
+/// best_loss.set(0.25);
+/// assert_eq!(best_loss.get(), 0.25);
+/// best_loss.update(|loss| *loss /= 2.0);
+/// ```
+pub struct Value<T>(Arc<Mutex<T>>);
+
+impl<T> Value<T> {
+    /// A handle to `value`.
+    pub fn new(value: T) -> Value<T> {
+        Value(Arc::new(Mutex::new(value)))
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: T) {
+        *self.lock() = value;
+    }
+
+    /// Changes the value in place.
+    pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        change(&mut self.lock())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Clone> Value<T> {
+    /// A copy of the value.
+    pub fn get(&self) -> T {
+        self.lock().clone()
+    }
+}
+
+impl<T> Clone for Value<T> {
+    fn clone(&self) -> Self {
+        Value(self.0.clone())
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Value<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Value").field(&*self.lock()).finish()
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
+    fn save(&self) -> Result<serde_json::Value, String> {
+        encode(&*self.lock())
+    }
+
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
+        let value: T = decode(saved)?;
+        let handle = self.clone();
+        Ok(Box::new(move || handle.set(value)))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + 'static> Trackable for Value<T> {
+    fn node(&self) -> Node {
+        Node::value(self.clone())
+    }
+}
+
+/// The only key of the JSON object that stands for a value in CBOR.
+const CBOR: &str = "$cbor";
+
+fn encode<T: Serialize>(value: &T) -> Result<serde_json::Value, String> {
+    let failed = |e: &dyn fmt::Display| format!("the value cannot be serialized: {e}");
+    let cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;
+    if fits_json(&cbor) {
+        return serde_json::to_value(value).map_err(|e| failed(&e));
+    }
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&cbor, &mut bytes).map_err(|e| failed(&e))?;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(serde_json::json!({ CBOR: hex }))
+}
+
+fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T, String> {
+    let failed = |e: &dyn fmt::Display| format!("the saved value does not fit the type: {e}");
+    let hex = saved.as_object().filter(|object| object.len() == 1).and_then(|object| object.get(CBOR)?.as_str());
+    let Some(hex) = hex else {
+        return T::deserialize(saved).map_err(|e| failed(&e));
+    };
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let bytes: Option<Vec<u8>> =
+        hex.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
+    let bytes = bytes.ok_or_else(|| failed(&"bad hexadecimal text"))?;
+    ciborium::from_reader(bytes.as_slice()).map_err(|e| failed(&e))
+}
+
+/// Whether JSON holds the value without loss.
+fn fits_json(value: &ciborium::Value) -> bool {
+    use ciborium::Value as Cbor;
+    match value {
+        Cbor::Integer(n) => i64::try_from(*n).is_ok() || u64::try_from(*n).is_ok(),
+        Cbor::Float(x) => x.is_finite(),
+        Cbor::Bool(_) | Cbor::Null | Cbor::Text(_) => true,
+        Cbor::Array(items) => items.iter().all(fits_json),
+        Cbor::Map(entries) => {
+            entries.iter().all(|(key, value)| matches!(key, Cbor::Text(key) if key != CBOR) && fits_json(value))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn round_trip<T: Serialize + DeserializeOwned + Send + Clone + 'static>(value: T) -> T {
+        let saved = Value::new(value.clone()).save().unwrap();
+        let text = serde_json::to_string(&saved).unwrap();
+        let other = Value::new(value);
+        other.load(&serde_json::from_str(&text).unwrap()).unwrap()();
+        other.get()
+    }
+
+    #[test]
+    fn values_come_back_bit_for_bit() {
+        for x in [0.1, -0.0, f64::MIN_POSITIVE, 5e-324, f64::MAX, f64::INFINITY, f64::NEG_INFINITY, 1.0 / 3.0] {
+            assert_eq!(round_trip(x).to_bits(), x.to_bits());
+            assert_eq!(round_trip((x, "t".to_string())).0.to_bits(), x.to_bits());
+        }
+        assert!(round_trip(f64::NAN).is_nan());
+        assert_eq!(round_trip(f32::MAX), f32::MAX);
+        assert_eq!(round_trip(u64::MAX), u64::MAX);
+        assert_eq!(round_trip(u128::MAX), u128::MAX);
+        assert_eq!(
+            round_trip(Some(BTreeMap::from([((1, 2), "x".to_string())]))),
+            Some(BTreeMap::from([((1, 2), "x".to_string())]))
+        );
+        assert_eq!(round_trip(BTreeMap::from([("$cbor".to_string(), "00".to_string())])).len(), 1);
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused_and_nothing_changes() {
+        let count = Value::new(7u8);
+        let refusal = count.load(&serde_json::json!("seven")).err().unwrap();
+        assert!(refusal.contains("does not fit"), "{refusal}");
+        assert!(count.load(&serde_json::json!({ "$cbor": "zz" })).is_err());
+        assert_eq!(count.get(), 7);
+        assert!(Counter::new(1).load(&serde_json::json!(1.5)).is_err());
+    }
+}

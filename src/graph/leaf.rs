@@ -1,0 +1,76 @@
+//! What the graph knows of a leaf: bytes out, bytes in, with type, shape and identity.
+
+use crate::dtype::TensorSpec;
+
+/// Reasons and refusals of leaves are plain sentences; the graph adds the name of the object.
+type Reason = String;
+
+/// A tensor that can be saved and restored in place.
+///
+/// The `torch` feature implements it for libtorch's tensors; implement it for tensors of another library.
+pub trait TensorLeaf: Send + Sync {
+    /// Type and shape, as they are now; an error says why this tensor cannot be saved.
+    fn spec(&self) -> Result<TensorSpec, Reason>;
+
+    /// Which memory it shows, if that can be shared with another leaf. Leaves of equal identity are saved once.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// The elements in row-major order, little-endian, without copying where the memory is laid out so.
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, Reason>;
+
+    /// Opens the tensor for overwriting in place.
+    fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
+
+    /// Whether a checkpoint may lack it without that being an error (the random state of a second GPU, say).
+    fn is_optional(&self) -> bool {
+        false
+    }
+}
+
+/// A tensor's bytes; holds the memory for as long as it lives.
+pub trait TensorBytes: Send + Sync {
+    /// All elements, row-major, little-endian.
+    fn as_slice(&self) -> &[u8];
+}
+
+impl TensorBytes for Vec<u8> {
+    fn as_slice(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A tensor open for overwriting.
+pub trait TensorTarget: Send {
+    /// Room for all elements, row-major, little-endian. Where the tensor's memory is laid out so, this is that memory.
+    fn as_mut_slice(&mut self) -> &mut [u8];
+
+    /// Puts what was written into the tensor, where `as_mut_slice` was not its own memory.
+    fn finish(self: Box<Self>) -> Result<(), Reason>;
+}
+
+/// What tells one piece of tensor memory from another: equal identities show the same elements in the same order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The device, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// The address of the first element.
+    pub address: usize,
+    /// Type and shape.
+    pub spec: TensorSpec,
+    /// The step from one element to the next in every dimension, in elements.
+    pub strides: Vec<i64>,
+}
+
+/// Puts a checked value into its object.
+pub type ValueApply = Box<dyn FnOnce() + Send>;
+
+/// A small value (a counter, a configuration, a learning rate) that is saved in the manifest itself.
+pub trait ValueLeaf: Send + Sync {
+    /// The value as JSON.
+    fn save(&self) -> Result<serde_json::Value, Reason>;
+
+    /// Checks that `saved` can be restored, and returns what restores it. Nothing changes before that is called.
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, Reason>;
+}

@@ -1,0 +1,11 @@
+//! The object graph: named nodes, with tensors and small values at the leaves. Pure: it knows no file and no libtorch.
+
+mod handles;
+mod leaf;
+mod node;
+mod walk;
+
+pub use handles::{Counter, Value};
+pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+pub use node::{Child, Collection, Node, Saved, Trackable};
+pub(crate) use walk::{Leaf, LeafObject, walk};

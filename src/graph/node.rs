@@ -1,0 +1,185 @@
+//! `Trackable`, the one trait of the graph, and `Node`, the live handle that it gives.
+
+use super::leaf::{TensorLeaf, ValueLeaf};
+use crate::dtype::TensorSpec;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+/// What a [`Checkpoint`](crate::Checkpoint) can track.
+///
+/// Tracking keeps a handle to the object's state, not a copy and not a borrow: what changes later is what is saved later.
+///
+/// ```
+/// use tch_checkpoint::{Counter, Node, Trackable, Value};
+///
+/// struct Progress { step: Counter, best_loss: Value<f64> }
+///
+/// impl Trackable for Progress {
+///     fn node(&self) -> Node {
+///         Node::group([("step", self.step.node()), ("best_loss", self.best_loss.node())])
+///     }
+/// }
+/// ```
+pub trait Trackable {
+    /// A handle to this object's part of the graph.
+    fn node(&self) -> Node;
+}
+
+/// A live handle to an object's part of the graph. Cloning it copies the handle, not the state.
+#[derive(Clone)]
+pub struct Node(pub(crate) Kind);
+
+#[derive(Clone)]
+pub(crate) enum Kind {
+    Tensor(Arc<dyn TensorLeaf>),
+    Value(Arc<dyn ValueLeaf>),
+    Group(Arc<Vec<(String, Node)>>),
+    Collection(Arc<dyn Collection>),
+}
+
+impl Node {
+    /// A leaf that holds a tensor.
+    pub fn tensor(leaf: impl TensorLeaf + 'static) -> Node {
+        Node(Kind::Tensor(Arc::new(leaf)))
+    }
+
+    /// A leaf that holds a small value.
+    pub fn value(leaf: impl ValueLeaf + 'static) -> Node {
+        Node(Kind::Value(Arc::new(leaf)))
+    }
+
+    /// An object with these children.
+    pub fn group<N: Into<String>>(children: impl IntoIterator<Item = (N, Node)>) -> Node {
+        Node(Kind::Group(Arc::new(children.into_iter().map(|(name, node)| (name.into(), node)).collect())))
+    }
+
+    /// An object whose children come and go.
+    pub fn collection(collection: impl Collection + 'static) -> Node {
+        Node(Kind::Collection(Arc::new(collection)))
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Tensor(_) => f.write_str("Node::tensor"),
+            Kind::Value(_) => f.write_str("Node::value"),
+            Kind::Group(children) => f.debug_map().entries(children.iter().map(|(name, node)| (name, node))).finish(),
+            Kind::Collection(_) => f.write_str("Node::collection"),
+        }
+    }
+}
+
+/// An object whose children come and go: a `VarStore`, an optimizer's slots.
+pub trait Collection: Send + Sync {
+    /// The children as they are now; an error says which one cannot be tracked, and why.
+    fn children(&self) -> Result<Vec<Child>, String>;
+
+    /// A restore found `name` in the checkpoint and not here: a new, detached child for it to fill, if this object
+    /// can make one. It is handed to [`Collection::replace`] when the whole restore has succeeded, else dropped.
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, String> {
+        let _ = (name, saved);
+        Ok(None)
+    }
+
+    /// Whether a restore from a checkpoint that lacks the child `name` may go on: such a child is then
+    /// removed in [`Collection::replace`].
+    fn may_lack(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
+    /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks.
+    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+        let _ = (created, dropped);
+    }
+}
+
+/// A child of a [`Collection`].
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// Its name in the graph.
+    pub name: String,
+    /// Its part of the graph.
+    pub node: Node,
+    /// Its name in the safetensors file, where that differs from its path in the component: a `VarStore`'s own full name.
+    pub name_in_file: Option<String>,
+}
+
+impl Child {
+    /// A child whose name in the file is its path in the component.
+    pub fn new(name: impl Into<String>, node: Node) -> Child {
+        Child { name: name.into(), node, name_in_file: None }
+    }
+}
+
+/// What a checkpoint holds below some object.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Saved {
+    /// Children, by name.
+    pub children: BTreeMap<String, Saved>,
+    /// The tensor saved here, if one is.
+    pub tensor: Option<TensorSpec>,
+    /// The value saved here, if one is.
+    pub value: Option<serde_json::Value>,
+}
+
+impl Trackable for Node {
+    fn node(&self) -> Node {
+        self.clone()
+    }
+}
+
+impl<T: Trackable + ?Sized> Trackable for &T {
+    fn node(&self) -> Node {
+        (**self).node()
+    }
+}
+
+impl<T: Trackable + ?Sized> Trackable for Box<T> {
+    fn node(&self) -> Node {
+        (**self).node()
+    }
+}
+
+impl<T: Trackable + ?Sized> Trackable for Arc<T> {
+    fn node(&self) -> Node {
+        (**self).node()
+    }
+}
+
+/// A list: its elements are named `0`, `1`, … The list as it is at this moment; track it again after appending.
+impl<T: Trackable> Trackable for [T] {
+    fn node(&self) -> Node {
+        Node::group(self.iter().enumerate().map(|(i, item)| (i.to_string(), item.node())))
+    }
+}
+
+impl<T: Trackable> Trackable for Vec<T> {
+    fn node(&self) -> Node {
+        self.as_slice().node()
+    }
+}
+
+impl<T: Trackable, const N: usize> Trackable for [T; N] {
+    fn node(&self) -> Node {
+        self.as_slice().node()
+    }
+}
+
+/// A map: its keys are the names.
+impl<K: AsRef<str>, T: Trackable> Trackable for BTreeMap<K, T> {
+    fn node(&self) -> Node {
+        Node::group(self.iter().map(|(name, item)| (name.as_ref(), item.node())))
+    }
+}
+
+/// A map: its keys are the names.
+impl<K: AsRef<str>, T: Trackable, S> Trackable for HashMap<K, T, S> {
+    fn node(&self) -> Node {
+        let mut items: Vec<_> = self.iter().map(|(name, item)| (name.as_ref(), item.node())).collect();
+        items.sort_by(|a, b| a.0.cmp(b.0));
+        Node::group(items)
+    }
+}

@@ -1,0 +1,196 @@
+//! Names: the one rule by which objects, tensors and files are named.
+//!
+//! * An object's **path** is the names from the root down to it. A name is any non-empty text of at most 255 bytes.
+//! * Its **key** in the manifest is the path joined by `/`; inside a name `%`, `/` and control characters are
+//!   written as `%` and two upper-case hexadecimal digits, so that every key has one path.
+//! * A component's **file** is the first name of the path and `.safetensors`; in it every byte other than
+//!   `A-Z a-z 0-9 _ - .` is written as `%XX`, a leading `.` too, so that it is a plain file name on every system.
+
+use crate::error::{Error, Result};
+
+/// The longest name, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// The extension of component files, with the dot.
+pub(crate) const COMPONENT_EXTENSION: &str = ".safetensors";
+
+/// Escapes one name for a key.
+fn escape(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c == '%' || c == '/' || c.is_control() {
+            let mut utf8 = [0; 4];
+            for byte in c.encode_utf8(&mut utf8).bytes() {
+                escaped.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// Undoes [`escape`]; `None` for what `escape` does not produce.
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        if first == b'%' {
+            let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (escape(&name) == text).then_some(name)
+}
+
+/// The key of a path.
+///
+/// ```
+/// use tch_checkpoint::name::{key, path};
+/// assert_eq!(key(["encoder", "gru.weight"]), "encoder/gru.weight");
+/// assert_eq!(key(["a/b", "50%"]), "a%2Fb/50%25");
+/// assert_eq!(path("a%2Fb/50%25").unwrap(), ["a/b", "50%"]);
+/// ```
+pub fn key<S: AsRef<str>>(path: impl IntoIterator<Item = S>) -> String {
+    let mut key = String::new();
+    for (i, name) in path.into_iter().enumerate() {
+        if i > 0 {
+            key.push('/');
+        }
+        key.push_str(&escape(name.as_ref()));
+    }
+    key
+}
+
+/// The path of a key; `None` when the text is not a key.
+pub fn path(key: &str) -> Option<Vec<String>> {
+    key.split('/').map(|part| unescape(part).filter(|name| !name.is_empty())).collect()
+}
+
+/// The file stem of a component, without extension.
+///
+/// ```
+/// assert_eq!(tch_checkpoint::name::file_stem("my encoder"), "my%20encoder");
+/// ```
+pub fn file_stem(component: &str) -> String {
+    let mut stem = String::with_capacity(component.len());
+    for (i, byte) in component.bytes().enumerate() {
+        let plain = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || (byte == b'.' && i > 0);
+        if plain {
+            stem.push(byte as char);
+        } else {
+            stem.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if is_device_name(&stem) {
+        // Windows takes CON, NUL, COM1 … for devices, whatever the extension.
+        stem = format!("%{:02X}{}", stem.as_bytes()[0], &stem[1..]);
+    }
+    stem
+}
+
+fn is_device_name(stem: &str) -> bool {
+    let base = stem.split('.').next().unwrap_or_default().to_ascii_uppercase();
+    let numbered = |device: &str| {
+        base.strip_prefix(device).is_some_and(|n| n.len() == 1 && n != "0" && n.as_bytes()[0].is_ascii_digit())
+    };
+    matches!(base.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
+}
+
+/// Whether a manifest may name this file: what [`file_stem`] makes, nothing that leads elsewhere.
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'%');
+    !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
+}
+
+/// Checks one name of a path. `parent` is the key of the object it is to be a child of, for the message.
+pub(crate) fn check(parent: &str, name: &str) -> Result<()> {
+    let full = || if parent.is_empty() { name.to_string() } else { format!("{parent}/{name}") };
+    if name.is_empty() {
+        return Err(Error::name(full(), "a name must not be empty"));
+    }
+    if name.len() > MAX_NAME {
+        return Err(Error::name(full(), format!("it has {} bytes, at most {MAX_NAME} are allowed", name.len())));
+    }
+    Ok(())
+}
+
+/// Checks the name of a component: its file's name must fit too.
+pub(crate) fn check_component(name: &str) -> Result<()> {
+    check("", name)?;
+    if file_stem(name).len() > 200 {
+        return Err(Error::name(name, "as a file name it is longer than 200 bytes; choose a shorter name"));
+    }
+    Ok(())
+}
+
+/// Of `candidates`, the one most like `name`, if any is alike at all: a hint for messages.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (distance(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= name.len().max(candidate.len()))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_path_has_one_key_and_back(names in prop::collection::vec("\\PC{1,12}|[%/.\u{1}\n]{1,4}", 1..5)) {
+            prop_assert_eq!(path(&key(&names)), Some(names));
+        }
+
+        #[test]
+        fn a_key_that_parses_is_the_key_of_its_path(text in "[a-zA-Z0-9%/.]{0,12}") {
+            if let Some(names) = path(&text) {
+                prop_assert_eq!(key(&names), text);
+            }
+        }
+
+        #[test]
+        fn file_stems_are_plain_and_distinct(a in "\\PC{1,12}", b in "\\PC{1,12}") {
+            prop_assert!(is_plain_file_name(&file_stem(&a)));
+            prop_assert_eq!(a == b, file_stem(&a) == file_stem(&b));
+        }
+    }
+
+    #[test]
+    fn hostile_file_names_are_not_plain() {
+        for name in ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "a\0b", "a\nb", "ü"] {
+            assert!(!is_plain_file_name(name), "{name:?}");
+        }
+        assert!(is_plain_file_name(&file_stem("..")));
+        assert_eq!(file_stem("nul"), "%6Eul");
+    }
+
+    #[test]
+    fn the_nearest_name_is_a_hint_only_when_alike() {
+        assert_eq!(nearest("encoder/gru.w", ["encoder/gru.v", "decoder/x"].into_iter()), Some("encoder/gru.v"));
+        assert_eq!(nearest("encoder", ["zzzzzzz"].into_iter()), None);
+    }
+}
