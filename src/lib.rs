@@ -1,26 +1,29 @@
 //! tch-checkpoint
 #![warn(missing_docs)]
 
+mod checkpoint;
 mod dtype;
 mod error;
+pub mod format;
 mod graph;
+mod manager;
 pub mod name;
+mod parallel;
+mod reader;
+mod restore;
+mod retention;
+mod save;
+mod source;
+mod store;
 
-pub mod restore {
-    //! x
-    /// x
-    #[derive(Debug)]
-    pub struct Report;
-    impl std::fmt::Display for Report {
-        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            Ok(())
-        }
-    }
-}
-
+pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value,
-    ValueApply, ValueLeaf,
+    Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value, ValueApply,
+    ValueLeaf,
 };
+pub use manager::{CheckpointManager, CheckpointManagerBuilder, checkpoints, latest_checkpoint};
+pub use reader::CheckpointReader;
+pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
+pub use store::Durability;

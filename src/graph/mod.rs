@@ -7,5 +7,6 @@ mod walk;
 
 pub use handles::{Counter, Value};
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+pub(crate) use node::Kind;
 pub use node::{Child, Collection, Node, Saved, Trackable};
 pub(crate) use walk::{Leaf, LeafObject, walk};

@@ -1,0 +1,326 @@
+//! `Checkpoint`: named objects, saved and restored together.
+
+use crate::error::{Error, Result};
+use crate::format::{Index, IndexEntry, Manifest};
+use crate::graph::{Counter, Node, Trackable};
+use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
+use crate::save::{self, SaveOptions, Stamp};
+use crate::source::Source;
+use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Named objects that are saved and restored together: the components of a model, its optimizer, counters, random
+/// state, values of your own.
+///
+/// A checkpoint on disk is a folder: a `manifest.json` and one safetensors file for every tracked object that holds
+/// tensors. It appears whole or not at all, is durable when the call returns, and every byte of it is verified
+/// before a restore changes anything.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use tch_checkpoint::{Checkpoint, Counter, Value};
+///
+/// let step = Counter::new(0);
+/// let best = Value::new(f64::INFINITY);
+/// let mut checkpoint = Checkpoint::new().track("step", &step)?.track("best", &best)?;
+///
+/// step.set(100);
+/// best.set(0.5);
+/// let path = checkpoint.save(dir.join("ckpt"))?;          // dir/ckpt-1
+///
+/// step.set(0);
+/// checkpoint.restore(&path)?.assert_consumed()?;
+/// assert_eq!((step.get(), best.get()), (100, 0.5));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Checkpoint {
+    objects: Vec<(String, Node)>,
+    save_counter: Counter,
+    disk: Arc<dyn Disk>,
+    run: String,
+    durability: Durability,
+    options: SaveOptions,
+    /// What restored checkpoints still hold for objects that are tracked later, newest restore last.
+    pending: Vec<Arc<Pending>>,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint::new()
+    }
+}
+
+impl Checkpoint {
+    /// A checkpoint of nothing yet.
+    pub fn new() -> Checkpoint {
+        Checkpoint {
+            objects: Vec::new(),
+            save_counter: Counter::new(0),
+            disk: Arc::new(LocalDisk),
+            run: nonce(),
+            durability: Durability::default(),
+            options: SaveOptions::default(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Tracks `object` under `name`, which is also the name of its file.
+    ///
+    /// When a checkpoint restored before holds something of that name that nothing took, `object` gets it now.
+    ///
+    /// # Errors
+    /// [`Error::Name`] when the name is taken or cannot be used, here or below `object`; the errors of
+    /// [`restore`](Checkpoint::restore) when a waiting value does not fit.
+    pub fn track(mut self, name: &str, object: impl Trackable) -> Result<Self> {
+        self.add(name, object)?;
+        Ok(self)
+    }
+
+    /// As [`track`](Checkpoint::track), for a checkpoint that exists already.
+    ///
+    /// # Errors
+    /// As for [`track`](Checkpoint::track); the checkpoint is then as before.
+    pub fn add(&mut self, name: &str, object: impl Trackable) -> Result<()> {
+        if name == "save_counter" {
+            return Err(Error::name(name, "the checkpoint's own counter of saves has this name; choose another"));
+        }
+        if self.objects.iter().any(|(taken, _)| taken == name) {
+            return Err(Error::name(name, "an object of this name is tracked already; choose another"));
+        }
+        let node = object.node();
+        let added = (name.to_string(), node);
+        self.objects.push(added.clone());
+        let result = crate::graph::walk(&self.objects).map(|_| ()).and_then(|()| self.restore_deferred(added));
+        if result.is_err() {
+            self.objects.pop();
+        }
+        result
+    }
+
+    /// Gives a newly tracked object what the latest restore that has something for it still holds.
+    fn restore_deferred(&mut self, added: (String, Node)) -> Result<()> {
+        self.pending.retain(|pending| !pending.is_over());
+        let Some(pending) = self.pending.iter().rev().find(|pending| pending.saved.children.contains_key(&added.0)) else {
+            return Ok(());
+        };
+        let options = RestoreOptions::new();
+        let matching = match_objects(&[added], &pending.saved, &pending.source.manifest, &options)?;
+        check(&matching, &pending.source, &options)?;
+        let report = matching.report.clone();
+        run(matching, &pending.source, &options)?;
+        pending.took(&report);
+        Ok(())
+    }
+
+    /// What a finished save survives; [`Durability::PowerLoss`] unless set.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// How many threads write a save; by default one a processor, at most 8.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.options.threads = threads.max(1);
+        self
+    }
+
+    /// Components with more bytes than this are split into several files (`encoder-00001-of-00003.safetensors`);
+    /// 16 GiB unless set. A single tensor is never split.
+    pub fn max_file_bytes(mut self, bytes: u64) -> Self {
+        self.options.max_file_bytes = bytes.max(1);
+        self
+    }
+
+    /// How often this state was saved by [`save`](Checkpoint::save) or a manager; part of every checkpoint.
+    pub fn save_counter(&self) -> i64 {
+        self.save_counter.get()
+    }
+
+    /// Saves as `PREFIX-N`, N being the counter of saves, which this increments: `save("dir/ckpt")` writes
+    /// `dir/ckpt-1`, then `dir/ckpt-2`. The folder is created if need be, and its index kept. Returns the path.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] rather than overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for what
+    /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the folder. On any error
+    /// the folder and the counter are as before.
+    pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
+        let prefix = prefix.as_ref();
+        let number = self.save_counter.get() + 1;
+        let directory = self.directory(parent_of(prefix));
+        directory.create()?;
+        let _lock = directory.lock()?;
+        let name = format!("{}-{number}", file_name(prefix)?);
+        let request = SaveRequest { step: None, number, metrics: BTreeMap::new(), sequence: None, overwrite: false };
+        let saved = self.save_in(&directory, &name, request)?;
+        update_index(&directory, &name, &saved.manifest)?;
+        Ok(saved.path)
+    }
+
+    /// Saves as exactly `path`, leaving counter and index alone.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = path.as_ref();
+        let directory = self.directory(parent_of(path));
+        directory.create()?;
+        let _lock = directory.lock()?;
+        let name = file_name(path)?;
+        let stamp = self.stamp(&directory, None, self.save_counter.get(), None, BTreeMap::new())?;
+        let plan = save::plan(&self.objects, self.options.max_file_bytes)?;
+        Ok(save::save(&plan, &directory, name, stamp, false, &self.options)?.0)
+    }
+
+    pub(crate) fn directory(&self, root: &Path) -> Directory {
+        Directory::new(self.disk.clone(), root, self.durability)
+    }
+
+    /// Saves into a locked folder; the counter moves only when that succeeds.
+    pub(crate) fn save_in(&mut self, directory: &Directory, name: &str, request: SaveRequest) -> Result<SavedCheckpoint> {
+        let stamp = self.stamp(directory, request.step, request.number, request.sequence, request.metrics)?;
+        let plan = save::plan(&self.objects, self.options.max_file_bytes)?;
+        let (path, manifest) = save::save(&plan, directory, name, stamp, request.overwrite, &self.options)?;
+        self.save_counter.set(request.number);
+        Ok(SavedCheckpoint { path, manifest })
+    }
+
+    fn stamp(
+        &self,
+        directory: &Directory,
+        step: Option<u64>,
+        save_counter: i64,
+        sequence: Option<u64>,
+        metrics: BTreeMap<String, f64>,
+    ) -> Result<Stamp> {
+        let sequence = match sequence {
+            Some(sequence) => sequence,
+            None => highest_sequence(directory)?.saturating_add(1),
+        };
+        Ok(Stamp { sequence, run: self.run.clone(), step, save_counter, metrics })
+    }
+
+    /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
+    ///
+    /// Every tracked object must be in the checkpoint with exact type and shape; every byte is verified before
+    /// anything changes. What the checkpoint has beyond that waits for objects that are tracked later.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences.
+    /// No object has changed then. Only when the files fail between verifying and reading,
+    /// [`Error::PartlyRestored`] says that some have.
+    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        self.restore_with(path, &RestoreOptions::new())
+    }
+
+    /// As [`restore`](Checkpoint::restore), allowing what `options` allow.
+    ///
+    /// # Errors
+    /// As for [`restore`](Checkpoint::restore).
+    pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let status = self.read_with(path.as_ref(), options)?;
+        if let Some(counter) = self.pending.last().and_then(|pending| pending.source.manifest.save_counter) {
+            self.save_counter.set(counter);
+        }
+        Ok(status)
+    }
+
+    /// As [`restore`](Checkpoint::restore), but leaves the counter of saves alone.
+    ///
+    /// # Errors
+    /// As for [`restore`](Checkpoint::restore).
+    pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        self.read_with(path.as_ref(), &RestoreOptions::new())
+    }
+
+    fn read_with(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let source = Source::open(&self.disk, path)?;
+        let saved = source.saved();
+        let matching = match_objects(&self.objects, &saved, &source.manifest, options)?;
+        check(&matching, &source, options)?;
+        let report = matching.report.clone();
+        run(matching, &source, options)?;
+        let pending = Pending::new(source, saved, report);
+        self.pending.retain(|pending| !pending.is_over());
+        self.pending.push(pending.clone());
+        Ok(RestoreStatus::new(pending))
+    }
+}
+
+/// What a save through a manager is asked for.
+pub(crate) struct SaveRequest {
+    pub step: Option<u64>,
+    /// The value of the counter of saves that goes into the checkpoint.
+    pub number: i64,
+    pub metrics: BTreeMap<String, f64>,
+    /// The commit sequence, where the caller knows it; else the folder is asked.
+    pub sequence: Option<u64>,
+    pub overwrite: bool,
+}
+
+pub(crate) struct SavedCheckpoint {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+}
+
+/// Refuses what does not match, unless the options allow it.
+fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    let report = &matching.report;
+    let allowed = |key: &String| options.may_be_missing(key) || options.may_mismatch(key);
+    let missing: Vec<String> = report.missing.iter().filter(|key| !allowed(key)).cloned().collect();
+    if missing.is_empty() && report.mismatched.is_empty() {
+        return Ok(());
+    }
+    let report = Report { missing, ..report.clone() };
+    Err(Error::Mismatch { path: source.path.clone(), report: Box::new(report) })
+}
+
+fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    if options.verify_first {
+        restore::verify(&matching, source, options.threads)?;
+    }
+    restore::apply(matching, source, options.threads)
+}
+
+fn file_name(path: &Path) -> Result<&str> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+    name.ok_or_else(|| {
+        Error::Usage(format!("{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`", path.display()))
+    })
+}
+
+/// The highest commit sequence in a folder, by its manifests; damaged ones do not count.
+fn highest_sequence(directory: &Directory) -> Result<u64> {
+    let scan = directory.scan()?;
+    let sequences = scan.checkpoints.iter().filter_map(|name| Some(directory.manifest(name).ok()?.sequence));
+    Ok(sequences.max().unwrap_or(0))
+}
+
+/// The index's line for a checkpoint.
+pub(crate) fn index_entry(name: &str, manifest: &Manifest) -> IndexEntry {
+    IndexEntry {
+        name: name.to_string(),
+        sequence: manifest.sequence,
+        run: manifest.run.clone(),
+        step: manifest.step,
+        saved_at: manifest.saved_at,
+        bytes: manifest.files.values().map(|file| file.bytes).sum(),
+        metrics: manifest.metrics.clone(),
+        preserved: false,
+    }
+}
+
+/// Adds a checkpoint to the index of its folder, keeping what that says of the others that are still there.
+fn update_index(directory: &Directory, name: &str, manifest: &Manifest) -> Result<()> {
+    let there = directory.scan()?.checkpoints;
+    let mut index = directory.index().unwrap_or_else(|| Index { latest: None, checkpoints: Vec::new(), last_preserved: None });
+    index.checkpoints.retain(|entry| entry.name != name && there.contains(&entry.name));
+    index.checkpoints.push(index_entry(name, manifest));
+    index.latest = Some(name.to_string());
+    directory.write_index(&index)
+}

@@ -1,0 +1,196 @@
+//! What can be set of a manager, and what happens when it opens a folder.
+
+use super::{CheckpointManager, number_of};
+use crate::checkpoint::{Checkpoint, index_entry};
+use crate::error::{Error, Result};
+use crate::format::{IndexEntry, Manifest};
+use crate::retention::Retention;
+use crate::source::Source;
+use crate::store::Directory;
+use chrono::TimeDelta;
+use std::path::{Path, PathBuf};
+
+/// Sets up a [`CheckpointManager`].
+pub struct CheckpointManagerBuilder {
+    checkpoint: Checkpoint,
+    directory: PathBuf,
+    name: String,
+    max_to_keep: Option<usize>,
+    keep_every_hours: Option<f64>,
+    interval: u64,
+    init: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
+}
+
+impl std::fmt::Debug for CheckpointManagerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckpointManagerBuilder")
+            .field("directory", &self.directory)
+            .field("name", &self.name)
+            .field("max_to_keep", &self.max_to_keep)
+            .field("save_every", &self.interval)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CheckpointManagerBuilder {
+    pub(super) fn new(checkpoint: Checkpoint, directory: &Path) -> Self {
+        CheckpointManagerBuilder {
+            checkpoint,
+            directory: directory.to_path_buf(),
+            name: "ckpt".to_string(),
+            max_to_keep: Some(5),
+            keep_every_hours: None,
+            interval: 1,
+            init: None,
+        }
+    }
+
+    /// How many checkpoints stay, `None` for all; 5 unless set.
+    pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
+        self.max_to_keep = keep.into();
+        self
+    }
+
+    /// Preserves, for good, a checkpoint about to be removed when it was saved at least `hours` after the last
+    /// preserved one.
+    pub fn keep_every_n_hours(mut self, hours: f64) -> Self {
+        self.keep_every_hours = Some(hours);
+        self
+    }
+
+    /// How many steps apart [`CheckpointManager::save_if_due`] saves; 1 unless set.
+    pub fn save_every(mut self, steps: u64) -> Self {
+        self.interval = steps;
+        self
+    }
+
+    /// The name before the number: `ckpt` unless set.
+    pub fn checkpoint_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// What [`CheckpointManager::restore_or_initialize`] calls when there is nothing to restore.
+    pub fn init(mut self, init: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+        self.init = Some(Box::new(init));
+        self
+    }
+
+    /// Opens the folder: creates it if need be, takes its lock, removes what a dead writer left half-done, and finds
+    /// the checkpoints by looking at them; the index is only a hint.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the folder,
+    /// [`Error::Io`].
+    pub fn open(self) -> Result<CheckpointManager> {
+        let retention = self.retention()?;
+        let directory = self.checkpoint.directory(&self.directory);
+        directory.create()?;
+        let lock = directory.lock()?;
+        let scan = directory.scan_for_writing()?;
+        for leftover in &scan.leftovers {
+            directory.remove_leftover(leftover);
+        }
+        let found = Found::among(&directory, &self.name, &scan.checkpoints);
+        let mut manager = CheckpointManager {
+            checkpoint: self.checkpoint,
+            directory,
+            name: self.name,
+            interval: self.interval,
+            init: self.init,
+            known: found.known,
+            last_preserved: None,
+            sequence: found.sequence,
+            last_step: None,
+            retention,
+            _lock: lock,
+        };
+        for (name, error) in found.damaged {
+            manager.pass_over(&name, &error);
+        }
+        manager.take_hints();
+        Ok(manager)
+    }
+
+    fn retention(&self) -> Result<Retention> {
+        let usage = |text: String| Err(Error::Usage(text));
+        if self.max_to_keep == Some(0) {
+            return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
+        }
+        if self.interval == 0 {
+            return usage("save_every is 0: it must be at least 1 step".into());
+        }
+        if self.name.is_empty() || self.name.starts_with('.') || self.name.contains(['/', '\\', '\0']) {
+            return usage(format!("checkpoint_name is {:?}: it must be a plain name such as \"ckpt\"", self.name));
+        }
+        let keep_every = match self.keep_every_hours {
+            None => None,
+            Some(hours) if hours > 0.0 && hours < 1e6 => Some(TimeDelta::milliseconds((hours * 3_600_000.0) as i64)),
+            Some(hours) => return usage(format!("keep_every_n_hours is {hours}: it must be a positive number of hours")),
+        };
+        Ok(Retention { max_to_keep: self.max_to_keep, keep_every })
+    }
+}
+
+impl CheckpointManager {
+    /// What only the index knows: which checkpoints are preserved. Without an index, all that could be are.
+    fn take_hints(&mut self) {
+        match self.directory.index() {
+            Some(index) => {
+                self.last_preserved = index.last_preserved;
+                for entry in &mut self.known {
+                    entry.preserved = index.checkpoints.iter().any(|hint| hint.preserved && hint.name == entry.name && hint.sequence == entry.sequence);
+                }
+            }
+            None if self.retention.keep_every.is_some() => {
+                let active = self.retention.max_to_keep.unwrap_or(self.known.len());
+                let older = self.known.len().saturating_sub(active);
+                for entry in &mut self.known[..older] {
+                    entry.preserved = true;
+                }
+            }
+            None => {}
+        }
+        if self.last_preserved.is_none() {
+            // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
+            self.last_preserved = Some(self.known.first().map_or_else(chrono::Utc::now, |entry| entry.saved_at));
+        }
+    }
+}
+
+/// The checkpoints of a folder, looked at.
+struct Found {
+    /// Those of the manager's name, whole as far as a quick look tells, oldest commit first.
+    known: Vec<IndexEntry>,
+    damaged: Vec<(String, Error)>,
+    /// The highest commit sequence, of any name.
+    sequence: u64,
+}
+
+impl Found {
+    fn among(directory: &Directory, manager: &str, names: &[String]) -> Found {
+        let mut found = Found { known: Vec::new(), damaged: Vec::new(), sequence: 0 };
+        for name in names {
+            let ours = number_of(manager, name).is_some();
+            match quick_look(directory, name) {
+                Ok(manifest) => {
+                    found.sequence = found.sequence.max(manifest.sequence);
+                    if ours {
+                        found.known.push(index_entry(name, &manifest));
+                    }
+                }
+                Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) if ours => found.damaged.push((name.clone(), error)),
+                Err(error) if ours => log::warn!("{name} is left alone: {error}"),
+                // Some other folder of the user's.
+                Err(_) => {}
+            }
+        }
+        found.known.sort_by(|a, b| (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name)));
+        found
+    }
+}
+
+/// The manifest of a checkpoint whose files are all there in full length.
+fn quick_look(directory: &Directory, name: &str) -> Result<Manifest> {
+    Ok(Source::open(directory.disk(), &directory.root().join(name))?.manifest)
+}

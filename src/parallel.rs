@@ -1,0 +1,33 @@
+//! Doing many independent things on a few threads.
+
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// How many threads read and write unless the user says: one a processor, at most 8.
+pub(crate) fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
+/// Runs `work` on every job, in order, each of at most `threads` threads with a buffer of its own. The first error
+/// ends it. A panic of `work` in another thread is an error too: the task has failed, the process has not.
+pub(crate) fn for_each<J: Sync>(
+    jobs: &[J],
+    threads: usize,
+    work: impl Fn(&J, &mut Vec<u8>) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let run = || -> Result<()> {
+        let mut buffer = Vec::new();
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failed.load(Ordering::Relaxed)) {
+            work(job, &mut buffer).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads.min(jobs.len())).map(|_| scope.spawn(run)).collect();
+        let own = run();
+        let panicked = || Err(Error::object("checkpoint", "a thread that read or wrote it panicked"));
+        helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|_| panicked())).fold(own, Result::and)
+    })
+}

@@ -1,0 +1,105 @@
+//! `CheckpointReader`: a checkpoint's content without any object to restore into, and without libtorch.
+
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::Manifest;
+use crate::parallel;
+use crate::source::Source;
+use crate::store::{Disk, LocalDisk, MANIFEST};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Reads a checkpoint: names, types, shapes, values, bytes; and verifies all of it.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use tch_checkpoint::{Checkpoint, CheckpointReader, Counter};
+/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
+/// let reader = CheckpointReader::open(&path)?;
+/// assert_eq!(reader.manifest().values["step"], 7);
+/// assert!(reader.verify().is_empty());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct CheckpointReader {
+    source: Source,
+    disk: Arc<dyn Disk>,
+}
+
+impl CheckpointReader {
+    /// Opens the checkpoint in the folder `path`. Its files stay readable while this lives, even when it is pruned.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
+    /// [`Error::Unsupported`], [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
+        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
+        Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())?, disk })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    /// Everything but the tensors' bytes.
+    pub fn manifest(&self) -> &Manifest {
+        &self.source.manifest
+    }
+
+    /// Type and shape of the tensor `key`, if there is one.
+    pub fn spec(&self, key: &str) -> Option<&TensorSpec> {
+        self.source.manifest.tensors.get(key).map(|record| &record.spec)
+    }
+
+    /// The elements of the tensor `key`: row-major, little-endian, verified.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when there is no such tensor or it does not fit into memory, [`Error::Damaged`], [`Error::Io`].
+    pub fn tensor(&self, key: &str) -> Result<Vec<u8>> {
+        let Some(record) = self.source.manifest.tensors.get(key) else {
+            return Err(Error::object(key, format!("{} has no tensor of this name", self.path().display())));
+        };
+        let length = record.spec.bytes().and_then(|bytes| usize::try_from(bytes).ok());
+        let too_large = || Error::object(key, "the tensor is larger than memory");
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length.ok_or_else(too_large)?).map_err(|_| too_large())?;
+        bytes.resize(length.unwrap_or_default(), 0);
+        self.source.read_tensor(key, record, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Checks every byte of every file, and that the folder holds nothing else. Returns all that is wrong; nothing
+    /// when the checkpoint is intact.
+    pub fn verify(&self) -> Vec<Error> {
+        let problems = Mutex::new(Vec::new());
+        let note = |result: Result<()>| {
+            problems.lock().unwrap_or_else(PoisonError::into_inner).extend(result.err());
+            Ok(())
+        };
+        let files: Vec<&String> = self.source.manifest.files.keys().collect();
+        let tensors: Vec<_> = self.source.manifest.tensors.iter().collect();
+        let threads = parallel::default_threads();
+        let read = parallel::for_each(&files, threads, |file, _| note(self.source.verify_header(file)))
+            .and_then(|()| parallel::for_each(&tensors, threads, |(key, record), buffer| note(self.source.verify_tensor(key, record, buffer))));
+        let mut problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(read.err());
+        problems.extend(self.strangers());
+        problems
+    }
+
+    /// What is in the folder and not in the manifest.
+    fn strangers(&self) -> Vec<Error> {
+        let entries = match self.disk.list(self.path()) {
+            Ok(entries) => entries,
+            Err(e) => return vec![Error::io("list the folder", self.path(), e)],
+        };
+        let ours = |name: &str| name == MANIFEST || self.source.manifest.files.contains_key(name);
+        let mut strangers: Vec<String> = entries.into_iter().map(|entry| entry.name).filter(|name| !ours(name)).collect();
+        strangers.sort();
+        strangers.iter().map(|name| Error::damaged(self.path().join(name), "the manifest does not list this file: it was added later")).collect()
+    }
+}

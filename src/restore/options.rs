@@ -1,0 +1,112 @@
+//! What a restore may leave out.
+
+use crate::parallel;
+
+/// How strict a restore is. By default every tracked object must find its value, with exact type and shape, and
+/// every byte is verified before anything changes.
+///
+/// ```
+/// use tch_checkpoint::RestoreOptions;
+/// // Fine-tuning: the decoder is new, everything else must come from the checkpoint.
+/// let options = RestoreOptions::new().allow_missing("decoder/*");
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    missing: Vec<String>,
+    mismatched: Vec<String>,
+    pub(crate) verify_first: bool,
+    pub(crate) threads: usize,
+}
+
+impl Default for RestoreOptions {
+    fn default() -> Self {
+        RestoreOptions { missing: Vec::new(), mismatched: Vec::new(), verify_first: true, threads: parallel::default_threads() }
+    }
+}
+
+impl RestoreOptions {
+    /// The strict default.
+    pub fn new() -> RestoreOptions {
+        RestoreOptions::default()
+    }
+
+    /// Objects whose key matches `pattern` keep their values when the checkpoint has none for them. In a pattern
+    /// `*` stands for any text, `/` included.
+    pub fn allow_missing(mut self, pattern: impl Into<String>) -> Self {
+        self.missing.push(pattern.into());
+        self
+    }
+
+    /// Tensors whose key matches `pattern` keep their values when type or shape differ from the checkpoint's.
+    pub fn allow_mismatch(mut self, pattern: impl Into<String>) -> Self {
+        self.mismatched.push(pattern.into());
+        self
+    }
+
+    /// Restores in one pass instead of two: every byte is still checked, but as it is put into the objects. Faster;
+    /// a damaged file is then found when some objects have changed already ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
+    pub fn verify_while_reading(mut self) -> Self {
+        self.verify_first = false;
+        self
+    }
+
+    /// How many threads read; by default one a processor, at most 8.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    pub(crate) fn may_be_missing(&self, key: &str) -> bool {
+        self.missing.iter().any(|pattern| matches(pattern, key))
+    }
+
+    pub(crate) fn may_mismatch(&self, key: &str) -> bool {
+        self.mismatched.iter().any(|pattern| matches(pattern, key))
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any text.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn stars_stand_for_any_text() {
+        for (pattern, text, fits) in [
+            ("decoder/*", "decoder/gru.w", true),
+            ("decoder/*", "encoder/decoder/x", false),
+            ("*bias", "a/b.bias", true),
+            ("*", "", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("exact", "exact", true),
+            ("exact", "exactly", false),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Saving: `plan` (objects → components → byte layout), `write` (several threads, positional writes, digests in the
+//! same pass), then `Staging::publish`. The only place that sequences durability.
+
+mod plan;
+mod write;
+
+pub(crate) use plan::{Plan, plan};
+
+use crate::error::Result;
+use crate::format::Manifest;
+use crate::parallel;
+use crate::store::Directory;
+use chrono::Utc;
+use std::path::PathBuf;
+
+/// How to save.
+#[derive(Debug, Clone)]
+pub(crate) struct SaveOptions {
+    /// Threads that write.
+    pub threads: usize,
+    /// A component larger than this is split into several files.
+    pub max_file_bytes: u64,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        SaveOptions { threads: parallel::default_threads(), max_file_bytes: 16 << 30 }
+    }
+}
+
+/// What a checkpoint says of itself, beside its content.
+#[derive(Debug, Clone)]
+pub(crate) struct Stamp {
+    /// One more than the highest of the folder.
+    pub sequence: u64,
+    /// The run that writes.
+    pub run: String,
+    pub step: Option<u64>,
+    pub save_counter: i64,
+    pub metrics: std::collections::BTreeMap<String, f64>,
+}
+
+/// Writes the planned state as the checkpoint `name` of `directory`. Durable when this returns; on an error the
+/// folder is as it was.
+pub(crate) fn save(
+    plan: &Plan,
+    directory: &Directory,
+    name: &str,
+    stamp: Stamp,
+    overwrite: bool,
+    options: &SaveOptions,
+) -> Result<(PathBuf, Manifest)> {
+    let staging = directory.stage(name, plan.bytes())?;
+    let written = write::write(plan, &staging, options.threads)?;
+    let manifest = Manifest {
+        sequence: stamp.sequence,
+        run: stamp.run,
+        step: stamp.step,
+        saved_at: Utc::now(),
+        save_counter: Some(stamp.save_counter),
+        files: written.files,
+        tensors: written.tensors,
+        values: plan.values.clone(),
+        metrics: stamp.metrics,
+    };
+    let path = staging.publish(&manifest, overwrite)?;
+    Ok((path, manifest))
+}

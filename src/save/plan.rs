@@ -1,0 +1,149 @@
+//! From live objects to files: which tensor goes where. Nothing is written, so whatever cannot be saved is
+//! refused here, by name.
+
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::{Layout, layout};
+use crate::graph::{Leaf, LeafObject, Node, TensorLeaf, walk};
+use crate::name;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a save writes.
+pub(crate) struct Plan {
+    pub files: Vec<PlannedFile>,
+    pub tensors: Vec<PlannedTensor>,
+    /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
+    pub aliases: Vec<(String, usize)>,
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// A safetensors file.
+pub(crate) struct PlannedFile {
+    pub name: String,
+    pub header: Vec<u8>,
+    pub bytes: u64,
+    /// Its tensors, by place in `Plan::tensors`, in file order.
+    pub tensors: Vec<usize>,
+}
+
+/// A tensor and its place.
+pub(crate) struct PlannedTensor {
+    pub key: String,
+    pub name_in_file: String,
+    pub spec: TensorSpec,
+    pub leaf: Arc<dyn TensorLeaf>,
+    /// In the file, from its beginning.
+    pub range: Range<u64>,
+}
+
+impl Plan {
+    /// Bytes the component files take together.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
+/// Plans a save of these objects.
+pub(crate) fn plan(objects: &[(String, Node)], max_file_bytes: u64) -> Result<Plan> {
+    let mut planner = Planner::default();
+    for leaf in walk(objects)? {
+        planner.add(leaf)?;
+    }
+    planner.finish(max_file_bytes)
+}
+
+#[derive(Default)]
+struct Planner {
+    tensors: Vec<PlannedTensor>,
+    /// Of every component that has tensors, their places; in the order the components were tracked.
+    components: Vec<(String, Vec<usize>)>,
+    seen: HashMap<crate::graph::Identity, usize>,
+    aliases: Vec<(String, usize)>,
+    values: BTreeMap<String, serde_json::Value>,
+}
+
+impl Planner {
+    fn add(&mut self, leaf: Leaf) -> Result<()> {
+        match leaf.object {
+            LeafObject::Value(value) => {
+                let saved = value.save().map_err(|reason| Error::object(&leaf.key, reason))?;
+                self.values.insert(leaf.key, saved);
+            }
+            LeafObject::Tensor(tensor) => {
+                let spec = tensor.spec().map_err(|reason| Error::object(&leaf.key, reason))?;
+                let place = self.tensors.len();
+                if let Some(identity) = tensor.identity() {
+                    let first = *self.seen.entry(identity).or_insert(place);
+                    if first != place {
+                        self.aliases.push((leaf.key, first));
+                        return Ok(());
+                    }
+                }
+                match self.components.last_mut() {
+                    Some((component, places)) if *component == leaf.component => places.push(place),
+                    _ => self.components.push((leaf.component, vec![place])),
+                }
+                let (key, name_in_file) = (leaf.key, leaf.name_in_file);
+                self.tensors.push(PlannedTensor { key, name_in_file, spec, leaf: tensor, range: 0..0 });
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, max_file_bytes: u64) -> Result<Plan> {
+        let mut files = Vec::new();
+        for (component, places) in std::mem::take(&mut self.components) {
+            let parts = self.split(places, max_file_bytes);
+            let stem = name::file_stem(&component);
+            let count = parts.len();
+            for (i, part) in parts.into_iter().enumerate() {
+                let part_name = if count == 1 { stem.clone() } else { format!("{stem}-{:05}-of-{count:05}", i + 1) };
+                files.push(self.file(format!("{part_name}{}", name::COMPONENT_EXTENSION), part)?);
+            }
+        }
+        let mut names = std::collections::HashSet::new();
+        if let Some(file) = files.iter().find(|file| !names.insert(file.name.to_lowercase())) {
+            return Err(Error::name(&file.name, "two components would be saved in files of this name; rename one of them"));
+        }
+        Ok(Plan { files, tensors: self.tensors, aliases: self.aliases, values: self.values })
+    }
+
+    /// Cuts a component's tensors into parts of at most `max_file_bytes`, in order of name; a larger tensor is alone.
+    fn split(&self, mut places: Vec<usize>, max_file_bytes: u64) -> Vec<Vec<usize>> {
+        let bytes = |place: usize| self.tensors[place].spec.bytes().unwrap_or(u64::MAX);
+        let total = places.iter().fold(0u64, |sum, &place| sum.saturating_add(bytes(place)));
+        if total <= max_file_bytes {
+            return vec![places];
+        }
+        places.sort_by(|&a, &b| self.tensors[a].name_in_file.cmp(&self.tensors[b].name_in_file));
+        let mut parts: Vec<Vec<usize>> = Vec::new();
+        let mut room = 0;
+        for place in places {
+            match parts.last_mut() {
+                Some(part) if bytes(place) <= room => part.push(place),
+                _ => {
+                    parts.push(vec![place]);
+                    room = max_file_bytes;
+                }
+            }
+            room = room.saturating_sub(bytes(place));
+        }
+        parts
+    }
+
+    fn file(&mut self, name: String, places: Vec<usize>) -> Result<PlannedFile> {
+        let named = places.iter().map(|&place| {
+            let tensor = &self.tensors[place];
+            (tensor.name_in_file.clone(), tensor.spec.clone())
+        });
+        let Layout { header, ranges, bytes } = layout(named.collect()).map_err(|reason| Error::object(&name, reason.to_string()))?;
+        for (&place, range) in places.iter().zip(ranges) {
+            self.tensors[place].range = range;
+        }
+        let mut tensors = places;
+        tensors.sort_by_key(|&place| (self.tensors[place].range.start, self.tensors[place].range.end));
+        Ok(PlannedFile { name, header, bytes, tensors })
+    }
+}

@@ -1,0 +1,153 @@
+//! What a checkpoint is read from. Opened files stay readable until they are dropped, even when the checkpoint is
+//! pruned meanwhile.
+
+use crate::error::{Error, Result};
+use crate::format::{Digest, Hasher, Manifest, TensorRecord};
+use crate::graph::Saved;
+use crate::name;
+use crate::store::{Disk, OldFile, read_manifest};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes read at a time.
+pub(crate) const CHUNK: usize = 4 << 20;
+
+/// A checkpoint that is open for reading.
+pub(crate) struct Source {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+    files: BTreeMap<String, Box<dyn OldFile>>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// Opens the checkpoint in the folder `path`: its manifest must be sound, and all its files be there in full length.
+    pub fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
+        let manifest = read_manifest(&**disk, path)?;
+        let mut files = BTreeMap::new();
+        for (name, entry) in &manifest.files {
+            let file_path = path.join(name);
+            let file = match disk.open(&file_path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(Error::damaged(&file_path, "the file is missing"));
+                }
+                result => result.map_err(|e| Error::io("open", &file_path, e))?,
+            };
+            let length = file.len().map_err(|e| Error::io("read", &file_path, e))?;
+            if length != entry.bytes {
+                return Err(Error::damaged(&file_path, format!("it has {length} bytes, {} were written", entry.bytes)));
+            }
+            files.insert(name.clone(), file);
+        }
+        Ok(Source { path: path.to_path_buf(), manifest, files })
+    }
+
+    fn file(&self, name: &str) -> Result<(&dyn OldFile, PathBuf)> {
+        let path = self.path.join(name);
+        match self.files.get(name) {
+            Some(file) => Ok((&**file, path)),
+            None => Err(Error::damaged(path, "the manifest does not list this file")),
+        }
+    }
+
+    /// Checks everything before the tensors of the file `name`.
+    pub fn verify_header(&self, name: &str) -> Result<()> {
+        let (file, path) = self.file(name)?;
+        let Some(entry) = self.manifest.files.get(name) else {
+            return Ok(());
+        };
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; CHUNK.min(entry.header.bytes as usize)];
+        let mut offset = 0;
+        while offset < entry.header.bytes {
+            let length = buffer.len().min((entry.header.bytes - offset) as usize);
+            file.read_exact_at(offset, &mut buffer[..length]).map_err(|e| read_failed(&path, e))?;
+            hasher.update(&buffer[..length]);
+            offset += length as u64;
+        }
+        check(hasher.finish(), entry.header.digest, &path, "its header")
+    }
+
+    /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
+    pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
+        let mut hasher = Hasher::new();
+        buffer.resize(CHUNK, 0);
+        for piece in &record.pieces {
+            let (file, path) = self.file(&piece.file)?;
+            let mut offset = piece.begin;
+            while offset < piece.end {
+                let length = CHUNK.min((piece.end - offset) as usize);
+                file.read_exact_at(offset, &mut buffer[..length]).map_err(|e| read_failed(&path, e))?;
+                hasher.update(&buffer[..length]);
+                offset += length as u64;
+            }
+        }
+        self.check_tensor(key, record, hasher.finish())
+    }
+
+    /// Reads a tensor into `target`, which has its exact size, and checks the digest of what came.
+    pub fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8]) -> Result<()> {
+        let mut hasher = Hasher::new();
+        let mut rest = target;
+        for piece in &record.pieces {
+            let (file, path) = self.file(&piece.file)?;
+            let mut offset = piece.begin;
+            while offset < piece.end {
+                let length = CHUNK.min((piece.end - offset) as usize).min(rest.len());
+                if length == 0 {
+                    return Err(Error::object(key, "its memory is smaller than the saved tensor"));
+                }
+                let (chunk, tail) = rest.split_at_mut(length);
+                file.read_exact_at(offset, chunk).map_err(|e| read_failed(&path, e))?;
+                hasher.update(chunk);
+                offset += length as u64;
+                rest = tail;
+            }
+        }
+        self.check_tensor(key, record, hasher.finish())
+    }
+
+    fn check_tensor(&self, key: &str, record: &TensorRecord, found: Digest) -> Result<()> {
+        let file = record.pieces.first().map_or_else(|| self.path.clone(), |piece| self.path.join(&piece.file));
+        check(found, record.digest, &file, &format!("the tensor {key:?}"))
+    }
+
+    /// What the checkpoint holds, as a tree.
+    pub fn saved(&self) -> Saved {
+        let mut root = Saved::default();
+        for (key, record) in &self.manifest.tensors {
+            descend(&mut root, key).tensor = Some(record.spec.clone());
+        }
+        for (key, value) in &self.manifest.values {
+            descend(&mut root, key).value = Some(value.clone());
+        }
+        root
+    }
+}
+
+/// The place of a key in the tree, made if need be.
+fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
+    let path = name::path(key).unwrap_or_default();
+    path.into_iter().fold(root, |node, part| node.children.entry(part).or_default())
+}
+
+fn check(found: Digest, written: Digest, path: &Path, what: &str) -> Result<()> {
+    if found == written {
+        return Ok(());
+    }
+    Err(Error::damaged(path, format!("{what} is not what was written: its digest is {found}, it was {written}")))
+}
+
+/// A file that ends early is a damaged one, whatever its length was at the opening.
+fn read_failed(path: &Path, e: std::io::Error) -> Error {
+    match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => Error::damaged(path, "the file ends early"),
+        _ => Error::io("read", path, e),
+    }
+}

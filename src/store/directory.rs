@@ -1,0 +1,406 @@
+//! A folder of checkpoints: what is in it, and the few ways it may change. Each function is one guarantee.
+
+use super::{Disk, NewFile};
+use crate::error::{Error, Result};
+use crate::format::{Index, Manifest};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The file that makes a folder a checkpoint.
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// The index: a hint, never the truth.
+pub(crate) const INDEX: &str = "checkpoint.json";
+/// The lock file; it is never removed, since removing it would race with another taking it.
+const LOCK: &str = ".lock";
+/// A checkpoint being written.
+const STAGING: &str = ".tmp-";
+/// A checkpoint being removed.
+const TRASH: &str = ".trash-";
+/// A checkpoint found damaged; kept for its owner to look at, never removed by us.
+const DAMAGED: &str = "damaged-";
+/// No manifest or index larger than this is read.
+const MAX_TEXT: u64 = 1 << 30;
+
+/// What a finished save survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// A power cut: every file and folder is synced to the device before the save counts as done. The default.
+    #[default]
+    PowerLoss,
+    /// The death of the process, but not of the machine: nothing is synced, the system writes the data when it likes
+    /// (within about 30 seconds on Linux). A power cut in between can lose the checkpoint, and with it older ones
+    /// that were removed to make room; it is detected, never restored damaged.
+    ProcessCrash,
+}
+
+/// A folder of checkpoints on some disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    durability: Durability,
+}
+
+/// What [`Directory::scan`] finds.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    /// Names of folders that hold a manifest or look like a checkpoint, unsorted.
+    pub checkpoints: Vec<String>,
+    /// Leftovers of a dead writer: safe to remove under the lock.
+    pub leftovers: Vec<String>,
+}
+
+/// The right to write into a directory, until dropped.
+pub(crate) struct Lock(#[allow(dead_code)] Box<dyn Send + Sync>);
+
+impl std::fmt::Debug for Lock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lock")
+    }
+}
+
+impl Directory {
+    pub fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
+        Directory { disk, root: root.into(), durability }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Creates the folder and its parents where they are missing, durably.
+    pub fn create(&self) -> Result<()> {
+        let mut missing = Vec::new();
+        let mut folder = self.root.as_path();
+        while !self.disk.exists(folder).map_err(|e| Error::io("look for", folder, e))? {
+            missing.push(folder);
+            match folder.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => folder = parent,
+                _ => break,
+            }
+        }
+        for folder in missing.into_iter().rev() {
+            match self.disk.create_dir(folder) {
+                // Another process made it at the same moment.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.map_err(|e| Error::io("create the folder", folder, e))?,
+            }
+            self.sync_dir(parent_of(folder))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the names in `folder` durable, where durability asks for it.
+    fn sync_dir(&self, folder: &Path) -> Result<()> {
+        match self.durability {
+            Durability::ProcessCrash => Ok(()),
+            Durability::PowerLoss => self.disk.sync_dir(folder).map_err(|e| Error::io("sync the folder", folder, e)),
+        }
+    }
+
+    fn sync_file(&self, file: &dyn NewFile, path: &Path) -> Result<()> {
+        match self.durability {
+            Durability::ProcessCrash => Ok(()),
+            Durability::PowerLoss => file.sync().map_err(|e| Error::io("sync", path, e)),
+        }
+    }
+
+    /// Takes the lock of the folder.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path(LOCK);
+        let holder = format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+        match self.disk.lock(&path, &holder).map_err(|e| Error::io("lock", &path, e))? {
+            Some(lock) => Ok(Lock(lock)),
+            None => {
+                let holder = self.read_text(LOCK, 1024).ok().and_then(|text| String::from_utf8(text).ok());
+                let holder = holder.filter(|holder| !holder.is_empty()).unwrap_or_else(|| "it does not say who".into());
+                Err(Error::Locked { path: self.root.clone(), holder })
+            }
+        }
+    }
+
+    /// What the folder holds. First makes durable what a killed predecessor may have renamed without syncing, so
+    /// that nothing is acted upon that a power cut could still undo.
+    pub fn scan_for_writing(&self) -> Result<Scan> {
+        self.sync_dir(&self.root)?;
+        self.scan()
+    }
+
+    /// What the folder holds; an empty scan where there is no folder.
+    pub fn scan(&self) -> Result<Scan> {
+        let entries = match self.disk.list(&self.root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Scan::default()),
+            result => result.map_err(|e| Error::io("list the folder", &self.root, e))?,
+        };
+        let mut scan = Scan::default();
+        for entry in entries {
+            if entry.name.starts_with(STAGING) || entry.name.starts_with(TRASH) {
+                scan.leftovers.push(entry.name);
+            } else if entry.is_dir && !entry.name.starts_with('.') && !entry.name.starts_with(DAMAGED) {
+                scan.checkpoints.push(entry.name);
+            }
+        }
+        scan.checkpoints.sort();
+        Ok(scan)
+    }
+
+    fn read_text(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        read_whole(&*self.disk, &self.path(name), limit)
+    }
+
+    /// Reads the manifest of the checkpoint `name`; does not look at its other files.
+    pub fn manifest(&self, name: &str) -> Result<Manifest> {
+        read_manifest(&*self.disk, &self.path(name))
+    }
+
+    /// The index, if there is a sound one.
+    pub fn index(&self) -> Option<Index> {
+        let bytes = self.read_text(INDEX, MAX_TEXT).ok()?;
+        Index::from_bytes(&bytes).ok()
+    }
+
+    /// Replaces the index, durably and in one step.
+    pub fn write_index(&self, index: &Index) -> Result<()> {
+        let staged = self.path(&format!("{STAGING}index-{}", nonce()));
+        let result = self.write_small(&staged, &index.to_bytes().map_err(|e| e.at(&staged))?).and_then(|()| {
+            let path = self.path(INDEX);
+            self.disk.replace(&staged, &path).map_err(|e| Error::io("rename", &path, e))?;
+            self.sync_dir(&self.root)
+        });
+        if result.is_err() {
+            let _ = self.disk.remove_file(&staged);
+        }
+        result
+    }
+
+    fn write_small(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let file = self.disk.create(path).map_err(|e| Error::io("create", path, e))?;
+        file.write_all_at(0, bytes).map_err(|e| Error::io("write", path, e))?;
+        self.sync_file(&*file, path)
+    }
+
+    /// Begins a new checkpoint in a folder of its own that no reader looks at. `needed` bytes must be free.
+    pub fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
+        let free = self.disk.free_space(&self.root).ok().flatten();
+        if let Some(free) = free.filter(|free| *free < needed) {
+            return Err(Error::NoSpace { path: self.path(name), needed, free: Some(free) });
+        }
+        let path = self.path(&format!("{STAGING}{name}-{}", nonce()));
+        self.disk.create_dir(&path).map_err(|e| Error::io("create the folder", &path, e))?;
+        Ok(Staging { directory: self, path, name: name.to_string(), needed, done: false })
+    }
+
+    /// Takes a checkpoint out of the namespace, durably, and then removes its files. An error in the second part is
+    /// only logged: the leftovers are removed when the folder is next opened.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let trash = format!("{TRASH}{name}-{}", nonce());
+        let path = self.path(name);
+        match self.disk.rename_new(&path, &self.path(&trash)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // A folder of an overlay's lower layer cannot be renamed: without its manifest it is no checkpoint either.
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                let manifest = path.join(MANIFEST);
+                self.disk.remove_file(&manifest).map_err(|e| Error::io("remove", &manifest, e))?;
+                self.sync_dir(&path)?;
+                self.remove_leftover(name);
+                return Ok(());
+            }
+            result => result.map_err(|e| Error::io("move to the trash", &path, e))?,
+        }
+        self.sync_dir(&self.root)?;
+        self.remove_leftover(&trash);
+        Ok(())
+    }
+
+    /// Removes what a staging or trash folder holds, as far as it goes.
+    pub fn remove_leftover(&self, name: &str) {
+        if let Err(e) = self.remove_all(&self.path(name)) {
+            log::warn!("could not remove {}: {e}; it will be tried again when the folder is next opened", self.path(name).display());
+        }
+    }
+
+    fn remove_all(&self, path: &Path) -> io::Result<()> {
+        let entries = match self.disk.list(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => return self.disk.remove_file(path),
+            result => result?,
+        };
+        for entry in entries {
+            let inside = path.join(&entry.name);
+            match entry.is_dir {
+                true => self.remove_all(&inside)?,
+                false => self.disk.remove_file(&inside)?,
+            }
+        }
+        self.disk.remove_dir(path)
+    }
+
+    /// Moves a damaged checkpoint aside, out of the numbering; returns where it is now.
+    pub fn set_aside(&self, name: &str) -> Result<PathBuf> {
+        let aside = self.path(&format!("{DAMAGED}{name}-{}", nonce()));
+        self.disk.rename_new(&self.path(name), &aside).map_err(|e| Error::io("move aside", self.path(name), e))?;
+        self.sync_dir(&self.root)?;
+        Ok(aside)
+    }
+}
+
+/// A checkpoint being written. Dropped before [`Staging::publish`] has succeeded, it removes what it wrote.
+#[derive(Debug)]
+pub(crate) struct Staging<'a> {
+    directory: &'a Directory,
+    path: PathBuf,
+    name: String,
+    needed: u64,
+    done: bool,
+}
+
+impl Staging<'_> {
+    /// Creates a file of the checkpoint.
+    pub fn create(&self, name: &str) -> Result<StagedFile<'_>> {
+        let path = self.path.join(name);
+        let file = self.directory.disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
+        Ok(StagedFile { staging: self, file, path })
+    }
+
+    /// Tells a full disk how much the whole checkpoint needs.
+    fn no_space(&self, error: Error) -> Error {
+        match error {
+            Error::NoSpace { path, .. } => {
+                let free = self.directory.disk.free_space(&self.directory.root).ok().flatten();
+                Error::NoSpace { path, needed: self.needed, free }
+            }
+            error => error,
+        }
+    }
+
+    /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
+    /// this returns. `overwrite` puts it in the place of an existing one in a single step.
+    pub fn publish(mut self, manifest: &Manifest, overwrite: bool) -> Result<PathBuf> {
+        let directory = self.directory;
+        let text = manifest.to_bytes().map_err(|e| e.at(&self.path.join(MANIFEST)))?;
+        let file = self.create(MANIFEST)?;
+        file.write_all_at(0, &text)?;
+        file.finish()?;
+        directory.sync_dir(&self.path)?;
+        let path = directory.path(&self.name);
+        match directory.disk.rename_new(&self.path, &path) {
+            Ok(()) => {
+                if let Err(e) = directory.sync_dir(&directory.root) {
+                    // Not durable, so not done: take the name back before saying so.
+                    self.done = directory.disk.rename_new(&path, &self.path).is_err();
+                    return Err(e);
+                }
+                self.done = true;
+            }
+            Err(e) if already_there(&e) && overwrite => {
+                directory.disk.exchange(&self.path, &path).map_err(|e| Error::io("replace", &path, e))?;
+                if let Err(e) = directory.sync_dir(&directory.root) {
+                    // Dropping `self` removes what has the staging name: that must not be the old checkpoint.
+                    self.done = directory.disk.exchange(&self.path, &path).is_err();
+                    return Err(e);
+                }
+                // The staging name now holds the old checkpoint: dropping `self` removes it.
+            }
+            Err(e) if already_there(&e) => {
+                let hint = "restore it and go on from there, or save into another folder or under another number".into();
+                return Err(Error::AlreadyExists { path, hint });
+            }
+            Err(e) => return Err(Error::io("rename to", &path, e)),
+        }
+        Ok(path)
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        if !self.done && let Err(e) = self.directory.remove_all(&self.path) {
+            log::warn!("could not remove {}: {e}; it will be removed when the folder is next opened", self.path.display());
+        }
+    }
+}
+
+/// Renaming a folder onto an existing one: file systems say it in two ways.
+fn already_there(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty)
+}
+
+/// A file of a checkpoint being written.
+pub(crate) struct StagedFile<'a> {
+    staging: &'a Staging<'a>,
+    file: Box<dyn NewFile>,
+    path: PathBuf,
+}
+
+impl StagedFile<'_> {
+    pub fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all_at(offset, bytes);
+        written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
+    }
+
+    /// Ends the file: its content is durable when this returns, where durability asks for it.
+    pub fn finish(self) -> Result<()> {
+        self.staging.directory.sync_file(&*self.file, &self.path).map_err(|e| self.staging.no_space(e))
+    }
+}
+
+/// Reads a file of at most `limit` bytes.
+fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = disk.open(path).map_err(|e| Error::io("open", path, e))?;
+    let length = file.len().map_err(|e| Error::io("read", path, e))?;
+    if length > limit {
+        return Err(Error::damaged(path, format!("it has {length} bytes, more than the {limit} such a file may have")));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(0, &mut bytes).map_err(|e| Error::io("read", path, e))?;
+    Ok(bytes)
+}
+
+/// Reads the manifest in the folder `checkpoint`.
+pub(crate) fn read_manifest(disk: &dyn Disk, checkpoint: &Path) -> Result<Manifest> {
+    let path = checkpoint.join(MANIFEST);
+    let bytes = match read_whole(disk, &path, MAX_TEXT) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(not_a_checkpoint(disk, checkpoint));
+        }
+        result => result?,
+    };
+    Manifest::from_bytes(&bytes).map_err(|e| e.at(&path))
+}
+
+fn not_a_checkpoint(disk: &dyn Disk, path: &Path) -> Error {
+    let there = |path: &Path| disk.exists(path).unwrap_or(false);
+    let reason = if !there(path) {
+        "there is nothing of that name; a checkpoint is a folder such as `checkpoints/ckpt-100`".to_string()
+    } else if there(&path.join(INDEX)) {
+        "this folder holds checkpoints; name one of them, or ask `latest_checkpoint` for the newest".to_string()
+    } else {
+        format!("it has no {MANIFEST}")
+    };
+    Error::NotFound { path: path.to_path_buf(), reason }
+}
+
+/// The folder a path lies in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A name no other has: 128 random bits in hexadecimal.
+pub(crate) fn nonce() -> String {
+    // Each `RandomState` has keys of its own, drawn from the system's random source.
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
+}

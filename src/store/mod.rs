@@ -1,0 +1,82 @@
+//! Where checkpoints live: one narrow trait of file operations, so that the same protocol runs on the operating
+//! system and on a simulated disk. Every promise about durability is a sequence of these calls.
+
+mod directory;
+mod local;
+
+pub use directory::Durability;
+pub(crate) use directory::{Directory, Lock, MANIFEST, StagedFile, Staging, nonce, parent_of, read_manifest};
+pub(crate) use local::LocalDisk;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+
+/// The operations of a file system that the crate uses; all else is built of these.
+pub(crate) trait Disk: Send + Sync + Debug {
+    /// Creates a folder whose parent exists; an error if anything of that name exists.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a file for writing; an error if anything of that name exists.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+
+    /// Opens a regular file for reading. Symbolic links, pipes and devices are errors.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>>;
+
+    /// What is in a folder, unsorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>>;
+
+    /// Whether anything has this name.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Makes the names in a folder durable: created, renamed and removed ones.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Renames to a name that must be free.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Renames a file over another, in one step.
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Swaps two names in one step.
+    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty folder.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Bytes that can still be written to the file system of a folder, where it tells.
+    fn free_space(&self, path: &Path) -> io::Result<Option<u64>>;
+
+    /// Takes the lock file `path`, creating it if need be, and writes `holder` into it; `None` when another has it.
+    /// Dropping the result, or dying, gives it back.
+    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>>;
+}
+
+/// A file being written. Write, `sync` where durability asks for it, drop.
+pub(crate) trait NewFile: Send + Sync {
+    /// Writes all of `bytes` at `offset`.
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes content and length durable. After an error the file must be given up, never synced again: the system
+    /// may have dropped the data and would answer "done".
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A file being read.
+pub(crate) trait OldFile: Send + Sync {
+    /// Its length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from `offset`; an error if the file ends before.
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+/// A name in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub name: String,
+    pub is_dir: bool,
+}
