@@ -3,6 +3,7 @@
 
 mod dtype;
 mod error;
+pub mod format;
 mod graph;
 pub mod name;
 
