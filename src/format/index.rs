@@ -1,0 +1,139 @@
+//! The index of a manager's folder: a hint. The truth is which checkpoints lie in the folder.
+
+use super::envelope::Envelope;
+use super::json;
+use super::manifest::{check_metrics, check_run, check_time};
+use super::{FormatError, damaged};
+use crate::error::{Error, Result};
+use crate::name;
+use chrono::{DateTime, Utc};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+
+const ENVELOPE: Envelope =
+    Envelope { format: "tch-checkpoint-index", version: 1, max_bytes: 64 * 1024 * 1024, what: "index" };
+
+/// What a manager knows of its folder, so that it need not read every manifest. Any of it can be lost or stale.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Index {
+    /// The newest checkpoint's name.
+    pub latest: Option<String>,
+    /// The checkpoints, oldest first.
+    pub checkpoints: Vec<IndexEntry>,
+    /// When the last checkpoint was saved that is kept for good (`keep_checkpoint_every_n_hours`).
+    pub last_preserved: Option<DateTime<Utc>>,
+}
+
+/// A checkpoint in the index.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexEntry {
+    /// Its folder's name.
+    pub name: String,
+    /// As in its manifest.
+    pub sequence: u64,
+    /// As in its manifest.
+    pub run: String,
+    /// As in its manifest.
+    pub step: Option<u64>,
+    /// As in its manifest.
+    pub saved_at: DateTime<Utc>,
+    /// Bytes of all its files.
+    pub bytes: u64,
+    /// As in its manifest.
+    #[serde(deserialize_with = "json::unique_map")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Whether it is kept for good.
+    pub preserved: bool,
+}
+
+impl Index {
+    /// The text of the file, one checkpoint a line.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for everything that [`from_bytes`](Index::from_bytes) would refuse.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.check().map_err(|e| e.unwritable("the index"))?;
+        let text = self.lines().map_err(|e| Error::Usage(format!("the index cannot be written: {e}")))?;
+        ENVELOPE.close(text).map_err(|e| e.unwritable("the index"))
+    }
+
+    /// All lines but the last.
+    fn lines(&self) -> Result<Vec<u8>, String> {
+        let mut text = ENVELOPE.open();
+        text.extend_from_slice(b"\"latest\":");
+        json::append(&mut text, &self.latest)?;
+        text.extend_from_slice(b",\n\"last_preserved\":");
+        json::append(&mut text, &self.last_preserved)?;
+        text.extend_from_slice(b",\n\"checkpoints\":[\n");
+        for (i, entry) in self.checkpoints.iter().enumerate() {
+            if i > 0 {
+                text.extend_from_slice(b",\n");
+            }
+            json::append(&mut text, entry)?;
+        }
+        text.extend_from_slice(if self.checkpoints.is_empty() { b"],\n" } else { b"\n],\n" });
+        Ok(text)
+    }
+
+    /// Reads an index.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Unsupported`] for an index of a newer version, [`FormatError::Damaged`] for every other
+    /// difference from what a writer writes. Neither is a reason to stop: the checkpoints themselves say all of it.
+    ///
+    /// ```
+    /// use tch_checkpoint::format::Index;
+    /// let index = Index::default();
+    /// assert_eq!(Index::from_bytes(&index.to_bytes()?), Ok(index));
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    pub fn from_bytes(bytes: &[u8]) -> Result<Index, FormatError> {
+        ENVELOPE.check(bytes)?;
+        let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        let index = Index { latest: text.latest, checkpoints: text.checkpoints, last_preserved: text.last_preserved };
+        index.check()?;
+        Ok(index)
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        let mut names = HashSet::new();
+        for entry in &self.checkpoints {
+            check_name(&entry.name)?;
+            if !names.insert(&entry.name) {
+                return Err(damaged(format!("{:?} is listed twice", entry.name)));
+            }
+            check_run(&entry.run)?;
+            check_time(entry.saved_at)?;
+            check_metrics(&entry.metrics)?;
+        }
+        self.latest.as_deref().map_or(Ok(()), check_name)?;
+        self.last_preserved.map_or(Ok(()), check_time)
+    }
+}
+
+fn check_name(checkpoint: &str) -> Result<(), FormatError> {
+    if name::is_plain_file_name(checkpoint) {
+        return Ok(());
+    }
+    Err(damaged(format!("{checkpoint:?} is not the name of a checkpoint")))
+}
+
+/// An index's JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    #[serde(rename = "format")]
+    _format: IgnoredAny,
+    #[serde(rename = "version")]
+    _version: IgnoredAny,
+    latest: Option<String>,
+    last_preserved: Option<DateTime<Utc>>,
+    checkpoints: Vec<IndexEntry>,
+    #[serde(rename = "xxh3_128")]
+    _digest: IgnoredAny,
+}

@@ -1,0 +1,225 @@
+//! JSON as the format has it: no key twice, bounded, and written in one way only.
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
+use serde::{Deserialize, de};
+use serde_json::Value;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// The deepest nesting of a value.
+pub(super) const MAX_DEPTH: usize = 100;
+
+/// The most numbers, texts, lists and so on in all values of a manifest together.
+pub(super) const MAX_NODES: usize = 10_000_000;
+
+/// Appends `item` to `text` as JSON, without white space.
+pub(super) fn append<T: Serialize + ?Sized>(text: &mut Vec<u8>, item: &T) -> Result<(), String> {
+    serde_json::to_writer(text, item).map_err(|e| e.to_string())
+}
+
+/// Appends `"name":{` and the entries, each on a line of its own, in the map's order, and `},`.
+pub(super) fn append_map<V>(
+    text: &mut Vec<u8>,
+    name: &str,
+    map: &BTreeMap<String, V>,
+    mut append_entry: impl FnMut(&mut Vec<u8>, &V) -> Result<(), String>,
+) -> Result<(), String> {
+    append(text, name)?;
+    text.extend_from_slice(b":{\n");
+    for (i, (key, entry)) in map.iter().enumerate() {
+        if i > 0 {
+            text.extend_from_slice(b",\n");
+        }
+        append(text, key)?;
+        text.push(b':');
+        append_entry(text, entry)?;
+    }
+    text.extend_from_slice(if map.is_empty() { b"},\n" } else { b"\n},\n" });
+    Ok(())
+}
+
+/// An object with any keys, none of them twice.
+pub(super) struct Unique<V>(pub BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = BTreeMap<String, V>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = access.next_entry()? {
+                    entries.push(entry);
+                }
+                unique(entries).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData)).map(Unique)
+    }
+}
+
+/// [`Unique`], for `deserialize_with`.
+pub(super) fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, V>, D::Error> {
+    Unique::deserialize(deserializer).map(|entries| entries.0)
+}
+
+/// The entries as a map; an error when a key is there twice.
+fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(format!("the key {:?} is there twice", pair[0].0)),
+        None => Ok(entries.into_iter().collect()),
+    }
+}
+
+/// Values by key; no key twice in them, at any depth.
+pub(super) struct Values(pub BTreeMap<String, Value>);
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = BTreeMap<String, Value>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+                let left = Cell::new(MAX_NODES);
+                let mut entries = Vec::new();
+                while let Some(key) = access.next_key()? {
+                    entries.push((key, access.next_value_seed(Strict { left: &left })?));
+                }
+                unique(entries).map_err(A::Error::custom)
+            }
+        }
+        deserializer.deserialize_map(Entries).map(Values)
+    }
+}
+
+/// Reads a [`Value`] without a key twice. (`Value`'s own reader takes the last and says nothing.)
+#[derive(Clone, Copy)]
+struct Strict<'a> {
+    /// How many more nodes there may be.
+    left: &'a Cell<usize>,
+}
+
+/// How serde_json hands over numbers where some crate of the program has its `arbitrary_precision` on.
+const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or_else(|| D::Error::custom(format!("the values have more than {MAX_NODES} parts")))?);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number is not finite"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut entries = serde_json::Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if key == ARBITRARY_PRECISION {
+                let number: serde_json::Number =
+                    serde_json::from_str(&access.next_value::<String>()?).map_err(A::Error::custom)?;
+                return Ok(Value::Number(number));
+            }
+            let value = access.next_value_seed(self)?;
+            if entries.contains_key(&key) {
+                return Err(A::Error::custom(format!("the key {key:?} is there twice")));
+            }
+            entries.insert(key, value);
+        }
+        Ok(Value::Object(entries))
+    }
+}
+
+/// Counts what a value consists of, down from `left`; says what is too much.
+pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("it nests deeper than {MAX_DEPTH}"));
+    }
+    *left = left.checked_sub(1).ok_or_else(|| format!("the values have more than {MAX_NODES} parts"))?;
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| check_bounds(item, left, depth + 1)),
+        Value::Object(entries) => entries.values().try_for_each(|value| check_bounds(value, left, depth + 1)),
+        _ => Ok(()),
+    }
+}
+
+/// A value with the keys of its objects in order, whatever order the program's serde_json keeps them in.
+pub(super) struct Sorted<'a>(pub &'a Value);
+
+impl Serialize for Sorted<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Array(items) => {
+                let mut list = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    list.serialize_element(&Sorted(item))?;
+                }
+                list.end()
+            }
+            Value::Object(entries) => {
+                let mut sorted: Vec<_> = entries.iter().collect();
+                sorted.sort_by_key(|(key, _)| *key);
+                let mut object = serializer.serialize_map(Some(sorted.len()))?;
+                for (key, value) in sorted {
+                    object.serialize_entry(key, &Sorted(value))?;
+                }
+                object.end()
+            }
+            other => other.serialize(serializer),
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The manifest: what a checkpoint consists of, and what proves that it is whole.
+
+use super::envelope::Envelope;
+use super::json::{self, Sorted, Unique, Values};
+use super::safetensors::{LENGTH_BYTES, MAX_HEADER, METADATA, Shape};
+use super::{Digest, FormatError, MAX_RANK, MAX_TENSOR_NAME, damaged, dtype_named};
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::name;
+use chrono::{DateTime, Datelike, Utc};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+
+/// The longest manifest, in bytes: enough for about two million tensors. Look at the file's length before reading it.
+pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
+
+const ENVELOPE: Envelope =
+    Envelope { format: "tch-checkpoint", version: 1, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+
+/// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// The training step, where there is one.
+    pub step: Option<u64>,
+    /// How many times the checkpoint's object was saved, this save included.
+    pub save_counter: Option<i64>,
+    /// The safetensors files by name. Each byte of each file is under one digest at least: the header's or a tensor's.
+    pub files: BTreeMap<String, FileEntry>,
+    /// The tensors by key (see [`name`]). Two keys whose pieces are the same are one tensor under two names.
+    pub tensors: BTreeMap<String, TensorRecord>,
+    /// The small values by key, as JSON.
+    pub values: BTreeMap<String, serde_json::Value>,
+    /// The metrics that were given with the save; finite numbers.
+    pub metrics: BTreeMap<String, f64>,
+    /// Where this save stands among the saves into its folder: higher is later. Neither step nor clock has a say.
+    pub sequence: u64,
+    /// The run that saved it: 32 lower-case hexadecimal digits, random for every run.
+    pub run: String,
+    /// When it was saved, for people.
+    pub saved_at: DateTime<Utc>,
+}
+
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// The length of the whole file.
+    pub bytes: u64,
+    /// What comes before the data section.
+    pub header: HeaderEntry,
+}
+
+/// The part of a file before its data section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderEntry {
+    /// Its length; the data section starts there.
+    pub bytes: u64,
+    /// The digest of all of it: the 8 bytes of the length, the JSON and the padding.
+    #[serde(rename = "xxh3_128")]
+    pub digest: Digest,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorRecord {
+    /// Type and shape.
+    pub spec: TensorSpec,
+    /// The digest of all its elements, row-major and little-endian.
+    pub digest: Digest,
+    /// Where the elements are: one piece that is the whole tensor, or pieces along the first dimension, in order.
+    pub pieces: Vec<Piece>,
+}
+
+/// Elements of a tensor that lie in one file, one after another, under one name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Piece {
+    /// The file, a plain name.
+    pub file: String,
+    /// The name in the file's header.
+    pub name: String,
+    /// The first byte, counted from the start of the file.
+    pub begin: u64,
+    /// The byte after the last one.
+    pub end: u64,
+    /// Which part of the tensor this is, as start and length in every dimension; `None` for all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<Vec<[u64; 2]>>,
+}
+
+impl Manifest {
+    /// A manifest of nothing yet.
+    pub fn new(sequence: u64, run: impl Into<String>, saved_at: DateTime<Utc>) -> Manifest {
+        Manifest {
+            step: None,
+            save_counter: None,
+            files: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            values: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            sequence,
+            run: run.into(),
+            saved_at,
+        }
+    }
+
+    /// The text of the file. Of two manifests of the same state the last two lines differ, and no other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be written
+    /// can be read.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.check().map_err(|e| e.unwritable("the manifest"))?;
+        let text = self.lines().map_err(|e| Error::Usage(format!("the manifest cannot be written: {e}")))?;
+        ENVELOPE.close(text).map_err(|e| e.unwritable("the manifest"))
+    }
+
+    /// All lines but the last.
+    fn lines(&self) -> Result<Vec<u8>, String> {
+        let mut text = ENVELOPE.open();
+        text.extend_from_slice(b"\"step\":");
+        json::append(&mut text, &self.step)?;
+        text.extend_from_slice(b",\n\"save_counter\":");
+        json::append(&mut text, &self.save_counter)?;
+        text.extend_from_slice(b",\n");
+        json::append_map(&mut text, "files", &self.files, |text, file| json::append(text, file))?;
+        json::append_map(&mut text, "tensors", &self.tensors, |text, tensor| {
+            let TensorRecord { spec, digest, pieces } = tensor;
+            json::append(text, &RecordOut { dtype: spec.dtype.name(), shape: &spec.shape, digest, pieces })
+        })?;
+        json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
+        json::append_map(&mut text, "metrics", &self.metrics, |text, metric| json::append(text, metric))?;
+        let commit = Commit { sequence: self.sequence, run: self.run.clone(), saved_at: self.saved_at };
+        text.extend_from_slice(b"\"commit\":");
+        json::append(&mut text, &commit)?;
+        text.extend_from_slice(b",\n");
+        Ok(text)
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Unsupported`] for a manifest of a newer version, and for what version 1 has room for but this
+    /// reader does not read; [`FormatError::Damaged`] for every other difference from what a writer writes, every
+    /// changed bit included.
+    ///
+    /// ```
+    /// use tch_checkpoint::format::Manifest;
+    /// let manifest = Manifest::new(7, "0123456789abcdef0123456789abcdef", chrono::Utc::now());
+    /// let mut bytes = manifest.to_bytes()?;
+    /// assert_eq!(Manifest::from_bytes(&bytes), Ok(manifest));
+    /// bytes[60] ^= 1;
+    /// assert!(Manifest::from_bytes(&bytes).is_err());
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, FormatError> {
+        ENVELOPE.check(bytes)?;
+        let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        let tensors = text.tensors.0.into_iter().map(|(key, record)| {
+            let record = record.known(&key)?;
+            Ok((key, record))
+        });
+        let manifest = Manifest {
+            step: text.step,
+            save_counter: text.save_counter,
+            files: text.files.0,
+            tensors: tensors.collect::<Result<_, FormatError>>()?,
+            values: text.values.0,
+            metrics: text.metrics.0,
+            sequence: text.commit.sequence,
+            run: text.commit.run,
+            saved_at: text.commit.saved_at,
+        };
+        manifest.check()?;
+        Ok(manifest)
+    }
+}
+
+/// A manifest's JSON. `format`, `version` and the digest are [`ENVELOPE`]'s affair.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text<'a> {
+    #[serde(rename = "format")]
+    _format: IgnoredAny,
+    #[serde(rename = "version")]
+    _version: IgnoredAny,
+    step: Option<u64>,
+    save_counter: Option<i64>,
+    files: Unique<FileEntry>,
+    #[serde(borrow)]
+    tensors: Unique<RecordIn<'a>>,
+    values: Values,
+    metrics: Unique<f64>,
+    commit: Commit,
+    #[serde(rename = "xxh3_128")]
+    _digest: IgnoredAny,
+}
+
+/// All that differs between two saves of the same state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Commit {
+    sequence: u64,
+    run: String,
+    saved_at: DateTime<Utc>,
+}
+
+/// A tensor's JSON, to be written.
+#[derive(Serialize)]
+struct RecordOut<'a> {
+    dtype: &'a str,
+    shape: &'a [u64],
+    #[serde(rename = "xxh3_128")]
+    digest: &'a Digest,
+    pieces: &'a [Piece],
+}
+
+/// A tensor's JSON, as read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordIn<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
+    shape: Shape,
+    #[serde(rename = "xxh3_128")]
+    digest: Digest,
+    pieces: Vec<Piece>,
+}
+
+impl RecordIn<'_> {
+    fn known(self, key: &str) -> Result<TensorRecord, FormatError> {
+        let dtype = dtype_named(&self.dtype).ok_or_else(|| {
+            FormatError::Unsupported(format!("the tensor {key:?} is of the unknown element type {:?}", self.dtype))
+        })?;
+        Ok(TensorRecord { spec: TensorSpec { dtype, shape: self.shape.0 }, digest: self.digest, pieces: self.pieces })
+    }
+}
+
+/// What a reader relies on; a writer is held to it too.
+impl Manifest {
+    fn check(&self) -> Result<(), FormatError> {
+        check_run(&self.run)?;
+        check_time(self.saved_at)?;
+        check_metrics(&self.metrics)?;
+        self.check_files()?;
+        self.check_keys()?;
+        let mut left = json::MAX_NODES;
+        for (key, value) in &self.values {
+            json::check_bounds(value, &mut left, 0)
+                .map_err(|reason| damaged(format!("the value {key:?}: {reason}")))?;
+        }
+        self.check_ranges()
+    }
+
+    fn check_files(&self) -> Result<(), FormatError> {
+        let mut folded = HashSet::new();
+        for (file, FileEntry { bytes, header }) in &self.files {
+            if !name::is_plain_file_name(file) || !file.ends_with(name::COMPONENT_EXTENSION) {
+                return Err(damaged(format!("{file:?} is not the name of a component's file")));
+            }
+            if !folded.insert(file.to_ascii_lowercase()) {
+                return Err(damaged(format!("another file's name differs from {file:?} only in case")));
+            }
+            let (least, most) = (LENGTH_BYTES as u64 + 2, LENGTH_BYTES as u64 + MAX_HEADER);
+            if header.bytes > *bytes || !(least..=most).contains(&header.bytes) {
+                return Err(damaged(format!("{file:?} of {bytes} bytes cannot have a header of {}", header.bytes)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_keys(&self) -> Result<(), FormatError> {
+        for key in self.tensors.keys().chain(self.values.keys()) {
+            if !is_key(key) {
+                return Err(damaged(format!("{key:?} is not a key")));
+            }
+        }
+        match self.values.keys().find(|key| self.tensors.contains_key(*key)) {
+            Some(key) => Err(damaged(format!("{key:?} is both a tensor and a value"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Every tensor is there, whole; and every byte of every file belongs to the header or to one tensor of the file.
+    fn check_ranges(&self) -> Result<(), FormatError> {
+        let mut ranges: BTreeMap<&str, Vec<Range<'_>>> =
+            self.files.keys().map(|file| (file.as_str(), vec![])).collect();
+        for (key, record) in &self.tensors {
+            check_pieces(key, record)?;
+            for piece in &record.pieces {
+                let file = ranges.get_mut(piece.file.as_str());
+                let file =
+                    file.ok_or_else(|| damaged(format!("{key:?} is in {:?}, which is not listed", piece.file)))?;
+                file.push(Range { key, record, piece });
+            }
+        }
+        for (file, ranges) in &mut ranges {
+            if let Some(entry) = self.files.get(*file) {
+                check_file_ranges(file, entry, ranges)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A piece, and the tensor it is of.
+struct Range<'a> {
+    key: &'a str,
+    record: &'a TensorRecord,
+    piece: &'a Piece,
+}
+
+impl Range<'_> {
+    /// The lengths of the piece's dimensions.
+    fn shape(&self) -> impl Iterator<Item = u64> {
+        let first = self.piece.slice.as_ref().and_then(|slice| slice.first()).map(|[_, length]| *length);
+        let whole = self.record.spec.shape.iter().copied();
+        whole.enumerate().map(move |(i, length)| if i == 0 { first.unwrap_or(length) } else { length })
+    }
+
+    /// Whether both are the same tensor of the same file.
+    fn is_tied_to(&self, other: &Range<'_>) -> bool {
+        let whole = |range: &Range<'_>| range.piece.slice.is_none();
+        (&self.piece.name, self.piece.begin, self.piece.end) == (&other.piece.name, other.piece.begin, other.piece.end)
+            && self.record.spec.dtype == other.record.spec.dtype
+            && self.shape().eq(other.shape())
+            && (!whole(self) || !whole(other) || self.record.digest == other.record.digest)
+    }
+}
+
+/// The pieces are the whole tensor, and have the bytes of their shape.
+fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> Result<(), FormatError> {
+    if spec.shape.len() > MAX_RANK {
+        return Err(damaged(format!("the tensor {key:?} has more than {MAX_RANK} dimensions")));
+    }
+    let total = spec.bytes().ok_or_else(|| damaged(format!("the tensor {key:?} of {spec} is too large")))?;
+    let mut next = 0;
+    for piece in pieces {
+        if piece.name.len() > MAX_TENSOR_NAME || piece.name == METADATA {
+            return Err(damaged(format!("the tensor {key:?} has a name in its file that is not allowed")));
+        }
+        let bytes = match &piece.slice {
+            None if pieces.len() == 1 => total,
+            None => return Err(damaged(format!("a piece of the tensor {key:?} is all of it, and there is another"))),
+            Some(slice) => {
+                let length = first_dimension(key, spec, slice, next)?;
+                next += length;
+                let part = [length];
+                let mut lengths = part.iter().chain(spec.shape.iter().skip(1));
+                let bytes = lengths.try_fold(spec.dtype.size() as u64, |bytes, length| bytes.checked_mul(*length));
+                bytes.ok_or_else(|| damaged(format!("a piece of the tensor {key:?} is too large")))?
+            }
+        };
+        if piece.end.checked_sub(piece.begin) != Some(bytes) {
+            let (begin, end) = (piece.begin, piece.end);
+            return Err(damaged(format!("{bytes} bytes of the tensor {key:?} cannot be the bytes {begin} to {end}")));
+        }
+    }
+    let complete = match pieces.as_slice() {
+        [] => false,
+        [Piece { slice: None, .. }] => true,
+        _ => spec.shape.first() == Some(&next),
+    };
+    if complete { Ok(()) } else { Err(damaged(format!("a part of the tensor {key:?} is in no file"))) }
+}
+
+/// The length in the first dimension of a slice that begins at `next` and is whole in the other dimensions.
+fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) -> Result<u64, FormatError> {
+    let fits = slice.len() == spec.shape.len()
+        && slice
+            .iter()
+            .zip(&spec.shape)
+            .all(|([start, length], &whole)| start.checked_add(*length).is_some_and(|end| end <= whole));
+    if !fits {
+        return Err(damaged(format!("a piece of the tensor {key:?} is not a part of its shape {:?}", spec.shape)));
+    }
+    let whole_otherwise = slice.iter().zip(&spec.shape).skip(1).all(|(part, &whole)| *part == [0, whole]);
+    match slice.first() {
+        Some(&[start, length]) if whole_otherwise && start == next && length > 0 => Ok(length),
+        _ => Err(FormatError::Unsupported(format!(
+            "the tensor {key:?} is not cut along its first dimension alone, in order; this version reads no other cut"
+        ))),
+    }
+}
+
+/// The ranges are disjoint or the same tensor, and leave nothing between header and end.
+fn check_file_ranges(file: &str, entry: &FileEntry, ranges: &mut [Range<'_>]) -> Result<(), FormatError> {
+    ranges.sort_by(|a, b| {
+        let order = |range: &Range<'_>| (range.piece.begin, range.piece.end);
+        order(a).cmp(&order(b)).then_with(|| a.piece.name.cmp(&b.piece.name))
+    });
+    let mut names = HashSet::with_capacity(ranges.len());
+    let mut end = entry.header.bytes;
+    let mut previous: Option<&Range<'_>> = None;
+    for range in &*ranges {
+        let Range { key, piece, .. } = range;
+        if previous.is_some_and(|previous| range.is_tied_to(previous)) {
+            continue;
+        }
+        if piece.begin != end {
+            return Err(damaged(format!(
+                "the bytes {} to {} of {file:?} cannot be those of {key:?}: the bytes before end at {end}",
+                piece.begin, piece.end
+            )));
+        }
+        if !names.insert(piece.name.as_str()) {
+            return Err(damaged(format!("the name {:?} stands for two tensors of {file:?}", piece.name)));
+        }
+        end = piece.end;
+        previous = Some(range);
+    }
+    if end != entry.bytes {
+        return Err(damaged(format!("the tensors in {file:?} end at byte {end}, the file at {}", entry.bytes)));
+    }
+    Ok(())
+}
+
+/// Whether this is a key: names of allowed length, escaped as [`name::key`] does.
+fn is_key(key: &str) -> bool {
+    let simple = |part: &str| {
+        !part.is_empty() && part.len() <= name::MAX_NAME && part.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'%')
+    };
+    // Most keys have nothing to unescape; the allocations of the general case would be felt at a million of them.
+    key.split('/').all(simple)
+        || name::path(key).is_some_and(|names| names.iter().all(|name| name.len() <= name::MAX_NAME))
+}
+
+/// A run is 32 lower-case hexadecimal digits.
+pub(super) fn check_run(run: &str) -> Result<(), FormatError> {
+    if run.len() == 32 && run.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Ok(());
+    }
+    Err(damaged(format!("{run:?} is not the identity of a run: that has 32 lower-case hexadecimal digits")))
+}
+
+/// Years that RFC 3339 can write.
+pub(super) fn check_time(time: DateTime<Utc>) -> Result<(), FormatError> {
+    if (0..=9999).contains(&time.year()) { Ok(()) } else { Err(damaged(format!("the time {time} is out of range"))) }
+}
+
+/// JSON has finite numbers only.
+pub(super) fn check_metrics(metrics: &BTreeMap<String, f64>) -> Result<(), FormatError> {
+    match metrics.iter().find(|(_, value)| !value.is_finite()) {
+        Some((metric, value)) => Err(damaged(format!("the metric {metric:?} is {value}, not a finite number"))),
+        None => Ok(()),
+    }
+}

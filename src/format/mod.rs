@@ -1,0 +1,72 @@
+//! The bytes of a checkpoint: the manifest, the index, safetensors headers and digests.
+//!
+//! Bytes in, structs out: nothing here opens a file. `docs/format.md` in the repository is the specification.
+//! Everything that reads takes any bytes whatever: what is not right is refused with a [`FormatError`], in time and
+//! memory proportional to the bytes given.
+
+mod digest;
+mod envelope;
+mod index;
+mod json;
+mod manifest;
+pub mod safetensors;
+
+#[cfg(test)]
+mod tests;
+
+pub use digest::{Digest, Hasher};
+pub use index::{Index, IndexEntry};
+pub use manifest::{FileEntry, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+
+use crate::dtype::Dtype;
+use crate::error::Error;
+use std::path::Path;
+
+/// The name of the manifest in a checkpoint's folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// The name of the index in a manager's folder.
+pub const INDEX_FILE: &str = "checkpoint.json";
+
+/// The most dimensions a tensor may have (libtorch's own limit).
+pub const MAX_RANK: usize = 64;
+
+/// The longest name of a tensor in a safetensors file, in bytes.
+pub const MAX_TENSOR_NAME: usize = 64 * 1024;
+
+/// Why bytes were refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// They are not what was written, or were never right.
+    #[error("{0}")]
+    Damaged(String),
+    /// They may be right, but need a reader newer than this one, or another.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl FormatError {
+    /// The crate's error, with the file that held the bytes.
+    pub(crate) fn at(self, path: impl AsRef<Path>) -> Error {
+        match self {
+            FormatError::Damaged(reason) => Error::damaged(path, reason),
+            FormatError::Unsupported(reason) => Error::Unsupported { path: path.as_ref().to_path_buf(), reason },
+        }
+    }
+
+    /// The crate's error for something that must not be written, because it would be refused when read.
+    fn unwritable(self, what: &str) -> Error {
+        Error::Usage(format!("{what} cannot be written: {self}"))
+    }
+}
+
+/// Shorthand for [`FormatError::Damaged`].
+fn damaged(reason: impl Into<String>) -> FormatError {
+    FormatError::Damaged(reason.into())
+}
+
+/// The element type of this name, if this version knows it.
+fn dtype_named(name: &str) -> Option<Dtype> {
+    Dtype::ALL.iter().copied().find(|dtype| dtype.name() == name)
+}
