@@ -1,7 +1,7 @@
 //! `Checkpoint`: named objects, saved and restored together.
 
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry, Manifest};
+use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
 use crate::save::{self, SaveOptions, Stamp};
@@ -106,7 +106,8 @@ impl Checkpoint {
     /// Gives a newly tracked object what the latest restore that has something for it still holds.
     fn restore_deferred(&mut self, added: (String, Node)) -> Result<()> {
         self.pending.retain(|pending| !pending.is_over());
-        let Some(pending) = self.pending.iter().rev().find(|pending| pending.saved.children.contains_key(&added.0)) else {
+        let Some(pending) = self.pending.iter().rev().find(|pending| pending.saved.children.contains_key(&added.0))
+        else {
             return Ok(());
         };
         let options = RestoreOptions::new();
@@ -182,7 +183,12 @@ impl Checkpoint {
     }
 
     /// Saves into a locked folder; the counter moves only when that succeeds.
-    pub(crate) fn save_in(&mut self, directory: &Directory, name: &str, request: SaveRequest) -> Result<SavedCheckpoint> {
+    pub(crate) fn save_in(
+        &mut self,
+        directory: &Directory,
+        name: &str,
+        request: SaveRequest,
+    ) -> Result<SavedCheckpoint> {
         let stamp = self.stamp(directory, request.step, request.number, request.sequence, request.metrics)?;
         let plan = save::plan(&self.objects, self.options.max_file_bytes)?;
         let (path, manifest) = save::save(&plan, directory, name, stamp, request.overwrite, &self.options)?;
@@ -318,7 +324,7 @@ pub(crate) fn index_entry(name: &str, manifest: &Manifest) -> IndexEntry {
 /// Adds a checkpoint to the index of its folder, keeping what that says of the others that are still there.
 fn update_index(directory: &Directory, name: &str, manifest: &Manifest) -> Result<()> {
     let there = directory.scan()?.checkpoints;
-    let mut index = directory.index().unwrap_or_else(|| Index { latest: None, checkpoints: Vec::new(), last_preserved: None });
+    let mut index = directory.index().unwrap_or_default();
     index.checkpoints.retain(|entry| entry.name != name && there.contains(&entry.name));
     index.checkpoints.push(index_entry(name, manifest));
     index.latest = Some(name.to_string());

@@ -20,8 +20,8 @@ pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value, ValueApply,
-    ValueLeaf,
+    Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value,
+    ValueApply, ValueLeaf,
 };
 pub use manager::{CheckpointManager, CheckpointManagerBuilder, checkpoints, latest_checkpoint};
 pub use reader::CheckpointReader;

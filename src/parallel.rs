@@ -19,7 +19,8 @@ pub(crate) fn for_each<J: Sync>(
     let failed = AtomicBool::new(false);
     let run = || -> Result<()> {
         let mut buffer = Vec::new();
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failed.load(Ordering::Relaxed)) {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failed.load(Ordering::Relaxed))
+        {
             work(job, &mut buffer).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
         }
         Ok(())

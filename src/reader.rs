@@ -83,8 +83,12 @@ impl CheckpointReader {
         let files: Vec<&String> = self.source.manifest.files.keys().collect();
         let tensors: Vec<_> = self.source.manifest.tensors.iter().collect();
         let threads = parallel::default_threads();
-        let read = parallel::for_each(&files, threads, |file, _| note(self.source.verify_header(file)))
-            .and_then(|()| parallel::for_each(&tensors, threads, |(key, record), buffer| note(self.source.verify_tensor(key, record, buffer))));
+        let read =
+            parallel::for_each(&files, threads, |file, _| note(self.source.verify_header(file))).and_then(|()| {
+                parallel::for_each(&tensors, threads, |(key, record), buffer| {
+                    note(self.source.verify_tensor(key, record, buffer))
+                })
+            });
         let mut problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
         problems.extend(read.err());
         problems.extend(self.strangers());
@@ -98,8 +102,14 @@ impl CheckpointReader {
             Err(e) => return vec![Error::io("list the folder", self.path(), e)],
         };
         let ours = |name: &str| name == MANIFEST || self.source.manifest.files.contains_key(name);
-        let mut strangers: Vec<String> = entries.into_iter().map(|entry| entry.name).filter(|name| !ours(name)).collect();
+        let mut strangers: Vec<String> =
+            entries.into_iter().map(|entry| entry.name).filter(|name| !ours(name)).collect();
         strangers.sort();
-        strangers.iter().map(|name| Error::damaged(self.path().join(name), "the manifest does not list this file: it was added later")).collect()
+        strangers
+            .iter()
+            .map(|name| {
+                Error::damaged(self.path().join(name), "the manifest does not list this file: it was added later")
+            })
+            .collect()
     }
 }

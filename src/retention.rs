@@ -42,7 +42,9 @@ impl Retention {
         let active: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.preserved).collect();
         let keep = self.max_to_keep.map_or(active.len(), |keep| keep.max(1));
         for candidate in &active[..active.len().saturating_sub(keep)] {
-            let due = |every: TimeDelta| verdict.last_preserved.is_none_or(|last| candidate.saved_at.signed_duration_since(last) >= every);
+            let due = |every: TimeDelta| {
+                verdict.last_preserved.is_none_or(|last| candidate.saved_at.signed_duration_since(last) >= every)
+            };
             if self.keep_every.is_some_and(due) {
                 verdict.preserve.push(candidate.name.clone());
                 verdict.last_preserved = Some(candidate.saved_at);
@@ -89,7 +91,8 @@ mod tests {
         let retention = Retention { max_to_keep: Some(2), keep_every: Some(TimeDelta::hours(1)) };
         let minutes: Vec<i64> = (1..=12).map(|i| i * 20).collect();
         let kept = history(&retention, &minutes, Some(0));
-        let preserved: Vec<i64> = kept.iter().filter(|c| c.preserved).map(|c| (c.saved_at - at(0)).num_minutes()).collect();
+        let preserved: Vec<i64> =
+            kept.iter().filter(|c| c.preserved).map(|c| (c.saved_at - at(0)).num_minutes()).collect();
         assert_eq!(preserved, [60, 120, 180]);
         assert_eq!(kept.iter().filter(|c| !c.preserved).count(), 2);
     }

@@ -126,7 +126,9 @@ impl CheckpointManagerBuilder {
         let keep_every = match self.keep_every_hours {
             None => None,
             Some(hours) if hours > 0.0 && hours < 1e6 => Some(TimeDelta::milliseconds((hours * 3_600_000.0) as i64)),
-            Some(hours) => return usage(format!("keep_every_n_hours is {hours}: it must be a positive number of hours")),
+            Some(hours) => {
+                return usage(format!("keep_every_n_hours is {hours}: it must be a positive number of hours"));
+            }
         };
         Ok(Retention { max_to_keep: self.max_to_keep, keep_every })
     }
@@ -139,7 +141,10 @@ impl CheckpointManager {
             Some(index) => {
                 self.last_preserved = index.last_preserved;
                 for entry in &mut self.known {
-                    entry.preserved = index.checkpoints.iter().any(|hint| hint.preserved && hint.name == entry.name && hint.sequence == entry.sequence);
+                    entry.preserved = index
+                        .checkpoints
+                        .iter()
+                        .any(|hint| hint.preserved && hint.name == entry.name && hint.sequence == entry.sequence);
                 }
             }
             None if self.retention.keep_every.is_some() => {
@@ -179,13 +184,17 @@ impl Found {
                         found.known.push(index_entry(name, &manifest));
                     }
                 }
-                Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) if ours => found.damaged.push((name.clone(), error)),
+                Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) if ours => {
+                    found.damaged.push((name.clone(), error))
+                }
                 Err(error) if ours => log::warn!("{name} is left alone: {error}"),
                 // Some other folder of the user's.
                 Err(_) => {}
             }
         }
-        found.known.sort_by(|a, b| (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name)));
+        found
+            .known
+            .sort_by(|a, b| (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name)));
         found
     }
 }

@@ -17,7 +17,9 @@ pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     for name in directory.scan()?.checkpoints {
         let path = directory.root().join(&name);
         match Source::open(directory.disk(), &path) {
-            Ok(Source { manifest, .. }) => found.push(((manifest.sequence, manifest.saved_at, manifest.run, name), path)),
+            Ok(Source { manifest, .. }) => {
+                found.push(((manifest.sequence, manifest.saved_at, manifest.run, name), path))
+            }
             Err(error) => log::debug!("{} is not listed: {error}", path.display()),
         }
     }

@@ -62,7 +62,10 @@ pub struct CheckpointManager {
 impl std::fmt::Debug for CheckpointManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.known.iter().map(|entry| entry.name.as_str()).collect();
-        f.debug_struct("CheckpointManager").field("directory", &self.directory.root()).field("checkpoints", &names).finish_non_exhaustive()
+        f.debug_struct("CheckpointManager")
+            .field("directory", &self.directory.root())
+            .field("checkpoints", &names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,7 +147,9 @@ impl CheckpointManager {
             return Err(Error::Usage(format!("the metric {name:?} is {value}; a metric must be a finite number")));
         }
         let number = step_number(step)?;
-        if let Some(latest) = self.known.last().filter(|latest| latest.step == Some(number) && self.last_step == Some(number)) {
+        if let Some(latest) =
+            self.known.last().filter(|latest| latest.step == Some(number) && self.last_step == Some(number))
+        {
             return Ok(self.path(&latest.name));
         }
         self.save_as(step, Some(number), self.checkpoint.save_counter() + 1, metrics)
@@ -164,7 +169,13 @@ impl CheckpointManager {
         self.save_at(step).map(Some)
     }
 
-    fn save_as(&mut self, number: i64, step: Option<u64>, counter: i64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+    fn save_as(
+        &mut self,
+        number: i64,
+        step: Option<u64>,
+        counter: i64,
+        metrics: BTreeMap<String, f64>,
+    ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
         let sequence = self.sequence.saturating_add(1);
         let request = SaveRequest { step, number: counter, metrics, sequence: Some(sequence), overwrite: false };

@@ -34,7 +34,8 @@ pub(crate) fn match_objects(
 ) -> Result<Matching> {
     // All names are checked by the same rules as for saving.
     walk(objects)?;
-    let mut matcher = Matcher { manifest, options, matching: Matching::default(), taken: BTreeSet::new(), seen: HashMap::new() };
+    let mut matcher =
+        Matcher { manifest, options, matching: Matching::default(), taken: BTreeSet::new(), seen: HashMap::new() };
     for (name, node) in objects {
         matcher.visit(node, saved.children.get(name), name::key([name]))?;
     }
@@ -114,7 +115,8 @@ impl Matcher<'_> {
         if let Some(first) = leaf.identity().and_then(|identity| self.seen.insert(identity, key.clone())) {
             // Shared memory: one value must serve both names.
             if self.digest(&first) != self.digest(&key) {
-                let reason = format!("it shares its memory with {first:?}, but the checkpoint has different values for the two");
+                let reason =
+                    format!("it shares its memory with {first:?}, but the checkpoint has different values for the two");
                 self.matching.report.mismatch(&key, reason);
                 return Ok(());
             }

@@ -11,5 +11,5 @@ pub(crate) use apply::{apply, verify};
 pub(crate) use matching::{Matching, match_objects};
 pub use options::RestoreOptions;
 pub use report::{Difference, Report};
-pub use status::{PassedOver, RestoreStatus, Started};
 pub(crate) use status::Pending;
+pub use status::{PassedOver, RestoreStatus, Started};

@@ -21,7 +21,12 @@ pub struct RestoreOptions {
 
 impl Default for RestoreOptions {
     fn default() -> Self {
-        RestoreOptions { missing: Vec::new(), mismatched: Vec::new(), verify_first: true, threads: parallel::default_threads() }
+        RestoreOptions {
+            missing: Vec::new(),
+            mismatched: Vec::new(),
+            verify_first: true,
+            threads: parallel::default_threads(),
+        }
     }
 }
 

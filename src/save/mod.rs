@@ -52,17 +52,13 @@ pub(crate) fn save(
 ) -> Result<(PathBuf, Manifest)> {
     let staging = directory.stage(name, plan.bytes())?;
     let written = write::write(plan, &staging, options.threads)?;
-    let manifest = Manifest {
-        sequence: stamp.sequence,
-        run: stamp.run,
-        step: stamp.step,
-        saved_at: Utc::now(),
-        save_counter: Some(stamp.save_counter),
-        files: written.files,
-        tensors: written.tensors,
-        values: plan.values.clone(),
-        metrics: stamp.metrics,
-    };
+    let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
+    manifest.step = stamp.step;
+    manifest.save_counter = Some(stamp.save_counter);
+    manifest.files = written.files;
+    manifest.tensors = written.tensors;
+    manifest.values = plan.values.clone();
+    manifest.metrics = stamp.metrics;
     let path = staging.publish(&manifest, overwrite)?;
     Ok((path, manifest))
 }

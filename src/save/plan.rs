@@ -3,7 +3,7 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Layout, layout};
+use crate::format::safetensors::layout;
 use crate::graph::{Leaf, LeafObject, Node, TensorLeaf, walk};
 use crate::name;
 use std::collections::{BTreeMap, HashMap};
@@ -105,7 +105,10 @@ impl Planner {
         }
         let mut names = std::collections::HashSet::new();
         if let Some(file) = files.iter().find(|file| !names.insert(file.name.to_lowercase())) {
-            return Err(Error::name(&file.name, "two components would be saved in files of this name; rename one of them"));
+            return Err(Error::name(
+                &file.name,
+                "two components would be saved in files of this name; rename one of them",
+            ));
         }
         Ok(Plan { files, tensors: self.tensors, aliases: self.aliases, values: self.values })
     }
@@ -138,12 +141,13 @@ impl Planner {
             let tensor = &self.tensors[place];
             (tensor.name_in_file.clone(), tensor.spec.clone())
         });
-        let Layout { header, ranges, bytes } = layout(named.collect()).map_err(|reason| Error::object(&name, reason.to_string()))?;
-        for (&place, range) in places.iter().zip(ranges) {
-            self.tensors[place].range = range;
+        let layout = layout(named.collect())?;
+        let mut tensors = Vec::with_capacity(places.len());
+        for placed in &layout.tensors {
+            let place = places[placed.index];
+            self.tensors[place].range = placed.begin..placed.end;
+            tensors.push(place);
         }
-        let mut tensors = places;
-        tensors.sort_by_key(|&place| (self.tensors[place].range.start, self.tensors[place].range.end));
-        Ok(PlannedFile { name, header, bytes, tensors })
+        Ok(PlannedFile { name, header: layout.header, bytes: layout.file_bytes, tensors })
     }
 }

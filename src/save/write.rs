@@ -48,7 +48,8 @@ fn records(plan: &Plan, digests: &[Digest]) -> BTreeMap<String, TensorRecord> {
                 end: tensor.range.end,
                 slice: None,
             };
-            records[place] = Some(TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece] });
+            records[place] =
+                Some(TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece] });
         }
     }
     let own = plan.tensors.iter().enumerate().map(|(place, tensor)| (tensor.key.clone(), place));

@@ -2,7 +2,7 @@
 
 use super::{Disk, NewFile};
 use crate::error::{Error, Result};
-use crate::format::{Index, Manifest};
+use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,6 @@ const STAGING: &str = ".tmp-";
 const TRASH: &str = ".trash-";
 /// A checkpoint found damaged; kept for its owner to look at, never removed by us.
 const DAMAGED: &str = "damaged-";
-/// No manifest or index larger than this is read.
-const MAX_TEXT: u64 = 1 << 30;
 
 /// What a finished save survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,7 +117,8 @@ impl Directory {
     /// Takes the lock of the folder.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.path(LOCK);
-        let holder = format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+        let holder =
+            format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
         match self.disk.lock(&path, &holder).map_err(|e| Error::io("lock", &path, e))? {
             Some(lock) => Ok(Lock(lock)),
             None => {
@@ -166,14 +165,14 @@ impl Directory {
 
     /// The index, if there is a sound one.
     pub fn index(&self) -> Option<Index> {
-        let bytes = self.read_text(INDEX, MAX_TEXT).ok()?;
+        let bytes = self.read_text(INDEX, MAX_MANIFEST_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
     }
 
     /// Replaces the index, durably and in one step.
     pub fn write_index(&self, index: &Index) -> Result<()> {
         let staged = self.path(&format!("{STAGING}index-{}", nonce()));
-        let result = self.write_small(&staged, &index.to_bytes().map_err(|e| e.at(&staged))?).and_then(|()| {
+        let result = self.write_small(&staged, &index.to_bytes()?).and_then(|()| {
             let path = self.path(INDEX);
             self.disk.replace(&staged, &path).map_err(|e| Error::io("rename", &path, e))?;
             self.sync_dir(&self.root)
@@ -226,7 +225,10 @@ impl Directory {
     /// Removes what a staging or trash folder holds, as far as it goes.
     pub fn remove_leftover(&self, name: &str) {
         if let Err(e) = self.remove_all(&self.path(name)) {
-            log::warn!("could not remove {}: {e}; it will be tried again when the folder is next opened", self.path(name).display());
+            log::warn!(
+                "could not remove {}: {e}; it will be tried again when the folder is next opened",
+                self.path(name).display()
+            );
         }
     }
 
@@ -288,7 +290,7 @@ impl Staging<'_> {
     /// this returns. `overwrite` puts it in the place of an existing one in a single step.
     pub fn publish(mut self, manifest: &Manifest, overwrite: bool) -> Result<PathBuf> {
         let directory = self.directory;
-        let text = manifest.to_bytes().map_err(|e| e.at(&self.path.join(MANIFEST)))?;
+        let text = manifest.to_bytes()?;
         let file = self.create(MANIFEST)?;
         file.write_all_at(0, &text)?;
         file.finish()?;
@@ -313,7 +315,8 @@ impl Staging<'_> {
                 // The staging name now holds the old checkpoint: dropping `self` removes it.
             }
             Err(e) if already_there(&e) => {
-                let hint = "restore it and go on from there, or save into another folder or under another number".into();
+                let hint =
+                    "restore it and go on from there, or save into another folder or under another number".into();
                 return Err(Error::AlreadyExists { path, hint });
             }
             Err(e) => return Err(Error::io("rename to", &path, e)),
@@ -324,8 +327,13 @@ impl Staging<'_> {
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        if !self.done && let Err(e) = self.directory.remove_all(&self.path) {
-            log::warn!("could not remove {}: {e}; it will be removed when the folder is next opened", self.path.display());
+        if !self.done
+            && let Err(e) = self.directory.remove_all(&self.path)
+        {
+            log::warn!(
+                "could not remove {}: {e}; it will be removed when the folder is next opened",
+                self.path.display()
+            );
         }
     }
 }
@@ -369,7 +377,7 @@ fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// Reads the manifest in the folder `checkpoint`.
 pub(crate) fn read_manifest(disk: &dyn Disk, checkpoint: &Path) -> Result<Manifest> {
     let path = checkpoint.join(MANIFEST);
-    let bytes = match read_whole(disk, &path, MAX_TEXT) {
+    let bytes = match read_whole(disk, &path, MAX_MANIFEST_BYTES as u64) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Err(not_a_checkpoint(disk, checkpoint));
         }

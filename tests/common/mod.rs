@@ -1,0 +1,78 @@
+//! Tensors in plain memory, so that everything but libtorch is tested without it.
+#![allow(dead_code)]
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use tch_checkpoint::{Dtype, Identity, Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable};
+
+/// A tensor in plain memory; clones share it.
+#[derive(Clone)]
+pub struct Memory(pub Arc<Inner>);
+
+pub struct Inner {
+    spec: TensorSpec,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Memory {
+    pub fn new(dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> Memory {
+        let spec = TensorSpec::new(dtype, shape);
+        assert_eq!(spec.bytes(), Some(bytes.len() as u64));
+        Memory(Arc::new(Inner { spec, bytes: Mutex::new(bytes) }))
+    }
+
+    pub fn f32(shape: &[u64], values: impl IntoIterator<Item = f32>) -> Memory {
+        Memory::new(Dtype::F32, shape, values.into_iter().flat_map(f32::to_le_bytes).collect())
+    }
+
+    /// `count` numbers that depend on `seed`.
+    pub fn seeded(count: u64, seed: u64) -> Memory {
+        let number = |i: u64| ((i + 1).wrapping_mul(seed.wrapping_mul(2).wrapping_add(0x9E37_79B9_7F4A_7C15)) >> 40) as f32;
+        Memory::f32(&[count], (0..count).map(number))
+    }
+
+    pub fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.0.bytes.lock().unwrap()
+    }
+}
+
+impl Trackable for Memory {
+    fn node(&self) -> Node {
+        Node::tensor(self.clone())
+    }
+}
+
+impl TensorLeaf for Memory {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        Ok(self.0.spec.clone())
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let spec = self.0.spec.clone();
+        let address = Arc::as_ptr(&self.0) as usize;
+        (!self.bytes().is_empty()).then(|| Identity { device: "memory".into(), address, strides: vec![], spec })
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        Ok(Box::new(Memory::bytes(self).clone()))
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        Ok(Box::new(Target { tensor: self.clone(), buffer: vec![0; Memory::bytes(self).len()] }))
+    }
+}
+
+struct Target {
+    tensor: Memory,
+    buffer: Vec<u8>,
+}
+
+impl TensorTarget for Target {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), String> {
+        *self.tensor.bytes() = self.buffer;
+        Ok(())
+    }
+}
