@@ -26,7 +26,12 @@ impl Memory {
 
     /// `count` numbers that depend on `seed`.
     pub fn seeded(count: u64, seed: u64) -> Memory {
-        let number = |i: u64| ((i + 1).wrapping_mul(seed.wrapping_mul(2).wrapping_add(0x9E37_79B9_7F4A_7C15)) >> 40) as f32;
+        // SplitMix64, so that neighbouring seeds have nothing in common.
+        let number = |i: u64| {
+            let mut x = (seed << 32).wrapping_add(i).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            ((x ^ (x >> 27)) >> 40) as f32
+        };
         Memory::f32(&[count], (0..count).map(number))
     }
 

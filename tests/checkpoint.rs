@@ -1,0 +1,425 @@
+//! `Checkpoint`: what a user sees of saving and restoring, with tensors in plain memory.
+
+mod common;
+
+use common::Memory;
+use std::collections::BTreeMap;
+use std::fs;
+use tch_checkpoint::{
+    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, RestoreOptions, Saved, Trackable,
+    Value, latest_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A user's own struct.
+struct Model {
+    embedding: Memory,
+    layers: Vec<Memory>,
+    step: Counter,
+}
+
+impl Model {
+    fn new(seed: u64) -> Model {
+        Model {
+            embedding: Memory::seeded(100, seed),
+            layers: (0..3).map(|i| Memory::seeded(1000 + i, seed + i)).collect(),
+            step: Counter::new(seed as i64),
+        }
+    }
+
+    fn state(&self) -> Vec<Vec<u8>> {
+        let tensors = std::iter::once(&self.embedding).chain(&self.layers).map(|tensor| tensor.bytes().clone());
+        tensors.chain([self.step.get().to_le_bytes().to_vec()]).collect()
+    }
+}
+
+impl Trackable for Model {
+    fn node(&self) -> Node {
+        Node::group([("embedding", self.embedding.node()), ("layers", self.layers.node()), ("step", self.step.node())])
+    }
+}
+
+fn checkpoint_of(model: &Model) -> Checkpoint {
+    Checkpoint::new().track("model", model).unwrap()
+}
+
+#[test]
+fn what_was_saved_comes_back_into_the_same_objects() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new(1);
+    let path = checkpoint_of(&saved).save(dir.path().join("deep/er/ckpt"))?;
+    assert_eq!(path, dir.path().join("deep/er/ckpt-1"));
+
+    let live = Model::new(2);
+    let alias = live.layers[1].clone();
+    let mut checkpoint = checkpoint_of(&live);
+    let status = checkpoint.restore(&path)?;
+    status.assert_consumed()?.assert_nontrivial_match()?;
+    assert_eq!(live.state(), saved.state());
+    assert_eq!(*alias.bytes(), *saved.layers[1].bytes(), "an alias sees the restored values");
+    assert_eq!(checkpoint.save_counter(), 1);
+    assert_eq!(checkpoint.save(dir.path().join("deep/er/ckpt"))?, dir.path().join("deep/er/ckpt-2"));
+    Ok(())
+}
+
+#[test]
+fn the_same_state_gives_the_same_bytes() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new(3);
+    let a = checkpoint_of(&model).write(dir.path().join("a"))?;
+    let b = checkpoint_of(&model).threads(5).write(dir.path().join("b"))?;
+    assert_eq!(fs::read(a.join("model.safetensors"))?, fs::read(b.join("model.safetensors"))?);
+    let lines = |path: &std::path::Path| {
+        fs::read_to_string(path.join("manifest.json")).map(|text| text.lines().map(String::from).collect::<Vec<_>>())
+    };
+    let (a, b) = (lines(&a)?, lines(&b)?);
+    let differing = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+    assert!(a.len() == b.len() && differing == 2, "only the commit line and the digest differ: {differing}");
+    Ok(())
+}
+
+#[test]
+fn every_dtype_and_shape_round_trips_and_the_safetensors_crate_reads_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut saved = BTreeMap::new();
+    for &dtype in Dtype::ALL {
+        for shape in [vec![], vec![0], vec![3, 0, 2], vec![2, 3], vec![1, 1, 1, 5]] {
+            let count: u64 = shape.iter().product();
+            let bytes = (0..count * dtype.size() as u64).map(|i| (i * 37 + 11) as u8 % 2).collect();
+            saved.insert(format!("{dtype} {shape:?}"), Memory::new(dtype, &shape, bytes));
+        }
+    }
+    let path = Checkpoint::new().track("all", &saved)?.write(dir.path().join("all"))?;
+    let live: BTreeMap<_, _> = saved
+        .iter()
+        .map(|(name, tensor)| {
+            let spec = tch_checkpoint::TensorLeaf::spec(tensor).unwrap();
+            (name.clone(), Memory::new(spec.dtype, &spec.shape, vec![0xFF; tensor.bytes().len()]))
+        })
+        .collect();
+    Checkpoint::new().track("all", &live)?.restore(&path)?.assert_consumed()?;
+    let file = fs::read(path.join("all.safetensors"))?;
+    let oracle = safetensors::SafeTensors::deserialize(&file)?;
+    assert_eq!(oracle.len(), saved.len());
+    for (name, tensor) in &saved {
+        assert_eq!(*live[name].bytes(), *tensor.bytes(), "{name}");
+        assert_eq!(oracle.tensor(name)?.data(), *tensor.bytes(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn shared_memory_is_saved_once_and_restored_to_both_names() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (tied, other) = (Memory::seeded(50_000, 1), Memory::seeded(10, 2));
+    let build = |embedding: &Memory, head: &Memory, other: &Memory| -> Result<Checkpoint, Error> {
+        Checkpoint::new()
+            .track("embedding", embedding)?
+            .track("decoder", Node::group([("head", head.node()), ("w", other.node())]))
+    };
+    let path = build(&tied, &tied, &other)?.write(dir.path().join("tied"))?;
+    assert_eq!(fs::metadata(path.join("embedding.safetensors"))?.len(), 4096 + 200_000);
+    assert!(fs::metadata(path.join("decoder.safetensors"))?.len() < 10_000);
+
+    // Into an untied model: both get the values.
+    let (a, b) = (Memory::seeded(50_000, 3), Memory::seeded(50_000, 4));
+    build(&a, &b, &other)?.restore(&path)?.assert_consumed()?;
+    assert!(*a.bytes() == *tied.bytes() && *b.bytes() == *tied.bytes());
+
+    // The decoder alone finds its tensor in the other component's file.
+    let head = Memory::seeded(50_000, 5);
+    Checkpoint::new().track("decoder", Node::group([("head", head.node())]))?.restore(&path)?;
+    assert_eq!(*head.bytes(), *tied.bytes());
+
+    // Two different saved values cannot both go into one memory.
+    let untied =
+        build(&Memory::seeded(50_000, 6), &Memory::seeded(50_000, 7), &other)?.write(dir.path().join("untied"))?;
+    let before = tied.bytes().clone();
+    let refusal = build(&tied, &tied, &other)?.restore(&untied).unwrap_err().to_string();
+    assert!(refusal.contains("shares its memory"), "{refusal}");
+    assert_eq!(*tied.bytes(), before);
+    Ok(())
+}
+
+#[test]
+fn a_shape_dtype_or_value_that_differs_is_refused_and_nothing_changes() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new()
+        .track("a", &Memory::seeded(4, 1))?
+        .track("b", &Memory::f32(&[1], [1.0]))?
+        .track("n", &Value::new("text".to_string()))?
+        .write(dir.path().join("saved"))?;
+    let a = Memory::seeded(4, 9);
+    let before = a.bytes().clone();
+    // A [1] must not be broadcast, an F32 must not become an I32, a text not a number.
+    for (name, object) in [
+        ("b", Memory::f32(&[3, 4], [0.0; 12]).node()),
+        ("b", Memory::f32(&[], [0.0]).node()),
+        ("b", Memory::new(Dtype::I32, &[1], vec![0; 4]).node()),
+        ("n", Value::new(1.5f64).node()),
+    ] {
+        let mut checkpoint = Checkpoint::new().track("a", &a)?.track(name, object)?;
+        let Err(Error::Mismatch { report, .. }) = checkpoint.restore(&path) else { panic!("{name} was accepted") };
+        assert_eq!(report.mismatched[0].key, name);
+        assert_eq!(*a.bytes(), before, "half restored");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_missing_value_is_an_error_with_a_hint_unless_allowed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new()
+        .track("encoder", Node::group([("weight", Memory::seeded(4, 1).node())]))?
+        .write(dir.path().join("c"))?;
+    let (weight, wieght) = (Memory::seeded(4, 2), Memory::seeded(4, 3));
+    let build =
+        || Checkpoint::new().track("encoder", Node::group([("weight", weight.node()), ("wieght", wieght.node())]));
+    let refusal = build()?.restore(&path).unwrap_err().to_string();
+    assert!(refusal.contains("\"encoder/wieght\" is not in the checkpoint"), "{refusal}");
+
+    let renamed = Checkpoint::new()
+        .track("encoder", Node::group([("wieght", wieght.node())]))?
+        .restore(&path)
+        .unwrap_err()
+        .to_string();
+    assert!(renamed.contains("(it has \"encoder/weight\")"), "{renamed}");
+
+    let status = build()?.restore_with(&path, &RestoreOptions::new().allow_missing("*/wieght"))?;
+    assert_eq!(status.report().matched, ["encoder/weight"]);
+    assert!(status.assert_existing_objects_matched().unwrap_err().to_string().contains("encoder/wieght"));
+    Ok(())
+}
+
+#[test]
+fn the_wrong_root_restores_nothing_and_says_so() -> Outcome {
+    // TensorFlow restores `Checkpoint(m)` into `Checkpoint(model=m)` without a word, and without a value.
+    let dir = tempfile::tempdir()?;
+    let path = checkpoint_of(&Model::new(1)).write(dir.path().join("c"))?;
+    let live = Model::new(2);
+    let before = live.state();
+    let error = Checkpoint::new().track("net", &live)?.restore(&path).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert_eq!(live.state(), before);
+    Ok(())
+}
+
+#[test]
+fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new(1);
+    let path =
+        Checkpoint::new().track("early", &Counter::new(5))?.track("late", &saved)?.write(dir.path().join("c"))?;
+
+    let (early, late) = (Counter::new(0), Model::new(2));
+    let mut checkpoint = Checkpoint::new().track("early", &early)?;
+    let status = checkpoint.restore(&path)?;
+    assert!(status.assert_consumed().is_err());
+    fs::remove_dir_all(&path)?; // pruned meanwhile
+    checkpoint.add("late", &late)?;
+    assert_eq!(late.state(), saved.state());
+    status.assert_consumed()?;
+
+    // Consumed once; and not at all after `expect_partial`.
+    let path = Checkpoint::new().track("early", &Counter::new(5))?.track("late", &saved)?.write(&path)?;
+    let mut checkpoint = Checkpoint::new().track("early", &early)?;
+    checkpoint.restore(&path)?.expect_partial();
+    let untouched = Model::new(3);
+    let before = untouched.state();
+    checkpoint.add("late", &untouched)?;
+    assert_eq!(untouched.state(), before);
+
+    // What does not fit is refused, and the object is not tracked.
+    let mut checkpoint = Checkpoint::new().track("early", &early)?;
+    let status = checkpoint.restore(&path)?;
+    assert!(matches!(checkpoint.add("late", &Memory::seeded(1, 1)), Err(Error::Mismatch { .. })));
+    checkpoint.add("late", &untouched)?;
+    assert_eq!(untouched.state(), saved.state());
+    status.assert_consumed()?;
+    Ok(())
+}
+
+/// Slots that come into being at the first step, as an optimizer's do.
+#[derive(Clone, Default)]
+struct Slots(std::sync::Arc<std::sync::Mutex<BTreeMap<String, Memory>>>);
+
+impl Collection for Slots {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Ok(self.0.lock().unwrap().iter().map(|(name, slot)| Child::new(name, slot.node())).collect())
+    }
+
+    fn create(&self, _: &str, saved: &Saved) -> Result<Option<Node>, String> {
+        let spec = saved.tensor.clone().ok_or("not a tensor")?;
+        let slot = Memory::new(spec.dtype, &spec.shape, vec![0; spec.bytes().unwrap() as usize]);
+        Ok(Some(slot.node()))
+    }
+
+    fn may_lack(&self, _: &str) -> bool {
+        true
+    }
+
+    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+        let mut slots = self.0.lock().unwrap();
+        slots.retain(|name, _| !dropped.contains(name));
+        for (name, _) in created {
+            slots.insert(name, Memory::seeded(1, 0));
+        }
+    }
+}
+
+impl Trackable for Slots {
+    fn node(&self) -> Node {
+        Node::collection(self.clone())
+    }
+}
+
+#[test]
+fn collections_follow_the_checkpoint_only_when_the_whole_restore_succeeds() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let slots = Slots::default();
+    slots.0.lock().unwrap().insert("exp_avg".into(), Memory::seeded(8, 1));
+    let path = Checkpoint::new().track("opt", &slots)?.track("n", &Counter::new(1))?.write(dir.path().join("c"))?;
+
+    let live = Slots::default();
+    live.0.lock().unwrap().insert("stale".into(), Memory::seeded(8, 1));
+    let refused = Checkpoint::new().track("opt", &live)?.track("n", &Value::new("x".to_string()))?.restore(&path);
+    assert!(refused.is_err());
+    assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["stale"]);
+
+    Checkpoint::new().track("opt", &live)?.track("n", &Counter::new(0))?.restore(&path)?.assert_consumed()?;
+    assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["exp_avg"]);
+    Ok(())
+}
+
+#[test]
+fn names_with_every_character_work_and_lead_nowhere() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let names = ["a.b/c", "..", "../../etc/passwd", "50%", "ü λ", "[x]*?", "nul", "line\nbreak", "\u{1F600}"];
+    let (mut saver, mut loader) = (Checkpoint::new(), Checkpoint::new());
+    let mut pairs = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let (saved, live) = (Memory::seeded(10, i as u64), Memory::seeded(10, 99));
+        saver.add(name, Node::group([(*name, saved.node())]))?;
+        loader.add(name, Node::group([(*name, live.node())]))?;
+        pairs.push((saved, live));
+    }
+    let path = saver.write(dir.path().join("c"))?;
+    assert_eq!(fs::read_dir(&path)?.count(), names.len() + 1);
+    assert_eq!(fs::read_dir(dir.path())?.count(), 2, "the checkpoint and the lock");
+    loader.restore(&path)?.assert_consumed()?;
+    for (saved, live) in pairs {
+        assert_eq!(*saved.bytes(), *live.bytes());
+    }
+    Ok(())
+}
+
+#[test]
+fn names_that_cannot_be_are_refused_before_anything_is_written() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tensor = Memory::seeded(1, 1);
+    for (name, object) in [
+        ("save_counter", tensor.node()),
+        ("", tensor.node()),
+        ("__metadata__", tensor.node()),
+        ("m", Node::group([("__metadata__", tensor.node())])),
+        ("m", Node::group([("x", tensor.node()), ("x", Memory::seeded(1, 2).node())])),
+    ] {
+        let error = Checkpoint::new().track(name, object).unwrap_err();
+        assert!(matches!(error, Error::Name { .. }), "{name}: {error}");
+    }
+    let taken = Checkpoint::new().track("x", &tensor)?.track("x", &tensor).unwrap_err();
+    assert!(taken.to_string().contains("tracked already"));
+    assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_ever_overwritten() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut first = checkpoint_of(&Model::new(1));
+    let path = first.save(dir.path().join("ckpt"))?;
+    let before = fs::read(path.join("model.safetensors"))?;
+    // A fresh process that did not restore: TensorFlow overwrites ckpt-1 here.
+    let mut second = checkpoint_of(&Model::new(2));
+    let error = second.save(dir.path().join("ckpt")).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    assert_eq!(second.save_counter(), 0, "a failed save does not count");
+    assert_eq!(fs::read(path.join("model.safetensors"))?, before);
+    assert_eq!(
+        fs::read_dir(dir.path())?
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp"))
+            .count(),
+        0
+    );
+    Ok(())
+}
+
+#[test]
+fn an_object_that_cannot_be_saved_is_named_and_nothing_is_written() -> Outcome {
+    struct Broken;
+    impl tch_checkpoint::ValueLeaf for Broken {
+        fn save(&self) -> Result<serde_json::Value, String> {
+            Err("it is on strike".into())
+        }
+        fn load(&self, _: &serde_json::Value) -> Result<tch_checkpoint::ValueApply, String> {
+            Err("it is on strike".into())
+        }
+    }
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("m", Node::group([("broken", Node::value(Broken))]))?;
+    let error = checkpoint.write(dir.path().join("c")).unwrap_err();
+    assert_eq!(error.to_string(), "m/broken: it is on strike");
+    assert!(!dir.path().join("c").exists());
+    Ok(())
+}
+
+#[test]
+fn a_large_component_is_split_and_comes_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tensors: Vec<Memory> = (0..10).map(|i| Memory::seeded(1000, i)).collect();
+    let path = Checkpoint::new().max_file_bytes(9000).track("big", &tensors)?.write(dir.path().join("c"))?;
+    assert!(
+        path.join("big-00001-of-00005.safetensors").exists() && path.join("big-00005-of-00005.safetensors").exists()
+    );
+    let live: Vec<Memory> = (0..10).map(|_| Memory::seeded(1000, 77)).collect();
+    Checkpoint::new().track("big", &live)?.restore(&path)?.assert_consumed()?;
+    assert!(live.iter().zip(&tensors).all(|(a, b)| *a.bytes() == *b.bytes()));
+    assert!(CheckpointReader::open(&path)?.verify().is_empty());
+    Ok(())
+}
+
+#[test]
+fn errors_say_what_where_and_what_to_do() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut checkpoint = checkpoint_of(&Model::new(1));
+    let missing = checkpoint.restore(dir.path().join("nowhere")).unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }) && missing.to_string().contains("nowhere"), "{missing}");
+    checkpoint.save(dir.path().join("ckpt"))?;
+    let folder = checkpoint.restore(dir.path()).unwrap_err();
+    assert!(folder.to_string().contains("holds checkpoints"), "{folder}");
+    let usage = checkpoint.save(dir.path().join("..")).unwrap_err();
+    assert!(matches!(usage, Error::Usage(_)), "{usage}");
+    let file = dir.path().join("file");
+    fs::write(&file, "x")?;
+    let not_a_folder = checkpoint.save(file.join("ckpt")).unwrap_err();
+    assert!(not_a_folder.to_string().contains("file"), "{not_a_folder}");
+    Ok(())
+}
+
+#[test]
+fn the_index_follows_saves_and_is_only_a_hint() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut checkpoint = checkpoint_of(&Model::new(1));
+    let first = checkpoint.save(dir.path().join("ckpt"))?;
+    let second = checkpoint.save(dir.path().join("ckpt"))?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(second));
+    for text in ["", "garbage", "{\"latest\":\"../../etc\"}"] {
+        fs::write(dir.path().join("checkpoint.json"), text)?;
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-2")));
+    }
+    fs::remove_dir_all(dir.path().join("ckpt-2"))?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(first));
+    assert_eq!(checkpoint.save(dir.path().join("ckpt"))?, dir.path().join("ckpt-3"));
+    Ok(())
+}

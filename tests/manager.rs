@@ -1,0 +1,384 @@
+//! `CheckpointManager`: numbering, retention, restart, damage, from the user's side.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, checkpoints, latest_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A run: a counter and a tensor that depends on it.
+struct Run {
+    step: Counter,
+    weights: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { step: Counter::new(0), weights: Memory::seeded(1000, 0) }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+    }
+
+    fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
+        CheckpointManager::builder(self.checkpoint(), dir)
+    }
+
+    fn train(&self) -> i64 {
+        let step = self.step.increment();
+        *self.weights.bytes() = Memory::seeded(1000, step as u64).bytes().clone();
+        step
+    }
+
+    fn is_at(&self, step: i64) -> bool {
+        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(1000, step as u64).bytes()
+    }
+}
+
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn the_newest_stay_and_a_new_process_goes_on_from_the_latest() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).save_every(10).open()?;
+    assert!(manager.restore_or_initialize()?.restored.is_none());
+    for _ in 0..75 {
+        let step = run.train();
+        let saved = manager.save_if_due(step)?;
+        assert_eq!(saved.is_some(), step % 10 == 0);
+    }
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-50", "ckpt-60", "ckpt-70"]);
+    assert_eq!(manager.save_at(75)?, dir.path().join("ckpt-75"));
+    assert_eq!(manager.save_at(75)?, dir.path().join("ckpt-75"), "the same step again is done already");
+    manager.close()?;
+
+    let again = Run::new();
+    let mut manager = again.builder(dir.path()).max_to_keep(3).save_every(10).open()?;
+    let started = manager.restore_or_initialize()?;
+    assert_eq!(started.restored.unwrap().assert_consumed()?.step(), Some(75));
+    assert!(again.is_at(75));
+    assert_eq!(manager.save_if_due(again.train())?, None);
+    assert_eq!(manager.checkpoint().save_counter(), 8);
+    Ok(())
+}
+
+#[test]
+fn numbers_by_counter_go_on_and_overwrite_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    run.train();
+    assert_eq!(names(&[manager.save()?, manager.save()?]), ["ckpt-1", "ckpt-2"]);
+    drop(manager);
+    // Without restoring: TensorFlow overwrites ckpt-1.
+    let mut manager = Run::new().builder(dir.path()).max_to_keep(None).open()?;
+    assert_eq!(names(&[manager.save()?]), ["ckpt-3"]);
+    drop(manager);
+    // Numbered by step, the clash is an error that says what to do.
+    let mut manager = Run::new().builder(dir.path()).open()?;
+    let error = manager.save_at(2).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }) && error.to_string().contains("restore it"), "{error}");
+    assert_eq!(manager.checkpoints().len(), 3);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_latest_is_passed_over_kept_aside_and_its_number_is_free() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    for _ in 0..3 {
+        manager.save_at(run.train())?;
+    }
+    drop(manager);
+    flip(&dir.path().join("ckpt-3/weights.safetensors"), 5000);
+    fs::remove_file(dir.path().join("ckpt-2/weights.safetensors"))?;
+
+    let again = Run::new();
+    let mut manager = again.builder(dir.path()).open()?;
+    let started = manager.restore_or_initialize()?;
+    assert!(again.is_at(1));
+    assert_eq!(started.passed_over.len(), 1, "ckpt-2 was found at the opening already");
+    assert!(started.passed_over[0].reason.contains("weights"), "{}", started.passed_over[0].reason);
+    assert!(started.passed_over[0].path.join("weights.safetensors").exists());
+    let aside = fs::read_dir(dir.path())?
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("damaged-ckpt-"));
+    assert_eq!(aside.count(), 2);
+    for step in 2..=3 {
+        again.train();
+        assert_eq!(manager.save_at(step)?, dir.path().join(format!("ckpt-{step}")));
+    }
+    Ok(())
+}
+
+#[test]
+fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    manager.save_at(run.train())?;
+    drop(manager);
+    flip(&dir.path().join("ckpt-1/weights.safetensors"), 5000);
+    let fresh = Run::new();
+    let initialized = Arc::new(AtomicUsize::new(0));
+    let count = initialized.clone();
+    let mut manager = fresh
+        .builder(dir.path())
+        .init(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .open()?;
+    let error = manager.restore_or_initialize().unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    assert_eq!((initialized.load(Ordering::SeqCst), fresh.step.get()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn the_init_function_runs_only_for_a_fresh_start() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let initialized = Arc::new(AtomicUsize::new(0));
+    for expected in [1, 1] {
+        let run = Run::new();
+        let count = initialized.clone();
+        let mut manager = run
+            .builder(dir.path())
+            .init(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+            .open()?;
+        manager.restore_or_initialize()?;
+        assert_eq!(initialized.load(Ordering::SeqCst), expected);
+        manager.save_at(run.train())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_an_error_not_a_fallback() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    manager.save_at(run.train())?;
+    drop(manager);
+    let checkpoint = Checkpoint::new().track("weights", &Memory::seeded(7, 1))?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).open()?;
+    assert!(matches!(manager.restore_or_initialize(), Err(Error::Mismatch { .. })));
+    assert_eq!(manager.checkpoints().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn one_writer_a_folder_and_readers_without_a_lock() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    manager.save_at(run.train())?;
+    let error = Run::new().builder(dir.path()).open().unwrap_err();
+    assert!(
+        matches!(&error, Error::Locked { .. })
+            && error.to_string().contains(&format!("process {}", std::process::id())),
+        "{error}"
+    );
+    assert!(matches!(Run::new().checkpoint().save(dir.path().join("ckpt")), Err(Error::Locked { .. })));
+    let reader = Run::new();
+    reader.checkpoint().restore(latest_checkpoint(dir.path())?.unwrap())?;
+    assert!(reader.is_at(1));
+    drop(manager);
+    Run::new().builder(dir.path()).open()?;
+    Ok(())
+}
+
+#[test]
+fn leftovers_go_and_strangers_stay() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mine = [".tmp-ckpt-9-abc", ".trash-ckpt-1-abc"];
+    let strangers = ["ckpt-1-backup", "ckpt-007", "ckpt-", "best", "other-3"];
+    for name in mine.iter().chain(&strangers) {
+        fs::create_dir(dir.path().join(name))?;
+        fs::write(dir.path().join(name).join("file"), "x")?;
+    }
+    fs::write(dir.path().join("notes.txt"), "mine")?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    for _ in 0..3 {
+        manager.save_at(run.train())?;
+    }
+    assert!(mine.iter().all(|name| !dir.path().join(name).exists()));
+    assert!(strangers.iter().all(|name| dir.path().join(name).join("file").exists()));
+    assert!(dir.path().join("notes.txt").exists());
+    Ok(())
+}
+
+#[test]
+fn a_half_written_checkpoint_is_not_taken_for_a_whole_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    manager.save_at(run.train())?;
+    drop(manager);
+    fs::create_dir(dir.path().join("ckpt-2"))?; // no manifest
+    fs::create_dir(dir.path().join("ckpt-3"))?;
+    fs::write(dir.path().join("ckpt-3/manifest.json"), "")?; // as after a power cut without sync
+    assert_eq!(names(&checkpoints(dir.path())?), ["ckpt-1"]);
+    let mut manager = Run::new().builder(dir.path()).open()?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1"]);
+    manager.restore_or_initialize()?;
+    Ok(())
+}
+
+#[test]
+fn folders_of_any_name_can_be_moved() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for (i, name) in ["[brackets]*?", "with spaces", "übung λ", "a\\b", "new\nline", "-dash"].iter().enumerate() {
+        let folder = dir.path().join(name);
+        let run = Run::new();
+        let mut manager = run.builder(&folder).max_to_keep(2).open()?;
+        for _ in 0..4 {
+            manager.save_at(run.train())?;
+        }
+        assert_eq!(names(&checkpoints(&folder)?), ["ckpt-3", "ckpt-4"], "{name}");
+        drop(manager);
+        let moved = dir.path().join(format!("moved {i}"));
+        fs::rename(&folder, &moved)?;
+        let again = Run::new();
+        let mut manager = again.builder(&moved).max_to_keep(2).open()?;
+        manager.restore_or_initialize()?;
+        assert!(again.is_at(4));
+        manager.save_at(again.train())?;
+        assert_eq!(names(&manager.checkpoints()), ["ckpt-4", "ckpt-5"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn order_is_by_commit_not_by_number_or_index() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    for step in [500, 600] {
+        manager.save_at(step)?;
+    }
+    manager.restore(dir.path().join("ckpt-500"))?;
+    // A new attempt from an earlier point, with lower numbers: the old, higher ones go.
+    for step in [510, 520] {
+        manager.save_at(step)?;
+    }
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-510", "ckpt-520"]);
+    drop(manager);
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let manager = Run::new().builder(dir.path()).max_to_keep(2).open()?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-510", "ckpt-520"]);
+    Ok(())
+}
+
+#[test]
+fn several_managers_for_several_components() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let parts = ["embedding", "encoder", "decoder"];
+    let tensors: Vec<Memory> = (0..3).map(|i| Memory::seeded(100, i)).collect();
+    let mut managers = Vec::new();
+    for (part, tensor) in parts.iter().zip(&tensors) {
+        let checkpoint = Checkpoint::new().track(part, tensor)?;
+        managers.push(
+            CheckpointManager::builder(checkpoint, dir.path().join(part))
+                .max_to_keep(2)
+                .checkpoint_name(*part)
+                .open()?,
+        );
+    }
+    for step in 1..=3 {
+        for manager in &mut managers {
+            manager.save_at(step)?;
+        }
+    }
+    for (part, tensor) in parts.iter().zip(&tensors) {
+        let found = checkpoints(dir.path().join(part))?;
+        assert_eq!(names(&found), [format!("{part}-2"), format!("{part}-3")]);
+        let live = Memory::seeded(100, 99);
+        Checkpoint::new().track(part, &live)?.restore(&found[1])?;
+        assert_eq!(*live.bytes(), *tensor.bytes());
+    }
+    Ok(())
+}
+
+#[test]
+fn preserved_checkpoints_stay_across_restarts() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open();
+    let mut manager = open()?;
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        manager.save_at(run.train())?;
+    }
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    drop(manager);
+    assert_eq!(names(&open()?.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    // Without the index nobody knows, and nothing that could be meant to stay is removed.
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = open()?;
+    manager.save_at(run.train())?;
+    assert_eq!(names(&manager.preserved_checkpoints())[..2], ["ckpt-1", "ckpt-2"]);
+    Ok(())
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new();
+    let builder = || run.builder(dir.path());
+    for (builder, word) in [
+        (builder().max_to_keep(0), "max_to_keep"),
+        (builder().save_every(0), "save_every"),
+        (builder().checkpoint_name("a/b"), "checkpoint_name"),
+        (builder().checkpoint_name(""), "checkpoint_name"),
+        (builder().keep_every_n_hours(-1.0), "keep_every_n_hours"),
+        (builder().keep_every_n_hours(f64::NAN), "keep_every_n_hours"),
+    ] {
+        let error = builder.open().unwrap_err();
+        assert!(matches!(&error, Error::Usage(text) if text.contains(word)), "{error}");
+    }
+    let mut manager = builder().open().unwrap();
+    assert!(matches!(manager.save_at(-1), Err(Error::Usage(_))));
+    assert!(matches!(manager.save_with_metrics(1, [("loss", f64::NAN)]), Err(Error::Usage(_))));
+}
+
+#[test]
+fn a_failed_save_changes_nothing_and_the_next_try_saves() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).save_every(5).open()?;
+    for _ in 0..5 {
+        run.train();
+    }
+    // A file where the checkpoint should appear: the rename is refused.
+    fs::write(dir.path().join("ckpt-5"), "in the way")?;
+    assert!(manager.save_if_due(5).is_err());
+    assert_eq!((manager.checkpoints().len(), manager.checkpoint().save_counter()), (0, 0));
+    fs::remove_file(dir.path().join("ckpt-5"))?;
+    assert!(manager.save_if_due(5)?.is_some(), "the step is still due");
+    let tmp =
+        fs::read_dir(dir.path())?.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp"));
+    assert_eq!(tmp.count(), 0);
+    Ok(())
+}
