@@ -62,7 +62,7 @@ impl Checkpoint {
         Checkpoint {
             objects: Vec::new(),
             save_counter: Counter::new(0),
-            disk: Arc::new(LocalDisk),
+            disk: Arc::new(LocalDisk::default()),
             run: nonce(),
             durability: Durability::default(),
             options: SaveOptions::default(),
@@ -174,7 +174,7 @@ impl Checkpoint {
         let _lock = directory.lock()?;
         let name = file_name(path)?;
         let stamp = self.stamp(&directory, None, self.save_counter.get(), None, BTreeMap::new())?;
-        let plan = save::plan(&self.objects, self.options.max_file_bytes)?;
+        let plan = save::plan(&self.objects, &self.options)?;
         Ok(save::save(&plan, &directory, name, stamp, false, &self.options)?.0)
     }
 
@@ -190,7 +190,7 @@ impl Checkpoint {
         request: SaveRequest,
     ) -> Result<SavedCheckpoint> {
         let stamp = self.stamp(directory, request.step, request.number, request.sequence, request.metrics)?;
-        let plan = save::plan(&self.objects, self.options.max_file_bytes)?;
+        let plan = save::plan(&self.objects, &self.options)?;
         let (path, manifest) = save::save(&plan, directory, name, stamp, request.overwrite, &self.options)?;
         self.save_counter.set(request.number);
         Ok(SavedCheckpoint { path, manifest })

@@ -8,20 +8,21 @@ pub(crate) fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(8)
 }
 
-/// Runs `work` on every job, in order, each of at most `threads` threads with a buffer of its own. The first error
-/// ends it. A panic of `work` in another thread is an error too: the task has failed, the process has not.
-pub(crate) fn for_each<J: Sync>(
+/// Runs `work` on every job, in order, each of at most `threads` threads with a `scratch` of its own. The first
+/// error ends it. A panic of `work` in another thread is an error too: the task has failed, the process has not.
+pub(crate) fn for_each<J: Sync, S>(
     jobs: &[J],
     threads: usize,
-    work: impl Fn(&J, &mut Vec<u8>) -> Result<()> + Sync,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&J, &mut S) -> Result<()> + Sync,
 ) -> Result<()> {
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let run = || -> Result<()> {
-        let mut buffer = Vec::new();
+        let mut scratch = scratch();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !failed.load(Ordering::Relaxed))
         {
-            work(job, &mut buffer).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+            work(job, &mut scratch).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
         }
         Ok(())
     };

@@ -36,7 +36,7 @@ impl CheckpointReader {
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
-        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
+        let disk: Arc<dyn Disk> = Arc::new(LocalDisk::default());
         Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())?, disk })
     }
 
@@ -83,9 +83,9 @@ impl CheckpointReader {
         let files: Vec<&String> = self.source.manifest.files.keys().collect();
         let tensors: Vec<_> = self.source.manifest.tensors.iter().collect();
         let threads = parallel::default_threads();
-        let read =
-            parallel::for_each(&files, threads, |file, _| note(self.source.verify_header(file))).and_then(|()| {
-                parallel::for_each(&tensors, threads, |(key, record), buffer| {
+        let read = parallel::for_each(&files, threads, || (), |file, _| note(self.source.verify_header(file)))
+            .and_then(|()| {
+                parallel::for_each(&tensors, threads, Vec::new, |(key, record), buffer| {
                     note(self.source.verify_tensor(key, record, buffer))
                 })
             });

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) when the folder cannot be listed.
 pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
-    let directory = Directory::new(Arc::new(LocalDisk), directory.as_ref(), Durability::default());
+    let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
     let mut found = Vec::new();
     for name in directory.scan()?.checkpoints {
         let path = directory.root().join(&name);

@@ -23,21 +23,26 @@ pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize) -> Re
     for file in files {
         source.verify_header(file)?;
     }
-    parallel::for_each(&jobs, threads, |(key, record, _), buffer| source.verify_tensor(key, record, buffer))
+    parallel::for_each(&jobs, threads, Vec::new, |(key, record, _), buffer| source.verify_tensor(key, record, buffer))
 }
 
 /// Puts the saved values into the objects. From here on an error leaves them partly changed.
 pub(crate) fn apply(matching: Matching, source: &Source, threads: usize) -> Result<()> {
     let jobs = jobs(&matching, source);
-    parallel::for_each(&jobs, threads, |(key, record, leaf), _| {
-        let mut target = leaf.target().map_err(|reason| Error::object(*key, reason))?;
-        let memory = target.as_mut_slice();
-        if record.spec.bytes() != Some(memory.len() as u64) {
-            return Err(Error::object(*key, "its size changed while it was being restored"));
-        }
-        source.read_tensor(key, record, memory)?;
-        target.finish().map_err(|reason| Error::object(*key, reason))
-    })
+    parallel::for_each(
+        &jobs,
+        threads,
+        || (),
+        |(key, record, leaf), ()| {
+            let mut target = leaf.target().map_err(|reason| Error::object(*key, reason))?;
+            let memory = target.as_mut_slice();
+            if record.spec.bytes() != Some(memory.len() as u64) {
+                return Err(Error::object(*key, "its size changed while it was being restored"));
+            }
+            source.read_tensor(key, record, memory)?;
+            target.finish().map_err(|reason| Error::object(*key, reason))
+        },
+    )
     .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
     for apply in matching.values {
         apply();

@@ -1,6 +1,9 @@
 //! Saving: `plan` (objects → components → byte layout), `write` (several threads, positional writes, digests in the
 //! same pass), then `Staging::publish`. The only place that sequences durability.
 
+mod buffer;
+mod chunk;
+mod image;
 mod plan;
 mod write;
 
@@ -51,7 +54,7 @@ pub(crate) fn save(
     options: &SaveOptions,
 ) -> Result<(PathBuf, Manifest)> {
     let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, &staging, options.threads)?;
+    let written = write::write(plan, None, &staging, options.threads)?;
     let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
     manifest.step = stamp.step;
     manifest.save_counter = Some(stamp.save_counter);

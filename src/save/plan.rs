@@ -1,6 +1,8 @@
 //! From live objects to files: which tensor goes where. Nothing is written, so whatever cannot be saved is
 //! refused here, by name.
 
+use super::SaveOptions;
+use super::chunk::{self, Span};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::safetensors::layout;
@@ -11,12 +13,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What a save writes.
+#[derive(Default)]
 pub(crate) struct Plan {
     pub files: Vec<PlannedFile>,
     pub tensors: Vec<PlannedTensor>,
     /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
     pub values: BTreeMap<String, serde_json::Value>,
+    /// The files' bytes, cut for the threads that write them.
+    pub spans: Vec<Span>,
 }
 
 /// A safetensors file.
@@ -46,12 +51,12 @@ impl Plan {
 }
 
 /// Plans a save of these objects.
-pub(crate) fn plan(objects: &[(String, Node)], max_file_bytes: u64) -> Result<Plan> {
+pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let mut planner = Planner::default();
     for leaf in walk(objects)? {
         planner.add(leaf)?;
     }
-    planner.finish(max_file_bytes)
+    planner.finish(options)
 }
 
 #[derive(Default)]
@@ -92,10 +97,10 @@ impl Planner {
         Ok(())
     }
 
-    fn finish(mut self, max_file_bytes: u64) -> Result<Plan> {
+    fn finish(mut self, options: &SaveOptions) -> Result<Plan> {
         let mut files = Vec::new();
         for (component, places) in std::mem::take(&mut self.components) {
-            let parts = self.split(places, max_file_bytes);
+            let parts = self.split(places, options.max_file_bytes);
             let stem = name::file_stem(&component);
             let count = parts.len();
             for (i, part) in parts.into_iter().enumerate() {
@@ -110,7 +115,9 @@ impl Planner {
                 "two components would be saved in files of this name; rename one of them",
             ));
         }
-        Ok(Plan { files, tensors: self.tensors, aliases: self.aliases, values: self.values })
+        let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options.threads);
+        let spans = files.iter().enumerate().flat_map(spans).collect();
+        Ok(Plan { files, tensors: self.tensors, aliases: self.aliases, values: self.values, spans })
     }
 
     /// Cuts a component's tensors into parts of at most `max_file_bytes`, in order of name; a larger tensor is alone.

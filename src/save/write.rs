@@ -1,16 +1,18 @@
-//! Writing the planned bytes: every thread takes the next run of tensors, digests each chunk while it is in the
-//! cache, and writes it where it belongs.
+//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes (or
+//! takes them from an image captured before), digests them while they are in the cache, and writes them. Whoever
+//! ends a file's last span syncs the file, while the others go on.
 
+use super::buffer::PageBuffer;
+use super::chunk::{CHUNK, Chunk, Gatherer, Source, Span};
+use super::image::Image;
 use super::plan::{Plan, PlannedFile};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
-use crate::store::{StagedFile, Staging};
+use crate::store::{PAGE, StagedFile, Staging};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// Bytes digested and written at a time; small tensors that follow one another are gathered up to this.
-const CHUNK: usize = 4 << 20;
 
 /// What was written.
 pub(crate) struct Written {
@@ -18,21 +20,110 @@ pub(crate) struct Written {
     pub tensors: BTreeMap<String, TensorRecord>,
 }
 
-/// Writes all files of a plan. Their content is durable when this returns, their names are not yet.
-pub(super) fn write(plan: &Plan, staging: &Staging<'_>, threads: usize) -> Result<Written> {
-    let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
-    let mut files = BTreeMap::new();
-    for planned in &plan.files {
-        let file = staging.create(&planned.name)?;
-        file.write_all_at(0, &planned.header)?;
-        for (place, digest) in write_tensors(plan, planned, &file, threads)? {
-            digests[place] = digest;
-        }
-        file.finish()?;
-        let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
-        files.insert(planned.name.clone(), FileEntry { bytes: planned.bytes, header });
+/// A file being written, and how many of its spans are still to come.
+struct FileInWork<'a> {
+    planned: &'a PlannedFile,
+    staged: StagedFile<'a>,
+    spans_left: AtomicUsize,
+}
+
+/// Writes all files of a plan, from the live tensors or from `image`. Their content is durable when this returns,
+/// their names are not yet.
+pub(super) fn write(plan: &Plan, image: Option<&Image>, staging: &Staging<'_>, threads: usize) -> Result<Written> {
+    let mut files = Vec::with_capacity(plan.files.len());
+    for (place, planned) in plan.files.iter().enumerate() {
+        let spans = plan.spans.iter().filter(|span| span.file == place).count();
+        let staged = staging.create(&planned.name, planned.bytes)?;
+        files.push(FileInWork { planned, staged, spans_left: AtomicUsize::new(spans) });
     }
-    Ok(Written { files, tensors: records(plan, &digests) })
+    let digests = Mutex::new(vec![Digest::of(&[]); plan.tensors.len()]);
+    let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
+    parallel::for_each(
+        &spans,
+        threads,
+        || PageBuffer::new(CHUNK),
+        |&(place, span), buffer| {
+            let file = &files[span.file];
+            let mut writer = SpanWriter { plan, file: &file.staged, current: None, digests: Vec::new() };
+            let mut gatherer = Gatherer::new(plan);
+            for (i, chunk) in span.chunks.iter().enumerate() {
+                match image {
+                    Some(image) => writer.write(chunk, image.chunk(place, i).as_slice())?,
+                    None => {
+                        let buffer = &mut buffer.as_mut_slice()[..chunk.length];
+                        gatherer.gather(span, chunk, buffer, |_| true)?;
+                        writer.write(chunk, buffer)?;
+                    }
+                }
+            }
+            let finished = writer.finish();
+            let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
+            for (place, digest) in finished {
+                digests[place] = digest;
+            }
+            drop(digests);
+            match file.spans_left.fetch_sub(1, Ordering::AcqRel) {
+                1 => file.staged.finish(file.planned.bytes),
+                _ => Ok(()),
+            }
+        },
+    )?;
+    let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let entry = |planned: &PlannedFile| {
+        let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
+        (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
+    };
+    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests) })
+}
+
+/// Digests and writes the chunks of one span, in order.
+struct SpanWriter<'a> {
+    plan: &'a Plan,
+    file: &'a StagedFile<'a>,
+    /// The large tensor that the last chunk ended in.
+    current: Option<(usize, Hasher)>,
+    digests: Vec<(usize, Digest)>,
+}
+
+impl SpanWriter<'_> {
+    fn write(&mut self, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
+        for part in &chunk.parts {
+            let Source::Tensor(place) = part.source else { continue };
+            let range = &self.plan.tensors[place].range;
+            if part.at.len() as u64 == range.end - range.start {
+                self.digests.push((place, Digest::of(&bytes[part.at.clone()])));
+                continue;
+            }
+            if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
+                self.next(Some(place));
+            }
+            if let Some((_, hasher)) = &mut self.current {
+                hasher.update(&bytes[part.at.clone()]);
+            }
+        }
+        // What does not fill a page is shared with a neighbour, or ends the file: it goes through the page cache.
+        let whole = if chunk.offset as usize % PAGE == 0 { chunk.length / PAGE * PAGE } else { 0 };
+        let (pages, rest) = bytes[..chunk.length].split_at(whole);
+        if !pages.is_empty() {
+            self.file.write_all_at(chunk.offset, pages)?;
+        }
+        if !rest.is_empty() {
+            self.file.write_all_at(chunk.offset + whole as u64, rest)?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, place: Option<usize>) {
+        let next = place.map(|place| (place, Hasher::new()));
+        if let Some((done, hasher)) = std::mem::replace(&mut self.current, next) {
+            self.digests.push((done, hasher.finish()));
+        }
+    }
+
+    fn finish(mut self) -> Vec<(usize, Digest)> {
+        self.next(None);
+        self.digests
+    }
 }
 
 /// The manifest's entries: one for every key, those of shared memory pointing to the same bytes.
@@ -55,68 +146,4 @@ fn records(plan: &Plan, digests: &[Digest]) -> BTreeMap<String, TensorRecord> {
     let own = plan.tensors.iter().enumerate().map(|(place, tensor)| (tensor.key.clone(), place));
     let all = own.chain(plan.aliases.iter().cloned());
     all.filter_map(|(key, place)| Some((key, records[place].clone()?))).collect()
-}
-
-/// Writes the tensors of one file; gives their digests, by place.
-fn write_tensors(
-    plan: &Plan,
-    planned: &PlannedFile,
-    file: &StagedFile<'_>,
-    threads: usize,
-) -> Result<Vec<(usize, Digest)>> {
-    let digests = Mutex::new(Vec::with_capacity(planned.tensors.len()));
-    parallel::for_each(&runs(plan, planned), threads, |run, buffer| {
-        let written = write_run(plan, run, file, buffer)?;
-        digests.lock().unwrap_or_else(PoisonError::into_inner).extend(written);
-        Ok(())
-    })?;
-    Ok(digests.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// The file's tensors, in order, cut so that neighbours that together fit one chunk are written as one.
-fn runs<'a>(plan: &Plan, planned: &'a PlannedFile) -> Vec<&'a [usize]> {
-    let length = |place: usize| plan.tensors[place].range.end - plan.tensors[place].range.start;
-    let mut runs = Vec::new();
-    let mut rest = planned.tensors.as_slice();
-    while !rest.is_empty() {
-        let mut total = 0;
-        let fitting = rest.iter().take_while(|&&place| {
-            total += length(place);
-            total <= CHUNK as u64
-        });
-        let (run, tail) = rest.split_at(fitting.count().max(1));
-        runs.push(run);
-        rest = tail;
-    }
-    runs
-}
-
-fn write_run(plan: &Plan, run: &[usize], file: &StagedFile<'_>, buffer: &mut Vec<u8>) -> Result<Vec<(usize, Digest)>> {
-    buffer.clear();
-    let mut digests = Vec::with_capacity(run.len());
-    for &place in run {
-        let tensor = &plan.tensors[place];
-        let bytes = tensor.leaf.bytes().map_err(|reason| Error::object(&tensor.key, reason))?;
-        let bytes = bytes.as_slice();
-        if bytes.len() as u64 != tensor.range.end - tensor.range.start {
-            return Err(Error::object(&tensor.key, "its size changed while it was being saved"));
-        }
-        if run.len() > 1 {
-            digests.push((place, Digest::of(bytes)));
-            buffer.extend_from_slice(bytes);
-            continue;
-        }
-        let mut hasher = Hasher::new();
-        let mut offset = tensor.range.start;
-        for chunk in bytes.chunks(CHUNK) {
-            hasher.update(chunk);
-            file.write_all_at(offset, chunk)?;
-            offset += chunk.len() as u64;
-        }
-        digests.push((place, hasher.finish()));
-    }
-    if let (false, Some(&first)) = (buffer.is_empty(), run.first()) {
-        file.write_all_at(plan.tensors[first].range.start, buffer)?;
-    }
-    Ok(digests)
 }

@@ -268,8 +268,9 @@ pub(crate) struct Staging<'a> {
 }
 
 impl Staging<'_> {
-    /// Creates a file of the checkpoint.
-    pub fn create(&self, name: &str) -> Result<StagedFile<'_>> {
+    /// Creates a file of the checkpoint, of `bytes` in the end.
+    pub fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
+        let _ = bytes;
         let path = self.path.join(name);
         let file = self.directory.disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
         Ok(StagedFile { staging: self, file, path })
@@ -291,9 +292,9 @@ impl Staging<'_> {
     pub fn publish(mut self, manifest: &Manifest, overwrite: bool) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
-        let file = self.create(MANIFEST)?;
+        let file = self.create(MANIFEST, text.len() as u64)?;
         file.write_all_at(0, &text)?;
-        file.finish()?;
+        file.finish(text.len() as u64)?;
         directory.sync_dir(&self.path)?;
         let path = directory.path(&self.name);
         match directory.disk.rename_new(&self.path, &path) {
@@ -356,8 +357,10 @@ impl StagedFile<'_> {
         written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
     }
 
-    /// Ends the file: its content is durable when this returns, where durability asks for it.
-    pub fn finish(self) -> Result<()> {
+    /// Ends the file after `length` bytes: its content is durable when this returns, where durability asks for it.
+    pub fn finish(&self, length: u64) -> Result<()> {
+        let cut = self.file.set_len(length);
+        cut.map_err(|e| self.staging.no_space(Error::io("set the length of", &self.path, e)))?;
         self.staging.directory.sync_file(&*self.file, &self.path).map_err(|e| self.staging.no_space(e))
     }
 }

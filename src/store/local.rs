@@ -1,15 +1,31 @@
 //! The operating system's file operations.
 
-use super::{Disk, Entry, NewFile, OldFile};
-use rustix::fs::{CWD, RenameFlags};
+use super::{Disk, Entry, NewFile, OldFile, PAGE};
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The local file system.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct LocalDisk;
+pub(crate) struct LocalDisk {
+    /// Whether aligned writes go past the page cache, where the file system can do that.
+    pub direct: bool,
+}
+
+impl LocalDisk {
+    fn open_direct(&self, path: &Path) -> Option<File> {
+        let flags = (OFlags::NOFOLLOW | OFlags::DIRECT).bits();
+        self.direct.then(|| OpenOptions::new().write(true).custom_flags(flags as i32).open(path).ok()).flatten()
+    }
+}
+
+/// A file being written: through the page cache, and past it where that is possible.
+struct LocalFile {
+    file: File,
+    direct: Option<File>,
+}
 
 impl Disk for LocalDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -18,12 +34,28 @@ impl Disk for LocalDisk {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         // O_EXCL neither follows a symbolic link nor opens what exists; the mode is left to the user's umask.
-        Ok(Box::new(OpenOptions::new().write(true).create_new(true).open(path)?))
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        Ok(Box::new(LocalFile { direct: self.open_direct(path), file }))
+    }
+
+    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let file = OpenOptions::new().write(true).custom_flags(flags as i32).open(from)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.nlink() != 1 || !is_ours_alone(&file) {
+            return Ok(None);
+        }
+        self.rename_new(from, to)?;
+        Ok(Some(Box::new(LocalFile { direct: self.open_direct(to), file })))
+    }
+
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        fs::hard_link(existing, new)
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
         // O_NONBLOCK: opening a pipe must not wait for its other end.
-        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
         let file = OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -103,13 +135,19 @@ impl Disk for LocalDisk {
     }
 }
 
-impl NewFile for File {
+impl NewFile for LocalFile {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        FileExt::write_all_at(self, bytes, offset)
+        let aligned = [offset as usize, bytes.as_ptr() as usize, bytes.len()].iter().all(|n| n % PAGE == 0);
+        let file = self.direct.as_ref().filter(|_| aligned).unwrap_or(&self.file);
+        file.write_all_at(bytes, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.sync_all()
+        self.file.sync_all()
     }
 }
 
@@ -121,4 +159,23 @@ impl OldFile for File {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
     }
+}
+
+/// Whether no other open file, in this process or another, shows this one; mapped memory counts as open. Asks for
+/// a lease for writing, which the system grants only then (fcntl(2), "Leases"), and gives it back.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "there is no safe wrapper of F_SETLEASE")]
+fn is_ours_alone(file: &File) -> bool {
+    use std::os::fd::AsRawFd;
+    // SAFETY: both calls take the descriptor of an open file and an integer, and touch no memory of ours.
+    unsafe {
+        let granted = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
+        granted && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}
+
+/// Other systems do not tell.
+#[cfg(not(target_os = "linux"))]
+fn is_ours_alone(_: &File) -> bool {
+    false
 }

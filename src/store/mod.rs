@@ -20,6 +20,14 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Creates a file for writing; an error if anything of that name exists.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
 
+    /// Renames the file `from` to the free name `to` and opens it for overwriting: blocks that exist already are
+    /// written about twice as fast as new ones. `None`, and `from` is left alone, when somebody could see the change:
+    /// it has a second link, or is open anywhere.
+    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>>;
+
+    /// Gives the file `existing` a second name. Neither name may ever be written to again.
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()>;
+
     /// Opens a regular file for reading. Symbolic links, pipes and devices are errors.
     fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>>;
 
@@ -55,10 +63,17 @@ pub(crate) trait Disk: Send + Sync + Debug {
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>>;
 }
 
+/// What direct writes are aligned to: a multiple of every device's block size in use.
+pub(crate) const PAGE: usize = 4096;
+
 /// A file being written. Write, `sync` where durability asks for it, drop.
 pub(crate) trait NewFile: Send + Sync {
-    /// Writes all of `bytes` at `offset`.
+    /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`], the
+    /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Ends the file after `length` bytes: a recycled one may have been longer.
+    fn set_len(&self, length: u64) -> io::Result<()>;
 
     /// Makes content and length durable. After an error the file must be given up, never synced again: the system
     /// may have dropped the data and would answer "done".
