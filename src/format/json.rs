@@ -15,6 +15,9 @@ pub(super) const MAX_DEPTH: usize = 100;
 /// The most numbers, texts, lists and so on in all values of a manifest together.
 pub(super) const MAX_NODES: usize = 10_000_000;
 
+/// The most entries of a map: files, tensors, metrics, a header's texts.
+pub(super) const MAX_ENTRIES: usize = 4_000_000;
+
 /// Appends `item` to `text` as JSON, without white space.
 pub(super) fn append<T: Serialize + ?Sized>(text: &mut Vec<u8>, item: &T) -> Result<(), String> {
     serde_json::to_writer(text, item).map_err(|e| e.to_string())
@@ -55,6 +58,9 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = access.next_entry()? {
+                    if entries.len() == MAX_ENTRIES {
+                        return Err(A::Error::custom(format!("a list has more than {MAX_ENTRIES} entries")));
+                    }
                     entries.push(entry);
                 }
                 unique(entries).map_err(A::Error::custom)

@@ -245,6 +245,9 @@ impl RecordIn<'_> {
 /// What a reader relies on; a writer is held to it too.
 impl Manifest {
     fn check(&self) -> Result<(), FormatError> {
+        for (what, entries) in [("files", self.files.len()), ("tensors", self.tensors.len())] {
+            check_count(what, entries)?;
+        }
         check_run(&self.run)?;
         check_time(self.saved_at)?;
         check_metrics(&self.metrics)?;
@@ -446,8 +449,14 @@ pub(super) fn check_time(time: DateTime<Utc>) -> Result<(), FormatError> {
 
 /// JSON has finite numbers only.
 pub(super) fn check_metrics(metrics: &BTreeMap<String, f64>) -> Result<(), FormatError> {
+    check_count("metrics", metrics.len())?;
     match metrics.iter().find(|(_, value)| !value.is_finite()) {
         Some((metric, value)) => Err(damaged(format!("the metric {metric:?} is {value}, not a finite number"))),
         None => Ok(()),
     }
+}
+
+fn check_count(what: &str, entries: usize) -> Result<(), FormatError> {
+    let most = json::MAX_ENTRIES;
+    if entries <= most { Ok(()) } else { Err(damaged(format!("{entries} {what} are too many, {most} are allowed"))) }
 }

@@ -76,6 +76,11 @@ pub struct Placed {
 /// # Ok::<(), tch_checkpoint::Error>(())
 /// ```
 pub fn layout(tensors: Vec<(String, TensorSpec)>) -> Result<Layout> {
+    layout_within(tensors, MAX_HEADER)
+}
+
+/// [`layout`], with another limit for the header.
+pub(super) fn layout_within(tensors: Vec<(String, TensorSpec)>, max_header: u64) -> Result<Layout> {
     let mut tensors: Vec<Placed> = tensors
         .into_iter()
         .enumerate()
@@ -113,9 +118,9 @@ pub fn layout(tensors: Vec<(String, TensorSpec)>) -> Result<Layout> {
     let data_start = (LENGTH_BYTES + json.len()).next_multiple_of(DATA_ALIGNMENT);
     json.resize(data_start - LENGTH_BYTES, b' ');
     let length = json.len() as u64;
-    if length > MAX_HEADER {
+    if length > max_header {
         return Err(Error::Usage(format!(
-            "{} tensors in one safetensors file would need a header of {length} bytes, {MAX_HEADER} are allowed; \
+            "{} tensors in one safetensors file would need a header of {length} bytes, {max_header} are allowed; \
              track them as more than one component",
             tensors.len()
         )));
