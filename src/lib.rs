@@ -5,6 +5,8 @@ mod dtype;
 mod error;
 mod graph;
 pub mod name;
+#[cfg(feature = "torch")]
+mod torch;
 
 pub mod restore {
     //! x
@@ -24,3 +26,5 @@ pub use graph::{
     Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value,
     ValueApply, ValueLeaf,
 };
+#[cfg(feature = "torch")]
+pub use torch::{Rng, Variables, optim};
