@@ -15,6 +15,8 @@ mod retention;
 mod save;
 mod source;
 mod store;
+#[cfg(feature = "torch")]
+mod torch;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
@@ -27,3 +29,5 @@ pub use manager::{CheckpointManager, CheckpointManagerBuilder, checkpoints, late
 pub use reader::CheckpointReader;
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use store::Durability;
+#[cfg(feature = "torch")]
+pub use torch::{Rng, Variables, optim};

@@ -1,0 +1,226 @@
+//! The configurations of tch, by the same names, that build optimizers whose state can be saved.
+
+use super::optimizer::Optimizer;
+use crate::error::Result;
+use crate::torch::shim::{Algorithm, StepOptions};
+use tch::nn::VarStore;
+
+/// What all configurations can do; for code that is generic over them.
+pub trait OptimizerConfig: Sized {
+    /// An optimizer for the trainable variables of `vs`, those that are added later too.
+    ///
+    /// # Errors
+    ///
+    /// An option out of its range.
+    fn build(self, vs: &VarStore, lr: f64) -> Result<Optimizer>;
+}
+
+/// The methods that every configuration has.
+macro_rules! build {
+    ($($config:ident)*) => {
+        $(
+            impl $config {
+                /// An optimizer for the trainable variables of `vs`, those that are added later too, with the
+                /// learning rate `lr`.
+                ///
+                /// # Errors
+                ///
+                /// An option out of its range.
+                pub fn build(self, vs: &VarStore, lr: f64) -> Result<Optimizer> {
+                    Optimizer::new(vs, self.options(lr))
+                }
+            }
+
+            impl OptimizerConfig for $config {
+                fn build(self, vs: &VarStore, lr: f64) -> Result<Optimizer> {
+                    Optimizer::new(vs, self.options(lr))
+                }
+            }
+        )*
+    };
+}
+
+build! { Sgd Adam AdamW RmsProp }
+
+/// Stochastic gradient descent, as PyTorch's `SGD`.
+///
+/// ```no_run
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// use tch_checkpoint::optim::Sgd;
+/// let optimizer = Sgd { momentum: 0.9, nesterov: true, ..Sgd::default() }.build(&vs, 0.1)?;
+/// # let _ = optimizer;
+/// # Ok::<(), tch_checkpoint::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Sgd {
+    /// How much of the previous update the next one keeps; 0 for none.
+    pub momentum: f64,
+    /// How much less of the gradient goes into the momentum.
+    pub dampening: f64,
+    /// Weight decay: what is added of the parameter to its gradient.
+    pub wd: f64,
+    /// Nesterov's momentum; it needs `momentum` above 0 and `dampening` of 0.
+    pub nesterov: bool,
+}
+
+/// A configuration for SGD.
+pub fn sgd(momentum: f64, dampening: f64, wd: f64, nesterov: bool) -> Sgd {
+    Sgd { momentum, dampening, wd, nesterov }
+}
+
+impl Sgd {
+    fn options(self, lr: f64) -> StepOptions {
+        StepOptions {
+            momentum: self.momentum,
+            dampening: self.dampening,
+            weight_decay: self.wd,
+            nesterov: self.nesterov,
+            ..StepOptions::new(Algorithm::Sgd, lr)
+        }
+    }
+}
+
+/// The configurations of Adam and AdamW, which have the same options.
+macro_rules! adam {
+    ($(#[$doc:meta])* $name:ident, $wd:literal, $function:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct $name {
+            /// Decay of the mean of gradients.
+            pub beta1: f64,
+            /// Decay of the mean of squared gradients.
+            pub beta2: f64,
+            /// Weight decay.
+            pub wd: f64,
+            /// Added to the denominator, against division by zero.
+            pub eps: f64,
+            /// Divide by the largest mean of squares so far.
+            pub amsgrad: bool,
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { beta1: 0.9, beta2: 0.999, wd: $wd, eps: 1e-8, amsgrad: false }
+            }
+        }
+
+        #[doc = concat!("A configuration for ", stringify!($name), ".")]
+        pub fn $function(beta1: f64, beta2: f64, wd: f64) -> $name {
+            $name { beta1, beta2, wd, ..$name::default() }
+        }
+
+        impl $name {
+            /// Sets the decay of the mean of gradients.
+            pub fn beta1(mut self, b: f64) -> Self {
+                self.beta1 = b;
+                self
+            }
+
+            /// Sets the decay of the mean of squared gradients.
+            pub fn beta2(mut self, b: f64) -> Self {
+                self.beta2 = b;
+                self
+            }
+
+            /// Sets the weight decay.
+            pub fn wd(mut self, w: f64) -> Self {
+                self.wd = w;
+                self
+            }
+
+            /// Sets what is added to the denominator.
+            pub fn eps(mut self, e: f64) -> Self {
+                self.eps = e;
+                self
+            }
+
+            /// Divides by the largest mean of squares so far, or not.
+            pub fn amsgrad(mut self, a: bool) -> Self {
+                self.amsgrad = a;
+                self
+            }
+
+            fn options(self, lr: f64) -> StepOptions {
+                StepOptions {
+                    beta1: self.beta1,
+                    beta2: self.beta2,
+                    weight_decay: self.wd,
+                    eps: self.eps,
+                    amsgrad: self.amsgrad,
+                    ..StepOptions::new(Algorithm::$name, lr)
+                }
+            }
+        }
+    };
+}
+
+adam! {
+    /// Adam, as PyTorch's. Weight decay is added to the gradient.
+    ///
+    /// ```no_run
+    /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+    /// let optimizer = tch_checkpoint::optim::Adam::default().amsgrad(true).build(&vs, 1e-3)?;
+    /// # let _ = optimizer;
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    Adam, 0.0, adam
+}
+
+adam! {
+    /// AdamW, as PyTorch's. Weight decay shrinks the parameter, apart from its gradient.
+    ///
+    /// ```no_run
+    /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+    /// let optimizer = tch_checkpoint::optim::AdamW::default().wd(0.1).build(&vs, 1e-3)?;
+    /// # let _ = optimizer;
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    AdamW, 0.01, adamw
+}
+
+/// RMSprop, as PyTorch's.
+///
+/// ```no_run
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// use tch_checkpoint::optim::RmsProp;
+/// let optimizer = RmsProp { centered: true, ..RmsProp::default() }.build(&vs, 1e-3)?;
+/// # let _ = optimizer;
+/// # Ok::<(), tch_checkpoint::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RmsProp {
+    /// Decay of the mean of squared gradients.
+    pub alpha: f64,
+    /// Added to the denominator, against division by zero.
+    pub eps: f64,
+    /// Weight decay: what is added of the parameter to its gradient.
+    pub wd: f64,
+    /// How much of the previous update the next one keeps; 0 for none.
+    pub momentum: f64,
+    /// Divide by an estimate of the variance, not of the mean square.
+    pub centered: bool,
+}
+
+impl Default for RmsProp {
+    fn default() -> Self {
+        RmsProp { alpha: 0.99, eps: 1e-8, wd: 0.0, momentum: 0.0, centered: false }
+    }
+}
+
+/// A configuration for RMSprop.
+pub fn rms_prop(alpha: f64, eps: f64, wd: f64, momentum: f64, centered: bool) -> RmsProp {
+    RmsProp { alpha, eps, wd, momentum, centered }
+}
+
+impl RmsProp {
+    fn options(self, lr: f64) -> StepOptions {
+        StepOptions {
+            alpha: self.alpha,
+            eps: self.eps,
+            weight_decay: self.wd,
+            momentum: self.momentum,
+            centered: self.centered,
+            ..StepOptions::new(Algorithm::RmsProp, lr)
+        }
+    }
+}

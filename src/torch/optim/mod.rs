@@ -1,0 +1,56 @@
+//! Optimizers whose state can be saved: SGD, Adam, AdamW and RMSprop, with the methods of [`tch::nn::Optimizer`].
+//!
+//! A training loop changes its `use` line, and its optimizer can be tracked:
+//!
+//! ```no_run
+//! use tch::{Device, Kind, Tensor, nn};
+//! use tch_checkpoint::{Trackable, optim};
+//!
+//! # fn main() -> tch_checkpoint::Result<()> {
+//! let vs = nn::VarStore::new(Device::Cpu);
+//! let layer = nn::linear(vs.root(), 4, 1, Default::default());
+//! let mut optimizer = optim::Adam::default().build(&vs, 1e-3)?;
+//! let x = Tensor::randn([16, 4], (Kind::Float, Device::Cpu));
+//! for _ in 0..100 {
+//!     let loss = x.apply(&layer).square().mean(Kind::Float);
+//!     optimizer.backward_step(&loss);
+//! }
+//! let node = optimizer.node(); // for `Checkpoint::track`
+//! # let _ = node;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is saved
+//!
+//! | key | what |
+//! |---|---|
+//! | `algorithm` | `SGD`, `Adam`, `AdamW` or `RMSprop`; another algorithm's checkpoint is refused |
+//! | `defaults` | the options that a new parameter group begins with |
+//! | `param_groups` | the options of every group, under PyTorch's names: `lr`, `betas`, `eps`, `weight_decay` … |
+//! | `steps` | how many steps were taken |
+//! | `state/<variable>/<slot>` | tensors, under PyTorch's names, for every variable that was stepped: |
+//! | | SGD with momentum: `momentum_buffer` |
+//! | | Adam, AdamW: `step`, `exp_avg`, `exp_avg_sq`, with amsgrad `max_exp_avg_sq` |
+//! | | RMSprop: `step`, `square_avg`, with momentum `momentum_buffer`, centered `grad_avg` |
+//!
+//! `<variable>` is the variable's name in the `VarStore`. Slots of a variable that the model does not have yet are
+//! kept, and used when it is added. Restoring is exact: options are set back, and the slots of a variable that had
+//! none when the checkpoint was saved are dropped.
+//!
+//! # How it differs from tch
+//!
+//! * Steps go through libtorch's fused kernels where it has them (SGD, Adam and AdamW; CPU and CUDA; float, double,
+//!   half and bfloat16). They are faster, and round differently in the last bit;
+//!   [`set_fused(false)`](Optimizer::set_fused) computes what tch computes, bit by bit.
+//! * A variable that is in the store under two names is stepped once, as in PyTorch.
+//! * Slots follow a variable that is moved to another device or type.
+
+mod config;
+mod optimizer;
+mod options;
+mod state;
+mod track;
+
+pub use config::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd, adam, adamw, rms_prop, sgd};
+pub use optimizer::Optimizer;

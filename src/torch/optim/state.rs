@@ -1,0 +1,193 @@
+//! What an optimizer holds: options of groups, parameters and their slots. Everything behind one lock.
+
+use super::options::{self, Slot};
+use crate::dtype::{Dtype, TensorSpec};
+use crate::error::{Error, Result};
+use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped};
+use crate::torch::tensor::examine;
+use crate::torch::variables::{self, Table};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tch::Tensor;
+
+/// The tensors kept for a variable, in the order of [`options::slots`].
+pub(super) type Slots = [Option<Tensor>; SLOTS];
+
+/// The handle that an optimizer and its nodes in the graph share.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<State>>);
+
+impl Shared {
+    pub(super) fn new(state: State) -> Shared {
+        Shared(Arc::new(Mutex::new(state)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A variable that is stepped.
+pub(super) struct Parameter {
+    /// Its name in the `VarStore`, by which its state is saved; or why it has none that can be relied on.
+    pub name: Result<String, String>,
+    /// The tensor object, which a shallow clone shares.
+    object: usize,
+    pub tensor: Tensor,
+    pub group: usize,
+    pub slots: Slots,
+}
+
+/// Slots that a restore fills and that are not in use yet: they become a variable's when the restore has succeeded,
+/// and vanish with it otherwise.
+pub(super) struct Detached {
+    pub variable: String,
+    pub slots: Vec<(usize, Weak<Mutex<Tensor>>)>,
+}
+
+pub(super) struct State {
+    pub algorithm: Algorithm,
+    /// What a new group begins with.
+    pub defaults: StepOptions,
+    pub groups: Vec<StepOptions>,
+    pub parameters: Vec<Parameter>,
+    /// Restored slots of variables that are not in the store yet, by name.
+    pub pending: BTreeMap<String, Slots>,
+    pub detached: Vec<Detached>,
+    pub steps: u64,
+    pub fused: bool,
+    table: Table,
+    /// Places in `parameters`, by name.
+    places: HashMap<String, usize>,
+    /// How many trainable and named variables of the store have been looked at.
+    seen: (usize, usize),
+}
+
+impl State {
+    pub(super) fn new(table: Table, options: StepOptions) -> State {
+        State {
+            algorithm: options.algorithm,
+            defaults: options,
+            groups: vec![options],
+            parameters: Vec::new(),
+            pending: BTreeMap::new(),
+            detached: Vec::new(),
+            steps: 0,
+            fused: true,
+            table,
+            places: HashMap::new(),
+            seen: (0, 0),
+        }
+    }
+
+    pub(super) fn place(&self, variable: &str) -> Option<usize> {
+        self.places.get(variable).copied()
+    }
+
+    /// Takes in the variables that were added to the store since the last time, and their slots where a restore has
+    /// left some for them.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        let table = self.table.clone();
+        let table = variables::lock(&table);
+        let counts = (table.trainable_variables.len(), table.named_variables.len());
+        if counts == self.seen {
+            return Ok(());
+        }
+        let failed = |reason| Error::object("optimizer", reason);
+        // Under several names the first in the alphabet counts, whatever the order in which they were given.
+        let mut names: HashMap<usize, &str> = HashMap::new();
+        for (name, tensor) in &table.named_variables {
+            let known = names.entry(shim::info(tensor).map_err(failed)?.object).or_insert(name);
+            *known = (*known).min(name);
+        }
+        let name_of = |object: usize| match names.get(&object) {
+            Some(name) => variables::renamed(name, &table.named_variables).map_or(Ok(name.to_string()), Err),
+            None => Err("a trainable variable is not among the VarStore's named variables, so its state has no name; \
+                         add it with `Path::add`"
+                .to_string()),
+        };
+        let mut objects = HashSet::new();
+        for parameter in &mut self.parameters {
+            parameter.name = name_of(parameter.object);
+            objects.insert(parameter.object);
+        }
+        for variable in table.trainable_variables.iter().skip(self.seen.0) {
+            let object = shim::info(&variable.tensor).map_err(failed)?.object;
+            if !objects.insert(object) {
+                continue;
+            }
+            let name = name_of(object);
+            let slots = match &name {
+                Ok(name) => take_pending(&mut self.pending, name, self.algorithm, &variable.tensor)?,
+                Err(_) => Slots::default(),
+            };
+            while self.groups.len() <= variable.group {
+                self.groups.push(self.defaults);
+            }
+            let tensor = variable.tensor.shallow_clone();
+            self.parameters.push(Parameter { name, object, tensor, group: variable.group, slots });
+        }
+        self.places = self
+            .parameters
+            .iter()
+            .enumerate()
+            .filter_map(|(place, parameter)| Some((parameter.name.as_ref().ok()?.clone(), place)))
+            .collect();
+        self.seen = counts;
+        Ok(())
+    }
+
+    /// The tensors of all parameters.
+    pub(super) fn tensors(&self) -> Vec<&Tensor> {
+        self.parameters.iter().map(|parameter| &parameter.tensor).collect()
+    }
+
+    /// One step. This is the only function that writes to parameters and slots, and it has the lock: who wants to
+    /// read them untorn while training goes on has to be waited for here, before the first write.
+    pub(super) fn step(&mut self) -> Result<()> {
+        self.sync()?;
+        let options: Vec<StepOptions> =
+            self.groups.iter().map(|group| StepOptions { fused: self.fused, ..*group }).collect();
+        let mut stepped: Vec<Stepped<'_>> = self
+            .parameters
+            .iter_mut()
+            .map(|parameter| Stepped { group: parameter.group, param: &parameter.tensor, slots: &mut parameter.slots })
+            .collect();
+        shim::step(&options, &mut stepped).map_err(|failure| {
+            let parameter = failure.place.and_then(|place| self.parameters.get(place));
+            let name = parameter.and_then(|parameter| parameter.name.as_deref().ok()).unwrap_or("optimizer");
+            Error::object(name, failure.reason)
+        })?;
+        self.steps += 1;
+        Ok(())
+    }
+}
+
+/// The slots that a restore has left for a variable that is new, in the variable's layout and on its device after
+/// the first step.
+fn take_pending(
+    pending: &mut BTreeMap<String, Slots>,
+    name: &str,
+    algorithm: Algorithm,
+    tensor: &Tensor,
+) -> Result<Slots> {
+    let Some(slots) = pending.get(name) else { return Ok(Slots::default()) };
+    let failed = |reason| Error::object(name, reason);
+    let wanted = examine(tensor).map_err(failed)?.0;
+    for (slot, tensor) in options::slots(algorithm).iter().zip(slots) {
+        if let Some(tensor) = tensor {
+            check_spec(*slot, &examine(tensor).map_err(failed)?.0, &wanted).map_err(failed)?;
+        }
+    }
+    Ok(pending.remove(name).unwrap_or_default())
+}
+
+/// Whether a saved slot is that of a variable of type and shape `variable`.
+pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
+    let count = TensorSpec::new(Dtype::F32, []);
+    let wanted = if slot.is_count { &count } else { variable };
+    if saved == wanted {
+        return Ok(());
+    }
+    Err(format!("the checkpoint's slot `{}` is {saved}, the variable needs {wanted}", slot.name))
+}

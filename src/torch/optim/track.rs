@@ -1,0 +1,262 @@
+//! An optimizer in the graph: its options as values, its slots as tensors that come and go.
+
+use super::options::{self, Slot};
+use super::state::{Detached, Shared, Slots, State, check_spec};
+use crate::graph::{Child, Collection, Node, Saved, ValueApply, ValueLeaf};
+use crate::torch::shim;
+use crate::torch::tensor::{Leaf, examine, scalar_type};
+use serde_json::Value;
+use tch::Tensor;
+
+/// The optimizer's part of the graph.
+pub(super) fn node(shared: &Shared) -> Node {
+    let setting = |save, load| Node::value(Setting { shared: shared.clone(), save, load });
+    Node::group([
+        ("algorithm", setting(save_algorithm, load_algorithm)),
+        ("defaults", setting(save_defaults, load_defaults)),
+        ("param_groups", setting(save_groups, load_groups)),
+        ("steps", setting(save_steps, load_steps)),
+        ("state", Node::collection(AllSlots(shared.clone()))),
+    ])
+}
+
+/// What a checked value changes.
+type Change = Box<dyn FnOnce(&mut State) + Send>;
+type Save = fn(&mut State) -> Result<Value, String>;
+type Load = fn(&mut State, &Value) -> Result<Change, String>;
+
+/// A value of the optimizer.
+struct Setting {
+    shared: Shared,
+    save: Save,
+    load: Load,
+}
+
+impl ValueLeaf for Setting {
+    fn save(&self) -> Result<Value, String> {
+        (self.save)(&mut self.shared.lock())
+    }
+
+    fn load(&self, saved: &Value) -> Result<ValueApply, String> {
+        let change = (self.load)(&mut self.shared.lock(), saved)?;
+        let shared = self.shared.clone();
+        Ok(Box::new(move || change(&mut shared.lock())))
+    }
+}
+
+fn save_algorithm(state: &mut State) -> Result<Value, String> {
+    Ok(options::name(state.algorithm).into())
+}
+
+fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, String> {
+    let own = options::name(state.algorithm);
+    if saved.as_str() == Some(own) {
+        return Ok(Box::new(|_| ()));
+    }
+    let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
+    Err(format!(
+        "the checkpoint is of the optimizer {saved}, this one is {own}; restore it into {saved}, or without the optimizer"
+    ))
+}
+
+fn save_defaults(state: &mut State) -> Result<Value, String> {
+    options::to_json(&state.defaults)
+}
+
+fn load_defaults(state: &mut State, saved: &Value) -> Result<Change, String> {
+    let defaults = options::from_json(state.algorithm, saved)?;
+    Ok(Box::new(move |state| state.defaults = defaults))
+}
+
+fn save_groups(state: &mut State) -> Result<Value, String> {
+    state.sync().map_err(|e| e.to_string())?;
+    state.groups.iter().map(options::to_json).collect()
+}
+
+fn load_groups(state: &mut State, saved: &Value) -> Result<Change, String> {
+    state.sync().map_err(|e| e.to_string())?;
+    let saved = saved.as_array().ok_or_else(|| format!("a list of parameter groups is expected, not {saved}"))?;
+    let groups: Vec<_> =
+        saved.iter().map(|group| options::from_json(state.algorithm, group)).collect::<Result<_, _>>()?;
+    if groups.len() < state.groups.len() {
+        return Err(format!(
+            "the checkpoint has {} parameter groups, the optimizer {}; which options the others should have is unknown",
+            groups.len(),
+            state.groups.len()
+        ));
+    }
+    Ok(Box::new(move |state| {
+        let known = groups.len().min(state.groups.len());
+        state.groups.splice(..known, groups);
+    }))
+}
+
+fn save_steps(state: &mut State) -> Result<Value, String> {
+    Ok(state.steps.into())
+}
+
+fn load_steps(_: &mut State, saved: &Value) -> Result<Change, String> {
+    let steps = saved.as_u64().ok_or_else(|| format!("a number of steps is expected, not {saved}"))?;
+    Ok(Box::new(move |state| state.steps = steps))
+}
+
+/// `state`: the variables that have slots, by name.
+struct AllSlots(Shared);
+
+impl Collection for AllSlots {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        let mut state = self.0.lock();
+        state.sync().map_err(|e| e.to_string())?;
+        let mut children = Vec::new();
+        for (place, parameter) in state.parameters.iter().enumerate() {
+            if parameter.slots.iter().any(Option::is_some) {
+                let node = Node::collection(VariableSlots { shared: self.0.clone(), place });
+                children.push(Child::new(parameter.name.clone()?, node));
+            }
+        }
+        children.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(children)
+    }
+
+    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Node>, String> {
+        let mut state = self.0.lock();
+        state.sync().map_err(|e| e.to_string())?;
+        let missing = options::slots(state.algorithm)
+            .iter()
+            .find(|slot| !slot.is_optional && !saved.children.contains_key(slot.name));
+        if let Some(slot) = missing {
+            return Err(format!("the checkpoint has no slot `{}` of it", slot.name));
+        }
+        let mut leaves = Vec::new();
+        for (name, saved) in &saved.children {
+            leaves.push(detached_slot(&state, variable, name, saved)?);
+        }
+        let children: Vec<_> = leaves.iter().map(|(slot, _, leaf)| (slot.name, Node::tensor(leaf.clone()))).collect();
+        remember(&mut state, variable, &leaves);
+        Ok(Some(Node::group(children)))
+    }
+
+    fn may_lack(&self, _: &str) -> bool {
+        // It had not been stepped yet when the checkpoint was saved.
+        true
+    }
+
+    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+        let mut state = self.0.lock();
+        // What an earlier restore has left for variables to come is not of this checkpoint.
+        state.pending.clear();
+        for variable in dropped {
+            if let Some(place) = state.place(&variable) {
+                state.parameters[place].slots = Slots::default();
+            }
+        }
+        for (variable, _) in &created {
+            let Some(restored) = recall(&mut state, variable) else { continue };
+            let mut slots = Slots::default();
+            for (slot, tensor) in restored {
+                slots[slot] = Some(tensor);
+            }
+            match state.place(variable) {
+                Some(place) => state.parameters[place].slots = slots,
+                None => {
+                    state.pending.insert(variable.clone(), slots);
+                }
+            }
+        }
+    }
+}
+
+/// `state/<variable>`: the slots it has.
+struct VariableSlots {
+    shared: Shared,
+    place: usize,
+}
+
+impl Collection for VariableSlots {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        let state = self.shared.lock();
+        let Some(parameter) = state.parameters.get(self.place) else { return Ok(Vec::new()) };
+        let slots = options::slots(state.algorithm).iter().zip(&parameter.slots);
+        let child = |(slot, tensor): (&Slot, &Option<Tensor>)| {
+            Some(Child::new(slot.name, Node::tensor(Leaf::new(tensor.as_ref()?))))
+        };
+        Ok(slots.filter_map(child).collect())
+    }
+
+    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Node>, String> {
+        let mut state = self.shared.lock();
+        let Some(parameter) = state.parameters.get(self.place) else { return Ok(None) };
+        let variable = parameter.name.clone()?;
+        let leaf = detached_slot(&state, &variable, slot, saved)?;
+        let node = Node::tensor(leaf.2.clone());
+        remember(&mut state, &variable, &[leaf]);
+        Ok(Some(node))
+    }
+
+    fn may_lack(&self, name: &str) -> bool {
+        // Options can be set during training: it may have got a slot since that it did not need before.
+        let state = self.shared.lock();
+        options::slots(state.algorithm).iter().any(|slot| slot.name == name && slot.is_optional)
+    }
+
+    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+        let mut state = self.shared.lock();
+        let Some(Ok(variable)) = state.parameters.get(self.place).map(|parameter| parameter.name.clone()) else {
+            return;
+        };
+        let slots = options::slots(state.algorithm);
+        let place_of = |name: &str| slots.iter().position(|slot| slot.name == name);
+        let restored: Vec<_> = created.iter().filter_map(|_| recall(&mut state, &variable)).flatten().collect();
+        let Some(parameter) = state.parameters.get_mut(self.place) else { return };
+        for (slot, tensor) in restored {
+            parameter.slots[slot] = Some(tensor);
+        }
+        for slot in dropped.iter().filter_map(|name| place_of(name)) {
+            parameter.slots[slot] = None;
+        }
+    }
+}
+
+/// A slot for a restore to fill: like the variable if there is one, else as it was saved, on the CPU.
+fn detached_slot(state: &State, variable: &str, name: &str, saved: &Saved) -> Result<(Slot, usize, Leaf), String> {
+    let algorithm = options::name(state.algorithm);
+    let (place, slot) = options::slots(state.algorithm)
+        .iter()
+        .enumerate()
+        .find(|(_, slot)| slot.name == name)
+        .ok_or_else(|| format!("{algorithm} keeps no slot `{name}`; is the checkpoint of another optimizer?"))?;
+    let spec = saved.tensor.as_ref().ok_or_else(|| format!("the slot `{name}` is not a tensor in the checkpoint"))?;
+    let parameter = state.place(variable).map(|place| &state.parameters[place].tensor);
+    let variable = match parameter {
+        Some(tensor) => examine(tensor)?.0,
+        None => spec.clone(),
+    };
+    check_spec(*slot, spec, &variable)?;
+    let tensor = match parameter {
+        Some(tensor) if !slot.is_count => shim::zeros_like(tensor)?,
+        _ => {
+            let number = scalar_type(spec.dtype).ok_or_else(|| format!("libtorch has no type {}", spec.dtype))?;
+            let shape: Result<Vec<i64>, _> = spec.shape.iter().map(|&length| i64::try_from(length)).collect();
+            shim::zeros(number, &shape.map_err(|_| format!("the slot `{name}` is too large: {spec}"))?)?
+        }
+    };
+    Ok((*slot, place, Leaf::new(&tensor)))
+}
+
+/// Keeps track of detached slots for as long as the restore keeps them.
+fn remember(state: &mut State, variable: &str, leaves: &[(Slot, usize, Leaf)]) {
+    let is_kept = |detached: &Detached| detached.slots.iter().all(|(_, leaf)| leaf.strong_count() > 0);
+    state.detached.retain(is_kept);
+    let slots = leaves.iter().map(|(_, place, leaf)| (*place, leaf.downgrade())).collect();
+    state.detached.push(Detached { variable: variable.to_string(), slots });
+}
+
+/// The detached slots of a variable that a restore has just filled.
+fn recall(state: &mut State, variable: &str) -> Option<Vec<(usize, Tensor)>> {
+    let last = state.detached.iter().rposition(|detached| detached.variable == variable)?;
+    let detached = state.detached.remove(last);
+    detached.slots.iter().map(|(place, leaf)| Some((*place, Leaf::upgrade(leaf)?.tensor()))).collect()
+}
+
+#[cfg(test)]
+mod tests;

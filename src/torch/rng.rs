@@ -1,0 +1,161 @@
+//! The state of libtorch's random numbers.
+
+use super::shim::{self, GeneratorDevice};
+use super::tensor::{bytes_of, examine};
+use crate::dtype::TensorSpec;
+use crate::graph::{Child, Collection, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
+use tch::Tensor;
+
+/// The states of libtorch's default generators, from which initialization, dropout and sampling draw: of the CPU
+/// (`cpu`) and of every GPU (`cuda:0` …, `mps:0`). Saved and restored, so that a resumed run draws the same numbers
+/// as one that was never stopped; a seed alone would start over.
+///
+/// A checkpoint of a machine with fewer GPUs can be restored: the generators that it lacks stay as they are.
+///
+/// ```no_run
+/// use tch_checkpoint::{Rng, Trackable};
+/// tch::manual_seed(7);
+/// let node = Rng::global().node();
+/// # let _ = node;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Rng(());
+
+impl Rng {
+    /// The default generators, which all of libtorch shares.
+    pub fn global() -> Rng {
+        Rng(())
+    }
+}
+
+impl Trackable for Rng {
+    fn node(&self) -> Node {
+        Node::collection(self.clone())
+    }
+}
+
+impl Collection for Rng {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        let mut children = vec![Child::new("cpu", Node::tensor(Generator { device: GeneratorDevice::Cpu, index: 0 }))];
+        for (device, name) in [(GeneratorDevice::Cuda, "cuda"), (GeneratorDevice::Mps, "mps")] {
+            for index in 0..shim::count_generators(device)? {
+                children.push(Child::new(format!("{name}:{index}"), Node::tensor(Generator { device, index })));
+            }
+        }
+        Ok(children)
+    }
+}
+
+/// The default generator of a device.
+#[derive(Debug, Clone, Copy)]
+struct Generator {
+    device: GeneratorDevice,
+    index: i32,
+}
+
+impl TensorLeaf for Generator {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        Ok(examine(&self.state()?)?.0)
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        bytes_of(&self.state()?)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        let state = self.state()?;
+        let bytes = vec![0; examine(&state)?.2.bytes];
+        Ok(Box::new(NewState { generator: *self, state, bytes }))
+    }
+
+    fn is_optional(&self) -> bool {
+        self.device != GeneratorDevice::Cpu
+    }
+}
+
+impl Generator {
+    fn state(&self) -> Result<Tensor, String> {
+        shim::generator_state(self.device, self.index)
+    }
+}
+
+/// A state that is being read in; the generator takes it whole, at the end.
+struct NewState {
+    generator: Generator,
+    state: Tensor,
+    bytes: Vec<u8>,
+}
+
+impl TensorTarget for NewState {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        shim::fill(&self.state, &mut self.bytes)?;
+        shim::set_generator_state(self.generator.device, self.generator.index, &self.state)
+            .map_err(|reason| format!("libtorch refuses this state, its generator is as it was: {reason}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use std::sync::{Mutex, PoisonError};
+    use tch::{Device, Kind};
+
+    /// There is one default generator, and tests run in threads.
+    static GENERATOR: Mutex<()> = Mutex::new(());
+
+    fn cpu() -> Generator {
+        Generator { device: GeneratorDevice::Cpu, index: 0 }
+    }
+
+    fn draw() -> (Tensor, Tensor) {
+        let normal = Tensor::randn([5], (Kind::Float, Device::Cpu));
+        (normal, Tensor::ones([64], (Kind::Float, Device::Cpu)).dropout(0.5, true))
+    }
+
+    #[test]
+    fn the_same_numbers_follow_a_restored_state() {
+        let _one = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        tch::manual_seed(7);
+        // An odd number of normal samples leaves one in stock, which belongs to the state.
+        let _ = Tensor::randn([1], (Kind::Double, Device::Cpu));
+        let state = cpu().bytes().unwrap();
+        let first = draw();
+        let mut target = cpu().target().unwrap();
+        target.as_mut_slice().copy_from_slice(state.as_slice());
+        target.finish().unwrap();
+        assert_eq!(draw(), first);
+        assert_ne!(draw(), first);
+    }
+
+    #[test]
+    fn a_bad_state_is_refused_and_the_generator_stays() {
+        let _one = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = cpu().bytes().unwrap().as_slice().to_vec();
+        let mut target = cpu().target().unwrap();
+        target.as_mut_slice().fill(0xff);
+        let refusal = target.finish().unwrap_err();
+        assert!(refusal.contains("as it was"), "{refusal}");
+        assert_eq!(cpu().bytes().unwrap().as_slice(), before);
+        let state = shim::zeros(0, &[3]).unwrap();
+        assert!(shim::set_generator_state(GeneratorDevice::Cpu, 0, &state).unwrap_err().contains("size"));
+        assert_eq!(cpu().bytes().unwrap().as_slice(), before);
+    }
+
+    #[test]
+    fn every_device_has_its_name() {
+        let names: Vec<String> = Rng::global().children().unwrap().into_iter().map(|child| child.name).collect();
+        assert_eq!(names[0], "cpu");
+        assert_eq!(names.len() as i64, 1 + tch::Cuda::device_count());
+        let spec = cpu().spec().unwrap();
+        assert_eq!((spec.dtype, spec.shape.len()), (Dtype::U8, 1));
+        assert!(!cpu().is_optional() && Generator { device: GeneratorDevice::Cuda, index: 0 }.is_optional());
+        // A GPU that is not there is an error, not a crash.
+        let missing = Generator { device: GeneratorDevice::Cuda, index: 99 };
+        assert!(missing.spec().is_err());
+    }
+}

@@ -1,0 +1,548 @@
+// What this crate needs of libtorch and tch does not reach: facts about a tensor, raw access to its memory, the
+// generators' states, and an optimizer step as one call.
+//
+// Every function returns null, or a message that the caller frees with `tcp_free_message`: no C++ exception leaves
+// this file. Tensors cross as pointers to `at::Tensor`, the same that tch holds. The declarations for Rust are in
+// shim.rs; the structs there and here must agree.
+
+#define AT_PER_OPERATOR_HEADERS
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/view_as_real.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace {
+
+char out_of_memory[] = "out of memory";
+
+char *message(const char *text) noexcept {
+  char *copy = strdup(text);
+  return copy ? copy : out_of_memory;
+}
+
+// Runs `work`; what it throws becomes the message.
+template <class Work> char *guarded(Work &&work) noexcept {
+  try {
+    work();
+    return nullptr;
+  } catch (const c10::Error &e) {
+    return message(e.what_without_backtrace());
+  } catch (const std::exception &e) {
+    return message(e.what());
+  } catch (...) {
+    return message("an unknown C++ exception");
+  }
+}
+
+void require(bool condition, const std::string &text) {
+  if (!condition)
+    throw std::runtime_error(text);
+}
+
+// In-place writes need no gradient, and those to a tensor of inference mode need that mode.
+struct Writing {
+  c10::NoGradGuard no_grad;
+  std::optional<c10::InferenceMode> inference;
+  explicit Writing(const at::Tensor &tensor) {
+    if (tensor.is_inference())
+      inference.emplace(true);
+  }
+};
+
+// -1 for a tensor of inference mode, which keeps none.
+int64_t version(const at::Tensor &tensor) { return tensor.is_inference() ? -1 : int64_t(tensor._version()); }
+
+void bump_version(const at::Tensor &tensor) {
+  if (!tensor.is_inference())
+    tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+} // namespace
+
+// ---------------------------------------------------------------------------------------------- tensors
+
+// The numbers that dtype maps in tensor.rs.
+static_assert(int(c10::ScalarType::Byte) == 0 && int(c10::ScalarType::Double) == 7 &&
+              int(c10::ScalarType::ComplexFloat) == 9 && int(c10::ScalarType::Bool) == 11 &&
+              int(c10::ScalarType::BFloat16) == 15 && int(c10::ScalarType::Float8_e5m2) == 23 &&
+              int(c10::ScalarType::Float8_e4m3fn) == 24 && int(c10::ScalarType::Float8_e5m2fnuz) == 25 &&
+              int(c10::ScalarType::Float8_e4m3fnuz) == 26 && int(c10::ScalarType::UInt16) == 27 &&
+              int(c10::ScalarType::UInt32) == 28 && int(c10::ScalarType::UInt64) == 29 &&
+              int(c10::ScalarType::Float8_e8m0fnu) == 44);
+
+extern "C" {
+
+struct tcp_info {
+  const void *object;      // which tensor object (`TensorImpl`), whatever memory it shows
+  const void *data;        // the first element
+  const void *storage;     // the beginning of the memory that it may share with views
+  const int64_t *sizes;    // these two are valid until the tensor is changed
+  const int64_t *strides;
+  int64_t dim;
+  int64_t numel;
+  int64_t element_size;
+  int64_t storage_offset;
+  int64_t version;         // -1: none is kept (inference mode)
+  int32_t scalar_type;
+  uint8_t defined;
+  uint8_t plain;           // strided, neither quantized nor nested, and with memory: the fields above are all set
+  uint8_t quantized;
+  uint8_t cpu;
+  uint8_t contiguous;
+  uint8_t lazy;            // a conjugate or negative view: its memory holds other values than it shows
+  char dtype[24];
+  char device[24];
+  char layout[24];
+};
+
+void tcp_free_message(char *text) {
+  if (text != out_of_memory)
+    free(text);
+}
+
+char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
+  return guarded([&] {
+    *info = tcp_info{};
+    const at::Tensor &t = *tensor;
+    info->defined = t.defined();
+    if (!t.defined())
+      return;
+    info->object = t.unsafeGetTensorImpl();
+    info->scalar_type = int32_t(t.scalar_type());
+    info->quantized = t.is_quantized();
+    info->cpu = t.is_cpu();
+    info->version = version(t);
+    std::ostringstream layout;
+    layout << t.layout();
+    snprintf(info->dtype, sizeof info->dtype, "%s", c10::toString(t.scalar_type()));
+    snprintf(info->device, sizeof info->device, "%s", t.device().str().c_str());
+    snprintf(info->layout, sizeof info->layout, "%s", t.is_nested() ? "Nested" : layout.str().c_str());
+    info->plain = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized() && !t.is_meta() && t.has_storage();
+    if (!info->plain)
+      return;
+    info->data = t.const_data_ptr();
+    info->storage = t.storage().data();
+    info->storage_offset = t.storage_offset();
+    info->sizes = t.sizes().data();
+    info->strides = t.strides().data();
+    info->dim = t.dim();
+    info->numel = t.numel();
+    info->element_size = t.element_size();
+    info->contiguous = t.is_contiguous();
+    info->lazy = t.is_conj() || t.is_neg();
+  });
+}
+
+// The values, row-major in CPU memory; shares the tensor's own memory where that is so already.
+char *tcp_on_cpu(const at::Tensor *tensor, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    *out = new at::Tensor(tensor->detach().resolve_conj().resolve_neg().to(at::kCPU).contiguous());
+  });
+}
+
+// The memory of a contiguous CPU tensor, for writing; `tcp_written` must follow.
+char *tcp_open(const at::Tensor *tensor, void **data) {
+  return guarded([&] { *data = tensor->mutable_data_ptr(); });
+}
+
+// Tells autograd that the memory has changed.
+char *tcp_written(const at::Tensor *tensor) {
+  return guarded([&] { bump_version(*tensor); });
+}
+
+// Overwrites any tensor from row-major CPU memory, which must hold as many elements of its type.
+char *tcp_fill(const at::Tensor *tensor, void *bytes) {
+  return guarded([&] {
+    Writing writing(*tensor);
+    tensor->copy_(at::from_blob(bytes, tensor->sizes(), at::TensorOptions(tensor->scalar_type())));
+  });
+}
+
+// A CPU tensor of zeros.
+char *tcp_zeros(int32_t scalar_type, const int64_t *sizes, size_t dim, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    *out = new at::Tensor(at::zeros(at::IntArrayRef(sizes, dim), at::TensorOptions(at::ScalarType(scalar_type))));
+  });
+}
+
+// Zeros of the tensor's shape, type, device and layout.
+char *tcp_zeros_like(const at::Tensor *tensor, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    *out = new at::Tensor(at::zeros_like(*tensor));
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- generators
+
+char *tcp_count_generators(int32_t device_type, int64_t *count) {
+  return guarded([&] {
+    auto type = c10::DeviceType(device_type);
+    if (type == at::kCPU)
+      *count = 1;
+    else if (type == at::kCUDA ? at::hasCUDA() : type == at::kMPS && at::hasMPS())
+      *count = at::globalContext().getAcceleratorHooksInterface(type).deviceCount();
+    else
+      *count = 0;
+  });
+}
+
+char *tcp_get_generator_state(int32_t device_type, int32_t index, at::Tensor **out) {
+  return guarded([&] {
+    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *out = new at::Tensor(generator.get_state());
+  });
+}
+
+// Tries the state on a copy of the generator first, so that a state that is refused changes nothing.
+char *tcp_set_generator_state(int32_t device_type, int32_t index, const at::Tensor *state) {
+  return guarded([&] {
+    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.clone().set_state(*state);
+    generator.set_state(*state);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- gradients
+
+// Gradients become undefined, as in `torch::optim::Optimizer::zero_grad`.
+char *tcp_zero_grad(at::Tensor *const *params, size_t n) {
+  return guarded([&] {
+    for (size_t i = 0; i < n; i++)
+      params[i]->mutable_grad().reset();
+  });
+}
+
+char *tcp_clip_grad_value(at::Tensor *const *params, size_t n, double max) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    for (size_t i = 0; i < n; i++)
+      if (params[i]->grad().defined())
+        params[i]->mutable_grad().clamp_(-max, max);
+  });
+}
+
+// Scales all gradients so that their common L2 norm is at most `max`; gives the norm that they had.
+char *tcp_clip_grad_norm(at::Tensor *const *params, size_t n, double max, double *total) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    *total = 0;
+    std::vector<at::Tensor> norms;
+    for (size_t i = 0; i < n; i++) {
+      const at::Tensor &grad = params[i]->grad();
+      if (grad.defined()) {
+        at::Tensor norm = grad.norm();
+        norms.push_back(norms.empty() ? norm : norm.to(norms[0].options()));
+      }
+    }
+    if (norms.empty())
+      return;
+    *total = at::stack(norms).norm().item<double>();
+    double scale = max / (*total + 1e-6);
+    if (scale < 1)
+      for (size_t i = 0; i < n; i++)
+        if (params[i]->grad().defined())
+          params[i]->mutable_grad().mul_(scale);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- optimizer steps
+
+enum tcp_algorithm : int32_t { SGD = 0, ADAM = 1, ADAMW = 2, RMSPROP = 3 };
+
+// What a parameter group is stepped with; an algorithm reads only what it has.
+struct tcp_options {
+  int32_t algorithm;
+  uint8_t amsgrad;
+  uint8_t nesterov;
+  uint8_t centered;
+  uint8_t fused;
+  double lr, weight_decay, momentum, dampening, beta1, beta2, eps, alpha;
+};
+
+} // extern "C"
+
+namespace {
+
+constexpr size_t SLOTS = 4;
+// The slots of Adam and AdamW, of RMSprop, and of SGD.
+constexpr size_t STEP = 0, EXP_AVG = 1, EXP_AVG_SQ = 2, MAX_EXP_AVG_SQ = 3;
+constexpr size_t SQUARE_AVG = 1, MOMENTUM_BUFFER = 2, GRAD_AVG = 3;
+constexpr size_t SGD_MOMENTUM_BUFFER = 0;
+
+// One parameter's part of a step.
+struct Update {
+  at::Tensor param, grad;
+  const tcp_options *options = nullptr;
+  at::Tensor **slots = nullptr; // of the parameter; null where there is none yet
+  int64_t place = -1;
+  bool first = false; // SGD: the momentum begins with this gradient
+  std::unique_ptr<at::Tensor> made[SLOTS];
+
+  // A slot as the arithmetic sees it: complex numbers as pairs.
+  at::Tensor slot(size_t k) const { return real(*slots[k]); }
+
+  static at::Tensor real(const at::Tensor &tensor) {
+    return tensor.is_complex() ? at::view_as_real(tensor) : tensor;
+  }
+};
+
+bool has_momentum(const tcp_options &options) { return options.momentum != 0; }
+
+// The slots that this step uses.
+std::vector<size_t> slots_of(const tcp_options &options) {
+  switch (options.algorithm) {
+  case SGD:
+    return has_momentum(options) ? std::vector<size_t>{SGD_MOMENTUM_BUFFER} : std::vector<size_t>{};
+  case RMSPROP: {
+    std::vector<size_t> slots{STEP, SQUARE_AVG};
+    if (has_momentum(options))
+      slots.push_back(MOMENTUM_BUFFER);
+    if (options.centered)
+      slots.push_back(GRAD_AVG);
+    return slots;
+  }
+  default:
+    return options.amsgrad ? std::vector<size_t>{STEP, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ}
+                           : std::vector<size_t>{STEP, EXP_AVG, EXP_AVG_SQ};
+  }
+}
+
+bool is_step(const tcp_options &options, size_t slot) { return options.algorithm != SGD && slot == STEP; }
+
+// Throws for what cannot be stepped, before anything has changed.
+void check(const Update &u) {
+  const tcp_options &o = *u.options;
+  bool sparse_is_fine = o.algorithm == SGD && !has_momentum(o) && o.weight_decay == 0;
+  require(u.grad.layout() == at::kStrided || sparse_is_fine,
+          "its gradient is sparse, which only SGD without momentum and weight decay can use; build the embedding "
+          "with `sparse: false`");
+  for (size_t k : slots_of(o))
+    if (u.slots[k] && !is_step(o, k))
+      require(u.slots[k]->sizes() == u.param.sizes(),
+              "its shape has changed since the last step; build a new optimizer");
+}
+
+// Makes the slots there are not, and moves those of a variable that was moved to another device, type or layout.
+void prepare_slots(Update &u) {
+  for (size_t k : slots_of(*u.options)) {
+    bool scalar = is_step(*u.options, k);
+    if (!u.slots[k]) {
+      auto counter = at::TensorOptions(at::kFloat).device(u.param.device());
+      u.made[k] = std::make_unique<at::Tensor>(scalar ? at::zeros({}, counter) : at::zeros_like(u.param));
+      u.first = u.options->algorithm == SGD;
+      continue;
+    }
+    at::Tensor &slot = *u.slots[k];
+    if (scalar) {
+      slot = slot.to(u.param.device());
+    } else if (slot.device() != u.param.device() || slot.scalar_type() != u.param.scalar_type() ||
+               (u.param.is_non_overlapping_and_dense() && slot.strides() != u.param.strides())) {
+      at::Tensor moved = at::empty_like(u.param);
+      moved.copy_(slot);
+      slot = moved;
+    }
+  }
+}
+
+// Whether libtorch's fused kernels take it: they walk the memory of parameter, gradient and slots side by side.
+bool fits_fused(const Update &u) {
+  auto type = u.param.scalar_type();
+  return u.options->fused && u.options->algorithm != RMSPROP && (u.param.is_cpu() || u.param.is_cuda()) &&
+         (type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16) &&
+         u.param.numel() > 0 && u.param.is_non_overlapping_and_dense() && u.grad.layout() == at::kStrided &&
+         u.grad.scalar_type() == type && u.grad.device() == u.param.device();
+}
+
+// A list of tensors that a kernel writes to. It does not always tell autograd.
+struct Written {
+  std::vector<at::Tensor> tensors;
+  std::vector<int64_t> versions;
+  void add(const at::Tensor &tensor) {
+    tensors.push_back(tensor);
+    versions.push_back(version(tensor));
+  }
+  ~Written() {
+    for (size_t i = 0; i < tensors.size(); i++)
+      if (version(tensors[i]) == versions[i])
+        bump_version(tensors[i]);
+  }
+};
+
+// One kernel call for parameters of one group, device and type.
+void fused_step(const tcp_options &o, const std::vector<Update *> &updates) {
+  std::vector<at::Tensor> grads;
+  Written params, slots[SLOTS];
+  for (Update *u : updates) {
+    at::Tensor grad = u->grad;
+    if (grad.strides() != u->param.strides()) {
+      grad = at::empty_like(u->param);
+      grad.copy_(u->grad);
+    }
+    grads.push_back(grad);
+    params.add(u->param);
+    for (size_t k : slots_of(o))
+      slots[k].add(u->slot(k));
+  }
+  if (o.algorithm == SGD) {
+    at::_fused_sgd_(params.tensors, grads, slots[SGD_MOMENTUM_BUFFER].tensors, o.weight_decay, o.momentum, o.lr,
+                    o.dampening, o.nesterov, /*maximize=*/false, updates[0]->first);
+    return;
+  }
+  at::_foreach_add_(slots[STEP].tensors, 1);
+  auto kernel = [&](auto step) {
+    step(params.tensors, grads, slots[EXP_AVG].tensors, slots[EXP_AVG_SQ].tensors, slots[MAX_EXP_AVG_SQ].tensors,
+         slots[STEP].tensors, o.lr, o.beta1, o.beta2, o.weight_decay, o.eps, o.amsgrad, /*maximize=*/false,
+         std::nullopt, std::nullopt);
+  };
+  using List = at::TensorList;
+  using Scale = const std::optional<at::Tensor> &;
+  using Step = void(List, List, List, List, List, List, double, double, double, double, double, bool, bool, Scale,
+                    Scale);
+  kernel(o.algorithm == ADAM ? static_cast<Step *>(at::_fused_adam_) : static_cast<Step *>(at::_fused_adamw_));
+}
+
+// The arithmetic of torch::optim, operation by operation.
+void plain_step(const Update &u) {
+  const tcp_options &o = *u.options;
+  at::Tensor param = Update::real(u.param), grad = Update::real(u.grad);
+  if (o.algorithm == ADAMW && o.weight_decay != 0)
+    param.mul_(1 - o.lr * o.weight_decay);
+  else if (o.weight_decay != 0)
+    grad = grad.add(param, o.weight_decay);
+
+  if (o.algorithm == SGD) {
+    if (has_momentum(o)) {
+      at::Tensor buffer = u.slot(SGD_MOMENTUM_BUFFER);
+      if (u.first)
+        buffer.copy_(grad);
+      else
+        buffer.mul_(o.momentum).add_(grad, 1 - o.dampening);
+      grad = o.nesterov ? grad.add(buffer, o.momentum) : buffer;
+    }
+    param.add_(grad, -o.lr);
+    return;
+  }
+
+  at::Tensor count = u.slot(STEP);
+  count.add_(1);
+  if (o.algorithm == RMSPROP) {
+    at::Tensor square_avg = u.slot(SQUARE_AVG);
+    square_avg.mul_(o.alpha).addcmul_(grad, grad, 1 - o.alpha);
+    at::Tensor avg;
+    if (o.centered) {
+      at::Tensor grad_avg = u.slot(GRAD_AVG);
+      grad_avg.mul_(o.alpha).add_(grad, 1 - o.alpha);
+      avg = square_avg.addcmul(grad_avg, grad_avg, -1).sqrt_().add_(o.eps);
+    } else {
+      avg = square_avg.sqrt().add_(o.eps);
+    }
+    if (has_momentum(o)) {
+      at::Tensor buffer = u.slot(MOMENTUM_BUFFER);
+      buffer.mul_(o.momentum).addcdiv_(grad, avg);
+      param.add_(buffer, -o.lr);
+    } else {
+      param.addcdiv_(grad, avg, -o.lr);
+    }
+    return;
+  }
+
+  double steps = count.item<double>();
+  double correction1 = 1 - std::pow(o.beta1, steps), correction2 = 1 - std::pow(o.beta2, steps);
+  at::Tensor exp_avg = u.slot(EXP_AVG), exp_avg_sq = u.slot(EXP_AVG_SQ), square = exp_avg_sq;
+  exp_avg.mul_(o.beta1).add_(grad, 1 - o.beta1);
+  exp_avg_sq.mul_(o.beta2).addcmul_(grad, grad, 1 - o.beta2);
+  if (o.amsgrad) {
+    square = u.slot(MAX_EXP_AVG_SQ);
+    at::maximum_out(square, exp_avg_sq, square);
+  }
+  at::Tensor denominator = square.sqrt().div_(std::sqrt(correction2)).add_(o.eps);
+  param.addcdiv_(exp_avg, denominator, -o.lr / correction1);
+}
+
+} // namespace
+
+extern "C" {
+
+// One step of `n` parameters. `group[i]` is the place of the i-th one's options; `slots` has SLOTS pointers a
+// parameter, and what is null and needed is allocated and becomes the caller's, also when a message is returned.
+// `culprit` is the parameter that a message is about, or -1.
+char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *const *params, at::Tensor **slots, size_t n,
+               int64_t *culprit) {
+  *culprit = -1;
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    std::vector<Update> updates;
+    for (size_t i = 0; i < n; i++) {
+      const at::Tensor &grad = params[i]->grad();
+      if (!grad.defined())
+        continue;
+      // A lazily negated or conjugated gradient would be read wrongly from its memory.
+      at::Tensor resolved = grad.layout() == at::kStrided ? grad.resolve_conj().resolve_neg() : grad;
+      Update update;
+      update.param = *params[i];
+      update.grad = resolved;
+      update.options = &options[group[i]];
+      update.slots = slots + i * SLOTS;
+      update.place = int64_t(i);
+      updates.push_back(std::move(update));
+      *culprit = int64_t(i);
+      check(updates.back());
+    }
+    using Key = std::tuple<size_t, int, int, int, bool>;
+    std::map<Key, std::vector<Update *>> buckets;
+    std::vector<Update *> others;
+    for (Update &u : updates) {
+      *culprit = u.place;
+      prepare_slots(u);
+      auto device = u.param.device();
+      Key key(group[u.place], int(device.type()), int(device.index()), int(u.param.scalar_type()), u.first);
+      (fits_fused(u) ? buckets[key] : others).push_back(&u);
+    }
+    *culprit = -1;
+    for (Update &u : updates)
+      for (size_t k = 0; k < SLOTS; k++)
+        if (u.made[k])
+          u.slots[k] = u.made[k].release();
+    for (auto &bucket : buckets)
+      fused_step(*bucket.second[0]->options, bucket.second);
+    for (Update *u : others) {
+      *culprit = u->place;
+      plain_step(*u);
+    }
+  });
+}
+
+} // extern "C"

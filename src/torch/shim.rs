@@ -1,0 +1,375 @@
+//! The C++ file `shim.cpp`, as safe functions: what libtorch knows and tch does not reach. Every refusal of libtorch
+//! comes back as its message.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// Slots that a parameter can have.
+pub(crate) const SLOTS: usize = 4;
+
+/// What is known of a tensor. As `tcp_info` in shim.cpp.
+#[repr(C)]
+struct RawInfo {
+    object: *const c_void,
+    data: *const c_void,
+    storage: *const c_void,
+    sizes: *const i64,
+    strides: *const i64,
+    dim: i64,
+    numel: i64,
+    element_size: i64,
+    storage_offset: i64,
+    version: i64,
+    scalar_type: i32,
+    defined: u8,
+    plain: u8,
+    quantized: u8,
+    cpu: u8,
+    contiguous: u8,
+    lazy: u8,
+    dtype: [u8; 24],
+    device: [u8; 24],
+    layout: [u8; 24],
+}
+
+/// How parameters are stepped. As `tcp_algorithm` in shim.cpp.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    Sgd = 0,
+    Adam = 1,
+    AdamW = 2,
+    RmsProp = 3,
+}
+
+/// With what a parameter group is stepped. As `tcp_options` in shim.cpp; an algorithm reads only what it has.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct StepOptions {
+    pub algorithm: Algorithm,
+    pub amsgrad: bool,
+    pub nesterov: bool,
+    pub centered: bool,
+    pub fused: bool,
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub momentum: f64,
+    pub dampening: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub alpha: f64,
+}
+
+impl StepOptions {
+    /// All zero: for the rest of what an algorithm does not read.
+    pub(crate) fn new(algorithm: Algorithm, lr: f64) -> StepOptions {
+        StepOptions {
+            algorithm,
+            amsgrad: false,
+            nesterov: false,
+            centered: false,
+            fused: true,
+            lr,
+            weight_decay: 0.0,
+            momentum: 0.0,
+            dampening: 0.0,
+            beta1: 0.0,
+            beta2: 0.0,
+            eps: 0.0,
+            alpha: 0.0,
+        }
+    }
+}
+
+// SAFETY: these are the functions of shim.cpp, with its types. Pointers to tensors are those that tch holds.
+unsafe extern "C" {
+    fn tcp_free_message(text: *mut c_char);
+    fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
+    fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
+    fn tcp_written(tensor: *const C_tensor) -> *mut c_char;
+    fn tcp_fill(tensor: *const C_tensor, bytes: *mut c_void) -> *mut c_char;
+    fn tcp_zeros(scalar_type: i32, sizes: *const i64, dim: usize, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_zeros_like(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_count_generators(device_type: i32, count: *mut i64) -> *mut c_char;
+    fn tcp_get_generator_state(device_type: i32, index: i32, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_set_generator_state(device_type: i32, index: i32, state: *const C_tensor) -> *mut c_char;
+    fn tcp_zero_grad(params: *const *const C_tensor, n: usize) -> *mut c_char;
+    fn tcp_clip_grad_value(params: *const *const C_tensor, n: usize, max: f64) -> *mut c_char;
+    fn tcp_clip_grad_norm(params: *const *const C_tensor, n: usize, max: f64, total: *mut f64) -> *mut c_char;
+    fn tcp_step(
+        options: *const StepOptions,
+        group: *const usize,
+        params: *const *const C_tensor,
+        slots: *mut *mut C_tensor,
+        n: usize,
+        culprit: *mut i64,
+    ) -> *mut c_char;
+}
+
+/// What the C++ side answered.
+fn check(message: *mut c_char) -> Result<(), String> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a message is a C string that is ours until it is freed, which happens here and nowhere else.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        tcp_free_message(message);
+        text
+    };
+    Err(text)
+}
+
+/// A tensor that the C++ side makes.
+fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, String> {
+    let mut tensor = ptr::null_mut();
+    check(make(&mut tensor))?;
+    // SAFETY: without a message the pointer is a new `at::Tensor`, and nobody else holds it.
+    Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// A tensor, seen at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Info {
+    /// Which tensor object, whatever memory it shows: equal for shallow clones, different for views.
+    pub object: usize,
+    /// The number of the type in libtorch.
+    pub scalar_type: i32,
+    /// The type's name in libtorch, such as `Float`.
+    pub dtype: String,
+    /// The device, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// Increases with every change in place; `None` for tensors of inference mode.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
+    pub version: Option<u64>,
+    /// Where the elements are; why not, where they are not in plain memory.
+    pub memory: Result<Memory, NoMemory>,
+}
+
+/// Why a tensor has no elements in memory to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoMemory {
+    Undefined,
+    Meta,
+    Quantized,
+    /// The layout: `Sparse`, `SparseCsr`, `Mkldnn`, `Nested` …
+    Layout(String),
+}
+
+/// The memory of a strided tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    /// The first element.
+    pub data: *const u8,
+    /// The beginning of the storage, which views share.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
+    pub storage: usize,
+    /// Elements from there to the first one.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
+    pub storage_offset: i64,
+    pub sizes: Vec<i64>,
+    /// In elements.
+    pub strides: Vec<i64>,
+    /// Bytes that all elements take together.
+    pub bytes: usize,
+    /// In the memory of this process that the processor reads.
+    pub cpu: bool,
+    /// Row-major, without gaps.
+    pub contiguous: bool,
+    /// A conjugate or negative view: the memory holds other values than the tensor shows.
+    pub lazy: bool,
+}
+
+/// Looks at a tensor.
+pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
+    // SAFETY: the struct is plain old data, for which zeros are a value.
+    let mut raw: RawInfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the tensor lives, and `raw` has the layout of `tcp_info`.
+    check(unsafe { tcp_tensor_info(tensor.as_ptr(), &mut raw) })?;
+    let text = |chars: &[u8; 24]| {
+        let end = chars.iter().position(|&c| c == 0).unwrap_or(chars.len());
+        String::from_utf8_lossy(&chars[..end]).into_owned()
+    };
+    let device = text(&raw.device);
+    let memory = if raw.defined == 0 {
+        Err(NoMemory::Undefined)
+    } else if raw.quantized != 0 {
+        Err(NoMemory::Quantized)
+    } else if raw.plain == 0 && device.starts_with("meta") {
+        Err(NoMemory::Meta)
+    } else if raw.plain == 0 {
+        Err(NoMemory::Layout(text(&raw.layout)))
+    } else {
+        let lengths = |first: *const i64| {
+            let dim = usize::try_from(raw.dim).unwrap_or(0);
+            if dim == 0 {
+                return Vec::new();
+            }
+            // SAFETY: the tensor has `dim` sizes and strides, and nothing has changed it since.
+            unsafe { std::slice::from_raw_parts(first, dim) }.to_vec()
+        };
+        let bytes = raw.numel.checked_mul(raw.element_size).and_then(|bytes| usize::try_from(bytes).ok());
+        Ok(Memory {
+            data: raw.data.cast(),
+            storage: raw.storage as usize,
+            storage_offset: raw.storage_offset,
+            sizes: lengths(raw.sizes),
+            strides: lengths(raw.strides),
+            bytes: bytes.ok_or("its size does not fit this machine")?,
+            cpu: raw.cpu != 0,
+            contiguous: raw.contiguous != 0,
+            lazy: raw.lazy != 0,
+        })
+    };
+    Ok(Info {
+        object: raw.object as usize,
+        scalar_type: raw.scalar_type,
+        dtype: text(&raw.dtype),
+        device,
+        version: u64::try_from(raw.version).ok(),
+        memory,
+    })
+}
+
+/// The values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.
+pub(crate) fn on_cpu(tensor: &Tensor) -> Result<Tensor, String> {
+    // SAFETY: the tensor lives.
+    made(|out| unsafe { tcp_on_cpu(tensor.as_ptr(), out) })
+}
+
+/// The memory of a contiguous CPU tensor, for writing; call [`written`] afterwards.
+pub(crate) fn open(tensor: &Tensor) -> Result<*mut u8, String> {
+    let mut data = ptr::null_mut();
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_open(tensor.as_ptr(), &mut data) })?;
+    Ok(data.cast())
+}
+
+/// Tells autograd that the tensor's memory has changed.
+pub(crate) fn written(tensor: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_written(tensor.as_ptr()) })
+}
+
+/// Overwrites a tensor of any device and layout from its elements in row-major order.
+pub(crate) fn fill(tensor: &Tensor, bytes: &mut [u8]) -> Result<(), String> {
+    let needed = info(tensor)?.memory.map_err(|_| "it has no memory")?.bytes;
+    if needed != bytes.len() {
+        return Err(format!("it takes {needed} bytes, {} were given", bytes.len()));
+    }
+    // SAFETY: the tensor lives, and there are exactly as many bytes as its elements take.
+    check(unsafe { tcp_fill(tensor.as_ptr(), bytes.as_mut_ptr().cast()) })
+}
+
+/// Zeros in CPU memory; `scalar_type` is libtorch's number.
+pub(crate) fn zeros(scalar_type: i32, sizes: &[i64]) -> Result<Tensor, String> {
+    // SAFETY: the pointer and the length are those of a slice.
+    made(|out| unsafe { tcp_zeros(scalar_type, sizes.as_ptr(), sizes.len(), out) })
+}
+
+/// Zeros of the shape, type, device and layout of `tensor`.
+pub(crate) fn zeros_like(tensor: &Tensor) -> Result<Tensor, String> {
+    // SAFETY: the tensor lives.
+    made(|out| unsafe { tcp_zeros_like(tensor.as_ptr(), out) })
+}
+
+/// A kind of device that has generators of random numbers; the numbers are libtorch's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GeneratorDevice {
+    Cpu = 0,
+    Cuda = 1,
+    Mps = 13,
+}
+
+/// How many default generators of that kind there are.
+pub(crate) fn count_generators(device: GeneratorDevice) -> Result<i32, String> {
+    let mut count = 0;
+    // SAFETY: the count is ours to write to.
+    check(unsafe { tcp_count_generators(device as i32, &mut count) })?;
+    i32::try_from(count).map_err(|e| e.to_string())
+}
+
+/// The state of a default generator: bytes, on the CPU.
+pub(crate) fn generator_state(device: GeneratorDevice, index: i32) -> Result<Tensor, String> {
+    // SAFETY: only numbers go in.
+    made(|out| unsafe { tcp_get_generator_state(device as i32, index, out) })
+}
+
+/// Sets the state of a default generator; one that is refused leaves it as it was.
+pub(crate) fn set_generator_state(device: GeneratorDevice, index: i32, state: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_set_generator_state(device as i32, index, state.as_ptr()) })
+}
+
+fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
+    tensors.iter().map(|tensor| tensor.as_ptr()).collect()
+}
+
+/// Makes all gradients undefined.
+pub(crate) fn zero_grad(params: &[&Tensor]) -> Result<(), String> {
+    let params = pointers(params);
+    // SAFETY: the tensors live; pointer and length are those of a vector.
+    check(unsafe { tcp_zero_grad(params.as_ptr(), params.len()) })
+}
+
+/// Limits every element of every gradient to `-max ..= max`.
+pub(crate) fn clip_grad_value(params: &[&Tensor], max: f64) -> Result<(), String> {
+    let params = pointers(params);
+    // SAFETY: the tensors live; pointer and length are those of a vector.
+    check(unsafe { tcp_clip_grad_value(params.as_ptr(), params.len(), max) })
+}
+
+/// Scales the gradients to a common L2 norm of at most `max`; gives the norm before.
+pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String> {
+    let params = pointers(params);
+    let mut total = 0.0;
+    // SAFETY: the tensors live; pointer and length are those of a vector.
+    check(unsafe { tcp_clip_grad_norm(params.as_ptr(), params.len(), max, &mut total) })?;
+    Ok(total)
+}
+
+/// A parameter and its part of an optimizer's state.
+pub(crate) struct Stepped<'a> {
+    /// The place of its group's options.
+    pub group: usize,
+    pub param: &'a Tensor,
+    pub slots: &'a mut [Option<Tensor>; SLOTS],
+}
+
+/// A step that failed, and at which parameter.
+#[derive(Debug)]
+pub(crate) struct StepError {
+    pub place: Option<usize>,
+    pub reason: String,
+}
+
+/// One optimizer step of all parameters that have a gradient; makes the slots that are missing.
+pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Result<(), StepError> {
+    if let Some(place) = stepped.iter().position(|one| one.group >= options.len()) {
+        return Err(StepError { place: Some(place), reason: "its parameter group does not exist".to_string() });
+    }
+    let group: Vec<usize> = stepped.iter().map(|one| one.group).collect();
+    let params: Vec<_> = stepped.iter().map(|one| one.param.as_ptr()).collect();
+    let mut slots: Vec<*mut C_tensor> = stepped
+        .iter_mut()
+        .flat_map(|one| one.slots.iter_mut())
+        .map(|slot| slot.as_mut().map_or(ptr::null_mut(), Tensor::as_mut_ptr))
+        .collect();
+    let mut culprit = -1;
+    // SAFETY: all tensors live; `group`, `params` and `slots` have the lengths that the C++ side reads, and every
+    // group is a place in `options`.
+    let message = unsafe {
+        tcp_step(options.as_ptr(), group.as_ptr(), params.as_ptr(), slots.as_mut_ptr(), params.len(), &mut culprit)
+    };
+    for (slot, pointer) in stepped.iter_mut().flat_map(|one| one.slots.iter_mut()).zip(slots) {
+        if slot.is_none() && !pointer.is_null() {
+            // SAFETY: a slot that was null and is not any more is a new `at::Tensor`, ours alone.
+            *slot = Some(unsafe { Tensor::from_ptr(pointer) });
+        }
+    }
+    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+}

@@ -1,0 +1,282 @@
+//! libtorch's tensors as leaves of the graph.
+
+use super::shim::{self, Info, Memory, NoMemory};
+use crate::dtype::{Dtype, TensorSpec};
+use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tch::Tensor;
+
+#[cfg(target_endian = "big")]
+compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory as they are");
+
+/// Types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; shim.cpp checks them).
+const DTYPES: [(i32, Dtype); 19] = [
+    (0, Dtype::U8),
+    (1, Dtype::I8),
+    (2, Dtype::I16),
+    (3, Dtype::I32),
+    (4, Dtype::I64),
+    (5, Dtype::F16),
+    (6, Dtype::F32),
+    (7, Dtype::F64),
+    (9, Dtype::C64),
+    (11, Dtype::Bool),
+    (15, Dtype::BF16),
+    (23, Dtype::F8E5m2),
+    (24, Dtype::F8E4m3),
+    (25, Dtype::F8E5m2fnuz),
+    (26, Dtype::F8E4m3fnuz),
+    (27, Dtype::U16),
+    (28, Dtype::U32),
+    (29, Dtype::U64),
+    (44, Dtype::F8E8m0),
+];
+
+/// libtorch's number of a type.
+pub(super) fn scalar_type(dtype: Dtype) -> Option<i32> {
+    DTYPES.iter().find(|(_, known)| *known == dtype).map(|(number, _)| *number)
+}
+
+fn dtype(info: &Info) -> Result<Dtype, String> {
+    DTYPES.iter().find(|(number, _)| *number == info.scalar_type).map(|(_, dtype)| *dtype).ok_or_else(|| {
+        let advice = match info.dtype.as_str() {
+            "ComplexHalf" => "; track it as `ComplexFloat`, or its `view_as_real`",
+            "ComplexDouble" => "; track its `view_as_real`, which shows the same memory as pairs of `Double`",
+            _ => "; track a tensor of another type",
+        };
+        format!("its elements are {}, which safetensors files have no type for{advice}", info.dtype)
+    })
+}
+
+/// Type, shape and memory of a tensor that can be saved and restored; or why it cannot be, and what to do.
+pub(super) fn examine(tensor: &Tensor) -> Result<(TensorSpec, Info, Memory), String> {
+    let info = shim::info(tensor)?;
+    let memory = info.memory.clone().map_err(|reason| match reason {
+        NoMemory::Undefined => "it is an undefined tensor; track it once it has a value".to_string(),
+        NoMemory::Meta => "it is on the `meta` device and has no values; move it to a real device first".to_string(),
+        NoMemory::Quantized => {
+            "it is quantized, which safetensors files cannot hold; track `int_repr()` and its scales".to_string()
+        }
+        NoMemory::Layout(layout) => {
+            format!("its layout is {layout}, and only strided tensors can be saved; track its parts or `to_dense()`")
+        }
+    })?;
+    let dtype = dtype(&info)?;
+    let shape: Option<Vec<u64>> = memory.sizes.iter().map(|&length| u64::try_from(length).ok()).collect();
+    let spec = TensorSpec::new(dtype, shape.ok_or("its shape has a negative length")?);
+    if memory.bytes > 0 && memory.data.is_null() {
+        return Err("its memory was released; give it a value before it is saved or restored".to_string());
+    }
+    if elements_may_overlap(&memory) {
+        return Err("several of its elements are the same memory (it is expanded, or a view that overlaps itself), \
+                    so saved values could not be put back one by one; track the tensor it was made from, or its \
+                    `contiguous()` copy"
+            .to_string());
+    }
+    Ok((spec, info, memory))
+}
+
+/// Whether two indices may lead to the same memory: unless, in the order of their steps, every dimension steps over
+/// all that the ones before it reach.
+fn elements_may_overlap(memory: &Memory) -> bool {
+    if memory.sizes.contains(&0) {
+        return false;
+    }
+    let mut dimensions: Vec<(i64, i64)> = memory
+        .strides
+        .iter()
+        .zip(&memory.sizes)
+        .filter(|&(_, &length)| length > 1)
+        .map(|(&stride, &length)| (stride, length))
+        .collect();
+    dimensions.sort_unstable();
+    let mut reach = 0;
+    for (stride, length) in dimensions {
+        if stride <= reach {
+            return true;
+        }
+        reach += stride * (length - 1);
+    }
+    false
+}
+
+/// A tensor in the graph. The lock is because `tch::Tensor` may move between threads but not be used by several.
+#[derive(Clone)]
+pub(super) struct Leaf(Arc<Mutex<Tensor>>);
+
+impl Leaf {
+    pub(super) fn new(tensor: &Tensor) -> Leaf {
+        Leaf(Arc::new(Mutex::new(tensor.shallow_clone())))
+    }
+
+    /// A handle that does not keep the tensor alive.
+    pub(super) fn downgrade(&self) -> Weak<Mutex<Tensor>> {
+        Arc::downgrade(&self.0)
+    }
+
+    /// The leaf again, if anyone has kept it.
+    pub(super) fn upgrade(weak: &Weak<Mutex<Tensor>>) -> Option<Leaf> {
+        weak.upgrade().map(Leaf)
+    }
+
+    /// Another handle to the tensor.
+    pub(super) fn tensor(&self) -> Tensor {
+        self.with(Tensor::shallow_clone)
+    }
+
+    fn with<R>(&self, use_it: impl FnOnce(&Tensor) -> R) -> R {
+        use_it(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl TensorLeaf for Leaf {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        self.with(|tensor| examine(tensor).map(|(spec, ..)| spec))
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let (spec, info, memory) = self.with(examine).ok()?;
+        if memory.bytes == 0 || memory.lazy {
+            return None;
+        }
+        // The step of a dimension of length 1 is never taken, and libtorch leaves any number there.
+        let steps = memory.strides.iter().zip(&memory.sizes);
+        let strides = steps.map(|(&stride, &length)| if length == 1 { 0 } else { stride }).collect();
+        Some(Identity { device: info.device, address: memory.data as usize, spec, strides })
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        self.with(bytes_of)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        let (tensor, (spec, _, memory)) =
+            self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;
+        if memory.cpu && memory.contiguous && !memory.lazy {
+            let data = shim::open(&tensor)?;
+            return Ok(Box::new(InPlace { data, len: memory.bytes, is_bool: spec.dtype == Dtype::Bool, tensor }));
+        }
+        Ok(Box::new(Buffered { buffer: vec![0; memory.bytes], spec, tensor }))
+    }
+}
+
+/// A tensor's bytes: its own memory where that is row-major and on the CPU, else a copy.
+pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
+    examine(tensor)?;
+    let tensor = shim::on_cpu(tensor)?;
+    let memory = examine(&tensor)?.2;
+    Ok(Box::new(Bytes { data: memory.data, len: memory.bytes, _tensor: tensor }))
+}
+
+/// The bytes of a contiguous CPU tensor, which it keeps alive.
+struct Bytes {
+    data: *const u8,
+    len: usize,
+    _tensor: Tensor,
+}
+
+// SAFETY: the tensor is kept only so that its memory lives; its reference count is atomic, and through this type the
+// memory is only read.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl TensorBytes for Bytes {
+    fn as_slice(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: a contiguous CPU tensor has that many bytes from its first element on, and `_tensor` keeps them
+        // alive. Nobody may change the tensor meanwhile: a blocking save holds the thread that would, and a
+        // background save takes what may change as a copy, or behind the optimizer's gate.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+}
+
+/// A contiguous CPU tensor, overwritten in its own memory. It stays the leaf of autograd that it is: `requires_grad`,
+/// gradient and aliases are untouched. Its version counter moves, so that a backward pass through values that are no
+/// longer there is an error of libtorch and not a wrong gradient.
+struct InPlace {
+    data: *mut u8,
+    len: usize,
+    is_bool: bool,
+    tensor: Tensor,
+}
+
+// SAFETY: `data` points into the memory of `tensor`, which moves along and is itself Send.
+unsafe impl Send for InPlace {}
+
+impl TensorTarget for InPlace {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.len == 0 {
+            return &mut [];
+        }
+        // SAFETY: the tensor, kept alive here, has that many bytes from its first element on, and the borrow of
+        // `self` is the only way to this slice. A restore is the only user of the tensors that it restores.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        if self.is_bool {
+            make_bools(self.as_mut_slice());
+        }
+        shim::written(&self.tensor)
+    }
+}
+
+/// A tensor of another device or layout: libtorch copies the elements in at the end.
+struct Buffered {
+    buffer: Vec<u8>,
+    spec: TensorSpec,
+    tensor: Tensor,
+}
+
+impl TensorTarget for Buffered {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), String> {
+        let now = examine(&self.tensor)?.0;
+        if now != self.spec {
+            return Err(format!("it was {} and became {now} while it was being restored", self.spec));
+        }
+        if now.dtype == Dtype::Bool {
+            make_bools(&mut self.buffer);
+        }
+        shim::fill(&self.tensor, &mut self.buffer)
+    }
+}
+
+/// In C++ a bool that is neither 0 nor 1 has no meaning, and a file of somebody else's may hold any byte.
+fn make_bools(bytes: &mut [u8]) {
+    bytes.iter_mut().filter(|byte| **byte > 1).for_each(|byte| *byte = 1);
+}
+
+/// The tensor itself, not a copy: what it holds when a checkpoint is saved is saved, and a restore writes into its
+/// memory, so that views and clones of the handle see the restored values. Device, layout, `requires_grad` and the
+/// gradient stay as they are. Restoring counts as a change in place: `backward` through a graph that was built before
+/// is refused by libtorch.
+///
+/// Sparse, quantized and expanded tensors, those of the `meta` device and of a type that safetensors files lack are
+/// refused when they are saved.
+///
+/// ```no_run
+/// use tch_checkpoint::{Node, Trackable};
+///
+/// struct RunningMean { mean: tch::Tensor, count: tch::Tensor }
+///
+/// impl Trackable for RunningMean {
+///     fn node(&self) -> Node {
+///         Node::group([("mean", self.mean.node()), ("count", self.count.node())])
+///     }
+/// }
+/// ```
+impl Trackable for Tensor {
+    fn node(&self) -> Node {
+        Node::tensor(Leaf::new(self))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! The variables of a `VarStore`, whole or under a prefix.
+
+use crate::graph::{Child, Collection, Node, Trackable};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tch::Tensor;
+use tch::nn::VarStore;
+
+/// What tch puts between the components of a variable's name.
+const SEPARATOR: char = '.';
+
+/// A `VarStore`'s table of variables, which it shares with its users.
+pub(super) type Table = Arc<Mutex<tch::nn::Variables>>;
+
+/// Looks into the table.
+pub(super) fn lock(table: &Table) -> MutexGuard<'_, tch::nn::Variables> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The variables of a `VarStore`, for tracking: all of them, or those under a prefix.
+///
+/// This is a live handle: variables that are added to the store later belong to it. In the graph a variable has its
+/// name in the store, without the prefix; in the safetensors file it has the store's own full name, so that
+/// `VarStore::load` reads the file too.
+///
+/// A variable that tch has renamed (`weight__7`) because another one had its name is refused: the number depends on
+/// the order in which the model was built. Give the second one a name of its own.
+///
+/// ```no_run
+/// use tch::{Device, nn};
+/// use tch_checkpoint::{Trackable, Variables};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let encoder = nn::linear(vs.root() / "encoder", 256, 64, Default::default());
+/// let everything = Variables::of(&vs);
+/// let only_the_encoder = Variables::of(&vs).under("encoder"); // `weight` and `bias`
+/// # let _ = (encoder, everything.node(), only_the_encoder.node());
+/// ```
+#[derive(Clone)]
+pub struct Variables {
+    table: Table,
+    prefix: Option<String>,
+}
+
+impl Variables {
+    /// All variables of `vs`.
+    pub fn of(vs: &VarStore) -> Variables {
+        Variables { table: vs.variables_.clone(), prefix: None }
+    }
+
+    /// Only the variables below `prefix`: one or several whole components of their names, such as `encoder` or
+    /// `model.encoder`. `encoder` does not take in `encoder2`. Without such variables, saving and restoring fail with
+    /// the prefixes there are.
+    pub fn under(self, prefix: impl Into<String>) -> Variables {
+        let below = prefix.into();
+        let below = below.trim_end_matches(SEPARATOR);
+        let prefix = match self.prefix {
+            Some(above) => format!("{above}{SEPARATOR}{below}"),
+            None => below.to_string(),
+        };
+        Variables { table: self.table, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) }
+    }
+}
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Variables").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Trackable for Variables {
+    fn node(&self) -> Node {
+        Node::collection(self.clone())
+    }
+}
+
+impl Collection for Variables {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        let table = lock(&self.table);
+        let below: BTreeMap<&str, (&str, &Tensor)> = table
+            .named_variables
+            .iter()
+            .filter_map(|(full, tensor)| Some((self.name_below(full)?, (full.as_str(), tensor))))
+            .collect();
+        if let (true, Some(prefix)) = (below.is_empty(), &self.prefix) {
+            return Err(no_variables(prefix, &table.named_variables));
+        }
+        let mut children = Vec::with_capacity(below.len());
+        for (name, (full, tensor)) in below {
+            if let Some(reason) = renamed(full, &table.named_variables) {
+                return Err(reason);
+            }
+            children.push(Child {
+                name: name.to_string(),
+                node: tensor.node(),
+                name_in_file: self.prefix.is_some().then(|| full.to_string()),
+            });
+        }
+        Ok(children)
+    }
+}
+
+impl Variables {
+    /// A variable's name without the prefix; `None` for one that is not below it.
+    fn name_below<'a>(&self, full: &'a str) -> Option<&'a str> {
+        let Some(prefix) = &self.prefix else { return Some(full) };
+        full.strip_prefix(prefix.as_str())?.strip_prefix(SEPARATOR)
+    }
+}
+
+fn no_variables(prefix: &str, named: &HashMap<String, Tensor>) -> String {
+    if named.is_empty() {
+        return format!("the VarStore has no variables yet, so none under {prefix:?}; build the model first");
+    }
+    if named.contains_key(prefix) {
+        return format!("{prefix:?} is a variable, not a prefix of variables; track the tensor itself");
+    }
+    let mut prefixes = BTreeSet::new();
+    for name in named.keys() {
+        prefixes.extend(name.match_indices(SEPARATOR).map(|(end, _)| &name[..end]));
+    }
+    if prefixes.is_empty() {
+        return format!("the VarStore has no variables under {prefix:?}, nor under any prefix");
+    }
+    const SHOWN: usize = 20;
+    let more = prefixes.len().saturating_sub(SHOWN);
+    let shown: Vec<&str> = prefixes.into_iter().take(SHOWN).collect();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("the VarStore has no variables under {prefix:?}; there are {}{more}", shown.join(", "))
+}
+
+/// Whether `name` looks like what `VarStore` makes of a name that was taken: `{name}__{how many there were}`. Then
+/// the sentence that refuses it.
+pub(super) fn renamed(name: &str, named: &HashMap<String, Tensor>) -> Option<String> {
+    let (original, number) = name.rsplit_once("__")?;
+    let count: usize = number.parse().ok()?;
+    if number != count.to_string() || count == 0 || count >= named.len() || !named.contains_key(original) {
+        return None;
+    }
+    Some(format!(
+        "the variable {original:?} was created twice, and tch called the second one {name:?}, after the number of \
+         variables at that moment: it would have another name in a model that is built in another order. Give the two \
+         different names or paths; to use one variable in two places, create it once and share the tensor"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{LeafObject, walk};
+    use tch::{Device, nn};
+
+    fn store(names: &[&str]) -> VarStore {
+        let vs = VarStore::new(Device::Cpu);
+        for name in names {
+            let _ = add(&vs, name);
+        }
+        vs
+    }
+
+    fn add(vs: &VarStore, name: &str) -> Tensor {
+        let mut path = vs.root();
+        let mut parts = name.split('.').peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                return path.zeros(part, &[2]);
+            }
+            path = path.sub(part);
+        }
+        unreachable!()
+    }
+
+    fn names(variables: &Variables) -> Vec<String> {
+        variables.children().unwrap().into_iter().map(|child| child.name).collect()
+    }
+
+    #[test]
+    fn a_prefix_is_whole_components() {
+        let vs = store(&["encoder.w", "encoder2.w", "encoder.gru.w", "model.encoder.w", "bias"]);
+        assert_eq!(names(&Variables::of(&vs).under("encoder")), ["gru.w", "w"]);
+        assert_eq!(names(&Variables::of(&vs).under("encoder.")), ["gru.w", "w"]);
+        assert_eq!(names(&Variables::of(&vs).under("model.encoder")), ["w"]);
+        assert_eq!(names(&Variables::of(&vs).under("model").under("encoder")), ["w"]);
+        assert_eq!(names(&Variables::of(&vs)), ["bias", "encoder.gru.w", "encoder.w", "encoder2.w", "model.encoder.w"]);
+    }
+
+    #[test]
+    fn files_have_the_full_names() {
+        let vs = store(&["encoder.w"]);
+        let leaves = walk(&[("enc".to_string(), Variables::of(&vs).under("encoder").node())]).unwrap();
+        assert_eq!((leaves[0].key.as_str(), leaves[0].name_in_file.as_str()), ("enc/w", "encoder.w"));
+        let leaves = walk(&[("model".to_string(), Variables::of(&vs).node())]).unwrap();
+        assert_eq!((leaves[0].key.as_str(), leaves[0].name_in_file.as_str()), ("model/encoder.w", "encoder.w"));
+        assert!(matches!(leaves[0].object, LeafObject::Tensor(_)));
+    }
+
+    #[test]
+    fn it_is_live() {
+        let vs = store(&["encoder.w"]);
+        let variables = Variables::of(&vs).under("encoder");
+        let node = variables.node();
+        let later = add(&vs, "encoder.b");
+        assert_eq!(names(&variables), ["b", "w"]);
+        let _ = tch::no_grad(|| later.shallow_clone().fill_(3.0));
+        let leaves = walk(&[("e".to_string(), node)]).unwrap();
+        let LeafObject::Tensor(leaf) = &leaves[0].object else { panic!("a tensor") };
+        assert_eq!(leaf.bytes().unwrap().as_slice(), [3f32.to_le_bytes(), 3f32.to_le_bytes()].concat());
+    }
+
+    #[test]
+    fn an_unknown_prefix_lists_those_there_are() {
+        let refusal = |vs: &VarStore, prefix: &str| Variables::of(vs).under(prefix).children().err().unwrap();
+        let vs = store(&["model.encoder.w", "decoder.w", "bias"]);
+        assert!(refusal(&vs, "encoder").ends_with("there are decoder, model, model.encoder"));
+        assert!(refusal(&vs, "bias").contains("track the tensor itself"));
+        assert!(refusal(&store(&[]), "encoder").contains("build the model first"));
+        assert!(refusal(&store(&["w"]), "encoder").contains("nor under any prefix"));
+        assert_eq!(names(&Variables::of(&store(&[]))), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_second_variable_of_the_same_name_is_refused() {
+        let vs = store(&["other.w", "encoder.w", "encoder.w"]);
+        assert!(vs.variables().contains_key("encoder.w__2"));
+        let refusal = Variables::of(&vs).children().err().unwrap();
+        assert!(
+            refusal.contains("\"encoder.w\" was created twice") && refusal.contains("\"encoder.w__2\""),
+            "{refusal}"
+        );
+        assert!(Variables::of(&vs).under("encoder").children().is_err());
+        assert_eq!(names(&Variables::of(&vs).under("other")), ["w"]);
+        // Names that only look a little like it.
+        assert_eq!(names(&Variables::of(&store(&["w", "w__x", "w__01", "w__9", "v__1"]))).len(), 5);
+    }
+
+    #[test]
+    fn tied_variables_have_one_identity() {
+        let vs = store(&["embedding"]);
+        let tied = vs.root().get("embedding").unwrap();
+        let tied = (vs.root() / "decoder").add("embedding", tied, true);
+        let identities: Vec<_> = walk(&[("m".to_string(), Variables::of(&vs).node())])
+            .unwrap()
+            .into_iter()
+            .map(|leaf| match leaf.object {
+                LeafObject::Tensor(leaf) => leaf.identity().unwrap(),
+                LeafObject::Value(_) => panic!("a tensor"),
+            })
+            .collect();
+        assert_eq!(identities[0], identities[1]);
+        assert_eq!(identities[0].address, tied.data_ptr() as usize);
+        let _ = nn::Path::get(&vs.root(), "embedding");
+    }
+}
