@@ -1,0 +1,57 @@
+//! Links this package against libtorch: lets its programs find libtorch's libraries where they are, and compiles
+//! the C++ file of `src/torch`. Without the feature `torch`, and for `doc-only`, there is nothing to do.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(all(feature = "torch", not(feature = "doc-only")))]
+    if let Err(message) = torch::prepare() {
+        println!("cargo::error={message}");
+    }
+}
+
+#[cfg(all(feature = "torch", not(feature = "doc-only")))]
+mod torch {
+    use std::env;
+    use std::path::{Path, PathBuf};
+
+    const SHIM: &str = "src/torch/shim.cpp";
+
+    pub fn prepare() -> Result<(), String> {
+        // torch-sys says where it found libtorch, whichever way it was told (on Linux and macOS).
+        let libraries = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from).ok_or(
+            "torch-sys does not say where libtorch is: the feature `torch` is for Linux and macOS. \
+             `--no-default-features` builds without libtorch",
+        )?;
+        add_rpath(&libraries);
+        // A file that does not exist must not be named to Cargo: it would count as changed every time.
+        if Path::new(SHIM).exists() {
+            compile_shim(&libraries);
+        }
+        Ok(())
+    }
+
+    /// torch-sys leaves programs without a path to libtorch. Cargo passes this on to the programs, tests, benches,
+    /// examples and doctests of this package; it has no way to pass it on to packages that depend on this one.
+    fn add_rpath(libraries: &Path) {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", libraries.display());
+    }
+
+    /// With the same flags as torch-sys, so that both mean the same classes.
+    fn compile_shim(libraries: &Path) {
+        println!("cargo::rerun-if-changed={SHIM}");
+        println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+        println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+        let include = match env::var_os("LIBTORCH_INCLUDE") {
+            Some(root) => PathBuf::from(root).join("include"),
+            None => libraries.with_file_name("include"),
+        };
+        let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(2).file(SHIM);
+        build.include(include.join("torch/csrc/api/include")).include(include);
+        build.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
+        // libtorch's own headers are full of them.
+        build.warnings(false);
+        build.compile("tch_checkpoint_shim");
+    }
+}
