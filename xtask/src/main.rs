@@ -1,1 +1,102 @@
-fn main() {}
+//! The commands of a checkout: `cargo xtask setup`, `cargo xtask demo`, `cargo xtask test`.
+//!
+//! They put a libtorch where `.cargo/config.toml` says it is and then call plain Cargo, so that whatever
+//! they do can also be done without them once `setup` has run.
+
+mod fetch;
+mod libtorch;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// An error is the text that its reader sees: what happened, where, and what to do about it.
+type Result<T> = std::result::Result<T, String>;
+
+const USAGE: &str = "\
+Usage: cargo xtask <COMMAND> [ARGS]...
+
+  setup        find a libtorch, or fetch one (once: a download of 540 MB, 0.5 GB on disk)
+  demo [ARGS]  setup, then train the example `pronounce` in checkpoints/pronounce;
+               ARGS go to the example: cargo xtask demo --steps 500
+  test [ARGS]  setup, then run all tests, with libtorch and without;
+               ARGS go to both runs of `cargo test`: cargo xtask test -- --nocapture
+
+A LIBTORCH or LIBTORCH_USE_PYTORCH set in the environment is used as it is; nothing is fetched then.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().skip(1).collect();
+    match run(&args) {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("\nerror: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[OsString]) -> Result<ExitCode> {
+    let (command, args) = match args.split_first() {
+        Some((command, args)) => (command.to_str().unwrap_or_default(), args),
+        None => ("", args),
+    };
+    match command {
+        "setup" => libtorch::setup(&checkout()?)?,
+        "demo" => {
+            libtorch::setup(&checkout()?)?;
+            demo(args)?;
+        }
+        "test" => {
+            libtorch::setup(&checkout()?)?;
+            test(args)?;
+        }
+        "help" | "--help" | "-h" => print!("{USAGE}"),
+        _ => {
+            eprint!("{USAGE}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn demo(args: &[OsString]) -> Result<()> {
+    let mut all = list(&["run", "--release", "--example", "pronounce", "--"]);
+    let chooses_dir = args.iter().any(|arg| arg == "--dir" || arg.to_string_lossy().starts_with("--dir="));
+    if !chooses_dir {
+        all.extend(list(&["--dir", "checkpoints/pronounce"]));
+    }
+    all.extend_from_slice(args);
+    cargo(&all)
+}
+
+fn test(args: &[OsString]) -> Result<()> {
+    cargo(&[&list(&["test", "--features", "cli"]), args].concat())?;
+    cargo(&[&list(&["test", "--no-default-features", "--features", "cli"]), args].concat())
+}
+
+/// Runs the Cargo that runs this program, at the root of the checkout.
+fn cargo(args: &[OsString]) -> Result<()> {
+    let shown = args.join(OsStr::new(" ")).to_string_lossy().into_owned();
+    eprintln!("\n$ cargo {shown}");
+    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(checkout()?)
+        .status()
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`cargo {shown}` failed: {status}")) }
+}
+
+/// The root of the checkout: the folder above this package.
+fn checkout() -> Result<PathBuf> {
+    let package = env::var_os("CARGO_MANIFEST_DIR")
+        .ok_or("start this program as `cargo xtask`, inside a checkout of tch-checkpoint")?;
+    let package = PathBuf::from(package);
+    Ok(package.parent().unwrap_or(Path::new(".")).to_path_buf())
+}
+
+fn list(args: &[&str]) -> Vec<OsString> {
+    args.iter().map(OsString::from).collect()
+}
