@@ -25,8 +25,10 @@ pub use graph::{
     Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value,
     ValueApply, ValueLeaf,
 };
-pub use manager::{CheckpointManager, CheckpointManagerBuilder, checkpoints, latest_checkpoint};
-pub use reader::CheckpointReader;
+pub use manager::{
+    CheckpointManager, CheckpointManagerBuilder, Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints,
+};
+pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use store::Durability;
 #[cfg(feature = "torch")]

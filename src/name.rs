@@ -108,6 +108,35 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
 }
 
+/// Whether `text`, such as a key, fits `pattern`, in which `*` stands for any text, `/` included.
+///
+/// ```
+/// use tch_checkpoint::name::matches;
+/// assert!(matches("decoder/*", "decoder/gru.weight"));
+/// assert!(!matches("decoder", "decoder/gru.weight"));
+/// ```
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
 /// Checks one name of a path. `parent` is the key of the object it is to be a child of, for the message.
 pub(crate) fn check(parent: &str, name: &str) -> Result<()> {
     let full = || if parent.is_empty() { name.to_string() } else { format!("{parent}/{name}") };
@@ -186,6 +215,23 @@ mod tests {
         }
         assert!(is_plain_file_name(&file_stem("..")));
         assert_eq!(file_stem("nul"), "%6Eul");
+    }
+
+    #[test]
+    fn stars_stand_for_any_text() {
+        for (pattern, text, fits) in [
+            ("decoder/*", "decoder/gru.w", true),
+            ("decoder/*", "encoder/decoder/x", false),
+            ("*bias", "a/b.bias", true),
+            ("*", "", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("exact", "exact", true),
+            ("exact", "exactly", false),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
+        }
     }
 
     #[test]

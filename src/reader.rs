@@ -2,7 +2,7 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::Manifest;
+use crate::format::{Manifest, TensorRecord};
 use crate::parallel;
 use crate::source::Source;
 use crate::store::{Disk, LocalDisk, MANIFEST};
@@ -80,8 +80,10 @@ impl CheckpointReader {
             problems.lock().unwrap_or_else(PoisonError::into_inner).extend(result.err());
             Ok(())
         };
-        let files: Vec<&String> = self.source.manifest.files.keys().collect();
-        let tensors: Vec<_> = self.source.manifest.tensors.iter().collect();
+        let manifest = &self.source.manifest;
+        let files: Vec<&String> = manifest.files.keys().filter(|file| self.source.has_file(file)).collect();
+        let is_open = |record: &TensorRecord| record.pieces.iter().all(|piece| self.source.has_file(&piece.file));
+        let tensors: Vec<_> = manifest.tensors.iter().filter(|(_, record)| is_open(record)).collect();
         let threads = parallel::default_threads();
         let read = parallel::for_each(&files, threads, || (), |file, _| note(self.source.verify_header(file)))
             .and_then(|()| {
@@ -92,6 +94,7 @@ impl CheckpointReader {
         let mut problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
         problems.extend(read.err());
         problems.extend(self.strangers());
+        problems.sort_by_cached_key(Error::to_string);
         problems
     }
 
@@ -99,6 +102,8 @@ impl CheckpointReader {
     fn strangers(&self) -> Vec<Error> {
         let entries = match self.disk.list(self.path()) {
             Ok(entries) => entries,
+            // Pruned meanwhile: what is open is all there is.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
             Err(e) => return vec![Error::io("list the folder", self.path(), e)],
         };
         let ours = |name: &str| name == MANIFEST || self.source.manifest.files.contains_key(name);
@@ -111,5 +116,34 @@ impl CheckpointReader {
                 Error::damaged(self.path().join(name), "the manifest does not list this file: it was added later")
             })
             .collect()
+    }
+}
+
+/// Checks every byte of the checkpoint in the folder `path`, and that the folder holds nothing else. Returns all that is
+/// wrong, in a fixed order; nothing when the checkpoint is intact.
+///
+/// As [`CheckpointReader::open`] and [`CheckpointReader::verify`], but a file that is missing or has another length
+/// does not keep the others from being checked.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use tch_checkpoint::{Checkpoint, Counter, verify_checkpoint};
+/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
+/// assert!(verify_checkpoint(&path).is_empty());
+/// std::fs::write(path.join("notes.txt"), "not ours")?;
+/// assert_eq!(verify_checkpoint(&path).len(), 1);
+/// # Ok(())
+/// # }
+/// ```
+pub fn verify_checkpoint(path: impl AsRef<Path>) -> Vec<Error> {
+    let disk: Arc<dyn Disk> = Arc::new(LocalDisk::default());
+    match Source::open_what_is_whole(&disk, path.as_ref()) {
+        Ok((source, mut problems)) => {
+            problems.extend(CheckpointReader { source, disk }.verify());
+            problems
+        }
+        Err(problem) => vec![problem],
     }
 }

@@ -1,5 +1,6 @@
 //! What can be set of a manager, and what happens when it opens a folder.
 
+use super::listing::order;
 use super::{CheckpointManager, number_of};
 use crate::checkpoint::{Checkpoint, index_entry};
 use crate::error::{Error, Result};
@@ -192,9 +193,7 @@ impl Found {
                 Err(_) => {}
             }
         }
-        found
-            .known
-            .sort_by(|a, b| (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name)));
+        found.known.sort_by(order);
         found
     }
 }

@@ -1,30 +1,128 @@
 //! Looking into a folder of checkpoints without opening it for writing.
 
-use crate::error::Result;
+use crate::checkpoint::index_entry;
+use crate::error::{Error, Result};
+use crate::format::{Index, IndexEntry};
+use crate::name::COMPONENT_EXTENSION;
 use crate::source::Source;
-use crate::store::{Directory, Durability, LocalDisk};
+use crate::store::{Directory, Durability, LocalDisk, TRASH};
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What is in a folder of checkpoints; see [`list_checkpoints`].
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Whole as far as manifests and file sizes tell; oldest first by commit sequence, so that the last is the latest.
+    pub checkpoints: Vec<Listed>,
+    /// What is no whole checkpoint any more, or cannot be read, and why; by name.
+    pub damaged: Vec<(PathBuf, Error)>,
+    /// What a manager found damaged and moved aside (`damaged-…`); by name.
+    pub moved_aside: Vec<PathBuf>,
+    /// Saves that are under way, or that ended with their process (`.tmp-…`); by name.
+    pub unfinished_saves: Vec<PathBuf>,
+    /// Removals that are under way, or that ended with their process (`.trash-…`); by name.
+    pub unfinished_removals: Vec<PathBuf>,
+}
+
+/// A checkpoint in a [`Listing`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The checkpoint's folder.
+    pub path: PathBuf,
+    /// What its manifest says of it; `preserved` is what the folder's index says.
+    pub entry: IndexEntry,
+    /// How many tensors it has, by name.
+    pub tensors: usize,
+    /// How many small values it has.
+    pub values: usize,
+}
+
+/// Looks at everything in a folder of checkpoints, sound or not. Takes no lock; works on a read-only file system; a
+/// folder that is not there has nothing in it. Manifests and file sizes are read, not the tensors: that is
+/// [`verify_checkpoint`](crate::verify_checkpoint).
+///
+/// A folder without a manifest counts as a damaged checkpoint when it holds a component file or the index knows it;
+/// any other is no affair of ours. What is removed while this looks is not listed.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be listed.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use tch_checkpoint::{Checkpoint, Counter, list_checkpoints};
+/// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+/// checkpoint.save(dir.join("ckpt"))?;
+/// std::fs::write(checkpoint.save(dir.join("ckpt"))?.join("manifest.json"), "not what was written")?;
+/// let listing = list_checkpoints(dir)?;
+/// assert_eq!(listing.checkpoints[0].entry.name, "ckpt-1");
+/// assert_eq!(listing.damaged[0].0, dir.join("ckpt-2"));
+/// # Ok(())
+/// # }
+/// ```
+pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
+    let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
+    let mut scan = directory.scan()?;
+    let index = directory.index().unwrap_or_default();
+    scan.leftovers.sort();
+    scan.set_aside.sort();
+    let (removals, saves): (Vec<_>, Vec<_>) = scan.leftovers.iter().partition(|name| name.starts_with(TRASH));
+    let path = |name: &String| directory.root().join(name);
+    let mut listing = Listing {
+        moved_aside: scan.set_aside.iter().map(path).collect(),
+        unfinished_saves: saves.into_iter().map(path).collect(),
+        unfinished_removals: removals.into_iter().map(path).collect(),
+        ..Listing::default()
+    };
+    for name in &scan.checkpoints {
+        match Source::open(directory.disk(), &path(name)) {
+            Ok(Source { manifest, .. }) => {
+                let mut entry = index_entry(name, &manifest);
+                let known = index.checkpoints.iter().find(|hint| hint.name == *name && hint.sequence == entry.sequence);
+                entry.preserved = known.is_some_and(|hint| hint.preserved);
+                let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
+                listing.checkpoints.push(Listed { path: path(name), entry, tensors, values });
+            }
+            Err(error) if is_ours(&directory, &index, name, &error) => listing.damaged.push((path(name), error)),
+            Err(_) => {}
+        }
+    }
+    listing.checkpoints.sort_by(|a, b| order(&a.entry, &b.entry));
+    Ok(listing)
+}
+
+/// Oldest first: by commit sequence. The rest only tells copies of one checkpoint apart.
+pub(super) fn order(a: &IndexEntry, b: &IndexEntry) -> Ordering {
+    (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name))
+}
+
+/// Whether the folder `name`, which could not be opened as a checkpoint, should be one.
+fn is_ours(directory: &Directory, index: &Index, name: &str, error: &Error) -> bool {
+    let path = directory.root().join(name);
+    let Ok(entries) = directory.disk().list(&path) else {
+        // Gone meanwhile, or closed to us: only the second is worth saying.
+        return directory.disk().exists(&path).unwrap_or(true);
+    };
+    !matches!(error, Error::NotFound { .. })
+        || entries.iter().any(|entry| entry.name.ends_with(COMPONENT_EXTENSION))
+        || index.checkpoints.iter().any(|entry| entry.name == name)
+}
 
 /// The checkpoints in a folder that are whole as far as manifests and file sizes tell, oldest first by commit
 /// sequence. Takes no lock; works on a read-only file system; a folder that is not there has none.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io) when the folder cannot be listed.
+/// [`Error::Io`] when the folder cannot be listed.
 pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
-    let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
-    let mut found = Vec::new();
-    for name in directory.scan()?.checkpoints {
-        let path = directory.root().join(&name);
-        match Source::open(directory.disk(), &path) {
-            Ok(Source { manifest, .. }) => {
-                found.push(((manifest.sequence, manifest.saved_at, manifest.run, name), path))
-            }
-            Err(error) => log::debug!("{} is not listed: {error}", path.display()),
-        }
+    let listing = list_checkpoints(directory)?;
+    for (path, error) in &listing.damaged {
+        log::debug!("{} is not listed: {error}", path.display());
     }
-    found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    Ok(listing.checkpoints.into_iter().map(|listed| listed.path).collect())
 }
 
 /// The newest of [`checkpoints`], if there is one.

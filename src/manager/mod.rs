@@ -4,7 +4,7 @@ mod builder;
 mod listing;
 
 pub use builder::CheckpointManagerBuilder;
-pub use listing::{checkpoints, latest_checkpoint};
+pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 
 use crate::checkpoint::{Checkpoint, SaveRequest, index_entry};
 use crate::error::{Error, Result};

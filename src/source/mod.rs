@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
-use crate::store::{Disk, OldFile, read_manifest};
+use crate::store::{Disk, OldFile, open_failed, read_manifest};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,23 +29,28 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the checkpoint in the folder `path`: its manifest must be sound, and all its files be there in full length.
     pub fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
+        let (source, problems) = Source::open_what_is_whole(disk, path)?;
+        problems.into_iter().next().map_or(Ok(source), Err)
+    }
+
+    /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
+    /// as problems.
+    pub fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
         let manifest = read_manifest(&**disk, path)?;
         let mut files = BTreeMap::new();
+        let mut problems = Vec::new();
         for (name, entry) in &manifest.files {
-            let file_path = path.join(name);
-            let file = match disk.open(&file_path) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(Error::damaged(&file_path, "the file is missing"));
-                }
-                result => result.map_err(|e| Error::io("open", &file_path, e))?,
-            };
-            let length = file.len().map_err(|e| Error::io("read", &file_path, e))?;
-            if length != entry.bytes {
-                return Err(Error::damaged(&file_path, format!("it has {length} bytes, {} were written", entry.bytes)));
+            match open_whole(&**disk, &path.join(name), entry.bytes) {
+                Ok(file) => drop(files.insert(name.clone(), file)),
+                Err(problem) => problems.push(problem),
             }
-            files.insert(name.clone(), file);
         }
-        Ok(Source { path: path.to_path_buf(), manifest, files })
+        Ok((Source { path: path.to_path_buf(), manifest, files }, problems))
+    }
+
+    /// Whether the file `name` is open.
+    pub fn has_file(&self, name: &str) -> bool {
+        self.files.contains_key(name)
     }
 
     fn file(&self, name: &str) -> Result<(&dyn OldFile, PathBuf)> {
@@ -129,6 +134,19 @@ impl Source {
         }
         root
     }
+}
+
+/// Opens a file of a checkpoint, which must have the length it was written with.
+fn open_whole(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Box<dyn OldFile>> {
+    let file = match disk.open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::damaged(path, "the file is missing")),
+        result => result.map_err(|e| open_failed(path, e))?,
+    };
+    let length = file.len().map_err(|e| Error::io("read", path, e))?;
+    if length != bytes {
+        return Err(Error::damaged(path, format!("it has {length} bytes, {bytes} were written")));
+    }
+    Ok(file)
 }
 
 /// The place of a key in the tree, made if need be.

@@ -17,7 +17,7 @@ const LOCK: &str = ".lock";
 /// A checkpoint being written.
 const STAGING: &str = ".tmp-";
 /// A checkpoint being removed.
-const TRASH: &str = ".trash-";
+pub(crate) const TRASH: &str = ".trash-";
 /// A checkpoint found damaged; kept for its owner to look at, never removed by us.
 const DAMAGED: &str = "damaged-";
 
@@ -49,6 +49,8 @@ pub(crate) struct Scan {
     pub checkpoints: Vec<String>,
     /// Leftovers of a dead writer: safe to remove under the lock.
     pub leftovers: Vec<String>,
+    /// What [`Directory::set_aside`] moved aside.
+    pub set_aside: Vec<String>,
 }
 
 /// The right to write into a directory, until dropped.
@@ -146,7 +148,9 @@ impl Directory {
         for entry in entries {
             if entry.name.starts_with(STAGING) || entry.name.starts_with(TRASH) {
                 scan.leftovers.push(entry.name);
-            } else if entry.is_dir && !entry.name.starts_with('.') && !entry.name.starts_with(DAMAGED) {
+            } else if entry.is_dir && entry.name.starts_with(DAMAGED) {
+                scan.set_aside.push(entry.name);
+            } else if entry.is_dir && !entry.name.starts_with('.') {
                 scan.checkpoints.push(entry.name);
             }
         }
@@ -367,7 +371,7 @@ impl StagedFile<'_> {
 
 /// Reads a file of at most `limit` bytes.
 fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = disk.open(path).map_err(|e| Error::io("open", path, e))?;
+    let file = disk.open(path).map_err(|e| open_failed(path, e))?;
     let length = file.len().map_err(|e| Error::io("read", path, e))?;
     if length > limit {
         return Err(Error::damaged(path, format!("it has {length} bytes, more than the {limit} such a file may have")));
@@ -375,6 +379,14 @@ fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(0, &mut bytes).map_err(|e| Error::io("read", path, e))?;
     Ok(bytes)
+}
+
+/// A file of ours that cannot be opened: one that is no regular file is not the one that was written.
+pub(crate) fn open_failed(path: &Path, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::InvalidInput => Error::damaged(path, format!("it is {e}")),
+        _ => Error::io("open", path, e),
+    }
 }
 
 /// Reads the manifest in the folder `checkpoint`.

@@ -56,9 +56,17 @@ impl Disk for LocalDisk {
     fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
         // O_NONBLOCK: opening a pipe must not wait for its other end.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let file = OpenOptions::new().read(true).custom_flags(flags as i32).open(path)?;
+        let not_a_file = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        let file = match OpenOptions::new().read(true).custom_flags(flags as i32).open(path) {
+            Err(e) => match rustix::io::Errno::from_io_error(&e) {
+                Some(rustix::io::Errno::LOOP) => return not_a_file("a symbolic link, not a regular file"),
+                Some(rustix::io::Errno::NXIO) => return not_a_file("a socket or device, not a regular file"),
+                _ => return Err(e),
+            },
+            Ok(file) => file,
+        };
         if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            return not_a_file("not a regular file");
         }
         Ok(Box::new(file))
     }
@@ -67,10 +75,9 @@ impl Disk for LocalDisk {
         let mut entries = Vec::new();
         for entry in walkdir::WalkDir::new(path).min_depth(1).max_depth(1) {
             let entry = entry.map_err(io::Error::from)?;
-            // A name that is not Unicode is none of ours.
-            if let Some(name) = entry.file_name().to_str() {
-                entries.push(Entry { name: name.to_string(), is_dir: entry.file_type().is_dir() });
-            }
+            // A name that is not Unicode is none of ours; what stands for it here is not either.
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entries.push(Entry { name, is_dir: entry.file_type().is_dir() });
         }
         Ok(entries)
     }

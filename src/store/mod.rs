@@ -5,7 +5,9 @@ mod directory;
 mod local;
 
 pub use directory::Durability;
-pub(crate) use directory::{Directory, Lock, MANIFEST, StagedFile, Staging, nonce, parent_of, read_manifest};
+pub(crate) use directory::{
+    Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, nonce, open_failed, parent_of, read_manifest,
+};
 pub(crate) use local::LocalDisk;
 
 use std::fmt::Debug;
@@ -28,7 +30,8 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Gives the file `existing` a second name. Neither name may ever be written to again.
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()>;
 
-    /// Opens a regular file for reading. Symbolic links, pipes and devices are errors.
+    /// Opens a regular file for reading. Symbolic links, folders, pipes and devices are errors of the kind
+    /// `InvalidInput`, whose text says what is there.
     fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>>;
 
     /// What is in a folder, unsorted.

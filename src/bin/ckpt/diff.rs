@@ -1,0 +1,222 @@
+//! `ckpt diff`: whether two checkpoints hold the same state, and what differs.
+
+use crate::cli::Diff;
+use crate::elements::{self, Compared};
+use crate::human;
+use crate::output::{Exit, Output};
+use crate::table::{Align, Table};
+use crate::target::{Target, TargetJson};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use tch_checkpoint::format::TensorRecord;
+use tch_checkpoint::{Dtype, Error};
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Comparison<'a> {
+    equal: bool,
+    a: TargetJson,
+    b: TargetJson,
+    /// Ordered by key.
+    differences: Vec<Difference<'a>>,
+    /// How many tensors and values are the same in both.
+    equal_tensors: usize,
+    equal_values: usize,
+}
+
+/// A tensor or value that is not the same in both.
+#[derive(Serialize)]
+struct Difference<'a> {
+    key: &'a str,
+    kind: Kind,
+    /// What A has; `null` when it has nothing of that name.
+    a: Option<Side<'a>>,
+    b: Option<Side<'a>>,
+    /// Of tensors of the same type and shape, how the elements differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elements: Option<Compared>,
+}
+
+/// The kinds of differences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    OnlyInA,
+    OnlyInB,
+    /// A tensor in one, a value in the other.
+    TensorOrValue,
+    Dtype,
+    Shape,
+    DtypeAndShape,
+    Content,
+    Value,
+}
+
+/// A tensor or a value.
+#[derive(Serialize, Clone, Copy)]
+#[serde(untagged)]
+enum Side<'a> {
+    Tensor { dtype: Dtype, shape: &'a [u64] },
+    Value { value: &'a Value },
+}
+
+/// What a checkpoint has under a key.
+#[derive(Clone, Copy)]
+enum Entry<'a> {
+    Tensor(&'a TensorRecord),
+    Value(&'a Value),
+}
+
+impl<'a> Entry<'a> {
+    fn of(target: &'a Target, key: &str) -> Option<Entry<'a>> {
+        let manifest = target.reader.manifest();
+        let tensor = manifest.tensors.get(key).map(Entry::Tensor);
+        tensor.or_else(|| manifest.values.get(key).map(Entry::Value))
+    }
+
+    fn side(self) -> Side<'a> {
+        match self {
+            Entry::Tensor(record) => Side::Tensor { dtype: record.spec.dtype, shape: &record.spec.shape },
+            Entry::Value(value) => Side::Value { value },
+        }
+    }
+}
+
+pub fn run(args: &Diff, out: &mut Output) -> Result<Exit, Error> {
+    let (a, b) = (Target::open(&args.a, out)?, Target::open(&args.b, out)?);
+    let mut comparison =
+        Comparison { equal: true, a: a.json(), b: b.json(), differences: vec![], equal_tensors: 0, equal_values: 0 };
+    for key in &keys(&a) | &keys(&b) {
+        let (in_a, in_b) = (Entry::of(&a, key), Entry::of(&b, key));
+        match compare(key, in_a, in_b, &a, &b)? {
+            Some((kind, elements)) => {
+                let (a, b) = (in_a.map(Entry::side), in_b.map(Entry::side));
+                comparison.differences.push(Difference { key, kind, a, b, elements });
+            }
+            None if matches!(in_a, Some(Entry::Tensor(_))) => comparison.equal_tensors += 1,
+            None => comparison.equal_values += 1,
+        }
+    }
+    comparison.equal = comparison.differences.is_empty();
+    print(&comparison, &a, &b, out);
+    out.document(&comparison);
+    Ok(if comparison.equal { Exit::Fine } else { Exit::Finding })
+}
+
+/// The names of all tensors and values.
+fn keys(target: &Target) -> BTreeSet<&str> {
+    let manifest = target.reader.manifest();
+    manifest.tensors.keys().chain(manifest.values.keys()).map(String::as_str).collect()
+}
+
+/// How the two entries of a key differ.
+fn compare(
+    key: &str,
+    in_a: Option<Entry<'_>>,
+    in_b: Option<Entry<'_>>,
+    a: &Target,
+    b: &Target,
+) -> Result<Option<(Kind, Option<Compared>)>, Error> {
+    let kind = match (in_a, in_b) {
+        (None, None) => return Ok(None),
+        (Some(_), None) => Kind::OnlyInA,
+        (None, Some(_)) => Kind::OnlyInB,
+        (Some(Entry::Tensor(_)), Some(Entry::Value(_))) | (Some(Entry::Value(_)), Some(Entry::Tensor(_))) => {
+            Kind::TensorOrValue
+        }
+        (Some(Entry::Value(a)), Some(Entry::Value(b))) if is_same(a, b) => return Ok(None),
+        (Some(Entry::Value(_)), Some(Entry::Value(_))) => Kind::Value,
+        (Some(Entry::Tensor(in_a)), Some(Entry::Tensor(in_b))) => {
+            match (in_a.spec.dtype == in_b.spec.dtype, in_a.spec.shape == in_b.spec.shape) {
+                (false, false) => Kind::DtypeAndShape,
+                (false, true) => Kind::Dtype,
+                (true, false) => Kind::Shape,
+                (true, true) if in_a.digest == in_b.digest => return Ok(None),
+                (true, true) => {
+                    let (a, b) = (a.reader.tensor(key)?, b.reader.tensor(key)?);
+                    return Ok(Some((Kind::Content, Some(elements::compare(in_a.spec.dtype, &a, &b)))));
+                }
+            }
+        }
+    };
+    Ok(Some((kind, None)))
+}
+
+/// Compares as text, since that tells 0.0 from -0.0; the keys of objects are in order in both.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let [a, b] = [a, b].map(Value::to_string);
+    a == b
+}
+
+fn print(comparison: &Comparison<'_>, a: &Target, b: &Target, out: &mut Output) {
+    let mut table = Table::without_headings([Align::Left, Align::Left, Align::Left, Align::Left]);
+    for (name, target) in [("A", a), ("B", b)] {
+        let manifest = target.reader.manifest();
+        let step = manifest.step.map_or_else(String::new, |step| format!("step {step}"));
+        table.row([name.to_string(), target.title(), step, human::time(manifest.saved_at)]);
+    }
+    table.print(out);
+    out.line("");
+    let same = format!(
+        "{} and {}",
+        human::count(comparison.equal_tensors, "tensor"),
+        human::count(comparison.equal_values, "value")
+    );
+    if comparison.equal {
+        out.line(format!("equal: {same}"));
+        return;
+    }
+    let mut table = Table::new([("DIFFERS", Align::Left), ("NAME", Align::Left), ("HOW", Align::Left)]);
+    for difference in &comparison.differences {
+        table.row([difference.kind.name().to_string(), difference.key.to_string(), difference.how()]);
+    }
+    table.print(out);
+    out.line("");
+    out.line(format!("{}; equal: {same}", human::count(comparison.differences.len(), "difference")));
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::OnlyInA => "only in A",
+            Kind::OnlyInB => "only in B",
+            Kind::TensorOrValue => "kind",
+            Kind::Dtype => "dtype",
+            Kind::Shape => "shape",
+            Kind::DtypeAndShape => "dtype and shape",
+            Kind::Content => "content",
+            Kind::Value => "value",
+        }
+    }
+}
+
+/// How many characters of a value are shown.
+const SHOWN: usize = 40;
+
+impl Difference<'_> {
+    fn how(&self) -> String {
+        match (self.a, self.b) {
+            (Some(Side::Value { value: a }), Some(Side::Value { value: b })) => {
+                let (a, b) = (a.to_string(), b.to_string());
+                let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+                format!("{} in A, {} in B", human::excerpt(&a, same, SHOWN), human::excerpt(&b, same, SHOWN))
+            }
+            (Some(a), Some(b)) => match &self.elements {
+                Some(elements) => elements.to_string(),
+                None => format!("{} in A, {} in B", a.text(), b.text()),
+            },
+            (Some(side), None) | (None, Some(side)) => side.text(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+impl Side<'_> {
+    fn text(&self) -> String {
+        match self {
+            Side::Tensor { dtype, shape } => format!("{dtype} {shape:?}"),
+            Side::Value { value } => human::excerpt(&value.to_string(), 0, SHOWN),
+        }
+    }
+}

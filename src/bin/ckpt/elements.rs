@@ -1,0 +1,208 @@
+//! How the elements of two tensors of one type differ.
+
+use crate::human;
+use serde::Serialize;
+use std::fmt;
+use tch_checkpoint::Dtype;
+
+/// The comparison of two tensors, element by element.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Compared {
+    /// How many there are.
+    pub total: u64,
+    /// How many do not have the same bits.
+    pub differing: u64,
+    /// The largest distance between two elements, over all pairs for which it is a finite number; of complex numbers
+    /// the absolute value of their difference. `null` when there is no such pair, and for truth values.
+    pub largest_difference: Option<f64>,
+    /// How many of the differing pairs have no finite distance: one is NaN or infinite.
+    pub not_finite: u64,
+}
+
+/// Compares elements of type `dtype`, little-endian, as many in `a` as in `b`.
+pub fn compare(dtype: Dtype, a: &[u8], b: &[u8]) -> Compared {
+    let size = dtype.size();
+    let mut compared =
+        Compared { total: (a.len() / size) as u64, differing: 0, largest_difference: None, not_finite: 0 };
+    // Most of two similar tensors is equal: that is seen faster in blocks. 4096 is a multiple of every element size.
+    for (a, b) in a.chunks(4096).zip(b.chunks(4096)).filter(|(a, b)| a != b) {
+        for (a, b) in a.chunks_exact(size).zip(b.chunks_exact(size)).filter(|(a, b)| a != b) {
+            compared.differing += 1;
+            match distance(dtype, a, b) {
+                Some(distance) if distance.is_finite() => {
+                    let largest = compared.largest_difference.get_or_insert(distance);
+                    *largest = largest.max(distance);
+                }
+                Some(_) => compared.not_finite += 1,
+                None => {}
+            }
+        }
+    }
+    compared
+}
+
+/// The distance between two elements; not finite where one of them is not; `None` for types without distances.
+fn distance(dtype: Dtype, a: &[u8], b: &[u8]) -> Option<f64> {
+    let real = |part: &dyn Fn(&[u8]) -> f64| Some((part(a) - part(b)).abs());
+    match dtype {
+        Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64 => Some(unsigned(a).abs_diff(unsigned(b)) as f64),
+        Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 => Some(signed(a).abs_diff(signed(b)) as f64),
+        Dtype::F8E5m2 => real(&|x| float(unsigned(x), 5, 2, 15, Special::Ieee)),
+        Dtype::F8E4m3 => real(&|x| float(unsigned(x), 4, 3, 7, Special::NanOnly)),
+        Dtype::F8E5m2fnuz => real(&|x| float(unsigned(x), 5, 2, 16, Special::NoNegativeZero)),
+        Dtype::F8E4m3fnuz => real(&|x| float(unsigned(x), 4, 3, 8, Special::NoNegativeZero)),
+        Dtype::F8E8m0 => real(&|x| power_of_two(unsigned(x))),
+        Dtype::F16 => real(&|x| float(unsigned(x), 5, 10, 15, Special::Ieee)),
+        Dtype::BF16 => real(&|x| float(unsigned(x), 8, 7, 127, Special::Ieee)),
+        Dtype::F32 => real(&single),
+        Dtype::F64 => real(&|x| f64::from_bits(unsigned(x))),
+        Dtype::C64 => {
+            let ((a_re, a_im), (b_re, b_im)) = (a.split_at(4), b.split_at(4));
+            let (re, im) = (single(a_re) - single(b_re), single(a_im) - single(b_im));
+            // hypot(infinity, NaN) is infinite: not finite either.
+            Some(re.hypot(im))
+        }
+        // Bool, and types that this tool does not know.
+        _ => None,
+    }
+}
+
+/// At most 8 bytes as a number.
+fn unsigned(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// At most 8 bytes as a number in two's complement.
+fn signed(bytes: &[u8]) -> i64 {
+    let unused = 64 - 8 * bytes.len() as u32;
+    (unsigned(bytes) << unused) as i64 >> unused
+}
+
+fn single(bytes: &[u8]) -> f64 {
+    f64::from(f32::from_bits(unsigned(bytes) as u32))
+}
+
+/// Which numbers of a small float type are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Special {
+    /// The highest exponent is infinity and NaN.
+    Ieee,
+    /// All ones but the sign is NaN; there is no infinity.
+    NanOnly,
+    /// What would be the negative zero is NaN; there is no infinity.
+    NoNegativeZero,
+}
+
+/// A number of one bit for the sign, `exponent_bits` and `mantissa_bits`.
+fn float(bits: u64, exponent_bits: u32, mantissa_bits: u32, bias: i32, special: Special) -> f64 {
+    let mantissa = bits & ((1 << mantissa_bits) - 1);
+    let exponent_mask = (1 << exponent_bits) - 1;
+    let exponent = bits >> mantissa_bits & exponent_mask;
+    let negative = bits >> (mantissa_bits + exponent_bits) & 1 == 1;
+    let all_ones = exponent == exponent_mask;
+    let magnitude = match special {
+        Special::Ieee if all_ones && mantissa == 0 => f64::INFINITY,
+        Special::Ieee if all_ones => f64::NAN,
+        Special::NanOnly if all_ones && mantissa == (1 << mantissa_bits) - 1 => f64::NAN,
+        Special::NoNegativeZero if negative && exponent == 0 && mantissa == 0 => f64::NAN,
+        _ => {
+            // Below the lowest exponent there is no leading one.
+            let (leading, exponent) = if exponent == 0 { (0, 1) } else { (1 << mantissa_bits, exponent as i32) };
+            (leading | mantissa) as f64 * 2f64.powi(exponent - bias - mantissa_bits as i32)
+        }
+    };
+    if negative { -magnitude } else { magnitude }
+}
+
+/// A number that is an exponent alone.
+fn power_of_two(bits: u64) -> f64 {
+    if bits == 255 { f64::NAN } else { 2f64.powi(bits as i32 - 127) }
+}
+
+impl fmt::Display for Compared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} elements", self.differing, self.total)?;
+        if let Some(largest) = self.largest_difference {
+            write!(f, ", by at most {}", human::figure(largest))?;
+        }
+        match self.not_finite {
+            0 => Ok(()),
+            count => write!(f, ", {count} of them NaN or infinite in A or B"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(a: &[f32], b: &[f32]) -> Compared {
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        compare(Dtype::F32, &bytes(a), &bytes(b))
+    }
+
+    #[test]
+    fn differences_are_counted_and_measured() {
+        let compared = floats(&[1.0, 2.0, -3.0, 0.0], &[1.0, 2.5, -4.0, -0.0]);
+        assert_eq!(compared, Compared { total: 4, differing: 3, largest_difference: Some(1.0), not_finite: 0 });
+        let compared = floats(&[f32::NAN, 1.0, f32::INFINITY, 0.0], &[f32::NAN, f32::NAN, 1.0, 0.5]);
+        assert_eq!(compared, Compared { total: 4, differing: 3, largest_difference: Some(0.5), not_finite: 2 });
+        assert_eq!(compared.to_string(), "3 of 4 elements, by at most 0.5, 2 of them NaN or infinite in A or B");
+    }
+
+    #[test]
+    fn blocks_do_not_matter() {
+        let a: Vec<f32> = (0..5000).map(|i| i as f32).collect();
+        let mut b = a.clone();
+        b[1023] += 1.0;
+        b[1024] += 2.0;
+        b[4999] -= 8.0;
+        assert_eq!(
+            floats(&a, &b),
+            Compared { total: 5000, differing: 3, largest_difference: Some(8.0), not_finite: 0 }
+        );
+    }
+
+    #[test]
+    fn whole_numbers_have_distances_of_any_size() {
+        let distance =
+            |dtype, a: i64, b: i64, size| distance(dtype, &a.to_le_bytes()[..size], &b.to_le_bytes()[..size]);
+        assert_eq!(distance(Dtype::I8, -128, 127, 1), Some(255.0));
+        assert_eq!(distance(Dtype::U8, 0, 255, 1), Some(255.0));
+        assert_eq!(distance(Dtype::I16, -1, 1, 2), Some(2.0));
+        assert_eq!(distance(Dtype::I64, i64::MIN, i64::MAX, 8), Some(u64::MAX as f64));
+        assert_eq!(distance(Dtype::U64, 0, -1, 8), Some(u64::MAX as f64));
+        assert_eq!(distance(Dtype::Bool, 0, 1, 1), None);
+    }
+
+    #[test]
+    fn complex_numbers_are_points() {
+        let point = |re: f32, im: f32| [re.to_le_bytes(), im.to_le_bytes()].concat();
+        assert_eq!(distance(Dtype::C64, &point(1.0, 1.0), &point(4.0, 5.0)), Some(5.0));
+    }
+
+    #[test]
+    fn small_floats() {
+        let f16 = |bits| float(bits, 5, 10, 15, Special::Ieee);
+        assert_eq!([f16(0x3c00), f16(0xc000), f16(0x7bff), f16(0x0001)], [1.0, -2.0, 65504.0, 2f64.powi(-24)]);
+        assert!(f16(0x7c00).is_infinite() && f16(0x7e00).is_nan());
+        for bits in 0..=u16::MAX {
+            let expected = f64::from(f32::from_bits(u32::from(bits) << 16));
+            let found = float(bits.into(), 8, 7, 127, Special::Ieee);
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:x}");
+        }
+        let e4m3 = |bits| float(bits, 4, 3, 7, Special::NanOnly);
+        assert_eq!([e4m3(0x38), e4m3(0x7e), e4m3(0x01)], [1.0, 448.0, 2f64.powi(-9)]);
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+        let e5m2 = |bits| float(bits, 5, 2, 15, Special::Ieee);
+        assert_eq!([e5m2(0x3c), e5m2(0x7b), e5m2(0x01)], [1.0, 57344.0, 2f64.powi(-16)]);
+        assert!(e5m2(0x7c).is_infinite());
+        let e4m3fnuz = |bits| float(bits, 4, 3, 8, Special::NoNegativeZero);
+        assert_eq!([e4m3fnuz(0x40), e4m3fnuz(0x7f), e4m3fnuz(0x01)], [1.0, 240.0, 2f64.powi(-10)]);
+        assert!(e4m3fnuz(0x80).is_nan());
+        let e5m2fnuz = |bits| float(bits, 5, 2, 16, Special::NoNegativeZero);
+        assert_eq!([e5m2fnuz(0x40), e5m2fnuz(0x7f), e5m2fnuz(0x01)], [1.0, 57344.0, 2f64.powi(-17)]);
+        assert_eq!([power_of_two(127), power_of_two(0), power_of_two(254)], [1.0, 2f64.powi(-127), 2f64.powi(127)]);
+        assert!(power_of_two(255).is_nan());
+    }
+}

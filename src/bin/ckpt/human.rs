@@ -1,0 +1,113 @@
+//! Sizes, times and counts for people.
+
+use chrono::{DateTime, Local, Utc};
+use std::collections::BTreeMap;
+
+/// `512 B`, `1.5 KiB`, `20.0 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be shown as 1024.0.
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+/// `2026-11-22 14:03:11`, in local time.
+pub fn time(time: DateTime<Utc>) -> String {
+    time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// As [`time`], with the offset from UTC.
+pub fn time_and_offset(time: DateTime<Utc>) -> String {
+    time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string()
+}
+
+/// `1 tensor`, `2 tensors`.
+pub fn count(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        _ => format!("{count} {thing}s"),
+    }
+}
+
+/// `loss=0.25 per=0.5`.
+pub fn metrics(metrics: &BTreeMap<String, f64>) -> String {
+    let metrics: Vec<String> = metrics.iter().map(|(name, value)| format!("{name}={}", figure(*value))).collect();
+    metrics.join(" ")
+}
+
+/// A number to 6 digits: `0.25`, `0.333333`, `1.19209e-7`.
+pub fn figure(value: f64) -> String {
+    let rounded = format!("{value:.5e}").parse().unwrap_or(value);
+    match rounded == 0.0 || (1e-4..1e9).contains(&rounded.abs()) {
+        true => rounded.to_string(),
+        false => format!("{rounded:e}"),
+    }
+}
+
+/// A number that may not be there.
+pub fn number<N: ToString>(number: Option<N>) -> String {
+    number.map_or_else(|| "-".to_string(), |number| number.to_string())
+}
+
+/// At most `length` characters of `text`, those around the character `at`.
+pub fn excerpt(text: &str, at: usize, length: usize) -> String {
+    let total = text.chars().count();
+    if total <= length {
+        return text.to_string();
+    }
+    let start = at.saturating_sub(length / 4).min(total - length);
+    let part: String = text.chars().skip(start).take(length).collect();
+    let (before, after) = (if start > 0 { "…" } else { "" }, if start + length < total { "…" } else { "" });
+    format!("{before}{part}{after} ({total} characters)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (1024 * 1024 - 1, "1.0 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ];
+        for (size, text) in cases {
+            assert_eq!(bytes(size), text);
+        }
+    }
+
+    #[test]
+    fn figures() {
+        let cases = [
+            (0.0, "0"),
+            (255.0, "255"),
+            (1.0 / 3.0, "0.333333"),
+            (-0.08000040054, "-0.08"),
+            (f64::from(f32::EPSILON), "1.19209e-7"),
+            (u64::MAX as f64, "1.84467e19"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(figure(value), text);
+        }
+    }
+
+    #[test]
+    fn excerpts_show_the_place_asked_for() {
+        assert_eq!(excerpt("short", 3, 10), "short");
+        assert_eq!(excerpt("0123456789abcdef", 0, 8), "01234567… (16 characters)");
+        assert_eq!(excerpt("0123456789abcdef", 8, 4), "…789a… (16 characters)");
+        assert_eq!(excerpt("0123456789abcdef", 99, 4), "…cdef (16 characters)");
+    }
+}

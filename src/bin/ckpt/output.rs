@@ -1,0 +1,121 @@
+//! What goes to standard output and standard error, and the exit code.
+
+use crate::escape;
+use crate::problem::Problem;
+use serde::Serialize;
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::process::ExitCode;
+use tch_checkpoint::Error;
+
+/// The exit codes, the higher the more serious.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exit {
+    /// Done, intact, equal.
+    Fine,
+    /// Damaged, different.
+    Finding,
+    /// Could not be read.
+    Trouble,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        match exit {
+            Exit::Fine => ExitCode::from(0),
+            Exit::Finding => ExitCode::from(1),
+            Exit::Trouble => ExitCode::from(2),
+        }
+    }
+}
+
+/// Where results go: lines of text, or one JSON document.
+pub struct Output {
+    json: bool,
+    stdout: BufWriter<Stdout>,
+    /// Whether anything was printed.
+    started: bool,
+    /// The first failure to write; after it nothing more is written.
+    failed: Option<io::Error>,
+}
+
+/// The JSON document of a command that failed.
+#[derive(Serialize)]
+struct Failure {
+    error: Problem,
+}
+
+impl Output {
+    pub fn new(json: bool) -> Output {
+        Output { json, stdout: BufWriter::new(io::stdout()), started: false, failed: None }
+    }
+
+    /// Prints a line of text, unless JSON is wanted.
+    pub fn line(&mut self, text: impl AsRef<str>) {
+        if !self.json {
+            self.write(&escape::line(text.as_ref()));
+        }
+    }
+
+    /// Prints an empty line, unless nothing was printed before.
+    pub fn separate(&mut self) {
+        if self.started {
+            self.line("");
+        }
+    }
+
+    /// Shows what was printed so far.
+    pub fn flush(&mut self) {
+        if self.failed.is_none() {
+            self.failed = self.stdout.flush().err();
+        }
+    }
+
+    /// Prints the document, if JSON is wanted.
+    pub fn document(&mut self, document: &impl Serialize) {
+        if !self.json {
+            return;
+        }
+        match serde_json::to_string(document) {
+            Ok(text) => self.write(&escape::json(&text)),
+            Err(e) => self.failed = self.failed.take().or(Some(e.into())),
+        }
+    }
+
+    /// Says on standard error what is good to know beside the result.
+    pub fn note(&mut self, text: impl AsRef<str>) {
+        self.flush();
+        complain(text.as_ref());
+    }
+
+    /// Reports the error that ended the command.
+    pub fn error(&mut self, error: &Error) {
+        self.flush();
+        complain(&error.to_string());
+        self.document(&Failure { error: Problem::of(error) });
+    }
+
+    fn write(&mut self, line: &str) {
+        self.started = true;
+        if self.failed.is_none() {
+            self.failed = writeln!(self.stdout, "{line}").err();
+        }
+    }
+
+    /// Ends the output. A reader that has seen enough (`ckpt show … | head`) is none of our worries; anything else that
+    /// kept the result from being written is.
+    pub fn finish(mut self, exit: Exit) -> Exit {
+        self.flush();
+        match self.failed {
+            Some(e) if e.kind() != ErrorKind::BrokenPipe => {
+                complain(&format!("cannot write the result: {e}"));
+                Exit::Trouble
+            }
+            _ => exit,
+        }
+    }
+}
+
+/// A line on standard error; there is nowhere to complain when that fails.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "ckpt: {}", escape::line(text));
+}

@@ -1,0 +1,61 @@
+//! Columns under each other.
+
+use crate::escape;
+use crate::output::Output;
+
+/// On which side the cells of a column are filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    Left,
+    Right,
+}
+
+/// A table that knows the width of its columns when it is printed.
+pub struct Table {
+    columns: Vec<Align>,
+    /// How many of the rows are headings.
+    headings: usize,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Columns with a heading.
+    pub fn new<const N: usize>(columns: [(&str, Align); N]) -> Table {
+        let headings = columns.iter().map(|(heading, _)| heading.to_string()).collect();
+        Table { columns: columns.iter().map(|(_, align)| *align).collect(), headings: 1, rows: vec![headings] }
+    }
+
+    /// Columns without.
+    pub fn without_headings<const N: usize>(columns: [Align; N]) -> Table {
+        Table { columns: columns.to_vec(), headings: 0, rows: Vec::new() }
+    }
+
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.iter().map(|cell| escape::line(cell).into_owned()).collect());
+    }
+
+    /// Prints all rows; columns without anything under their heading are left out.
+    pub fn print(&self, out: &mut Output) {
+        let width = |column: usize| {
+            let cells = || self.rows.iter().filter_map(|row| row.get(column));
+            let is_empty = cells().skip(self.headings).all(|cell| cell.is_empty());
+            if is_empty { 0 } else { cells().map(|cell| cell.chars().count()).max().unwrap_or(0) }
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for ((cell, &width), &align) in
+                row.iter().zip(&widths).zip(&self.columns).filter(|((_, width), _)| **width > 0)
+            {
+                if !line.is_empty() {
+                    line.push_str("  ");
+                }
+                match align {
+                    Align::Left => line.push_str(&format!("{cell:<width$}")),
+                    Align::Right => line.push_str(&format!("{cell:>width$}")),
+                }
+            }
+            out.line(line.trim_end());
+        }
+    }
+}

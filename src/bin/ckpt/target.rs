@@ -1,0 +1,145 @@
+//! What a path on the command line stands for.
+
+use crate::output::Output;
+use crate::problem::{Problem, text};
+use serde::Serialize;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use tch_checkpoint::format::{INDEX_FILE, Index, MANIFEST_FILE};
+use tch_checkpoint::{CheckpointReader, Error, Listing, list_checkpoints};
+
+/// An open checkpoint.
+pub struct Target {
+    pub reader: CheckpointReader,
+    /// The folder whose latest checkpoint it is, where the path was that of the folder.
+    pub latest_of: Option<PathBuf>,
+}
+
+/// A checkpoint in a JSON document.
+#[derive(Serialize)]
+pub struct TargetJson {
+    path: String,
+    latest_of: Option<String>,
+    step: Option<u64>,
+    saved_at: chrono::DateTime<chrono::Utc>,
+    sequence: u64,
+    run: String,
+    save_counter: Option<i64>,
+}
+
+impl Target {
+    /// Opens the checkpoint at `path`, or the latest in the folder `path`.
+    pub fn open(path: &Path, out: &mut Output) -> Result<Target, Error> {
+        let listing = match what_is(path)? {
+            Place::Checkpoint => {
+                return Ok(Target { reader: CheckpointReader::open(path)?, latest_of: None });
+            }
+            Place::LostManifest => return Err(lost_manifest(path)),
+            Place::Folder(listing) => listing,
+        };
+        for (path, error) in &listing.damaged {
+            out.note(format!("{} was not looked at: {}", path.display(), Problem::of(error).within(path)));
+        }
+        match listing.checkpoints.last() {
+            Some(latest) => {
+                let reader = CheckpointReader::open(&latest.path)?;
+                Ok(Target { reader, latest_of: Some(path.to_path_buf()) })
+            }
+            None => Err(no_checkpoint_in(path)),
+        }
+    }
+
+    pub fn json(&self) -> TargetJson {
+        let manifest = self.reader.manifest();
+        TargetJson {
+            path: text(self.reader.path()),
+            latest_of: self.latest_of.as_deref().map(text),
+            step: manifest.step,
+            saved_at: manifest.saved_at,
+            sequence: manifest.sequence,
+            run: manifest.run.clone(),
+            save_counter: manifest.save_counter,
+        }
+    }
+
+    /// The path, and that it is the latest of its folder where that was asked for.
+    pub fn title(&self) -> String {
+        let path = self.reader.path().display();
+        match &self.latest_of {
+            Some(folder) => format!("{path} (the latest in {})", folder.display()),
+            None => path.to_string(),
+        }
+    }
+}
+
+/// What is at a path.
+pub enum Place {
+    /// A checkpoint, sound or not.
+    Checkpoint,
+    /// A checkpoint whose manifest is gone.
+    LostManifest,
+    /// Any other folder: one of checkpoints, perhaps an empty one.
+    Folder(Listing),
+}
+
+/// Looks at `path`.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is nothing, or a file; [`Error::Io`].
+pub fn what_is(path: &Path) -> Result<Place, Error> {
+    let not_found = |reason: &str| Err(Error::NotFound { path: path.to_path_buf(), reason: reason.to_string() });
+    match fs::metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return not_found("there is nothing of that name"),
+        Err(source) => return Err(Error::Io { action: "look for", path: path.to_path_buf(), source }),
+        Ok(found) if !found.is_dir() => return not_found("this is a file; a checkpoint is a folder"),
+        Ok(_) => {}
+    }
+    // Whatever has the manifest's name: if it is a folder or leads nowhere, that is damage.
+    if fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok() {
+        return Ok(Place::Checkpoint);
+    }
+    if has_component_file(path) || index_knows(path) {
+        return Ok(Place::LostManifest);
+    }
+    list_checkpoints(path).map(Place::Folder)
+}
+
+fn has_component_file(path: &Path) -> bool {
+    let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"))
+}
+
+/// Whether the index of the folder around it says that `path` is a checkpoint.
+fn index_knows(path: &Path) -> bool {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return false;
+    };
+    let index = fs::read(folder.join(INDEX_FILE)).ok().and_then(|bytes| Index::from_bytes(&bytes).ok());
+    index.is_some_and(|index| index.checkpoints.iter().any(|entry| name == entry.name.as_str()))
+}
+
+/// The error for a checkpoint whose manifest is gone.
+pub fn lost_manifest(path: &Path) -> Error {
+    Error::Damaged { path: path.join(MANIFEST_FILE), reason: "the file is missing".to_string() }
+}
+
+/// The error for a folder without any whole checkpoint.
+pub fn no_checkpoint_in(path: &Path) -> Error {
+    let mut reason = "this folder holds no whole checkpoint".to_string();
+    let below = folders_below(path);
+    if let Some(first) = below.first() {
+        let more = if below.len() > 1 { format!(" and {} more folders", below.len() - 1) } else { String::new() };
+        reason.push_str(&format!("; {}{more} in it may", first.display()));
+    }
+    Error::NotFound { path: path.to_path_buf(), reason }
+}
+
+/// The folders in `path` in which checkpoints were saved, by name.
+pub fn folders_below(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|folder| folder.join(INDEX_FILE).is_file()).collect();
+    folders.sort();
+    folders
+}
