@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
-use crate::save::{self, SaveOptions, Stamp};
+use crate::save::{self, Header, Plan, SaveOptions, Stamp};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
 use std::collections::BTreeMap;
@@ -38,7 +38,6 @@ use std::sync::Arc;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct Checkpoint {
     objects: Vec<(String, Node)>,
     save_counter: Counter,
@@ -46,8 +45,19 @@ pub struct Checkpoint {
     run: String,
     durability: Durability,
     options: SaveOptions,
+    /// The plan of the last save.
+    planned: Option<Arc<Plan>>,
     /// What restored checkpoints still hold for objects that are tracked later, newest restore last.
     pending: Vec<Arc<Pending>>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("objects", &self.objects)
+            .field("save_counter", &self.save_counter())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Checkpoint {
@@ -66,6 +76,7 @@ impl Checkpoint {
             run: nonce(),
             durability: Durability::default(),
             options: SaveOptions::default(),
+            planned: None,
             pending: Vec::new(),
         }
     }
@@ -96,6 +107,7 @@ impl Checkpoint {
         let node = object.node();
         let added = (name.to_string(), node);
         self.objects.push(added.clone());
+        self.planned = None;
         let result = crate::graph::walk(&self.objects).map(|_| ()).and_then(|()| self.restore_deferred(added));
         if result.is_err() {
             self.objects.pop();
@@ -128,6 +140,7 @@ impl Checkpoint {
     /// How many threads write a save; by default one a processor, at most 8.
     pub fn threads(mut self, threads: usize) -> Self {
         self.options.threads = threads.max(1);
+        self.planned = None;
         self
     }
 
@@ -135,6 +148,7 @@ impl Checkpoint {
     /// 16 GiB unless set. A single tensor is never split.
     pub fn max_file_bytes(mut self, bytes: u64) -> Self {
         self.options.max_file_bytes = bytes.max(1);
+        self.planned = None;
         self
     }
 
@@ -153,62 +167,78 @@ impl Checkpoint {
     pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
         let prefix = prefix.as_ref();
         let number = self.save_counter.get() + 1;
-        let directory = self.directory(parent_of(prefix));
-        directory.create()?;
-        let _lock = directory.lock()?;
         let name = format!("{}-{number}", file_name(prefix)?);
-        let request = SaveRequest { step: None, number, metrics: BTreeMap::new(), sequence: None, overwrite: false };
-        let saved = self.save_in(&directory, &name, request)?;
-        update_index(&directory, &name, &saved.manifest)?;
-        Ok(saved.path)
+        let directory = self.directory(parent_of(prefix));
+        let (path, manifest) = self.save_alone(&directory, &name, number)?;
+        self.save_counter.set(number);
+        if let Err(e) = update_index(&directory, &name, &manifest) {
+            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+        }
+        Ok(path)
     }
 
     /// Saves as exactly `path`, leaving counter and index alone.
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn write(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
         let path = path.as_ref();
         let directory = self.directory(parent_of(path));
+        Ok(self.save_alone(&directory, file_name(path)?, self.save_counter.get())?.0)
+    }
+
+    /// Saves into a folder that no manager of ours has open.
+    fn save_alone(&mut self, directory: &Directory, name: &str, counter: i64) -> Result<(PathBuf, Manifest)> {
+        let plan = self.plan()?;
         directory.create()?;
         let _lock = directory.lock()?;
-        let name = file_name(path)?;
-        let stamp = self.stamp(&directory, None, self.save_counter.get(), None, BTreeMap::new())?;
-        let plan = save::plan(&self.objects, &self.options)?;
-        Ok(save::save(&plan, &directory, name, stamp, false, &self.options)?.0)
+        let sequence = highest_sequence(directory)?.saturating_add(1);
+        let stamp = Stamp { sequence, save_counter: counter, ..self.stamp() };
+        self.save_as(&plan, directory, name, stamp)
+    }
+
+    /// Saves into a locked folder.
+    pub(crate) fn save_as(
+        &self,
+        plan: &Plan,
+        directory: &Directory,
+        name: &str,
+        stamp: Stamp,
+    ) -> Result<(PathBuf, Manifest)> {
+        let header = Header { stamp, values: plan.values()? };
+        save::save(plan, None, directory, name, header, &self.options)
+    }
+
+    /// What is to be written where; the plan of the last save if nothing has changed since.
+    pub(crate) fn plan(&mut self) -> Result<Arc<Plan>> {
+        if let Some(plan) = self.planned.as_ref().filter(|plan| plan.is_current()) {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(save::plan(&self.objects, &self.options)?);
+        self.planned = Some(plan.clone());
+        Ok(plan)
+    }
+
+    /// Plans anew next time: something changed that no collection told of.
+    pub(crate) fn forget_plan(&mut self) {
+        self.planned = None;
+    }
+
+    /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { sequence: 0, run: self.run.clone(), step: None, save_counter: 0, metrics: BTreeMap::new() }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
         Directory::new(self.disk.clone(), root, self.durability)
     }
 
-    /// Saves into a locked folder; the counter moves only when that succeeds.
-    pub(crate) fn save_in(
-        &mut self,
-        directory: &Directory,
-        name: &str,
-        request: SaveRequest,
-    ) -> Result<SavedCheckpoint> {
-        let stamp = self.stamp(directory, request.step, request.number, request.sequence, request.metrics)?;
-        let plan = save::plan(&self.objects, &self.options)?;
-        let (path, manifest) = save::save(&plan, directory, name, stamp, request.overwrite, &self.options)?;
-        self.save_counter.set(request.number);
-        Ok(SavedCheckpoint { path, manifest })
+    pub(crate) fn options(&self) -> &SaveOptions {
+        &self.options
     }
 
-    fn stamp(
-        &self,
-        directory: &Directory,
-        step: Option<u64>,
-        save_counter: i64,
-        sequence: Option<u64>,
-        metrics: BTreeMap<String, f64>,
-    ) -> Result<Stamp> {
-        let sequence = match sequence {
-            Some(sequence) => sequence,
-            None => highest_sequence(directory)?.saturating_add(1),
-        };
-        Ok(Stamp { sequence, run: self.run.clone(), step, save_counter, metrics })
+    pub(crate) fn set_save_counter(&self, counter: i64) {
+        self.save_counter.set(counter);
     }
 
     /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
@@ -256,22 +286,6 @@ impl Checkpoint {
         self.pending.push(pending.clone());
         Ok(RestoreStatus::new(pending))
     }
-}
-
-/// What a save through a manager is asked for.
-pub(crate) struct SaveRequest {
-    pub step: Option<u64>,
-    /// The value of the counter of saves that goes into the checkpoint.
-    pub number: i64,
-    pub metrics: BTreeMap<String, f64>,
-    /// The commit sequence, where the caller knows it; else the folder is asked.
-    pub sequence: Option<u64>,
-    pub overwrite: bool,
-}
-
-pub(crate) struct SavedCheckpoint {
-    pub path: PathBuf,
-    pub manifest: Manifest,
 }
 
 /// Refuses what does not match, unless the options allow it.

@@ -133,6 +133,11 @@ impl Error {
         Error::Damaged { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
+    pub(crate) fn already_exists(path: impl AsRef<Path>) -> Error {
+        let hint = "restore it and go on from there, or save into another folder or under another number".into();
+        Error::AlreadyExists { path: path.as_ref().to_path_buf(), hint }
+    }
+
     pub(crate) fn object(name: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Object { name: name.into(), reason: reason.into() }
     }

@@ -22,11 +22,12 @@ pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable, Value,
-    ValueApply, ValueLeaf,
+    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable,
+    Value, ValueApply, ValueLeaf,
 };
 pub use manager::{
-    CheckpointManager, CheckpointManagerBuilder, Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints,
+    Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
+    list_checkpoints,
 };
 pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};

@@ -367,7 +367,7 @@ fn an_object_that_cannot_be_saved_is_named_and_nothing_is_written() -> Outcome {
         }
     }
     let dir = tempfile::tempdir()?;
-    let checkpoint = Checkpoint::new().track("m", Node::group([("broken", Node::value(Broken))]))?;
+    let mut checkpoint = Checkpoint::new().track("m", Node::group([("broken", Node::value(Broken))]))?;
     let error = checkpoint.write(dir.path().join("c")).unwrap_err();
     assert_eq!(error.to_string(), "m/broken: it is on strike");
     assert!(!dir.path().join("c").exists());

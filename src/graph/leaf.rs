@@ -20,6 +20,16 @@ pub trait TensorLeaf: Send + Sync {
     /// The elements in row-major order, little-endian, without copying where the memory is laid out so.
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, Reason>;
 
+    /// Whether [`bytes`](TensorLeaf::bytes) shows the tensor's own memory, so that it costs nothing.
+    fn is_plain_memory(&self) -> bool {
+        false
+    }
+
+    /// A number that moves whenever the elements change in a way that the tensor knows of; `None` if it knows of none.
+    fn version(&self) -> Option<u64> {
+        None
+    }
+
     /// Opens the tensor for overwriting in place.
     fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
 

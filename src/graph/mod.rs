@@ -1,10 +1,13 @@
 //! The object graph: named nodes, with tensors and small values at the leaves. Pure: it knows no file and no libtorch.
 
+mod gate;
 mod handles;
 mod leaf;
 mod node;
 mod walk;
 
+pub(crate) use gate::Hold;
+pub use gate::{Gate, Guarded};
 pub use handles::{Counter, Value};
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::Kind;

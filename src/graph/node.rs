@@ -1,5 +1,6 @@
 //! `Trackable`, the one trait of the graph, and `Node`, the live handle that it gives.
 
+use super::gate::Guarded;
 use super::leaf::{TensorLeaf, ValueLeaf};
 use crate::dtype::TensorSpec;
 use std::collections::{BTreeMap, HashMap};
@@ -88,6 +89,18 @@ pub trait Collection: Send + Sync {
     fn may_lack(&self, name: &str) -> bool {
         let _ = name;
         false
+    }
+
+    /// The tensors, here or elsewhere in the graph, that change only after passing a gate of this object. A save in
+    /// the background copies all others before it returns.
+    fn guarded(&self) -> Option<Guarded> {
+        None
+    }
+
+    /// A number that moves whenever [`children`](Collection::children) or [`guarded`](Collection::guarded) would give
+    /// something else; `None` if that is not known, and they are asked at every save.
+    fn generation(&self) -> Option<u64> {
+        None
     }
 
     /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks.

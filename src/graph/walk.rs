@@ -1,7 +1,7 @@
 //! From live objects to the flat list of leaves, with every name checked.
 
 use super::leaf::{TensorLeaf, ValueLeaf};
-use super::node::{Kind, Node};
+use super::node::{Collection, Kind, Node};
 use crate::error::{Error, Result};
 use crate::name;
 use std::collections::HashSet;
@@ -27,9 +27,17 @@ pub(crate) enum LeafObject {
     Value(Arc<dyn ValueLeaf>),
 }
 
-/// All leaves below these named objects, in the order they were tracked.
-pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Vec<Leaf>> {
-    let mut walker = Walker { leaves: Vec::new() };
+/// What is below some objects.
+#[derive(Default)]
+pub(crate) struct Walked {
+    /// In the order the objects were tracked.
+    pub leaves: Vec<Leaf>,
+    pub collections: Vec<Arc<dyn Collection>>,
+}
+
+/// All leaves and collections below these named objects.
+pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Walked> {
+    let mut walker = Walker { found: Walked::default() };
     let mut stems = HashSet::new();
     for (component, node) in objects {
         name::check_component(component)?;
@@ -41,8 +49,8 @@ pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Vec<Leaf>> {
         let place = Place { component, key: name::key([component]), in_file: None, depth: 0 };
         walker.visit(node, place)?;
     }
-    check_names_in_files(&walker.leaves)?;
-    Ok(walker.leaves)
+    check_names_in_files(&walker.found.leaves)?;
+    Ok(walker.found)
 }
 
 /// Where in the graph the walker stands.
@@ -55,7 +63,7 @@ struct Place<'a> {
 }
 
 struct Walker {
-    leaves: Vec<Leaf>,
+    found: Walked,
 }
 
 impl Walker {
@@ -78,6 +86,7 @@ impl Walker {
                 let children =
                     children.iter().map(|child| (child.name.as_str(), &child.node, child.name_in_file.as_deref()));
                 self.children(children, &place)?;
+                self.found.collections.push(collection.clone());
             }
         }
         Ok(())
@@ -108,7 +117,7 @@ impl Walker {
     fn leaf(&mut self, place: Place<'_>, object: LeafObject) {
         let component = place.component.to_string();
         let name_in_file = place.in_file.unwrap_or_else(|| component.clone());
-        self.leaves.push(Leaf { key: place.key, component, name_in_file, object });
+        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object });
     }
 }
 
@@ -133,7 +142,7 @@ mod tests {
     use crate::graph::{Child, Collection, Counter, Trackable};
 
     fn names(objects: &[(String, Node)]) -> Result<Vec<(String, String)>> {
-        Ok(walk(objects)?.into_iter().map(|leaf| (leaf.key, leaf.name_in_file)).collect())
+        Ok(walk(objects)?.leaves.into_iter().map(|leaf| (leaf.key, leaf.name_in_file)).collect())
     }
 
     fn one(name: &str, node: Node) -> Vec<(String, Node)> {

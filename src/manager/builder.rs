@@ -1,15 +1,19 @@
 //! What can be set of a manager, and what happens when it opens a folder.
 
+use super::background::Background;
+use super::ledger::Ledger;
 use super::listing::order;
 use super::{CheckpointManager, number_of};
 use crate::checkpoint::{Checkpoint, index_entry};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::retention::Retention;
+use crate::save::Image;
 use crate::source::Source;
 use crate::store::Directory;
 use chrono::TimeDelta;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {
@@ -20,6 +24,7 @@ pub struct CheckpointManagerBuilder {
     keep_every_hours: Option<f64>,
     interval: u64,
     init: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
+    background: Option<Background>,
 }
 
 impl std::fmt::Debug for CheckpointManagerBuilder {
@@ -43,6 +48,7 @@ impl CheckpointManagerBuilder {
             keep_every_hours: None,
             interval: 1,
             init: None,
+            background: None,
         }
     }
 
@@ -77,6 +83,22 @@ impl CheckpointManagerBuilder {
         self
     }
 
+    /// Saves in the background: calls return as soon as the state can no longer be torn, and a thread writes it. What
+    /// that thread meets is returned by the next call that saves, waits or closes.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tch_checkpoint::Error> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::{Background, CheckpointManager};
+    /// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/run").background(Background::new()).open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn background(mut self, background: Background) -> Self {
+        self.background = Some(background);
+        self
+    }
+
     /// Opens the folder: creates it if need be, takes its lock, removes what a dead writer left half-done, and finds
     /// the checkpoints by looking at them; the index is only a hint.
     ///
@@ -93,24 +115,25 @@ impl CheckpointManagerBuilder {
             directory.remove_leftover(leftover);
         }
         let found = Found::among(&directory, &self.name, &scan.checkpoints);
-        let mut manager = CheckpointManager {
+        let mut ledger = Ledger { directory: directory.clone(), retention, known: found.known, last_preserved: None };
+        for (name, error) in found.damaged {
+            ledger.pass_over(&name, &error);
+        }
+        take_hints(&mut ledger);
+        Ok(CheckpointManager {
             checkpoint: self.checkpoint,
             directory,
             name: self.name,
             interval: self.interval,
             init: self.init,
-            known: found.known,
-            last_preserved: None,
+            ledger: Arc::new(Mutex::new(ledger)),
             sequence: found.sequence,
             last_step: None,
-            retention,
+            background: self.background,
+            in_flight: None,
+            image: Image::default(),
             _lock: lock,
-        };
-        for (name, error) in found.damaged {
-            manager.pass_over(&name, &error);
-        }
-        manager.take_hints();
-        Ok(manager)
+        })
     }
 
     fn retention(&self) -> Result<Retention> {
@@ -135,32 +158,28 @@ impl CheckpointManagerBuilder {
     }
 }
 
-impl CheckpointManager {
-    /// What only the index knows: which checkpoints are preserved. Without an index, all that could be are.
-    fn take_hints(&mut self) {
-        match self.directory.index() {
-            Some(index) => {
-                self.last_preserved = index.last_preserved;
-                for entry in &mut self.known {
-                    entry.preserved = index
-                        .checkpoints
-                        .iter()
-                        .any(|hint| hint.preserved && hint.name == entry.name && hint.sequence == entry.sequence);
-                }
+/// What only the index knows: which checkpoints are preserved. Without an index, all that could be are.
+fn take_hints(ledger: &mut Ledger) {
+    match ledger.directory.index() {
+        Some(index) => {
+            ledger.last_preserved = index.last_preserved;
+            for entry in &mut ledger.known {
+                let same = |hint: &IndexEntry| hint.name == entry.name && hint.sequence == entry.sequence;
+                entry.preserved = index.checkpoints.iter().any(|hint| hint.preserved && same(hint));
             }
-            None if self.retention.keep_every.is_some() => {
-                let active = self.retention.max_to_keep.unwrap_or(self.known.len());
-                let older = self.known.len().saturating_sub(active);
-                for entry in &mut self.known[..older] {
-                    entry.preserved = true;
-                }
+        }
+        None if ledger.retention.keep_every.is_some() => {
+            let active = ledger.retention.max_to_keep.unwrap_or(ledger.known.len());
+            let older = ledger.known.len().saturating_sub(active);
+            for entry in &mut ledger.known[..older] {
+                entry.preserved = true;
             }
-            None => {}
         }
-        if self.last_preserved.is_none() {
-            // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
-            self.last_preserved = Some(self.known.first().map_or_else(chrono::Utc::now, |entry| entry.saved_at));
-        }
+        None => {}
+    }
+    if ledger.last_preserved.is_none() {
+        // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
+        ledger.last_preserved = Some(ledger.known.first().map_or_else(chrono::Utc::now, |entry| entry.saved_at));
     }
 }
 

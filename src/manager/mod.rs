@@ -1,20 +1,24 @@
 //! `CheckpointManager`: numbered checkpoints in a folder, old ones removed, the newest intact one restored.
 
+mod background;
 mod builder;
+mod ledger;
 mod listing;
 
+pub use background::{Background, Overlap};
 pub use builder::CheckpointManagerBuilder;
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 
-use crate::checkpoint::{Checkpoint, SaveRequest, index_entry};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry};
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
-use crate::retention::{Candidate, Retention};
+use crate::save::{Header, Image, Stamp};
 use crate::store::{Directory, Lock};
-use chrono::{DateTime, Utc};
+use background::InFlight;
+use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Writes numbered checkpoints into a folder, keeps the newest `max_to_keep`, and restores the newest intact one.
 ///
@@ -46,26 +50,23 @@ pub struct CheckpointManager {
     checkpoint: Checkpoint,
     directory: Directory,
     name: String,
-    retention: Retention,
     interval: u64,
     init: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
-    /// What is there, oldest commit first.
-    known: Vec<IndexEntry>,
-    last_preserved: Option<DateTime<Utc>>,
-    /// The highest commit sequence of the folder.
+    ledger: Arc<Mutex<Ledger>>,
+    /// The highest commit sequence of the folder, those being written included.
     sequence: u64,
     /// The step of the last save or restore: where the next interval begins.
     last_step: Option<u64>,
+    background: Option<Background>,
+    in_flight: Option<InFlight>,
+    /// Memory of the last save in the background.
+    image: Image,
     _lock: Lock,
 }
 
 impl std::fmt::Debug for CheckpointManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<&str> = self.known.iter().map(|entry| entry.name.as_str()).collect();
-        f.debug_struct("CheckpointManager")
-            .field("directory", &self.directory.root())
-            .field("checkpoints", &names)
-            .finish_non_exhaustive()
+        f.debug_struct("CheckpointManager").field("checkpoints", &self.checkpoints()).finish_non_exhaustive()
     }
 }
 
@@ -90,36 +91,49 @@ impl CheckpointManager {
         self.directory.root()
     }
 
-    /// The newest checkpoint.
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest checkpoint. One that is still being written does not count.
     pub fn latest_checkpoint(&self) -> Option<PathBuf> {
-        self.known.last().map(|entry| self.path(&entry.name))
+        let ledger = self.ledger();
+        ledger.known.last().map(|entry| ledger.path(&entry.name))
     }
 
     /// The checkpoints there are, oldest first, without those preserved for good by
     /// [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours).
     pub fn checkpoints(&self) -> Vec<PathBuf> {
-        self.known.iter().filter(|entry| !entry.preserved).map(|entry| self.path(&entry.name)).collect()
+        self.paths(false)
     }
 
-    /// The checkpoints preserved for good by [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours), oldest first.
+    /// The checkpoints preserved for good by [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours),
+    /// oldest first.
     pub fn preserved_checkpoints(&self) -> Vec<PathBuf> {
-        self.known.iter().filter(|entry| entry.preserved).map(|entry| self.path(&entry.name)).collect()
+        self.paths(true)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.root().join(name)
+    fn paths(&self, preserved: bool) -> Vec<PathBuf> {
+        let ledger = self.ledger();
+        let wanted = ledger.known.iter().filter(|entry| entry.preserved == preserved);
+        wanted.map(|entry| ledger.path(&entry.name)).collect()
     }
 
     /// Saves now, numbered by the counter of saves: `ckpt-1`, `ckpt-2` … In a folder that has higher numbers already
-    /// the next free one is taken; nothing is overwritten.
+    /// the next free one is taken; nothing is overwritten. Returns the path.
     ///
     /// # Errors
-    /// As for [`Checkpoint::save`]; the folder, the counter and the list are then as before.
+    /// As for [`Checkpoint::save`]; the folder, the counter and the list are then as before. With
+    /// [`background`](CheckpointManagerBuilder::background) also what the last save met, once; then this one has not
+    /// begun.
     pub fn save(&mut self) -> Result<PathBuf> {
+        self.settle()?;
         let counter = self.checkpoint.save_counter() + 1;
-        let highest = self.known.iter().filter_map(|entry| number_of(&self.name, &entry.name)).max();
-        let taken = self.known.iter().any(|entry| number_of(&self.name, &entry.name) == u64::try_from(counter).ok());
-        let number = if taken { highest.map_or(counter, |highest| highest as i64 + 1) } else { counter };
+        let numbers: Vec<u64> =
+            self.ledger().known.iter().filter_map(|entry| number_of(&self.name, &entry.name)).collect();
+        let taken = numbers.iter().any(|&number| i64::try_from(number) == Ok(counter));
+        let highest = numbers.into_iter().max().and_then(|highest| i64::try_from(highest).ok());
+        let number = highest.filter(|_| taken).map_or(counter, |highest| highest + 1);
         self.save_as(number, None, number, BTreeMap::new())
     }
 
@@ -147,28 +161,37 @@ impl CheckpointManager {
             return Err(Error::Usage(format!("the metric {name:?} is {value}; a metric must be a finite number")));
         }
         let number = step_number(step)?;
-        if let Some(latest) =
-            self.known.last().filter(|latest| latest.step == Some(number) && self.last_step == Some(number))
-        {
-            return Ok(self.path(&latest.name));
+        self.settle()?;
+        let saved =
+            self.ledger().known.last().filter(|latest| latest.step == Some(number)).map(|latest| latest.name.clone());
+        if let Some(name) = saved.filter(|_| self.last_step == Some(number)) {
+            return Ok(self.directory.root().join(name));
         }
         self.save_as(step, Some(number), self.checkpoint.save_counter() + 1, metrics)
     }
 
     /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save, the
-    /// restored checkpoint, or step 0. Returns the path when it saved.
+    /// restored checkpoint, or step 0. Returns the path when it saves.
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
     pub fn save_if_due(&mut self, step: i64) -> Result<Option<PathBuf>> {
         let number = step_number(step)?;
+        if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
+            self.settle()?;
+        }
         let last = self.last_step.unwrap_or(0);
         if number < last.saturating_add(self.interval) {
+            return Ok(None);
+        }
+        let skips = self.background.as_ref().is_some_and(|background| background.overlap == Overlap::Skip);
+        if skips && self.in_flight.is_some() {
             return Ok(None);
         }
         self.save_at(step).map(Some)
     }
 
+    /// Nothing is in flight when this is called.
     fn save_as(
         &mut self,
         number: i64,
@@ -177,52 +200,51 @@ impl CheckpointManager {
         metrics: BTreeMap<String, f64>,
     ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
+        let plan = self.checkpoint.plan()?;
         let sequence = self.sequence.saturating_add(1);
-        let request = SaveRequest { step, number: counter, metrics, sequence: Some(sequence), overwrite: false };
-        let saved = self.checkpoint.save_in(&self.directory, &name, request)?;
-        self.sequence = sequence;
-        self.last_step = step.or(self.last_step);
-        self.known.push(index_entry(&name, &saved.manifest));
-        self.rotate();
-        Ok(saved.path)
-    }
-
-    /// Removes what is too much. The checkpoint just written is durable; failing to remove an old one, or to note it,
-    /// fails nothing: it is tried again at the next save.
-    fn rotate(&mut self) {
-        let candidate = |entry: &IndexEntry| Candidate {
-            name: entry.name.clone(),
-            saved_at: entry.saved_at,
-            preserved: entry.preserved,
-        };
-        let candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
-        let verdict = self.retention.decide(&candidates, self.last_preserved);
-        self.last_preserved = verdict.last_preserved;
-        for entry in &mut self.known {
-            entry.preserved |= verdict.preserve.contains(&entry.name);
-        }
-        let before = self.known.clone();
-        self.known.retain(|entry| !verdict.remove.contains(&entry.name));
-        // The index is durable before anything is removed; on a full disk it is only after.
-        let noted = self.write_index();
-        for name in &verdict.remove {
-            if let Err(e) = self.directory.remove(name) {
-                log::warn!("the old checkpoint {name} could not be removed: {e}; it will be tried again");
-                let kept = before.iter().filter(|entry| entry.name == *name).cloned();
-                self.known.splice(0..0, kept);
+        let stamp = Stamp { sequence, step, save_counter: counter, metrics, ..self.checkpoint.stamp() };
+        let path = self.directory.root().join(&name);
+        if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
+            if self.ledger().known.iter().any(|entry| entry.name == name) {
+                return Err(Error::already_exists(path));
             }
+            let header = Header { stamp, values: plan.values()? };
+            let image = std::mem::take(&mut self.image);
+            let (ledger, options) = (self.ledger.clone(), self.checkpoint.options().clone());
+            let started = InFlight::start(plan, image, header, name, ledger, options, self.last_step);
+            self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
+        } else {
+            let saved = self.checkpoint.save_as(&plan, &self.directory, &name, stamp);
+            let (_, manifest) = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
+            self.ledger().committed(&name, &manifest);
         }
-        if let Err(e) = noted.or_else(|_| self.write_index()) {
-            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
-        }
+        self.sequence = sequence;
+        self.checkpoint.set_save_counter(counter);
+        self.last_step = step.or(self.last_step);
+        Ok(path)
     }
 
-    fn write_index(&self) -> Result<()> {
-        self.directory.write_index(&Index {
-            latest: self.known.last().map(|entry| entry.name.clone()),
-            checkpoints: self.known.clone(),
-            last_preserved: self.last_preserved,
+    /// Waits for the save in flight, if there is one.
+    fn settle(&mut self) -> Result<()> {
+        let Some(in_flight) = self.in_flight.take() else {
+            return Ok(());
+        };
+        let step_before = in_flight.step_before;
+        let (image, result) = in_flight.wait();
+        self.image = image;
+        result.inspect_err(|_| {
+            // It is due again, and is planned anew.
+            self.last_step = step_before;
+            self.checkpoint.forget_plan();
         })
+    }
+
+    /// Waits until everything that was saved is durable.
+    ///
+    /// # Errors
+    /// What the save in the background met, once.
+    pub fn wait(&mut self) -> Result<()> {
+        self.settle()
     }
 
     /// Restores the newest intact checkpoint into the tracked objects; in an empty folder calls the init function
@@ -241,15 +263,16 @@ impl CheckpointManager {
     /// # Errors
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
     pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
+        self.settle()?;
+        let names: Vec<String> = self.ledger().known.iter().rev().map(|entry| entry.name.clone()).collect();
         let mut passed_over = Vec::new();
         let mut first_error = None;
-        for entry in self.known.clone().into_iter().rev() {
-            let path = self.path(&entry.name);
-            match self.restore_with(&path, options) {
+        for name in names {
+            match self.restore_with(&self.directory.root().join(&name), options) {
                 Ok(status) => return Ok(Started { restored: Some(status), passed_over }),
                 Err(error) if error.is_about_the_checkpoint() => {
-                    let aside = self.pass_over(&entry.name, &error);
-                    passed_over.push(PassedOver { path: aside, reason: error.to_string() });
+                    let path = self.ledger().pass_over(&name, &error);
+                    passed_over.push(PassedOver { path, reason: error.to_string() });
                     first_error.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -264,26 +287,12 @@ impl CheckpointManager {
         Ok(Started { restored: None, passed_over })
     }
 
-    /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering; returns
-    /// where it is now.
-    fn pass_over(&mut self, name: &str, error: &Error) -> PathBuf {
-        let mut path = self.path(name);
-        log::warn!("{} is passed over: {error}", path.display());
-        if !matches!(error, Error::Io { .. }) {
-            match self.directory.set_aside(name) {
-                Ok(aside) => path = aside,
-                Err(e) => log::warn!("{} could not be moved aside: {e}", path.display()),
-            }
-        }
-        self.known.retain(|entry| entry.name != name);
-        path
-    }
-
     /// Restores the checkpoint at `path`; saving goes on from its step.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
     pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        self.settle()?;
         self.restore_with(path.as_ref(), &RestoreOptions::new())
     }
 
@@ -293,12 +302,21 @@ impl CheckpointManager {
         Ok(status)
     }
 
-    /// Ends the manager: the folder is free for another when this returns.
+    /// Ends the manager: everything saved is durable, and the folder is free for another, when this returns.
     ///
     /// # Errors
-    /// What is still to be reported of saves.
-    pub fn close(self) -> Result<()> {
-        Ok(())
+    /// What the save in the background met, if no call has returned it yet.
+    pub fn close(mut self) -> Result<()> {
+        self.settle()
+    }
+}
+
+/// Waits for the save in flight; what that met is only logged, so end with [`CheckpointManager::close`].
+impl Drop for CheckpointManager {
+    fn drop(&mut self) {
+        if let Err(e) = self.settle() {
+            log::error!("the last save failed: {e}");
+        }
     }
 }
 

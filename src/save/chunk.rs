@@ -139,9 +139,14 @@ impl<'a> Gatherer<'a> {
         let tensor = &self.plan.tensors[place];
         if self.open.as_ref().is_none_or(|(open, _)| *open != place) {
             self.open = None;
-            let bytes = tensor.leaf.bytes().map_err(|reason| Error::object(&tensor.key, reason))?;
+            let failed = |reason| Error::object(&tensor.key, reason);
+            let spec = tensor.leaf.spec().map_err(failed)?;
+            if spec != tensor.spec {
+                return Err(failed(format!("it was {} and became {spec} while it was being saved", tensor.spec)));
+            }
+            let bytes = tensor.leaf.bytes().map_err(failed)?;
             if bytes.as_slice().len() as u64 != tensor.range.end - tensor.range.start {
-                return Err(Error::object(&tensor.key, "its size changed while it was being saved"));
+                return Err(failed("its size changed while it was being saved".to_string()));
             }
             self.open = Some((place, bytes));
         }
@@ -185,11 +190,13 @@ mod tests {
                 let range = expected.len() as u64..(expected.len() + length) as u64;
                 expected.extend_from_slice(leaf.bytes().unwrap().as_slice());
                 let spec = leaf.spec().unwrap();
-                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range });
+                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, guarded: false });
             }
             let file = PlannedFile { name: "f".into(), header, bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
             let spans = spans(0, &file, &tensors, threads);
-            let plan = Plan { files: vec![file], tensors, ..Plan::default() };
+            let mut plan = Plan::default();
+            plan.files.push(file);
+            plan.tensors = tensors;
             let mut written = vec![0; expected.len()];
             let mut bytes = 0;
             for span in &spans {

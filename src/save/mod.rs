@@ -7,6 +7,7 @@ mod image;
 mod plan;
 mod write;
 
+pub(crate) use image::{Capture, Image};
 pub(crate) use plan::{Plan, plan};
 
 use crate::error::Result;
@@ -14,6 +15,7 @@ use crate::format::Manifest;
 use crate::parallel;
 use crate::store::Directory;
 use chrono::Utc;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// How to save.
@@ -40,28 +42,35 @@ pub(crate) struct Stamp {
     pub run: String,
     pub step: Option<u64>,
     pub save_counter: i64,
-    pub metrics: std::collections::BTreeMap<String, f64>,
+    pub metrics: BTreeMap<String, f64>,
 }
 
-/// Writes the planned state as the checkpoint `name` of `directory`. Durable when this returns; on an error the
-/// folder is as it was.
+/// What a save writes beside tensors: taken at the call, whenever the tensors follow.
+pub(crate) struct Header {
+    pub stamp: Stamp,
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// Writes the planned state as the checkpoint `name` of `directory`, from the live tensors or from `image`. Durable
+/// when this returns; on an error the folder is as it was.
 pub(crate) fn save(
     plan: &Plan,
+    image: Option<&Image>,
     directory: &Directory,
     name: &str,
-    stamp: Stamp,
-    overwrite: bool,
+    header: Header,
     options: &SaveOptions,
 ) -> Result<(PathBuf, Manifest)> {
     let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, None, &staging, options.threads)?;
+    let written = write::write(plan, image, &staging, options.threads)?;
+    let Header { stamp, values } = header;
     let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
     manifest.step = stamp.step;
     manifest.save_counter = Some(stamp.save_counter);
     manifest.files = written.files;
     manifest.tensors = written.tensors;
-    manifest.values = plan.values.clone();
+    manifest.values = values;
     manifest.metrics = stamp.metrics;
-    let path = staging.publish(&manifest, overwrite)?;
+    let path = staging.publish(&manifest)?;
     Ok((path, manifest))
 }

@@ -6,9 +6,9 @@ use super::chunk::{self, Span};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::safetensors::layout;
-use crate::graph::{Leaf, LeafObject, Node, TensorLeaf, walk};
+use crate::graph::{Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, ValueLeaf, walk};
 use crate::name;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,9 +19,13 @@ pub(crate) struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
-    pub values: BTreeMap<String, serde_json::Value>,
+    pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
     /// The files' bytes, cut for the threads that write them.
     pub spans: Vec<Span>,
+    /// The gates that tensors are behind.
+    pub gates: Vec<Gate>,
+    /// The collections it was made from, and their generations then; `None` when one does not tell.
+    generations: Option<Vec<(Arc<dyn Collection>, u64)>>,
 }
 
 /// A safetensors file.
@@ -41,9 +45,26 @@ pub(crate) struct PlannedTensor {
     pub leaf: Arc<dyn TensorLeaf>,
     /// In the file, from its beginning.
     pub range: Range<u64>,
+    /// Whether it changes only behind one of the plan's gates.
+    pub guarded: bool,
 }
 
 impl Plan {
+    /// Whether a new plan of the same objects would be the same, as far as the collections tell.
+    pub fn is_current(&self) -> bool {
+        let same = |(collection, generation): &(Arc<dyn Collection>, u64)| collection.generation() == Some(*generation);
+        self.generations.as_ref().is_some_and(|generations| generations.iter().all(same))
+    }
+
+    /// The values, as they are now.
+    pub fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
+        let save = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
+            let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
+            Ok((key.clone(), value))
+        };
+        self.values.iter().map(save).collect()
+    }
+
     /// Bytes the component files take together.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
@@ -52,8 +73,16 @@ impl Plan {
 
 /// Plans a save of these objects.
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
-    let mut planner = Planner::default();
-    for leaf in walk(objects)? {
+    let walked = walk(objects)?;
+    // Before anything else is asked of them: what changes meanwhile makes the plan stale, never wrongly current.
+    let generation = |collection: &Arc<dyn Collection>| Some((collection.clone(), collection.generation()?));
+    let mut planner =
+        Planner { generations: walked.collections.iter().map(generation).collect(), ..Planner::default() };
+    for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
+        planner.gates.push(guarded.gate);
+        planner.guarded.extend(guarded.addresses);
+    }
+    for leaf in walked.leaves {
         planner.add(leaf)?;
     }
     planner.finish(options)
@@ -64,22 +93,24 @@ struct Planner {
     tensors: Vec<PlannedTensor>,
     /// Of every component that has tensors, their places; in the order the components were tracked.
     components: Vec<(String, Vec<usize>)>,
-    seen: HashMap<crate::graph::Identity, usize>,
+    seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
-    values: BTreeMap<String, serde_json::Value>,
+    values: Vec<(String, Arc<dyn ValueLeaf>)>,
+    gates: Vec<Gate>,
+    guarded: HashSet<usize>,
+    generations: Option<Vec<(Arc<dyn Collection>, u64)>>,
 }
 
 impl Planner {
     fn add(&mut self, leaf: Leaf) -> Result<()> {
         match leaf.object {
-            LeafObject::Value(value) => {
-                let saved = value.save().map_err(|reason| Error::object(&leaf.key, reason))?;
-                self.values.insert(leaf.key, saved);
-            }
+            LeafObject::Value(value) => self.values.push((leaf.key, value)),
             LeafObject::Tensor(tensor) => {
                 let spec = tensor.spec().map_err(|reason| Error::object(&leaf.key, reason))?;
                 let place = self.tensors.len();
-                if let Some(identity) = tensor.identity() {
+                let identity = tensor.identity();
+                let guarded = identity.as_ref().is_some_and(|identity| self.guarded.contains(&identity.address));
+                if let Some(identity) = identity {
                     let first = *self.seen.entry(identity).or_insert(place);
                     if first != place {
                         self.aliases.push((leaf.key, first));
@@ -91,7 +122,7 @@ impl Planner {
                     _ => self.components.push((leaf.component, vec![place])),
                 }
                 let (key, name_in_file) = (leaf.key, leaf.name_in_file);
-                self.tensors.push(PlannedTensor { key, name_in_file, spec, leaf: tensor, range: 0..0 });
+                self.tensors.push(PlannedTensor { key, name_in_file, spec, leaf: tensor, range: 0..0, guarded });
             }
         }
         Ok(())
@@ -108,7 +139,7 @@ impl Planner {
                 files.push(self.file(format!("{part_name}{}", name::COMPONENT_EXTENSION), part)?);
             }
         }
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         if let Some(file) = files.iter().find(|file| !names.insert(file.name.to_lowercase())) {
             return Err(Error::name(
                 &file.name,
@@ -117,7 +148,15 @@ impl Planner {
         }
         let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options.threads);
         let spans = files.iter().enumerate().flat_map(spans).collect();
-        Ok(Plan { files, tensors: self.tensors, aliases: self.aliases, values: self.values, spans })
+        Ok(Plan {
+            files,
+            tensors: self.tensors,
+            aliases: self.aliases,
+            values: self.values,
+            spans,
+            gates: self.gates,
+            generations: self.generations,
+        })
     }
 
     /// Cuts a component's tensors into parts of at most `max_file_bytes`, in order of name; a larger tensor is alone.

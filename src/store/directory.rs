@@ -292,8 +292,8 @@ impl Staging<'_> {
     }
 
     /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
-    /// this returns. `overwrite` puts it in the place of an existing one in a single step.
-    pub fn publish(mut self, manifest: &Manifest, overwrite: bool) -> Result<PathBuf> {
+    /// this returns.
+    pub fn publish(mut self, manifest: &Manifest) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
         let file = self.create(MANIFEST, text.len() as u64)?;
@@ -310,20 +310,7 @@ impl Staging<'_> {
                 }
                 self.done = true;
             }
-            Err(e) if already_there(&e) && overwrite => {
-                directory.disk.exchange(&self.path, &path).map_err(|e| Error::io("replace", &path, e))?;
-                if let Err(e) = directory.sync_dir(&directory.root) {
-                    // Dropping `self` removes what has the staging name: that must not be the old checkpoint.
-                    self.done = directory.disk.exchange(&self.path, &path).is_err();
-                    return Err(e);
-                }
-                // The staging name now holds the old checkpoint: dropping `self` removes it.
-            }
-            Err(e) if already_there(&e) => {
-                let hint =
-                    "restore it and go on from there, or save into another folder or under another number".into();
-                return Err(Error::AlreadyExists { path, hint });
-            }
+            Err(e) if already_there(&e) => return Err(Error::already_exists(path)),
             Err(e) => return Err(Error::io("rename to", &path, e)),
         }
         Ok(path)

@@ -111,10 +111,6 @@ impl Disk for LocalDisk {
         fs::rename(from, to)
     }
 
-    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
-    }
-
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }

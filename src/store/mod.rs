@@ -49,9 +49,6 @@ pub(crate) trait Disk: Send + Sync + Debug {
     /// Renames a file over another, in one step.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Swaps two names in one step.
-    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()>;
-
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
 

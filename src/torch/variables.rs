@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn files_have_the_full_names() {
         let vs = store(&["encoder.w"]);
-        let leaves = walk(&[("enc".to_string(), Variables::of(&vs).under("encoder").node())]).unwrap();
+        let leaves = walk(&[("enc".to_string(), Variables::of(&vs).under("encoder").node())]).unwrap().leaves;
         assert_eq!((leaves[0].key.as_str(), leaves[0].name_in_file.as_str()), ("enc/w", "encoder.w"));
-        let leaves = walk(&[("model".to_string(), Variables::of(&vs).node())]).unwrap();
+        let leaves = walk(&[("model".to_string(), Variables::of(&vs).node())]).unwrap().leaves;
         assert_eq!((leaves[0].key.as_str(), leaves[0].name_in_file.as_str()), ("model/encoder.w", "encoder.w"));
         assert!(matches!(leaves[0].object, LeafObject::Tensor(_)));
     }

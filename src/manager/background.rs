@@ -1,0 +1,124 @@
+//! Saving behind the training loop: one save at a time is written by a thread of its own.
+
+use super::ledger::Ledger;
+use crate::error::{Error, Result};
+use crate::graph::Hold;
+use crate::save::{self, Capture, Header, Image, Plan, SaveOptions};
+use crate::store::Directory;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// How a manager saves in the background.
+///
+/// The call returns as soon as the state can no longer be torn: what only this crate's optimizers change is copied
+/// behind the call, and the optimizer's next step waits for what is not copied yet; everything else is copied at the
+/// call. The copy needs as much memory as the state; it is allocated once and reused.
+///
+/// ```
+/// use tch_checkpoint::{Background, Overlap};
+/// let background = Background::new().memory_budget(8 << 30).overlap(Overlap::Skip);
+/// # let _ = background;
+/// ```
+#[derive(Debug, Clone)]
+pub struct Background {
+    pub(super) budget: u64,
+    pub(super) overlap: Overlap,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Background { budget: u64::MAX, overlap: Overlap::Wait }
+    }
+}
+
+impl Background {
+    /// Without a limit of memory, waiting when saves overlap.
+    pub fn new() -> Background {
+        Background::default()
+    }
+
+    /// A state of more bytes than this is not copied but saved before the call returns.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// What happens when a save becomes due while the last one is still being written.
+    pub fn overlap(mut self, overlap: Overlap) -> Self {
+        self.overlap = overlap;
+        self
+    }
+}
+
+/// What happens when a save becomes due while the last one is still being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overlap {
+    /// The call waits for the last one.
+    #[default]
+    Wait,
+    /// `save_if_due` does not save, and tries again at the next step. Other calls wait.
+    Skip,
+}
+
+/// A save that is being written.
+pub(super) struct InFlight {
+    thread: JoinHandle<Result<()>>,
+    capture: Arc<Capture>,
+    /// The step that the next interval begins with if this save fails.
+    pub step_before: Option<u64>,
+}
+
+impl InFlight {
+    /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
+    pub fn start(
+        plan: Arc<Plan>,
+        image: Image,
+        header: Header,
+        name: String,
+        ledger: Arc<Mutex<Ledger>>,
+        options: SaveOptions,
+        step_before: Option<u64>,
+    ) -> Result<InFlight> {
+        let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
+        let capture = Arc::new(Capture::begin(plan, image, lazy)?);
+        for gate in &capture.plan.gates {
+            gate.close(capture.clone());
+        }
+        let job = capture.clone();
+        let work = move || write(&job, header, &name, &ledger, &options);
+        let spawned = std::thread::Builder::new().name("tch-checkpoint".into()).spawn(work);
+        match spawned {
+            Ok(thread) => Ok(InFlight { thread, capture, step_before }),
+            Err(e) => {
+                capture.finish();
+                Err(Error::io("start a thread for", ".", e))
+            }
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits, and gives the memory back for the next save.
+    pub fn wait(self) -> (Image, Result<()>) {
+        let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
+        let result = self.thread.join().unwrap_or_else(|_| panicked());
+        (self.capture.take_image(), result)
+    }
+}
+
+/// Everything that happens behind the call.
+fn write(capture: &Capture, header: Header, name: &str, ledger: &Mutex<Ledger>, options: &SaveOptions) -> Result<()> {
+    capture.finish();
+    if let Some(error) = capture.failure() {
+        return Err(error);
+    }
+    let lock = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory: Directory = lock().directory.clone();
+    let image = capture.image();
+    let (_, manifest) = save::save(&capture.plan, Some(&image), &directory, name, header, options)?;
+    lock().committed(name, &manifest);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! What a manager knows of its folder, and how that changes: a checkpoint more, old ones removed, the index after it.
+
+use crate::checkpoint::index_entry;
+use crate::error::Error;
+use crate::format::{Index, IndexEntry, Manifest};
+use crate::retention::{Candidate, Retention};
+use crate::store::Directory;
+use chrono::{DateTime, Utc};
+use std::path::PathBuf;
+
+/// The checkpoints of a folder.
+pub(super) struct Ledger {
+    pub directory: Directory,
+    pub retention: Retention,
+    /// What is there, oldest commit first.
+    pub known: Vec<IndexEntry>,
+    pub last_preserved: Option<DateTime<Utc>>,
+}
+
+impl Ledger {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.root().join(name)
+    }
+
+    /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
+    /// it, fails nothing: it is tried again at the next save.
+    pub fn committed(&mut self, name: &str, manifest: &Manifest) {
+        self.known.push(index_entry(name, manifest));
+        let candidate = |entry: &IndexEntry| Candidate {
+            name: entry.name.clone(),
+            saved_at: entry.saved_at,
+            preserved: entry.preserved,
+        };
+        let candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
+        let verdict = self.retention.decide(&candidates, self.last_preserved);
+        self.last_preserved = verdict.last_preserved;
+        for entry in &mut self.known {
+            entry.preserved |= verdict.preserve.contains(&entry.name);
+        }
+        let (victims, kept) = self.known.drain(..).partition(|entry| verdict.remove.contains(&entry.name));
+        self.known = kept;
+        // The index is durable before anything is removed; on a full disk it can be only after.
+        let noted = self.write_index();
+        self.remove(victims);
+        if let Err(e) = noted.or_else(|_| self.write_index()) {
+            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+        }
+    }
+
+    fn remove(&mut self, victims: Vec<IndexEntry>) {
+        let mut stuck = Vec::new();
+        for entry in victims {
+            if let Err(e) = self.directory.remove(&entry.name) {
+                log::warn!("the old checkpoint {} could not be removed: {e}; it will be tried again", entry.name);
+                stuck.push(entry);
+            }
+        }
+        self.known.splice(0..0, stuck);
+    }
+
+    fn write_index(&self) -> crate::error::Result<()> {
+        let mut index = Index::default();
+        index.latest = self.known.last().map(|entry| entry.name.clone());
+        index.checkpoints = self.known.clone();
+        index.last_preserved = self.last_preserved;
+        self.directory.write_index(&index)
+    }
+
+    /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering; returns
+    /// where it is now.
+    pub fn pass_over(&mut self, name: &str, error: &Error) -> PathBuf {
+        let mut path = self.path(name);
+        log::warn!("{} is passed over: {error}", path.display());
+        if !matches!(error, Error::Io { .. }) {
+            match self.directory.set_aside(name) {
+                Ok(aside) => path = aside,
+                Err(e) => log::warn!("{} could not be moved aside: {e}", path.display()),
+            }
+        }
+        self.known.retain(|entry| entry.name != name);
+        path
+    }
+}

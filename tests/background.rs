@@ -1,0 +1,226 @@
+//! Saving behind the training loop: what a user can rely on, with a stand-in for an optimizer.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate,
+    Guarded, Node, Overlap, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Changes its tensors in place, after passing its gate.
+#[derive(Clone)]
+struct Optimizer {
+    gate: Gate,
+    tensors: Vec<Memory>,
+}
+
+impl Optimizer {
+    fn step(&self, generation: u8) {
+        self.gate.pass();
+        for tensor in &self.tensors {
+            tensor.bytes().fill(generation);
+        }
+    }
+}
+
+impl Collection for Optimizer {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Ok(self.tensors.iter().enumerate().map(|(i, tensor)| Child::new(i.to_string(), tensor.node())).collect())
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        let addresses = self.tensors.iter().filter_map(|tensor| Some(tensor.identity()?.address)).collect();
+        Some(Guarded { gate: self.gate.clone(), addresses })
+    }
+
+    fn generation(&self) -> Option<u64> {
+        Some(0)
+    }
+}
+
+impl Trackable for Optimizer {
+    fn node(&self) -> Node {
+        Node::collection(self.clone())
+    }
+}
+
+fn memory(bytes: usize) -> Memory {
+    Memory::new(Dtype::U8, &[bytes as u64], vec![0; bytes])
+}
+
+/// Every byte of every tensor of the checkpoint is `generation`.
+fn is_pure(path: &std::path::Path, generation: u8) -> bool {
+    let reader = CheckpointReader::open(path).unwrap();
+    reader.manifest().tensors.keys().all(|key| reader.tensor(key).unwrap().iter().all(|&byte| byte == generation))
+}
+
+#[test]
+fn a_step_right_after_the_call_never_tears_what_is_saved() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    // Small ones, one of several chunks, and buffers that anyone may change.
+    let optimizer = Optimizer { gate: Gate::new(), tensors: [10, 3000, 70_000, 9_000_000].map(memory).to_vec() };
+    let buffers = [memory(100), memory(5_000_000)];
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().track("model", &optimizer)?.track("buffers", &buffers)?.track("step", &step)?;
+    let mut manager =
+        CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(2).background(Background::new()).open()?;
+    for generation in 1..=30u8 {
+        optimizer.step(generation);
+        buffers.iter().for_each(|buffer| buffer.bytes().fill(generation));
+        step.set(generation.into());
+        let path = manager.save_at(generation.into())?;
+        // The next forward pass changes the buffers at once, and the next step everything else.
+        buffers.iter().for_each(|buffer| buffer.bytes().fill(255));
+        step.set(-1);
+        optimizer.step(254);
+        manager.wait()?;
+        assert!(is_pure(&path, generation), "generation {generation}");
+        assert_eq!(CheckpointReader::open(&path)?.manifest().values["step"], generation);
+    }
+    Ok(())
+}
+
+#[test]
+fn many_saves_and_steps_without_waiting() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let optimizer = Optimizer { gate: Gate::new(), tensors: (0..50).map(|i| memory(1 + i * 997)).collect() };
+    let checkpoint = Checkpoint::new().track("model", &optimizer)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None);
+    let mut manager = builder.background(Background::new()).open()?;
+    for step in 1..=200u8 {
+        optimizer.step(step);
+        manager.save_at(step.into())?;
+    }
+    manager.close()?;
+    for step in 1..=200u8 {
+        assert!(is_pure(&dir.path().join(format!("ckpt-{step}")), step), "step {step}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_failure_behind_the_call_is_returned_once_and_the_step_is_due_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().track("m", &memory(1000))?.track("step", &step)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).save_every(5);
+    let mut manager = builder.background(Background::new()).open()?;
+    fs::write(dir.path().join("ckpt-5"), "in the way")?;
+    assert!(manager.save_if_due(5)?.is_some());
+    assert!(manager.wait().is_err());
+    manager.wait()?;
+    assert_eq!(manager.latest_checkpoint(), None);
+    fs::remove_file(dir.path().join("ckpt-5"))?;
+    assert!(manager.save_if_due(6)?.is_some());
+    manager.close()?;
+    assert!(is_pure(&dir.path().join("ckpt-6"), 0));
+
+    // Or by the next save, which then has not begun.
+    let checkpoint = Checkpoint::new().track("m", &memory(1000))?.track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+    manager.restore_or_initialize()?;
+    fs::write(dir.path().join("ckpt-7"), "in the way")?;
+    manager.save_at(7)?;
+    assert!(manager.save_at(8).is_err());
+    assert!(!dir.path().join("ckpt-8").exists());
+    manager.save_at(8)?;
+    drop(manager);
+    assert!(is_pure(&dir.path().join("ckpt-8"), 0), "dropping waits");
+    Ok(())
+}
+
+/// A tensor that is slow, or panics, when it is read.
+struct Awkward {
+    spec: TensorSpec,
+    release: Arc<AtomicBool>,
+    panics: bool,
+}
+
+impl TensorLeaf for Awkward {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        Ok(self.spec.clone())
+    }
+
+    fn identity(&self) -> Option<tch_checkpoint::Identity> {
+        Some(tch_checkpoint::Identity { device: "x".into(), address: 42, spec: self.spec.clone(), strides: vec![] })
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        assert!(!self.panics, "awkward");
+        while !self.release.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok(Box::new(vec![7; 100]))
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        Err("it is read only".into())
+    }
+}
+
+struct Owner(Gate);
+
+impl Collection for Owner {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Ok(Vec::new())
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded { gate: self.0.clone(), addresses: [42].into() })
+    }
+}
+
+fn awkward(dir: &std::path::Path, panics: bool) -> (Arc<AtomicBool>, Gate, tch_checkpoint::CheckpointManagerBuilder) {
+    let release = Arc::new(AtomicBool::new(false));
+    let gate = Gate::new();
+    let leaf = Awkward { spec: TensorSpec::new(Dtype::U8, [100]), release: release.clone(), panics };
+    let checkpoint = Checkpoint::new().track("m", Node::tensor(leaf)).unwrap();
+    let checkpoint = checkpoint.track("owner", Node::collection(Owner(gate.clone()))).unwrap();
+    (release, gate, CheckpointManager::builder(checkpoint, dir))
+}
+
+#[test]
+fn saves_that_overlap_are_skipped_when_asked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (release, _, builder) = awkward(dir.path(), false);
+    let mut manager = builder.background(Background::new().overlap(Overlap::Skip)).open()?;
+    assert!(manager.save_if_due(1)?.is_some());
+    assert_eq!(manager.save_if_due(2)?, None);
+    assert_eq!(manager.latest_checkpoint(), None, "it is not there before it is durable");
+    release.store(true, Ordering::SeqCst);
+    manager.wait()?;
+    assert!(manager.save_if_due(3)?.is_some());
+    manager.close()?;
+    Ok(())
+}
+
+#[test]
+fn a_panic_behind_the_call_is_an_error_and_nobody_hangs_at_the_gate() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_, gate, builder) = awkward(dir.path(), true);
+    let mut manager = builder.background(Background::new()).open()?;
+    manager.save_at(1)?;
+    let error = manager.wait().unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    gate.pass();
+    assert!(!dir.path().join("ckpt-1").exists());
+    Ok(())
+}
+
+#[test]
+fn a_state_above_the_budget_is_saved_before_the_call_returns() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("m", &memory(100_000))?;
+    let background = Background::new().memory_budget(50_000);
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(background).open()?;
+    let path = manager.save_at(1)?;
+    assert_eq!(manager.latest_checkpoint(), Some(path));
+    assert!(matches!(manager.save_at(-3), Err(Error::Usage(_))));
+    Ok(())
+}
