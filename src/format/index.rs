@@ -37,6 +37,7 @@ pub struct IndexEntry {
     /// As in its manifest.
     pub run: String,
     /// As in its manifest.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub step: Option<u64>,
     /// As in its manifest.
     pub saved_at: DateTime<Utc>,
@@ -131,7 +132,10 @@ struct Text {
     _format: IgnoredAny,
     #[serde(rename = "version")]
     _version: IgnoredAny,
+    // Without `deserialize_with`, a field that may be null may be missing too.
+    #[serde(deserialize_with = "Option::deserialize")]
     latest: Option<String>,
+    #[serde(deserialize_with = "Option::deserialize")]
     last_preserved: Option<DateTime<Utc>>,
     checkpoints: Vec<IndexEntry>,
     #[serde(rename = "xxh3_128")]

@@ -199,6 +199,10 @@ pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Res
     match value {
         Value::Array(items) => items.iter().try_for_each(|item| check_bounds(item, left, depth + 1)),
         Value::Object(entries) => entries.values().try_for_each(|value| check_bounds(value, left, depth + 1)),
+        // Only with serde_json's `arbitrary_precision` can a number be neither.
+        Value::Number(n) if !(n.is_i64() || n.is_u64() || n.as_f64().is_some_and(f64::is_finite)) => {
+            Err(format!("the number {n} is out of range"))
+        }
         _ => Ok(()),
     }
 }

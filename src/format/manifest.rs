@@ -2,16 +2,17 @@
 
 use super::envelope::Envelope;
 use super::json::{self, Sorted, Unique, Values};
-use super::safetensors::{LENGTH_BYTES, MAX_HEADER, METADATA, Shape};
+use super::safetensors::{Header, LENGTH_BYTES, MAX_HEADER, METADATA, Shape};
 use super::{Digest, FormatError, MAX_RANK, MAX_TENSOR_NAME, damaged, dtype_named};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::name;
 use chrono::{DateTime, Datelike, Utc};
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 
 /// The longest manifest, in bytes: enough for about two million tensors. Look at the file's length before reading it.
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
@@ -128,13 +129,13 @@ impl Manifest {
         text.extend_from_slice(b",\n\"save_counter\":");
         json::append(&mut text, &self.save_counter)?;
         text.extend_from_slice(b",\n");
-        json::append_map(&mut text, "files", &self.files, |text, file| json::append(text, file))?;
+        json::append_map(&mut text, "files", &self.files, json::append)?;
         json::append_map(&mut text, "tensors", &self.tensors, |text, tensor| {
             let TensorRecord { spec, digest, pieces } = tensor;
             json::append(text, &RecordOut { dtype: spec.dtype.name(), shape: &spec.shape, digest, pieces })
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
-        json::append_map(&mut text, "metrics", &self.metrics, |text, metric| json::append(text, metric))?;
+        json::append_map(&mut text, "metrics", &self.metrics, json::append)?;
         let commit = Commit { sequence: self.sequence, run: self.run.clone(), saved_at: self.saved_at };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
@@ -161,7 +162,8 @@ impl Manifest {
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, FormatError> {
         ENVELOPE.check(bytes)?;
-        let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        let text = std::str::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
+        let text: Text = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
         let tensors = text.tensors.0.into_iter().map(|(key, record)| {
             let record = record.known(&key)?;
             Ok((key, record))
@@ -182,6 +184,46 @@ impl Manifest {
     }
 }
 
+impl Manifest {
+    /// Checks that the files' headers say of each tensor what the manifest says, and have no tensor more: that other
+    /// programs, which read the headers, read the same. `headers` are those of all files, by name.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Damaged`] with the first difference.
+    pub fn check_headers(&self, headers: &BTreeMap<String, Header>) -> Result<(), FormatError> {
+        let entries = |header: &Header| header.tensors.len();
+        let mut in_headers = HashMap::with_capacity(headers.values().map(entries).sum());
+        for (file, header) in headers {
+            for entry in &header.tensors {
+                in_headers.insert((file.as_str(), entry.name.as_str()), (entry, header.data_start));
+            }
+        }
+        let mut named = HashSet::with_capacity(in_headers.len());
+        for (key, record) in &self.tensors {
+            for piece in &record.pieces {
+                let place = (piece.file.as_str(), piece.name.as_str());
+                let agree = in_headers.get(&place).is_some_and(|(entry, data_start)| {
+                    let range = Range { key, record, piece };
+                    entry.spec.dtype == record.spec.dtype
+                        && range.shape().eq(entry.spec.shape.iter().copied())
+                        && piece.begin.checked_sub(*data_start) == Some(entry.begin)
+                        && piece.end.checked_sub(*data_start) == Some(entry.end)
+                });
+                if !agree {
+                    let (file, name) = place;
+                    return Err(damaged(format!("the header of {file:?} says something else of {name:?}, {key:?}")));
+                }
+                named.insert(place);
+            }
+        }
+        match in_headers.keys().find(|place| !named.contains(*place)) {
+            Some((file, name)) => Err(damaged(format!("the header of {file:?} has a tensor {name:?} more"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A manifest's JSON. `format`, `version` and the digest are [`ENVELOPE`]'s affair.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -190,7 +232,10 @@ struct Text<'a> {
     _format: IgnoredAny,
     #[serde(rename = "version")]
     _version: IgnoredAny,
+    // Without `deserialize_with`, a field that may be null may be missing too.
+    #[serde(deserialize_with = "Option::deserialize")]
     step: Option<u64>,
+    #[serde(deserialize_with = "Option::deserialize")]
     save_counter: Option<i64>,
     files: Unique<FileEntry>,
     #[serde(borrow)]
@@ -230,7 +275,27 @@ struct RecordIn<'a> {
     shape: Shape,
     #[serde(rename = "xxh3_128")]
     digest: Digest,
+    #[serde(deserialize_with = "pieces")]
     pieces: Vec<Piece>,
+}
+
+/// A list that takes no more memory than it needs in the most frequent case, that of one piece.
+fn pieces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Piece>, D::Error> {
+    struct Pieces;
+    impl<'de> Visitor<'de> for Pieces {
+        type Value = Vec<Piece>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of pieces")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Vec<Piece>, A::Error> {
+            let mut pieces = Vec::with_capacity(1);
+            while let Some(piece) = access.next_element()? {
+                pieces.push(piece);
+            }
+            Ok(pieces)
+        }
+    }
+    deserializer.deserialize_seq(Pieces)
 }
 
 impl RecordIn<'_> {
