@@ -1,0 +1,150 @@
+//! What the run shows: the phoneme error rate, the progress line, the loss log and a few samples.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tch::TchError;
+
+use crate::model::Pronouncer;
+use crate::words::Words;
+
+/// The errors in the predicted pronunciations of the held-out words, for each true phoneme: phonemes
+/// wrong, missing or too many (the edit distance) over the number of true phonemes, stress left out.
+/// Draws no random numbers.
+pub fn phoneme_error_rate(model: &Pronouncer, words: &Words) -> Result<f64, TchError> {
+    let predictions = model.predict(&words.held_out.iter().collect::<Vec<_>>())?;
+    let pairs = words
+        .held_out
+        .iter()
+        .map(|word| &word.phonemes)
+        .zip(&predictions);
+    let errors: usize = pairs
+        .map(|(truth, predicted)| edit_distance(truth, predicted))
+        .sum();
+    let phonemes: usize = words.held_out.iter().map(|word| word.phonemes.len()).sum();
+    Ok(errors as f64 / phonemes as f64)
+}
+
+/// How many insertions, deletions and substitutions make `a` into `b`.
+fn edit_distance(a: &[i64], b: &[i64]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Prints some held-out words, how the model says them, and where the dictionary disagrees.
+pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> {
+    let samples: Vec<_> = words.held_out.iter().step_by(150).collect();
+    println!("\nWords it never saw:");
+    for (word, predicted) in samples.iter().zip(&model.predict(&samples)?) {
+        print!("  {:<14} {}", word.spelling, words.spell(predicted));
+        if *predicted == word.phonemes {
+            println!();
+        } else {
+            println!("   (dictionary: {})", words.spell(&word.phonemes));
+        }
+    }
+    Ok(())
+}
+
+/// One line on the screen, rewritten several times a second; where the output is not a terminal, one
+/// line a save.
+pub struct Progress {
+    terminal: bool,
+    first_step: u64,
+    steps: u64,
+    started: Instant,
+    shown: Instant,
+    /// A running mean of the loss, for show.
+    loss: Option<f64>,
+    error_rate: f64,
+}
+
+impl Progress {
+    /// Prints the phoneme error rate at the start.
+    pub fn start(step: u64, steps: u64, error_rate: f64) -> Self {
+        println!(
+            "step {step} of {steps}: phoneme error rate {:.1} % on held-out words",
+            100.0 * error_rate
+        );
+        let now = Instant::now();
+        let terminal = std::io::stdout().is_terminal();
+        Self {
+            terminal,
+            first_step: step,
+            steps,
+            started: now,
+            shown: now,
+            loss: None,
+            error_rate,
+        }
+    }
+
+    /// To be called after every step, with its loss.
+    pub fn step(&mut self, step: u64, loss: f64) {
+        self.loss = Some(self.loss.map_or(loss, |mean| 0.98 * mean + 0.02 * loss));
+        if self.terminal && self.shown.elapsed() >= Duration::from_millis(200) {
+            self.shown = Instant::now();
+            print!("\r{}\x1b[K", self.line(step));
+            let _ = std::io::stdout().flush(); // a screen that cannot be written to is no reason to stop
+        }
+    }
+
+    /// To be called after every save, with the error rate of what was saved.
+    pub fn saved(&mut self, step: u64, error_rate: f64) {
+        self.error_rate = error_rate;
+        let (begin, end) = if self.terminal {
+            ("\r", "\x1b[K")
+        } else {
+            ("", "")
+        };
+        println!("{begin}{}{end}", self.line(step));
+    }
+
+    fn line(&self, step: u64) -> String {
+        let seconds = self.started.elapsed().as_secs_f64();
+        format!(
+            "step {step} of {}: loss {:.3}, phoneme error rate {:.1} %, {:.0} steps/s, {seconds:.0} s",
+            self.steps,
+            self.loss.unwrap_or(f64::NAN),
+            100.0 * self.error_rate,
+            (step - self.first_step) as f64 / seconds,
+        )
+    }
+}
+
+/// A file with one JSON object a step, `{"step":1,"loss":3.7}`, to which runs append.
+pub struct LossLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl LossLog {
+    pub fn append_to(path: &Path) -> Result<Self, String> {
+        match OpenOptions::new().append(true).create(true).open(path) {
+            Ok(file) => Ok(Self {
+                file,
+                path: path.into(),
+            }),
+            Err(error) => Err(format!("cannot open {}: {error}", path.display())),
+        }
+    }
+
+    /// Writes one step, in one piece: nothing of it waits in this process.
+    pub fn write(&mut self, step: u64, loss: f64) -> Result<(), String> {
+        // `{:?}` prints the shortest digits from which the very same number is read back.
+        let line = format!("{{\"step\":{step},\"loss\":{loss:?}}}\n");
+        let written = self.file.write_all(line.as_bytes());
+        written.map_err(|error| format!("cannot write to {}: {error}", self.path.display()))
+    }
+}
