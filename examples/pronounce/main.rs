@@ -15,7 +15,9 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use tch::Device;
-use tch::nn::{self, OptimizerConfig};
+use tch::nn::VarStore;
+use tch_checkpoint::optim::Adam;
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Rng, Variables};
 
 use args::{Args, USAGE};
 use model::Pronouncer;
@@ -24,10 +26,7 @@ use words::{Batches, Words};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
-    if arguments
-        .peek()
-        .is_some_and(|argument| argument == "--help" || argument == "-h")
-    {
+    if arguments.peek().is_some_and(|argument| argument == "--help" || argument == "-h") {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
@@ -56,37 +55,60 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
     let words = Words::load();
     let mut batches = Batches::new(&words.train, args.batch, args.seed as u64, device);
 
-    let vs = nn::VarStore::new(device);
+    let vs = VarStore::new(device);
     let model = Pronouncer::new(&vs.root(), words.phoneme_count(), args.hidden);
-    let mut optimizer = nn::Adam::default().build(&vs, learning_rate(0))?;
-    let mut step = 0;
+    let mut optimizer = Adam::default().build(&vs, learning_rate(0))?;
+    let step = Counter::new(0);
 
-    let mut loss_log = args
-        .loss_log
-        .as_ref()
-        .map(|path| LossLog::append_to(path))
-        .transpose()?;
+    let checkpoint = Checkpoint::new()
+        .track("embedding", Variables::of(&vs).under("embedding"))?
+        .track("encoder", Variables::of(&vs).under("encoder"))?
+        .track("decoder", Variables::of(&vs).under("decoder"))?
+        .track("optimizer", &optimizer)?
+        .track("step", &step)?
+        .track("rng", Rng::global())?;
+    let mut manager = CheckpointManager::builder(checkpoint, &args.dir)
+        .max_to_keep(args.max_to_keep)
+        .save_every(args.save_every)
+        .background(Background::new())
+        .open()?;
+    let started = manager.restore_or_initialize()?;
+    for passed_over in &started.passed_over {
+        println!("passed over {}: {}", passed_over.path.display(), passed_over.reason);
+    }
+    if let Some(restored) = &started.restored {
+        println!("going on from {}", restored.path().display());
+    }
+
+    let mut loss_log = args.loss_log.as_ref().map(|path| LossLog::append_to(path)).transpose()?;
     let error_rate = phoneme_error_rate(&model, &words)?;
-    let mut progress = Progress::start(step, args.steps, error_rate);
+    let mut progress = Progress::start(step.get() as u64, args.steps, error_rate);
 
-    while step < args.steps {
-        optimizer.set_lr(learning_rate(step));
-        let loss = model.loss(&batches.at(step as usize));
+    while (step.get() as u64) < args.steps {
+        let number = step.get() as u64;
+        optimizer.set_lr(learning_rate(number));
+        let loss = model.loss(&batches.at(number as usize));
         optimizer.backward_step_clip_norm(&loss, 1.0);
-        step += 1;
+        step.increment();
 
+        let number = number + 1;
         let loss = loss.double_value(&[]);
         if !loss.is_finite() {
-            return Err(format!("the loss of step {step} is {loss}").into());
+            return Err(format!("the loss of step {number} is {loss}").into());
         }
         if let Some(log) = &mut loss_log {
-            log.write(step, loss)?;
+            log.write(number, loss)?;
         }
-        progress.step(step, loss);
-        if step.is_multiple_of(args.save_every) || step == args.steps {
-            progress.saved(step, phoneme_error_rate(&model, &words)?);
+        progress.step(number, loss);
+        let saved = match number == args.steps {
+            true => Some(manager.save_at(step.get())?),
+            false => manager.save_if_due(step.get())?,
+        };
+        if saved.is_some() {
+            progress.saved(number, phoneme_error_rate(&model, &words)?);
         }
     }
+    manager.close()?;
 
     print_samples(&model, &words)?;
     Ok(())

@@ -149,6 +149,13 @@ impl TensorLeaf for Leaf {
         self.with(bytes_of)
     }
 
+    fn is_plain_memory(&self) -> bool {
+        self.with(|tensor| {
+            shim::info(tensor)
+                .is_ok_and(|info| info.memory.is_ok_and(|memory| memory.cpu && memory.contiguous && !memory.lazy))
+        })
+    }
+
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
         let (tensor, (spec, _, memory)) =
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;

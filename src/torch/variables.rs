@@ -99,6 +99,11 @@ impl Collection for Variables {
         }
         Ok(children)
     }
+
+    fn generation(&self) -> Option<u64> {
+        // Variables are only ever added to a store.
+        Some(lock(&self.table).named_variables.len() as u64)
+    }
 }
 
 impl Variables {

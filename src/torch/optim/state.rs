@@ -3,10 +3,12 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
+use crate::graph::{Gate, Guarded};
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped};
 use crate::torch::tensor::examine;
 use crate::torch::variables::{self, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 
@@ -56,6 +58,10 @@ pub(super) struct State {
     pub detached: Vec<Detached>,
     pub steps: u64,
     pub fused: bool,
+    /// What has to be passed before parameters and slots change.
+    pub gate: Gate,
+    /// Moves when a restore has put other slots in the place of those there were.
+    pub restored: u64,
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
@@ -74,6 +80,8 @@ impl State {
             detached: Vec::new(),
             steps: 0,
             fused: true,
+            gate: Gate::new(),
+            restored: 0,
             table,
             places: HashMap::new(),
             seen: (0, 0),
@@ -137,15 +145,33 @@ impl State {
         Ok(())
     }
 
+    /// Everything that a step changes, and the gate it passes before.
+    pub(super) fn guarded(&self) -> Guarded {
+        let own = |parameter: &Parameter| {
+            let slots = parameter.slots.iter().flatten();
+            std::iter::once(&parameter.tensor).chain(slots).map(|tensor| tensor.data_ptr() as usize).collect::<Vec<_>>()
+        };
+        Guarded { gate: self.gate.clone(), addresses: self.parameters.iter().flat_map(own).collect() }
+    }
+
+    /// Moves when a variable or a slot comes or goes.
+    pub(super) fn generation(&self) -> u64 {
+        let slots = self.parameters.iter().flat_map(|parameter| &parameter.slots).filter(|slot| slot.is_some()).count();
+        let mut hasher = DefaultHasher::new();
+        (self.seen, slots, self.restored).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// The tensors of all parameters.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
         self.parameters.iter().map(|parameter| &parameter.tensor).collect()
     }
 
-    /// One step. This is the only function that writes to parameters and slots, and it has the lock: who wants to
-    /// read them untorn while training goes on has to be waited for here, before the first write.
+    /// One step. This is the only function that writes to parameters and slots: a save in the background that is still
+    /// copying them is waited for at the gate, before the first write.
     pub(super) fn step(&mut self) -> Result<()> {
         self.sync()?;
+        self.gate.pass();
         let options: Vec<StepOptions> =
             self.groups.iter().map(|group| StepOptions { fused: self.fused, ..*group }).collect();
         let mut stepped: Vec<Stepped<'_>> = self

@@ -2,7 +2,7 @@
 
 use super::options::{self, Slot};
 use super::state::{Detached, Shared, Slots, State, check_spec};
-use crate::graph::{Child, Collection, Node, Saved, ValueApply, ValueLeaf};
+use crate::graph::{Child, Collection, Guarded, Node, Saved, ValueApply, ValueLeaf};
 use crate::torch::shim;
 use crate::torch::tensor::{Leaf, examine, scalar_type};
 use serde_json::Value;
@@ -141,8 +141,22 @@ impl Collection for AllSlots {
         true
     }
 
+    fn guarded(&self) -> Option<Guarded> {
+        let mut state = self.0.lock();
+        // What cannot be taken in is reported by `children`.
+        let _ = state.sync();
+        Some(state.guarded())
+    }
+
+    fn generation(&self) -> Option<u64> {
+        let mut state = self.0.lock();
+        state.sync().ok()?;
+        Some(state.generation())
+    }
+
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.0.lock();
+        state.restored += 1;
         // What an earlier restore has left for variables to come is not of this checkpoint.
         state.pending.clear();
         for variable in dropped {
@@ -199,8 +213,14 @@ impl Collection for VariableSlots {
         options::slots(state.algorithm).iter().any(|slot| slot.name == name && slot.is_optional)
     }
 
+    fn generation(&self) -> Option<u64> {
+        // Its slots count in that of all slots.
+        Some(0)
+    }
+
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.shared.lock();
+        state.restored += 1;
         let Some(Ok(variable)) = state.parameters.get(self.place).map(|parameter| parameter.name.clone()) else {
             return;
         };
