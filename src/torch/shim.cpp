@@ -380,6 +380,10 @@ void prepare_slots(Update &u) {
 // Whether libtorch's fused kernels take it: they walk the memory of parameter, gradient and slots side by side.
 bool fits_fused(const Update &u) {
   auto type = u.param.scalar_type();
+  // libtorch 2.13's SGD kernel for the CPU leaves most elements of half precision as they were, and writes rubbish
+  // into their momentum: https://github.com/pytorch/pytorch/issues/191763
+  if (u.options->algorithm == SGD && u.param.is_cpu() && (type == at::kHalf || type == at::kBFloat16))
+    return false;
   return u.options->fused && u.options->algorithm != RMSPROP && (u.param.is_cpu() || u.param.is_cuda()) &&
          (type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16) &&
          u.param.numel() > 0 && u.param.is_non_overlapping_and_dense() && u.grad.layout() == at::kStrided &&

@@ -41,7 +41,7 @@
 //! # How it differs from tch
 //!
 //! * Steps go through libtorch's fused kernels where it has them (SGD, Adam and AdamW; CPU and CUDA; float, double,
-//!   half and bfloat16). They are faster, and round differently in the last bit;
+//!   half and bfloat16, but for SGD in low precision on the CPU, where libtorch's kernel is wrong). They are faster, and round differently in the last bit;
 //!   [`set_fused(false)`](Optimizer::set_fused) computes what tch computes, bit by bit.
 //! * A variable that is in the store under two names is stepped once, as in PyTorch.
 //! * Slots follow a variable that is moved to another device or type.
@@ -54,3 +54,6 @@ mod track;
 
 pub use config::{Adam, AdamW, OptimizerConfig, RmsProp, Sgd, adam, adamw, rms_prop, sgd};
 pub use optimizer::Optimizer;
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,12 @@ impl Optimizer {
         Ok(Optimizer(Shared::new(state)))
     }
 
+    /// What the nodes in the graph share with it.
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0
+    }
+
     /// Makes all gradients undefined, so that variables that the next backward pass does not reach are not stepped.
     ///
     /// # Panics
