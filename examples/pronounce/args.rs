@@ -22,7 +22,7 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
 /// What the command line says, or the defaults.
 pub struct Args {
     pub dir: PathBuf,
-    pub steps: u64,
+    pub steps: i64,
     pub save_every: u64,
     pub max_to_keep: usize,
     pub seed: i64,

@@ -14,14 +14,12 @@ mod words;
 use std::error::Error;
 use std::process::ExitCode;
 
-use tch::Device;
-use tch::nn::VarStore;
-use tch_checkpoint::optim::Adam;
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Rng, Variables};
+use tch::{Device, nn};
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Rng, Variables, optim};
 
 use args::{Args, USAGE};
 use model::Pronouncer;
-use report::{LossLog, Progress, phoneme_error_rate, print_samples};
+use report::{LossLog, Progress, phoneme_error_rate};
 use words::{Batches, Words};
 
 fn main() -> ExitCode {
@@ -47,17 +45,17 @@ fn main() -> ExitCode {
 }
 
 fn train(args: &Args) -> Result<(), Box<dyn Error>> {
-    // One thread: more gain little on a model this small, and the order in which libtorch adds numbers
-    // up depends on how many there are. So a machine with other cores than this one has the same bits.
+    // In how many parts libtorch sums up depends on the number of threads: with one, the bits do not depend on how
+    // many cores there are. A model this small gains little from more.
     tch::set_num_threads(1);
     tch::manual_seed(args.seed);
     let device = Device::cuda_if_available();
     let words = Words::load();
-    let mut batches = Batches::new(&words.train, args.batch, args.seed as u64, device);
+    let mut batches = Batches::new(&words.train, args.batch, args.seed, device);
 
-    let vs = VarStore::new(device);
+    let vs = nn::VarStore::new(device);
     let model = Pronouncer::new(&vs.root(), words.phoneme_count(), args.hidden);
-    let mut optimizer = Adam::default().build(&vs, learning_rate(0))?;
+    let mut optimizer = optim::Adam::default().build(&vs, learning_rate(0))?;
     let step = Counter::new(0);
 
     let checkpoint = Checkpoint::new()
@@ -66,58 +64,48 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         .track("decoder", Variables::of(&vs).under("decoder"))?
         .track("optimizer", &optimizer)?
         .track("step", &step)?
-        .track("rng", Rng::global())?;
+        .track("rng", &Rng::global())?;
     let mut manager = CheckpointManager::builder(checkpoint, &args.dir)
         .max_to_keep(args.max_to_keep)
         .save_every(args.save_every)
         .background(Background::new())
         .open()?;
-    let started = manager.restore_or_initialize()?;
-    for passed_over in &started.passed_over {
-        println!("passed over {}: {}", passed_over.path.display(), passed_over.reason);
-    }
-    if let Some(restored) = &started.restored {
-        println!("going on from {}", restored.path().display());
-    }
 
-    let mut loss_log = args.loss_log.as_ref().map(|path| LossLog::append_to(path)).transpose()?;
-    let error_rate = phoneme_error_rate(&model, &words)?;
-    let mut progress = Progress::start(step.get() as u64, args.steps, error_rate);
+    report::started(&manager.restore_or_initialize()?);
+    let mut loss_log = args.loss_log.as_deref().map(LossLog::append_to).transpose()?;
+    let mut progress = Progress::start(step.get(), args.steps, phoneme_error_rate(&model, &words)?);
 
-    while (step.get() as u64) < args.steps {
-        let number = step.get() as u64;
-        optimizer.set_lr(learning_rate(number));
-        let loss = model.loss(&batches.at(number as usize));
+    while step.get() < args.steps {
+        optimizer.set_lr(learning_rate(step.get()));
+        let loss = model.loss(&batches.at(step.get()));
         optimizer.backward_step_clip_norm(&loss, 1.0);
         step.increment();
 
-        let number = number + 1;
         let loss = loss.double_value(&[]);
         if !loss.is_finite() {
-            return Err(format!("the loss of step {number} is {loss}").into());
+            return Err(format!("the loss of step {} is {loss}", step.get()).into());
         }
         if let Some(log) = &mut loss_log {
-            log.write(number, loss)?;
+            log.write(step.get(), loss)?;
         }
-        progress.step(number, loss);
-        let saved = match number == args.steps {
-            true => Some(manager.save_at(step.get())?),
-            false => manager.save_if_due(step.get())?,
-        };
-        if saved.is_some() {
-            progress.saved(number, phoneme_error_rate(&model, &words)?);
+        progress.step(step.get(), loss);
+
+        let last = step.get() == args.steps;
+        let saved = if last { Some(manager.save_at(step.get())?) } else { manager.save_if_due(step.get())? };
+        if let Some(path) = saved {
+            progress.saved(&path, step.get(), phoneme_error_rate(&model, &words)?);
         }
     }
     manager.close()?;
 
-    print_samples(&model, &words)?;
+    report::print_samples(&model, &words)?;
     Ok(())
 }
 
 /// Rises to 0.002 over the first 200 steps, stays until step 1000, then falls with the square root of
 /// the step. A function of the step alone, not of how many steps the run is to have: so a finished run
 /// can be given more steps.
-fn learning_rate(step: u64) -> f64 {
+fn learning_rate(step: i64) -> f64 {
     let step = (step + 1) as f64;
     0.002 * (step / 200.0).min(1.0) * (1000.0 / step).sqrt().min(1.0)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tch::TchError;
+use tch_checkpoint::Started;
 
 use crate::model::Pronouncer;
 use crate::words::Words;
@@ -36,6 +37,17 @@ fn edit_distance(a: &[i64], b: &[i64]) -> usize {
     row[b.len()]
 }
 
+/// Says where the run begins: at a checkpoint, or afresh.
+pub fn started(started: &Started) {
+    for damaged in &started.passed_over {
+        eprintln!("passed over {}: {}", damaged.path.display(), damaged.reason);
+    }
+    match &started.restored {
+        Some(status) => println!("goes on from {}", status.path().display()),
+        None => println!("begins afresh"),
+    }
+}
+
 /// Prints some held-out words, how the model says them, and where the dictionary disagrees.
 pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> {
     let samples: Vec<_> = words.held_out.iter().step_by(150).collect();
@@ -55,8 +67,8 @@ pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> 
 /// line a save.
 pub struct Progress {
     terminal: bool,
-    first_step: u64,
-    steps: u64,
+    first_step: i64,
+    steps: i64,
     started: Instant,
     shown: Instant,
     /// A running mean of the loss, for show.
@@ -66,7 +78,7 @@ pub struct Progress {
 
 impl Progress {
     /// Prints the phoneme error rate at the start.
-    pub fn start(step: u64, steps: u64, error_rate: f64) -> Self {
+    pub fn start(step: i64, steps: i64, error_rate: f64) -> Self {
         println!("step {step} of {steps}: phoneme error rate {:.1} % on held-out words", 100.0 * error_rate);
         let now = Instant::now();
         let terminal = std::io::stdout().is_terminal();
@@ -74,7 +86,7 @@ impl Progress {
     }
 
     /// To be called after every step, with its loss.
-    pub fn step(&mut self, step: u64, loss: f64) {
+    pub fn step(&mut self, step: i64, loss: f64) {
         self.loss = Some(self.loss.map_or(loss, |mean| 0.98 * mean + 0.02 * loss));
         if self.terminal && self.shown.elapsed() >= Duration::from_millis(200) {
             self.shown = Instant::now();
@@ -84,13 +96,13 @@ impl Progress {
     }
 
     /// To be called after every save, with the error rate of what was saved.
-    pub fn saved(&mut self, step: u64, error_rate: f64) {
+    pub fn saved(&mut self, checkpoint: &Path, step: i64, error_rate: f64) {
         self.error_rate = error_rate;
         let (begin, end) = if self.terminal { ("\r", "\x1b[K") } else { ("", "") };
-        println!("{begin}{}{end}", self.line(step));
+        println!("{begin}{}, saved {}{end}", self.line(step), checkpoint.display());
     }
 
-    fn line(&self, step: u64) -> String {
+    fn line(&self, step: i64) -> String {
         let seconds = self.started.elapsed().as_secs_f64();
         format!(
             "step {step} of {}: loss {:.3}, phoneme error rate {:.1} %, {:.0} steps/s, {seconds:.0} s",
@@ -117,7 +129,7 @@ impl LossLog {
     }
 
     /// Writes one step, in one piece: nothing of it waits in this process.
-    pub fn write(&mut self, step: u64, loss: f64) -> Result<(), String> {
+    pub fn write(&mut self, step: i64, loss: f64) -> Result<(), String> {
         // `{:?}` prints the shortest digits from which the very same number is read back.
         let line = format!("{{\"step\":{step},\"loss\":{loss:?}}}\n");
         let written = self.file.write_all(line.as_bytes());

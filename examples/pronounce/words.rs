@@ -111,7 +111,7 @@ fn padded(mut rows: Vec<Vec<i64>>, device: Device) -> Tensor {
 pub struct Batches<'a> {
     words: &'a [Word],
     size: usize,
-    seed: u64,
+    seed: i64,
     device: Device,
     /// The epoch that `order` belongs to.
     epoch: Option<usize>,
@@ -121,7 +121,7 @@ pub struct Batches<'a> {
 
 impl<'a> Batches<'a> {
     /// Batches of `size` words, `size` not zero.
-    pub fn new(words: &'a [Word], size: usize, seed: u64, device: Device) -> Self {
+    pub fn new(words: &'a [Word], size: usize, seed: i64, device: Device) -> Self {
         Self { words, size, seed, device, epoch: None, order: Vec::new() }
     }
 
@@ -131,7 +131,8 @@ impl<'a> Batches<'a> {
     }
 
     /// The batch of one step, counted from zero.
-    pub fn at(&mut self, step: usize) -> Batch {
+    pub fn at(&mut self, step: i64) -> Batch {
+        let step = step as usize;
         let epoch = step / self.per_epoch();
         if self.epoch != Some(epoch) {
             self.order = self.shuffled(epoch);
@@ -167,8 +168,8 @@ impl SplitMix64 {
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
     /// A generator for one epoch; neighbouring seeds and epochs have nothing in common.
-    fn new(seed: u64, epoch: u64) -> Self {
-        Self(Self(Self(seed).next().wrapping_add(epoch)).next())
+    fn new(seed: i64, epoch: u64) -> Self {
+        Self(Self(Self(seed as u64).next().wrapping_add(epoch)).next())
     }
 
     fn next(&mut self) -> u64 {
@@ -213,7 +214,7 @@ mod tests {
         let words = Words::load();
         let batches = || Batches::new(&words.train, 64, 1, Device::Cpu);
         let mut from_the_start = batches();
-        let step = from_the_start.per_epoch() + 2;
+        let step = from_the_start.per_epoch() as i64 + 2;
         (0..step).step_by(100).for_each(|step| drop(from_the_start.at(step)));
         assert_eq!(from_the_start.at(step).letters, batches().at(step).letters);
     }
