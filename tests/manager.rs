@@ -211,8 +211,9 @@ fn one_writer_a_folder_and_readers_without_a_lock() -> Outcome {
 #[test]
 fn leftovers_go_and_strangers_stay() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let mine = [".tmp-ckpt-9-abc", ".trash-ckpt-1-abc"];
-    let strangers = ["ckpt-1-backup", "ckpt-007", "ckpt-", "best", "other-3"];
+    let mine = [".tmp-ckpt-9-0123456789abcdef0123456789abcdef", ".trash-ckpt-1-0123456789abcdef0123456789abcdef"];
+    let strangers =
+        ["ckpt-1-backup", "ckpt-007", "ckpt-", "best", "other-3", ".tmp-mine", ".trash-1", ".tmp-ckpt-9-abc"];
     for name in mine.iter().chain(&strangers) {
         fs::create_dir(dir.path().join(name))?;
         fs::write(dir.path().join(name).join("file"), "x")?;
@@ -226,6 +227,18 @@ fn leftovers_go_and_strangers_stay() -> Outcome {
     assert!(mine.iter().all(|name| !dir.path().join(name).exists()));
     assert!(strangers.iter().all(|name| dir.path().join(name).join("file").exists()));
     assert!(dir.path().join("notes.txt").exists());
+    Ok(())
+}
+
+#[test]
+fn a_link_among_the_leftovers_leads_nowhere() -> Outcome {
+    let outside = tempfile::tempdir()?;
+    fs::write(outside.path().join("precious"), "x")?;
+    let dir = tempfile::tempdir()?;
+    let link = dir.path().join(".tmp-ckpt-9-0123456789abcdef0123456789abcdef");
+    std::os::unix::fs::symlink(outside.path(), &link)?;
+    Run::new().builder(dir.path()).open()?;
+    assert!(outside.path().join("precious").exists() && fs::symlink_metadata(&link).is_err());
     Ok(())
 }
 

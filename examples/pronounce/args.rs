@@ -45,11 +45,7 @@ impl Args {
             batch: 64,
         };
         while let Some(name) = arguments.next() {
-            let mut value = || {
-                arguments
-                    .next()
-                    .ok_or_else(|| format!("{name} needs a value"))
-            };
+            let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
             match name.as_str() {
                 "--dir" => args.dir = value()?.into(),
                 "--steps" => args.steps = at_least(1, &name, &value()?)?,
@@ -63,24 +59,15 @@ impl Args {
             }
         }
         if args.hidden % 2 != 0 {
-            return Err(format!(
-                "--hidden {} is odd: each direction gets one half",
-                args.hidden
-            ));
+            return Err(format!("--hidden {} is odd: each direction gets one half", args.hidden));
         }
         Ok(args)
     }
 }
 
-fn at_least<T: FromStr + PartialOrd + Display>(
-    least: T,
-    name: &str,
-    text: &str,
-) -> Result<T, String> {
+fn at_least<T: FromStr + PartialOrd + Display>(least: T, name: &str, text: &str) -> Result<T, String> {
     match text.parse() {
         Ok(number) if number >= least => Ok(number),
-        _ => Err(format!(
-            "{name} wants a whole number from {least} up, not \"{text}\""
-        )),
+        _ => Err(format!("{name} wants a whole number from {least} up, not \"{text}\"")),
     }
 }

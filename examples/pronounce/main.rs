@@ -24,10 +24,7 @@ use words::{Batches, Words};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
-    if arguments
-        .peek()
-        .is_some_and(|argument| argument == "--help" || argument == "-h")
-    {
+    if arguments.peek().is_some_and(|argument| argument == "--help" || argument == "-h") {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
@@ -61,11 +58,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
     let mut optimizer = nn::Adam::default().build(&vs, learning_rate(0))?;
     let mut step = 0;
 
-    let mut loss_log = args
-        .loss_log
-        .as_ref()
-        .map(|path| LossLog::append_to(path))
-        .transpose()?;
+    let mut loss_log = args.loss_log.as_ref().map(|path| LossLog::append_to(path)).transpose()?;
     let error_rate = phoneme_error_rate(&model, &words)?;
     let mut progress = Progress::start(step, args.steps, error_rate);
 

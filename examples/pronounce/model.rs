@@ -37,9 +37,7 @@ impl Pronouncer {
     /// predict a phoneme, the decoder is given the true ones before it. Drops values at random.
     pub fn loss(&self, batch: &Batch) -> Tensor {
         let (memory, state) = self.encode(batch, true);
-        let (logits, _) = self
-            .decoder
-            .forward(&batch.decoder_input, &memory, &state, true);
+        let (logits, _) = self.decoder.forward(&batch.decoder_input, &memory, &state, true);
         logits.flatten(0, 1).cross_entropy_loss(
             &batch.target.flatten(0, 1),
             None::<Tensor>,
@@ -66,10 +64,7 @@ impl Pronouncer {
     }
 
     fn greedy(&self, batch: &Batch) -> Result<Vec<Vec<i64>>, TchError> {
-        let (words, longest) = (
-            batch.letters.size()[0] as usize,
-            batch.letters.size()[1] as usize,
-        );
+        let (words, longest) = (batch.letters.size()[0] as usize, batch.letters.size()[1] as usize);
         let (memory, mut state) = self.encode(batch, false);
         let mut previous = Tensor::full([words as i64, 1], START, (Kind::Int64, self.device));
         let mut predictions = vec![Vec::new(); words];
@@ -79,9 +74,7 @@ impl Pronouncer {
             state = next_state;
             previous = logits.argmax(2, false);
             let phonemes: Vec<i64> = Vec::try_from(previous.view(-1))?;
-            for ((phoneme, prediction), ended) in
-                phonemes.into_iter().zip(&mut predictions).zip(&mut ended)
-            {
+            for ((phoneme, prediction), ended) in phonemes.into_iter().zip(&mut predictions).zip(&mut ended) {
                 *ended |= phoneme == END;
                 if !*ended {
                     prediction.push(phoneme);
@@ -96,19 +89,10 @@ impl Pronouncer {
 
     /// What the decoder attends to, and its first state.
     fn encode(&self, batch: &Batch, train: bool) -> (Memory, GRUState) {
-        let embedded = self
-            .embedding
-            .forward(&batch.letters)
-            .dropout(DROPOUT, train);
+        let embedded = self.embedding.forward(&batch.letters).dropout(DROPOUT, train);
         let (outputs, state) = self.encoder.forward(&embedded, &batch.lengths);
         let padding = batch.letters.eq(PAD).unsqueeze(1);
-        (
-            Memory {
-                outputs: outputs.dropout(DROPOUT, train),
-                padding,
-            },
-            self.decoder.first_state(&state),
-        )
+        (Memory { outputs: outputs.dropout(DROPOUT, train), padding }, self.decoder.first_state(&state))
     }
 }
 
@@ -135,25 +119,15 @@ impl Encoder {
     fn new(path: &nn::Path, input: i64, hidden: i64) -> Self {
         let half = hidden / 2;
         let bound = 1.0 / (half as f64).sqrt(); // PyTorch's default
-        let init = Init::Uniform {
-            lo: -bound,
-            up: bound,
-        };
+        let init = Init::Uniform { lo: -bound, up: bound };
         let mut weights = Vec::new();
         for direction in ["", "_reverse"] {
-            weights.push(path.var(
-                &format!("weight_ih_l0{direction}"),
-                &[3 * half, input],
-                init,
-            ));
+            weights.push(path.var(&format!("weight_ih_l0{direction}"), &[3 * half, input], init));
             weights.push(path.var(&format!("weight_hh_l0{direction}"), &[3 * half, half], init));
             weights.push(path.var(&format!("bias_ih_l0{direction}"), &[3 * half], init));
             weights.push(path.var(&format!("bias_hh_l0{direction}"), &[3 * half], init));
         }
-        Self {
-            weights,
-            hidden_per_direction: half,
-        }
+        Self { weights, hidden_per_direction: half }
     }
 
     /// From `[words, letters, input]`, the longest word first, to the outputs
@@ -161,24 +135,10 @@ impl Encoder {
     /// last letter forward, at the first letter backward.
     fn forward(&self, embedded: &Tensor, lengths: &Tensor) -> (Tensor, Tensor) {
         let (words, letters) = (embedded.size()[0], embedded.size()[1]);
-        let start = Tensor::zeros(
-            [2, words, self.hidden_per_direction],
-            (embedded.kind(), embedded.device()),
-        );
+        let start = Tensor::zeros([2, words, self.hidden_per_direction], (embedded.kind(), embedded.device()));
         let (packed, batch_sizes) = embedded.internal_pack_padded_sequence(lengths, true);
-        let (packed, state) = Tensor::gru_data(
-            &packed,
-            &batch_sizes,
-            &start,
-            &self.weights,
-            true,
-            1,
-            0.0,
-            false,
-            true,
-        );
-        let (outputs, _) =
-            Tensor::internal_pad_packed_sequence(&packed, &batch_sizes, true, 0.0, letters);
+        let (packed, state) = Tensor::gru_data(&packed, &batch_sizes, &start, &self.weights, true, 1, 0.0, false, true);
+        let (outputs, _) = Tensor::internal_pad_packed_sequence(&packed, &batch_sizes, true, 0.0, letters);
         (outputs, state.transpose(0, 1).flatten(1, 2))
     }
 }
@@ -199,10 +159,7 @@ struct Decoder {
 
 impl Decoder {
     fn new(path: &nn::Path, phonemes: i64, hidden: i64) -> Self {
-        let no_bias = nn::LinearConfig {
-            bias: false,
-            ..Default::default()
-        };
+        let no_bias = nn::LinearConfig { bias: false, ..Default::default() };
         Self {
             embedding: nn::embedding(path / "embedding", phonemes, hidden, Default::default()),
             bridge: nn::linear(path / "bridge", hidden, hidden, Default::default()),
@@ -219,29 +176,14 @@ impl Decoder {
 
     /// From phonemes, `[words, phonemes]`, to the logits of the one after each of them,
     /// `[words, phonemes, alphabet]`, and the state after the last.
-    fn forward(
-        &self,
-        phonemes: &Tensor,
-        memory: &Memory,
-        state: &GRUState,
-        train: bool,
-    ) -> (Tensor, GRUState) {
+    fn forward(&self, phonemes: &Tensor, memory: &Memory, state: &GRUState, train: bool) -> (Tensor, GRUState) {
         let embedded = self.embedding.forward(phonemes).dropout(DROPOUT, train);
         let (outputs, state) = self.gru.seq_init(&embedded, state);
-        let scores = outputs
-            .apply(&self.query)
-            .bmm(&memory.outputs.transpose(1, 2));
-        let attention = scores
-            .masked_fill(&memory.padding, f64::NEG_INFINITY)
-            .softmax(2, Kind::Float);
+        let scores = outputs.apply(&self.query).bmm(&memory.outputs.transpose(1, 2));
+        let attention = scores.masked_fill(&memory.padding, f64::NEG_INFINITY).softmax(2, Kind::Float);
         let found = attention.bmm(&memory.outputs);
-        let attentional = Tensor::cat(&[found, outputs], 2)
-            .apply(&self.combine)
-            .tanh();
-        (
-            attentional.dropout(DROPOUT, train).apply(&self.logits),
-            state,
-        )
+        let attentional = Tensor::cat(&[found, outputs], 2).apply(&self.combine).tanh();
+        (attentional.dropout(DROPOUT, train).apply(&self.logits), state)
     }
 }
 
@@ -257,29 +199,16 @@ mod tests {
         let words = Words::load();
         let vs = nn::VarStore::new(Device::Cpu);
         let model = Pronouncer::new(&vs.root(), words.phoneme_count(), 16);
-        let long = words
-            .train
-            .iter()
-            .max_by_key(|word| word.letters.len())
-            .unwrap();
-        let short = words
-            .train
-            .iter()
-            .min_by_key(|word| word.letters.len())
-            .unwrap();
+        let long = words.train.iter().max_by_key(|word| word.letters.len()).unwrap();
+        let short = words.train.iter().min_by_key(|word| word.letters.len()).unwrap();
 
         let logits = |words: &[&Word]| {
             let batch = Batch::new(words, Device::Cpu);
             let (memory, state) = model.encode(&batch, false);
-            model
-                .decoder
-                .forward(&batch.decoder_input, &memory, &state, false)
-                .0
+            model.decoder.forward(&batch.decoder_input, &memory, &state, false).0
         };
         let alone = logits(&[short]).squeeze_dim(0);
-        let beside = logits(&[long, short])
-            .select(0, 1)
-            .narrow(0, 0, alone.size()[0]);
+        let beside = logits(&[long, short]).select(0, 1).narrow(0, 0, alone.size()[0]);
         assert!(alone.allclose(&beside, 1e-5, 1e-6, false));
     }
 
@@ -289,10 +218,7 @@ mod tests {
         Pronouncer::new(&vs.root(), 42, 16);
         for name in vs.variables().into_keys() {
             let component = name.split('.').next();
-            assert!(
-                matches!(component, Some("embedding" | "encoder" | "decoder")),
-                "{name}"
-            );
+            assert!(matches!(component, Some("embedding" | "encoder" | "decoder")), "{name}");
             assert!(!name.contains("__"), "{name} was there before");
         }
     }

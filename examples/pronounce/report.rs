@@ -15,14 +15,8 @@ use crate::words::Words;
 /// Draws no random numbers.
 pub fn phoneme_error_rate(model: &Pronouncer, words: &Words) -> Result<f64, TchError> {
     let predictions = model.predict(&words.held_out.iter().collect::<Vec<_>>())?;
-    let pairs = words
-        .held_out
-        .iter()
-        .map(|word| &word.phonemes)
-        .zip(&predictions);
-    let errors: usize = pairs
-        .map(|(truth, predicted)| edit_distance(truth, predicted))
-        .sum();
+    let pairs = words.held_out.iter().map(|word| &word.phonemes).zip(&predictions);
+    let errors: usize = pairs.map(|(truth, predicted)| edit_distance(truth, predicted)).sum();
     let phonemes: usize = words.held_out.iter().map(|word| word.phonemes.len()).sum();
     Ok(errors as f64 / phonemes as f64)
 }
@@ -73,21 +67,10 @@ pub struct Progress {
 impl Progress {
     /// Prints the phoneme error rate at the start.
     pub fn start(step: u64, steps: u64, error_rate: f64) -> Self {
-        println!(
-            "step {step} of {steps}: phoneme error rate {:.1} % on held-out words",
-            100.0 * error_rate
-        );
+        println!("step {step} of {steps}: phoneme error rate {:.1} % on held-out words", 100.0 * error_rate);
         let now = Instant::now();
         let terminal = std::io::stdout().is_terminal();
-        Self {
-            terminal,
-            first_step: step,
-            steps,
-            started: now,
-            shown: now,
-            loss: None,
-            error_rate,
-        }
+        Self { terminal, first_step: step, steps, started: now, shown: now, loss: None, error_rate }
     }
 
     /// To be called after every step, with its loss.
@@ -103,11 +86,7 @@ impl Progress {
     /// To be called after every save, with the error rate of what was saved.
     pub fn saved(&mut self, step: u64, error_rate: f64) {
         self.error_rate = error_rate;
-        let (begin, end) = if self.terminal {
-            ("\r", "\x1b[K")
-        } else {
-            ("", "")
-        };
+        let (begin, end) = if self.terminal { ("\r", "\x1b[K") } else { ("", "") };
         println!("{begin}{}{end}", self.line(step));
     }
 
@@ -132,10 +111,7 @@ pub struct LossLog {
 impl LossLog {
     pub fn append_to(path: &Path) -> Result<Self, String> {
         match OpenOptions::new().append(true).create(true).open(path) {
-            Ok(file) => Ok(Self {
-                file,
-                path: path.into(),
-            }),
+            Ok(file) => Ok(Self { file, path: path.into() }),
             Err(error) => Err(format!("cannot open {}: {error}", path.display())),
         }
     }

@@ -41,9 +41,7 @@ impl Words {
         let entries = || DICTIONARY.lines().filter_map(|line| line.split_once(' '));
         let without_stress = |name: &'static str| name.trim_end_matches(['0', '1', '2']);
 
-        let names: BTreeSet<_> = entries()
-            .flat_map(|(_, phonemes)| phonemes.split(' ').map(without_stress))
-            .collect();
+        let names: BTreeSet<_> = entries().flat_map(|(_, phonemes)| phonemes.split(' ').map(without_stress)).collect();
         let phoneme_names: Vec<_> = names.into_iter().collect();
         let number = |name| phoneme_names.partition_point(|&other| other < name) as i64;
 
@@ -51,26 +49,12 @@ impl Words {
         for (i, (spelling, phonemes)) in entries().enumerate() {
             let word = Word {
                 spelling,
-                letters: spelling
-                    .bytes()
-                    .map(|letter| i64::from(letter - b'a') + 1)
-                    .collect(),
-                phonemes: phonemes
-                    .split(' ')
-                    .map(|name| FIRST_PHONEME + number(without_stress(name)))
-                    .collect(),
+                letters: spelling.bytes().map(|letter| i64::from(letter - b'a') + 1).collect(),
+                phonemes: phonemes.split(' ').map(|name| FIRST_PHONEME + number(without_stress(name))).collect(),
             };
-            if i % 20 == 19 {
-                held_out.push(word)
-            } else {
-                train.push(word)
-            }
+            if i % 20 == 19 { held_out.push(word) } else { train.push(word) }
         }
-        Self {
-            train,
-            held_out,
-            phoneme_names,
-        }
+        Self { train, held_out, phoneme_names }
     }
 
     /// How many phonemes there are, padding, [`START`] and [`END`] included.
@@ -80,12 +64,8 @@ impl Words {
 
     /// Phonemes in the dictionary's own spelling: `P R AH N AW N S`.
     pub fn spell(&self, phonemes: &[i64]) -> String {
-        let names = phonemes.iter().map(|&phoneme| {
-            *self
-                .phoneme_names
-                .get((phoneme - FIRST_PHONEME) as usize)
-                .unwrap_or(&"?")
-        });
+        let names =
+            phonemes.iter().map(|&phoneme| *self.phoneme_names.get((phoneme - FIRST_PHONEME) as usize).unwrap_or(&"?"));
         names.collect::<Vec<_>>().join(" ")
     }
 }
@@ -109,10 +89,7 @@ impl Batch {
         let with_start = |word: &&Word| [&[START], word.phonemes.as_slice()].concat();
         let with_end = |word: &&Word| [word.phonemes.as_slice(), &[END]].concat();
         Self {
-            letters: padded(
-                words.iter().map(|word| word.letters.clone()).collect(),
-                device,
-            ),
+            letters: padded(words.iter().map(|word| word.letters.clone()).collect(), device),
             lengths: Tensor::from_slice(&lengths),
             decoder_input: padded(words.iter().map(with_start).collect(), device),
             target: padded(words.iter().map(with_end).collect(), device),
@@ -126,9 +103,7 @@ fn padded(mut rows: Vec<Vec<i64>>, device: Device) -> Tensor {
     for row in &mut rows {
         row.resize(width, PAD);
     }
-    Tensor::from_slice(&rows.concat())
-        .view([rows.len() as i64, width as i64])
-        .to_device(device)
+    Tensor::from_slice(&rows.concat()).view([rows.len() as i64, width as i64]).to_device(device)
 }
 
 /// The training batches in an order that is a function of the seed and the step alone: a run that goes
@@ -147,14 +122,7 @@ pub struct Batches<'a> {
 impl<'a> Batches<'a> {
     /// Batches of `size` words, `size` not zero.
     pub fn new(words: &'a [Word], size: usize, seed: u64, device: Device) -> Self {
-        Self {
-            words,
-            size,
-            seed,
-            device,
-            epoch: None,
-            order: Vec::new(),
-        }
+        Self { words, size, seed, device, epoch: None, order: Vec::new() }
     }
 
     /// How many batches make an epoch, in which every word comes once.
@@ -169,10 +137,7 @@ impl<'a> Batches<'a> {
             self.order = self.shuffled(epoch);
             self.epoch = Some(epoch);
         }
-        let words: Vec<_> = self.order[step % self.per_epoch()]
-            .iter()
-            .map(|&position| &self.words[position])
-            .collect();
+        let words: Vec<_> = self.order[step % self.per_epoch()].iter().map(|&position| &self.words[position]).collect();
         Batch::new(&words, self.device)
     }
 
@@ -249,9 +214,7 @@ mod tests {
         let batches = || Batches::new(&words.train, 64, 1, Device::Cpu);
         let mut from_the_start = batches();
         let step = from_the_start.per_epoch() + 2;
-        (0..step)
-            .step_by(100)
-            .for_each(|step| drop(from_the_start.at(step)));
+        (0..step).step_by(100).for_each(|step| drop(from_the_start.at(step)));
         assert_eq!(from_the_start.at(step).letters, batches().at(step).letters);
     }
 
@@ -260,12 +223,7 @@ mod tests {
         let words = Words::load();
         let trained: BTreeSet<_> = words.train.iter().map(|word| word.spelling).collect();
         assert_eq!((words.train.len(), words.held_out.len()), (34_550, 1_818));
-        assert!(
-            words
-                .held_out
-                .iter()
-                .all(|word| !trained.contains(word.spelling))
-        );
+        assert!(words.held_out.iter().all(|word| !trained.contains(word.spelling)));
         assert_eq!(words.spell(&words.train[0].phonemes), "AA K AH N");
     }
 }
