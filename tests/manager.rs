@@ -243,6 +243,21 @@ fn a_link_among_the_leftovers_leads_nowhere() -> Outcome {
 }
 
 #[test]
+fn a_lock_file_that_leads_elsewhere_is_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (folder, victim) = (dir.path().join("run"), dir.path().join("victim"));
+    fs::create_dir(&folder)?;
+    fs::write(&victim, "precious")?;
+    std::os::unix::fs::symlink(&victim, folder.join(".lock"))?;
+    assert!(matches!(Run::new().builder(&folder).open(), Err(Error::Io { .. })));
+    fs::remove_file(folder.join(".lock"))?;
+    fs::hard_link(&victim, folder.join(".lock"))?;
+    Run::new().builder(&folder).open()?;
+    assert_eq!(fs::read_to_string(&victim)?, "precious");
+    Ok(())
+}
+
+#[test]
 fn a_half_written_checkpoint_is_not_taken_for_a_whole_one() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
