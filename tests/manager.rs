@@ -115,9 +115,9 @@ fn a_damaged_latest_is_passed_over_kept_aside_and_its_number_is_free() -> Outcom
     let mut manager = again.builder(dir.path()).open()?;
     let started = manager.restore_or_initialize()?;
     assert!(again.is_at(1));
-    assert_eq!(started.passed_over.len(), 1, "ckpt-2 was found at the opening already");
-    assert!(started.passed_over[0].reason.contains("weights"), "{}", started.passed_over[0].reason);
-    assert!(started.passed_over[0].path.join("weights.safetensors").exists());
+    assert_eq!(started.passed_over.len(), 2, "ckpt-2 was found at the opening already");
+    assert!(started.passed_over.iter().all(|passed| passed.reason.contains("weights")), "{:?}", started.passed_over);
+    assert!(started.passed_over.iter().all(|passed| passed.path.join("manifest.json").exists()));
     let aside = fs::read_dir(dir.path())?
         .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("damaged-ckpt-"));
     assert_eq!(aside.count(), 2);
@@ -148,6 +148,28 @@ fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
         .open()?;
     let error = manager.restore_or_initialize().unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let again = manager.restore_or_initialize().unwrap_err();
+    assert!(matches!(again, Error::NotFound { .. }) && again.to_string().contains("weights"), "{again}");
+    drop(manager);
+
+    // Nor when it is found at the opening, nor in the next process, to which it is only a folder moved aside.
+    let run = Run::new();
+    let count = initialized.clone();
+    let open = |dir: &Path| {
+        let count = count.clone();
+        let init = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        run.builder(dir).init(init).open()
+    };
+    let error = open(dir.path())?.restore_or_initialize().unwrap_err();
+    assert!(error.to_string().contains("damaged-ckpt-1-"), "{error}");
+    let dir = tempfile::tempdir()?;
+    open(dir.path())?.save_at(1)?;
+    fs::write(dir.path().join("ckpt-1/manifest.json"), "")?;
+    let error = open(dir.path())?.restore_or_initialize().unwrap_err();
+    assert!(error.to_string().contains("manifest.json"), "{error}");
     assert_eq!((initialized.load(Ordering::SeqCst), fresh.step.get()), (0, 0));
     Ok(())
 }

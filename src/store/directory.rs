@@ -330,6 +330,11 @@ impl Drop for Staging<'_> {
     }
 }
 
+/// What a folder that [`Directory::set_aside`] renamed was called; `None` for all others.
+pub(crate) fn name_before_aside(name: &str) -> Option<&str> {
+    Some(name.strip_prefix(DAMAGED)?.rsplit_once('-')?.0)
+}
+
 /// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
 fn is_leftover(name: &str) -> bool {
     let rest = name.strip_prefix(STAGING).or_else(|| name.strip_prefix(TRASH));
