@@ -203,7 +203,9 @@ impl CheckpointManager {
     ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
         let plan = self.checkpoint.plan()?;
-        let sequence = self.sequence.saturating_add(1);
+        // Used up even when the save fails: what it leaves behind could come back with a power cut.
+        self.sequence = self.sequence.saturating_add(1);
+        let sequence = self.sequence;
         let stamp = Stamp { sequence, step, save_counter: counter, metrics, ..self.checkpoint.stamp() };
         let path = self.directory.root().join(&name);
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
@@ -220,7 +222,6 @@ impl CheckpointManager {
             let (_, manifest) = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
             self.ledger().committed(&name, &manifest);
         }
-        self.sequence = sequence;
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
         Ok(path)
