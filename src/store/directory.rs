@@ -304,8 +304,10 @@ impl Staging<'_> {
         match directory.disk.rename_new(&self.path, &path) {
             Ok(()) => {
                 if let Err(e) = directory.sync_dir(&directory.root) {
-                    // Not durable, so not done: take the name back before saying so.
-                    self.done = directory.disk.rename_new(&path, &self.path).is_err();
+                    // Not durable, so not done: take the name back before saying so. The files may go only when that is
+                    // durable, else a power cut could bring back the name without them.
+                    let back = directory.disk.rename_new(&path, &self.path);
+                    self.done = back.is_err() || directory.sync_dir(&directory.root).is_err();
                     return Err(e);
                 }
                 self.done = true;
