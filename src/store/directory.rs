@@ -204,8 +204,8 @@ impl Directory {
         Ok(Staging { directory: self, path, name: name.to_string(), needed, done: false })
     }
 
-    /// Takes a checkpoint out of the namespace, durably, and then removes its files. An error in the second part is
-    /// only logged: the leftovers are removed when the folder is next opened.
+    /// Takes a checkpoint out of the namespace, and when that is durable removes its files. An error after the first
+    /// step is only logged: the leftovers are removed when the folder is next opened.
     pub fn remove(&self, name: &str) -> Result<()> {
         let trash = format!("{TRASH}{name}-{}", nonce());
         let path = self.path(name);
@@ -221,8 +221,11 @@ impl Directory {
             }
             result => result.map_err(|e| Error::io("move to the trash", &path, e))?,
         }
-        self.sync_dir(&self.root)?;
-        self.remove_leftover(&Entry { name: trash, is_dir: true });
+        match self.sync_dir(&self.root) {
+            Ok(()) => self.remove_leftover(&Entry { name: trash, is_dir: true }),
+            // A power cut could bring back the name: it must not be that of half a checkpoint.
+            Err(e) => log::warn!("{trash} is removed when the folder is next opened: {e}"),
+        }
         Ok(())
     }
 
