@@ -117,6 +117,24 @@ pub enum Error {
     Usage(String),
 }
 
+/// Whether the same checkpoint could be read with other rights, more memory or files, or at another time.
+fn is_about_the_system(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::INTR,
+        Errno::AGAIN,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+    ];
+    error.kind() == io::ErrorKind::PermissionDenied
+        || error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+}
+
 impl Error {
     /// An [`Error::Io`], or [`Error::NoSpace`] where that is what the system said.
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
@@ -150,8 +168,17 @@ impl Error {
     pub(crate) fn is_about_the_checkpoint(&self) -> bool {
         match self {
             Error::Damaged { .. } | Error::NotFound { .. } => true,
-            Error::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Error::Io { source, .. } => !is_about_the_system(source),
             Error::PartlyRestored { source, .. } => source.is_about_the_checkpoint(),
+            _ => false,
+        }
+    }
+
+    /// Whether the checkpoint's content is bad, for good.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Error::Damaged { .. } | Error::NotFound { .. } => true,
+            Error::PartlyRestored { source, .. } => source.is_damage(),
             _ => false,
         }
     }

@@ -115,9 +115,9 @@ fn a_damaged_latest_is_passed_over_kept_aside_and_its_number_is_free() -> Outcom
     let mut manager = again.builder(dir.path()).open()?;
     let started = manager.restore_or_initialize()?;
     assert!(again.is_at(1));
-    assert_eq!(started.passed_over.len(), 1, "ckpt-2 was found at the opening already");
-    assert!(started.passed_over[0].reason.contains("weights"), "{}", started.passed_over[0].reason);
-    assert!(started.passed_over[0].path.join("weights.safetensors").exists());
+    assert_eq!(started.passed_over.len(), 2, "ckpt-2 was found at the opening already");
+    assert!(started.passed_over.iter().all(|passed| passed.reason.contains("weights")), "{:?}", started.passed_over);
+    assert!(started.passed_over.iter().all(|passed| passed.path.join("manifest.json").exists()));
     let aside = fs::read_dir(dir.path())?
         .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("damaged-ckpt-"));
     assert_eq!(aside.count(), 2);
@@ -148,6 +148,28 @@ fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
         .open()?;
     let error = manager.restore_or_initialize().unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let again = manager.restore_or_initialize().unwrap_err();
+    assert!(matches!(again, Error::NotFound { .. }) && again.to_string().contains("weights"), "{again}");
+    drop(manager);
+
+    // Nor when it is found at the opening, nor in the next process, to which it is only a folder moved aside.
+    let run = Run::new();
+    let count = initialized.clone();
+    let open = |dir: &Path| {
+        let count = count.clone();
+        let init = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        run.builder(dir).init(init).open()
+    };
+    let error = open(dir.path())?.restore_or_initialize().unwrap_err();
+    assert!(error.to_string().contains("damaged-ckpt-1-"), "{error}");
+    let dir = tempfile::tempdir()?;
+    open(dir.path())?.save_at(1)?;
+    fs::write(dir.path().join("ckpt-1/manifest.json"), "")?;
+    let error = open(dir.path())?.restore_or_initialize().unwrap_err();
+    assert!(error.to_string().contains("manifest.json"), "{error}");
     assert_eq!((initialized.load(Ordering::SeqCst), fresh.step.get()), (0, 0));
     Ok(())
 }
@@ -211,8 +233,9 @@ fn one_writer_a_folder_and_readers_without_a_lock() -> Outcome {
 #[test]
 fn leftovers_go_and_strangers_stay() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let mine = [".tmp-ckpt-9-abc", ".trash-ckpt-1-abc"];
-    let strangers = ["ckpt-1-backup", "ckpt-007", "ckpt-", "best", "other-3"];
+    let mine = [".tmp-ckpt-9-0123456789abcdef0123456789abcdef", ".trash-ckpt-1-0123456789abcdef0123456789abcdef"];
+    let strangers =
+        ["ckpt-1-backup", "ckpt-007", "ckpt-", "best", "other-3", ".tmp-mine", ".trash-1", ".tmp-ckpt-9-abc"];
     for name in mine.iter().chain(&strangers) {
         fs::create_dir(dir.path().join(name))?;
         fs::write(dir.path().join(name).join("file"), "x")?;
@@ -226,6 +249,33 @@ fn leftovers_go_and_strangers_stay() -> Outcome {
     assert!(mine.iter().all(|name| !dir.path().join(name).exists()));
     assert!(strangers.iter().all(|name| dir.path().join(name).join("file").exists()));
     assert!(dir.path().join("notes.txt").exists());
+    Ok(())
+}
+
+#[test]
+fn a_link_among_the_leftovers_leads_nowhere() -> Outcome {
+    let outside = tempfile::tempdir()?;
+    fs::write(outside.path().join("precious"), "x")?;
+    let dir = tempfile::tempdir()?;
+    let link = dir.path().join(".tmp-ckpt-9-0123456789abcdef0123456789abcdef");
+    std::os::unix::fs::symlink(outside.path(), &link)?;
+    Run::new().builder(dir.path()).open()?;
+    assert!(outside.path().join("precious").exists() && fs::symlink_metadata(&link).is_err());
+    Ok(())
+}
+
+#[test]
+fn a_lock_file_that_leads_elsewhere_is_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (folder, victim) = (dir.path().join("run"), dir.path().join("victim"));
+    fs::create_dir(&folder)?;
+    fs::write(&victim, "precious")?;
+    std::os::unix::fs::symlink(&victim, folder.join(".lock"))?;
+    assert!(matches!(Run::new().builder(&folder).open(), Err(Error::Io { .. })));
+    fs::remove_file(folder.join(".lock"))?;
+    fs::hard_link(&victim, folder.join(".lock"))?;
+    Run::new().builder(&folder).open()?;
+    assert_eq!(fs::read_to_string(&victim)?, "precious");
     Ok(())
 }
 

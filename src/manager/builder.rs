@@ -10,7 +10,7 @@ use crate::format::{IndexEntry, Manifest};
 use crate::retention::Retention;
 use crate::save::Image;
 use crate::source::Source;
-use crate::store::Directory;
+use crate::store::{Directory, name_before_aside};
 use chrono::TimeDelta;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -104,7 +104,8 @@ impl CheckpointManagerBuilder {
     ///
     /// # Errors
     /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the folder,
-    /// [`Error::Io`].
+    /// [`Error::Io`]; also when a checkpoint cannot be looked at for a reason that may pass (no rights, too many open
+    /// files): to go on without it would be to lose it.
     pub fn open(self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
         let directory = self.checkpoint.directory(&self.directory);
@@ -114,12 +115,16 @@ impl CheckpointManagerBuilder {
         for leftover in &scan.leftovers {
             directory.remove_leftover(leftover);
         }
-        let found = Found::among(&directory, &self.name, &scan.checkpoints);
-        let mut ledger = Ledger { directory: directory.clone(), retention, known: found.known, last_preserved: None };
+        let found = Found::among(&directory, &self.name, &scan.checkpoints)?;
+        let ours = |aside: &&String| name_before_aside(aside).and_then(|name| number_of(&self.name, name)).is_some();
+        let aside = scan.set_aside.iter().find(ours).map(|name| directory.root().join(name));
+        let (directory_of, known) = (directory.clone(), found.known);
+        let mut ledger =
+            Ledger { directory: directory_of, retention, known, last_preserved: None, passed_over: Vec::new() };
         for (name, error) in found.damaged {
             ledger.pass_over(&name, &error);
         }
-        take_hints(&mut ledger);
+        let sequence = found.sequence.max(take_hints(&mut ledger));
         Ok(CheckpointManager {
             checkpoint: self.checkpoint,
             directory,
@@ -127,10 +132,11 @@ impl CheckpointManagerBuilder {
             interval: self.interval,
             init: self.init,
             ledger: Arc::new(Mutex::new(ledger)),
-            sequence: found.sequence,
+            sequence,
             last_step: None,
             background: self.background,
             in_flight: None,
+            aside,
             image: Image::default(),
             _lock: lock,
         })
@@ -158,9 +164,12 @@ impl CheckpointManagerBuilder {
     }
 }
 
-/// What only the index knows: which checkpoints are preserved. Without an index, all that could be are.
-fn take_hints(ledger: &mut Ledger) {
-    match ledger.directory.index() {
+/// What only the index knows: which checkpoints are preserved. Without an index, all that could be are. Returns the
+/// highest commit sequence of the index: checkpoints that cannot be read count too, what is saved now is later.
+fn take_hints(ledger: &mut Ledger) -> u64 {
+    let index = ledger.directory.index();
+    let sequence = index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.sequence).max();
+    match index {
         Some(index) => {
             ledger.last_preserved = index.last_preserved;
             for entry in &mut ledger.known {
@@ -181,19 +190,21 @@ fn take_hints(ledger: &mut Ledger) {
         // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
         ledger.last_preserved = Some(ledger.known.first().map_or_else(chrono::Utc::now, |entry| entry.saved_at));
     }
+    sequence.unwrap_or(0)
 }
 
 /// The checkpoints of a folder, looked at.
 struct Found {
     /// Those of the manager's name, whole as far as a quick look tells, oldest commit first.
     known: Vec<IndexEntry>,
+    /// Those of the manager's name that are not, and why.
     damaged: Vec<(String, Error)>,
     /// The highest commit sequence, of any name.
     sequence: u64,
 }
 
 impl Found {
-    fn among(directory: &Directory, manager: &str, names: &[String]) -> Found {
+    fn among(directory: &Directory, manager: &str, names: &[String]) -> Result<Found> {
         let mut found = Found { known: Vec::new(), damaged: Vec::new(), sequence: 0 };
         for name in names {
             let ours = number_of(manager, name).is_some();
@@ -204,16 +215,20 @@ impl Found {
                         found.known.push(index_entry(name, &manifest));
                     }
                 }
-                Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) if ours => {
+                Err(error)
+                    if ours && (error.is_about_the_checkpoint() || matches!(error, Error::Unsupported { .. })) =>
+                {
                     found.damaged.push((name.clone(), error))
                 }
-                Err(error) if ours => log::warn!("{name} is left alone: {error}"),
+                Err(error) if ours => return Err(error),
                 // Some other folder of the user's.
                 Err(_) => {}
             }
         }
         found.known.sort_by(order);
-        found
+        // The newest first, as far as numbers tell.
+        found.damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(manager, name)));
+        Ok(found)
     }
 }
 

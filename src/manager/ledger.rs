@@ -3,6 +3,7 @@
 use crate::checkpoint::index_entry;
 use crate::error::Error;
 use crate::format::{Index, IndexEntry, Manifest};
+use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
 use crate::store::Directory;
 use chrono::{DateTime, Utc};
@@ -15,6 +16,8 @@ pub(super) struct Ledger {
     /// What is there, oldest commit first.
     pub known: Vec<IndexEntry>,
     pub last_preserved: Option<DateTime<Utc>>,
+    /// Those that could not be restored or even be looked at, since the last restore.
+    pub passed_over: Vec<PassedOver>,
 }
 
 impl Ledger {
@@ -66,18 +69,17 @@ impl Ledger {
         self.directory.write_index(&index)
     }
 
-    /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering; returns
-    /// where it is now.
-    pub fn pass_over(&mut self, name: &str, error: &Error) -> PathBuf {
+    /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering.
+    pub fn pass_over(&mut self, name: &str, error: &Error) {
         let mut path = self.path(name);
         log::warn!("{} is passed over: {error}", path.display());
-        if !matches!(error, Error::Io { .. }) {
+        if error.is_damage() {
             match self.directory.set_aside(name) {
                 Ok(aside) => path = aside,
                 Err(e) => log::warn!("{} could not be moved aside: {e}", path.display()),
             }
         }
         self.known.retain(|entry| entry.name != name);
-        path
+        self.passed_over.push(PassedOver { path, reason: error.to_string() });
     }
 }

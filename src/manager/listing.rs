@@ -68,9 +68,10 @@ pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
     let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
     let mut scan = directory.scan()?;
     let index = directory.index().unwrap_or_default();
-    scan.leftovers.sort();
+    scan.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
     scan.set_aside.sort();
-    let (removals, saves): (Vec<_>, Vec<_>) = scan.leftovers.iter().partition(|name| name.starts_with(TRASH));
+    let (removals, saves): (Vec<_>, Vec<_>) =
+        scan.leftovers.iter().map(|entry| &entry.name).partition(|name| name.starts_with(TRASH));
     let path = |name: &String| directory.root().join(name);
     let mut listing = Listing {
         moved_aside: scan.set_aside.iter().map(path).collect(),

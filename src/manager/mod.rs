@@ -11,7 +11,7 @@ pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoi
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
+use crate::restore::{RestoreOptions, RestoreStatus, Started};
 use crate::save::{Header, Image, Stamp};
 use crate::store::{Directory, Lock};
 use background::InFlight;
@@ -59,6 +59,8 @@ pub struct CheckpointManager {
     last_step: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
+    /// The folder holds a damaged checkpoint that an earlier process moved aside.
+    aside: Option<PathBuf>,
     /// Memory of the last save in the background.
     image: Image,
     _lock: Lock,
@@ -201,7 +203,9 @@ impl CheckpointManager {
     ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
         let plan = self.checkpoint.plan()?;
-        let sequence = self.sequence.saturating_add(1);
+        // Used up even when the save fails: what it leaves behind could come back with a power cut.
+        self.sequence = self.sequence.saturating_add(1);
+        let sequence = self.sequence;
         let stamp = Stamp { sequence, step, save_counter: counter, metrics, ..self.checkpoint.stamp() };
         let path = self.directory.root().join(&name);
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
@@ -218,7 +222,6 @@ impl CheckpointManager {
             let (_, manifest) = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
             self.ledger().committed(&name, &manifest);
         }
-        self.sequence = sequence;
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
         Ok(path)
@@ -252,8 +255,8 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the newest intact checkpoint does not fit the objects; no object has changed.
-    /// When there are checkpoints and none is intact, the error of the newest: starting afresh would be the wrong
-    /// thing to do silently.
+    /// When there are checkpoints and none is intact, the error of the newest, or [`Error::NotFound`] with all reasons:
+    /// starting afresh would be the wrong thing to do silently. It stays so until the damaged ones are moved away.
     pub fn restore_or_initialize(&mut self) -> Result<Started> {
         self.restore_or_initialize_with(&RestoreOptions::new())
     }
@@ -265,14 +268,15 @@ impl CheckpointManager {
     pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
         self.settle()?;
         let names: Vec<String> = self.ledger().known.iter().rev().map(|entry| entry.name.clone()).collect();
-        let mut passed_over = Vec::new();
         let mut first_error = None;
         for name in names {
             match self.restore_with(&self.directory.root().join(&name), options) {
-                Ok(status) => return Ok(Started { restored: Some(status), passed_over }),
+                Ok(status) => {
+                    let passed_over = std::mem::take(&mut self.ledger().passed_over);
+                    return Ok(Started { restored: Some(status), passed_over });
+                }
                 Err(error) if error.is_about_the_checkpoint() => {
-                    let path = self.ledger().pass_over(&name, &error);
-                    passed_over.push(PassedOver { path, reason: error.to_string() });
+                    self.ledger().pass_over(&name, &error);
                     first_error.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -281,10 +285,24 @@ impl CheckpointManager {
         if let Some(error) = first_error {
             return Err(error);
         }
+        if let Some(reason) = self.why_not_afresh() {
+            return Err(Error::NotFound { path: self.directory.root().to_path_buf(), reason });
+        }
         if let Some(init) = self.init.take() {
             init()?;
         }
-        Ok(Started { restored: None, passed_over })
+        Ok(Started { restored: None, passed_over: Vec::new() })
+    }
+
+    /// Why a folder without a usable checkpoint is not the same as an empty one.
+    fn why_not_afresh(&self) -> Option<String> {
+        let ledger = self.ledger();
+        if !ledger.passed_over.is_empty() {
+            let reasons: Vec<&str> = ledger.passed_over.iter().map(|passed| passed.reason.as_str()).collect();
+            return Some(format!("none that is there can be used: {}", reasons.join("; ")));
+        }
+        let aside = self.aside.as_ref()?;
+        Some(format!("there are only damaged ones, such as {}; to start afresh, move them away", aside.display()))
     }
 
     /// Restores the checkpoint at `path`; saving goes on from its step.

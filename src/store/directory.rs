@@ -1,6 +1,6 @@
 //! A folder of checkpoints: what is in it, and the few ways it may change. Each function is one guarantee.
 
-use super::{Disk, NewFile};
+use super::{Disk, Entry, NewFile};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -48,7 +48,7 @@ pub(crate) struct Scan {
     /// Names of folders that hold a manifest or look like a checkpoint, unsorted.
     pub checkpoints: Vec<String>,
     /// Leftovers of a dead writer: safe to remove under the lock.
-    pub leftovers: Vec<String>,
+    pub leftovers: Vec<Entry>,
     /// What [`Directory::set_aside`] moved aside.
     pub set_aside: Vec<String>,
 }
@@ -146,8 +146,8 @@ impl Directory {
         };
         let mut scan = Scan::default();
         for entry in entries {
-            if entry.name.starts_with(STAGING) || entry.name.starts_with(TRASH) {
-                scan.leftovers.push(entry.name);
+            if is_leftover(&entry.name) {
+                scan.leftovers.push(entry);
             } else if entry.is_dir && entry.name.starts_with(DAMAGED) {
                 scan.set_aside.push(entry.name);
             } else if entry.is_dir && !entry.name.starts_with('.') {
@@ -204,8 +204,8 @@ impl Directory {
         Ok(Staging { directory: self, path, name: name.to_string(), needed, done: false })
     }
 
-    /// Takes a checkpoint out of the namespace, durably, and then removes its files. An error in the second part is
-    /// only logged: the leftovers are removed when the folder is next opened.
+    /// Takes a checkpoint out of the namespace, and when that is durable removes its files. An error after the first
+    /// step is only logged: the leftovers are removed when the folder is next opened.
     pub fn remove(&self, name: &str) -> Result<()> {
         let trash = format!("{TRASH}{name}-{}", nonce());
         let path = self.path(name);
@@ -216,40 +216,43 @@ impl Directory {
                 let manifest = path.join(MANIFEST);
                 self.disk.remove_file(&manifest).map_err(|e| Error::io("remove", &manifest, e))?;
                 self.sync_dir(&path)?;
-                self.remove_leftover(name);
+                self.remove_leftover(&Entry { name: name.to_string(), is_dir: true });
                 return Ok(());
             }
             result => result.map_err(|e| Error::io("move to the trash", &path, e))?,
         }
-        self.sync_dir(&self.root)?;
-        self.remove_leftover(&trash);
+        match self.sync_dir(&self.root) {
+            Ok(()) => self.remove_leftover(&Entry { name: trash, is_dir: true }),
+            // A power cut could bring back the name: it must not be that of half a checkpoint.
+            Err(e) => log::warn!("{trash} is removed when the folder is next opened: {e}"),
+        }
         Ok(())
     }
 
-    /// Removes what a staging or trash folder holds, as far as it goes.
-    pub fn remove_leftover(&self, name: &str) {
-        if let Err(e) = self.remove_all(&self.path(name)) {
+    /// Removes a staging or trash folder with what it holds, as far as it goes.
+    pub fn remove_leftover(&self, leftover: &Entry) {
+        let path = self.path(&leftover.name);
+        if let Err(e) = self.remove_all(&path, leftover.is_dir) {
             log::warn!(
                 "could not remove {}: {e}; it will be tried again when the folder is next opened",
-                self.path(name).display()
+                path.display()
             );
         }
     }
 
-    fn remove_all(&self, path: &Path) -> io::Result<()> {
-        let entries = match self.disk.list(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotADirectory => return self.disk.remove_file(path),
-            result => result?,
-        };
-        for entry in entries {
-            let inside = path.join(&entry.name);
-            match entry.is_dir {
-                true => self.remove_all(&inside)?,
-                false => self.disk.remove_file(&inside)?,
+    /// Removes a file or a folder. A symbolic link is a file here, wherever it leads: only the link goes.
+    fn remove_all(&self, path: &Path, is_dir: bool) -> io::Result<()> {
+        if is_dir {
+            let entries = match self.disk.list(path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                result => result?,
+            };
+            for entry in entries {
+                self.remove_all(&path.join(&entry.name), entry.is_dir)?;
             }
         }
-        self.disk.remove_dir(path)
+        let removed = if is_dir { self.disk.remove_dir(path) } else { self.disk.remove_file(path) };
+        removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
     }
 
     /// Moves a damaged checkpoint aside, out of the numbering; returns where it is now.
@@ -304,8 +307,10 @@ impl Staging<'_> {
         match directory.disk.rename_new(&self.path, &path) {
             Ok(()) => {
                 if let Err(e) = directory.sync_dir(&directory.root) {
-                    // Not durable, so not done: take the name back before saying so.
-                    self.done = directory.disk.rename_new(&path, &self.path).is_err();
+                    // Not durable, so not done: take the name back before saying so. The files may go only when that is
+                    // durable, else a power cut could bring back the name without them.
+                    let back = directory.disk.rename_new(&path, &self.path);
+                    self.done = back.is_err() || directory.sync_dir(&directory.root).is_err();
                     return Err(e);
                 }
                 self.done = true;
@@ -320,7 +325,7 @@ impl Staging<'_> {
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
         if !self.done
-            && let Err(e) = self.directory.remove_all(&self.path)
+            && let Err(e) = self.directory.remove_all(&self.path, true)
         {
             log::warn!(
                 "could not remove {}: {e}; it will be removed when the folder is next opened",
@@ -328,6 +333,18 @@ impl Drop for Staging<'_> {
             );
         }
     }
+}
+
+/// What a folder that [`Directory::set_aside`] renamed was called; `None` for all others.
+pub(crate) fn name_before_aside(name: &str) -> Option<&str> {
+    Some(name.strip_prefix(DAMAGED)?.rsplit_once('-')?.0)
+}
+
+/// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
+fn is_leftover(name: &str) -> bool {
+    let rest = name.strip_prefix(STAGING).or_else(|| name.strip_prefix(TRASH));
+    let nonce = rest.and_then(|rest| rest.rsplit_once('-')).map_or("", |(_, nonce)| nonce);
+    nonce.len() == NONCE_DIGITS && nonce.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Renaming a folder onto an existing one: file systems say it in two ways.
@@ -407,6 +424,9 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
         _ => Path::new("."),
     }
 }
+
+/// How long a [`nonce`] is.
+const NONCE_DIGITS: usize = 32;
 
 /// A name no other has: 128 random bits in hexadecimal.
 pub(crate) fn nonce() -> String {

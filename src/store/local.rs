@@ -126,14 +126,23 @@ impl Disk for LocalDisk {
     }
 
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        // Neither following a link out of the folder nor waiting for the other end of a pipe.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(false).custom_flags(flags as i32).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(e)) => return Err(e),
         }
-        file.set_len(0)?;
-        file.write_all(holder.as_bytes())?;
+        // Who holds it is for people, so a full disk is no reason to refuse; a file with another name is not ours.
+        if metadata.nlink() == 1 {
+            let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        }
         Ok(Some(Box::new(file)))
     }
 }

@@ -6,7 +6,8 @@ mod local;
 
 pub use directory::Durability;
 pub(crate) use directory::{
-    Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, nonce, open_failed, parent_of, read_manifest,
+    Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, name_before_aside, nonce, open_failed, parent_of,
+    read_manifest,
 };
 pub(crate) use local::LocalDisk;
 
