@@ -1,0 +1,107 @@
+//! Each component with a manager and numbered checkpoints of its own: the embedding, the encoder and the decoder of a
+//! model are saved at their own pace, and restored alone.
+//!
+//! ```text
+//! cargo run --release --example components -- checkpoints/components
+//! ```
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use tch::nn::{self, Module, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Variables, latest_checkpoint, optim};
+
+const PARTS: [&str; 3] = ["embedding", "encoder", "decoder"];
+
+/// Names numbers: digits in, the same digits reversed out.
+struct Model {
+    embedding: nn::Embedding,
+    encoder: nn::Linear,
+    decoder: nn::Linear,
+}
+
+impl Model {
+    fn new(root: &nn::Path<'_>) -> Model {
+        Model {
+            embedding: nn::embedding(root / "embedding", 10, 16, Default::default()),
+            encoder: nn::linear(root / "encoder", 4 * 16, 64, Default::default()),
+            decoder: nn::linear(root / "decoder", 64, 4 * 10, Default::default()),
+        }
+    }
+
+    /// Logits `[batch, 10, 4]` of the digits `[batch, 4]`, reversed.
+    fn forward(&self, digits: &Tensor) -> Tensor {
+        let state = self.encoder.forward(&self.embedding.forward(digits).flatten(1, 2)).relu();
+        self.decoder.forward(&state).view([-1, 10, 4])
+    }
+}
+
+fn digits(batch: i64) -> Tensor {
+    Tensor::randint(10, [batch, 4], (Kind::Int64, Device::Cpu))
+}
+
+fn accuracy(model: &Model) -> f64 {
+    tch::no_grad(|| {
+        let digits = digits(1000);
+        let right = model.forward(&digits).argmax(1, false).eq_tensor(&digits.flip([1]));
+        right.to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+    })
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let dir = std::env::args().nth(1).map_or_else(|| PathBuf::from("checkpoints/components"), PathBuf::from);
+    tch::manual_seed(1);
+    train(&dir)?;
+    assemble(&dir)
+}
+
+/// One training run, three managers.
+fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let vs = VarStore::new(Device::Cpu);
+    let model = Model::new(&vs.root());
+    let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
+
+    let mut managers = Vec::new();
+    for (part, save_every) in PARTS.into_iter().zip([300, 200, 100]) {
+        let checkpoint = Checkpoint::new().track(part, Variables::of(&vs).under(part))?;
+        let manager = CheckpointManager::builder(checkpoint, dir.join(part))
+            .checkpoint_name(part)
+            .max_to_keep(2)
+            .save_every(save_every);
+        managers.push(manager.open()?);
+    }
+    // A run before this one may have left checkpoints: their numbers go on.
+    let mut first = 0;
+    for manager in &mut managers {
+        let restored = manager.restore_or_initialize()?.restored.and_then(|restored| restored.step());
+        first = first.max(restored.map_or(0, |step| step as i64));
+    }
+    println!("{:5.1} % of the digits are right before step {first}", 100.0 * accuracy(&model));
+    for step in first + 1..=first + 600 {
+        let digits = digits(64);
+        let loss = model.forward(&digits).cross_entropy_for_logits(&digits.flip([1]));
+        optimizer.backward_step(&loss);
+        for manager in &mut managers {
+            if let Some(path) = manager.save_if_due(step)? {
+                println!("step {step}: saved {}", path.display());
+            }
+        }
+    }
+    println!("{:5.1} % of the digits are right after step {}", 100.0 * accuracy(&model), first + 600);
+    managers.into_iter().try_for_each(CheckpointManager::close)?;
+    Ok(())
+}
+
+/// A new model out of the latest checkpoints of its parts.
+fn assemble(dir: &Path) -> Result<(), Box<dyn Error>> {
+    let vs = VarStore::new(Device::Cpu);
+    let model = Model::new(&vs.root());
+    for part in PARTS {
+        let latest = latest_checkpoint(dir.join(part))?.ok_or("the training has just saved one")?;
+        Checkpoint::new().track(part, Variables::of(&vs).under(part))?.restore(&latest)?.assert_consumed()?;
+        println!("{part} from {}", latest.display());
+    }
+    println!("{:5.1} % of the digits are right with the parts put together", 100.0 * accuracy(&model));
+    Ok(())
+}
