@@ -111,7 +111,8 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     }
     let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
     checkpoint.add("optimizer", &optimizer)?;
-    let mut manager = CheckpointManager::builder(checkpoint, dir.join("tuned")).max_to_keep(2).save_every(250).open()?;
+    let mut manager =
+        CheckpointManager::builder(checkpoint, dir.join("tuned")).max_to_keep(2).save_every(250).open()?;
     if manager.restore_or_initialize()?.restored.is_some() {
         println!("an earlier fine-tuning goes on from step {}", step.get());
     }

@@ -5,8 +5,22 @@ use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
 const ROOMS: [&str; 16] = [
-    "error", "name", "dtype", "parallel", "graph", "format", "store", "source", "save", "restore", "reader", "checkpoint",
-    "retention", "manager", "torch", "bin",
+    "error",
+    "name",
+    "dtype",
+    "parallel",
+    "graph",
+    "format",
+    "store",
+    "source",
+    "save",
+    "restore",
+    "reader",
+    "checkpoint",
+    "retention",
+    "manager",
+    "torch",
+    "bin",
 ];
 
 /// Imports that go up all the same, with the reason.
@@ -32,7 +46,8 @@ fn sources() -> Vec<(String, PathBuf, String)> {
     let mut found = Vec::new();
     files(&src, &mut found);
     let room = |path: &Path| {
-        let first = path.strip_prefix(&src).unwrap().components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+        let first =
+            path.strip_prefix(&src).unwrap().components().next().unwrap().as_os_str().to_string_lossy().into_owned();
         first.trim_end_matches(".rs").to_string()
     };
     found.into_iter().map(|path| (room(&path), path.clone(), code(&fs::read_to_string(path).unwrap()))).collect()
@@ -56,7 +71,8 @@ fn imports_go_down() {
         for (at, _) in text.match_indices("crate::") {
             let used: String = text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let up = place(&used).is_some_and(|used| used > own);
-            let excused = EXCEPTIONS.iter().any(|(from, to)| *from == room && *to == used) || path.ends_with("tests.rs");
+            let excused =
+                EXCEPTIONS.iter().any(|(from, to)| *from == room && *to == used) || path.ends_with("tests.rs");
             if up && !excused {
                 wrong.push(format!("{} uses crate::{used}", path.display()));
             }
@@ -67,9 +83,12 @@ fn imports_go_down() {
 
 #[test]
 fn unsafe_stays_in_the_torch_room() {
-    let allowed = |path: &Path| path.ends_with("store/local.rs") || path.components().any(|part| part.as_os_str() == "torch");
+    let allowed =
+        |path: &Path| path.ends_with("store/local.rs") || path.components().any(|part| part.as_os_str() == "torch");
     for (_, path, text) in sources() {
-        let uses = text.lines().filter(|line| line.contains("unsafe {") || line.contains("unsafe impl") || line.contains("unsafe fn"));
+        let uses = text
+            .lines()
+            .filter(|line| line.contains("unsafe {") || line.contains("unsafe impl") || line.contains("unsafe fn"));
         let count = uses.count();
         assert!(count == 0 || allowed(&path), "{} has `unsafe`", path.display());
         assert!(count <= 1 || !path.ends_with("store/local.rs"), "one exception, not {count}");

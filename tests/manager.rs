@@ -432,3 +432,53 @@ fn a_failed_save_changes_nothing_and_the_next_try_saves() -> Outcome {
     assert_eq!(tmp.count(), 0);
     Ok(())
 }
+
+#[test]
+fn files_of_removed_checkpoints_are_overwritten_only_when_nobody_sees_them() -> Outcome {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir()?;
+    let (step, weights) = (Counter::new(0), Memory::seeded(1_000_000, 0));
+    let checkpoint = Checkpoint::new().track("weights", &weights)?.track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).open()?;
+    let file = |step: i64| dir.path().join(format!("ckpt-{step}/weights.safetensors"));
+    let inode = |step: i64| fs::metadata(file(step)).map(|metadata| metadata.ino());
+    let mut save = |number: i64| -> Outcome {
+        *weights.bytes() = Memory::seeded(1_000_000, number as u64).bytes().clone();
+        manager.save_at(number)?;
+        Ok(())
+    };
+    for number in 1..=3 {
+        save(number)?;
+    }
+    // ckpt-2 was written into a new file, ckpt-1 still being there; ckpt-3 into that of ckpt-1; and so on.
+    let (second, third) = (inode(2).ok(), inode(3)?);
+    assert!(second.is_none());
+    // Someone reads ckpt-3 while it is removed, and later.
+    let reader = fs::File::open(file(3))?;
+    let linked = dir.path().join("linked");
+    save(4)?;
+    fs::hard_link(file(4), &linked)?;
+    for number in 5..=8 {
+        save(number)?;
+        assert_ne!(inode(number)?, third, "an open file was overwritten");
+        assert_ne!(inode(number)?, fs::metadata(&linked)?.ino(), "a linked file was overwritten");
+    }
+    let content = |file: &mut dyn std::io::Read| -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes[4096..].to_vec())
+    };
+    assert!(content(&mut &reader)? == *Memory::seeded(1_000_000, 3).bytes());
+    assert!(content(&mut fs::File::open(&linked)?)? == *Memory::seeded(1_000_000, 4).bytes());
+    save(9)?;
+    let nine = inode(9)?;
+    save(10)?;
+    save(11)?;
+    assert_eq!(inode(11)?, nine, "and one that nobody sees is");
+    assert!(tch_checkpoint::CheckpointReader::open(dir.path().join("ckpt-11"))?.verify().is_empty());
+    manager.close()?;
+    let left = fs::read_dir(dir.path())?
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".trash"));
+    assert_eq!(left.count(), 0);
+    Ok(())
+}

@@ -335,6 +335,7 @@ impl Drop for CheckpointManager {
         if let Err(e) = self.settle() {
             log::error!("the last save failed: {e}");
         }
+        self.directory.clear_spares();
     }
 }
 

@@ -1,5 +1,6 @@
 //! A folder of checkpoints: what is in it, and the few ways it may change. Each function is one guarantee.
 
+use super::spares::Spares;
 use super::{Disk, Entry, NewFile};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
@@ -40,6 +41,8 @@ pub(crate) struct Directory {
     disk: Arc<dyn Disk>,
     root: PathBuf,
     durability: Durability,
+    /// Where the files of removed checkpoints go that the next one overwrites; `None` to remove them at once.
+    spares: Option<Arc<Spares>>,
 }
 
 /// What [`Directory::scan`] finds.
@@ -64,7 +67,19 @@ impl std::fmt::Debug for Lock {
 
 impl Directory {
     pub fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
-        Directory { disk, root: root.into(), durability }
+        Directory { disk, root: root.into(), durability, spares: None }
+    }
+
+    /// From now on the files of removed checkpoints are overwritten by the next.
+    pub fn recycle(&mut self) {
+        self.spares = Some(Arc::default());
+    }
+
+    /// Removes what is kept to be overwritten.
+    pub fn clear_spares(&self) {
+        if let Some(spares) = &self.spares {
+            spares.clear(&*self.disk);
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -195,7 +210,11 @@ impl Directory {
 
     /// Begins a new checkpoint in a folder of its own that no reader looks at. `needed` bytes must be free.
     pub fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
-        let free = self.disk.free_space(&self.root).ok().flatten();
+        let mut free = self.disk.free_space(&self.root).ok().flatten();
+        if free.is_some_and(|free| free < needed) && self.spares.as_ref().is_some_and(|spares| spares.bytes() > 0) {
+            self.clear_spares();
+            free = self.disk.free_space(&self.root).ok().flatten();
+        }
         if let Some(free) = free.filter(|free| *free < needed) {
             return Err(Error::NoSpace { path: self.path(name), needed, free: Some(free) });
         }
@@ -204,8 +223,8 @@ impl Directory {
         Ok(Staging { directory: self, path, name: name.to_string(), needed, done: false })
     }
 
-    /// Takes a checkpoint out of the namespace, and when that is durable removes its files. An error after the first
-    /// step is only logged: the leftovers are removed when the folder is next opened.
+    /// Takes a checkpoint out of the namespace, and when that is durable removes its files, or keeps them to be
+    /// overwritten. An error after the first step is only logged: the leftovers are removed when the folder is next opened.
     pub fn remove(&self, name: &str) -> Result<()> {
         let trash = format!("{TRASH}{name}-{}", nonce());
         let path = self.path(name);
@@ -222,7 +241,12 @@ impl Directory {
             result => result.map_err(|e| Error::io("move to the trash", &path, e))?,
         }
         match self.sync_dir(&self.root) {
-            Ok(()) => self.remove_leftover(&Entry { name: trash, is_dir: true }),
+            Ok(()) => {
+                let kept = self.spares.as_ref().map(|spares| spares.refill(&*self.disk, &self.path(&trash)));
+                if !matches!(kept, Some(Ok(()))) {
+                    self.remove_leftover(&Entry { name: trash, is_dir: true });
+                }
+            }
             // A power cut could bring back the name: it must not be that of half a checkpoint.
             Err(e) => log::warn!("{trash} is removed when the folder is next opened: {e}"),
         }
@@ -277,9 +301,12 @@ pub(crate) struct Staging<'a> {
 impl Staging<'_> {
     /// Creates a file of the checkpoint, of `bytes` in the end.
     pub fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
-        let _ = bytes;
         let path = self.path.join(name);
-        let file = self.directory.disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
+        let disk = &*self.directory.disk;
+        if let Some(file) = self.directory.spares.as_ref().and_then(|spares| spares.take(disk, &path, bytes)) {
+            return Ok(StagedFile { staging: self, file, path });
+        }
+        let file = disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
         Ok(StagedFile { staging: self, file, path })
     }
 

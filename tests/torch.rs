@@ -1,0 +1,252 @@
+//! A model of tch, from the user's side: saved, restored in place, read by others.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tch::nn::{self, Module, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Rng, Variables, optim,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn linear(vs: &VarStore, name: &str, inputs: i64, outputs: i64) -> nn::Linear {
+    nn::linear(vs.root() / name, inputs, outputs, Default::default())
+}
+
+/// Encoder and decoder with the decoder's weight tied to the encoder's.
+struct Model {
+    vs: VarStore,
+    encoder: nn::Linear,
+    decoder: nn::Linear,
+}
+
+impl Model {
+    fn new() -> Model {
+        let vs = VarStore::new(Device::Cpu);
+        let (encoder, decoder) = (linear(&vs, "encoder", 4, 3), linear(&vs, "decoder", 3, 2));
+        Model { vs, encoder, decoder }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.decoder.forward(&self.encoder.forward(x).relu())
+    }
+
+    fn train(&self, optimizer: &mut optim::Optimizer, steps: usize) {
+        for _ in 0..steps {
+            let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+            let loss = self.forward(&x.dropout(0.5, true)).square().mean(Kind::Float);
+            optimizer.backward_step(&loss);
+        }
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        Checkpoint::new()
+            .track("encoder", Variables::of(&self.vs).under("encoder"))?
+            .track("decoder", Variables::of(&self.vs).under("decoder"))
+    }
+
+    fn bits(&self) -> Vec<(String, Vec<u8>)> {
+        bits(&self.vs)
+    }
+}
+
+fn bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {
+    let bytes = |tensor: &Tensor| {
+        let tensor = tensor.detach().contiguous();
+        let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        let count = tensor.numel();
+        tensor.copy_data_u8(&mut bytes, count);
+        bytes
+    };
+    let mut all: Vec<_> = vs.variables().into_iter().map(|(name, tensor)| (name, bytes(&tensor))).collect();
+    all.sort();
+    all
+}
+
+/// The random state is the process's: tests that use it take turns.
+static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+#[test]
+fn training_goes_on_exactly_in_the_background_or_not() -> Outcome {
+    let _turn = RANDOM.lock().unwrap();
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let open = |model: &Model, optimizer: &optim::Optimizer| -> Result<CheckpointManager, Error> {
+            let checkpoint = model.checkpoint()?.track("optimizer", optimizer)?.track("rng", Rng::global())?;
+            let builder = CheckpointManager::builder(checkpoint, dir.path());
+            if background { builder.background(Background::new()).open() } else { builder.open() }
+        };
+        tch::manual_seed(5);
+        let model = Model::new();
+        let mut optimizer = optim::AdamW::default().build(&model.vs, 1e-2)?;
+        let mut manager = open(&model, &optimizer)?;
+        model.train(&mut optimizer, 10);
+        manager.save_at(10)?;
+        model.train(&mut optimizer, 10); // the step right after the call must not be in the checkpoint
+        manager.close()?;
+        let expected = model.bits();
+
+        tch::manual_seed(99);
+        let again = Model::new();
+        let mut optimizer = optim::AdamW::default().build(&again.vs, 1e-2)?;
+        let mut manager = open(&again, &optimizer)?;
+        manager.restore_or_initialize()?.restored.ok_or("nothing restored")?.assert_consumed()?;
+        again.train(&mut optimizer, 10);
+        assert_eq!(again.bits(), expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn restoring_is_in_place_and_all_or_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new();
+    let path = saved.checkpoint()?.write(dir.path().join("c"))?;
+
+    let live = Model::new();
+    let (address, alias) = (live.encoder.ws.data_ptr(), live.encoder.ws.shallow_clone());
+    live.checkpoint()?.restore(&path)?.assert_consumed()?;
+    assert_eq!(live.bits(), saved.bits());
+    assert_eq!(live.encoder.ws.data_ptr(), address);
+    assert!(alias.equal(&saved.encoder.ws) && live.encoder.ws.requires_grad() && live.encoder.ws.is_leaf());
+
+    // tch's own load broadcasts a [1] into a [3, 4], and changes the dtype; a damaged file half-loads.
+    let other = Model::new();
+    let before = other.bits();
+    let wrong = VarStore::new(Device::Cpu);
+    let _ = wrong.root().sub("encoder").zeros("weight", &[1]);
+    let _ = wrong.root().sub("encoder").zeros("bias", &[3]);
+    let refused = Checkpoint::new().track("encoder", Variables::of(&wrong))?.write(dir.path().join("wrong"))?;
+    assert!(matches!(other.checkpoint()?.restore(&refused), Err(Error::Mismatch { .. })));
+    let file = path.join("decoder.safetensors");
+    let mut bytes = fs::read(&file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    fs::write(&file, bytes)?;
+    assert!(matches!(other.checkpoint()?.restore(&path), Err(Error::Damaged { .. })));
+    assert_eq!(other.bits(), before);
+    Ok(())
+}
+
+#[test]
+fn the_encoder_of_one_checkpoint_goes_into_another_model() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new();
+    let path = saved.checkpoint()?.write(dir.path().join("c"))?;
+    // Another model, in which it is under another prefix.
+    let vs = VarStore::new(Device::Cpu);
+    let encoder = nn::linear(vs.root() / "student" / "front", 4, 3, Default::default());
+    let head = linear(&vs, "head", 3, 7);
+    let before = head.ws.copy();
+    Checkpoint::new().track("encoder", Variables::of(&vs).under("student.front"))?.restore(&path)?.expect_partial();
+    assert!(encoder.ws.equal(&saved.encoder.ws) && head.ws.equal(&before));
+    Ok(())
+}
+
+#[test]
+fn tch_reads_a_component_file() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new();
+    let path = saved.checkpoint()?.write(dir.path().join("c"))?;
+    let mut vs = VarStore::new(Device::Cpu);
+    let encoder = linear(&vs, "encoder", 4, 3);
+    vs.load(path.join("encoder.safetensors"))?;
+    assert!(encoder.ws.equal(&saved.encoder.ws));
+
+    let whole = Checkpoint::new().track("model", Variables::of(&saved.vs))?.write(dir.path().join("whole"))?;
+    let mut again = Model::new();
+    again.vs.load(whole.join("model.safetensors"))?;
+    assert_eq!(again.bits(), saved.bits());
+    Ok(())
+}
+
+#[test]
+fn python_reads_a_component_file() -> Outcome {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let has = |module: &str| {
+        let import = format!("import safetensors.{module}");
+        Command::new(&python).args(["-c", &import]).output().is_ok_and(|output| output.status.success())
+    };
+    let dir = tempfile::tempdir()?;
+    let saved = Model::new();
+    let path = saved.checkpoint()?.write(dir.path().join("c"))?;
+    let sum = saved.encoder.ws.to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
+    for module in ["numpy", "torch"] {
+        if !has(module) {
+            println!("SKIPPED: {python} cannot import safetensors.{module}");
+            continue;
+        }
+        let program = format!(
+            "import sys; from safetensors.{module} import load_file; t = load_file(sys.argv[1])\n\
+             assert sorted(t) == ['encoder.bias', 'encoder.weight'], sorted(t)\n\
+             w = t['encoder.weight']; assert tuple(w.shape) == (3, 4)\n\
+             assert abs(sum(float(x) for row in w for x in row) - float(sys.argv[2])) < 1e-5"
+        );
+        let file = path.join("encoder.safetensors");
+        let status = Command::new(&python).args(["-c", &program]).arg(file).arg(sum.to_string()).status()?;
+        assert!(status.success(), "safetensors.{module}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_thousand_flipped_bits_are_all_refused_and_change_nothing() -> Outcome {
+    let _turn = RANDOM.lock().unwrap();
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let mut optimizer = optim::Adam::default().build(&model.vs, 1e-2)?;
+    model.train(&mut optimizer, 3);
+    let step = Counter::new(3);
+    let build = |model: &Model, optimizer: &optim::Optimizer, step: &Counter| -> Result<Checkpoint, Error> {
+        model.checkpoint()?.track("optimizer", optimizer)?.track("step", step)
+    };
+    let path = build(&model, &optimizer, &step)?.write(dir.path().join("c"))?;
+
+    let live = Model::new();
+    let other = optim::Adam::default().build(&live.vs, 5e-2)?;
+    let count = Counter::new(77);
+    let mut checkpoint = build(&live, &other, &count)?;
+    let before = live.bits();
+    let files: Vec<_> = fs::read_dir(&path)?.map(|entry| entry.unwrap().path()).collect();
+    let total: u64 = files.iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+    let mut random = 1u64;
+    for _ in 0..1000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut bit = (random >> 11) % (total * 8);
+        let length = |file: &&std::path::PathBuf| fs::metadata(file).unwrap().len();
+        let file = files
+            .iter()
+            .find(|file| {
+                let here = bit < length(file) * 8;
+                bit -= if here { 0 } else { length(file) * 8 };
+                here
+            })
+            .ok_or("past the end")?;
+        flip(file, bit)?;
+        let found = CheckpointReader::open(&path).map_or(true, |reader| !reader.verify().is_empty());
+        assert!(found, "verify missed bit {bit} of {}", file.display());
+        assert!(checkpoint.restore(&path).is_err(), "restore took bit {bit} of {}", file.display());
+        flip(file, bit)?;
+    }
+    assert!(live.bits() == before && count.get() == 77 && other.lr() == 5e-2);
+    checkpoint.restore(&path)?.assert_consumed()?;
+    assert_eq!(live.bits(), model.bits());
+    Ok(())
+}
+
+fn flip(file: &Path, bit: u64) -> std::io::Result<()> {
+    let mut bytes = fs::read(file)?;
+    bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+    fs::write(file, bytes)
+}
+
+#[test]
+fn a_variable_that_tch_renamed_is_refused_by_name() -> Outcome {
+    let vs = VarStore::new(Device::Cpu);
+    let _ = vs.root().zeros("w", &[2]);
+    let _ = vs.root().zeros("w", &[2]);
+    let error = Checkpoint::new().track("model", Variables::of(&vs)).unwrap_err();
+    assert!(error.to_string().contains("created twice"), "{error}");
+    Ok(())
+}
