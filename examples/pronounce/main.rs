@@ -64,7 +64,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         .track("decoder", Variables::of(&vs).under("decoder"))?
         .track("optimizer", &optimizer)?
         .track("step", &step)?
-        .track("rng", &Rng::global())?;
+        .track("rng", Rng::global())?;
     let mut manager = CheckpointManager::builder(checkpoint, &args.dir)
         .max_to_keep(args.max_to_keep)
         .save_every(args.save_every)
