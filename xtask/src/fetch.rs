@@ -28,6 +28,7 @@ mod linux {
     use super::{OTHER_WAYS, Path, PathBuf, Result};
     use crate::libtorch::{VERSION, check_folders};
     use std::fs::{self, File, TryLockError};
+    use std::io;
     use std::os::unix::fs::symlink;
     use std::process::Command;
 
@@ -211,6 +212,8 @@ mod linux {
             .env("TMPDIR", &temporary)
             // Nothing gets installed, so it does not matter whether there is a virtual environment.
             .env("PIP_REQUIRE_VIRTUALENV", "0")
+            // In one stream with the messages of this program, so that they stay in order.
+            .stdout(io::stderr())
             .status()
             .map_err(|error| format!("cannot start python3: {error}"))?;
 
@@ -220,8 +223,9 @@ mod linux {
             Some(file) if status.success() => Ok(file),
             _ => Err(format!(
                 "pip could not download {} ({status}); its own message is above.\n\
-                 Without a connection to the package index: check the network, or the proxy and index that pip is \
-                 configured for (python3 -m pip config list), and run this again; it starts over.\n{OTHER_WAYS}",
+                 Check the network, and the proxy and index that pip is configured for (python3 -m pip config list); \
+                 if pip is from before 2020, upgrade it (python3 -m pip install --upgrade pip). Then run this again; \
+                 it starts over.\n{OTHER_WAYS}",
                 wheel.requirement
             )),
         }

@@ -61,14 +61,9 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// With the example's own defaults, among them `--dir checkpoints/pronounce`.
 fn demo(args: &[OsString]) -> Result<()> {
-    let mut all = list(&["run", "--release", "--example", "pronounce", "--"]);
-    let chooses_dir = args.iter().any(|arg| arg == "--dir" || arg.to_string_lossy().starts_with("--dir="));
-    if !chooses_dir {
-        all.extend(list(&["--dir", "checkpoints/pronounce"]));
-    }
-    all.extend_from_slice(args);
-    cargo(&all)
+    cargo(&[&list(&["run", "--release", "--example", "pronounce", "--"]), args].concat())
 }
 
 fn test(args: &[OsString]) -> Result<()> {
