@@ -66,6 +66,28 @@ pub struct Listed {
 /// ```
 pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
     let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
+    // Beside a writer that keeps one checkpoint, what was there is removed before it is looked at, and what came in its
+    // place was not there yet: then look again.
+    let (mut listing, mut vanished) = look(&directory)?;
+    for _ in 0..LOOKS {
+        if vanished.is_empty() {
+            break;
+        }
+        let before = std::mem::take(&mut vanished);
+        (listing, vanished) = look(&directory)?;
+        if vanished == before {
+            // Those were never there: their names are not Unicode.
+            break;
+        }
+    }
+    Ok(listing)
+}
+
+/// How often to look again at a folder that changes.
+const LOOKS: usize = 10;
+
+/// What is in the folder, and the names of what was not there any more when it was looked at.
+fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let mut scan = directory.scan()?;
     let index = directory.index().unwrap_or_default();
     scan.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -79,21 +101,24 @@ pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
         unfinished_removals: removals.into_iter().map(path).collect(),
         ..Listing::default()
     };
+    let mut vanished = Vec::new();
     for name in &scan.checkpoints {
-        match Source::open(directory.disk(), &path(name)) {
+        let path = path(name);
+        match Source::open(directory.disk(), &path) {
             Ok(Source { manifest, .. }) => {
                 let mut entry = index_entry(name, &manifest);
                 let known = index.checkpoints.iter().find(|hint| hint.name == *name && hint.sequence == entry.sequence);
                 entry.preserved = known.is_some_and(|hint| hint.preserved);
                 let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
-                listing.checkpoints.push(Listed { path: path(name), entry, tensors, values });
+                listing.checkpoints.push(Listed { path, entry, tensors, values });
             }
-            Err(error) if is_ours(&directory, &index, name, &error) => listing.damaged.push((path(name), error)),
+            Err(_) if !directory.disk().exists(&path).unwrap_or(true) => vanished.push(name.clone()),
+            Err(error) if is_ours(directory, &index, name, &error) => listing.damaged.push((path, error)),
             Err(_) => {}
         }
     }
     listing.checkpoints.sort_by(|a, b| order(&a.entry, &b.entry));
-    Ok(listing)
+    Ok((listing, vanished))
 }
 
 /// Oldest first: by commit sequence. The rest only tells copies of one checkpoint apart.
@@ -103,14 +128,13 @@ pub(super) fn order(a: &IndexEntry, b: &IndexEntry) -> Ordering {
 
 /// Whether the folder `name`, which could not be opened as a checkpoint, should be one.
 fn is_ours(directory: &Directory, index: &Index, name: &str, error: &Error) -> bool {
-    let path = directory.root().join(name);
-    let Ok(entries) = directory.disk().list(&path) else {
-        // Gone meanwhile, or closed to us: only the second is worth saying.
-        return directory.disk().exists(&path).unwrap_or(true);
+    let holds_a_component = || match directory.disk().list(&directory.root().join(name)) {
+        Ok(entries) => entries.iter().any(|entry| entry.name.ends_with(COMPONENT_EXTENSION)),
+        Err(_) => false,
     };
     !matches!(error, Error::NotFound { .. })
-        || entries.iter().any(|entry| entry.name.ends_with(COMPONENT_EXTENSION))
         || index.checkpoints.iter().any(|entry| entry.name == name)
+        || holds_a_component()
 }
 
 /// The checkpoints in a folder that are whole as far as manifests and file sizes tell, oldest first by commit

@@ -68,7 +68,7 @@ impl Source {
             return Ok(());
         };
         let mut hasher = Hasher::new();
-        let mut buffer = vec![0; CHUNK.min(entry.header.bytes as usize)];
+        let mut buffer = vec![0; entry.header.bytes.min(CHUNK as u64) as usize];
         let mut offset = 0;
         while offset < entry.header.bytes {
             let length = buffer.len().min((entry.header.bytes - offset) as usize);
@@ -82,12 +82,17 @@ impl Source {
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
     pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
-        buffer.resize(CHUNK, 0);
+        // Most tensors are small: for them a whole chunk of memory would be dearer than their bytes.
+        let largest = record.pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(0);
+        let needed = largest.min(CHUNK as u64) as usize;
+        if buffer.len() < needed {
+            buffer.resize(needed, 0);
+        }
         for piece in &record.pieces {
             let (file, path) = self.file(&piece.file)?;
             let mut offset = piece.begin;
             while offset < piece.end {
-                let length = CHUNK.min((piece.end - offset) as usize);
+                let length = (piece.end - offset).min(CHUNK as u64) as usize;
                 file.read_exact_at(offset, &mut buffer[..length]).map_err(|e| read_failed(&path, e))?;
                 hasher.update(&buffer[..length]);
                 offset += length as u64;
@@ -104,7 +109,7 @@ impl Source {
             let (file, path) = self.file(&piece.file)?;
             let mut offset = piece.begin;
             while offset < piece.end {
-                let length = CHUNK.min((piece.end - offset) as usize).min(rest.len());
+                let length = (rest.len().min(CHUNK) as u64).min(piece.end - offset) as usize;
                 if length == 0 {
                     return Err(Error::object(key, "its memory is smaller than the saved tensor"));
                 }

@@ -31,23 +31,29 @@ pub struct TargetJson {
 impl Target {
     /// Opens the checkpoint at `path`, or the latest in the folder `path`.
     pub fn open(path: &Path, out: &mut Output) -> Result<Target, Error> {
-        let listing = match what_is(path)? {
-            Place::Checkpoint => {
-                return Ok(Target { reader: CheckpointReader::open(path)?, latest_of: None });
+        match what_is(path)? {
+            Place::Checkpoint => Ok(Target { reader: CheckpointReader::open(path)?, latest_of: None }),
+            Place::LostManifest => Err(lost_manifest(path)),
+            Place::Folder(listing) => Target::latest(path, listing, out),
+        }
+    }
+
+    /// Opens the latest checkpoint in the folder `path`.
+    fn latest(path: &Path, mut listing: Listing, out: &mut Output) -> Result<Target, Error> {
+        let mut reader = open_latest(path, &listing);
+        for _ in 0..ATTEMPTS {
+            match listing.checkpoints.last() {
+                // It was removed meanwhile, as there is a newer one.
+                Some(latest) if reader.is_err() && !latest.path.exists() => {}
+                _ => break,
             }
-            Place::LostManifest => return Err(lost_manifest(path)),
-            Place::Folder(listing) => listing,
-        };
+            listing = list_checkpoints(path)?;
+            reader = open_latest(path, &listing);
+        }
         for (path, error) in &listing.damaged {
-            out.note(format!("{} was not looked at: {}", path.display(), Problem::of(error).within(path)));
+            out.note(format!("{} was passed over: {}", path.display(), Problem::of(error).within(path)));
         }
-        match listing.checkpoints.last() {
-            Some(latest) => {
-                let reader = CheckpointReader::open(&latest.path)?;
-                Ok(Target { reader, latest_of: Some(path.to_path_buf()) })
-            }
-            None => Err(no_checkpoint_in(path)),
-        }
+        Ok(Target { reader: reader?, latest_of: Some(path.to_path_buf()) })
     }
 
     pub fn json(&self) -> TargetJson {
@@ -71,6 +77,14 @@ impl Target {
             None => path.to_string(),
         }
     }
+}
+
+/// How often to look again for the latest checkpoint, in a folder in which they come and go.
+const ATTEMPTS: usize = 10;
+
+fn open_latest(folder: &Path, listing: &Listing) -> Result<CheckpointReader, Error> {
+    let latest = listing.checkpoints.last().ok_or_else(|| no_checkpoint_in(folder))?;
+    CheckpointReader::open(&latest.path)
 }
 
 /// What is at a path.
