@@ -82,8 +82,9 @@ impl Source {
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
     pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
-        buffer.resize(CHUNK, 0);
         for piece in &record.pieces {
+            let largest = CHUNK.min((piece.end - piece.begin) as usize);
+            buffer.resize(buffer.len().max(largest), 0);
             let (file, path) = self.file(&piece.file)?;
             let mut offset = piece.begin;
             while offset < piece.end {
