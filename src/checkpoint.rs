@@ -81,6 +81,13 @@ impl Checkpoint {
         }
     }
 
+    /// Uses another disk than the operating system's.
+    #[cfg(any(test, feature = "torture"))]
+    pub(crate) fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
+    }
+
     /// Tracks `object` under `name`, which is also the name of its file.
     ///
     /// When a checkpoint restored before holds something of that name that nothing took, `object` gets it now.

@@ -17,6 +17,9 @@ mod source;
 mod store;
 #[cfg(feature = "torch")]
 mod torch;
+#[cfg(any(test, feature = "torture"))]
+#[doc(hidden)]
+pub mod torture;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};

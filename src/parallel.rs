@@ -1,11 +1,14 @@
 //! Doing many independent things on a few threads.
 
 use crate::error::{Error, Result};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// How many threads read and write unless the user says: one a processor, at most 8.
 pub(crate) fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+    // Asking the system means reading files of its control groups: once is enough.
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(8))
 }
 
 /// Runs `work` on every job, in order, each of at most `threads` threads with a `scratch` of its own. The first

@@ -94,7 +94,8 @@ impl Directory {
         self.root.join(name)
     }
 
-    /// Creates the folder and its parents where they are missing, durably.
+    /// Creates the folder and its parents where they are missing, durably. A folder that is there may have been made
+    /// by someone who died, or did not care, before its name was durable: that is made up for.
     pub fn create(&self) -> Result<()> {
         let mut missing = Vec::new();
         let mut folder = self.root.as_path();
@@ -104,6 +105,11 @@ impl Directory {
                 Some(parent) if !parent.as_os_str().is_empty() => folder = parent,
                 _ => break,
             }
+        }
+        match self.sync_dir(parent_of(folder)) {
+            // What we may not read was made by someone else, long ago.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
         }
         for folder in missing.into_iter().rev() {
             match self.disk.create_dir(folder) {

@@ -1,0 +1,91 @@
+//! The program under test: it trains a little, and saves through a manager.
+
+use super::memory::Memory;
+use super::random::mix;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::graph::Counter;
+use crate::manager::CheckpointManager;
+use crate::restore::{RestoreOptions, Started};
+use crate::store::Disk;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What is saved, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub components: usize,
+    /// So many of the components never change.
+    pub frozen: usize,
+    pub keep: Option<usize>,
+    pub saves: usize,
+    /// Bytes of a component.
+    pub bytes: usize,
+    /// Into how many parts a crash can tear a write.
+    pub atoms: usize,
+    /// The folder of checkpoints is there already, with files of the user's in it.
+    pub strangers: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { components: 2, frozen: 0, keep: Some(2), saves: 3, bytes: 24, atoms: 1, strangers: false }
+    }
+}
+
+/// Tracked objects whose values are a function of the step.
+pub(super) struct Run {
+    setup: Setup,
+    step: Counter,
+    parts: Vec<Memory>,
+}
+
+impl Run {
+    /// Objects with values that no step gives them.
+    pub fn new(setup: &Setup) -> Run {
+        let parts = (0..setup.components).map(|_| Memory::new(vec![0xEE; setup.bytes]));
+        Run { setup: setup.clone(), step: Counter::new(-1), parts: parts.collect() }
+    }
+
+    pub fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint::new().with_disk(disk).threads(1).track("step", &self.step)?;
+        for (i, part) in self.parts.iter().enumerate() {
+            checkpoint.add(&format!("part{i}"), part.clone())?;
+        }
+        Ok(checkpoint)
+    }
+
+    pub fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
+        CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep).open()
+    }
+
+    /// The bytes of a component at a step.
+    fn value(&self, part: usize, step: i64) -> Vec<u8> {
+        let step = if part < self.setup.frozen { 0 } else { step };
+        let word = |i: usize| mix((part as u64) << 48 | (step as u64) << 16 | i as u64).to_le_bytes();
+        let bytes: Vec<u8> = (0..self.setup.bytes.div_ceil(8)).flat_map(word).collect();
+        bytes[..self.setup.bytes].to_vec()
+    }
+
+    pub fn set(&self, step: i64) {
+        self.step.set(step);
+        for (i, part) in self.parts.iter().enumerate() {
+            *part.get() = self.value(i, step);
+        }
+    }
+
+    /// Whether every value is that of `step`.
+    pub fn is_at(&self, step: i64) -> bool {
+        self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| *part.get() == self.value(i, step))
+    }
+
+    /// Whether nothing was restored.
+    pub fn is_untouched(&self) -> bool {
+        self.step.get() == -1 && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
+    }
+}
+
+/// Restores, with one thread.
+pub(super) fn restore(manager: &mut CheckpointManager) -> Result<Started> {
+    manager.restore_or_initialize_with(&RestoreOptions::new().threads(1))
+}

@@ -1,0 +1,703 @@
+//! A disk in memory that records what it is told, and tells apart what a crash may undo.
+
+use super::random::mix;
+use crate::format::Digest;
+use crate::store::{Disk, Entry, NewFile, OldFile};
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A file or folder, apart from its names: its place in [`Files::nodes`].
+pub(super) type Id = usize;
+
+/// The folder everything is in.
+pub(super) const TOP: Id = 0;
+
+/// A name in a folder.
+#[derive(Debug, Clone)]
+pub(super) struct Name {
+    pub text: Arc<str>,
+    hash: u64,
+}
+
+impl Name {
+    pub fn new(text: &str) -> Name {
+        Name { text: text.into(), hash: hash_of(text.as_bytes()) }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Name) -> bool {
+        self.hash == other.hash
+    }
+}
+
+fn hash_of(bytes: &[u8]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = Digest::of(bytes).to_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// A file's bytes.
+#[derive(Debug, Clone)]
+pub(super) struct Content {
+    pub bytes: Arc<Vec<u8>>,
+    hash: u64,
+}
+
+impl Content {
+    pub fn new(bytes: Vec<u8>) -> Content {
+        Content { hash: hash_of(&bytes), bytes: Arc::new(bytes) }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    Folder(Vec<(Name, Id)>),
+    File(Content),
+}
+
+/// Folders and files, as they are in memory, on the device, or after a crash.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    pub nodes: Vec<Node>,
+}
+
+/// A change of names. Nothing else of it can be lost or kept alone.
+#[derive(Debug, Clone)]
+pub(super) enum Rename {
+    Add {
+        folder: Id,
+        name: Name,
+        id: Id,
+    },
+    Remove {
+        folder: Id,
+        name: Name,
+        id: Id,
+    },
+    /// `over`: the name `to` was taken, and may be.
+    Move {
+        folder: Id,
+        from: Name,
+        to: Name,
+        id: Id,
+        over: bool,
+    },
+}
+
+impl Rename {
+    pub fn folder(&self) -> Id {
+        match self {
+            Rename::Add { folder, .. } | Rename::Remove { folder, .. } | Rename::Move { folder, .. } => *folder,
+        }
+    }
+}
+
+/// A folder's entries before a change.
+pub(super) struct Undo {
+    folder: Id,
+    entries: Vec<(Name, Id)>,
+}
+
+impl Default for Files {
+    fn default() -> Files {
+        Files { nodes: vec![Node::Folder(Vec::new())] }
+    }
+}
+
+impl Files {
+    pub fn entries(&self, folder: Id) -> &[(Name, Id)] {
+        match self.nodes.get(folder) {
+            Some(Node::Folder(entries)) => entries,
+            _ => &[],
+        }
+    }
+
+    fn entries_mut(&mut self, folder: Id) -> Option<&mut Vec<(Name, Id)>> {
+        match self.nodes.get_mut(folder) {
+            Some(Node::Folder(entries)) => Some(entries),
+            _ => None,
+        }
+    }
+
+    pub fn find(&self, folder: Id, name: &Name) -> Option<Id> {
+        self.entries(folder).iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+    }
+
+    pub fn content(&self, id: Id) -> Option<&Content> {
+        match self.nodes.get(id) {
+            Some(Node::File(content)) => Some(content),
+            _ => None,
+        }
+    }
+
+    /// Makes a change, if it can be made to these files; returns how to take it back.
+    pub fn apply(&mut self, rename: &Rename) -> Option<Undo> {
+        let folder = rename.folder();
+        let entries = self.entries_mut(folder)?;
+        let place = |name: &Name| entries.iter().position(|(n, _)| n == name);
+        let holds = |place: Option<usize>, id: Id| place.filter(|&at| entries[at].1 == id);
+        let before = match rename {
+            Rename::Add { name, id, .. } => {
+                if place(name).is_some() {
+                    return None;
+                }
+                let before = entries.clone();
+                entries.push((name.clone(), *id));
+                before
+            }
+            Rename::Remove { name, id, .. } => {
+                let at = holds(place(name), *id)?;
+                let before = entries.clone();
+                entries.swap_remove(at);
+                before
+            }
+            Rename::Move { from, to, id, over, .. } => {
+                let (at, target) = (holds(place(from), *id)?, place(to));
+                if target.is_some() && !over {
+                    return None;
+                }
+                let before = entries.clone();
+                entries[at].0 = to.clone();
+                if let Some(target) = target {
+                    entries.swap_remove(target);
+                }
+                before
+            }
+        };
+        Some(Undo { folder, entries: before })
+    }
+
+    pub fn undo(&mut self, undo: Undo) {
+        if let Some(entries) = self.entries_mut(undo.folder) {
+            *entries = undo.entries;
+        }
+    }
+
+    /// Equal for equal names and contents.
+    pub fn hash(&self) -> u64 {
+        self.hash_below(TOP)
+    }
+
+    fn hash_below(&self, id: Id) -> u64 {
+        match &self.nodes[id] {
+            Node::File(content) => mix(content.hash ^ 0xF11E),
+            Node::Folder(entries) => entries.iter().fold(0xD18, |sum: u64, (name, id)| {
+                sum.wrapping_add(mix(name.hash.wrapping_add(self.hash_below(*id).rotate_left(17))))
+            }),
+        }
+    }
+
+    /// The files that have a name.
+    pub fn named_files(&self, folder: Id, found: &mut Vec<Id>) {
+        for (_, id) in self.entries(folder) {
+            match self.nodes[*id] {
+                Node::File(_) if !found.contains(id) => found.push(*id),
+                Node::File(_) => {}
+                Node::Folder(_) => self.named_files(*id, found),
+            }
+        }
+    }
+
+    /// How many names a file has.
+    pub fn links(&self, id: Id) -> usize {
+        (0..self.nodes.len()).map(|folder| self.entries(folder).iter().filter(|(_, other)| *other == id).count()).sum()
+    }
+
+    /// All paths, for messages; files with their lengths.
+    pub fn tree(&self) -> String {
+        fn descend(files: &Files, id: Id, path: &str, lines: &mut Vec<String>) {
+            for (name, id) in files.entries(id) {
+                let path = format!("{path}/{}", name.text);
+                match &files.nodes[*id] {
+                    Node::File(content) => lines.push(format!("{path} ({} bytes)", content.bytes.len())),
+                    Node::Folder(_) => {
+                        lines.push(format!("{path}/"));
+                        descend(files, *id, &path, lines);
+                    }
+                }
+            }
+        }
+        let mut lines = Vec::new();
+        descend(self, TOP, "", &mut lines);
+        lines.sort();
+        lines.join("\n")
+    }
+}
+
+/// What was done to a disk, in order.
+#[derive(Debug, Clone)]
+pub(super) enum Op {
+    New {
+        folder: bool,
+    },
+    Rename(Rename),
+    Write {
+        id: Id,
+        offset: usize,
+        bytes: Arc<[u8]>,
+    },
+    Resize {
+        id: Id,
+        length: usize,
+    },
+    SyncFile(Id),
+    SyncFolder(Id),
+    /// The program was told that this step is saved.
+    Saved(i64),
+}
+
+/// The simulated disk. Clones are the same disk.
+#[derive(Clone)]
+pub(super) struct SimDisk(Arc<Mutex<State>>);
+
+struct State {
+    files: Files,
+    ops: Option<Vec<Op>>,
+    locked: HashSet<PathBuf>,
+    /// Into how many parts a write is cut that a crash can tear apart.
+    atoms: usize,
+    /// What was tried that must not be: a path outside the folder, say.
+    outrages: Vec<String>,
+    /// How often a file is open.
+    open: HashMap<Id, usize>,
+}
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SimDisk")
+    }
+}
+
+impl SimDisk {
+    /// A disk that holds `files`. `atoms` of 1 and more: every operation is recorded.
+    pub fn new(files: Files, atoms: usize) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(State {
+            files,
+            ops: (atoms > 0).then(Vec::new),
+            locked: HashSet::new(),
+            atoms: atoms.max(1),
+            outrages: Vec::new(),
+            open: HashMap::new(),
+        })))
+    }
+
+    /// A disk that held `files` and to which `ops` were done by a process that is dead now; the machine is not.
+    pub fn resumed(files: Files, ops: &[Op], atoms: usize) -> SimDisk {
+        let disk = SimDisk::new(files, atoms);
+        let mut state = disk.state();
+        for op in ops {
+            state.do_again(op);
+        }
+        drop(state);
+        disk
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn files(&self) -> Files {
+        self.state().files.clone()
+    }
+
+    pub fn ops(&self) -> Vec<Op> {
+        self.state().ops.clone().unwrap_or_default()
+    }
+
+    pub fn outrages(&self) -> Vec<String> {
+        self.state().outrages.clone()
+    }
+
+    /// How many hold the disk: its open files, locks and users.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
+    /// Notes that the program was told `step` is saved.
+    pub fn saved(&self, step: i64) {
+        self.state().record(Op::Saved(step));
+    }
+
+    /// Puts a file there as if it had always been, with the folders it is in.
+    pub fn put(&self, path: &str, bytes: &[u8]) {
+        let mut state = self.state();
+        let recorded = state.ops.take();
+        let mut folder = TOP;
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        for (i, part) in parts.iter().enumerate() {
+            let name = Name::new(part);
+            folder = match state.files.find(folder, &name) {
+                Some(id) => id,
+                None => {
+                    let last = i + 1 == parts.len() && !path.ends_with('/');
+                    let node = if last { Node::File(Content::new(bytes.to_vec())) } else { Node::Folder(Vec::new()) };
+                    state.add(folder, name, node)
+                }
+            };
+        }
+        state.ops = recorded;
+    }
+}
+
+impl State {
+    fn record(&mut self, op: Op) {
+        if let Some(ops) = &mut self.ops {
+            ops.push(op);
+        }
+    }
+
+    fn add(&mut self, folder: Id, name: Name, node: Node) -> Id {
+        let id = self.files.nodes.len();
+        self.record(Op::New { folder: matches!(node, Node::Folder(_)) });
+        self.files.nodes.push(node);
+        self.rename(Rename::Add { folder, name, id });
+        id
+    }
+
+    fn rename(&mut self, rename: Rename) {
+        if self.files.apply(&rename).is_none() {
+            self.outrages.push(format!("a change of names that cannot be made: {rename:?}"));
+        }
+        self.record(Op::Rename(rename));
+    }
+
+    fn move_between(&mut self, folder: Id, name: Name, other: Id, new: Name, id: Id) {
+        if folder == other {
+            self.rename(Rename::Move { folder, from: name, to: new, id, over: false });
+        } else {
+            // Two folders: the two names can reach the device one without the other.
+            self.rename(Rename::Add { folder: other, name: new, id });
+            self.rename(Rename::Remove { folder, name, id });
+        }
+    }
+
+    fn do_again(&mut self, op: &Op) {
+        match op {
+            Op::New { folder } => {
+                let node = if *folder { Node::Folder(Vec::new()) } else { Node::File(Content::new(Vec::new())) };
+                self.files.nodes.push(node);
+            }
+            Op::Rename(rename) => {
+                self.files.apply(rename);
+            }
+            Op::Write { .. } | Op::Resize { .. } => apply_data(&mut self.files, op),
+            Op::SyncFile(_) | Op::SyncFolder(_) | Op::Saved(_) => {}
+        }
+        self.record(op.clone());
+    }
+
+    fn resolve(&mut self, path: &Path) -> io::Result<Id> {
+        let mut id = TOP;
+        for part in path.components() {
+            match part {
+                Component::RootDir => {}
+                Component::Normal(name) => {
+                    if let Node::File(_) = self.files.nodes[id] {
+                        return Err(io::ErrorKind::NotADirectory.into());
+                    }
+                    let name = Name::new(&name.to_string_lossy());
+                    id = self.files.find(id, &name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                }
+                _ => {
+                    self.outrages.push(format!("a path that leads elsewhere: {}", path.display()));
+                    return Err(io::ErrorKind::InvalidInput.into());
+                }
+            }
+        }
+        Ok(id)
+    }
+
+    fn place(&mut self, path: &Path) -> io::Result<(Id, Name)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let folder = self.resolve(parent)?;
+        match self.files.nodes[folder] {
+            Node::Folder(_) => Ok((folder, Name::new(&name.to_string_lossy()))),
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn free_place(&mut self, path: &Path) -> io::Result<(Id, Name)> {
+        let (folder, name) = self.place(path)?;
+        match self.files.find(folder, &name) {
+            Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            None => Ok((folder, name)),
+        }
+    }
+
+    /// Where the thing at `path` is, and what it is.
+    fn taken_place(&mut self, path: &Path) -> io::Result<(Id, Name, Id)> {
+        let (folder, name) = self.place(path)?;
+        let id = self.files.find(folder, &name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok((folder, name, id))
+    }
+
+    fn write(&mut self, id: Id, offset: usize, bytes: &[u8]) {
+        let length = match self.files.content(id) {
+            Some(content) => content.bytes.len(),
+            None => return,
+        };
+        if self.ops.is_some() {
+            for (i, part) in bytes.chunks(bytes.len().div_ceil(self.atoms).max(1)).enumerate() {
+                let offset = offset + i * bytes.len().div_ceil(self.atoms).max(1);
+                self.record(Op::Write { id, offset, bytes: part.into() });
+            }
+            if offset + bytes.len() > length {
+                self.record(Op::Resize { id, length: offset + bytes.len() });
+            }
+        }
+        apply_data(&mut self.files, &Op::Write { id, offset, bytes: bytes.into() });
+    }
+}
+
+/// Writes into a file, growing it; or sets its length.
+fn apply_data(files: &mut Files, op: &Op) {
+    let (Op::Write { id, .. } | Op::Resize { id, .. }) = op else { return };
+    let Some(Node::File(content)) = files.nodes.get_mut(*id) else { return };
+    let mut bytes = std::mem::take(Arc::make_mut(&mut content.bytes));
+    match op {
+        Op::Write { offset, bytes: new, .. } => {
+            let end = offset + new.len();
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[*offset..end].copy_from_slice(new);
+        }
+        Op::Resize { length, .. } => bytes.resize(*length, 0),
+        _ => {}
+    }
+    *content = Content::new(bytes);
+}
+
+/// A file's bytes after some of its pending writes and lengths have reached the device.
+pub(super) fn partly_written<'a>(durable: &Content, units: impl Iterator<Item = &'a Op>) -> Content {
+    let mut bytes = (*durable.bytes).clone();
+    let mut length = bytes.len();
+    for unit in units {
+        match unit {
+            Op::Write { offset, bytes: new, .. } => {
+                let end = offset + new.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*offset..end].copy_from_slice(new);
+            }
+            Op::Resize { length: new, .. } => length = *new,
+            _ => {}
+        }
+    }
+    bytes.resize(length, 0);
+    Content::new(bytes)
+}
+
+impl Disk for SimDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (folder, name) = state.free_place(path)?;
+        state.add(folder, name, Node::Folder(Vec::new()));
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        let mut state = self.state();
+        let (folder, name) = state.free_place(path)?;
+        let id = state.add(folder, name, Node::File(Content::new(Vec::new())));
+        *state.open.entry(id).or_default() += 1;
+        Ok(Box::new(SimFile { disk: self.clone(), id }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
+        let mut state = self.state();
+        let id = state.resolve(path)?;
+        match state.files.nodes[id] {
+            Node::File(_) => {
+                *state.open.entry(id).or_default() += 1;
+                Ok(Box::new(SimFile { disk: self.clone(), id }))
+            }
+            Node::Folder(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a folder, not a regular file")),
+        }
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        let mut state = self.state();
+        let folder = state.resolve(path)?;
+        match &state.files.nodes[folder] {
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+            Node::Folder(entries) => Ok(entries
+                .iter()
+                .map(|(name, id)| Entry {
+                    name: name.text.to_string(),
+                    is_dir: matches!(state.files.nodes[*id], Node::Folder(_)),
+                })
+                .collect()),
+        }
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        match self.state().resolve(path) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let folder = state.resolve(path)?;
+        state.record(Op::SyncFolder(folder));
+        Ok(())
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (folder, name, id) = state.taken_place(from)?;
+        let (other, new) = state.free_place(to)?;
+        state.move_between(folder, name, other, new, id);
+        Ok(())
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (folder, name, id) = state.taken_place(from)?;
+        let (other, new) = state.place(to)?;
+        if folder != other {
+            state.outrages.push(format!("replacing in another folder: {}", to.display()));
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        if let Some(Node::Folder(_)) = state.files.find(folder, &new).map(|id| &state.files.nodes[id]) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        state.rename(Rename::Move { folder, from: name, to: new, id, over: true });
+        Ok(())
+    }
+
+    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
+        let mut state = self.state();
+        let (folder, name, id) = state.taken_place(from)?;
+        let in_use = state.open.get(&id).is_some_and(|count| *count > 0);
+        if in_use || state.files.links(id) != 1 || state.files.content(id).is_none() {
+            return Ok(None);
+        }
+        let (other, new) = state.free_place(to)?;
+        state.move_between(folder, name, other, new, id);
+        *state.open.entry(id).or_default() += 1;
+        Ok(Some(Box::new(SimFile { disk: self.clone(), id })))
+    }
+
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (_, _, id) = state.taken_place(existing)?;
+        if let Node::Folder(_) = state.files.nodes[id] {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let (folder, name) = state.free_place(new)?;
+        state.rename(Rename::Add { folder, name, id });
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (folder, name, id) = state.taken_place(path)?;
+        if let Node::Folder(_) = state.files.nodes[id] {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        state.rename(Rename::Remove { folder, name, id });
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let (folder, name, id) = state.taken_place(path)?;
+        match &state.files.nodes[id] {
+            Node::File(_) => return Err(io::ErrorKind::NotADirectory.into()),
+            Node::Folder(entries) if !entries.is_empty() => return Err(io::ErrorKind::DirectoryNotEmpty.into()),
+            Node::Folder(_) => {}
+        }
+        state.rename(Rename::Remove { folder, name, id });
+        Ok(())
+    }
+
+    fn free_space(&self, _path: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn lock(&self, path: &Path, _holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        let mut state = self.state();
+        let (folder, name) = state.place(path)?;
+        if state.files.find(folder, &name).is_none() {
+            state.add(folder, name, Node::File(Content::new(Vec::new())));
+        }
+        if !state.locked.insert(path.to_path_buf()) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(SimLock { disk: self.clone(), path: path.to_path_buf() })))
+    }
+}
+
+struct SimLock {
+    disk: SimDisk,
+    path: PathBuf,
+}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.disk.state().locked.remove(&self.path);
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    id: Id,
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if let Some(count) = self.disk.state().open.get_mut(&self.id) {
+            *count -= 1;
+        }
+    }
+}
+
+impl NewFile for SimFile {
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let (id, length) = (self.id, length as usize);
+        if state.files.content(id).is_some_and(|content| content.bytes.len() != length) {
+            state.record(Op::Resize { id, length });
+            apply_data(&mut state.files, &Op::Resize { id, length });
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.state().write(self.id, offset as usize, bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.state().record(Op::SyncFile(self.id));
+        Ok(())
+    }
+}
+
+impl OldFile for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().files.content(self.id).map_or(0, |content| content.bytes.len() as u64))
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let state = self.disk.state();
+        let bytes = state.files.content(self.id).map(|content| content.bytes.as_slice()).unwrap_or_default();
+        let range = (offset as usize).min(bytes.len())..bytes.len();
+        let from = bytes[range].get(..buffer.len()).ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        buffer.copy_from_slice(from);
+        Ok(())
+    }
+}
