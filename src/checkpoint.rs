@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
-use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
-use crate::save::{self, Header, Plan, SaveOptions, Stamp};
+use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
+use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
 use std::collections::BTreeMap;
@@ -201,19 +201,10 @@ impl Checkpoint {
         let _lock = directory.lock()?;
         let sequence = highest_sequence(directory)?.saturating_add(1);
         let stamp = Stamp { sequence, save_counter: counter, ..self.stamp() };
-        self.save_as(&plan, directory, name, stamp)
-    }
-
-    /// Saves into a locked folder.
-    pub(crate) fn save_as(
-        &self,
-        plan: &Plan,
-        directory: &Directory,
-        name: &str,
-        stamp: Stamp,
-    ) -> Result<(PathBuf, Manifest)> {
         let header = Header { stamp, values: plan.values()? };
-        save::save(plan, None, directory, name, header, &self.options)
+        let unchanged = Unchanged::since(&Memo::default(), &plan);
+        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options)?;
+        Ok((saved.path, saved.manifest))
     }
 
     /// What is to be written where; the plan of the last save if nothing has changed since.
@@ -308,10 +299,10 @@ fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Resu
 }
 
 fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
-    if options.verify_first {
+    if options.verify == Verify::First {
         restore::verify(&matching, source, options.threads)?;
     }
-    restore::apply(matching, source, options.threads)
+    restore::apply(matching, source, options)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

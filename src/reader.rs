@@ -68,7 +68,7 @@ impl CheckpointReader {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length.ok_or_else(too_large)?).map_err(|_| too_large())?;
         bytes.resize(length.unwrap_or_default(), 0);
-        self.source.read_tensor(key, record, &mut bytes)?;
+        self.source.read_tensor(key, record, &mut bytes, true)?;
         Ok(bytes)
     }
 

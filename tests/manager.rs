@@ -482,3 +482,78 @@ fn files_of_removed_checkpoints_are_overwritten_only_when_nobody_sees_them() -> 
     assert_eq!(left.count(), 0);
     Ok(())
 }
+
+/// A tensor that knows when it changes.
+#[derive(Clone)]
+struct Versioned(Memory, Arc<AtomicUsize>);
+
+impl tch_checkpoint::TensorLeaf for Versioned {
+    fn spec(&self) -> Result<tch_checkpoint::TensorSpec, String> {
+        self.0.spec()
+    }
+
+    fn identity(&self) -> Option<tch_checkpoint::Identity> {
+        self.0.identity()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn tch_checkpoint::TensorBytes>, String> {
+        tch_checkpoint::TensorLeaf::bytes(&self.0)
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.1.load(Ordering::SeqCst) as u64)
+    }
+
+    fn target(&self) -> Result<Box<dyn tch_checkpoint::TensorTarget>, String> {
+        self.0.target()
+    }
+}
+
+#[test]
+fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
+    use std::os::unix::fs::MetadataExt;
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let frozen = Versioned(Memory::seeded(500_000, 1), Arc::default());
+        let (trained, step) = (Memory::seeded(1000, 2), Counter::new(0));
+        let node = tch_checkpoint::Node::tensor(frozen.clone());
+        let checkpoint = Checkpoint::new().track("frozen", node)?.track("trained", &trained)?.track("step", &step)?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(3);
+        let builder = if background { builder.background(tch_checkpoint::Background::new()) } else { builder };
+        let mut manager = builder.open()?;
+        let inode =
+            |step: i64| fs::metadata(dir.path().join(format!("ckpt-{step}/frozen.safetensors"))).map(|m| m.ino());
+        let bytes = |step: i64| {
+            tch_checkpoint::CheckpointReader::open(dir.path().join(format!("ckpt-{step}")))?.tensor("frozen")
+        };
+        for number in 1..=4 {
+            trained.bytes().fill(number as u8);
+            manager.save_at(number)?;
+            manager.wait()?;
+        }
+        assert_eq!(inode(2)?, inode(4)?);
+        assert!(bytes(4)? == *Memory::seeded(500_000, 1).bytes());
+
+        // Changed, and it says so.
+        *frozen.0.bytes() = Memory::seeded(500_000, 5).bytes().clone();
+        frozen.1.fetch_add(1, Ordering::SeqCst);
+        manager.save_at(5)?;
+        manager.wait()?;
+        assert!(bytes(5)? == *Memory::seeded(500_000, 5).bytes() && inode(5)? != inode(4)?);
+        assert!(bytes(4)? == *Memory::seeded(500_000, 1).bytes());
+
+        // Changed behind its own back: never saved as what it was.
+        *frozen.0.bytes() = Memory::seeded(500_000, 6).bytes().clone();
+        manager.save_at(6)?;
+        match manager.wait() {
+            Ok(()) => assert!(bytes(6)? == *Memory::seeded(500_000, 6).bytes()),
+            Err(error) => assert!(background && error.to_string().contains("version counter"), "{error}"),
+        }
+        manager.close()?;
+
+        // The bytes of a checkpoint do not depend on how they came there.
+        let found = checkpoints(dir.path())?;
+        assert!(found.iter().all(|path| tch_checkpoint::CheckpointReader::open(path).unwrap().verify().is_empty()));
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use super::ledger::Ledger;
 use crate::error::{Error, Result};
 use crate::graph::Hold;
-use crate::save::{self, Capture, Header, Image, Plan, SaveOptions};
+use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
 use crate::store::Directory;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -74,6 +74,7 @@ impl InFlight {
     pub fn start(
         plan: Arc<Plan>,
         image: Image,
+        unchanged: Unchanged,
         header: Header,
         name: String,
         ledger: Arc<Mutex<Ledger>>,
@@ -81,12 +82,12 @@ impl InFlight {
         step_before: Option<u64>,
     ) -> Result<InFlight> {
         let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
-        let capture = Arc::new(Capture::begin(plan, image, lazy)?);
+        let capture = Arc::new(Capture::begin(plan, image, lazy, |file| unchanged.has(file))?);
         for gate in &capture.plan.gates {
             gate.close(capture.clone());
         }
         let job = capture.clone();
-        let work = move || write(&job, header, &name, &ledger, &options);
+        let work = move || write(&job, unchanged, header, &name, &ledger, &options);
         let spawned = std::thread::Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, step_before }),
@@ -110,7 +111,14 @@ impl InFlight {
 }
 
 /// Everything that happens behind the call.
-fn write(capture: &Capture, header: Header, name: &str, ledger: &Mutex<Ledger>, options: &SaveOptions) -> Result<()> {
+fn write(
+    capture: &Capture,
+    unchanged: Unchanged,
+    header: Header,
+    name: &str,
+    ledger: &Mutex<Ledger>,
+    options: &SaveOptions,
+) -> Result<()> {
     capture.finish();
     if let Some(error) = capture.failure() {
         return Err(error);
@@ -118,7 +126,7 @@ fn write(capture: &Capture, header: Header, name: &str, ledger: &Mutex<Ledger>, 
     let lock = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
     let directory: Directory = lock().directory.clone();
     let image = capture.image();
-    let (_, manifest) = save::save(&capture.plan, Some(&image), &directory, name, header, options)?;
-    lock().committed(name, &manifest);
+    let saved = save::save(&capture.plan, Some(&image), unchanged, &directory, name, header, options)?;
+    lock().committed(name, saved);
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::checkpoint::{Checkpoint, index_entry};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::retention::Retention;
-use crate::save::Image;
+use crate::save::{Image, Memo};
 use crate::source::Source;
 use crate::store::{Directory, name_before_aside};
 use chrono::TimeDelta;
@@ -132,8 +132,14 @@ impl CheckpointManagerBuilder {
         let ours = |aside: &&String| name_before_aside(aside).and_then(|name| number_of(&self.name, name)).is_some();
         let aside = scan.set_aside.iter().find(ours).map(|name| directory.root().join(name));
         let (directory_of, known) = (directory.clone(), found.known);
-        let mut ledger =
-            Ledger { directory: directory_of, retention, known, last_preserved: None, passed_over: Vec::new() };
+        let mut ledger = Ledger {
+            directory: directory_of,
+            retention,
+            known,
+            last_preserved: None,
+            passed_over: Vec::new(),
+            memo: Memo::default(),
+        };
         for (name, error) in found.damaged {
             ledger.pass_over(&name, &error);
         }

@@ -2,9 +2,10 @@
 
 use crate::checkpoint::index_entry;
 use crate::error::Error;
-use crate::format::{Index, IndexEntry, Manifest};
+use crate::format::{Index, IndexEntry};
 use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
+use crate::save::{Memo, Saved};
 use crate::store::Directory;
 use chrono::{DateTime, Utc};
 use std::path::PathBuf;
@@ -18,6 +19,8 @@ pub(super) struct Ledger {
     pub last_preserved: Option<DateTime<Utc>>,
     /// Those that could not be restored or even be looked at, since the last restore.
     pub passed_over: Vec<PassedOver>,
+    /// What the last checkpoint was made of.
+    pub memo: Memo,
 }
 
 impl Ledger {
@@ -27,8 +30,9 @@ impl Ledger {
 
     /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
     /// it, fails nothing: it is tried again at the next save.
-    pub fn committed(&mut self, name: &str, manifest: &Manifest) {
-        self.known.push(index_entry(name, manifest));
+    pub fn committed(&mut self, name: &str, saved: Saved) {
+        self.known.push(index_entry(name, &saved.manifest));
+        self.memo = saved.memo;
         let candidate = |entry: &IndexEntry| Candidate {
             name: entry.name.clone(),
             saved_at: entry.saved_at,

@@ -12,7 +12,7 @@ pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoi
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::restore::{RestoreOptions, RestoreStatus, Started};
-use crate::save::{Header, Image, Stamp};
+use crate::save::{self, Header, Image, Stamp, Unchanged};
 use crate::store::{Directory, Lock};
 use background::InFlight;
 use ledger::Ledger;
@@ -208,19 +208,21 @@ impl CheckpointManager {
         let sequence = self.sequence;
         let stamp = Stamp { sequence, step, save_counter: counter, metrics, ..self.checkpoint.stamp() };
         let path = self.directory.root().join(&name);
+        let header = Header { stamp, values: plan.values()? };
+        let unchanged = Unchanged::since(&self.ledger().memo, &plan);
+        let options = self.checkpoint.options().clone();
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
             if self.ledger().known.iter().any(|entry| entry.name == name) {
                 return Err(Error::already_exists(path));
             }
-            let header = Header { stamp, values: plan.values()? };
             let image = std::mem::take(&mut self.image);
-            let (ledger, options) = (self.ledger.clone(), self.checkpoint.options().clone());
-            let started = InFlight::start(plan, image, header, name, ledger, options, self.last_step);
+            let ledger = self.ledger.clone();
+            let started = InFlight::start(plan, image, unchanged, header, name, ledger, options, self.last_step);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
         } else {
-            let saved = self.checkpoint.save_as(&plan, &self.directory, &name, stamp);
-            let (_, manifest) = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
-            self.ledger().committed(&name, &manifest);
+            let saved = save::save(&plan, None, unchanged, &self.directory, &name, header, &options);
+            let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
+            self.ledger().committed(&name, saved);
         }
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);

@@ -1,6 +1,7 @@
 //! Verifying what will be read, and then reading it into the objects.
 
 use super::matching::Matching;
+use super::options::{RestoreOptions, Verify};
 use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::graph::TensorLeaf;
@@ -27,11 +28,11 @@ pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize) -> Re
 }
 
 /// Puts the saved values into the objects. From here on an error leaves them partly changed.
-pub(crate) fn apply(matching: Matching, source: &Source, threads: usize) -> Result<()> {
+pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
     let jobs = jobs(&matching, source);
     parallel::for_each(
         &jobs,
-        threads,
+        options.threads,
         || (),
         |(key, record, leaf), ()| {
             let mut target = leaf.target().map_err(|reason| Error::object(*key, reason))?;
@@ -39,7 +40,7 @@ pub(crate) fn apply(matching: Matching, source: &Source, threads: usize) -> Resu
             if record.spec.bytes() != Some(memory.len() as u64) {
                 return Err(Error::object(*key, "its size changed while it was being restored"));
             }
-            source.read_tensor(key, record, memory)?;
+            source.read_tensor(key, record, memory, options.verify != Verify::Never)?;
             target.finish().map_err(|reason| Error::object(*key, reason))
         },
     )

@@ -16,8 +16,16 @@ use crate::parallel;
 pub struct RestoreOptions {
     missing: Vec<String>,
     mismatched: Vec<String>,
-    pub(crate) verify_first: bool,
+    pub(crate) verify: Verify,
     pub(crate) threads: usize,
+}
+
+/// When digests are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verify {
+    First,
+    WhileReading,
+    Never,
 }
 
 impl Default for RestoreOptions {
@@ -25,7 +33,7 @@ impl Default for RestoreOptions {
         RestoreOptions {
             missing: Vec::new(),
             mismatched: Vec::new(),
-            verify_first: true,
+            verify: Verify::First,
             threads: parallel::default_threads(),
         }
     }
@@ -53,7 +61,14 @@ impl RestoreOptions {
     /// Restores in one pass instead of two: every byte is still checked, but as it is put into the objects. Faster;
     /// a damaged file is then found when some objects have changed already ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
     pub fn verify_while_reading(mut self) -> Self {
-        self.verify_first = false;
+        self.verify = Verify::WhileReading;
+        self
+    }
+
+    /// Restores without looking at the digests: for a checkpoint that was verified just before. Types, shapes and
+    /// files' lengths are still checked; changed bytes are not found.
+    pub fn without_verification(mut self) -> Self {
+        self.verify = Verify::Never;
         self
     }
 

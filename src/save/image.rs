@@ -19,10 +19,14 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Makes the image fit a plan; chunks that fit already are kept, since fresh memory costs ten times a copy.
-    pub fn fit(&mut self, plan: &Plan) {
+    /// Makes the image fit the files of a plan that are not `skipped`; chunks that fit already are kept, since fresh memory costs ten times a copy.
+    fn fit(&mut self, plan: &Plan, skipped: impl Fn(usize) -> bool) {
         self.spans.resize_with(plan.spans.len(), Vec::new);
         for (chunks, span) in self.spans.iter_mut().zip(&plan.spans) {
+            if skipped(span.file) {
+                chunks.clear();
+                continue;
+            }
             chunks.resize_with(span.chunks.len(), || Mutex::new(PageBuffer::new(0)));
             for (buffer, chunk) in chunks.iter_mut().zip(&span.chunks) {
                 let buffer = buffer.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -59,12 +63,17 @@ struct Job {
 }
 
 impl Capture {
-    /// Begins: copies everything that is not `lazy`. The rest is copied by [`Hold::finish`], on whatever threads call it.
-    pub fn begin(plan: Arc<Plan>, mut image: Image, lazy: Vec<bool>) -> Result<Capture> {
-        image.fit(&plan);
+    /// Begins: copies everything that is not `lazy`, but for the files that are `skipped`. The rest is copied by [`Hold::finish`], on whatever threads call it.
+    pub fn begin(
+        plan: Arc<Plan>,
+        mut image: Image,
+        lazy: Vec<bool>,
+        skipped: impl Fn(usize) -> bool,
+    ) -> Result<Capture> {
+        image.fit(&plan, &skipped);
         let is_lazy = |source: Source| matches!(source, Source::Tensor(place) if lazy[place]);
         let mut jobs = Vec::new();
-        for (place, span) in plan.spans.iter().enumerate() {
+        for (place, span) in plan.spans.iter().enumerate().filter(|(_, span)| !skipped(span.file)) {
             let mut gatherer = Gatherer::new(&plan);
             let mut begin = 0;
             for (i, chunk) in span.chunks.iter().enumerate() {

@@ -5,10 +5,12 @@ mod buffer;
 mod chunk;
 mod image;
 mod plan;
+mod unchanged;
 mod write;
 
 pub(crate) use image::{Capture, Image};
 pub(crate) use plan::{Plan, plan};
+pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
 use crate::format::Manifest;
@@ -51,18 +53,27 @@ pub(crate) struct Header {
     pub values: BTreeMap<String, serde_json::Value>,
 }
 
+/// A checkpoint that was saved.
+pub(crate) struct Saved {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+    /// What to compare the next save with.
+    pub memo: Memo,
+}
+
 /// Writes the planned state as the checkpoint `name` of `directory`, from the live tensors or from `image`. Durable
 /// when this returns; on an error the folder is as it was.
 pub(crate) fn save(
     plan: &Plan,
     image: Option<&Image>,
+    unchanged: Unchanged,
     directory: &Directory,
     name: &str,
     header: Header,
     options: &SaveOptions,
-) -> Result<(PathBuf, Manifest)> {
+) -> Result<Saved> {
     let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, image, &staging, options.threads)?;
+    let written = write::write(plan, image, &unchanged, &staging, options.threads)?;
     let Header { stamp, values } = header;
     let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
     manifest.step = stamp.step;
@@ -72,5 +83,6 @@ pub(crate) fn save(
     manifest.values = values;
     manifest.metrics = stamp.metrics;
     let path = staging.publish(&manifest)?;
-    Ok((path, manifest))
+    let memo = unchanged.into_memo(plan, &path, &manifest, &written.linked);
+    Ok(Saved { path, manifest, memo })
 }

@@ -45,6 +45,8 @@ pub(crate) struct PlannedTensor {
     pub leaf: Arc<dyn TensorLeaf>,
     /// In the file, from its beginning.
     pub range: Range<u64>,
+    /// Of its first element, if it has one that tells it from others.
+    pub address: Option<usize>,
     /// Whether it changes only behind one of the plan's gates.
     pub guarded: bool,
 }
@@ -109,7 +111,8 @@ impl Planner {
                 let spec = tensor.spec().map_err(|reason| Error::object(&leaf.key, reason))?;
                 let place = self.tensors.len();
                 let identity = tensor.identity();
-                let guarded = identity.as_ref().is_some_and(|identity| self.guarded.contains(&identity.address));
+                let address = identity.as_ref().map(|identity| identity.address);
+                let guarded = address.is_some_and(|address| self.guarded.contains(&address));
                 if let Some(identity) = identity {
                     let first = *self.seen.entry(identity).or_insert(place);
                     if first != place {
@@ -122,7 +125,15 @@ impl Planner {
                     _ => self.components.push((leaf.component, vec![place])),
                 }
                 let (key, name_in_file) = (leaf.key, leaf.name_in_file);
-                self.tensors.push(PlannedTensor { key, name_in_file, spec, leaf: tensor, range: 0..0, guarded });
+                self.tensors.push(PlannedTensor {
+                    key,
+                    name_in_file,
+                    spec,
+                    leaf: tensor,
+                    range: 0..0,
+                    address,
+                    guarded,
+                });
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use super::buffer::PageBuffer;
 use super::chunk::{CHUNK, Chunk, Gatherer, Source, Span};
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
+use super::unchanged::Unchanged;
 use crate::error::Result;
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
@@ -18,6 +19,8 @@ use std::sync::{Mutex, PoisonError};
 pub(crate) struct Written {
     pub files: BTreeMap<String, FileEntry>,
     pub tensors: BTreeMap<String, TensorRecord>,
+    /// Which files, by place in the plan, are the last checkpoint's.
+    pub linked: Vec<bool>,
 }
 
 /// A file being written, and how many of its spans are still to come.
@@ -27,53 +30,91 @@ struct FileInWork<'a> {
     spans_left: AtomicUsize,
 }
 
-/// Writes all files of a plan, from the live tensors or from `image`. Their content is durable when this returns,
-/// their names are not yet.
-pub(super) fn write(plan: &Plan, image: Option<&Image>, staging: &Staging<'_>, threads: usize) -> Result<Written> {
+/// Writes all files of a plan, from the live tensors or from `image`; those that are unchanged get a second name
+/// instead. Their content is durable when this returns, their names are not yet.
+pub(super) fn write(
+    plan: &Plan,
+    image: Option<&Image>,
+    unchanged: &Unchanged,
+    staging: &Staging<'_>,
+    threads: usize,
+) -> Result<Written> {
+    let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
     let mut files = Vec::with_capacity(plan.files.len());
     for (place, planned) in plan.files.iter().enumerate() {
+        if link(plan, place, unchanged, staging, threads, image.is_some(), &mut digests)? {
+            files.push(None);
+            continue;
+        }
         let spans = plan.spans.iter().filter(|span| span.file == place).count();
         let staged = staging.create(&planned.name, planned.bytes)?;
-        files.push(FileInWork { planned, staged, spans_left: AtomicUsize::new(spans) });
+        files.push(Some(FileInWork { planned, staged, spans_left: AtomicUsize::new(spans) }));
     }
-    let digests = Mutex::new(vec![Digest::of(&[]); plan.tensors.len()]);
+    let linked = files.iter().map(Option::is_none).collect();
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
-    parallel::for_each(
-        &spans,
-        threads,
-        || PageBuffer::new(CHUNK),
-        |&(place, span), buffer| {
-            let file = &files[span.file];
-            let mut writer = SpanWriter { plan, file: &file.staged, current: None, digests: Vec::new() };
-            let mut gatherer = Gatherer::new(plan);
-            for (i, chunk) in span.chunks.iter().enumerate() {
-                match image {
-                    Some(image) => writer.write(chunk, image.chunk(place, i).as_slice())?,
-                    None => {
-                        let buffer = &mut buffer.as_mut_slice()[..chunk.length];
-                        gatherer.gather(span, chunk, buffer, |_| true)?;
-                        writer.write(chunk, buffer)?;
-                    }
+    let digests = Mutex::new(digests);
+    let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
+        let Some(file) = &files[span.file] else { return Ok(()) };
+        let mut writer = SpanWriter { plan, file: &file.staged, current: None, digests: Vec::new() };
+        let mut gatherer = Gatherer::new(plan);
+        // What was thought to be unchanged was not captured; that it is unchanged was found out just now.
+        let image = image.filter(|_| !unchanged.has(span.file));
+        for (i, chunk) in span.chunks.iter().enumerate() {
+            match image {
+                Some(image) => writer.write(chunk, image.chunk(place, i).as_slice())?,
+                None => {
+                    let buffer = &mut buffer.as_mut_slice()[..chunk.length];
+                    gatherer.gather(span, chunk, buffer, |_| true)?;
+                    writer.write(chunk, buffer)?;
                 }
             }
-            let finished = writer.finish();
-            let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
-            for (place, digest) in finished {
-                digests[place] = digest;
-            }
-            drop(digests);
-            match file.spans_left.fetch_sub(1, Ordering::AcqRel) {
-                1 => file.staged.finish(file.planned.bytes),
-                _ => Ok(()),
-            }
-        },
-    )?;
+        }
+        let finished = writer.finish();
+        let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, digest) in finished {
+            digests[place] = digest;
+        }
+        drop(digests);
+        match file.spans_left.fetch_sub(1, Ordering::AcqRel) {
+            1 => file.staged.finish(file.planned.bytes),
+            _ => Ok(()),
+        }
+    };
+    parallel::for_each(&spans, threads, || PageBuffer::new(CHUNK), write_span)?;
     let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
     let entry = |planned: &PlannedFile| {
         let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
         (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
     };
-    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests) })
+    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests), linked })
+}
+
+/// Gives the last checkpoint's file another name if it holds what is to be saved; says whether it did.
+fn link(
+    plan: &Plan,
+    place: usize,
+    unchanged: &Unchanged,
+    staging: &Staging<'_>,
+    threads: usize,
+    captured: bool,
+    digests: &mut [Digest],
+) -> Result<bool> {
+    let known = match unchanged.digests(plan, place, threads) {
+        Ok(Some(known)) => known,
+        Ok(None) => return Ok(false),
+        // In the background the state of the call is gone; otherwise it is still there to be written.
+        Err(error) if captured => return Err(error),
+        Err(_) => return Ok(false),
+    };
+    let planned = &plan.files[place];
+    if let Err(e) = staging.link(&unchanged.path(planned), &planned.name) {
+        log::debug!("{} is written again: {e}", planned.name);
+        return Ok(false);
+    }
+    for (place, digest) in known {
+        digests[place] = digest;
+    }
+    Ok(true)
 }
 
 /// Digests and writes the chunks of one span, in order.

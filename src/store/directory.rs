@@ -316,6 +316,12 @@ impl Staging<'_> {
         Ok(StagedFile { staging: self, file, path })
     }
 
+    /// Gives a file of an earlier checkpoint a second name in this one.
+    pub fn link(&self, existing: &Path, name: &str) -> Result<()> {
+        let path = self.path.join(name);
+        self.directory.disk.link(existing, &path).map_err(|e| Error::io("link", &path, e))
+    }
+
     /// Tells a full disk how much the whole checkpoint needs.
     fn no_space(&self, error: Error) -> Error {
         match error {

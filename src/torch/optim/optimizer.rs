@@ -4,7 +4,7 @@ use super::options;
 use super::state::{Shared, State};
 use super::track;
 use crate::error::{Error, Result};
-use crate::graph::{Node, Trackable};
+use crate::graph::{Gate, Node, Trackable};
 use crate::torch::shim::{self, Algorithm, StepOptions};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -267,6 +267,19 @@ impl Optimizer {
         })?;
         change(options);
         Ok(())
+    }
+
+    /// What a step passes before it changes anything. Pass it too before you change parameters or slots by hand (a
+    /// moving average, a limit on weights): a save in the background may still be copying them.
+    ///
+    /// ```no_run
+    /// # fn limit(optimizer: &tch_checkpoint::optim::Optimizer, weight: &mut tch::Tensor) {
+    /// optimizer.gate().pass();
+    /// tch::no_grad(|| { let _ = weight.clamp_(-1.0, 1.0); });
+    /// # }
+    /// ```
+    pub fn gate(&self) -> Gate {
+        self.0.lock().gate.clone()
     }
 
     /// All trainable variables.
