@@ -178,7 +178,7 @@ fn added_later(model: &mut Model, optimizer: &mut dyn Optimizer) {
             let path = (model.vs.root() / "late").set_group(2);
             let late = nn::linear(path, 3, 3, Default::default());
             tch::no_grad(|| {
-                let _ = late.ws.shallow_clone().copy_(&numbers(&[3, 3], 1.0));
+                late.ws.shallow_clone().copy_(&numbers(&[3, 3], 1.0));
                 let _ = late.bs.as_ref().unwrap().shallow_clone().fill_(0.1);
             });
             model.layers.push(late);
@@ -223,10 +223,11 @@ fn compare(
     difference(&a.vs, &b.vs)
 }
 
-/// Compares one configuration in all scenarios: bit for bit without the fused kernels, nearly with them.
+/// Compares every configuration in all scenarios: bit for bit without the fused kernels, nearly with them.
 macro_rules! against_tch {
     ($test:ident, $($label:literal: $config:ident { $($field:ident: $value:expr),* }, $lr:literal;)*) => {
         #[test]
+        #[allow(clippy::needless_update, reason = "some configurations name every option")]
         fn $test() {
             $(
                 let ours = |vs: &VarStore| optim::$config { $($field: $value,)* ..Default::default() }.build(vs, $lr).unwrap();

@@ -14,7 +14,7 @@ fn numbers(shape: &[i64], kind: Kind) -> Tensor {
 fn five_steps<C: OptimizerConfig>(config: C, fused: bool, start: &Tensor, gradient: &Tensor) -> Tensor {
     let vs = VarStore::new(Device::Cpu);
     let mut copy = Tensor::empty_strided(start.size(), start.stride(), (start.kind(), Device::Cpu));
-    let _ = copy.copy_(start);
+    copy.copy_(start);
     let w = vs.root().add("w", copy, true);
     let mut optimizer = config.build(&vs, 0.01).unwrap();
     optimizer.set_fused(fused);
@@ -49,7 +49,7 @@ fn any_layout_gives_the_same_values() {
         let with_gaps = Tensor::zeros([2, 3, 4, 10], (Kind::Float, Device::Cpu)).slice(3, 0, 10, 2);
         for mut start in [plain.copy(), channels_last, with_gaps] {
             let strides = start.stride();
-            let _ = start.copy_(&plain);
+            start.copy_(&plain);
             for fused in [true, false] {
                 let result = five_steps(config, fused, &start, &gradient);
                 assert_eq!(result.stride(), strides);
