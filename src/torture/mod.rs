@@ -4,9 +4,11 @@
 
 mod check;
 mod crash;
+mod faults;
 mod memory;
 mod random;
 mod run;
 mod sim;
 
 pub use crash::{CrashReport, CrashRun, Phase, crash};
+pub use faults::{FaultReport, faults_everywhere};

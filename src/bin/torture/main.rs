@@ -1,11 +1,14 @@
 //! `torture`: the crash and fault tests at full length. Each prints its figures and fails if anything was lost.
 
 use std::time::Duration;
-use tch_checkpoint::torture::{CrashRun, Phase, crash};
+use tch_checkpoint::torture::{CrashRun, Phase, crash, faults_everywhere};
 
 const HELP: &str = "\
 usage: torture crash [--seed N] [--images M] [--phase first|second] [--minutes T]
     Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery.
+torture faults [--every N]
+    Every operation fails in every way, once and for ever; pairs of faults during recovery; failing and lying syncs
+    with a crash after them. N: only every N-th.
 ";
 
 fn main() {
@@ -23,6 +26,7 @@ fn main() {
             let images = number("--images", 10_000_000);
             phases.into_iter().all(|phase| crashes(CrashRun { seed: number("--seed", 1), images, limit, phase }))
         }
+        Some("faults") => faults(number("--every", 1)),
         _ => {
             eprint!("{HELP}");
             std::process::exit(2);
@@ -48,4 +52,20 @@ fn crashes(run: CrashRun) -> bool {
         println!("\n{example}");
     }
     report.violations == 0
+}
+
+fn faults(every: u64) -> bool {
+    let report = faults_everywhere(every.max(1));
+    println!(
+        "faults: {} runs, {} with a fault that struck, {} without an error all the same, {} images after bad syncs, {} violations",
+        report.runs,
+        report.struck,
+        report.survived,
+        report.images,
+        report.violations.len()
+    );
+    for violation in report.violations.iter().take(10) {
+        println!("\n{violation}");
+    }
+    report.violations.is_empty()
 }
