@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on `path`.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried, as a verb: "create", "write", "sync" …
         action: &'static str,
@@ -115,6 +115,21 @@ pub enum Error {
     /// An option or argument makes no sense.
     #[error("{0}")]
     Usage(String),
+}
+
+/// What to do about an error of the system.
+fn remedy(error: &io::Error) -> &'static str {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        Some(Errno::IO) => "; the device or its connection fails: see the system's log, and save to another one",
+        Some(Errno::ROFS) => "; the file system is read-only: mount it for writing, or save to another one",
+        Some(Errno::ACCESS | Errno::PERM) => "; give this user the right to do that, or use another folder",
+        Some(Errno::MFILE | Errno::NFILE) => "; close some files, or raise the limit (`ulimit -n`)",
+        Some(Errno::NOMEM) => "; free some memory",
+        Some(Errno::STALE) => "; the network file system lost it: try again, or mount it again",
+        Some(Errno::INTR | Errno::AGAIN | Errno::TIMEDOUT | Errno::BUSY) => "; try again",
+        _ => "",
+    }
 }
 
 /// Whether the same checkpoint could be read with other rights, more memory or files, or at another time.

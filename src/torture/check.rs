@@ -38,6 +38,10 @@ pub(super) struct Outcome {
     pub restored: Option<i64>,
     /// Steps of checkpoints that are whole.
     pub good: Vec<i64>,
+    /// The step of the checkpoint that the index calls the latest, if that is whole.
+    pub indexed: Option<i64>,
+    /// A checkpoint has all its files in full length, and wrong bytes in them.
+    pub wrong_bytes: bool,
     /// What breaks an invariant whatever was acknowledged.
     pub broken: Vec<String>,
 }
@@ -46,7 +50,7 @@ pub(super) struct Outcome {
 pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     let mut outcome = Outcome::default();
     let disk = SimDisk::new(files.clone(), 0);
-    look(&disk, setup, &mut outcome);
+    look(&disk, &mut outcome);
     let first = recover(&disk, setup, &mut outcome, None);
     outcome.restored = first;
     let next = first.unwrap_or(0) + 1;
@@ -71,7 +75,7 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
 }
 
 /// What a reader finds, before anything is repaired.
-fn look(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome) {
+fn look(disk: &SimDisk, outcome: &mut Outcome) {
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let directory = Directory::new(shared.clone(), ROOT, Durability::PowerLoss);
     let names = match directory.scan() {
@@ -84,19 +88,23 @@ fn look(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome) {
         }
         match whole(&shared, &Path::new(ROOT).join(name)) {
             Ok(step) => outcome.good.push(step),
-            Err(e) => outcome.broken.push(format!("I5: {name} has the name of a checkpoint: {e}")),
+            Err(e) => {
+                outcome.wrong_bytes |= Source::open(&shared, &Path::new(ROOT).join(name)).is_ok();
+                outcome.broken.push(format!("I5: {name} has the name of a checkpoint: {e}"));
+            }
         }
     }
     let Some(index) = directory.index() else {
         return;
     };
+    let latest = index.latest.as_ref().map(|name| whole(&shared, &Path::new(ROOT).join(name)));
+    outcome.indexed = latest.and_then(Result::ok);
     for entry in &index.checkpoints {
         // Older ones may be gone already: the index is written first.
         if Some(&entry.name) == index.latest.as_ref() && !names.contains(&entry.name) {
             outcome.broken.push(format!("I3: the index names {:?}, which is not there", entry.name));
         }
     }
-    let _ = setup;
 }
 
 fn is_ours(name: &str) -> bool {
@@ -185,10 +193,45 @@ fn resolve(files: &Files, path: &str) -> Option<Id> {
     path.split('/').filter(|part| !part.is_empty()).try_fold(TOP, |id, part| files.find(id, &Name::new(part)))
 }
 
+/// What is asked of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The invariants.
+    Invariants,
+    /// The invariants but I3: an index that could not be written is an old one.
+    ButTheIndex,
+    /// That a reader which believes the index alone finds what was acknowledged.
+    IndexAlone,
+    /// That a reader which believes lengths, and has no digests, restores no wrong bytes.
+    LengthsAlone,
+    /// That no wrong bytes are restored; all else may be lost, for the disk lied.
+    NoWrongBytes,
+}
+
 /// What a state breaks, given what the program had been told when the crash came.
-pub(super) fn judge(outcome: &Outcome, acknowledged: &[i64], attempted: i64, setup: &Setup) -> Vec<String> {
+pub(super) fn judge(
+    outcome: &Outcome,
+    acknowledged: &[i64],
+    attempted: i64,
+    setup: &Setup,
+    asked: Asked,
+) -> Vec<String> {
     let mut broken = outcome.broken.clone();
     let newest = acknowledged.last().copied();
+    match asked {
+        Asked::Invariants => {}
+        Asked::ButTheIndex => broken.retain(|what| !what.starts_with("I3")),
+        Asked::IndexAlone if outcome.indexed >= newest => return Vec::new(),
+        Asked::IndexAlone => {
+            return vec![format!("{newest:?} was acknowledged, the index leads to {:?}", outcome.indexed)];
+        }
+        Asked::LengthsAlone if !outcome.wrong_bytes => return Vec::new(),
+        Asked::LengthsAlone => return vec!["wrong bytes in files of the right length".into()],
+        Asked::NoWrongBytes => {
+            broken.retain(|what| what.starts_with("I2"));
+            return broken;
+        }
+    }
     if outcome.restored < newest {
         broken.push(format!("I1: step {newest:?} was acknowledged, {:?} is restored", outcome.restored));
     }

@@ -7,10 +7,12 @@
 //! **Journal model**, as ext4 and XFS: changes of names reach the device in order, every sync brings all earlier ones;
 //! written parts and lengths as above.
 
-use super::check::{Outcome, ROOT, STRANGERS, inspect, judge};
+use super::check::{Asked, Outcome, ROOT, STRANGERS, inspect, judge};
 use super::random::Random;
 use super::run::{Run, Setup, restore};
 use super::sim::{Files, Id, Node, Op, Rename, SimDisk, TOP, partly_written};
+use crate::error::Error;
+use crate::store::Disk;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,23 +140,27 @@ pub(super) fn empty_disk(setup: &Setup) -> Files {
     disk.files()
 }
 
-/// A run of the program: opens, restores, and saves; marks what it was told. Returns the last step it tried to save.
-pub(super) fn program(
-    disk: &SimDisk,
-    shared: Arc<dyn crate::store::Disk>,
-    setup: &Setup,
-    saves: usize,
-) -> crate::Result<i64> {
+/// A run of the program: opens, restores, and saves; marks what it was told. Goes on when a save fails. Returns the
+/// last step it tried to save, and the first error.
+pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, saves: usize) -> (i64, Option<Error>) {
     let run = Run::new(setup);
-    let mut manager = run.open(shared, Path::new(ROOT))?;
-    let begun = restore(&mut manager)?;
-    let first = begun.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1);
+    let mut manager = match run.open(shared, Path::new(ROOT)) {
+        Ok(manager) => manager,
+        Err(e) => return (0, Some(e)),
+    };
+    let first = match restore(&mut manager) {
+        Ok(begun) => begun.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1),
+        Err(e) => return (0, Some(e)),
+    };
+    let mut error = None;
     for step in first..first + saves as i64 {
         run.set(step);
-        manager.save_at(step)?;
-        disk.saved(step);
+        match manager.save_at(step) {
+            Ok(_) => disk.saved(step),
+            Err(e) => error = error.or(Some(e)),
+        }
     }
-    Ok(first + saves as i64 - 1)
+    (first + saves as i64 - 1, error)
 }
 
 /// What is known of the machine at a crash.
@@ -181,13 +187,25 @@ pub(super) struct Crashes<'a> {
     /// Of every distinct image, the files and the most that had been acknowledged in it; kept for a second crash.
     starts: Option<HashMap<u64, (Files, Told)>>,
     enough: u64,
+    pub asked: Asked,
+    /// An error of the program is no violation: its disk fails.
+    pub may_fail: bool,
     pub report: CrashReport,
 }
 
 impl<'a> Crashes<'a> {
     pub fn new(setup: &'a Setup, model: Model, seed: u64, enough: u64) -> Crashes<'a> {
-        let random = Random::new(seed);
-        Crashes { setup, model, random, seen: HashMap::new(), starts: None, enough, report: CrashReport::default() }
+        Crashes {
+            setup,
+            model,
+            random: Random::new(seed),
+            seen: HashMap::new(),
+            starts: None,
+            enough,
+            asked: Asked::Invariants,
+            may_fail: false,
+            report: CrashReport::default(),
+        }
     }
 
     /// The run that begins with nothing.
@@ -196,13 +214,14 @@ impl<'a> Crashes<'a> {
     }
 
     /// The run that begins with nothing, through a disk that may be made to misbehave.
-    pub fn first_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn crate::store::Disk>) {
+    pub fn first_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
         let start = empty_disk(self.setup);
         let disk = SimDisk::new(start.clone(), self.setup.atoms);
-        match program(&disk, wrap(&disk), self.setup, self.setup.saves) {
-            Ok(attempted) => self.crashes(&start, &disk.ops(), 0, Told { attempted, ..Told::default() }),
-            Err(e) => self.violation(|| format!("the program fails without a crash: {e}")),
+        let (attempted, error) = program(&disk, wrap(&disk), self.setup, self.setup.saves);
+        if let Some(e) = error.filter(|_| !self.may_fail) {
+            self.violation(|| format!("the program fails without a crash: {e}"));
         }
+        self.crashes(&start, &disk.ops(), 0, Told { attempted, ..Told::default() });
     }
 
     /// After every state of the first run: recovery and two more saves, with a crash anywhere in them. The first crash
@@ -212,7 +231,7 @@ impl<'a> Crashes<'a> {
     }
 
     /// As [`Crashes::second`], the second run through a disk that may be made to misbehave.
-    pub fn second_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn crate::store::Disk>) {
+    pub fn second_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
         self.starts = Some(HashMap::new());
         self.first();
         let mut starts: Vec<_> = self.starts.take().unwrap_or_default().into_iter().collect();
@@ -223,9 +242,7 @@ impl<'a> Crashes<'a> {
         self.report.examples = violations.examples;
         let start = empty_disk(self.setup);
         let disk = SimDisk::new(start.clone(), self.setup.atoms);
-        if program(&disk, Arc::new(disk.clone()), self.setup, self.setup.saves).is_err() {
-            return;
-        }
+        program(&disk, Arc::new(disk.clone()), self.setup, self.setup.saves);
         let ops = disk.ops();
         // Both kinds of first crash, mixed, so that a short run has some of each.
         let kills = (1..ops.len()).map(First::Kill);
@@ -251,15 +268,14 @@ impl<'a> Crashes<'a> {
         disk: SimDisk,
         from: usize,
         mut told: Told,
-        wrap: impl Fn(&SimDisk) -> Arc<dyn crate::store::Disk>,
+        wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>,
     ) {
-        match program(&disk, wrap(&disk), self.setup, 2) {
-            Ok(attempted) => {
-                told.attempted = told.attempted.max(attempted);
-                self.crashes(start, &disk.ops(), from, told);
-            }
-            Err(e) => self.violation(|| format!("the program fails after a crash: {e}\n{}", disk.files().tree())),
+        let (attempted, error) = program(&disk, wrap(&disk), self.setup, 2);
+        if let Some(e) = error.filter(|_| !self.may_fail) {
+            self.violation(|| format!("the program fails after a crash: {e}\n{}", disk.files().tree()));
         }
+        told.attempted = told.attempted.max(attempted);
+        self.crashes(start, &disk.ops(), from, told);
     }
 
     fn violation(&mut self, text: impl FnOnce() -> String) {
@@ -426,7 +442,7 @@ impl<'a> Crashes<'a> {
             report.distinct += 1;
             inspect(files, setup)
         });
-        let broken = judge(outcome, &told.acknowledged, told.attempted, setup);
+        let broken = judge(outcome, &told.acknowledged, told.attempted, setup, self.asked);
         if !broken.is_empty() {
             self.violation(|| {
                 let last: Vec<String> = ops[..point].iter().rev().take(6).map(|op| format!("{op:?}")).collect();

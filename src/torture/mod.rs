@@ -4,9 +4,17 @@
 
 mod check;
 mod crash;
+mod damage;
+mod faults;
+mod kills;
 mod memory;
+mod mutants;
 mod random;
 mod run;
 mod sim;
 
 pub use crash::{CrashReport, CrashRun, Phase, crash};
+pub use damage::{DamageReport, damage};
+pub use faults::{FaultReport, faults_everywhere};
+pub use kills::{KillReport, kill_child, kills};
+pub use mutants::{MutantReport, mutants};

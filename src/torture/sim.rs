@@ -319,6 +319,14 @@ impl SimDisk {
         Arc::strong_count(&self.0)
     }
 
+    /// Syncs a file by its path.
+    pub fn sync_file(&self, path: &Path) {
+        let mut state = self.state();
+        if let Ok(id) = state.resolve(path) {
+            state.record(Op::SyncFile(id));
+        }
+    }
+
     /// Notes that the program was told `step` is saved.
     pub fn saved(&self, step: i64) {
         self.state().record(Op::Saved(step));

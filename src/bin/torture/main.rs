@@ -1,11 +1,22 @@
 //! `torture`: the crash and fault tests at full length. Each prints its figures and fails if anything was lost.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
-use tch_checkpoint::torture::{CrashRun, Phase, crash};
+use tch_checkpoint::torture::{CrashRun, Phase, crash, damage, faults_everywhere, kill_child, kills, mutants};
 
 const HELP: &str = "\
 usage: torture crash [--seed N] [--images M] [--phase first|second] [--minutes T]
     Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery.
+torture faults [--every N]
+    Every operation fails in every way, once and for ever; pairs of faults during recovery; failing and lying syncs
+    with a crash after them. N: only every N-th.
+torture mutants [--images M]
+    The protocol with one thing wrong, in every way we know: each must be caught.
+torture damage [--flips N] [--seed N]
+    Every bit of a small checkpoint, N random ones of a larger, truncation, extension, zeros, swapped and missing files.
+torture kills [--scratch FOLDER] [--strace yes]
+    A real process killed before each of its file operations, or with strace before each of its system calls.
 ";
 
 fn main() {
@@ -23,6 +34,18 @@ fn main() {
             let images = number("--images", 10_000_000);
             phases.into_iter().all(|phase| crashes(CrashRun { seed: number("--seed", 1), images, limit, phase }))
         }
+        Some("faults") => faults(number("--every", 1)),
+        Some("mutants") => mutated(number("--images", 100_000)),
+        Some("damage") => damaged(number("--flips", 100_000), number("--seed", 1)),
+        Some("kills") => killed(option("--scratch"), option("--strace").is_some()),
+        Some("kill-child") => match (args.get(1), args.get(2), args.get(3)) {
+            (Some(folder), Some(keep), Some(at)) => {
+                let number = |text: &String| text.parse().unwrap_or(u64::MAX);
+                let result = kill_child(Path::new(folder), number(keep) as usize, number(at));
+                result.inspect_err(|e| eprintln!("{e}")).is_ok()
+            }
+            _ => false,
+        },
         _ => {
             eprint!("{HELP}");
             std::process::exit(2);
@@ -48,4 +71,102 @@ fn crashes(run: CrashRun) -> bool {
         println!("\n{example}");
     }
     report.violations == 0
+}
+
+fn faults(every: u64) -> bool {
+    let report = faults_everywhere(every.max(1));
+    println!(
+        "faults: {} runs, {} with a fault that struck, {} without an error all the same, {} images after bad syncs, {} violations",
+        report.runs,
+        report.struck,
+        report.survived,
+        report.images,
+        report.violations.len()
+    );
+    for violation in report.violations.iter().take(20) {
+        println!("\n{violation}");
+    }
+    report.violations.is_empty()
+}
+
+fn mutated(images: u64) -> bool {
+    let reports = mutants(images);
+    for report in &reports {
+        let [weak, journal] = report.broken;
+        println!(
+            "{:5} {:70} weak {}/{}, journal {}/{}  {}",
+            report.name,
+            report.wrong,
+            weak.0,
+            weak.1,
+            journal.0,
+            journal.1,
+            match (&report.harmless, report.as_expected) {
+                (None, true) => "caught".to_string(),
+                (Some(why), true) => format!("harmless: {why}"),
+                (None, false) => "NOT CAUGHT".to_string(),
+                (Some(why), false) => format!("NOT HARMLESS, although {why}"),
+            }
+        );
+    }
+    reports.iter().all(|report| report.as_expected)
+}
+
+fn damaged(flips: u64, seed: u64) -> bool {
+    let report = damage(1, flips, seed);
+    println!(
+        "damage: {} bits of a small checkpoint, {} random bits of a larger one, {} others, {} not found or with wrong consequences",
+        report.bits,
+        report.random_bits,
+        report.others,
+        report.violations.len()
+    );
+    for violation in report.violations.iter().take(10) {
+        println!("{violation}");
+    }
+    report.violations.is_empty()
+}
+
+/// The system calls before which strace kills.
+const CALLS: &str = "mkdir,mkdirat,openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,flock,close";
+
+fn killed(scratch: Option<String>, strace: bool) -> bool {
+    let scratch = scratch.map_or_else(std::env::temp_dir, Into::into).join(format!("torture-{}", std::process::id()));
+    if strace && Command::new("strace").arg("-V").output().is_err() {
+        println!("SKIPPED: kills with strace: there is no strace");
+        return true;
+    }
+    let run = || -> std::io::Result<_> {
+        std::fs::create_dir_all(&scratch)?;
+        let this = std::env::current_exe()?;
+        kills(&scratch, |folder, keep, at| {
+            let never = u64::MAX.to_string();
+            let own = [folder.display().to_string(), keep.to_string(), if strace { never } else { at.to_string() }];
+            if !strace {
+                let mut command = Command::new(&this);
+                command.arg("kill-child").args(own);
+                return command;
+            }
+            let mut command = Command::new("strace");
+            let inject = format!("inject={CALLS}:signal=SIGKILL:when={}", at + 1);
+            command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}"), "-e", &inject]);
+            command.arg(&this).arg("kill-child").args(own);
+            command
+        })
+    };
+    let result = run();
+    let _ = std::fs::remove_dir_all(&scratch);
+    match result {
+        Ok(report) => {
+            println!("kills: {} processes killed, {} violations", report.killed, report.violations.len());
+            for violation in report.violations.iter().take(10) {
+                println!("{violation}");
+            }
+            report.violations.is_empty()
+        }
+        Err(e) => {
+            println!("kills: cannot be run: {e}");
+            false
+        }
+    }
 }

@@ -1,0 +1,513 @@
+//! A disk that fails: any error at the n-th operation, once or for ever; writes cut short; syncs that lie.
+
+use super::check::{Asked, ROOT};
+use super::crash::{Crashes, Model, empty_disk, program};
+use super::run::{Run, Setup, restore};
+use super::sim::{Files, SimDisk};
+use crate::error::Error;
+use crate::source::Source;
+use crate::store::{Disk, Entry, NewFile, OldFile};
+use std::cell::Cell;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What happens at an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It fails with this number, and changes nothing.
+    Errno(i32),
+    /// A write puts down the first half and then finds the disk full; other operations find it full at once.
+    ShortWrite,
+    /// A sync says it is done and does nothing; other operations work.
+    LyingSync,
+    /// The process ends.
+    Die,
+}
+
+/// When it happens: at these operations, counted from 0, or from the first of them on.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub fault: Fault,
+    pub at: Vec<u64>,
+    pub for_ever: bool,
+    count: AtomicU64,
+    healed: AtomicU64,
+}
+
+impl Plan {
+    pub fn new(fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
+        Arc::new(Plan { fault, at: at.to_vec(), for_ever, count: AtomicU64::new(0), healed: AtomicU64::new(0) })
+    }
+
+    /// Operations so far.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// From now on nothing fails.
+    pub fn heal(&self) {
+        self.healed.store(1, Ordering::SeqCst);
+    }
+
+    fn strikes(&self) -> bool {
+        let now = self.count.fetch_add(1, Ordering::SeqCst);
+        let struck = self.at.contains(&now) || self.for_ever && self.at.first().is_some_and(|first| now > *first);
+        struck && self.healed.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether this operation, which is no write and no sync, goes on.
+    fn pass(&self) -> io::Result<()> {
+        if !self.strikes() {
+            return Ok(());
+        }
+        match self.fault {
+            Fault::Errno(code) => Err(io::Error::from_raw_os_error(code)),
+            Fault::ShortWrite => Err(full()),
+            Fault::LyingSync => Ok(()),
+            Fault::Die => std::process::abort(),
+        }
+    }
+
+    fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if !self.strikes() {
+            return sync();
+        }
+        match self.fault {
+            Fault::Errno(code) => Err(io::Error::from_raw_os_error(code)),
+            Fault::ShortWrite => Err(full()),
+            Fault::LyingSync => Ok(()),
+            Fault::Die => std::process::abort(),
+        }
+    }
+}
+
+fn full() -> io::Error {
+    rustix::io::Errno::NOSPC.into()
+}
+
+/// A disk that does what a plan says.
+#[derive(Debug, Clone)]
+pub(super) struct FaultDisk {
+    inner: Arc<dyn Disk>,
+    plan: Arc<Plan>,
+}
+
+impl FaultDisk {
+    pub fn new(inner: Arc<dyn Disk>, plan: Arc<Plan>) -> FaultDisk {
+        FaultDisk { inner, plan }
+    }
+}
+
+impl Disk for FaultDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.create_dir(path))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        self.plan.pass()?;
+        Ok(Box::new(FaultFile { file: self.inner.create(path)?, plan: self.plan.clone() }))
+    }
+
+    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
+        self.plan.pass()?;
+        let file = self.inner.recycle(from, to)?;
+        Ok(file.map(|file| Box::new(FaultFile { file, plan: self.plan.clone() }) as Box<dyn NewFile>))
+    }
+
+    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.link(existing, new))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
+        self.plan.pass()?;
+        Ok(Box::new(FaultFile { file: self.inner.open(path)?, plan: self.plan.clone() }))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        self.plan.pass().and_then(|()| self.inner.list(path))
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.plan.pass().and_then(|()| self.inner.exists(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.plan.sync(|| self.inner.sync_dir(path))
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.rename_new(from, to))
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.replace(from, to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.remove_file(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.inner.remove_dir(path))
+    }
+
+    fn free_space(&self, path: &Path) -> io::Result<Option<u64>> {
+        self.plan.pass().and_then(|()| self.inner.free_space(path))
+    }
+
+    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
+        self.plan.pass().and_then(|()| self.inner.lock(path, holder))
+    }
+}
+
+struct FaultFile<F: ?Sized> {
+    plan: Arc<Plan>,
+    file: Box<F>,
+}
+
+impl NewFile for FaultFile<dyn NewFile> {
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.plan.fault == Fault::ShortWrite && self.plan.at.contains(&self.plan.count()) {
+            self.file.write_all_at(offset, &bytes[..bytes.len() / 2])?;
+        }
+        self.plan.pass().and_then(|()| self.file.write_all_at(offset, bytes))
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.file.set_len(length))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.plan.sync(|| self.file.sync())
+    }
+}
+
+impl OldFile for FaultFile<dyn OldFile> {
+    fn len(&self) -> io::Result<u64> {
+        self.plan.pass().and_then(|()| self.file.len())
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.plan.pass().and_then(|()| self.file.read_exact_at(offset, buffer))
+    }
+}
+
+/// The errors that are injected.
+fn faults() -> Vec<Fault> {
+    use rustix::io::Errno;
+    let errnos = [
+        Errno::IO,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::ROFS,
+        Errno::MFILE,
+        Errno::NOMEM,
+        Errno::STALE,
+        Errno::INTR,
+        Errno::ACCESS,
+        Errno::FBIG,
+    ];
+    errnos.iter().map(|errno| Fault::Errno(errno.raw_os_error())).chain([Fault::ShortWrite]).collect()
+}
+
+/// What came of the faults.
+#[derive(Debug, Clone, Default)]
+pub struct FaultReport {
+    /// Runs, each with one fault or one pair of faults.
+    pub runs: u64,
+    /// Of these, such in which it struck.
+    pub struck: u64,
+    /// Runs that ended without an error all the same.
+    pub survived: u64,
+    /// Images of crashes of runs with a failing sync.
+    pub images: u64,
+    /// What broke a promise.
+    pub violations: Vec<String>,
+}
+
+/// Every operation of opening, restoring, saving and rotating fails once, or from then on, in every way; pairs of
+/// operations of a recovery fail; one sync fails, and then the machine crashes; syncs lie, and then it crashes.
+/// `thin` of 1 tries all of it, of n every n-th.
+pub fn faults_everywhere(thin: u64) -> FaultReport {
+    let mut report = FaultReport::default();
+    for keep in [Some(1), Some(2)] {
+        let setup = Setup { keep, ..Setup::default() };
+        let start = after(&setup, 2);
+        for fault in faults() {
+            for for_ever in [false, true] {
+                for at in 0.. {
+                    if (at + fault_number(fault)) % thin != 0 {
+                        continue;
+                    }
+                    let plan = Plan::new(fault, &[at], for_ever);
+                    let context = format!("keep {keep:?}, {fault:?} at {at}, for ever: {for_ever}");
+                    session(&start, &setup, &plan, &context, &mut report);
+                    if plan.count() <= at {
+                        break;
+                    }
+                    report.struck += 1;
+                }
+            }
+        }
+        pairs(&setup, thin, &mut report);
+    }
+    crashes_with_bad_syncs(thin, &mut report);
+    report
+}
+
+fn fault_number(fault: Fault) -> u64 {
+    match fault {
+        Fault::Errno(code) => code as u64,
+        _ => 0,
+    }
+}
+
+/// The disk after some saves.
+fn after(setup: &Setup, saves: usize) -> Files {
+    let disk = SimDisk::new(empty_disk(setup), 0);
+    program(&disk, Arc::new(disk.clone()), setup, saves);
+    disk.files()
+}
+
+/// What each error must be: typed, with the path, and with what to do.
+fn check_error(error: &Error, context: &str, report: &mut FaultReport) {
+    let text = error.to_string();
+    let telling = match error {
+        Error::NoSpace { .. } => text.contains("free some space"),
+        Error::Io { .. } => text.contains(';') || text.contains("File too large"),
+        Error::PartlyRestored { .. } => text.contains("restore another"),
+        Error::Damaged { .. } | Error::NotFound { .. } => true,
+        _ => false,
+    };
+    if !telling || !text.contains(" /") {
+        report.violations.push(format!("{context}: the error says too little: {error:?}: {text}"));
+    }
+}
+
+/// A checkpoint that is whole.
+fn is_whole(disk: &SimDisk, step: i64) -> bool {
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let path = Path::new(ROOT).join(format!("ckpt-{step}"));
+    Source::open(&shared, &path).is_ok_and(|source| {
+        let mut buffer = Vec::new();
+        source.manifest.tensors.iter().all(|(key, record)| source.verify_tensor(key, record, &mut buffer).is_ok())
+    })
+}
+
+fn steps(disk: &SimDisk) -> Vec<i64> {
+    let entries = disk.list(Path::new(ROOT)).unwrap_or_default();
+    let mut steps: Vec<i64> =
+        entries.iter().filter_map(|entry| entry.name.strip_prefix("ckpt-")?.parse().ok()).collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// Opens, restores, and saves 3 and 4 into a folder that has 2 (and 1); what fails is looked at, and tried again.
+fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report: &mut FaultReport) {
+    report.runs += 1;
+    let disk = SimDisk::new(start.clone(), 0);
+    let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan.clone()));
+    let run = Run::new(setup);
+    let mut failures = 0;
+    let acknowledged = Cell::new(2);
+    let mut note = |error: &Error, what: &str, report: &mut FaultReport| {
+        failures += 1;
+        check_error(error, &format!("{context}, {what}"), report);
+        for step in steps(&disk) {
+            if !is_whole(&disk, step) {
+                report.violations.push(format!("{context}, {what}: ckpt-{step} is broken"));
+            }
+        }
+        if !steps(&disk).contains(&acknowledged.get()) {
+            report.violations.push(format!("{context}, {what}: what was there is gone: {:?}", steps(&disk)));
+        }
+    };
+    let opened = run.open(shared.clone(), Path::new(ROOT)).or_else(|e| {
+        note(&e, "open", report);
+        plan.heal();
+        run.open(shared.clone(), Path::new(ROOT))
+    });
+    let Ok(mut manager) = opened else {
+        return report.violations.push(format!("{context}: cannot be opened afterwards"));
+    };
+    let restored = restore(&mut manager).or_else(|e| {
+        note(&e, "restore", report);
+        if !run.is_untouched() && !matches!(e, Error::PartlyRestored { .. }) && !run.is_at(2) && !run.is_at(1) {
+            report.violations.push(format!("{context}: a failed restore changed the objects"));
+        }
+        plan.heal();
+        restore(&mut manager)
+    });
+    match &restored {
+        Ok(started) => {
+            let step = started.restored.as_ref().and_then(|status| status.step()).map(|step| step as i64);
+            let told = !started.passed_over.is_empty();
+            if step != Some(2) && !(told && step == Some(1)) {
+                report.violations.push(format!("{context}: {step:?} was restored, told: {told}"));
+            }
+            if step.is_some_and(|step| !run.is_at(step)) {
+                report.violations.push(format!("{context}: wrong values were restored"));
+            }
+        }
+        // With one checkpoint that could not be read, a restart of the process is what helps.
+        Err(e) => check_error(e, &format!("{context}, second restore"), report),
+    }
+    let mut step = 3;
+    while step <= 5 {
+        run.set(step);
+        let before = (manager.checkpoints(), manager.checkpoint().save_counter(), index(&disk));
+        match manager.save_at(step) {
+            Ok(_) => acknowledged.set(step),
+            Err(e) => {
+                note(&e, "save", report);
+                let after = (manager.checkpoints(), manager.checkpoint().save_counter(), index(&disk));
+                if before != after {
+                    report.violations.push(format!("{context}: a failed save changed {before:?} to {after:?}"));
+                }
+                if !plan.for_ever && steps(&disk).contains(&step) {
+                    report.violations.push(format!("{context}: a failed save left ckpt-{step}"));
+                }
+                plan.heal();
+                if !steps(&disk).contains(&step) {
+                    // The same step again.
+                    match manager.save_at(step) {
+                        Ok(_) => acknowledged.set(step),
+                        Err(e) => report.violations.push(format!("{context}: the next save fails: {e}")),
+                    }
+                }
+            }
+        }
+        step += 1;
+    }
+    drop(manager);
+    drop(restored);
+    if failures == 0 {
+        report.survived += 1;
+    }
+    plan.heal();
+    recovered(&disk, &shared, setup, acknowledged.get(), context, report);
+    drop(shared);
+    if disk.holders() != 1 {
+        report.violations.push(format!("{context}: {} files or locks are still open", disk.holders() - 1));
+    }
+}
+
+fn index(disk: &SimDisk) -> Option<Vec<u8>> {
+    let file = disk.open(&Path::new(ROOT).join("checkpoint.json")).ok()?;
+    let mut bytes = vec![0; file.len().ok()? as usize];
+    file.read_exact_at(0, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Opened again: what was acknowledged is restored, and nothing is left behind.
+fn recovered(
+    disk: &SimDisk,
+    shared: &Arc<dyn Disk>,
+    setup: &Setup,
+    acknowledged: i64,
+    context: &str,
+    report: &mut FaultReport,
+) {
+    let run = Run::new(setup);
+    let result = run.open(shared.clone(), Path::new(ROOT)).and_then(|mut manager| {
+        let started = restore(&mut manager)?;
+        Ok(started.restored.and_then(|status| status.step()).map_or(-1, |step| step as i64))
+    });
+    match result {
+        Ok(step) if step >= acknowledged && (run.is_at(step) || step == -1 && run.is_untouched()) => {}
+        Ok(step) => report.violations.push(format!("{context}: {acknowledged} was acknowledged, {step} is restored")),
+        Err(e) => report.violations.push(format!("{context}: cannot be restored afterwards: {e}")),
+    }
+    for entry in disk.list(Path::new(ROOT)).unwrap_or_default() {
+        if entry.name.starts_with(".t") || entry.name.starts_with("damaged-") {
+            report.violations.push(format!("{context}: {} is left behind", entry.name));
+        }
+    }
+}
+
+/// Of the recovery after every kill of a run, any two operations fail.
+fn pairs(setup: &Setup, thin: u64, report: &mut FaultReport) {
+    let start = empty_disk(setup);
+    let disk = SimDisk::new(start.clone(), 1);
+    program(&disk, Arc::new(disk.clone()), setup, 2);
+    let ops = disk.ops();
+    for at in (1..ops.len()).step_by(1 + 4 * thin as usize) {
+        let killed = SimDisk::resumed(start.clone(), &ops[..at], 1);
+        let saved = |op: &super::sim::Op| match op {
+            super::sim::Op::Saved(step) => Some(*step),
+            _ => None,
+        };
+        let acknowledged = ops[..at].iter().filter_map(saved).next_back().unwrap_or(-1);
+        let files = killed.files();
+        for first in 0..80 {
+            for second in first + 1..80 {
+                if (first * 7 + second) % thin != 0 {
+                    continue;
+                }
+                let errno = [rustix::io::Errno::IO, rustix::io::Errno::NOSPC][(first + second) as usize % 2];
+                let plan = Plan::new(Fault::Errno(errno.raw_os_error()), &[first, second], false);
+                let disk = SimDisk::new(files.clone(), 0);
+                let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan.clone()));
+                let context = format!("killed at {at}, {errno:?} at {first} and {second}");
+                let run = Run::new(setup);
+                report.runs += 1;
+                // Three tries, as a supervisor would; the last has no faults left.
+                for _ in 0..3 {
+                    let tried = run.open(shared.clone(), Path::new(ROOT)).and_then(|mut m| restore(&mut m).map(|_| ()));
+                    if let Err(e) = tried {
+                        check_error(&e, &context, report);
+                    }
+                }
+                plan.heal();
+                recovered(&disk, &shared, setup, acknowledged, &context, report);
+                if plan.count() <= first {
+                    break;
+                }
+                report.struck += 1;
+            }
+        }
+    }
+}
+
+/// A sync fails, or all of them lie, and the machine crashes at any point after that.
+fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
+    let setup = Setup { keep: Some(1), ..Setup::default() };
+    for model in [Model::Weak, Model::Journal] {
+        let counted = Plan::new(Fault::LyingSync, &[u64::MAX], false);
+        let disk = SimDisk::new(empty_disk(&setup), 1);
+        program(&disk, Arc::new(FaultDisk::new(Arc::new(disk.clone()), counted.clone())), &setup, setup.saves);
+        for at in (0..counted.count()).step_by(thin as usize) {
+            let errno = rustix::io::Errno::IO.raw_os_error();
+            for (fault, for_ever, asked) in [
+                (Fault::Errno(errno), false, Asked::ButTheIndex),
+                (Fault::LyingSync, false, Asked::NoWrongBytes),
+                (Fault::LyingSync, true, Asked::NoWrongBytes),
+            ] {
+                let mut crashes = Crashes::new(&setup, model, at, 20_000);
+                crashes.asked = asked;
+                crashes.may_fail = true;
+                crashes.first_through(|disk| {
+                    Arc::new(FaultDisk::new(Arc::new(disk.clone()), Plan::new(fault, &[at], for_ever)))
+                });
+                report.images += crashes.report.images;
+                let context = |example: &String| format!("{model:?}, {fault:?} at {at}, {for_ever}: {example}");
+                report.violations.extend(crashes.report.examples.iter().map(context));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_disk_loses_nothing() {
+        let report = faults_everywhere(23);
+        println!("{report:?}");
+        assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
+        assert!(report.struck > 100);
+    }
+}
