@@ -144,7 +144,6 @@ pub(crate) struct Info {
     /// The device, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Increases with every change in place; `None` for tensors of inference mode.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
     pub version: Option<u64>,
     /// Where the elements are; why not, where they are not in plain memory.
     pub memory: Result<Memory, NoMemory>,
@@ -166,10 +165,8 @@ pub(crate) struct Memory {
     /// The first element.
     pub data: *const u8,
     /// The beginning of the storage, which views share.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
     pub storage: usize,
     /// Elements from there to the first one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the snapshot of a background save will compare it"))]
     pub storage_offset: i64,
     pub sizes: Vec<i64>,
     /// In elements.

@@ -208,7 +208,7 @@ mod tests {
         let later = add(&vs, "encoder.b");
         assert_eq!(names(&variables), ["b", "w"]);
         let _ = tch::no_grad(|| later.shallow_clone().fill_(3.0));
-        let leaves = walk(&[("e".to_string(), node)]).unwrap();
+        let leaves = walk(&[("e".to_string(), node)]).unwrap().leaves;
         let LeafObject::Tensor(leaf) = &leaves[0].object else { panic!("a tensor") };
         assert_eq!(leaf.bytes().unwrap().as_slice(), [3f32.to_le_bytes(), 3f32.to_le_bytes()].concat());
     }
@@ -246,6 +246,7 @@ mod tests {
         let tied = (vs.root() / "decoder").add("embedding", tied, true);
         let identities: Vec<_> = walk(&[("m".to_string(), Variables::of(&vs).node())])
             .unwrap()
+            .leaves
             .into_iter()
             .map(|leaf| match leaf.object {
                 LeafObject::Tensor(leaf) => leaf.identity().unwrap(),

@@ -19,7 +19,7 @@ fn save(optimizer: &Optimizer) -> Checkpoint {
 
 fn try_save(optimizer: &Optimizer) -> Result<Checkpoint, String> {
     let mut checkpoint = Checkpoint { values: BTreeMap::new(), tensors: BTreeMap::new() };
-    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())? {
+    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())?.leaves {
         match leaf.object {
             LeafObject::Value(value) => {
                 // Through text, as a manifest does it.
@@ -64,7 +64,7 @@ struct Planned {
 
 fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, String> {
     let mut planned = Planned { values: Vec::new(), collections: Vec::new(), writes: Vec::new() };
-    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())? {
+    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())?.leaves {
         if let LeafObject::Value(value) = leaf.object {
             planned.values.push(value.load(&checkpoint.values[&leaf.key])?);
         }
@@ -100,7 +100,7 @@ fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, Strin
     }
     for (variable, saved) in saved.iter().filter(|(variable, _)| !live.contains(variable)) {
         let node = all.create(variable, saved)?.unwrap();
-        for leaf in walk(&[("v".to_string(), node.clone())]).unwrap() {
+        for leaf in walk(&[("v".to_string(), node.clone())]).unwrap().leaves {
             let LeafObject::Tensor(tensor) = leaf.object else { panic!("a slot is a tensor") };
             let bytes = checkpoint.bytes(variable, &leaf.name_in_file).to_vec();
             planned.writes.push((Node::tensor(Again(tensor)), bytes));
@@ -128,7 +128,7 @@ impl crate::graph::TensorLeaf for Again {
 
 fn apply(planned: Planned) {
     for (node, bytes) in planned.writes {
-        let LeafObject::Tensor(leaf) = walk(&[("t".to_string(), node)]).unwrap().remove(0).object else {
+        let LeafObject::Tensor(leaf) = walk(&[("t".to_string(), node)]).unwrap().leaves.remove(0).object else {
             panic!("a tensor")
         };
         let mut target = leaf.target().unwrap();
