@@ -5,18 +5,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch_checkpoint::{CheckpointReader, latest_checkpoint};
 
 const STEPS: u64 = 260;
 const KILLS: usize = 20;
 
-/// The example, which `cargo test` builds beside the tests.
-fn pronounce() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().unwrap().parent().unwrap().join("examples/pronounce");
-    assert!(program.exists(), "{} is not built: `cargo build --example pronounce`", program.display());
-    program
+/// The example's program. `cargo test` may have built only its unit tests, so this asks Cargo for it.
+fn pronounce() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--example", "pronounce", "--features"]);
+        cargo.arg(if cfg!(feature = "cli") { "torch,cli" } else { "torch" });
+        cargo.args(if cfg!(debug_assertions) { None } else { Some("--release") });
+        assert!(cargo.status().unwrap().success(), "the example does not build");
+        let test = std::env::current_exe().unwrap();
+        test.parent().unwrap().parent().unwrap().join("examples/pronounce")
+    })
 }
 
 fn start(dir: &Path, log: &Path) -> Child {
