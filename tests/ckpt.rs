@@ -143,6 +143,11 @@ fn files_of(checkpoint: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
+/// A name as the crate gives it to what is no checkpoint yet, or no more.
+fn marked(name: &str) -> String {
+    format!("{name}-0123456789abcdef0123456789abcdef")
+}
+
 fn flipped(bytes: &[u8], bit: u64) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
@@ -327,15 +332,16 @@ fn verify_takes_folders_and_tells_damage_from_what_cannot_be_read() {
     assert!(ran.out.ends_with("\n3 checkpoints: 3 intact, 0 damaged\n"), "{ran:?}");
 
     // What was moved aside is no concern of the folder any more, until it is named.
-    fs::rename(root.join("a/ckpt-1"), root.join("a/damaged-ckpt-1-00")).unwrap();
-    fs::write(root.join("a/damaged-ckpt-1-00/manifest.json"), "{}").unwrap();
-    fs::create_dir(root.join("a/.tmp-ckpt-3-00")).unwrap();
-    fs::create_dir(root.join("a/.trash-ckpt-0-00")).unwrap();
+    let aside = root.join(marked("a/damaged-ckpt-1"));
+    fs::rename(root.join("a/ckpt-1"), &aside).unwrap();
+    fs::write(aside.join("manifest.json"), "{}").unwrap();
+    fs::create_dir(root.join(marked("a/.tmp-ckpt-3"))).unwrap();
+    fs::create_dir(root.join(marked("a/.trash-ckpt-0"))).unwrap();
     fs::create_dir(root.join("a/plots")).unwrap();
     let (code, document) = json_on("verify", &[&root.join("a")]);
     assert_eq!((code, document["checkpoints"].as_array().unwrap().len()), (Some(0), 1));
     assert_eq!(document["skipped"].as_array().unwrap().len(), 3, "{document}");
-    assert_eq!(on("verify", &[&root.join("a/damaged-ckpt-1-00")]).code, Some(1));
+    assert_eq!(on("verify", &[&aside]).code, Some(1));
 
     // A lost manifest is damage, whether there are components left or the index is all that remembers.
     fs::remove_file(root.join("b/ckpt-3/manifest.json")).unwrap();
@@ -428,12 +434,14 @@ fn ls_hides_nothing_that_is_not_whole() {
     let path = dir.path();
     Model::new().train(path, &[1, 2, 3, 4, 5]);
     let file = |name: &str| path.join(name);
+    let [tmp, trash] = [".tmp-ckpt-9", ".trash-ckpt-0"].map(marked);
+    let [aside_4, aside_5] = ["damaged-ckpt-4", "damaged-ckpt-5"].map(marked);
     fs::write(file("ckpt-2/encoder.safetensors"), "short").unwrap();
     fs::remove_file(file("ckpt-3/manifest.json")).unwrap();
-    fs::rename(file("ckpt-4"), file("damaged-ckpt-4-00")).unwrap();
-    fs::rename(file("ckpt-5"), file("damaged-ckpt-5-00")).unwrap();
-    fs::remove_file(file("damaged-ckpt-5-00/decoder.safetensors")).unwrap();
-    for folder in [".tmp-ckpt-9-00", ".trash-ckpt-0-00", "plots", ".git"] {
+    fs::rename(file("ckpt-4"), file(&aside_4)).unwrap();
+    fs::rename(file("ckpt-5"), file(&aside_5)).unwrap();
+    fs::remove_file(file(&aside_5).join("decoder.safetensors")).unwrap();
+    for folder in [&tmp, &trash, "plots", ".git", ".tmp-mine", "damaged-plots"] {
         fs::create_dir(file(folder)).unwrap();
     }
     fs::write(file("notes.txt"), "").unwrap();
@@ -444,24 +452,24 @@ fn ls_hides_nothing_that_is_not_whole() {
     let reason = |name: &str| ran.row(name)[1..].join(" ");
     assert!(reason("ckpt-2").starts_with("damaged encoder.safetensors: it has 5 bytes, "), "{ran:?}");
     assert!(reason("ckpt-3").starts_with("damaged it has no manifest.json"), "{ran:?}");
-    assert!(reason("damaged-ckpt-4-00").contains("`ckpt verify`"), "{ran:?}");
-    assert_eq!(reason("damaged-ckpt-5-00"), "moved aside decoder.safetensors: the file is missing");
-    assert!(reason(".tmp-ckpt-9-00").starts_with("unfinished save"), "{ran:?}");
-    assert!(reason(".trash-ckpt-0-00").starts_with("unfinished removal"), "{ran:?}");
-    for name in ["plots", ".git", "notes.txt", ".lock", "checkpoint.json"] {
+    assert!(reason(&aside_4).contains("`ckpt verify`"), "{ran:?}");
+    assert_eq!(reason(&aside_5), "moved aside decoder.safetensors: the file is missing");
+    assert!(reason(&tmp).starts_with("unfinished save"), "{ran:?}");
+    assert!(reason(&trash).starts_with("removed its files"), "{ran:?}");
+    for name in ["plots", ".git", ".tmp-mine", "notes.txt", ".lock", "checkpoint.json"] {
         assert!(!ran.out.contains(name), "{name} is none of ours: {ran:?}");
     }
 
     let (_, document) = json_on("ls", &[path]);
     let others = document["others"].as_array().unwrap();
     let states: Vec<&str> = others.iter().map(|other| other["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["damaged", "damaged", "moved_aside", "moved_aside", "unfinished_save", "unfinished_removal"]);
+    assert_eq!(states, ["damaged", "damaged", "moved_aside", "moved_aside", "unfinished_save", "removed"]);
     assert_eq!((&document["latest"], document["checkpoints"].as_array().unwrap().len()), (&json!("ckpt-1"), 1));
 
     let listing = list_checkpoints(path).unwrap();
     let lengths = (listing.checkpoints.len(), listing.damaged.len(), listing.moved_aside.len());
     assert_eq!(lengths, (1, 2, 2));
-    assert_eq!((listing.unfinished_saves.len(), listing.unfinished_removals.len()), (1, 1));
+    assert_eq!((listing.unfinished_saves.len(), listing.removed.len()), (1, 1));
 }
 
 #[test]

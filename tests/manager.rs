@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tch_checkpoint::format::Index;
 use tch_checkpoint::{
     Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, checkpoints, latest_checkpoint,
 };
@@ -555,5 +556,27 @@ fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
         let found = checkpoints(dir.path())?;
         assert!(found.iter().all(|path| tch_checkpoint::CheckpointReader::open(path).unwrap().verify().is_empty()));
     }
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_may_have_any_name() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for name in ["my ckpt", "größe", "a[1]*?", "50%", "damaged-ckpt"] {
+        let run = Run::new();
+        let folder = dir.path().join(name);
+        run.builder(&folder).checkpoint_name(name).open()?.save_at(1)?;
+        let expected = [folder.join(format!("{name}-1"))];
+        assert_eq!(run.builder(&folder).checkpoint_name(name).open()?.checkpoints(), expected);
+        let index = Index::from_bytes(&fs::read(folder.join("checkpoint.json"))?)?;
+        assert_eq!(index.latest, Some(format!("{name}-1")));
+        let folder = dir.path().join("without a manager").join(name);
+        let path = run.checkpoint().save(folder.join(name))?;
+        assert_eq!(latest_checkpoint(&folder)?, Some(path));
+    }
+    // A name that begins with a dot would never be found again.
+    let run = Run::new();
+    assert!(matches!(run.builder(dir.path()).checkpoint_name(".hidden").open(), Err(Error::Usage(_))));
+    assert!(matches!(run.checkpoint().save(dir.path().join(".hidden")), Err(Error::Usage(_))));
     Ok(())
 }

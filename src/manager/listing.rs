@@ -22,8 +22,9 @@ pub struct Listing {
     pub moved_aside: Vec<PathBuf>,
     /// Saves that are under way, or that ended with their process (`.tmp-…`); by name.
     pub unfinished_saves: Vec<PathBuf>,
-    /// Removals that are under way, or that ended with their process (`.trash-…`); by name.
-    pub unfinished_removals: Vec<PathBuf>,
+    /// Removed checkpoints with files that are still there (`.trash-…`), for a manager to overwrite with its next save,
+    /// or left by a process that died; by name.
+    pub removed: Vec<PathBuf>,
 }
 
 /// A checkpoint in a [`Listing`].
@@ -98,7 +99,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let mut listing = Listing {
         moved_aside: scan.set_aside.iter().map(path).collect(),
         unfinished_saves: saves.into_iter().map(path).collect(),
-        unfinished_removals: removals.into_iter().map(path).collect(),
+        removed: removals.into_iter().map(path).collect(),
         ..Listing::default()
     };
     let mut vanished = Vec::new();

@@ -169,7 +169,7 @@ impl Directory {
         for entry in entries {
             if is_leftover(&entry.name) {
                 scan.leftovers.push(entry);
-            } else if entry.is_dir && entry.name.starts_with(DAMAGED) {
+            } else if entry.is_dir && name_before_aside(&entry.name).is_some() {
                 scan.set_aside.push(entry.name);
             } else if entry.is_dir && !entry.name.starts_with('.') {
                 scan.checkpoints.push(entry.name);
@@ -376,14 +376,19 @@ impl Drop for Staging<'_> {
 
 /// What a folder that [`Directory::set_aside`] renamed was called; `None` for all others.
 pub(crate) fn name_before_aside(name: &str) -> Option<&str> {
-    Some(name.strip_prefix(DAMAGED)?.rsplit_once('-')?.0)
+    without_mark(name, DAMAGED)
 }
 
 /// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
 fn is_leftover(name: &str) -> bool {
-    let rest = name.strip_prefix(STAGING).or_else(|| name.strip_prefix(TRASH));
-    let nonce = rest.and_then(|rest| rest.rsplit_once('-')).map_or("", |(_, nonce)| nonce);
-    nonce.len() == NONCE_DIGITS && nonce.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
+}
+
+/// The name that this module marked with a prefix and a nonce; `None` when it did not.
+fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
+    let is_nonce = nonce.len() == NONCE_DIGITS && nonce.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_nonce.then_some(name)
 }
 
 /// Renaming a folder onto an existing one: file systems say it in two ways.

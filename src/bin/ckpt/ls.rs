@@ -60,7 +60,7 @@ enum State {
     Unreadable,
     MovedAside,
     UnfinishedSave,
-    UnfinishedRemoval,
+    Removed,
 }
 
 impl State {
@@ -70,7 +70,7 @@ impl State {
             State::Unreadable => "unreadable",
             State::MovedAside => "moved aside",
             State::UnfinishedSave => "unfinished save",
-            State::UnfinishedRemoval => "unfinished removal",
+            State::Removed => "removed",
         }
     }
 }
@@ -141,9 +141,14 @@ fn others(listing: &Listing) -> Vec<Other> {
         };
         other(path, State::MovedAside, reason)
     });
-    let under_way = |path, state| other(path, state, "under way, or left by a process that died".to_string());
-    let saves = listing.unfinished_saves.iter().map(|path| under_way(path, State::UnfinishedSave));
-    let removals = listing.unfinished_removals.iter().map(|path| under_way(path, State::UnfinishedRemoval));
+    let saves = listing
+        .unfinished_saves
+        .iter()
+        .map(|path| other(path, State::UnfinishedSave, "under way, or left by a process that died".to_string()));
+    let removals = listing
+        .removed
+        .iter()
+        .map(|path| other(path, State::Removed, "its files are overwritten by the next save, or removed".to_string()));
     damaged.chain(aside).chain(saves).chain(removals).collect()
 }
 

@@ -94,8 +94,8 @@ impl Verification {
         for path in &listing.unfinished_saves {
             self.skip(path, "an unfinished save", out);
         }
-        for path in &listing.unfinished_removals {
-            self.skip(path, "an unfinished removal", out);
+        for path in &listing.removed {
+            self.skip(path, "removed", out);
         }
         if checked == 0 {
             self.note(folder, vec![Problem::of(&no_checkpoint_in(folder))], out);
