@@ -4,7 +4,7 @@ use std::sync::Arc;
 use tch::{Device, Kind};
 
 fn leaf(tensor: &Tensor) -> Arc<dyn TensorLeaf> {
-    match walk(&[("t".to_string(), tensor.node())]).unwrap().pop().unwrap().object {
+    match walk(&[("t".to_string(), tensor.node())]).unwrap().leaves.pop().unwrap().object {
         LeafObject::Tensor(leaf) => leaf,
         LeafObject::Value(_) => panic!("a tensor"),
     }
