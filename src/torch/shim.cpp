@@ -7,12 +7,14 @@
 
 #define AT_PER_OPERATOR_HEADERS
 #include <ATen/Context.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/maximum.h>
@@ -365,14 +367,16 @@ void prepare_slots(Update &u) {
       u.first = u.options->algorithm == SGD;
       continue;
     }
-    at::Tensor &slot = *u.slots[k];
+    // `set_data` keeps the tensor object, so that everybody who has a handle to the slot sees it moved.
+    const at::Tensor &slot = *u.slots[k];
     if (scalar) {
-      slot = slot.to(u.param.device());
+      if (slot.device() != u.param.device())
+        slot.set_data(slot.to(u.param.device()));
     } else if (slot.device() != u.param.device() || slot.scalar_type() != u.param.scalar_type() ||
                (u.param.is_non_overlapping_and_dense() && slot.strides() != u.param.strides())) {
       at::Tensor moved = at::empty_like(u.param);
       moved.copy_(slot);
-      slot = moved;
+      slot.set_data(moved);
     }
   }
 }
@@ -405,8 +409,24 @@ struct Written {
   }
 };
 
+// Below this many elements libtorch does not split an operation between threads (`at::internal::GRAIN_SIZE`).
+constexpr int64_t SMALL = 32768;
+
+// Calls `work(begin, end)` for the parts of 0 .. n, on libtorch's threads: an iteration over a tensor of n numbers.
+// (`at::parallel_for` is a template, and parallel only in files that are compiled with libtorch's own OpenMP.)
+template <class Work> void on_threads(int64_t n, const Work &work) {
+  at::Tensor places = at::arange(n, at::kLong);
+  auto iterator = at::TensorIterator::nullary_op(places);
+  iterator.for_each(
+      [&](char **data, const int64_t *, int64_t size) {
+        int64_t begin = *reinterpret_cast<const int64_t *>(data[0]);
+        work(begin, begin + size);
+      },
+      /*grain_size=*/1);
+}
+
 // One kernel call for parameters of one group, device and type.
-void fused_step(const tcp_options &o, const std::vector<Update *> &updates) {
+void fused_step(const tcp_options &o, const std::vector<Update *> &updates, bool small) {
   std::vector<at::Tensor> grads;
   Written params, slots[SLOTS];
   for (Update *u : updates) {
@@ -420,22 +440,36 @@ void fused_step(const tcp_options &o, const std::vector<Update *> &updates) {
     for (size_t k : slots_of(o))
       slots[k].add(u->slot(k));
   }
-  if (o.algorithm == SGD) {
-    at::_fused_sgd_(params.tensors, grads, slots[SGD_MOMENTUM_BUFFER].tensors, o.weight_decay, o.momentum, o.lr,
-                    o.dampening, o.nesterov, /*maximize=*/false, updates[0]->first);
-    return;
-  }
-  at::_foreach_add_(slots[STEP].tensors, 1);
-  auto kernel = [&](auto step) {
-    step(params.tensors, grads, slots[EXP_AVG].tensors, slots[EXP_AVG_SQ].tensors, slots[MAX_EXP_AVG_SQ].tensors,
-         slots[STEP].tensors, o.lr, o.beta1, o.beta2, o.weight_decay, o.eps, o.amsgrad, /*maximize=*/false,
-         std::nullopt, std::nullopt);
-  };
+  if (o.algorithm != SGD && params.tensors[0].is_cpu())
+    for (const at::Tensor &count : slots[STEP].tensors)
+      *static_cast<float *>(count.mutable_data_ptr()) += 1;
+  else if (o.algorithm != SGD)
+    at::_foreach_add_(slots[STEP].tensors, 1);
+
   using List = at::TensorList;
   using Scale = const std::optional<at::Tensor> &;
-  using Step = void(List, List, List, List, List, List, double, double, double, double, double, bool, bool, Scale,
+  using Adam = void(List, List, List, List, List, List, double, double, double, double, double, bool, bool, Scale,
                     Scale);
-  kernel(o.algorithm == ADAM ? static_cast<Step *>(at::_fused_adam_) : static_cast<Step *>(at::_fused_adamw_));
+  Adam *adam = o.algorithm == ADAM ? static_cast<Adam *>(at::_fused_adam_) : static_cast<Adam *>(at::_fused_adamw_);
+  auto kernel = [&](int64_t begin, int64_t end) {
+    c10::NoGradGuard no_grad; // of this thread
+    auto part = [&](const std::vector<at::Tensor> &list) {
+      return list.empty() ? List() : List(list).slice(size_t(begin), size_t(end - begin));
+    };
+    if (o.algorithm == SGD)
+      at::_fused_sgd_(part(params.tensors), part(grads), part(slots[SGD_MOMENTUM_BUFFER].tensors), o.weight_decay,
+                      o.momentum, o.lr, o.dampening, o.nesterov, /*maximize=*/false, updates[0]->first);
+    else
+      adam(part(params.tensors), part(grads), part(slots[EXP_AVG].tensors), part(slots[EXP_AVG_SQ].tensors),
+           part(slots[MAX_EXP_AVG_SQ].tensors), part(slots[STEP].tensors), o.lr, o.beta1, o.beta2, o.weight_decay,
+           o.eps, o.amsgrad, /*maximize=*/false, std::nullopt, std::nullopt);
+  };
+  // The CPU kernels split every tensor between all threads, whatever its size, which costs far more than a small one
+  // is worth. Where they are on one of several threads already they do not.
+  if (small)
+    on_threads(int64_t(updates.size()), kernel);
+  else
+    kernel(0, int64_t(updates.size()));
 }
 
 // The arithmetic of torch::optim, operation by operation.
@@ -525,14 +559,15 @@ char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *cons
       *culprit = int64_t(i);
       check(updates.back());
     }
-    using Key = std::tuple<size_t, int, int, int, bool>;
+    using Key = std::tuple<size_t, int, int, int, bool, bool>;
     std::map<Key, std::vector<Update *>> buckets;
     std::vector<Update *> others;
     for (Update &u : updates) {
       *culprit = u.place;
       prepare_slots(u);
       auto device = u.param.device();
-      Key key(group[u.place], int(device.type()), int(device.index()), int(u.param.scalar_type()), u.first);
+      bool small = u.param.is_cpu() && u.param.numel() < SMALL;
+      Key key(group[u.place], int(device.type()), int(device.index()), int(u.param.scalar_type()), u.first, small);
       (fits_fused(u) ? buckets[key] : others).push_back(&u);
     }
     *culprit = -1;
@@ -541,7 +576,7 @@ char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *cons
         if (u.made[k])
           u.slots[k] = u.made[k].release();
     for (auto &bucket : buckets)
-      fused_step(*bucket.second[0]->options, bucket.second);
+      fused_step(*bucket.second[0]->options, bucket.second, std::get<5>(bucket.first));
     for (Update *u : others) {
       *culprit = u->place;
       plain_step(*u);

@@ -2,6 +2,7 @@
 //! comes back as its message.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -165,8 +166,10 @@ pub(crate) struct Memory {
     /// The first element.
     pub data: *const u8,
     /// The beginning of the storage, which views share.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask so far"))]
     pub storage: usize,
     /// Elements from there to the first one.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask so far"))]
     pub storage_offset: i64,
     pub sizes: Vec<i64>,
     /// In elements.
@@ -230,6 +233,16 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
         version: u64::try_from(raw.version).ok(),
         memory,
     })
+}
+
+/// A number that moves when a tensor gets other memory, another shape, type or device; not when its elements change.
+pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    if let Ok(Info { object, scalar_type, device, memory: Ok(memory), .. }) = info(tensor) {
+        let Memory { data, sizes, strides, lazy, .. } = memory;
+        (object, scalar_type, device, data as usize, sizes, strides, lazy).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// The values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.

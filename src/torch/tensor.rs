@@ -160,6 +160,10 @@ impl TensorLeaf for Leaf {
         })
     }
 
+    fn version(&self) -> Option<u64> {
+        self.with(|tensor| shim::info(tensor).ok()?.version)
+    }
+
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
         let (tensor, (spec, _, memory)) =
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;

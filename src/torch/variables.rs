@@ -1,5 +1,6 @@
 //! The variables of a `VarStore`, whole or under a prefix.
 
+use super::shim::fingerprint;
 use crate::graph::{Child, Collection, Node, Trackable};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -101,8 +102,10 @@ impl Collection for Variables {
     }
 
     fn generation(&self) -> Option<u64> {
-        // Variables are only ever added to a store.
-        Some(lock(&self.table).named_variables.len() as u64)
+        // Variables are only ever added to a store, but any of them can get another type or device.
+        let table = lock(&self.table);
+        let count = table.named_variables.len() as u64;
+        Some(table.named_variables.values().map(fingerprint).fold(count, u64::wrapping_add))
     }
 }
 
@@ -211,6 +214,28 @@ mod tests {
         let leaves = walk(&[("e".to_string(), node)]).unwrap().leaves;
         let LeafObject::Tensor(leaf) = &leaves[0].object else { panic!("a tensor") };
         assert_eq!(leaf.bytes().unwrap().as_slice(), [3f32.to_le_bytes(), 3f32.to_le_bytes()].concat());
+    }
+
+    #[test]
+    fn its_generation_moves_with_what_is_saved() {
+        let mut vs = store(&["w", "b"]);
+        let variables = Variables::of(&vs);
+        let mut seen = vec![variables.generation()];
+        let mut is_new = |vs: &VarStore| {
+            let generation = Variables::of(vs).generation();
+            let new = !seen.contains(&generation);
+            seen.push(generation);
+            new
+        };
+        let w = vs.variables()["w"].shallow_clone();
+        let _ = tch::no_grad(|| w.shallow_clone().fill_(1.0));
+        assert!(!is_new(&vs));
+        let _ = add(&vs, "c");
+        assert!(is_new(&vs));
+        vs.double();
+        assert!(is_new(&vs));
+        w.shallow_clone().set_data(&Tensor::zeros([3], (tch::Kind::Double, Device::Cpu)));
+        assert!(is_new(&vs));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::torch::tensor::examine;
 use crate::torch::variables::{self, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 
@@ -60,8 +61,8 @@ pub(super) struct State {
     pub fused: bool,
     /// What has to be passed before parameters and slots change.
     pub gate: Gate,
-    /// Moves when a restore has put other slots in the place of those there were.
-    pub restored: u64,
+    /// A restore has set the options, and is about to exchange the slots.
+    pub restoring: bool,
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
@@ -81,7 +82,7 @@ impl State {
             steps: 0,
             fused: true,
             gate: Gate::new(),
-            restored: 0,
+            restoring: false,
             table,
             places: HashMap::new(),
             seen: (0, 0),
@@ -145,20 +146,24 @@ impl State {
         Ok(())
     }
 
-    /// Everything that a step changes, and the gate it passes before.
-    pub(super) fn guarded(&self) -> Guarded {
-        let own = |parameter: &Parameter| {
-            let slots = parameter.slots.iter().flatten();
-            std::iter::once(&parameter.tensor).chain(slots).map(|tensor| tensor.data_ptr() as usize).collect::<Vec<_>>()
-        };
-        Guarded { gate: self.gate.clone(), addresses: self.parameters.iter().flat_map(own).collect() }
+    /// Every tensor that a step changes.
+    fn written(&self) -> impl Iterator<Item = &Tensor> {
+        self.parameters
+            .iter()
+            .flat_map(|parameter| iter::once(&parameter.tensor).chain(parameter.slots.iter().flatten()))
     }
 
-    /// Moves when a variable or a slot comes or goes.
+    /// Everything that a step changes, and the gate it passes before.
+    pub(super) fn guarded(&self) -> Guarded {
+        let address = |tensor| Some(shim::info(tensor).ok()?.memory.ok()?.data as usize);
+        Guarded { gate: self.gate.clone(), addresses: self.written().filter_map(address).collect() }
+    }
+
+    /// Moves when a variable or a slot comes or goes, or gets another type, device or memory.
     pub(super) fn generation(&self) -> u64 {
-        let slots = self.parameters.iter().flat_map(|parameter| &parameter.slots).filter(|slot| slot.is_some()).count();
         let mut hasher = DefaultHasher::new();
-        (self.seen, slots, self.restored).hash(&mut hasher);
+        self.seen.hash(&mut hasher);
+        self.written().for_each(|tensor| shim::fingerprint(tensor).hash(&mut hasher));
         hasher.finish()
     }
 

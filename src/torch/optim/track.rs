@@ -51,7 +51,11 @@ fn save_algorithm(state: &mut State) -> Result<Value, String> {
 fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, String> {
     let own = options::name(state.algorithm);
     if saved.as_str() == Some(own) {
-        return Ok(Box::new(|_| ()));
+        return Ok(Box::new(|state| {
+            // What an earlier restore has left for variables to come is not of this checkpoint.
+            state.pending.clear();
+            state.restoring = true;
+        }));
     }
     let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
     Err(format!(
@@ -107,6 +111,7 @@ impl Collection for AllSlots {
     fn children(&self) -> Result<Vec<Child>, String> {
         let mut state = self.0.lock();
         state.sync().map_err(|e| e.to_string())?;
+        state.restoring = false;
         let mut children = Vec::new();
         for (place, parameter) in state.parameters.iter().enumerate() {
             if parameter.slots.iter().any(Option::is_some) {
@@ -156,9 +161,9 @@ impl Collection for AllSlots {
 
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.0.lock();
-        state.restored += 1;
-        // What an earlier restore has left for variables to come is not of this checkpoint.
-        state.pending.clear();
+        // Values are restored before collections. Where none were, the checkpoint has no optimizer at all, and the
+        // slots it lacks stay.
+        let dropped = if std::mem::take(&mut state.restoring) { dropped } else { Vec::new() };
         for variable in dropped {
             if let Some(place) = state.place(&variable) {
                 state.parameters[place].slots = Slots::default();
@@ -220,7 +225,6 @@ impl Collection for VariableSlots {
 
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.shared.lock();
-        state.restored += 1;
         let Some(Ok(variable)) = state.parameters.get(self.place).map(|parameter| parameter.name.clone()) else {
             return;
         };

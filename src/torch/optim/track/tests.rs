@@ -107,7 +107,9 @@ fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, Strin
         }
         created.push((variable.clone(), node));
     }
-    planned.collections.push((Box::new(all), created, dropped));
+    if !created.is_empty() || !dropped.is_empty() {
+        planned.collections.push((Box::new(all), created, dropped));
+    }
     Ok(planned)
 }
 
@@ -295,6 +297,55 @@ fn slots_that_the_checkpoint_lacks_are_dropped() {
         restore(&optimizer, &start).unwrap();
         assert_eq!(save(&optimizer), start, "{name}");
     }
+}
+
+#[test]
+fn a_checkpoint_without_the_optimizer_leaves_its_slots() {
+    let model = Model::new();
+    let mut optimizer = Adam::default().build(&model.vs, 0.1).unwrap();
+    model.train(&mut optimizer, 0..2);
+    let before = save(&optimizer);
+    // A restore that allows the optimizer to be missing, after one that had it.
+    restore(&optimizer, &before).unwrap();
+    let all = AllSlots(optimizer.shared().clone());
+    let names: Vec<String> = all.children().unwrap().into_iter().map(|child| child.name).collect();
+    all.replace(Vec::new(), names);
+    assert_eq!(save(&optimizer), before);
+}
+
+#[test]
+fn its_generation_moves_with_what_is_saved() {
+    let mut model = Model::new();
+    let mut optimizer = Adam::default().build(&model.vs, 0.1).unwrap();
+    let all = AllSlots(optimizer.shared().clone());
+    let mut seen = vec![all.generation().unwrap()];
+    let mut is_new = || {
+        let generation = all.generation().unwrap();
+        let new = !seen.contains(&generation);
+        seen.push(generation);
+        new
+    };
+    let nothing = save(&optimizer);
+    model.train(&mut optimizer, 0..1);
+    assert!(is_new());
+    model.train(&mut optimizer, 1..3);
+    assert!(!is_new());
+    let checkpoint = save(&optimizer);
+    restore(&optimizer, &checkpoint).unwrap();
+    assert!(!is_new());
+    // A handle to a slot sees it change its type.
+    let slot = optimizer.state("layer.w").unwrap()["exp_avg"].shallow_clone();
+    model.vs.double();
+    assert!(is_new());
+    (model.get("layer.w").sum(Kind::Double)).backward();
+    optimizer.step();
+    assert!(is_new());
+    assert_eq!(slot.kind(), Kind::Double);
+    assert!(slot.equal(&optimizer.state("layer.w").unwrap()["exp_avg"]));
+    let addresses = all.guarded().unwrap().addresses;
+    assert!(addresses.contains(&(slot.data_ptr() as usize)) && addresses.len() == 3 + 6);
+    restore(&optimizer, &nothing).unwrap();
+    assert!(is_new());
 }
 
 #[test]
