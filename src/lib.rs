@@ -1,5 +1,61 @@
-//! tch-checkpoint
-#![warn(missing_docs)]
+//! Checkpoints for training loops over libtorch: verified, durable, all-or-nothing.
+//!
+//! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` (`Variables`), an optimizer of `optim`,
+//! the random state (`Rng`), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and structs of your own
+//! ([`Trackable`]). A [`CheckpointManager`] saves it into numbered checkpoints, keeps the newest, and restores the newest
+//! intact one into the existing objects.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let dir = folder.path().join("run");
+//! use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Value};
+//!
+//! let (step, best) = (Counter::new(0), Value::new(f64::INFINITY));
+//! let checkpoint = Checkpoint::new().track("step", &step)?.track("best_loss", &best)?;
+//! let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(3).save_every(10).open()?;
+//! manager.restore_or_initialize()?;
+//! while step.get() < 20 {
+//!     best.set(1.0 / step.increment() as f64); // train
+//!     manager.save_if_due(step.get())?;
+//! }
+//! manager.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Saving without stopping
+//!
+//! With [`Background`] a save returns as soon as the state can no longer be torn, and a thread writes it. What an
+//! optimizer of `optim` changes is copied while training goes on; its next step waits at a [`Gate`] for the rest.
+//!
+//! # Restoring
+//!
+//! [`Checkpoint::restore`] is all or nothing: exact types and shapes, every byte verified first, and an error that lists
+//! all differences otherwise. [`RestoreOptions`] allows exceptions by name. The [`RestoreStatus`] has TensorFlow's
+//! assertions; what is tracked later is filled when it is tracked.
+//!
+//! # Looking into checkpoints
+//!
+//! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`], and the command-line tool `ckpt` need no libtorch
+//! (`default-features = false`). The format is specified in `docs/format.md`; its structs are in [`format`](mod@format).
+//!
+//! # Features
+//!
+//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, tensors.
+//! * `cli`: the tool `ckpt`.
+//!
+//! # What is not promised
+//!
+//! A disk that says "done" and is not, and a checkpoint that somebody writes into while it is restored, are beyond this
+//! crate; the digests find the first when it is restored, and the second unless it happens between verifying and reading.
+//! The digests find accidents, not forgers. macOS is built for, and Windows is not.
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![deny(unsafe_op_in_unsafe_fn, unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)
+)]
 
 mod checkpoint;
 mod dtype;
@@ -16,6 +72,7 @@ mod save;
 mod source;
 mod store;
 #[cfg(feature = "torch")]
+#[allow(unsafe_code, reason = "the only room that calls C++")]
 mod torch;
 #[cfg(any(test, feature = "torture"))]
 #[doc(hidden)]
@@ -37,3 +94,8 @@ pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus,
 pub use store::Durability;
 #[cfg(feature = "torch")]
 pub use torch::{Rng, Variables, optim};
+
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -37,7 +37,7 @@ impl Retention {
     ///
     /// As TensorFlow's manager: whether a checkpoint is preserved is decided when it would be removed, by the times the
     /// checkpoints were saved at. A clock set back preserves nothing and removes nothing more than `max_to_keep` says.
-    pub fn decide(&self, candidates: &[Candidate], last_preserved: Option<DateTime<Utc>>) -> Verdict {
+    pub(crate) fn decide(&self, candidates: &[Candidate], last_preserved: Option<DateTime<Utc>>) -> Verdict {
         let mut verdict = Verdict { last_preserved, ..Verdict::default() };
         let active: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.preserved).collect();
         let keep = self.max_to_keep.map_or(active.len(), |keep| keep.max(1));

@@ -108,7 +108,7 @@ fn many_saves_and_steps_without_waiting() -> Outcome {
 fn a_failure_behind_the_call_is_returned_once_and_the_step_is_due_again() -> Outcome {
     let dir = tempfile::tempdir()?;
     let step = Counter::new(0);
-    let checkpoint = Checkpoint::new().track("m", &memory(1000))?.track("step", &step)?;
+    let checkpoint = Checkpoint::new().track("m", memory(1000))?.track("step", &step)?;
     let builder = CheckpointManager::builder(checkpoint, dir.path()).save_every(5);
     let mut manager = builder.background(Background::new()).open()?;
     fs::write(dir.path().join("ckpt-5"), "in the way")?;
@@ -122,7 +122,7 @@ fn a_failure_behind_the_call_is_returned_once_and_the_step_is_due_again() -> Out
     assert!(is_pure(&dir.path().join("ckpt-6"), 0));
 
     // Or by the next save, which then has not begun.
-    let checkpoint = Checkpoint::new().track("m", &memory(1000))?.track("step", &step)?;
+    let checkpoint = Checkpoint::new().track("m", memory(1000))?.track("step", &step)?;
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
     manager.restore_or_initialize()?;
     fs::write(dir.path().join("ckpt-7"), "in the way")?;
@@ -216,7 +216,7 @@ fn a_panic_behind_the_call_is_an_error_and_nobody_hangs_at_the_gate() -> Outcome
 #[test]
 fn a_state_above_the_budget_is_saved_before_the_call_returns() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let checkpoint = Checkpoint::new().track("m", &memory(100_000))?;
+    let checkpoint = Checkpoint::new().track("m", memory(100_000))?;
     let background = Background::new().memory_budget(50_000);
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(background).open()?;
     let path = manager.save_at(1)?;

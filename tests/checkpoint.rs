@@ -146,9 +146,9 @@ fn shared_memory_is_saved_once_and_restored_to_both_names() -> Outcome {
 fn a_shape_dtype_or_value_that_differs_is_refused_and_nothing_changes() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = Checkpoint::new()
-        .track("a", &Memory::seeded(4, 1))?
-        .track("b", &Memory::f32(&[1], [1.0]))?
-        .track("n", &Value::new("text".to_string()))?
+        .track("a", Memory::seeded(4, 1))?
+        .track("b", Memory::f32(&[1], [1.0]))?
+        .track("n", Value::new("text".to_string()))?
         .write(dir.path().join("saved"))?;
     let a = Memory::seeded(4, 9);
     let before = a.bytes().clone();
@@ -209,8 +209,7 @@ fn the_wrong_root_restores_nothing_and_says_so() -> Outcome {
 fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     let dir = tempfile::tempdir()?;
     let saved = Model::new(1);
-    let path =
-        Checkpoint::new().track("early", &Counter::new(5))?.track("late", &saved)?.write(dir.path().join("c"))?;
+    let path = Checkpoint::new().track("early", Counter::new(5))?.track("late", &saved)?.write(dir.path().join("c"))?;
 
     let (early, late) = (Counter::new(0), Model::new(2));
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
@@ -222,7 +221,7 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     status.assert_consumed()?;
 
     // Consumed once; and not at all after `expect_partial`.
-    let path = Checkpoint::new().track("early", &Counter::new(5))?.track("late", &saved)?.write(&path)?;
+    let path = Checkpoint::new().track("early", Counter::new(5))?.track("late", &saved)?.write(&path)?;
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     checkpoint.restore(&path)?.expect_partial();
     let untouched = Model::new(3);
@@ -233,7 +232,7 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     // What does not fit is refused, and the object is not tracked.
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     let status = checkpoint.restore(&path)?;
-    assert!(matches!(checkpoint.add("late", &Memory::seeded(1, 1)), Err(Error::Mismatch { .. })));
+    assert!(matches!(checkpoint.add("late", Memory::seeded(1, 1)), Err(Error::Mismatch { .. })));
     checkpoint.add("late", &untouched)?;
     assert_eq!(untouched.state(), saved.state());
     status.assert_consumed()?;
@@ -279,15 +278,15 @@ fn collections_follow_the_checkpoint_only_when_the_whole_restore_succeeds() -> O
     let dir = tempfile::tempdir()?;
     let slots = Slots::default();
     slots.0.lock().unwrap().insert("exp_avg".into(), Memory::seeded(8, 1));
-    let path = Checkpoint::new().track("opt", &slots)?.track("n", &Counter::new(1))?.write(dir.path().join("c"))?;
+    let path = Checkpoint::new().track("opt", &slots)?.track("n", Counter::new(1))?.write(dir.path().join("c"))?;
 
     let live = Slots::default();
     live.0.lock().unwrap().insert("stale".into(), Memory::seeded(8, 1));
-    let refused = Checkpoint::new().track("opt", &live)?.track("n", &Value::new("x".to_string()))?.restore(&path);
+    let refused = Checkpoint::new().track("opt", &live)?.track("n", Value::new("x".to_string()))?.restore(&path);
     assert!(refused.is_err());
     assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["stale"]);
 
-    Checkpoint::new().track("opt", &live)?.track("n", &Counter::new(0))?.restore(&path)?.assert_consumed()?;
+    Checkpoint::new().track("opt", &live)?.track("n", Counter::new(0))?.restore(&path)?.assert_consumed()?;
     assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["exp_avg"]);
     Ok(())
 }

@@ -203,7 +203,7 @@ fn a_model_that_does_not_fit_is_an_error_not_a_fallback() -> Outcome {
     let mut manager = run.builder(dir.path()).open()?;
     manager.save_at(run.train())?;
     drop(manager);
-    let checkpoint = Checkpoint::new().track("weights", &Memory::seeded(7, 1))?;
+    let checkpoint = Checkpoint::new().track("weights", Memory::seeded(7, 1))?;
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).open()?;
     assert!(matches!(manager.restore_or_initialize(), Err(Error::Mismatch { .. })));
     assert_eq!(manager.checkpoints().len(), 1);

@@ -25,12 +25,12 @@ impl Envelope {
     }
 
     /// The first line.
-    pub fn open(&self) -> Vec<u8> {
+    pub(super) fn open(&self) -> Vec<u8> {
         format!("{}{},\n", self.first_line_start(), self.version).into_bytes()
     }
 
     /// Adds the last line to the lines before it.
-    pub fn close(&self, mut text: Vec<u8>) -> Result<Vec<u8>, FormatError> {
+    pub(super) fn close(&self, mut text: Vec<u8>) -> Result<Vec<u8>, FormatError> {
         let digest = Digest::of(&text).to_string();
         text.reserve_exact(LAST_LINE);
         text.extend_from_slice(LAST_LINE_START);
@@ -41,7 +41,7 @@ impl Envelope {
     }
 
     /// Checks length, first line, digest and version; what is inside is left to be parsed.
-    pub fn check(&self, bytes: &[u8]) -> Result<(), FormatError> {
+    pub(super) fn check(&self, bytes: &[u8]) -> Result<(), FormatError> {
         self.check_length(bytes.len())?;
         let what = self.what;
         let Some(rest) = bytes.strip_prefix(self.first_line_start().as_bytes()) else {

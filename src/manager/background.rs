@@ -69,18 +69,22 @@ pub(super) struct InFlight {
     pub step_before: Option<u64>,
 }
 
+/// What is to be saved, and what the thread that does it needs.
+pub(super) struct Order {
+    pub plan: Arc<Plan>,
+    pub image: Image,
+    pub unchanged: Unchanged,
+    pub header: Header,
+    pub name: String,
+    pub ledger: Arc<Mutex<Ledger>>,
+    pub options: SaveOptions,
+    pub step_before: Option<u64>,
+}
+
 impl InFlight {
     /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
-    pub fn start(
-        plan: Arc<Plan>,
-        image: Image,
-        unchanged: Unchanged,
-        header: Header,
-        name: String,
-        ledger: Arc<Mutex<Ledger>>,
-        options: SaveOptions,
-        step_before: Option<u64>,
-    ) -> Result<InFlight> {
+    pub(super) fn start(order: Order) -> Result<InFlight> {
+        let Order { plan, image, unchanged, header, name, ledger, options, step_before } = order;
         let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
         let capture = Arc::new(Capture::begin(plan, image, lazy, |file| unchanged.has(file))?);
         for gate in &capture.plan.gates {
@@ -98,12 +102,12 @@ impl InFlight {
         }
     }
 
-    pub fn is_finished(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Waits, and gives the memory back for the next save.
-    pub fn wait(self) -> (Image, Result<()>) {
+    pub(super) fn wait(self) -> (Image, Result<()>) {
         let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
         let result = self.thread.join().unwrap_or_else(|_| panicked());
         (self.capture.take_image(), result)

@@ -24,13 +24,13 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.root().join(name)
     }
 
     /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
     /// it, fails nothing: it is tried again at the next save.
-    pub fn committed(&mut self, name: &str, saved: Saved) {
+    pub(super) fn committed(&mut self, name: &str, saved: Saved) {
         self.known.push(index_entry(name, &saved.manifest));
         self.memo = saved.memo;
         let candidate = |entry: &IndexEntry| Candidate {
@@ -66,15 +66,13 @@ impl Ledger {
     }
 
     fn write_index(&self) -> crate::error::Result<()> {
-        let mut index = Index::default();
-        index.latest = self.known.last().map(|entry| entry.name.clone());
-        index.checkpoints = self.known.clone();
-        index.last_preserved = self.last_preserved;
+        let latest = self.known.last().map(|entry| entry.name.clone());
+        let index = Index { latest, checkpoints: self.known.clone(), last_preserved: self.last_preserved };
         self.directory.write_index(&index)
     }
 
     /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering.
-    pub fn pass_over(&mut self, name: &str, error: &Error) {
+    pub(super) fn pass_over(&mut self, name: &str, error: &Error) {
         let mut path = self.path(name);
         log::warn!("{} is passed over: {error}", path.display());
         if error.is_damage() {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::restore::{RestoreOptions, RestoreStatus, Started};
 use crate::save::{self, Header, Image, Stamp, Unchanged};
 use crate::store::{Directory, Lock};
-use background::InFlight;
+use background::{InFlight, Order};
 use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -216,8 +216,9 @@ impl CheckpointManager {
                 return Err(Error::already_exists(path));
             }
             let image = std::mem::take(&mut self.image);
-            let ledger = self.ledger.clone();
-            let started = InFlight::start(plan, image, unchanged, header, name, ledger, options, self.last_step);
+            let (ledger, step_before) = (self.ledger.clone(), self.last_step);
+            let order = Order { plan, image, unchanged, header, name, ledger, options, step_before };
+            let started = InFlight::start(order);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
         } else {
             let saved = save::save(&plan, None, unchanged, &self.directory, &name, header, &options);

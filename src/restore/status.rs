@@ -25,7 +25,7 @@ struct State {
 }
 
 impl Pending {
-    pub fn new(source: Source, saved: Saved, report: Report) -> Arc<Pending> {
+    pub(crate) fn new(source: Source, saved: Saved, report: Report) -> Arc<Pending> {
         let unused = report.unused.iter().cloned().collect();
         Arc::new(Pending { source, saved, state: Mutex::new(State { report, unused, expected_partial: false }) })
     }
@@ -35,13 +35,13 @@ impl Pending {
     }
 
     /// Whether nobody wants the rest any more.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         let state = self.state();
         state.expected_partial || state.unused.is_empty()
     }
 
     /// Notes a deferred restore.
-    pub fn took(&self, later: &Report) {
+    pub(crate) fn took(&self, later: &Report) {
         let mut state = self.state();
         for key in &later.matched {
             state.unused.remove(key);

@@ -10,17 +10,17 @@ pub(super) struct PageBuffer {
 }
 
 impl PageBuffer {
-    pub fn new(capacity: usize) -> PageBuffer {
+    pub(super) fn new(capacity: usize) -> PageBuffer {
         let memory = vec![0; capacity + PAGE];
         let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
         PageBuffer { memory, start, capacity }
     }
 
-    pub fn as_slice(&self) -> &[u8] {
+    pub(super) fn as_slice(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.capacity]
     }
 
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.capacity]
     }
 }

@@ -107,12 +107,12 @@ pub(super) struct Gatherer<'a> {
 }
 
 impl<'a> Gatherer<'a> {
-    pub fn new(plan: &'a Plan) -> Self {
+    pub(super) fn new(plan: &'a Plan) -> Self {
         Gatherer { plan, open: None }
     }
 
     /// Fills the parts of a chunk that `wanted` names; `buffer` has the chunk's length.
-    pub fn gather(
+    pub(super) fn gather(
         &mut self,
         span: &Span,
         chunk: &Chunk,
@@ -203,7 +203,7 @@ mod tests {
                 let inner = span.chunks.len().saturating_sub(1);
                 for (i, chunk) in span.chunks.iter().enumerate() {
                     prop_assert!(chunk.length <= CHUNK && (i == 0 || chunk.offset % PAGE as u64 == 0));
-                    prop_assert!(i == inner || (chunk.offset as usize + chunk.length) % PAGE == 0);
+                    prop_assert!(i == inner || (chunk.offset as usize + chunk.length).is_multiple_of(PAGE));
                     let mut gatherer = Gatherer::new(&plan);
                     let mut buffer = vec![0; chunk.length];
                     gatherer.gather(span, chunk, &mut buffer, |_| true).unwrap();

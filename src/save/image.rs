@@ -64,7 +64,7 @@ struct Job {
 
 impl Capture {
     /// Begins: copies everything that is not `lazy`, but for the files that are `skipped`. The rest is copied by [`Hold::finish`], on whatever threads call it.
-    pub fn begin(
+    pub(crate) fn begin(
         plan: Arc<Plan>,
         mut image: Image,
         lazy: Vec<bool>,
@@ -110,17 +110,17 @@ impl Capture {
     }
 
     /// The captured bytes.
-    pub fn image(&self) -> RwLockReadGuard<'_, Image> {
+    pub(crate) fn image(&self) -> RwLockReadGuard<'_, Image> {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the memory back.
-    pub fn take_image(&self) -> Image {
+    pub(crate) fn take_image(&self) -> Image {
         std::mem::take(&mut *self.image.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Why the capture is not whole, if it is not.
-    pub fn failure(&self) -> Option<Error> {
+    pub(crate) fn failure(&self) -> Option<Error> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

@@ -53,13 +53,13 @@ pub(crate) struct PlannedTensor {
 
 impl Plan {
     /// Whether a new plan of the same objects would be the same, as far as the collections tell.
-    pub fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         let same = |(collection, generation): &(Arc<dyn Collection>, u64)| collection.generation() == Some(*generation);
         self.generations.as_ref().is_some_and(|generations| generations.iter().all(same))
     }
 
     /// The values, as they are now.
-    pub fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
+    pub(crate) fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
         let save = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
             let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
             Ok((key.clone(), value))
@@ -68,7 +68,7 @@ impl Plan {
     }
 
     /// Bytes the component files take together.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
 }

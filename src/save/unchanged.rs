@@ -51,7 +51,7 @@ fn versions(plan: &Plan, file: &PlannedFile) -> Versions {
 
 impl Unchanged {
     /// Compares a plan with the last checkpoint; to be called when the state to be saved is there, and nobody changes it.
-    pub fn since(memo: &Memo, plan: &Plan) -> Unchanged {
+    pub(crate) fn since(memo: &Memo, plan: &Plan) -> Unchanged {
         let versions: Vec<Versions> = plan.files.iter().map(|file| versions(plan, file)).collect();
         let same = plan.files.iter().zip(&versions).map(|(file, versions)| {
             let known = memo.files.get(&file.name)?;
@@ -65,17 +65,17 @@ impl Unchanged {
     }
 
     /// Whether a file of the plan, by its place, may be unchanged.
-    pub fn has(&self, file: usize) -> bool {
+    pub(crate) fn has(&self, file: usize) -> bool {
         self.digests.get(file).is_some_and(Option::is_some)
     }
 
     /// The file of the last checkpoint.
-    pub fn path(&self, file: &PlannedFile) -> PathBuf {
+    pub(crate) fn path(&self, file: &PlannedFile) -> PathBuf {
         self.from.join(&file.name)
     }
 
     /// Looks at the bytes: the digests, if they are what they were; an error names a tensor that did change.
-    pub fn digests(&self, plan: &Plan, place: usize, threads: usize) -> Result<Option<Vec<(usize, Digest)>>> {
+    pub(crate) fn digests(&self, plan: &Plan, place: usize, threads: usize) -> Result<Option<Vec<(usize, Digest)>>> {
         let (Some(file), Some(Some(digests))) = (plan.files.get(place), self.digests.get(place)) else {
             return Ok(None);
         };
@@ -100,7 +100,7 @@ impl Unchanged {
     }
 
     /// What to compare the next save with. `linked` tells which files were not written again.
-    pub fn into_memo(mut self, plan: &Plan, path: &Path, manifest: &Manifest, linked: &[bool]) -> Memo {
+    pub(crate) fn into_memo(mut self, plan: &Plan, path: &Path, manifest: &Manifest, linked: &[bool]) -> Memo {
         let mut files = HashMap::new();
         for (i, file) in plan.files.iter().enumerate() {
             let digest = |&place: &usize| Some(manifest.tensors.get(&plan.tensors[place].key)?.digest);

@@ -143,7 +143,7 @@ impl SpanWriter<'_> {
             }
         }
         // What does not fill a page is shared with a neighbour, or ends the file: it goes through the page cache.
-        let whole = if chunk.offset as usize % PAGE == 0 { chunk.length / PAGE * PAGE } else { 0 };
+        let whole = if chunk.offset.is_multiple_of(PAGE as u64) { chunk.length / PAGE * PAGE } else { 0 };
         let (pages, rest) = bytes[..chunk.length].split_at(whole);
         if !pages.is_empty() {
             self.file.write_all_at(chunk.offset, pages)?;

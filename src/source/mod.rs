@@ -28,14 +28,14 @@ impl std::fmt::Debug for Source {
 
 impl Source {
     /// Opens the checkpoint in the folder `path`: its manifest must be sound, and all its files be there in full length.
-    pub fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
+    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
         let (source, problems) = Source::open_what_is_whole(disk, path)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
     /// as problems.
-    pub fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
+    pub(crate) fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
         let manifest = read_manifest(&**disk, path)?;
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
@@ -49,7 +49,7 @@ impl Source {
     }
 
     /// Whether the file `name` is open.
-    pub fn has_file(&self, name: &str) -> bool {
+    pub(crate) fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
@@ -62,7 +62,7 @@ impl Source {
     }
 
     /// Checks everything before the tensors of the file `name`.
-    pub fn verify_header(&self, name: &str) -> Result<()> {
+    pub(crate) fn verify_header(&self, name: &str) -> Result<()> {
         let (file, path) = self.file(name)?;
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(());
@@ -80,7 +80,7 @@ impl Source {
     }
 
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
-    pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
+    pub(crate) fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
         // Most tensors are small: for them a whole chunk of memory would be dearer than their bytes.
         let largest = record.pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(0);
@@ -102,7 +102,7 @@ impl Source {
     }
 
     /// Reads a tensor into `target`, which has its exact size, and checks the digest of what came if it is to `verify`.
-    pub fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
+    pub(crate) fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
         let mut hasher = Hasher::new();
         let mut rest = target;
         for piece in &record.pieces {
@@ -131,7 +131,7 @@ impl Source {
     }
 
     /// What the checkpoint holds, as a tree.
-    pub fn saved(&self) -> Saved {
+    pub(crate) fn saved(&self) -> Saved {
         let mut root = Saved::default();
         for (key, record) in &self.manifest.tensors {
             descend(&mut root, key).tensor = Some(record.spec.clone());

@@ -66,27 +66,27 @@ impl std::fmt::Debug for Lock {
 }
 
 impl Directory {
-    pub fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
+    pub(crate) fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
         Directory { disk, root: root.into(), durability, spares: None }
     }
 
     /// From now on the files of removed checkpoints are overwritten by the next.
-    pub fn recycle(&mut self) {
+    pub(crate) fn recycle(&mut self) {
         self.spares = Some(Arc::default());
     }
 
     /// Removes what is kept to be overwritten.
-    pub fn clear_spares(&self) {
+    pub(crate) fn clear_spares(&self) {
         if let Some(spares) = &self.spares {
             spares.clear(&*self.disk);
         }
     }
 
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub fn disk(&self) -> &Arc<dyn Disk> {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
 
@@ -96,7 +96,7 @@ impl Directory {
 
     /// Creates the folder and its parents where they are missing, durably. A folder that is there may have been made
     /// by someone who died, or did not care, before its name was durable: that is made up for.
-    pub fn create(&self) -> Result<()> {
+    pub(crate) fn create(&self) -> Result<()> {
         let mut missing = Vec::new();
         let mut folder = self.root.as_path();
         while !self.disk.exists(folder).map_err(|e| Error::io("look for", folder, e))? {
@@ -138,7 +138,7 @@ impl Directory {
     }
 
     /// Takes the lock of the folder.
-    pub fn lock(&self) -> Result<Lock> {
+    pub(crate) fn lock(&self) -> Result<Lock> {
         let path = self.path(LOCK);
         let holder =
             format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
@@ -154,13 +154,13 @@ impl Directory {
 
     /// What the folder holds. First makes durable what a killed predecessor may have renamed without syncing, so
     /// that nothing is acted upon that a power cut could still undo.
-    pub fn scan_for_writing(&self) -> Result<Scan> {
+    pub(crate) fn scan_for_writing(&self) -> Result<Scan> {
         self.sync_dir(&self.root)?;
         self.scan()
     }
 
     /// What the folder holds; an empty scan where there is no folder.
-    pub fn scan(&self) -> Result<Scan> {
+    pub(crate) fn scan(&self) -> Result<Scan> {
         let entries = match self.disk.list(&self.root) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Scan::default()),
             result => result.map_err(|e| Error::io("list the folder", &self.root, e))?,
@@ -184,18 +184,18 @@ impl Directory {
     }
 
     /// Reads the manifest of the checkpoint `name`; does not look at its other files.
-    pub fn manifest(&self, name: &str) -> Result<Manifest> {
+    pub(crate) fn manifest(&self, name: &str) -> Result<Manifest> {
         read_manifest(&*self.disk, &self.path(name))
     }
 
     /// The index, if there is a sound one.
-    pub fn index(&self) -> Option<Index> {
+    pub(crate) fn index(&self) -> Option<Index> {
         let bytes = self.read_text(INDEX, MAX_MANIFEST_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
     }
 
     /// Replaces the index, durably and in one step.
-    pub fn write_index(&self, index: &Index) -> Result<()> {
+    pub(crate) fn write_index(&self, index: &Index) -> Result<()> {
         let staged = self.path(&format!("{STAGING}index-{}", nonce()));
         let result = self.write_small(&staged, &index.to_bytes()?).and_then(|()| {
             let path = self.path(INDEX);
@@ -215,7 +215,7 @@ impl Directory {
     }
 
     /// Begins a new checkpoint in a folder of its own that no reader looks at. `needed` bytes must be free.
-    pub fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
+    pub(crate) fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
         let mut free = self.disk.free_space(&self.root).ok().flatten();
         if free.is_some_and(|free| free < needed) && self.spares.as_ref().is_some_and(|spares| spares.bytes() > 0) {
             self.clear_spares();
@@ -231,7 +231,7 @@ impl Directory {
 
     /// Takes a checkpoint out of the namespace, and when that is durable removes its files, or keeps them to be
     /// overwritten. An error after the first step is only logged: the leftovers are removed when the folder is next opened.
-    pub fn remove(&self, name: &str) -> Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let trash = format!("{TRASH}{name}-{}", nonce());
         let path = self.path(name);
         match self.disk.rename_new(&path, &self.path(&trash)) {
@@ -260,7 +260,7 @@ impl Directory {
     }
 
     /// Removes a staging or trash folder with what it holds, as far as it goes.
-    pub fn remove_leftover(&self, leftover: &Entry) {
+    pub(crate) fn remove_leftover(&self, leftover: &Entry) {
         let path = self.path(&leftover.name);
         if let Err(e) = self.remove_all(&path, leftover.is_dir) {
             log::warn!(
@@ -286,7 +286,7 @@ impl Directory {
     }
 
     /// Moves a damaged checkpoint aside, out of the numbering; returns where it is now.
-    pub fn set_aside(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn set_aside(&self, name: &str) -> Result<PathBuf> {
         let aside = self.path(&format!("{DAMAGED}{name}-{}", nonce()));
         self.disk.rename_new(&self.path(name), &aside).map_err(|e| Error::io("move aside", self.path(name), e))?;
         self.sync_dir(&self.root)?;
@@ -306,7 +306,7 @@ pub(crate) struct Staging<'a> {
 
 impl Staging<'_> {
     /// Creates a file of the checkpoint, of `bytes` in the end.
-    pub fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
+    pub(crate) fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
         let path = self.path.join(name);
         let disk = &*self.directory.disk;
         if let Some(file) = self.directory.spares.as_ref().and_then(|spares| spares.take(disk, &path, bytes)) {
@@ -317,7 +317,7 @@ impl Staging<'_> {
     }
 
     /// Gives a file of an earlier checkpoint a second name in this one.
-    pub fn link(&self, existing: &Path, name: &str) -> Result<()> {
+    pub(crate) fn link(&self, existing: &Path, name: &str) -> Result<()> {
         let path = self.path.join(name);
         self.directory.disk.link(existing, &path).map_err(|e| Error::io("link", &path, e))
     }
@@ -335,7 +335,7 @@ impl Staging<'_> {
 
     /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
     /// this returns.
-    pub fn publish(mut self, manifest: &Manifest) -> Result<PathBuf> {
+    pub(crate) fn publish(mut self, manifest: &Manifest) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
         let file = self.create(MANIFEST, text.len() as u64)?;
@@ -404,13 +404,13 @@ pub(crate) struct StagedFile<'a> {
 }
 
 impl StagedFile<'_> {
-    pub fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let written = self.file.write_all_at(offset, bytes);
         written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
     }
 
     /// Ends the file after `length` bytes: its content is durable when this returns, where durability asks for it.
-    pub fn finish(&self, length: u64) -> Result<()> {
+    pub(crate) fn finish(&self, length: u64) -> Result<()> {
         let cut = self.file.set_len(length);
         cut.map_err(|e| self.staging.no_space(Error::io("set the length of", &self.path, e)))?;
         self.staging.directory.sync_file(&*self.file, &self.path).map_err(|e| self.staging.no_space(e))

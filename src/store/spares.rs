@@ -26,12 +26,12 @@ impl Spares {
     }
 
     /// Bytes that the spares occupy.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.lock().iter().map(|spare| spare.bytes).sum()
     }
 
     /// Takes the files of a trash folder in the place of those there were; all others are removed.
-    pub fn refill(&self, disk: &dyn Disk, trash: &Path) -> std::io::Result<()> {
+    pub(super) fn refill(&self, disk: &dyn Disk, trash: &Path) -> std::io::Result<()> {
         self.clear(disk);
         for entry in disk.list(trash)?.into_iter().filter(|entry| !entry.is_dir) {
             let path = trash.join(&entry.name);
@@ -44,7 +44,7 @@ impl Spares {
     }
 
     /// A spare of about `bytes` bytes, renamed to `to` and open for overwriting, if there is one that nobody sees.
-    pub fn take(&self, disk: &dyn Disk, to: &Path, bytes: u64) -> Option<Box<dyn NewFile>> {
+    pub(super) fn take(&self, disk: &dyn Disk, to: &Path, bytes: u64) -> Option<Box<dyn NewFile>> {
         let fits = |spare: &Spare| spare.bytes / 2 <= bytes && bytes / 2 <= spare.bytes;
         let spare = {
             let mut spares = self.lock();
@@ -61,7 +61,7 @@ impl Spares {
     }
 
     /// Removes all spares.
-    pub fn clear(&self, disk: &dyn Disk) {
+    pub(super) fn clear(&self, disk: &dyn Disk) {
         for spare in self.lock().drain(..) {
             let _ = disk.remove_file(&spare.path);
             remove_if_empty(disk, &spare.path);

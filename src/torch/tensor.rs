@@ -149,10 +149,6 @@ impl TensorLeaf for Leaf {
         self.with(bytes_of)
     }
 
-    fn version(&self) -> Option<u64> {
-        self.with(|tensor| shim::info(tensor).ok()?.version)
-    }
-
     fn is_plain_memory(&self) -> bool {
         self.with(|tensor| {
             shim::info(tensor)

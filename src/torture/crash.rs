@@ -194,7 +194,7 @@ pub(super) struct Crashes<'a> {
 }
 
 impl<'a> Crashes<'a> {
-    pub fn new(setup: &'a Setup, model: Model, seed: u64, enough: u64) -> Crashes<'a> {
+    pub(super) fn new(setup: &'a Setup, model: Model, seed: u64, enough: u64) -> Crashes<'a> {
         Crashes {
             setup,
             model,
@@ -209,12 +209,12 @@ impl<'a> Crashes<'a> {
     }
 
     /// The run that begins with nothing.
-    pub fn first(&mut self) {
+    pub(super) fn first(&mut self) {
         self.first_through(|disk| Arc::new(disk.clone()));
     }
 
     /// The run that begins with nothing, through a disk that may be made to misbehave.
-    pub fn first_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
+    pub(super) fn first_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
         let start = empty_disk(self.setup);
         let disk = SimDisk::new(start.clone(), self.setup.atoms);
         let (attempted, error) = program(&disk, wrap(&disk), self.setup, self.setup.saves);
@@ -226,12 +226,12 @@ impl<'a> Crashes<'a> {
 
     /// After every state of the first run: recovery and two more saves, with a crash anywhere in them. The first crash
     /// is a power cut, or only the end of the process, after which what is not yet durable can still be lost.
-    pub fn second(&mut self) {
+    pub(super) fn second(&mut self) {
         self.second_through(|disk| Arc::new(disk.clone()));
     }
 
     /// As [`Crashes::second`], the second run through a disk that may be made to misbehave.
-    pub fn second_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
+    pub(super) fn second_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
         self.starts = Some(HashMap::new());
         self.first();
         let mut starts: Vec<_> = self.starts.take().unwrap_or_default().into_iter().collect();
@@ -378,7 +378,7 @@ impl<'a> Crashes<'a> {
                 for (id, variants) in &choices {
                     files.nodes[*id] = variants[self.random.below(variants.len())].clone();
                 }
-                self.image(&mut files, told, point, ops);
+                self.image(&files, told, point, ops);
             }
             return;
         }

@@ -37,17 +37,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn new(fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
+    pub(super) fn new(fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
         Arc::new(Plan { fault, at: at.to_vec(), for_ever, count: AtomicU64::new(0), healed: AtomicU64::new(0) })
     }
 
     /// Operations so far.
-    pub fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
 
     /// From now on nothing fails.
-    pub fn heal(&self) {
+    pub(super) fn heal(&self) {
         self.healed.store(1, Ordering::SeqCst);
     }
 
@@ -95,7 +95,7 @@ pub(super) struct FaultDisk {
 }
 
 impl FaultDisk {
-    pub fn new(inner: Arc<dyn Disk>, plan: Arc<Plan>) -> FaultDisk {
+    pub(super) fn new(inner: Arc<dyn Disk>, plan: Arc<Plan>) -> FaultDisk {
         FaultDisk { inner, plan }
     }
 }
@@ -238,7 +238,7 @@ pub fn faults_everywhere(thin: u64) -> FaultReport {
         for fault in faults() {
             for for_ever in [false, true] {
                 for at in 0.. {
-                    if (at + fault_number(fault)) % thin != 0 {
+                    if !(at + fault_number(fault)).is_multiple_of(thin) {
                         continue;
                     }
                     let plan = Plan::new(fault, &[at], for_ever);

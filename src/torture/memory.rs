@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
 
 impl Memory {
-    pub fn new(bytes: Vec<u8>) -> Memory {
+    pub(super) fn new(bytes: Vec<u8>) -> Memory {
         Memory(Arc::new(Mutex::new(bytes)))
     }
 
-    pub fn get(&self) -> MutexGuard<'_, Vec<u8>> {
+    pub(super) fn get(&self) -> MutexGuard<'_, Vec<u8>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,12 +42,12 @@ pub(super) struct Run {
 
 impl Run {
     /// Objects with values that no step gives them.
-    pub fn new(setup: &Setup) -> Run {
+    pub(super) fn new(setup: &Setup) -> Run {
         let parts = (0..setup.components).map(|_| Memory::new(vec![0xEE; setup.bytes]));
         Run { setup: setup.clone(), step: Counter::new(-1), parts: parts.collect() }
     }
 
-    pub fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
+    pub(super) fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint::new().with_disk(disk).threads(1).track("step", &self.step)?;
         for (i, part) in self.parts.iter().enumerate() {
             checkpoint.add(&format!("part{i}"), part.clone())?;
@@ -55,7 +55,7 @@ impl Run {
         Ok(checkpoint)
     }
 
-    pub fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
+    pub(super) fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
         CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep).open()
     }
 
@@ -67,7 +67,7 @@ impl Run {
         bytes[..self.setup.bytes].to_vec()
     }
 
-    pub fn set(&self, step: i64) {
+    pub(super) fn set(&self, step: i64) {
         self.step.set(step);
         for (i, part) in self.parts.iter().enumerate() {
             *part.get() = self.value(i, step);
@@ -75,12 +75,12 @@ impl Run {
     }
 
     /// Whether every value is that of `step`.
-    pub fn is_at(&self, step: i64) -> bool {
+    pub(super) fn is_at(&self, step: i64) -> bool {
         self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| *part.get() == self.value(i, step))
     }
 
     /// Whether nothing was restored.
-    pub fn is_untouched(&self) -> bool {
+    pub(super) fn is_untouched(&self) -> bool {
         self.step.get() == -1 && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Name {
 }
 
 impl Name {
-    pub fn new(text: &str) -> Name {
+    pub(super) fn new(text: &str) -> Name {
         Name { text: text.into(), hash: hash_of(text.as_bytes()) }
     }
 }
@@ -46,11 +46,11 @@ pub(super) struct Content {
 }
 
 impl Content {
-    pub fn new(bytes: Vec<u8>) -> Content {
+    pub(super) fn new(bytes: Vec<u8>) -> Content {
         Content { hash: hash_of(&bytes), bytes: Arc::new(bytes) }
     }
 
-    pub fn hash(&self) -> u64 {
+    pub(super) fn hash(&self) -> u64 {
         self.hash
     }
 }
@@ -91,7 +91,7 @@ pub(super) enum Rename {
 }
 
 impl Rename {
-    pub fn folder(&self) -> Id {
+    pub(super) fn folder(&self) -> Id {
         match self {
             Rename::Add { folder, .. } | Rename::Remove { folder, .. } | Rename::Move { folder, .. } => *folder,
         }
@@ -111,7 +111,7 @@ impl Default for Files {
 }
 
 impl Files {
-    pub fn entries(&self, folder: Id) -> &[(Name, Id)] {
+    pub(super) fn entries(&self, folder: Id) -> &[(Name, Id)] {
         match self.nodes.get(folder) {
             Some(Node::Folder(entries)) => entries,
             _ => &[],
@@ -125,11 +125,11 @@ impl Files {
         }
     }
 
-    pub fn find(&self, folder: Id, name: &Name) -> Option<Id> {
+    pub(super) fn find(&self, folder: Id, name: &Name) -> Option<Id> {
         self.entries(folder).iter().find(|(n, _)| n == name).map(|(_, id)| *id)
     }
 
-    pub fn content(&self, id: Id) -> Option<&Content> {
+    pub(super) fn content(&self, id: Id) -> Option<&Content> {
         match self.nodes.get(id) {
             Some(Node::File(content)) => Some(content),
             _ => None,
@@ -137,7 +137,7 @@ impl Files {
     }
 
     /// Makes a change, if it can be made to these files; returns how to take it back.
-    pub fn apply(&mut self, rename: &Rename) -> Option<Undo> {
+    pub(super) fn apply(&mut self, rename: &Rename) -> Option<Undo> {
         let folder = rename.folder();
         let entries = self.entries_mut(folder)?;
         let place = |name: &Name| entries.iter().position(|(n, _)| n == name);
@@ -173,14 +173,14 @@ impl Files {
         Some(Undo { folder, entries: before })
     }
 
-    pub fn undo(&mut self, undo: Undo) {
+    pub(super) fn undo(&mut self, undo: Undo) {
         if let Some(entries) = self.entries_mut(undo.folder) {
             *entries = undo.entries;
         }
     }
 
     /// Equal for equal names and contents.
-    pub fn hash(&self) -> u64 {
+    pub(super) fn hash(&self) -> u64 {
         self.hash_below(TOP)
     }
 
@@ -194,7 +194,7 @@ impl Files {
     }
 
     /// The files that have a name.
-    pub fn named_files(&self, folder: Id, found: &mut Vec<Id>) {
+    pub(super) fn named_files(&self, folder: Id, found: &mut Vec<Id>) {
         for (_, id) in self.entries(folder) {
             match self.nodes[*id] {
                 Node::File(_) if !found.contains(id) => found.push(*id),
@@ -205,12 +205,12 @@ impl Files {
     }
 
     /// How many names a file has.
-    pub fn links(&self, id: Id) -> usize {
+    pub(super) fn links(&self, id: Id) -> usize {
         (0..self.nodes.len()).map(|folder| self.entries(folder).iter().filter(|(_, other)| *other == id).count()).sum()
     }
 
     /// All paths, for messages; files with their lengths.
-    pub fn tree(&self) -> String {
+    pub(super) fn tree(&self) -> String {
         fn descend(files: &Files, id: Id, path: &str, lines: &mut Vec<String>) {
             for (name, id) in files.entries(id) {
                 let path = format!("{path}/{}", name.text);
@@ -276,7 +276,7 @@ impl std::fmt::Debug for SimDisk {
 
 impl SimDisk {
     /// A disk that holds `files`. `atoms` of 1 and more: every operation is recorded.
-    pub fn new(files: Files, atoms: usize) -> SimDisk {
+    pub(super) fn new(files: Files, atoms: usize) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(State {
             files,
             ops: (atoms > 0).then(Vec::new),
@@ -288,7 +288,7 @@ impl SimDisk {
     }
 
     /// A disk that held `files` and to which `ops` were done by a process that is dead now; the machine is not.
-    pub fn resumed(files: Files, ops: &[Op], atoms: usize) -> SimDisk {
+    pub(super) fn resumed(files: Files, ops: &[Op], atoms: usize) -> SimDisk {
         let disk = SimDisk::new(files, atoms);
         let mut state = disk.state();
         for op in ops {
@@ -302,25 +302,25 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn files(&self) -> Files {
+    pub(super) fn files(&self) -> Files {
         self.state().files.clone()
     }
 
-    pub fn ops(&self) -> Vec<Op> {
+    pub(super) fn ops(&self) -> Vec<Op> {
         self.state().ops.clone().unwrap_or_default()
     }
 
-    pub fn outrages(&self) -> Vec<String> {
+    pub(super) fn outrages(&self) -> Vec<String> {
         self.state().outrages.clone()
     }
 
     /// How many hold the disk: its open files, locks and users.
-    pub fn holders(&self) -> usize {
+    pub(super) fn holders(&self) -> usize {
         Arc::strong_count(&self.0)
     }
 
     /// Syncs a file by its path.
-    pub fn sync_file(&self, path: &Path) {
+    pub(super) fn sync_file(&self, path: &Path) {
         let mut state = self.state();
         if let Ok(id) = state.resolve(path) {
             state.record(Op::SyncFile(id));
@@ -328,12 +328,12 @@ impl SimDisk {
     }
 
     /// Notes that the program was told `step` is saved.
-    pub fn saved(&self, step: i64) {
+    pub(super) fn saved(&self, step: i64) {
         self.state().record(Op::Saved(step));
     }
 
     /// Puts a file there as if it had always been, with the folders it is in.
-    pub fn put(&self, path: &str, bytes: &[u8]) {
+    pub(super) fn put(&self, path: &str, bytes: &[u8]) {
         let mut state = self.state();
         let recorded = state.ops.take();
         let mut folder = TOP;
