@@ -323,22 +323,16 @@ struct Update {
 
 bool has_momentum(const tcp_options &options) { return options.momentum != 0; }
 
-// The slots that this step uses.
-std::vector<size_t> slots_of(const tcp_options &options) {
-  switch (options.algorithm) {
+// Whether a step with these options needs the slot.
+bool uses(const tcp_options &o, size_t slot) {
+  switch (o.algorithm) {
   case SGD:
-    return has_momentum(options) ? std::vector<size_t>{SGD_MOMENTUM_BUFFER} : std::vector<size_t>{};
-  case RMSPROP: {
-    std::vector<size_t> slots{STEP, SQUARE_AVG};
-    if (has_momentum(options))
-      slots.push_back(MOMENTUM_BUFFER);
-    if (options.centered)
-      slots.push_back(GRAD_AVG);
-    return slots;
-  }
+    return slot == SGD_MOMENTUM_BUFFER && has_momentum(o);
+  case RMSPROP:
+    return slot == STEP || slot == SQUARE_AVG || (slot == MOMENTUM_BUFFER && has_momentum(o)) ||
+           (slot == GRAD_AVG && o.centered);
   default:
-    return options.amsgrad ? std::vector<size_t>{STEP, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ}
-                           : std::vector<size_t>{STEP, EXP_AVG, EXP_AVG_SQ};
+    return slot != MAX_EXP_AVG_SQ || o.amsgrad;
   }
 }
 
@@ -351,15 +345,17 @@ void check(const Update &u) {
   require(u.grad.layout() == at::kStrided || sparse_is_fine,
           "its gradient is sparse, which only SGD without momentum and weight decay can use; build the embedding "
           "with `sparse: false`");
-  for (size_t k : slots_of(o))
-    if (u.slots[k] && !is_step(o, k))
+  for (size_t k = 0; k < SLOTS; k++)
+    if (uses(o, k) && u.slots[k] && !is_step(o, k))
       require(u.slots[k]->sizes() == u.param.sizes(),
               "its shape has changed since the last step; build a new optimizer");
 }
 
 // Makes the slots there are not, and moves those of a variable that was moved to another device, type or layout.
 void prepare_slots(Update &u) {
-  for (size_t k : slots_of(*u.options)) {
+  for (size_t k = 0; k < SLOTS; k++) {
+    if (!uses(*u.options, k))
+      continue;
     bool scalar = is_step(*u.options, k);
     if (!u.slots[k]) {
       auto counter = at::TensorOptions(at::kFloat).device(u.param.device());
@@ -409,6 +405,18 @@ struct Written {
   }
 };
 
+// Adds one to every step count.
+void count_up(at::TensorList counts) {
+  if (!counts[0].is_cpu()) {
+    at::_foreach_add_(counts, 1);
+    return;
+  }
+  for (const at::Tensor &count : counts) {
+    *static_cast<float *>(count.mutable_data_ptr()) += 1;
+    bump_version(count);
+  }
+}
+
 // Below this many elements libtorch does not split an operation between threads (`at::internal::GRAIN_SIZE`).
 constexpr int64_t SMALL = 32768;
 
@@ -437,14 +445,12 @@ void fused_step(const tcp_options &o, const std::vector<Update *> &updates, bool
     }
     grads.push_back(grad);
     params.add(u->param);
-    for (size_t k : slots_of(o))
-      slots[k].add(u->slot(k));
+    for (size_t k = 0; k < SLOTS; k++)
+      if (uses(o, k))
+        slots[k].add(u->slot(k));
   }
-  if (o.algorithm != SGD && params.tensors[0].is_cpu())
-    for (const at::Tensor &count : slots[STEP].tensors)
-      *static_cast<float *>(count.mutable_data_ptr()) += 1;
-  else if (o.algorithm != SGD)
-    at::_foreach_add_(slots[STEP].tensors, 1);
+  if (o.algorithm != SGD)
+    count_up(slots[STEP].tensors);
 
   using List = at::TensorList;
   using Scale = const std::optional<at::Tensor> &;
@@ -495,7 +501,7 @@ void plain_step(const Update &u) {
   }
 
   at::Tensor count = u.slot(STEP);
-  count.add_(1);
+  count_up({&count, 1});
   if (o.algorithm == RMSPROP) {
     at::Tensor square_avg = u.slot(SQUARE_AVG);
     square_avg.mul_(o.alpha).addcmul_(grad, grad, 1 - o.alpha);
