@@ -90,7 +90,7 @@ fn faults(every: u64) -> bool {
 }
 
 fn mutated(images: u64) -> bool {
-    let reports = mutants(images);
+    let reports = mutants(images, true);
     for report in &reports {
         let [weak, journal] = report.broken;
         println!(
