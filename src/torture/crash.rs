@@ -226,14 +226,16 @@ impl<'a> Crashes<'a> {
 
     /// After every state of the first run: recovery and two more saves, with a crash anywhere in them. The first crash
     /// is a power cut, or only the end of the process, after which what is not yet durable can still be lost.
-    pub(super) fn second(&mut self) {
-        self.second_through(|disk| Arc::new(disk.clone()));
+    pub fn second(&mut self) {
+        self.second_through(true, |disk| Arc::new(disk.clone()));
     }
 
-    /// As [`Crashes::second`], the second run through a disk that may be made to misbehave.
-    pub(super) fn second_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
-        self.starts = Some(HashMap::new());
-        self.first();
+    /// As [`Crashes::second`], the second run through a disk that may be made to misbehave; perhaps only after kills.
+    pub(super) fn second_through(&mut self, power_cuts: bool, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
+        if power_cuts {
+            self.starts = Some(HashMap::new());
+            self.first();
+        }
         let mut starts: Vec<_> = self.starts.take().unwrap_or_default().into_iter().collect();
         starts.sort_by_key(|(hash, _)| *hash);
         // The images of the first crash are not counted here.

@@ -108,20 +108,21 @@ pub struct MutantReport {
     pub as_expected: bool,
 }
 
-/// Runs every mutant, on at most so many images each.
-pub fn mutants(images: u64) -> Vec<MutantReport> {
-    MUTANTS.iter().map(|mutant| run(mutant, images)).collect()
+/// Runs every mutant, on at most so many images each; those that need two crashes only when `all`.
+pub fn mutants(images: u64, all: bool) -> Vec<MutantReport> {
+    MUTANTS.iter().filter(|mutant| all || !mutant.4).map(|mutant| run(mutant, images)).collect()
 }
 
 fn run(Mutant(name, wrong, keep, asked, twice, harmless): &Mutant, images: u64) -> MutantReport {
     let setup = Setup { keep: Some(*keep), ..Setup::default() };
     let broken = [Model::Weak, Model::Journal].map(|model| {
-        let mut crashes = Crashes::new(&setup, model, 1, images);
+        // Recoveries are many, and few of them are where these show.
+        let mut crashes = Crashes::new(&setup, model, 1, if *twice { 10 * images } else { images });
         crashes.asked = *asked;
         crashes.may_fail = *wrong != Wrong::Nothing;
         let wrap = |disk: &SimDisk| -> Arc<dyn Disk> { Arc::new(MutantDisk::new(disk, *wrong, *keep)) };
         match twice {
-            true => crashes.second_through(wrap),
+            true => crashes.second_through(false, wrap),
             false => crashes.first_through(wrap),
         }
         (crashes.report.violations, crashes.report.images)
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_broken_protocol_is_caught_and_the_right_one_is_not() {
-        for report in mutants(12_000) {
+        for report in mutants(5_000, false) {
             println!("{report:?}");
             assert!(report.as_expected, "{report:#?}");
         }

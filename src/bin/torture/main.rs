@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tch_checkpoint::torture::{CrashRun, Phase, crash, damage, faults_everywhere, kill_child, kills, mutants};
+use tch_checkpoint::torture::{
+    CrashRun, KillReport, Phase, crash, damage, faults_everywhere, kill_child, kills, mutants,
+};
 
 const HELP: &str = "\
 usage: torture crash [--seed N] [--images M] [--phase first|second] [--minutes T]
@@ -90,7 +92,7 @@ fn faults(every: u64) -> bool {
 }
 
 fn mutated(images: u64) -> bool {
-    let reports = mutants(images);
+    let reports = mutants(images, true);
     for report in &reports {
         let [weak, journal] = report.broken;
         println!(
@@ -127,8 +129,22 @@ fn damaged(flips: u64, seed: u64) -> bool {
     report.violations.is_empty()
 }
 
-/// The system calls before which strace kills.
-const CALLS: &str = "mkdir,mkdirat,openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,flock,close";
+/// The system calls before which strace kills: every one that can change a file or is a sync.
+const CALLS: [&str; 13] = [
+    "mkdir",
+    "openat",
+    "write",
+    "pwrite64",
+    "ftruncate",
+    "fsync",
+    "rename",
+    "renameat2",
+    "unlink",
+    "rmdir",
+    "linkat",
+    "flock",
+    "close",
+];
 
 fn killed(scratch: Option<String>, strace: bool) -> bool {
     let scratch = scratch.map_or_else(std::env::temp_dir, Into::into).join(format!("torture-{}", std::process::id()));
@@ -136,23 +152,31 @@ fn killed(scratch: Option<String>, strace: bool) -> bool {
         println!("SKIPPED: kills with strace: there is no strace");
         return true;
     }
-    let run = || -> std::io::Result<_> {
+    let run = || -> std::io::Result<KillReport> {
         std::fs::create_dir_all(&scratch)?;
         let this = std::env::current_exe()?;
-        kills(&scratch, |folder, keep, at| {
-            let never = u64::MAX.to_string();
-            let own = [folder.display().to_string(), keep.to_string(), if strace { never } else { at.to_string() }];
-            if !strace {
+        if !strace {
+            return kills(&scratch, |folder, keep, at| {
                 let mut command = Command::new(&this);
-                command.arg("kill-child").args(own);
-                return command;
-            }
-            let mut command = Command::new("strace");
-            let inject = format!("inject={CALLS}:signal=SIGKILL:when={}", at + 1);
-            command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={CALLS}"), "-e", &inject]);
-            command.arg(&this).arg("kill-child").args(own);
-            command
-        })
+                command.arg("kill-child").arg(folder).args([keep.to_string(), at.to_string()]);
+                command
+            });
+        }
+        let mut all = KillReport::default();
+        for call in CALLS {
+            // The counters of strace are those of one call.
+            let report = kills(&scratch, |folder, keep, at| {
+                let inject = format!("inject={call}:signal=SIGKILL:when={}", at + 1);
+                let mut command = Command::new("strace");
+                command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
+                command.arg(&this).arg("kill-child").arg(folder).args([keep.to_string(), u64::MAX.to_string()]);
+                command
+            })?;
+            println!("  before {call}: {} killed, {} violations", report.killed, report.violations.len());
+            all.killed += report.killed;
+            all.violations.extend(report.violations);
+        }
+        Ok(all)
     };
     let result = run();
     let _ = std::fs::remove_dir_all(&scratch);
