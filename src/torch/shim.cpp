@@ -142,14 +142,15 @@ char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
     info->quantized = t.is_quantized();
     info->cpu = t.is_cpu();
     info->version = version(t);
-    std::ostringstream layout;
-    layout << t.layout();
-    snprintf(info->dtype, sizeof info->dtype, "%s", c10::toString(t.scalar_type()));
-    snprintf(info->device, sizeof info->device, "%s", t.device().str().c_str());
-    snprintf(info->layout, sizeof info->layout, "%s", t.is_nested() ? "Nested" : layout.str().c_str());
+    strncpy(info->dtype, c10::toString(t.scalar_type()), sizeof info->dtype - 1);
+    strncpy(info->device, t.is_cpu() ? "cpu" : t.device().str().c_str(), sizeof info->device - 1);
     info->plain = t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized() && !t.is_meta() && t.has_storage();
-    if (!info->plain)
+    if (!info->plain) {
+      std::ostringstream layout;
+      layout << t.layout();
+      strncpy(info->layout, t.is_nested() ? "Nested" : layout.str().c_str(), sizeof info->layout - 1);
       return;
+    }
     info->data = t.const_data_ptr();
     info->storage = t.storage().data();
     info->storage_offset = t.storage_offset();
@@ -161,6 +162,39 @@ char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
     info->contiguous = t.is_contiguous();
     info->lazy = t.is_conj() || t.is_neg();
   });
+}
+
+// How often the tensor was changed in place; -1 where nobody counts. Asked for every tensor at every save.
+int64_t tcp_version(const at::Tensor *tensor) {
+  try {
+    return tensor->defined() ? version(*tensor) : -1;
+  } catch (...) {
+    return -1;
+  }
+}
+
+// A number that moves when the tensor gets other memory, another shape, type or device. Asked as often.
+uint64_t tcp_fingerprint(const at::Tensor *tensor) {
+  uint64_t hash = 0;
+  const auto mix = [&hash](uint64_t value) { hash = (hash ^ value) * 0x9E3779B97F4A7C15u, hash ^= hash >> 29; };
+  try {
+    const at::Tensor &t = *tensor;
+    if (!t.defined())
+      return 0;
+    mix(uint64_t(t.unsafeGetTensorImpl()));
+    mix(uint64_t(t.scalar_type()) << 32 | uint64_t(uint8_t(t.device().type())) << 8 | uint8_t(t.device().index()));
+    mix(uint64_t(t.is_conj()) << 1 | uint64_t(t.is_neg()));
+    if (t.layout() == at::kStrided && t.has_storage()) {
+      mix(uint64_t(t.const_data_ptr()));
+      for (const auto size : t.sizes())
+        mix(uint64_t(size));
+      for (const auto stride : t.strides())
+        mix(uint64_t(stride));
+    }
+  } catch (...) {
+    return 0;
+  }
+  return hash;
 }
 
 // The values, row-major in CPU memory; shares the tensor's own memory where that is so already.

@@ -2,7 +2,6 @@
 //! comes back as its message.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -22,7 +21,7 @@ struct RawInfo {
     numel: i64,
     element_size: i64,
     storage_offset: i64,
-    version: i64,
+    _version: i64,
     scalar_type: i32,
     defined: u8,
     plain: u8,
@@ -89,6 +88,8 @@ impl StepOptions {
 unsafe extern "C" {
     fn tcp_free_message(text: *mut c_char);
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
+    fn tcp_version(tensor: *const C_tensor) -> i64;
+    fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
     fn tcp_written(tensor: *const C_tensor) -> *mut c_char;
@@ -144,8 +145,6 @@ pub(crate) struct Info {
     pub dtype: String,
     /// The device, such as `cpu` or `cuda:0`.
     pub device: String,
-    /// Increases with every change in place; `None` for tensors of inference mode.
-    pub version: Option<u64>,
     /// Where the elements are; why not, where they are not in plain memory.
     pub memory: Result<Memory, NoMemory>,
 }
@@ -230,19 +229,20 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
         scalar_type: raw.scalar_type,
         dtype: text(&raw.dtype),
         device,
-        version: u64::try_from(raw.version).ok(),
         memory,
     })
 }
 
 /// A number that moves when a tensor gets other memory, another shape, type or device; not when its elements change.
 pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    if let Ok(Info { object, scalar_type, device, memory: Ok(memory), .. }) = info(tensor) {
-        let Memory { data, sizes, strides, lazy, .. } = memory;
-        (object, scalar_type, device, data as usize, sizes, strides, lazy).hash(&mut hasher);
-    }
-    hasher.finish()
+    // SAFETY: the tensor lives.
+    unsafe { tcp_fingerprint(tensor.as_ptr()) }
+}
+
+/// How often a tensor was changed in place; `None` where libtorch does not count.
+pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
+    // SAFETY: the tensor lives.
+    u64::try_from(unsafe { tcp_version(tensor.as_ptr()) }).ok()
 }
 
 /// The values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.

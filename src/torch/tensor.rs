@@ -157,7 +157,7 @@ impl TensorLeaf for Leaf {
     }
 
     fn version(&self) -> Option<u64> {
-        self.with(|tensor| shim::info(tensor).ok()?.version)
+        self.with(shim::version)
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
@@ -173,10 +173,13 @@ impl TensorLeaf for Leaf {
 
 /// A tensor's bytes: its own memory where that is row-major and on the CPU, else a copy.
 pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
-    examine(tensor)?;
-    let tensor = shim::on_cpu(tensor)?;
-    let memory = examine(&tensor)?.2;
-    Ok(Box::new(Bytes { data: memory.data, len: memory.bytes, _tensor: tensor }))
+    let own = examine(tensor)?.2;
+    if own.cpu && own.contiguous && !own.lazy {
+        return Ok(Box::new(Bytes { data: own.data, len: own.bytes, _tensor: tensor.shallow_clone() }));
+    }
+    let copy = shim::on_cpu(tensor)?;
+    let memory = examine(&copy)?.2;
+    Ok(Box::new(Bytes { data: memory.data, len: memory.bytes, _tensor: copy }))
 }
 
 /// The bytes of a contiguous CPU tensor, which it keeps alive.

@@ -226,7 +226,7 @@ impl<'a> Crashes<'a> {
 
     /// After every state of the first run: recovery and two more saves, with a crash anywhere in them. The first crash
     /// is a power cut, or only the end of the process, after which what is not yet durable can still be lost.
-    pub fn second(&mut self) {
+    pub(super) fn second(&mut self) {
         self.second_through(true, |disk| Arc::new(disk.clone()));
     }
 

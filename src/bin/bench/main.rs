@@ -135,7 +135,9 @@ impl Bench {
         let options = if verify { RestoreOptions::new() } else { RestoreOptions::new().without_verification() };
         checkpoint.restore_with(&path, &options)?.assert_consumed()?;
         if warm {
-            files(&path)?.iter().try_for_each(|file| fs::read(file).map(drop))?;
+            files(&path)?
+                .iter()
+                .try_for_each(|file| std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink()).map(drop))?;
         } else {
             files(&path)?.iter().try_for_each(|file| drop_from_cache(file))?;
         }
