@@ -11,7 +11,7 @@
 //!
 //! I7 (a failed save changes nothing) is the fault injector's.
 
-use super::run::{Run, Setup, restore};
+use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Name, SimDisk, TOP};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability};
@@ -154,7 +154,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<i6
     }
     if let Some(next) = next {
         run.set(next);
-        if let Err(e) = manager.save_at(next) {
+        if let Err(e) = save(&mut manager, next) {
             broken(format!("I6: the next save fails: {e}"));
         }
     }

@@ -9,7 +9,7 @@
 
 use super::check::{Asked, Outcome, ROOT, STRANGERS, inspect, judge};
 use super::random::Random;
-use super::run::{Run, Setup, restore};
+use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Node, Op, Rename, SimDisk, TOP, partly_written};
 use crate::error::Error;
 use crate::store::Disk;
@@ -100,7 +100,12 @@ pub fn crash(run: &CrashRun, mut progress: impl FnMut(&CrashReport)) -> CrashRep
 fn setup(round: u64, random: &mut Random) -> Setup {
     let keeps = [Some(2), Some(1), Some(3), None];
     match round {
-        0..4 => Setup { keep: keeps[round as usize], strangers: round % 2 == 1, ..Setup::default() },
+        0..4 => Setup {
+            keep: keeps[round as usize],
+            frozen: (round % 3) as usize,
+            strangers: round % 2 == 1,
+            ..Setup::default()
+        },
         _ => {
             let components = 1 + random.below(4);
             Setup {
@@ -110,6 +115,7 @@ fn setup(round: u64, random: &mut Random) -> Setup {
                 saves: 2 + random.below(4),
                 bytes: random.below(40),
                 atoms: 1 + random.below(3),
+                background: random.one_in(4),
                 strangers: random.one_in(2),
             }
         }
@@ -155,7 +161,7 @@ pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
     let mut error = None;
     for step in first..first + saves as i64 {
         run.set(step);
-        match manager.save_at(step) {
+        match save(&mut manager, step) {
             Ok(_) => disk.saved(step),
             Err(e) => error = error.or(Some(e)),
         }
@@ -536,6 +542,18 @@ mod tests {
         assert_eq!(report.violations, 0, "{}", report.examples.join("\n\n"));
         assert!(report.images >= images);
         report
+    }
+
+    #[test]
+    fn the_program_links_unchanged_files_and_overwrites_old_ones() {
+        let setup = Setup { frozen: 1, ..Setup::default() };
+        let disk = SimDisk::new(empty_disk(&setup), 0);
+        program(&disk, Arc::new(disk.clone()), &setup, 4);
+        let files = disk.files();
+        let mut named = Vec::new();
+        files.named_files(TOP, &mut named);
+        assert_eq!(named.iter().filter(|id| files.links(**id) == 2).count(), 1, "{}", files.tree());
+        assert!(disk.recycled() > 0);
     }
 
     #[test]

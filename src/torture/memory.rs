@@ -4,17 +4,39 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes that are saved and restored as a tensor; clones share them.
+/// Bytes that are saved and restored as a tensor, and how often they were changed; clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Memory(Arc<Mutex<Bytes>>);
+
+#[derive(Debug)]
+pub(super) struct Bytes {
+    bytes: Vec<u8>,
+    version: u64,
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = Vec<u8>;
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
 
 impl Memory {
     pub(super) fn new(bytes: Vec<u8>) -> Memory {
-        Memory(Arc::new(Mutex::new(bytes)))
+        Memory(Arc::new(Mutex::new(Bytes { bytes, version: 0 })))
     }
 
-    pub(super) fn get(&self) -> MutexGuard<'_, Vec<u8>> {
+    pub(super) fn get(&self) -> MutexGuard<'_, Bytes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the bytes; nothing happens when they are these already.
+    pub(super) fn set(&self, bytes: Vec<u8>) {
+        let mut memory = self.get();
+        if memory.bytes != bytes {
+            memory.bytes = bytes;
+            memory.version += 1;
+        }
     }
 }
 
@@ -30,11 +52,17 @@ impl TensorLeaf for Memory {
     }
 
     fn identity(&self) -> Option<Identity> {
-        None
+        let address = Arc::as_ptr(&self.0) as usize;
+        let spec = self.spec().ok()?;
+        Some(Identity { device: "memory".into(), address, strides: Vec::new(), spec })
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.get().version)
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
-        Ok(Box::new(self.get().clone()))
+        Ok(Box::new(self.get().bytes.clone()))
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
@@ -53,7 +81,7 @@ impl TensorTarget for Target {
     }
 
     fn finish(self: Box<Self>) -> Result<(), String> {
-        *self.tensor.get() = self.buffer;
+        self.tensor.set(self.buffer);
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ enum Wrong {
     RootNotSyncedAtOpening,
     ParentNotSynced,
     CommitBeforeSync,
+    LinkedFileOverwritten,
 }
 
 /// A mutant: its number in the plan of the tests, what is wrong, how many are kept, who looks, whether two crashes are
@@ -91,6 +92,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant("M14", Wrong::RootNotSyncedAtOpening, 2, Asked::Invariants, true, None),
     Mutant("M15", Wrong::ParentNotSynced, 2, Asked::Invariants, true, None),
     Mutant("M17", Wrong::CommitBeforeSync, 2, Asked::Invariants, false, None),
+    Mutant("M18", Wrong::LinkedFileOverwritten, 2, Asked::Invariants, false, None),
 ];
 
 /// What became of a mutant.
@@ -114,7 +116,8 @@ pub fn mutants(images: u64, all: bool) -> Vec<MutantReport> {
 }
 
 fn run(Mutant(name, wrong, keep, asked, twice, harmless): &Mutant, images: u64) -> MutantReport {
-    let setup = Setup { keep: Some(*keep), ..Setup::default() };
+    let frozen = usize::from(*wrong == Wrong::LinkedFileOverwritten);
+    let setup = Setup { keep: Some(*keep), frozen, saves: 3 + frozen, ..Setup::default() };
     let broken = [Model::Weak, Model::Journal].map(|model| {
         // Recoveries are many, and few of them are where these show.
         let mut crashes = Crashes::new(&setup, model, 1, if *twice { 10 * images } else { images });
@@ -171,6 +174,9 @@ fn name(path: &Path) -> String {
 
 impl MutantDisk {
     fn new(disk: &SimDisk, wrong: Wrong, keep: usize) -> MutantDisk {
+        if wrong == Wrong::LinkedFileOverwritten {
+            disk.be_careless();
+        }
         let state = State { last: Last::Nothing, held: None };
         MutantDisk { disk: disk.clone(), wrong, keep, state: Arc::new(Mutex::new(state)) }
     }

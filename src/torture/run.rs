@@ -5,7 +5,7 @@ use super::random::mix;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::Counter;
-use crate::manager::CheckpointManager;
+use crate::manager::{Background, CheckpointManager};
 use crate::restore::{RestoreOptions, Started};
 use crate::store::Disk;
 use std::path::Path;
@@ -23,13 +23,24 @@ pub(super) struct Setup {
     pub bytes: usize,
     /// Into how many parts a crash can tear a write.
     pub atoms: usize,
+    /// Saves are written by a thread.
+    pub(super) background: bool,
     /// The folder of checkpoints is there already, with files of the user's in it.
     pub strangers: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { components: 2, frozen: 0, keep: Some(2), saves: 3, bytes: 24, atoms: 1, strangers: false }
+        Setup {
+            components: 2,
+            frozen: 0,
+            keep: Some(2),
+            saves: 3,
+            bytes: 24,
+            atoms: 1,
+            background: false,
+            strangers: false,
+        }
     }
 }
 
@@ -56,7 +67,11 @@ impl Run {
     }
 
     pub(super) fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
-        CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep).open()
+        let builder = CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep);
+        match self.setup.background {
+            true => builder.background(Background::new()).open(),
+            false => builder.open(),
+        }
     }
 
     /// The bytes of a component at a step.
@@ -70,19 +85,25 @@ impl Run {
     pub(super) fn set(&self, step: i64) {
         self.step.set(step);
         for (i, part) in self.parts.iter().enumerate() {
-            *part.get() = self.value(i, step);
+            part.set(self.value(i, step));
         }
     }
 
     /// Whether every value is that of `step`.
     pub(super) fn is_at(&self, step: i64) -> bool {
-        self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| *part.get() == self.value(i, step))
+        self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| **part.get() == self.value(i, step))
     }
 
     /// Whether nothing was restored.
     pub(super) fn is_untouched(&self) -> bool {
         self.step.get() == -1 && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
     }
+}
+
+/// Saves; done when this returns.
+pub(super) fn save(manager: &mut CheckpointManager, step: i64) -> Result<()> {
+    manager.save_at(step)?;
+    manager.wait()
 }
 
 /// Restores, with one thread.
