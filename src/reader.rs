@@ -36,7 +36,7 @@ impl CheckpointReader {
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
-        let disk: Arc<dyn Disk> = Arc::new(LocalDisk::default());
+        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
         Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())?, disk })
     }
 
@@ -138,7 +138,7 @@ impl CheckpointReader {
 /// # }
 /// ```
 pub fn verify_checkpoint(path: impl AsRef<Path>) -> Vec<Error> {
-    let disk: Arc<dyn Disk> = Arc::new(LocalDisk::default());
+    let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
     match Source::open_what_is_whole(&disk, path.as_ref()) {
         Ok((source, mut problems)) => {
             problems.extend(CheckpointReader { source, disk }.verify());

@@ -85,6 +85,8 @@ impl InFlight {
     /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
     pub(super) fn start(order: Order) -> Result<InFlight> {
         let Order { plan, image, unchanged, header, name, ledger, options, step_before } = order;
+        // The training needs the processors more.
+        let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
         let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
         let capture = Arc::new(Capture::begin(plan, image, lazy, |file| unchanged.has(file))?);
         for gate in &capture.plan.gates {

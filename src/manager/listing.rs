@@ -66,7 +66,7 @@ pub struct Listed {
 /// # }
 /// ```
 pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
-    let directory = Directory::new(Arc::new(LocalDisk::default()), directory.as_ref(), Durability::default());
+    let directory = Directory::new(Arc::new(LocalDisk), directory.as_ref(), Durability::default());
     // Beside a writer that keeps one checkpoint, what was there is removed before it is looked at, and what came in its
     // place was not there yet: then look again.
     let (mut listing, mut vanished) = look(&directory)?;

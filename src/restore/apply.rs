@@ -3,48 +3,102 @@
 use super::matching::Matching;
 use super::options::{RestoreOptions, Verify};
 use crate::error::{Error, Result};
-use crate::format::TensorRecord;
+use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::TensorLeaf;
 use crate::parallel;
-use crate::source::Source;
-use std::collections::BTreeSet;
+use crate::source::{CHUNK, Source};
 use std::sync::Arc;
 
-type Job<'a> = (&'a str, &'a TensorRecord, &'a Arc<dyn TensorLeaf>);
+/// A tensor to be restored.
+struct Job<'a> {
+    key: &'a str,
+    record: &'a TensorRecord,
+    leaf: &'a Arc<dyn TensorLeaf>,
+}
 
+impl<'a> Job<'a> {
+    /// Its bytes, where they are one piece.
+    fn piece(&self) -> Option<&'a Piece> {
+        self.record.pieces.first().filter(|_| self.record.pieces.len() == 1)
+    }
+}
+
+/// The tensors in the order of the files, so that neighbours can be read at once.
 fn jobs<'a>(matching: &'a Matching, source: &'a Source) -> Vec<Job<'a>> {
     let records = &source.manifest.tensors;
-    matching.tensors.iter().filter_map(|(key, leaf)| Some((key.as_str(), records.get(key)?, leaf))).collect()
+    let job = |(key, leaf)| Some(Job { key, record: records.get(key)?, leaf });
+    let mut jobs: Vec<Job<'_>> = matching.tensors.iter().filter_map(|(key, leaf)| job((key.as_str(), leaf))).collect();
+    jobs.sort_by_key(|job| job.piece().map(|piece| (piece.file.as_str(), piece.begin, piece.end)));
+    jobs
+}
+
+/// Cuts jobs into runs that are read at once: neighbours in a file that together fit a chunk, or one tensor.
+fn runs<'a, 'b>(jobs: &'b [Job<'a>]) -> Vec<&'b [Job<'a>]> {
+    let follows = |a: &Job<'_>, b: &Job<'_>| match (a.piece(), b.piece()) {
+        (Some(a), Some(b)) => a.file == b.file && a.end == b.begin,
+        _ => false,
+    };
+    let mut runs = Vec::new();
+    let mut rest = jobs;
+    while let Some(first) = rest.first() {
+        let begin = first.piece().map_or(0, |piece| piece.begin);
+        let fits = |job: &Job<'_>| job.piece().is_some_and(|piece| piece.end - begin <= CHUNK as u64);
+        let more = rest.windows(2).take_while(|pair| follows(&pair[0], &pair[1]) && fits(&pair[1])).count();
+        let (run, tail) = rest.split_at(1 + more);
+        runs.push(run);
+        rest = tail;
+    }
+    runs
+}
+
+/// Reads a run of more than one tensor, and gives each its bytes.
+fn each_of_run(
+    run: &[Job<'_>],
+    source: &Source,
+    buffer: &mut Vec<u8>,
+    mut with: impl FnMut(&Job<'_>, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let (Some(first), Some(last)) = (run.first().and_then(Job::piece), run.last().and_then(Job::piece)) else {
+        return Ok(());
+    };
+    source.read_run(first.begin..last.end, &first.file, buffer)?;
+    for job in run {
+        let Some(piece) = job.piece() else { continue };
+        with(job, &buffer[(piece.begin - first.begin) as usize..(piece.end - first.begin) as usize])?;
+    }
+    Ok(())
 }
 
 /// Checks every byte that [`apply`] will use, and the headers of the files they are in.
 pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize) -> Result<()> {
-    let jobs = jobs(matching, source);
-    let files: BTreeSet<&str> = source.manifest.files.keys().map(String::as_str).collect();
-    for file in files {
+    for file in source.manifest.files.keys() {
         source.verify_header(file)?;
     }
-    parallel::for_each(&jobs, threads, Vec::new, |(key, record, _), buffer| source.verify_tensor(key, record, buffer))
+    parallel::for_each(&runs(&jobs(matching, source)), threads, Vec::new, |run, buffer| match run {
+        [job] => source.verify_tensor(job.key, job.record, buffer),
+        run => {
+            each_of_run(run, source, buffer, |job, bytes| source.check_tensor(job.key, job.record, Digest::of(bytes)))
+        }
+    })
 }
 
 /// Puts the saved values into the objects. From here on an error leaves them partly changed.
 pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    let verify = options.verify != Verify::Never;
     let jobs = jobs(&matching, source);
-    parallel::for_each(
-        &jobs,
-        options.threads,
-        || (),
-        |(key, record, leaf), ()| {
-            let mut target = leaf.target().map_err(|reason| Error::object(*key, reason))?;
-            let memory = target.as_mut_slice();
-            if record.spec.bytes() != Some(memory.len() as u64) {
-                return Err(Error::object(*key, "its size changed while it was being restored"));
+    let restored = parallel::for_each(&runs(&jobs), options.threads, Vec::new, |run, buffer| match run {
+        [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify)),
+        run => each_of_run(run, source, buffer, |job, bytes| {
+            if verify {
+                source.check_tensor(job.key, job.record, Digest::of(bytes))?;
             }
-            source.read_tensor(key, record, memory, options.verify != Verify::Never)?;
-            target.finish().map_err(|reason| Error::object(*key, reason))
-        },
-    )
-    .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
+            fill(job, |memory| {
+                memory.copy_from_slice(bytes);
+                Ok(())
+            })
+        }),
+    });
+    restored.map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
     for apply in matching.values {
         apply();
     }
@@ -52,4 +106,16 @@ pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOption
         replacement.collection.replace(replacement.created, replacement.dropped);
     }
     Ok(())
+}
+
+/// Overwrites a tensor with what `put` puts into memory of its size.
+fn fill(job: &Job<'_>, put: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    let failed = |reason| Error::object(job.key, reason);
+    let mut target = job.leaf.target().map_err(failed)?;
+    let memory = target.as_mut_slice();
+    if job.record.spec.bytes() != Some(memory.len() as u64) {
+        return Err(failed("its size changed while it was being restored".to_string()));
+    }
+    put(memory)?;
+    target.finish().map_err(failed)
 }

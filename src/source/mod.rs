@@ -2,11 +2,12 @@
 //! pruned meanwhile.
 
 use crate::error::{Error, Result};
-use crate::format::{Digest, Hasher, Manifest, TensorRecord};
+use crate::format::{Digest, Hasher, Manifest, Piece, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
 use crate::store::{Disk, OldFile, open_failed, read_manifest};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,17 +54,18 @@ impl Source {
         self.files.contains_key(name)
     }
 
-    fn file(&self, name: &str) -> Result<(&dyn OldFile, PathBuf)> {
-        let path = self.path.join(name);
-        match self.files.get(name) {
-            Some(file) => Ok((&**file, path)),
-            None => Err(Error::damaged(path, "the manifest does not list this file")),
-        }
+    fn file(&self, name: &str) -> Result<&dyn OldFile> {
+        let file = self.files.get(name).map(|file| &**file);
+        file.ok_or_else(|| Error::damaged(self.path.join(name), "the manifest does not list this file"))
+    }
+
+    fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let read = self.file(file)?.read_exact_at(offset, buffer);
+        read.map_err(|e| read_failed(&self.path.join(file), e))
     }
 
     /// Checks everything before the tensors of the file `name`.
     pub(crate) fn verify_header(&self, name: &str) -> Result<()> {
-        let (file, path) = self.file(name)?;
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(());
         };
@@ -72,11 +74,14 @@ impl Source {
         let mut offset = 0;
         while offset < entry.header.bytes {
             let length = buffer.len().min((entry.header.bytes - offset) as usize);
-            file.read_exact_at(offset, &mut buffer[..length]).map_err(|e| read_failed(&path, e))?;
+            self.read(name, offset, &mut buffer[..length])?;
             hasher.update(&buffer[..length]);
             offset += length as u64;
         }
-        check(hasher.finish(), entry.header.digest, &path, "its header")
+        match hasher.finish() {
+            found if found == entry.header.digest => Ok(()),
+            found => Err(changed(&self.path.join(name), "its header", found, entry.header.digest)),
+        }
     }
 
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
@@ -89,11 +94,11 @@ impl Source {
             buffer.resize(needed, 0);
         }
         for piece in &record.pieces {
-            let (file, path) = self.file(&piece.file)?;
             let mut offset = piece.begin;
             while offset < piece.end {
                 let length = (piece.end - offset).min(CHUNK as u64) as usize;
-                file.read_exact_at(offset, &mut buffer[..length]).map_err(|e| read_failed(&path, e))?;
+                self.announce(piece, offset)?;
+                self.read(&piece.file, offset, &mut buffer[..length])?;
                 hasher.update(&buffer[..length]);
                 offset += length as u64;
             }
@@ -106,7 +111,6 @@ impl Source {
         let mut hasher = Hasher::new();
         let mut rest = target;
         for piece in &record.pieces {
-            let (file, path) = self.file(&piece.file)?;
             let mut offset = piece.begin;
             while offset < piece.end {
                 let length = (rest.len().min(CHUNK) as u64).min(piece.end - offset) as usize;
@@ -114,7 +118,8 @@ impl Source {
                     return Err(Error::object(key, "its memory is smaller than the saved tensor"));
                 }
                 let (chunk, tail) = rest.split_at_mut(length);
-                file.read_exact_at(offset, chunk).map_err(|e| read_failed(&path, e))?;
+                self.announce(piece, offset)?;
+                self.read(&piece.file, offset, chunk)?;
                 if verify {
                     hasher.update(chunk);
                 }
@@ -125,9 +130,30 @@ impl Source {
         if verify { self.check_tensor(key, record, hasher.finish()) } else { Ok(()) }
     }
 
-    fn check_tensor(&self, key: &str, record: &TensorRecord, found: Digest) -> Result<()> {
+    /// Reads tensors that follow one another in a file, at once, into `buffer`.
+    pub(crate) fn read_run(&self, run: Range<u64>, file: &str, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize((run.end - run.start) as usize, 0);
+        self.read(file, run.start, buffer)
+    }
+
+    /// Keeps the device busy while a large tensor is read from `offset` on.
+    fn announce(&self, piece: &Piece, offset: u64) -> Result<()> {
+        const AHEAD: u64 = 4 * CHUNK as u64;
+        if piece.end - piece.begin > CHUNK as u64 {
+            let begin = if offset == piece.begin { offset } else { offset + AHEAD };
+            let end = offset + AHEAD + CHUNK as u64;
+            self.file(&piece.file)?.will_need(begin.min(piece.end)..end.min(piece.end));
+        }
+        Ok(())
+    }
+
+    /// Compares a tensor's digest with what was written.
+    pub(crate) fn check_tensor(&self, key: &str, record: &TensorRecord, found: Digest) -> Result<()> {
+        if found == record.digest {
+            return Ok(());
+        }
         let file = record.pieces.first().map_or_else(|| self.path.clone(), |piece| self.path.join(&piece.file));
-        check(found, record.digest, &file, &format!("the tensor {key:?}"))
+        Err(changed(&file, &format!("the tensor {key:?}"), found, record.digest))
     }
 
     /// What the checkpoint holds, as a tree.
@@ -162,11 +188,8 @@ fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
     path.into_iter().fold(root, |node, part| node.children.entry(part).or_default())
 }
 
-fn check(found: Digest, written: Digest, path: &Path, what: &str) -> Result<()> {
-    if found == written {
-        return Ok(());
-    }
-    Err(Error::damaged(path, format!("{what} is not what was written: its digest is {found}, it was {written}")))
+fn changed(path: &Path, what: &str, found: Digest, written: Digest) -> Error {
+    Error::damaged(path, format!("{what} is not what was written: its digest is {found}, it was {written}"))
 }
 
 /// A file that ends early is a damaged one, whatever its length was at the opening.

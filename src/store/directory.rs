@@ -22,6 +22,9 @@ pub(crate) const TRASH: &str = ".trash-";
 /// A checkpoint found damaged; kept for its owner to look at, never removed by us.
 const DAMAGED: &str = "damaged-";
 
+/// Files of at least so many bytes are written past the page cache.
+const DIRECT: u64 = 8 << 20;
+
 /// What a finished save survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -309,10 +312,13 @@ impl Staging<'_> {
     pub(crate) fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
         let path = self.path.join(name);
         let disk = &*self.directory.disk;
-        if let Some(file) = self.directory.spares.as_ref().and_then(|spares| spares.take(disk, &path, bytes)) {
-            return Ok(StagedFile { staging: self, file, path });
+        let spare = self.directory.spares.as_ref().and_then(|spares| spares.take(disk, &path, bytes));
+        let create = || disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)));
+        let mut file = spare.map_or_else(create, Ok)?;
+        // Without a sync the page cache takes the bytes faster than the device; with one they must reach it anyway.
+        if self.directory.durability == Durability::PowerLoss && bytes >= DIRECT {
+            file.go_direct();
         }
-        let file = disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
         Ok(StagedFile { staging: self, file, path })
     }
 

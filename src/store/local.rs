@@ -5,25 +5,16 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The local file system.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct LocalDisk {
-    /// Whether aligned writes go past the page cache, where the file system can do that.
-    pub direct: bool,
-}
+pub(crate) struct LocalDisk;
 
-impl LocalDisk {
-    fn open_direct(&self, path: &Path) -> Option<File> {
-        let flags = (OFlags::NOFOLLOW | OFlags::DIRECT).bits();
-        self.direct.then(|| OpenOptions::new().write(true).custom_flags(flags as i32).open(path).ok()).flatten()
-    }
-}
-
-/// A file being written: through the page cache, and past it where that is possible.
+/// A file being written: through the page cache, and past it once it goes direct.
 struct LocalFile {
     file: File,
+    path: PathBuf,
     direct: Option<File>,
 }
 
@@ -35,7 +26,7 @@ impl Disk for LocalDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         // O_EXCL neither follows a symbolic link nor opens what exists; the mode is left to the user's umask.
         let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        Ok(Box::new(LocalFile { direct: self.open_direct(path), file }))
+        Ok(Box::new(LocalFile { file, path: path.to_path_buf(), direct: None }))
     }
 
     fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
@@ -46,7 +37,7 @@ impl Disk for LocalDisk {
             return Ok(None);
         }
         self.rename_new(from, to)?;
-        Ok(Some(Box::new(LocalFile { direct: self.open_direct(to), file })))
+        Ok(Some(Box::new(LocalFile { file, path: to.to_path_buf(), direct: None })))
     }
 
     fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
@@ -150,8 +141,17 @@ impl Disk for LocalDisk {
 impl NewFile for LocalFile {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let aligned = [offset as usize, bytes.as_ptr() as usize, bytes.len()].iter().all(|n| n % PAGE == 0);
-        let file = self.direct.as_ref().filter(|_| aligned).unwrap_or(&self.file);
-        file.write_all_at(bytes, offset)
+        match self.direct.as_ref().filter(|_| aligned).map(|direct| direct.write_all_at(bytes, offset)) {
+            // This file system, or device, wants another alignment: the page cache takes any.
+            None => self.file.write_all_at(bytes, offset),
+            Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => self.file.write_all_at(bytes, offset),
+            Some(result) => result,
+        }
+    }
+
+    fn go_direct(&mut self) {
+        let flags = (OFlags::NOFOLLOW | OFlags::DIRECT).bits();
+        self.direct = OpenOptions::new().write(true).custom_flags(flags as i32).open(&self.path).ok();
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
@@ -164,6 +164,15 @@ impl NewFile for LocalFile {
 }
 
 impl OldFile for File {
+    fn will_need(&self, bytes: std::ops::Range<u64>) {
+        #[cfg(target_os = "linux")]
+        if let Some(length) = std::num::NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) {
+            let _ = rustix::fs::fadvise(self, bytes.start, Some(length), rustix::fs::Advice::WillNeed);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = bytes;
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }

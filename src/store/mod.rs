@@ -77,6 +77,9 @@ pub(crate) trait NewFile: Send + Sync {
     /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
+    /// From now on what [`write_all_at`](NewFile::write_all_at) may write directly is written so, if the file system can.
+    fn go_direct(&mut self) {}
+
     /// Ends the file after `length` bytes: a recycled one may have been longer.
     fn set_len(&self, length: u64) -> io::Result<()>;
 
@@ -89,6 +92,11 @@ pub(crate) trait NewFile: Send + Sync {
 pub(crate) trait OldFile: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;
+
+    /// Says that these bytes will be read soon.
+    fn will_need(&self, bytes: std::ops::Range<u64>) {
+        let _ = bytes;
+    }
 
     /// Fills `buffer` from `offset`; an error if the file ends before.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;

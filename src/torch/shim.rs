@@ -224,13 +224,7 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
             lazy: raw.lazy != 0,
         })
     };
-    Ok(Info {
-        object: raw.object as usize,
-        scalar_type: raw.scalar_type,
-        dtype: text(&raw.dtype),
-        device,
-        memory,
-    })
+    Ok(Info { object: raw.object as usize, scalar_type: raw.scalar_type, dtype: text(&raw.dtype), device, memory })
 }
 
 /// A number that moves when a tensor gets other memory, another shape, type or device; not when its elements change.

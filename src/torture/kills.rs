@@ -27,7 +27,7 @@ fn setup(keep: usize) -> Setup {
 /// without any cleaning up before its operation `at`.
 pub fn kill_child(folder: &Path, keep: usize, at: u64) -> crate::Result<()> {
     let plan = Plan::new(Fault::Die, &[at], false);
-    let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(LocalDisk::default()), plan));
+    let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(LocalDisk), plan));
     let run = Run::new(&setup(keep));
     let mut manager = run.open(disk, folder)?;
     let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1);
@@ -90,7 +90,7 @@ fn look(folder: &Path, keep: usize, acknowledged: i64, context: &str, report: &m
         return broken("it cannot be copied".into());
     }
     let run = Run::new(&setup(keep));
-    let result = run.open(Arc::new(LocalDisk::default()), &copy).and_then(|mut manager| {
+    let result = run.open(Arc::new(LocalDisk), &copy).and_then(|mut manager| {
         let started = restore(&mut manager)?;
         Ok((started.restored.and_then(|status| status.step()).map_or(0, |step| step as i64), manager.checkpoints()))
     });

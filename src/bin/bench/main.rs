@@ -96,6 +96,7 @@ impl Bench {
     fn save(&self, durability: Durability) -> Outcome<Duration> {
         let mut manager = self.manager(durability, false)?;
         for step in 1..=3 {
+            self.state.update();
             manager.save_at(step)?;
         }
         self.get_ready()?;
@@ -107,6 +108,7 @@ impl Bench {
     fn background(&self, measure: &str) -> Outcome<Duration> {
         let mut manager = self.manager(Durability::PowerLoss, true)?;
         for step in 1..=3 {
+            self.state.update();
             manager.save_at(step)?;
             manager.wait()?;
         }
