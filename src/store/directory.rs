@@ -308,17 +308,27 @@ pub(crate) struct Staging<'a> {
 }
 
 impl Staging<'_> {
-    /// Creates a file of the checkpoint, of `bytes` in the end.
+    /// Opens a file of the checkpoint, of `bytes` in the end: a recycled one if there is one.
     pub(crate) fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
         let path = self.path.join(name);
-        let disk = &*self.directory.disk;
-        let spare = self.directory.spares.as_ref().and_then(|spares| spares.take(disk, &path, bytes));
-        let create = || disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)));
-        let mut file = spare.map_or_else(create, Ok)?;
+        let spare = self.directory.spares.as_ref().and_then(|spares| spares.take(&*self.directory.disk, &path, bytes));
+        let mut staged = match spare {
+            Some(file) => StagedFile { staging: self, file, path },
+            None => self.create_new(name)?,
+        };
         // Without a sync the page cache takes the bytes faster than the device; with one they must reach it anyway.
         if self.directory.durability == Durability::PowerLoss && bytes >= DIRECT {
-            file.go_direct();
+            staged.file.go_direct();
         }
+        Ok(staged)
+    }
+
+    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
+    /// that loses what it said was written there must be none, rather than that of an older checkpoint.
+    fn create_new(&self, name: &str) -> Result<StagedFile<'_>> {
+        let path = self.path.join(name);
+        let disk = &*self.directory.disk;
+        let file = disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
         Ok(StagedFile { staging: self, file, path })
     }
 
@@ -344,7 +354,7 @@ impl Staging<'_> {
     pub(crate) fn publish(mut self, manifest: &Manifest) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
-        let file = self.create(MANIFEST, text.len() as u64)?;
+        let file = self.create_new(MANIFEST)?;
         file.write_all_at(0, &text)?;
         file.finish(text.len() as u64)?;
         directory.sync_dir(&self.path)?;
