@@ -135,10 +135,11 @@ const CBOR: &str = "$cbor";
 
 fn encode<T: Serialize>(value: &T) -> Result<serde_json::Value, String> {
     let failed = |e: &dyn fmt::Display| format!("the value cannot be serialized: {e}");
-    let cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;
+    let mut cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;
     if fits_json(&cbor) {
         return serde_json::to_value(value).map_err(|e| failed(&e));
     }
+    sort(&mut cbor);
     let mut bytes = Vec::new();
     ciborium::into_writer(&cbor, &mut bytes).map_err(|e| failed(&e))?;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -156,6 +157,22 @@ fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T, String> {
         hex.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
     let bytes = bytes.ok_or_else(|| failed(&"bad hexadecimal text"))?;
     ciborium::from_reader(bytes.as_slice()).map_err(|e| failed(&e))
+}
+
+/// Orders the entries of maps by their keys, so that the same value always gives the same bytes.
+fn sort(value: &mut ciborium::Value) {
+    match value {
+        ciborium::Value::Array(items) => items.iter_mut().for_each(sort),
+        ciborium::Value::Map(entries) => {
+            entries.iter_mut().for_each(|(key, value)| {
+                sort(key);
+                sort(value);
+            });
+            entries.sort_by(|(a, _), (b, _)| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+        }
+        ciborium::Value::Tag(_, inner) => sort(inner),
+        _ => {}
+    }
 }
 
 /// Whether JSON holds the value without loss.
@@ -201,6 +218,16 @@ mod tests {
             Some(BTreeMap::from([((1, 2), "x".to_string())]))
         );
         assert_eq!(round_trip(BTreeMap::from([("$cbor".to_string(), "00".to_string())])).len(), 1);
+    }
+
+    #[test]
+    fn a_map_gives_the_same_bytes_whatever_its_order() {
+        let map = |order: &[u64]| {
+            Value::new(order.iter().map(|&n| (n, f64::NAN)).collect::<std::collections::HashMap<_, _>>())
+        };
+        let numbers: Vec<u64> = (0..50).collect();
+        let reversed: Vec<u64> = (0..50).rev().collect();
+        assert_eq!(map(&numbers).save().unwrap(), map(&reversed).save().unwrap());
     }
 
     #[test]

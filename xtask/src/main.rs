@@ -23,6 +23,9 @@ Usage: cargo xtask <COMMAND> [ARGS]...
   test [ARGS]  setup, then run all tests, with libtorch and without;
                ARGS go to both runs of `cargo test`: cargo xtask test -- --nocapture
 
+  torture ARGS the crash and fault tests at full length, without libtorch; docs/reliability.md has the
+               commands: cargo xtask torture crash --seed 1 --images 10000000
+
 A LIBTORCH or LIBTORCH_USE_PYTORCH set in the environment is used as it is; nothing is fetched then.
 ";
 
@@ -51,6 +54,11 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
         "test" => {
             libtorch::setup(&checkout()?)?;
             test(args)?;
+        }
+        "torture" => {
+            let run =
+                ["run", "--profile", "torture", "--no-default-features", "--features", "torture", "--bin", "torture"];
+            cargo(&[&list(&run), &list(&["--"]), args].concat())?;
         }
         "help" | "--help" | "-h" => print!("{USAGE}"),
         _ => {
