@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes read at a time.
-pub(crate) const CHUNK: usize = 4 << 20;
+/// Bytes read at a time: few enough to be digested before they leave the core's cache.
+pub(crate) const CHUNK: usize = 512 << 10;
 
 /// A checkpoint that is open for reading.
 pub(crate) struct Source {
@@ -138,7 +138,7 @@ impl Source {
 
     /// Keeps the device busy while a large tensor is read from `offset` on.
     fn announce(&self, piece: &Piece, offset: u64) -> Result<()> {
-        const AHEAD: u64 = 4 * CHUNK as u64;
+        const AHEAD: u64 = 16 << 20;
         if piece.end - piece.begin > CHUNK as u64 {
             let begin = if offset == piece.begin { offset } else { offset + AHEAD };
             let end = offset + AHEAD + CHUNK as u64;

@@ -45,19 +45,26 @@ impl Spares {
 
     /// A spare of about `bytes` bytes, renamed to `to` and open for overwriting, if there is one that nobody sees.
     pub(super) fn take(&self, disk: &dyn Disk, to: &Path, bytes: u64) -> Option<Box<dyn NewFile>> {
-        let fits = |spare: &Spare| spare.bytes / 2 <= bytes && bytes / 2 <= spare.bytes;
-        let spare = {
-            let mut spares = self.lock();
-            let nearest =
-                (0..spares.len()).filter(|&i| fits(&spares[i])).min_by_key(|&i| spares[i].bytes.abs_diff(bytes))?;
-            spares.swap_remove(nearest)
-        };
-        let file = disk.recycle(&spare.path, to).ok().flatten();
-        if file.is_none() {
-            let _ = disk.remove_file(&spare.path);
+        while let Some(spare) = self.nearest(bytes) {
+            let file = disk.recycle(&spare.path, to).ok().flatten();
+            if file.is_none() {
+                let _ = disk.remove_file(&spare.path);
+            }
+            remove_if_empty(disk, &spare.path);
+            if file.is_some() {
+                return file;
+            }
         }
-        remove_if_empty(disk, &spare.path);
-        file
+        None
+    }
+
+    /// Takes out the spare whose length is nearest to `bytes`, if one is near enough.
+    fn nearest(&self, bytes: u64) -> Option<Spare> {
+        let mut spares = self.lock();
+        let fits = |spare: &Spare| spare.bytes / 2 <= bytes && bytes / 2 <= spare.bytes;
+        let fitting = (0..spares.len()).filter(|&i| fits(&spares[i]));
+        let nearest = fitting.min_by_key(|&i| spares[i].bytes.abs_diff(bytes))?;
+        Some(spares.swap_remove(nearest))
     }
 
     /// Removes all spares.
