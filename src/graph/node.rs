@@ -103,7 +103,8 @@ pub trait Collection: Send + Sync {
         None
     }
 
-    /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks.
+    /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks. All
+    /// tensors and values are restored before.
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let _ = (created, dropped);
     }

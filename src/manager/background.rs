@@ -66,7 +66,7 @@ pub(super) struct InFlight {
     thread: JoinHandle<Result<()>>,
     capture: Arc<Capture>,
     /// The step that the next interval begins with if this save fails.
-    pub step_before: Option<u64>,
+    before: Before,
 }
 
 /// What is to be saved, and what the thread that does it needs.
@@ -78,13 +78,20 @@ pub(super) struct Order {
     pub name: String,
     pub ledger: Arc<Mutex<Ledger>>,
     pub options: SaveOptions,
-    pub step_before: Option<u64>,
+    pub before: Before,
+}
+
+/// Where a manager stood before a save.
+pub(super) struct Before {
+    /// The step that the next interval begins with.
+    pub last_step: Option<u64>,
+    pub save_counter: i64,
 }
 
 impl InFlight {
     /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
     pub(super) fn start(order: Order) -> Result<InFlight> {
-        let Order { plan, image, unchanged, header, name, ledger, options, step_before } = order;
+        let Order { plan, image, unchanged, header, name, ledger, options, before } = order;
         // The training needs the processors more.
         let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
         let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
@@ -96,7 +103,7 @@ impl InFlight {
         let work = move || write(&job, unchanged, header, &name, &ledger, &options);
         let spawned = std::thread::Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
-            Ok(thread) => Ok(InFlight { thread, capture, step_before }),
+            Ok(thread) => Ok(InFlight { thread, capture, before }),
             Err(e) => {
                 capture.finish();
                 Err(Error::io("start a thread for", ".", e))
@@ -109,10 +116,10 @@ impl InFlight {
     }
 
     /// Waits, and gives the memory back for the next save.
-    pub(super) fn wait(self) -> (Image, Result<()>) {
+    pub(super) fn wait(self) -> (Image, Before, Result<()>) {
         let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
         let result = self.thread.join().unwrap_or_else(|_| panicked());
-        (self.capture.take_image(), result)
+        (self.capture.take_image(), self.before, result)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::restore::{RestoreOptions, RestoreStatus, Started};
 use crate::save::{self, Header, Image, Stamp, Unchanged};
 use crate::store::{Directory, Lock};
-use background::{InFlight, Order};
+use background::{Before, InFlight, Order};
 use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -216,8 +216,9 @@ impl CheckpointManager {
                 return Err(Error::already_exists(path));
             }
             let image = std::mem::take(&mut self.image);
-            let (ledger, step_before) = (self.ledger.clone(), self.last_step);
-            let order = Order { plan, image, unchanged, header, name, ledger, options, step_before };
+            let ledger = self.ledger.clone();
+            let before = Before { last_step: self.last_step, save_counter: self.checkpoint.save_counter() };
+            let order = Order { plan, image, unchanged, header, name, ledger, options, before };
             let started = InFlight::start(order);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
         } else {
@@ -235,12 +236,12 @@ impl CheckpointManager {
         let Some(in_flight) = self.in_flight.take() else {
             return Ok(());
         };
-        let step_before = in_flight.step_before;
-        let (image, result) = in_flight.wait();
+        let (image, before, result) = in_flight.wait();
         self.image = image;
         result.inspect_err(|_| {
             // It is due again, and is planned anew.
-            self.last_step = step_before;
+            self.last_step = before.last_step;
+            self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
         })
     }
