@@ -30,10 +30,14 @@ impl Model {
         }
     }
 
-    /// Logits `[batch, 10, 4]` of the digits `[batch, 4]`, reversed.
+    /// Logits `[batch, 4, 10]` of the digits `[batch, 4]`, reversed.
     fn forward(&self, digits: &Tensor) -> Tensor {
         let state = self.encoder.forward(&self.embedding.forward(digits).flatten(1, 2)).relu();
-        self.decoder.forward(&state).view([-1, 10, 4])
+        self.decoder.forward(&state).view([-1, 4, 10])
+    }
+
+    fn loss(&self, digits: &Tensor) -> Tensor {
+        self.forward(digits).view([-1, 10]).cross_entropy_for_logits(&digits.flip([1]).flatten(0, 1))
     }
 }
 
@@ -44,7 +48,7 @@ fn digits(batch: i64) -> Tensor {
 fn accuracy(model: &Model) -> f64 {
     tch::no_grad(|| {
         let digits = digits(1000);
-        let right = model.forward(&digits).argmax(1, false).eq_tensor(&digits.flip([1]));
+        let right = model.forward(&digits).argmax(-1, false).eq_tensor(&digits.flip([1]));
         right.to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
     })
 }
@@ -80,8 +84,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
     println!("{:5.1} % of the digits are right before step {first}", 100.0 * accuracy(&model));
     for step in first + 1..=first + 600 {
         let digits = digits(64);
-        let loss = model.forward(&digits).cross_entropy_for_logits(&digits.flip([1]));
-        optimizer.backward_step(&loss);
+        optimizer.backward_step(&model.loss(&digits));
         for manager in &mut managers {
             if let Some(path) = manager.save_if_due(step)? {
                 println!("step {step}: saved {}", path.display());

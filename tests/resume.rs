@@ -1,33 +1,22 @@
 //! The promise of the README: a training that is killed at random moments and started again ends in the same bits as
 //! one that is not. The real example, real processes, `kill -9`.
 
+#[path = "common/example.rs"]
+mod example;
+
+use example::example;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tch_checkpoint::{CheckpointReader, latest_checkpoint};
 
 const STEPS: u64 = 260;
 const KILLS: usize = 20;
 
-/// The example's program. `cargo test` may have built only its unit tests, so this asks Cargo for it.
-fn pronounce() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--example", "pronounce", "--features"]);
-        cargo.arg(if cfg!(feature = "cli") { "torch,cli" } else { "torch" });
-        cargo.args(if cfg!(debug_assertions) { None } else { Some("--release") });
-        assert!(cargo.status().unwrap().success(), "the example does not build");
-        let test = std::env::current_exe().unwrap();
-        test.parent().unwrap().parent().unwrap().join("examples/pronounce")
-    })
-}
-
 fn start(dir: &Path, log: &Path) -> Child {
-    let mut command = Command::new(pronounce());
+    let mut command = Command::new(example("pronounce"));
     command.args(["--hidden", "16", "--batch", "8", "--seed", "3", "--save-every", "3", "--max-to-keep", "2"]);
     command.args(["--steps", &STEPS.to_string()]).arg("--dir").arg(dir).arg("--loss-log").arg(log);
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()

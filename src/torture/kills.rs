@@ -133,6 +133,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(feature = "torch", ignore = "hundreds of processes would load libtorch; it runs without the feature")]
     fn a_killed_process_loses_nothing() {
         let scratch = tempfile::tempdir().unwrap();
         let this = std::env::current_exe().unwrap();

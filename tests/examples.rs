@@ -1,0 +1,42 @@
+//! The smaller examples do what they say, also when they are started again.
+
+#[path = "common/example.rs"]
+mod example;
+
+use example::example;
+use std::path::Path;
+use std::process::Command;
+use tch_checkpoint::latest_checkpoint;
+
+fn run(program: &Path, dir: &Path) -> String {
+    let output = Command::new(program).arg(dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn components_are_put_together_from_their_own_checkpoints() {
+    let (program, dir) = (example("components"), tempfile::tempdir().unwrap());
+    for last in [600, 1200] {
+        let printed = run(&program, dir.path());
+        for part in ["embedding", "encoder", "decoder"] {
+            let latest = latest_checkpoint(dir.path().join(part)).unwrap().unwrap();
+            assert!(latest.ends_with(format!("{part}-{last}")), "{}", latest.display());
+            assert!(printed.contains(&format!("{part} from {}", latest.display())), "{printed}");
+        }
+        let percent = |line: &str| line.split('%').next()?.trim().parse::<f64>().ok();
+        let lines: Vec<f64> = printed.lines().filter_map(percent).collect();
+        let [before, after, together] = lines[..] else { panic!("{printed}") };
+        assert!(after > 90.0 && together > 90.0 && (last > 600 || before < 30.0), "{printed}");
+    }
+}
+
+#[test]
+fn fine_tuning_keeps_the_encoder_and_goes_on() {
+    let (program, dir) = (example("fine_tune"), tempfile::tempdir().unwrap());
+    let first = run(&program, dir.path());
+    assert!(first.contains("from the pre-trained model: encoder/in.bias, encoder/in.weight"), "{first}");
+    assert!(first.contains("\"step\" is not in the checkpoint"), "{first}");
+    let second = run(&program, dir.path());
+    assert!(second.contains("goes on from step 1000"), "{second}");
+}
