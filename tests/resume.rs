@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tch_checkpoint::{CheckpointReader, latest_checkpoint};
 
-const STEPS: u64 = 260;
+const STEPS: u64 = 600;
 const KILLS: usize = 20;
 
 fn start(dir: &Path, log: &Path) -> Child {

@@ -537,7 +537,7 @@ mod tests {
     use super::*;
 
     fn run(phase: Phase, images: u64) -> CrashReport {
-        let report = crash(&CrashRun { seed: 1, images, limit: Duration::from_secs(60), phase }, |_| {});
+        let report = crash(&CrashRun { seed: 1, images, limit: Duration::from_secs(3600), phase }, |_| {});
         println!("{phase:?}: {report:#?}");
         assert_eq!(report.violations, 0, "{}", report.examples.join("\n\n"));
         assert!(report.images >= images);
