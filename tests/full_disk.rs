@@ -95,7 +95,9 @@ fn every_size(folder: &Path) {
     run.set(1);
     manager.save_at(1).unwrap();
     let mut newest = 1;
-    let used = || fs::read_dir(&root).unwrap().count();
+    // Beside what was removed and waits to be overwritten: that may go.
+    let trash = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".trash-");
+    let used = || fs::read_dir(&root).unwrap().filter(|entry| !trash(entry.as_ref().unwrap())).count();
     for pages in 0.. {
         // All that is free, but for some pages.
         let mut blocks = 0;

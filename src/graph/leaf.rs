@@ -20,6 +20,13 @@ pub trait TensorLeaf: Send + Sync {
     /// The elements in row-major order, little-endian, without copying where the memory is laid out so.
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, Reason>;
 
+    /// Copies the elements into `target`, which has the length that `spec` gives; an error when the tensor is not of
+    /// this type and shape any more. For many small tensors an own implementation is faster than this one.
+    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), Reason> {
+        target.copy_from_slice(bytes_as(self, spec)?.as_slice());
+        Ok(())
+    }
+
     /// Whether [`bytes`](TensorLeaf::bytes) shows the tensor's own memory, so that it costs nothing.
     fn is_plain_memory(&self) -> bool {
         false
@@ -36,6 +43,19 @@ pub trait TensorLeaf: Send + Sync {
     /// Whether a checkpoint may lack it without that being an error (the random state of a second GPU, say).
     fn is_optional(&self) -> bool {
         false
+    }
+}
+
+/// The tensor's bytes, if it still has this type and shape.
+pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> Result<Box<dyn TensorBytes>, Reason> {
+    let now = leaf.spec()?;
+    if now != *spec {
+        return Err(format!("it was {spec} and became {now} while it was being saved"));
+    }
+    let bytes = leaf.bytes()?;
+    match spec.bytes() == Some(bytes.as_slice().len() as u64) {
+        true => Ok(bytes),
+        false => Err("its size changed while it was being saved".to_string()),
     }
 }
 

@@ -9,6 +9,7 @@ mod walk;
 pub(crate) use gate::Hold;
 pub use gate::{Gate, Guarded};
 pub use handles::{Counter, Value};
+pub(crate) use leaf::bytes_as;
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::Kind;
 pub use node::{Child, Collection, Node, Saved, Trackable};

@@ -1,26 +1,33 @@
-//! A buffer that starts on a page, as direct writes need it.
+//! A buffer that starts on a page, as direct writes need it, in huge pages where the system has them: copying into
+//! those is faster, and touching them for the first time several times as fast.
 
-use crate::store::PAGE;
+use crate::error::{Error, Result};
+use memmap2::{MmapMut, MmapOptions};
 
-/// `capacity` bytes in one piece, of which the first byte is on a page.
-pub(super) struct PageBuffer {
-    memory: Vec<u8>,
-    start: usize,
-    capacity: usize,
-}
+/// `capacity` bytes of memory of their own, zero at first.
+#[derive(Default)]
+pub(super) struct PageBuffer(Option<MmapMut>);
 
 impl PageBuffer {
-    pub(super) fn new(capacity: usize) -> PageBuffer {
-        let memory = vec![0; capacity + PAGE];
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        PageBuffer { memory, start, capacity }
+    pub(super) fn new(capacity: usize) -> Result<PageBuffer> {
+        if capacity == 0 {
+            return Ok(PageBuffer(None));
+        }
+        let memory = MmapOptions::new().len(capacity).map_anon().map_err(|e| {
+            let e = std::io::Error::new(e.kind(), format!("no {capacity} bytes of memory to copy the state to: {e}"));
+            Error::io("save", ".", e)
+        })?;
+        // Without them it is only slower.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
+        Ok(PageBuffer(Some(memory)))
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.capacity]
+        self.0.as_deref().unwrap_or_default()
     }
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.capacity]
+        self.0.as_deref_mut().unwrap_or_default()
     }
 }

@@ -3,7 +3,7 @@
 
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
-use crate::graph::TensorBytes;
+use crate::graph::{TensorBytes, bytes_as};
 use crate::store::PAGE;
 use std::ops::Range;
 
@@ -111,6 +111,16 @@ impl<'a> Gatherer<'a> {
         Gatherer { plan, open: None }
     }
 
+    /// The chunk's bytes where they are, if they are of one tensor.
+    pub(super) fn in_place(&mut self, chunk: &Chunk) -> Result<Option<&[u8]>> {
+        match chunk.parts.as_slice() {
+            [Part { source: Source::Tensor(place), from, .. }] => {
+                Ok(Some(&self.tensor(*place)?[*from..from + chunk.length]))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Fills the parts of a chunk that `wanted` names; `buffer` has the chunk's length.
     pub(super) fn gather(
         &mut self,
@@ -127,8 +137,14 @@ impl<'a> Gatherer<'a> {
                     target.copy_from_slice(&header[part.from..part.from + target.len()]);
                 }
                 Source::Tensor(place) => {
-                    let bytes = self.tensor(place)?;
-                    target.copy_from_slice(&bytes[part.from..part.from + target.len()]);
+                    let tensor = &self.plan.tensors[place];
+                    if target.len() as u64 == tensor.range.end - tensor.range.start {
+                        let copied = tensor.leaf.copy_to(&tensor.spec, target);
+                        copied.map_err(|reason| Error::object(&tensor.key, reason))?;
+                    } else {
+                        let bytes = self.tensor(place)?;
+                        target.copy_from_slice(&bytes[part.from..part.from + target.len()]);
+                    }
                 }
             }
         }
@@ -139,15 +155,7 @@ impl<'a> Gatherer<'a> {
         let tensor = &self.plan.tensors[place];
         if self.open.as_ref().is_none_or(|(open, _)| *open != place) {
             self.open = None;
-            let failed = |reason| Error::object(&tensor.key, reason);
-            let spec = tensor.leaf.spec().map_err(failed)?;
-            if spec != tensor.spec {
-                return Err(failed(format!("it was {} and became {spec} while it was being saved", tensor.spec)));
-            }
-            let bytes = tensor.leaf.bytes().map_err(failed)?;
-            if bytes.as_slice().len() as u64 != tensor.range.end - tensor.range.start {
-                return Err(failed("its size changed while it was being saved".to_string()));
-            }
+            let bytes = bytes_as(&*tensor.leaf, &tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
             self.open = Some((place, bytes));
         }
         Ok(self.open.as_ref().map_or(&[], |(_, bytes)| bytes.as_slice()))

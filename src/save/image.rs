@@ -20,21 +20,22 @@ pub(crate) struct Image {
 
 impl Image {
     /// Makes the image fit the files of a plan that are not `skipped`; chunks that fit already are kept, since fresh memory costs ten times a copy.
-    fn fit(&mut self, plan: &Plan, skipped: impl Fn(usize) -> bool) {
+    fn fit(&mut self, plan: &Plan, skipped: impl Fn(usize) -> bool) -> Result<()> {
         self.spans.resize_with(plan.spans.len(), Vec::new);
         for (chunks, span) in self.spans.iter_mut().zip(&plan.spans) {
             if skipped(span.file) {
                 chunks.clear();
                 continue;
             }
-            chunks.resize_with(span.chunks.len(), || Mutex::new(PageBuffer::new(0)));
+            chunks.resize_with(span.chunks.len(), Mutex::default);
             for (buffer, chunk) in chunks.iter_mut().zip(&span.chunks) {
                 let buffer = buffer.get_mut().unwrap_or_else(PoisonError::into_inner);
                 if buffer.as_slice().len() != chunk.length {
-                    *buffer = PageBuffer::new(chunk.length);
+                    *buffer = PageBuffer::new(chunk.length)?;
                 }
             }
         }
+        Ok(())
     }
 
     pub(super) fn chunk(&self, span: usize, chunk: usize) -> MutexGuard<'_, PageBuffer> {
@@ -70,7 +71,7 @@ impl Capture {
         lazy: Vec<bool>,
         skipped: impl Fn(usize) -> bool,
     ) -> Result<Capture> {
-        image.fit(&plan, &skipped);
+        image.fit(&plan, &skipped)?;
         let is_lazy = |source: Source| matches!(source, Source::Tensor(place) if lazy[place]);
         let mut jobs = Vec::new();
         for (place, span) in plan.spans.iter().enumerate().filter(|(_, span)| !skipped(span.file)) {

@@ -82,7 +82,7 @@ pub(crate) fn save(
     manifest.tensors = written.tensors;
     manifest.values = values;
     manifest.metrics = stamp.metrics;
-    let path = staging.publish(&manifest)?;
+    let path = staging.publish(&manifest, options.threads)?;
     let memo = unchanged.into_memo(plan, &path, &manifest, &written.linked);
     Ok(Saved { path, manifest, memo })
 }

@@ -1,9 +1,9 @@
 //! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes (or
 //! takes them from an image captured before), digests them while they are in the cache, and writes them. Whoever
-//! ends a file's last span syncs the file, while the others go on.
+//! ends a large file's last span syncs it, while the others go on; small files are synced together in the end.
 
 use super::buffer::PageBuffer;
-use super::chunk::{CHUNK, Chunk, Gatherer, Source, Span};
+use super::chunk::{Chunk, Gatherer, Part, Source, Span};
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
 use super::unchanged::Unchanged;
@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// So many bytes stay in a core's cache from being digested to being written.
+const CACHED: usize = 512 << 10;
+
 /// What was written.
 pub(crate) struct Written {
     pub files: BTreeMap<String, FileEntry>,
@@ -25,13 +28,12 @@ pub(crate) struct Written {
 
 /// A file being written, and how many of its spans are still to come.
 struct FileInWork<'a> {
-    planned: &'a PlannedFile,
     staged: StagedFile<'a>,
     spans_left: AtomicUsize,
 }
 
 /// Writes all files of a plan, from the live tensors or from `image`; those that are unchanged get a second name
-/// instead. Their content is durable when this returns, their names are not yet.
+/// instead.
 pub(super) fn write(
     plan: &Plan,
     image: Option<&Image>,
@@ -48,11 +50,12 @@ pub(super) fn write(
         }
         let spans = plan.spans.iter().filter(|span| span.file == place).count();
         let staged = staging.create(&planned.name, planned.bytes)?;
-        files.push(Some(FileInWork { planned, staged, spans_left: AtomicUsize::new(spans) }));
+        files.push(Some(FileInWork { staged, spans_left: AtomicUsize::new(spans) }));
     }
     let linked = files.iter().map(Option::is_none).collect();
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
     let digests = Mutex::new(digests);
+    let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
         let mut writer = SpanWriter { plan, file: &file.staged, current: None, digests: Vec::new() };
@@ -60,14 +63,23 @@ pub(super) fn write(
         // What was thought to be unchanged was not captured; that it is unchanged was found out just now.
         let image = image.filter(|_| !unchanged.has(span.file));
         for (i, chunk) in span.chunks.iter().enumerate() {
-            match image {
-                Some(image) => writer.write(chunk, image.chunk(place, i).as_slice())?,
-                None => {
-                    let buffer = &mut buffer.as_mut_slice()[..chunk.length];
-                    gatherer.gather(span, chunk, buffer, |_| true)?;
-                    writer.write(chunk, buffer)?;
-                }
+            if let Some(image) = image {
+                writer.write(chunk, image.chunk(place, i).as_slice())?;
+                continue;
             }
+            // What goes past the page cache must lie on pages.
+            if !file.staged.is_direct()
+                && let Some(bytes) = gatherer.in_place(chunk)?
+            {
+                writer.write(chunk, bytes)?;
+                continue;
+            }
+            if buffer.as_slice().is_empty() {
+                *buffer = PageBuffer::new(longest)?;
+            }
+            let buffer = &mut buffer.as_mut_slice()[..chunk.length];
+            gatherer.gather(span, chunk, buffer, |_| true)?;
+            writer.write(chunk, buffer)?;
         }
         let finished = writer.finish();
         let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,12 +88,13 @@ pub(super) fn write(
         }
         drop(digests);
         match file.spans_left.fetch_sub(1, Ordering::AcqRel) {
-            1 => file.staged.finish(file.planned.bytes),
+            1 => file.staged.finish(),
             _ => Ok(()),
         }
     };
-    parallel::for_each(&spans, threads, || PageBuffer::new(CHUNK), write_span)?;
+    parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
     let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+    files.into_iter().flatten().for_each(|file| file.staged.close());
     let entry = |planned: &PlannedFile| {
         let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
         (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
@@ -128,19 +141,16 @@ struct SpanWriter<'a> {
 
 impl SpanWriter<'_> {
     fn write(&mut self, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
+        if !self.file.is_direct() && chunk.parts.len() == 1 {
+            // While a piece is in the core's cache it is digested and written.
+            for (i, piece) in bytes[..chunk.length].chunks(CACHED).enumerate() {
+                self.digest(&chunk.parts[0], piece);
+                self.file.write_all_at(chunk.offset + (i * CACHED) as u64, piece)?;
+            }
+            return Ok(());
+        }
         for part in &chunk.parts {
-            let Source::Tensor(place) = part.source else { continue };
-            let range = &self.plan.tensors[place].range;
-            if part.at.len() as u64 == range.end - range.start {
-                self.digests.push((place, Digest::of(&bytes[part.at.clone()])));
-                continue;
-            }
-            if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
-                self.next(Some(place));
-            }
-            if let Some((_, hasher)) = &mut self.current {
-                hasher.update(&bytes[part.at.clone()]);
-            }
+            self.digest(part, &bytes[part.at.clone()]);
         }
         // What does not fill a page is shared with a neighbour, or ends the file: it goes through the page cache.
         let whole = if chunk.offset.is_multiple_of(PAGE as u64) { chunk.length / PAGE * PAGE } else { 0 };
@@ -152,6 +162,21 @@ impl SpanWriter<'_> {
             self.file.write_all_at(chunk.offset + whole as u64, rest)?;
         }
         Ok(())
+    }
+
+    /// Takes in the next bytes of a part.
+    fn digest(&mut self, part: &Part, bytes: &[u8]) {
+        let Source::Tensor(place) = part.source else { return };
+        let range = &self.plan.tensors[place].range;
+        if bytes.len() as u64 == range.end - range.start {
+            return self.digests.push((place, Digest::of(bytes)));
+        }
+        if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
+            self.next(Some(place));
+        }
+        if let Some((_, hasher)) = &mut self.current {
+            hasher.update(bytes);
+        }
     }
 
     fn next(&mut self, place: Option<usize>) {
@@ -169,22 +194,18 @@ impl SpanWriter<'_> {
 
 /// The manifest's entries: one for every key, those of shared memory pointing to the same bytes.
 fn records(plan: &Plan, digests: &[Digest]) -> BTreeMap<String, TensorRecord> {
-    let mut records = vec![None; plan.tensors.len()];
-    for file in &plan.files {
-        for &place in &file.tensors {
-            let tensor = &plan.tensors[place];
-            let piece = Piece {
-                file: file.name.clone(),
-                name: tensor.name_in_file.clone(),
-                begin: tensor.range.start,
-                end: tensor.range.end,
-                slice: None,
-            };
-            records[place] =
-                Some(TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece] });
-        }
+    let record = |file: &PlannedFile, place: usize| {
+        let tensor = &plan.tensors[place];
+        let (begin, end) = (tensor.range.start, tensor.range.end);
+        let piece = Piece { file: file.name.clone(), name: tensor.name_in_file.clone(), begin, end, slice: None };
+        TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece] }
+    };
+    let places = plan.files.iter().flat_map(|file| file.tensors.iter().map(move |&place| (file, place)));
+    let mut records: BTreeMap<String, TensorRecord> =
+        places.map(|(file, place)| (plan.tensors[place].key.clone(), record(file, place))).collect();
+    for (alias, place) in &plan.aliases {
+        let same = records.get(&plan.tensors[*place].key).cloned();
+        records.extend(same.map(|record| (alias.clone(), record)));
     }
-    let own = plan.tensors.iter().enumerate().map(|(place, tensor)| (tensor.key.clone(), place));
-    let all = own.chain(plan.aliases.iter().cloned());
-    all.filter_map(|(key, place)| Some((key, records[place].clone()?))).collect()
+    records
 }

@@ -4,10 +4,11 @@ use super::spares::Spares;
 use super::{Disk, Entry, NewFile};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
+use crate::parallel;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The file that makes a folder a checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -22,8 +23,10 @@ pub(crate) const TRASH: &str = ".trash-";
 /// A checkpoint found damaged; kept for its owner to look at, never removed by us.
 const DAMAGED: &str = "damaged-";
 
-/// Files of at least so many bytes are written past the page cache.
+/// Files of at least so many bytes are written past the page cache, and each is synced as soon as it is written.
 const DIRECT: u64 = 8 << 20;
+/// So many small files are synced at a time, where there is more than one thread.
+const SYNCS: usize = 8;
 
 /// What a finished save survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -229,7 +232,8 @@ impl Directory {
         }
         let path = self.path(&format!("{STAGING}{name}-{}", nonce()));
         self.disk.create_dir(&path).map_err(|e| Error::io("create the folder", &path, e))?;
-        Ok(Staging { directory: self, path, name: name.to_string(), needed, done: false })
+        let unsynced = Mutex::default();
+        Ok(Staging { directory: self, path, name: name.to_string(), needed, unsynced, done: false })
     }
 
     /// Takes a checkpoint out of the namespace, and when that is durable removes its files, or keeps them to be
@@ -298,12 +302,13 @@ impl Directory {
 }
 
 /// A checkpoint being written. Dropped before [`Staging::publish`] has succeeded, it removes what it wrote.
-#[derive(Debug)]
 pub(crate) struct Staging<'a> {
     directory: &'a Directory,
     path: PathBuf,
     name: String,
     needed: u64,
+    /// Files that are written and wait to be synced together.
+    unsynced: Mutex<Vec<(PathBuf, Box<dyn NewFile>)>>,
     done: bool,
 }
 
@@ -313,11 +318,10 @@ impl Staging<'_> {
         let path = self.path.join(name);
         let spare = self.directory.spares.as_ref().and_then(|spares| spares.take(&*self.directory.disk, &path, bytes));
         let mut staged = match spare {
-            Some(file) => StagedFile { staging: self, file, path },
-            None => self.create_new(name)?,
+            Some(file) => StagedFile { staging: self, file, path, bytes },
+            None => self.create_new(name, bytes)?,
         };
-        // Without a sync the page cache takes the bytes faster than the device; with one they must reach it anyway.
-        if self.directory.durability == Durability::PowerLoss && bytes >= DIRECT {
+        if staged.is_direct() {
             staged.file.go_direct();
         }
         Ok(staged)
@@ -325,17 +329,31 @@ impl Staging<'_> {
 
     /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
     /// that loses what it said was written there must be none, rather than that of an older checkpoint.
-    fn create_new(&self, name: &str) -> Result<StagedFile<'_>> {
+    fn create_new(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
         let path = self.path.join(name);
         let disk = &*self.directory.disk;
         let file = disk.create(&path).map_err(|e| self.no_space(Error::io("create", &path, e)))?;
-        Ok(StagedFile { staging: self, file, path })
+        Ok(StagedFile { staging: self, file, path, bytes })
     }
 
     /// Gives a file of an earlier checkpoint a second name in this one.
     pub(crate) fn link(&self, existing: &Path, name: &str) -> Result<()> {
         let path = self.path.join(name);
         self.directory.disk.link(existing, &path).map_err(|e| Error::io("link", &path, e))
+    }
+
+    /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
+    fn sync_files(&mut self, threads: usize) -> Result<()> {
+        let files = std::mem::take(self.unsynced.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let threads = match self.directory.durability {
+            Durability::PowerLoss if threads > 1 => SYNCS,
+            _ => 1,
+        };
+        parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
+    }
+
+    fn sync(&self, path: &Path, file: &dyn NewFile) -> Result<()> {
+        self.directory.sync_file(file, path).map_err(|e| self.no_space(e))
     }
 
     /// Tells a full disk how much the whole checkpoint needs.
@@ -351,12 +369,14 @@ impl Staging<'_> {
 
     /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
     /// this returns.
-    pub(crate) fn publish(mut self, manifest: &Manifest) -> Result<PathBuf> {
+    pub(crate) fn publish(mut self, manifest: &Manifest, threads: usize) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
-        let file = self.create_new(MANIFEST)?;
+        let file = self.create_new(MANIFEST, text.len() as u64)?;
         file.write_all_at(0, &text)?;
-        file.finish(text.len() as u64)?;
+        file.finish()?;
+        file.close();
+        self.sync_files(threads)?;
         directory.sync_dir(&self.path)?;
         let path = directory.path(&self.name);
         match directory.disk.rename_new(&self.path, &path) {
@@ -417,6 +437,8 @@ pub(crate) struct StagedFile<'a> {
     staging: &'a Staging<'a>,
     file: Box<dyn NewFile>,
     path: PathBuf,
+    /// How long it is in the end.
+    bytes: u64,
 }
 
 impl StagedFile<'_> {
@@ -425,11 +447,30 @@ impl StagedFile<'_> {
         written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
     }
 
-    /// Ends the file after `length` bytes: its content is durable when this returns, where durability asks for it.
-    pub(crate) fn finish(&self, length: u64) -> Result<()> {
-        let cut = self.file.set_len(length);
+    /// Ends the file at its length. A large one is durable when this returns, where durability asks for it.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let cut = self.file.set_len(self.bytes);
         cut.map_err(|e| self.staging.no_space(Error::io("set the length of", &self.path, e)))?;
-        self.staging.directory.sync_file(&*self.file, &self.path).map_err(|e| self.staging.no_space(e))
+        if self.is_large() { self.staging.sync(&self.path, &*self.file) } else { Ok(()) }
+    }
+
+    /// Closes the finished file. A small one is synced with the others when the checkpoint is
+    /// [published](Staging::publish).
+    pub(crate) fn close(self) {
+        if !self.is_large() {
+            let mut unsynced = self.staging.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+            unsynced.push((self.path, self.file));
+        }
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes >= DIRECT
+    }
+
+    /// Whether it is written past the page cache: without a sync that takes the bytes faster than the device, with
+    /// one they must reach it anyway.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.staging.directory.durability == Durability::PowerLoss && self.is_large()
     }
 }
 

@@ -159,7 +159,8 @@ impl NewFile for LocalFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        // Content, length and where they are on the device; not the time of the change, which would be a second write.
+        self.file.sync_data()
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Smaller files are not worth it, but the crash tests have no others.
-const MIN_BYTES: u64 = if cfg!(any(test, feature = "torture")) { 1 } else { 1 << 20 };
+const MIN_BYTES: u64 = if cfg!(any(test, feature = "torture")) { 1 } else { 64 << 10 };
 
 #[derive(Debug, Default)]
 pub(super) struct Spares(Mutex<Vec<Spare>>);

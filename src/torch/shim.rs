@@ -89,6 +89,14 @@ unsafe extern "C" {
     fn tcp_free_message(text: *mut c_char);
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
     fn tcp_version(tensor: *const C_tensor) -> i64;
+    fn tcp_copy_plain(
+        tensor: *const C_tensor,
+        scalar_type: i32,
+        sizes: *const u64,
+        dim: usize,
+        out: *mut c_void,
+        bytes: usize,
+    ) -> bool;
     fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
@@ -237,6 +245,13 @@ pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
 pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
     // SAFETY: the tensor lives.
     u64::try_from(unsafe { tcp_version(tensor.as_ptr()) }).ok()
+}
+
+/// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory; says whether it did.
+pub(crate) fn copy_plain(tensor: &Tensor, scalar_type: i32, shape: &[u64], target: &mut [u8]) -> bool {
+    let (out, bytes) = (target.as_mut_ptr().cast(), target.len());
+    // SAFETY: the tensor lives; the shape and the target have the lengths that go with them.
+    unsafe { tcp_copy_plain(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), out, bytes) }
 }
 
 /// The values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.

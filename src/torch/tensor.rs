@@ -2,7 +2,7 @@
 
 use super::shim::{self, Info, Memory, NoMemory};
 use crate::dtype::{Dtype, TensorSpec};
-use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
+use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable, bytes_as};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tch::Tensor;
 
@@ -147,6 +147,15 @@ impl TensorLeaf for Leaf {
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
         self.with(bytes_of)
+    }
+
+    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), String> {
+        let copied = |number| self.with(|tensor| shim::copy_plain(tensor, number, &spec.shape, target));
+        if scalar_type(spec.dtype).is_some_and(copied) {
+            return Ok(());
+        }
+        target.copy_from_slice(bytes_as(self, spec)?.as_slice());
+        Ok(())
     }
 
     fn is_plain_memory(&self) -> bool {
