@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
+use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
 use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
@@ -148,6 +149,13 @@ impl Checkpoint {
     pub fn threads(mut self, threads: usize) -> Self {
         self.options.threads = threads.max(1);
         self.planned = None;
+        self
+    }
+
+    /// Calls `report` after every few megabytes of a save, from the threads that write; what it does there holds them
+    /// up. Costs nothing unless set.
+    pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.options.observer = Observer::new(report);
         self
     }
 
@@ -299,10 +307,12 @@ fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Resu
 }
 
 fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    let passes = if options.verify == Verify::First { 2 } else { 1 };
+    let tally = options.observer.begin(passes * matching.bytes(source));
     if options.verify == Verify::First {
-        restore::verify(&matching, source, options.threads)?;
+        restore::verify(&matching, source, options.threads, &tally)?;
     }
-    restore::apply(matching, source, options)
+    restore::apply(matching, source, options, &tally)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

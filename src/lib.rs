@@ -65,6 +65,7 @@ mod graph;
 mod manager;
 pub mod name;
 mod parallel;
+mod progress;
 mod reader;
 mod restore;
 mod retention;
@@ -89,6 +90,7 @@ pub use manager::{
     Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
     list_checkpoints,
 };
+pub use progress::Progress;
 pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use store::Durability;

@@ -5,9 +5,10 @@ mod common;
 use common::Memory;
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, RestoreOptions, Saved, Trackable,
-    Value, latest_checkpoint,
+    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, Progress, RestoreOptions, Saved,
+    Trackable, Value, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -421,4 +422,27 @@ fn the_index_follows_saves_and_is_only_a_hint() -> Outcome {
     assert_eq!(latest_checkpoint(dir.path())?, Some(first));
     assert_eq!(checkpoint.save(dir.path().join("ckpt"))?, dir.path().join("ckpt-3"));
     Ok(())
+}
+
+#[test]
+fn progress_counts_every_byte_once_or_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = Memory::seeded(5_000_000, 1);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let note = |seen: &Arc<Mutex<Vec<Progress>>>| {
+        let seen = seen.clone();
+        move |progress| seen.lock().unwrap().push(progress)
+    };
+    let mut checkpoint = Checkpoint::new().on_progress(note(&seen)).track("weights", &weights).unwrap();
+    let path = checkpoint.save(folder.path().join("ckpt")).unwrap();
+    let file = path.join("weights.safetensors").metadata().unwrap().len();
+    let saved = std::mem::take(&mut *seen.lock().unwrap());
+    assert!(saved.len() > 3 && saved.iter().all(|progress| progress.total == file), "{saved:?}");
+    assert_eq!(saved.iter().map(|progress| progress.done).max(), Some(file));
+    for (options, passes) in [(RestoreOptions::new(), 2), (RestoreOptions::new().verify_while_reading(), 1)] {
+        checkpoint.restore_with(&path, &options.on_progress(note(&seen))).unwrap();
+        let restored = std::mem::take(&mut *seen.lock().unwrap());
+        let last = restored.iter().max_by_key(|progress| progress.done).unwrap();
+        assert_eq!((last.done, last.total, last.percent()), (passes * 20_000_000, passes * 20_000_000, 100.0));
+    }
 }

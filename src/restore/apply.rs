@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::TensorLeaf;
 use crate::parallel;
+use crate::progress::Tally;
 use crate::source::{CHUNK, Source};
 use std::sync::Arc;
 
@@ -17,6 +18,10 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
+    fn bytes(&self) -> u64 {
+        self.record.spec.bytes().unwrap_or_default()
+    }
+
     /// Its bytes, where they are one piece.
     fn piece(&self) -> Option<&'a Piece> {
         self.record.pieces.first().filter(|_| self.record.pieces.len() == 1)
@@ -70,33 +75,41 @@ fn each_of_run(
 }
 
 /// Checks every byte that [`apply`] will use, and the headers of the files they are in.
-pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize) -> Result<()> {
+pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize, tally: &Tally) -> Result<()> {
     for file in source.manifest.files.keys() {
         source.verify_header(file)?;
     }
-    parallel::for_each(&runs(&jobs(matching, source)), threads, Vec::new, |run, buffer| match run {
-        [job] => source.verify_tensor(job.key, job.record, buffer),
-        run => {
-            each_of_run(run, source, buffer, |job, bytes| source.check_tensor(job.key, job.record, Digest::of(bytes)))
+    parallel::for_each(&runs(&jobs(matching, source)), threads, Vec::new, |run, buffer| {
+        match run {
+            [job] => source.verify_tensor(job.key, job.record, buffer)?,
+            run => each_of_run(run, source, buffer, |job, bytes| {
+                source.check_tensor(job.key, job.record, Digest::of(bytes))
+            })?,
         }
+        tally.add(run.iter().map(Job::bytes).sum());
+        Ok(())
     })
 }
 
 /// Puts the saved values into the objects. From here on an error leaves them partly changed.
-pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOptions, tally: &Tally) -> Result<()> {
     let verify = options.verify != Verify::Never;
     let jobs = jobs(&matching, source);
-    let restored = parallel::for_each(&runs(&jobs), options.threads, Vec::new, |run, buffer| match run {
-        [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify)),
-        run => each_of_run(run, source, buffer, |job, bytes| {
-            if verify {
-                source.check_tensor(job.key, job.record, Digest::of(bytes))?;
-            }
-            fill(job, |memory| {
-                memory.copy_from_slice(bytes);
-                Ok(())
-            })
-        }),
+    let restored = parallel::for_each(&runs(&jobs), options.threads, Vec::new, |run, buffer| {
+        match run {
+            [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify))?,
+            run => each_of_run(run, source, buffer, |job, bytes| {
+                if verify {
+                    source.check_tensor(job.key, job.record, Digest::of(bytes))?;
+                }
+                fill(job, |memory| {
+                    memory.copy_from_slice(bytes);
+                    Ok(())
+                })
+            })?,
+        }
+        tally.add(run.iter().map(Job::bytes).sum());
+        Ok(())
     });
     restored.map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
     for apply in matching.values {

@@ -2,6 +2,7 @@
 
 use crate::name::matches;
 use crate::parallel;
+use crate::progress::{Observer, Progress};
 
 /// How strict a restore is. By default every tracked object must find its value, with exact type and shape, and
 /// every byte is verified before anything changes.
@@ -18,6 +19,7 @@ pub struct RestoreOptions {
     mismatched: Vec<String>,
     pub(crate) verify: Verify,
     pub(crate) threads: usize,
+    pub(crate) observer: Observer,
 }
 
 /// When digests are looked at.
@@ -35,6 +37,7 @@ impl Default for RestoreOptions {
             mismatched: Vec::new(),
             verify: Verify::First,
             threads: parallel::default_threads(),
+            observer: Observer::default(),
         }
     }
 }
@@ -75,6 +78,12 @@ impl RestoreOptions {
     /// How many threads read; by default one a processor, at most 8.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Calls `report` after every tensor, from the threads that read; what it does there holds them up.
+    pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.observer = Observer::new(report);
         self
     }
 

@@ -15,6 +15,7 @@ pub(crate) use unchanged::{Memo, Unchanged};
 use crate::error::Result;
 use crate::format::Manifest;
 use crate::parallel;
+use crate::progress::Observer;
 use crate::store::Directory;
 use chrono::Utc;
 use std::collections::BTreeMap;
@@ -27,11 +28,13 @@ pub(crate) struct SaveOptions {
     pub threads: usize,
     /// A component larger than this is split into several files.
     pub max_file_bytes: u64,
+    /// Who wants to know how far it is.
+    pub observer: Observer,
 }
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        SaveOptions { threads: parallel::default_threads(), max_file_bytes: 16 << 30 }
+        SaveOptions { threads: parallel::default_threads(), max_file_bytes: 16 << 30, observer: Observer::default() }
     }
 }
 
@@ -73,7 +76,7 @@ pub(crate) fn save(
     options: &SaveOptions,
 ) -> Result<Saved> {
     let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, image, &unchanged, &staging, options.threads)?;
+    let written = write::write(plan, image, &unchanged, &staging, options)?;
     let Header { stamp, values } = header;
     let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
     manifest.step = stamp.step;

@@ -2,6 +2,7 @@
 //! takes them from an image captured before), digests them while they are in the cache, and writes them. Whoever
 //! ends a large file's last span syncs it, while the others go on; small files are synced together in the end.
 
+use super::SaveOptions;
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Gatherer, Part, Source, Span};
 use super::image::Image;
@@ -39,12 +40,15 @@ pub(super) fn write(
     image: Option<&Image>,
     unchanged: &Unchanged,
     staging: &Staging<'_>,
-    threads: usize,
+    options: &SaveOptions,
 ) -> Result<Written> {
+    let threads = options.threads;
+    let tally = options.observer.begin(plan.bytes());
     let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
     let mut files = Vec::with_capacity(plan.files.len());
     for (place, planned) in plan.files.iter().enumerate() {
         if link(plan, place, unchanged, staging, threads, image.is_some(), &mut digests)? {
+            tally.add(planned.bytes);
             files.push(None);
             continue;
         }
@@ -65,6 +69,7 @@ pub(super) fn write(
         for (i, chunk) in span.chunks.iter().enumerate() {
             if let Some(image) = image {
                 writer.write(chunk, image.chunk(place, i).as_slice())?;
+                tally.add(chunk.length as u64);
                 continue;
             }
             // What goes past the page cache must lie on pages.
@@ -72,6 +77,7 @@ pub(super) fn write(
                 && let Some(bytes) = gatherer.in_place(chunk)?
             {
                 writer.write(chunk, bytes)?;
+                tally.add(chunk.length as u64);
                 continue;
             }
             if buffer.as_slice().is_empty() {
@@ -80,6 +86,7 @@ pub(super) fn write(
             let buffer = &mut buffer.as_mut_slice()[..chunk.length];
             gatherer.gather(span, chunk, buffer, |_| true)?;
             writer.write(chunk, buffer)?;
+            tally.add(chunk.length as u64);
         }
         let finished = writer.finish();
         let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
