@@ -5,9 +5,15 @@
 //! Measures: `save` (without sync), `save_durable`, `async_stall` (until the call returns), `async_step` (the call and
 //! an update of every tensor right after it, less such an update alone), `async_total` (until it is durable),
 //! `restore_warm`, `restore_cold`; all with digests. Saves are those of a manager that keeps one checkpoint and has
-//! saved a few times before. Sizes: `small` 4 MB, `many` 41 MB in 10,000 tensors, `medium` 402 MB, `large` 1.6 GB.
+//! saved a few times before. Sizes: `small` 4 MB, `many` 41 MB in 10,000 tensors, `medium` 402 MB, `large` 1.6 GB, or
+//! `TENSORSxBYTES` such as `1000x4096`.
+//!
+//! Beyond that: `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
+//! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
+//! save after only the decoder has changed).
 
 mod state;
+mod training;
 
 use state::State;
 use std::error::Error;
@@ -21,7 +27,8 @@ use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-const USAGE: &str = "usage: bench --measure MEASURE --size small|many|medium|large --dir DIR [--threads N]
+const USAGE: &str =
+    "usage: bench --measure MEASURE --size small|many|medium|large|TENSORSxBYTES --dir DIR [--threads N]
        bench --print-shapes SIZE";
 
 fn main() -> ExitCode {
@@ -55,12 +62,24 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     let state = State::new(&size)?;
     let before = resident("VmRSS:");
     let bench = Bench { state, folder, threads };
-    let seconds = bench.measure(&measure)?.as_secs_f64();
-    let extra = resident("VmHWM:").saturating_sub(before);
-    println!(
-        "{{\"measure\":{measure:?},\"seconds\":{seconds},\"bytes\":{},\"rss_extra\":{extra}}}",
-        bench.state.bytes()
-    );
+    let bytes = bench.state.bytes();
+    match measure.as_str() {
+        "training" => {
+            let training::Paid { plain, every_10, every_1 } = training::training(&bench)?;
+            println!(
+                "{{\"measure\":{measure:?},\"plain\":{plain},\"every_10\":{every_10},\"every_1\":{every_1},\"bytes\":{bytes}}}"
+            );
+        }
+        "fine_tune" => {
+            let written = bench.fine_tune()?;
+            println!("{{\"measure\":{measure:?},\"written\":{written},\"bytes\":{bytes}}}");
+        }
+        _ => {
+            let seconds = bench.measure(&measure)?.as_secs_f64();
+            let extra = resident("VmHWM:").saturating_sub(before);
+            println!("{{\"measure\":{measure:?},\"seconds\":{seconds},\"bytes\":{bytes},\"rss_extra\":{extra}}}");
+        }
+    }
     let _ = fs::remove_dir_all(&bench.folder);
     Ok(())
 }
@@ -74,12 +93,15 @@ struct Bench {
 impl Bench {
     fn measure(&self, measure: &str) -> Outcome<Duration> {
         match measure {
-            "save" => self.save(Durability::ProcessCrash),
-            "save_durable" => self.save(Durability::PowerLoss),
+            "save" => self.save(Durability::ProcessCrash, wall),
+            "save_durable" => self.save(Durability::PowerLoss, wall),
+            "cpu_save" => self.save(Durability::ProcessCrash, processor),
+            "cpu_save_durable" => self.save(Durability::PowerLoss, processor),
+            "cpu_restore" => self.restore(true, true, processor),
             "async_stall" | "async_step" | "async_total" => self.background(measure),
-            "restore_warm" => self.restore(true, true),
-            "restore_cold" => self.restore(false, true),
-            "restore_warm_unverified" => self.restore(true, false),
+            "restore_warm" => self.restore(true, true, wall),
+            "restore_cold" => self.restore(false, true, wall),
+            "restore_warm_unverified" => self.restore(true, false, wall),
             _ => Err(format!("unknown measure {measure}").into()),
         }
     }
@@ -93,16 +115,26 @@ impl Bench {
         Ok(if background { builder.background(Background::new()).open()? } else { builder.open()? })
     }
 
-    fn save(&self, durability: Durability) -> Outcome<Duration> {
+    fn save(&self, durability: Durability, clock: fn() -> Duration) -> Outcome<Duration> {
         let mut manager = self.manager(durability, false)?;
         for step in 1..=3 {
             self.state.update();
             manager.save_at(step)?;
         }
         self.get_ready()?;
-        let began = Instant::now();
+        let began = clock();
         manager.save_at(4)?;
-        Ok(began.elapsed())
+        Ok(clock() - began)
+    }
+
+    /// Bytes that a save writes after only the decoder has changed.
+    fn fine_tune(&self) -> Outcome<u64> {
+        let mut manager = self.manager(Durability::PowerLoss, false)?;
+        manager.save_at(1)?;
+        self.state.update_decoder();
+        let before = written()?;
+        manager.save_at(2)?;
+        Ok(written()? - before)
     }
 
     fn background(&self, measure: &str) -> Outcome<Duration> {
@@ -131,7 +163,7 @@ impl Bench {
         Ok(began.elapsed())
     }
 
-    fn restore(&self, warm: bool, verify: bool) -> Outcome<Duration> {
+    fn restore(&self, warm: bool, verify: bool, clock: fn() -> Duration) -> Outcome<Duration> {
         let path = self.state.checkpoint()?.write(self.folder.join("saved"))?;
         let mut checkpoint = self.state.checkpoint()?;
         let options = if verify { RestoreOptions::new() } else { RestoreOptions::new().without_verification() };
@@ -144,9 +176,9 @@ impl Bench {
             files(&path)?.iter().try_for_each(|file| drop_from_cache(file))?;
         }
         self.get_ready()?;
-        let began = Instant::now();
+        let began = clock();
         checkpoint.restore_with(&path, &options)?;
-        Ok(began.elapsed())
+        Ok(clock() - began)
     }
 
     /// Everything written is on the device, memory that the benchmark held back is free, and the state is another one.
@@ -160,6 +192,25 @@ impl Bench {
         self.state.update();
         Ok(())
     }
+}
+
+fn wall() -> Duration {
+    static BEGIN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    BEGIN.get_or_init(Instant::now).elapsed()
+}
+
+/// Processor time of this process. The threads of libtorch spin for a while after their work: not on our account.
+fn processor() -> Duration {
+    std::thread::sleep(Duration::from_millis(200));
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Bytes this process has handed to the system for writing.
+fn written() -> Outcome<u64> {
+    let io = fs::read_to_string("/proc/self/io")?;
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).ok_or("no wchar in /proc/self/io")?;
+    Ok(line.trim().parse()?)
 }
 
 fn timed(work: impl FnOnce()) -> Duration {

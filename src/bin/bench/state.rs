@@ -41,6 +41,31 @@ impl State {
         });
     }
 
+    /// Changes every element of the decoder's parameters.
+    pub fn update_decoder(&self) {
+        self.gate.pass();
+        tch::no_grad(|| {
+            for (_, tensor) in self.groups[0].iter().filter(|(name, _)| name.starts_with("decoder")) {
+                let _ = tensor.shallow_clone().g_add_scalar_(1e-3);
+            }
+        });
+    }
+
+    /// Seconds it takes to copy the state into warm memory, at best, with all processors.
+    pub fn copy(&self) -> Result<f64, Box<dyn Error>> {
+        let tensors: Vec<&Tensor> = self.groups.iter().flatten().map(|(_, tensor)| tensor).collect();
+        let mut copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.copy()).collect();
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let began = std::time::Instant::now();
+            for (copy, tensor) in copies.iter_mut().zip(&tensors) {
+                copy.f_copy_(tensor)?;
+            }
+            best = best.min(began.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+
     pub fn checkpoint(&self) -> Result<Checkpoint, tch_checkpoint::Error> {
         let mut checkpoint = Checkpoint::new();
         for part in ["embedding", "encoder", "decoder"] {
@@ -114,7 +139,13 @@ fn specs(size: &str) -> Result<Vec<Spec>, Box<dyn Error>> {
         }
         "medium" => transformer(512, 8000, &mut add),
         "large" => transformer(1024, 16000, &mut add),
-        _ => return Err(format!("unknown size {size}").into()),
+        _ => {
+            let (tensors, bytes) = size.split_once('x').ok_or(format!("unknown size {size}"))?;
+            let (tensors, bytes): (usize, i64) = (tensors.parse()?, bytes.parse()?);
+            for i in 0..tensors {
+                specs.push((format!("encoder.w{i}"), vec![bytes / 4], false));
+            }
+        }
     }
     Ok(specs)
 }
