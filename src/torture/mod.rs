@@ -8,6 +8,7 @@ mod damage;
 mod faults;
 mod kills;
 mod memory;
+pub mod micro;
 mod mutants;
 mod random;
 mod run;
