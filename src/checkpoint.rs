@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
+use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
 use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
@@ -308,11 +309,13 @@ fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Resu
 
 fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
     let passes = if options.verify == Verify::First { 2 } else { 1 };
-    let tally = options.observer.begin(passes * matching.bytes(source));
+    let bytes = matching.bytes(source);
+    let tally = options.observer.begin(passes * bytes);
+    let threads = parallel::worth(options.threads, bytes);
     if options.verify == Verify::First {
-        restore::verify(&matching, source, options.threads, &tally)?;
+        restore::verify(&matching, source, threads, &tally)?;
     }
-    restore::apply(matching, source, options, &tally)
+    restore::apply(matching, source, options.verify != Verify::Never, threads, &tally)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

@@ -11,6 +11,13 @@ pub(crate) fn default_threads() -> usize {
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(8))
 }
 
+/// How many of `threads` are worth starting for so many bytes: waking one can take longer than it saves, when libtorch's
+/// own threads still spin on its processor.
+pub(crate) fn worth(threads: usize, bytes: u64) -> usize {
+    const EACH: u64 = 8 << 20;
+    threads.min(usize::try_from(1 + bytes / EACH).unwrap_or(usize::MAX))
+}
+
 /// Runs `work` on every job, in order, each of at most `threads` threads with a `scratch` of its own. The first
 /// error ends it. A panic of `work` in another thread is an error too: the task has failed, the process has not.
 pub(crate) fn for_each<J: Sync, S>(

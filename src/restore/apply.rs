@@ -1,7 +1,6 @@
 //! Verifying what will be read, and then reading it into the objects.
 
 use super::matching::Matching;
-use super::options::{RestoreOptions, Verify};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::TensorLeaf;
@@ -92,10 +91,9 @@ pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize, tally
 }
 
 /// Puts the saved values into the objects. From here on an error leaves them partly changed.
-pub(crate) fn apply(matching: Matching, source: &Source, options: &RestoreOptions, tally: &Tally) -> Result<()> {
-    let verify = options.verify != Verify::Never;
+pub(crate) fn apply(matching: Matching, source: &Source, verify: bool, threads: usize, tally: &Tally) -> Result<()> {
     let jobs = jobs(&matching, source);
-    let restored = parallel::for_each(&runs(&jobs), options.threads, Vec::new, |run, buffer| {
+    let restored = parallel::for_each(&runs(&jobs), threads, Vec::new, |run, buffer| {
         match run {
             [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify))?,
             run => each_of_run(run, source, buffer, |job, bytes| {

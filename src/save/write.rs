@@ -42,7 +42,7 @@ pub(super) fn write(
     staging: &Staging<'_>,
     options: &SaveOptions,
 ) -> Result<Written> {
-    let threads = options.threads;
+    let threads = parallel::worth(options.threads, plan.bytes());
     let tally = options.observer.begin(plan.bytes());
     let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
     let mut files = Vec::with_capacity(plan.files.len());

@@ -242,9 +242,12 @@ pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
 }
 
 /// How often a tensor was changed in place; `None` where libtorch does not count.
-pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
-    // SAFETY: the tensor lives.
-    u64::try_from(unsafe { tcp_version(tensor.as_ptr()) }).ok()
+///
+/// # Safety
+/// The tensor lives.
+pub(crate) unsafe fn version(tensor: *const C_tensor) -> Option<u64> {
+    // SAFETY: the caller says that the tensor lives.
+    u64::try_from(unsafe { tcp_version(tensor) }).ok()
 }
 
 /// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory; says whether it did.

@@ -5,6 +5,7 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable, bytes_as};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tch::Tensor;
+use torch_sys::C_tensor;
 
 #[cfg(target_endian = "big")]
 compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory as they are");
@@ -100,22 +101,30 @@ fn elements_may_overlap(memory: &Memory) -> bool {
     false
 }
 
-/// A tensor in the graph. The lock is because `tch::Tensor` may move between threads but not be used by several.
+/// A tensor in the graph.
 #[derive(Clone)]
-pub(super) struct Leaf(Arc<Mutex<Tensor>>);
+pub(super) struct Leaf(Arc<Held>);
+
+/// The lock is because `tch::Tensor` may move between threads but not be used by several.
+pub(super) struct Held {
+    tensor: Mutex<Tensor>,
+    counter: Counter,
+}
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
-        Leaf(Arc::new(Mutex::new(tensor.shallow_clone())))
+        let tensor = tensor.shallow_clone();
+        let counter = Counter::of(&tensor);
+        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), counter }))
     }
 
     /// A handle that does not keep the tensor alive.
-    pub(super) fn downgrade(&self) -> Weak<Mutex<Tensor>> {
+    pub(super) fn downgrade(&self) -> Weak<Held> {
         Arc::downgrade(&self.0)
     }
 
     /// The leaf again, if anyone has kept it.
-    pub(super) fn upgrade(weak: &Weak<Mutex<Tensor>>) -> Option<Leaf> {
+    pub(super) fn upgrade(weak: &Weak<Held>) -> Option<Leaf> {
         weak.upgrade().map(Leaf)
     }
 
@@ -125,7 +134,7 @@ impl Leaf {
     }
 
     fn with<R>(&self, use_it: impl FnOnce(&Tensor) -> R) -> R {
-        use_it(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&self.0.tensor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -166,7 +175,7 @@ impl TensorLeaf for Leaf {
     }
 
     fn version(&self) -> Option<u64> {
-        self.with(shim::version)
+        self.0.counter.version()
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
@@ -177,6 +186,26 @@ impl TensorLeaf for Leaf {
             return Ok(Box::new(InPlace { data, len: memory.bytes, is_bool: spec.dtype == Dtype::Bool, tensor }));
         }
         Ok(Box::new(Buffered { buffer: vec![0; memory.bytes], spec, tensor }))
+    }
+}
+
+/// A tensor's version counter, read without a lock: of thousands of tensors, at every save, while training waits.
+struct Counter(*const C_tensor);
+
+// SAFETY: libtorch's version counter is atomic, and nothing else of the tensor is looked at but that there is one. The
+// pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
+unsafe impl Send for Counter {}
+// SAFETY: as above.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    fn of(tensor: &Tensor) -> Counter {
+        Counter(tensor.as_ptr())
+    }
+
+    fn version(&self) -> Option<u64> {
+        // SAFETY: the tensor lives as long as this does, in the same `Held`.
+        unsafe { shim::version(self.0) }
     }
 }
 

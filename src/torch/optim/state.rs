@@ -5,7 +5,7 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::graph::{Gate, Guarded};
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped};
-use crate::torch::tensor::examine;
+use crate::torch::tensor::{Held, examine};
 use crate::torch::variables::{self, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -45,7 +45,7 @@ pub(super) struct Parameter {
 /// and vanish with it otherwise.
 pub(super) struct Detached {
     pub variable: String,
-    pub slots: Vec<(usize, Weak<Mutex<Tensor>>)>,
+    pub slots: Vec<(usize, Weak<Held>)>,
 }
 
 pub(super) struct State {

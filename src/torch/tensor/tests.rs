@@ -35,7 +35,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 fn version(tensor: &Tensor) -> u64 {
-    shim::version(tensor).unwrap()
+    Leaf::new(tensor).version().unwrap()
 }
 
 #[test]
