@@ -93,7 +93,7 @@ pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use store::Durability;
 #[cfg(feature = "torch")]
-pub use torch::{Rng, Variables, optim};
+pub use torch::{Export, Rng, SavedModel, SignatureDef, Variables, optim};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "torch"))]

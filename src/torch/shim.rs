@@ -113,7 +113,7 @@ unsafe extern "C" {
 }
 
 /// What the C++ side answered.
-fn check(message: *mut c_char) -> Result<(), String> {
+pub(super) fn check(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
     }

@@ -134,7 +134,7 @@ fn content<'a>(target: &'a Target, manifest_bytes: u64, fits: &dyn Fn(&str) -> b
         tensors: manifest.tensors.len(),
         values: manifest.values.len(),
         tensor_bytes,
-        bytes: manifest.files.values().fold(manifest_bytes, |sum, file| sum.saturating_add(file.bytes)),
+        bytes: manifest.bytes().saturating_add(manifest_bytes),
     };
     let manifest_file = File { name: MANIFEST_FILE, bytes: manifest_bytes };
     let files = manifest.files.iter().map(|(name, file)| File { name, bytes: file.bytes });
