@@ -35,6 +35,10 @@
 //! all differences otherwise. [`RestoreOptions`] allows exceptions by name. The [`RestoreStatus`] has TensorFlow's
 //! assertions; what is tracked later is filled when it is tracked.
 //!
+//! # Running without the model's code
+//!
+//! `SavedModel` exports a model as a TorchScript program beside a checkpoint: see `docs/saved_model.md`.
+//!
 //! # Looking into checkpoints
 //!
 //! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`], and the command-line tool `ckpt` need no libtorch
@@ -42,7 +46,7 @@
 //!
 //! # Features
 //!
-//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, tensors.
+//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
 //! * `cli`: the tool `ckpt`.
 //!
 //! # What is not promised

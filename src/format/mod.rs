@@ -19,9 +19,9 @@ pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry};
 pub use manifest::{AssetEntry, FileEntry, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
 
-#[cfg(feature = "torch")]
-pub(crate) use saved_model::is_identifier;
 pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};
+#[cfg(feature = "torch")]
+pub(crate) use saved_model::{is_identifier, is_reserved};
 
 use crate::dtype::Dtype;
 use crate::error::Error;

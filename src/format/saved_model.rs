@@ -113,16 +113,23 @@ impl TensorInfo {
     }
 }
 
+/// Words that mean something else in Python and TorchScript.
+const RESERVED: [&str; 37] = [
+    "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
+    "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
+    "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training",
+];
+
+/// Whether a name cannot be one in a program.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name)
+}
+
 /// The name of an input, output or method: one that is a name in Python and TorchScript too.
 pub(crate) fn is_identifier(name: &str) -> bool {
-    const RESERVED: [&str; 38] = [
-        "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
-        "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
-        "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training", "print",
-    ];
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let starts = name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic());
-    starts && name.len() <= 100 && name.bytes().all(plain) && !RESERVED.contains(&name)
+    starts && name.len() <= 100 && name.bytes().all(plain) && !is_reserved(name)
 }
 
 impl SavedModelInfo {

@@ -132,6 +132,13 @@ impl<F, E> Call<F, E> {
         1
     }
 
+    /// What libtorch refused, where a method of tch has made a panic of that: while tracing, it refuses more than otherwise.
+    fn torch_refusal(&self) -> Option<String> {
+        let Some(Err(panic)) = &self.met else { return None };
+        let (_, reason) = panic.downcast_ref::<String>()?.split_once("value: Torch(\"")?;
+        Some(reason.split("\\n").next().unwrap_or_default().to_string())
+    }
+
     /// The error that was met; goes on with a panic.
     fn met(self) -> Option<E> {
         match self.met? {
@@ -246,6 +253,9 @@ impl Program {
                 state.data(),
             )
         };
+        if let Some(reason) = state.torch_refusal() {
+            state.met = Some(Ok(reason));
+        }
         result(state, message).map_err(|failure| match failure {
             Failure::Callback(reason) | Failure::Torch(reason) => reason,
         })

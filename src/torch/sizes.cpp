@@ -190,9 +190,10 @@ public:
                                 " differs between the examples, and is no simple function of the inputs' sizes: it "
                                 "depends on their data, or on a size in a way that a trace cannot hold. Compute it "
                                 "with operations on the input tensors");
-    require(found.size() == 1, "the number " + list(numbers) + " " + where + " could be " + describe(found[0]) +
-                                   " as well as " + describe(found[1]) +
-                                   "; give one more example, with sizes that vary in another way");
+    if (found.size() > 1)
+      throw std::runtime_error("the number " + list(numbers) + " " + where + " could be " + describe(found[0]) +
+                               " as well as " + describe(found[1]) +
+                               "; give one more example, with sizes that vary in another way");
     torch::jit::WithInsertPoint at(*graph_->nodes().begin());
     Value *computed = compute(found[0]);
     if (values[0].isDouble())

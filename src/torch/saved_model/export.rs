@@ -6,7 +6,9 @@ use super::untouched::Untouched;
 use super::weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::{AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature};
+use crate::format::{
+    AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, is_reserved,
+};
 use crate::save::{Asset, Assets, write_asset};
 use crate::store::Staging;
 use crate::torch::program::{Failure, Program, ProgramVariable};
@@ -94,6 +96,12 @@ impl<'a> Export<'a> {
         let is_below = |one: &ProgramVariable| self.prefixes.iter().any(|prefix| is_below(&one.name, prefix));
         let (variables, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|variable| self.prefixes.is_empty() || is_below(variable));
+        for ProgramVariable { name, .. } in &variables {
+            if let Some(word) = name.split('.').find(|part| is_reserved(part)) {
+                let reason = format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it");
+                return Err(Error::object(name, reason));
+            }
+        }
         let mut own;
         let checkpoint = match self.checkpoint.take() {
             Some(checkpoint) => checkpoint,
@@ -115,7 +123,8 @@ impl<'a> Export<'a> {
         if !changed.is_empty() && traced.is_ok() {
             return Err(Error::object(
                 changed.join(", "),
-                "a closure changes it: an exported program only evaluates. Give `train = false` to its layers",
+                "a closure changes it: an exported program only evaluates. Give `train = false` to its layers. (Buffers \
+                 were put back; a parameter is as the closure left it)",
             ));
         }
         drop(before);

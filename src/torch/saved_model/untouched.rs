@@ -1,5 +1,6 @@
 //! Exporting leaves the live model as it was: random state, buffers, parameters.
 
+use super::definition::same_bits;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim::{self, GeneratorDevice};
 use tch::Tensor;
@@ -7,7 +8,7 @@ use tch::Tensor;
 /// What a closure may change while it is traced, as it was before. Put back when dropped.
 pub(super) struct Untouched<'a> {
     variables: Vec<&'a ProgramVariable>,
-    /// How often each was changed before.
+    /// How often each was changed before, as libtorch counts.
     versions: Vec<Option<u64>>,
     /// Copies of the buffers, which layers in training change.
     buffers: Vec<Option<Tensor>>,
@@ -27,11 +28,16 @@ impl<'a> Untouched<'a> {
         Ok(Untouched { variables, versions, buffers, generators })
     }
 
-    /// The variables that were changed.
+    /// The variables that were changed. Of buffers the bits are compared: batch norm changes its own behind libtorch's
+    /// back, without counting.
     pub(super) fn changed(&self) -> Vec<&'a ProgramVariable> {
-        let before = self.versions.iter().zip(versions(&self.variables));
-        let changed = self.variables.iter().zip(before).filter(|(_, (before, now))| **before != *now);
-        changed.map(|(variable, _)| *variable).collect()
+        let now = versions(&self.variables);
+        let places = 0..self.variables.len();
+        let differs = |place: &usize| match &self.buffers[*place] {
+            Some(before) => !same_bits(&self.variables[*place].tensor, before).unwrap_or(false),
+            None => self.versions[*place] != now[*place],
+        };
+        places.filter(differs).map(|place| self.variables[place]).collect()
     }
 }
 
@@ -46,9 +52,9 @@ impl Drop for Untouched<'_> {
                 log::error!("the random state could not be set back after exporting: {reason}");
             }
         }
-        let now = versions(&self.variables);
-        for (place, variable) in self.variables.iter().enumerate() {
-            if let Some(before) = self.buffers[place].as_ref().filter(|_| now[place] != self.versions[place]) {
+        for (variable, before) in self.variables.iter().zip(&self.buffers) {
+            if let Some(before) = before.as_ref().filter(|before| !same_bits(&variable.tensor, before).unwrap_or(false))
+            {
                 tch::no_grad(|| variable.tensor.shallow_clone().copy_(before));
             }
         }
