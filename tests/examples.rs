@@ -52,6 +52,7 @@ fn a_program_without_the_model_pronounces_as_the_model_does() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(printed.contains("outputs equal to the original's, bit by bit"), "{printed}");
+    assert!(printed.contains("21 words pronounced as by the original"), "{printed}");
     assert!(printed.contains("give what the whole gives"), "{printed}");
     let phonemes = |word: &str| {
         let line = printed.lines().find_map(|line| line.strip_prefix(&format!("{word}: ")));

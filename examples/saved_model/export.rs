@@ -52,12 +52,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The examples differ in how many words there are, how long the longest is, and how many phonemes.
     let examples = [3, 5, 8].map(|n| Example::new(&model, &words, n));
     let phonemes: Vec<String> = (0..words.phoneme_count()).map(|phoneme| words.spell(&[phoneme])).collect();
+    // What the model's own code says, for comparison.
+    let some: Vec<&Word> = words.held_out.iter().step_by(90).collect();
+    let predicted = model.predict(&some)?;
+    let pronounced: serde_json::Map<_, _> = some
+        .iter()
+        .zip(&predicted)
+        .map(|(word, phonemes)| (word.spelling.to_string(), words.spell(phonemes).into()))
+        .collect();
     let mut whole = SavedModel::export(dir.join("whole"), &vs)
         .checkpoint(&mut checkpoint)
         .step(step.get() as u64)
         .metadata("phonemes", phonemes)
         .metadata("start", START)
-        .metadata("end", END);
+        .metadata("end", END)
+        .metadata("pronounced", pronounced);
     for definition in signatures(&model, &examples) {
         whole = whole.signature(definition);
     }

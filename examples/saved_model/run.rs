@@ -17,6 +17,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = SavedModel::load(dir.join("whole"), Device::Cpu)?;
     model.check(0.0)?;
     println!("{}: outputs equal to the original's, bit by bit", model.path().display());
+    let pronounced = model.info().metadata.get("pronounced").and_then(|words| words.as_object()).ok_or("no words")?;
+    for (word, expected) in pronounced {
+        if expected != pronounce(&model, word)?.as_str() {
+            return Err(format!("{word} is pronounced in another way than by the original").into());
+        }
+    }
+    println!("{} words pronounced as by the original", pronounced.len());
     for word in arguments {
         println!("{word}: {}", pronounce(&model, &word)?);
     }

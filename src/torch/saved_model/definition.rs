@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::{Signature, TensorInfo, is_identifier};
+use crate::torch::program::{Program, ProgramVariable};
 use crate::torch::tensor::{bytes_of, examine};
 use std::fmt;
 use tch::Tensor;
@@ -80,10 +81,11 @@ impl<'a> SignatureDef<'a> {
         tch::no_grad(|| (self.closure)(&inputs))
     }
 
-    /// The closure, for tracing, and the examples.
-    pub(super) fn parts(&mut self) -> (&mut dyn FnMut(&[Tensor]) -> Vec<Tensor>, Vec<Vec<Tensor>>, &[String]) {
-        let examples = self.examples.iter().map(|example| example.iter().map(Tensor::copy).collect()).collect();
-        (&mut *self.closure, examples, &self.inputs)
+    /// Adds the method to a program, which must not have `others` in it.
+    pub(super) fn trace(&mut self, program: &mut Program, others: &[ProgramVariable]) -> Result<(), String> {
+        let copy = |example: &Vec<Tensor>| example.iter().map(Tensor::copy).collect();
+        let copies: Vec<Vec<Tensor>> = self.examples.iter().map(copy).collect();
+        program.trace(&self.name, &self.inputs, &copies, others, &mut *self.closure)
     }
 
     /// What is wrong with it, seen before anything runs. Names the inputs.

@@ -159,8 +159,7 @@ impl<'a> Export<'a> {
             let inputs = definition.examples.iter().map(|one| one.iter().map(Tensor::shallow_clone).collect());
             let inputs: Vec<Vec<Tensor>> = inputs.collect();
             let outputs: Vec<Vec<Tensor>> = inputs.iter().map(|example| definition.call(example)).collect();
-            let (closure, copies, names) = definition.parts();
-            program.trace(&name, names, &copies, others, closure).map_err(explained).map_err(failed)?;
+            definition.trace(&mut program, others).map_err(explained).map_err(failed)?;
             signatures.insert(name.clone(), definition.signature(&outputs)?);
             let both = inputs.into_iter().zip(outputs).map(|(inputs, outputs)| Example { inputs, outputs });
             examples.insert(name, both.collect());
