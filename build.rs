@@ -1,5 +1,5 @@
 //! Links this package against libtorch: lets its programs find libtorch's libraries where they are, and compiles
-//! the C++ file of `src/torch`. Without the feature `torch`, and for `doc-only`, there is nothing to do.
+//! the C++ files of `src/torch`. Without the feature `torch`, and for `doc-only`, there is nothing to do.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -14,7 +14,9 @@ mod torch {
     use std::env;
     use std::path::{Path, PathBuf};
 
-    const SHIM: &str = "src/torch/shim.cpp";
+    const SOURCES: [&str; 4] =
+        ["src/torch/shim.cpp", "src/torch/sizes.cpp", "src/torch/trace.cpp", "src/torch/program.cpp"];
+    const HEADERS: [&str; 2] = ["src/torch/guard.hpp", "src/torch/program.hpp"];
 
     pub fn prepare() -> Result<(), String> {
         // torch-sys says where it found libtorch, whichever way it was told (on Linux and macOS).
@@ -35,7 +37,9 @@ mod torch {
 
     /// With the same flags as torch-sys, so that both mean the same classes.
     fn compile_shim(libraries: &Path) {
-        println!("cargo::rerun-if-changed={SHIM}");
+        for file in SOURCES.iter().chain(&HEADERS) {
+            println!("cargo::rerun-if-changed={file}");
+        }
         println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
         println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
         let include = match env::var_os("LIBTORCH_INCLUDE") {
@@ -44,7 +48,7 @@ mod torch {
         };
         let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(2).file(SHIM);
+        build.cpp(true).std("c++17").opt_level(2).files(SOURCES);
         build.include(include.join("torch/csrc/api/include")).include(include);
         build.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
         // libtorch's own headers are full of them.

@@ -6,7 +6,7 @@ use crate::graph::{Counter, Node, Trackable};
 use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
-use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{self, Assets, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
 use std::collections::BTreeMap;
@@ -206,14 +206,24 @@ impl Checkpoint {
     /// Saves into a folder that no manager of ours has open.
     fn save_alone(&mut self, directory: &Directory, name: &str, counter: i64) -> Result<(PathBuf, Manifest)> {
         let plan = self.plan()?;
-        directory.create()?;
-        let _lock = directory.lock()?;
-        let sequence = highest_sequence(directory)?.saturating_add(1);
+        let (_lock, sequence) = save::lock(directory)?;
         let stamp = Stamp { sequence, save_counter: counter, ..self.stamp() };
         let header = Header { stamp, values: plan.values()? };
         let unchanged = Unchanged::since(&Memo::default(), &plan);
         let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options)?;
         Ok((saved.path, saved.manifest))
+    }
+
+    /// As [`write`](Checkpoint::write), with other files beside the components.
+    #[cfg(feature = "torch")]
+    pub(crate) fn write_with_assets(&mut self, path: &Path, step: Option<u64>, assets: Assets<'_>) -> Result<PathBuf> {
+        let directory = self.directory(parent_of(path));
+        let name = file_name(path)?;
+        let plan = self.plan()?;
+        let (_lock, sequence) = save::lock(&directory)?;
+        let stamp = Stamp { sequence, step, save_counter: self.save_counter(), ..self.stamp() };
+        let header = Header { stamp, values: plan.values()? };
+        save::save_with_assets(&plan, &directory, name, header, &self.options, assets)
     }
 
     /// What is to be written where; the plan of the last save if nothing has changed since.
@@ -325,13 +335,6 @@ fn file_name(path: &Path) -> Result<&str> {
     })
 }
 
-/// The highest commit sequence in a folder, by its manifests; damaged ones do not count.
-fn highest_sequence(directory: &Directory) -> Result<u64> {
-    let scan = directory.scan()?;
-    let sequences = scan.checkpoints.iter().filter_map(|name| Some(directory.manifest(name).ok()?.sequence));
-    Ok(sequences.max().unwrap_or(0))
-}
-
 /// The index's line for a checkpoint.
 pub(crate) fn index_entry(name: &str, manifest: &Manifest) -> IndexEntry {
     IndexEntry {
@@ -340,7 +343,7 @@ pub(crate) fn index_entry(name: &str, manifest: &Manifest) -> IndexEntry {
         run: manifest.run.clone(),
         step: manifest.step,
         saved_at: manifest.saved_at,
-        bytes: manifest.files.values().map(|file| file.bytes).sum(),
+        bytes: manifest.bytes(),
         metrics: manifest.metrics.clone(),
         preserved: false,
     }

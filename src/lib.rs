@@ -35,6 +35,10 @@
 //! all differences otherwise. [`RestoreOptions`] allows exceptions by name. The [`RestoreStatus`] has TensorFlow's
 //! assertions; what is tracked later is filled when it is tracked.
 //!
+//! # Running without the model's code
+//!
+//! `SavedModel` exports a model as a TorchScript program beside a checkpoint: see `docs/saved_model.md`.
+//!
 //! # Looking into checkpoints
 //!
 //! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`], and the command-line tool `ckpt` need no libtorch
@@ -42,7 +46,7 @@
 //!
 //! # Features
 //!
-//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, tensors.
+//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
 //! * `cli`: the tool `ckpt`.
 //!
 //! # What is not promised
@@ -95,7 +99,7 @@ pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use store::Durability;
 #[cfg(feature = "torch")]
-pub use torch::{Rng, Variables, optim};
+pub use torch::{Export, Rng, SavedModel, SignatureDef, Variables, optim};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "torch"))]

@@ -2,7 +2,7 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Manifest, TensorRecord};
+use crate::format::{Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord};
 use crate::parallel;
 use crate::source::Source;
 use crate::store::{Disk, LocalDisk, MANIFEST};
@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// ```
 #[derive(Debug)]
 pub struct CheckpointReader {
-    source: Source,
+    pub(crate) source: Source,
     disk: Arc<dyn Disk>,
 }
 
@@ -72,6 +72,35 @@ impl CheckpointReader {
         Ok(bytes)
     }
 
+    /// The bytes of the asset `name`, verified: of a saved model its signatures, say.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::Object`] when it
+    /// does not fit into memory; [`Error::Io`].
+    pub fn asset(&self, name: &str) -> Result<Vec<u8>> {
+        let length = self.manifest().assets.get(name).map_or(0, |entry| entry.bytes);
+        let mut bytes = Vec::new();
+        let room = usize::try_from(length).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
+        room.ok_or_else(|| Error::object(name, "the file is larger than memory"))?;
+        self.source.verify_asset(name, |chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    /// What a saved model says of itself; `None` for a checkpoint that is none. The program is not looked at.
+    ///
+    /// # Errors
+    /// As for [`asset`](CheckpointReader::asset).
+    pub fn saved_model(&self) -> Result<Option<SavedModelInfo>> {
+        if !self.manifest().assets.contains_key(SAVED_MODEL_FILE) {
+            return Ok(None);
+        }
+        let bytes = self.asset(SAVED_MODEL_FILE)?;
+        SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))
+    }
+
     /// Checks every byte of every file, and that the folder holds nothing else. Returns all that is wrong; nothing
     /// when the checkpoint is intact.
     pub fn verify(&self) -> Vec<Error> {
@@ -82,10 +111,13 @@ impl CheckpointReader {
         };
         let manifest = &self.source.manifest;
         let files: Vec<&String> = manifest.files.keys().filter(|file| self.source.has_file(file)).collect();
+        let assets: Vec<&String> = manifest.assets.keys().filter(|asset| self.source.has_file(asset)).collect();
         let is_open = |record: &TensorRecord| record.pieces.iter().all(|piece| self.source.has_file(&piece.file));
         let tensors: Vec<_> = manifest.tensors.iter().filter(|(_, record)| is_open(record)).collect();
         let threads = parallel::default_threads();
+        let verify_asset = |asset: &&String, _: &mut ()| note(self.source.verify_asset(asset, |_| Ok(())));
         let read = parallel::for_each(&files, threads, || (), |file, _| note(self.source.verify_header(file)))
+            .and_then(|()| parallel::for_each(&assets, threads, || (), verify_asset))
             .and_then(|()| {
                 parallel::for_each(&tensors, threads, Vec::new, |(key, record), buffer| {
                     note(self.source.verify_tensor(key, record, buffer))
@@ -106,7 +138,9 @@ impl CheckpointReader {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
             Err(e) => return vec![Error::io("list the folder", self.path(), e)],
         };
-        let ours = |name: &str| name == MANIFEST || self.source.manifest.files.contains_key(name);
+        let manifest = &self.source.manifest;
+        let ours =
+            |name: &str| name == MANIFEST || manifest.files.contains_key(name) || manifest.assets.contains_key(name);
         let mut strangers: Vec<String> =
             entries.into_iter().map(|entry| entry.name).filter(|name| !ours(name)).collect();
         strangers.sort();

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use tch_checkpoint::format::{Index, Manifest};
+use tch_checkpoint::format::{AssetEntry, Digest, Index, Manifest};
 use tch_checkpoint::{
     Checkpoint, CheckpointManager, CheckpointReader, Counter, Dtype, Durability, Error, Value, list_checkpoints,
     verify_checkpoint,
@@ -865,4 +865,45 @@ fn help_says_how_it_ends() {
     assert!(ckpt(["--help"]).out.contains("Exit codes:"));
     assert_eq!(ckpt(["--version"]).out, format!("ckpt {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(ckpt(["frobnicate"]).code, Some(2));
+}
+
+#[test]
+fn a_saved_model_is_shown_verified_and_compared() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v2/model");
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(&golden).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let ran = on("show", &[&model]);
+    assert_eq!(ran.row("forward"), ["forward", "letters:", "I64", "[?,", "?]", "logits:", "F32", "[?,", "5]"]);
+    assert_eq!(ran.row("language"), ["language", "\"en\""]);
+    let (code, document) = json_on("show", &[&model]);
+    assert_eq!((code, &document["saved_model"]["signatures"]["forward"]["examples"]), (Some(0), &json!(2)));
+    assert!(document["files"].as_array().unwrap().iter().any(|file| file["name"] == "program.pt"));
+    assert_eq!(on("verify", &[&model]).code, Some(0));
+    assert_eq!(on("diff", &[&model, &golden]).code, Some(0));
+
+    // The same state with another program.
+    let manifest = Manifest::from_bytes(&fs::read(model.join("manifest.json")).unwrap()).unwrap();
+    let mut other = manifest.clone();
+    let program = b"another program";
+    let entry = AssetEntry { bytes: program.len() as u64, digest: Digest::of(program) };
+    other.assets.insert("program.pt".to_string(), entry);
+    fs::write(model.join("program.pt"), program).unwrap();
+    let ran = on("verify", &[&model]);
+    assert!(ran.code == Some(1) && ran.out.contains("program.pt: it has 15 bytes"), "{ran:?}");
+    fs::write(model.join("manifest.json"), other.to_bytes().unwrap()).unwrap();
+    assert_eq!(on("verify", &[&model]).code, Some(0));
+    let ran = on("diff", &[&model, &golden]);
+    assert_eq!((ran.code, &ran.row("file")[..2]), (Some(1), &["file", "program.pt"][..]));
+    // A checkpoint without a program has the same state.
+    let mut plain = manifest;
+    plain.assets.clear();
+    fs::write(model.join("manifest.json"), plain.to_bytes().unwrap()).unwrap();
+    assert_eq!(on("diff", &[&model, &golden]).code, Some(0));
+    let ran = on("verify", &[&model]);
+    assert!(ran.code == Some(1) && ran.out.contains("was added later"), "{ran:?}");
 }

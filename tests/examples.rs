@@ -40,3 +40,23 @@ fn fine_tuning_keeps_the_encoder_and_goes_on() {
     let second = run(&program, dir.path());
     assert!(second.contains("goes on from step 1000"), "{second}");
 }
+
+#[test]
+fn a_program_without_the_model_pronounces_as_the_model_does() {
+    let (export, load, dir) = (example("saved_model"), example("saved_model_run"), tempfile::tempdir().unwrap());
+    let exported = run(&export, dir.path());
+    for part in ["whole", "embedding", "encoder", "decoder"] {
+        assert!(exported.contains(&dir.path().join(part).display().to_string()), "{exported}");
+    }
+    let output = Command::new(&load).arg(dir.path()).args(["pronounce", "bat"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("outputs equal to the original's, bit by bit"), "{printed}");
+    assert!(printed.contains("21 words pronounced as by the original"), "{printed}");
+    assert!(printed.contains("give what the whole gives"), "{printed}");
+    let phonemes = |word: &str| {
+        let line = printed.lines().find_map(|line| line.strip_prefix(&format!("{word}: ")));
+        line.unwrap_or_else(|| panic!("{printed}")).split(' ').filter(|phoneme| !phoneme.is_empty()).count()
+    };
+    assert!(phonemes("pronounce") > 0 && phonemes("bat") > 0, "{printed}");
+}

@@ -15,9 +15,9 @@ const EXTRA_PHONEMES: usize = 4;
 
 /// Letters to phonemes.
 pub struct Pronouncer {
-    embedding: nn::Embedding,
-    encoder: Encoder,
-    decoder: Decoder,
+    pub embedding: nn::Embedding,
+    pub encoder: Encoder,
+    pub decoder: Decoder,
     device: Device,
 }
 
@@ -36,7 +36,7 @@ impl Pronouncer {
     /// The mean cross-entropy of the batch's phonemes in nats, a scalar, with teacher forcing: to
     /// predict a phoneme, the decoder is given the true ones before it. Drops values at random.
     pub fn loss(&self, batch: &Batch) -> Tensor {
-        let (memory, state) = self.encode(batch, true);
+        let (memory, state) = self.encode(&batch.letters, &batch.lengths, true);
         let (logits, _) = self.decoder.forward(&batch.decoder_input, &memory, &state, true);
         logits.flatten(0, 1).cross_entropy_loss(
             &batch.target.flatten(0, 1),
@@ -65,7 +65,7 @@ impl Pronouncer {
 
     fn greedy(&self, batch: &Batch) -> Result<Vec<Vec<i64>>, TchError> {
         let (words, longest) = (batch.letters.size()[0] as usize, batch.letters.size()[1] as usize);
-        let (memory, mut state) = self.encode(batch, false);
+        let (memory, mut state) = self.encode(&batch.letters, &batch.lengths, false);
         let mut previous = Tensor::full([words as i64, 1], START, (Kind::Int64, self.device));
         let mut predictions = vec![Vec::new(); words];
         let mut ended = vec![false; words];
@@ -88,24 +88,24 @@ impl Pronouncer {
     }
 
     /// What the decoder attends to, and its first state.
-    fn encode(&self, batch: &Batch, train: bool) -> (Memory, GRUState) {
-        let embedded = self.embedding.forward(&batch.letters).dropout(DROPOUT, train);
-        let (outputs, state) = self.encoder.forward(&embedded, &batch.lengths);
-        let padding = batch.letters.eq(PAD).unsqueeze(1);
+    pub fn encode(&self, letters: &Tensor, lengths: &Tensor, train: bool) -> (Memory, GRUState) {
+        let embedded = self.embedding.forward(letters).dropout(DROPOUT, train);
+        let (outputs, state) = self.encoder.forward(&embedded, lengths);
+        let padding = letters.eq(PAD).unsqueeze(1);
         (Memory { outputs: outputs.dropout(DROPOUT, train), padding }, self.decoder.first_state(&state))
     }
 }
 
 /// What the decoder attends to.
-struct Memory {
+pub struct Memory {
     /// The encoder's output at every letter, `[words, letters, hidden]`.
-    outputs: Tensor,
+    pub outputs: Tensor,
     /// True where there is no letter, `[words, 1, letters]`.
-    padding: Tensor,
+    pub padding: Tensor,
 }
 
 /// A bidirectional GRU over the letters.
-struct Encoder {
+pub struct Encoder {
     /// Of the forward, then of the backward direction, in the order that libtorch wants.
     weights: Vec<Tensor>,
     hidden_per_direction: i64,
@@ -133,7 +133,7 @@ impl Encoder {
     /// From `[words, letters, input]`, the longest word first, to the outputs
     /// `[words, letters, hidden]`, zero in the padding, and the last states `[words, hidden]`: at the
     /// last letter forward, at the first letter backward.
-    fn forward(&self, embedded: &Tensor, lengths: &Tensor) -> (Tensor, Tensor) {
+    pub fn forward(&self, embedded: &Tensor, lengths: &Tensor) -> (Tensor, Tensor) {
         let (words, letters) = (embedded.size()[0], embedded.size()[1]);
         let start = Tensor::zeros([2, words, self.hidden_per_direction], (embedded.kind(), embedded.device()));
         let (packed, batch_sizes) = embedded.internal_pack_padded_sequence(lengths, true);
@@ -145,7 +145,7 @@ impl Encoder {
 
 /// A GRU over the phonemes said so far, whose outputs attend to the letters: global attention with the
 /// "general" score (Luong, Pham and Manning 2015).
-struct Decoder {
+pub struct Decoder {
     embedding: nn::Embedding,
     /// From the encoder's last states to the first state here.
     bridge: nn::Linear,
@@ -176,7 +176,7 @@ impl Decoder {
 
     /// From phonemes, `[words, phonemes]`, to the logits of the one after each of them,
     /// `[words, phonemes, alphabet]`, and the state after the last.
-    fn forward(&self, phonemes: &Tensor, memory: &Memory, state: &GRUState, train: bool) -> (Tensor, GRUState) {
+    pub fn forward(&self, phonemes: &Tensor, memory: &Memory, state: &GRUState, train: bool) -> (Tensor, GRUState) {
         let embedded = self.embedding.forward(phonemes).dropout(DROPOUT, train);
         let (outputs, state) = self.gru.seq_init(&embedded, state);
         let scores = outputs.apply(&self.query).bmm(&memory.outputs.transpose(1, 2));
@@ -204,7 +204,7 @@ mod tests {
 
         let logits = |words: &[&Word]| {
             let batch = Batch::new(words, Device::Cpu);
-            let (memory, state) = model.encode(&batch, false);
+            let (memory, state) = model.encode(&batch.letters, &batch.lengths, false);
             model.decoder.forward(&batch.decoder_input, &memory, &state, false).0
         };
         let alone = logits(&[short]).squeeze_dim(0);

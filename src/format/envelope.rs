@@ -7,7 +7,7 @@ use super::{Digest, FormatError, damaged};
 pub(super) struct Envelope {
     /// What the first line's `format` says.
     pub format: &'static str,
-    /// The newest version this crate reads, and the one it writes.
+    /// The newest version this crate reads.
     pub version: u64,
     /// The longest text.
     pub max_bytes: usize,
@@ -24,9 +24,9 @@ impl Envelope {
         format!("{{\"format\":\"{}\",\"version\":", self.format)
     }
 
-    /// The first line.
-    pub(super) fn open(&self) -> Vec<u8> {
-        format!("{}{},\n", self.first_line_start(), self.version).into_bytes()
+    /// The first line of a text of `version`.
+    pub(super) fn open(&self, version: u64) -> Vec<u8> {
+        format!("{}{version},\n", self.first_line_start()).into_bytes()
     }
 
     /// Adds the last line to the lines before it.
@@ -40,8 +40,8 @@ impl Envelope {
         Ok(text)
     }
 
-    /// Checks length, first line, digest and version; what is inside is left to be parsed.
-    pub(super) fn check(&self, bytes: &[u8]) -> Result<(), FormatError> {
+    /// Checks length, first line, digest and version, which it returns; what is inside is left to be parsed.
+    pub(super) fn check(&self, bytes: &[u8]) -> Result<u64, FormatError> {
         self.check_length(bytes.len())?;
         let what = self.what;
         let Some(rest) = bytes.strip_prefix(self.first_line_start().as_bytes()) else {
@@ -64,7 +64,7 @@ impl Envelope {
         let digits = rest.split(|&byte| byte == b',').next().unwrap_or_default();
         let canonical = digits.first() != Some(&b'0') && digits.iter().all(u8::is_ascii_digit);
         match std::str::from_utf8(digits).ok().filter(|_| canonical).and_then(|digits| digits.parse::<u64>().ok()) {
-            Some(version) if version == self.version => Ok(()),
+            Some(version) if (1..=self.version).contains(&version) => Ok(version),
             Some(version) if version > self.version => Err(FormatError::Unsupported(format!(
                 "it is a {what} of version {version}, this crate reads up to version {}; use a newer crate",
                 self.version

@@ -63,7 +63,7 @@ impl Index {
 
     /// All lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
-        let mut text = ENVELOPE.open();
+        let mut text = ENVELOPE.open(ENVELOPE.version);
         text.extend_from_slice(b"\"latest\":");
         json::append(&mut text, &self.latest)?;
         text.extend_from_slice(b",\n\"last_preserved\":");

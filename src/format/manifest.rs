@@ -3,7 +3,7 @@
 use super::envelope::Envelope;
 use super::json::{self, Sorted, Unique, Values};
 use super::safetensors::{Header, LENGTH_BYTES, MAX_HEADER, METADATA, Shape};
-use super::{Digest, FormatError, MAX_RANK, MAX_TENSOR_NAME, damaged, dtype_named};
+use super::{Digest, FormatError, MANIFEST_FILE, MAX_RANK, MAX_TENSOR_NAME, damaged, dtype_named};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::name;
@@ -18,7 +18,7 @@ use std::fmt;
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint", version: 1, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+    Envelope { format: "tch-checkpoint", version: 2, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
 /// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,8 @@ pub struct Manifest {
     pub save_counter: Option<i64>,
     /// The safetensors files by name. Each byte of each file is under one digest at least: the header's or a tensor's.
     pub files: BTreeMap<String, FileEntry>,
+    /// Other files by name, each under a digest: of a saved model its program, signatures and examples.
+    pub assets: BTreeMap<String, AssetEntry>,
     /// The tensors by key (see [`name`]). Two keys whose pieces are the same are one tensor under two names.
     pub tensors: BTreeMap<String, TensorRecord>,
     /// The small values by key, as JSON.
@@ -61,6 +63,17 @@ pub struct HeaderEntry {
     /// Its length; the data section starts there.
     pub bytes: u64,
     /// The digest of all of it: the 8 bytes of the length, the JSON and the padding.
+    #[serde(rename = "xxh3_128")]
+    pub digest: Digest,
+}
+
+/// A file of a checkpoint that is no component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssetEntry {
+    /// The length of the file.
+    pub bytes: u64,
+    /// The digest of all of it.
     #[serde(rename = "xxh3_128")]
     pub digest: Digest,
 }
@@ -100,6 +113,7 @@ impl Manifest {
             step: None,
             save_counter: None,
             files: BTreeMap::new(),
+            assets: BTreeMap::new(),
             tensors: BTreeMap::new(),
             values: BTreeMap::new(),
             metrics: BTreeMap::new(),
@@ -107,6 +121,12 @@ impl Manifest {
             run: run.into(),
             saved_at,
         }
+    }
+
+    /// The length of all files, without the manifest.
+    pub fn bytes(&self) -> u64 {
+        let assets = self.assets.values().map(|asset| asset.bytes);
+        self.files.values().map(|file| file.bytes).chain(assets).fold(0, u64::saturating_add)
     }
 
     /// The text of the file. Of two manifests of the same state the last two lines differ, and no other.
@@ -121,15 +141,23 @@ impl Manifest {
         ENVELOPE.close(text).map_err(|e| e.unwritable("the manifest"))
     }
 
+    /// The lowest version that has what this manifest has.
+    fn version(&self) -> u64 {
+        if self.assets.is_empty() { 1 } else { 2 }
+    }
+
     /// All lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
-        let mut text = ENVELOPE.open();
+        let mut text = ENVELOPE.open(self.version());
         text.extend_from_slice(b"\"step\":");
         json::append(&mut text, &self.step)?;
         text.extend_from_slice(b",\n\"save_counter\":");
         json::append(&mut text, &self.save_counter)?;
         text.extend_from_slice(b",\n");
         json::append_map(&mut text, "files", &self.files, json::append)?;
+        if self.version() > 1 {
+            json::append_map(&mut text, "assets", &self.assets, json::append)?;
+        }
         json::append_map(&mut text, "tensors", &self.tensors, |text, tensor| {
             let TensorRecord { spec, digest, pieces } = tensor;
             json::append(text, &RecordOut { dtype: spec.dtype.name(), shape: &spec.shape, digest, pieces })
@@ -147,7 +175,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`FormatError::Unsupported`] for a manifest of a newer version, and for what version 1 has room for but this
+    /// [`FormatError::Unsupported`] for a manifest of a newer version, and for what the format has room for but this
     /// reader does not read; [`FormatError::Damaged`] for every other difference from what a writer writes, every
     /// changed bit included.
     ///
@@ -161,9 +189,12 @@ impl Manifest {
     /// # Ok::<(), tch_checkpoint::Error>(())
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, FormatError> {
-        ENVELOPE.check(bytes)?;
+        let version = ENVELOPE.check(bytes)?;
         let text = std::str::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
         let text: Text = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
+        if text.assets.is_some() != (version > 1) {
+            return Err(damaged("only a manifest of version 2 has `assets`, and each of them has"));
+        }
         let tensors = text.tensors.0.into_iter().map(|(key, record)| {
             let record = record.known(&key)?;
             Ok((key, record))
@@ -172,6 +203,7 @@ impl Manifest {
             step: text.step,
             save_counter: text.save_counter,
             files: text.files.0,
+            assets: text.assets.map(|assets| assets.0).unwrap_or_default(),
             tensors: tensors.collect::<Result<_, FormatError>>()?,
             values: text.values.0,
             metrics: text.metrics.0,
@@ -238,6 +270,8 @@ struct Text<'a> {
     #[serde(deserialize_with = "Option::deserialize")]
     save_counter: Option<i64>,
     files: Unique<FileEntry>,
+    #[serde(default, deserialize_with = "assets")]
+    assets: Option<Unique<AssetEntry>>,
     #[serde(borrow)]
     tensors: Unique<RecordIn<'a>>,
     values: Values,
@@ -245,6 +279,11 @@ struct Text<'a> {
     commit: Commit,
     #[serde(rename = "xxh3_128")]
     _digest: IgnoredAny,
+}
+
+/// An object that may be missing, but not null.
+fn assets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Unique<AssetEntry>>, D::Error> {
+    Unique::deserialize(deserializer).map(Some)
 }
 
 /// All that differs between two saves of the same state.
@@ -310,7 +349,8 @@ impl RecordIn<'_> {
 /// What a reader relies on; a writer is held to it too.
 impl Manifest {
     fn check(&self) -> Result<(), FormatError> {
-        for (what, entries) in [("files", self.files.len()), ("tensors", self.tensors.len())] {
+        let counts = [("files", self.files.len()), ("assets", self.assets.len()), ("tensors", self.tensors.len())];
+        for (what, entries) in counts {
             check_count(what, entries)?;
         }
         check_run(&self.run)?;
@@ -338,6 +378,12 @@ impl Manifest {
             let (least, most) = (LENGTH_BYTES as u64 + 2, LENGTH_BYTES as u64 + MAX_HEADER);
             if header.bytes > *bytes || !(least..=most).contains(&header.bytes) {
                 return Err(damaged(format!("{file:?} of {bytes} bytes cannot have a header of {}", header.bytes)));
+            }
+        }
+        for asset in self.assets.keys() {
+            let is_taken = asset.ends_with(name::COMPONENT_EXTENSION) || asset.eq_ignore_ascii_case(MANIFEST_FILE);
+            if !name::is_plain_file_name(asset) || is_taken || !folded.insert(asset.to_ascii_lowercase()) {
+                return Err(damaged(format!("{asset:?} is not the name of an asset, or there is another such file")));
             }
         }
         Ok(())

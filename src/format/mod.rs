@@ -10,13 +10,18 @@ mod index;
 mod json;
 mod manifest;
 pub mod safetensors;
+mod saved_model;
 
 #[cfg(test)]
 mod tests;
 
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry};
-pub use manifest::{FileEntry, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+pub use manifest::{AssetEntry, FileEntry, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+
+pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};
+#[cfg(feature = "torch")]
+pub(crate) use saved_model::{is_identifier, is_reserved};
 
 use crate::dtype::Dtype;
 use crate::error::Error;

@@ -523,7 +523,10 @@ fn hostile_manifests_of_right_digest_are_refused_with_a_reason() {
     assert_eq!(Manifest::from_bytes(&seal(&text)), Ok(manifest));
     let cases = [
         // The frame.
-        ("\"version\":1,", "\"version\":2,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":3,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":2,", "`assets`"),
+        ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":{},\n", "`assets`"),
+        ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":null,\n", "invalid"),
         ("\"version\":1,", "\"version\":18446744073709551615,", "use a newer crate"),
         ("\"version\":1,", "\"version\":18446744073709551616,", "no version"),
         ("\"version\":1,", "\"version\":0,", "no version"),
@@ -644,7 +647,7 @@ fn hostile_indexes_of_right_digest_are_refused_with_a_reason() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = "{\"format\":\"tch-checkpoint\",\"version\":2,\n\"anything\":[[[]]] whatever\n";
+    let newer = "{\"format\":\"tch-checkpoint\",\"version\":3,\n\"anything\":[[[]]] whatever\n";
     assert!(matches!(Manifest::from_bytes(&seal(newer)), Err(FormatError::Unsupported(_))));
     let mut damaged = seal(newer);
     damaged[40] ^= 1;
@@ -715,9 +718,9 @@ fn nesting_and_number_of_values_are_bounded() {
 
 // ---- Golden files
 
-/// Compares with a file under tests/golden/v1; with UPDATE_GOLDEN=1 in the environment, writes it.
+/// Compares with a file under tests/golden; with UPDATE_GOLDEN=1 in the environment, writes it.
 fn golden(file: &str, bytes: &[u8]) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(file);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
@@ -732,11 +735,92 @@ fn golden(file: &str, bytes: &[u8]) {
 fn the_bytes_written_are_those_of_the_golden_files() {
     let (manifest, files) = sample();
     let text = manifest.to_bytes().unwrap();
-    golden("ckpt-1500/manifest.json", &text);
+    golden("v1/ckpt-1500/manifest.json", &text);
     for (file, bytes) in &files {
-        golden(&format!("ckpt-1500/{file}"), bytes);
+        golden(&format!("v1/ckpt-1500/{file}"), bytes);
     }
-    golden("checkpoint.json", &sample_index().to_bytes().unwrap());
+    golden("v1/checkpoint.json", &sample_index().to_bytes().unwrap());
+}
+
+/// The sample as a saved model: with assets, so of version 2.
+fn sample_with_assets() -> (Manifest, BTreeMap<String, Vec<u8>>) {
+    let (mut manifest, files) = sample();
+    let mut info = SavedModelInfo::new("cpu");
+    let tensor =
+        |name: &str, dtype, shape: &[Option<u64>]| TensorInfo { name: name.into(), dtype, shape: shape.into() };
+    let signature = Signature {
+        inputs: vec![tensor("letters", Dtype::I64, &[None, None])],
+        outputs: vec![tensor("logits", Dtype::F32, &[None, Some(5)])],
+        examples: 2,
+    };
+    info.signatures.insert("forward".to_string(), signature);
+    let variable = Variable { key: "my encoder/embedding.weight".to_string(), trainable: true, group: 0 };
+    info.variables.insert("embedding.weight".to_string(), variable);
+    info.metadata.insert("language".to_string(), "en".into());
+    let program = b"TorchScript, as far as the manifest is concerned".to_vec();
+    let mut assets = BTreeMap::new();
+    for (name, bytes) in
+        [(PROGRAM_FILE, program), (SAVED_MODEL_FILE, info.to_bytes().unwrap()), (EXAMPLES_FILE, vec![])]
+    {
+        let entry = AssetEntry { bytes: bytes.len() as u64, digest: Digest::of(&bytes) };
+        manifest.assets.insert(name.to_string(), entry);
+        assets.insert(name.to_string(), bytes);
+    }
+    assets.extend(files);
+    (manifest, assets)
+}
+
+#[test]
+fn a_manifest_with_assets_is_of_version_2_and_read_as_it_was_written() {
+    let (manifest, files) = sample_with_assets();
+    let text = manifest.to_bytes().unwrap();
+    assert!(text.starts_with(b"{\"format\":\"tch-checkpoint\",\"version\":2,"));
+    assert_eq!(Manifest::from_bytes(&text), Ok(manifest.clone()));
+    for (file, bytes) in
+        [("manifest.json", &text)].into_iter().chain(files.iter().map(|(file, bytes)| (&**file, bytes)))
+    {
+        golden(&format!("v2/model/{file}"), bytes);
+    }
+    let info = SavedModelInfo::from_bytes(&files[SAVED_MODEL_FILE]).unwrap();
+    assert_eq!(info.signatures["forward"].inputs[0].to_string(), "letters: I64 [?, ?]");
+    let text = unseal(&text);
+    for (from, to) in [
+        ("\"program.pt\"", "\"../program.pt\""),
+        ("\"program.pt\"", "\"program.safetensors\""),
+        ("\"program.pt\"", "\"Manifest.json\""),
+        ("\"program.pt\"", "\"Examples.st\""),
+        ("\"program.pt\"", "\"examples.st\""),
+        ("\"version\":2", "\"version\":1"),
+        ("\"program.pt\":{", "\"program.pt\":{\"new\":1,"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        assert!(
+            matches!(Manifest::from_bytes(&seal(&text.replacen(from, to, 1))), Err(FormatError::Damaged(_))),
+            "{to}"
+        );
+    }
+}
+
+#[test]
+fn hostile_descriptions_of_saved_models_are_refused() {
+    let text = String::from_utf8(sample_with_assets().1[SAVED_MODEL_FILE].clone()).unwrap();
+    for (from, to) in [
+        ("tch-checkpoint-saved-model", "tch-checkpoint"),
+        ("\"version\": 1", "\"version\": 0"),
+        ("\"language\": \"en\"", "\"language\": \"en\", \"language\": \"de\""),
+        ("\"forward\"", "\"for\""),
+        ("\"letters\"", "\"a.b\""),
+        ("\"I64\"", "\"I65\""),
+        ("\"examples\": 2", "\"examples\": 0"),
+        ("\"group\": 0", "\"group\": -1"),
+        ("\"device\"", "\"code\": \"\", \"device\""),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let read = SavedModelInfo::from_bytes(text.replacen(from, to, 1).as_bytes());
+        assert!(matches!(read, Err(FormatError::Damaged(_))), "{to}: {read:?}");
+    }
+    let newer = text.replacen("\"version\": 1", "\"version\": 2", 1);
+    assert!(matches!(SavedModelInfo::from_bytes(newer.as_bytes()), Err(FormatError::Unsupported(_))));
 }
 
 /// The worked example of docs/format.md, byte for byte.

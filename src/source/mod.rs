@@ -40,8 +40,9 @@ impl Source {
         let manifest = read_manifest(&**disk, path)?;
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
-        for (name, entry) in &manifest.files {
-            match open_whole(&**disk, &path.join(name), entry.bytes) {
+        let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
+        for (name, bytes) in components.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
+            match open_whole(&**disk, &path.join(name), bytes) {
                 Ok(file) => drop(files.insert(name.clone(), file)),
                 Err(problem) => problems.push(problem),
             }
@@ -59,7 +60,8 @@ impl Source {
         file.ok_or_else(|| Error::damaged(self.path.join(name), "the manifest does not list this file"))
     }
 
-    fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    /// Fills `buffer` from `offset` of a file.
+    pub(crate) fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let read = self.file(file)?.read_exact_at(offset, buffer);
         read.map_err(|e| read_failed(&self.path.join(file), e))
     }
@@ -69,18 +71,39 @@ impl Source {
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(());
         };
+        self.verify_start(name, "its header", entry.header.bytes, entry.header.digest, |_| Ok(()))
+    }
+
+    /// Checks all of the asset `name`, and passes its bytes on.
+    pub(crate) fn verify_asset(&self, name: &str, with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let Some(entry) = self.manifest.assets.get(name) else {
+            return Err(Error::damaged(self.path.join(name), "the manifest does not list this file"));
+        };
+        self.verify_start(name, "it", entry.bytes, entry.digest, with)
+    }
+
+    /// Checks the digest of a file's first bytes, chunk by chunk.
+    fn verify_start(
+        &self,
+        name: &str,
+        what: &str,
+        bytes: u64,
+        written: Digest,
+        mut with: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut hasher = Hasher::new();
-        let mut buffer = vec![0; entry.header.bytes.min(CHUNK as u64) as usize];
+        let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
         let mut offset = 0;
-        while offset < entry.header.bytes {
-            let length = buffer.len().min((entry.header.bytes - offset) as usize);
+        while offset < bytes {
+            let length = (bytes - offset).min(CHUNK as u64) as usize;
             self.read(name, offset, &mut buffer[..length])?;
             hasher.update(&buffer[..length]);
+            with(&buffer[..length])?;
             offset += length as u64;
         }
         match hasher.finish() {
-            found if found == entry.header.digest => Ok(()),
-            found => Err(changed(&self.path.join(name), "its header", found, entry.header.digest)),
+            found if found == written => Ok(()),
+            found => Err(changed(&self.path.join(name), what, found, written)),
         }
     }
 

@@ -374,8 +374,7 @@ impl Staging<'_> {
         let text = manifest.to_bytes()?;
         let file = self.create_new(MANIFEST, text.len() as u64)?;
         file.write_all_at(0, &text)?;
-        file.finish()?;
-        file.close();
+        file.end(text.len() as u64)?;
         self.sync_files(threads)?;
         directory.sync_dir(&self.path)?;
         let path = directory.path(&self.name);
@@ -461,6 +460,14 @@ impl StagedFile<'_> {
             let mut unsynced = self.staging.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
             unsynced.push((self.path, self.file));
         }
+    }
+
+    /// Finishes and closes the file, of which the length is known only now.
+    pub(crate) fn end(mut self, bytes: u64) -> Result<()> {
+        self.bytes = bytes;
+        self.finish()?;
+        self.close();
+        Ok(())
     }
 
     fn is_large(&self) -> bool {

@@ -1,10 +1,13 @@
-//! libtorch: tensors, variables, random state and optimizers. The only room that sees `tch`, C++ and `unsafe`.
+//! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and `unsafe`.
 
 pub mod optim;
+mod program;
 mod rng;
+mod saved_model;
 mod shim;
 mod tensor;
 mod variables;
 
 pub use rng::Rng;
+pub use saved_model::{Export, SavedModel, SignatureDef};
 pub use variables::Variables;

@@ -6,6 +6,8 @@
 // shim.rs; the structs there and here must agree.
 
 #define AT_PER_OPERATOR_HEADERS
+#include "guard.hpp"
+
 #include <ATen/Context.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/core/Generator.h>
@@ -42,32 +44,6 @@
 #include <vector>
 
 namespace {
-
-char out_of_memory[] = "out of memory";
-
-char *message(const char *text) noexcept {
-  char *copy = strdup(text);
-  return copy ? copy : out_of_memory;
-}
-
-// Runs `work`; what it throws becomes the message.
-template <class Work> char *guarded(Work &&work) noexcept {
-  try {
-    work();
-    return nullptr;
-  } catch (const c10::Error &e) {
-    return message(e.what_without_backtrace());
-  } catch (const std::exception &e) {
-    return message(e.what());
-  } catch (...) {
-    return message("an unknown C++ exception");
-  }
-}
-
-void require(bool condition, const std::string &text) {
-  if (!condition)
-    throw std::runtime_error(text);
-}
 
 // In-place writes need no gradient, and those to a tensor of inference mode need that mode.
 struct Writing {
@@ -125,10 +101,7 @@ struct tcp_info {
   char layout[24];
 };
 
-void tcp_free_message(char *text) {
-  if (text != out_of_memory)
-    free(text);
-}
+void tcp_free_message(char *text) { free_message(text); }
 
 char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
   return guarded([&] {

@@ -121,7 +121,7 @@ unsafe extern "C" {
 }
 
 /// What the C++ side answered.
-fn check(message: *mut c_char) -> Result<(), String> {
+pub(super) fn check(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
     }
@@ -242,10 +242,16 @@ pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
 }
 
 /// How often a tensor was changed in place; `None` where libtorch does not count.
+pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
+    // SAFETY: the tensor lives.
+    unsafe { version_at(tensor.as_ptr()) }
+}
+
+/// As [`version`].
 ///
 /// # Safety
 /// The tensor lives.
-pub(crate) unsafe fn version(tensor: *const C_tensor) -> Option<u64> {
+pub(crate) unsafe fn version_at(tensor: *const C_tensor) -> Option<u64> {
     // SAFETY: the caller says that the tensor lives.
     u64::try_from(unsafe { tcp_version(tensor) }).ok()
 }

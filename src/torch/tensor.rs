@@ -205,7 +205,7 @@ impl Counter {
 
     fn version(&self) -> Option<u64> {
         // SAFETY: the tensor lives as long as this does, in the same `Held`.
-        unsafe { shim::version(self.0) }
+        unsafe { shim::version_at(self.0) }
     }
 }
 

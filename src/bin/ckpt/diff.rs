@@ -8,8 +8,8 @@ use crate::table::{Align, Table};
 use crate::target::{Target, TargetJson};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeSet;
-use tch_checkpoint::format::TensorRecord;
+use std::collections::{BTreeMap, BTreeSet};
+use tch_checkpoint::format::{AssetEntry, TensorRecord};
 use tch_checkpoint::{Dtype, Error};
 
 /// The JSON document.
@@ -51,6 +51,8 @@ enum Kind {
     DtypeAndShape,
     Content,
     Value,
+    /// A file of a saved model, such as its program.
+    Asset,
 }
 
 /// A tensor or a value.
@@ -59,6 +61,7 @@ enum Kind {
 enum Side<'a> {
     Tensor { dtype: Dtype, shape: &'a [u64] },
     Value { value: &'a Value },
+    Asset { asset: &'a AssetEntry },
 }
 
 /// What a checkpoint has under a key.
@@ -98,10 +101,27 @@ pub fn run(args: &Diff, out: &mut Output) -> Result<Exit, Error> {
             None => comparison.equal_values += 1,
         }
     }
+    comparison.differences.extend(assets(&a, &b));
     comparison.equal = comparison.differences.is_empty();
     print(&comparison, &a, &b, out);
     out.document(&comparison);
     Ok(if comparison.equal { Exit::Fine } else { Exit::Finding })
+}
+
+/// The files of two saved models that are not the same. What a saved model has more than a checkpoint is no difference in
+/// their states.
+fn assets<'a>(a: &'a Target, b: &'a Target) -> Vec<Difference<'a>> {
+    let (a, b) = (&a.reader.manifest().assets, &b.reader.manifest().assets);
+    if a.is_empty() || b.is_empty() {
+        return Vec::new();
+    }
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).collect();
+    let side = |assets: &'a BTreeMap<String, AssetEntry>, name| assets.get(name).map(|asset| Side::Asset { asset });
+    let difference = |name: &'a String| {
+        let (a, b) = (side(a, name), side(b, name));
+        Difference { key: name, kind: Kind::Asset, a, b, elements: None }
+    };
+    names.into_iter().map(difference).collect()
 }
 
 /// The names of all tensors and values.
@@ -187,6 +207,7 @@ impl Kind {
             Kind::DtypeAndShape => "dtype and shape",
             Kind::Content => "content",
             Kind::Value => "value",
+            Kind::Asset => "file",
         }
     }
 }
@@ -217,6 +238,7 @@ impl Side<'_> {
         match self {
             Side::Tensor { dtype, shape } => format!("{dtype} {shape:?}"),
             Side::Value { value } => human::excerpt(&value.to_string(), 0, SHOWN),
+            Side::Asset { asset } => format!("{} of digest {}", human::bytes(asset.bytes), asset.digest),
         }
     }
 }

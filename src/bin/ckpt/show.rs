@@ -7,7 +7,7 @@ use crate::table::{Align, Table};
 use crate::target::{Target, TargetJson};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use tch_checkpoint::format::{Digest, MANIFEST_FILE, Manifest, TensorRecord};
+use tch_checkpoint::format::{Digest, MANIFEST_FILE, Manifest, SavedModelInfo, TensorInfo, TensorRecord};
 use tch_checkpoint::{Dtype, Error, name};
 
 /// How many characters of a value are shown.
@@ -24,6 +24,8 @@ struct Content<'a> {
     files: Vec<File<'a>>,
     tensors: Vec<Tensor<'a>>,
     values: BTreeMap<&'a str, &'a serde_json::Value>,
+    /// Of a saved model what it says of its program.
+    saved_model: Option<&'a SavedModelInfo>,
     totals: Totals,
 }
 
@@ -84,10 +86,18 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
     let fits = |key: &str| args.filter.as_ref().is_none_or(|pattern| name::matches(pattern, key));
     let manifest_bytes =
         std::fs::metadata(target.reader.path().join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
-    let content = content(&target, manifest_bytes, &fits);
+    let saved_model = match target.reader.saved_model() {
+        Err(error @ Error::Damaged { .. }) => {
+            out.error(&error);
+            return Ok(Exit::Finding);
+        }
+        result => result?,
+    };
+    let content = content(&target, manifest_bytes, saved_model.as_ref(), &fits);
     if args.filter.is_none() {
         print_head(&target, out);
         print_components(&content, out);
+        print_saved_model(&content, out);
     }
     print_tensors(&content, out);
     print_values(&content, out);
@@ -105,7 +115,12 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
     Ok(Exit::Fine)
 }
 
-fn content<'a>(target: &'a Target, manifest_bytes: u64, fits: &dyn Fn(&str) -> bool) -> Content<'a> {
+fn content<'a>(
+    target: &'a Target,
+    manifest_bytes: u64,
+    saved_model: Option<&'a SavedModelInfo>,
+    fits: &dyn Fn(&str) -> bool,
+) -> Content<'a> {
     let manifest = target.reader.manifest();
     let components = components(manifest);
     let mut first: HashMap<Place<'_>, &str> = HashMap::new();
@@ -134,17 +149,19 @@ fn content<'a>(target: &'a Target, manifest_bytes: u64, fits: &dyn Fn(&str) -> b
         tensors: manifest.tensors.len(),
         values: manifest.values.len(),
         tensor_bytes,
-        bytes: manifest.files.values().fold(manifest_bytes, |sum, file| sum.saturating_add(file.bytes)),
+        bytes: manifest.bytes().saturating_add(manifest_bytes),
     };
     let manifest_file = File { name: MANIFEST_FILE, bytes: manifest_bytes };
     let files = manifest.files.iter().map(|(name, file)| File { name, bytes: file.bytes });
+    let assets = manifest.assets.iter().map(|(name, asset)| File { name, bytes: asset.bytes });
     Content {
         checkpoint: target.json(),
         metrics: &manifest.metrics,
         components,
-        files: files.chain([manifest_file]).collect(),
+        files: files.chain(assets).chain([manifest_file]).collect(),
         tensors,
         values: manifest.values.iter().map(|(key, value)| (key.as_str(), value)).filter(|(key, _)| fits(key)).collect(),
+        saved_model,
         totals,
     }
 }
@@ -235,6 +252,27 @@ fn print_components(content: &Content<'_>, out: &mut Output) {
         human::bytes(totals.tensor_bytes),
         format!("{} ({})", human::count(content.files.len(), "file"), human::bytes(totals.bytes)),
     ]);
+    table.print(out);
+}
+
+/// The methods of the program, and what its owner says of it. The program itself is never looked at.
+fn print_saved_model(content: &Content<'_>, out: &mut Output) {
+    let Some(info) = content.saved_model else { return };
+    let mut table = Table::new([("SIGNATURE", Align::Left), ("INPUTS", Align::Left), ("OUTPUTS", Align::Left)]);
+    let list = |tensors: &[TensorInfo]| tensors.iter().map(TensorInfo::to_string).collect::<Vec<_>>().join(", ");
+    for (name, signature) in &info.signatures {
+        table.row([name.clone(), list(&signature.inputs), list(&signature.outputs)]);
+    }
+    out.separate();
+    table.print(out);
+    if info.metadata.is_empty() {
+        return;
+    }
+    let mut table = Table::new([("METADATA", Align::Left), ("", Align::Left)]);
+    for (name, value) in &info.metadata {
+        table.row([name.clone(), human::excerpt(&value.to_string(), 0, SHOWN)]);
+    }
+    out.separate();
     table.print(out);
 }
 

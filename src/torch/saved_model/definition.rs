@@ -1,0 +1,184 @@
+//! A signature to be exported: a closure over the live model, and examples.
+
+use crate::error::{Error, Result};
+use crate::format::{Signature, TensorInfo, is_identifier};
+use crate::torch::program::{Program, ProgramVariable};
+use crate::torch::tensor::{bytes_of, examine};
+use std::fmt;
+use tch::Tensor;
+
+/// The live model's closure.
+type Closure<'a> = Box<dyn FnMut(&[Tensor]) -> Vec<Tensor> + 'a>;
+
+/// A method of a program to be exported: a closure over the live model, its inputs' and outputs' names, and at least two
+/// examples of inputs.
+///
+/// The closure evaluates: it gives `train = false` to dropout and to layers that ask. Lengths in which the examples
+/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and others are refused when
+/// it runs. So give examples that differ in all sizes that shall be free, each in its own way.
+///
+/// ```no_run
+/// use tch::{Device, Kind, Tensor, nn, nn::Module};
+/// use tch_checkpoint::SignatureDef;
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let encoder = nn::linear(vs.root() / "encoder", 8, 4, Default::default());
+/// let batch = |n| [Tensor::rand([n, 8], (Kind::Float, Device::Cpu))];
+/// let encode = SignatureDef::new("encode", |x| vec![encoder.forward(&x[0]).tanh()])
+///     .inputs(["features"])
+///     .outputs(["state"])
+///     .example(batch(2))
+///     .example(batch(5));
+/// # let _ = encode;
+/// ```
+pub struct SignatureDef<'a> {
+    pub(super) name: String,
+    closure: Closure<'a>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    pub(super) examples: Vec<Vec<Tensor>>,
+}
+
+impl fmt::Debug for SignatureDef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SignatureDef { name, inputs, outputs, examples, .. } = self;
+        let mut debug = f.debug_struct("SignatureDef");
+        debug.field("name", name).field("inputs", inputs).field("outputs", outputs);
+        debug.field("examples", &examples.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> SignatureDef<'a> {
+    /// The method `name`, which does what `closure` does: tensors in, tensors out. The one called `forward` is what
+    /// calling the module runs in Python.
+    pub fn new(name: impl Into<String>, closure: impl FnMut(&[Tensor]) -> Vec<Tensor> + 'a) -> SignatureDef<'a> {
+        let closure = Box::new(closure);
+        SignatureDef { name: name.into(), closure, inputs: vec![], outputs: vec![], examples: vec![] }
+    }
+
+    /// Names the inputs; otherwise they are `input_0`, `input_1` and so on.
+    pub fn inputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.inputs = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Names the outputs; otherwise they are `output_0`, `output_1` and so on.
+    pub fn outputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.outputs = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Adds an example of all inputs. It is copied, and saved with the model.
+    pub fn example(mut self, inputs: impl IntoIterator<Item = Tensor>) -> Self {
+        self.examples.push(inputs.into_iter().map(|input| input.detach().copy()).collect());
+        self
+    }
+
+    /// What the live model gives for an example.
+    pub(super) fn call(&mut self, example: &[Tensor]) -> Vec<Tensor> {
+        // The closure may change its inputs in place.
+        let inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
+        tch::no_grad(|| (self.closure)(&inputs))
+    }
+
+    /// Adds the method to a program, which must not have `others` in it.
+    pub(super) fn trace(&mut self, program: &mut Program, others: &[ProgramVariable]) -> Result<(), String> {
+        let copy = |example: &Vec<Tensor>| example.iter().map(Tensor::copy).collect();
+        let copies: Vec<Vec<Tensor>> = self.examples.iter().map(copy).collect();
+        program.trace(&self.name, &self.inputs, &copies, others, &mut *self.closure)
+    }
+
+    /// What is wrong with it, seen before anything runs. Names the inputs.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let refuse = |reason: String| Err(Error::object(subject(&self.name), reason));
+        if !is_identifier(&self.name) {
+            return refuse("its name is none in Python; use letters, digits and `_`, and no reserved word".into());
+        }
+        let [first, others @ ..] = self.examples.as_slice() else { return refuse("it has no example".into()) };
+        if first.is_empty() {
+            return refuse("its first example has no input; a program needs at least one".into());
+        }
+        if self.inputs.is_empty() {
+            self.inputs = (0..first.len()).map(|i| format!("input_{i}")).collect();
+        }
+        if let Some(example) = self.examples.iter().find(|example| example.len() != self.inputs.len()) {
+            let (has, names) = (example.len(), self.inputs.len());
+            return refuse(format!("an example has {has} inputs, and there are {names} names for them"));
+        }
+        let mut differs = false;
+        for other in others {
+            for (i, (a, b)) in first.iter().zip(other).enumerate() {
+                let what =
+                    |reason| Error::object(subject(&self.name), format!("the input `{}`: {reason}", self.inputs[i]));
+                let (one, two) = (examine(a).map_err(what)?.0, examine(b).map_err(what)?.0);
+                if one.dtype != two.dtype || one.shape.len() != two.shape.len() {
+                    let name = &self.inputs[i];
+                    return refuse(format!("the input `{name}` is {one} in one example and {two} in another"));
+                }
+                differs |= !same_bits(a, b).map_err(what)?;
+            }
+        }
+        if !differs {
+            return refuse(
+                "it needs a second example, with other values and sizes: only so can be seen what depends on them"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Types and shapes over all examples; `outputs` are those of every example.
+    pub(super) fn signature(&self, outputs: &[Vec<Tensor>]) -> Result<Signature> {
+        let failed = |reason: String| Error::object(subject(&self.name), reason);
+        let count = outputs.first().map_or(0, Vec::len);
+        let names: Vec<String> = match self.outputs.len() {
+            0 => (0..count).map(|i| format!("output_{i}")).collect(),
+            n if n == count => self.outputs.clone(),
+            n => return Err(failed(format!("the closure gives {count} outputs, and there are {n} names for them"))),
+        };
+        let inputs = infos(&self.inputs, &self.examples).map_err(failed)?;
+        let outputs = infos(&names, outputs).map_err(failed)?;
+        Ok(Signature { inputs, outputs, examples: self.examples.len() as u64 })
+    }
+}
+
+/// How errors call a signature.
+pub(super) fn subject(signature: &str) -> String {
+    format!("the signature `{signature}`")
+}
+
+/// Type and shape of every tensor; a length that differs between the examples is free.
+fn infos(names: &[String], examples: &[Vec<Tensor>]) -> Result<Vec<TensorInfo>, String> {
+    let mut infos: Vec<TensorInfo> = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        if !is_identifier(name) || names[..i].contains(name) {
+            return Err(format!("{name:?} is no name for an input or output, or is there twice"));
+        }
+        for example in examples {
+            let tensor = example.get(i).ok_or("the closure gives different numbers of outputs")?;
+            let spec = examine(&tensor.contiguous()).map_err(|reason| format!("`{name}`: {reason}"))?.0;
+            match infos.get_mut(i) {
+                None => {
+                    let shape = spec.shape.into_iter().map(Some).collect();
+                    infos.push(TensorInfo { name: name.clone(), dtype: spec.dtype, shape });
+                }
+                Some(info) if info.dtype == spec.dtype && info.shape.len() == spec.shape.len() => {
+                    for (known, length) in info.shape.iter_mut().zip(spec.shape) {
+                        *known = known.filter(|known| *known == length);
+                    }
+                }
+                Some(info) => return Err(format!("`{info}` is {spec} for another example")),
+            }
+        }
+    }
+    Ok(infos)
+}
+
+/// Whether two tensors have the same type, shape and bits.
+pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool, String> {
+    let (a, b) = (a.contiguous(), b.contiguous());
+    if examine(&a)?.0 != examine(&b)?.0 {
+        return Ok(false);
+    }
+    Ok(bytes_of(&a)?.as_slice() == bytes_of(&b)?.as_slice())
+}

@@ -1,0 +1,241 @@
+//! Exporting: trace, compare with the live model, and only then write.
+
+use super::definition::{SignatureDef, same_bits, subject};
+use super::examples::{self, Example, Examples};
+use super::untouched::Untouched;
+use super::weights;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::format::{
+    AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, is_reserved,
+};
+use crate::save::{Asset, Assets, write_asset};
+use crate::store::Staging;
+use crate::torch::program::{Failure, Program, ProgramVariable};
+use crate::torch::variables::Variables;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+use tch::nn::VarStore;
+
+/// An export in preparation; made by [`SavedModel::export`](super::SavedModel::export).
+pub struct Export<'a> {
+    dir: PathBuf,
+    vs: &'a VarStore,
+    prefixes: Vec<String>,
+    signatures: Vec<SignatureDef<'a>>,
+    checkpoint: Option<&'a mut Checkpoint>,
+    step: Option<u64>,
+    metadata: BTreeMap<String, serde_json::Value>,
+}
+
+impl fmt::Debug for Export<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("dir", &self.dir).field("signatures", &self.signatures).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Export<'a> {
+    pub(super) fn new(dir: &Path, vs: &'a VarStore) -> Export<'a> {
+        let dir = dir.to_path_buf();
+        Export {
+            dir,
+            vs,
+            prefixes: vec![],
+            signatures: vec![],
+            checkpoint: None,
+            step: None,
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    /// Exports only the variables below `prefix`, such as `encoder`; called again, those below another one too. They keep
+    /// their full names. Without this all variables of the store are exported.
+    pub fn under(mut self, prefix: impl Into<String>) -> Self {
+        self.prefixes.push(prefix.into());
+        self
+    }
+
+    /// Adds a method. A program has at least one.
+    pub fn signature(mut self, signature: SignatureDef<'a>) -> Self {
+        self.signatures.push(signature);
+        self
+    }
+
+    /// Saves all that `checkpoint` tracks beside the program, so that training can go on from here. It must track all
+    /// variables that are exported. Without one, these are saved, under their prefixes or under `model`.
+    pub fn checkpoint(mut self, checkpoint: &'a mut Checkpoint) -> Self {
+        self.checkpoint = Some(checkpoint);
+        self
+    }
+
+    /// The training step, for the manifest.
+    pub fn step(mut self, step: u64) -> Self {
+        self.step = Some(step);
+        self
+    }
+
+    /// Adds a note: a vocabulary, a licence, how the inputs are made.
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+        self.metadata.insert(name.into(), value.into());
+        self
+    }
+
+    /// Traces the closures, compares the program with them on every example, bit by bit, and saves it all: durable, and
+    /// whole or not at all. Returns the path.
+    ///
+    /// The live model is as before: variables, `requires_grad`, random state.
+    ///
+    /// # Errors
+    /// [`Error::Object`] for what a program cannot hold, with the reason and what to do: an `if` or a loop that depends
+    /// on the inputs, random numbers, a closure that changes variables, a tensor that is trained but not in the
+    /// `VarStore`. The errors of [`Checkpoint::write`]. Nothing is left behind.
+    pub fn write(mut self) -> Result<PathBuf> {
+        let all = weights::of_store(self.vs)?;
+        let is_below = |one: &ProgramVariable| self.prefixes.iter().any(|prefix| is_below(&one.name, prefix));
+        let (variables, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|variable| self.prefixes.is_empty() || is_below(variable));
+        for ProgramVariable { name, .. } in &variables {
+            if let Some(word) = name.split('.').find(|part| is_reserved(part)) {
+                let reason = format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it");
+                return Err(Error::object(name, reason));
+            }
+        }
+        let mut own;
+        let checkpoint = match self.checkpoint.take() {
+            Some(checkpoint) => checkpoint,
+            None => {
+                own = self.own_checkpoint()?;
+                &mut own
+            }
+        };
+        let mut info = SavedModelInfo::new(weights::device_name(self.vs.device()));
+        info.variables = weights::keys(self.vs, &variables, &*checkpoint.plan()?)?;
+        info.metadata = std::mem::take(&mut self.metadata);
+        if self.signatures.is_empty() {
+            return Err(Error::Usage("a saved model needs a signature; add one with `Export::signature`".to_string()));
+        }
+        let live: Vec<&ProgramVariable> = variables.iter().chain(&others).collect();
+        let before = Untouched::note(live).map_err(|reason| Error::object("saved model", reason))?;
+        let traced = self.trace(&variables, &others, &mut info.signatures);
+        let changed: Vec<&str> = before.changed().iter().map(|variable| variable.name.as_str()).collect();
+        if !changed.is_empty() && traced.is_ok() {
+            return Err(Error::object(
+                changed.join(", "),
+                "a closure changes it: an exported program only evaluates. Give `train = false` to its layers. (Buffers \
+                 were put back; a parameter is as the closure left it)",
+            ));
+        }
+        drop(before);
+        let (program, examples) = traced?;
+        let step = self.step;
+        write_assets(&program, &info, &examples, |assets| checkpoint.write_with_assets(&self.dir, step, assets))
+    }
+
+    /// The exported variables, and nothing else.
+    fn own_checkpoint(&self) -> Result<Checkpoint> {
+        let variables = Variables::of(self.vs);
+        if self.prefixes.is_empty() {
+            return Checkpoint::new().track("model", variables);
+        }
+        let track = |all: Checkpoint, prefix: &String| all.track(prefix, variables.clone().under(prefix));
+        self.prefixes.iter().try_fold(Checkpoint::new(), track)
+    }
+
+    /// The program, with all signatures, and what the live model gives for their examples.
+    fn trace(
+        &mut self,
+        variables: &[ProgramVariable],
+        others: &[ProgramVariable],
+        signatures: &mut BTreeMap<String, Signature>,
+    ) -> Result<(Program, Examples)> {
+        let mut program = Program::new(variables).map_err(|(name, reason)| Error::object(name, reason))?;
+        let mut examples = Examples::new();
+        for definition in &mut self.signatures {
+            definition.check()?;
+            let name = definition.name.clone();
+            let failed = |reason: String| Error::object(subject(&name), reason);
+            let inputs = definition.examples.iter().map(|one| one.iter().map(Tensor::shallow_clone).collect());
+            let inputs: Vec<Vec<Tensor>> = inputs.collect();
+            let outputs: Vec<Vec<Tensor>> = inputs.iter().map(|example| definition.call(example)).collect();
+            definition.trace(&mut program, others).map_err(explained).map_err(failed)?;
+            signatures.insert(name.clone(), definition.signature(&outputs)?);
+            let both = inputs.into_iter().zip(outputs).map(|(inputs, outputs)| Example { inputs, outputs });
+            examples.insert(name, both.collect());
+        }
+        let program = program.reread().map_err(|reason| Error::object("saved model", reason))?;
+        for (name, examples) in &examples {
+            let infos = &signatures[name].outputs;
+            for example in examples {
+                compare(&program, name, example, |i| infos[i].name.clone())
+                    .map_err(|reason| Error::object(subject(name), reason))?;
+            }
+        }
+        Ok((program, examples))
+    }
+}
+
+/// Whether a variable is the prefix itself or below it; a prefix is whole components.
+fn is_below(variable: &str, prefix: &str) -> bool {
+    variable.strip_prefix(prefix.trim_end_matches('.')).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Adds to libtorch's reason what to do about it.
+fn explained(reason: String) -> String {
+    if reason.contains("requires grad as a constant") {
+        return "the closure uses a trainable tensor that is not exported: the program would have it as a constant, without a \
+                name. Create it in the `VarStore` that is exported; if it is, export it too (`Export::under`)"
+            .to_string();
+    }
+    reason
+}
+
+/// Runs the program on an example, and compares it with the live model.
+fn compare(program: &Program, name: &str, example: &Example, output: impl Fn(usize) -> String) -> Result<(), String> {
+    let inputs: Vec<Tensor> = example.inputs.iter().map(Tensor::copy).collect();
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    let got = tch::no_grad(|| program.run(name, &inputs))
+        .map_err(|reason| format!("the traced program fails on an example, where the closure does not: {reason}"))?;
+    for (i, (got, expected)) in got.iter().zip(&example.outputs).enumerate() {
+        if !same_bits(got, expected)? {
+            return Err(format!(
+                "the traced program gives something else than the closure for `{}`. A trace holds operations on tensors \
+                 only: a tensor made from numbers of the program (`Tensor::from_slice`, `Tensor::from`) inside of the \
+                 closure, numbers read out of a tensor, and random numbers are not held. Make such tensors before, or take \
+                 them as inputs. On a GPU, some operations give other bits every time: export on the CPU",
+                output(i)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Hands what writes the program, its description and its examples to `write`.
+pub(super) fn write_assets(
+    program: &Program,
+    info: &SavedModelInfo,
+    examples: &Examples,
+    write: impl FnOnce(Assets<'_>) -> Result<PathBuf>,
+) -> Result<PathBuf> {
+    let description = info.to_bytes()?;
+    let variables = program.variables().map_err(|reason| Error::object("saved model", reason))?;
+    let bytes = variables.iter().map(|one| one.tensor.numel() * one.tensor.kind().elt_size_in_bytes()).sum::<usize>();
+    let mut write_all = |staging: &Staging<'_>| {
+        let mut file = Asset::create(staging, PROGRAM_FILE)?;
+        program.write(|bytes| file.write(bytes)).map_err(|failure| match failure {
+            Failure::Callback(error) => error,
+            Failure::Torch(reason) => Error::object(PROGRAM_FILE, reason),
+        })?;
+        let program = file.finish()?;
+        let mut file = Asset::create(staging, EXAMPLES_FILE)?;
+        examples::write(&mut file, &info.signatures, examples)?;
+        let entries: [(&str, AssetEntry); 3] = [
+            (PROGRAM_FILE, program),
+            (EXAMPLES_FILE, file.finish()?),
+            (SAVED_MODEL_FILE, write_asset(staging, SAVED_MODEL_FILE, &description)?),
+        ];
+        Ok(entries.map(|(name, entry)| (name.to_string(), entry)).into())
+    };
+    write(Assets { bytes: bytes as u64, write: &mut write_all })
+}

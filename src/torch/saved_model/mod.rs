@@ -1,0 +1,310 @@
+//! Saved models: a TorchScript program that runs without the model's code, beside a checkpoint to train on from.
+
+mod definition;
+mod examples;
+mod export;
+mod untouched;
+mod weights;
+
+pub use definition::SignatureDef;
+pub use export::Export;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SavedModelInfo, Signature};
+use crate::reader::CheckpointReader;
+use crate::restore::RestoreStatus;
+use crate::save;
+use crate::store::{Directory, Durability, LocalDisk, nonce, parent_of};
+use crate::torch::program::{Failure, Program};
+use crate::torch::tensor::examine;
+use definition::{same_bits, subject};
+use examples::{Example, Examples};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+/// A model that runs without the code that made it: a folder with a TorchScript program, its signatures, examples, and
+/// a whole checkpoint.
+///
+/// ```no_run
+/// use tch::{Device, Kind, Tensor, nn, nn::Module};
+/// use tch_checkpoint::{SavedModel, SignatureDef};
+///
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let model = nn::linear(&vs.root() / "out", 8, 4, Default::default());
+/// let batch = |n| [Tensor::rand([n, 8], (Kind::Float, Device::Cpu))];
+/// let forward = SignatureDef::new("forward", |x| vec![model.forward(&x[0])]).example(batch(2)).example(batch(5));
+/// SavedModel::export("models/linear", &vs).signature(forward).write()?;
+///
+/// // In another program, which does not know `nn::linear`:
+/// let model = SavedModel::load("models/linear", Device::Cpu)?;
+/// let outputs = model.run("forward", &[&Tensor::rand([100, 8], (Kind::Float, Device::Cpu))])?;
+/// # let _ = outputs;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// **TorchScript is a program.** Loading and running one from somebody you do not trust is running their code: the
+/// digests tell whether a file is what was written, not by whom.
+pub struct SavedModel {
+    path: PathBuf,
+    info: SavedModelInfo,
+    program: Program,
+    vs: VarStore,
+}
+
+impl fmt::Debug for SavedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signatures: Vec<&String> = self.info.signatures.keys().collect();
+        f.debug_struct("SavedModel").field("path", &self.path).field("signatures", &signatures).finish_non_exhaustive()
+    }
+}
+
+impl SavedModel {
+    /// Begins to export the model whose variables are in `vs` into the folder `dir`, which must not exist yet.
+    pub fn export<'a>(dir: impl AsRef<Path>, vs: &'a VarStore) -> Export<'a> {
+        Export::new(dir.as_ref(), vs)
+    }
+
+    /// Loads the saved model in the folder `dir` onto a device. Every byte of the program is verified before libtorch
+    /// looks at it. It evaluates: what training does in dropout or batch norm is not in it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is none, also for a checkpoint without a program; [`Error::Damaged`],
+    /// [`Error::Unsupported`], [`Error::Io`].
+    pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<SavedModel> {
+        let (info, reader) = open(dir.as_ref())?;
+        let path = reader.path().to_path_buf();
+        let file = path.join(PROGRAM_FILE);
+        let damaged = |reason: String| Error::damaged(&file, reason);
+        reader.source.verify_asset(PROGRAM_FILE, |_| Ok(()))?;
+        let size = reader.manifest().assets.get(PROGRAM_FILE).map_or(0, |entry| entry.bytes);
+        let size = usize::try_from(size).map_err(|e| damaged(e.to_string()))?;
+        let read = |offset, buffer: &mut [u8]| reader.source.read(PROGRAM_FILE, offset, buffer);
+        let program = Program::read(size, &info.device, &weights::device_name(device), read);
+        let program = program.map_err(|failure| match failure {
+            Failure::Callback(error) => error,
+            Failure::Torch(reason) => damaged(format!("libtorch cannot read it: {reason}")),
+        })?;
+        for (name, signature) in &info.signatures {
+            let (has, described) = (program.inputs(name).map_err(damaged)?, signature.inputs.len());
+            if has != described {
+                return Err(damaged(format!("its method `{name}` has {has} inputs, its signature {described}")));
+            }
+        }
+        let variables = program.variables().map_err(damaged)?;
+        let vs = weights::into_store(variables, &info.variables, device).map_err(damaged)?;
+        Ok(SavedModel { path, info, program, vs })
+    }
+
+    /// Signatures, variables, metadata.
+    pub fn info(&self) -> &SavedModelInfo {
+        &self.info
+    }
+
+    /// The folder it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for inputs that are not what the signature says; [`Error::Object`] for what libtorch refuses.
+    pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let asked = self.signature(signature)?;
+        if asked.inputs.len() != inputs.len() {
+            let (is, given) = (asked.inputs.len(), inputs.len());
+            return Err(Error::Usage(format!("`{signature}` has {is} inputs, {given} were given")));
+        }
+        for (info, input) in asked.inputs.iter().zip(inputs) {
+            let kind = shape_and_type(input)?;
+            if let Some(reason) = info.refuses(kind.dtype, &kind.shape) {
+                return Err(Error::Usage(format!("`{signature}`: {reason}")));
+            }
+        }
+        self.run_unchecked(signature, inputs)
+    }
+
+    fn run_unchecked(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        self.program.run(signature, inputs).map_err(|reason| Error::object(subject(signature), reason))
+    }
+
+    fn signature(&self, name: &str) -> Result<&Signature> {
+        self.info.signatures.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.info.signatures.keys().map(String::as_str).collect();
+            Error::Usage(format!("the saved model has no signature `{name}`; it has {}", known.join(", ")))
+        })
+    }
+
+    /// Runs every signature on its stored examples, and compares the outputs with those that the live model gave. No
+    /// element may be further off than `tolerance` times 1 plus its size; 0 asks for the same bits, which the same
+    /// libtorch on the same kind of processor gives.
+    ///
+    /// # Errors
+    /// [`Error::Assertion`] with every output that is further off; the errors of [`run`](SavedModel::run).
+    pub fn check(&self, tolerance: f64) -> Result<()> {
+        let mut off = Vec::new();
+        for (name, examples) in &self.examples()? {
+            let infos = &self.signature(name)?.outputs;
+            for (place, example) in examples.iter().enumerate() {
+                let got = self.outputs(name, &example.inputs)?;
+                for ((info, got), expected) in infos.iter().zip(&got).zip(&example.outputs) {
+                    let got = got.to_device(Device::Cpu);
+                    if !is_near(&got, expected, tolerance).map_err(|reason| Error::object(subject(name), reason))? {
+                        off.push(format!("`{}` of `{name}` for example {place}", info.name));
+                    }
+                }
+            }
+        }
+        if off.is_empty() {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(Error::Assertion(format!("{path} gives other outputs than the exported model: {}", off.join(", "))))
+    }
+
+    /// What the program gives for an example.
+    fn outputs(&self, name: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_device(self.vs.device()).copy()).collect();
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        tch::no_grad(|| self.run_unchecked(name, &inputs))
+    }
+
+    fn examples(&self) -> Result<Examples> {
+        let reader = CheckpointReader::open(&self.path)?;
+        examples::read(&self.path, &reader.asset(EXAMPLES_FILE)?, &self.info.signatures)
+    }
+
+    /// The variables, under the names that they had in the store that was exported. They are the program's own: an
+    /// optimizer of this store trains the program, and a restore into it gives the program other weights.
+    pub fn var_store(&self) -> &VarStore {
+        &self.vs
+    }
+
+    /// The trainable variables, by name.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        let all = self.vs.variables();
+        let trainable = self.info.variables.iter().filter(|(_, variable)| variable.trainable);
+        trainable.filter_map(|(name, _)| Some((name.clone(), all.get(name)?.shallow_clone()))).collect()
+    }
+
+    /// A checkpoint that tracks the program's variables under the names of the checkpoint that was exported. Track an
+    /// optimizer and counters too, restore it from [`path`](SavedModel::path), and training goes on where it was; or
+    /// save it, and the live model restores what was trained here.
+    ///
+    /// ```no_run
+    /// # use tch::{Device, Kind, Tensor};
+    /// # use tch_checkpoint::{Counter, SavedModel, optim};
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// let model = SavedModel::load("models/pronounce", Device::Cpu)?;
+    /// let mut optimizer = optim::Adam::default().build(model.var_store(), 1e-3)?;
+    /// let step = Counter::new(0);
+    /// let mut checkpoint = model.checkpoint()?.track("optimizer", &optimizer)?.track("step", &step)?;
+    /// checkpoint.restore(model.path())?.assert_existing_objects_matched()?;
+    /// # let x = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+    /// let loss = model.run("forward", &[&x])?[0].square().mean(Kind::Float);
+    /// optimizer.backward_step(&loss);
+    /// model.save("models/tuned", &mut checkpoint)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Name`] for names that a checkpoint cannot have.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let objects = weights::objects(&self.vs, &self.info.variables);
+        objects.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
+    }
+
+    /// Takes the weights of the checkpoint at `path`: one of the same training run, or any with the same names, types and
+    /// shapes. All of them or none.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::restore`].
+    pub fn restore_weights(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        let status = self.checkpoint()?.read(path)?;
+        status.expect_partial();
+        Ok(status)
+    }
+
+    /// Saves the program with its present weights into the folder `dir`, beside what `checkpoint` tracks: one made by
+    /// [`checkpoint`](SavedModel::checkpoint), with more tracked if you like. The examples' outputs are computed anew.
+    ///
+    /// # Errors
+    /// As for [`Export::write`].
+    pub fn save(&self, dir: impl AsRef<Path>, checkpoint: &mut Checkpoint) -> Result<PathBuf> {
+        let variables = weights::of_store(&self.vs)?;
+        let mut info = self.info.clone();
+        info.device = weights::device_name(self.vs.device());
+        info.variables = weights::keys(&self.vs, &variables, &*checkpoint.plan()?)?;
+        let examples = self.examples_now()?;
+        export::write_assets(&self.program, &info, &examples, |assets| {
+            checkpoint.write_with_assets(dir.as_ref(), None, assets)
+        })
+    }
+
+    /// From a checkpoint to a saved model, without the model's code and without training: saves this program with the
+    /// weights of the checkpoint at `from`, and beside it all else that checkpoint holds (optimizer, step, values), into
+    /// the folder `dir`. This model has the checkpoint's weights then.
+    ///
+    /// The way back needs nothing: a saved model is a checkpoint, and [`Checkpoint::restore`] takes its path.
+    ///
+    /// # Errors
+    /// As for [`restore_weights`](SavedModel::restore_weights) and [`Export::write`].
+    pub fn save_from(&mut self, from: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<PathBuf> {
+        let (from, dir) = (CheckpointReader::open(from)?, dir.as_ref());
+        self.restore_weights(from.path())?;
+        let mut info = self.info.clone();
+        info.device = weights::device_name(self.vs.device());
+        let Some(name) = dir.file_name().and_then(|name| name.to_str()) else {
+            return Err(Error::Usage(format!("{} does not end in a name for a saved model", dir.display())));
+        };
+        let directory = Directory::new(Arc::new(LocalDisk), parent_of(dir), Durability::default());
+        export::write_assets(&self.program, &info, &self.examples_now()?, |assets| {
+            save::copy_with_assets(&from.source, &directory, name, nonce(), assets)
+        })
+    }
+
+    /// The examples' inputs, with the outputs for the present weights.
+    fn examples_now(&self) -> Result<Examples> {
+        let mut examples = self.examples()?;
+        for (name, examples) in &mut examples {
+            for Example { inputs, outputs } in examples {
+                *outputs = self.outputs(name, inputs)?;
+            }
+        }
+        Ok(examples)
+    }
+}
+
+/// Opens a saved model: its description, and its files.
+fn open(dir: &Path) -> Result<(SavedModelInfo, CheckpointReader)> {
+    let reader = CheckpointReader::open(dir)?;
+    let reason = "it is a checkpoint without a program; `SavedModel::export` makes one from the live model, and \
+                  `SavedModel::save_from` from another saved model of the same program";
+    let info = reader.saved_model()?;
+    let info = info.ok_or_else(|| Error::NotFound { path: dir.to_path_buf(), reason: reason.to_string() })?;
+    Ok((info, reader))
+}
+
+fn shape_and_type(tensor: &Tensor) -> Result<crate::dtype::TensorSpec> {
+    // A view, such as an expanded one, is fine as an input.
+    let shown = if tensor.is_contiguous() { tensor.shallow_clone() } else { tensor.contiguous() };
+    examine(&shown).map(|(spec, ..)| spec).map_err(|reason| Error::Usage(format!("an input: {reason}")))
+}
+
+fn is_near(got: &Tensor, expected: &Tensor, tolerance: f64) -> Result<bool, String> {
+    if same_bits(got, expected)? {
+        return Ok(true);
+    }
+    if tolerance <= 0.0 || got.size() != expected.size() || got.kind() != expected.kind() {
+        return Ok(false);
+    }
+    let (got, expected) = (got.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    Ok(got.allclose(&expected, tolerance, tolerance, true))
+}
