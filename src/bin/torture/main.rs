@@ -1,6 +1,7 @@
 //! `torture`: the crash and fault tests at full length. Each prints its figures and fails if anything was lost.
 
 mod power;
+mod processes;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,8 @@ torture kills [--scratch FOLDER] [--strace yes]
     A real process killed before each of its file operations, or with strace before each of its system calls.
 torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch FOLDER]
     N real power cuts of each file system, as root; and N/6 of a process that does not sync, which must lose something.
+torture processes [--minutes T] [--seed N] [--scratch FOLDER]
+    Four processes that write, one at a time, and four that read meanwhile, killed at random for T minutes.
 ";
 
 fn main() {
@@ -52,6 +55,11 @@ fn main() {
         }
         Some("power-child") => match &args[1..] {
             [folder, seed, level] => power::child(folder, seed, level),
+            _ => false,
+        },
+        Some("processes") => processes::run(&scratch, number("--minutes", 10), number("--seed", 1)),
+        Some("process-child") => match &args[1..] {
+            [role, folder, seed] => processes::child(role, folder, seed),
             _ => false,
         },
         Some("kill-child") => match (args.get(1), args.get(2), args.get(3)) {
