@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::graph::Hold;
 use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
 use crate::store::Directory;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How a manager saves in the background.
 ///
@@ -101,7 +101,7 @@ impl InFlight {
         }
         let job = capture.clone();
         let work = move || write(&job, unchanged, header, &name, &ledger, &options);
-        let spawned = std::thread::Builder::new().name("tch-checkpoint".into()).spawn(work);
+        let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, before }),
             Err(e) => {

@@ -60,7 +60,7 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
                 ended = output.status.success();
                 report.killed += u64::from(!ended);
                 let context = format!("keep {keep}, killed at {at}, round {round}");
-                report.violations.extend(look(&one, &setup(keep), acknowledged, &context));
+                report.violations.extend(look(&one, &one.with_extension("copy"), &setup(keep), acknowledged, &context));
             }
             let _ = std::fs::remove_dir_all(&one);
             if ended {
@@ -71,8 +71,9 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
     Ok(report)
 }
 
-/// What breaks a promise in what a reader, and then a manager, finds in the folder.
-pub(super) fn look(folder: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
+/// What breaks a promise in what a reader finds in the folder, and then a manager in a copy of it: the next process is
+/// to find what the killed one left.
+pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let mut broken = |what: String| violations.push(format!("{context}: {what}"));
     match crate::list_checkpoints(folder) {
@@ -89,15 +90,14 @@ pub(super) fn look(folder: &Path, setup: &Setup, acknowledged: i64, context: &st
         }
         return violations;
     }
-    // Looked at in a copy: the next process is to find what the killed one left.
-    let copy = folder.with_extension("copy");
-    let copied = Command::new("cp").arg("-r").arg(folder).arg(&copy).status();
+    let _ = std::fs::remove_dir_all(copy);
+    let copied = Command::new("cp").arg("-r").arg(folder).arg(copy).status();
     if !copied.is_ok_and(|status| status.success()) {
         broken("it cannot be copied".into());
         return violations;
     }
     let run = Run::new(setup);
-    let result = run.open(Arc::new(LocalDisk), &copy).and_then(|mut manager| {
+    let result = run.open(Arc::new(LocalDisk), copy).and_then(|mut manager| {
         let started = restore(&mut manager)?;
         Ok((started.restored.and_then(|status| status.step()).map_or(0, |step| step as i64), manager.checkpoints()))
     });
@@ -112,13 +112,13 @@ pub(super) fn look(folder: &Path, setup: &Setup, acknowledged: i64, context: &st
         }
         Err(e) => broken(format!("it cannot be restored: {e}")),
     }
-    for entry in std::fs::read_dir(&copy).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(copy).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".t") || name.starts_with("damaged-") {
             broken(format!("{name} is left behind"));
         }
     }
-    let _ = std::fs::remove_dir_all(&copy);
+    let _ = std::fs::remove_dir_all(copy);
     violations
 }
 

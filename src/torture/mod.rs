@@ -14,7 +14,11 @@ mod power;
 mod processes;
 mod random;
 mod run;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod sim;
+mod stamp;
+mod words;
 
 pub use crash::{CrashReport, CrashRun, Phase, crash};
 pub use damage::{DamageReport, damage};
@@ -24,3 +28,4 @@ pub use loops::FileSystem;
 pub use mutants::{MutantReport, mutants};
 pub use power::{PowerReport, PowerRun, power, power_child};
 pub use processes::{ProcessReport, process_child, processes};
+pub use stamp::{StampReport, stamp};

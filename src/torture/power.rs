@@ -113,7 +113,7 @@ pub fn power(
             report.with_journal += u64::from(cut == Cut::LogFlush);
             report.of_device += u64::from(cut == Cut::Device);
             let context = format!("{} {cut:?} {setup:?}, cut {}", run.file_system.name(), report.cuts);
-            let broken = look(&folder, &setup, acknowledged, &context);
+            let broken = look(&folder, &scratch.join("copy"), &setup, acknowledged, &context);
             if !broken.is_empty() {
                 report.broken += 1;
                 report.violations.extend(broken);
@@ -130,7 +130,7 @@ fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(
     let said = lines(&mut child);
     let mut saved = Vec::new();
     // Sometimes while it opens the folder, mostly during a save or the removal after it.
-    let (wait_for, deadline) = (random.below(7), Instant::now() + Duration::from_secs(20));
+    let (wait_for, deadline) = (random.below(7), Instant::now() + Duration::from_secs(120));
     while saved.len() < wait_for {
         match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(step) => saved.push(step),

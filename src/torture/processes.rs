@@ -188,11 +188,10 @@ pub fn processes(
         child.kill()?;
         child.wait()?;
     }
-    drop(start);
     drop(sender);
     said.into_iter().for_each(|line| report.add(line));
     let newest = Acknowledged::beside(&folder).step();
-    report.violations.extend(look(&folder, &setup(&mut random), newest, "in the end"));
+    report.violations.extend(look(&folder, &scratch.join("copy"), &setup(&mut random), newest, "in the end"));
     Ok(report)
 }
 

@@ -2,6 +2,7 @@
 
 mod power;
 mod processes;
+mod stamp;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +27,8 @@ torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch FO
     N real power cuts of each file system, as root; and N/6 of a process that does not sync, which must lose something.
 torture processes [--minutes T] [--seed N] [--scratch FOLDER]
     Four processes that write, one at a time, and four that read meanwhile, killed at random for T minutes.
+torture stamp [--saves N] [--seed N] [--scratch FOLDER]
+    N saves in the background while everything is overwritten; and some with a mutator that breaks the rules.
 ";
 
 fn main() {
@@ -58,6 +61,7 @@ fn main() {
             _ => false,
         },
         Some("processes") => processes::run(&scratch, number("--minutes", 10), number("--seed", 1)),
+        Some("stamp") => stamp::run(&scratch, number("--saves", 10_000), number("--seed", 1)),
         Some("process-child") => match &args[1..] {
             [role, folder, seed] => processes::child(role, folder, seed),
             _ => false,
