@@ -6,6 +6,7 @@ mod check;
 mod crash;
 mod damage;
 mod faults;
+pub mod hostile;
 mod kills;
 mod loops;
 mod memory;
