@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn the_corpora() {
         let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        let targets: [(&str, fn(&[u8]) -> Verdict); 4] =
+        type Target = fn(&[u8]) -> Verdict;
+        let targets: [(&str, Target); 4] =
             [("manifest", manifest), ("index", index), ("header", header), ("names", names)];
         for (name, target) in targets {
             let entries: Vec<_> = std::fs::read_dir(corpora.join(name)).unwrap().map(|entry| entry.unwrap()).collect();
