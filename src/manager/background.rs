@@ -2,7 +2,7 @@
 
 use super::ledger::Ledger;
 use crate::error::{Error, Result};
-use crate::graph::Hold;
+use crate::graph::{Gate, Hold};
 use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
 use crate::store::Directory;
 use crate::sync::thread::{Builder, JoinHandle};
@@ -119,6 +119,8 @@ impl InFlight {
     pub(super) fn wait(self) -> (Image, Before, Result<()>) {
         let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
         let result = self.thread.join().unwrap_or_else(|_| panicked());
+        // When no step follows, the gates would hold the capture, and that the tensors and the gates, for ever.
+        self.capture.plan.gates.iter().for_each(Gate::pass);
         (self.capture.take_image(), self.before, result)
     }
 }
