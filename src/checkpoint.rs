@@ -6,7 +6,7 @@ use crate::graph::{Counter, Node, Trackable};
 use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
-use crate::save::{self, Assets, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
 use std::collections::BTreeMap;
@@ -216,7 +216,12 @@ impl Checkpoint {
 
     /// As [`write`](Checkpoint::write), with other files beside the components.
     #[cfg(feature = "torch")]
-    pub(crate) fn write_with_assets(&mut self, path: &Path, step: Option<u64>, assets: Assets<'_>) -> Result<PathBuf> {
+    pub(crate) fn write_with_assets(
+        &mut self,
+        path: &Path,
+        step: Option<u64>,
+        assets: save::Assets<'_>,
+    ) -> Result<PathBuf> {
         let directory = self.directory(parent_of(path));
         let name = file_name(path)?;
         let plan = self.plan()?;

@@ -76,6 +76,7 @@ mod retention;
 mod save;
 mod source;
 mod store;
+mod sync;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code, reason = "the only room that calls C++")]
 mod torch;

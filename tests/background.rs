@@ -87,6 +87,20 @@ fn a_step_right_after_the_call_never_tears_what_is_saved() -> Outcome {
 }
 
 #[test]
+fn nothing_stays_in_memory_when_no_step_follows() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let optimizer = Optimizer { gate: Gate::new(), tensors: vec![memory(1000)] };
+    let tensor = Arc::downgrade(&optimizer.tensors[0].0);
+    let checkpoint = Checkpoint::new().track("model", &optimizer)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+    manager.save_at(1)?;
+    manager.close()?;
+    drop(optimizer);
+    assert_eq!(tensor.strong_count(), 0);
+    Ok(())
+}
+
+#[test]
 fn many_saves_and_steps_without_waiting() -> Outcome {
     let dir = tempfile::tempdir()?;
     let optimizer = Optimizer { gate: Gate::new(), tensors: (0..50).map(|i| memory(1 + i * 997)).collect() };

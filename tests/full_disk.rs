@@ -1,5 +1,5 @@
-//! A full disk, a limit of file sizes, a read-only file system: on real ones, in a mount namespace of the test's own
-//! where the system allows that.
+//! A full disk, one without inodes, a limit of file sizes, a read-only file system, somebody else's folder: on real
+//! ones, in a mount namespace of the test's own where the system allows that.
 
 mod common;
 
@@ -182,4 +182,104 @@ fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let script = "trap '' XFSZ; ulimit -f 8; CHILD";
     again("a_limit_of_file_sizes_is_an_error_and_leaves_nothing", folder.path(), script);
+}
+
+#[test]
+fn without_inodes_nothing_is_lost_and_the_next_save_works() {
+    if let Some(folder) = std::env::var_os(CHILD) {
+        return every_number_of_inodes(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o nr_inodes=40 tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again("without_inodes_nothing_is_lost_and_the_next_save_works", folder.path(), script) {
+        println!("{text}");
+        assert!(text.contains("numbers tried"));
+    }
+}
+
+/// Leaves 0, 1, 2 … inodes free and saves.
+fn every_number_of_inodes(folder: &Path) {
+    let (root, fillers) = (folder.join("run"), folder.join("fillers"));
+    let run = Run::new();
+    let mut manager = run.open(&root, 2).unwrap();
+    run.set(1);
+    manager.save_at(1).unwrap();
+    let (mut newest, mut failed, mut saved) = (1, 0, 0);
+    for free in 0..12 {
+        fs::create_dir(&fillers).unwrap();
+        let files = (0..).take_while(|i| fs::write(fillers.join(i.to_string()), "").is_ok()).count();
+        (0..free.min(files)).for_each(|i| fs::remove_file(fillers.join(i.to_string())).unwrap());
+        let (list, counter) = (manager.checkpoints(), manager.checkpoint().save_counter());
+        run.set(newest + 1);
+        match manager.save_at(newest + 1) {
+            Ok(_) => saved += 1,
+            Err(error) => {
+                failed += 1;
+                assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+                assert_eq!((list, counter), (manager.checkpoints(), manager.checkpoint().save_counter()));
+                let other = Run::new();
+                other.checkpoint().restore(latest_checkpoint(&root).unwrap().unwrap()).unwrap();
+                assert!(other.is_at(newest));
+                fs::remove_dir_all(&fillers).unwrap();
+                manager.save_at(newest + 1).unwrap();
+            }
+        }
+        newest += 1;
+        let _ = fs::remove_dir_all(&fillers);
+    }
+    println!("{} numbers tried, {failed} too small, {saved} large enough", failed + saved);
+    assert!(failed > 3 && saved > 3);
+}
+
+#[test]
+fn in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works() {
+    const TEST: &str = "in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works";
+    let run = Run::new();
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let folder = Path::new(&folder);
+        let error = run.open(&folder.join("theirs"), 2).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("right"), "{error}");
+        run.checkpoint().restore(latest_checkpoint(folder.join("theirs")).unwrap().unwrap()).unwrap();
+        assert!(run.is_at(2));
+        // Where we may write beside what is theirs we save; what cannot be removed is left in the trash, again and again.
+        let mut newest = 2;
+        for _ in 0..2 {
+            let mut manager = run.open(&folder.join("shared"), 1).unwrap();
+            manager.restore_or_initialize().unwrap();
+            assert!(run.is_at(newest));
+            newest += 1;
+            run.set(newest);
+            manager.save_at(newest).unwrap();
+            assert_eq!(manager.checkpoints(), [folder.join(format!("shared/ckpt-{newest}"))]);
+            manager.close().unwrap();
+        }
+        let left = tch_checkpoint::list_checkpoints(folder.join("shared")).unwrap().removed;
+        assert_eq!(left.len(), 2, "{left:?}");
+        println!("somebody else was here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["theirs", "shared"] {
+        let mut manager = run.open(&folder.path().join(name), 2).unwrap();
+        for step in [1, 2] {
+            run.set(step);
+            manager.save_at(step).unwrap();
+        }
+        manager.close().unwrap();
+    }
+    fs::remove_file(folder.path().join("shared/.lock")).unwrap();
+    let open_to_all = |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode));
+    open_to_all(folder.path(), 0o755).unwrap();
+    open_to_all(&folder.path().join("shared"), 0o777).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture"]).env(CHILD, folder.path());
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    match command.output() {
+        Ok(output) => {
+            let text =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && text.contains("somebody else was here"), "{text}");
+        }
+        Err(e) => println!("SKIPPED: this test cannot become another user: {e}"),
+    }
 }

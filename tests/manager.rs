@@ -130,6 +130,27 @@ fn a_damaged_latest_is_passed_over_kept_aside_and_its_number_is_free() -> Outcom
 }
 
 #[test]
+fn while_one_that_stays_has_lost_files_nothing_is_removed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    for _ in 0..2 {
+        manager.save_at(run.train())?;
+    }
+    fs::File::options().write(true).open(dir.path().join("ckpt-2/weights.safetensors"))?.set_len(10)?;
+    manager.save_at(run.train())?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2", "ckpt-3"], "ckpt-1 is the only other good one");
+    manager.save_at(run.train())?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-3", "ckpt-4"], "and now there are two");
+    assert!(!dir.path().join("ckpt-1").exists());
+    // One without its manifest is no checkpoint either.
+    fs::remove_file(dir.path().join("ckpt-4/manifest.json"))?;
+    manager.save_at(run.train())?;
+    assert_eq!(manager.checkpoints().len(), 3);
+    Ok(())
+}
+
+#[test]
 fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();

@@ -104,6 +104,7 @@ impl fmt::Display for TensorInfo {
     }
 }
 
+#[cfg(feature = "torch")]
 impl TensorInfo {
     /// Why a tensor of this type and shape is not what is asked for, if it is not.
     pub(crate) fn refuses(&self, dtype: Dtype, shape: &[u64]) -> Option<String> {

@@ -1,9 +1,8 @@
 //! The gate between whoever changes tensors and a save that is still copying them.
 
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PoisonError};
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Held by an optimizer, which goes through it before every change it makes; closed by a background save until it
 /// has copied what the optimizer would change.
@@ -54,7 +53,7 @@ impl Gate {
         self.0.closed.store(true, Ordering::Release);
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Arc<dyn Hold>>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<Arc<dyn Hold>>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,11 +2,11 @@
 
 use super::ledger::Ledger;
 use crate::error::{Error, Result};
-use crate::graph::Hold;
+use crate::graph::{Gate, Hold};
 use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
 use crate::store::Directory;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How a manager saves in the background.
 ///
@@ -101,7 +101,7 @@ impl InFlight {
         }
         let job = capture.clone();
         let work = move || write(&job, unchanged, header, &name, &ledger, &options);
-        let spawned = std::thread::Builder::new().name("tch-checkpoint".into()).spawn(work);
+        let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, before }),
             Err(e) => {
@@ -119,6 +119,8 @@ impl InFlight {
     pub(super) fn wait(self) -> (Image, Before, Result<()>) {
         let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
         let result = self.thread.join().unwrap_or_else(|_| panicked());
+        // When no step follows, the gates would hold the capture, and that the tensors and the gates, for ever.
+        self.capture.plan.gates.iter().for_each(Gate::pass);
         (self.capture.take_image(), self.before, result)
     }
 }

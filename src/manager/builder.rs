@@ -11,9 +11,9 @@ use crate::retention::Retention;
 use crate::save::{Image, Memo};
 use crate::source::Source;
 use crate::store::{Directory, name_before_aside};
+use crate::sync::{Arc, Mutex};
 use chrono::TimeDelta;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {

@@ -3,10 +3,11 @@
 use crate::checkpoint::index_entry;
 use crate::error::Error;
 use crate::format::{Index, IndexEntry};
+use crate::name::COMPONENT_EXTENSION;
 use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
 use crate::save::{Memo, Saved};
-use crate::store::Directory;
+use crate::store::{Directory, Entry, MANIFEST};
 use chrono::{DateTime, Utc};
 use std::path::PathBuf;
 
@@ -44,14 +45,33 @@ impl Ledger {
         for entry in &mut self.known {
             entry.preserved |= verdict.preserve.contains(&entry.name);
         }
-        let (victims, kept) = self.known.drain(..).partition(|entry| verdict.remove.contains(&entry.name));
+        let (victims, kept): (Vec<_>, Vec<_>) =
+            self.known.drain(..).partition(|entry| verdict.remove.contains(&entry.name));
         self.known = kept;
         // The index is durable before anything is removed; on a full disk it can be only after.
         let noted = self.write_index();
-        self.remove(victims);
+        // The one saved just now needs no look.
+        let older = &self.known[..self.known.len().saturating_sub(1)];
+        match older.iter().find(|entry| !victims.is_empty() && !self.looks_whole(entry)) {
+            None => self.remove(victims),
+            Some(entry) => {
+                log::warn!("nothing is removed to make room: {} has lost files", self.path(&entry.name).display());
+                self.known.splice(0..0, victims);
+            }
+        }
         if let Err(e) = noted.or_else(|_| self.write_index()) {
             log::warn!("the index could not be written: {e}; the checkpoints are found without it");
         }
+    }
+
+    /// Whether a checkpoint has its manifest and as many bytes as were written. Cheap: no file is read.
+    fn looks_whole(&self, entry: &IndexEntry) -> bool {
+        let (disk, path) = (self.directory.disk(), self.path(&entry.name));
+        let Ok(files) = disk.list(&path) else { return false };
+        let components = files.iter().filter(|file| file.name.ends_with(COMPONENT_EXTENSION));
+        let length = |file: &Entry| disk.open(&path.join(&file.name)).and_then(|file| file.len()).ok();
+        let bytes = components.map(length).sum::<Option<u64>>();
+        bytes == Some(entry.bytes) && files.iter().any(|file| file.name == MANIFEST && length(file) > Some(0))
     }
 
     fn remove(&mut self, victims: Vec<IndexEntry>) {

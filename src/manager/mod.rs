@@ -14,11 +14,11 @@ use crate::error::{Error, Result};
 use crate::restore::{RestoreOptions, RestoreStatus, Started};
 use crate::save::{self, Header, Image, Stamp, Unchanged};
 use crate::store::{Directory, Lock};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order};
 use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Writes numbered checkpoints into a folder, keeps the newest `max_to_keep`, and restores the newest intact one.
 ///

@@ -1,9 +1,14 @@
 //! Files of a checkpoint that are no components: written from the beginning to the end, under one digest.
 
+use super::{Header, Memo, Plan, SaveOptions, Unchanged, lock, write};
 use crate::error::Result;
 use crate::format::{AssetEntry, Hasher};
+use crate::parallel;
 use crate::source::{CHUNK, Source};
-use crate::store::{StagedFile, Staging};
+use crate::store::{Directory, StagedFile, Staging};
+use chrono::Utc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// A file being written.
 pub(crate) struct Asset<'a> {
@@ -40,7 +45,7 @@ pub(crate) fn write_asset(staging: &Staging<'_>, name: &str, bytes: &[u8]) -> Re
 }
 
 /// Copies a component's file from another checkpoint.
-pub(super) fn copy_file(source: &Source, name: &str, bytes: u64, staging: &Staging<'_>) -> Result<()> {
+fn copy_file(source: &Source, name: &str, bytes: u64, staging: &Staging<'_>) -> Result<()> {
     let mut copy = Asset::create(staging, name)?;
     let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
     while copy.bytes < bytes {
@@ -49,4 +54,53 @@ pub(super) fn copy_file(source: &Source, name: &str, bytes: u64, staging: &Stagi
         copy.write(&buffer[..length])?;
     }
     copy.finish().map(drop)
+}
+
+/// What writes the assets of a checkpoint, when its components are written.
+pub(crate) struct Assets<'a> {
+    /// About how many bytes they will take.
+    pub bytes: u64,
+    pub write: &'a mut dyn FnMut(&Staging<'_>) -> Result<BTreeMap<String, AssetEntry>>,
+}
+
+/// As [`save`], from the live tensors and with assets.
+pub(crate) fn save_with_assets(
+    plan: &Plan,
+    directory: &Directory,
+    name: &str,
+    header: Header,
+    options: &SaveOptions,
+    assets: Assets<'_>,
+) -> Result<PathBuf> {
+    let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
+    let unchanged = Unchanged::since(&Memo::default(), plan);
+    let written = write::write(plan, None, &unchanged, &staging, options)?;
+    let mut manifest = header.into_manifest();
+    manifest.assets = (assets.write)(&staging)?;
+    manifest.files = written.files;
+    manifest.tensors = written.tensors;
+    staging.publish(&manifest, options.threads)
+}
+
+/// Saves the state of another checkpoint, verified, with other assets.
+pub(crate) fn copy_with_assets(
+    source: &Source,
+    directory: &Directory,
+    name: &str,
+    run: String,
+    assets: Assets<'_>,
+) -> Result<PathBuf> {
+    let old = &source.manifest;
+    old.files.keys().try_for_each(|file| source.verify_header(file))?;
+    let tensors: Vec<_> = old.tensors.iter().collect();
+    parallel::for_each(&tensors, parallel::default_threads(), Vec::new, |(key, record), buffer| {
+        source.verify_tensor(key, record, buffer)
+    })?;
+    let (_lock, sequence) = lock(directory)?;
+    let staging = directory.stage(name, old.bytes().saturating_add(assets.bytes))?;
+    old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &staging))?;
+    let mut manifest = old.clone();
+    (manifest.sequence, manifest.run, manifest.saved_at) = (sequence, run, Utc::now());
+    manifest.assets = (assets.write)(&staging)?;
+    staging.publish(&manifest, parallel::default_threads())
 }

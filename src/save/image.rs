@@ -8,9 +8,10 @@ use super::chunk::{Gatherer, Source};
 use super::plan::Plan;
 use crate::error::{Error, Result};
 use crate::graph::Hold;
+use crate::sync::{
+    Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
+};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// The chunks of a plan's spans, in memory.
 #[derive(Default)]

@@ -11,17 +11,16 @@ mod unchanged;
 mod write;
 
 #[cfg(feature = "torch")]
-pub(crate) use asset::{Asset, write_asset};
+pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
 pub(crate) use image::{Capture, Image};
 pub(crate) use plan::{Plan, plan};
 pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
-use crate::format::{AssetEntry, Manifest};
+use crate::format::Manifest;
 use crate::parallel;
 use crate::progress::Observer;
-use crate::source::Source;
-use crate::store::{Directory, Lock, Staging};
+use crate::store::{Directory, Lock};
 use chrono::Utc;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -100,58 +99,6 @@ pub(crate) fn save(
     let path = staging.publish(&manifest, options.threads)?;
     let memo = unchanged.into_memo(plan, &path, &manifest, &written.linked);
     Ok(Saved { path, manifest, memo })
-}
-
-#[cfg(feature = "torch")]
-/// What writes the assets of a checkpoint, when its components are written.
-pub(crate) struct Assets<'a> {
-    /// About how many bytes they will take.
-    pub bytes: u64,
-    pub write: &'a mut dyn FnMut(&Staging<'_>) -> Result<BTreeMap<String, AssetEntry>>,
-}
-
-#[cfg(feature = "torch")]
-/// As [`save`], from the live tensors and with assets.
-pub(crate) fn save_with_assets(
-    plan: &Plan,
-    directory: &Directory,
-    name: &str,
-    header: Header,
-    options: &SaveOptions,
-    assets: Assets<'_>,
-) -> Result<PathBuf> {
-    let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
-    let unchanged = Unchanged::since(&Memo::default(), plan);
-    let written = write::write(plan, None, &unchanged, &staging, options)?;
-    let mut manifest = header.into_manifest();
-    manifest.assets = (assets.write)(&staging)?;
-    manifest.files = written.files;
-    manifest.tensors = written.tensors;
-    staging.publish(&manifest, options.threads)
-}
-
-#[cfg(feature = "torch")]
-/// Saves the state of another checkpoint, verified, with other assets.
-pub(crate) fn copy_with_assets(
-    source: &Source,
-    directory: &Directory,
-    name: &str,
-    run: String,
-    assets: Assets<'_>,
-) -> Result<PathBuf> {
-    let old = &source.manifest;
-    old.files.keys().try_for_each(|file| source.verify_header(file))?;
-    let tensors: Vec<_> = old.tensors.iter().collect();
-    parallel::for_each(&tensors, parallel::default_threads(), Vec::new, |(key, record), buffer| {
-        source.verify_tensor(key, record, buffer)
-    })?;
-    let (_lock, sequence) = lock(directory)?;
-    let staging = directory.stage(name, old.bytes().saturating_add(assets.bytes))?;
-    old.files.iter().try_for_each(|(file, entry)| asset::copy_file(source, file, entry.bytes, &staging))?;
-    let mut manifest = old.clone();
-    (manifest.sequence, manifest.run, manifest.saved_at) = (sequence, run, Utc::now());
-    manifest.assets = (assets.write)(&staging)?;
-    staging.publish(&manifest, parallel::default_threads())
 }
 
 /// Takes the lock of a folder that no manager of ours has open, creating it if need be; and the next sequence in it.

@@ -117,6 +117,7 @@ fn setup(round: u64, random: &mut Random) -> Setup {
                 atoms: 1 + random.below(3),
                 background: random.one_in(4),
                 strangers: random.one_in(2),
+                ..Setup::default()
             }
         }
     }

@@ -59,9 +59,9 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
                 acknowledged = saved.fold(acknowledged, i64::max);
                 ended = output.status.success();
                 report.killed += u64::from(!ended);
-                look(&one, keep, acknowledged, &format!("keep {keep}, killed at {at}, round {round}"), &mut report);
+                let context = format!("keep {keep}, killed at {at}, round {round}");
+                report.violations.extend(look(&one, &one.with_extension("copy"), &setup(keep), acknowledged, &context));
             }
-            // Killed before it made the folder, there is none.
             let _ = std::fs::remove_dir_all(&one);
             if ended {
                 break;
@@ -71,26 +71,33 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
     Ok(report)
 }
 
-/// What a reader, and then a manager, finds in the folder.
-fn look(folder: &Path, keep: usize, acknowledged: i64, context: &str, report: &mut KillReport) {
-    let mut broken = |what: String| report.violations.push(format!("{context}: {what}"));
-    let listed = crate::list_checkpoints(folder).map(|listing| (listing.checkpoints.len(), listing.damaged.len()));
-    match listed {
-        Ok((_, 0)) => {}
-        Ok((_, damaged)) => broken(format!("{damaged} checkpoints are damaged")),
+/// What breaks a promise in what a reader finds in the folder, and then a manager in a copy of it: the next process is
+/// to find what the killed one left.
+pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
+    let mut violations = Vec::new();
+    let mut broken = |what: String| violations.push(format!("{context}: {what}"));
+    match crate::list_checkpoints(folder) {
+        Ok(listing) => {
+            let listed = listing.checkpoints.iter().flat_map(|listed| crate::verify_checkpoint(&listed.path));
+            listed.chain(listing.damaged.into_iter().map(|(_, e)| e)).for_each(|e| broken(e.to_string()));
+        }
         Err(e) => broken(format!("it cannot be listed: {e}")),
     }
-    // Looked at in a copy: the next process is to find what the killed one left.
-    let copy = folder.with_extension("copy");
+    // Killed before it made the folder, there is none.
     if !folder.exists() {
-        return;
+        if acknowledged > 0 {
+            broken(format!("{acknowledged} was acknowledged, there is no folder"));
+        }
+        return violations;
     }
-    let copied = Command::new("cp").arg("-r").arg(folder).arg(&copy).status();
+    let _ = std::fs::remove_dir_all(copy);
+    let copied = Command::new("cp").arg("-r").arg(folder).arg(copy).status();
     if !copied.is_ok_and(|status| status.success()) {
-        return broken("it cannot be copied".into());
+        broken("it cannot be copied".into());
+        return violations;
     }
-    let run = Run::new(&setup(keep));
-    let result = run.open(Arc::new(LocalDisk), &copy).and_then(|mut manager| {
+    let run = Run::new(setup);
+    let result = run.open(Arc::new(LocalDisk), copy).and_then(|mut manager| {
         let started = restore(&mut manager)?;
         Ok((started.restored.and_then(|status| status.step()).map_or(0, |step| step as i64), manager.checkpoints()))
     });
@@ -99,19 +106,20 @@ fn look(folder: &Path, keep: usize, acknowledged: i64, context: &str, report: &m
             if step < acknowledged || step > 0 && !run.is_at(step) || step == 0 && !run.is_untouched() {
                 broken(format!("{acknowledged} was acknowledged, {step} is restored"));
             }
-            if there.len() < keep.min(acknowledged as usize) {
+            if there.len() < setup.keep.unwrap_or(usize::MAX).min(acknowledged as usize) {
                 broken(format!("only {there:?} are there"));
             }
         }
         Err(e) => broken(format!("it cannot be restored: {e}")),
     }
-    for entry in std::fs::read_dir(&copy).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(copy).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".t") || name.starts_with("damaged-") {
             broken(format!("{name} is left behind"));
         }
     }
-    let _ = std::fs::remove_dir_all(&copy);
+    let _ = std::fs::remove_dir_all(copy);
+    violations
 }
 
 #[cfg(test)]

@@ -6,16 +6,28 @@ mod check;
 mod crash;
 mod damage;
 mod faults;
+pub mod hostile;
 mod kills;
+mod loops;
 mod memory;
 pub mod micro;
 mod mutants;
+mod power;
+mod processes;
 mod random;
 mod run;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod sim;
+mod stamp;
+mod words;
 
 pub use crash::{CrashReport, CrashRun, Phase, crash};
 pub use damage::{DamageReport, damage};
 pub use faults::{FaultReport, faults_everywhere};
 pub use kills::{KillReport, kill_child, kills};
+pub use loops::FileSystem;
 pub use mutants::{MutantReport, mutants};
+pub use power::{PowerReport, PowerRun, power, power_child};
+pub use processes::{ProcessReport, process_child, processes};
+pub use stamp::{StampReport, stamp};

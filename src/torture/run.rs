@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::Counter;
 use crate::manager::{Background, CheckpointManager};
 use crate::restore::{RestoreOptions, Started};
-use crate::store::Disk;
+use crate::store::{Disk, Durability};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ pub(super) struct Setup {
     pub(super) background: bool,
     /// The folder of checkpoints is there already, with files of the user's in it.
     pub strangers: bool,
+    pub durability: Durability,
 }
 
 impl Default for Setup {
@@ -40,6 +41,7 @@ impl Default for Setup {
             atoms: 1,
             background: false,
             strangers: false,
+            durability: Durability::PowerLoss,
         }
     }
 }
@@ -59,7 +61,8 @@ impl Run {
     }
 
     pub(super) fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint::new().with_disk(disk).threads(1).track("step", &self.step)?;
+        let mut checkpoint = Checkpoint::new().with_disk(disk).durability(self.setup.durability).threads(1);
+        checkpoint.add("step", self.step.clone())?;
         for (i, part) in self.parts.iter().enumerate() {
             checkpoint.add(&format!("part{i}"), part.clone())?;
         }

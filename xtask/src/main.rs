@@ -25,6 +25,8 @@ Usage: cargo xtask <COMMAND> [ARGS]...
 
   torture ARGS the crash and fault tests at full length, without libtorch; docs/reliability.md has the
                commands: cargo xtask torture crash --seed 1 --images 10000000
+  torture schedules [--count N]
+               N random orders of the threads of saves in the background, for each of four programs
 
 A LIBTORCH or LIBTORCH_USE_PYTORCH set in the environment is used as it is; nothing is fetched then.
 ";
@@ -55,6 +57,7 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
             libtorch::setup(&checkout()?)?;
             test(args)?;
         }
+        "torture" if args.first().is_some_and(|first| first == "schedules") => schedules(&args[1..])?,
         "torture" => {
             let run =
                 ["run", "--profile", "torture", "--no-default-features", "--features", "torture", "--bin", "torture"];
@@ -76,7 +79,23 @@ fn demo(args: &[OsString]) -> Result<()> {
 
 fn test(args: &[OsString]) -> Result<()> {
     cargo(&[&list(&["test", "--features", "cli"]), args].concat())?;
-    cargo(&[&list(&["test", "--no-default-features", "--features", "cli"]), args].concat())
+    cargo(&[&list(&["test", "--no-default-features", "--features", "cli"]), args].concat())?;
+    schedules(&[])
+}
+
+/// Random orders of the threads of saves in the background: the unit tests of that name, with the threads, locks and
+/// atomics of a scheduler.
+fn schedules(args: &[OsString]) -> Result<()> {
+    let count = match args {
+        [] => "1000".to_string(),
+        [option, count] if option == "--count" => count.to_string_lossy().into_owned(),
+        _ => return Err("usage: cargo xtask torture schedules [--count N]".into()),
+    };
+    let (environment, profile) = (format!("env.SCHEDULES='{count}'"), "torture");
+    let run =
+        ["--config", "build.rustflags=['--cfg', 'shuttle']", "--config", &environment, "test", "--profile", profile];
+    let tests = ["--no-default-features", "--lib", "schedules", "--", "--nocapture"];
+    cargo(&list(&[&run[..], &tests].concat()))
 }
 
 /// Runs the Cargo that runs this program, at the root of the checkout.

@@ -1,6 +1,10 @@
 //! `torture`: the crash and fault tests at full length. Each prints its figures and fails if anything was lost.
 
-use std::path::Path;
+mod power;
+mod processes;
+mod stamp;
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tch_checkpoint::torture::{
@@ -19,12 +23,20 @@ torture damage [--flips N] [--seed N]
     Every bit of a small checkpoint, N random ones of a larger, truncation, extension, zeros, swapped and missing files.
 torture kills [--scratch FOLDER] [--strace yes]
     A real process killed before each of its file operations, or with strace before each of its system calls.
+torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch FOLDER]
+    N real power cuts of each file system, as root; and N/6 of a process that does not sync, which must lose something.
+torture processes [--minutes T] [--seed N] [--scratch FOLDER]
+    Four processes that write, one at a time, and four that read meanwhile, killed at random for T minutes.
+torture stamp [--saves N] [--seed N] [--scratch FOLDER]
+    N saves in the background while everything is overwritten; and some with a mutator that breaks the rules.
 ";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let option = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).cloned();
     let number = |name: &str, default: u64| option(name).and_then(|text| text.parse().ok()).unwrap_or(default);
+    let scratch = option("--scratch").map_or_else(std::env::temp_dir, PathBuf::from);
+    let scratch = scratch.join(format!("torture-{}", std::process::id()));
     let limit = Duration::from_secs(60 * number("--minutes", 24 * 60));
     let passed = match args.first().map(String::as_str) {
         Some("crash") => {
@@ -39,7 +51,21 @@ fn main() {
         Some("faults") => faults(number("--every", 1)),
         Some("mutants") => mutated(number("--images", 100_000)),
         Some("damage") => damaged(number("--flips", 100_000), number("--seed", 1)),
-        Some("kills") => killed(option("--scratch"), option("--strace").is_some()),
+        Some("kills") => killed(&scratch, option("--strace").is_some()),
+        Some("power") => {
+            let only = option("--file-system");
+            power::cut(&args, &scratch, only.as_deref(), number("--cuts", 300), number("--seed", 1))
+        }
+        Some("power-child") => match &args[1..] {
+            [folder, seed, level] => power::child(folder, seed, level),
+            _ => false,
+        },
+        Some("processes") => processes::run(&scratch, number("--minutes", 10), number("--seed", 1)),
+        Some("stamp") => stamp::run(&scratch, number("--saves", 10_000), number("--seed", 1)),
+        Some("process-child") => match &args[1..] {
+            [role, folder, seed] => processes::child(role, folder, seed),
+            _ => false,
+        },
         Some("kill-child") => match (args.get(1), args.get(2), args.get(3)) {
             (Some(folder), Some(keep), Some(at)) => {
                 let number = |text: &String| text.parse().unwrap_or(u64::MAX);
@@ -146,17 +172,16 @@ const CALLS: [&str; 13] = [
     "close",
 ];
 
-fn killed(scratch: Option<String>, strace: bool) -> bool {
-    let scratch = scratch.map_or_else(std::env::temp_dir, Into::into).join(format!("torture-{}", std::process::id()));
+fn killed(scratch: &Path, strace: bool) -> bool {
     if strace && Command::new("strace").arg("-V").output().is_err() {
         println!("SKIPPED: kills with strace: there is no strace");
         return true;
     }
     let run = || -> std::io::Result<KillReport> {
-        std::fs::create_dir_all(&scratch)?;
+        std::fs::create_dir_all(scratch)?;
         let this = std::env::current_exe()?;
         if !strace {
-            return kills(&scratch, |folder, keep, at| {
+            return kills(scratch, |folder, keep, at| {
                 let mut command = Command::new(&this);
                 command.arg("kill-child").arg(folder).args([keep.to_string(), at.to_string()]);
                 command
@@ -165,7 +190,7 @@ fn killed(scratch: Option<String>, strace: bool) -> bool {
         let mut all = KillReport::default();
         for call in CALLS {
             // The counters of strace are those of one call.
-            let report = kills(&scratch, |folder, keep, at| {
+            let report = kills(scratch, |folder, keep, at| {
                 let inject = format!("inject={call}:signal=SIGKILL:when={}", at + 1);
                 let mut command = Command::new("strace");
                 command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
@@ -179,7 +204,7 @@ fn killed(scratch: Option<String>, strace: bool) -> bool {
         Ok(all)
     };
     let result = run();
-    let _ = std::fs::remove_dir_all(&scratch);
+    let _ = std::fs::remove_dir_all(scratch);
     match result {
         Ok(report) => {
             println!("kills: {} processes killed, {} violations", report.killed, report.violations.len());

@@ -1,0 +1,165 @@
+//! Nothing outside a checkpoint's folder is read or written, and nothing in it that is no regular file.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tch_checkpoint::format::{Digest, Index, Manifest};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, checkpoints, latest_checkpoint, list_checkpoints,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+struct Run {
+    step: Counter,
+    weights: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { step: Counter::new(0), weights: Memory::seeded(1000, 0) }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+    }
+
+    fn open(&self, dir: &Path) -> Result<CheckpointManager, Error> {
+        CheckpointManager::builder(self.checkpoint(), dir).max_to_keep(2).open()
+    }
+
+    fn save(&self, dir: &Path, step: i64) -> Outcome {
+        let mut manager = self.open(dir)?;
+        self.step.set(step);
+        manager.save_at(step)?;
+        Ok(manager.close()?)
+    }
+}
+
+/// Restoring, reading and verifying refuse the checkpoint, and no object changes.
+fn is_refused(path: &Path, why: &str) {
+    let run = Run::new();
+    let before = run.weights.bytes().clone();
+    let error = run.checkpoint().restore(path).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }) && error.to_string().contains(why), "{error}");
+    assert_eq!((run.step.get(), &before), (0, &*run.weights.bytes()));
+    assert!(CheckpointReader::open(path).is_err());
+    assert!(!tch_checkpoint::verify_checkpoint(path).is_empty());
+}
+
+#[test]
+fn links_pipes_and_folders_in_the_place_of_files_are_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(dir.path(), 1)?;
+    let path = dir.path().join("ckpt-1");
+    let outside = tempfile::tempdir()?;
+    for name in ["weights.safetensors", "manifest.json"] {
+        let (file, aside) = (path.join(name), outside.path().join(name));
+        // What the link leads to is exactly what was written.
+        fs::rename(&file, &aside)?;
+        std::os::unix::fs::symlink(&aside, &file)?;
+        is_refused(&path, "symbolic link");
+        fs::remove_file(&file)?;
+        std::os::unix::fs::symlink("/dev/zero", &file)?;
+        is_refused(&path, "symbolic link");
+        fs::remove_file(&file)?;
+        fs::create_dir(&file)?;
+        is_refused(&path, "not a regular file");
+        fs::remove_dir(&file)?;
+        assert!(Command::new("mkfifo").arg(&file).status()?.success());
+        // Without waiting for the pipe's other end.
+        is_refused(&path, "not a regular file");
+        fs::remove_file(&file)?;
+        let socket = std::os::unix::net::UnixListener::bind(&file)?;
+        is_refused(&path, "not a regular file");
+        drop(socket);
+        fs::remove_file(&file)?;
+        fs::rename(&aside, &file)?;
+    }
+    run.checkpoint().restore(&path)?;
+    Ok(())
+}
+
+#[test]
+fn names_in_a_manifest_that_lead_elsewhere_are_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    Run::new().save(dir.path(), 1)?;
+    let path = dir.path().join("ckpt-1");
+    let text = fs::read_to_string(path.join("manifest.json"))?;
+    let body = text.rsplit_once("\"xxh3_128\":").unwrap().0;
+    // There, and whole.
+    fs::copy(path.join("weights.safetensors"), dir.path().join("weights.safetensors"))?;
+    fs::create_dir(path.join("sub"))?;
+    fs::copy(path.join("weights.safetensors"), path.join("sub/weights.safetensors"))?;
+    let absolute = format!("{}/weights.safetensors", dir.path().display());
+    let names = ["../weights.safetensors", "sub/weights.safetensors", "./weights.safetensors", "..", &absolute];
+    for name in names {
+        let body = body.replace("weights.safetensors", name);
+        let forged = format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes()));
+        assert!(Manifest::from_bytes(forged.as_bytes()).is_err(), "{name}");
+        fs::write(path.join("manifest.json"), forged)?;
+        is_refused(&path, "file");
+    }
+    // The forgery itself is right: with the name it had it is read.
+    let same = format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes()));
+    fs::write(path.join("manifest.json"), same)?;
+    Run::new().checkpoint().restore(&path)?;
+    Ok(())
+}
+
+#[test]
+fn a_link_in_the_place_of_a_checkpoint_is_none_and_leads_nobody_out() -> Outcome {
+    let (dir, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    run.save(outside.path(), 9)?;
+    run.save(dir.path(), 1)?;
+    let link = dir.path().join("ckpt-9");
+    std::os::unix::fs::symlink(outside.path().join("ckpt-9"), &link)?;
+    // And an index that calls it the latest.
+    let mut index = Index::from_bytes(&fs::read(dir.path().join("checkpoint.json"))?)?;
+    index.latest = Some("ckpt-9".into());
+    index.checkpoints[0].name = "ckpt-9".into();
+    fs::write(dir.path().join("checkpoint.json"), index.to_bytes()?)?;
+    assert_eq!(checkpoints(dir.path())?, [dir.path().join("ckpt-1")]);
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-1")));
+    assert!(list_checkpoints(dir.path())?.damaged.is_empty());
+    let again = Run::new();
+    let mut manager = again.open(dir.path())?;
+    manager.restore_or_initialize()?;
+    assert_eq!(again.step.get(), 1);
+    for step in 2..=4 {
+        manager.save_at(step)?;
+    }
+    // Its number is taken, and what it leads to is left alone.
+    assert!(matches!(manager.save_at(9), Err(Error::AlreadyExists { .. })));
+    manager.close()?;
+    assert!(fs::symlink_metadata(&link)?.is_symlink());
+    assert!(tch_checkpoint::verify_checkpoint(outside.path().join("ckpt-9")).is_empty());
+    Ok(())
+}
+
+/// The index, the lock and what is left of a dead writer may be anything.
+#[test]
+fn pipes_among_the_small_files_do_not_make_anyone_wait() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(dir.path(), 1)?;
+    let index = dir.path().join("checkpoint.json");
+    fs::remove_file(&index)?;
+    let leftover = dir.path().join(".tmp-ckpt-2-0123456789abcdef0123456789abcdef");
+    for pipe in [&index, &leftover] {
+        assert!(Command::new("mkfifo").arg(pipe).status()?.success());
+    }
+    assert_eq!(checkpoints(dir.path())?.len(), 1);
+    run.save(dir.path(), 2)?;
+    assert!(!leftover.exists() && fs::metadata(&index)?.is_file());
+    let lock = dir.path().join(".lock");
+    fs::remove_file(&lock)?;
+    assert!(Command::new("mkfifo").arg(&lock).status()?.success());
+    assert!(matches!(run.open(dir.path()).unwrap_err(), Error::Io { .. }));
+    Ok(())
+}
