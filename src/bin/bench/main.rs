@@ -166,7 +166,10 @@ impl Bench {
     fn restore(&self, warm: bool, verify: bool, clock: fn() -> Duration) -> Outcome<Duration> {
         let path = self.state.checkpoint()?.write(self.folder.join("saved"))?;
         let mut checkpoint = self.state.checkpoint()?;
-        let options = if verify { RestoreOptions::new() } else { RestoreOptions::new().without_verification() };
+        let mut options = if verify { RestoreOptions::new() } else { RestoreOptions::new().without_verification() };
+        if let Some(threads) = self.threads {
+            options = options.threads(threads);
+        }
         checkpoint.restore_with(&path, &options)?.assert_consumed()?;
         if warm {
             files(&path)?
