@@ -8,7 +8,7 @@ Needs torch and safetensors in the Python that runs it; TensorFlow in the one na
 two do not share an environment well). Each peer runs in a process of its own, one after the other, --reps times round.
 
 training: a loop whose step (matrix products, then an update of every tensor in place) takes about ten times as long as
-copying the state; 20 steps without saving, 20 saving at every 10th, 20 saving at every step, five times round; the median
+copying the state; 20 steps without saving, 20 saving at every 10th, 20 saving at every step, three times round; the median
 of each, as seconds a step. Ours saves durably in the background; torch.save and safetensors save where they are called,
 DCP and TensorFlow asynchronously (TensorFlow, torch.save and safetensors sync nothing, DCP its files).
 
@@ -17,7 +17,7 @@ digests, and a restore that verifies first.
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, time
 
-STEPS, ROUNDS = 20, 5
+STEPS, ROUNDS = 20, 3
 
 
 def shapes(ours, size):

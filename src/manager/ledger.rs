@@ -3,7 +3,6 @@
 use crate::checkpoint::index_entry;
 use crate::error::Error;
 use crate::format::{Index, IndexEntry};
-use crate::name::COMPONENT_EXTENSION;
 use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
 use crate::save::{Memo, Saved};
@@ -64,14 +63,14 @@ impl Ledger {
         }
     }
 
-    /// Whether a checkpoint has its manifest and as many bytes as were written. Cheap: no file is read.
+    /// Whether a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is read.
     fn looks_whole(&self, entry: &IndexEntry) -> bool {
         let (disk, path) = (self.directory.disk(), self.path(&entry.name));
         let Ok(files) = disk.list(&path) else { return false };
-        let components = files.iter().filter(|file| file.name.ends_with(COMPONENT_EXTENSION));
         let length = |file: &Entry| disk.open(&path.join(&file.name)).and_then(|file| file.len()).ok();
-        let bytes = components.map(length).sum::<Option<u64>>();
-        bytes == Some(entry.bytes) && files.iter().any(|file| file.name == MANIFEST && length(file) > Some(0))
+        let others = files.iter().filter(|file| !file.is_dir && file.name != MANIFEST);
+        others.filter_map(length).sum::<u64>() >= entry.bytes
+            && files.iter().any(|file| file.name == MANIFEST && length(file) > Some(0))
     }
 
     fn remove(&mut self, victims: Vec<IndexEntry>) {

@@ -82,7 +82,15 @@ impl Disk for LocalDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        let folder = File::open(path)?;
+        folder.sync_all()?;
+        // XFS, once it has shut itself down after an error of its device, says that a folder is synced when it is not;
+        // it does say so when the folder is read.
+        #[cfg(target_os = "linux")]
+        if let Some(entry) = rustix::fs::Dir::new(folder)?.next() {
+            entry?;
+        }
+        Ok(())
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {

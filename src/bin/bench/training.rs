@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{CheckpointManager, Durability};
 
 const STEPS: i64 = 20;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Mean seconds of a step.
 pub struct Paid {
