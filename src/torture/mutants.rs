@@ -117,7 +117,9 @@ pub fn mutants(images: u64, all: bool) -> Vec<MutantReport> {
 
 fn run(Mutant(name, wrong, keep, asked, twice, harmless): &Mutant, images: u64) -> MutantReport {
     let frozen = usize::from(*wrong == Wrong::LinkedFileOverwritten);
-    let setup = Setup { keep: Some(*keep), frozen, saves: 3 + frozen, ..Setup::default() };
+    // Two crashes have many states: of one file, else few of them would be seen.
+    let components = if *twice { 1 } else { 2 };
+    let setup = Setup { components, keep: Some(*keep), frozen, saves: 3 + frozen, ..Setup::default() };
     let broken = [Model::Weak, Model::Journal].map(|model| {
         // Recoveries are many, and few of them are where these show.
         let mut crashes = Crashes::new(&setup, model, 1, if *twice { 10 * images } else { images });
