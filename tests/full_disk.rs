@@ -232,6 +232,7 @@ fn every_number_of_inodes(folder: &Path) {
 }
 
 #[test]
+#[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works() {
     const TEST: &str = "in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works";
     let run = Run::new();
