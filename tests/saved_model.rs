@@ -1,5 +1,8 @@
 //! Saved models: exported from a live model, loaded without its code.
 
+mod common;
+
+use common::turn;
 use std::collections::HashMap;
 use std::process::Command;
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
@@ -8,13 +11,6 @@ use tch_checkpoint::format::{AssetEntry, Digest};
 use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Error, SavedModel, SignatureDef, Variables, optim};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-/// Exporting draws on and puts back the process's random state: tests that look at it take turns.
-static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
-fn turn() -> std::sync::MutexGuard<'static, ()> {
-    RANDOM.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// An encoder and a decoder with attention, that ask their inputs for sizes as models do.
 struct Seq2Seq {
@@ -135,6 +131,7 @@ fn export(model: &Seq2Seq, dir: &std::path::Path, checkpoint: &mut Checkpoint) -
 
 #[test]
 fn the_program_gives_the_live_models_bits() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let path = export(&model, &dir.path().join("model"), &mut model.checkpoint()?)?;
@@ -234,6 +231,7 @@ fn is_lock(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
 
 #[test]
 fn what_a_trace_cannot_hold_is_refused_with_the_reason() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let vs = VarStore::new(Device::Cpu);
     let linear = nn::linear(vs.root() / "linear", 4, 4, Default::default());
@@ -292,6 +290,7 @@ fn what_a_trace_cannot_hold_is_refused_with_the_reason() -> Outcome {
 
 #[test]
 fn a_panic_in_a_closure_is_the_callers() {
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let vs = VarStore::new(Device::Cpu);
     let _ = vs.root().zeros("w", &[1]);
@@ -311,6 +310,7 @@ fn a_panic_in_a_closure_is_the_callers() {
 
 #[test]
 fn tied_weights_are_one_parameter() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let vs = VarStore::new(Device::Cpu);
     let embedding = nn::embedding(vs.root() / "embedding", WORDS, 1000, Default::default());
@@ -335,6 +335,7 @@ fn tied_weights_are_one_parameter() -> Outcome {
 
 #[test]
 fn low_precision_weights_and_integer_inputs_come_out_right() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     for kind in [Kind::Half, Kind::BFloat16, Kind::Double] {
         let mut vs = VarStore::new(Device::Cpu);
@@ -359,6 +360,7 @@ fn low_precision_weights_and_integer_inputs_come_out_right() -> Outcome {
 
 #[test]
 fn training_goes_on_where_it_was() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let mut optimizer = optim::Adam::default().build(&model.vs, 1e-2)?;
@@ -424,6 +426,7 @@ fn training_goes_on_where_it_was() -> Outcome {
 
 #[test]
 fn parts_are_exported_alone() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let encoder = || {
@@ -454,6 +457,7 @@ fn parts_are_exported_alone() -> Outcome {
 
 #[test]
 fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let path = export(&model, &dir.path().join("model"), &mut model.checkpoint()?)?;
@@ -492,6 +496,7 @@ fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
 
 #[test]
 fn tch_loads_the_program() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let path = export(&model, &dir.path().join("model"), &mut model.checkpoint()?)?;
@@ -507,6 +512,7 @@ fn tch_loads_the_program() -> Outcome {
 
 #[test]
 fn python_loads_runs_and_trains_the_program() -> Outcome {
+    let _turn = turn();
     let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".into());
     let has = Command::new(&python).args(["-c", "import torch"]).output();
     if !has.is_ok_and(|output| output.status.success()) {

@@ -1,5 +1,8 @@
 //! A model of tch, from the user's side: saved, restored in place, read by others.
 
+mod common;
+
+use common::turn;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -65,12 +68,9 @@ fn bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// The random state is the process's: tests that use it take turns.
-static RANDOM: std::sync::Mutex<()> = std::sync::Mutex::new(());
-
 #[test]
 fn training_goes_on_exactly_in_the_background_or_not() -> Outcome {
-    let _turn = RANDOM.lock().unwrap();
+    let _turn = turn();
     for background in [false, true] {
         let dir = tempfile::tempdir()?;
         let open = |model: &Model, optimizer: &optim::Optimizer| -> Result<CheckpointManager, Error> {
@@ -101,6 +101,7 @@ fn training_goes_on_exactly_in_the_background_or_not() -> Outcome {
 
 #[test]
 fn restoring_is_in_place_and_all_or_nothing() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let saved = Model::new();
     let path = saved.checkpoint()?.write(dir.path().join("c"))?;
@@ -131,6 +132,7 @@ fn restoring_is_in_place_and_all_or_nothing() -> Outcome {
 
 #[test]
 fn the_encoder_of_one_checkpoint_goes_into_another_model() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let saved = Model::new();
     let path = saved.checkpoint()?.write(dir.path().join("c"))?;
@@ -146,6 +148,7 @@ fn the_encoder_of_one_checkpoint_goes_into_another_model() -> Outcome {
 
 #[test]
 fn tch_reads_a_component_file() -> Outcome {
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let saved = Model::new();
     let path = saved.checkpoint()?.write(dir.path().join("c"))?;
@@ -163,6 +166,7 @@ fn tch_reads_a_component_file() -> Outcome {
 
 #[test]
 fn python_reads_a_component_file() -> Outcome {
+    let _turn = turn();
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let has = |module: &str| {
         let import = format!("import safetensors.{module}");
@@ -192,7 +196,7 @@ fn python_reads_a_component_file() -> Outcome {
 
 #[test]
 fn a_thousand_flipped_bits_are_all_refused_and_change_nothing() -> Outcome {
-    let _turn = RANDOM.lock().unwrap();
+    let _turn = turn();
     let dir = tempfile::tempdir()?;
     let model = Model::new();
     let mut optimizer = optim::Adam::default().build(&model.vs, 1e-2)?;
@@ -243,6 +247,7 @@ fn flip(file: &Path, bit: u64) -> std::io::Result<()> {
 
 #[test]
 fn a_variable_that_tch_renamed_is_refused_by_name() -> Outcome {
+    let _turn = turn();
     let vs = VarStore::new(Device::Cpu);
     let _ = vs.root().zeros("w", &[2]);
     let _ = vs.root().zeros("w", &[2]);

@@ -1,4 +1,4 @@
-//! Tensors in plain memory, so that everything but libtorch is tested without it.
+//! Tensors in plain memory, so that everything but libtorch is tested without it; and what tests with libtorch share.
 #![allow(dead_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -80,4 +80,11 @@ impl TensorTarget for Target {
         *self.tensor.bytes() = self.buffer;
         Ok(())
     }
+}
+
+/// libtorch's random state is the process's. A new layer draws on it, so that every test of a file in which one test
+/// depends on it begins with this.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static RANDOM: Mutex<()> = Mutex::new(());
+    RANDOM.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
