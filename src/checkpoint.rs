@@ -3,9 +3,8 @@
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, Manifest};
 use crate::graph::{Counter, Node, Trackable};
-use crate::parallel;
 use crate::progress::{Observer, Progress};
-use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, Verify, match_objects};
+use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
 use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
@@ -135,7 +134,7 @@ impl Checkpoint {
         let matching = match_objects(&[added], &pending.saved, &pending.source.manifest, &options)?;
         check(&matching, &pending.source, &options)?;
         let report = matching.report.clone();
-        run(matching, &pending.source, &options)?;
+        restore::run(matching, &pending.source, &options)?;
         pending.took(&report);
         Ok(())
     }
@@ -302,7 +301,7 @@ impl Checkpoint {
         let matching = match_objects(&self.objects, &saved, &source.manifest, options)?;
         check(&matching, &source, options)?;
         let report = matching.report.clone();
-        run(matching, &source, options)?;
+        restore::run(matching, &source, options)?;
         let pending = Pending::new(source, saved, report);
         self.pending.retain(|pending| !pending.is_over());
         self.pending.push(pending.clone());
@@ -320,17 +319,6 @@ fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Resu
     }
     let report = Report { missing, ..report.clone() };
     Err(Error::Mismatch { path: source.path.clone(), report: Box::new(report) })
-}
-
-fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
-    let passes = if options.verify == Verify::First { 2 } else { 1 };
-    let bytes = matching.bytes(source);
-    let tally = options.observer.begin(passes * bytes);
-    let threads = parallel::worth(options.threads, bytes);
-    if options.verify == Verify::First {
-        restore::verify(&matching, source, threads, &tally)?;
-    }
-    restore::apply(matching, source, options.verify != Verify::Never, threads, &tally)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

@@ -1,6 +1,7 @@
 //! Verifying what will be read, and then reading it into the objects.
 
 use super::matching::Matching;
+use super::options::{RestoreOptions, Verify};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::TensorLeaf;
@@ -28,10 +29,10 @@ impl<'a> Job<'a> {
 }
 
 /// The tensors in the order of the files, so that neighbours can be read at once.
-fn jobs<'a>(matching: &'a Matching, source: &'a Source) -> Vec<Job<'a>> {
+fn jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], source: &'a Source) -> Vec<Job<'a>> {
     let records = &source.manifest.tensors;
-    let job = |(key, leaf)| Some(Job { key, record: records.get(key)?, leaf });
-    let mut jobs: Vec<Job<'_>> = matching.tensors.iter().filter_map(|(key, leaf)| job((key.as_str(), leaf))).collect();
+    let job = |(key, leaf): &'a (String, _)| Some(Job { key, record: records.get(key)?, leaf });
+    let mut jobs: Vec<Job<'_>> = tensors.iter().filter_map(job).collect();
     jobs.sort_by_key(|job| job.piece().map(|piece| (piece.file.as_str(), piece.begin, piece.end)));
     jobs
 }
@@ -73,12 +74,35 @@ fn each_of_run(
     Ok(())
 }
 
-/// Checks every byte that [`apply`] will use, and the headers of the files they are in.
-pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize, tally: &Tally) -> Result<()> {
+/// Restores what was matched. Verifying first, an error leaves everything as it was.
+pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    let jobs = jobs(&matching.tensors, source);
+    let runs = runs(&jobs);
+    let bytes = jobs.iter().map(Job::bytes).sum();
+    let threads = parallel::worth(options.threads, bytes);
+    let passes = if options.verify == Verify::First { 2 } else { 1 };
+    let tally = options.observer.begin(passes * bytes);
+    if options.verify == Verify::First {
+        verify(&runs, source, threads, &tally)?;
+    }
+    // From here on an error leaves the objects partly changed.
+    read(&runs, source, options.verify != Verify::Never, threads, &tally)
+        .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
+    for apply in matching.values {
+        apply();
+    }
+    for replacement in matching.collections {
+        replacement.collection.replace(replacement.created, replacement.dropped);
+    }
+    Ok(())
+}
+
+/// Checks every byte that [`read`] will use, and the headers of the files they are in.
+fn verify(runs: &[&[Job<'_>]], source: &Source, threads: usize, tally: &Tally) -> Result<()> {
     for file in source.manifest.files.keys() {
         source.verify_header(file)?;
     }
-    parallel::for_each(&runs(&jobs(matching, source)), threads, Vec::new, |run, buffer| {
+    parallel::for_each(runs, threads, Vec::new, |run, buffer| {
         match run {
             [job] => source.verify_tensor(job.key, job.record, buffer)?,
             run => each_of_run(run, source, buffer, |job, bytes| {
@@ -90,10 +114,9 @@ pub(crate) fn verify(matching: &Matching, source: &Source, threads: usize, tally
     })
 }
 
-/// Puts the saved values into the objects. From here on an error leaves them partly changed.
-pub(crate) fn apply(matching: Matching, source: &Source, verify: bool, threads: usize, tally: &Tally) -> Result<()> {
-    let jobs = jobs(&matching, source);
-    let restored = parallel::for_each(&runs(&jobs), threads, Vec::new, |run, buffer| {
+/// Reads the saved bytes into the tensors.
+fn read(runs: &[&[Job<'_>]], source: &Source, verify: bool, threads: usize, tally: &Tally) -> Result<()> {
+    parallel::for_each(runs, threads, Vec::new, |run, buffer| {
         match run {
             [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify))?,
             run => each_of_run(run, source, buffer, |job, bytes| {
@@ -108,15 +131,7 @@ pub(crate) fn apply(matching: Matching, source: &Source, verify: bool, threads: 
         }
         tally.add(run.iter().map(Job::bytes).sum());
         Ok(())
-    });
-    restored.map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
-    for apply in matching.values {
-        apply();
-    }
-    for replacement in matching.collections {
-        replacement.collection.replace(replacement.created, replacement.dropped);
-    }
-    Ok(())
+    })
 }
 
 /// Overwrites a tensor with what `put` puts into memory of its size.

@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::format::Manifest;
 use crate::graph::{Collection, Identity, Kind, Node, Saved, TensorLeaf, ValueApply, walk};
 use crate::name;
-use crate::source::Source;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -17,14 +16,6 @@ pub(crate) struct Matching {
     pub values: Vec<ValueApply>,
     pub collections: Vec<Replacement>,
     pub report: Report,
-}
-
-impl Matching {
-    /// Bytes of the tensors that are restored.
-    pub(crate) fn bytes(&self, source: &Source) -> u64 {
-        let records = self.tensors.iter().filter_map(|(key, _)| source.manifest.tensors.get(key));
-        records.filter_map(|record| record.spec.bytes()).sum()
-    }
 }
 
 /// How a collection's children change.

@@ -7,10 +7,9 @@ mod options;
 mod report;
 mod status;
 
-pub(crate) use apply::{apply, verify};
+pub(crate) use apply::run;
 pub(crate) use matching::{Matching, match_objects};
 pub use options::RestoreOptions;
-pub(crate) use options::Verify;
 pub use report::{Difference, Report};
 pub(crate) use status::Pending;
 pub use status::{PassedOver, RestoreStatus, Started};

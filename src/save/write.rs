@@ -11,6 +11,7 @@ use super::unchanged::Unchanged;
 use crate::error::Result;
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
+use crate::progress::Tally;
 use crate::store::{PAGE, StagedFile, Staging};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,14 +63,13 @@ pub(super) fn write(
     let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
-        let mut writer = SpanWriter { plan, file: &file.staged, current: None, digests: Vec::new() };
+        let mut writer = SpanWriter { plan, file: &file.staged, tally: &tally, current: None, digests: Vec::new() };
         let mut gatherer = Gatherer::new(plan);
         // What was thought to be unchanged was not captured; that it is unchanged was found out just now.
         let image = image.filter(|_| !unchanged.has(span.file));
         for (i, chunk) in span.chunks.iter().enumerate() {
             if let Some(image) = image {
                 writer.write(chunk, image.chunk(place, i).as_slice())?;
-                tally.add(chunk.length as u64);
                 continue;
             }
             // What goes past the page cache must lie on pages.
@@ -77,7 +77,6 @@ pub(super) fn write(
                 && let Some(bytes) = gatherer.in_place(chunk)?
             {
                 writer.write(chunk, bytes)?;
-                tally.add(chunk.length as u64);
                 continue;
             }
             if buffer.as_slice().is_empty() {
@@ -86,7 +85,6 @@ pub(super) fn write(
             let buffer = &mut buffer.as_mut_slice()[..chunk.length];
             gatherer.gather(span, chunk, buffer, |_| true)?;
             writer.write(chunk, buffer)?;
-            tally.add(chunk.length as u64);
         }
         let finished = writer.finish();
         let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +139,7 @@ fn link(
 struct SpanWriter<'a> {
     plan: &'a Plan,
     file: &'a StagedFile<'a>,
+    tally: &'a Tally,
     /// The large tensor that the last chunk ended in.
     current: Option<(usize, Hasher)>,
     digests: Vec<(usize, Digest)>,
@@ -148,6 +147,12 @@ struct SpanWriter<'a> {
 
 impl SpanWriter<'_> {
     fn write(&mut self, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
+        self.digest_and_write(chunk, bytes)?;
+        self.tally.add(chunk.length as u64);
+        Ok(())
+    }
+
+    fn digest_and_write(&mut self, chunk: &Chunk, bytes: &[u8]) -> Result<()> {
         if !self.file.is_direct() && chunk.parts.len() == 1 {
             // While a piece is in the core's cache it is digested and written.
             for (i, piece) in bytes[..chunk.length].chunks(CACHED).enumerate() {

@@ -108,13 +108,13 @@ pub(super) struct Leaf(Arc<Held>);
 /// The lock is because `tch::Tensor` may move between threads but not be used by several.
 pub(super) struct Held {
     tensor: Mutex<Tensor>,
-    counter: Counter,
+    counter: VersionCounter,
 }
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
         let tensor = tensor.shallow_clone();
-        let counter = Counter::of(&tensor);
+        let counter = VersionCounter::of(&tensor);
         Leaf(Arc::new(Held { tensor: Mutex::new(tensor), counter }))
     }
 
@@ -190,17 +190,17 @@ impl TensorLeaf for Leaf {
 }
 
 /// A tensor's version counter, read without a lock: of thousands of tensors, at every save, while training waits.
-struct Counter(*const C_tensor);
+struct VersionCounter(*const C_tensor);
 
 // SAFETY: libtorch's version counter is atomic, and nothing else of the tensor is looked at but that there is one. The
 // pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
-unsafe impl Send for Counter {}
+unsafe impl Send for VersionCounter {}
 // SAFETY: as above.
-unsafe impl Sync for Counter {}
+unsafe impl Sync for VersionCounter {}
 
-impl Counter {
-    fn of(tensor: &Tensor) -> Counter {
-        Counter(tensor.as_ptr())
+impl VersionCounter {
+    fn of(tensor: &Tensor) -> VersionCounter {
+        VersionCounter(tensor.as_ptr())
     }
 
     fn version(&self) -> Option<u64> {
