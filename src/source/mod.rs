@@ -2,7 +2,7 @@
 //! pruned meanwhile.
 
 use crate::error::{Error, Result};
-use crate::format::{Digest, Hasher, Manifest, Piece, TensorRecord};
+use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
 use crate::store::{Disk, OldFile, open_failed, read_manifest};
@@ -120,7 +120,6 @@ impl Source {
             let mut offset = piece.begin;
             while offset < piece.end {
                 let length = (piece.end - offset).min(CHUNK as u64) as usize;
-                self.announce(piece, offset)?;
                 self.read(&piece.file, offset, &mut buffer[..length])?;
                 hasher.update(&buffer[..length]);
                 offset += length as u64;
@@ -141,7 +140,6 @@ impl Source {
                     return Err(Error::object(key, "its memory is smaller than the saved tensor"));
                 }
                 let (chunk, tail) = rest.split_at_mut(length);
-                self.announce(piece, offset)?;
                 self.read(&piece.file, offset, chunk)?;
                 if verify {
                     hasher.update(chunk);
@@ -157,17 +155,6 @@ impl Source {
     pub(crate) fn read_run(&self, run: Range<u64>, file: &str, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize((run.end - run.start) as usize, 0);
         self.read(file, run.start, buffer)
-    }
-
-    /// Keeps the device busy while a large tensor is read from `offset` on.
-    fn announce(&self, piece: &Piece, offset: u64) -> Result<()> {
-        const AHEAD: u64 = 16 << 20;
-        if piece.end - piece.begin > CHUNK as u64 {
-            let begin = if offset == piece.begin { offset } else { offset + AHEAD };
-            let end = offset + AHEAD + CHUNK as u64;
-            self.file(&piece.file)?.will_need(begin.min(piece.end)..end.min(piece.end));
-        }
-        Ok(())
     }
 
     /// Compares a tensor's digest with what was written.

@@ -173,15 +173,6 @@ impl NewFile for LocalFile {
 }
 
 impl OldFile for File {
-    fn will_need(&self, bytes: std::ops::Range<u64>) {
-        #[cfg(target_os = "linux")]
-        if let Some(length) = std::num::NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) {
-            let _ = rustix::fs::fadvise(self, bytes.start, Some(length), rustix::fs::Advice::WillNeed);
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = bytes;
-    }
-
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }

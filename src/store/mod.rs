@@ -93,11 +93,6 @@ pub(crate) trait OldFile: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;
 
-    /// Says that these bytes will be read soon.
-    fn will_need(&self, bytes: std::ops::Range<u64>) {
-        let _ = bytes;
-    }
-
     /// Fills `buffer` from `offset`; an error if the file ends before.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
