@@ -4,11 +4,15 @@
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
 use crate::graph::{TensorBytes, bytes_as};
-use crate::store::PAGE;
+use crate::store::{DIRECT, PAGE};
 use std::ops::Range;
 
 /// Bytes gathered, digested and written at a time.
 pub(super) const CHUNK: usize = 4 << 20;
+
+/// The same for files that always go through the page cache, and are small: new memory for a whole chunk would take
+/// longer than their bytes, so that they make do with little of it, which stays in the core's cache.
+const SMALL_CHUNK: usize = 64 << 10;
 
 /// A span is not made smaller than this.
 const MIN_SPAN: u64 = 16 << 20;
@@ -48,12 +52,13 @@ pub(crate) enum Source {
 pub(super) fn spans(place: usize, file: &PlannedFile, tensors: &[PlannedTensor], threads: usize) -> Vec<Span> {
     let target = file.bytes.div_ceil(threads.max(1) as u64).max(MIN_SPAN);
     let mut spans = Vec::new();
-    let mut cutter = Cutter::new(0);
+    let capacity = if file.bytes < DIRECT { SMALL_CHUNK } else { CHUNK };
+    let mut cutter = Cutter::new(0, capacity);
     cutter.add(Source::Header, file.header.len());
     for &tensor in &file.tensors {
         let range = &tensors[tensor].range;
         if cutter.total >= target {
-            let next = Cutter::new(range.start);
+            let next = Cutter::new(range.start, capacity);
             spans.push(Span { file: place, chunks: std::mem::replace(&mut cutter, next).finish() });
         }
         cutter.add(Source::Tensor(tensor), (range.end - range.start) as usize);
@@ -66,11 +71,13 @@ struct Cutter {
     chunks: Vec<Chunk>,
     current: Chunk,
     total: u64,
+    /// A chunk's length.
+    capacity: usize,
 }
 
 impl Cutter {
-    fn new(offset: u64) -> Cutter {
-        Cutter { chunks: Vec::new(), current: Chunk { offset, length: 0, parts: Vec::new() }, total: 0 }
+    fn new(offset: u64, capacity: usize) -> Cutter {
+        Cutter { chunks: Vec::new(), current: Chunk { offset, length: 0, parts: Vec::new() }, total: 0, capacity }
     }
 
     fn add(&mut self, source: Source, length: usize) {
@@ -78,7 +85,7 @@ impl Cutter {
         while from < length {
             // A span that begins inside a page has a first chunk that ends with that page.
             let misaligned = self.current.offset as usize % PAGE;
-            let capacity = if misaligned == 0 { CHUNK } else { PAGE - misaligned };
+            let capacity = if misaligned == 0 { self.capacity } else { PAGE - misaligned };
             let now = (capacity - self.current.length).min(length - from);
             let at = self.current.length..self.current.length + now;
             self.current.parts.push(Part { source, from, at });

@@ -24,7 +24,7 @@ pub(crate) const TRASH: &str = ".trash-";
 const DAMAGED: &str = "damaged-";
 
 /// Files of at least so many bytes are written past the page cache, and each is synced as soon as it is written.
-const DIRECT: u64 = 8 << 20;
+pub(crate) const DIRECT: u64 = 8 << 20;
 /// So many small files are synced at a time, where there is more than one thread.
 const SYNCS: usize = 8;
 

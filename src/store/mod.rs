@@ -7,7 +7,7 @@ mod spares;
 
 pub use directory::Durability;
 pub(crate) use directory::{
-    Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, name_before_aside, nonce, open_failed, parent_of,
+    DIRECT, Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, name_before_aside, nonce, open_failed, parent_of,
     read_manifest,
 };
 pub(crate) use local::LocalDisk;
