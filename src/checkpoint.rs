@@ -7,7 +7,7 @@ use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
 use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
-use crate::store::{Directory, Disk, Durability, LocalDisk, nonce, parent_of};
+use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, nonce, parent_of};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -148,6 +148,20 @@ impl Checkpoint {
     /// How many threads write a save; by default one a processor, at most 8.
     pub fn threads(mut self, threads: usize) -> Self {
         self.options.threads = threads.max(1);
+        self.planned = None;
+        self
+    }
+
+    /// How many bytes a thread gathers, digests and writes at a time, rounded up to pages of 4 KiB, at most 1 GiB; unless
+    /// set 4 MiB, and 64 KiB for files under 8 MiB. Every thread that writes needs memory for one.
+    ///
+    /// ```
+    /// use tch_checkpoint::Checkpoint;
+    /// let checkpoint = Checkpoint::new().chunk_bytes(1 << 20).threads(2);
+    /// # let _ = checkpoint;
+    /// ```
+    pub fn chunk_bytes(mut self, bytes: usize) -> Self {
+        self.options.chunk_bytes = Some(bytes.clamp(1, 1 << 30).next_multiple_of(PAGE));
         self.planned = None;
         self
     }

@@ -10,6 +10,29 @@ use crate::progress::Tally;
 use crate::source::{CHUNK, Source};
 use std::sync::Arc;
 
+/// Restores what was matched. Verifying first, an error leaves everything as it was.
+pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
+    let jobs = jobs(&matching.tensors, source);
+    let runs = runs(&jobs);
+    let bytes = jobs.iter().map(Job::bytes).sum();
+    let threads = parallel::worth(options.threads, bytes);
+    let passes = if options.verify == Verify::First { 2 } else { 1 };
+    let tally = options.observer.begin(passes * bytes);
+    if options.verify == Verify::First {
+        verify(&runs, source, threads, &tally)?;
+    }
+    // From here on an error leaves the objects partly changed.
+    read(&runs, source, options.verify != Verify::Never, threads, &tally)
+        .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
+    for apply in matching.values {
+        apply();
+    }
+    for replacement in matching.collections {
+        replacement.collection.replace(replacement.created, replacement.dropped);
+    }
+    Ok(())
+}
+
 /// A tensor to be restored.
 struct Job<'a> {
     key: &'a str,
@@ -70,29 +93,6 @@ fn each_of_run(
     for job in run {
         let Some(piece) = job.piece() else { continue };
         with(job, &buffer[(piece.begin - first.begin) as usize..(piece.end - first.begin) as usize])?;
-    }
-    Ok(())
-}
-
-/// Restores what was matched. Verifying first, an error leaves everything as it was.
-pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
-    let jobs = jobs(&matching.tensors, source);
-    let runs = runs(&jobs);
-    let bytes = jobs.iter().map(Job::bytes).sum();
-    let threads = parallel::worth(options.threads, bytes);
-    let passes = if options.verify == Verify::First { 2 } else { 1 };
-    let tally = options.observer.begin(passes * bytes);
-    if options.verify == Verify::First {
-        verify(&runs, source, threads, &tally)?;
-    }
-    // From here on an error leaves the objects partly changed.
-    read(&runs, source, options.verify != Verify::Never, threads, &tally)
-        .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
-    for apply in matching.values {
-        apply();
-    }
-    for replacement in matching.collections {
-        replacement.collection.replace(replacement.created, replacement.dropped);
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
 //! A file's bytes, cut for the threads: spans of whole tensors, one thread each at a time, and in them chunks that
 //! begin and end on pages, written one by one.
 
+use super::SaveOptions;
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
 use crate::graph::{TensorBytes, bytes_as};
 use crate::store::{DIRECT, PAGE};
 use std::ops::Range;
 
-/// Bytes gathered, digested and written at a time.
-pub(super) const CHUNK: usize = 4 << 20;
+/// Bytes gathered, digested and written at a time, unless the user says.
+const CHUNK: usize = 4 << 20;
 
 /// The same for files that always go through the page cache, and are small: new memory for a whole chunk would take
 /// longer than their bytes, so that they make do with little of it, which stays in the core's cache.
@@ -48,11 +49,11 @@ pub(crate) enum Source {
     Tensor(usize),
 }
 
-/// Cuts a file into spans of about equal length for `threads` threads, between tensors, and these into chunks.
-pub(super) fn spans(place: usize, file: &PlannedFile, tensors: &[PlannedTensor], threads: usize) -> Vec<Span> {
-    let target = file.bytes.div_ceil(threads.max(1) as u64).max(MIN_SPAN);
+/// Cuts a file into spans of about equal length for the threads, between tensors, and these into chunks.
+pub(super) fn spans(place: usize, file: &PlannedFile, tensors: &[PlannedTensor], options: &SaveOptions) -> Vec<Span> {
+    let target = file.bytes.div_ceil(options.threads.max(1) as u64).max(MIN_SPAN);
     let mut spans = Vec::new();
-    let capacity = if file.bytes < DIRECT { SMALL_CHUNK } else { CHUNK };
+    let capacity = options.chunk_bytes.unwrap_or(if file.bytes < DIRECT { SMALL_CHUNK } else { CHUNK });
     let mut cutter = Cutter::new(0, capacity);
     cutter.add(Source::Header, file.header.len());
     for &tensor in &file.tensors {
@@ -196,7 +197,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
-        fn chunks_are_the_file(lengths in prop::collection::vec(prop_oneof![0usize..10_000, 1_000_000usize..9_000_000], 0..12), threads in 1usize..5) {
+        fn chunks_are_the_file(lengths in prop::collection::vec(prop_oneof![0usize..10_000, 1_000_000usize..9_000_000], 0..12), threads in 1usize..5, pages in prop::option::of(1usize..2000)) {
             let header = vec![0xAB; 4096];
             let mut tensors = Vec::new();
             let mut expected = header.clone();
@@ -208,7 +209,8 @@ mod tests {
                 tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, address: None, guarded: false });
             }
             let file = PlannedFile { name: "f".into(), header, bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
-            let spans = spans(0, &file, &tensors, threads);
+            let chunk_bytes = pages.map(|pages| pages * PAGE);
+            let spans = spans(0, &file, &tensors, &SaveOptions { threads, chunk_bytes, ..SaveOptions::default() });
             let mut plan = Plan::default();
             plan.files.push(file);
             plan.tensors = tensors;
@@ -217,7 +219,7 @@ mod tests {
             for span in &spans {
                 let inner = span.chunks.len().saturating_sub(1);
                 for (i, chunk) in span.chunks.iter().enumerate() {
-                    prop_assert!(chunk.length <= CHUNK && (i == 0 || chunk.offset % PAGE as u64 == 0));
+                    prop_assert!(chunk.length <= chunk_bytes.unwrap_or(CHUNK) && (i == 0 || chunk.offset % PAGE as u64 == 0));
                     prop_assert!(i == inner || (chunk.offset as usize + chunk.length).is_multiple_of(PAGE));
                     let mut gatherer = Gatherer::new(&plan);
                     let mut buffer = vec![0; chunk.length];

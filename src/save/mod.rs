@@ -30,6 +30,8 @@ use std::path::PathBuf;
 pub(crate) struct SaveOptions {
     /// Threads that write.
     pub threads: usize,
+    /// Bytes gathered, digested and written at a time: whole pages; `None` for what suits a file's length.
+    pub chunk_bytes: Option<usize>,
     /// A component larger than this is split into several files.
     pub max_file_bytes: u64,
     /// Who wants to know how far it is.
@@ -38,7 +40,12 @@ pub(crate) struct SaveOptions {
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        SaveOptions { threads: parallel::default_threads(), max_file_bytes: 16 << 30, observer: Observer::default() }
+        SaveOptions {
+            threads: parallel::default_threads(),
+            chunk_bytes: None,
+            max_file_bytes: 16 << 30,
+            observer: Observer::default(),
+        }
     }
 }
 

@@ -157,7 +157,7 @@ impl Planner {
                 "two components would be saved in files of this name; rename one of them",
             ));
         }
-        let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options.threads);
+        let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options);
         let spans = files.iter().enumerate().flat_map(spans).collect();
         Ok(Plan {
             files,
