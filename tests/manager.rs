@@ -144,8 +144,13 @@ fn while_one_that_stays_has_lost_files_nothing_is_removed() -> Outcome {
     manager.save_at(run.train())?;
     assert_eq!(names(&manager.checkpoints()), ["ckpt-3", "ckpt-4"], "and now there are two");
     assert!(!dir.path().join("ckpt-1").exists());
-    // One without its manifest is no checkpoint either.
-    fs::remove_file(dir.path().join("ckpt-4/manifest.json"))?;
+    // One with an empty manifest, or without one, is no checkpoint either.
+    fs::write(dir.path().join("ckpt-4/manifest.json"), "")?;
+    manager.save_at(run.train())?;
+    assert_eq!(manager.checkpoints().len(), 3);
+    manager.save_at(run.train())?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-5", "ckpt-6"]);
+    fs::remove_file(dir.path().join("ckpt-6/manifest.json"))?;
     manager.save_at(run.train())?;
     assert_eq!(manager.checkpoints().len(), 3);
     Ok(())
