@@ -502,6 +502,7 @@ fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Directory, Durability};
 
     #[test]
     fn a_failing_disk_loses_nothing() {
@@ -509,5 +510,30 @@ mod tests {
         println!("{report:?}");
         assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
         assert!(report.struck > 100);
+    }
+
+    /// What removing a checkpoint says whose move to the trash fails, and whether its folder is still there.
+    fn remove(there: bool, errno: rustix::io::Errno) -> (crate::error::Result<()>, bool) {
+        let disk = SimDisk::new(Files::default(), 1);
+        disk.put(&format!("{ROOT}/"), b"");
+        if there {
+            disk.put(&format!("{ROOT}/ckpt-1/manifest.json"), b"{}");
+            disk.put(&format!("{ROOT}/ckpt-1/w.safetensors"), b"w");
+        }
+        let at: &[u64] = if there { &[0] } else { &[] };
+        let plan = Plan::new(Fault::Errno(errno.raw_os_error()), at, false);
+        let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
+        let removed = Directory::new(disk.clone(), ROOT, Durability::PowerLoss).remove("ckpt-1");
+        (removed, disk.exists(&Path::new(ROOT).join("ckpt-1")).unwrap())
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_moved_to_the_trash_stays_whole_or_goes() {
+        let (removed, there) = remove(true, rustix::io::Errno::IO);
+        assert!(there && matches!(removed, Err(Error::Io { .. })), "{removed:?}");
+        let (removed, there) = remove(true, rustix::io::Errno::XDEV);
+        assert!(!there && removed.is_ok(), "an overlay's lower layer: {removed:?}");
+        let (removed, there) = remove(false, rustix::io::Errno::IO);
+        assert!(!there && removed.is_ok(), "removed by somebody else: {removed:?}");
     }
 }
