@@ -502,7 +502,9 @@ fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Manifest;
     use crate::store::{Directory, Durability};
+    use crate::torture::sim::{Op, Rename};
 
     #[test]
     fn a_failing_disk_loses_nothing() {
@@ -535,5 +537,30 @@ mod tests {
         assert!(!there && removed.is_ok(), "an overlay's lower layer: {removed:?}");
         let (removed, there) = remove(false, rustix::io::Errno::IO);
         assert!(!there && removed.is_ok(), "removed by somebody else: {removed:?}");
+    }
+
+    #[test]
+    fn a_commit_that_was_not_synced_is_taken_back_before_its_files_go() {
+        let publish = |failing: &[u64]| {
+            let sim = SimDisk::new(Files::default(), 1);
+            sim.put(&format!("{ROOT}/"), b"");
+            let plan = Plan::new(Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
+            let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
+            let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
+            let manifest = Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now());
+            let published = directory.stage("ckpt-1", 0).and_then(|staging| staging.publish(&manifest, 1));
+            assert_eq!(published.is_ok(), failing.is_empty());
+            (sim.ops(), plan.count())
+        };
+        let (_, operations) = publish(&[]);
+        let (ops, _) = publish(&[operations - 1]);
+        let is_move = |op: &Op| matches!(op, Op::Rename(Rename::Move { .. }));
+        let back = ops.iter().rposition(is_move).unwrap();
+        assert!(is_move(&ops[back - 1]), "the commit's sync failed, and did nothing");
+        assert!(matches!(ops[back + 1], Op::SyncFolder(_)), "{ops:?}");
+        assert!(ops[back + 2..].iter().any(|op| matches!(op, Op::Rename(Rename::Remove { .. }))), "{ops:?}");
+        // While a power cut may bring the name back, its files stay.
+        let (ops, _) = publish(&[operations - 1, operations + 1]);
+        assert!(!ops.iter().any(|op| matches!(op, Op::Rename(Rename::Remove { .. }))), "{ops:?}");
     }
 }
