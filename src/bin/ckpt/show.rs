@@ -100,7 +100,7 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
         print_saved_model(&content, out);
     }
     print_tensors(&content, out);
-    print_values(&content, out);
+    print_json("VALUE", content.values.iter(), out);
     if let Some(pattern) = &args.filter
         && content.tensors.is_empty()
         && content.values.is_empty()
@@ -265,15 +265,7 @@ fn print_saved_model(content: &Content<'_>, out: &mut Output) {
     }
     out.separate();
     table.print(out);
-    if info.metadata.is_empty() {
-        return;
-    }
-    let mut table = Table::new([("METADATA", Align::Left), ("", Align::Left)]);
-    for (name, value) in &info.metadata {
-        table.row([name.clone(), human::excerpt(&value.to_string(), 0, SHOWN)]);
-    }
-    out.separate();
-    table.print(out);
+    print_json("METADATA", info.metadata.iter(), out);
 }
 
 fn print_tensors(content: &Content<'_>, out: &mut Output) {
@@ -300,13 +292,14 @@ fn print_tensors(content: &Content<'_>, out: &mut Output) {
     table.print(out);
 }
 
-fn print_values(content: &Content<'_>, out: &mut Output) {
-    if content.values.is_empty() {
+/// Names and their JSON, as far as it fits a line.
+fn print_json<K: ToString>(title: &str, entries: impl ExactSizeIterator<Item = (K, impl ToString)>, out: &mut Output) {
+    if entries.len() == 0 {
         return;
     }
-    let mut table = Table::new([("VALUE", Align::Left), ("", Align::Left)]);
-    for (key, value) in &content.values {
-        table.row([key.to_string(), human::excerpt(&value.to_string(), 0, SHOWN)]);
+    let mut table = Table::new([(title, Align::Left), ("", Align::Left)]);
+    for (name, value) in entries {
+        table.row([name.to_string(), human::excerpt(&value.to_string(), 0, SHOWN)]);
     }
     out.separate();
     table.print(out);
