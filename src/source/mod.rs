@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
 pub(crate) const CHUNK: usize = 512 << 10;
 
+/// How often to look again at a checkpoint that another takes the place of.
+const ATTEMPTS: usize = 10;
+
 /// A checkpoint that is open for reading.
 pub(crate) struct Source {
     pub path: PathBuf,
@@ -37,7 +40,25 @@ impl Source {
     /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
     /// as problems.
     pub(crate) fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
-        let manifest = read_manifest(&**disk, path)?;
+        let mut manifest = read_manifest(&**disk, path)?;
+        for _ in 0..ATTEMPTS {
+            let (source, problems) = Source::open_files(disk, path, manifest);
+            if problems.is_empty() {
+                return Ok((source, problems));
+            }
+            // Beside a writer the checkpoint may have been removed, or replaced, since its manifest was read.
+            let now = read_manifest(&**disk, path);
+            match now {
+                Err(Error::NotFound { .. }) => return Err(removed(path)),
+                Ok(now) if now != source.manifest => manifest = now,
+                _ => return Ok((source, problems)),
+            }
+        }
+        Err(removed(path))
+    }
+
+    /// Opens the files that `manifest` names.
+    fn open_files(disk: &Arc<dyn Disk>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
@@ -47,7 +68,7 @@ impl Source {
                 Err(problem) => problems.push(problem),
             }
         }
-        Ok((Source { path: path.to_path_buf(), manifest, files }, problems))
+        (Source { path: path.to_path_buf(), manifest, files }, problems)
     }
 
     /// Whether the file `name` is open.
@@ -190,6 +211,12 @@ fn open_whole(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Box<dyn OldFil
         return Err(Error::damaged(path, format!("it has {length} bytes, {bytes} were written")));
     }
     Ok(file)
+}
+
+/// The error for a checkpoint that was there a moment ago.
+fn removed(path: &Path) -> Error {
+    let reason = "it was removed while it was being opened; ask `latest_checkpoint` for the newest".to_string();
+    Error::NotFound { path: path.to_path_buf(), reason }
 }
 
 /// The place of a key in the tree, made if need be.
