@@ -54,7 +54,10 @@ fn manifest(tensors: usize) -> Manifest {
         let piece =
             Piece { file: file.clone(), name: format!("layer{i}.weight"), begin, end: begin + 1024, slice: None };
         let spec = TensorSpec::new(Dtype::F32, [16, 16]);
-        manifest.tensors.insert(format!("encoder/layer{i}.weight"), TensorRecord { spec, digest, pieces: vec![piece] });
+        manifest.tensors.insert(
+            format!("encoder/layer{i}.weight"),
+            TensorRecord { spec, digest, pieces: vec![piece], requires_grad: None },
+        );
     }
     manifest
 }

@@ -2,7 +2,7 @@
 
 use super::envelope::Envelope;
 use super::json;
-use super::manifest::{check_metrics, check_run, check_time};
+use super::manifest::{check_count, check_run, check_time};
 use super::{FormatError, damaged};
 use crate::error::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint-index", version: 1, max_bytes: 64 * 1024 * 1024, what: "index" };
+    Envelope { format: "tch-checkpoint-index", version: 2, max_bytes: 64 * 1024 * 1024, what: "index" };
 
 /// What a manager knows of its folder, so that it need not read every manifest. Any of it can be lost or stale.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,7 +43,7 @@ pub struct IndexEntry {
     /// Bytes of all its files.
     pub bytes: u64,
     /// As in its manifest.
-    #[serde(deserialize_with = "json::unique_map")]
+    #[serde(serialize_with = "json::write_metrics", deserialize_with = "json::read_metrics")]
     pub metrics: BTreeMap<String, f64>,
     /// Whether it is kept for good.
     pub preserved: bool,
@@ -61,9 +61,15 @@ impl Index {
         ENVELOPE.close(text).map_err(|e| e.unwritable("the index"))
     }
 
+    /// The lowest version that has what this index has.
+    fn version(&self) -> u64 {
+        let mut metrics = self.checkpoints.iter().flat_map(|entry| entry.metrics.values());
+        if metrics.all(|value| value.is_finite()) { 1 } else { 2 }
+    }
+
     /// All lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
-        let mut text = ENVELOPE.open(ENVELOPE.version);
+        let mut text = ENVELOPE.open(self.version());
         text.extend_from_slice(b"\"latest\":");
         json::append(&mut text, &self.latest)?;
         text.extend_from_slice(b",\n\"last_preserved\":");
@@ -93,9 +99,12 @@ impl Index {
     /// # Ok::<(), tch_checkpoint::Error>(())
     /// ```
     pub fn from_bytes(bytes: &[u8]) -> Result<Index, FormatError> {
-        ENVELOPE.check(bytes)?;
+        let version = ENVELOPE.check(bytes)?;
         let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         let index = Index { latest: text.latest, checkpoints: text.checkpoints, last_preserved: text.last_preserved };
+        if index.version() > version {
+            return Err(damaged(format!("it says version {version}, and has metrics that only version 2 has")));
+        }
         index.check()?;
         Ok(index)
     }
@@ -109,7 +118,7 @@ impl Index {
             }
             check_run(&entry.run)?;
             check_time(entry.saved_at)?;
-            check_metrics(&entry.metrics)?;
+            check_count("metrics", entry.metrics.len())?;
         }
         self.latest.as_deref().map_or(Ok(()), check_name)?;
         self.last_preserved.map_or(Ok(()), check_time)

@@ -77,6 +77,59 @@ pub(super) fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
     Unique::deserialize(deserializer).map(|entries| entries.0)
 }
 
+/// A metric: a finite number, or the text `NaN`, `Infinity` or `-Infinity`, since JSON has no such numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Metric(pub f64);
+
+const NON_FINITE: [(&str, f64); 3] = [("NaN", f64::NAN), ("Infinity", f64::INFINITY), ("-Infinity", f64::NEG_INFINITY)];
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let same = |value: f64| if value.is_nan() { self.0.is_nan() } else { value == self.0 };
+        match NON_FINITE.iter().find(|(_, value)| same(*value)) {
+            Some((text, _)) => serializer.serialize_str(text),
+            None => serializer.serialize_f64(self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Metric {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Metric;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or the text NaN, Infinity or -Infinity")
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Metric, E> {
+                Ok(Metric(value))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Metric, E> {
+                Ok(Metric(value as f64))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Metric, E> {
+                Ok(Metric(value as f64))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Metric, E> {
+                let known = NON_FINITE.iter().find(|(known, _)| *known == text);
+                known.map(|(_, value)| Metric(*value)).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
+/// Metrics, for `serialize_with`.
+pub(super) fn write_metrics<S: Serializer>(metrics: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(metrics.iter().map(|(name, value)| (name, Metric(*value))))
+}
+
+/// Metrics, none of them twice, for `deserialize_with`.
+pub(super) fn read_metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let metrics = Unique::<Metric>::deserialize(deserializer)?.0;
+    Ok(metrics.into_iter().map(|(name, value)| (name, value.0)).collect())
+}
+
 /// The entries as a map; an error when a key is there twice.
 fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
     entries.sort_by(|a, b| a.0.cmp(&b.0));

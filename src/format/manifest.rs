@@ -18,7 +18,7 @@ use std::fmt;
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint", version: 2, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+    Envelope { format: "tch-checkpoint", version: 3, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
 /// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +36,7 @@ pub struct Manifest {
     pub tensors: BTreeMap<String, TensorRecord>,
     /// The small values by key, as JSON.
     pub values: BTreeMap<String, serde_json::Value>,
-    /// The metrics that were given with the save; finite numbers.
+    /// The metrics that were given with the save. NaN and infinities are kept as they are.
     pub metrics: BTreeMap<String, f64>,
     /// Where this save stands among the saves into its folder: higher is later. Neither step nor clock has a say.
     pub sequence: u64,
@@ -44,6 +44,19 @@ pub struct Manifest {
     pub run: String,
     /// When it was saved, for people.
     pub saved_at: DateTime<Utc>,
+    /// The checkpoint that the saving program had restored or saved before; `None` where there was none, and in
+    /// manifests of versions 1 and 2, which do not tell.
+    pub follows: Option<Follows>,
+}
+
+/// Which checkpoint another one goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Follows {
+    /// The `run` of its manifest.
+    pub run: String,
+    /// The `sequence` of its manifest.
+    pub sequence: u64,
 }
 
 /// A file of a checkpoint.
@@ -87,6 +100,8 @@ pub struct TensorRecord {
     pub digest: Digest,
     /// Where the elements are: one piece that is the whole tensor, or pieces along the first dimension, in order.
     pub pieces: Vec<Piece>,
+    /// Whether it was a variable that required a gradient; `None` where that has no meaning or was not recorded.
+    pub requires_grad: Option<bool>,
 }
 
 /// Elements of a tensor that lie in one file, one after another, under one name.
@@ -120,6 +135,7 @@ impl Manifest {
             sequence,
             run: run.into(),
             saved_at,
+            follows: None,
         }
     }
 
@@ -143,28 +159,35 @@ impl Manifest {
 
     /// The lowest version that has what this manifest has.
     fn version(&self) -> u64 {
+        let non_finite = self.metrics.values().any(|value| !value.is_finite());
+        if self.follows.is_some() || non_finite || self.tensors.values().any(|record| record.requires_grad.is_some()) {
+            return 3;
+        }
         if self.assets.is_empty() { 1 } else { 2 }
     }
 
     /// All lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
-        let mut text = ENVELOPE.open(self.version());
+        let version = self.version();
+        let mut text = ENVELOPE.open(version);
         text.extend_from_slice(b"\"step\":");
         json::append(&mut text, &self.step)?;
         text.extend_from_slice(b",\n\"save_counter\":");
         json::append(&mut text, &self.save_counter)?;
         text.extend_from_slice(b",\n");
         json::append_map(&mut text, "files", &self.files, json::append)?;
-        if self.version() > 1 {
+        if version > 1 {
             json::append_map(&mut text, "assets", &self.assets, json::append)?;
         }
         json::append_map(&mut text, "tensors", &self.tensors, |text, tensor| {
-            let TensorRecord { spec, digest, pieces } = tensor;
-            json::append(text, &RecordOut { dtype: spec.dtype.name(), shape: &spec.shape, digest, pieces })
+            let TensorRecord { spec, digest, pieces, requires_grad } = tensor;
+            let (dtype, shape, requires_grad) = (spec.dtype.name(), &spec.shape, *requires_grad);
+            json::append(text, &RecordOut { dtype, shape, digest, pieces, requires_grad })
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
-        json::append_map(&mut text, "metrics", &self.metrics, json::append)?;
-        let commit = Commit { sequence: self.sequence, run: self.run.clone(), saved_at: self.saved_at };
+        json::append_map(&mut text, "metrics", &self.metrics, |text, value| json::append(text, &json::Metric(*value)))?;
+        let follows = self.follows.clone();
+        let commit = Commit { sequence: self.sequence, run: self.run.clone(), saved_at: self.saved_at, follows };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
         text.extend_from_slice(b",\n");
@@ -193,7 +216,7 @@ impl Manifest {
         let text = std::str::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
         let text: Text = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
         if text.assets.is_some() != (version > 1) {
-            return Err(damaged("only a manifest of version 2 has `assets`, and each of them has"));
+            return Err(damaged("a manifest has `assets` from version 2 on, and not before"));
         }
         let tensors = text.tensors.0.into_iter().map(|(key, record)| {
             let record = record.known(&key)?;
@@ -206,11 +229,15 @@ impl Manifest {
             assets: text.assets.map(|assets| assets.0).unwrap_or_default(),
             tensors: tensors.collect::<Result<_, FormatError>>()?,
             values: text.values.0,
-            metrics: text.metrics.0,
+            metrics: text.metrics.0.into_iter().map(|(name, value)| (name, value.0)).collect(),
             sequence: text.commit.sequence,
             run: text.commit.run,
             saved_at: text.commit.saved_at,
+            follows: text.commit.follows,
         };
+        if manifest.version() > version {
+            return Err(damaged(format!("it says version {version}, and has what only version 3 has")));
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -270,20 +297,15 @@ struct Text<'a> {
     #[serde(deserialize_with = "Option::deserialize")]
     save_counter: Option<i64>,
     files: Unique<FileEntry>,
-    #[serde(default, deserialize_with = "assets")]
+    #[serde(default, deserialize_with = "present")]
     assets: Option<Unique<AssetEntry>>,
     #[serde(borrow)]
     tensors: Unique<RecordIn<'a>>,
     values: Values,
-    metrics: Unique<f64>,
+    metrics: Unique<json::Metric>,
     commit: Commit,
     #[serde(rename = "xxh3_128")]
     _digest: IgnoredAny,
-}
-
-/// An object that may be missing, but not null.
-fn assets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Unique<AssetEntry>>, D::Error> {
-    Unique::deserialize(deserializer).map(Some)
 }
 
 /// All that differs between two saves of the same state.
@@ -293,6 +315,13 @@ struct Commit {
     sequence: u64,
     run: String,
     saved_at: DateTime<Utc>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    follows: Option<Follows>,
+}
+
+/// A field that may be missing, but not null.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A tensor's JSON, to be written.
@@ -303,6 +332,8 @@ struct RecordOut<'a> {
     #[serde(rename = "xxh3_128")]
     digest: &'a Digest,
     pieces: &'a [Piece],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requires_grad: Option<bool>,
 }
 
 /// A tensor's JSON, as read.
@@ -316,6 +347,8 @@ struct RecordIn<'a> {
     digest: Digest,
     #[serde(deserialize_with = "pieces")]
     pieces: Vec<Piece>,
+    #[serde(default, deserialize_with = "present")]
+    requires_grad: Option<bool>,
 }
 
 /// A list that takes no more memory than it needs in the most frequent case, that of one piece.
@@ -342,7 +375,8 @@ impl RecordIn<'_> {
         let dtype = dtype_named(&self.dtype).ok_or_else(|| {
             FormatError::Unsupported(format!("the tensor {key:?} is of the unknown element type {:?}", self.dtype))
         })?;
-        Ok(TensorRecord { spec: TensorSpec { dtype, shape: self.shape.0 }, digest: self.digest, pieces: self.pieces })
+        let spec = TensorSpec { dtype, shape: self.shape.0 };
+        Ok(TensorRecord { spec, digest: self.digest, pieces: self.pieces, requires_grad: self.requires_grad })
     }
 }
 
@@ -355,7 +389,10 @@ impl Manifest {
         }
         check_run(&self.run)?;
         check_time(self.saved_at)?;
-        check_metrics(&self.metrics)?;
+        check_count("metrics", self.metrics.len())?;
+        if let Some(follows) = &self.follows {
+            check_run(&follows.run)?;
+        }
         self.check_files()?;
         self.check_keys()?;
         let mut left = json::MAX_NODES;
@@ -558,16 +595,7 @@ pub(super) fn check_time(time: DateTime<Utc>) -> Result<(), FormatError> {
     if (0..=9999).contains(&time.year()) { Ok(()) } else { Err(damaged(format!("the time {time} is out of range"))) }
 }
 
-/// JSON has finite numbers only.
-pub(super) fn check_metrics(metrics: &BTreeMap<String, f64>) -> Result<(), FormatError> {
-    check_count("metrics", metrics.len())?;
-    match metrics.iter().find(|(_, value)| !value.is_finite()) {
-        Some((metric, value)) => Err(damaged(format!("the metric {metric:?} is {value}, not a finite number"))),
-        None => Ok(()),
-    }
-}
-
-fn check_count(what: &str, entries: usize) -> Result<(), FormatError> {
+pub(super) fn check_count(what: &str, entries: usize) -> Result<(), FormatError> {
     let most = json::MAX_ENTRIES;
     if entries <= most { Ok(()) } else { Err(damaged(format!("{entries} {what} are too many, {most} are allowed"))) }
 }

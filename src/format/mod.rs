@@ -17,7 +17,7 @@ mod tests;
 
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry};
-pub use manifest::{AssetEntry, FileEntry, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
 
 pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};
 #[cfg(feature = "torch")]

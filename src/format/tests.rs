@@ -39,7 +39,7 @@ fn add_file(manifest: &mut Manifest, component: &str, layout: &safetensors::Layo
         let digest = Digest::of(&bytes[tensor.begin as usize..tensor.end as usize]);
         let piece =
             Piece { file: file.clone(), name: tensor.name.clone(), begin: tensor.begin, end: tensor.end, slice: None };
-        let record = TensorRecord { spec: tensor.spec.clone(), digest, pieces: vec![piece] };
+        let record = TensorRecord { spec: tensor.spec.clone(), digest, pieces: vec![piece], requires_grad: None };
         manifest.tensors.insert(format!("{}/{}", name::key([component]), tensor.name), record);
     }
 }
@@ -90,7 +90,10 @@ fn sample() -> (Manifest, BTreeMap<String, Vec<u8>>) {
         files.insert(file, bytes);
     }
     let spec = TensorSpec::new(Dtype::I32, [5, 2]);
-    manifest.tensors.insert("decoder/large".to_string(), TensorRecord { spec, digest: hasher.finish(), pieces });
+    manifest.tensors.insert(
+        "decoder/large".to_string(),
+        TensorRecord { spec, digest: hasher.finish(), pieces, requires_grad: None },
+    );
 
     let values = [
         ("step", serde_json::json!(1500)),
@@ -315,10 +318,10 @@ fn a_layout_refuses_by_name_what_it_cannot_hold() {
 fn a_manifest_that_would_not_be_read_is_not_written() {
     type Change = fn(&mut Manifest);
     let changes: [(&str, Change); 12] = [
-        ("not a finite", |m| _ = m.metrics.insert("loss".into(), f64::NAN)),
         ("run", |m| m.run = "0123".into()),
         ("out of range", |m| m.saved_at = DateTime::<Utc>::MAX_UTC),
         ("not a key", |m| _ = m.values.insert("a//b".into(), 1.into())),
+        ("identity of a run", |m| m.follows = Some(Follows { run: "0123".into(), sequence: 1 })),
         ("both a tensor and a value", |m| _ = m.values.insert("decoder/large".into(), 1.into())),
         ("nests deeper", |m| {
             let deep = (0..200).fold(serde_json::Value::Null, |value, _| vec![value].into());
@@ -523,7 +526,7 @@ fn hostile_manifests_of_right_digest_are_refused_with_a_reason() {
     assert_eq!(Manifest::from_bytes(&seal(&text)), Ok(manifest));
     let cases = [
         // The frame.
-        ("\"version\":1,", "\"version\":3,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":4,\"new\":[{}],", "use a newer crate"),
         ("\"version\":1,", "\"version\":2,", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":{},\n", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":null,\n", "invalid"),
@@ -647,7 +650,7 @@ fn hostile_indexes_of_right_digest_are_refused_with_a_reason() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = "{\"format\":\"tch-checkpoint\",\"version\":3,\n\"anything\":[[[]]] whatever\n";
+    let newer = "{\"format\":\"tch-checkpoint\",\"version\":4,\n\"anything\":[[[]]] whatever\n";
     assert!(matches!(Manifest::from_bytes(&seal(newer)), Err(FormatError::Unsupported(_))));
     let mut damaged = seal(newer);
     damaged[40] ^= 1;
@@ -801,6 +804,65 @@ fn a_manifest_with_assets_is_of_version_2_and_read_as_it_was_written() {
     }
 }
 
+/// The sample with what only version 3 has: a checkpoint that it follows, metrics that are no numbers, and which
+/// variables require a gradient.
+fn sample_of_version_3() -> Manifest {
+    let (mut manifest, _) = sample();
+    manifest.follows = Some(Follows { run: RUN.to_string(), sequence: 16 });
+    let metrics = [("nan", f64::NAN), ("infinite", f64::INFINITY), ("least", f64::NEG_INFINITY)];
+    manifest.metrics.extend(metrics.map(|(name, value)| (name.to_string(), value)));
+    for (key, requires_grad) in [("my encoder/embedding.weight", false), ("my encoder/gru.weight", true)] {
+        manifest.tensors.get_mut(key).unwrap().requires_grad = Some(requires_grad);
+    }
+    manifest.tensors.get_mut("decoder/embedding").unwrap().requires_grad = Some(false);
+    manifest
+}
+
+#[test]
+fn version_3_is_read_as_it_was_written_and_is_needed() {
+    let manifest = sample_of_version_3();
+    let text = manifest.to_bytes().unwrap();
+    golden("v3/ckpt-1500/manifest.json", &text);
+    let mut read = Manifest::from_bytes(&text).unwrap();
+    assert!(read.metrics["nan"].is_nan());
+    // NaN is not equal to itself.
+    read.metrics.insert("nan".to_string(), 0.0);
+    let mut expected = manifest.clone();
+    expected.metrics.insert("nan".to_string(), 0.0);
+    assert_eq!(read, expected);
+    let text = unseal(&text);
+    for (from, to) in [
+        ("\"version\":3", "\"version\":2"),
+        ("\"version\":3", "\"version\":1"),
+        ("\"NaN\"", "\"nan\""),
+        ("\"NaN\"", "null"),
+        ("\"NaN\"", "[1]"),
+        ("\"requires_grad\":true", "\"requires_grad\":null"),
+        ("\"follows\":{", "\"follows\":{\"new\":1,"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let changed = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
+        assert!(matches!(changed, Err(FormatError::Damaged(_))), "{to}: {changed:?}");
+    }
+    // Each of the three alone needs it.
+    let alone: [fn(&mut Manifest); 3] = [
+        |m| m.follows = sample_of_version_3().follows,
+        |m| _ = m.metrics.insert("loss".into(), f64::NAN),
+        |m| m.tensors.get_mut("decoder/large").unwrap().requires_grad = Some(true),
+    ];
+    for change in alone {
+        let (mut manifest, _) = sample();
+        change(&mut manifest);
+        assert!(manifest.to_bytes().unwrap().starts_with(b"{\"format\":\"tch-checkpoint\",\"version\":3,"));
+    }
+    let mut index = sample_index();
+    index.checkpoints[0].metrics.insert("loss".into(), f64::INFINITY);
+    let text = index.to_bytes().unwrap();
+    assert_eq!(Index::from_bytes(&text), Ok(index));
+    let older = unseal(&text).replacen("\"version\":2", "\"version\":1", 1);
+    assert!(matches!(Index::from_bytes(&seal(&older)), Err(FormatError::Damaged(_))));
+}
+
 #[test]
 fn hostile_descriptions_of_saved_models_are_refused() {
     let text = String::from_utf8(sample_with_assets().1[SAVED_MODEL_FILE].clone()).unwrap();
@@ -944,8 +1006,12 @@ fn speed() {
                 let key = format!("model/{}", placed.name);
                 let (begin, end) = (placed.begin, placed.end);
                 let piece = Piece { file: file.clone(), name: placed.name, begin, end, slice: None };
-                let record =
-                    TensorRecord { spec: placed.spec, digest: Digest::of(key.as_bytes()), pieces: vec![piece] };
+                let record = TensorRecord {
+                    spec: placed.spec,
+                    digest: Digest::of(key.as_bytes()),
+                    pieces: vec![piece],
+                    requires_grad: None,
+                };
                 manifest.tensors.insert(key, record);
             }
         }

@@ -210,7 +210,7 @@ fn records(plan: &Plan, digests: &[Digest]) -> BTreeMap<String, TensorRecord> {
         let tensor = &plan.tensors[place];
         let (begin, end) = (tensor.range.start, tensor.range.end);
         let piece = Piece { file: file.name.clone(), name: tensor.name_in_file.clone(), begin, end, slice: None };
-        TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece] }
+        TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece], requires_grad: None }
     };
     let places = plan.files.iter().flat_map(|file| file.tensors.iter().map(move |&place| (file, place)));
     let mut records: BTreeMap<String, TensorRecord> =
