@@ -5,12 +5,22 @@
 //! cargo run --release --example components -- checkpoints/components
 //! ```
 
+#[path = "common/arguments.rs"]
+mod arguments;
+
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{Checkpoint, CheckpointManager, Variables, latest_checkpoint, optim};
+
+const USAGE: &str = "\
+Trains a small model and saves each of its components on its own.
+
+usage: components [DIR]
+
+  DIR  where the checkpoints are  [checkpoints/components]";
 
 const PARTS: [&str; 3] = ["embedding", "encoder", "decoder"];
 
@@ -54,7 +64,7 @@ fn accuracy(model: &Model) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args().nth(1).map_or_else(|| PathBuf::from("checkpoints/components"), PathBuf::from);
+    let (dir, _) = arguments::directory(USAGE, "checkpoints/components", 0);
     tch::manual_seed(1);
     train(&dir)?;
     assemble(&dir)

@@ -4,12 +4,22 @@
 //! cargo run --release --example fine_tune -- checkpoints/fine_tune
 //! ```
 
+#[path = "common/arguments.rs"]
+mod arguments;
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, RestoreOptions, Variables, optim};
+
+const USAGE: &str = "\
+Trains a classifier, then fine-tunes it for another task with its encoder frozen.
+
+usage: fine_tune [DIR]
+
+  DIR  where the checkpoints are  [checkpoints/fine_tune]";
 
 /// An encoder of points in the plane, and a decoder with as many outputs as the task has answers.
 struct Model {
@@ -67,7 +77,7 @@ fn accuracy(model: &Model, task: fn(&Tensor) -> Tensor) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args().nth(1).map_or_else(|| PathBuf::from("checkpoints/fine_tune"), PathBuf::from);
+    let (dir, _) = arguments::directory(USAGE, "checkpoints/fine_tune", 0);
     tch::manual_seed(1);
     let pretrained = pretrain(&dir)?;
     fine_tune(&dir, &pretrained)

@@ -15,6 +15,21 @@ fn run(program: &Path, dir: &Path) -> String {
 }
 
 #[test]
+fn examples_answer_help_and_refuse_what_they_do_not_know() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["components", "fine_tune", "saved_model", "saved_model_run", "pronounce"] {
+        let program = example(name);
+        let run = |argument: &str| Command::new(&program).arg(argument).current_dir(dir.path()).output().unwrap();
+        let help = run("--help");
+        assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains(&format!("usage: {name} ")));
+        let refused = run("--no-such-option");
+        assert_eq!(refused.status.code(), Some(2), "{name}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--no-such-option"), "{name}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{name} wrote something");
+    }
+}
+
+#[test]
 fn components_are_put_together_from_their_own_checkpoints() {
     let (program, dir) = (example("components"), tempfile::tempdir().unwrap());
     for last in [600, 1200] {

@@ -6,6 +6,8 @@
 //! cargo run --release --example saved_model_run -- checkpoints/saved_model pronounce libtorch
 //! ```
 
+#[path = "../common/arguments.rs"]
+mod arguments;
 #[path = "../pronounce/model.rs"]
 mod model;
 #[path = "../pronounce/words.rs"]
@@ -21,11 +23,18 @@ use tch_checkpoint::{Checkpoint, Counter, SavedModel, SignatureDef, Variables, o
 use model::{Memory, Pronouncer};
 use words::{Batch, Batches, END, START, Word, Words};
 
+const USAGE: &str = "\
+Trains `pronounce` for a little and exports it as saved models.
+
+usage: saved_model [DIR]
+
+  DIR  where the saved models are written  [checkpoints/saved_model]";
+
 const STEPS: i64 = 150;
 const HIDDEN: i64 = 64;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args().nth(1).map_or_else(|| PathBuf::from("checkpoints/saved_model"), PathBuf::from);
+    let (dir, _) = arguments::directory(USAGE, "checkpoints/saved_model", 0);
     tch::set_num_threads(1);
     tch::manual_seed(1);
     let words = Words::load();

@@ -4,15 +4,25 @@
 //! cargo run --release --example saved_model_run -- checkpoints/saved_model pronounce libtorch
 //! ```
 
+#[path = "../common/arguments.rs"]
+mod arguments;
+
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::{Device, Tensor};
 use tch_checkpoint::SavedModel;
 
+const USAGE: &str = "\
+Pronounces words with the saved models that the example `saved_model` wrote.
+
+usage: saved_model_run [DIR [WORD]...]
+
+  DIR   where the saved models are  [checkpoints/saved_model]
+  WORD  a word to pronounce";
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let dir = arguments.next().map_or_else(|| PathBuf::from("checkpoints/saved_model"), PathBuf::from);
+    let (dir, spoken) = arguments::directory(USAGE, "checkpoints/saved_model", usize::MAX - 1);
     tch::set_num_threads(1);
     let model = SavedModel::load(dir.join("whole"), Device::Cpu)?;
     model.check(0.0)?;
@@ -24,8 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!("{} words pronounced as by the original", pronounced.len());
-    for word in arguments {
-        println!("{word}: {}", pronounce(&model, &word)?);
+    for word in &spoken {
+        println!("{word}: {}", pronounce(&model, word)?);
     }
     put_together(&dir)
 }
