@@ -14,7 +14,7 @@ mod model;
 mod words;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::nn::{GRUState, Module, VarStore};
 use tch::{Device, Tensor};
