@@ -66,6 +66,7 @@ mod dtype;
 mod error;
 pub mod format;
 mod graph;
+pub mod interop;
 mod manager;
 pub mod name;
 mod parallel;
@@ -98,6 +99,7 @@ pub use manager::{
 pub use progress::Progress;
 pub use reader::{CheckpointReader, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
+pub use source::{TensorSource, VerifiedBy};
 pub use store::Durability;
 #[cfg(feature = "torch")]
 pub use torch::{Export, Rng, SavedModel, SignatureDef, Variables, optim};

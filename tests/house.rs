@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "error",
     "sync",
     "name",
@@ -15,6 +15,7 @@ const ROOMS: [&str; 19] = [
     "format",
     "store",
     "source",
+    "interop",
     "save",
     "restore",
     "reader",

@@ -1,6 +1,10 @@
 //! What a checkpoint is read from. Opened files stay readable until they are dropped, even when the checkpoint is
 //! pruned meanwhile.
 
+mod tensor_source;
+
+pub use tensor_source::{TensorSource, VerifiedBy};
+
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;

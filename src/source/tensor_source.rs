@@ -1,0 +1,74 @@
+//! `TensorSource`: what tensors and values are read from, whatever the format of the files.
+
+use crate::dtype::TensorSpec;
+use crate::error::Result;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::Range;
+use std::path::Path;
+
+/// How far the bytes of a tensor can be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum VerifiedBy {
+    /// The file has no checksum of the bytes: only lengths, bounds and structure are checked.
+    Nothing,
+    /// The file format has a checksum of the bytes (CRC-32 of a zip archive, CRC-32C of a TensorFlow bundle).
+    Container,
+    /// A digest of the bytes is known (XXH3-128 in a manifest of this crate).
+    Digest,
+}
+
+/// A set of named tensors and values, open for reading.
+///
+/// Keys are those of [`name::key`](crate::name::key): the names from the root to the leaf, joined by `/`. Opening a source
+/// reads and checks everything but the elements of tensors, so that names, types, shapes and values are known without
+/// reading them.
+pub trait TensorSource: Debug + Send + Sync {
+    /// The name of the format, such as `PyTorch (zip)`.
+    fn format(&self) -> &'static str;
+
+    /// The file or directory.
+    fn path(&self) -> &Path;
+
+    /// Dtype and shape of every tensor, by key.
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec>;
+
+    /// Values that are no tensors, by key, as JSON.
+    fn values(&self) -> &BTreeMap<String, Value>;
+
+    /// What the source holds and this crate cannot: the reason, by key. Such an entry is in none of the other maps.
+    fn unreadable(&self) -> &BTreeMap<String, String>;
+
+    /// The first key, in order, of the tensors that are the same elements as `key` (tied weights): `key` itself where
+    /// there is no other.
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        key
+    }
+
+    /// How far [`read`](TensorSource::read) verifies the tensor `key`.
+    fn verified_by(&self, key: &str) -> VerifiedBy;
+
+    /// Reads all elements of the tensor `key` into `target`, row-major and little-endian, and verifies them as far as
+    /// [`verified_by`](TensorSource::verified_by) says. `target` has exactly the tensor's length in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object) for an unknown key or a target of another length;
+    /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io).
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()>;
+
+    /// Reads the elements `range` of the tensor `key`, counted in row-major order, into `target`. Bounded in memory by
+    /// the length of `target`, a small buffer, and what one compressed chunk of the format takes. Verifies nothing that
+    /// needs the other elements.
+    ///
+    /// # Errors
+    /// As for [`read`](TensorSource::read).
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()>;
+
+    /// Checks everything in the files that has a checksum, in bounded memory.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`](crate::Error::Damaged) with the first difference; [`Error::Io`](crate::Error::Io).
+    fn verify(&self) -> Result<()>;
+}
