@@ -7,9 +7,13 @@
 //!   `A-Z a-z 0-9 _ - .` is written as `%XX`, a leading `.` too, so that it is a plain file name on every system.
 
 use crate::error::{Error, Result};
+use std::fmt;
 
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 255;
+
+/// The most names in a path: a component, and what nests in it 64 levels deep.
+pub const MAX_NAMES: usize = 65;
 
 /// The extension of component files, with the dot.
 pub(crate) const COMPONENT_EXTENSION: &str = ".safetensors";
@@ -67,10 +71,48 @@ pub fn key<S: AsRef<str>>(path: impl IntoIterator<Item = S>) -> String {
     key
 }
 
-/// The path of a key; `None` when the text is not a key.
+/// The path of a key; `None` when the text is not a key: also when it has more than [`MAX_NAMES`] names.
 pub fn path(key: &str) -> Option<Vec<String>> {
+    if key.split('/').nth(MAX_NAMES).is_some() {
+        return None;
+    }
     key.split('/').map(|part| unescape(part).filter(|name| !name.is_empty())).collect()
 }
+
+/// Quotes a name for a message, shortened to [`MAX_SHOWN`] bytes: names out of files can have any length.
+pub(crate) fn shown(name: &str) -> impl fmt::Display {
+    struct Shown<'a>(&'a str);
+    impl fmt::Display for Shown<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let short = start_of(self.0, MAX_SHOWN);
+            write!(f, "{short:?}")?;
+            if short.len() < self.0.len() { write!(f, "… ({} bytes)", self.0.len()) } else { Ok(()) }
+        }
+    }
+    Shown(name)
+}
+
+/// How many bytes of a name a message shows.
+const MAX_SHOWN: usize = 300;
+
+/// At most the first `bytes` bytes of a text.
+fn start_of(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or_default()]
+}
+
+/// A message of at most about [`MAX_MESSAGE`] bytes: what others wrote of a file may quote all of it.
+pub(crate) fn short_message(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        let length = message.len();
+        message.truncate(start_of(&message, MAX_MESSAGE).len());
+        message.push_str(&format!("… ({length} bytes)"));
+    }
+    message
+}
+
+/// The longest message about a file, in bytes.
+const MAX_MESSAGE: usize = 2000;
 
 /// The file stem of a component, without extension.
 ///
@@ -158,13 +200,64 @@ pub(crate) fn check_component(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Of `candidates`, the one most like `name`, if any is alike at all: a hint for messages.
+/// Of `candidates`, the one most like `name`, if any is alike at all: a hint for messages. It does a bounded amount of
+/// work, whatever it is given: names longer than [`MAX_NAME`] are not looked at, and after [`MAX_WORK`] steps the best so
+/// far is the answer.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .map(|candidate| (distance(name, candidate), candidate))
-        .filter(|(distance, candidate)| *distance * 3 <= name.len().max(candidate.len()))
-        .min()
-        .map(|(_, candidate)| candidate)
+    let mut left = MAX_WORK;
+    nearest_within(name, candidates, &mut left)
+}
+
+/// How many steps a hint may take: comparisons of two bytes.
+const MAX_WORK: usize = 4_000_000;
+
+/// [`nearest`], with the steps that are left.
+fn nearest_within<'a>(name: &str, candidates: impl Iterator<Item = &'a str>, left: &mut usize) -> Option<&'a str> {
+    if name.len() > MAX_NAME {
+        return None;
+    }
+    let letters = letters(name);
+    let mut best: Option<(usize, &str)> = None;
+    for candidate in candidates {
+        // A hint that differs in more than a third is none.
+        let most = best.map_or(name.len().max(candidate.len()) / 3, |(distance, _)| distance);
+        let too_long = candidate.len() > MAX_NAME || name.len().abs_diff(candidate.len()) > most;
+        if !work(left, if too_long { 1 } else { 256 + candidate.len() }) {
+            break;
+        }
+        if too_long || at_least(&letters, candidate) > most {
+            continue;
+        }
+        if !work(left, name.len() * candidate.len()) {
+            break;
+        }
+        let found = (distance(name, candidate), candidate);
+        if found.0 <= most && best.is_none_or(|best| found < best) {
+            best = Some(found);
+        }
+    }
+    best.map(|(_, candidate)| candidate)
+}
+
+/// Takes `steps` from what is left; whether there were as many.
+fn work(left: &mut usize, steps: usize) -> bool {
+    let enough = *left >= steps;
+    *left = left.saturating_sub(steps);
+    enough
+}
+
+/// How often each byte is in a text.
+fn letters(text: &str) -> [i32; 256] {
+    let mut counts = [0; 256];
+    text.bytes().for_each(|byte| counts[usize::from(byte)] += 1);
+    counts
+}
+
+/// A lower bound of the distance of two texts: one step changes the counts of two bytes by one.
+fn at_least(a: &[i32; 256], b: &str) -> usize {
+    let b = letters(b);
+    let differing: u32 = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).sum();
+    differing.div_ceil(2) as usize
 }
 
 /// Levenshtein's distance in bytes.

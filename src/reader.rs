@@ -2,7 +2,7 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord};
+use crate::format::{Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length};
 use crate::parallel;
 use crate::source::Source;
 use crate::store::{Disk, LocalDisk, MANIFEST};
@@ -94,9 +94,10 @@ impl CheckpointReader {
     /// # Errors
     /// As for [`asset`](CheckpointReader::asset).
     pub fn saved_model(&self) -> Result<Option<SavedModelInfo>> {
-        if !self.manifest().assets.contains_key(SAVED_MODEL_FILE) {
+        let Some(entry) = self.manifest().assets.get(SAVED_MODEL_FILE) else {
             return Ok(None);
-        }
+        };
+        check_saved_model_length(entry.bytes).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))?;
         let bytes = self.asset(SAVED_MODEL_FILE)?;
         SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))
     }

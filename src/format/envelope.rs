@@ -1,6 +1,7 @@
 //! What the manifest and the index have in common, in every version: a first line that says what the text is and
 //! which version, and a last line with the digest of all bytes before it.
 
+use super::json::check_memory;
 use super::{Digest, FormatError, damaged};
 
 /// A kind of text.
@@ -37,6 +38,7 @@ impl Envelope {
         text.extend_from_slice(digest.as_bytes());
         text.extend_from_slice(LAST_LINE_END);
         self.check_length(text.len())?;
+        check_memory(&text)?;
         Ok(text)
     }
 
@@ -64,7 +66,7 @@ impl Envelope {
         let digits = rest.split(|&byte| byte == b',').next().unwrap_or_default();
         let canonical = digits.first() != Some(&b'0') && digits.iter().all(u8::is_ascii_digit);
         match std::str::from_utf8(digits).ok().filter(|_| canonical).and_then(|digits| digits.parse::<u64>().ok()) {
-            Some(version) if (1..=self.version).contains(&version) => Ok(version),
+            Some(version) if (1..=self.version).contains(&version) => check_memory(bytes).map(|()| version),
             Some(version) if version > self.version => Err(FormatError::Unsupported(format!(
                 "it is a {what} of version {version}, this crate reads up to version {}; use a newer crate",
                 self.version

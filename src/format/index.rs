@@ -2,7 +2,7 @@
 
 use super::envelope::Envelope;
 use super::json;
-use super::manifest::{check_count, check_run, check_time};
+use super::manifest::{check_count, check_run, check_sequence, check_time};
 use super::{FormatError, damaged};
 use crate::error::{Error, Result};
 use chrono::{DateTime, Utc};
@@ -116,6 +116,7 @@ impl Index {
             if !names.insert(&entry.name) {
                 return Err(damaged(format!("{:?} is listed twice", entry.name)));
             }
+            check_sequence(entry.sequence)?;
             check_run(&entry.run)?;
             check_time(entry.saved_at)?;
             check_count("metrics", entry.metrics.len())?;

@@ -1,5 +1,7 @@
 //! JSON as the format has it: no key twice, bounded, and written in one way only.
 
+use super::{FormatError, damaged};
+use crate::name::shown;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use serde::{Deserialize, de};
@@ -14,6 +16,10 @@ pub(super) const MAX_DEPTH: usize = 100;
 
 /// The most numbers, texts, lists and so on in all values of a manifest together.
 pub(super) const MAX_NODES: usize = 10_000_000;
+
+/// What is read may take this many bytes of memory for each of its text, and [`MEMORY_BESIDE`] more.
+const MEMORY_TIMES: usize = 64;
+const MEMORY_BESIDE: usize = 16 << 20;
 
 /// The most entries of a map: files, tensors, metrics, a header's texts.
 pub(super) const MAX_ENTRIES: usize = 4_000_000;
@@ -134,7 +140,7 @@ pub(super) fn read_metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(format!("the key {:?} is there twice", pair[0].0)),
+        Some(pair) => Err(format!("the key {} is there twice", shown(&pair[0].0))),
         None => Ok(entries.into_iter().collect()),
     }
 }
@@ -177,7 +183,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         let left = self.left.get().checked_sub(1);
-        self.left.set(left.ok_or_else(|| D::Error::custom(format!("the values have more than {MAX_NODES} parts")))?);
+        self.left.set(left.ok_or_else(|| D::Error::custom(too_many_parts()))?);
         deserializer.deserialize_any(self)
     }
 }
@@ -235,7 +241,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             }
             let value = access.next_value_seed(self)?;
             if entries.contains_key(&key) {
-                return Err(A::Error::custom(format!("the key {key:?} is there twice")));
+                return Err(A::Error::custom(format!("the key {} is there twice", shown(&key))));
             }
             entries.insert(key, value);
         }
@@ -243,12 +249,57 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
+/// What to do with a value that is too large, or has too many parts.
+const AS_A_TENSOR: &str = "track it as a tensor";
+
+fn too_many_parts() -> String {
+    format!("the values have more than {MAX_NODES} parts; {AS_A_TENSOR}")
+}
+
+/// Checks that what this JSON describes takes memory in proportion to its text, before any of it is allocated. A list of
+/// objects with one short entry each takes about 100 times its text.
+pub(super) fn check_memory(text: &[u8]) -> Result<(), FormatError> {
+    if memory(text) <= MEMORY_BESIDE + MEMORY_TIMES * text.len() {
+        return Ok(());
+    }
+    Err(damaged(format!(
+        "its objects are too small: they would take more than {MEMORY_TIMES} times the memory of their text; \
+         for large lists of small objects, {AS_A_TENSOR}"
+    )))
+}
+
+/// About the memory that a JSON text takes when it is read: what `docs/format.md` says of it.
+pub(super) fn memory(text: &[u8]) -> usize {
+    let mut memory = 0;
+    let mut bytes = text.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        memory += match byte {
+            b'"' => {
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b'"' => break,
+                        b'\\' => drop(bytes.next()),
+                        _ => {}
+                    }
+                }
+                0
+            }
+            b'{' if bytes.peek() != Some(&b'}') => 640,
+            b'[' if bytes.peek() != Some(&b']') => 128,
+            b',' => 64,
+            b':' => 32,
+            _ => 0,
+        };
+    }
+    memory
+}
+
 /// Counts what a value consists of, down from `left`; says what is too much.
 pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
-        return Err(format!("it nests deeper than {MAX_DEPTH}"));
+        return Err(format!("it nests deeper than {MAX_DEPTH}; {AS_A_TENSOR}"));
     }
-    *left = left.checked_sub(1).ok_or_else(|| format!("the values have more than {MAX_NODES} parts"))?;
+    *left = left.checked_sub(1).ok_or_else(too_many_parts)?;
     match value {
         Value::Array(items) => items.iter().try_for_each(|item| check_bounds(item, left, depth + 1)),
         Value::Object(entries) => entries.values().try_for_each(|value| check_bounds(value, left, depth + 1)),

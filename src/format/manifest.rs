@@ -38,7 +38,8 @@ pub struct Manifest {
     pub values: BTreeMap<String, serde_json::Value>,
     /// The metrics that were given with the save. NaN and infinities are kept as they are.
     pub metrics: BTreeMap<String, f64>,
-    /// Where this save stands among the saves into its folder: higher is later. Neither step nor clock has a say.
+    /// Where this save stands among the saves into its folder: higher is later. At most 2⁶³. Neither step nor clock has
+    /// a say.
     pub sequence: u64,
     /// The run that saved it: 32 lower-case hexadecimal digits, random for every run.
     pub run: String,
@@ -154,7 +155,16 @@ impl Manifest {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the manifest"))?;
         let text = self.lines().map_err(|e| Error::Usage(format!("the manifest cannot be written: {e}")))?;
-        ENVELOPE.close(text).map_err(|e| e.unwritable("the manifest"))
+        ENVELOPE.close(text).map_err(|e| match self.heaviest() {
+            Some(key) => Error::object(key, format!("the manifest cannot be written with this value: {e}")),
+            None => e.unwritable("the manifest"),
+        })
+    }
+
+    /// The value that takes most memory for its text.
+    fn heaviest(&self) -> Option<&str> {
+        let memory = |value: &serde_json::Value| json::memory(value.to_string().as_bytes());
+        self.values.iter().max_by_key(|(_, value)| memory(value)).map(|(key, _)| key.as_str())
     }
 
     /// The lowest version that has what this manifest has.
@@ -387,11 +397,13 @@ impl Manifest {
         for (what, entries) in counts {
             check_count(what, entries)?;
         }
+        check_sequence(self.sequence)?;
         check_run(&self.run)?;
         check_time(self.saved_at)?;
         check_count("metrics", self.metrics.len())?;
         if let Some(follows) = &self.follows {
             check_run(&follows.run)?;
+            check_sequence(follows.sequence)?;
         }
         self.check_files()?;
         self.check_keys()?;
@@ -429,9 +441,11 @@ impl Manifest {
     fn check_keys(&self) -> Result<(), FormatError> {
         for key in self.tensors.keys().chain(self.values.keys()) {
             if !is_key(key) {
-                return Err(damaged(format!("{key:?} is not a key")));
+                return Err(damaged(format!("{} is not a key", name::shown(key))));
             }
         }
+        check_tree(self.tensors.keys(), 100)?;
+        check_tree(self.values.keys(), 3)?;
         match self.values.keys().find(|key| self.tensors.contains_key(*key)) {
             Some(key) => Err(damaged(format!("{key:?} is both a tensor and a value"))),
             None => Ok(()),
@@ -578,9 +592,43 @@ fn is_key(key: &str) -> bool {
         !part.is_empty() && part.len() <= name::MAX_NAME && part.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'%')
     };
     // Most keys have nothing to unescape; the allocations of the general case would be felt at a million of them.
-    key.split('/').all(simple)
+    key.split('/').all(simple) && key.split('/').nth(name::MAX_NAMES).is_none()
         || name::path(key).is_some_and(|names| names.iter().all(|name| name.len() <= name::MAX_NAME))
 }
+
+/// Checks that the tree of the names in these sorted keys takes memory in proportion to the manifest. `least` is the least
+/// that an entry takes in the text beside its key.
+fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Result<(), FormatError> {
+    let (mut parents, mut bytes) = (0, 0);
+    let mut previous = "";
+    for key in keys {
+        let above = |key: &str| key.bytes().filter(|&byte| byte == b'/').count();
+        let shared = key.split('/').zip(previous.split('/')).take_while(|(a, b)| a == b).count();
+        parents += above(key) - shared.min(above(previous)).min(above(key));
+        bytes += key.len() + least;
+        previous = key;
+    }
+    if parents <= PARENTS_BESIDE + bytes / BYTES_PER_PARENT {
+        return Ok(());
+    }
+    Err(damaged(format!("its keys nest too deep for their length: {parents} objects have no more than {bytes} bytes")))
+}
+
+/// How many objects with other objects in them there may be: so many, and one more for so many bytes of the manifest. Such
+/// an object takes about 1000 bytes of memory in a restore.
+const PARENTS_BESIDE: usize = 16_000;
+const BYTES_PER_PARENT: usize = 16;
+
+/// The highest [`Manifest::sequence`]: far from what 64 bits hold, so that there is always a later one.
+pub(super) fn check_sequence(sequence: u64) -> Result<(), FormatError> {
+    if sequence <= MAX_SEQUENCE {
+        return Ok(());
+    }
+    Err(damaged(format!("the sequence {sequence} is above {MAX_SEQUENCE}")))
+}
+
+/// What a writer that counts saves never comes to.
+const MAX_SEQUENCE: u64 = 1 << 63;
 
 /// A run is 32 lower-case hexadecimal digits.
 pub(super) fn check_run(run: &str) -> Result<(), FormatError> {

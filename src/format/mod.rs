@@ -19,12 +19,14 @@ pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry};
 pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
 
+pub(crate) use saved_model::check_length as check_saved_model_length;
 pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};
 #[cfg(feature = "torch")]
 pub(crate) use saved_model::{is_identifier, is_reserved};
 
 use crate::dtype::Dtype;
 use crate::error::Error;
+use crate::name::short_message;
 use std::path::Path;
 
 /// The name of the manifest in a checkpoint's folder.
@@ -56,7 +58,9 @@ impl FormatError {
     pub(crate) fn at(self, path: impl AsRef<Path>) -> Error {
         match self {
             FormatError::Damaged(reason) => Error::damaged(path, reason),
-            FormatError::Unsupported(reason) => Error::Unsupported { path: path.as_ref().to_path_buf(), reason },
+            FormatError::Unsupported(reason) => {
+                Error::Unsupported { path: path.as_ref().to_path_buf(), reason: short_message(reason) }
+            }
         }
     }
 
@@ -68,7 +72,7 @@ impl FormatError {
 
 /// Shorthand for [`FormatError::Damaged`].
 fn damaged(reason: impl Into<String>) -> FormatError {
-    FormatError::Damaged(reason.into())
+    FormatError::Damaged(short_message(reason.into()))
 }
 
 /// The element type of this name, if this version knows it.

@@ -1,6 +1,6 @@
 //! What a saved model says of its program: its signatures, its variables, and its owner's notes.
 
-use super::json::{Values, unique_map};
+use super::json::{Values, check_memory, unique_map};
 use super::{FormatError, damaged, dtype_named};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -21,6 +21,14 @@ pub const EXAMPLES_FILE: &str = "examples.st";
 
 /// The longest description.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Checks the length of a description, before it is read.
+pub(crate) fn check_length(bytes: u64) -> Result<(), FormatError> {
+    if bytes <= MAX_BYTES {
+        return Ok(());
+    }
+    Err(FormatError::Unsupported(format!("it has {bytes} bytes, at most {MAX_BYTES} are allowed")))
+}
 
 const FORMAT: &str = "tch-checkpoint-saved-model";
 const VERSION: u64 = 1;
@@ -176,9 +184,8 @@ impl SavedModelInfo {
             format: String,
             version: u64,
         }
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(FormatError::Unsupported(format!("it has more than {MAX_BYTES} bytes")));
-        }
+        check_length(bytes.len() as u64)?;
+        check_memory(bytes)?;
         let frame: Frame = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         if frame.format == FORMAT && frame.version > VERSION {
             let reason = format!("it is of version {}, this crate reads up to version {VERSION}", frame.version);

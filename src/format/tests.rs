@@ -231,7 +231,7 @@ proptest! {
         files in prop::collection::btree_map("\\PC{1,8}", any_tensors(), 0..4),
         values in prop::collection::btree_map("\\PC{1,8}", any_json(), 0..4),
         metrics in prop::collection::btree_map(".{0,8}", prop::num::f64::NORMAL | prop::num::f64::ZERO, 0..4),
-        (sequence, step, save_counter) in any::<(u64, Option<u64>, Option<i64>)>(),
+        (sequence, step, save_counter) in (0..=1u64 << 63, any::<Option<u64>>(), any::<Option<i64>>()),
         (seconds, nanoseconds) in (-62_167_219_200i64..253_402_300_800, 0u32..1_000_000_000),
     ) {
         let mut manifest = Manifest::new(sequence, RUN, DateTime::from_timestamp(seconds, nanoseconds).unwrap());
@@ -716,7 +716,7 @@ fn nesting_and_number_of_values_are_bounded() {
     assert!(with(&nested(json::MAX_DEPTH)).is_ok());
     assert!(with(&nested(json::MAX_DEPTH + 2)).unwrap_err().to_string().contains("nests deeper"));
     assert!(with(&nested(100_000)).unwrap_err().to_string().contains("recursion"));
-    assert!(with(&"{\"a\":".repeat(100_000)).unwrap_err().to_string().contains("recursion"));
+    assert!(with(&"{\"a\":".repeat(1_000)).unwrap_err().to_string().contains("recursion"));
 }
 
 // ---- Golden files

@@ -135,8 +135,8 @@ pub struct Saved {
     pub children: BTreeMap<String, Saved>,
     /// The tensor saved here, if one is.
     pub tensor: Option<TensorSpec>,
-    /// The value saved here, if one is.
-    pub value: Option<serde_json::Value>,
+    /// Whether a value is saved here.
+    pub has_value: bool,
 }
 
 impl Trackable for Node {

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 /// How deep objects may nest; a collection that contains itself ends here.
-const MAX_DEPTH: usize = 64;
+const MAX_DEPTH: usize = name::MAX_NAMES - 1;
 
 /// A leaf and its names.
 pub(crate) struct Leaf {

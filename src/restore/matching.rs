@@ -52,7 +52,7 @@ pub(crate) fn collect_keys(saved: &Saved, key: String, keys: &mut BTreeMap<Strin
         let own = name::key([name]);
         collect_keys(child, if key.is_empty() { own } else { format!("{key}/{own}") }, keys);
     }
-    if saved.tensor.is_some() || saved.value.is_some() {
+    if saved.tensor.is_some() || saved.has_value {
         keys.insert(key, ());
     }
 }
@@ -70,22 +70,24 @@ impl Matcher<'_> {
     fn visit(&mut self, node: &Node, saved: Option<&Saved>, key: String) -> Result<()> {
         match &node.0 {
             Kind::Tensor(leaf) => self.tensor(leaf, saved, key),
-            Kind::Value(leaf) => match saved.and_then(|saved| saved.value.as_ref()) {
-                None => {
-                    self.missing(key);
-                    Ok(())
-                }
-                Some(value) => {
-                    match leaf.load(value) {
-                        Ok(apply) => {
-                            self.matching.values.push(apply);
-                            self.take(key);
-                        }
-                        Err(reason) => self.matching.report.mismatch(&key, reason),
+            Kind::Value(leaf) => {
+                match self.manifest.values.get(&key).filter(|_| saved.is_some_and(|saved| saved.has_value)) {
+                    None => {
+                        self.missing(key);
+                        Ok(())
                     }
-                    Ok(())
+                    Some(value) => {
+                        match leaf.load(value) {
+                            Ok(apply) => {
+                                self.matching.values.push(apply);
+                                self.take(key);
+                            }
+                            Err(reason) => self.matching.report.mismatch(&key, reason),
+                        }
+                        Ok(())
+                    }
                 }
-            },
+            }
             Kind::Group(children) => {
                 for (name, child) in children.iter() {
                     let key = format!("{key}/{}", name::key([name]));
@@ -115,8 +117,10 @@ impl Matcher<'_> {
         if let Some(first) = leaf.identity().and_then(|identity| self.seen.insert(identity, key.clone())) {
             // Shared memory: one value must serve both names.
             if self.digest(&first) != self.digest(&key) {
-                let reason =
-                    format!("it shares its memory with {first:?}, but the checkpoint has different values for the two");
+                let reason = format!(
+                    "it shares its memory with {}, but the checkpoint has different values for the two",
+                    name::shown(&first)
+                );
                 self.matching.report.mismatch(&key, reason);
                 return Ok(());
             }

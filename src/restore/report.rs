@@ -33,7 +33,7 @@ pub struct Difference {
 
 impl Report {
     pub(crate) fn mismatch(&mut self, key: &str, reason: String) {
-        self.mismatched.push(Difference { key: key.to_string(), reason });
+        self.mismatched.push(Difference { key: key.to_string(), reason: name::short_message(reason) });
     }
 
     pub(crate) fn spec_differs(&mut self, key: &str, live: &TensorSpec, saved: &TensorSpec) {
@@ -45,13 +45,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separate = separator();
         for Difference { key, reason } in self.mismatched.iter().take(SHOWN) {
-            write!(f, "{}{key:?}: {reason}", separate())?;
+            write!(f, "{}{}: {reason}", separate(), name::shown(key))?;
         }
         more(f, self.mismatched.len(), "different")?;
         for key in self.missing.iter().take(SHOWN) {
-            write!(f, "{}{key:?} is not in the checkpoint", separate())?;
+            write!(f, "{}{} is not in the checkpoint", separate(), name::shown(key))?;
             if let Some(near) = name::nearest(key, self.unused.iter().take(10_000).map(String::as_str)) {
-                write!(f, " (it has {near:?})")?;
+                write!(f, " (it has {})", name::shown(near))?;
             }
         }
         more(f, self.missing.len(), "missing")?;

@@ -3,6 +3,7 @@
 use super::report::Report;
 use crate::error::{Error, Result};
 use crate::graph::Saved;
+use crate::name;
 use crate::source::Source;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -156,7 +157,7 @@ pub struct PassedOver {
 }
 
 fn listed(names: &[String]) -> String {
-    let shown: Vec<_> = names.iter().take(10).map(|name| format!("{name:?}")).collect();
+    let shown: Vec<_> = names.iter().take(10).map(|name| name::shown(name).to_string()).collect();
     let more = names.len().saturating_sub(shown.len());
     shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }

@@ -188,7 +188,7 @@ impl Source {
             return Ok(());
         }
         let file = record.pieces.first().map_or_else(|| self.path.clone(), |piece| self.path.join(&piece.file));
-        Err(changed(&file, &format!("the tensor {key:?}"), found, record.digest))
+        Err(changed(&file, &format!("the tensor {}", name::shown(key)), found, record.digest))
     }
 
     /// What the checkpoint holds, as a tree.
@@ -197,8 +197,8 @@ impl Source {
         for (key, record) in &self.manifest.tensors {
             descend(&mut root, key).tensor = Some(record.spec.clone());
         }
-        for (key, value) in &self.manifest.values {
-            descend(&mut root, key).value = Some(value.clone());
+        for key in self.manifest.values.keys() {
+            descend(&mut root, key).has_value = true;
         }
         root
     }
