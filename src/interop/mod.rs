@@ -1,4 +1,100 @@
 //! Checkpoints of other tools: PyTorch, Hugging Face, TensorFlow, Keras, tch.
 //!
-//! Each format is read as a [`TensorSource`](crate::TensorSource). Nothing in a file is executed or imported, and time and
-//! memory are bounded by the size of the file.
+//! Each format is read as a [`TensorSource`]. Nothing in a file is executed or imported, and time and
+//! memory are bounded by the size of the file. [`open`] recognizes the format by content: file names mean nothing.
+//! `docs/formats.md` in the repository lists what is read, written and verified of each format.
+
+mod detect;
+#[allow(dead_code, reason = "not every format needs all of it")]
+mod input;
+mod ours;
+
+use crate::error::Result;
+use crate::source::TensorSource;
+use std::path::Path;
+
+/// How much a file may ask for, and what to do with what this crate does not know.
+///
+/// ```
+/// use tch_checkpoint::interop::ReadOptions;
+/// let options = ReadOptions::default().max_expansion(10_000);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReadOptions {
+    /// See [`max_expansion`](ReadOptions::max_expansion).
+    pub(crate) max_expansion: u64,
+    /// See [`unknown_objects`](ReadOptions::unknown_objects).
+    pub(crate) unknown_objects: bool,
+}
+
+/// Bytes of tensors that are allowed whatever the length of the file.
+const FREE_EXPANSION: u64 = 64 << 20;
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        ReadOptions { max_expansion: 100, unknown_objects: false }
+    }
+}
+
+impl ReadOptions {
+    /// Sets how many times the bytes of the files all tensors together may take; 64 MiB are always allowed. Formats
+    /// can describe terabytes in a few bytes (one element that is expanded, compression, fill values). What is beyond
+    /// is refused when the source is opened. Defaults to 100.
+    pub fn max_expansion(mut self, times: u64) -> Self {
+        self.max_expansion = times;
+        self
+    }
+
+    /// Whether a file that holds objects of unknown classes is opened all the same. They are listed as
+    /// [`unreadable`](TensorSource::unreadable); nothing of them is executed in either case. Defaults to `false`: such
+    /// a file is refused, and the error names the class.
+    pub fn unknown_objects(mut self, allowed: bool) -> Self {
+        self.unknown_objects = allowed;
+        self
+    }
+
+    /// Whether tensors of `tensors` bytes may come from `files` bytes; else what to say.
+    pub(crate) fn check_expansion(&self, tensors: u64, files: u64) -> Result<(), String> {
+        if tensors <= FREE_EXPANSION.max(files.saturating_mul(self.max_expansion)) {
+            return Ok(());
+        }
+        Err(format!(
+            "its tensors would take {tensors} bytes, {files} bytes are in the file; more than {} times as much is refused \
+             unless `ReadOptions::max_expansion` allows it",
+            self.max_expansion
+        ))
+    }
+}
+
+/// Opens the checkpoint at `path`, of whatever format: a file, a directory, or the prefix of a TensorFlow bundle. A
+/// checkpoint of this crate is one of them.
+///
+/// # Errors
+/// [`Error::NotFound`](crate::Error::NotFound) when nothing is there;
+/// [`Error::Unsupported`](crate::Error::Unsupported) for a format that is not known, or that needs what this version
+/// does not read; [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use tch_checkpoint::{Checkpoint, Counter, interop};
+/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
+/// let source = interop::open(&path)?;
+/// assert_eq!(source.values()["step"], 7);
+/// # Ok(())
+/// # }
+/// ```
+pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>> {
+    open_with(path, &ReadOptions::default())
+}
+
+/// As [`open`], with options.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
+    detect::open(path.as_ref(), options)
+}

@@ -1,0 +1,106 @@
+//! Bytes of a file, or of a part of one, that are read by position.
+
+use super::detect::open_file;
+use crate::error::{Error, Result};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What bytes are read from.
+#[derive(Clone)]
+enum Bytes {
+    File(Arc<File>),
+    Memory(Arc<[u8]>),
+}
+
+/// A range of a file. Clones are cheap and share the open file.
+#[derive(Clone)]
+pub(crate) struct Input {
+    path: Arc<Path>,
+    bytes: Bytes,
+    start: u64,
+    len: u64,
+}
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} from {}, {} bytes", self.path.display(), self.start, self.len)
+    }
+}
+
+impl Input {
+    /// All of a file.
+    pub(crate) fn open(path: &Path) -> Result<Input> {
+        let file = open_file(path)?;
+        let len = file.metadata().map_err(|e| Error::io("open", path, e))?.len();
+        Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file)), start: 0, len })
+    }
+
+    /// Bytes in memory that stand for a file.
+    pub(crate) fn memory(path: &Path, bytes: impl Into<Arc<[u8]>>) -> Input {
+        let bytes = bytes.into();
+        let len = bytes.len() as u64;
+        Input { path: path.into(), bytes: Bytes::Memory(bytes), start: 0, len }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// A part of it; `None` when that is outside.
+    pub(crate) fn slice(&self, range: Range<u64>) -> Option<Input> {
+        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        Some(Input { start: self.start + range.start, len, ..self.clone() })
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len);
+        let Some(_) = end else {
+            return Err(Error::damaged(&self.path, "the file ends early"));
+        };
+        let at = self.start + offset;
+        match &self.bytes {
+            Bytes::File(file) => file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => Error::damaged(&self.path, "the file ends early"),
+                _ => Error::io("read", &self.path, e),
+            }),
+            Bytes::Memory(bytes) => {
+                buffer.copy_from_slice(&bytes[at as usize..at as usize + buffer.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads `range`, which must have at most `most` bytes.
+    pub(crate) fn read_vec(&self, range: Range<u64>, most: u64) -> Result<Vec<u8>> {
+        let length = range.end.checked_sub(range.start).filter(|_| range.end <= self.len);
+        let length = length.ok_or_else(|| Error::damaged(&self.path, "the file ends early"))?;
+        if length > most {
+            return Err(
+                self.damaged(format!("a part that is read at once has {length} bytes, at most {most} are allowed"))
+            );
+        }
+        let mut buffer = vec![0; length as usize];
+        self.read(range.start, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    /// An [`Error::Damaged`] about this file.
+    pub(crate) fn damaged(&self, reason: impl Into<String>) -> Error {
+        Error::damaged(&self.path, reason)
+    }
+
+    /// An [`Error::Unsupported`] about this file.
+    pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
+        Error::Unsupported { path: self.path.to_path_buf(), reason: reason.into() }
+    }
+}

@@ -1,0 +1,124 @@
+//! Checkpoints of this crate as a [`TensorSource`].
+
+use super::ReadOptions;
+use super::detect::Probe;
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::{MANIFEST_FILE, TensorRecord};
+use crate::source::{Source, TensorSource, VerifiedBy};
+use crate::store::{Disk, LocalDisk};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
+    let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE));
+    is_ours.then(|| Ok(Box::new(Ours::open(probe.path)?) as Box<dyn TensorSource>))
+}
+
+#[derive(Debug)]
+struct Ours {
+    source: Source,
+    tensors: BTreeMap<String, TensorSpec>,
+    /// Keys of tensors that have the bytes of another, which comes first in order.
+    aliases: BTreeMap<String, String>,
+    unreadable: BTreeMap<String, String>,
+}
+
+impl Ours {
+    fn open(path: &Path) -> Result<Ours> {
+        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
+        let source = Source::open(&disk, path)?;
+        let records = &source.manifest.tensors;
+        let tensors = records.iter().map(|(key, record)| (key.clone(), record.spec.clone())).collect();
+        let mut first: BTreeMap<Vec<(&str, u64, u64)>, &str> = BTreeMap::new();
+        let mut aliases = BTreeMap::new();
+        for (key, record) in records.iter().filter(|(_, record)| record.spec.bytes() != Some(0)) {
+            let place = record.pieces.iter().map(|piece| (piece.file.as_str(), piece.begin, piece.end)).collect();
+            let known = *first.entry(place).or_insert(key);
+            if known != key && records.get(known).is_some_and(|other| other.spec == record.spec) {
+                aliases.insert(key.clone(), known.to_string());
+            }
+        }
+        Ok(Ours { tensors, aliases, unreadable: BTreeMap::new(), source })
+    }
+
+    fn record(&self, key: &str, target: usize, bytes: Option<u64>) -> Result<&TensorRecord> {
+        let record = self.source.manifest.tensors.get(key);
+        let record =
+            record.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.path().display())))?;
+        if bytes.or(record.spec.bytes()) != Some(target as u64) {
+            return Err(Error::object(key, format!("a target of {target} bytes does not fit {}", record.spec)));
+        }
+        Ok(record)
+    }
+}
+
+impl TensorSource for Ours {
+    fn format(&self) -> &'static str {
+        "tch-checkpoint"
+    }
+
+    fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.tensors
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.source.manifest.values
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn verified_by(&self, _: &str) -> VerifiedBy {
+        VerifiedBy::Digest
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        let record = self.record(key, target.len(), None)?;
+        self.source.read_tensor(key, record, target, true)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        let size = self.tensors.get(key).map_or(1, |spec| spec.dtype.size() as u64);
+        let (Some(begin), Some(end)) = (range.start.checked_mul(size), range.end.checked_mul(size)) else {
+            return Err(Error::object(key, "the range is outside the tensor"));
+        };
+        let length = end.checked_sub(begin);
+        let record = self.record(key, target.len(), Some(length.unwrap_or(u64::MAX)))?;
+        if record.spec.bytes().is_none_or(|bytes| end > bytes) {
+            return Err(Error::object(key, format!("elements {range:?} are outside a tensor of {}", record.spec)));
+        }
+        // Where the piece at hand begins, counted in bytes of the tensor.
+        let mut at = 0;
+        for piece in &record.pieces {
+            let next = at + (piece.end - piece.begin);
+            let (from, to) = (begin.max(at), end.min(next));
+            if from < to {
+                let part = &mut target[(from - begin) as usize..(to - begin) as usize];
+                self.source.read(&piece.file, piece.begin + (from - at), part)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    fn verify(&self) -> Result<()> {
+        let manifest = &self.source.manifest;
+        manifest.files.keys().try_for_each(|file| self.source.verify_header(file))?;
+        manifest.assets.keys().try_for_each(|asset| self.source.verify_asset(asset, |_| Ok(())))?;
+        let mut buffer = Vec::new();
+        manifest.tensors.iter().try_for_each(|(key, record)| self.source.verify_tensor(key, record, &mut buffer))
+    }
+}
