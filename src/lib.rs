@@ -97,7 +97,7 @@ pub use manager::{
     list_checkpoints,
 };
 pub use progress::Progress;
-pub use reader::{CheckpointReader, verify_checkpoint};
+pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
 pub use source::{TensorSource, VerifiedBy};
 pub use store::Durability;

@@ -2,11 +2,12 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length};
+use crate::format::{Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length};
 use crate::parallel;
 use crate::source::Source;
 use crate::store::{Disk, LocalDisk, MANIFEST};
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Reads a checkpoint: names, types, shapes, values, bytes; and verifies all of it.
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
 /// let reader = CheckpointReader::open(&path)?;
 /// assert_eq!(reader.manifest().values["step"], 7);
-/// assert!(reader.verify().is_empty());
+/// assert!(reader.verify().is_intact());
 /// # Ok(())
 /// # }
 /// ```
@@ -60,9 +61,7 @@ impl CheckpointReader {
     /// # Errors
     /// [`Error::Object`] when there is no such tensor or it does not fit into memory, [`Error::Damaged`], [`Error::Io`].
     pub fn tensor(&self, key: &str) -> Result<Vec<u8>> {
-        let Some(record) = self.source.manifest.tensors.get(key) else {
-            return Err(Error::object(key, format!("{} has no tensor of this name", self.path().display())));
-        };
+        let record = self.record(key)?;
         let length = record.spec.bytes().and_then(|bytes| usize::try_from(bytes).ok());
         let too_large = || Error::object(key, "the tensor is larger than memory");
         let mut bytes = Vec::new();
@@ -70,6 +69,41 @@ impl CheckpointReader {
         bytes.resize(length.unwrap_or_default(), 0);
         self.source.read_tensor(key, record, &mut bytes, true)?;
         Ok(bytes)
+    }
+
+    /// Fills `buffer` with bytes of the tensor `key`, from its byte `offset` on: for a tensor that is not to be in memory
+    /// as a whole. They are not verified; [`check_digest`](CheckpointReader::check_digest) does that at the end.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when there is no such tensor or it ends before, [`Error::Damaged`], [`Error::Io`].
+    pub fn read_at(&self, key: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let record = self.record(key)?;
+        let (mut skip, mut rest) = (offset, buffer);
+        for piece in &record.pieces {
+            let begin = piece.begin.saturating_add(skip).min(piece.end);
+            skip = skip.saturating_sub(piece.end - piece.begin);
+            let length = usize::try_from(piece.end - begin).map_or(rest.len(), |length| length.min(rest.len()));
+            let (part, others) = rest.split_at_mut(length);
+            self.source.read(&piece.file, begin, part)?;
+            rest = others;
+        }
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(Error::object(key, "the tensor ends before the bytes that were asked for")),
+        }
+    }
+
+    /// Compares `digest`, of all bytes of the tensor `key` in order, with that of what was written.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when there is no such tensor, [`Error::Damaged`] when the digest differs.
+    pub fn check_digest(&self, key: &str, digest: Digest) -> Result<()> {
+        self.source.check_tensor(key, self.record(key)?, digest)
+    }
+
+    fn record(&self, key: &str) -> Result<&TensorRecord> {
+        let missing = || Error::object(key, format!("{} has no tensor of this name", self.path().display()));
+        self.source.manifest.tensors.get(key).ok_or_else(missing)
     }
 
     /// The bytes of the asset `name`, verified: of a saved model its signatures, say.
@@ -102,9 +136,9 @@ impl CheckpointReader {
         SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))
     }
 
-    /// Checks every byte of every file, and that the folder holds nothing else. Returns all that is wrong; nothing
-    /// when the checkpoint is intact.
-    pub fn verify(&self) -> Vec<Error> {
+    /// Checks every byte of every file, and that the files' headers say what the manifest says. Bytes that several
+    /// tensors share are read once.
+    pub fn verify(&self) -> Verification {
         let problems = Mutex::new(Vec::new());
         let note = |result: Result<()>| {
             problems.lock().unwrap_or_else(PoisonError::into_inner).extend(result.err());
@@ -113,52 +147,93 @@ impl CheckpointReader {
         let manifest = &self.source.manifest;
         let files: Vec<&String> = manifest.files.keys().filter(|file| self.source.has_file(file)).collect();
         let assets: Vec<&String> = manifest.assets.keys().filter(|asset| self.source.has_file(asset)).collect();
-        let is_open = |record: &TensorRecord| record.pieces.iter().all(|piece| self.source.has_file(&piece.file));
-        let tensors: Vec<_> = manifest.tensors.iter().filter(|(_, record)| is_open(record)).collect();
+        let tensors = self.tensors_to_verify();
         let threads = parallel::default_threads();
+        let headers = Mutex::new(BTreeMap::new());
+        let verify_header = |file: &&String, _: &mut ()| {
+            note(self.source.read_header(file).map(|header| {
+                headers.lock().unwrap_or_else(PoisonError::into_inner).extend(header.map(|it| (file.to_string(), it)));
+            }))
+        };
         let verify_asset = |asset: &&String, _: &mut ()| note(self.source.verify_asset(asset, |_| Ok(())));
-        let read = parallel::for_each(&files, threads, || (), |file, _| note(self.source.verify_header(file)))
+        let read = parallel::for_each(&files, threads, || (), verify_header)
             .and_then(|()| parallel::for_each(&assets, threads, || (), verify_asset))
             .and_then(|()| {
                 parallel::for_each(&tensors, threads, Vec::new, |(key, record), buffer| {
                     note(self.source.verify_tensor(key, record, buffer))
                 })
             });
+        let headers = headers.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut problems = problems.into_inner().unwrap_or_else(PoisonError::into_inner);
         problems.extend(read.err());
-        problems.extend(self.strangers());
-        problems.sort_by_cached_key(Error::to_string);
-        problems
+        problems.extend(manifest.check_headers(&headers).map_err(|e| e.at(self.path().join(MANIFEST))).err());
+        let mut verification = Verification { problems, unexpected: Vec::new() };
+        match self.unexpected() {
+            Ok(unexpected) => verification.unexpected = unexpected,
+            Err(e) => verification.problems.push(e),
+        }
+        verification.problems.sort_by_cached_key(Error::to_string);
+        verification
     }
 
-    /// What is in the folder and not in the manifest.
-    fn strangers(&self) -> Vec<Error> {
+    /// The tensors whose files are open; of those that are one tensor under several keys the first.
+    fn tensors_to_verify(&self) -> Vec<(&String, &TensorRecord)> {
+        let mut seen = HashSet::new();
+        let is_open = |record: &TensorRecord| record.pieces.iter().all(|piece| self.source.has_file(&piece.file));
+        // Tensors that share their first piece share all.
+        let mut is_first = |record: &TensorRecord| {
+            record.pieces.first().is_none_or(|piece| seen.insert((piece.file.clone(), piece.name.clone())))
+        };
+        let tensors = self.source.manifest.tensors.iter();
+        tensors.filter(|(_, record)| is_open(record) && is_first(record)).collect()
+    }
+
+    /// What is in the directory and not in the manifest, and is no mark; sorted.
+    fn unexpected(&self) -> Result<Vec<PathBuf>> {
         let entries = match self.disk.list(self.path()) {
             Ok(entries) => entries,
-            // Pruned meanwhile: what is open is all there is.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
-            Err(e) => return vec![Error::io("list the folder", self.path(), e)],
+            // Removed meanwhile: what is open is all there is.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io("list the folder", self.path(), e)),
         };
         let manifest = &self.source.manifest;
-        let ours =
-            |name: &str| name == MANIFEST || manifest.files.contains_key(name) || manifest.assets.contains_key(name);
-        let mut strangers: Vec<String> =
-            entries.into_iter().map(|entry| entry.name).filter(|name| !ours(name)).collect();
-        strangers.sort();
-        strangers
-            .iter()
-            .map(|name| {
-                Error::damaged(self.path().join(name), "the manifest does not list this file: it was added later")
-            })
-            .collect()
+        let is_ours = |name: &str| {
+            name == MANIFEST
+                || manifest.files.contains_key(name)
+                || manifest.assets.contains_key(name)
+                || name.starts_with("mark-") && name.ends_with(".json")
+        };
+        let others = entries.into_iter().map(|entry| entry.name).filter(|name| !is_ours(name));
+        let mut others: Vec<PathBuf> = others.map(|name| self.path().join(name)).collect();
+        others.sort();
+        Ok(others)
     }
 }
 
-/// Checks every byte of the checkpoint in the folder `path`, and that the folder holds nothing else. Returns all that is
-/// wrong, in a fixed order; nothing when the checkpoint is intact.
+/// What verifying a checkpoint found.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+#[must_use = "a checkpoint is intact only if `is_intact` says so"]
+pub struct Verification {
+    /// All that is wrong, in a fixed order: bytes that are not what was written, files that are missing, headers that
+    /// disagree with the manifest, and what could not be read.
+    pub problems: Vec<Error>,
+    /// Files and directories that the manifest does not list, sorted: somebody else's notes, say. They are no damage, and
+    /// no reader looks at them. The marks of a manager (`mark-*.json`) are not among them.
+    pub unexpected: Vec<PathBuf>,
+}
+
+impl Verification {
+    /// Whether every byte is what was written. Unexpected files do not count.
+    pub fn is_intact(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Checks every byte of the checkpoint in the directory `path`.
 ///
 /// As [`CheckpointReader::open`] and [`CheckpointReader::verify`], but a file that is missing or has another length
-/// does not keep the others from being checked.
+/// does not keep the others from being checked; what keeps the checkpoint from being opened at all is a problem too.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -166,19 +241,21 @@ impl CheckpointReader {
 /// # let dir = folder.path();
 /// use tch_checkpoint::{Checkpoint, Counter, verify_checkpoint};
 /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
-/// assert!(verify_checkpoint(&path).is_empty());
 /// std::fs::write(path.join("notes.txt"), "not ours")?;
-/// assert_eq!(verify_checkpoint(&path).len(), 1);
+/// let found = verify_checkpoint(&path);
+/// assert!(found.is_intact());
+/// assert_eq!(found.unexpected, [path.join("notes.txt")]);
 /// # Ok(())
 /// # }
 /// ```
-pub fn verify_checkpoint(path: impl AsRef<Path>) -> Vec<Error> {
+pub fn verify_checkpoint(path: impl AsRef<Path>) -> Verification {
     let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
     match Source::open_what_is_whole(&disk, path.as_ref()) {
         Ok((source, mut problems)) => {
-            problems.extend(CheckpointReader { source, disk }.verify());
-            problems
+            let mut found = CheckpointReader { source, disk }.verify();
+            problems.append(&mut found.problems);
+            Verification { problems, ..found }
         }
-        Err(problem) => vec![problem],
+        Err(problem) => Verification { problems: vec![problem], unexpected: Vec::new() },
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::Memory;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::Write as _;
 use std::fs;
@@ -182,7 +183,7 @@ fn keys_nest_as_deep_as_objects_may_and_no_deeper() -> Outcome {
         );
         assert!(message.len() < 5_000, "{message}");
         bounded("list", text.len(), || list_checkpoints(dir.path()))?;
-        bounded("verify", text.len(), || verify_checkpoint(&path));
+        let _ = bounded("verify", text.len(), || verify_checkpoint(&path));
     }
     Ok(())
 }
@@ -270,5 +271,195 @@ fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
     let path = saved.save(dir.path().join("other"))?;
     assert_eq!(tch_checkpoint::latest_checkpoint(dir.path())?, Some(path.clone()));
     assert_eq!(CheckpointReader::open(&path)?.manifest().sequence, 1);
+    Ok(())
+}
+
+/// How many bytes this process has read from files.
+fn bytes_read() -> u64 {
+    let counts = fs::read_to_string("/proc/self/io").unwrap();
+    counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// A checkpoint in whose manifest `change` adds keys and pieces for the one tensor `model` of 4 MiB.
+fn checkpoint_with(dir: &Path, change: impl Fn(&mut Manifest)) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let path = Checkpoint::new().track("model", &Memory::seeded(1 << 20, 7))?.write(dir.join("ckpt-1"))?;
+    let file = path.join("manifest.json");
+    let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
+    change(&mut manifest);
+    fs::write(&file, manifest.to_bytes()?)?;
+    Ok(path)
+}
+
+#[test]
+fn bytes_under_many_keys_are_read_once() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = checkpoint_with(dir.path(), |manifest| {
+        let record = manifest.tensors["model"].clone();
+        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
+    })?;
+    let before = bytes_read();
+    let found = verify_checkpoint(&path);
+    assert!(found.is_intact(), "{found:?}");
+    let read = bytes_read() - before;
+    assert!(read < 2 * (4 << 20) + (4 << 20), "{read} bytes were read");
+    Ok(())
+}
+
+/// Bytes that are in two pieces of a tensor, or in tensors that differ elsewhere, would be read for the digest of each.
+#[test]
+fn pieces_are_shared_by_whole_tensors_only() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let piece = |manifest: &Manifest, start: u64, rows: u64| {
+        let mut piece = manifest.tensors["model"].pieces[0].clone();
+        piece.slice = Some(vec![[start, rows]]);
+        piece
+    };
+    let twice = checkpoint_with(dir.path(), |manifest| {
+        let both = [0, 1].map(|n| piece(manifest, n << 20, 1 << 20)).to_vec();
+        let mut record = manifest.tensors["model"].clone();
+        (record.spec.shape, record.pieces) = (vec![2 << 20], both);
+        manifest.tensors.insert("twice".into(), record);
+    });
+    assert!(twice.is_err(), "{twice:?}");
+    Ok(())
+}
+
+/// Runs the tool with little memory, and no longer than some seconds.
+fn ckpt(arguments: &[&str], megabytes: usize) -> std::process::Output {
+    let limited = format!("ulimit -v {}; exec timeout -s KILL 20 \"$0\" \"$@\"", megabytes << 10);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_ckpt")]).args(arguments).stdin(std::process::Stdio::null());
+    command.output().unwrap()
+}
+
+/// All commands on a path, in both forms.
+fn every_command(path: &Path, mut check: impl FnMut(&[&str], std::process::Output)) {
+    let path = path.to_str().unwrap();
+    for command in [&["ls", path][..], &["show", path], &["verify", path], &["diff", path, path]] {
+        for json in [&[][..], &["--json"]] {
+            let arguments = [command, json].concat();
+            check(&arguments, ckpt(&arguments, 400));
+        }
+    }
+}
+
+#[test]
+fn the_tool_prints_in_proportion() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let long = vec!["x".repeat(255); 60].join("/");
+    let values: Vec<String> = (0..8_000).map(|n| format!("\"v{n}\":0")).collect();
+    let wide = with_values(&format!("{},\"{long}\":0", values.join(",")));
+    let metrics = String::from_utf8(wide.clone())?;
+    let metrics = metrics.replace("\"metrics\":{}", &format!("\"metrics\":{{\"{}\":0}}", "m".repeat(100_000)));
+    let body: Vec<&str> = metrics.lines().skip(1).filter(|line| !line.starts_with("\"xxh3")).collect();
+    for text in [wide, sealed("tch-checkpoint", &body.join("\n"))] {
+        let path = checkpoint_of(dir.path(), &text);
+        for target in [&path, dir.path()] {
+            every_command(target, |arguments, output| {
+                let printed = output.stdout.len() + output.stderr.len();
+                assert!(printed <= 20 * text.len() + 10_000, "{arguments:?}: {printed} bytes");
+                assert_ne!(output.status.code(), None, "{arguments:?}");
+            });
+        }
+    }
+    // One long key that many others are the same as.
+    let tied = checkpoint_with(&dir.path().join("tied"), |manifest| {
+        let record = manifest.tensors["model"].clone();
+        manifest.tensors.insert(format!("a/{long}"), record.clone());
+        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
+    })?;
+    let input = fs::metadata(tied.join("manifest.json"))?.len() as usize;
+    every_command(&tied, |arguments, output| {
+        let printed = output.stdout.len() + output.stderr.len();
+        assert!(printed <= 10 * input && output.status.code().is_some(), "{arguments:?}: {printed} bytes, {output:?}");
+    });
+    Ok(())
+}
+
+#[test]
+fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path();
+    let one_line = |arguments: &[&str], output: std::process::Output| {
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code().is_some_and(|code| code <= 2), "{arguments:?}: {:?}, {errors}", output.status);
+        assert!(errors.lines().count() <= 2 && output.stdout.len() < 5_000, "{arguments:?}: {errors}");
+    };
+    let mkfifo = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    let link = |to: &str, path: &Path| std::os::unix::fs::symlink(to, path).unwrap();
+    // As the path itself.
+    mkfifo(&root.join("pipe"));
+    let _socket = std::os::unix::net::UnixListener::bind(root.join("socket"))?;
+    link("loop", &root.join("loop"));
+    link("/dev/zero", &root.join("zero"));
+    link("nowhere", &root.join("nowhere-link"));
+    for name in ["pipe", "socket", "loop", "zero", "nowhere-link", "nothing", "pipe/below", "loop/below"] {
+        every_command(&root.join(name), one_line);
+    }
+    // As a manifest, as an index, as the index of the directory around, as a component, in a checkpoint.
+    for (n, file) in ["manifest.json", "checkpoint.json", "model.safetensors", "saved_model.json"].iter().enumerate() {
+        for kind in ["pipe", "socket", "loop", "zero", "directory", "hole"] {
+            let above = root.join(format!("{n}-{kind}"));
+            let inside = above.join("ckpt-1");
+            fs::create_dir_all(&inside)?;
+            for place in [&above, &inside] {
+                let path = place.join(file);
+                match kind {
+                    "pipe" => mkfifo(&path),
+                    "socket" => drop(std::os::unix::net::UnixListener::bind(&path)?),
+                    "loop" => link(file, &path),
+                    "zero" => link("/dev/zero", &path),
+                    "directory" => fs::create_dir(&path)?,
+                    _ => fs::File::create(&path)?.set_len(3 << 30)?,
+                }
+            }
+            for path in [&above, &inside] {
+                every_command(path, one_line);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tensors and descriptions that are holes: no byte of the disk, any length.
+#[test]
+fn holes_in_files_take_no_memory() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let hole = |name: &str, bytes: u64| -> Result<PathBuf, Box<dyn std::error::Error>> {
+        let path = Checkpoint::new().track("model", &Memory::seeded(4, 7))?.write(dir.path().join(name))?;
+        let file = path.join("manifest.json");
+        let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
+        // A description of 3 GB, of which a reader takes 64 MiB at most.
+        let entry = tch_checkpoint::format::AssetEntry { bytes, digest: Digest::of(b"") };
+        manifest.assets.insert("saved_model.json".into(), entry);
+        fs::File::create(path.join("saved_model.json"))?.set_len(bytes)?;
+        fs::write(&file, manifest.to_bytes()?)?;
+        Ok(path)
+    };
+    let path = hole("described", 3 << 30)?;
+    let output = ckpt(&["show", path.to_str().unwrap()], 400);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && errors.contains("saved_model.json"), "{errors}");
+    // A tensor of 512 MB in each of two: compared piece by piece.
+    let tensor = |name: &str, digest: &[u8]| -> Result<PathBuf, Box<dyn std::error::Error>> {
+        let path = Checkpoint::new().track("model", &Memory::seeded(4, 7))?.write(dir.path().join(name))?;
+        let file = path.join("manifest.json");
+        let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
+        let bytes = 1 << 29;
+        let record = manifest.tensors.get_mut("model").unwrap();
+        record.spec.shape = vec![bytes / 4];
+        record.digest = Digest::of(digest);
+        record.pieces[0].end = record.pieces[0].begin + bytes;
+        let end = record.pieces[0].end;
+        manifest.files.get_mut("model.safetensors").unwrap().bytes = end;
+        fs::OpenOptions::new().write(true).open(path.join("model.safetensors"))?.set_len(end)?;
+        fs::write(&file, manifest.to_bytes()?)?;
+        Ok(path)
+    };
+    let (a, b) = (tensor("a", b"1")?, tensor("b", b"2")?);
+    let output = ckpt(&["diff", a.to_str().unwrap(), b.to_str().unwrap()], 400);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && errors.contains("not what was written"), "{errors}");
     Ok(())
 }

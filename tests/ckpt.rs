@@ -157,10 +157,10 @@ fn flipped(bytes: &[u8], bit: u64) -> Vec<u8> {
 /// Asserts that verifying says that `file` is damaged, and nothing else.
 fn assert_found(checkpoint: &Path, file: &Path, what: &str) {
     let is_it = |error: &Error| matches!(error, Error::Damaged { path, .. } if path == file);
-    let problems = verify_checkpoint(checkpoint);
+    let problems = verify_checkpoint(checkpoint).problems;
     assert!(!problems.is_empty() && problems.iter().all(is_it), "{what}: {problems:?}");
     match CheckpointReader::open(checkpoint) {
-        Ok(reader) => assert!(!reader.verify().is_empty(), "{what}"),
+        Ok(reader) => assert!(!reader.verify().is_intact(), "{what}"),
         Err(error) => assert!(is_it(&error), "{what}: {error:?}"),
     }
 }
@@ -194,7 +194,7 @@ fn every_one_of_1000_flipped_bits_is_found() {
         let file = &files[i % 3];
         flip_and_check(file, random.below(8 * file.1.len() as u64));
     }
-    assert!(verify_checkpoint(&checkpoint).is_empty());
+    assert!(verify_checkpoint(&checkpoint).is_intact());
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn the_tool_finds_flipped_bits_and_names_the_file() {
 }
 
 #[test]
-fn truncated_extended_missing_and_added_files_are_found() {
+fn truncated_extended_and_missing_files_are_found_and_added_ones_are_shown() {
     let (_dir, checkpoint) = one_checkpoint();
     for (file, bytes) in files_of(&checkpoint) {
         for length in [0, 1, bytes.len() / 2, bytes.len() - 1] {
@@ -246,13 +246,16 @@ fn truncated_extended_missing_and_added_files_are_found() {
     for added in [OsStr::new("notes.txt"), OsStr::new(".hidden"), OsStr::new("x.safetensors"), &strange] {
         fs::write(checkpoint.join(added), "").unwrap();
         let ran = on("verify", &[&checkpoint]);
-        assert!(ran.code == Some(1) && ran.out.contains("added later"), "{ran:?}");
+        assert!(ran.code == Some(0) && ran.out.starts_with("intact") && ran.out.contains("unexpected"), "{ran:?}");
         fs::remove_file(checkpoint.join(added)).unwrap();
     }
     fs::create_dir(checkpoint.join("folder")).unwrap();
-    assert_eq!(on("verify", &[&checkpoint]).code, Some(1));
+    assert!(on("verify", &[&checkpoint]).out.contains("folder: unexpected"));
     fs::remove_dir(checkpoint.join("folder")).unwrap();
-    assert_eq!(on("verify", &[&checkpoint]).code, Some(0));
+    // What a manager notes beside the manifest is expected.
+    fs::write(checkpoint.join("mark-0123.json"), "{}").unwrap();
+    let ran = on("verify", &[&checkpoint]);
+    assert!(ran.code == Some(0) && !ran.out.contains("unexpected"), "{ran:?}");
 }
 
 #[test]
@@ -299,7 +302,9 @@ fn all_that_is_wrong_is_reported_at_once() {
     let problems = document["checkpoints"][0]["problems"].as_array().unwrap();
     let path = |problem: &Json| Path::new(problem["path"].as_str().unwrap()).file_name().unwrap().to_owned();
     let paths: Vec<_> = problems.iter().map(path).collect();
-    assert_eq!(paths, ["decoder.safetensors", "encoder.safetensors", "encoder.safetensors", "notes.txt"]);
+    assert_eq!(paths, ["decoder.safetensors", "encoder.safetensors", "encoder.safetensors"]);
+    let notes = checkpoint.join("notes.txt");
+    assert_eq!(document["checkpoints"][0]["unexpected"], json!([notes.to_str()]));
 }
 
 #[test]
@@ -317,7 +322,7 @@ fn what_stands_in_the_place_of_a_file_is_damage() {
         fs::remove_dir(&file).unwrap();
         fs::rename(&aside, &file).unwrap();
     }
-    assert!(verify_checkpoint(&checkpoint).is_empty());
+    assert!(verify_checkpoint(&checkpoint).is_intact());
 }
 
 #[test]
@@ -786,7 +791,7 @@ fn hostile_names_are_printed_harmlessly() -> Outcome {
         check(run("verify", &[&second]), 1);
         fs::write(file, bytes)?;
         fs::write(second.join(HOSTILE), "")?;
-        check(run("verify", &[&second]), 1);
+        check(run("verify", &[&second]), 0);
         fs::remove_file(second.join(HOSTILE))?;
     }
     Ok(())
@@ -905,5 +910,36 @@ fn a_saved_model_is_shown_verified_and_compared() {
     fs::write(model.join("manifest.json"), plain.to_bytes().unwrap()).unwrap();
     assert_eq!(on("diff", &[&model, &golden]).code, Some(0));
     let ran = on("verify", &[&model]);
-    assert!(ran.code == Some(1) && ran.out.contains("was added later"), "{ran:?}");
+    assert!(ran.code == Some(0) && ran.out.contains("program.pt: unexpected"), "{ran:?}");
+}
+
+/// Weights that a program exported beside its checkpoints do not make the directory a damaged checkpoint.
+#[test]
+fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path();
+    let run = root.join("run");
+    Model::new().train(&run, &[1, 2]);
+    fs::write(run.join("exported.safetensors"), "weights")?;
+    for with_index in [true, false] {
+        if !with_index {
+            fs::remove_file(run.join("checkpoint.json"))?;
+        }
+        assert_eq!(on("ls", &[&run]).row("ckpt-2")[0], "ckpt-2");
+        assert_eq!(on("verify", &[&run]).code, Some(0));
+        assert!(on("show", &[&run]).out.contains("ckpt-2"));
+        assert_eq!(on("diff", &[&run, &run]).code, Some(0));
+    }
+    // With the index alone it is an empty directory of checkpoints.
+    let empty = root.join("empty");
+    fs::create_dir(&empty)?;
+    fs::write(empty.join("exported.safetensors"), "weights")?;
+    fs::write(empty.join("checkpoint.json"), Index::default().to_bytes()?)?;
+    assert!(on("ls", &[&empty]).out.contains("no whole checkpoint"));
+    // Without either it is a checkpoint that lost its manifest.
+    fs::remove_file(empty.join("checkpoint.json"))?;
+    let ran = on("verify", &[&empty]);
+    assert!(ran.code == Some(1) && ran.out.contains("manifest.json: the file is missing"), "{ran:?}");
+    assert_eq!(on("show", &[&empty]).code, Some(1));
+    Ok(())
 }

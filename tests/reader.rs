@@ -5,7 +5,11 @@ mod common;
 use common::Memory;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointReader, Durability, Error, latest_checkpoint};
+use tch_checkpoint::format::Manifest;
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, Durability, Error, Node, Trackable, latest_checkpoint,
+    verify_checkpoint,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -45,4 +49,59 @@ fn what_is_removed_while_it_is_opened_is_not_called_damaged() -> Outcome {
         assert!(opened > 0, "{gone} gone");
         Ok(())
     })
+}
+
+/// Two tensors of one type and shape, of which a writer noted the wrong one in the header: every digest is right, and
+/// whoever reads the file by its header gets the other.
+#[test]
+fn headers_that_disagree_with_the_manifest_are_found() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let parts = Node::group([("a", Memory::seeded(100, 1).node()), ("b", Memory::seeded(100, 2).node())]);
+    let mut checkpoint = Checkpoint::new().track("model", &parts)?.track("step", &Counter::new(7))?;
+    let path = checkpoint.write(dir.path().join("one"))?;
+    assert!(verify_checkpoint(&path).is_intact());
+    let file = path.join("manifest.json");
+    let sound = Manifest::from_bytes(&std::fs::read(&file)?).map_err(|e| e.to_string())?;
+    let name = |manifest: &mut Manifest, key: &str, name: &str| {
+        manifest.tensors.get_mut(key).unwrap().pieces[0].name = name.to_string();
+    };
+    let changes: [&dyn Fn(&mut Manifest); 3] = [
+        &|manifest| {
+            name(manifest, "model/a", "b");
+            name(manifest, "model/b", "a");
+        },
+        &|manifest| name(manifest, "model/a", "c"),
+        &|manifest| manifest.tensors.get_mut("model/a").unwrap().spec.shape = vec![10, 10],
+    ];
+    for change in changes {
+        let mut manifest = sound.clone();
+        change(&mut manifest);
+        std::fs::write(&file, manifest.to_bytes()?)?;
+        for found in [verify_checkpoint(&path), CheckpointReader::open(&path)?.verify()] {
+            assert_eq!(found.problems.len(), 1, "{found:?}");
+            assert!(found.problems[0].to_string().contains("header"), "{found:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn parts_of_a_tensor_are_read_and_checked_at_the_end() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tensor = Memory::seeded(1000, 3);
+    // Several pieces.
+    let path = Checkpoint::new().max_file_bytes(8192).track("t", &tensor)?.write(dir.path().join("one"))?;
+    let reader = CheckpointReader::open(&path)?;
+    let whole = reader.tensor("t")?;
+    for (offset, length) in [(0, 4000), (0, 1), (3999, 1), (1000, 2500), (4000, 0)] {
+        let mut part = vec![0; length];
+        reader.read_at("t", offset, &mut part)?;
+        assert_eq!(part, whole[offset as usize..offset as usize + length]);
+    }
+    assert!(matches!(reader.read_at("t", 3999, &mut [0; 2]), Err(Error::Object { .. })));
+    assert!(matches!(reader.read_at("t", u64::MAX, &mut [0; 1]), Err(Error::Object { .. })));
+    assert!(matches!(reader.read_at("none", 0, &mut []), Err(Error::Object { .. })));
+    reader.check_digest("t", tch_checkpoint::format::Digest::of(&whole))?;
+    assert!(matches!(reader.check_digest("t", tch_checkpoint::format::Digest::of(b"")), Err(Error::Damaged { .. })));
+    Ok(())
 }

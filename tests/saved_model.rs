@@ -413,7 +413,7 @@ fn training_goes_on_where_it_was() -> Outcome {
         Ok((manifest.files, manifest.tensors, manifest.values, manifest.step))
     };
     assert_eq!(state(back.path())?, state(&ckpt)?);
-    assert_eq!(tch_checkpoint::verify_checkpoint(back.path()).len(), 0);
+    assert_eq!(tch_checkpoint::verify_checkpoint(back.path()).problems.len(), 0);
     // A checkpoint of another model is refused, and changes nothing.
     let before = all_bits(back.var_store());
     let other = Checkpoint::new().track("step", &step)?.write(dir.path().join("other"))?;
@@ -461,7 +461,7 @@ fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let path = export(&model, &dir.path().join("model"), &mut model.checkpoint()?)?;
-    assert!(tch_checkpoint::verify_checkpoint(&path).is_empty());
+    assert!(tch_checkpoint::verify_checkpoint(&path).is_intact());
     for name in ["program.pt", "saved_model.json", "examples.st"] {
         let file = path.join(name);
         let whole = std::fs::read(&file)?;
@@ -471,7 +471,7 @@ fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
             std::fs::write(&file, damaged)?;
             let refused = SavedModel::load(&path, Device::Cpu).and_then(|saved| saved.check(0.0)).unwrap_err();
             assert!(refused.to_string().contains("is not what was written"), "{name}: {refused}");
-            assert_eq!(tch_checkpoint::verify_checkpoint(&path).len(), 1);
+            assert_eq!(tch_checkpoint::verify_checkpoint(&path).problems.len(), 1);
         }
         std::fs::write(&file, &whole[..whole.len() - 1])?;
         assert!(matches!(SavedModel::load(&path, Device::Cpu), Err(Error::Damaged { .. })));

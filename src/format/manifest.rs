@@ -255,7 +255,8 @@ impl Manifest {
 
 impl Manifest {
     /// Checks that the files' headers say of each tensor what the manifest says, and have no tensor more: that other
-    /// programs, which read the headers, read the same. `headers` are those of all files, by name.
+    /// programs, which read the headers, read the same. `headers` are those of the files by name; a file without one is
+    /// not looked at.
     ///
     /// # Errors
     ///
@@ -270,24 +271,26 @@ impl Manifest {
         }
         let mut named = HashSet::with_capacity(in_headers.len());
         for (key, record) in &self.tensors {
-            for piece in &record.pieces {
+            for piece in record.pieces.iter().filter(|piece| headers.contains_key(&piece.file)) {
                 let place = (piece.file.as_str(), piece.name.as_str());
                 let agree = in_headers.get(&place).is_some_and(|(entry, data_start)| {
-                    let range = Range { key, record, piece };
+                    let range = Range { key, record, piece, index: 0 };
                     entry.spec.dtype == record.spec.dtype
                         && range.shape().eq(entry.spec.shape.iter().copied())
                         && piece.begin.checked_sub(*data_start) == Some(entry.begin)
                         && piece.end.checked_sub(*data_start) == Some(entry.end)
                 });
                 if !agree {
-                    let (file, name) = place;
-                    return Err(damaged(format!("the header of {file:?} says something else of {name:?}, {key:?}")));
+                    let (file, name, key) = (place.0, name::shown(place.1), name::shown(key));
+                    return Err(damaged(format!("the header of {file:?} says something else of {name}, {key}")));
                 }
                 named.insert(place);
             }
         }
         match in_headers.keys().find(|place| !named.contains(*place)) {
-            Some((file, name)) => Err(damaged(format!("the header of {file:?} has a tensor {name:?} more"))),
+            Some((file, name)) => {
+                Err(damaged(format!("the header of {file:?} has a tensor {} more", name::shown(name))))
+            }
             None => Ok(()),
         }
     }
@@ -458,11 +461,11 @@ impl Manifest {
             self.files.keys().map(|file| (file.as_str(), vec![])).collect();
         for (key, record) in &self.tensors {
             check_pieces(key, record)?;
-            for piece in &record.pieces {
+            for (index, piece) in record.pieces.iter().enumerate() {
                 let file = ranges.get_mut(piece.file.as_str());
                 let file =
                     file.ok_or_else(|| damaged(format!("{key:?} is in {:?}, which is not listed", piece.file)))?;
-                file.push(Range { key, record, piece });
+                file.push(Range { key, record, piece, index });
             }
         }
         for (file, ranges) in &mut ranges {
@@ -479,6 +482,8 @@ struct Range<'a> {
     key: &'a str,
     record: &'a TensorRecord,
     piece: &'a Piece,
+    /// Which of the tensor's pieces it is.
+    index: usize,
 }
 
 impl Range<'_> {
@@ -489,13 +494,16 @@ impl Range<'_> {
         whole.enumerate().map(move |(i, length)| if i == 0 { first.unwrap_or(length) } else { length })
     }
 
-    /// Whether both are the same tensor of the same file.
+    /// Whether both are the same piece of one tensor that has two keys. Of such tensors all pieces are the same, so that
+    /// no byte is read for the digests of two. The first pieces compare the whole lists; the others have the same first.
     fn is_tied_to(&self, other: &Range<'_>) -> bool {
-        let whole = |range: &Range<'_>| range.piece.slice.is_none();
-        (&self.piece.name, self.piece.begin, self.piece.end) == (&other.piece.name, other.piece.begin, other.piece.end)
-            && self.record.spec.dtype == other.record.spec.dtype
-            && self.shape().eq(other.shape())
-            && (!whole(self) || !whole(other) || self.record.digest == other.record.digest)
+        let (a, b) = (self.record, other.record);
+        let lists_agree = if self.index == 0 { a.pieces == b.pieces } else { a.pieces.first() == b.pieces.first() };
+        !std::ptr::eq(a, b)
+            && self.index == other.index
+            && self.piece == other.piece
+            && (&a.spec, a.digest) == (&b.spec, b.digest)
+            && lists_agree
     }
 }
 

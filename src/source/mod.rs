@@ -6,6 +6,7 @@ mod tensor_source;
 pub use tensor_source::{TensorSource, VerifiedBy};
 
 use crate::error::{Error, Result};
+use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
@@ -97,6 +98,20 @@ impl Source {
             return Ok(());
         };
         self.verify_start(name, "its header", entry.header.bytes, entry.header.digest, |_| Ok(()))
+    }
+
+    /// Checks everything before the tensors of the file `name`, and reads it; `None` for a file that the manifest does not
+    /// list.
+    pub(crate) fn read_header(&self, name: &str) -> Result<Option<Header>> {
+        let Some(entry) = self.manifest.files.get(name) else {
+            return Ok(None);
+        };
+        let mut header = Vec::new();
+        self.verify_start(name, "its header", entry.header.bytes, entry.header.digest, |chunk| {
+            header.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        parse_header(&header, entry.bytes).map(Some).map_err(|e| e.at(self.path.join(name)))
     }
 
     /// Checks all of the asset `name`, and passes its bytes on.

@@ -78,7 +78,7 @@ pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64,
     let mut broken = |what: String| violations.push(format!("{context}: {what}"));
     match crate::list_checkpoints(folder) {
         Ok(listing) => {
-            let listed = listing.checkpoints.iter().flat_map(|listed| crate::verify_checkpoint(&listed.path));
+            let listed = listing.checkpoints.iter().flat_map(|listed| crate::verify_checkpoint(&listed.path).problems);
             listed.chain(listing.damaged.into_iter().map(|(_, e)| e)).for_each(|e| broken(e.to_string()));
         }
         Err(e) => broken(format!("it cannot be listed: {e}")),

@@ -78,7 +78,8 @@ pub struct Show {
 /// Reads every byte and checks that it is what was written
 ///
 /// In a folder of checkpoints every checkpoint is checked, but not those that a manager moved aside as damaged,
-/// nor unfinished ones: name them to have them checked.
+/// nor unfinished ones: name them to have them checked. Files in a checkpoint that its manifest does not list are shown
+/// as unexpected; they are no damage.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -87,7 +88,7 @@ Examples:
 
 Exit codes:
   0  every checkpoint is intact
-  1  at least one is damaged: a changed, missing or added byte or file
+  1  at least one is damaged: a changed, missing or added byte, or a missing file
   2  at least one could not be read, or a folder holds no checkpoint; others may be damaged")]
 pub struct Verify {
     /// Checkpoints, or folders of checkpoints

@@ -9,7 +9,7 @@ use crate::target::{Target, TargetJson};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use tch_checkpoint::format::{AssetEntry, TensorRecord};
+use tch_checkpoint::format::{AssetEntry, Hasher, TensorRecord};
 use tch_checkpoint::{Dtype, Error};
 
 /// The JSON document.
@@ -33,7 +33,7 @@ struct Difference<'a> {
     /// What A has; `null` when it has nothing of that name.
     a: Option<Side<'a>>,
     b: Option<Side<'a>>,
-    /// Of tensors of the same type and shape, how the elements differ.
+    /// Of tensors of the same type and shape, how the elements differ, unless many tensors share their bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     elements: Option<Compared>,
 }
@@ -90,9 +90,10 @@ pub fn run(args: &Diff, out: &mut Output) -> Result<Exit, Error> {
     let (a, b) = (Target::open(&args.a, out)?, Target::open(&args.b, out)?);
     let mut comparison =
         Comparison { equal: true, a: a.json(), b: b.json(), differences: vec![], equal_tensors: 0, equal_values: 0 };
+    let mut budget = Budget::of(&a, &b);
     for key in &keys(&a) | &keys(&b) {
         let (in_a, in_b) = (Entry::of(&a, key), Entry::of(&b, key));
-        match compare(key, in_a, in_b, &a, &b)? {
+        match compare(key, in_a, in_b, &a, &b, &mut budget)? {
             Some((kind, elements)) => {
                 let (a, b) = (in_a.map(Entry::side), in_b.map(Entry::side));
                 comparison.differences.push(Difference { key, kind, a, b, elements });
@@ -137,6 +138,7 @@ fn compare(
     in_b: Option<Entry<'_>>,
     a: &Target,
     b: &Target,
+    budget: &mut Budget,
 ) -> Result<Option<(Kind, Option<Compared>)>, Error> {
     let kind = match (in_a, in_b) {
         (None, None) => return Ok(None),
@@ -153,14 +155,53 @@ fn compare(
                 (false, true) => Kind::Dtype,
                 (true, false) => Kind::Shape,
                 (true, true) if in_a.digest == in_b.digest => return Ok(None),
-                (true, true) => {
-                    let (a, b) = (a.reader.tensor(key)?, b.reader.tensor(key)?);
-                    return Ok(Some((Kind::Content, Some(elements::compare(in_a.spec.dtype, &a, &b)))));
-                }
+                (true, true) => return Ok(Some((Kind::Content, budget.compare(key, in_a, [a, b])?))),
             }
         }
     };
     Ok(Some((kind, None)))
+}
+
+/// How many bytes of elements may still be read: bytes that many keys share are not read for each of them.
+struct Budget(u64);
+
+/// As often as the files of both checkpoints are read, at most.
+const READS: u64 = 4;
+
+/// How many bytes of a tensor are compared at a time: whole elements of every type.
+const CHUNK: usize = 512 << 10;
+
+impl Budget {
+    fn of(a: &Target, b: &Target) -> Budget {
+        let bytes = |target: &Target| target.reader.manifest().bytes();
+        Budget(bytes(a).saturating_add(bytes(b)).saturating_mul(READS))
+    }
+
+    /// How the elements of the tensor `key` differ, verified as they are read; `None` when too much was read already.
+    fn compare(&mut self, key: &str, record: &TensorRecord, targets: [&Target; 2]) -> Result<Option<Compared>, Error> {
+        let bytes = record.spec.bytes().unwrap_or(u64::MAX);
+        match self.0.checked_sub(bytes.saturating_mul(2)) {
+            Some(left) => self.0 = left,
+            None => return Ok(None),
+        }
+        let mut compared = Compared::new();
+        let mut sides = targets.map(|target| (target, Hasher::new(), Vec::new()));
+        let mut offset = 0;
+        while offset < bytes {
+            let length = (bytes - offset).min(CHUNK as u64) as usize;
+            for (target, hasher, buffer) in &mut sides {
+                buffer.resize(length, 0);
+                target.reader.read_at(key, offset, buffer)?;
+                hasher.update(buffer);
+            }
+            elements::compare(&mut compared, record.spec.dtype, &sides[0].2, &sides[1].2);
+            offset += length as u64;
+        }
+        for (target, hasher, _) in sides {
+            target.reader.check_digest(key, hasher.finish())?;
+        }
+        Ok(Some(compared))
+    }
 }
 
 /// Compares as text, since that tells 0.0 from -0.0; the keys of objects are in order in both.
@@ -225,6 +266,7 @@ impl Difference<'_> {
             }
             (Some(a), Some(b)) => match &self.elements {
                 Some(elements) => elements.to_string(),
+                None if self.kind == Kind::Content => "the digests differ".to_string(),
                 None => format!("{} in A, {} in B", a.text(), b.text()),
             },
             (Some(side), None) | (None, Some(side)) => side.text(),

@@ -19,11 +19,17 @@ pub struct Compared {
     pub not_finite: u64,
 }
 
-/// Compares elements of type `dtype`, little-endian, as many in `a` as in `b`.
-pub fn compare(dtype: Dtype, a: &[u8], b: &[u8]) -> Compared {
+impl Compared {
+    /// Of nothing yet.
+    pub fn new() -> Compared {
+        Compared { total: 0, differing: 0, largest_difference: None, not_finite: 0 }
+    }
+}
+
+/// Compares elements of type `dtype`, little-endian, as many in `a` as in `b`, and adds what it finds to `compared`.
+pub fn compare(compared: &mut Compared, dtype: Dtype, a: &[u8], b: &[u8]) {
     let size = dtype.size();
-    let mut compared =
-        Compared { total: (a.len() / size) as u64, differing: 0, largest_difference: None, not_finite: 0 };
+    compared.total += (a.len() / size) as u64;
     // Most of two similar tensors is equal: that is seen faster in blocks. 4096 is a multiple of every element size.
     for (a, b) in a.chunks(4096).zip(b.chunks(4096)).filter(|(a, b)| a != b) {
         for (a, b) in a.chunks_exact(size).zip(b.chunks_exact(size)).filter(|(a, b)| a != b) {
@@ -38,7 +44,6 @@ pub fn compare(dtype: Dtype, a: &[u8], b: &[u8]) -> Compared {
             }
         }
     }
-    compared
 }
 
 /// The distance between two elements; not finite where one of them is not; `None` for types without distances.
@@ -138,7 +143,9 @@ mod tests {
 
     fn floats(a: &[f32], b: &[f32]) -> Compared {
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        compare(Dtype::F32, &bytes(a), &bytes(b))
+        let mut compared = Compared::new();
+        compare(&mut compared, Dtype::F32, &bytes(a), &bytes(b));
+        compared
     }
 
     #[test]

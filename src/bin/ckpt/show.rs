@@ -13,6 +13,9 @@ use tch_checkpoint::{Dtype, Error, name};
 /// How many characters of a value are shown.
 const SHOWN: usize = 80;
 
+/// How many characters of another tensor's key are shown.
+const KEY_SHOWN: usize = 200;
+
 /// The JSON document.
 #[derive(Serialize)]
 struct Content<'a> {
@@ -58,8 +61,9 @@ struct Tensor<'a> {
     bytes: u64,
     xxh3_128: Digest,
     files: BTreeSet<&'a str>,
-    /// The first key that stands for the same bytes of the same file, if that is another.
-    same_as: Option<&'a str>,
+    /// The first key that stands for the same bytes of the same file, if that is another; shortened to [`KEY_SHOWN`]
+    /// characters, since many keys may name the same one.
+    same_as: Option<String>,
 }
 
 /// Of the whole checkpoint, whatever the filter.
@@ -140,7 +144,7 @@ fn content<'a>(
                 bytes,
                 xxh3_128: record.digest,
                 files: files(record).collect(),
-                same_as: (same_as != key).then_some(same_as),
+                same_as: (same_as != key).then(|| human::excerpt(same_as, 0, KEY_SHOWN)),
             });
         }
     }
@@ -285,7 +289,7 @@ fn print_tensors(content: &Content<'_>, out: &mut Output) {
             tensor.dtype.to_string(),
             format!("{:?}", tensor.shape),
             tensor.bytes.to_string(),
-            tensor.same_as.map_or_else(String::new, |key| format!("the same as {key}")),
+            tensor.same_as.as_ref().map_or_else(String::new, |key| format!("the same as {key}")),
         ]);
     }
     out.separate();

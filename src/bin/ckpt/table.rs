@@ -10,6 +10,9 @@ pub enum Align {
     Right,
 }
 
+/// The widest column: a longer cell pushes the rest of its own row aside, and no other.
+const MAX_WIDTH: usize = 80;
+
 /// A table that knows the width of its columns when it is printed.
 pub struct Table {
     columns: Vec<Align>,
@@ -39,7 +42,7 @@ impl Table {
         let width = |column: usize| {
             let cells = || self.rows.iter().filter_map(|row| row.get(column));
             let is_empty = cells().skip(self.headings).all(|cell| cell.is_empty());
-            if is_empty { 0 } else { cells().map(|cell| cell.chars().count()).max().unwrap_or(0) }
+            if is_empty { 0 } else { cells().map(|cell| cell.chars().count()).max().unwrap_or(0).min(MAX_WIDTH) }
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         for row in &self.rows {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use tch_checkpoint::format::{INDEX_FILE, Index, MANIFEST_FILE};
+use tch_checkpoint::format::{INDEX_FILE, MANIFEST_FILE};
 use tch_checkpoint::{CheckpointReader, Error, Listing, list_checkpoints};
 
 /// An open checkpoint.
@@ -113,10 +113,13 @@ pub fn what_is(path: &Path) -> Result<Place, Error> {
     if fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok() {
         return Ok(Place::Checkpoint);
     }
-    if has_component_file(path) || index_knows(path) {
-        return Ok(Place::LostManifest);
-    }
-    list_checkpoints(path).map(Place::Folder)
+    let listing = list_checkpoints(path)?;
+    let holds_none = listing.checkpoints.is_empty() && listing.damaged.is_empty() && listing.moved_aside.is_empty();
+    // Weights that were exported beside checkpoints do not make a directory of checkpoints a damaged one.
+    let lost = holds_none
+        && fs::symlink_metadata(path.join(INDEX_FILE)).is_err()
+        && (has_component_file(path) || is_listed_as_damaged(path));
+    Ok(if lost { Place::LostManifest } else { Place::Folder(listing) })
 }
 
 fn has_component_file(path: &Path) -> bool {
@@ -124,13 +127,12 @@ fn has_component_file(path: &Path) -> bool {
     entries.any(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"))
 }
 
-/// Whether the index of the folder around it says that `path` is a checkpoint.
-fn index_knows(path: &Path) -> bool {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return false;
-    };
-    let index = fs::read(folder.join(INDEX_FILE)).ok().and_then(|bytes| Index::from_bytes(&bytes).ok());
-    index.is_some_and(|index| index.checkpoints.iter().any(|entry| name == entry.name.as_str()))
+/// Whether the directory around `path` has it as a checkpoint that lost its manifest.
+fn is_listed_as_damaged(path: &Path) -> bool {
+    let Some(name) = path.file_name() else { return false };
+    let around = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let listing = list_checkpoints(around).unwrap_or_default();
+    listing.damaged.iter().any(|(damaged, _)| damaged.file_name() == Some(name))
 }
 
 /// The error for a checkpoint whose manifest is gone.

@@ -6,7 +6,7 @@ use crate::output::{Exit, Output};
 use crate::problem::{Kind, Problem, text};
 use crate::target::{Place, lost_manifest, no_checkpoint_in, what_is};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch_checkpoint::{CheckpointReader, Error, Listing, verify_checkpoint};
 
 /// The JSON document.
@@ -24,6 +24,8 @@ struct Checked {
     path: String,
     state: State,
     problems: Vec<Problem>,
+    /// Files that the manifest does not list; they do not make it damaged.
+    unexpected: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -46,9 +48,9 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
     for path in &args.paths {
         match what_is(path) {
             Ok(Place::Checkpoint) => verification.note(path, check(path), out),
-            Ok(Place::LostManifest) => verification.note(path, vec![Problem::of(&lost_manifest(path))], out),
+            Ok(Place::LostManifest) => verification.note(path, Found::problem(&lost_manifest(path)), out),
             Ok(Place::Folder(listing)) => verification.folder(path, &listing, out),
-            Err(error) => verification.note(path, vec![Problem::of(&error)], out),
+            Err(error) => verification.note(path, Found::problem(&error), out),
         }
     }
     verification.sum_up(out);
@@ -60,14 +62,27 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
     })
 }
 
+/// What is wrong with a checkpoint, and what lies in it that is none of its files.
+#[derive(Default)]
+struct Found {
+    problems: Vec<Problem>,
+    unexpected: Vec<PathBuf>,
+}
+
+impl Found {
+    fn problem(error: &Error) -> Found {
+        Found { problems: vec![Problem::of(error)], unexpected: Vec::new() }
+    }
+}
+
 /// Reads a whole checkpoint.
-fn check(path: &Path) -> Vec<Problem> {
+fn check(path: &Path) -> Found {
     // An open checkpoint can be read to its end even when it is removed meanwhile.
-    let problems = match CheckpointReader::open(path) {
+    let found = match CheckpointReader::open(path) {
         Ok(reader) => reader.verify(),
         Err(_) => verify_checkpoint(path),
     };
-    problems.iter().map(Problem::of).collect()
+    Found { problems: found.problems.iter().map(Problem::of).collect(), unexpected: found.unexpected }
 }
 
 impl Verification {
@@ -77,16 +92,16 @@ impl Verification {
         let damaged = listing.damaged.iter().map(|(path, _)| path.as_path());
         let mut checked = 0;
         for path in whole.chain(damaged) {
-            let problems = match what_is(path) {
-                Ok(Place::LostManifest) => vec![Problem::of(&lost_manifest(path))],
+            let found = match what_is(path) {
+                Ok(Place::LostManifest) => Found::problem(&lost_manifest(path)),
                 _ => check(path),
             };
             checked += 1;
-            if !problems.is_empty() && !path.exists() {
+            if !found.problems.is_empty() && !path.exists() {
                 self.skip(path, "it was removed meanwhile", out);
                 continue;
             }
-            self.note(path, problems, out);
+            self.note(path, found, out);
         }
         for path in &listing.moved_aside {
             self.skip(path, "moved aside as damaged", out);
@@ -98,12 +113,12 @@ impl Verification {
             self.skip(path, "removed", out);
         }
         if checked == 0 {
-            self.note(folder, vec![Problem::of(&no_checkpoint_in(folder))], out);
+            self.note(folder, Found::problem(&no_checkpoint_in(folder)), out);
         }
     }
 
     /// Notes the result for a checkpoint.
-    fn note(&mut self, path: &Path, problems: Vec<Problem>, out: &mut Output) {
+    fn note(&mut self, path: &Path, Found { problems, unexpected }: Found, out: &mut Output) {
         let state = match problems.iter().any(|problem| problem.kind != Kind::Damaged) {
             true => State::Unreadable,
             false if problems.is_empty() => State::Intact,
@@ -118,9 +133,14 @@ impl Verification {
         for problem in &problems {
             out.line(format!("            {}", problem.within(path)));
         }
+        for file in &unexpected {
+            let name = text(file.strip_prefix(path).unwrap_or(file));
+            out.line(format!("            {name}: unexpected, the manifest does not list it"));
+        }
         out.flush();
         self.intact &= state == State::Intact;
-        self.checkpoints.push(Checked { path: text(path), state, problems });
+        let unexpected = unexpected.iter().map(|file| text(file)).collect();
+        self.checkpoints.push(Checked { path: text(path), state, problems, unexpected });
     }
 
     fn skip(&mut self, path: &Path, reason: &'static str, out: &mut Output) {
