@@ -1,13 +1,14 @@
 //! `Checkpoint`: named objects, saved and restored together.
 
+use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
-use crate::format::{IndexEntry, Manifest};
+use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
 use crate::graph::{Counter, Node, Trackable};
 use crate::progress::{Observer, Progress};
 use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
-use crate::save::{self, Header, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{self, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
-use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, nonce, parent_of};
+use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +49,12 @@ pub struct Checkpoint {
     options: SaveOptions,
     /// The plan of the last save.
     planned: Option<Arc<Plan>>,
+    /// The checkpoint that was restored, or saved by `save`, last: the next one follows it.
+    follows: Option<Follows>,
+    /// How many checkpoints were restored.
+    restores: u64,
+    /// The directory that a manager of this checkpoint writes into.
+    held: Option<Arc<Held>>,
     /// What restored checkpoints still hold for objects that are tracked later, newest restore last.
     pending: Vec<Arc<Pending>>,
 }
@@ -78,6 +85,9 @@ impl Checkpoint {
             durability: Durability::default(),
             options: SaveOptions::default(),
             planned: None,
+            follows: None,
+            restores: 0,
+            held: None,
             pending: Vec::new(),
         }
     }
@@ -195,12 +205,13 @@ impl Checkpoint {
     /// the folder and the counter are as before.
     pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
         let prefix = prefix.as_ref();
-        let number = self.save_counter.get() + 1;
+        let number = self.next_save()?;
         let name = format!("{}-{number}", file_name(prefix)?);
         let directory = self.directory(parent_of(prefix));
-        let (path, manifest) = self.save_alone(&directory, &name, number)?;
+        let (path, manifest, held) = self.save_alone(&directory, &name, number)?;
         self.save_counter.set(number);
-        if let Err(e) = update_index(&directory, &name, &manifest) {
+        self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
+        if let Err(e) = update_index(&directory, &held, &name, &manifest) {
             log::warn!("the index could not be written: {e}; the checkpoints are found without it");
         }
         Ok(path)
@@ -216,15 +227,45 @@ impl Checkpoint {
         Ok(self.save_alone(&directory, file_name(path)?, self.save_counter.get())?.0)
     }
 
-    /// Saves into a folder that no manager of ours has open.
-    fn save_alone(&mut self, directory: &Directory, name: &str, counter: i64) -> Result<(PathBuf, Manifest)> {
+    /// What the counter of saves will be after the next one.
+    pub(crate) fn next_save(&self) -> Result<i64> {
+        let counter = self.save_counter.get();
+        counter.checked_add(1).ok_or_else(|| Error::Usage(format!("the counter of saves cannot go beyond {counter}")))
+    }
+
+    /// Saves into a folder of which a manager of this checkpoint, or nobody, has the lock.
+    fn save_alone(
+        &mut self,
+        directory: &Directory,
+        name: &str,
+        counter: i64,
+    ) -> Result<(PathBuf, Manifest, Arc<Held>)> {
         let plan = self.plan()?;
-        let (_lock, sequence) = save::lock(directory)?;
-        let stamp = Stamp { sequence, save_counter: counter, ..self.stamp() };
+        let held = self.hold(directory)?;
+        let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
         let header = Header { stamp, values: plan.values()? };
         let unchanged = Unchanged::since(&Memo::default(), &plan);
-        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options)?;
-        Ok((saved.path, saved.manifest))
+        directory.must_be_free(name)?;
+        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()))?;
+        Ok((saved.path, saved.manifest, held))
+    }
+
+    /// The lock of a directory: that of the manager, if it is this directory that it writes into.
+    fn hold(&self, directory: &Directory) -> Result<Arc<Held>> {
+        match self.held.as_ref().filter(|held| held.is_of(directory)) {
+            Some(held) => Ok(held.clone()),
+            None => Held::take(directory).map(Arc::new),
+        }
+    }
+
+    /// From now on a manager has this lock, and what is saved past it goes by it.
+    pub(crate) fn set_held(&mut self, held: Arc<Held>) {
+        self.held = Some(held);
+    }
+
+    /// The checkpoint that was restored or saved last, and how many were restored by now.
+    pub(crate) fn restored(&self) -> (Option<&Follows>, u64) {
+        (self.follows.as_ref(), self.restores)
     }
 
     /// As [`write`](Checkpoint::write), with other files beside the components.
@@ -238,8 +279,9 @@ impl Checkpoint {
         let directory = self.directory(parent_of(path));
         let name = file_name(path)?;
         let plan = self.plan()?;
-        let (_lock, sequence) = save::lock(&directory)?;
-        let stamp = Stamp { sequence, step, save_counter: self.save_counter(), ..self.stamp() };
+        let held = self.hold(&directory)?;
+        let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
+        directory.must_be_free(name)?;
         let header = Header { stamp, values: plan.values()? };
         save::save_with_assets(&plan, &directory, name, header, &self.options, assets)
     }
@@ -261,7 +303,8 @@ impl Checkpoint {
 
     /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
-        Stamp { sequence: 0, run: self.run.clone(), step: None, save_counter: 0, metrics: BTreeMap::new() }
+        let (run, follows) = (self.run.clone(), self.follows.clone());
+        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics: BTreeMap::new(), follows }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
@@ -295,8 +338,12 @@ impl Checkpoint {
     /// As for [`restore`](Checkpoint::restore).
     pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
         let status = self.read_with(path.as_ref(), options)?;
-        if let Some(counter) = self.pending.last().and_then(|pending| pending.source.manifest.save_counter) {
-            self.save_counter.set(counter);
+        if let Some(manifest) = self.pending.last().map(|pending| &pending.source.manifest) {
+            if let Some(counter) = manifest.save_counter {
+                self.save_counter.set(counter);
+            }
+            self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
+            self.restores += 1;
         }
         Ok(status)
     }
@@ -337,31 +384,19 @@ fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Resu
 
 fn file_name(path: &Path) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+    // What this crate itself calls so.
+    let name = name.filter(|name| ![INDEX_FILE, MANIFEST_FILE].contains(name) && before_aside(name).is_none());
     name.ok_or_else(|| {
         Error::Usage(format!("{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`", path.display()))
     })
 }
 
-/// The index's line for a checkpoint.
-pub(crate) fn index_entry(name: &str, manifest: &Manifest) -> IndexEntry {
-    IndexEntry {
-        name: name.to_string(),
-        sequence: manifest.sequence,
-        run: manifest.run.clone(),
-        step: manifest.step,
-        saved_at: manifest.saved_at,
-        bytes: manifest.bytes(),
-        metrics: manifest.metrics.clone(),
-        preserved: false,
-    }
-}
-
 /// Adds a checkpoint to the index of its folder, keeping what that says of the others that are still there.
-fn update_index(directory: &Directory, name: &str, manifest: &Manifest) -> Result<()> {
-    let there = directory.scan()?.checkpoints;
-    let mut index = directory.index().unwrap_or_default();
-    index.checkpoints.retain(|entry| entry.name != name && there.contains(&entry.name));
-    index.checkpoints.push(index_entry(name, manifest));
-    index.latest = Some(name.to_string());
-    directory.write_index(&index)
+fn update_index(directory: &Directory, held: &Held, name: &str, manifest: &Manifest) -> Result<()> {
+    let there = directory.scan()?.names;
+    held.update_index(directory, |index| {
+        index.checkpoints.retain(|entry| entry.name != name && there.contains(&entry.name));
+        index.checkpoints.push(Found::new(name, manifest, Marks::default()).entry);
+        index.latest = Some(name.to_string());
+    })
 }

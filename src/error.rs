@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on `path`.
-    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
+    #[error("cannot {action} {}: {source}{}{}", path.display(), remedy(source), way_on(action))]
     Io {
         /// What was tried, as a verb: "create", "write", "sync" …
         action: &'static str,
@@ -112,6 +112,19 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// A directory holds checkpoints of different runs, and nothing tells which one to go on from.
+    #[error(
+        "{} and {} are of different runs, and nothing tells which one to go on from; restore one of them by its path \
+        (`CheckpointManager::restore`), or move the other one out of the directory",
+        first.display(),
+        second.display()
+    )]
+    Undecided {
+        /// The newest checkpoint of one run.
+        first: PathBuf,
+        /// The newest checkpoint of another.
+        second: PathBuf,
+    },
     /// An option or argument makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -126,28 +139,28 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(Errno::ACCESS | Errno::PERM) => "; give this user the right to do that, or use another folder",
         Some(Errno::MFILE | Errno::NFILE) => "; close some files, or raise the limit (`ulimit -n`)",
         Some(Errno::NOMEM) => "; free some memory",
-        Some(Errno::STALE) => "; the network file system lost it: try again, or mount it again",
+        Some(Errno::STALE | Errno::NOTCONN | Errno::HOSTDOWN | Errno::NODEV) => AWAY,
         Some(Errno::INTR | Errno::AGAIN | Errno::TIMEDOUT | Errno::BUSY) => "; try again",
+        _ if linux_says(error, &[121]) => AWAY, // EREMOTEIO
         _ => "",
     }
 }
 
-/// Whether the same checkpoint could be read with other rights, more memory or files, or at another time.
-fn is_about_the_system(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let passing = [
-        Errno::ACCESS,
-        Errno::PERM,
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOMEM,
-        Errno::INTR,
-        Errno::AGAIN,
-        Errno::STALE,
-        Errno::TIMEDOUT,
-    ];
-    error.kind() == io::ErrorKind::PermissionDenied
-        || error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
+const AWAY: &str = "; the file system or its server is away: try again, or mount it again";
+
+/// Whether the error has one of these numbers, which only Linux knows.
+fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
+    cfg!(target_os = "linux") && error.raw_os_error().is_some_and(|number| numbers.contains(&number))
+}
+
+/// What to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
+fn way_on(action: &str) -> &'static str {
+    match action {
+        "read" | "open" | "list the folder" => {
+            "; to go on without this checkpoint, which may be a newer one: `CheckpointManager::pass_over`"
+        }
+        _ => "",
+    }
 }
 
 impl Error {
@@ -179,22 +192,37 @@ impl Error {
         Error::Name { name: name.into(), reason: reason.into() }
     }
 
-    /// Whether the checkpoint itself is bad or gone, so that an older one is worth trying.
-    pub(crate) fn is_about_the_checkpoint(&self) -> bool {
-        match self {
-            Error::Damaged { .. } | Error::NotFound { .. } => true,
-            Error::Io { source, .. } => !is_about_the_system(source),
-            Error::PartlyRestored { source, .. } => source.is_about_the_checkpoint(),
-            _ => false,
-        }
-    }
-
-    /// Whether the checkpoint's content is bad, for good.
+    /// Whether the checkpoint itself is bad or gone, for good, so that an older one is worth trying. An error of the
+    /// system never says so: what cannot be read now may be there again later. Only data that the device twice could
+    /// not read, beside a directory and a manifest that it can read, is damage, and is an [`Error::Damaged`] already.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Error::Damaged { .. } | Error::NotFound { .. } => true,
             Error::PartlyRestored { source, .. } => source.is_damage(),
             _ => false,
         }
+    }
+}
+
+/// Whether the system says that the device cannot read what was written to it, or reads something else.
+pub(crate) fn is_unreadable_data(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    // EUCLEAN, "structure needs cleaning", is what XFS and ext4 say of a wrong checksum.
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::BADMSG | Errno::ILSEQ)) || linux_says(error, &[117])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_now_is_not_damage_and_names_the_way_on() {
+        // EIO, ENOTCONN, ESTALE, EHOSTDOWN, ENODEV, EREMOTEIO, EACCES, EMFILE, ETIMEDOUT, ENXIO, EBADMSG
+        for errno in [5, 107, 116, 112, 19, 121, 13, 24, 110, 6, 74] {
+            let error = Error::io("open", "run/ckpt-3/manifest.json", io::Error::from_raw_os_error(errno));
+            assert!(!error.is_damage() && error.to_string().contains("CheckpointManager::pass_over"), "{error}");
+        }
+        let error = Error::io("write", "run/ckpt-3", io::Error::from_raw_os_error(5));
+        assert!(!error.to_string().contains("pass_over"), "{error}");
     }
 }

@@ -61,6 +61,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)
 )]
 
+mod catalog;
 mod checkpoint;
 mod dtype;
 mod error;

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 pub(crate) struct Candidate {
     pub name: String,
     pub saved_at: DateTime<Utc>,
-    /// Kept for good by `keep_every`.
+    /// Kept for good.
     pub preserved: bool,
 }
 
@@ -36,18 +36,26 @@ impl Retention {
     /// Decides over `candidates`, oldest commit first. The newest is never removed.
     ///
     /// As TensorFlow's manager: whether a checkpoint is preserved is decided when it would be removed, by the times the
-    /// checkpoints were saved at. A clock set back preserves nothing and removes nothing more than `max_to_keep` says.
-    pub(crate) fn decide(&self, candidates: &[Candidate], last_preserved: Option<DateTime<Utc>>) -> Verdict {
+    /// checkpoints were saved at. A clock set back preserves nothing and removes nothing more than `max_to_keep` says; a
+    /// time after `now` is one that a wrong clock told, and counts as `now`.
+    pub(crate) fn decide(
+        &self,
+        candidates: &[Candidate],
+        last_preserved: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) -> Verdict {
+        let last_preserved = last_preserved.map(|last| last.min(now));
         let mut verdict = Verdict { last_preserved, ..Verdict::default() };
         let active: Vec<&Candidate> = candidates.iter().filter(|candidate| !candidate.preserved).collect();
         let keep = self.max_to_keep.map_or(active.len(), |keep| keep.max(1));
         for candidate in &active[..active.len().saturating_sub(keep)] {
+            let saved_at = candidate.saved_at.min(now);
             let due = |every: TimeDelta| {
-                verdict.last_preserved.is_none_or(|last| candidate.saved_at.signed_duration_since(last) >= every)
+                verdict.last_preserved.is_none_or(|last| saved_at.signed_duration_since(last) >= every)
             };
             if self.keep_every.is_some_and(due) {
                 verdict.preserve.push(candidate.name.clone());
-                verdict.last_preserved = Some(candidate.saved_at);
+                verdict.last_preserved = Some(saved_at);
             } else {
                 verdict.remove.push(candidate.name.clone());
             }
@@ -75,7 +83,7 @@ mod tests {
         let mut last_preserved = start.map(at);
         for (i, &m) in minutes.iter().enumerate() {
             kept.push(Candidate { name: format!("ckpt-{i}"), saved_at: at(m), preserved: false });
-            let verdict = retention.decide(&kept, last_preserved);
+            let verdict = retention.decide(&kept, last_preserved, at(1_000_000));
             last_preserved = verdict.last_preserved;
             kept.retain(|c| !verdict.remove.contains(&c.name));
             for c in &mut kept {
@@ -100,11 +108,25 @@ mod tests {
     #[test]
     fn none_keeps_all_and_one_keeps_the_newest() {
         let all = candidates(&[1, 2, 3]);
-        assert_eq!(Retention::default().decide(&all, None).remove, [] as [&str; 0]);
+        assert_eq!(Retention::default().decide(&all, None, at(1_000_000)).remove, [] as [&str; 0]);
         let one = Retention { max_to_keep: Some(1), keep_every: None };
-        assert_eq!(one.decide(&all, None).remove, ["ckpt-1", "ckpt-2"]);
+        assert_eq!(one.decide(&all, None, at(1_000_000)).remove, ["ckpt-1", "ckpt-2"]);
         let zero = Retention { max_to_keep: Some(0), keep_every: None };
-        assert_eq!(zero.decide(&all, None).remove, ["ckpt-1", "ckpt-2"]);
+        assert_eq!(zero.decide(&all, None, at(1_000_000)).remove, ["ckpt-1", "ckpt-2"]);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_once_ends_nothing() {
+        let retention = Retention { max_to_keep: Some(1), keep_every: Some(TimeDelta::hours(1)) };
+        let wrong = at(50_000_000);
+        // It is taken for now, so the next one is preserved an hour from now.
+        let verdict = retention.decide(&candidates(&[0, 1]), Some(wrong), at(0));
+        assert_eq!((verdict.remove, verdict.last_preserved), (vec!["ckpt-0".to_string()], Some(at(0))));
+        let verdict = retention.decide(&candidates(&[60, 61]), Some(at(0)), at(61));
+        assert_eq!(verdict.preserve, ["ckpt-60"]);
+        // And one that was saved then is preserved as if it had been saved now.
+        let verdict = retention.decide(&candidates(&[50_000_000, 61]), Some(at(0)), at(61));
+        assert_eq!((verdict.preserve.len(), verdict.last_preserved), (1, Some(at(61))));
     }
 
     proptest! {
@@ -129,7 +151,7 @@ mod tests {
         fn deciding_twice_changes_nothing(minutes in prop::collection::vec(-1000i64..1000, 1..20), keep in 1usize..6) {
             let retention = Retention { max_to_keep: Some(keep), keep_every: Some(TimeDelta::hours(1)) };
             let kept = history(&retention, &minutes, None);
-            let again = retention.decide(&kept, Some(at(0)));
+            let again = retention.decide(&kept, Some(at(0)), at(1_000_000));
             prop_assert_eq!((again.remove, again.preserve), (vec![], vec![]));
         }
     }

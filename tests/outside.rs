@@ -33,6 +33,7 @@ impl Run {
 
     fn save(&self, dir: &Path, step: i64) -> Outcome {
         let mut manager = self.open(dir)?;
+        manager.restore_or_initialize()?;
         self.step.set(step);
         manager.save_at(step)?;
         Ok(manager.close()?)

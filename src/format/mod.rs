@@ -9,6 +9,7 @@ mod envelope;
 mod index;
 mod json;
 mod manifest;
+mod marks;
 pub mod safetensors;
 mod saved_model;
 
@@ -18,6 +19,7 @@ mod tests;
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry};
 pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 
 pub(crate) use saved_model::check_length as check_saved_model_length;
 pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};

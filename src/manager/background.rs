@@ -1,12 +1,12 @@
 //! Saving behind the training loop: one save at a time is written by a thread of its own.
 
-use super::ledger::Ledger;
+use super::commit::Commit;
 use crate::error::{Error, Result};
+use crate::format::Follows;
 use crate::graph::{Gate, Hold};
 use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
-use crate::store::Directory;
+use crate::sync::Arc;
 use crate::sync::thread::{Builder, JoinHandle};
-use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How a manager saves in the background.
 ///
@@ -75,8 +75,7 @@ pub(super) struct Order {
     pub image: Image,
     pub unchanged: Unchanged,
     pub header: Header,
-    pub name: String,
-    pub ledger: Arc<Mutex<Ledger>>,
+    pub commit: Commit,
     pub options: SaveOptions,
     pub before: Before,
 }
@@ -86,12 +85,15 @@ pub(super) struct Before {
     /// The step that the next interval begins with.
     pub last_step: Option<u64>,
     pub save_counter: i64,
+    /// The checkpoint that the next one follows.
+    pub head: Option<Follows>,
+    pub begun: bool,
 }
 
 impl InFlight {
     /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
     pub(super) fn start(order: Order) -> Result<InFlight> {
-        let Order { plan, image, unchanged, header, name, ledger, options, before } = order;
+        let Order { plan, image, unchanged, header, commit, options, before } = order;
         // The training needs the processors more.
         let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
         let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
@@ -100,7 +102,7 @@ impl InFlight {
             gate.close(capture.clone());
         }
         let job = capture.clone();
-        let work = move || write(&job, unchanged, header, &name, &ledger, &options);
+        let work = move || write(&job, unchanged, header, commit, &options);
         let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, before }),
@@ -126,22 +128,16 @@ impl InFlight {
 }
 
 /// Everything that happens behind the call.
-fn write(
-    capture: &Capture,
-    unchanged: Unchanged,
-    header: Header,
-    name: &str,
-    ledger: &Mutex<Ledger>,
-    options: &SaveOptions,
-) -> Result<()> {
+fn write(capture: &Capture, unchanged: Unchanged, header: Header, commit: Commit, options: &SaveOptions) -> Result<()> {
     capture.finish();
     if let Some(error) = capture.failure() {
         return Err(error);
     }
-    let lock = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
-    let directory: Directory = lock().directory.clone();
+    commit.begin()?;
     let image = capture.image();
-    let saved = save::save(&capture.plan, Some(&image), unchanged, &directory, name, header, options)?;
-    lock().committed(name, saved);
+    let (directory, name) = (&commit.directory, &commit.name);
+    let saved =
+        save::save(&capture.plan, Some(&image), unchanged, directory, name, header, options, || commit.ready())?;
+    commit.done(saved);
     Ok(())
 }

@@ -2,15 +2,12 @@
 
 use super::background::Background;
 use super::ledger::Ledger;
-use super::listing::order;
-use super::{CheckpointManager, number_of};
-use crate::checkpoint::{Checkpoint, index_entry};
+use super::{CheckpointManager, Init};
+use crate::catalog::Catalog;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::{IndexEntry, Manifest};
 use crate::retention::Retention;
-use crate::save::{Image, Memo};
-use crate::source::Source;
-use crate::store::{Directory, name_before_aside};
+use crate::save::{Held, Image};
 use crate::sync::{Arc, Mutex};
 use chrono::TimeDelta;
 use std::path::{Path, PathBuf};
@@ -23,9 +20,10 @@ pub struct CheckpointManagerBuilder {
     max_to_keep: Option<usize>,
     keep_every_hours: Option<f64>,
     interval: u64,
-    init: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
+    init: Option<Init>,
     background: Option<Background>,
     recycle: bool,
+    fresh_start: bool,
 }
 
 impl std::fmt::Debug for CheckpointManagerBuilder {
@@ -51,6 +49,7 @@ impl CheckpointManagerBuilder {
             init: None,
             background: None,
             recycle: true,
+            fresh_start: false,
         }
     }
 
@@ -61,7 +60,11 @@ impl CheckpointManagerBuilder {
     }
 
     /// Preserves, for good, a checkpoint about to be removed when it was saved at least `hours` after the last
-    /// preserved one.
+    /// preserved one. The first interval begins with the oldest checkpoint that is there when the manager is opened, or
+    /// with the opening where there is none. A time in the future, which a wrong clock told, counts as now.
+    ///
+    /// That it is preserved is written into the checkpoint's own directory (`mark-permanent.json`), so that no loss of
+    /// the index, and no manager of another name, forgets it.
     pub fn keep_every_n_hours(mut self, hours: f64) -> Self {
         self.keep_every_hours = Some(hours);
         self
@@ -79,8 +82,9 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// What [`CheckpointManager::restore_or_initialize`] calls when there is nothing to restore.
-    pub fn init(mut self, init: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+    /// What [`CheckpointManager::restore_or_initialize`] calls when there is nothing to restore. After an error it is
+    /// called again by the next `restore_or_initialize`.
+    pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         self.init = Some(Box::new(init));
         self
     }
@@ -101,6 +105,18 @@ impl CheckpointManagerBuilder {
         self
     }
 
+    /// Allows a new run in a directory that holds the checkpoints of another one.
+    ///
+    /// Unless set, the first save is an error when nothing of the directory was restored and it holds checkpoints of this
+    /// name, and [`restore_or_initialize`](CheckpointManager::restore_or_initialize) is an error when it holds checkpoints
+    /// and none that it can restore. With it both begin anew: the first save moves the checkpoints of the other run out
+    /// of the numbering (`superseded-…`), where they stay until `max_to_keep` newer ones are complete.
+    /// `restore_or_initialize` still restores the newest one where there is one.
+    pub fn fresh_start(mut self) -> Self {
+        self.fresh_start = true;
+        self
+    }
+
     /// Whether the files of a removed checkpoint are kept until the next save, which overwrites them: about twice as fast
     /// as writing new ones, for the disk space of one checkpoint more. True unless set. Files that anyone else has
     /// open, has mapped, or has given a second name are never overwritten.
@@ -110,12 +126,12 @@ impl CheckpointManagerBuilder {
     }
 
     /// Opens the folder: creates it if need be, takes its lock, removes what a dead writer left half-done, and finds
-    /// the checkpoints by looking at them; the index is only a hint.
+    /// the checkpoints by looking at them; the index is only a hint. What is damaged is moved aside. What cannot be
+    /// looked at now is an error of the restore or save that follows, not of this call.
     ///
     /// # Errors
     /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the folder,
-    /// [`Error::Io`]; also when a checkpoint cannot be looked at for a reason that may pass (no rights, too many open
-    /// files): to go on without it would be to lose it.
+    /// [`Error::Io`].
     pub fn open(self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
         let mut directory = self.checkpoint.directory(&self.directory);
@@ -128,36 +144,28 @@ impl CheckpointManagerBuilder {
         for leftover in &scan.leftovers {
             directory.remove_leftover(leftover);
         }
-        let found = Found::among(&directory, &self.name, &scan.checkpoints)?;
-        let ours = |aside: &&String| name_before_aside(aside).and_then(|name| number_of(&self.name, name)).is_some();
-        let aside = scan.set_aside.iter().find(ours).map(|name| directory.root().join(name));
-        let (directory_of, known) = (directory.clone(), found.known);
-        let mut ledger = Ledger {
-            directory: directory_of,
-            retention,
-            known,
-            last_preserved: None,
-            passed_over: Vec::new(),
-            memo: Memo::default(),
-        };
-        for (name, error) in found.damaged {
-            ledger.pass_over(&name, &error);
-        }
-        let sequence = found.sequence.max(take_hints(&mut ledger));
+        let catalog = Catalog::of(&directory, scan);
+        let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
+        let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention);
+        ledger.take_in(catalog);
+        let mut checkpoint = self.checkpoint;
+        checkpoint.set_held(held.clone());
         Ok(CheckpointManager {
-            checkpoint: self.checkpoint,
+            checkpoint,
             directory,
             name: self.name,
             interval: self.interval,
             init: self.init,
             ledger: Arc::new(Mutex::new(ledger)),
-            sequence,
+            held,
+            head: None,
+            begun: false,
+            restores: 0,
+            fresh_start: self.fresh_start,
             last_step: None,
             background: self.background,
             in_flight: None,
-            aside,
             image: Image::default(),
-            _lock: lock,
         })
     }
 
@@ -181,77 +189,4 @@ impl CheckpointManagerBuilder {
         };
         Ok(Retention { max_to_keep: self.max_to_keep, keep_every })
     }
-}
-
-/// What only the index knows: which checkpoints are preserved. Without an index, all that could be are. Returns the
-/// highest commit sequence of the index: checkpoints that cannot be read count too, what is saved now is later.
-fn take_hints(ledger: &mut Ledger) -> u64 {
-    let index = ledger.directory.index();
-    let sequence = index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.sequence).max();
-    match index {
-        Some(index) => {
-            ledger.last_preserved = index.last_preserved;
-            for entry in &mut ledger.known {
-                let same = |hint: &IndexEntry| hint.name == entry.name && hint.sequence == entry.sequence;
-                entry.preserved = index.checkpoints.iter().any(|hint| hint.preserved && same(hint));
-            }
-        }
-        None if ledger.retention.keep_every.is_some() => {
-            let active = ledger.retention.max_to_keep.unwrap_or(ledger.known.len());
-            let older = ledger.known.len().saturating_sub(active);
-            for entry in &mut ledger.known[..older] {
-                entry.preserved = true;
-            }
-        }
-        None => {}
-    }
-    if ledger.last_preserved.is_none() {
-        // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
-        ledger.last_preserved = Some(ledger.known.first().map_or_else(chrono::Utc::now, |entry| entry.saved_at));
-    }
-    sequence.unwrap_or(0)
-}
-
-/// The checkpoints of a folder, looked at.
-struct Found {
-    /// Those of the manager's name, whole as far as a quick look tells, oldest commit first.
-    known: Vec<IndexEntry>,
-    /// Those of the manager's name that are not, and why.
-    damaged: Vec<(String, Error)>,
-    /// The highest commit sequence, of any name.
-    sequence: u64,
-}
-
-impl Found {
-    fn among(directory: &Directory, manager: &str, names: &[String]) -> Result<Found> {
-        let mut found = Found { known: Vec::new(), damaged: Vec::new(), sequence: 0 };
-        for name in names {
-            let ours = number_of(manager, name).is_some();
-            match quick_look(directory, name) {
-                Ok(manifest) => {
-                    found.sequence = found.sequence.max(manifest.sequence);
-                    if ours {
-                        found.known.push(index_entry(name, &manifest));
-                    }
-                }
-                Err(error)
-                    if ours && (error.is_about_the_checkpoint() || matches!(error, Error::Unsupported { .. })) =>
-                {
-                    found.damaged.push((name.clone(), error))
-                }
-                Err(error) if ours => return Err(error),
-                // Some other folder of the user's.
-                Err(_) => {}
-            }
-        }
-        found.known.sort_by(order);
-        // The newest first, as far as numbers tell.
-        found.damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(manager, name)));
-        Ok(found)
-    }
-}
-
-/// The manifest of a checkpoint whose files are all there in full length.
-fn quick_look(directory: &Directory, name: &str) -> Result<Manifest> {
-    Ok(Source::open(directory.disk(), &directory.root().join(name))?.manifest)
 }

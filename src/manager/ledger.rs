@@ -1,106 +1,261 @@
-//! What a manager knows of its folder, and how that changes: a checkpoint more, old ones removed, the index after it.
+//! What a manager knows of its directory.
 
-use crate::checkpoint::index_entry;
-use crate::error::Error;
-use crate::format::{Index, IndexEntry};
+use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
+use crate::error::{Error, Result};
+use crate::format::{Follows, MarkKind};
 use crate::restore::PassedOver;
-use crate::retention::{Candidate, Retention};
-use crate::save::{Memo, Saved};
-use crate::store::{Directory, Entry, MANIFEST};
+use crate::retention::Retention;
+use crate::save::{Held, Memo, clock};
+use crate::store::{Aside, Directory};
+use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::path::PathBuf;
 
-/// The checkpoints of a folder.
+/// The checkpoints of a directory that have the manager's name.
 pub(super) struct Ledger {
     pub directory: Directory,
+    pub held: Arc<Held>,
+    /// The manager's name.
+    pub name: String,
     pub retention: Retention,
-    /// What is there, oldest commit first.
-    pub known: Vec<IndexEntry>,
+    /// What is there of this run, oldest first; the last is the newest.
+    pub known: Vec<Found>,
+    /// Out of the numbering since a run went back, by their names now.
+    pub superseded: Vec<(String, Found)>,
+    /// What is there of other runs, or of runs between which nothing decides; never removed by this manager.
+    pub others: Vec<Found>,
+    /// Two of which nothing tells which one to go on from.
+    pub undecided: Option<(String, String)>,
+    /// Those that cannot be looked at now, by name.
+    pub unreachable: Vec<(String, Error)>,
+    /// Those that were passed over and still have their number.
+    pub stuck: Vec<String>,
     pub last_preserved: Option<DateTime<Utc>>,
     /// Those that could not be restored or even be looked at, since the last restore.
     pub passed_over: Vec<PassedOver>,
+    /// Those that an earlier process moved aside.
+    pub set_aside: Vec<String>,
+    /// Checkpoints of other managers' names.
+    pub strangers: Vec<String>,
     /// What the last checkpoint was made of.
     pub memo: Memo,
 }
 
 impl Ledger {
+    pub(super) fn new(directory: Directory, held: Arc<Held>, name: String, retention: Retention) -> Ledger {
+        Ledger {
+            directory,
+            held,
+            name,
+            retention,
+            known: Vec::new(),
+            superseded: Vec::new(),
+            others: Vec::new(),
+            undecided: None,
+            unreachable: Vec::new(),
+            stuck: Vec::new(),
+            last_preserved: None,
+            passed_over: Vec::new(),
+            set_aside: Vec::new(),
+            strangers: Vec::new(),
+            memo: Memo::default(),
+        }
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.root().join(name)
     }
 
-    /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
-    /// it, fails nothing: it is tried again at the next save.
-    pub(super) fn committed(&mut self, name: &str, saved: Saved) {
-        self.known.push(index_entry(name, &saved.manifest));
-        self.memo = saved.memo;
-        let candidate = |entry: &IndexEntry| Candidate {
-            name: entry.name.clone(),
-            saved_at: entry.saved_at,
-            preserved: entry.preserved,
+    /// Takes in what is there. What is damaged leaves the numbering.
+    pub(super) fn take_in(&mut self, catalog: Catalog) {
+        let chain = catalog.chain(&self.name);
+        let mine = |name: &str| number_of(&self.name, name).is_some();
+        self.set_aside = catalog.set_aside_of(&self.name).cloned().collect();
+        let (found, strangers): (Vec<Found>, Vec<Found>) =
+            catalog.found.into_iter().partition(|found| mine(&found.entry.name));
+        self.strangers = strangers.into_iter().map(|found| found.entry.name).collect();
+        self.strangers.retain(|name| crate::catalog::numbered(name).is_some());
+        let of_mine = |aside: &str| crate::store::before_aside(aside).is_some_and(|(_, name)| mine(name));
+        let superseded = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name));
+        self.superseded = superseded.filter_map(|(name, found)| Some((name, found?))).collect();
+        self.unreachable = catalog.unreachable.into_iter().filter(|(name, _)| mine(name)).collect();
+        let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
+        // The newest first, as far as numbers tell.
+        damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(&self.name, name)));
+        match chain {
+            Ok(chain) => self.follow(found, &chain),
+            Err(pair) => {
+                self.undecided = Some(pair);
+                (self.known, self.others) = (Vec::new(), found);
+            }
+        }
+        if let Some(index) = catalog.index {
+            self.last_preserved = index.last_preserved;
+            let preserved = |found: &Found| {
+                let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
+                entry.is_some_and(|entry| entry.preserved && entry.sequence == found.entry.sequence)
+            };
+            self.mark_permanent(|found| preserved(found));
+        } else if self.retention.keep_every.is_some() {
+            // Before there were marks only the index knew: then all that could be are preserved.
+            let older = self.known.len().saturating_sub(self.retention.max_to_keep.unwrap_or(usize::MAX));
+            let names: Vec<String> = self.known[..older].iter().map(|found| found.entry.name.clone()).collect();
+            self.mark_permanent(|found| found.follows.is_none() && names.contains(&found.entry.name));
+        }
+        let now = clock::now();
+        let preserved = self.known.iter().filter(|found| found.entry.preserved).map(|found| found.entry.saved_at);
+        let last = preserved.chain(self.last_preserved).map(|time| time.min(now)).max();
+        // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
+        let first = || self.known.first().map_or(now, |found| found.entry.saved_at.min(now));
+        self.last_preserved = Some(last.unwrap_or_else(first));
+        for (name, error) in damaged {
+            self.pass_over(&name, &error, if error.is_damage() { Some(Aside::Damaged) } else { None });
+        }
+    }
+
+    /// Sorts what is there by the chain it belongs to.
+    fn follow(&mut self, mut found: Vec<Found>, chain: &Chain) {
+        let mut take = |name: &String| {
+            let at = found.iter().position(|found| found.entry.name == *name)?;
+            Some(found.swap_remove(at))
         };
-        let candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
-        let verdict = self.retention.decide(&candidates, self.last_preserved);
-        self.last_preserved = verdict.last_preserved;
-        for entry in &mut self.known {
-            entry.preserved |= verdict.preserve.contains(&entry.name);
+        self.known = chain.own.iter().filter_map(&mut take).collect();
+        self.others = chain.others.iter().filter_map(&mut take).collect();
+        for other in &self.others {
+            log::warn!(
+                "{} is of another run than the newest and is left alone",
+                self.path(&other.entry.name).display()
+            );
         }
-        let (victims, kept): (Vec<_>, Vec<_>) =
-            self.known.drain(..).partition(|entry| verdict.remove.contains(&entry.name));
-        self.known = kept;
-        // The index is durable before anything is removed; on a full disk it can be only after.
-        let noted = self.write_index();
-        // The one saved just now needs no look.
-        let older = &self.known[..self.known.len().saturating_sub(1)];
-        match older.iter().find(|entry| !victims.is_empty() && !self.looks_whole(entry)) {
-            None => self.remove(victims),
-            Some(entry) => {
-                log::warn!("nothing is removed to make room: {} has lost files", self.path(&entry.name).display());
-                self.known.splice(0..0, victims);
+        self.undecided = None;
+    }
+
+    /// Decides for the run of the checkpoint `id`, which was restored though it was not of the known ones.
+    pub(super) fn choose(&mut self, id: &Follows) {
+        if !self.others.iter().any(|found| found.id() == *id) {
+            return;
+        }
+        let mut found = std::mem::take(&mut self.known);
+        found.append(&mut self.others);
+        found.sort_by(crate::catalog::order);
+        let superseded = self.superseded.iter().map(|(_, found)| found);
+        if let Ok(chain) = crate::catalog::chain_with(&found, superseded, id) {
+            self.follow(found, &chain);
+        }
+    }
+
+    /// Writes into each of these checkpoints that it is kept for good, where that is not written yet.
+    fn mark_permanent(&mut self, which: impl Fn(&Found) -> bool) {
+        for found in self.known.iter_mut().filter(|found| !found.entry.preserved) {
+            if which(found) {
+                found.entry.preserved = true;
+                if let Err(e) = write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
+                    log::warn!("that {} is kept for good could not be written into it: {e}", found.entry.name);
+                }
             }
         }
-        if let Err(e) = noted.or_else(|_| self.write_index()) {
-            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
-        }
     }
 
-    /// Whether a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is read.
-    fn looks_whole(&self, entry: &IndexEntry) -> bool {
-        let (disk, path) = (self.directory.disk(), self.path(&entry.name));
-        let Ok(files) = disk.list(&path) else { return false };
-        let length = |file: &Entry| disk.open(&path.join(&file.name)).and_then(|file| file.len()).ok();
-        let others = files.iter().filter(|file| !file.is_dir && file.name != MANIFEST);
-        others.filter_map(length).sum::<u64>() >= entry.bytes
-            && files.iter().any(|file| file.name == MANIFEST && length(file) > Some(0))
-    }
-
-    fn remove(&mut self, victims: Vec<IndexEntry>) {
-        let mut stuck = Vec::new();
-        for entry in victims {
-            if let Err(e) = self.directory.remove(&entry.name) {
-                log::warn!("the old checkpoint {} could not be removed: {e}; it will be tried again", entry.name);
-                stuck.push(entry);
-            }
-        }
-        self.known.splice(0..0, stuck);
-    }
-
-    fn write_index(&self) -> crate::error::Result<()> {
-        let latest = self.known.last().map(|entry| entry.name.clone());
-        let index = Index { latest, checkpoints: self.known.clone(), last_preserved: self.last_preserved };
-        self.directory.write_index(&index)
-    }
-
-    /// Takes a checkpoint that cannot be restored out of the list, and a damaged one out of the numbering.
-    pub(super) fn pass_over(&mut self, name: &str, error: &Error) {
+    /// Takes a checkpoint that is not restored out of the list, and out of the numbering if `aside` says so.
+    pub(super) fn pass_over(&mut self, name: &str, error: &Error, aside: Option<Aside>) {
         let mut path = self.path(name);
         log::warn!("{} is passed over: {error}", path.display());
-        if error.is_damage() {
-            match self.directory.set_aside(name) {
-                Ok(aside) => path = aside,
-                Err(e) => log::warn!("{} could not be moved aside: {e}", path.display()),
+        match aside.map(|aside| self.directory.move_aside(name, aside)) {
+            Some(Ok(aside)) => path = self.path(&aside),
+            // It must leave it before the run comes to its number.
+            None => self.stuck.push(name.to_string()),
+            Some(Err(e)) => {
+                log::warn!("{} could not be moved aside: {e}", path.display());
+                self.stuck.push(name.to_string());
             }
         }
-        self.known.retain(|entry| entry.name != name);
+        self.forget(name);
         self.passed_over.push(PassedOver { path, reason: error.to_string() });
     }
+
+    /// Takes a checkpoint out of all lists.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.known.retain(|found| found.entry.name != name);
+        self.others.retain(|found| found.entry.name != name);
+        self.unreachable.retain(|(unreachable, _)| unreachable != name);
+    }
+
+    /// Moves those that were passed over out of the numbering, of which the number is above that of `restored`.
+    ///
+    /// # Errors
+    /// When one cannot be moved: the run would come to its number and could not save.
+    pub(super) fn free_numbers(&mut self, restored: &str) -> Result<()> {
+        let restored = number_of(&self.name, restored);
+        let stuck = std::mem::take(&mut self.stuck);
+        for name in stuck {
+            if number_of(&self.name, &name) <= restored {
+                continue;
+            }
+            let old = self.path(&name);
+            match self.directory.move_aside(&name, Aside::PassedOver) {
+                Ok(aside) => {
+                    let path = self.path(&aside);
+                    self.passed_over.iter_mut().filter(|passed| passed.path == old).for_each(|passed| {
+                        passed.path.clone_from(&path);
+                    });
+                }
+                Err(e) => {
+                    self.stuck.push(name);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the known ones are abandoned when the run goes on from `head`, or from nothing: all that came later.
+    pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
+        let at = head.and_then(|head| self.place(head));
+        let later = at.map_or(0, |at| at + 1);
+        self.known[later..].iter().map(|found| found.entry.name.clone()).collect()
+    }
+
+    /// Where a checkpoint stands among the known ones, or that before it if it was superseded.
+    fn place(&self, id: &Follows) -> Option<usize> {
+        let mut id = id.clone();
+        for _ in 0..=self.superseded.len() {
+            if let Some(at) = self.known.iter().rposition(|found| found.id() == id) {
+                return Some(at);
+            }
+            let (_, gone) = self.superseded.iter().find(|(_, found)| found.id() == id)?;
+            id = gone.follows.clone()?;
+        }
+        None
+    }
+
+    /// Whether a checkpoint is, or was, one of this directory's run.
+    pub(super) fn has(&self, id: &Follows) -> bool {
+        let superseded = self.superseded.iter().map(|(_, found)| found);
+        self.known.iter().chain(superseded).any(|found| found.id() == *id)
+    }
+
+    /// Why a directory without a usable checkpoint is not the same as an empty one.
+    pub(super) fn why_not_afresh(&self) -> Option<String> {
+        if !self.passed_over.is_empty() {
+            let reasons: Vec<&str> = self.passed_over.iter().map(|passed| passed.reason.as_str()).collect();
+            return Some(format!("none that is there can be used: {}", reasons.join("; ")));
+        }
+        let superseded = self.superseded.iter().map(|(name, _)| name);
+        if let Some(aside) = self.set_aside.iter().chain(superseded).next() {
+            let path = self.path(aside);
+            let path = path.display();
+            return Some(format!(
+                "there are only damaged or abandoned ones, such as {path}; {AFRESH} or move them away"
+            ));
+        }
+        let stranger = self.strangers.first()?;
+        let (path, name) = (self.path(stranger), crate::catalog::numbered(stranger)?.0);
+        let path = path.display();
+        Some(format!(
+            "there are only those of another name, such as {path}; `checkpoint_name({name:?})` goes on from them, {AFRESH}"
+        ))
+    }
 }
+
+/// How to begin anew all the same.
+const AFRESH: &str = "`CheckpointManagerBuilder::fresh_start` begins anew beside them";

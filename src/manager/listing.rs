@@ -1,12 +1,9 @@
 //! Looking into a folder of checkpoints without opening it for writing.
 
-use crate::checkpoint::index_entry;
+use crate::catalog::Catalog;
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry};
-use crate::name::COMPONENT_EXTENSION;
-use crate::source::Source;
+use crate::format::IndexEntry;
 use crate::store::{Directory, Durability, LocalDisk, TRASH};
-use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,12 +11,19 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
-    /// Whole as far as manifests and file sizes tell; oldest first by commit sequence, so that the last is the latest.
+    /// Whole as far as manifests and file sizes tell; oldest first, so that the last is the latest: the head of the chain
+    /// in which each follows the one before, whatever its number or the clock. Those of other runs, which that one does
+    /// not lead back to, come first.
     pub checkpoints: Vec<Listed>,
+    /// Two checkpoints of one name and different runs of which nothing tells which is the latest, if there are such.
+    pub undecided: Option<(PathBuf, PathBuf)>,
     /// What is no whole checkpoint any more, or cannot be read, and why; by name.
     pub damaged: Vec<(PathBuf, Error)>,
-    /// What a manager found damaged and moved aside (`damaged-…`); by name.
+    /// What a manager found damaged or passed over, and moved aside (`damaged-…`, `passed-over-…`); by name.
     pub moved_aside: Vec<PathBuf>,
+    /// What a run abandoned when it went back to an older checkpoint (`superseded-…`); by name. A manager removes it when
+    /// as many newer ones are complete as it keeps.
+    pub superseded: Vec<PathBuf>,
     /// Saves that are under way, or that ended with their process (`.tmp-…`); by name.
     pub unfinished_saves: Vec<PathBuf>,
     /// Removed checkpoints with files that are still there (`.trash-…`), for a manager to overwrite with its next save,
@@ -33,7 +37,7 @@ pub struct Listing {
 pub struct Listed {
     /// The checkpoint's folder.
     pub path: PathBuf,
-    /// What its manifest says of it; `preserved` is what the folder's index says.
+    /// What its manifest and its marks say of it.
     pub entry: IndexEntry,
     /// How many tensors it has, by name.
     pub tensors: usize,
@@ -45,8 +49,9 @@ pub struct Listed {
 /// folder that is not there has nothing in it. Manifests and file sizes are read, not the tensors: that is
 /// [`verify_checkpoint`](crate::verify_checkpoint).
 ///
-/// A folder without a manifest counts as a damaged checkpoint when it holds a component file or the index knows it;
-/// any other is no affair of ours. What is removed while this looks is not listed.
+/// A folder that is no whole checkpoint counts as a damaged one when it holds a manifest or a component file or the index
+/// knows it; any other, such as those of other programs and `lost+found`, is left out. What is removed while this looks
+/// is not listed.
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be listed.
@@ -89,64 +94,50 @@ const LOOKS: usize = 10;
 
 /// What is in the folder, and the names of what was not there any more when it was looked at.
 fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
-    let mut scan = directory.scan()?;
-    let index = directory.index().unwrap_or_default();
-    scan.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
-    scan.set_aside.sort();
+    let catalog = Catalog::of(directory, directory.scan()?);
+    let (found, undecided) = catalog.ordered();
+    let path = |name: &str| directory.root().join(name);
     let (removals, saves): (Vec<_>, Vec<_>) =
-        scan.leftovers.iter().map(|entry| &entry.name).partition(|name| name.starts_with(TRASH));
-    let path = |name: &String| directory.root().join(name);
-    let mut listing = Listing {
-        moved_aside: scan.set_aside.iter().map(path).collect(),
-        unfinished_saves: saves.into_iter().map(path).collect(),
-        removed: removals.into_iter().map(path).collect(),
-        ..Listing::default()
+        catalog.leftovers.iter().map(|entry| &entry.name).partition(|name| name.starts_with(TRASH));
+    let mut damaged: Vec<(String, Error)> = catalog.damaged.into_iter().chain(catalog.unreachable).collect();
+    damaged.sort_by(|a, b| a.0.cmp(&b.0));
+    let listing = Listing {
+        checkpoints: found
+            .into_iter()
+            .map(|found| {
+                let (tensors, values) = (found.tensors, found.values);
+                Listed { path: path(&found.entry.name), entry: found.entry, tensors, values }
+            })
+            .collect(),
+        undecided: undecided.map(|(first, second)| (path(&first), path(&second))),
+        damaged: damaged.into_iter().map(|(name, error)| (path(&name), error)).collect(),
+        moved_aside: catalog.set_aside.iter().map(|name| path(name)).collect(),
+        superseded: catalog.superseded.iter().map(|(name, _)| path(name)).collect(),
+        unfinished_saves: saves.into_iter().map(|name| path(name)).collect(),
+        removed: removals.into_iter().map(|name| path(name)).collect(),
     };
-    let mut vanished = Vec::new();
-    for name in &scan.checkpoints {
-        let path = path(name);
-        match Source::open(directory.disk(), &path) {
-            Ok(Source { manifest, .. }) => {
-                let mut entry = index_entry(name, &manifest);
-                let known = index.checkpoints.iter().find(|hint| hint.name == *name && hint.sequence == entry.sequence);
-                entry.preserved = known.is_some_and(|hint| hint.preserved);
-                let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
-                listing.checkpoints.push(Listed { path, entry, tensors, values });
-            }
-            Err(_) if !directory.disk().exists(&path).unwrap_or(true) => vanished.push(name.clone()),
-            Err(error) if is_ours(directory, &index, name, &error) => listing.damaged.push((path, error)),
-            Err(_) => {}
-        }
-    }
-    listing.checkpoints.sort_by(|a, b| order(&a.entry, &b.entry));
-    Ok((listing, vanished))
+    Ok((listing, catalog.vanished))
 }
 
-/// Oldest first: by commit sequence. The rest only tells copies of one checkpoint apart.
-pub(super) fn order(a: &IndexEntry, b: &IndexEntry) -> Ordering {
-    (a.sequence, a.saved_at, &a.run, &a.name).cmp(&(b.sequence, b.saved_at, &b.run, &b.name))
-}
-
-/// Whether the folder `name`, which could not be opened as a checkpoint, should be one.
-fn is_ours(directory: &Directory, index: &Index, name: &str, error: &Error) -> bool {
-    let holds_a_component = || match directory.disk().list(&directory.root().join(name)) {
-        Ok(entries) => entries.iter().any(|entry| entry.name.ends_with(COMPONENT_EXTENSION)),
-        Err(_) => false,
-    };
-    !matches!(error, Error::NotFound { .. })
-        || index.checkpoints.iter().any(|entry| entry.name == name)
-        || holds_a_component()
-}
-
-/// The checkpoints in a folder that are whole as far as manifests and file sizes tell, oldest first by commit
-/// sequence. Takes no lock; works on a read-only file system; a folder that is not there has none.
+/// The checkpoints in a folder that are whole as far as manifests and file sizes tell, oldest first; see
+/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a folder that is
+/// not there has none.
 ///
 /// # Errors
-/// [`Error::Io`] when the folder cannot be listed.
+/// [`Error::Io`] when the folder, or a checkpoint in it, cannot be looked at now, and [`Error::Unsupported`] when a newer
+/// version wrote one: it may be the newest. [`Error::NotFound`] when the folder is a link that leads nowhere.
+/// [`Error::Undecided`] when nothing tells which of two is the latest. [`list_checkpoints`] lists what there is all the
+/// same.
 pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let listing = list_checkpoints(directory)?;
-    for (path, error) in &listing.damaged {
-        log::debug!("{} is not listed: {error}", path.display());
+    for (path, error) in listing.damaged {
+        match error.is_damage() {
+            true => log::debug!("{} is not listed: {error}", path.display()),
+            false => return Err(error),
+        }
+    }
+    if let Some((first, second)) = listing.undecided {
+        return Err(Error::Undecided { first, second });
     }
     Ok(listing.checkpoints.into_iter().map(|listed| listed.path).collect())
 }

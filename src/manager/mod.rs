@@ -2,20 +2,24 @@
 
 mod background;
 mod builder;
+mod commit;
 mod ledger;
 mod listing;
+mod recover;
 
 pub use background::{Background, Overlap};
 pub use builder::CheckpointManagerBuilder;
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 
+use crate::catalog::{number_of, write_mark};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::restore::{RestoreOptions, RestoreStatus, Started};
-use crate::save::{self, Header, Image, Stamp, Unchanged};
-use crate::store::{Directory, Lock};
+use crate::format::{Follows, MarkKind};
+use crate::save::{self, Header, Held, Image, Stamp, Unchanged};
+use crate::store::Directory;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order};
+use commit::Commit;
 use ledger::Ledger;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,25 +50,38 @@ use std::path::{Path, PathBuf};
 /// One manager a folder writes, held off from each other by a lock that a dead process cannot leave behind; any number
 /// of readers need none. It removes only checkpoints that carry its name and a number, after the new one is durable.
 /// A checkpoint found damaged is moved aside (`damaged-ckpt-80-…`), never removed.
+///
+/// # Going back
+/// When an older checkpoint is restored and the run goes on from there, the first save moves the later ones out of the
+/// numbering (`superseded-ckpt-80-…`), so that their numbers are free; they are removed when
+/// [`max_to_keep`](CheckpointManagerBuilder::max_to_keep) newer ones are complete. Until a save nothing changes: an older
+/// checkpoint can be looked at. A checkpoint whose number comes again is superseded in the same way.
 pub struct CheckpointManager {
     checkpoint: Checkpoint,
     directory: Directory,
     name: String,
     interval: u64,
-    init: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
+    init: Option<Init>,
     ledger: Arc<Mutex<Ledger>>,
-    /// The highest commit sequence of the folder, those being written included.
-    sequence: u64,
+    held: Arc<Held>,
+    /// The checkpoint restored or saved last: the next one follows it.
+    head: Option<Follows>,
+    /// Whether this directory's run goes on: something of it was restored, or saved, or there was nothing.
+    begun: bool,
+    /// How many restores of the checkpoint the head takes into account.
+    restores: u64,
+    /// Whether a new run may begin beside another one.
+    fresh_start: bool,
     /// The step of the last save or restore: where the next interval begins.
     last_step: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
-    /// The folder holds a damaged checkpoint that an earlier process moved aside.
-    aside: Option<PathBuf>,
     /// Memory of the last save in the background.
     image: Image,
-    _lock: Lock,
 }
+
+/// What is called when there is nothing to restore.
+type Init = Box<dyn FnMut() -> Result<()> + Send>;
 
 impl std::fmt::Debug for CheckpointManager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,7 +117,7 @@ impl CheckpointManager {
     /// The newest checkpoint. One that is still being written does not count.
     pub fn latest_checkpoint(&self) -> Option<PathBuf> {
         let ledger = self.ledger();
-        ledger.known.last().map(|entry| ledger.path(&entry.name))
+        ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
     /// The checkpoints there are, oldest first, without those preserved for good by
@@ -110,70 +127,118 @@ impl CheckpointManager {
     }
 
     /// The checkpoints preserved for good by [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours),
-    /// oldest first.
+    /// oldest first; those that a run going back left behind (`superseded-…`) come before the others.
     pub fn preserved_checkpoints(&self) -> Vec<PathBuf> {
-        self.paths(true)
+        let ledger = self.ledger();
+        let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
+        let mut paths: Vec<PathBuf> = superseded.map(|(name, _)| ledger.path(name)).collect();
+        drop(ledger);
+        paths.extend(self.paths(true));
+        paths
     }
 
     fn paths(&self, preserved: bool) -> Vec<PathBuf> {
         let ledger = self.ledger();
-        let wanted = ledger.known.iter().filter(|entry| entry.preserved == preserved);
-        wanted.map(|entry| ledger.path(&entry.name)).collect()
+        let wanted = ledger.known.iter().filter(|found| found.entry.preserved == preserved);
+        wanted.map(|found| ledger.path(&found.entry.name)).collect()
     }
 
-    /// Saves now, numbered by the counter of saves: `ckpt-1`, `ckpt-2` … In a folder that has higher numbers already
-    /// the next free one is taken; nothing is overwritten. Returns the path.
+    /// Saves now, numbered by the counter of saves: `ckpt-1`, `ckpt-2` … Where anything has that name already, whatever
+    /// it is, the number after the highest one there is taken; nothing is overwritten. Returns the path.
     ///
     /// # Errors
     /// As for [`Checkpoint::save`]; the folder, the counter and the list are then as before. With
     /// [`background`](CheckpointManagerBuilder::background) also what the last save met, once; then this one has not
-    /// begun.
+    /// begun. [`Error::AlreadyExists`] for the first save of a run of which nothing was restored into a directory that
+    /// holds another one; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
     pub fn save(&mut self) -> Result<PathBuf> {
         self.settle()?;
-        let counter = self.checkpoint.save_counter() + 1;
-        let numbers: Vec<u64> =
-            self.ledger().known.iter().filter_map(|entry| number_of(&self.name, &entry.name)).collect();
+        self.look_at_restores();
+        let counter = self.checkpoint.next_save()?;
+        let superseded = self.superseded_by(None)?;
+        let names = self.directory.scan()?.names;
+        let numbers = names.iter().filter(|name| !superseded.contains(name));
+        let numbers: Vec<u64> = numbers.filter_map(|name| number_of(&self.name, name)).collect();
         let taken = numbers.iter().any(|&number| i64::try_from(number) == Ok(counter));
-        let highest = numbers.into_iter().max().and_then(|highest| i64::try_from(highest).ok());
-        let number = highest.filter(|_| taken).map_or(counter, |highest| highest + 1);
-        self.save_as(number, None, number, BTreeMap::new())
+        let highest = numbers.into_iter().max().filter(|_| taken);
+        let number = highest.map_or(Some(counter), |highest| i64::try_from(highest).ok()?.checked_add(1));
+        let number = number.ok_or_else(|| {
+            let root = self.directory.root().display();
+            Error::Usage(format!("{root} holds a checkpoint with the highest number there is; move it away"))
+        })?;
+        self.save_as(number, None, number, BTreeMap::new(), superseded)
     }
 
-    /// Saves now, numbered by `step`: `ckpt-240`. Saving the step of the newest checkpoint again, when that was saved
-    /// or restored by this manager, does nothing.
+    /// Saves now, numbered by `step`: `ckpt-240`. When the checkpoint of that step is the one saved or restored last and
+    /// holds the state as it is now, nothing is written; when the state has changed since, it is saved anew and takes
+    /// the place of that one.
     ///
     /// # Errors
-    /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] when the folder has that step already,
-    /// from a run that was not restored.
+    /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] when something else has that name.
     pub fn save_at(&mut self, step: i64) -> Result<PathBuf> {
         self.save_with_metrics::<&str>(step, [])
     }
 
-    /// As [`save_at`](CheckpointManager::save_at), noting figures such as a validation loss in manifest and index.
+    /// As [`save_at`](CheckpointManager::save_at), with metrics that the checkpoint records. They can be NaN or infinite.
+    /// When the checkpoint of that step holds the state already, they are added to it, durably.
     ///
     /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at); [`Error::Usage`] for a figure that is not finite.
+    /// As for [`save_at`](CheckpointManager::save_at).
     pub fn save_with_metrics<N: Into<String>>(
         &mut self,
         step: i64,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<PathBuf> {
         let metrics: BTreeMap<String, f64> = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(Error::Usage(format!("the metric {name:?} is {value}; a metric must be a finite number")));
-        }
         let number = step_number(step)?;
         self.settle()?;
-        let saved =
-            self.ledger().known.last().filter(|latest| latest.step == Some(number)).map(|latest| latest.name.clone());
-        if let Some(name) = saved.filter(|_| self.last_step == Some(number)) {
-            return Ok(self.directory.root().join(name));
+        self.look_at_restores();
+        if self.last_step == Some(number)
+            && let Some(path) = self.saved_already(step, &metrics)?
+        {
+            return Ok(path);
         }
-        self.save_as(step, Some(number), self.checkpoint.save_counter() + 1, metrics)
+        let name = format!("{}-{step}", self.name);
+        let superseded = self.superseded_by(Some(&name))?;
+        let counter = self.checkpoint.next_save()?;
+        self.save_as(step, Some(number), counter, metrics, superseded)
+    }
+
+    /// The checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it gets
+    /// the metrics.
+    fn saved_already(&mut self, step: i64, metrics: &BTreeMap<String, f64>) -> Result<Option<PathBuf>> {
+        let name = format!("{}-{step}", self.name);
+        let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
+        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
+        let manifest = match self.directory.manifest(&name) {
+            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,
+            // It was removed, or damaged: it is saved anew.
+            Ok(_) => return Ok(None),
+            Err(error) if error.is_damage() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let plan = self.checkpoint.plan()?;
+        if !save::is_saved(&plan, &manifest, self.checkpoint.options().threads)? {
+            return Ok(None);
+        }
+        for (metric, &value) in metrics {
+            let kind = MarkKind::Metric { name: metric.clone(), value };
+            write_mark(&self.directory, &name, id.clone(), kind)?;
+        }
+        if !metrics.is_empty() {
+            if let Some(found) = self.ledger().known.last_mut() {
+                found.entry.metrics.extend(metrics.clone());
+            }
+            if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
+                log::warn!("the index could not be written: {e}; the metrics are found without it");
+            }
+        }
+        Ok(Some(self.directory.root().join(name)))
     }
 
     /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save, the
-    /// restored checkpoint, or step 0. Returns the path when it saves.
+    /// restored checkpoint, or step 0; and when `step` is lower than that of the last one, since the run went back.
+    /// Returns the path when it saves.
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
@@ -182,8 +247,9 @@ impl CheckpointManager {
         if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
             self.settle()?;
         }
-        let last = self.last_step.unwrap_or(0);
-        if number < last.saturating_add(self.interval) {
+        self.look_at_restores();
+        let went_back = self.last_step.is_some_and(|last| number < last);
+        if !went_back && number < self.last_step.unwrap_or(0).saturating_add(self.interval) {
             return Ok(None);
         }
         let skips = self.background.as_ref().is_some_and(|background| background.overlap == Overlap::Skip);
@@ -193,6 +259,53 @@ impl CheckpointManager {
         self.save_at(step).map(Some)
     }
 
+    /// Takes into account what was restored past this manager.
+    fn look_at_restores(&mut self) {
+        let (restored, restores) = self.checkpoint.restored();
+        if restores == self.restores {
+            return;
+        }
+        self.restores = restores;
+        self.head = restored.cloned();
+        if let Some(head) = &self.head {
+            let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            ledger.choose(head);
+            self.begun |= ledger.has(head);
+        }
+    }
+
+    /// The checkpoints whose place the next one takes: those after the one that the run goes on from, and that of the
+    /// same name.
+    ///
+    /// # Errors
+    /// When the run does not go on from anything of this directory, and there is something.
+    fn superseded_by(&self, name: Option<&str>) -> Result<Vec<String>> {
+        let mut ledger = self.ledger();
+        if !self.begun && !self.fresh_start {
+            if !ledger.unreachable.is_empty() {
+                return Err(ledger.unreachable.swap_remove(0).1);
+            }
+            if let Some((first, second)) = &ledger.undecided {
+                return Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) });
+            }
+            if let Some(newest) = ledger.known.last() {
+                let hint = "it is of a run of which nothing was restored: restore it (`restore_or_initialize`) and go on \
+                            from there, or begin anew beside it (`CheckpointManagerBuilder::fresh_start`)";
+                return Err(Error::AlreadyExists { path: ledger.path(&newest.entry.name), hint: hint.into() });
+            }
+        }
+        let mut superseded = match (&self.head, self.begun) {
+            (Some(head), true) if ledger.has(head) => ledger.after(Some(head)),
+            (_, true) => Vec::new(),
+            (_, false) => ledger.after(None),
+        };
+        let same = ledger.known.iter().map(|found| &found.entry.name).filter(|known| Some(known.as_str()) == name);
+        superseded.extend(same.cloned());
+        superseded.sort();
+        superseded.dedup();
+        Ok(superseded)
+    }
+
     /// Nothing is in flight when this is called.
     fn save_as(
         &mut self,
@@ -200,35 +313,49 @@ impl CheckpointManager {
         step: Option<u64>,
         counter: i64,
         metrics: BTreeMap<String, f64>,
+        superseded: Vec<String>,
     ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
         let plan = self.checkpoint.plan()?;
-        // Used up even when the save fails: what it leaves behind could come back with a power cut.
-        self.sequence = self.sequence.saturating_add(1);
-        let sequence = self.sequence;
-        let stamp = Stamp { sequence, step, save_counter: counter, metrics, ..self.checkpoint.stamp() };
+        let sequence = self.held.next_sequence()?;
+        let stamp = self.checkpoint.stamp();
+        let follows = self.follows(&superseded);
+        let id = Follows { run: stamp.run.clone(), sequence };
+        let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, ..stamp };
         let path = self.directory.root().join(&name);
         let header = Header { stamp, values: plan.values()? };
         let unchanged = Unchanged::since(&self.ledger().memo, &plan);
         let options = self.checkpoint.options().clone();
+        let commit = Commit::new(self.ledger.clone(), name, superseded);
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
-            if self.ledger().known.iter().any(|entry| entry.name == name) {
-                return Err(Error::already_exists(path));
-            }
             let image = std::mem::take(&mut self.image);
-            let ledger = self.ledger.clone();
-            let before = Before { last_step: self.last_step, save_counter: self.checkpoint.save_counter() };
-            let order = Order { plan, image, unchanged, header, name, ledger, options, before };
+            let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
+            let before = Before { last_step, save_counter, head: self.head.clone(), begun: self.begun };
+            let order = Order { plan, image, unchanged, header, commit, options, before };
             let started = InFlight::start(order);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
         } else {
-            let saved = save::save(&plan, None, unchanged, &self.directory, &name, header, &options);
+            let (directory, name) = (&self.directory, &commit.name);
+            let saved = save::save(&plan, None, unchanged, directory, name, header, &options, || commit.ready());
             let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
-            self.ledger().committed(&name, saved);
+            commit.done(saved);
         }
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
+        self.head = Some(id);
+        self.begun = true;
         Ok(path)
+    }
+
+    /// What the next checkpoint follows: the one restored or saved last, or what that follows if it takes its place.
+    fn follows(&self, superseded: &[String]) -> Option<Follows> {
+        let head = self.head.clone()?;
+        let ledger = self.ledger();
+        let replaced = ledger.known.iter().find(|found| found.id() == head);
+        match replaced.filter(|found| superseded.contains(&found.entry.name)) {
+            Some(found) => found.follows.clone(),
+            None => Some(head),
+        }
     }
 
     /// Waits for the save in flight, if there is one.
@@ -240,7 +367,7 @@ impl CheckpointManager {
         self.image = image;
         result.inspect_err(|_| {
             // It is due again, and is planned anew.
-            self.last_step = before.last_step;
+            (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
         })
@@ -252,76 +379,6 @@ impl CheckpointManager {
     /// What the save in the background met, once.
     pub fn wait(&mut self) -> Result<()> {
         self.settle()
-    }
-
-    /// Restores the newest intact checkpoint into the tracked objects; in an empty folder calls the init function
-    /// instead. Damaged checkpoints are passed over, moved aside, and listed in what is returned.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] when the newest intact checkpoint does not fit the objects; no object has changed.
-    /// When there are checkpoints and none is intact, the error of the newest, or [`Error::NotFound`] with all reasons:
-    /// starting afresh would be the wrong thing to do silently. It stays so until the damaged ones are moved away.
-    pub fn restore_or_initialize(&mut self) -> Result<Started> {
-        self.restore_or_initialize_with(&RestoreOptions::new())
-    }
-
-    /// As [`restore_or_initialize`](CheckpointManager::restore_or_initialize), allowing what `options` allow.
-    ///
-    /// # Errors
-    /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
-    pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
-        self.settle()?;
-        let names: Vec<String> = self.ledger().known.iter().rev().map(|entry| entry.name.clone()).collect();
-        let mut first_error = None;
-        for name in names {
-            match self.restore_with(&self.directory.root().join(&name), options) {
-                Ok(status) => {
-                    let passed_over = std::mem::take(&mut self.ledger().passed_over);
-                    return Ok(Started { restored: Some(status), passed_over });
-                }
-                Err(error) if error.is_about_the_checkpoint() => {
-                    self.ledger().pass_over(&name, &error);
-                    first_error.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if let Some(error) = first_error {
-            return Err(error);
-        }
-        if let Some(reason) = self.why_not_afresh() {
-            return Err(Error::NotFound { path: self.directory.root().to_path_buf(), reason });
-        }
-        if let Some(init) = self.init.take() {
-            init()?;
-        }
-        Ok(Started { restored: None, passed_over: Vec::new() })
-    }
-
-    /// Why a folder without a usable checkpoint is not the same as an empty one.
-    fn why_not_afresh(&self) -> Option<String> {
-        let ledger = self.ledger();
-        if !ledger.passed_over.is_empty() {
-            let reasons: Vec<&str> = ledger.passed_over.iter().map(|passed| passed.reason.as_str()).collect();
-            return Some(format!("none that is there can be used: {}", reasons.join("; ")));
-        }
-        let aside = self.aside.as_ref()?;
-        Some(format!("there are only damaged ones, such as {}; to start afresh, move them away", aside.display()))
-    }
-
-    /// Restores the checkpoint at `path`; saving goes on from its step.
-    ///
-    /// # Errors
-    /// As for [`Checkpoint::restore`].
-    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
-        self.settle()?;
-        self.restore_with(path.as_ref(), &RestoreOptions::new())
-    }
-
-    fn restore_with(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let status = self.checkpoint.restore_with(path, options)?;
-        self.last_step = status.step();
-        Ok(status)
     }
 
     /// Ends the manager: everything saved is durable, and the folder is free for another, when this returns.
@@ -345,11 +402,4 @@ impl Drop for CheckpointManager {
 
 fn step_number(step: i64) -> Result<u64> {
     u64::try_from(step).map_err(|_| Error::Usage(format!("a step is 0 or more, this is {step}")))
-}
-
-/// The number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.
-fn number_of(manager: &str, name: &str) -> Option<u64> {
-    let digits = name.strip_prefix(manager)?.strip_prefix('-')?;
-    let number: u64 = digits.parse().ok()?;
-    (number.to_string() == digits).then_some(number)
 }

@@ -1,6 +1,6 @@
 //! Files of a checkpoint that are no components: written from the beginning to the end, under one digest.
 
-use super::{Header, Memo, Plan, SaveOptions, Unchanged, lock, write};
+use super::{Header, Held, Memo, Plan, SaveOptions, Unchanged, write};
 use crate::error::Result;
 use crate::format::{AssetEntry, Hasher};
 use crate::parallel;
@@ -96,11 +96,12 @@ pub(crate) fn copy_with_assets(
     parallel::for_each(&tensors, parallel::default_threads(), Vec::new, |(key, record), buffer| {
         source.verify_tensor(key, record, buffer)
     })?;
-    let (_lock, sequence) = lock(directory)?;
+    let held = Held::take(directory)?;
     let staging = directory.stage(name, old.bytes().saturating_add(assets.bytes))?;
     old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &staging))?;
     let mut manifest = old.clone();
-    (manifest.sequence, manifest.run, manifest.saved_at) = (sequence, run, Utc::now());
+    (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, run, Utc::now());
+    manifest.follows = None;
     manifest.assets = (assets.write)(&staging)?;
     staging.publish(&manifest, parallel::default_threads())
 }

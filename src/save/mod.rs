@@ -5,23 +5,27 @@
 mod asset;
 mod buffer;
 mod chunk;
+pub(crate) mod clock;
+mod held;
 mod image;
 mod plan;
+mod same;
 mod unchanged;
 mod write;
 
 #[cfg(feature = "torch")]
 pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
+pub(crate) use held::Held;
 pub(crate) use image::{Capture, Image};
 pub(crate) use plan::{Plan, plan};
+pub(crate) use same::is_saved;
 pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
-use crate::format::Manifest;
+use crate::format::{Follows, Manifest};
 use crate::parallel;
 use crate::progress::Observer;
-use crate::store::{Directory, Lock};
-use chrono::Utc;
+use crate::store::Directory;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -59,6 +63,8 @@ pub(crate) struct Stamp {
     pub step: Option<u64>,
     pub save_counter: i64,
     pub metrics: BTreeMap<String, f64>,
+    /// The checkpoint restored or saved before.
+    pub follows: Option<Follows>,
 }
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
@@ -70,11 +76,12 @@ pub(crate) struct Header {
 impl Header {
     fn into_manifest(self) -> Manifest {
         let Header { stamp, values } = self;
-        let mut manifest = Manifest::new(stamp.sequence, stamp.run, Utc::now());
+        let mut manifest = Manifest::new(stamp.sequence, stamp.run, clock::now());
         manifest.step = stamp.step;
         manifest.save_counter = Some(stamp.save_counter);
         manifest.values = values;
         manifest.metrics = stamp.metrics;
+        manifest.follows = stamp.follows;
         manifest
     }
 }
@@ -88,7 +95,9 @@ pub(crate) struct Saved {
 }
 
 /// Writes the planned state as the checkpoint `name` of `directory`, from the live tensors or from `image`. Durable
-/// when this returns; on an error the folder is as it was.
+/// when this returns; on an error the folder is as it was. `ready` is called when all is written and nothing of it has
+/// its name yet; an error of it ends the save.
+#[expect(clippy::too_many_arguments, reason = "what a save consists of")]
 pub(crate) fn save(
     plan: &Plan,
     image: Option<&Image>,
@@ -97,23 +106,15 @@ pub(crate) fn save(
     name: &str,
     header: Header,
     options: &SaveOptions,
+    ready: impl FnOnce() -> Result<()>,
 ) -> Result<Saved> {
     let staging = directory.stage(name, plan.bytes())?;
     let written = write::write(plan, image, &unchanged, &staging, options)?;
     let mut manifest = header.into_manifest();
     manifest.files = written.files;
     manifest.tensors = written.tensors;
+    ready()?;
     let path = staging.publish(&manifest, options.threads)?;
     let memo = unchanged.into_memo(plan, &path, &manifest, &written.linked);
     Ok(Saved { path, manifest, memo })
-}
-
-/// Takes the lock of a folder that no manager of ours has open, creating it if need be; and the next sequence in it.
-pub(crate) fn lock(directory: &Directory) -> Result<(Lock, u64)> {
-    directory.create()?;
-    let lock = directory.lock()?;
-    let scan = directory.scan()?;
-    // Damaged checkpoints do not count.
-    let sequences = scan.checkpoints.iter().filter_map(|name| Some(directory.manifest(name).ok()?.sequence));
-    Ok((lock, sequences.max().unwrap_or(0).saturating_add(1)))
 }

@@ -5,7 +5,7 @@ mod tensor_source;
 
 pub use tensor_source::{TensorSource, VerifiedBy};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_unreadable_data};
 use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
@@ -26,6 +26,7 @@ const ATTEMPTS: usize = 10;
 pub(crate) struct Source {
     pub path: PathBuf,
     pub manifest: Manifest,
+    disk: Arc<dyn Disk>,
     files: BTreeMap<String, Box<dyn OldFile>>,
 }
 
@@ -55,6 +56,7 @@ impl Source {
             let now = read_manifest(&**disk, path);
             match now {
                 Err(Error::NotFound { .. }) => return Err(removed(path)),
+                Err(Error::Io { action, path, source }) => return Err(Error::Io { action, path, source }),
                 Ok(now) if now != source.manifest => manifest = now,
                 _ => return Ok((source, problems)),
             }
@@ -73,7 +75,7 @@ impl Source {
                 Err(problem) => problems.push(problem),
             }
         }
-        (Source { path: path.to_path_buf(), manifest, files }, problems)
+        (Source { path: path.to_path_buf(), manifest, disk: disk.clone(), files }, problems)
     }
 
     /// Whether the file `name` is open.
@@ -88,8 +90,29 @@ impl Source {
 
     /// Fills `buffer` from `offset` of a file.
     pub(crate) fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let read = self.file(file)?.read_exact_at(offset, buffer);
-        read.map_err(|e| read_failed(&self.path.join(file), e))
+        let open = self.file(file)?;
+        let read = match open.read_exact_at(offset, buffer) {
+            // A device that is asked again may read what it could not.
+            Err(e) if is_unreadable_data(&e) => open.read_exact_at(offset, buffer),
+            read => read,
+        };
+        read.map_err(|e| self.read_failed(&self.path.join(file), e))
+    }
+
+    /// A file that ends early is a damaged one, whatever its length was at the opening; and so is one that the device
+    /// cannot read, if it can read the directory and the manifest: else the device may be what is missing.
+    fn read_failed(&self, path: &Path, e: std::io::Error) -> Error {
+        if e.kind() == std::io::ErrorKind::UnexpectedEof {
+            return Error::damaged(path, "the file ends early");
+        }
+        if !is_unreadable_data(&e) {
+            return Error::io("read", path, e);
+        }
+        let listed = self.disk.list(&self.path).map_err(|e| Error::io("list the folder", &self.path, e));
+        match listed.and_then(|_| read_manifest(&*self.disk, &self.path)) {
+            Err(Error::Io { action, path, source }) => Error::Io { action, path, source },
+            _ => Error::damaged(path, format!("the device cannot read it: {e}")),
+        }
     }
 
     /// Checks everything before the tensors of the file `name`.
@@ -222,7 +245,14 @@ impl Source {
 /// Opens a file of a checkpoint, which must have the length it was written with.
 fn open_whole(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Box<dyn OldFile>> {
     let file = match disk.open(path) {
+        Err(e) if is_unreadable_data(&e) => disk.open(path),
+        result => result,
+    };
+    let file = match file {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::damaged(path, "the file is missing")),
+        Err(e) if is_unreadable_data(&e) => {
+            return Err(Error::damaged(path, format!("the device cannot read it: {e}")));
+        }
         result => result.map_err(|e| open_failed(path, e))?,
     };
     let length = file.len().map_err(|e| Error::io("read", path, e))?;
@@ -246,12 +276,4 @@ fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
 
 fn changed(path: &Path, what: &str, found: Digest, written: Digest) -> Error {
     Error::damaged(path, format!("{what} is not what was written: its digest is {found}, it was {written}"))
-}
-
-/// A file that ends early is a damaged one, whatever its length was at the opening.
-fn read_failed(path: &Path, e: std::io::Error) -> Error {
-    match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => Error::damaged(path, "the file ends early"),
-        _ => Error::io("read", path, e),
-    }
 }

@@ -1,10 +1,12 @@
 //! A folder of checkpoints: what is in it, and the few ways it may change. Each function is one guarantee.
 
+use super::aside::{Aside, before_aside};
 use super::spares::Spares;
 use super::{Disk, Entry, NewFile};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
 use crate::parallel;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,8 +22,6 @@ const LOCK: &str = ".lock";
 const STAGING: &str = ".tmp-";
 /// A checkpoint being removed.
 pub(crate) const TRASH: &str = ".trash-";
-/// A checkpoint found damaged; kept for its owner to look at, never removed by us.
-const DAMAGED: &str = "damaged-";
 
 /// Files of at least so many bytes are written past the page cache, and each is synced as soon as it is written.
 pub(crate) const DIRECT: u64 = 8 << 20;
@@ -58,8 +58,10 @@ pub(crate) struct Scan {
     pub checkpoints: Vec<String>,
     /// Leftovers of a dead writer: safe to remove under the lock.
     pub leftovers: Vec<Entry>,
-    /// What [`Directory::set_aside`] moved aside.
-    pub set_aside: Vec<String>,
+    /// What [`Directory::move_aside`] moved out of the numbering.
+    pub aside: Vec<(Aside, String)>,
+    /// The names of everything that is there, whatever it is.
+    pub names: BTreeSet<String>,
 }
 
 /// The right to write into a directory, until dropped.
@@ -96,7 +98,7 @@ impl Directory {
         &self.disk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
@@ -129,7 +131,7 @@ impl Directory {
     }
 
     /// Makes the names in `folder` durable, where durability asks for it.
-    fn sync_dir(&self, folder: &Path) -> Result<()> {
+    pub(super) fn sync_dir(&self, folder: &Path) -> Result<()> {
         match self.durability {
             Durability::ProcessCrash => Ok(()),
             Durability::PowerLoss => self.disk.sync_dir(folder).map_err(|e| Error::io("sync the folder", folder, e)),
@@ -168,21 +170,33 @@ impl Directory {
     /// What the folder holds; an empty scan where there is no folder.
     pub(crate) fn scan(&self) -> Result<Scan> {
         let entries = match self.disk.list(&self.root) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Scan::default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.nothing(),
             result => result.map_err(|e| Error::io("list the folder", &self.root, e))?,
         };
         let mut scan = Scan::default();
         for entry in entries {
+            scan.names.insert(entry.name.clone());
             if is_leftover(&entry.name) {
                 scan.leftovers.push(entry);
-            } else if entry.is_dir && name_before_aside(&entry.name).is_some() {
-                scan.set_aside.push(entry.name);
+            } else if let Some((aside, _)) = entry.is_dir.then(|| before_aside(&entry.name)).flatten() {
+                scan.aside.push((aside, entry.name));
             } else if entry.is_dir && !entry.name.starts_with('.') {
                 scan.checkpoints.push(entry.name);
             }
         }
         scan.checkpoints.sort();
         Ok(scan)
+    }
+
+    /// An empty scan, unless the name of the folder is a link that leads nowhere: its disk may not be mounted.
+    fn nothing(&self) -> Result<Scan> {
+        match self.disk.exists(&self.root).map_err(|e| Error::io("look for", &self.root, e))? {
+            false => Ok(Scan::default()),
+            true => {
+                let reason = "it is a link that leads nowhere; is the disk it leads to mounted?".to_string();
+                Err(Error::NotFound { path: self.root.clone(), reason })
+            }
+        }
     }
 
     fn read_text(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
@@ -200,8 +214,8 @@ impl Directory {
         Index::from_bytes(&bytes).ok()
     }
 
-    /// Replaces the index, durably and in one step.
-    pub(crate) fn write_index(&self, index: &Index) -> Result<()> {
+    /// Replaces the index, durably and in one step. Only who has the directory's lock may.
+    pub(crate) fn write_index(&self, _: &Lock, index: &Index) -> Result<()> {
         let staged = self.path(&format!("{STAGING}index-{}", nonce()));
         let result = self.write_small(&staged, &index.to_bytes()?).and_then(|()| {
             let path = self.path(INDEX);
@@ -214,10 +228,19 @@ impl Directory {
         result
     }
 
-    fn write_small(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write_small(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let file = self.disk.create(path).map_err(|e| Error::io("create", path, e))?;
         file.write_all_at(0, bytes).map_err(|e| Error::io("write", path, e))?;
         self.sync_file(&*file, path)
+    }
+
+    /// Whether nothing has the name `name`, so that a checkpoint can get it.
+    pub(crate) fn must_be_free(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        match self.disk.exists(&path).map_err(|e| Error::io("look for", &path, e))? {
+            true => Err(Error::already_exists(path)),
+            false => Ok(()),
+        }
     }
 
     /// Begins a new checkpoint in a folder of its own that no reader looks at. `needed` bytes must be free.
@@ -239,7 +262,8 @@ impl Directory {
     /// Takes a checkpoint out of the namespace, and when that is durable removes its files, or keeps them to be
     /// overwritten. An error after the first step is only logged: the leftovers are removed when the folder is next opened.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
-        let trash = format!("{TRASH}{name}-{}", nonce());
+        let bare = before_aside(name).map_or(name, |(_, before)| before);
+        let trash = format!("{TRASH}{bare}-{}", nonce());
         let path = self.path(name);
         match self.disk.rename_new(&path, &self.path(&trash)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -290,14 +314,6 @@ impl Directory {
         }
         let removed = if is_dir { self.disk.remove_dir(path) } else { self.disk.remove_file(path) };
         removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-    }
-
-    /// Moves a damaged checkpoint aside, out of the numbering; returns where it is now.
-    pub(crate) fn set_aside(&self, name: &str) -> Result<PathBuf> {
-        let aside = self.path(&format!("{DAMAGED}{name}-{}", nonce()));
-        self.disk.rename_new(&self.path(name), &aside).map_err(|e| Error::io("move aside", self.path(name), e))?;
-        self.sync_dir(&self.root)?;
-        Ok(aside)
     }
 }
 
@@ -409,18 +425,13 @@ impl Drop for Staging<'_> {
     }
 }
 
-/// What a folder that [`Directory::set_aside`] renamed was called; `None` for all others.
-pub(crate) fn name_before_aside(name: &str) -> Option<&str> {
-    without_mark(name, DAMAGED)
-}
-
 /// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
 fn is_leftover(name: &str) -> bool {
     without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
 }
 
 /// The name that this module marked with a prefix and a nonce; `None` when it did not.
-fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+pub(super) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
     let is_nonce = nonce.len() == NONCE_DIGITS && nonce.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     is_nonce.then_some(name)
@@ -482,7 +493,7 @@ impl StagedFile<'_> {
 }
 
 /// Reads a file of at most `limit` bytes.
-fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(super) fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = disk.open(path).map_err(|e| open_failed(path, e))?;
     let length = file.len().map_err(|e| Error::io("read", path, e))?;
     if length > limit {

@@ -1,14 +1,16 @@
 //! Where checkpoints live: one narrow trait of file operations, so that the same protocol runs on the operating
 //! system and on a simulated disk. Every promise about durability is a sequence of these calls.
 
+mod aside;
 mod directory;
 mod local;
+mod marks;
 mod spares;
 
+pub(crate) use aside::{Aside, before_aside};
 pub use directory::Durability;
 pub(crate) use directory::{
-    DIRECT, Directory, Lock, MANIFEST, StagedFile, Staging, TRASH, name_before_aside, nonce, open_failed, parent_of,
-    read_manifest,
+    DIRECT, Directory, Lock, MANIFEST, Scan, StagedFile, Staging, TRASH, nonce, open_failed, parent_of, read_manifest,
 };
 pub(crate) use local::LocalDisk;
 

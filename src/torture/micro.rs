@@ -41,6 +41,6 @@ impl Decision {
 
     /// Decides; returns how many are to be removed.
     pub fn decide(&self) -> usize {
-        self.1.decide(&self.0, None).remove.len()
+        self.1.decide(&self.0, None, chrono::Utc::now()).remove.len()
     }
 }

@@ -1,0 +1,45 @@
+//! What the marks of a checkpoint say together.
+
+use crate::error::Result;
+use crate::format::{Follows, Manifest, Mark, MarkKind};
+use crate::store::Directory;
+use std::collections::BTreeMap;
+
+/// The marks of a checkpoint.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Marks {
+    /// Nothing of this crate removes it. Also where there is a mark that cannot be read: what it says is not known.
+    pub permanent: bool,
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Marks {
+    /// Reads the marks of the checkpoint `name`, which has this manifest.
+    pub(crate) fn read(directory: &Directory, name: &str, manifest: &Manifest) -> Result<Marks> {
+        let of = Follows { run: manifest.run.clone(), sequence: manifest.sequence };
+        Ok(Marks::among(&directory.marks(name)?, &of))
+    }
+
+    /// What these mark files say of the checkpoint `of`.
+    pub(crate) fn among(files: &[(String, Vec<u8>)], of: &Follows) -> Marks {
+        let mut marks = Marks::default();
+        for (file, bytes) in files {
+            match Mark::from_bytes(bytes) {
+                Ok(mark) if mark.of != *of => log::warn!("{file} is a mark of another checkpoint than it lies in"),
+                Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
+                Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = true,
+                Err(e) => {
+                    log::warn!("the mark {file} cannot be read, so its checkpoint is kept for good: {e}");
+                    marks.permanent = true;
+                }
+            }
+        }
+        marks
+    }
+}
+
+/// Writes a mark into the directory of the checkpoint `name`, durably.
+pub(crate) fn write_mark(directory: &Directory, name: &str, of: Follows, kind: MarkKind) -> Result<()> {
+    let mark = Mark::new(of, kind);
+    directory.write_mark(name, &mark.file_name(), &mark.to_bytes()?)
+}

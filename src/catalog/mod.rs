@@ -1,0 +1,242 @@
+//! What is in a directory of checkpoints: whole, newest, marked, ours, out of the numbering. Whoever asks, asks here.
+
+mod chain;
+mod marks;
+mod rule;
+
+pub(crate) use chain::{Chain, Link};
+pub(crate) use marks::{Marks, write_mark};
+pub(crate) use rule::{number_of, numbered};
+
+use crate::error::{Error, Result};
+use crate::format::{Follows, Index, IndexEntry, Manifest};
+use crate::source::Source;
+use crate::store::{Aside, Directory, Entry, Scan, before_aside};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// A checkpoint that is whole, as far as its manifest and the lengths of its files tell.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Found {
+    /// What the manifest says of it, with the marks: late metrics are in it, and `preserved` is a mark.
+    pub entry: IndexEntry,
+    pub follows: Option<Follows>,
+    pub tensors: usize,
+    pub values: usize,
+}
+
+impl Found {
+    /// What `manifest` and `marks` say of the checkpoint `name`.
+    pub(crate) fn new(name: &str, manifest: &Manifest, marks: Marks) -> Found {
+        let mut metrics = manifest.metrics.clone();
+        metrics.extend(marks.metrics);
+        let entry = IndexEntry {
+            name: name.to_string(),
+            sequence: manifest.sequence,
+            run: manifest.run.clone(),
+            step: manifest.step,
+            saved_at: manifest.saved_at,
+            bytes: manifest.bytes(),
+            metrics,
+            preserved: marks.permanent,
+        };
+        let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
+        Found { entry, follows: manifest.follows.clone(), tensors, values }
+    }
+
+    /// Which checkpoint it is, whatever it is called.
+    pub(crate) fn id(&self) -> Follows {
+        Follows { run: self.entry.run.clone(), sequence: self.entry.sequence }
+    }
+
+    fn link(&self) -> Link {
+        Link {
+            id: self.id(),
+            follows: self.follows.clone(),
+            name: self.entry.name.clone(),
+            saved_at: self.entry.saved_at,
+            permanent: self.entry.preserved,
+        }
+    }
+}
+
+/// What is in a directory.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    /// The whole ones, of any name, in the order of their sequences.
+    pub found: Vec<Found>,
+    /// Those that are ours and not whole, or that this version does not read, by name: for good.
+    pub damaged: Vec<(String, Error)>,
+    /// Those that are ours and cannot be looked at now, by name.
+    pub unreachable: Vec<(String, Error)>,
+    /// Those out of the numbering because a run went back, by name; those of them that are whole with what they are.
+    pub superseded: Vec<(String, Option<Found>)>,
+    /// Those out of the numbering for all other reasons, by name.
+    pub set_aside: Vec<String>,
+    /// Leftovers of saves and removals.
+    pub leftovers: Vec<Entry>,
+    /// The names of everything in the directory, whatever it is.
+    pub names: BTreeSet<String>,
+    pub index: Option<Index>,
+    /// What was there when the directory was listed, and not when it was looked at.
+    pub vanished: Vec<String>,
+}
+
+impl Catalog {
+    /// Looks at everything that `scan` found in `directory`.
+    pub(crate) fn of(directory: &Directory, scan: Scan) -> Catalog {
+        let mut catalog =
+            Catalog { leftovers: scan.leftovers, names: scan.names, index: directory.index(), ..Catalog::default() };
+        for name in &scan.checkpoints {
+            catalog.look(directory, name);
+        }
+        for (aside, name) in scan.aside {
+            match aside {
+                Aside::Superseded => catalog.superseded.push((name.clone(), look(directory, &name).ok())),
+                Aside::Damaged | Aside::PassedOver => catalog.set_aside.push(name),
+            }
+        }
+        catalog.found.sort_by(order);
+        catalog.superseded.sort_by(|a, b| a.0.cmp(&b.0));
+        catalog.set_aside.sort();
+        catalog.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
+        catalog
+    }
+
+    fn look(&mut self, directory: &Directory, name: &str) {
+        let error = match look(directory, name) {
+            Ok(found) => return self.found.push(found),
+            Err(error) => error,
+        };
+        if !directory.disk().exists(&directory.root().join(name)).unwrap_or(true) {
+            self.vanished.push(name.to_string());
+        } else if rule::is_ours(directory, self.index.as_ref(), name, &error) {
+            let list = if is_final(&error) { &mut self.damaged } else { &mut self.unreachable };
+            list.push((name.to_string(), error));
+        }
+    }
+
+    /// The highest sequence that anything here has. What cannot be read counts as far as the index tells: what is
+    /// saved now is later.
+    pub(crate) fn sequence(&self) -> u64 {
+        let found = self.found.iter().chain(self.superseded.iter().filter_map(|(_, found)| found.as_ref()));
+        let indexed = self.index.iter().flat_map(|index| &index.checkpoints);
+        let indexed = indexed.filter(|entry| self.names.contains(&entry.name)).map(|entry| entry.sequence);
+        found.map(|found| found.entry.sequence).chain(indexed).max().unwrap_or(0)
+    }
+
+    /// The checkpoints called `manager` and a number, in the order in which they follow one another.
+    ///
+    /// # Errors
+    /// The names of two of which nothing tells which one the run should go on from.
+    pub(crate) fn chain(&self, manager: &str) -> Result<Chain, (String, String)> {
+        let mine = self.found.iter().filter(|found| number_of(manager, &found.entry.name).is_some());
+        self.chain_of(mine.collect())
+    }
+
+    fn chain_of(&self, mine: Vec<&Found>) -> Result<Chain, (String, String)> {
+        let entries = || self.index.iter().flat_map(|index| &index.checkpoints);
+        let indexed =
+            |link: &Link| entries().any(|entry| entry.run == link.id.run && entry.sequence == link.id.sequence);
+        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
+    }
+
+    /// All whole ones, the newest last. Of different names the one with the highest sequence is the newest.
+    ///
+    /// # Errors
+    /// The names of two of one name of which nothing tells which is the newer one; all are returned with it.
+    pub(crate) fn ordered(&self) -> (Vec<Found>, Option<(String, String)>) {
+        let mut undecided = None;
+        let mut groups: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
+        for found in &self.found {
+            let name = found.entry.name.as_str();
+            groups.entry(numbered(name).map_or(name, |(manager, _)| manager)).or_default().push(found);
+        }
+        let (mut others, mut own) = (BTreeSet::new(), Vec::new());
+        for group in groups.into_values() {
+            match self.chain_of(group) {
+                Ok(chain) => {
+                    others.extend(chain.others);
+                    own.extend(chain.own.last().cloned());
+                }
+                Err(pair) => undecided = Some(pair),
+            }
+        }
+        let sequence = |name: &String| self.found.iter().find(|found| found.entry.name == *name);
+        let newest = own.iter().filter_map(sequence).max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
+        let mut all = self.found.clone();
+        // Before there were marks the index alone knew.
+        let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.preserved);
+        for hint in hints {
+            let same = |found: &&mut Found| found.entry.name == hint.name && found.entry.sequence == hint.sequence;
+            all.iter_mut().filter(same).for_each(|found| found.entry.preserved = true);
+        }
+        // Those of other runs first, the newest last.
+        let rank = |found: &Found| (!others.contains(&found.entry.name), newest.as_ref() == Some(&found.entry.name));
+        all.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| order(a, b)));
+        (all, undecided)
+    }
+
+    /// What left the numbering for any reason but that a run went back, and was called `manager` and a number.
+    pub(crate) fn set_aside_of<'a>(&'a self, manager: &'a str) -> impl Iterator<Item = &'a String> {
+        let of = move |name: &&String| before_aside(name).and_then(|(_, name)| number_of(manager, name)).is_some();
+        self.set_aside.iter().filter(of)
+    }
+}
+
+/// The chain of `found` to which the checkpoint `id` belongs.
+pub(crate) fn chain_with<'a>(
+    found: &[Found],
+    superseded: impl Iterator<Item = &'a Found>,
+    id: &Follows,
+) -> Result<Chain, (String, String)> {
+    chain_by(found.iter().collect(), superseded, |link| link.id == *id)
+}
+
+fn chain_by<'a>(
+    found: Vec<&Found>,
+    superseded: impl Iterator<Item = &'a Found>,
+    counts: impl Fn(&Link) -> bool,
+) -> Result<Chain, (String, String)> {
+    let links: Vec<Link> = found.iter().map(|found| found.link()).collect();
+    let gone: HashMap<Follows, Option<Follows>> = superseded.map(|found| (found.id(), found.follows.clone())).collect();
+    chain::order(&links, &gone, counts)
+}
+
+/// Looks at a checkpoint without reading its tensors.
+pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
+    let source = Source::open(directory.disk(), &directory.root().join(name))?;
+    let marks = Marks::read(directory, name, &source.manifest)?;
+    Ok(Found::new(name, &source.manifest, marks))
+}
+
+/// The highest sequence in a directory, by the manifests alone.
+///
+/// # Errors
+/// Where a checkpoint cannot be looked at: what is saved next must be later than it, whatever it is.
+pub(crate) fn highest_sequence(directory: &Directory, scan: &Scan) -> Result<u64> {
+    let index = directory.index();
+    let indexed = index.iter().flat_map(|index| &index.checkpoints);
+    let indexed = indexed.filter(|entry| scan.names.contains(&entry.name)).map(|entry| entry.sequence);
+    let mut highest = indexed.max().unwrap_or(0);
+    let aside = scan.aside.iter().map(|(_, name)| (name, false));
+    for (name, counts) in scan.checkpoints.iter().map(|name| (name, true)).chain(aside) {
+        match directory.manifest(name) {
+            Ok(manifest) => highest = highest.max(manifest.sequence),
+            Err(e) if counts && !is_final(&e) && rule::is_ours(directory, index.as_ref(), name, &e) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    Ok(highest)
+}
+
+/// Whether what is wrong with a checkpoint stays so, as far as this version is concerned.
+pub(crate) fn is_final(error: &Error) -> bool {
+    error.is_damage() || matches!(error, Error::Unsupported { .. })
+}
+
+/// Oldest first: by commit sequence. The rest only tells copies of one checkpoint apart.
+pub(crate) fn order(a: &Found, b: &Found) -> Ordering {
+    let key = |found: &Found| (found.entry.sequence, found.entry.saved_at);
+    key(a).cmp(&key(b)).then_with(|| (&a.entry.run, &a.entry.name).cmp(&(&b.entry.run, &b.entry.name)))
+}

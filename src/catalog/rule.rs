@@ -1,0 +1,35 @@
+//! The one rule of what is ours in a directory: all else belongs to other programs and is left alone.
+
+use crate::error::Error;
+use crate::format::{INDEX_FILE, Index};
+use crate::name::COMPONENT_EXTENSION;
+use crate::store::{Directory, MANIFEST};
+
+/// The number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.
+pub(crate) fn number_of(manager: &str, name: &str) -> Option<u64> {
+    numbered(name).filter(|(before, _)| *before == manager).map(|(_, number)| number)
+}
+
+/// The manager's name and the number, of a name that has both.
+pub(crate) fn numbered(name: &str) -> Option<(&str, u64)> {
+    let (manager, digits) = name.rsplit_once('-')?;
+    let number: u64 = digits.parse().ok()?;
+    (number.to_string() == digits && !manager.is_empty()).then_some((manager, number))
+}
+
+/// Whether the directory `name`, which `error` keeps from being opened as a checkpoint, is one of ours: it has a
+/// manifest of whatever content, or a component, or the index knows it. One that cannot be looked into is ours if the
+/// index knows it, or it is called like a checkpoint.
+pub(super) fn is_ours(directory: &Directory, index: Option<&Index>, name: &str, error: &Error) -> bool {
+    if index.is_some_and(|index| index.checkpoints.iter().any(|entry| entry.name == name)) {
+        return true;
+    }
+    match directory.disk().list(&directory.root().join(name)) {
+        // The index of a directory of checkpoints below this one is not a component.
+        Ok(entries) if entries.iter().any(|entry| entry.name == INDEX_FILE) => {
+            entries.iter().any(|entry| entry.name == MANIFEST)
+        }
+        Ok(entries) => entries.iter().any(|entry| entry.name == MANIFEST || entry.name.ends_with(COMPONENT_EXTENSION)),
+        Err(_) => matches!(error, Error::Io { .. }) && numbered(name).is_some(),
+    }
+}

@@ -1,0 +1,142 @@
+//! Marks: what is decided about a checkpoint after its commit, a small file each in the checkpoint's own directory.
+
+use super::envelope::Envelope;
+use super::json;
+use super::manifest::check_run;
+use super::{Digest, Follows, FormatError, damaged};
+use crate::error::{Error, Result};
+use crate::name;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+/// The longest mark, in bytes.
+pub const MAX_MARK_BYTES: usize = 64 * 1024;
+
+const ENVELOPE: Envelope =
+    Envelope { format: "tch-checkpoint-mark", version: 1, max_bytes: MAX_MARK_BYTES, what: "mark" };
+
+const PREFIX: &str = "mark-";
+const EXTENSION: &str = ".json";
+
+/// A mark of a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Mark {
+    /// The run and the sequence of the checkpoint's manifest: a mark of another checkpoint has no meaning here.
+    pub of: Follows,
+    /// What it says.
+    pub kind: MarkKind,
+}
+
+/// What a mark says.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum MarkKind {
+    /// The checkpoint is kept for good: nothing removes it but its user.
+    Permanent,
+    /// A metric that became known after the commit. It takes the place of one of the same name in the manifest.
+    Metric {
+        /// Its name.
+        name: String,
+        /// Its value, which can be NaN or infinite.
+        value: f64,
+    },
+}
+
+/// A mark's JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    #[serde(rename = "format")]
+    _format: IgnoredAny,
+    #[serde(rename = "version")]
+    _version: IgnoredAny,
+    of: Follows,
+    mark: Kind,
+    #[serde(rename = "xxh3_128")]
+    _digest: IgnoredAny,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Kind {
+    Permanent,
+    Metric { name: String, value: json::Metric },
+}
+
+/// Whether a file of this name in a checkpoint's directory is a mark: `mark-….json`.
+pub fn is_mark_file(file: &str) -> bool {
+    file.len() > PREFIX.len() + EXTENSION.len() && file.starts_with(PREFIX) && file.ends_with(EXTENSION)
+}
+
+impl Mark {
+    /// A mark of the checkpoint `of`.
+    pub fn new(of: Follows, kind: MarkKind) -> Mark {
+        Mark { of, kind }
+    }
+
+    /// The name of its file. A mark replaces the one of the same name.
+    ///
+    /// ```
+    /// use tch_checkpoint::format::{Follows, Mark, MarkKind};
+    /// let of = Follows { run: "0123456789abcdef0123456789abcdef".to_string(), sequence: 7 };
+    /// let mark = Mark::new(of, MarkKind::Metric { name: "val loss".to_string(), value: 0.25 });
+    /// assert_eq!(mark.file_name(), "mark-metric-val%20loss.json");
+    /// assert_eq!(Mark::from_bytes(&mark.to_bytes()?), Ok(mark));
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    pub fn file_name(&self) -> String {
+        match &self.kind {
+            MarkKind::Permanent => format!("{PREFIX}permanent{EXTENSION}"),
+            MarkKind::Metric { name, .. } => {
+                let stem = name::file_stem(name);
+                let stem = if stem.len() <= 200 { stem } else { Digest::of(name.as_bytes()).to_string() };
+                format!("{PREFIX}metric-{stem}{EXTENSION}")
+            }
+        }
+    }
+
+    /// The text of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] for everything that [`from_bytes`](Mark::from_bytes) would refuse.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        check_run(&self.of.run).map_err(|e| e.unwritable("the mark"))?;
+        let text = self.lines().map_err(|e| Error::Usage(format!("the mark cannot be written: {e}")))?;
+        ENVELOPE.close(text).map_err(|e| e.unwritable("the mark"))
+    }
+
+    /// All lines but the last.
+    fn lines(&self) -> Result<Vec<u8>, String> {
+        let kind = match &self.kind {
+            MarkKind::Permanent => Kind::Permanent,
+            MarkKind::Metric { name, value } => Kind::Metric { name: name.clone(), value: json::Metric(*value) },
+        };
+        let mut text = ENVELOPE.open(ENVELOPE.version);
+        text.extend_from_slice(b"\"of\":");
+        json::append(&mut text, &self.of)?;
+        text.extend_from_slice(b",\n\"mark\":");
+        json::append(&mut text, &kind)?;
+        text.extend_from_slice(b",\n");
+        Ok(text)
+    }
+
+    /// Reads a mark.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError::Unsupported`] for a mark of a newer version, [`FormatError::Damaged`] for every other difference
+    /// from what a writer writes. A checkpoint with a mark that cannot be read is not removed: what the mark says is
+    /// not known.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Mark, FormatError> {
+        ENVELOPE.check(bytes)?;
+        let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        check_run(&text.of.run)?;
+        let kind = match text.mark {
+            Kind::Permanent => MarkKind::Permanent,
+            Kind::Metric { name, value } => MarkKind::Metric { name, value: value.0 },
+        };
+        Ok(Mark { of: text.of, kind })
+    }
+}

@@ -1,0 +1,147 @@
+//! Where a run begins: the newest intact checkpoint, one that the user names, or nothing.
+
+use super::CheckpointManager;
+use crate::catalog::{Catalog, number_of};
+use crate::error::{Error, Result};
+use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
+use crate::store::Aside;
+use std::path::{Path, PathBuf};
+
+impl CheckpointManager {
+    /// Restores the newest intact checkpoint into the tracked objects; in an empty folder calls the init function
+    /// instead. Damaged checkpoints are passed over, moved aside, and listed in what is returned.
+    ///
+    /// The newest is the head of the chain in which each checkpoint follows the one that was restored or saved before it.
+    /// A checkpoint of another run that was copied beside it is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the newest intact checkpoint does not fit the objects; no object has changed.
+    /// [`Error::Io`] when a checkpoint cannot be looked at now: to go on without it would be to lose it, and
+    /// [`pass_over`](CheckpointManager::pass_over) does. [`Error::Undecided`] when nothing tells which of two is the
+    /// newest. When there are checkpoints and none is intact, or only those of another name, the error of the newest, or
+    /// [`Error::NotFound`] with all reasons: starting afresh would be the wrong thing to do silently. It stays so until
+    /// they are moved away, or [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start) is set.
+    pub fn restore_or_initialize(&mut self) -> Result<Started> {
+        self.restore_or_initialize_with(&RestoreOptions::new())
+    }
+
+    /// As [`restore_or_initialize`](CheckpointManager::restore_or_initialize), allowing what `options` allow.
+    ///
+    /// # Errors
+    /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
+    pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
+        self.settle()?;
+        self.look_again()?;
+        let names: Vec<String> = self.ledger().known.iter().rev().map(|found| found.entry.name.clone()).collect();
+        let mut first_error = None;
+        for name in names {
+            self.ledger().free_numbers(&name)?;
+            match self.restore_from(&self.directory.root().join(&name), options) {
+                Ok(status) => {
+                    let passed_over = std::mem::take(&mut self.ledger().passed_over);
+                    return Ok(Started { restored: Some(status), passed_over });
+                }
+                Err(error) if error.is_damage() => {
+                    self.ledger().pass_over(&name, &error, Some(Aside::Damaged));
+                    first_error.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.fresh_start {
+            if let Some(error) = first_error {
+                return Err(error);
+            }
+            if let Some(reason) = self.ledger().why_not_afresh() {
+                return Err(Error::NotFound { path: self.directory.root().to_path_buf(), reason });
+            }
+        }
+        if let Some(init) = &mut self.init {
+            init()?;
+        }
+        self.init = None;
+        (self.begun, self.head, self.last_step) = (true, None, None);
+        let passed_over = std::mem::take(&mut self.ledger().passed_over);
+        Ok(Started { restored: None, passed_over })
+    }
+
+    /// Looks again at what could not be looked at.
+    ///
+    /// # Errors
+    /// When it still cannot, or when nothing tells which of two checkpoints is the newest.
+    fn look_again(&mut self) -> Result<()> {
+        let mut ledger = self.ledger();
+        if !ledger.unreachable.is_empty() {
+            let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+            ledger.take_in(catalog);
+        }
+        if !ledger.unreachable.is_empty() {
+            let (_, error) = ledger.unreachable.remove(0);
+            return Err(error);
+        }
+        match &ledger.undecided {
+            Some((first, second)) => Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Restores the checkpoint at `path`; saving goes on from its step. If later ones of this directory's run are there,
+    /// the next save takes their place; see [going back](CheckpointManager#going-back).
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::restore`](crate::Checkpoint::restore).
+    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        self.settle()?;
+        self.restore_from(path.as_ref(), &RestoreOptions::new())
+    }
+
+    fn restore_from(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let status = self.checkpoint.restore_with(path, options)?;
+        self.look_at_restores();
+        self.last_step = status.step();
+        Ok(status)
+    }
+
+    /// Goes on without the checkpoint at `path`, which cannot be read now or is not wanted: it leaves the numbering
+    /// (`passed-over-…`), is not restored, and is never removed by this crate. Returns where it is now.
+    ///
+    /// What cannot be read may be newer than all that can. That is why `restore_or_initialize` does not go on without it
+    /// unless this says so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when it is no checkpoint of this manager's name in its folder; [`Error::NotFound`] when there is
+    /// nothing of that name.
+    pub fn pass_over(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
+        self.settle()?;
+        let path = path.as_ref();
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| number_of(&self.name, name).is_some());
+        let there = path.parent().is_some_and(|parent| self.is_here(parent));
+        let Some(name) = name.filter(|_| there) else {
+            let (path, manager, root) = (path.display(), &self.name, self.directory.root().display());
+            return Err(Error::Usage(format!("{path} is no checkpoint called `{manager}-` and a number in {root}")));
+        };
+        if self.directory.must_be_free(name).is_ok() {
+            let reason = "there is nothing of that name".to_string();
+            return Err(Error::NotFound { path: path.to_path_buf(), reason });
+        }
+        let moved = self.directory.move_aside(name, Aside::PassedOver);
+        let mut ledger = self.ledger();
+        ledger.forget(name);
+        let path = match moved {
+            Ok(aside) => ledger.path(&aside),
+            // Its number stays taken.
+            Err(e) => {
+                log::warn!("{name} is passed over and keeps its number: {e}");
+                ledger.path(name)
+            }
+        };
+        let reason = "it was passed over by `CheckpointManager::pass_over`".to_string();
+        ledger.passed_over.push(PassedOver { path: path.clone(), reason });
+        Ok(path)
+    }
+
+    fn is_here(&self, parent: &Path) -> bool {
+        let root = self.directory.root();
+        parent == root || parent.canonicalize().ok().is_some_and(|parent| root.canonicalize().ok() == Some(parent))
+    }
+}

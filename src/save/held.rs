@@ -1,0 +1,62 @@
+//! The right to write into a directory, and what goes with it: the next sequence, and the index to oneself.
+
+use crate::catalog;
+use crate::error::{Error, Result};
+use crate::format::Index;
+use crate::store::{Directory, Lock};
+use crate::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+
+/// A directory whose lock is held by this process.
+#[derive(Debug)]
+pub(crate) struct Held {
+    root: PathBuf,
+    lock: Lock,
+    /// The highest sequence of the directory, those being written included.
+    sequence: Mutex<u64>,
+    index: Mutex<()>,
+}
+
+impl Held {
+    /// Takes the lock of a directory, creating it if need be, and looks for its highest sequence.
+    pub(crate) fn take(directory: &Directory) -> Result<Held> {
+        directory.create()?;
+        let lock = directory.lock()?;
+        let scan = directory.scan_for_writing()?;
+        // What a save or a removal left whose process died.
+        scan.leftovers.iter().for_each(|leftover| directory.remove_leftover(leftover));
+        let highest = catalog::highest_sequence(directory, &scan)?;
+        Ok(Held::new(directory, lock, highest))
+    }
+
+    /// The directory whose lock this is; `highest` is its highest sequence.
+    pub(crate) fn new(directory: &Directory, lock: Lock, highest: u64) -> Held {
+        let (sequence, index) = (Mutex::new(highest), Mutex::default());
+        Held { root: directory.root().to_path_buf(), lock, sequence, index }
+    }
+
+    /// Whether it is the lock of this directory.
+    pub(crate) fn is_of(&self, directory: &Directory) -> bool {
+        let real = |path: &Path| path.canonicalize().ok();
+        self.root == directory.root() || real(&self.root).is_some_and(|root| Some(root) == real(directory.root()))
+    }
+
+    /// The sequence of the next save. It is used up even when the save fails: what that leaves behind could come back
+    /// with a power cut.
+    pub(crate) fn next_sequence(&self) -> Result<u64> {
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        *sequence = sequence.checked_add(1).ok_or_else(|| {
+            let root = self.root.display();
+            Error::Usage(format!("a checkpoint in {root} has the highest sequence there is, {sequence}; move it away"))
+        })?;
+        Ok(*sequence)
+    }
+
+    /// Changes the index. Nobody else does meanwhile.
+    pub(crate) fn update_index(&self, directory: &Directory, change: impl FnOnce(&mut Index)) -> Result<()> {
+        let _alone = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = directory.index().unwrap_or_default();
+        change(&mut index);
+        directory.write_index(&self.lock, &index)
+    }
+}

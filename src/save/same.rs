@@ -1,0 +1,37 @@
+//! Whether a state is saved already: by its values and the digests of its bytes, not by what counters say.
+
+use super::Plan;
+use crate::error::{Error, Result};
+use crate::format::{Digest, Manifest, TensorRecord};
+use crate::parallel;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether a save of `plan` now would write what `manifest` has.
+pub(crate) fn is_saved(plan: &Plan, manifest: &Manifest, threads: usize) -> Result<bool> {
+    let record = |key: &str| manifest.tensors.get(key);
+    let of = |place: usize| plan.tensors.get(place).and_then(|tensor| record(&tensor.key));
+    let tied = plan
+        .aliases
+        .iter()
+        .all(|(key, place)| record(key).zip(of(*place)).is_some_and(|(alias, tensor)| alias.pieces == tensor.pieces));
+    if !tied || plan.tensors.len() + plan.aliases.len() != manifest.tensors.len() || plan.values()? != manifest.values {
+        return Ok(false);
+    }
+    let mut pairs = Vec::with_capacity(plan.tensors.len());
+    for tensor in &plan.tensors {
+        match record(&tensor.key) {
+            Some(record) if record.spec == tensor.spec => pairs.push((tensor, record)),
+            _ => return Ok(false),
+        }
+    }
+    let differs = AtomicBool::new(false);
+    let compare = |(tensor, record): &(&super::plan::PlannedTensor, &TensorRecord), _: &mut ()| {
+        if !differs.load(Ordering::Relaxed) {
+            let bytes = tensor.leaf.bytes().map_err(|reason| Error::object(&tensor.key, reason))?;
+            differs.fetch_or(Digest::of(bytes.as_slice()) != record.digest, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    parallel::for_each(&pairs, threads, || (), compare)?;
+    Ok(!differs.into_inner())
+}
