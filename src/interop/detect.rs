@@ -29,7 +29,11 @@ pub(crate) struct Probe<'a> {
 pub(crate) type Detector = fn(&Probe<'_>, &ReadOptions) -> Option<Result<Box<dyn TensorSource>>>;
 
 /// One or more for each format, tried in order.
-const DETECTORS: &[Detector] = &[ours::detect];
+const DETECTORS: &[Detector] = &[
+    ours::detect,
+    #[cfg(feature = "tensorflow")]
+    super::tensorflow::detect,
+];
 
 pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     let probe = probe(path)?;

@@ -8,6 +8,8 @@ mod detect;
 #[allow(dead_code, reason = "not every format needs all of it")]
 mod input;
 mod ours;
+#[cfg(feature = "tensorflow")]
+pub mod tensorflow;
 
 use crate::error::Result;
 use crate::source::TensorSource;

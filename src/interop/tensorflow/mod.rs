@@ -1,0 +1,46 @@
+//! TensorFlow's checkpoints: bundles of version 2, as `tf.train.Checkpoint`, `tf.train.Saver`, `model.save_weights` and
+//! SavedModel write them.
+//!
+//! A checkpoint with the prefix `ckpt-5` is the files `ckpt-5.index` and `ckpt-5.data-00000-of-00001` (or more of these).
+//! [`Bundle::open`] takes the prefix, the `.index` file, a directory with a state file `checkpoint`, or a SavedModel's
+//! directory.
+//!
+//! # Names
+//!
+//! The objects of a checkpoint form a graph, in which one variable is usually reached by several paths. A bundle offers every
+//! path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) tells which are the same variable.
+//! TensorFlow's own key, such as `model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE`, becomes the path `model/layer/kernel`.
+//! A name-based checkpoint (TensorFlow 1) has its names as they are. An empty name is written as `.`.
+//!
+//! What optimizers keep for variables is offered under the optimizer's path, the variable's, and PyTorch's name for the
+//! slot where there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`].
+//!
+//! # Types
+//!
+//! Strings are [`values`](crate::TensorSource::values). Types that safetensors files cannot hold are
+//! [`unreadable`](crate::TensorSource::unreadable): `complex128`, `float8_e4m3b11fnuz`, and the types below 8 bits;
+//! [`Bundle::read_raw`] has their bytes. Quantized types (`qint8` and the like) are read as integers.
+//!
+//! # Verified
+//!
+//! The index, the object graph and all strings when the bundle is opened; every tensor (CRC-32C) when it is read.
+
+#![cfg_attr(not(test), allow(dead_code, reason = "the writer"))]
+
+mod bundle;
+mod checksum;
+mod graph;
+mod messages;
+mod names;
+mod ordered;
+mod place;
+mod slices;
+mod state;
+mod strings;
+mod table;
+mod types;
+mod wire;
+
+pub use bundle::{Bundle, Slot};
+pub(crate) use place::detect;
+pub use state::CheckpointState;
