@@ -244,6 +244,38 @@ fn messages_are_short_and_hints_are_quick() -> Outcome {
     Ok(())
 }
 
+/// What is too large for a value is refused at the save, and the error says what to do.
+#[test]
+fn values_that_could_not_be_read_are_refused_when_they_are_saved() -> Outcome {
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Nested(Option<f64>, Vec<Nested>);
+    #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    struct Small {
+        a: u8,
+    }
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let nested = |number: f64, levels: usize| {
+        Value::new((0..levels).fold(Nested(Some(number), vec![]), |inner, _| Nested(None, vec![inner])))
+    };
+    let refused = |name: &str, checkpoint: Checkpoint| {
+        let mut checkpoint = checkpoint;
+        let error = checkpoint.save(dir.path().join(name)).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("track it as a tensor"), "{name}: {error}");
+        assert_eq!((checkpoint.save_counter(), dir.path().join(format!("{name}-1")).exists()), (0, false));
+    };
+    refused("json", Checkpoint::new().track("v", &nested(1.0, 200))?);
+    refused("cbor", Checkpoint::new().track("v", &nested(f64::NAN, 300))?);
+    refused("small", Checkpoint::new().track("v", &Value::new(vec![Small { a: 1 }; 1_000_000]))?);
+    // As many numbers are no trouble.
+    let numbers = Value::new(vec![1u8; 1_000_000]);
+    let path = Checkpoint::new().track("v", &numbers)?.write(dir.path().join("numbers"))?;
+    numbers.set(vec![]);
+    Checkpoint::new().track("v", &numbers)?.read(path)?;
+    assert_eq!(numbers.get().len(), 1_000_000);
+    Ok(())
+}
+
 #[test]
 fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
     let with = |sequence: u64| {
@@ -461,5 +493,109 @@ fn holes_in_files_take_no_memory() -> Outcome {
     let output = ckpt(&["diff", a.to_str().unwrap(), b.to_str().unwrap()], 400);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && errors.contains("not what was written"), "{errors}");
+    Ok(())
+}
+
+/// Entries with keys of their own: `count` of `entry`, in which `#` stands for a number.
+fn entries(entry: &str, count: usize) -> String {
+    let entries: Vec<String> = (0..count).map(|n| entry.replace('#', &format!("{n:x}"))).collect();
+    entries.join(",")
+}
+
+#[test]
+fn every_reader_takes_memory_in_proportion() {
+    let _turn = turn();
+    let run = "0123456789abcdef0123456789abcdef";
+    let manifest = |files: &str, tensors: &str, metrics: &str| {
+        let body = format!(
+            "\"step\":null,\"save_counter\":null,\"files\":{{{files}}},\"tensors\":{{{tensors}}},\"values\":{{}},\"metrics\":{{{metrics}}},{COMMIT}"
+        );
+        sealed("tch-checkpoint", &body)
+    };
+    let digest = "\"xxh3_128\":\"00000000000000000000000000000000\"";
+    let ones = list("1", 60);
+    let tensor = |pieces: &str| format!("\"#\":{{\"dtype\":\"U8\",\"shape\":[{ones}],{digest},\"pieces\":[{pieces}]}}");
+    let piece = "{\"file\":\"a\",\"name\":\"\",\"begin\":0,\"end\":0}";
+    let sliced = format!("{{\"file\":\"a\",\"name\":\"\",\"begin\":0,\"end\":0,\"slice\":[{}]}}", list("[0,0]", 500));
+    for text in [
+        manifest("", "", &entries("\"#\":0", 150_000)),
+        manifest("", "", &list("\"\":0", 200_000)),
+        manifest(
+            &entries(&format!("\"#.safetensors\":{{\"bytes\":10,\"header\":{{\"bytes\":10,{digest}}}}}"), 20_000),
+            "",
+            "",
+        ),
+        manifest("", &entries(&tensor(""), 10_000), ""),
+        manifest("", &entries(&tensor(piece), 10_000), ""),
+        manifest("", &tensor(&list(piece, 50_000)), ""),
+        manifest("", &tensor(&list(&sliced, 500)), ""),
+    ] {
+        let _ = bounded("manifest", text.len(), || Manifest::from_bytes(&text));
+    }
+    let entry = format!(
+        "{{\"name\":\"#\",\"sequence\":1,\"run\":\"{run}\",\"step\":null,\"saved_at\":\"2026-11-22T10:11:12Z\",\"bytes\":0,\"metrics\":{{\"\":0}},\"preserved\":false}}"
+    );
+    let index = sealed(
+        "tch-checkpoint-index",
+        &format!("\"latest\":null,\"last_preserved\":null,\"checkpoints\":[{}],", entries(&entry, 20_000)),
+    );
+    assert!(bounded("index", index.len(), || Index::from_bytes(&index)).is_ok());
+    let shape = format!("\"#\":{{\"dtype\":\"U8\",\"shape\":[{ones}],\"data_offsets\":[0,0]}}");
+    for json in [
+        format!("{{\"__metadata__\":{{{}}}}}", entries("\"#\":\"\"", 150_000)),
+        format!("{{{}}}", entries(&shape, 10_000)),
+        format!("{{{}}}", list("\"\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}", 20_000)),
+        format!("{{\"a\":{}", "[".repeat(1_000_000)),
+        format!("{{\"a\":{}", "{\"a\":".repeat(300_000)),
+    ] {
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.extend_from_slice(json.as_bytes());
+        let _ = bounded("header", header.len(), || {
+            on_a_small_stack(|| tch_checkpoint::format::safetensors::parse_header(&header, header.len() as u64))
+        });
+    }
+    // Nesting, wherever it is.
+    for open in ["[", "{\"a\":"] {
+        let deep = open.repeat(300_000);
+        let texts = [
+            with_values(&format!("\"v\":{deep}")),
+            sealed("tch-checkpoint", &deep),
+            sealed("tch-checkpoint", &format!("\"extra\":{deep}")),
+            sealed("tch-checkpoint-index", &format!("\"latest\":{deep}")),
+        ];
+        for text in texts {
+            let refused = |text: &[u8]| (Manifest::from_bytes(text).is_err(), Index::from_bytes(text).is_err());
+            assert_eq!(bounded("deep", text.len(), || on_a_small_stack(|| refused(&text))), (true, true));
+        }
+        let info = format!(r#"{{"format":"tch-checkpoint-saved-model","version":1,"metadata":{deep}"#);
+        assert!(on_a_small_stack(|| SavedModelInfo::from_bytes(info.as_bytes())).is_err());
+    }
+}
+
+#[test]
+fn the_tool_takes_memory_in_proportion() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for values in
+        [list("0", 500_000), list("{\"id\":1,\"no\":2}", 80_000), list("[0]", 300_000), list("\"\u{1b}\"", 200_000)]
+    {
+        let text = with_values(&format!("\"v\":[{}]", values.replace('\u{1b}', "\\u001b")));
+        let path = checkpoint_of(dir.path(), &text);
+        let path = path.to_str().ok_or("no text")?;
+        let megabytes = (TIMES * text.len() + BESIDE >> 20) + 150;
+        for command in [
+            &["ls", dir.path().to_str().ok_or("no text")?][..],
+            &["show", path],
+            &["verify", path],
+            &["diff", path, path],
+        ] {
+            for json in [&[][..], &["--json"]] {
+                let arguments = [command, json].concat();
+                let output = ckpt(&arguments, megabytes);
+                let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+                assert!(output.stdout.len() < 10 * text.len() + 10_000, "{arguments:?}");
+            }
+        }
+    }
     Ok(())
 }

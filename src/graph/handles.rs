@@ -35,9 +35,11 @@ impl Counter {
         self.0.store(value, Ordering::SeqCst);
     }
 
-    /// Adds one, and returns the new count.
+    /// Adds one, and returns the new count. At [`i64::MAX`] the count stays there.
     pub fn increment(&self) -> i64 {
-        self.0.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
+        let next = |count: i64| Some(count.saturating_add(1));
+        let before = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+        before.unwrap_or_else(|count| count).saturating_add(1)
     }
 }
 
@@ -47,8 +49,9 @@ impl ValueLeaf for Counter {
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
-        let value =
-            saved.as_i64().ok_or_else(|| format!("a counter needs a whole number, the checkpoint has {saved}"))?;
+        let value = saved
+            .as_i64()
+            .ok_or_else(|| format!("a counter needs a whole number, the checkpoint has {}", kind(saved)))?;
         let counter = self.clone();
         Ok(Box::new(move || counter.set(value)))
     }
@@ -114,7 +117,16 @@ impl<T: fmt::Debug> fmt::Debug for Value<T> {
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
     fn save(&self) -> Result<serde_json::Value, String> {
-        encode(&*self.lock())
+        let saved = encode(&*self.lock())?;
+        // Not every type reads what it writes, and CBOR is read to a certain depth only.
+        if saved.get(CBOR).is_some() {
+            decode::<T>(&saved).map_err(|e| {
+                format!(
+                    "the value could not be restored, so it is not saved: {e}; nest it less, or track it as a tensor"
+                )
+            })?;
+        }
+        Ok(saved)
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
@@ -127,6 +139,17 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
 impl<T: Serialize + DeserializeOwned + Send + 'static> Trackable for Value<T> {
     fn node(&self) -> Node {
         Node::value(self.clone())
+    }
+}
+
+/// What a saved value is, without quoting what may be long.
+fn kind(saved: &serde_json::Value) -> String {
+    use serde_json::Value as Json;
+    match saved {
+        Json::Null | Json::Bool(_) | Json::Number(_) => saved.to_string(),
+        Json::String(_) => "a text".to_string(),
+        Json::Array(_) => "a list".to_string(),
+        Json::Object(_) => "an object".to_string(),
     }
 }
 
@@ -228,6 +251,30 @@ mod tests {
         let numbers: Vec<u64> = (0..50).collect();
         let reversed: Vec<u64> = (0..50).rev().collect();
         assert_eq!(map(&numbers).save().unwrap(), map(&reversed).save().unwrap());
+    }
+
+    /// A list in a list in a list …
+    #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
+    struct Deep(f64, Vec<Deep>);
+
+    #[test]
+    fn a_value_too_deep_to_be_read_is_refused_when_it_is_saved() {
+        let deep = |levels: usize| (0..levels).fold(Deep(f64::NAN, vec![]), |inner, _| Deep(0.0, vec![inner]));
+        for levels in [10, 100] {
+            let saved = Value::new(deep(levels)).save().unwrap();
+            Value::new(deep(0)).load(&saved).unwrap()();
+        }
+        for levels in [130, 300] {
+            let refusal = Value::new(deep(levels)).save().unwrap_err();
+            assert!(refusal.contains("nest it less"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_counter_stays_at_the_highest() {
+        let counter = Counter::new(i64::MAX - 1);
+        assert_eq!([counter.increment(), counter.increment(), counter.get()], [i64::MAX; 3]);
+        assert_eq!(Counter::new(i64::MIN).increment(), i64::MIN + 1);
     }
 
     #[test]
