@@ -3,13 +3,14 @@
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
-use crate::graph::{Counter, Node, Trackable};
+use crate::graph::{Counter, Node, Trackable, Tracked};
+use crate::name;
 use crate::progress::{Observer, Progress};
-use crate::restore::{self, Matching, Pending, Report, RestoreOptions, RestoreStatus, match_objects};
+use crate::restore::{self, Pending, Request, RestoreOptions, RestoreStatus, match_objects};
 use crate::save::{self, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::Source;
 use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ use std::sync::Arc;
 /// # }
 /// ```
 pub struct Checkpoint {
-    objects: Vec<(String, Node)>,
+    objects: Tracked,
     save_counter: Counter,
     disk: Arc<dyn Disk>,
     run: String,
@@ -55,8 +56,10 @@ pub struct Checkpoint {
     restores: u64,
     /// The directory that a manager of this checkpoint writes into.
     held: Option<Arc<Held>>,
-    /// What restored checkpoints still hold for objects that are tracked later, newest restore last.
+    /// Restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
+    /// Tensors that a restore which stopped half-way may have left partly overwritten.
+    torn: BTreeSet<String>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -78,7 +81,7 @@ impl Checkpoint {
     /// A checkpoint of nothing yet.
     pub fn new() -> Checkpoint {
         Checkpoint {
-            objects: Vec::new(),
+            objects: Tracked::default(),
             save_counter: Counter::new(0),
             disk: Arc::new(LocalDisk),
             run: nonce(),
@@ -89,6 +92,7 @@ impl Checkpoint {
             restores: 0,
             held: None,
             pending: Vec::new(),
+            torn: BTreeSet::new(),
         }
     }
 
@@ -101,11 +105,13 @@ impl Checkpoint {
 
     /// Tracks `object` under `name`, which is also the name of its file.
     ///
-    /// When a checkpoint restored before holds something of that name that nothing took, `object` gets it now.
+    /// When a checkpoint restored before has something of that name that nothing took, `object` gets it now, under the
+    /// options of that restore; of several such restores the newest counts.
     ///
     /// # Errors
     /// [`Error::Name`] when the name is taken or cannot be used, here or below `object`; the errors of
-    /// [`restore`](Checkpoint::restore) when a waiting value does not fit.
+    /// [`restore`](Checkpoint::restore) when a waiting value does not fit, [`Error::NotFound`] when its checkpoint was
+    /// removed meanwhile.
     pub fn track(mut self, name: &str, object: impl Trackable) -> Result<Self> {
         self.add(name, object)?;
         Ok(self)
@@ -119,34 +125,47 @@ impl Checkpoint {
         if name == "save_counter" {
             return Err(Error::name(name, "the checkpoint's own counter of saves has this name; choose another"));
         }
-        if self.objects.iter().any(|(taken, _)| taken == name) {
-            return Err(Error::name(name, "an object of this name is tracked already; choose another"));
-        }
         let node = object.node();
-        let added = (name.to_string(), node);
-        self.objects.push(added.clone());
+        self.objects.add(name, node.clone())?;
         self.planned = None;
-        let result = crate::graph::walk(&self.objects).map(|_| ()).and_then(|()| self.restore_deferred(added));
+        let result = self.fill(name, &node);
         if result.is_err() {
-            self.objects.pop();
+            self.objects.remove(name);
         }
         result
     }
 
-    /// Gives a newly tracked object what the latest restore that has something for it still holds.
-    fn restore_deferred(&mut self, added: (String, Node)) -> Result<()> {
+    /// Gives a newly tracked object what the latest restore that has something for it left.
+    fn fill(&mut self, name: &str, node: &Node) -> Result<()> {
         self.pending.retain(|pending| !pending.is_over());
-        let Some(pending) = self.pending.iter().rev().find(|pending| pending.saved.children.contains_key(&added.0))
-        else {
-            return Ok(());
-        };
-        let options = RestoreOptions::new();
-        let matching = match_objects(&[added], &pending.saved, &pending.source.manifest, &options)?;
-        check(&matching, &pending.source, &options)?;
-        let report = matching.report.clone();
-        restore::run(matching, &pending.source, &options)?;
-        pending.took(&report);
-        Ok(())
+        let pending = self.pending.iter().rev().find(|pending| pending.waits_for(name));
+        pending.map_or(Ok(()), |pending| pending.fill(name, node))
+    }
+
+    /// Stops tracking the object called `name`: later checkpoints do not have it. Returns whether there was one. Another
+    /// object can then be tracked under the name: a list that has grown, say. It gets what nothing took of the
+    /// checkpoints restored before, but no value a second time; restore again to fill all of it.
+    ///
+    /// ```
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let mut steps = vec![Counter::new(1)];
+    /// let mut checkpoint = Checkpoint::new().track("steps", &steps)?;
+    /// steps.push(Counter::new(2));
+    /// assert!(checkpoint.untrack("steps"));
+    /// checkpoint.add("steps", &steps)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn untrack(&mut self, name: &str) -> bool {
+        let was_tracked = self.objects.remove(name);
+        if was_tracked {
+            self.planned = None;
+            let key = name::key([name]);
+            let below = format!("{key}/");
+            self.torn.retain(|torn| *torn != key && !torn.starts_with(&below));
+        }
+        was_tracked
     }
 
     /// What a finished save survives; [`Durability::PowerLoss`] unless set.
@@ -288,10 +307,15 @@ impl Checkpoint {
 
     /// What is to be written where; the plan of the last save if nothing has changed since.
     pub(crate) fn plan(&mut self) -> Result<Arc<Plan>> {
+        if let Some(key) = self.torn.first() {
+            let reason = "a restore that stopped half-way may have left it partly overwritten; restore a checkpoint that \
+                          has it before saving, or `untrack` the object";
+            return Err(Error::object(key, reason));
+        }
         if let Some(plan) = self.planned.as_ref().filter(|plan| plan.is_current()) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(save::plan(&self.objects, &self.options)?);
+        let plan = Arc::new(save::plan(&self.objects.list(), &self.options)?);
         self.planned = Some(plan.clone());
         Ok(plan)
     }
@@ -322,7 +346,8 @@ impl Checkpoint {
     /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
     ///
     /// Every tracked object must be in the checkpoint with exact type and shape; every byte is verified before
-    /// anything changes. What the checkpoint has beyond that waits for objects that are tracked later.
+    /// anything changes. What the checkpoint has beyond that waits for objects that are tracked later, in the place of
+    /// what earlier restores left for them. No file stays open.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences.
@@ -338,13 +363,11 @@ impl Checkpoint {
     /// As for [`restore`](Checkpoint::restore).
     pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
         let status = self.read_with(path.as_ref(), options)?;
-        if let Some(manifest) = self.pending.last().map(|pending| &pending.source.manifest) {
-            if let Some(counter) = manifest.save_counter {
-                self.save_counter.set(counter);
-            }
-            self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
-            self.restores += 1;
+        if let Some(counter) = status.save_counter() {
+            self.save_counter.set(counter);
         }
+        self.follows = Some(status.follows());
+        self.restores += 1;
         Ok(status)
     }
 
@@ -359,27 +382,27 @@ impl Checkpoint {
     fn read_with(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
         let source = Source::open(&self.disk, path)?;
         let saved = source.saved();
-        let matching = match_objects(&self.objects, &saved, &source.manifest, options)?;
-        check(&matching, &source, options)?;
+        let (manifest, torn) = (&source.manifest, &self.torn);
+        let request = Request { saved: &saved, manifest, options, torn, given: &BTreeSet::new() };
+        let matching = match_objects(&self.objects.list(), &request)?;
+        drop(saved);
+        restore::check(&matching, path, options)?;
         let report = matching.report.clone();
-        restore::run(matching, &source, options)?;
-        let pending = Pending::new(source, saved, report);
+        let tensors: Vec<String> = matching.tensors.iter().map(|(key, _)| key.clone()).collect();
+        match restore::run(matching, &source, options) {
+            Ok(()) => self.torn.clear(),
+            Err(error @ Error::PartlyRestored { .. }) => {
+                self.torn.extend(tensors);
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        }
+        let pending = Pending::new(source, self.disk.clone(), options.clone(), self.objects.clone(), report);
+        self.pending.iter().for_each(|older| older.superseded_by(&pending));
         self.pending.retain(|pending| !pending.is_over());
         self.pending.push(pending.clone());
         Ok(RestoreStatus::new(pending))
     }
-}
-
-/// Refuses what does not match, unless the options allow it.
-fn check(matching: &Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
-    let report = &matching.report;
-    let allowed = |key: &String| options.may_be_missing(key) || options.may_mismatch(key);
-    let missing: Vec<String> = report.missing.iter().filter(|key| !allowed(key)).cloned().collect();
-    if missing.is_empty() && report.mismatched.is_empty() {
-        return Ok(());
-    }
-    let report = Report { missing, ..report.clone() };
-    Err(Error::Mismatch { path: source.path.clone(), report: Box::new(report) })
 }
 
 fn file_name(path: &Path) -> Result<&str> {

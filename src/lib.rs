@@ -91,7 +91,7 @@ pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
     Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable,
-    Value, ValueApply, ValueLeaf,
+    Unfinished, Value, ValueApply, ValueLeaf,
 };
 pub use manager::{
     Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
@@ -99,7 +99,10 @@ pub use manager::{
 };
 pub use progress::Progress;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
-pub use restore::{Difference, PassedOver, Report, RestoreOptions, RestoreStatus, Started};
+pub use restore::{
+    Difference, PassedOver, Report, RestoreOptions, RestoreStatus, SkipReason, Skipped, Started, Trainable,
+    TrainableDifference,
+};
 pub use source::{TensorSource, VerifiedBy};
 pub use store::Durability;
 #[cfg(feature = "torch")]

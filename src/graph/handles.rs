@@ -130,7 +130,11 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
-        let value: T = decode(saved)?;
+        let value: T = decode(saved).map_err(|reason| match reason.contains("missing field") {
+            // What serde says when a struct has got a field since.
+            true => format!("{reason}; a field that was added since needs `#[serde(default)]`"),
+            false => reason,
+        })?;
         let handle = self.clone();
         Ok(Box::new(move || handle.set(value)))
     }

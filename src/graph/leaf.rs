@@ -44,6 +44,18 @@ pub trait TensorLeaf: Send + Sync {
     fn is_optional(&self) -> bool {
         false
     }
+
+    /// Whether it is a variable that requires a gradient; `None` where that has no meaning. Saved with the tensor, and
+    /// compared with the saved flag by a restore. Defaults to `None`.
+    fn requires_grad(&self) -> Option<bool> {
+        None
+    }
+
+    /// Sets what [`requires_grad`](TensorLeaf::requires_grad) returns; called only where that is `Some`.
+    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), Reason> {
+        let _ = requires_grad;
+        Ok(())
+    }
 }
 
 /// The tensor's bytes, if it still has this type and shape.
@@ -103,4 +115,12 @@ pub trait ValueLeaf: Send + Sync {
 
     /// Checks that `saved` can be restored, and returns what restores it. Nothing changes before that is called.
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, Reason>;
+
+    /// Returns what restores the parts of `saved` that fit, when [`load`](ValueLeaf::load) has refused it and
+    /// [`RestoreOptions::allow_mismatch`](crate::RestoreOptions::allow_mismatch) allows that. `None`, the default, keeps
+    /// the whole value.
+    fn load_partly(&self, saved: &serde_json::Value) -> Option<ValueApply> {
+        let _ = saved;
+        None
+    }
 }

@@ -4,6 +4,7 @@ mod gate;
 mod handles;
 mod leaf;
 mod node;
+mod tracked;
 mod walk;
 
 pub(crate) use gate::Hold;
@@ -12,5 +13,6 @@ pub use handles::{Counter, Value};
 pub(crate) use leaf::bytes_as;
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::Kind;
-pub use node::{Child, Collection, Node, Saved, Trackable};
-pub(crate) use walk::{Leaf, LeafObject, walk};
+pub use node::{Child, Collection, Node, Saved, Trackable, Unfinished};
+pub(crate) use tracked::Tracked;
+pub(crate) use walk::{FileNames, Leaf, LeafObject, Place, Siblings, walk};

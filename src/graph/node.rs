@@ -11,6 +11,10 @@ use std::sync::Arc;
 ///
 /// Tracking keeps a handle to the object's state, not a copy and not a borrow: what changes later is what is saved later.
 ///
+/// Objects form a tree. The same tensor or value may be in it under several names, but an object must not contain
+/// itself: a graph that nests deeper than 64 objects is an error ([`Error::Name`](crate::Error::Name)) when it is
+/// tracked. Leave the way back (a layer's handle to its model, say) out of `node`.
+///
 /// ```
 /// use tch_checkpoint::{Counter, Node, Trackable, Value};
 ///
@@ -103,10 +107,39 @@ pub trait Collection: Send + Sync {
         None
     }
 
+    /// The names of children that a restore created and that nothing uses yet: an optimizer's slots for a variable that
+    /// the model does not have. The values count as unused in the [`Report`](crate::Report) until something takes them.
+    fn waiting(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Why the state is between two steps, so that a checkpoint of it could not be resumed exactly: gradients that no
+    /// step has used. `None`, the default, where a save may happen at any time.
+    fn unfinished(&self) -> Option<Unfinished> {
+        None
+    }
+
     /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks. All
     /// tensors and values are restored before.
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let _ = (created, dropped);
+    }
+}
+
+/// An update that has begun and is not complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// What a checkpoint would lack, and what to do about it.
+    pub reason: String,
+    /// How many updates were completed before.
+    pub steps: u64,
+}
+
+impl Unfinished {
+    /// An update that follows `steps` others.
+    pub fn new(reason: impl Into<String>, steps: u64) -> Unfinished {
+        Unfinished { reason: reason.into(), steps }
     }
 }
 
@@ -163,7 +196,8 @@ impl<T: Trackable + ?Sized> Trackable for Arc<T> {
     }
 }
 
-/// A list: its elements are named `0`, `1`, … The list as it is at this moment; track it again after appending.
+/// A list: its elements are named `0`, `1`, … The list as it is at this moment. After appending,
+/// [`Checkpoint::untrack`](crate::Checkpoint::untrack) it and track it again.
 impl<T: Trackable> Trackable for [T] {
     fn node(&self) -> Node {
         Node::group(self.iter().enumerate().map(|(i, item)| (i.to_string(), item.node())))

@@ -19,6 +19,8 @@ pub(crate) struct Leaf {
     /// Its name in the component's safetensors file.
     pub name_in_file: String,
     pub object: LeafObject,
+    /// Whether a collection above it allows a checkpoint to lack it.
+    pub may_be_lacked: bool,
 }
 
 #[derive(Clone)]
@@ -33,107 +35,154 @@ pub(crate) struct Walked {
     /// In the order the objects were tracked.
     pub leaves: Vec<Leaf>,
     pub collections: Vec<Arc<dyn Collection>>,
+    /// The keys of the collections, in the same order.
+    pub collection_keys: Vec<String>,
 }
 
 /// All leaves and collections below these named objects.
 pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Walked> {
-    let mut walker = Walker { found: Walked::default() };
+    let mut found = Walked::default();
     let mut stems = HashSet::new();
     for (component, node) in objects {
-        name::check_component(component)?;
-        if !stems.insert(name::file_stem(component).to_lowercase()) {
-            let reason =
-                "another component's name differs only in case, and both would be the same file on some systems";
-            return Err(Error::name(component, reason));
+        if !stems.insert(component_stem(component)?) {
+            return Err(same_file(component));
         }
-        let place = Place { component, key: name::key([component]), in_file: None, depth: 0 };
-        walker.visit(node, place)?;
+        walk_into(component, node, &mut found)?;
     }
-    check_names_in_files(&walker.found.leaves)?;
-    Ok(walker.found)
+    Ok(found)
 }
 
-/// Where in the graph the walker stands.
-struct Place<'a> {
+/// All leaves and collections of one component.
+pub(crate) fn walk_one(component: &str, node: &Node) -> Result<Walked> {
+    let mut found = Walked::default();
+    walk_into(component, node, &mut found)?;
+    Ok(found)
+}
+
+fn walk_into(component: &str, node: &Node, found: &mut Walked) -> Result<()> {
+    let mut walker = Walker { found, files: FileNames::default() };
+    walker.visit(node, Place::of_component(component)?, false)
+}
+
+/// What tells a component's file from those of others on every file system. Checks the name.
+pub(crate) fn component_stem(component: &str) -> Result<String> {
+    name::check_component(component)?;
+    Ok(name::file_stem(component).to_lowercase())
+}
+
+/// Why two components of one stem are refused.
+pub(crate) fn same_file(component: &str) -> Error {
+    Error::name(
+        component,
+        "another component's name differs only in case, and both would be the same file on some systems",
+    )
+}
+
+/// Where in the graph a visitor stands; checks the names on the way down.
+pub(crate) struct Place<'a> {
     component: &'a str,
-    key: String,
+    pub key: String,
     /// The path below the component, or what a collection wants instead; `None` at the component itself.
     in_file: Option<String>,
     depth: usize,
 }
 
-struct Walker {
-    found: Walked,
+impl<'a> Place<'a> {
+    pub(crate) fn of_component(component: &'a str) -> Result<Place<'a>> {
+        name::check_component(component)?;
+        Ok(Place { component, key: name::key([component]), in_file: None, depth: 0 })
+    }
+
+    /// The place of a child; `name_in_file` as in [`Child`](super::Child).
+    pub(crate) fn child(&self, name: &str, name_in_file: Option<&str>) -> Result<Place<'a>> {
+        name::check(&self.key, name)?;
+        let own_key = name::key([name]);
+        let own = name_in_file.map_or_else(|| own_key.clone(), str::to_string);
+        let in_file = self.in_file.as_ref().map_or(own.clone(), |parent| format!("{parent}/{own}"));
+        let key = format!("{}/{own_key}", self.key);
+        if self.depth == MAX_DEPTH {
+            return Err(Error::name(key, format!("objects nest deeper than {MAX_DEPTH}; does one contain itself?")));
+        }
+        Ok(Place { component: self.component, key, in_file: Some(in_file), depth: self.depth + 1 })
+    }
+
+    fn name_in_file(&self) -> &str {
+        self.in_file.as_deref().unwrap_or(self.component)
+    }
 }
 
-impl Walker {
-    fn visit(&mut self, node: &Node, place: Place<'_>) -> Result<()> {
-        if place.depth > MAX_DEPTH {
-            return Err(Error::name(
-                place.key,
-                format!("objects nest deeper than {MAX_DEPTH}; does one contain itself?"),
-            ));
+/// The names of an object's children: each only once.
+#[derive(Default)]
+pub(crate) struct Siblings<'a>(HashSet<&'a str>);
+
+impl<'a> Siblings<'a> {
+    pub(crate) fn add(&mut self, name: &'a str, place: &Place<'_>) -> Result<()> {
+        match self.0.insert(name) {
+            true => Ok(()),
+            false => Err(Error::name(&place.key, "two objects have this name; give one of them another")),
         }
+    }
+}
+
+/// The names of a component's tensors in its file: each only once, and none that the format reserves.
+#[derive(Default)]
+pub(crate) struct FileNames(HashSet<String>);
+
+impl FileNames {
+    pub(crate) fn add(&mut self, place: &Place<'_>) -> Result<()> {
+        let name = place.name_in_file();
+        if name == "__metadata__" {
+            return Err(Error::name(&place.key, "safetensors files reserve `__metadata__`; choose another name"));
+        }
+        if !self.0.insert(name.to_string()) {
+            let reason = format!("another tensor of the component is called {name:?} in its file");
+            return Err(Error::name(&place.key, reason));
+        }
+        Ok(())
+    }
+}
+
+struct Walker<'w> {
+    found: &'w mut Walked,
+    files: FileNames,
+}
+
+impl Walker<'_> {
+    fn visit(&mut self, node: &Node, place: Place<'_>, may_be_lacked: bool) -> Result<()> {
         match &node.0 {
-            Kind::Tensor(leaf) => self.leaf(place, LeafObject::Tensor(leaf.clone())),
-            Kind::Value(leaf) => self.leaf(place, LeafObject::Value(leaf.clone())),
+            Kind::Tensor(leaf) => {
+                self.files.add(&place)?;
+                self.leaf(place, LeafObject::Tensor(leaf.clone()), may_be_lacked || leaf.is_optional());
+            }
+            Kind::Value(leaf) => self.leaf(place, LeafObject::Value(leaf.clone()), may_be_lacked),
             Kind::Group(children) => {
-                let children = children.iter().map(|(name, node)| (name.as_str(), node, None));
-                self.children(children, &place)?;
+                let mut siblings = Siblings::default();
+                for (name, child) in children.iter() {
+                    let below = place.child(name, None)?;
+                    siblings.add(name, &below)?;
+                    self.visit(child, below, may_be_lacked)?;
+                }
             }
             Kind::Collection(collection) => {
                 let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
-                let children =
-                    children.iter().map(|child| (child.name.as_str(), &child.node, child.name_in_file.as_deref()));
-                self.children(children, &place)?;
+                let mut siblings = Siblings::default();
+                for child in &children {
+                    let below = place.child(&child.name, child.name_in_file.as_deref())?;
+                    siblings.add(&child.name, &below)?;
+                    self.visit(&child.node, below, may_be_lacked || collection.may_lack(&child.name))?;
+                }
                 self.found.collections.push(collection.clone());
+                self.found.collection_keys.push(place.key);
             }
         }
         Ok(())
     }
 
-    fn children<'a>(
-        &mut self,
-        children: impl Iterator<Item = (&'a str, &'a Node, Option<&'a str>)>,
-        place: &Place<'_>,
-    ) -> Result<()> {
-        let mut seen = HashSet::new();
-        for (child, node, name_in_file) in children {
-            name::check(&place.key, child)?;
-            let key = format!("{}/{}", place.key, name::key([child]));
-            if !seen.insert(child) {
-                return Err(Error::name(key, "two objects have this name; give one of them another"));
-            }
-            let own = name_in_file.map_or_else(|| name::key([child]), str::to_string);
-            let in_file = place.in_file.as_ref().map_or(own.clone(), |parent| format!("{parent}/{own}"));
-            self.visit(
-                node,
-                Place { component: place.component, key, in_file: Some(in_file), depth: place.depth + 1 },
-            )?;
-        }
-        Ok(())
-    }
-
-    fn leaf(&mut self, place: Place<'_>, object: LeafObject) {
+    fn leaf(&mut self, place: Place<'_>, object: LeafObject, may_be_lacked: bool) {
         let component = place.component.to_string();
-        let name_in_file = place.in_file.unwrap_or_else(|| component.clone());
-        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object });
+        let name_in_file = place.name_in_file().to_string();
+        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
     }
-}
-
-/// Two tensors of a component must not have the same name in its file, nor the one name the format reserves.
-fn check_names_in_files(leaves: &[Leaf]) -> Result<()> {
-    let mut seen = HashSet::new();
-    for leaf in leaves.iter().filter(|leaf| matches!(leaf.object, LeafObject::Tensor(_))) {
-        if leaf.name_in_file == "__metadata__" {
-            return Err(Error::name(&leaf.key, "safetensors files reserve `__metadata__`; choose another name"));
-        }
-        if !seen.insert((&leaf.component, &leaf.name_in_file)) {
-            let reason = format!("another tensor of the component is called {:?} in its file", leaf.name_in_file);
-            return Err(Error::name(&leaf.key, reason));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -27,6 +27,12 @@ pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions)
     for apply in matching.values {
         apply();
     }
+    for (key, leaf, requires_grad) in matching.flags {
+        leaf.set_requires_grad(requires_grad).map_err(|reason| Error::PartlyRestored {
+            path: source.path.clone(),
+            source: Box::new(Error::object(key, reason)),
+        })?;
+    }
     for replacement in matching.collections {
         replacement.collection.replace(replacement.created, replacement.dropped);
     }

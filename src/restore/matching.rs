@@ -1,12 +1,14 @@
 //! Which saved value goes into which object. Nothing changes here.
 
 use super::options::RestoreOptions;
-use super::report::Report;
+use super::report::{Report, SkipReason, TrainableDifference, spec_differs};
 use crate::error::{Error, Result};
-use crate::format::Manifest;
-use crate::graph::{Collection, Identity, Kind, Node, Saved, TensorLeaf, ValueApply, walk};
+use crate::format::{Digest, Manifest};
+use crate::graph::{
+    Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply, ValueLeaf,
+};
 use crate::name;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// A restore, ready to be verified and applied.
@@ -15,7 +17,11 @@ pub(crate) struct Matching {
     pub tensors: Vec<(String, Arc<dyn TensorLeaf>)>,
     pub values: Vec<ValueApply>,
     pub collections: Vec<Replacement>,
+    /// Variables whose `requires_grad` is to be set.
+    pub flags: Vec<(String, Arc<dyn TensorLeaf>, bool)>,
     pub report: Report,
+    /// Objects that may be partly overwritten already, and get no value.
+    pub left_torn: Vec<String>,
 }
 
 /// How a collection's children change.
@@ -25,153 +31,289 @@ pub(crate) struct Replacement {
     pub dropped: Vec<String>,
 }
 
-/// Matches `objects` with what is `saved`; `unused` in the report are the keys of `saved` that no object took.
-pub(crate) fn match_objects(
-    objects: &[(String, Node)],
-    saved: &Saved,
-    manifest: &Manifest,
-    options: &RestoreOptions,
-) -> Result<Matching> {
-    // All names are checked by the same rules as for saving.
-    walk(objects)?;
-    let mut matcher =
-        Matcher { manifest, options, matching: Matching::default(), taken: BTreeSet::new(), seen: HashMap::new() };
+/// What is to be restored, and what is known of the objects.
+pub(crate) struct Request<'a> {
+    pub saved: &'a Saved,
+    pub manifest: &'a Manifest,
+    pub options: &'a RestoreOptions,
+    /// Tensors that an earlier restore may have left partly overwritten: no exception holds for them.
+    pub torn: &'a BTreeSet<String>,
+    /// Keys that were restored from this checkpoint before, and are not again.
+    pub given: &'a BTreeSet<String>,
+}
+
+/// Matches `objects` with what is saved; `unused` in the report are the saved keys that no object took. Walks the
+/// graph once, and checks its names by the same rules as for saving.
+pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -> Result<Matching> {
+    let mut matcher = Matcher {
+        request,
+        matching: Matching::default(),
+        files: FileNames::default(),
+        seen: HashMap::new(),
+        identities: Vec::new(),
+    };
     for (name, node) in objects {
-        matcher.visit(node, saved.children.get(name), name::key([name]))?;
+        matcher.files = FileNames::default();
+        matcher.visit(node, request.saved.children.get(name), Place::of_component(name)?)?;
     }
-    let mut unused = BTreeMap::new();
-    collect_keys(saved, String::new(), &mut unused);
-    let Matcher { mut matching, taken, .. } = matcher;
-    matching.report.unused = unused.into_keys().filter(|key| !taken.contains(key)).collect();
+    let mut matching = matcher.matching;
+    let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
+    let manifest = request.manifest;
+    let is_unused = |key: &&String| !taken.contains(key.as_str()) && !request.options.skips(key);
+    let mut unused: Vec<String> =
+        manifest.tensors.keys().chain(manifest.values.keys()).filter(is_unused).cloned().collect();
+    unused.sort_unstable();
+    drop(taken);
+    matching.report.unused = unused;
     Ok(matching)
 }
 
-/// The keys of all tensors and values of a tree.
-pub(crate) fn collect_keys(saved: &Saved, key: String, keys: &mut BTreeMap<String, ()>) {
-    for (name, child) in &saved.children {
-        let own = name::key([name]);
-        collect_keys(child, if key.is_empty() { own } else { format!("{key}/{own}") }, keys);
-    }
-    if saved.tensor.is_some() || saved.has_value {
-        keys.insert(key, ());
-    }
-}
-
 struct Matcher<'a> {
-    manifest: &'a Manifest,
-    options: &'a RestoreOptions,
+    request: &'a Request<'a>,
     matching: Matching,
-    taken: BTreeSet<String>,
+    files: FileNames,
     /// Tensor memory that is restored already, and from which key.
     seen: HashMap<Identity, String>,
+    /// What is in `seen`, in order.
+    identities: Vec<Identity>,
+}
+
+/// How far a matching has come.
+struct Mark {
+    tensors: usize,
+    values: usize,
+    flags: usize,
+    matched: usize,
+    trainable: usize,
+    identities: usize,
+    not_matched: usize,
 }
 
 impl Matcher<'_> {
-    fn visit(&mut self, node: &Node, saved: Option<&Saved>, key: String) -> Result<()> {
+    fn visit(&mut self, node: &Node, saved: Option<&Saved>, place: Place<'_>) -> Result<()> {
+        if self.request.options.skips_here(&place.key) {
+            self.matching.left_torn.extend(below(self.request.torn, &place.key).cloned());
+            self.matching.report.skip(&place.key, SkipReason::Requested);
+            return Ok(());
+        }
         match &node.0 {
-            Kind::Tensor(leaf) => self.tensor(leaf, saved, key),
+            Kind::Tensor(leaf) => {
+                self.files.add(&place)?;
+                self.tensor(leaf, saved, place.key)
+            }
             Kind::Value(leaf) => {
-                match self.manifest.values.get(&key).filter(|_| saved.is_some_and(|saved| saved.has_value)) {
-                    None => {
-                        self.missing(key);
-                        Ok(())
-                    }
-                    Some(value) => {
-                        match leaf.load(value) {
-                            Ok(apply) => {
-                                self.matching.values.push(apply);
-                                self.take(key);
-                            }
-                            Err(reason) => self.matching.report.mismatch(&key, reason),
-                        }
-                        Ok(())
-                    }
-                }
+                self.value(leaf, saved, place.key);
+                Ok(())
             }
             Kind::Group(children) => {
+                let mut siblings = Siblings::default();
                 for (name, child) in children.iter() {
-                    let key = format!("{key}/{}", name::key([name]));
-                    self.visit(child, saved.and_then(|saved| saved.children.get(name)), key)?;
+                    let below = place.child(name, None)?;
+                    siblings.add(name, &below)?;
+                    self.visit(child, saved.and_then(|saved| saved.children.get(name)), below)?;
                 }
                 Ok(())
             }
-            Kind::Collection(collection) => self.collection(collection, saved, key),
+            Kind::Collection(collection) => self.collection(collection, saved, &place),
+        }
+    }
+
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) {
+        if self.request.given.contains(&key) {
+            return;
+        }
+        let value = self.request.manifest.values.get(&key).filter(|_| saved.is_some_and(|saved| saved.has_value));
+        let Some(value) = value else { return self.missing(key) };
+        match leaf.load(value) {
+            Ok(apply) => {
+                self.matching.values.push(apply);
+                self.matching.report.matched.push(key);
+            }
+            Err(reason) => {
+                if self.request.options.may_mismatch(&key) {
+                    self.matching.values.extend(leaf.load_partly(value));
+                }
+                self.mismatch(key, reason);
+            }
         }
     }
 
     fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
+        if self.request.given.contains(&key) {
+            return Ok(());
+        }
         let Some(spec) = saved.and_then(|saved| saved.tensor.as_ref()) else {
-            if !leaf.is_optional() {
-                self.missing(key);
+            match leaf.is_optional() && !self.request.torn.contains(&key) {
+                true => {}
+                false => self.missing(key),
             }
             return Ok(());
         };
         let live = leaf.spec().map_err(|reason| Error::object(&key, reason))?;
         if live != *spec {
-            match self.options.may_mismatch(&key) {
-                true => self.matching.report.missing.push(key),
-                false => self.matching.report.spec_differs(&key, &live, spec),
-            }
+            self.mismatch(key, spec_differs(&live, spec));
             return Ok(());
         }
-        if let Some(first) = leaf.identity().and_then(|identity| self.seen.insert(identity, key.clone())) {
-            // Shared memory: one value must serve both names.
-            if self.digest(&first) != self.digest(&key) {
-                let reason = format!(
-                    "it shares its memory with {}, but the checkpoint has different values for the two",
-                    name::shown(&first)
-                );
-                self.matching.report.mismatch(&key, reason);
-                return Ok(());
-            }
-        } else {
-            self.matching.tensors.push((key.clone(), leaf.clone()));
+        match leaf.identity() {
+            Some(identity) => match self.seen.get(&identity) {
+                // Shared memory: one value must serve both names.
+                Some(first) if self.digest(first) != self.digest(&key) => {
+                    let reason = format!(
+                        "it shares its memory with {}, but the checkpoint has different values for the two",
+                        name::shown(first)
+                    );
+                    self.mismatch(key, reason);
+                    return Ok(());
+                }
+                Some(_) => {}
+                None => {
+                    self.identities.push(identity.clone());
+                    self.seen.insert(identity, key.clone());
+                    self.matching.tensors.push((key.clone(), leaf.clone()));
+                }
+            },
+            None => self.matching.tensors.push((key.clone(), leaf.clone())),
         }
-        self.take(key);
+        self.trainable(leaf, &key);
+        self.matching.report.matched.push(key);
         Ok(())
     }
 
-    fn digest(&self, key: &str) -> Option<crate::format::Digest> {
-        self.manifest.tensors.get(key).map(|record| record.digest)
+    fn digest(&self, key: &str) -> Option<Digest> {
+        self.request.manifest.tensors.get(key).map(|record| record.digest)
     }
 
-    fn collection(&mut self, collection: &Arc<dyn Collection>, saved: Option<&Saved>, key: String) -> Result<()> {
-        let children = collection.children().map_err(|reason| Error::object(&key, reason))?;
-        let below = |name: &str| format!("{key}/{}", name::key([name]));
-        let mut created = Vec::new();
+    /// Compares whether the variable requires a gradient.
+    fn trainable(&mut self, leaf: &Arc<dyn TensorLeaf>, key: &str) {
+        let Some(saved) = self.request.manifest.tensors.get(key).and_then(|record| record.requires_grad) else {
+            return;
+        };
+        if leaf.requires_grad().is_some_and(|live| live != saved) {
+            self.matching.report.trainable.push(TrainableDifference { key: key.to_string(), saved });
+            if self.request.options.takes_saved_trainable() {
+                self.matching.flags.push((key.to_string(), leaf.clone(), saved));
+            }
+        }
+    }
+
+    fn collection(&mut self, collection: &Arc<dyn Collection>, saved: Option<&Saved>, place: &Place<'_>) -> Result<()> {
+        let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
+        let mut siblings = Siblings::default();
         let mut dropped = Vec::new();
-        let live: BTreeSet<&str> = children.iter().map(|child| child.name.as_str()).collect();
         for child in &children {
+            let below = place.child(&child.name, child.name_in_file.as_deref())?;
+            siblings.add(&child.name, &below)?;
             match saved.and_then(|saved| saved.children.get(&child.name)) {
-                None if collection.may_lack(&child.name) => dropped.push(child.name.clone()),
-                saved => self.visit(&child.node, saved, below(&child.name))?,
-            }
-        }
-        for (name, saved) in saved.iter().flat_map(|saved| &saved.children) {
-            if live.contains(name.as_str()) {
-                continue;
-            }
-            match collection.create(name, saved) {
-                Ok(Some(node)) => {
-                    self.visit(&node, Some(saved), below(name))?;
-                    created.push((name.clone(), node));
+                None if collection.may_lack(&child.name) && !self.request.options.skips_here(&below.key) => {
+                    dropped.push(child.name.clone());
                 }
-                Ok(None) => {}
-                Err(reason) => self.matching.report.mismatch(&below(name), reason),
+                saved => self.visit(&child.node, saved, below)?,
             }
         }
+        let created = self.create(collection, &children, saved, place)?;
         if !created.is_empty() || !dropped.is_empty() {
             self.matching.collections.push(Replacement { collection: collection.clone(), created, dropped });
         }
         Ok(())
     }
 
-    fn missing(&mut self, key: String) {
-        self.matching.report.missing.push(key);
+    /// Has the collection make the children that the checkpoint has and it lacks. A child is taken in whole or not at all.
+    fn create(
+        &mut self,
+        collection: &Arc<dyn Collection>,
+        children: &[Child],
+        saved: Option<&Saved>,
+        place: &Place<'_>,
+    ) -> Result<Vec<(String, Node)>> {
+        let live: HashSet<&str> = children.iter().map(|child| child.name.as_str()).collect();
+        let mut created = Vec::new();
+        for (name, saved) in saved.iter().flat_map(|saved| &saved.children) {
+            if live.contains(name.as_str()) {
+                continue;
+            }
+            let below = place.child(name, None)?;
+            if self.request.options.skips_here(&below.key) {
+                self.matching.report.skip(&below.key, SkipReason::Requested);
+                continue;
+            }
+            if self::below(self.request.given, &below.key).next().is_some() {
+                continue;
+            }
+            match collection.create(name, saved) {
+                Ok(Some(node)) => {
+                    let mark = self.mark();
+                    self.visit(&node, Some(saved), below)?;
+                    match self.mark().not_matched == mark.not_matched {
+                        true => created.push((name.clone(), node)),
+                        false => self.go_back(&mark),
+                    }
+                }
+                Ok(None) => {}
+                Err(reason) if self.all_may_mismatch(saved, &below.key) => {
+                    self.matching.report.skip(&below.key, SkipReason::Mismatch(reason));
+                }
+                Err(reason) => self.mismatch(below.key, reason),
+            }
+        }
+        Ok(created)
     }
 
-    fn take(&mut self, key: String) {
-        self.taken.insert(key.clone());
-        self.matching.report.matched.push(key);
+    /// Whether everything that the checkpoint has at `key` and below may differ.
+    fn all_may_mismatch(&self, saved: &Saved, key: &str) -> bool {
+        let is_leaf = saved.tensor.is_some() || saved.has_value;
+        (!is_leaf || self.request.options.may_mismatch(key))
+            && (is_leaf || !saved.children.is_empty())
+            && saved
+                .children
+                .iter()
+                .all(|(name, child)| self.all_may_mismatch(child, &format!("{key}/{}", name::key([name]))))
     }
+
+    fn mark(&self) -> Mark {
+        let (matching, report) = (&self.matching, &self.matching.report);
+        Mark {
+            tensors: matching.tensors.len(),
+            values: matching.values.len(),
+            flags: matching.flags.len(),
+            matched: report.matched.len(),
+            trainable: report.trainable.len(),
+            identities: self.identities.len(),
+            not_matched: report.missing.len() + report.mismatched.len() + report.skipped.len(),
+        }
+    }
+
+    /// Forgets what was matched since; what was not stays in the report.
+    fn go_back(&mut self, mark: &Mark) {
+        self.matching.tensors.truncate(mark.tensors);
+        self.matching.values.truncate(mark.values);
+        self.matching.flags.truncate(mark.flags);
+        self.matching.report.matched.truncate(mark.matched);
+        self.matching.report.trainable.truncate(mark.trainable);
+        for identity in self.identities.drain(mark.identities..) {
+            self.seen.remove(&identity);
+        }
+    }
+
+    fn missing(&mut self, key: String) {
+        match self.request.options.may_be_missing(&key) {
+            true if self.request.torn.contains(&key) => self.matching.left_torn.push(key),
+            true => self.matching.report.skip(&key, SkipReason::Missing),
+            false => self.matching.report.missing.push(key),
+        }
+    }
+
+    fn mismatch(&mut self, key: String, reason: String) {
+        match self.request.options.may_mismatch(&key) {
+            true if self.request.torn.contains(&key) => self.matching.left_torn.push(key),
+            true => self.matching.report.skip(&key, SkipReason::Mismatch(reason)),
+            false => self.matching.report.mismatch(&key, reason),
+        }
+    }
+}
+
+/// The keys of a set that are those of the object at `place` and of what is below it.
+pub(super) fn below<'a>(keys: &'a BTreeSet<String>, place: &str) -> impl Iterator<Item = &'a String> {
+    let prefix = format!("{place}/");
+    let under = keys.range(prefix.clone()..).take_while(move |key| key.starts_with(&prefix));
+    keys.get(place).into_iter().chain(under)
 }

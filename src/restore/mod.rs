@@ -4,12 +4,13 @@
 mod apply;
 mod matching;
 mod options;
+mod pending;
 mod report;
 mod status;
 
 pub(crate) use apply::run;
-pub(crate) use matching::{Matching, match_objects};
-pub use options::RestoreOptions;
-pub use report::{Difference, Report};
-pub(crate) use status::Pending;
+pub(crate) use matching::{Request, match_objects};
+pub use options::{RestoreOptions, Trainable};
+pub(crate) use pending::{Pending, check};
+pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
 pub use status::{PassedOver, RestoreStatus, Started};

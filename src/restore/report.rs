@@ -13,12 +13,16 @@ const SHOWN: usize = 10;
 pub struct Report {
     /// Keys that were restored.
     pub matched: Vec<String>,
-    /// Tracked objects for which the checkpoint has no value.
+    /// Tracked objects for which the checkpoint has no value, and no exception allows that.
     pub missing: Vec<String>,
+    /// Tracked objects whose value in the checkpoint does not fit, and no exception allows that.
+    pub mismatched: Vec<Difference>,
+    /// What an exception of [`RestoreOptions`](crate::RestoreOptions) left as it was.
+    pub skipped: Vec<Skipped>,
     /// Saved values that no tracked object took. They wait for objects that are tracked later.
     pub unused: Vec<String>,
-    /// Tensors whose type or shape differ, and values that do not fit.
-    pub mismatched: Vec<Difference>,
+    /// Variables that require a gradient here and did not when they were saved, or the other way round.
+    pub trainable: Vec<TrainableDifference>,
 }
 
 /// A saved value that does not fit its object.
@@ -31,14 +35,57 @@ pub struct Difference {
     pub reason: String,
 }
 
+/// An object that kept its value, with all below it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// The object's key.
+    pub key: String,
+    /// Which exception it was.
+    pub why: SkipReason,
+}
+
+/// Why an object kept its value.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// The checkpoint has no value for it ([`allow_missing`](crate::RestoreOptions::allow_missing)).
+    Missing,
+    /// The checkpoint's value does not fit, for this reason ([`allow_mismatch`](crate::RestoreOptions::allow_mismatch)).
+    Mismatch(String),
+    /// It was left out of the restore ([`skip`](crate::RestoreOptions::skip)).
+    Requested,
+}
+
+/// A variable whose `requires_grad` is not what was saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrainableDifference {
+    /// The variable's key.
+    pub key: String,
+    /// Whether it required a gradient when it was saved. Live it is the opposite, unless the restore has
+    /// [set it](crate::Trainable::Saved).
+    pub saved: bool,
+}
+
 impl Report {
     pub(crate) fn mismatch(&mut self, key: &str, reason: String) {
         self.mismatched.push(Difference { key: key.to_string(), reason: name::short_message(reason) });
     }
 
-    pub(crate) fn spec_differs(&mut self, key: &str, live: &TensorSpec, saved: &TensorSpec) {
-        self.mismatch(key, format!("the object is {live}, the checkpoint has {saved}"));
+    pub(crate) fn skip(&mut self, key: &str, why: SkipReason) {
+        self.skipped.push(Skipped { key: key.to_string(), why });
     }
+
+    /// Whether nothing stands against the restore.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.missing.is_empty() && self.mismatched.is_empty()
+    }
+}
+
+/// What differs between a live tensor and a saved one.
+pub(super) fn spec_differs(live: &TensorSpec, saved: &TensorSpec) -> String {
+    format!("the object is {live}, the checkpoint has {saved}")
 }
 
 impl fmt::Display for Report {
@@ -55,11 +102,42 @@ impl fmt::Display for Report {
             }
         }
         more(f, self.missing.len(), "missing")?;
-        if self.missing.is_empty() && self.mismatched.is_empty() {
-            write!(f, "{} restored, {} unused", self.matched.len(), self.unused.len())?;
+        if self.is_clean() {
+            write!(f, "{}{} restored, {} unused", separate(), self.matched.len(), self.unused.len())?;
+            if !self.skipped.is_empty() {
+                write!(f, ", {} skipped", self.skipped.len())?;
+            }
         }
-        Ok(())
+        for TrainableDifference { key, saved } in self.trainable.iter().take(SHOWN) {
+            let (saved, live) = if *saved { ("trainable", "frozen") } else { ("frozen", "trainable") };
+            write!(f, "{}{} was saved {saved} and is {live}", separate(), name::shown(key))?;
+        }
+        more(f, self.trainable.len(), "whose `requires_grad` differs")?;
+        self.remedies(f)
     }
+}
+
+impl Report {
+    /// How to restore all the rest.
+    fn remedies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missing = self.missing.first().map(|key| ("allow_missing", key));
+        let mismatched = self.mismatched.first().map(|difference| ("allow_mismatch", &difference.key));
+        let Some((_, key)) = mismatched.or(missing) else { return Ok(()) };
+        f.write_str(". To restore all the rest, allow it with `RestoreOptions`: ")?;
+        for (option, key) in missing.into_iter().chain(mismatched) {
+            write!(f, "{option}({}), ", name::shown(key))?;
+        }
+        let component = key.split('/').next().unwrap_or_default();
+        write!(f, "or skip({}) to leave that object as it is (`*` stands for any text)", name::shown(component))
+    }
+}
+
+/// The first of some names, as a message shows them.
+pub(super) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = names.len();
+    let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| name::shown(name).to_string()).collect();
+    let more = count - shown.len();
+    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 fn separator() -> impl FnMut() -> &'static str {

@@ -1,60 +1,23 @@
 //! What a restore returns: TensorFlow's assertions, over the objects as they are now.
 
-use super::report::Report;
+use super::pending::Pending;
+use super::report::{Report, SkipReason, listed};
 use crate::error::{Error, Result};
-use crate::graph::Saved;
-use crate::name;
-use crate::source::Source;
-use std::collections::BTreeSet;
+use crate::format::Follows;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Saved values that no object has taken yet, held open for objects that are tracked later.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    pub source: Source,
-    pub saved: Saved,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    report: Report,
-    /// The keys nothing has taken.
-    unused: BTreeSet<String>,
-    expected_partial: bool,
-}
-
-impl Pending {
-    pub(crate) fn new(source: Source, saved: Saved, report: Report) -> Arc<Pending> {
-        let unused = report.unused.iter().cloned().collect();
-        Arc::new(Pending { source, saved, state: Mutex::new(State { report, unused, expected_partial: false }) })
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether nobody wants the rest any more.
-    pub(crate) fn is_over(&self) -> bool {
-        let state = self.state();
-        state.expected_partial || state.unused.is_empty()
-    }
-
-    /// Notes a deferred restore.
-    pub(crate) fn took(&self, later: &Report) {
-        let mut state = self.state();
-        for key in &later.matched {
-            state.unused.remove(key);
-        }
-        state.report.matched.extend(later.matched.iter().cloned());
-        state.report.missing.extend(later.missing.iter().cloned());
-        state.report.unused = state.unused.iter().cloned().collect();
-    }
-}
+use std::sync::Arc;
 
 /// The result of a restore. The assertions look at the objects as they are when called: objects tracked after
-/// the restore count.
+/// the restore count, and variables that were added to a tracked `VarStore` since.
+///
+/// What the checkpoint has and no object took waits for objects that are *tracked* later: they get it when they are
+/// tracked. Of several restores that something waits from, the newest counts whose checkpoint has the object.
+/// A variable that is *created* later in an object that is tracked already is not filled, and fails
+/// [`assert_existing_objects_matched`](RestoreStatus::assert_existing_objects_matched): build the model before the
+/// restore, or restore again when it is built.
+///
+/// No file of the checkpoint stays open. When the checkpoint is gone by the time an object is tracked that it has a
+/// value for, tracking is an error ([`Error::NotFound`]).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -77,40 +40,71 @@ impl RestoreStatus {
 
     /// The checkpoint.
     pub fn path(&self) -> &Path {
-        &self.pending.source.path
+        &self.pending.path
     }
 
     /// The step it was saved at, if it was saved with one.
     pub fn step(&self) -> Option<u64> {
-        self.pending.source.manifest.step
+        self.pending.step
     }
 
-    /// What was matched, what was missing, what is unused by now.
+    /// The checkpoint, as one that is saved later says what it follows.
+    pub(crate) fn follows(&self) -> Follows {
+        self.pending.follows.clone()
+    }
+
+    pub(crate) fn save_counter(&self) -> Option<i64> {
+        self.pending.save_counter
+    }
+
+    /// What was matched, what has no value, what is unused by now. Looks at the objects as they are; where they cannot be
+    /// saved any more, the report is that of the restore.
     pub fn report(&self) -> Report {
-        self.pending.state().report.clone()
+        self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
     }
 
-    /// Everything in the checkpoint went into an object, and every tracked object got its value.
+    /// Everything in the checkpoint went into an object, and every tracked object got its value; but for what
+    /// [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out.
     ///
     /// # Errors
     /// [`Error::Assertion`], with the names.
     pub fn assert_consumed(&self) -> Result<&Self> {
-        self.assert_existing_objects_matched()?;
-        let report = self.report();
+        let report = self.assert_matched()?;
         self.assert(report.unused.is_empty(), || {
-            format!("no tracked object took {} of its values: {}", report.unused.len(), listed(&report.unused))
+            let unused = listed(report.unused.iter().map(String::as_str));
+            format!("no tracked object took {} of its values: {unused}", report.unused.len())
         })
     }
 
-    /// Every tracked object got its value from the checkpoint.
+    /// Every tracked object got its value from the checkpoint, also those that were tracked or created since; but for what
+    /// [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out. Objects that another exception left as they were
+    /// did not get it.
     ///
     /// # Errors
     /// [`Error::Assertion`], with the names.
     pub fn assert_existing_objects_matched(&self) -> Result<&Self> {
-        let report = self.report();
-        self.assert(report.missing.is_empty(), || {
-            format!("it has no value for {} tracked objects: {}", report.missing.len(), listed(&report.missing))
-        })
+        self.assert_matched().map(|_| self)
+    }
+
+    fn assert_matched(&self) -> Result<Report> {
+        let now = self.pending.report();
+        let report = now.map_err(|e| Error::Assertion(format!("{}: {e}", self.path().display())))?;
+        let skipped = report.skipped.iter().filter(|skipped| skipped.why != SkipReason::Requested);
+        let without: Vec<&str> =
+            report.missing.iter().chain(skipped.map(|skipped| &skipped.key)).map(String::as_str).collect();
+        let waits = without.iter().any(|key| report.unused.binary_search_by(|unused| unused.as_str().cmp(key)).is_ok());
+        self.assert(without.is_empty(), || {
+            let advice = match waits {
+                true => "; it has values for those that were created after the restore: restore it again",
+                false => "",
+            };
+            format!(
+                "{} tracked objects have no value from it: {}{advice}",
+                without.len(),
+                listed(without.iter().copied())
+            )
+        })?;
+        Ok(report)
     }
 
     /// At least one tracked object got its value. The counter of saves does not count.
@@ -121,10 +115,9 @@ impl RestoreStatus {
         self.assert(!self.report().matched.is_empty(), || "no tracked object got a value".to_string())
     }
 
-    /// Says that the rest of the checkpoint is not wanted: objects tracked later keep their values, and the files
-    /// are closed.
+    /// Says that the rest of the checkpoint is not wanted: objects tracked later keep their values.
     pub fn expect_partial(&self) -> &Self {
-        self.pending.state().expected_partial = true;
+        self.pending.expect_partial();
         self
     }
 
@@ -154,10 +147,4 @@ pub struct PassedOver {
     pub path: PathBuf,
     /// What is wrong with it.
     pub reason: String,
-}
-
-fn listed(names: &[String]) -> String {
-    let shown: Vec<_> = names.iter().take(10).map(|name| name::shown(name).to_string()).collect();
-    let more = names.len().saturating_sub(shown.len());
-    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }

@@ -1,0 +1,79 @@
+//! The objects that a checkpoint tracks, shared with the statuses of its restores, which look at them later.
+
+use super::node::Node;
+use super::walk::{component_stem, same_file, walk_one};
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Named objects, in the order they were tracked.
+#[derive(Clone, Default)]
+pub(crate) struct Tracked(Arc<Mutex<Objects>>);
+
+#[derive(Default)]
+struct Objects {
+    list: Vec<(String, Node)>,
+    /// What tells an object from one that was tracked under the same name before.
+    ids: HashMap<String, u64>,
+    last_id: u64,
+    /// The names, by what tells their files apart.
+    stems: HashMap<String, String>,
+}
+
+impl Tracked {
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The objects as they are now.
+    pub(crate) fn list(&self) -> Vec<(String, Node)> {
+        self.lock().list.clone()
+    }
+
+    /// The numbers of the objects, by name: another object under the same name has another one.
+    pub(crate) fn ids(&self) -> HashMap<String, u64> {
+        self.lock().ids.clone()
+    }
+
+    /// The number of one object.
+    pub(crate) fn id(&self, name: &str) -> Option<u64> {
+        self.lock().ids.get(name).copied()
+    }
+
+    /// Adds an object. Looks at nothing but it, so that tracking many takes time in proportion.
+    pub(crate) fn add(&self, name: &str, node: Node) -> Result<()> {
+        let stem = component_stem(name)?;
+        walk_one(name, &node)?;
+        let mut objects = self.lock();
+        match objects.stems.get(&stem) {
+            Some(taken) if taken == name => {
+                let reason = "an object of this name is tracked already; choose another, or `untrack` that one first";
+                return Err(Error::name(name, reason));
+            }
+            Some(_) => return Err(same_file(name)),
+            None => objects.stems.insert(stem, name.to_string()),
+        };
+        objects.last_id += 1;
+        let id = objects.last_id;
+        objects.ids.insert(name.to_string(), id);
+        objects.list.push((name.to_string(), node));
+        Ok(())
+    }
+
+    /// Takes an object out; `false` if there is none of that name.
+    pub(crate) fn remove(&self, name: &str) -> bool {
+        let mut objects = self.lock();
+        let Some(place) = objects.list.iter().position(|(taken, _)| taken == name) else { return false };
+        objects.list.remove(place);
+        objects.ids.remove(name);
+        objects.stems.retain(|_, taken| taken != name);
+        true
+    }
+}
+
+impl fmt::Debug for Tracked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.lock().list).finish()
+    }
+}

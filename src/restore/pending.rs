@@ -1,0 +1,256 @@
+//! What a restore leaves behind: which objects got a value, and which values wait for objects that are tracked later.
+//! No file stays open: a checkpoint is opened again when something takes a value from it.
+
+use super::matching::{Matching, Request, below, match_objects};
+use super::options::RestoreOptions;
+use super::report::Report;
+use crate::error::{Error, Result};
+use crate::format::{Follows, Manifest};
+use crate::graph::{Node, Tracked, walk};
+use crate::name;
+use crate::source::Source;
+use crate::store::Disk;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A restore that has succeeded.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub path: PathBuf,
+    pub step: Option<u64>,
+    pub save_counter: Option<i64>,
+    /// What it is called by those that follow it.
+    pub follows: Follows,
+    /// As `path`, wherever the process goes.
+    absolute: PathBuf,
+    disk: Arc<dyn Disk>,
+    options: RestoreOptions,
+    tracked: Tracked,
+    /// Where the keys of the checkpoint begin: the components it has.
+    components: BTreeSet<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    report: Report,
+    /// The keys whose value was given to an object, whatever became of that.
+    given: BTreeSet<String>,
+    /// Those of them that the object tracked now got.
+    matched: BTreeSet<String>,
+    /// The objects that got them, by name.
+    filled: HashMap<String, u64>,
+    /// The keys that nothing has taken.
+    unused: BTreeSet<String>,
+    /// Those of them that objects tracked later get.
+    waiting: BTreeSet<String>,
+    /// What the checkpoint was, while anything waits.
+    manifest: Option<Manifest>,
+}
+
+impl Pending {
+    pub(crate) fn new(
+        source: Source,
+        disk: Arc<dyn Disk>,
+        options: RestoreOptions,
+        tracked: Tracked,
+        report: Report,
+    ) -> Arc<Pending> {
+        let (path, manifest) = (source.path.clone(), source.manifest.clone());
+        drop(source);
+        let unused: BTreeSet<String> = report.unused.iter().cloned().collect();
+        let matched: BTreeSet<String> = report.matched.iter().cloned().collect();
+        let keys = manifest.tensors.keys().chain(manifest.values.keys());
+        let filled = tracked.ids();
+        let components = keys.map(|key| component(key).to_string()).collect();
+        let pending = Pending {
+            absolute: std::path::absolute(&path).unwrap_or_else(|_| path.clone()),
+            path,
+            step: manifest.step,
+            save_counter: manifest.save_counter,
+            follows: Follows { run: manifest.run.clone(), sequence: manifest.sequence },
+            disk,
+            options,
+            tracked,
+            components,
+            state: Mutex::new(State {
+                report,
+                given: matched.clone(),
+                matched,
+                filled,
+                waiting: unused.clone(),
+                unused,
+                manifest: Some(manifest),
+            }),
+        };
+        pending.state().close_if_over();
+        Arc::new(pending)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing waits any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state().manifest.is_none()
+    }
+
+    /// Whether something waits for an object called `name`.
+    pub(crate) fn waits_for(&self, name: &str) -> bool {
+        below(&self.state().waiting, &name::key([name])).next().is_some()
+    }
+
+    /// Nothing waits any more.
+    pub(crate) fn expect_partial(&self) {
+        let mut state = self.state();
+        state.waiting.clear();
+        state.close_if_over();
+    }
+
+    /// Gives way to a newer restore, for the components that its checkpoint has.
+    pub(crate) fn superseded_by(&self, newer: &Pending) {
+        let mut state = self.state();
+        state.waiting.retain(|key| !newer.components.contains(component(key)));
+        state.close_if_over();
+    }
+
+    /// Fills an object that was tracked after the restore.
+    pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
+        let mut state = self.state();
+        let Some(manifest) = &state.manifest else { return Ok(()) };
+        let source = Source::open(&self.disk, &self.absolute).map_err(|error| self.gone(error, name))?;
+        if !is_same(manifest, &source.manifest) {
+            return Err(self.not_found(name, "another checkpoint is there now"));
+        }
+        let saved = source.saved();
+        let request = Request {
+            saved: &saved,
+            manifest: &source.manifest,
+            options: &self.options,
+            torn: &BTreeSet::new(),
+            given: &state.given,
+        };
+        let matching = match_objects(&[(name.to_string(), node.clone())], &request)?;
+        check(&matching, &source.path, &self.options)?;
+        let report = matching.report.clone();
+        super::run(matching, &source, &self.options)?;
+        state.took(name, self.tracked.id(name), report);
+        Ok(())
+    }
+
+    fn gone(&self, error: Error, name: &str) -> Error {
+        match error {
+            Error::NotFound { .. } => self.not_found(name, "the checkpoint was removed"),
+            other => other,
+        }
+    }
+
+    fn not_found(&self, name: &str, what: &str) -> Error {
+        let reason = format!(
+            "{what} since it was restored, and it had the value of {}, which is tracked only now. Track objects before \
+             restoring, restore another checkpoint, or call `expect_partial` on the restore's status to leave what is \
+             tracked later as it is",
+            name::shown(name)
+        );
+        Error::NotFound { path: self.path.clone(), reason }
+    }
+
+    /// The report, whatever has become of the objects.
+    pub(crate) fn report_of_the_restore(&self) -> Report {
+        self.state().report.clone()
+    }
+
+    /// The report, with the objects as they are now.
+    pub(crate) fn report(&self) -> Result<Report> {
+        let walked = walk(&self.tracked.list())?;
+        let ids = self.tracked.ids();
+        let state = self.state();
+        let mut report = state.report.clone();
+        // Of objects that were replaced or are not tracked any more nothing is known.
+        let is_there = |name: &String| state.filled.contains_key(name) && state.filled.get(name) == ids.get(name);
+        let there: HashSet<String> =
+            state.filled.keys().filter(|name| is_there(name)).map(|name| name::key([name])).collect();
+        report.matched.retain(|key| there.contains(component(key)));
+        report.unused = state.unused.iter().cloned().collect();
+        // What was restored for objects that are not there yet is not in use.
+        let collections = walked.collection_keys.iter().zip(&walked.collections);
+        let kept: Vec<String> = collections
+            .flat_map(|(key, collection)| collection.waiting().into_iter().map(move |name| (key, name)))
+            .map(|(key, name)| format!("{key}/{}", name::key([name])))
+            .collect();
+        if !kept.is_empty() {
+            let kept: BTreeSet<&String> = kept.iter().flat_map(|place| below(&state.matched, place)).collect();
+            report.unused.extend(kept.iter().map(|key| key.to_string()));
+            report.matched.retain(|key| !kept.contains(key));
+            report.unused.sort_unstable();
+        }
+        let mut known: HashSet<&str> = state.matched.iter().map(String::as_str).collect();
+        known.retain(|key| there.contains(component(key)));
+        known.extend(report.skipped.iter().map(|skipped| skipped.key.as_str()));
+        let without: Vec<String> = walked
+            .leaves
+            .iter()
+            .filter(|leaf| !leaf.may_be_lacked && !known.contains(leaf.key.as_str()))
+            .filter(|leaf| !self.options.skips(&leaf.key))
+            .map(|leaf| leaf.key.clone())
+            .collect();
+        report.missing.extend(without);
+        Ok(report)
+    }
+}
+
+impl State {
+    /// Notes a deferred restore.
+    fn took(&mut self, name: &str, id: Option<u64>, later: Report) {
+        let key = name::key([name]);
+        self.matched.retain(|matched| component(matched) != key);
+        self.report.matched.retain(|matched| component(matched) != key);
+        self.filled.extend(id.map(|id| (name.to_string(), id)));
+        for key in later.matched {
+            self.unused.remove(&key);
+            self.waiting.remove(&key);
+            self.given.insert(key.clone());
+            if self.matched.insert(key.clone()) {
+                self.report.matched.push(key);
+            }
+        }
+        self.report.skipped.extend(later.skipped);
+        self.report.trainable.extend(later.trainable);
+        self.close_if_over();
+    }
+
+    fn close_if_over(&mut self) {
+        if self.waiting.is_empty() {
+            self.manifest = None;
+        }
+    }
+}
+
+/// Refuses what does not match, unless the options allow it.
+pub(crate) fn check(matching: &Matching, path: &Path, options: &RestoreOptions) -> Result<()> {
+    if let Some(key) = matching.left_torn.first() {
+        let reason = format!(
+            "an earlier restore stopped half-way and may have left it partly overwritten, and {} has no value for it; \
+             restore a checkpoint that has one",
+            path.display()
+        );
+        return Err(Error::object(key, reason));
+    }
+    let report = &matching.report;
+    if report.is_clean() && (report.trainable.is_empty() || !options.trainable_must_be_chosen) {
+        return Ok(());
+    }
+    Err(Error::Mismatch { path: path.to_path_buf(), report: Box::new(report.clone()) })
+}
+
+/// The first name of a key.
+fn component(key: &str) -> &str {
+    key.split('/').next().unwrap_or(key)
+}
+
+/// Whether a manifest is that of the same save.
+fn is_same(a: &Manifest, b: &Manifest) -> bool {
+    a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
+}

@@ -1,0 +1,601 @@
+//! Restores with exceptions, of objects that are tracked later, and what they leave behind; with tensors in plain memory.
+
+mod common;
+
+use common::Memory;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use tch_checkpoint::{
+    Checkpoint, Child, Collection, Counter, Error, Node, Report, RestoreOptions, Saved, SkipReason, Trackable, Value,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn group<const N: usize>(children: [(&str, Node); N]) -> Node {
+    Node::group(children)
+}
+
+fn mismatch(result: Result<tch_checkpoint::RestoreStatus, Error>) -> (Report, String) {
+    let error = result.unwrap_err();
+    let text = error.to_string();
+    match error {
+        Error::Mismatch { report, .. } => (*report, text),
+        other => panic!("a mismatch, not {other}"),
+    }
+}
+
+/// The files that this process holds open below a directory.
+fn open_files(below: &Path) -> Vec<PathBuf> {
+    let below = fs::canonicalize(below).unwrap();
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|path| path.starts_with(&below)).collect()
+}
+
+// ------------------------------------------------------------------------------------------ exceptions
+
+#[test]
+fn allow_mismatch_does_not_forgive_what_is_missing_nor_the_other_way_round() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new().track("encoder", Memory::seeded(4, 1))?.write(dir.path().join("c"))?;
+    let (encoder, decoder) = (Memory::seeded(4, 2), Memory::seeded(4, 3));
+    let mut checkpoint =
+        Checkpoint::new().track("encoder", &encoder)?.track("decoder", group([("w", decoder.node())]))?;
+    let before = encoder.bytes().clone();
+    let options = RestoreOptions::new().allow_mismatch("decoder/*").allow_mismatch("*");
+    let (report, text) = mismatch(checkpoint.restore_with(&path, &options));
+    assert_eq!((report.missing.as_slice(), report.mismatched.len()), (&["decoder/w".to_string()][..], 0));
+    assert!(text.contains("allow_missing(\"decoder/w\")") && text.contains("skip(\"decoder\")"), "{text}");
+    assert_eq!(*encoder.bytes(), before);
+
+    let wrong = Memory::seeded(5, 1);
+    let mut checkpoint = Checkpoint::new().track("encoder", &wrong)?;
+    let (report, text) = mismatch(checkpoint.restore_with(&path, &RestoreOptions::new().allow_missing("*")));
+    assert_eq!((report.missing.len(), report.mismatched.len()), (0, 1));
+    assert!(text.contains("allow_mismatch(\"encoder\")"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn what_an_exception_leaves_alone_is_skipped_with_the_reason_and_not_missing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new()
+        .track("a", Memory::seeded(4, 1))?
+        .track("b", Memory::seeded(4, 2))?
+        .write(dir.path().join("c"))?;
+    let (a, b, c) = (Memory::seeded(4, 7), Memory::seeded(9, 8), Memory::seeded(4, 9));
+    let before = (b.bytes().clone(), c.bytes().clone());
+    let mut checkpoint = Checkpoint::new().track("a", &a)?.track("b", &b)?.track("c", &c)?;
+    let options = RestoreOptions::new().allow_mismatch("b").allow_missing("c");
+    let status = checkpoint.restore_with(&path, &options)?;
+    let report = status.report();
+    assert_eq!(
+        (report.matched.as_slice(), report.missing.len(), report.mismatched.len()),
+        (&["a".to_string()][..], 0, 0)
+    );
+    let skipped: Vec<_> = report.skipped.iter().map(|skipped| (skipped.key.as_str(), &skipped.why)).collect();
+    assert!(matches!(skipped[0], ("b", SkipReason::Mismatch(reason)) if reason.contains("F32 [9]")), "{skipped:?}");
+    assert_eq!(skipped[1], ("c", &SkipReason::Missing));
+    assert_eq!((b.bytes().clone(), c.bytes().clone()), before);
+    let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
+    assert!(refusal.contains("\"b\"") && refusal.contains("\"c\""), "{refusal}");
+    Ok(())
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    epoch: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Longer {
+    epoch: u32,
+    best: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct WithDefault {
+    epoch: u32,
+    #[serde(default)]
+    best: f64,
+}
+
+#[test]
+fn a_field_more_in_a_saved_struct_has_ways_that_work_and_are_named() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new()
+        .track("progress", Value::new(Progress { epoch: 3 }))?
+        .track("step", Counter::new(7))?
+        .write(dir.path().join("c"))?;
+    let (longer, step) = (Value::new(Longer { epoch: 0, best: 0.5 }), Counter::new(0));
+    let mut checkpoint = Checkpoint::new().track("progress", &longer)?.track("step", &step)?;
+    let (_, text) = mismatch(checkpoint.restore(&path));
+    for way in ["missing field `best`", "#[serde(default)]", "allow_mismatch(\"progress\")", "skip(\"progress\")"] {
+        assert!(text.contains(way), "{way}: {text}");
+    }
+    // Each of the ways.
+    let status = checkpoint.restore_with(&path, &RestoreOptions::new().allow_mismatch("progress"))?;
+    assert_eq!((longer.get(), step.get()), (Longer { epoch: 0, best: 0.5 }, 7));
+    assert!(matches!(status.report().skipped[0].why, SkipReason::Mismatch(_)));
+    step.set(0);
+    checkpoint.restore_with(&path, &RestoreOptions::new().skip("progress"))?.assert_consumed()?;
+    assert_eq!((longer.get().epoch, step.get()), (0, 7));
+    let with_default = Value::new(WithDefault { epoch: 0, best: 1.0 });
+    let mut checkpoint = Checkpoint::new().track("progress", &with_default)?.track("step", &step)?;
+    checkpoint.restore(&path)?.assert_consumed()?;
+    assert_eq!(with_default.get(), WithDefault { epoch: 3, best: 0.0 });
+    Ok(())
+}
+
+#[test]
+fn a_skipped_object_keeps_its_values_now_and_when_it_is_tracked_later() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = group([("lr", Value::new(0.1).node()), ("state", group([("m", Memory::seeded(4, 1).node())]))]);
+    let path =
+        Checkpoint::new().track("optimizer", saved)?.track("step", Counter::new(7))?.write(dir.path().join("c"))?;
+    // Another optimizer altogether: another type of value, another shape, another name.
+    let step = Counter::new(0);
+    let (lr, m, v) = (Value::new("high".to_string()), Memory::seeded(5, 2), Memory::seeded(1, 3));
+    let optimizer = || group([("lr", lr.node()), ("state", group([("m", m.node()), ("v", v.node())]))]);
+    for pattern in ["optimizer", "optimizer/*", "opt*"] {
+        step.set(0);
+        let before = m.bytes().clone();
+        let mut checkpoint = Checkpoint::new().track("optimizer", optimizer())?.track("step", &step)?;
+        let status = checkpoint.restore_with(&path, &RestoreOptions::new().skip(pattern))?;
+        status.assert_consumed()?;
+        assert!(status.report().skipped.iter().all(|skipped| skipped.why == SkipReason::Requested));
+        assert!(!status.report().skipped.is_empty());
+        assert_eq!((step.get(), lr.get().as_str(), &*m.bytes()), (7, "high", &before), "{pattern}");
+
+        let mut checkpoint = Checkpoint::new().track("step", &step)?;
+        let status = checkpoint.restore_with(&path, &RestoreOptions::new().skip(pattern))?;
+        checkpoint.add("optimizer", optimizer())?;
+        status.assert_consumed()?;
+        assert_eq!((lr.get().as_str(), &*m.bytes()), ("high", &before), "{pattern}");
+    }
+    Ok(())
+}
+
+#[test]
+fn exceptions_hold_for_what_is_tracked_later() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new()
+        .track("early", Counter::new(5))?
+        .track("late", group([("a", Memory::seeded(4, 1).node()), ("b", Memory::seeded(4, 2).node())]))?
+        .write(dir.path().join("c"))?;
+    let (a, b, c) = (Memory::seeded(4, 7), Memory::seeded(9, 8), Memory::seeded(4, 9));
+    let late = || group([("a", a.node()), ("b", b.node()), ("c", c.node())]);
+    let early = Counter::new(0);
+    let before = (b.bytes().clone(), c.bytes().clone());
+
+    let mut checkpoint = Checkpoint::new().track("early", &early)?;
+    checkpoint.restore(&path)?;
+    assert!(matches!(checkpoint.add("late", late()), Err(Error::Mismatch { .. })));
+
+    let options = RestoreOptions::new().allow_mismatch("late/b").allow_missing("late/c");
+    let status = checkpoint.restore_with(&path, &options)?;
+    checkpoint.add("late", late())?;
+    assert_eq!(*a.bytes(), *Memory::seeded(4, 1).bytes());
+    assert_eq!((b.bytes().clone(), c.bytes().clone()), before);
+    assert_eq!(status.report().skipped.len(), 2);
+    assert!(status.assert_existing_objects_matched().is_err());
+    Ok(())
+}
+
+#[test]
+fn messages_are_bounded() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new().track("n", Counter::new(1))?.write(dir.path().join("c"))?;
+    let mut node = Counter::new(0).node();
+    for i in 0..60 {
+        let children: Vec<(String, Node)> = vec![(format!("{i}{}", "x".repeat(250)), node)];
+        node = Node::group(children);
+    }
+    let many: Vec<Node> = (0..1000).map(|_| node.clone()).collect();
+    let (report, text) = mismatch(Checkpoint::new().track("deep", many)?.restore(&path));
+    assert_eq!(report.missing.len(), 1000);
+    assert!(text.len() < 10_000, "{} bytes", text.len());
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------ slots that a restore makes
+
+/// An optimizer's slots: one per variable, made by a restore where there is none; of the variable's shape or not at all.
+#[derive(Clone, Default)]
+struct Slots {
+    shapes: BTreeMap<String, u64>,
+    slots: Arc<Mutex<BTreeMap<String, Memory>>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Collection for Slots {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let group = |slot: &Memory| group([("m", slot.node())]);
+        Ok(self.slots.lock().unwrap().iter().map(|(name, slot)| Child::new(name, group(slot))).collect())
+    }
+
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, String> {
+        let spec = saved.children["m"].tensor.clone().ok_or("not a tensor")?;
+        match self.shapes.get(name) {
+            Some(&wanted) if spec.shape != [wanted] => {
+                Err(format!("the slot is {spec}, the variable needs [{wanted}]"))
+            }
+            _ => Ok(Some(group([("m", Memory::seeded(spec.shape[0], 0).node())]))),
+        }
+    }
+
+    fn may_lack(&self, _: &str) -> bool {
+        true
+    }
+
+    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+        let mut slots = self.slots.lock().unwrap();
+        slots.retain(|name, _| !dropped.contains(name));
+        for (name, _) in created {
+            let count = self.shapes.get(&name).copied().unwrap_or(1);
+            slots.insert(name, Memory::seeded(count, 0));
+        }
+    }
+}
+
+impl Trackable for Slots {
+    fn node(&self) -> Node {
+        group([("state", Node::collection(self.clone()))])
+    }
+}
+
+fn slots<const N: usize>(shapes: [(&str, u64); N]) -> Slots {
+    Slots { shapes: shapes.map(|(name, count)| (name.to_string(), count)).into(), ..Slots::default() }
+}
+
+#[test]
+fn exceptions_reach_slots_that_the_restore_would_make() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved = slots([("body.w", 4), ("head.w", 4)]);
+    for name in ["body.w", "head.w"] {
+        saved.slots.lock().unwrap().insert(name.into(), Memory::seeded(4, 1));
+    }
+    let path =
+        Checkpoint::new().track("optimizer", &saved)?.track("n", Counter::new(1))?.write(dir.path().join("c"))?;
+    let fresh = || slots([("body.w", 4), ("head.w", 7)]);
+    let build = |fresh: &Slots| Checkpoint::new().track("optimizer", fresh)?.track("n", Counter::new(0));
+    let (report, text) = mismatch(build(&fresh())?.restore(&path));
+    assert_eq!(report.mismatched[0].key, "optimizer/state/head.w");
+    assert!(text.contains("allow_mismatch(\"optimizer/state/head.w\")"), "{text}");
+    for pattern in ["optimizer/state/head.w*", "optimizer/state/head.w", "optimizer/state/head.w/*", "*head*", "*"] {
+        let fresh = fresh();
+        let status = build(&fresh)?.restore_with(&path, &RestoreOptions::new().allow_mismatch(pattern))?;
+        assert_eq!(fresh.slots.lock().unwrap().keys().collect::<Vec<_>>(), ["body.w"], "{pattern}");
+        assert!(matches!(&status.report().skipped[..], [one] if one.key == "optimizer/state/head.w"), "{pattern}");
+    }
+    for option in [RestoreOptions::new().skip("optimizer/state/head.w*"), RestoreOptions::new().skip("*head.w/m")] {
+        let fresh = fresh();
+        let result = build(&fresh)?.restore_with(&path, &option);
+        if result.is_ok() {
+            assert_eq!(fresh.slots.lock().unwrap().keys().collect::<Vec<_>>(), ["body.w"]);
+        }
+    }
+    assert!(build(&fresh())?.restore_with(&path, &RestoreOptions::new().allow_missing("*")).is_err());
+    // A part of what would be made is left out: then all of it is, and nothing half filled is taken in.
+    let fresh = slots([("body.w", 4), ("head.w", 4)]);
+    build(&fresh)?.restore_with(&path, &RestoreOptions::new().skip("optimizer/state/head.w/m"))?.assert_consumed()?;
+    assert_eq!(fresh.slots.lock().unwrap().keys().collect::<Vec<_>>(), ["body.w"]);
+    Ok(())
+}
+
+#[test]
+fn a_restore_walks_the_graph_once_and_tracking_walks_what_is_added() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (first, second) = (slots([]), slots([]));
+    let path = Checkpoint::new()
+        .track("first", &first)?
+        .track("second", &second)?
+        .track("n", Counter::new(1))?
+        .write(dir.path().join("c"))?;
+    let asked = |slots: &Slots| slots.asked.swap(0, Ordering::Relaxed);
+    let mut checkpoint = Checkpoint::new().track("first", &first)?;
+    let _ = (asked(&first), asked(&second));
+    checkpoint.add("second", &second)?;
+    checkpoint.add("n", Counter::new(0))?;
+    assert_eq!((asked(&first), asked(&second)), (0, 1));
+    checkpoint.restore(&path)?;
+    assert_eq!((asked(&first), asked(&second)), (1, 1));
+    Ok(())
+}
+
+#[test]
+fn tracking_many_objects_takes_time_in_proportion() -> Outcome {
+    let time = |count: usize| -> Result<f64, Error> {
+        let start = std::time::Instant::now();
+        let mut checkpoint = Checkpoint::new();
+        for i in 0..count {
+            checkpoint.add(&format!("object {i}"), Counter::new(0))?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    };
+    time(1000)?;
+    let (few, many) = (time(2_000)?, time(20_000)?);
+    assert!(many < few * 40.0, "2,000 in {few:.3} s, 20,000 in {many:.3} s");
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------ after the restore
+
+#[test]
+fn a_finished_restore_holds_no_files() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (model, optimizer) = (Memory::seeded(1000, 1), Memory::seeded(1000, 2));
+    let mut saver = Checkpoint::new().track("model", &model)?.track("optimizer", &optimizer)?;
+    let mut evaluator = Checkpoint::new().track("model", Memory::seeded(1000, 3))?;
+    let mut statuses = Vec::new();
+    for i in 0..50 {
+        let path = saver.write(dir.path().join(format!("c{i}")))?;
+        statuses.push(evaluator.restore(&path)?);
+        assert_eq!(open_files(&path), [] as [PathBuf; 0], "{i}");
+    }
+    assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
+    // All of it taken, too.
+    saver.restore(dir.path().join("c3"))?.assert_consumed()?;
+    assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
+    evaluator.add("optimizer", Memory::seeded(1000, 4))?;
+    assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_that_was_removed_before_its_values_were_taken_is_an_error_that_names_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let save = |name: &str, late: i64| -> Result<PathBuf, Error> {
+        Checkpoint::new()
+            .track("early", Counter::new(5))?
+            .track("late", Counter::new(late))?
+            .write(dir.path().join(name))
+    };
+    let path = save("c", 6)?;
+    let (early, late) = (Counter::new(0), Counter::new(0));
+    let mut checkpoint = Checkpoint::new().track("early", &early)?;
+    let status = checkpoint.restore(&path)?;
+    fs::remove_dir_all(&path)?;
+    let error = checkpoint.add("late", &late).unwrap_err();
+    assert!(matches!(&error, Error::NotFound { path: named, .. } if *named == path), "{error}");
+    assert!(error.to_string().contains("\"late\"") && error.to_string().contains("expect_partial"), "{error}");
+    // Another one in its place is not that one.
+    save("c", 99)?;
+    let error = checkpoint.add("late", &late).unwrap_err().to_string();
+    assert!(error.contains("another checkpoint"), "{error}");
+    assert_eq!(late.get(), 0);
+    status.expect_partial();
+    checkpoint.add("late", &late)?;
+    assert_eq!(late.get(), 0);
+    assert!(status.assert_existing_objects_matched().is_err(), "it got no value");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_changes_its_directory_fills_from_the_same_checkpoint() -> Outcome {
+    // In a process of its own: the working directory belongs to all threads.
+    if std::env::var_os("RESTORE_CHDIR").is_none() {
+        let name = "a_process_that_changes_its_directory_fills_from_the_same_checkpoint";
+        let status = std::process::Command::new(std::env::current_exe()?)
+            .args(["--exact", name])
+            .env("RESTORE_CHDIR", "1")
+            .output()?;
+        assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    std::env::set_current_dir(dir.path())?;
+    fs::create_dir("elsewhere")?;
+    Checkpoint::new().track("a", Counter::new(1))?.track("b", Counter::new(2))?.write("c")?;
+    let (a, b) = (Counter::new(0), Counter::new(0));
+    let mut checkpoint = Checkpoint::new().track("a", &a)?;
+    checkpoint.restore("c")?;
+    std::env::set_current_dir("elsewhere")?;
+    checkpoint.add("b", &b)?;
+    assert_eq!((a.get(), b.get()), (1, 2));
+    Ok(())
+}
+
+#[test]
+fn of_several_restores_the_newest_that_has_the_object_counts() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let save = |name: &str, a: i64, others: &[(&str, i64)]| -> Result<PathBuf, Error> {
+        let mut checkpoint = Checkpoint::new().track("a", Counter::new(a))?;
+        for (name, value) in others {
+            checkpoint.add(name, Counter::new(*value))?;
+        }
+        checkpoint.write(dir.path().join(name))
+    };
+    let first = save("first", 1, &[("b", 10), ("c", 100)])?;
+    let second = save("second", 2, &[("b", 20)])?;
+    let (a, b, c) = (Counter::new(0), Counter::new(0), Counter::new(0));
+    let mut checkpoint = Checkpoint::new().track("a", &a)?;
+    let older = checkpoint.restore(&first)?;
+    let newer = checkpoint.restore(&second)?;
+    checkpoint.add("b", &b)?;
+    checkpoint.add("c", &c)?;
+    assert_eq!((a.get(), b.get(), c.get()), (2, 20, 100));
+    assert!(newer.assert_consumed().unwrap_err().to_string().contains("\"c\""), "c is tracked and not of it");
+    assert!(older.assert_consumed().is_err(), "its value of b was never taken");
+
+    // A newer restore that waits for nothing of it does not bring the older one back.
+    let mut checkpoint = Checkpoint::new().track("a", &a)?;
+    checkpoint.restore(&first)?;
+    checkpoint.restore(&second)?.expect_partial();
+    b.set(0);
+    checkpoint.add("b", &b)?;
+    assert_eq!(b.get(), 0);
+    Ok(())
+}
+
+#[test]
+fn assertions_look_at_the_objects_as_they_are() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new().track("early", Counter::new(5))?.write(dir.path().join("c"))?;
+    let mut checkpoint = Checkpoint::new().track("early", Counter::new(0))?;
+    let status = checkpoint.restore(&path)?;
+    status.assert_consumed()?;
+    checkpoint.add("late", Counter::new(0))?;
+    let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
+    assert!(refusal.contains("\"late\""), "{refusal}");
+    assert_eq!(status.report().missing, ["late"]);
+    assert!(status.assert_consumed().is_err());
+    assert!(checkpoint.untrack("late"));
+    status.assert_consumed()?;
+    Ok(())
+}
+
+/// Variables that come into being with the layers of a model.
+#[derive(Clone, Default)]
+struct Store(Arc<Mutex<BTreeMap<String, Memory>>>);
+
+impl Store {
+    fn with(names: &[&str], seed: u64) -> Store {
+        let store = Store::default();
+        names.iter().for_each(|name| store.make(name, seed));
+        store
+    }
+
+    fn make(&self, name: &str, seed: u64) {
+        self.0.lock().unwrap().insert(name.to_string(), Memory::seeded(8, seed));
+    }
+}
+
+impl Collection for Store {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Ok(self.0.lock().unwrap().iter().map(|(name, tensor)| Child::new(name, tensor.node())).collect())
+    }
+}
+
+impl Trackable for Store {
+    fn node(&self) -> Node {
+        Node::collection(self.clone())
+    }
+}
+
+#[test]
+fn variables_created_after_the_restore_fail_the_assertion() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = Checkpoint::new().track("model", Store::with(&["w", "b"], 1))?.write(dir.path().join("c"))?;
+    // All of it built afterwards, and a part.
+    for before in [&[][..], &["w"][..]] {
+        let model = Store::with(before, 2);
+        let mut checkpoint = Checkpoint::new().track("model", &model)?;
+        let status = checkpoint.restore(&path)?;
+        ["w", "b"].iter().filter(|name| !before.contains(name)).for_each(|name| model.make(name, 3));
+        let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
+        assert!(refusal.contains("\"model/b\"") && refusal.contains("restore it again"), "{refusal}");
+        assert!(status.assert_consumed().is_err());
+        checkpoint.restore(&path)?.assert_consumed()?;
+        assert_eq!(*model.0.lock().unwrap()["b"].bytes(), *Memory::seeded(8, 1).bytes());
+    }
+    // One that the checkpoint never had.
+    let model = Store::with(&["w", "b"], 2);
+    let mut checkpoint = Checkpoint::new().track("model", &model)?;
+    let status = checkpoint.restore(&path)?;
+    model.make("new", 3);
+    let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
+    assert!(refusal.contains("\"model/new\"") && !refusal.contains("restore it again"), "{refusal}");
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------ replacing
+
+#[test]
+fn a_list_that_has_grown_can_be_tracked_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let saved: Vec<Counter> = (10..13).map(Counter::new).collect();
+    let path = Checkpoint::new().track("list", &saved)?.write(dir.path().join("c"))?;
+    let mut list: Vec<Counter> = vec![Counter::new(0)];
+    let mut checkpoint = Checkpoint::new().track("list", &list)?;
+    let status = checkpoint.restore(&path)?;
+    assert_eq!(list[0].get(), 10);
+    list[0].set(77); // training goes on
+    list.extend([Counter::new(0), Counter::new(0)]);
+    assert!(checkpoint.add("list", &list).unwrap_err().to_string().contains("untrack"));
+    assert!(checkpoint.untrack("list") && !checkpoint.untrack("list"));
+    checkpoint.add("list", &list)?;
+    let values: Vec<i64> = list.iter().map(Counter::get).collect();
+    assert_eq!(values, [77, 11, 12], "what waited is filled, what was taken before is not given again");
+    let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
+    assert!(refusal.contains("\"list/0\"") && !refusal.contains("\"list/1\""), "{refusal}");
+    checkpoint.restore(&path)?.assert_consumed()?;
+    assert_eq!(list[0].get(), 10);
+    // And it is saved as it is now.
+    let again = checkpoint.write(dir.path().join("again"))?;
+    Checkpoint::new()
+        .track("list", (0..3).map(Counter::new).collect::<Vec<_>>())?
+        .restore(&again)?
+        .assert_consumed()?;
+    Ok(())
+}
+
+#[test]
+fn an_object_in_the_place_of_another_has_not_got_its_value() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path =
+        Checkpoint::new().track("a", Counter::new(5))?.track("B", Counter::new(6))?.write(dir.path().join("c"))?;
+    let mut checkpoint = Checkpoint::new().track("a", Counter::new(0))?.track("B", Counter::new(0))?;
+    let status = checkpoint.restore(&path)?;
+    assert!(checkpoint.untrack("a"));
+    status.assert_consumed()?;
+    let another = Counter::new(1);
+    checkpoint.add("a", &another)?;
+    assert_eq!(another.get(), 1);
+    assert!(status.assert_existing_objects_matched().is_err());
+    // Names that are one file on some systems stay taken.
+    assert!(!checkpoint.untrack("b"));
+    assert!(checkpoint.add("b", Counter::new(0)).unwrap_err().to_string().contains("case"));
+    Ok(())
+}
+
+#[test]
+fn an_object_that_contains_itself_is_refused() {
+    #[derive(Clone)]
+    struct Itself;
+    impl Collection for Itself {
+        fn children(&self) -> Result<Vec<Child>, String> {
+            Ok(vec![Child::new("again", Node::collection(Itself))])
+        }
+    }
+    let refusal = Checkpoint::new().track("loop", Node::collection(Itself)).unwrap_err();
+    assert!(matches!(refusal, Error::Name { .. }) && refusal.to_string().contains("contain itself"), "{refusal}");
+}
+
+// ------------------------------------------------------------------------------------------ half restored
+
+#[test]
+fn what_a_restore_left_half_overwritten_must_get_a_value() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (a, b) = (Memory::seeded(300_000, 1), Memory::seeded(300_000, 2));
+    let older = Checkpoint::new().track("a", &a)?.track("n", Counter::new(1))?.write(dir.path().join("older"))?;
+    let both = || Checkpoint::new().track("a", &a)?.track("b", &b)?.track("n", Counter::new(0));
+    let good = both()?.write(dir.path().join("good"))?;
+    let bad = both()?.write(dir.path().join("bad"))?;
+    let file = bad.join("b.safetensors");
+    let mut bytes = fs::read(&file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    fs::write(&file, bytes)?;
+
+    let mut checkpoint = both()?;
+    let lenient = RestoreOptions::new().allow_missing("b").allow_mismatch("*").verify_while_reading();
+    assert!(matches!(checkpoint.restore_with(&bad, &lenient), Err(Error::PartlyRestored { .. })));
+    for options in [lenient.clone(), RestoreOptions::new().skip("b"), RestoreOptions::new().skip("*")] {
+        let error = checkpoint.restore_with(&older, &options).unwrap_err().to_string();
+        assert!(
+            error.contains("half-way") && error.starts_with(if error.starts_with('a') { "a:" } else { "b:" }),
+            "{error}"
+        );
+    }
+    // Nothing is saved of it.
+    let error = checkpoint.write(dir.path().join("torn")).unwrap_err().to_string();
+    assert!(error.contains("half-way"), "{error}");
+    checkpoint.restore_with(&good, &lenient)?.assert_consumed()?;
+    checkpoint.restore_with(&older, &lenient)?;
+    checkpoint.write(dir.path().join("whole"))?;
+    Ok(())
+}
