@@ -33,6 +33,12 @@ const DETECTORS: &[Detector] = &[
     ours::detect,
     #[cfg(feature = "tensorflow")]
     super::tensorflow::detect,
+    #[cfg(feature = "pytorch")]
+    super::pytorch::detect,
+    #[cfg(feature = "pytorch")]
+    super::npz::detect,
+    #[cfg(feature = "huggingface")]
+    super::huggingface::detect,
 ];
 
 pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {

@@ -4,12 +4,29 @@
 //! memory are bounded by the size of the file. [`open`] recognizes the format by content: file names mean nothing.
 //! `docs/formats.md` in the repository lists what is read, written and verified of each format.
 
+#[cfg(feature = "pytorch")]
+mod blob;
 mod detect;
+#[cfg(feature = "pytorch")]
+mod durable;
+#[cfg(feature = "pytorch")]
+mod foreign;
+#[cfg(feature = "huggingface")]
+pub mod huggingface;
+#[cfg(any(feature = "pytorch", feature = "tensorflow", feature = "keras"))]
 #[allow(dead_code, reason = "not every format needs all of it")]
 mod input;
+#[cfg(feature = "pytorch")]
+pub mod npz;
 mod ours;
+#[cfg(feature = "pytorch")]
+pub mod pytorch;
 #[cfg(feature = "tensorflow")]
 pub mod tensorflow;
+#[cfg(feature = "pytorch")]
+mod view;
+#[cfg(feature = "pytorch")]
+mod zip;
 
 use crate::error::Result;
 use crate::source::TensorSource;

@@ -1,0 +1,234 @@
+//! A run of bytes that a format stores as one: a record of an archive, a storage, a tensor. Stored or deflated.
+
+use super::input::Input;
+use crate::error::{Error, Result};
+use flate2::{Decompress, FlushDecompress, Status};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes read at a time: few enough to be checked before they leave the core's cache.
+pub(crate) const CHUNK: usize = 256 << 10;
+
+/// Compressed bytes read at a time.
+const COMPRESSED_CHUNK: u64 = 32 << 10;
+
+/// How its bytes are stored.
+#[derive(Debug)]
+enum Encoding {
+    Stored,
+    /// With where the last read ended: the next one often begins there.
+    Deflated(Mutex<Option<Box<Cursor>>>),
+}
+
+/// A run of bytes, read by position.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    /// What it is called in messages.
+    name: String,
+    stored: Input,
+    encoding: Encoding,
+    len: u64,
+    crc: Option<u32>,
+    /// Whether the checksum was compared already.
+    verified: AtomicBool,
+}
+
+impl Blob {
+    /// Bytes as they are in the file.
+    pub(crate) fn stored(name: impl Into<String>, stored: Input, crc: Option<u32>) -> Blob {
+        let len = stored.len();
+        Blob { name: name.into(), stored, encoding: Encoding::Stored, len, crc, verified: AtomicBool::new(false) }
+    }
+
+    /// `len` bytes, deflated.
+    pub(crate) fn deflated(name: impl Into<String>, stored: Input, len: u64, crc: Option<u32>) -> Blob {
+        let encoding = Encoding::Deflated(Mutex::new(None));
+        Blob { name: name.into(), stored, encoding, len, crc, verified: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(crate) fn has_checksum(&self) -> bool {
+        self.crc.is_some()
+    }
+
+    /// Where its bytes are, if they are there as they are.
+    pub(crate) fn input(&self) -> Option<&Input> {
+        matches!(self.encoding, Encoding::Stored).then_some(&self.stored)
+    }
+
+    /// An [`Error::Damaged`] about it.
+    pub(crate) fn damaged(&self, reason: impl AsRef<str>) -> Error {
+        self.stored.damaged(format!("{}: {}", self.name, reason.as_ref()))
+    }
+
+    /// Fills `buffer` from `offset`. Verifies nothing.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(self.damaged("it ends early"));
+        }
+        let Encoding::Deflated(last) = &self.encoding else {
+            return self.stored.read(offset, buffer);
+        };
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cursor = last.take().filter(|cursor| cursor.at <= offset).unwrap_or_default();
+        let mut skipped = [0; 8 << 10];
+        while cursor.at < offset {
+            let length = (offset - cursor.at).min(skipped.len() as u64) as usize;
+            self.inflate(&mut cursor, &mut skipped[..length])?;
+        }
+        self.inflate(&mut cursor, buffer)?;
+        *last = Some(cursor);
+        Ok(())
+    }
+
+    /// All of it, at most `most` bytes, verified.
+    pub(crate) fn read_vec(&self, most: u64) -> Result<Vec<u8>> {
+        if self.len > most {
+            return Err(self.damaged(format!("it has {} bytes, at most {most} are allowed", self.len)));
+        }
+        let mut bytes = Vec::new();
+        let mut at = 0;
+        // Grows with what is there: a length that is a lie costs nothing.
+        while at < self.len {
+            let length = (self.len - at).min(CHUNK as u64) as usize;
+            bytes.resize(at as usize + length, 0);
+            self.read(at, &mut bytes[at as usize..])?;
+            at += length as u64;
+        }
+        self.check(crc32fast::hash(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Fills `target`, which has its length, and verifies what came.
+    pub(crate) fn read_all(&self, target: &mut [u8]) -> Result<()> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut at = 0;
+        for chunk in target.chunks_mut(CHUNK) {
+            self.read(at, chunk)?;
+            if self.crc.is_some() {
+                hasher.update(chunk);
+            }
+            at += chunk.len() as u64;
+        }
+        self.check(hasher.finalize())
+    }
+
+    /// Compares its checksum, if it has one and that was not done before.
+    pub(crate) fn verify(&self) -> Result<()> {
+        if self.crc.is_none() || self.verified.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.verify_again()
+    }
+
+    /// Compares its checksum, if it has one.
+    pub(crate) fn verify_again(&self) -> Result<()> {
+        if self.crc.is_none() {
+            return Ok(());
+        }
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; self.len.min(CHUNK as u64) as usize];
+        let mut at = 0;
+        while at < self.len {
+            let length = (self.len - at).min(CHUNK as u64) as usize;
+            self.read(at, &mut buffer[..length])?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+        }
+        self.check(hasher.finalize())
+    }
+
+    fn check(&self, found: u32) -> Result<()> {
+        match self.crc {
+            Some(written) if written != found => {
+                let reason = format!("its CRC-32 is {found:08x}, {written:08x} was written: the bytes have changed");
+                Err(self.damaged(reason))
+            }
+            _ => {
+                self.verified.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Fills `target` with what follows in a deflated blob.
+    fn inflate(&self, cursor: &mut Cursor, target: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < target.len() {
+            if cursor.is_at_end {
+                return Err(self.damaged("its compressed data end early"));
+            }
+            self.refill(cursor)?;
+            done += self.step(cursor, &mut target[done..])?;
+        }
+        cursor.at += done as u64;
+        if cursor.at == self.len {
+            // Not a byte more may come.
+            while !cursor.is_at_end {
+                self.refill(cursor)?;
+                if self.step(cursor, &mut [0])? > 0 {
+                    return Err(self.damaged(format!("its compressed data are longer than {} bytes", self.len)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads compressed bytes when all were used.
+    fn refill(&self, cursor: &mut Cursor) -> Result<()> {
+        if cursor.used == cursor.buffer.len() && cursor.read < self.stored.len() {
+            let length = (self.stored.len() - cursor.read).min(COMPRESSED_CHUNK);
+            cursor.buffer.resize(length as usize, 0);
+            self.stored.read(cursor.read, &mut cursor.buffer)?;
+            cursor.read += length;
+            cursor.used = 0;
+        }
+        Ok(())
+    }
+
+    /// One call of the decompressor: how many bytes it gave.
+    fn step(&self, cursor: &mut Cursor, target: &mut [u8]) -> Result<usize> {
+        let (before_in, before_out) = (cursor.state.total_in(), cursor.state.total_out());
+        let input = &cursor.buffer[cursor.used..];
+        let status = cursor.state.decompress(input, target, FlushDecompress::None);
+        let status = status.map_err(|e| self.damaged(format!("its compressed data are not right: {e}")))?;
+        let used = (cursor.state.total_in() - before_in) as usize;
+        let given = (cursor.state.total_out() - before_out) as usize;
+        cursor.used += used;
+        cursor.is_at_end = status == Status::StreamEnd;
+        if used == 0 && given == 0 && !cursor.is_at_end {
+            return Err(self.damaged("its compressed data end early"));
+        }
+        Ok(given)
+    }
+}
+
+/// Where in a deflated blob a read has ended.
+#[derive(Debug)]
+struct Cursor {
+    state: Decompress,
+    /// Bytes that came out of it.
+    at: u64,
+    is_at_end: bool,
+    /// Compressed bytes, of which the first `used` are done with.
+    buffer: Vec<u8>,
+    used: usize,
+    /// Compressed bytes that were read.
+    read: u64,
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Cursor { state: Decompress::new(false), at: 0, is_at_end: false, buffer: Vec::new(), used: 0, read: 0 }
+    }
+}

@@ -1,0 +1,143 @@
+//! What all formats whose tensors are views of bytes have in common: the one implementation of [`TensorSource`].
+
+use super::ReadOptions;
+use super::blob::Blob;
+use super::view::Stored;
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::source::{TensorSource, VerifiedBy};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file, or several, of another tool.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    format: &'static str,
+    path: PathBuf,
+    specs: BTreeMap<String, TensorSpec>,
+    stored: BTreeMap<String, Stored>,
+    /// Keys that are the same elements as another, which comes first in order.
+    aliases: BTreeMap<String, String>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+    /// All that has a checksum.
+    checks: Vec<Arc<Blob>>,
+}
+
+/// What was found in the files.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub stored: BTreeMap<String, Stored>,
+    pub values: BTreeMap<String, Value>,
+    pub unreadable: BTreeMap<String, String>,
+    pub checks: Vec<Arc<Blob>>,
+    /// Bytes of all the files.
+    pub file_bytes: u64,
+}
+
+impl Foreign {
+    pub(crate) fn new(format: &'static str, path: &Path, found: Found, options: &ReadOptions) -> Result<Foreign> {
+        let Found { stored, values, unreadable, checks, file_bytes } = found;
+        let mut first = BTreeMap::new();
+        let mut aliases = BTreeMap::new();
+        let (mut bytes, mut inflated) = (0u64, 0u64);
+        for (key, tensor) in &stored {
+            if let Some(identity) = tensor.identity() {
+                let (blob, begin, stride, change, spec) = identity;
+                let identity = (blob, begin, stride, change, spec.dtype, spec.shape.clone());
+                let known = first.entry(identity).or_insert(key);
+                if *known != key {
+                    aliases.insert(key.clone(), known.to_string());
+                    continue;
+                }
+            }
+            bytes = bytes.saturating_add(tensor.spec.bytes().unwrap_or(u64::MAX));
+            let packed = tensor.parts.iter().filter(|part| part.view.blob.input().is_none());
+            inflated = packed.fold(inflated, |sum, part| sum.saturating_add(part.view.blob.len()));
+        }
+        // Reading a tensor out of a compressed blob takes the time of all of it.
+        options
+            .check_expansion(bytes.max(inflated), file_bytes)
+            .map_err(|reason| Error::Unsupported { path: path.to_path_buf(), reason })?;
+        let specs = stored.iter().map(|(key, tensor)| (key.clone(), tensor.spec.clone())).collect();
+        let path = path.to_path_buf();
+        Ok(Foreign { format, path, specs, stored, aliases, values, unreadable, checks })
+    }
+
+    /// What was found, without the bytes of the file.
+    pub(crate) fn into_found(self) -> Found {
+        let Foreign { stored, values, unreadable, checks, .. } = self;
+        Found { stored, values, unreadable, checks, file_bytes: 0 }
+    }
+
+    fn get(&self, key: &str) -> Result<&Stored> {
+        self.stored.get(key).ok_or_else(|| {
+            let reason = match self.unreadable.get(key) {
+                Some(reason) => format!("cannot be read from {}: {reason}", self.path.display()),
+                None => format!("{} has no such tensor", self.path.display()),
+            };
+            Error::object(key, reason)
+        })
+    }
+}
+
+impl TensorSource for Foreign {
+    fn format(&self) -> &'static str {
+        self.format
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.specs
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn verified_by(&self, key: &str) -> VerifiedBy {
+        let parts = self.stored.get(key).map(|tensor| tensor.parts.as_slice()).unwrap_or_default();
+        // No bytes have no checksum; they are verified where others are.
+        let is_empty = |blob: &Blob| blob.len() == 0 && self.checks.iter().any(|other| other.has_checksum());
+        let has_checksum = parts.iter().all(|part| part.view.blob.has_checksum() || is_empty(&part.view.blob));
+        if has_checksum && !parts.is_empty() { VerifiedBy::Container } else { VerifiedBy::Nothing }
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        let tensor = self.get(key)?;
+        if tensor.spec.bytes() != Some(target.len() as u64) {
+            return Err(Error::object(key, format!("a target of {} bytes does not fit {}", target.len(), tensor.spec)));
+        }
+        tensor.read(target)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        let tensor = self.get(key)?;
+        let size = tensor.spec.dtype.size() as u64;
+        let count = tensor.spec.bytes().unwrap_or(0) / size;
+        let length = range.end.checked_sub(range.start).filter(|_| range.end <= count);
+        if length.and_then(|length| length.checked_mul(size)) != Some(target.len() as u64) {
+            let reason = format!("elements {range:?} of {} into {} bytes", tensor.spec, target.len());
+            return Err(Error::object(key, format!("the range does not fit: {reason}")));
+        }
+        tensor.read_range(range, target)
+    }
+
+    fn verify(&self) -> Result<()> {
+        self.checks.iter().try_for_each(|blob| blob.verify_again())
+    }
+}
