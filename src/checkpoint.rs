@@ -47,6 +47,7 @@ pub struct Checkpoint {
     disk: Arc<dyn Disk>,
     run: String,
     durability: Durability,
+    without_lock: bool,
     options: SaveOptions,
     /// The plan of the last save.
     planned: Option<Arc<Plan>>,
@@ -86,6 +87,7 @@ impl Checkpoint {
             disk: Arc::new(LocalDisk),
             run: nonce(),
             durability: Durability::default(),
+            without_lock: false,
             options: SaveOptions::default(),
             planned: None,
             follows: None,
@@ -171,6 +173,14 @@ impl Checkpoint {
     /// What a finished save survives; [`Durability::PowerLoss`] unless set.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// Takes no lock in [`save`](Checkpoint::save) and [`write`](Checkpoint::write): for file systems that have none
+    /// (`ENOLCK`, `ENOSYS`). Nothing then keeps another process from writing into the directory at the same time: see to
+    /// that by other means. A manager has [an option of its own](crate::CheckpointManagerBuilder::without_lock).
+    pub fn without_lock(mut self) -> Self {
+        self.without_lock = true;
         self
     }
 
@@ -332,7 +342,8 @@ impl Checkpoint {
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
-        Directory::new(self.disk.clone(), root, self.durability)
+        let directory = Directory::new(self.disk.clone(), root, self.durability);
+        if self.without_lock { directory.without_lock() } else { directory }
     }
 
     pub(crate) fn options(&self) -> &SaveOptions {

@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on `path`.
-    #[error("cannot {action} {}: {source}{}{}", path.display(), remedy(source), way_on(action))]
+    #[error("cannot {action} {}: {source}{}{}", path.display(), remedy(action, source), way_on(action))]
     Io {
         /// What was tried, as a verb: "create", "write", "sync" …
         action: &'static str,
@@ -21,7 +21,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The file system has no room (or the quota or the file size limit is reached); nothing was changed.
+    /// The file system has no room (or the quota is reached); nothing was changed.
     #[error(
         "no space left for {}: {needed} bytes are needed{}; free some space, or keep fewer checkpoints (`max_to_keep`)",
         path.display(),
@@ -49,6 +49,23 @@ pub enum Error {
         /// The damaged file.
         path: PathBuf,
         /// What differs.
+        reason: String,
+    },
+    /// A symbolic link stands where a file or directory of our own must be. It was not followed, moved or removed.
+    #[error("{} is a symbolic link: {hint}", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// What to do.
+        hint: String,
+    },
+    /// What was opened is not what its path leads to any more: a directory was renamed, removed or replaced, or this
+    /// process was forked. Nothing was saved or removed.
+    #[error("{} is not the one that was opened: {reason}", path.display())]
+    Moved {
+        /// The directory or file.
+        path: PathBuf,
+        /// What happened, and what to do.
         reason: String,
     },
     /// The file was written by a newer version of this crate, or in a form this version does not read.
@@ -131,9 +148,27 @@ pub enum Error {
 }
 
 /// What to do about an error of the system.
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(action: &str, error: &io::Error) -> &'static str {
     use rustix::io::Errno;
-    match Errno::from_io_error(error) {
+    let errno = Errno::from_io_error(error);
+    let has_none = matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::BADF));
+    match (action, errno) {
+        ("lock", _) if has_none => {
+            return "; the file system has no locks for this file: see to it that nobody else writes there, and renounce \
+                    the lock (`without_lock()`)";
+        }
+        ("sync" | "sync the directory", _) if has_none => {
+            return "; the file system cannot make this durable: save to another one, or renounce surviving a power cut \
+                    (`Durability::ProcessCrash`)";
+        }
+        (_, Some(Errno::FBIG)) => {
+            return "; the file system, or a limit (`ulimit -f`), allows no larger file: split components into smaller \
+                    files (`max_file_bytes`)";
+        }
+        (_, Some(Errno::NAMETOOLONG)) => return "; choose a shorter name",
+        _ => {}
+    }
+    match errno {
         Some(Errno::IO) => "; the device or its connection fails: see the system's log, and save to another one",
         Some(Errno::ROFS) => "; the file system is read-only: mount it for writing, or save to another one",
         Some(Errno::ACCESS | Errno::PERM) => "; give this user the right to do that, or use another folder",
@@ -156,7 +191,7 @@ fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
 /// What to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
 fn way_on(action: &str) -> &'static str {
     match action {
-        "read" | "open" | "list the folder" => {
+        "read" | "open" | "open the checkpoint" | "list the checkpoint" => {
             "; to go on without this checkpoint, which may be a newer one: `CheckpointManager::pass_over`"
         }
         _ => "",
@@ -168,15 +203,21 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
         let path = path.as_ref().to_path_buf();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Error::NoSpace { path, needed: 0, free: None }
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { path, needed: 0, free: None },
             _ => Error::Io { action, path, source },
         }
     }
 
     pub(crate) fn damaged(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::Damaged { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    }
+
+    pub(crate) fn link(path: impl AsRef<Path>, hint: impl Into<String>) -> Error {
+        Error::Link { path: path.as_ref().to_path_buf(), hint: hint.into() }
+    }
+
+    pub(crate) fn moved(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
+        Error::Moved { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
     pub(crate) fn already_exists(path: impl AsRef<Path>) -> Error {

@@ -27,7 +27,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct CheckpointReader {
     pub(crate) source: Source,
-    disk: Arc<dyn Disk>,
 }
 
 impl CheckpointReader {
@@ -38,7 +37,7 @@ impl CheckpointReader {
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
         let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
-        Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())?, disk })
+        Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())? })
     }
 
     /// The folder.
@@ -190,12 +189,8 @@ impl CheckpointReader {
 
     /// What is in the directory and not in the manifest, and is no mark; sorted.
     fn unexpected(&self) -> Result<Vec<PathBuf>> {
-        let entries = match self.disk.list(self.path()) {
-            Ok(entries) => entries,
-            // Removed meanwhile: what is open is all there is.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Error::io("list the folder", self.path(), e)),
-        };
+        // Removed meanwhile: what is open is all there is.
+        let names = self.source.names()?;
         let manifest = &self.source.manifest;
         let is_ours = |name: &str| {
             name == MANIFEST
@@ -203,7 +198,7 @@ impl CheckpointReader {
                 || manifest.assets.contains_key(name)
                 || name.starts_with("mark-") && name.ends_with(".json")
         };
-        let others = entries.into_iter().map(|entry| entry.name).filter(|name| !is_ours(name));
+        let others = names.into_iter().filter(|name| !name.to_str().is_some_and(is_ours));
         let mut others: Vec<PathBuf> = others.map(|name| self.path().join(name)).collect();
         others.sort();
         Ok(others)
@@ -252,7 +247,7 @@ pub fn verify_checkpoint(path: impl AsRef<Path>) -> Verification {
     let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
     match Source::open_what_is_whole(&disk, path.as_ref()) {
         Ok((source, mut problems)) => {
-            let mut found = CheckpointReader { source, disk }.verify();
+            let mut found = CheckpointReader { source }.verify();
             problems.append(&mut found.problems);
             Verification { problems, ..found }
         }

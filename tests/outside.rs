@@ -113,7 +113,7 @@ fn names_in_a_manifest_that_lead_elsewhere_are_refused() -> Outcome {
 }
 
 #[test]
-fn a_link_in_the_place_of_a_checkpoint_is_none_and_leads_nobody_out() -> Outcome {
+fn a_link_in_the_place_of_a_checkpoint_is_named_and_leads_nobody_out() -> Outcome {
     let (dir, outside) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let run = Run::new();
     run.save(outside.path(), 9)?;
@@ -125,12 +125,19 @@ fn a_link_in_the_place_of_a_checkpoint_is_none_and_leads_nobody_out() -> Outcome
     index.latest = Some("ckpt-9".into());
     index.checkpoints[0].name = "ckpt-9".into();
     fs::write(dir.path().join("checkpoint.json"), index.to_bytes()?)?;
-    assert_eq!(checkpoints(dir.path())?, [dir.path().join("ckpt-1")]);
-    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-1")));
-    assert!(list_checkpoints(dir.path())?.damaged.is_empty());
+    // It could lead to the newest: nobody starts from an older one silently.
+    for error in [checkpoints(dir.path()).unwrap_err(), latest_checkpoint(dir.path()).unwrap_err()] {
+        assert!(matches!(&error, Error::Link { path, .. } if *path == link), "{error}");
+    }
+    assert_eq!(list_checkpoints(dir.path())?.links, [link.clone()]);
     let again = Run::new();
     let mut manager = again.open(dir.path())?;
-    manager.restore_or_initialize()?;
+    let error = manager.restore_or_initialize().unwrap_err();
+    assert!(matches!(&error, Error::Link { path, .. } if *path == link), "{error}");
+    assert_eq!(again.step.get(), 0);
+    // By choice, either.
+    Run::new().checkpoint().restore(&link)?;
+    manager.restore(dir.path().join("ckpt-1"))?;
     assert_eq!(again.step.get(), 1);
     for step in 2..=4 {
         manager.save_at(step)?;

@@ -11,7 +11,7 @@ pub(crate) use rule::{number_of, numbered};
 use crate::error::{Error, Result};
 use crate::format::{Follows, Index, IndexEntry, Manifest};
 use crate::source::Source;
-use crate::store::{Aside, Directory, Entry, Scan, before_aside};
+use crate::store::{Aside, Directory, Scan, before_aside, link_met};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -73,8 +73,11 @@ pub(crate) struct Catalog {
     pub superseded: Vec<(String, Option<Found>)>,
     /// Those out of the numbering for all other reasons, by name.
     pub set_aside: Vec<String>,
+    /// Symbolic links, by name. They are not followed; those called like a checkpoint that would be newer than those that
+    /// are found are among the unreachable.
+    pub links: Vec<String>,
     /// Leftovers of saves and removals.
-    pub leftovers: Vec<Entry>,
+    pub leftovers: Vec<String>,
     /// The names of everything in the directory, whatever it is.
     pub names: BTreeSet<String>,
     pub index: Option<Index>,
@@ -96,11 +99,24 @@ impl Catalog {
                 Aside::Damaged | Aside::PassedOver => catalog.set_aside.push(name),
             }
         }
+        catalog.look_at_links(directory, scan.links);
         catalog.found.sort_by(order);
         catalog.superseded.sort_by(|a, b| a.0.cmp(&b.0));
         catalog.set_aside.sort();
-        catalog.leftovers.sort_by(|a, b| a.name.cmp(&b.name));
+        catalog.leftovers.sort();
         catalog
+    }
+
+    /// A link could lead to a checkpoint. One that is called like the newest must not be missed silently.
+    fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
+        for name in &links {
+            let Some((manager, number)) = numbered(name) else { continue };
+            let newest = self.found.iter().filter_map(|found| number_of(manager, &found.entry.name)).max();
+            if newest < Some(number) {
+                self.unreachable.push((name.clone(), link_met(&directory.path(name))));
+            }
+        }
+        self.links = links;
     }
 
     fn look(&mut self, directory: &Directory, name: &str) {
@@ -108,7 +124,7 @@ impl Catalog {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
         };
-        if !directory.disk().exists(&directory.root().join(name)).unwrap_or(true) {
+        if !directory.has(name).unwrap_or(true) {
             self.vanished.push(name.to_string());
         } else if rule::is_ours(directory, self.index.as_ref(), name, &error) {
             let list = if is_final(&error) { &mut self.damaged } else { &mut self.unreachable };
@@ -205,7 +221,7 @@ fn chain_by<'a>(
 
 /// Looks at a checkpoint without reading its tensors.
 pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
-    let source = Source::open(directory.disk(), &directory.root().join(name))?;
+    let source = Source::open_in(directory, name)?;
     let marks = Marks::read(directory, name, &source.manifest)?;
     Ok(Found::new(name, &source.manifest, marks))
 }

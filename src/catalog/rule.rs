@@ -24,12 +24,12 @@ pub(super) fn is_ours(directory: &Directory, index: Option<&Index>, name: &str, 
     if index.is_some_and(|index| index.checkpoints.iter().any(|entry| entry.name == name)) {
         return true;
     }
-    match directory.disk().list(&directory.root().join(name)) {
+    match directory.names_in(name) {
         // The index of a directory of checkpoints below this one is not a component.
-        Ok(entries) if entries.iter().any(|entry| entry.name == INDEX_FILE) => {
-            entries.iter().any(|entry| entry.name == MANIFEST)
-        }
-        Ok(entries) => entries.iter().any(|entry| entry.name == MANIFEST || entry.name.ends_with(COMPONENT_EXTENSION)),
+        Ok(names) if names.iter().any(|name| name == INDEX_FILE) => names.iter().any(|name| name == MANIFEST),
+        Ok(names) => names
+            .iter()
+            .any(|name| name == MANIFEST || name.to_str().is_some_and(|name| name.ends_with(COMPONENT_EXTENSION))),
         Err(_) => matches!(error, Error::Io { .. }) && numbered(name).is_some(),
     }
 }

@@ -24,6 +24,7 @@ pub struct CheckpointManagerBuilder {
     background: Option<Background>,
     recycle: bool,
     fresh_start: bool,
+    without_lock: bool,
 }
 
 impl std::fmt::Debug for CheckpointManagerBuilder {
@@ -50,6 +51,7 @@ impl CheckpointManagerBuilder {
             background: None,
             recycle: true,
             fresh_start: false,
+            without_lock: false,
         }
     }
 
@@ -118,10 +120,21 @@ impl CheckpointManagerBuilder {
     }
 
     /// Whether the files of a removed checkpoint are kept until the next save, which overwrites them: about twice as fast
-    /// as writing new ones, for the disk space of one checkpoint more. True unless set. Files that anyone else has
-    /// open, has mapped, or has given a second name are never overwritten.
+    /// as writing new ones, for the disk space of one checkpoint more. Defaults to true. Files that anyone else has
+    /// open, has mapped, or has given a second name are never overwritten, nor are files whose owner, group or mode is not
+    /// that of a new file. Only on file systems that are known to be local (ext4, XFS, btrfs, tmpfs, F2FS, bcachefs);
+    /// elsewhere this has no effect. A directory that is exported over NFS version 3 is the exception that cannot be seen:
+    /// set this to false there.
     pub fn recycle(mut self, recycle: bool) -> Self {
         self.recycle = recycle;
+        self
+    }
+
+    /// Takes no lock: for file systems that have none (`ENOLCK`, `ENOSYS`). Nothing then keeps two managers, or two
+    /// processes, from writing into the directory at the same time and removing each other's checkpoints: see to that
+    /// by other means.
+    pub fn without_lock(mut self) -> Self {
+        self.without_lock = true;
         self
     }
 
@@ -138,12 +151,16 @@ impl CheckpointManagerBuilder {
         if self.recycle {
             directory.recycle();
         }
+        if self.without_lock {
+            directory = directory.without_lock();
+        }
         directory.create()?;
+        directory.make_absolute()?;
+        // With the longest number there is.
+        directory.check_name(&format!("{}-{}", self.name, u64::MAX))?;
         let lock = directory.lock()?;
         let scan = directory.scan_for_writing()?;
-        for leftover in &scan.leftovers {
-            directory.remove_leftover(leftover);
-        }
+        directory.sweep(&scan.leftovers);
         let catalog = Catalog::of(&directory, scan);
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
         let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention);

@@ -1,13 +1,13 @@
 //! What follows a save: those it takes the place of leave the numbering, old ones are removed, the index tells of it.
 //! No lock that the training waits for is held meanwhile.
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, candidate};
 use crate::catalog::{Found, Marks, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
 use crate::retention::Candidate;
 use crate::save::{Held, Saved, clock};
-use crate::store::{Aside, Directory, Entry, MANIFEST};
+use crate::store::{Aside, Directory};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A checkpoint on its way into the ledger.
@@ -76,11 +76,6 @@ impl Commit {
         // What its user removed counts no more.
         let there = |found: &Found| self.directory.must_be_free(&found.entry.name).is_err();
         known.retain(there);
-        let candidate = |found: &Found| Candidate {
-            name: found.entry.name.clone(),
-            saved_at: found.entry.saved_at,
-            preserved: found.entry.preserved,
-        };
         let retention = self.ledger().retention.clone();
         let candidates: Vec<Candidate> = known.iter().map(candidate).collect();
         let verdict = retention.decide(&candidates, last_preserved, clock::now());
@@ -121,12 +116,7 @@ impl Commit {
 
     /// Whether a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is read.
     fn looks_whole(&self, entry: &IndexEntry) -> bool {
-        let (disk, path) = (self.directory.disk(), self.directory.root().join(&entry.name));
-        let Ok(files) = disk.list(&path) else { return false };
-        let length = |file: &Entry| disk.open(&path.join(&file.name)).and_then(|file| file.len()).ok();
-        let others = files.iter().filter(|file| !file.is_dir && file.name != MANIFEST);
-        others.filter_map(length).sum::<u64>() >= entry.bytes
-            && files.iter().any(|file| file.name == MANIFEST && length(file) > Some(0))
+        self.directory.looks_whole(&entry.name, entry.bytes)
     }
 
     /// Removes those, unless a mark says now that they stay.
@@ -151,12 +141,8 @@ impl Commit {
 
     /// Removes the checkpoint that is called `name` now; `false` when a mark says that it stays.
     fn remove_one(&self, name: &str, found: &Found) -> Result<bool> {
-        match self.directory.marks(name) {
-            Ok(files) if Marks::among(&files, &found.id()).permanent => return Ok(false),
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-            marks => drop(marks?),
-        }
-        self.directory.remove(name).map(|()| true)
+        let id = found.id();
+        self.directory.remove(name, &id, &|marks| Marks::among(marks, &id).permanent)
     }
 
     /// Removes those that were superseded when as many newer ones are complete as are kept.

@@ -4,7 +4,7 @@ use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
 use crate::restore::PassedOver;
-use crate::retention::Retention;
+use crate::retention::{Candidate, Retention};
 use crate::save::{Held, Memo, clock};
 use crate::store::{Aside, Directory};
 use crate::sync::Arc;
@@ -41,6 +41,11 @@ pub(super) struct Ledger {
     pub memo: Memo,
 }
 
+/// What retention looks at.
+pub(super) fn candidate(found: &Found) -> Candidate {
+    Candidate { name: found.entry.name.clone(), saved_at: found.entry.saved_at, preserved: found.entry.preserved }
+}
+
 impl Ledger {
     pub(super) fn new(directory: Directory, held: Arc<Held>, name: String, retention: Retention) -> Ledger {
         Ledger {
@@ -64,6 +69,16 @@ impl Ledger {
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.root().join(name)
+    }
+
+    /// The checkpoints that stay when the checkpoint `name` is saved next.
+    pub(super) fn beside(&self, name: &str) -> Vec<String> {
+        let mut candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
+        let now = clock::now();
+        candidates.push(Candidate { name: name.to_string(), saved_at: now, preserved: false });
+        let verdict = self.retention.decide(&candidates, self.last_preserved, now);
+        let stay = |other: &String| other != name && !verdict.remove.contains(other);
+        candidates.into_iter().map(|candidate| candidate.name).filter(stay).collect()
     }
 
     /// Takes in what is there. What is damaged leaves the numbering.

@@ -19,6 +19,9 @@ pub struct Listing {
     pub undecided: Option<(PathBuf, PathBuf)>,
     /// What is no whole checkpoint any more, or cannot be read, and why; by name.
     pub damaged: Vec<(PathBuf, Error)>,
+    /// Symbolic links; by name. They are not followed: restore what they lead to by its path. One that is called like a
+    /// checkpoint and has a higher number than all that are there is among the [`damaged`](Listing::damaged) too.
+    pub links: Vec<PathBuf>,
     /// What a manager found damaged or passed over, and moved aside (`damaged-…`, `passed-over-…`); by name.
     pub moved_aside: Vec<PathBuf>,
     /// What a run abandoned when it went back to an older checkpoint (`superseded-…`); by name. A manager removes it when
@@ -97,8 +100,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
     let path = |name: &str| directory.root().join(name);
-    let (removals, saves): (Vec<_>, Vec<_>) =
-        catalog.leftovers.iter().map(|entry| &entry.name).partition(|name| name.starts_with(TRASH));
+    let (removals, saves): (Vec<_>, Vec<_>) = catalog.leftovers.iter().partition(|name| name.starts_with(TRASH));
     let mut damaged: Vec<(String, Error)> = catalog.damaged.into_iter().chain(catalog.unreachable).collect();
     damaged.sort_by(|a, b| a.0.cmp(&b.0));
     let listing = Listing {
@@ -111,6 +113,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
             .collect(),
         undecided: undecided.map(|(first, second)| (path(&first), path(&second))),
         damaged: damaged.into_iter().map(|(name, error)| (path(&name), error)).collect(),
+        links: catalog.links.iter().map(|name| path(name)).collect(),
         moved_aside: catalog.set_aside.iter().map(|name| path(name)).collect(),
         superseded: catalog.superseded.iter().map(|(name, _)| path(name)).collect(),
         unfinished_saves: saves.into_iter().map(|name| path(name)).collect(),

@@ -324,7 +324,12 @@ impl CheckpointManager {
         let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, ..stamp };
         let path = self.directory.root().join(&name);
         let header = Header { stamp, values: plan.values()? };
-        let unchanged = Unchanged::since(&self.ledger().memo, &plan);
+        let unchanged = {
+            let mut ledger = self.ledger();
+            let beside = ledger.beside(&name);
+            ledger.memo.keep(beside);
+            Unchanged::since(&ledger.memo, &plan)
+        };
         let options = self.checkpoint.options().clone();
         let commit = Commit::new(self.ledger.clone(), name, superseded);
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
@@ -360,6 +365,7 @@ impl CheckpointManager {
 
     /// Waits for the save in flight, if there is one.
     fn settle(&mut self) -> Result<()> {
+        self.directory.check_process()?;
         let Some(in_flight) = self.in_flight.take() else {
             return Ok(());
         };
@@ -393,6 +399,11 @@ impl CheckpointManager {
 /// Waits for the save in flight; what that met is only logged, so end with [`CheckpointManager::close`].
 impl Drop for CheckpointManager {
     fn drop(&mut self) {
+        if self.directory.check_process().is_err() {
+            // In a forked child: the thread that saves is the parent's.
+            std::mem::forget(self.in_flight.take());
+            return;
+        }
         if let Err(e) = self.settle() {
             log::error!("the last save failed: {e}");
         }

@@ -5,12 +5,11 @@ use crate::error::{Error, Result};
 use crate::format::Index;
 use crate::store::{Directory, Lock};
 use crate::sync::{Mutex, PoisonError};
-use std::path::{Path, PathBuf};
 
 /// A directory whose lock is held by this process.
 #[derive(Debug)]
 pub(crate) struct Held {
-    root: PathBuf,
+    directory: Directory,
     lock: Lock,
     /// The highest sequence of the directory, those being written included.
     sequence: Mutex<u64>,
@@ -24,7 +23,7 @@ impl Held {
         let lock = directory.lock()?;
         let scan = directory.scan_for_writing()?;
         // What a save or a removal left whose process died.
-        scan.leftovers.iter().for_each(|leftover| directory.remove_leftover(leftover));
+        directory.sweep(&scan.leftovers);
         let highest = catalog::highest_sequence(directory, &scan)?;
         Ok(Held::new(directory, lock, highest))
     }
@@ -32,13 +31,12 @@ impl Held {
     /// The directory whose lock this is; `highest` is its highest sequence.
     pub(crate) fn new(directory: &Directory, lock: Lock, highest: u64) -> Held {
         let (sequence, index) = (Mutex::new(highest), Mutex::default());
-        Held { root: directory.root().to_path_buf(), lock, sequence, index }
+        Held { directory: directory.clone(), lock, sequence, index }
     }
 
     /// Whether it is the lock of this directory.
     pub(crate) fn is_of(&self, directory: &Directory) -> bool {
-        let real = |path: &Path| path.canonicalize().ok();
-        self.root == directory.root() || real(&self.root).is_some_and(|root| Some(root) == real(directory.root()))
+        self.directory.is_same(directory)
     }
 
     /// The sequence of the next save. It is used up even when the save fails: what that leaves behind could come back
@@ -46,7 +44,7 @@ impl Held {
     pub(crate) fn next_sequence(&self) -> Result<u64> {
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
         *sequence = sequence.checked_add(1).ok_or_else(|| {
-            let root = self.root.display();
+            let root = self.directory.root().display();
             Error::Usage(format!("a checkpoint in {root} has the highest sequence there is, {sequence}; move it away"))
         })?;
         Ok(*sequence)

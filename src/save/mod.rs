@@ -115,6 +115,6 @@ pub(crate) fn save(
     manifest.tensors = written.tensors;
     ready()?;
     let path = staging.publish(&manifest, options.threads)?;
-    let memo = unchanged.into_memo(plan, &path, &manifest, &written.linked);
+    let memo = unchanged.into_memo(plan, name, &manifest, &written.linked, &written.finished);
     Ok(Saved { path, manifest, memo })
 }

@@ -12,10 +12,10 @@ use crate::error::Result;
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
 use crate::progress::Tally;
-use crate::store::{PAGE, StagedFile, Staging};
+use crate::store::{Finished, PAGE, StagedFile, Staging};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// So many bytes stay in a core's cache from being digested to being written.
 const CACHED: usize = 512 << 10;
@@ -26,12 +26,45 @@ pub(crate) struct Written {
     pub tensors: BTreeMap<String, TensorRecord>,
     /// Which files, by place in the plan, are the last checkpoint's.
     pub linked: Vec<bool>,
+    /// What the others were when they were finished.
+    pub finished: Vec<Option<Finished>>,
 }
 
-/// A file being written, and how many of its spans are still to come.
+/// A file being written. It is open from its first span to its last, so that many files need few open ones.
 struct FileInWork<'a> {
-    staged: StagedFile<'a>,
+    staged: Mutex<Option<Arc<StagedFile<'a>>>>,
     spans_left: AtomicUsize,
+    finished: OnceLock<Finished>,
+}
+
+impl<'a> FileInWork<'a> {
+    fn new(spans: usize) -> FileInWork<'a> {
+        FileInWork { staged: Mutex::new(None), spans_left: AtomicUsize::new(spans), finished: OnceLock::new() }
+    }
+
+    /// The file, created by whoever comes first.
+    fn open(&self, staging: &'a Staging<'_>, planned: &PlannedFile) -> Result<Arc<StagedFile<'a>>> {
+        let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*staged {
+            return Ok(open.clone());
+        }
+        let new = Arc::new(staging.create(&planned.name, planned.bytes)?);
+        Ok(staged.insert(new).clone())
+    }
+
+    /// A span is written; the last one ends the file.
+    fn wrote(&self, file: Arc<StagedFile<'a>>) -> Result<()> {
+        drop(file);
+        if self.spans_left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // All others have let go of it.
+        if let Some(staged) = staged.and_then(Arc::into_inner) {
+            let _ = self.finished.set(staged.finish()?);
+        }
+        Ok(())
+    }
 }
 
 /// Writes all files of a plan, from the live tensors or from `image`; those that are unchanged get a second name
@@ -54,16 +87,18 @@ pub(super) fn write(
             continue;
         }
         let spans = plan.spans.iter().filter(|span| span.file == place).count();
-        let staged = staging.create(&planned.name, planned.bytes)?;
-        files.push(Some(FileInWork { staged, spans_left: AtomicUsize::new(spans) }));
+        files.push(Some(FileInWork::new(spans)));
     }
-    let linked = files.iter().map(Option::is_none).collect();
+    let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
+    let written = plan.files.iter().zip(&linked).filter(|(_, linked)| !**linked);
+    staging.make_room(&written.map(|(planned, _)| planned.bytes).collect::<Vec<u64>>());
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
     let digests = Mutex::new(digests);
     let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
-        let mut writer = SpanWriter { plan, file: &file.staged, tally: &tally, current: None, digests: Vec::new() };
+        let staged = file.open(staging, &plan.files[span.file])?;
+        let mut writer = SpanWriter { plan, file: &staged, tally: &tally, current: None, digests: Vec::new() };
         let mut gatherer = Gatherer::new(plan);
         // What was thought to be unchanged was not captured; that it is unchanged was found out just now.
         let image = image.filter(|_| !unchanged.has(span.file));
@@ -73,7 +108,7 @@ pub(super) fn write(
                 continue;
             }
             // What goes past the page cache must lie on pages.
-            if !file.staged.is_direct()
+            if !staged.is_direct()
                 && let Some(bytes) = gatherer.in_place(chunk)?
             {
                 writer.write(chunk, bytes)?;
@@ -92,19 +127,16 @@ pub(super) fn write(
             digests[place] = digest;
         }
         drop(digests);
-        match file.spans_left.fetch_sub(1, Ordering::AcqRel) {
-            1 => file.staged.finish(),
-            _ => Ok(()),
-        }
+        file.wrote(staged)
     };
     parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
     let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
-    files.into_iter().flatten().for_each(|file| file.staged.close());
+    let finished = files.into_iter().map(|file| file.and_then(|file| file.finished.into_inner())).collect();
     let entry = |planned: &PlannedFile| {
         let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
         (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
     };
-    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests), linked })
+    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests), linked, finished })
 }
 
 /// Gives the last checkpoint's file another name if it holds what is to be saved; says whether it did.
@@ -125,7 +157,8 @@ fn link(
         Err(_) => return Ok(false),
     };
     let planned = &plan.files[place];
-    if let Err(e) = staging.link(&unchanged.path(planned), &planned.name) {
+    let Some((earlier, finished)) = unchanged.shared(place) else { return Ok(false) };
+    if let Err(e) = staging.link(earlier, &planned.name, &finished) {
         log::debug!("{} is written again: {e}", planned.name);
         return Ok(false);
     }

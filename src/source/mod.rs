@@ -1,5 +1,5 @@
-//! What a checkpoint is read from. Opened files stay readable until they are dropped, even when the checkpoint is
-//! pruned meanwhile.
+//! What a checkpoint is read from: a directory that is held open, and its files, of which the first [`HELD`] are held
+//! open too. Those stay readable until they are dropped, even when the checkpoint is pruned meanwhile.
 
 mod tensor_source;
 
@@ -10,8 +10,9 @@ use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
-use crate::store::{Disk, OldFile, open_failed, read_manifest};
+use crate::store::{Dir, Directory, Disk, FileId, Kind, OldFile, checkpoint_failed, open_failed, read_manifest};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +23,20 @@ pub(crate) const CHUNK: usize = 512 << 10;
 /// How often to look again at a checkpoint that another takes the place of.
 const ATTEMPTS: usize = 10;
 
+/// So many files of a checkpoint are held open; the others are opened for each reading, and must be the same then.
+const HELD: usize = 256;
+
 /// A checkpoint that is open for reading.
 pub(crate) struct Source {
     pub path: PathBuf,
     pub manifest: Manifest,
-    disk: Arc<dyn Disk>,
-    files: BTreeMap<String, Box<dyn OldFile>>,
+    dir: Arc<dyn Dir>,
+    files: BTreeMap<String, SourceFile>,
+}
+
+struct SourceFile {
+    id: FileId,
+    held: Option<Box<dyn OldFile>>,
 }
 
 impl std::fmt::Debug for Source {
@@ -37,66 +46,103 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    /// Opens the checkpoint in the folder `path`: its manifest must be sound, and all its files be there in full length.
+    /// Opens the checkpoint in the directory `path`: its manifest must be sound, and all its files be there in full
+    /// length. Symbolic links that the path leads through are followed.
     pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
         let (source, problems) = Source::open_what_is_whole(disk, path)?;
+        problems.into_iter().next().map_or(Ok(source), Err)
+    }
+
+    /// Opens the checkpoint `name` of a directory of checkpoints. A symbolic link of that name is refused.
+    pub(crate) fn open_in(directory: &Directory, name: &str) -> Result<Source> {
+        let root = directory.dir()?;
+        let open = || root.open_dir(name.as_ref());
+        let (source, problems) = Source::open_again_and_again(&open, &directory.path(name))?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
     /// as problems.
     pub(crate) fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
-        let mut manifest = read_manifest(&**disk, path)?;
+        Source::open_again_and_again(&|| disk.open_dir(path), path)
+    }
+
+    fn open_again_and_again(
+        open: &dyn Fn() -> std::io::Result<Arc<dyn Dir>>,
+        path: &Path,
+    ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
-            let (source, problems) = Source::open_files(disk, path, manifest);
+            let dir = open().map_err(|e| checkpoint_failed(path, e))?;
+            let manifest = read_manifest(&*dir, path)?;
+            let (source, problems) = Source::open_files(dir, path, manifest);
             if problems.is_empty() {
                 return Ok((source, problems));
             }
             // Beside a writer the checkpoint may have been removed, or replaced, since its manifest was read.
-            let now = read_manifest(&**disk, path);
-            match now {
-                Err(Error::NotFound { .. }) => return Err(removed(path)),
-                Err(Error::Io { action, path, source }) => return Err(Error::Io { action, path, source }),
-                Ok(now) if now != source.manifest => manifest = now,
-                _ => return Ok((source, problems)),
+            let id = |dir: &dyn Dir| dir.stat().map(|stat| stat.id).ok();
+            match open() {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(removed(path)),
+                Ok(now) if id(&*now) != id(&*source.dir) => {}
+                Ok(now) => match read_manifest(&*now, path) {
+                    Err(Error::NotFound { .. }) => return Err(removed(path)),
+                    Err(error @ Error::Io { .. }) => return Err(error),
+                    Ok(now) if now != source.manifest => {}
+                    _ => return Ok((source, problems)),
+                },
+                Err(e) => return Err(checkpoint_failed(path, e)),
             }
         }
         Err(removed(path))
     }
 
     /// Opens the files that `manifest` names.
-    fn open_files(disk: &Arc<dyn Disk>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
+    fn open_files(dir: Arc<dyn Dir>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
         for (name, bytes) in components.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
-            match open_whole(&**disk, &path.join(name), bytes) {
+            match open_whole(&*dir, name, &path.join(name), bytes, files.len() < HELD) {
                 Ok(file) => drop(files.insert(name.clone(), file)),
                 Err(problem) => problems.push(problem),
             }
         }
-        (Source { path: path.to_path_buf(), manifest, disk: disk.clone(), files }, problems)
+        (Source { path: path.to_path_buf(), manifest, dir, files }, problems)
     }
 
-    /// Whether the file `name` is open.
+    /// Whether the file `name` can be read.
     pub(crate) fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
-    fn file(&self, name: &str) -> Result<&dyn OldFile> {
-        let file = self.files.get(name).map(|file| &**file);
-        file.ok_or_else(|| Error::damaged(self.path.join(name), "the manifest does not list this file"))
+    /// The names in the checkpoint's directory; none when it was removed meanwhile.
+    pub(crate) fn names(&self) -> Result<Vec<OsString>> {
+        match self.dir.list() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(Error::io("list the checkpoint", &self.path, e)),
+            Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
+        }
     }
 
     /// Fills `buffer` from `offset` of a file.
     pub(crate) fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let open = self.file(file)?;
+        let path = self.path.join(file);
+        let Some(known) = self.files.get(file) else {
+            return Err(Error::damaged(path, "the manifest does not list this file"));
+        };
+        let again;
+        let open = match &known.held {
+            Some(open) => &**open,
+            None => {
+                again = self.open_again(file, known, &path)?;
+                &*again
+            }
+        };
         let read = match open.read_exact_at(offset, buffer) {
             // A device that is asked again may read what it could not.
             Err(e) if is_unreadable_data(&e) => open.read_exact_at(offset, buffer),
             read => read,
         };
-        read.map_err(|e| self.read_failed(&self.path.join(file), e))
+        read.map_err(|e| self.read_failed(&path, e))
     }
 
     /// A file that ends early is a damaged one, whatever its length was at the opening; and so is one that the device
@@ -108,10 +154,20 @@ impl Source {
         if !is_unreadable_data(&e) {
             return Error::io("read", path, e);
         }
-        let listed = self.disk.list(&self.path).map_err(|e| Error::io("list the folder", &self.path, e));
-        match listed.and_then(|_| read_manifest(&*self.disk, &self.path)) {
-            Err(Error::Io { action, path, source }) => Error::Io { action, path, source },
+        match self.names().and_then(|_| read_manifest(&*self.dir, &self.path)) {
+            Err(error @ Error::Io { .. }) => error,
             _ => Error::damaged(path, format!("the device cannot read it: {e}")),
+        }
+    }
+
+    /// Opens a file that is not held open, and must be the one that was looked at.
+    fn open_again(&self, name: &str, known: &SourceFile, path: &Path) -> Result<Box<dyn OldFile>> {
+        let opened = self.dir.open(name.as_ref()).and_then(|file| Ok((file.stat()?.id, file)));
+        match opened {
+            Ok((id, file)) if id == known.id => Ok(file),
+            Ok(_) => Err(Error::damaged(path, "it was exchanged while the checkpoint was being read")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(removed(&self.path)),
+            Err(e) => Err(open_failed(path, e)),
         }
     }
 
@@ -242,24 +298,29 @@ impl Source {
     }
 }
 
-/// Opens a file of a checkpoint, which must have the length it was written with.
-fn open_whole(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Box<dyn OldFile>> {
-    let file = match disk.open(path) {
-        Err(e) if is_unreadable_data(&e) => disk.open(path),
-        result => result,
-    };
-    let file = match file {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::damaged(path, "the file is missing")),
+/// Opens a file of a checkpoint, which must have the length it was written with; looks at it only if it is not to be held.
+fn open_whole(dir: &dyn Dir, name: &str, path: &Path, bytes: u64, hold: bool) -> Result<SourceFile> {
+    let missing = || Error::damaged(path, "the file is missing");
+    let open = || if hold { dir.open(name.as_ref()).map(Some) } else { Ok(None) };
+    let opened = open().or_else(|e| if is_unreadable_data(&e) { open() } else { Err(e) });
+    let held = match opened {
         Err(e) if is_unreadable_data(&e) => {
             return Err(Error::damaged(path, format!("the device cannot read it: {e}")));
         }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
         result => result.map_err(|e| open_failed(path, e))?,
     };
-    let length = file.len().map_err(|e| Error::io("read", path, e))?;
-    if length != bytes {
-        return Err(Error::damaged(path, format!("it has {length} bytes, {bytes} were written")));
+    let stat = match &held {
+        Some(file) => file.stat().map(Some),
+        None => dir.stat_of(name.as_ref()),
+    };
+    let stat = stat.map_err(|e| Error::io("read", path, e))?.ok_or_else(missing)?;
+    match stat.kind {
+        Kind::File if stat.length == bytes => Ok(SourceFile { id: stat.id, held }),
+        Kind::File => Err(Error::damaged(path, format!("it has {} bytes, {bytes} were written", stat.length))),
+        Kind::Link => Err(open_failed(path, rustix::io::Errno::LOOP.into())),
+        _ => Err(Error::damaged(path, "it is not a regular file")),
     }
-    Ok(file)
 }
 
 /// The error for a checkpoint that was there a moment ago.

@@ -1,10 +1,11 @@
 //! Checkpoints that leave the numbering and stay on the disk: their names are free again, and nothing of them is lost.
 
-use super::directory::without_mark;
-use super::{Directory, nonce};
+use super::directory::nonce;
+use super::removal::without_mark;
+use super::{Dir, Directory, MANIFEST};
 use crate::error::{Error, Result};
+use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
 
 /// Why a checkpoint left the numbering, which the first part of its new name tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +21,11 @@ pub(crate) enum Aside {
 const PREFIXES: [(Aside, &str); 3] =
     [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, "superseded-")];
 
+/// The length of the longest prefix that the name of a checkpoint is ever given.
+pub(super) const LONGEST_PREFIX: usize = "passed-over-".len();
+
 impl Aside {
-    fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix)
     }
 }
@@ -32,37 +36,43 @@ pub(crate) fn before_aside(name: &str) -> Option<(Aside, &str)> {
 }
 
 impl Directory {
-    /// Moves a checkpoint out of the numbering; returns its new name, which is durable. Reads nothing of it.
+    /// Moves a checkpoint, or whatever has its name, out of the numbering; returns its new name, which is durable. Reads
+    /// nothing of it.
     pub(crate) fn move_aside(&self, name: &str, aside: Aside) -> Result<String> {
+        self.check()?;
+        let root = self.dir()?;
         let new = format!("{}{name}-{}", aside.prefix(), nonce());
-        let (from, to) = (self.path(name), self.path(&new));
-        match self.disk().rename_new(&from, &to) {
-            // A directory of an overlay's lower layer cannot be renamed, but its files can.
-            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => self.move_files(&from, &to)?,
-            result => result.map_err(|e| Error::io("move aside", &from, e))?,
+        let failed = |e| Error::io("move aside", self.path(name), e);
+        match root.rename_new(name.as_ref(), new.as_ref()) {
+            // A directory of an overlay's lower layer cannot be renamed, but its files can be moved.
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                move_files(&**root, name.as_ref(), new.as_ref()).map_err(failed)?;
+            }
+            result => result.map_err(failed)?,
         }
-        self.sync_dir(self.root())?;
+        self.sync(&**root, self.root())?;
         Ok(new)
     }
 
     /// Gives a checkpoint back the name it had before [`move_aside`](Directory::move_aside).
     pub(crate) fn move_back(&self, aside: &str, name: &str) -> Result<()> {
-        let (from, to) = (self.path(aside), self.path(name));
-        self.disk().rename_new(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
-        self.sync_dir(self.root())
+        let root = self.dir()?;
+        root.rename_new(aside.as_ref(), name.as_ref()).map_err(|e| Error::io("rename", self.path(aside), e))?;
+        self.sync(&**root, self.root())
     }
+}
 
-    /// Moves what is in a directory into a new one, the manifest first: without it the old one is no checkpoint.
-    fn move_files(&self, from: &Path, to: &Path) -> Result<()> {
-        let failed = |e| Error::io("move aside", from, e);
-        let disk = self.disk();
-        disk.create_dir(to).map_err(failed)?;
-        let mut entries = disk.list(from).map_err(failed)?;
-        entries.sort_by_key(|entry| entry.name != super::MANIFEST);
-        for entry in entries {
-            disk.rename_new(&from.join(&entry.name), &to.join(&entry.name)).map_err(failed)?;
-        }
-        self.sync_dir(to)?;
-        disk.remove_dir(from).map_err(failed)
+/// Moves what is in a directory into a new one, the manifest first: without it the old one is no checkpoint.
+fn move_files(root: &dyn Dir, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let old = root.open_dir(from)?;
+    root.create_dir(to)?;
+    let new = root.open_dir(to)?;
+    let mut entries = old.list()?;
+    entries.sort_by_key(|entry| entry.name != MANIFEST);
+    for entry in entries {
+        old.link(&entry.name, &*new, &entry.name)?;
+        old.remove_file(&entry.name)?;
     }
+    new.sync()?;
+    root.remove_dir(from)
 }

@@ -1,148 +1,315 @@
 //! The operating system's file operations.
 
-use super::{Disk, Entry, NewFile, OldFile, PAGE};
-use rustix::fs::{CWD, OFlags, RenameFlags};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use super::lease::is_ours_alone;
+use super::{Dir, Disk, Entry, FileId, Kind, LockFile, NewFile, OldFile, PAGE, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The local file system.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LocalDisk;
 
-/// A file being written: through the page cache, and past it once it goes direct.
+/// A directory, held open.
+#[derive(Debug)]
+struct LocalDir(OwnedFd);
+
+/// A file being written: through the page cache, and past it where `direct` is.
 struct LocalFile {
     file: File,
-    path: PathBuf,
     direct: Option<File>,
 }
 
+struct LocalLock {
+    file: File,
+    id: FileId,
+}
+
+/// What is asked of every directory and file that is opened.
+const CLOSED_ON_EXEC: OFlags = OFlags::CLOEXEC;
+/// As the system's tools do it: the user's umask takes away from it.
+const NEW_FILE: u32 = 0o666;
+const NEW_DIRECTORY: u32 = 0o777;
+
+/// File systems that are known to hold their files here: nobody reads them past this kernel, which knows of every
+/// open file (an overlay's files can be opened in its layers, those of FUSE and of network file systems elsewhere).
+/// ext2, ext3 and ext4; XFS; btrfs; tmpfs; F2FS; bcachefs.
+#[cfg(target_os = "linux")]
+const LOCAL: [u64; 6] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0xCA45_1A4E];
+
 impl Disk for LocalDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir(path)
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        std::path::absolute(path)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
-        // O_EXCL neither follows a symbolic link nor opens what exists; the mode is left to the user's umask.
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        Ok(Box::new(LocalFile { file, path: path.to_path_buf(), direct: None }))
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | CLOSED_ON_EXEC;
+        Ok(match rustix::fs::open(path, flags, Mode::empty()) {
+            // Without the right to read it, it can still lead to what is in it.
+            Err(Errno::ACCESS) => Arc::new(LocalDir(rustix::fs::open(path, flags | OFlags::PATH, Mode::empty())?)),
+            result => Arc::new(LocalDir(result?)),
+        })
+    }
+}
+
+impl LocalDir {
+    fn open_at(&self, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::NOFOLLOW | CLOSED_ON_EXEC;
+        rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(NEW_FILE))
     }
 
-    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let file = OpenOptions::new().write(true).custom_flags(flags as i32).open(from)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.nlink() != 1 || !is_ours_alone(&file) {
-            return Ok(None);
+    /// Opens the file `name`, which is `file`, again for direct writes; `None` where that cannot be.
+    fn open_direct(&self, name: &OsStr, file: &File) -> Option<File> {
+        let direct = File::from(self.open_at(name, OFlags::WRONLY | OFlags::DIRECT).ok()?);
+        let id = |file: &File| stat_fd(file).ok().map(|stat| stat.id);
+        (id(&direct) == id(file)).then_some(direct)
+    }
+
+    /// Opens a file that another program has a lease on: waits until that gives it up, as `cat` does.
+    fn open_leased(&self, name: &OsStr) -> io::Result<File> {
+        // A pipe must not be waited for: what is opened is what was looked at.
+        let held = self.open_at(name, OFlags::PATH)?;
+        if stat_fd(&held)?.kind != Kind::File {
+            return Err(Errno::AGAIN.into());
         }
-        self.rename_new(from, to)?;
-        Ok(Some(Box::new(LocalFile { file, path: to.to_path_buf(), direct: None })))
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+        Ok(File::from(rustix::fs::open(path, OFlags::RDONLY | CLOSED_ON_EXEC, Mode::empty())?))
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        fs::hard_link(existing, new)
+    /// Whether an old file differs from a new one in this directory in nothing but its content: owner, group, mode,
+    /// names of extended attributes.
+    fn is_like_new(&self, file: &File) -> io::Result<bool> {
+        // A file without a name, which goes when it is closed.
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | CLOSED_ON_EXEC;
+        let new = File::from(rustix::fs::openat(&self.0, ".", flags, Mode::from_raw_mode(NEW_FILE))?);
+        let (old_stat, new_stat) = (rustix::fs::fstat(file)?, rustix::fs::fstat(&new)?);
+        let owner = |stat: &rustix::fs::Stat| (stat.st_dev, stat.st_uid, stat.st_gid, stat.st_mode);
+        Ok(old_stat.st_nlink == 1 && owner(&old_stat) == owner(&new_stat) && attributes(file)? == attributes(&new)?)
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
-        // O_NONBLOCK: opening a pipe must not wait for its other end.
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let not_a_file = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        let file = match OpenOptions::new().read(true).custom_flags(flags as i32).open(path) {
-            Err(e) => match rustix::io::Errno::from_io_error(&e) {
-                Some(rustix::io::Errno::LOOP) => return not_a_file("a symbolic link, not a regular file"),
-                Some(rustix::io::Errno::NXIO) => return not_a_file("a socket or device, not a regular file"),
-                _ => return Err(e),
-            },
-            Ok(file) => file,
-        };
-        if !file.metadata()?.is_file() {
-            return not_a_file("not a regular file");
+    /// Opens the lock file, or makes one.
+    fn open_lock(&self, name: &OsStr) -> io::Result<(File, bool)> {
+        // Not waiting for the other end of a pipe.
+        match self.open_at(name, OFlags::RDWR | OFlags::NONBLOCK) {
+            // Another user's: holding it needs no right to write.
+            Err(Errno::ACCESS | Errno::ROFS | Errno::PERM) => {
+                Ok((File::from(self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK)?), false))
+            }
+            Err(Errno::NOENT) => {
+                Ok((File::from(self.open_at(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?), true))
+            }
+            result => Ok((File::from(result?), true)),
         }
-        Ok(Box::new(file))
+    }
+}
+
+impl Dir for LocalDir {
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+    fn stat(&self) -> io::Result<Stat> {
+        stat_fd(&self.0)
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(to_stat(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for entry in walkdir::WalkDir::new(path).min_depth(1).max_depth(1) {
-            let entry = entry.map_err(io::Error::from)?;
-            // A name that is not Unicode is none of ours; what stands for it here is not either.
-            let name = entry.file_name().to_string_lossy().into_owned();
-            entries.push(Entry { name, is_dir: entry.file_type().is_dir() });
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let name = OsString::from_vec(name.to_vec());
+            let kind = match entry.file_type() {
+                // Not every file system tells.
+                FileType::Unknown => match self.stat_of(&name)? {
+                    Some(stat) => stat.kind,
+                    None => continue,
+                },
+                known => kind_of(known),
+            };
+            entries.push(Entry { name, kind });
         }
         Ok(entries)
     }
 
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        match fs::symlink_metadata(path) {
-            Ok(_) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        match self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY) {
+            // The system says of a link that it is no directory.
+            Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
+                Err(Errno::LOOP.into())
+            }
+            result => Ok(Arc::new(LocalDir(result?))),
         }
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let folder = File::open(path)?;
-        folder.sync_all()?;
-        // XFS, once it has shut itself down after an error of its device, says that a folder is synced when it is not;
-        // it does say so when the folder is read.
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+        let not_a_file = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        // Opening a pipe must not wait for its other end.
+        let file = match self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NXIO) => return not_a_file("a socket or device, not a regular file"),
+            Err(Errno::AGAIN) => self.open_leased(name)?,
+            result => File::from(result?),
+        };
+        let stat = stat_fd(&file)?;
+        if stat.kind != Kind::File {
+            return not_a_file("not a regular file");
+        }
+        // Between looking up the name and opening, the file can have been taken away to be overwritten.
+        match self.stat_of(name)? {
+            Some(now) if now.id == stat.id => Ok(Box::new(file)),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn create_dir(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(NEW_DIRECTORY))?)
+    }
+
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+        // O_EXCL neither follows a symbolic link nor opens what exists.
+        let file = File::from(self.open_at(name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?);
+        let direct = if direct { self.open_direct(name, &file) } else { None };
+        Ok(Box::new(LocalFile { file, direct }))
+    }
+
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+        let Some(to) = to.as_any().downcast_ref::<LocalDir>() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        // Out of the reach of those who know its name first; then nobody can come to see it any more.
+        rename_new(self, name, to, new)?;
+        let taken = || -> io::Result<Option<File>> {
+            let file = File::from(to.open_at(new, OFlags::WRONLY | OFlags::NONBLOCK)?);
+            let stat = stat_fd(&file)?;
+            let fits = stat.kind == Kind::File && to.is_local() && to.is_like_new(&file)? && is_ours_alone(&file);
+            Ok(fits.then_some(file))
+        };
+        match taken() {
+            Ok(Some(file)) => {
+                let direct = if direct { to.open_direct(new, &file) } else { None };
+                Ok(Some(Box::new(LocalFile { file, direct })))
+            }
+            // Whoever sees it keeps it as it is.
+            _ => to.remove_file(new).map(|()| None),
+        }
+    }
+
+    fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()> {
+        let Some(to) = to.as_any().downcast_ref::<LocalDir>() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        Ok(rustix::fs::linkat(&self.0, name, &to.0, new, AtFlags::empty())?)
+    }
+
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        rename_new(self, from, self, to)
+    }
+
+    fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.0, from, &self.0, to)?)
+    }
+
+    fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match rustix::fs::fsync(&self.0) {
+            // Opened without the right to read it.
+            Err(Errno::BADF) => return Err(Errno::ACCESS.into()),
+            result => result?,
+        }
+        // XFS, once it has shut itself down after an error of its device, says that a directory is synced when it is
+        // not; it does say so when the directory is read.
         #[cfg(target_os = "linux")]
-        if let Some(entry) = rustix::fs::Dir::new(folder)?.next() {
+        if let Some(entry) = rustix::fs::Dir::read_from(&self.0)?.next() {
             entry?;
         }
         Ok(())
     }
 
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // The file system has no such rename: the lock of the folder is what keeps others away.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
-                if self.exists(to)? {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                fs::rename(from, to)
-            }
-            result => Ok(result?),
-        }
-    }
-
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
-    }
-
-    fn free_space(&self, path: &Path) -> io::Result<Option<u64>> {
-        let stat = rustix::fs::statvfs(path)?;
+    fn free_space(&self) -> io::Result<Option<u64>> {
+        let stat = rustix::fs::fstatvfs(&self.0)?;
         // Some network and memory file systems report no blocks at all.
         Ok((stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 
-    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        // Neither following a link out of the folder nor waiting for the other end of a pipe.
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(false).custom_flags(flags as i32).open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    fn name_limit(&self) -> usize {
+        let told = rustix::fs::fstatvfs(&self.0).map_or(0, |stat| stat.f_namemax);
+        usize::try_from(told).ok().filter(|told| (1..255).contains(told)).unwrap_or(255)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_local(&self) -> bool {
+        rustix::fs::fstatfs(&self.0).is_ok_and(|stat| LOCAL.contains(&(stat.f_type as u64 & 0xFFFF_FFFF)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
+        // Again when it was removed, or made by another, between opening and locking.
+        for _ in 0..100 {
+            let (mut file, writable) = match self.open_lock(name) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => continue,
+                result => result?,
+            };
+            let stat = stat_fd(&file)?;
+            if stat.kind != Kind::File {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+            if self.stat_of(name)?.is_none_or(|now| now.id != stat.id) {
+                continue;
+            }
+            // Who holds it is for people, so a full disk is no reason to refuse; a file with another name is not ours.
+            if writable && rustix::fs::fstat(&file)?.st_nlink == 1 {
+                let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+            }
+            return Ok(Some(Box::new(LocalLock { file, id: stat.id })));
         }
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(e)) => return Err(e),
+        Err(io::Error::other("it is removed and made again all the time"))
+    }
+}
+
+impl LockFile for LocalLock {
+    fn id(&self) -> FileId {
+        self.id
+    }
+
+    fn release(&self) {
+        // A process that was forked from this one has the file open too: closing it would not be enough.
+        if let Err(e) = self.file.unlock() {
+            log::warn!("the lock could not be given back before the process ends: {e}");
         }
-        // Who holds it is for people, so a full disk is no reason to refuse; a file with another name is not ours.
-        if metadata.nlink() == 1 {
-            let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
-        }
-        Ok(Some(Box::new(file)))
     }
 }
 
@@ -157,11 +324,6 @@ impl NewFile for LocalFile {
         }
     }
 
-    fn go_direct(&mut self) {
-        let flags = (OFlags::NOFOLLOW | OFlags::DIRECT).bits();
-        self.direct = OpenOptions::new().write(true).custom_flags(flags as i32).open(&self.path).ok();
-    }
-
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.file.set_len(length)
     }
@@ -170,11 +332,15 @@ impl NewFile for LocalFile {
         // Content, length and where they are on the device; not the time of the change, which would be a second write.
         self.file.sync_data()
     }
+
+    fn stat(&self) -> io::Result<Stat> {
+        stat_fd(&self.file)
+    }
 }
 
 impl OldFile for File {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+    fn stat(&self) -> io::Result<Stat> {
+        stat_fd(self)
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -182,21 +348,49 @@ impl OldFile for File {
     }
 }
 
-/// Whether no other open file, in this process or another, shows this one; mapped memory counts as open. Asks for
-/// a lease for writing, which the system grants only then (fcntl(2), "Leases"), and gives it back.
-#[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "there is no safe wrapper of F_SETLEASE")]
-fn is_ours_alone(file: &File) -> bool {
-    use std::os::fd::AsRawFd;
-    // SAFETY: both calls take the descriptor of an open file and an integer, and touch no memory of ours.
-    unsafe {
-        let granted = libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0;
-        granted && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) == 0
+/// Renames to a name that must be free.
+fn rename_new(from: &LocalDir, name: &OsStr, to: &LocalDir, new: &OsStr) -> io::Result<()> {
+    match rustix::fs::renameat_with(&from.0, name, &to.0, new, RenameFlags::NOREPLACE) {
+        // The file system has no such rename: the lock of the directory is what keeps others away.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            if to.stat_of(new)?.is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Ok(rustix::fs::renameat(&from.0, name, &to.0, new)?)
+        }
+        result => Ok(result?),
     }
 }
 
-/// Other systems do not tell.
-#[cfg(not(target_os = "linux"))]
-fn is_ours_alone(_: &File) -> bool {
-    false
+fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
+    Ok(to_stat(&rustix::fs::fstat(fd)?))
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the fields differ between systems")]
+fn to_stat(stat: &rustix::fs::Stat) -> Stat {
+    Stat {
+        id: FileId { device: stat.st_dev as u64, inode: stat.st_ino as u64 },
+        kind: kind_of(FileType::from_raw_mode(stat.st_mode)),
+        length: stat.st_size as u64,
+        modified: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+    }
+}
+
+fn kind_of(file_type: FileType) -> Kind {
+    match file_type {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Link,
+        _ => Kind::Other,
+    }
+}
+
+/// The names of a file's extended attributes, which access control lists are among.
+fn attributes(file: &File) -> io::Result<Vec<u8>> {
+    let mut names = [0; 4096];
+    match rustix::fs::flistxattr(file, &mut names[..]) {
+        Ok(length) => Ok(names[..length].to_vec()),
+        Err(Errno::NOTSUP | Errno::NOSYS) => Ok(Vec::new()),
+        Err(e) => Err(e.into()),
+    }
 }

@@ -1,73 +1,119 @@
-//! Where checkpoints live: one narrow trait of file operations, so that the same protocol runs on the operating
-//! system and on a simulated disk. Every promise about durability is a sequence of these calls.
+//! Where checkpoints live: narrow traits of file operations, so that the same protocol runs on the operating system
+//! and on a simulated disk. Every promise about durability is a sequence of these calls.
+//!
+//! A directory is opened once, by the path that the user gave, and is an open directory from then on. Everything
+//! below it is reached from there, by names of one component, and no symbolic link is followed on the way.
 
 mod aside;
 mod directory;
+mod lease;
 mod local;
+mod lock;
 mod marks;
+mod removal;
 mod spares;
+mod staging;
 
 pub(crate) use aside::{Aside, before_aside};
 pub use directory::Durability;
 pub(crate) use directory::{
-    DIRECT, Directory, Lock, MANIFEST, Scan, StagedFile, Staging, TRASH, nonce, open_failed, parent_of, read_manifest,
+    Directory, MANIFEST, Scan, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of, read_manifest,
 };
 pub(crate) use local::LocalDisk;
+pub(crate) use lock::Lock;
+pub(crate) use staging::{DIRECT, Finished, StagedFile, Staging};
 
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The operations of a file system that the crate uses; all else is built of these.
+/// A file system, as far as paths are concerned: those that the user gives.
 pub(crate) trait Disk: Send + Sync + Debug {
-    /// Creates a folder whose parent exists; an error if anything of that name exists.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// The path from the root directory, whatever the working directory will be.
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// Creates a file for writing; an error if anything of that name exists.
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+    /// Opens a directory. Symbolic links in the path are followed: the user gave it.
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
+}
 
-    /// Renames the file `from` to the free name `to` and opens it for overwriting: blocks that exist already are
-    /// written about twice as fast as new ones. `None`, and `from` is left alone, when somebody could see the change:
-    /// it has a second link, or is open anywhere.
-    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
-        let _ = (from, to);
-        Ok(None)
-    }
+/// An open directory. It stays the same one whatever becomes of its name. All names are single components; a symbolic
+/// link of that name is never followed.
+pub(crate) trait Dir: Send + Sync + Debug {
+    /// For [`recycle`](Dir::recycle) and [`link`](Dir::link), which need two directories of one kind.
+    fn as_any(&self) -> &dyn Any;
 
-    /// Gives the file `existing` a second name. Neither name may ever be written to again.
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()>;
+    /// The directory itself.
+    fn stat(&self) -> io::Result<Stat>;
 
-    /// Opens a regular file for reading. Symbolic links, folders, pipes and devices are errors of the kind
-    /// `InvalidInput`, whose text says what is there.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>>;
+    /// What has this name, if anything has.
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>>;
 
-    /// What is in a folder, unsorted.
-    fn list(&self, path: &Path) -> io::Result<Vec<Entry>>;
+    /// What is in the directory, unsorted.
+    fn list(&self) -> io::Result<Vec<Entry>>;
 
-    /// Whether anything has this name.
-    fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Opens a directory in this one. A symbolic link is the error `ELOOP`.
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>>;
 
-    /// Makes the names in a folder durable: created, renamed and removed ones.
-    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are errors
+    /// of the kind `InvalidInput`, whose text says what is there. Never waits for the other end of a pipe.
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>>;
+
+    /// Creates a directory; an error if anything of that name exists.
+    fn create_dir(&self, name: &OsStr) -> io::Result<()>;
+
+    /// Creates a file for writing; an error if anything of that name exists. Where `direct` is true, what
+    /// [`write_all_at`](NewFile::write_all_at) may write directly is written so, if the file system can.
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>>;
+
+    /// Moves the file `name` to the free name `new` of the directory `to` and opens it for overwriting: blocks that
+    /// exist already are written about twice as fast as new ones. `None`, and the file is removed, when it differs
+    /// from a new file in more than its content, or when somebody could see the change: it has a second link, or is
+    /// open anywhere.
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>>;
+
+    /// Gives the file `name` a second name in the directory `to`. Neither may ever be written to again.
+    fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()>;
 
     /// Renames to a name that must be free.
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
 
     /// Renames a file over another, in one step.
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
 
-    /// Removes a file.
-    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a file. A symbolic link is a file here, wherever it leads: only the link goes.
+    fn remove_file(&self, name: &OsStr) -> io::Result<()>;
 
-    /// Removes an empty folder.
-    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, name: &OsStr) -> io::Result<()>;
 
-    /// Bytes that can still be written to the file system of a folder, where it tells.
-    fn free_space(&self, path: &Path) -> io::Result<Option<u64>>;
+    /// Makes the names in the directory durable: created, renamed and removed ones.
+    fn sync(&self) -> io::Result<()>;
 
-    /// Takes the lock file `path`, creating it if need be, and writes `holder` into it; `None` when another has it.
-    /// Dropping the result, or dying, gives it back.
-    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>>;
+    /// Bytes that can still be written to the file system, where it tells.
+    fn free_space(&self) -> io::Result<Option<u64>>;
+
+    /// How many bytes a name may have.
+    fn name_limit(&self) -> usize {
+        255
+    }
+
+    /// Whether the file system is known to be local: nobody reaches its files past this system.
+    fn is_local(&self) -> bool;
+
+    /// Takes the lock file `name`, creating it if need be, and writes `holder` into it; `None` when another has it.
+    fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>>;
+}
+
+/// A lock file that is held. Dying gives it back too.
+pub(crate) trait LockFile: Send + Sync {
+    /// The file.
+    fn id(&self) -> FileId;
+
+    /// Gives it back, whoever else has the file open.
+    fn release(&self);
 }
 
 /// What direct writes are aligned to: a multiple of every device's block size in use.
@@ -79,29 +125,56 @@ pub(crate) trait NewFile: Send + Sync {
     /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// From now on what [`write_all_at`](NewFile::write_all_at) may write directly is written so, if the file system can.
-    fn go_direct(&mut self) {}
-
     /// Ends the file after `length` bytes: a recycled one may have been longer.
     fn set_len(&self, length: u64) -> io::Result<()>;
 
     /// Makes content and length durable. After an error the file must be given up, never synced again: the system
     /// may have dropped the data and would answer "done".
     fn sync(&self) -> io::Result<()>;
+
+    /// The file as it is now.
+    fn stat(&self) -> io::Result<Stat>;
 }
 
 /// A file being read.
 pub(crate) trait OldFile: Send + Sync {
-    /// Its length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    /// The file as it is now.
+    fn stat(&self) -> io::Result<Stat>;
 
     /// Fills `buffer` from `offset`; an error if the file ends before.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
-/// A name in a folder.
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Directory,
+    Link,
+    /// A pipe, a socket, a device.
+    Other,
+}
+
+/// Which file or directory it is, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// What is known of a file or directory without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub id: FileId,
+    pub kind: Kind,
+    pub length: u64,
+    /// When the content last changed, in seconds and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+/// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub name: String,
-    pub is_dir: bool,
+    pub name: OsString,
+    pub kind: Kind,
 }

@@ -1,12 +1,12 @@
 //! Files of removed checkpoints, waiting to be overwritten by the next one.
 //!
 //! Blocks and cached pages that exist already are written about twice as fast as new ones. A spare lies in a trash
-//! folder: its name left the namespace, durably, before it became one, and a process that dies leaves it to the sweep.
-//! Whether anyone still sees the old content is asked when it is taken ([`Disk::recycle`]).
+//! directory: its name left the namespace, durably, before it became one, and a process that dies leaves it to the
+//! sweep. Whether anyone still sees the old content is asked when it is taken ([`Dir::recycle`]).
 
-use super::{Disk, NewFile};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use super::{Dir, Entry, Kind, NewFile};
+use std::ffi::{OsStr, OsString};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Smaller files are not worth it, but the crash tests have no others.
 const MIN_BYTES: u64 = if cfg!(any(test, feature = "torture")) { 1 } else { 64 << 10 };
@@ -14,10 +14,18 @@ const MIN_BYTES: u64 = if cfg!(any(test, feature = "torture")) { 1 } else { 64 <
 #[derive(Debug, Default)]
 pub(super) struct Spares(Mutex<Vec<Spare>>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Spare {
-    path: PathBuf,
+    trash: Arc<Trash>,
+    name: OsString,
     bytes: u64,
+}
+
+/// A trash directory, and what it is called in the directory of checkpoints.
+#[derive(Debug)]
+struct Trash {
+    dir: Arc<dyn Dir>,
+    name: OsString,
 }
 
 impl Spares {
@@ -25,37 +33,62 @@ impl Spares {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes that the spares occupy.
-    pub(super) fn bytes(&self) -> u64 {
-        self.lock().iter().map(|spare| spare.bytes).sum()
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 
-    /// Takes the files of a trash folder in the place of those there were; all others are removed.
-    pub(super) fn refill(&self, disk: &dyn Disk, trash: &Path) -> std::io::Result<()> {
-        self.clear(disk);
-        for entry in disk.list(trash)?.into_iter().filter(|entry| !entry.is_dir) {
-            let path = trash.join(&entry.name);
-            match disk.open(&path).and_then(|file| file.len()) {
-                Ok(bytes) if bytes >= MIN_BYTES => self.lock().push(Spare { path, bytes }),
-                _ => disk.remove_file(&path)?,
+    /// Takes the files of the trash directory `name` of `root` in the place of those there were. An error leaves
+    /// files that are none: whatever the trash has more of is for the caller to remove.
+    pub(super) fn refill(&self, root: &dyn Dir, dir: Arc<dyn Dir>, name: &OsStr) -> std::io::Result<()> {
+        self.clear(root);
+        let entries = dir.list()?;
+        let trash = Arc::new(Trash { dir, name: name.to_os_string() });
+        let mut spares = Vec::new();
+        for Entry { name, kind } in entries {
+            let bytes = match trash.dir.stat_of(&name)? {
+                Some(stat) if kind == Kind::File => stat.length,
+                _ => 0,
+            };
+            match kind {
+                Kind::Directory => return Err(std::io::ErrorKind::IsADirectory.into()),
+                Kind::File if bytes >= MIN_BYTES => spares.push(Spare { trash: trash.clone(), name, bytes }),
+                _ => trash.dir.remove_file(&name)?,
             }
         }
-        if self.lock().is_empty() { disk.remove_dir(trash) } else { Ok(()) }
+        if spares.is_empty() {
+            return root.remove_dir(name);
+        }
+        *self.lock() = spares;
+        Ok(())
     }
 
-    /// A spare of about `bytes` bytes, renamed to `to` and open for overwriting, if there is one that nobody sees.
-    pub(super) fn take(&self, disk: &dyn Disk, to: &Path, bytes: u64) -> Option<Box<dyn NewFile>> {
+    /// A spare of about `bytes` bytes, moved to `to` as `new` and open for overwriting, if there is one that nobody sees.
+    pub(super) fn take(
+        &self,
+        root: &dyn Dir,
+        to: &dyn Dir,
+        new: &OsStr,
+        bytes: u64,
+        direct: bool,
+    ) -> Option<Box<dyn NewFile>> {
         while let Some(spare) = self.nearest(bytes) {
-            let file = disk.recycle(&spare.path, to).ok().flatten();
-            if file.is_none() {
-                let _ = disk.remove_file(&spare.path);
+            let file = spare.trash.dir.recycle(&spare.name, to, new, direct);
+            if file.is_err() {
+                let _ = spare.trash.dir.remove_file(&spare.name);
             }
-            remove_if_empty(disk, &spare.path);
-            if file.is_some() {
-                return file;
+            remove_if_empty(root, &spare.trash);
+            if let Ok(Some(file)) = file {
+                return Some(file);
             }
         }
         None
+    }
+
+    /// How many of `bytes`, the lengths of files to come, will find spares, and take no new room.
+    pub(super) fn covers(&self, lengths: impl Iterator<Item = u64>) -> u64 {
+        let left = Spares(Mutex::new(self.lock().clone()));
+        lengths.filter_map(|length| left.nearest(length).map(|spare| spare.bytes.min(length))).sum()
     }
 
     /// Takes out the spare whose length is nearest to `bytes`, if one is near enough.
@@ -68,17 +101,16 @@ impl Spares {
     }
 
     /// Removes all spares.
-    pub(super) fn clear(&self, disk: &dyn Disk) {
-        for spare in self.lock().drain(..) {
-            let _ = disk.remove_file(&spare.path);
-            remove_if_empty(disk, &spare.path);
+    pub(super) fn clear(&self, root: &dyn Dir) {
+        let spares = std::mem::take(&mut *self.lock());
+        for spare in spares {
+            let _ = spare.trash.dir.remove_file(&spare.name);
+            remove_if_empty(root, &spare.trash);
         }
     }
 }
 
-/// The trash folder goes with its last file. What cannot be removed now is swept when the folder is next opened.
-fn remove_if_empty(disk: &dyn Disk, spare: &Path) {
-    if let Some(trash) = spare.parent() {
-        let _ = disk.remove_dir(trash);
-    }
+/// The trash directory goes with its last file. What cannot be removed now is swept when the directory is next opened.
+fn remove_if_empty(root: &dyn Dir, trash: &Trash) {
+    let _ = root.remove_dir(&trash.name);
 }

@@ -164,9 +164,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<i6
         .map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
         .collect();
     drop(manager);
-    let entries = disk.list(Path::new(ROOT)).unwrap_or_default();
-    for entry in &entries {
-        let name = &entry.name;
+    for name in &disk.names(Path::new(ROOT)) {
         let stranger = STRANGERS.iter().any(|path| path.split('/').nth(3) == Some(name));
         let known = [".lock", "checkpoint.json"].contains(&name.as_str()) || listed.contains(name);
         if !stranger && !known {

@@ -148,7 +148,7 @@ impl Case {
         match run.open(shared, Path::new(ROOT)).and_then(|mut manager| restore(&mut manager)) {
             Ok(started) if run.is_at(2) && started.passed_over.len() == 1 => {
                 let passed = &started.passed_over[0];
-                if !disk.exists(&passed.path).unwrap_or(false) || disk.exists(&newest).unwrap_or(true) {
+                if !disk.has(&passed.path) || disk.has(&newest) {
                     broken(format!("it should be aside, as {}", passed.path.display()));
                 }
             }

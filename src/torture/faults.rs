@@ -6,10 +6,12 @@ use super::run::{Run, Setup, restore};
 use super::sim::{Files, SimDisk};
 use crate::error::Error;
 use crate::source::Source;
-use crate::store::{Disk, Entry, NewFile, OldFile};
+use crate::store::{Dir, Disk, Entry, LockFile, NewFile, OldFile, Stat};
+use std::any::Any;
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,13 +34,23 @@ pub(super) struct Plan {
     pub fault: Fault,
     pub at: Vec<u64>,
     pub for_ever: bool,
+    /// Only operations that change names in a directory, or make them durable, count.
+    names_only: bool,
     count: AtomicU64,
     healed: AtomicU64,
 }
 
 impl Plan {
     pub(super) fn new(fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
-        Arc::new(Plan { fault, at: at.to_vec(), for_ever, count: AtomicU64::new(0), healed: AtomicU64::new(0) })
+        let (count, healed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Plan { fault, at: at.to_vec(), for_ever, names_only: false, count, healed })
+    }
+
+    /// Counted are only renames and syncs of directories.
+    #[cfg(test)]
+    fn of_renames(fault: Fault, at: &[u64]) -> Arc<Plan> {
+        let (count, healed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Plan { fault, at: at.to_vec(), for_ever: false, names_only: true, count, healed })
     }
 
     /// Operations so far.
@@ -59,6 +71,11 @@ impl Plan {
 
     /// Whether this operation, which is no write and no sync, goes on.
     fn pass(&self) -> io::Result<()> {
+        if self.names_only { Ok(()) } else { self.pass_rename() }
+    }
+
+    /// As [`pass`](Plan::pass), for a rename.
+    fn pass_rename(&self) -> io::Result<()> {
         if !self.strikes() {
             return Ok(());
         }
@@ -68,6 +85,11 @@ impl Plan {
             Fault::LyingSync => Ok(()),
             Fault::Die => std::process::abort(),
         }
+    }
+
+    /// As [`pass`](Plan::pass), for an operation that changes nothing. Dying before it is dying before the next that does.
+    fn look(&self) -> io::Result<()> {
+        if self.fault == Fault::Die { Ok(()) } else { self.pass() }
     }
 
     fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -100,65 +122,112 @@ impl FaultDisk {
     }
 }
 
+impl FaultDisk {
+    fn dir(&self, dir: io::Result<Arc<dyn Dir>>) -> io::Result<Arc<dyn Dir>> {
+        Ok(Arc::new(FaultDir { dir: dir?, disk: self.clone() }))
+    }
+
+    fn new_file(&self, file: Box<dyn NewFile>) -> Box<dyn NewFile> {
+        Box::new(FaultFile { file, plan: self.plan.clone() })
+    }
+}
+
 impl Disk for FaultDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.create_dir(path))
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        self.inner.absolute(path)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
-        self.plan.pass()?;
-        Ok(Box::new(FaultFile { file: self.inner.create(path)?, plan: self.plan.clone() }))
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>> {
+        self.plan.look().and_then(|()| self.dir(self.inner.open_dir(path)))
+    }
+}
+
+#[derive(Debug)]
+struct FaultDir {
+    dir: Arc<dyn Dir>,
+    disk: FaultDisk,
+}
+
+impl FaultDir {
+    fn plan(&self) -> &Plan {
+        &self.disk.plan
+    }
+}
+
+impl Dir for FaultDir {
+    fn as_any(&self) -> &dyn Any {
+        self.dir.as_any()
     }
 
-    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
-        self.plan.pass()?;
-        let file = self.inner.recycle(from, to)?;
-        Ok(file.map(|file| Box::new(FaultFile { file, plan: self.plan.clone() }) as Box<dyn NewFile>))
+    fn stat(&self) -> io::Result<Stat> {
+        self.plan().look().and_then(|()| self.dir.stat())
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.link(existing, new))
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        self.plan().look().and_then(|()| self.dir.stat_of(name))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
-        self.plan.pass()?;
-        Ok(Box::new(FaultFile { file: self.inner.open(path)?, plan: self.plan.clone() }))
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.plan().look().and_then(|()| self.dir.list())
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
-        self.plan.pass().and_then(|()| self.inner.list(path))
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        self.plan().look().and_then(|()| self.disk.dir(self.dir.open_dir(name)))
     }
 
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.plan.pass().and_then(|()| self.inner.exists(path))
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+        self.plan().look()?;
+        Ok(Box::new(FaultFile { file: self.dir.open(name)?, plan: self.disk.plan.clone() }))
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.plan.sync(|| self.inner.sync_dir(path))
+    fn create_dir(&self, name: &OsStr) -> io::Result<()> {
+        self.plan().pass().and_then(|()| self.dir.create_dir(name))
     }
 
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.rename_new(from, to))
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+        self.plan().pass()?;
+        Ok(self.disk.new_file(self.dir.create(name, direct)?))
     }
 
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.replace(from, to))
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+        self.plan().pass()?;
+        Ok(self.dir.recycle(name, to, new, direct)?.map(|file| self.disk.new_file(file)))
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.remove_file(path))
+    fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()> {
+        self.plan().pass().and_then(|()| self.dir.link(name, to, new))
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.inner.remove_dir(path))
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.plan().pass_rename().and_then(|()| self.dir.rename_new(from, to))
     }
 
-    fn free_space(&self, path: &Path) -> io::Result<Option<u64>> {
-        self.plan.pass().and_then(|()| self.inner.free_space(path))
+    fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.plan().pass().and_then(|()| self.dir.replace(from, to))
     }
 
-    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        self.plan.pass().and_then(|()| self.inner.lock(path, holder))
+    fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        self.plan().pass().and_then(|()| self.dir.remove_file(name))
+    }
+
+    fn remove_dir(&self, name: &OsStr) -> io::Result<()> {
+        self.plan().pass().and_then(|()| self.dir.remove_dir(name))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.plan().sync(|| self.dir.sync())
+    }
+
+    fn free_space(&self) -> io::Result<Option<u64>> {
+        self.plan().look().and_then(|()| self.dir.free_space())
+    }
+
+    fn is_local(&self) -> bool {
+        self.dir.is_local()
+    }
+
+    fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
+        self.plan().pass().and_then(|()| self.dir.lock(name, holder))
     }
 }
 
@@ -180,17 +249,21 @@ impl NewFile for FaultFile<dyn NewFile> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.plan.sync(|| self.file.sync())
+        if self.plan.names_only { self.file.sync() } else { self.plan.sync(|| self.file.sync()) }
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        self.plan.look().and_then(|()| self.file.stat())
     }
 }
 
 impl OldFile for FaultFile<dyn OldFile> {
-    fn len(&self) -> io::Result<u64> {
-        self.plan.pass().and_then(|()| self.file.len())
+    fn stat(&self) -> io::Result<Stat> {
+        self.plan.look().and_then(|()| self.file.stat())
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.plan.pass().and_then(|()| self.file.read_exact_at(offset, buffer))
+        self.plan.look().and_then(|()| self.file.read_exact_at(offset, buffer))
     }
 }
 
@@ -297,9 +370,8 @@ fn is_whole(disk: &SimDisk, step: i64) -> bool {
 }
 
 fn steps(disk: &SimDisk) -> Vec<i64> {
-    let entries = disk.list(Path::new(ROOT)).unwrap_or_default();
-    let mut steps: Vec<i64> =
-        entries.iter().filter_map(|entry| entry.name.strip_prefix("ckpt-")?.parse().ok()).collect();
+    let names = disk.names(Path::new(ROOT));
+    let mut steps: Vec<i64> = names.iter().filter_map(|name| name.strip_prefix("ckpt-")?.parse().ok()).collect();
     steps.sort_unstable();
     steps
 }
@@ -395,10 +467,7 @@ fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report
 }
 
 fn index(disk: &SimDisk) -> Option<Vec<u8>> {
-    let file = disk.open(&Path::new(ROOT).join("checkpoint.json")).ok()?;
-    let mut bytes = vec![0; file.len().ok()? as usize];
-    file.read_exact_at(0, &mut bytes).ok()?;
-    Some(bytes)
+    disk.read(&Path::new(ROOT).join("checkpoint.json"))
 }
 
 /// Opened again: what was acknowledged is restored, and nothing is left behind.
@@ -420,9 +489,9 @@ fn recovered(
         Ok(step) => report.violations.push(format!("{context}: {acknowledged} was acknowledged, {step} is restored")),
         Err(e) => report.violations.push(format!("{context}: cannot be restored afterwards: {e}")),
     }
-    for entry in disk.list(Path::new(ROOT)).unwrap_or_default() {
-        if entry.name.starts_with(".t") || entry.name.starts_with("damaged-") {
-            report.violations.push(format!("{context}: {} is left behind", entry.name));
+    for name in disk.names(Path::new(ROOT)) {
+        if name.starts_with(".t") || name.starts_with("damaged-") {
+            report.violations.push(format!("{context}: {name} is left behind"));
         }
     }
 }
@@ -502,6 +571,7 @@ fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Follows;
     use crate::format::Manifest;
     use crate::store::{Directory, Durability};
     use crate::torture::sim::{Op, Rename};
@@ -514,19 +584,25 @@ mod tests {
         assert!(report.struck > 100);
     }
 
+    fn manifest() -> Manifest {
+        Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now())
+    }
+
     /// What removing a checkpoint says whose move to the trash fails, and whether its folder is still there.
     fn remove(there: bool, errno: rustix::io::Errno) -> (crate::error::Result<()>, bool) {
         let disk = SimDisk::new(Files::default(), 1);
+        let sim = disk.clone();
         disk.put(&format!("{ROOT}/"), b"");
         if there {
-            disk.put(&format!("{ROOT}/ckpt-1/manifest.json"), b"{}");
+            disk.put(&format!("{ROOT}/ckpt-1/manifest.json"), &manifest().to_bytes().unwrap());
             disk.put(&format!("{ROOT}/ckpt-1/w.safetensors"), b"w");
         }
-        let at: &[u64] = if there { &[0] } else { &[] };
-        let plan = Plan::new(Fault::Errno(errno.raw_os_error()), at, false);
+        let plan = Plan::of_renames(Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] });
         let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-        let removed = Directory::new(disk.clone(), ROOT, Durability::PowerLoss).remove("ckpt-1");
-        (removed, disk.exists(&Path::new(ROOT).join("ckpt-1")).unwrap())
+        let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
+        let id = Follows { run: manifest().run, sequence: 1 };
+        let removed = directory.remove("ckpt-1", &id, &|_| false).map(drop);
+        (removed, sim.has(&Path::new(ROOT).join("ckpt-1")))
     }
 
     #[test]
@@ -544,11 +620,10 @@ mod tests {
         let publish = |failing: &[u64]| {
             let sim = SimDisk::new(Files::default(), 1);
             sim.put(&format!("{ROOT}/"), b"");
-            let plan = Plan::new(Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
+            let plan = Plan::of_renames(Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing);
             let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
             let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
-            let manifest = Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now());
-            let published = directory.stage("ckpt-1", 0).and_then(|staging| staging.publish(&manifest, 1));
+            let published = directory.stage("ckpt-1", 0).and_then(|staging| staging.publish(&manifest(), 1));
             assert_eq!(published.is_ok(), failing.is_empty());
             (sim.ops(), plan.count())
         };

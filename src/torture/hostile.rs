@@ -8,7 +8,7 @@ use crate::format::safetensors::{LENGTH_BYTES, parse_header};
 use crate::format::{Digest, Index, Manifest};
 use crate::manager::CheckpointManager;
 use crate::name;
-use crate::store::Disk;
+use crate::store::{Disk, Kind};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,7 +108,7 @@ pub fn names(bytes: &[u8]) -> Verdict {
         }
     }
     disk.put(&format!("{ROOT}/"), &[]);
-    let list = || disk.list(Path::new(ROOT)).map_err(|e| e.to_string());
+    let list = || disk.open_dir(Path::new(ROOT)).and_then(|dir| dir.list()).map_err(|e| e.to_string());
     let before = list()?;
     let checkpoint = Checkpoint::new().with_disk(Arc::new(disk.clone())).threads(1);
     let manager = CheckpointManager::builder(checkpoint, ROOT).open().map_err(|e| format!("it does not open: {e}"))?;
@@ -116,15 +116,16 @@ pub fn names(bytes: &[u8]) -> Verdict {
     drop(manager);
     let after = list()?;
     for entry in before {
+        let name = entry.name.to_string_lossy();
         let marked = |prefix: &str| {
-            entry.name.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('-')).is_some_and(|(_, nonce)| {
+            name.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('-')).is_some_and(|(_, nonce)| {
                 nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
             })
         };
         // A folder with the name of a checkpoint that is none is moved aside.
-        let numbered = entry.name.strip_prefix("ckpt-").is_some_and(|number| number.parse::<u64>().is_ok());
-        let aside = || after.iter().any(|now| now.name.starts_with(&format!("damaged-{}-", entry.name)));
-        let there = after.contains(&entry) || entry.is_dir && numbered && aside();
+        let numbered = name.strip_prefix("ckpt-").is_some_and(|number| number.parse::<u64>().is_ok());
+        let aside = || after.iter().any(|now| now.name.to_string_lossy().starts_with(&format!("damaged-{name}-")));
+        let there = after.contains(&entry) || entry.kind == Kind::Directory && numbered && aside();
         must(there != (marked(".tmp-") || marked(".trash-")), || format!("{:?}: still there: {there}", entry.name))?;
     }
     if let Some(line) = text.lines().next() {

@@ -5,7 +5,9 @@ use super::check::{Asked, ROOT};
 use super::crash::{Crashes, Model};
 use super::run::Setup;
 use super::sim::SimDisk;
-use crate::store::{Disk, Entry, NewFile, OldFile};
+use crate::store::{Dir, Disk, Entry, LockFile, NewFile, OldFile, Stat};
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,10 +155,12 @@ enum Last {
 
 struct State {
     last: Last,
-    /// A rename that is held back.
-    held: Option<(PathBuf, PathBuf)>,
+    /// A rename in the root that is held back.
+    held: Option<(OsString, OsString)>,
 }
 
+/// Clones are the same disk.
+#[derive(Clone)]
 struct MutantDisk {
     disk: SimDisk,
     wrong: Wrong,
@@ -168,10 +172,6 @@ impl std::fmt::Debug for MutantDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MutantDisk({:?})", self.wrong)
     }
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 impl MutantDisk {
@@ -186,157 +186,213 @@ impl MutantDisk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        for entry in self.disk.list(path)? {
-            self.disk.remove_file(&path.join(entry.name))?;
-        }
-        self.disk.remove_dir(path)
-    }
 }
 
 impl Disk for MutantDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        if self.wrong == Wrong::OldestRemovedFirst && name(path).starts_with(".tmp-ckpt") {
-            let entries = self.disk.list(Path::new(ROOT))?;
-            let mut old: Vec<String> =
-                entries.into_iter().map(|entry| entry.name).filter(|name| name.starts_with("ckpt-")).collect();
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        self.disk.absolute(path)
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>> {
+        let dir = self.disk.open_dir(path)?;
+        Ok(Arc::new(MutantDir { dir, path: path.to_path_buf(), mutant: self.clone() }))
+    }
+}
+
+/// A folder, by the path it was opened by.
+#[derive(Debug)]
+struct MutantDir {
+    dir: Arc<dyn Dir>,
+    path: PathBuf,
+    mutant: MutantDisk,
+}
+
+impl MutantDir {
+    fn is_root(&self) -> bool {
+        self.path == Path::new(ROOT)
+    }
+
+    fn is_staging(&self) -> bool {
+        starts_with(self.path.file_name().unwrap_or_default(), ".tmp-ckpt")
+    }
+
+    fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
+        let folder = self.dir.open_dir(name)?;
+        for entry in folder.list()? {
+            folder.remove_file(&entry.name)?;
+        }
+        self.dir.remove_dir(name)
+    }
+}
+
+fn starts_with(name: &OsStr, prefix: &str) -> bool {
+    name.to_string_lossy().starts_with(prefix)
+}
+
+impl Dir for MutantDir {
+    fn as_any(&self) -> &dyn Any {
+        self.dir.as_any()
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        self.dir.stat()
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        // A rename that is held back is not to be missed.
+        let held = self.mutant.state().held.clone();
+        let stat = self.dir.stat_of(name)?;
+        match held {
+            Some((from, to)) if self.is_root() && stat.is_none() && to == *name => self.dir.stat_of(&from),
+            _ => Ok(stat),
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.dir.list()
+    }
+
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        let dir = self.dir.open_dir(name)?;
+        Ok(Arc::new(MutantDir { dir, path: self.path.join(name), mutant: self.mutant.clone() }))
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+        self.dir.open(name)
+    }
+
+    fn create_dir(&self, name: &OsStr) -> io::Result<()> {
+        if self.mutant.wrong == Wrong::OldestRemovedFirst && self.is_root() && starts_with(name, ".tmp-ckpt") {
+            let names = self.dir.list()?.into_iter().map(|entry| entry.name);
+            let mut old: Vec<OsString> = names.filter(|name| starts_with(name, "ckpt-")).collect();
             old.sort();
-            if old.len() >= self.keep {
-                let trash = Path::new(ROOT).join(format!(".trash-{}-{}", old[0], "0".repeat(32)));
-                self.disk.rename_new(&Path::new(ROOT).join(&old[0]), &trash)?;
-                self.disk.sync_dir(Path::new(ROOT))?;
+            if old.len() >= self.mutant.keep {
+                let trash = OsString::from(format!(".trash-{}-{}", old[0].to_string_lossy(), "0".repeat(32)));
+                self.dir.rename_new(&old[0], &trash)?;
+                self.dir.sync()?;
                 self.remove_folder(&trash)?;
             }
         }
-        self.disk.create_dir(path)
+        self.dir.create_dir(name)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
-        let file = self.disk.create(path)?;
-        let inside = path.to_string_lossy().contains("/.tmp-ckpt");
-        let lies = match self.wrong {
-            Wrong::ComponentsNotSynced => inside && name(path).ends_with(".safetensors"),
-            Wrong::ManifestNotSynced => inside && name(path) == "manifest.json",
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+        let file = self.dir.create(name, direct)?;
+        let inside = self.is_staging();
+        let lies = match self.mutant.wrong {
+            Wrong::ComponentsNotSynced => inside && name.to_string_lossy().ends_with(".safetensors"),
+            Wrong::ManifestNotSynced => inside && name == "manifest.json",
             Wrong::CommitBeforeSync => inside,
-            Wrong::IndexNotSynced => name(path).starts_with(".tmp-index"),
+            Wrong::IndexNotSynced => starts_with(name, ".tmp-index"),
             Wrong::NothingSynced => true,
             _ => false,
         };
         Ok(if lies { Box::new(Unsynced(file)) } else { file })
     }
 
-    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
-        self.disk.recycle(from, to)
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+        self.dir.recycle(name, to, new, direct)
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        self.disk.link(existing, new)
+    fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()> {
+        self.dir.link(name, to, new)
     }
 
-    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
-        self.disk.open(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
-        self.disk.list(path)
-    }
-
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.disk.exists(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let root = path == Path::new(ROOT);
-        let last = self.state().last;
-        let skipped = match self.wrong {
-            Wrong::StagingNotSynced => name(path).starts_with(".tmp-ckpt"),
+    fn sync(&self) -> io::Result<()> {
+        let root = self.is_root();
+        let last = self.mutant.state().last;
+        let skipped = match self.mutant.wrong {
+            Wrong::StagingNotSynced => self.is_staging(),
             Wrong::RootNotSyncedAfterCommit => root && last == Last::Commit,
             Wrong::RootNotSyncedAfterIndex => root && last == Last::Index,
             Wrong::RootNeverSynced => root,
             Wrong::NothingSynced => true,
             Wrong::RemovedBeforeTrashIsDurable => root && last == Last::Trash,
             Wrong::RootNotSyncedAtOpening => root && last == Last::Nothing,
-            Wrong::ParentNotSynced => path == Path::new("/data"),
+            Wrong::ParentNotSynced => self.path == Path::new("/data"),
             _ => false,
         };
         if !skipped {
-            self.disk.sync_dir(path)?;
+            self.dir.sync()?;
         }
-        let held = if root && self.wrong == Wrong::IndexBeforeCommit && last == Last::Index {
-            self.state().held.take()
+        let held = if root && self.mutant.wrong == Wrong::IndexBeforeCommit && last == Last::Index {
+            self.mutant.state().held.take()
         } else {
             None
         };
         if let Some((from, to)) = held {
-            self.disk.rename_new(&from, &to)?;
-            self.disk.sync_dir(path)?;
+            self.dir.rename_new(&from, &to)?;
+            self.dir.sync()?;
         }
         Ok(())
     }
 
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let commit = name(from).starts_with(".tmp-ckpt");
-        self.state().last = if commit { Last::Commit } else { Last::Trash };
-        if commit && self.wrong == Wrong::IndexBeforeCommit {
-            self.state().held = Some((from.to_path_buf(), to.to_path_buf()));
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let (commit, wrong) = (starts_with(from, ".tmp-ckpt"), self.mutant.wrong);
+        self.mutant.state().last = if commit { Last::Commit } else { Last::Trash };
+        if commit && wrong == Wrong::IndexBeforeCommit {
+            self.mutant.state().held = Some((from.to_os_string(), to.to_os_string()));
             return Ok(());
         }
-        if !commit && self.wrong == Wrong::RemovedInPlace {
+        if !commit && wrong == Wrong::RemovedInPlace {
             return self.remove_folder(from);
         }
-        self.disk.rename_new(from, to)?;
-        if commit && self.wrong == Wrong::CommitBeforeSync {
+        self.dir.rename_new(from, to)?;
+        if commit && wrong == Wrong::CommitBeforeSync {
             // The files are synced, but after the name is there and durable.
-            self.disk.sync_dir(Path::new(ROOT))?;
-            for entry in self.disk.list(to)? {
-                self.disk.sync_file(&to.join(entry.name));
+            self.dir.sync()?;
+            for entry in self.dir.open_dir(to)?.list()? {
+                self.mutant.disk.sync_file(&self.path.join(to).join(entry.name));
             }
         }
         Ok(())
     }
 
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.state().last = Last::Index;
-        match self.wrong {
+    fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.mutant.state().last = Last::Index;
+        match self.mutant.wrong {
             Wrong::IndexAfterRemoval => {
-                self.state().held = Some((from.to_path_buf(), to.to_path_buf()));
+                self.mutant.state().held = Some((from.to_os_string(), to.to_os_string()));
                 Ok(())
             }
             Wrong::IndexInPlace => {
-                let staged = self.disk.open(from)?;
-                let mut bytes = vec![0; staged.len()? as usize];
+                let staged = self.dir.open(from)?;
+                let mut bytes = vec![0; staged.stat()?.length as usize];
                 staged.read_exact_at(0, &mut bytes)?;
-                if self.disk.exists(to)? {
-                    self.disk.remove_file(to)?;
+                if self.dir.stat_of(to)?.is_some() {
+                    self.dir.remove_file(to)?;
                 }
-                self.disk.create(to)?.write_all_at(0, &bytes)?;
-                self.disk.remove_file(from)
+                self.dir.create(to, false)?.write_all_at(0, &bytes)?;
+                self.dir.remove_file(from)
             }
-            _ => self.disk.replace(from, to),
+            _ => self.dir.replace(from, to),
         }
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_file(path)
+    fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        self.dir.remove_file(name)
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_dir(path)?;
-        let held = if self.wrong == Wrong::IndexAfterRemoval { self.state().held.take() } else { None };
+    fn remove_dir(&self, name: &OsStr) -> io::Result<()> {
+        self.dir.remove_dir(name)?;
+        let held = if self.mutant.wrong == Wrong::IndexAfterRemoval { self.mutant.state().held.take() } else { None };
         if let Some((from, to)) = held {
-            self.disk.replace(&from, &to)?;
-            self.disk.sync_dir(Path::new(ROOT))?;
+            self.dir.replace(&from, &to)?;
+            self.dir.sync()?;
         }
         Ok(())
     }
 
-    fn free_space(&self, path: &Path) -> io::Result<Option<u64>> {
-        self.disk.free_space(path)
+    fn free_space(&self) -> io::Result<Option<u64>> {
+        self.dir.free_space()
     }
 
-    fn lock(&self, path: &Path, holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        self.disk.lock(path, holder)
+    fn is_local(&self) -> bool {
+        self.dir.is_local()
+    }
+
+    fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
+        self.dir.lock(name, holder)
     }
 }
 
@@ -354,6 +410,10 @@ impl NewFile for Unsynced {
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        self.0.stat()
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::random::mix;
 use crate::format::Digest;
-use crate::store::{Disk, Entry, NewFile, OldFile};
+use crate::store::{Dir, Disk, Entry, FileId, Kind, LockFile, NewFile, OldFile, Stat};
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +61,8 @@ impl Content {
 pub(super) enum Node {
     Folder(Vec<(Name, Id)>),
     File(Content),
+    /// A symbolic link to this path.
+    Link(PathBuf),
 }
 
 /// Folders and files, as they are in memory, on the device, or after a crash.
@@ -187,6 +191,7 @@ impl Files {
     fn hash_below(&self, id: Id) -> u64 {
         match &self.nodes[id] {
             Node::File(content) => mix(content.hash ^ 0xF11E),
+            Node::Link(to) => mix(hash_of(to.as_os_str().as_encoded_bytes()) ^ 0x11_4B),
             Node::Folder(entries) => entries.iter().fold(0xD18, |sum: u64, (name, id)| {
                 sum.wrapping_add(mix(name.hash.wrapping_add(self.hash_below(*id).rotate_left(17))))
             }),
@@ -198,7 +203,7 @@ impl Files {
         for (_, id) in self.entries(folder) {
             match self.nodes[*id] {
                 Node::File(_) if !found.contains(id) => found.push(*id),
-                Node::File(_) => {}
+                Node::File(_) | Node::Link(_) => {}
                 Node::Folder(_) => self.named_files(*id, found),
             }
         }
@@ -216,6 +221,7 @@ impl Files {
                 let path = format!("{path}/{}", name.text);
                 match &files.nodes[*id] {
                     Node::File(content) => lines.push(format!("{path} ({} bytes)", content.bytes.len())),
+                    Node::Link(to) => lines.push(format!("{path} -> {}", to.display())),
                     Node::Folder(_) => {
                         lines.push(format!("{path}/"));
                         descend(files, *id, &path, lines);
@@ -259,7 +265,9 @@ pub(super) struct SimDisk(Arc<Mutex<State>>);
 struct State {
     files: Files,
     ops: Option<Vec<Op>>,
-    locked: HashSet<PathBuf>,
+    locked: HashSet<Id>,
+    /// The file system is not known to be local.
+    remote: bool,
     /// Into how many parts a write is cut that a crash can tear apart.
     atoms: usize,
     /// What was tried that must not be: a path outside the folder, say.
@@ -285,6 +293,7 @@ impl SimDisk {
             files,
             ops: (atoms > 0).then(Vec::new),
             locked: HashSet::new(),
+            remote: false,
             atoms: atoms.max(1),
             outrages: Vec::new(),
             careless: false,
@@ -342,6 +351,54 @@ impl SimDisk {
         if let Ok(id) = state.resolve(path) {
             state.record(Op::SyncFile(id));
         }
+    }
+
+    /// What is in a folder.
+    pub(super) fn names(&self, path: &Path) -> Vec<String> {
+        let mut state = self.state();
+        let Ok(folder) = state.resolve(path) else { return Vec::new() };
+        state.files.entries(folder).iter().map(|(name, _)| name.text.to_string()).collect()
+    }
+
+    /// Whether the path leads to anything.
+    pub(super) fn has(&self, path: &Path) -> bool {
+        self.state().resolve(path).is_ok()
+    }
+
+    /// A file's bytes.
+    pub(super) fn read(&self, path: &Path) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let id = state.resolve(path).ok()?;
+        state.files.content(id).map(|content| content.bytes.to_vec())
+    }
+
+    /// Renames, as another program would.
+    #[cfg(test)]
+    pub(super) fn rename(&self, from: &str, to: &str) {
+        let mut state = self.state();
+        let split = |state: &mut State, path: &str| {
+            let (folder, name) = path.rsplit_once('/').unwrap_or_default();
+            (state.resolve(Path::new(folder)).unwrap_or(TOP), Name::new(name))
+        };
+        let (folder, name) = split(&mut state, from);
+        let (other, new) = split(&mut state, to);
+        let id = state.files.find(folder, &name).unwrap_or(TOP);
+        state.move_between(folder, name, other, new, id);
+    }
+
+    /// Puts a symbolic link there, as another program would.
+    #[cfg(test)]
+    pub(super) fn link(&self, folder: &str, name: &str, to: &str) {
+        let mut state = self.state();
+        if let Ok(folder) = state.resolve(Path::new(folder)) {
+            state.add(folder, Name::new(name), Node::Link(to.into()));
+        }
+    }
+
+    /// From now on the file system is one that is not known to be local.
+    #[cfg(test)]
+    pub(super) fn be_remote(&self) {
+        self.state().remote = true;
     }
 
     /// Notes that the program was told `step` is saved.
@@ -422,13 +479,7 @@ impl State {
         for part in path.components() {
             match part {
                 Component::RootDir => {}
-                Component::Normal(name) => {
-                    if let Node::File(_) = self.files.nodes[id] {
-                        return Err(io::ErrorKind::NotADirectory.into());
-                    }
-                    let name = Name::new(&name.to_string_lossy());
-                    id = self.files.find(id, &name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-                }
+                Component::Normal(name) => id = self.child(id, name)?,
                 _ => {
                     self.outrages.push(format!("a path that leads elsewhere: {}", path.display()));
                     return Err(io::ErrorKind::InvalidInput.into());
@@ -438,30 +489,46 @@ impl State {
         Ok(id)
     }
 
-    fn place(&mut self, path: &Path) -> io::Result<(Id, Name)> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+    /// A name of one component.
+    fn name(&mut self, name: &OsStr) -> io::Result<Name> {
+        let text = name.to_string_lossy();
+        if text.is_empty() || text.contains('/') || text == "." || text == ".." {
+            self.outrages.push(format!("a name that leads elsewhere: {text}"));
             return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let folder = self.resolve(parent)?;
+        }
+        Ok(Name::new(&text))
+    }
+
+    /// What has the name in a folder.
+    fn child(&mut self, folder: Id, name: &OsStr) -> io::Result<Id> {
+        let name = self.name(name)?;
         match self.files.nodes[folder] {
-            Node::Folder(_) => Ok((folder, Name::new(&name.to_string_lossy()))),
-            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+            Node::Folder(_) => self.files.find(folder, &name).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            _ => Err(io::ErrorKind::NotADirectory.into()),
         }
     }
 
-    fn free_place(&mut self, path: &Path) -> io::Result<(Id, Name)> {
-        let (folder, name) = self.place(path)?;
+    fn free_name(&mut self, folder: Id, name: &OsStr) -> io::Result<Name> {
+        let name = self.name(name)?;
         match self.files.find(folder, &name) {
             Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            None => Ok((folder, name)),
+            None => Ok(name),
         }
     }
 
-    /// Where the thing at `path` is, and what it is.
-    fn taken_place(&mut self, path: &Path) -> io::Result<(Id, Name, Id)> {
-        let (folder, name) = self.place(path)?;
-        let id = self.files.find(folder, &name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok((folder, name, id))
+    fn stat(&self, id: Id) -> Stat {
+        let (kind, length, modified) = match &self.files.nodes[id] {
+            Node::Folder(_) => (Kind::Directory, 0, 0),
+            Node::Link(_) => (Kind::Link, 0, 0),
+            // Another content is another time.
+            Node::File(content) => (Kind::File, content.bytes.len() as u64, content.hash as i64),
+        };
+        Stat { id: FileId { device: 1, inode: id as u64 }, kind, length, modified: (modified, 0) }
+    }
+
+    fn open_file(&mut self, disk: &SimDisk, id: Id) -> SimFile {
+        *self.open.entry(id).or_default() += 1;
+        SimFile { disk: disk.clone(), id }
     }
 
     fn write(&mut self, id: Id, offset: usize, bytes: &[u8]) {
@@ -523,159 +590,206 @@ pub(super) fn partly_written<'a>(durable: &Content, units: impl Iterator<Item = 
 }
 
 impl Disk for SimDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (folder, name) = state.free_place(path)?;
-        state.add(folder, name, Node::Folder(Vec::new()));
-        Ok(())
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(Path::new("/").join(path))
     }
 
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+    fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>> {
         let mut state = self.state();
-        let (folder, name) = state.free_place(path)?;
-        let id = state.add(folder, name, Node::File(Content::new(Vec::new())));
-        *state.open.entry(id).or_default() += 1;
-        Ok(Box::new(SimFile { disk: self.clone(), id }))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn OldFile>> {
-        let mut state = self.state();
-        let id = state.resolve(path)?;
+        let mut id = state.resolve(path)?;
+        if let Node::Link(target) = state.files.nodes[id].clone() {
+            id = state.resolve(&target)?;
+        }
         match state.files.nodes[id] {
-            Node::File(_) => {
-                *state.open.entry(id).or_default() += 1;
-                Ok(Box::new(SimFile { disk: self.clone(), id }))
-            }
-            Node::Folder(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a folder, not a regular file")),
+            Node::Folder(_) => Ok(Arc::new(SimDir { disk: self.clone(), id })),
+            _ => Err(io::ErrorKind::NotADirectory.into()),
         }
     }
+}
 
-    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
-        let mut state = self.state();
-        let folder = state.resolve(path)?;
-        match &state.files.nodes[folder] {
-            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
-            Node::Folder(entries) => Ok(entries
-                .iter()
-                .map(|(name, id)| Entry {
-                    name: name.text.to_string(),
-                    is_dir: matches!(state.files.nodes[*id], Node::Folder(_)),
-                })
-                .collect()),
-        }
+/// An open folder: it stays the same one when it is renamed, or another gets its name.
+#[derive(Debug)]
+struct SimDir {
+    disk: SimDisk,
+    id: Id,
+}
+
+fn sim(dir: &dyn Dir) -> io::Result<Id> {
+    dir.as_any().downcast_ref::<SimDir>().map(|dir| dir.id).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+fn link_met() -> io::Error {
+    rustix::io::Errno::LOOP.into()
+}
+
+impl Dir for SimDir {
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        match self.state().resolve(path) {
-            Ok(_) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(self.disk.state().stat(self.id))
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        let mut state = self.disk.state();
+        match state.child(self.id, name) {
+            Ok(id) => Ok(Some(state.stat(id))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let folder = state.resolve(path)?;
-        state.record(Op::SyncFolder(folder));
-        Ok(())
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        let state = self.disk.state();
+        let entry = |(name, id): &(Name, Id)| Entry { name: (&*name.text).into(), kind: state.stat(*id).kind };
+        Ok(state.files.entries(self.id).iter().map(entry).collect())
     }
 
-    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (folder, name, id) = state.taken_place(from)?;
-        let (other, new) = state.free_place(to)?;
-        state.move_between(folder, name, other, new, id);
-        Ok(())
-    }
-
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (folder, name, id) = state.taken_place(from)?;
-        let (other, new) = state.place(to)?;
-        if folder != other {
-            state.outrages.push(format!("replacing in another folder: {}", to.display()));
-            return Err(io::ErrorKind::Unsupported.into());
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
+        match state.files.nodes[id] {
+            Node::Folder(_) => Ok(Arc::new(SimDir { disk: self.disk.clone(), id })),
+            Node::Link(_) => Err(link_met()),
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
         }
-        if let Some(Node::Folder(_)) = state.files.find(folder, &new).map(|id| &state.files.nodes[id]) {
-            return Err(io::ErrorKind::IsADirectory.into());
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
+        match state.files.nodes[id] {
+            Node::File(_) => Ok(Box::new(state.open_file(&self.disk, id))),
+            Node::Link(_) => Err(link_met()),
+            Node::Folder(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a folder, not a regular file")),
         }
-        state.rename(Rename::Move { folder, from: name, to: new, id, over: true });
+    }
+
+    fn create_dir(&self, name: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let name = state.free_name(self.id, name)?;
+        state.add(self.id, name, Node::Folder(Vec::new()));
         Ok(())
     }
 
-    fn recycle(&self, from: &Path, to: &Path) -> io::Result<Option<Box<dyn NewFile>>> {
-        let mut state = self.state();
-        let (folder, name, id) = state.taken_place(from)?;
+    fn create(&self, name: &OsStr, _direct: bool) -> io::Result<Box<dyn NewFile>> {
+        let mut state = self.disk.state();
+        let name = state.free_name(self.id, name)?;
+        let id = state.add(self.id, name, Node::File(Content::new(Vec::new())));
+        Ok(Box::new(state.open_file(&self.disk, id)))
+    }
+
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, _direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+        let mut state = self.disk.state();
+        let (id, other) = (state.child(self.id, name)?, sim(to)?);
+        let (name, new) = (state.name(name)?, state.free_name(other, new)?);
+        state.move_between(self.id, name, other, new.clone(), id);
         let in_use = state.open.get(&id).is_some_and(|count| *count > 0);
         let seen = in_use || state.files.links(id) != 1;
         if seen && !state.careless || state.files.content(id).is_none() {
+            state.rename(Rename::Remove { folder: other, name: new, id });
             return Ok(None);
         }
         state.recycled += 1;
-        let (other, new) = state.free_place(to)?;
-        state.move_between(folder, name, other, new, id);
-        *state.open.entry(id).or_default() += 1;
-        Ok(Some(Box::new(SimFile { disk: self.clone(), id })))
+        Ok(Some(Box::new(state.open_file(&self.disk, id))))
     }
 
-    fn link(&self, existing: &Path, new: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (_, _, id) = state.taken_place(existing)?;
+    fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let (id, folder) = (state.child(self.id, name)?, sim(to)?);
         if let Node::Folder(_) = state.files.nodes[id] {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let (folder, name) = state.free_place(new)?;
+        let name = state.free_name(folder, new)?;
         state.rename(Rename::Add { folder, name, id });
         Ok(())
     }
 
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (folder, name, id) = state.taken_place(path)?;
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, from)?;
+        let (name, new) = (state.name(from)?, state.free_name(self.id, to)?);
+        state.move_between(self.id, name, self.id, new, id);
+        Ok(())
+    }
+
+    fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, from)?;
+        let (name, new) = (state.name(from)?, state.name(to)?);
+        if let Some(Node::Folder(_)) = state.files.find(self.id, &new).map(|id| &state.files.nodes[id]) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        state.rename(Rename::Move { folder: self.id, from: name, to: new, id, over: true });
+        Ok(())
+    }
+
+    fn remove_file(&self, name: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
         if let Node::Folder(_) = state.files.nodes[id] {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        state.rename(Rename::Remove { folder, name, id });
+        let name = state.name(name)?;
+        state.rename(Rename::Remove { folder: self.id, name, id });
         Ok(())
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
-        let (folder, name, id) = state.taken_place(path)?;
+    fn remove_dir(&self, name: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
         match &state.files.nodes[id] {
-            Node::File(_) => return Err(io::ErrorKind::NotADirectory.into()),
+            Node::File(_) | Node::Link(_) => return Err(io::ErrorKind::NotADirectory.into()),
             Node::Folder(entries) if !entries.is_empty() => return Err(io::ErrorKind::DirectoryNotEmpty.into()),
             Node::Folder(_) => {}
         }
-        state.rename(Rename::Remove { folder, name, id });
+        let name = state.name(name)?;
+        state.rename(Rename::Remove { folder: self.id, name, id });
         Ok(())
     }
 
-    fn free_space(&self, _path: &Path) -> io::Result<Option<u64>> {
+    fn sync(&self) -> io::Result<()> {
+        self.disk.state().record(Op::SyncFolder(self.id));
+        Ok(())
+    }
+
+    fn free_space(&self) -> io::Result<Option<u64>> {
         Ok(None)
     }
 
-    fn lock(&self, path: &Path, _holder: &str) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        let mut state = self.state();
-        let (folder, name) = state.place(path)?;
-        if state.files.find(folder, &name).is_none() {
-            state.add(folder, name, Node::File(Content::new(Vec::new())));
-        }
-        if !state.locked.insert(path.to_path_buf()) {
+    fn is_local(&self) -> bool {
+        !self.disk.state().remote
+    }
+
+    fn lock(&self, name: &OsStr, _holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
+        let mut state = self.disk.state();
+        let id = match state.child(self.id, name) {
+            Ok(id) => id,
+            Err(_) => {
+                let name = state.name(name)?;
+                state.add(self.id, name, Node::File(Content::new(Vec::new())))
+            }
+        };
+        if !state.locked.insert(id) {
             return Ok(None);
         }
-        Ok(Some(Box::new(SimLock { disk: self.clone(), path: path.to_path_buf() })))
+        Ok(Some(Box::new(SimLock { disk: self.disk.clone(), id })))
     }
 }
 
 struct SimLock {
     disk: SimDisk,
-    path: PathBuf,
+    id: Id,
 }
 
-impl Drop for SimLock {
-    fn drop(&mut self) {
-        self.disk.state().locked.remove(&self.path);
+impl LockFile for SimLock {
+    fn id(&self) -> FileId {
+        FileId { device: 1, inode: self.id as u64 }
+    }
+
+    fn release(&self) {
+        self.disk.state().locked.remove(&self.id);
     }
 }
 
@@ -712,11 +826,15 @@ impl NewFile for SimFile {
         self.disk.state().record(Op::SyncFile(self.id));
         Ok(())
     }
+
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(self.disk.state().stat(self.id))
+    }
 }
 
 impl OldFile for SimFile {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.state().files.content(self.id).map_or(0, |content| content.bytes.len() as u64))
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(self.disk.state().stat(self.id))
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

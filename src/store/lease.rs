@@ -1,0 +1,30 @@
+//! Whether anyone else sees a file: the one question that only a lease answers (fcntl(2), "Leases").
+
+use std::fs::File;
+
+/// Whether no other open file, in this process or another, shows this one; mapped memory counts as open. Asks for
+/// a lease for writing, which the system grants only then, and gives it back.
+///
+/// Who opens the file while the lease is held makes the system send a signal, by default SIGIO, which ends a process
+/// that does not expect it. SIGURG, which is ignored by default, is chosen first; never a real-time signal, in whose
+/// place the system sends SIGIO when its queue is full.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "there is no safe wrapper of F_SETSIG and F_SETLEASE")]
+pub(super) fn is_ours_alone(file: &File) -> bool {
+    use std::os::fd::AsRawFd;
+    /// From the kernel's `asm-generic/fcntl.h`; the same number on every architecture that Rust's `std` runs on.
+    const F_SETSIG: libc::c_int = 10;
+    let fd = file.as_raw_fd();
+    // SAFETY: the calls take the descriptor of an open file and an integer, and touch no memory of ours.
+    unsafe {
+        libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}
+
+/// Other systems do not tell.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_ours_alone(_: &File) -> bool {
+    false
+}

@@ -1,0 +1,67 @@
+//! The right to write into a directory.
+
+use super::{Dir, LockFile};
+use crate::error::{Error, Result};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The lock file; it is never removed, since removing it would race with another taking it.
+pub(super) const LOCK: &str = ".lock";
+
+/// The right to write into a directory, until the last clone is dropped. Whoever may write the index shows it.
+#[derive(Clone)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] pub(super) Arc<Held>);
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lock")
+    }
+}
+
+/// A lock file that this process holds; none where locking was renounced.
+pub(super) struct Held {
+    process: u32,
+    file: Mutex<Option<Box<dyn LockFile>>>,
+}
+
+impl Held {
+    pub(super) fn new(file: Option<Box<dyn LockFile>>) -> Held {
+        Held { process: std::process::id(), file: Mutex::new(file) }
+    }
+
+    /// Sees to it that the lock file of the directory is the one held: one that was removed or replaced is taken anew.
+    pub(super) fn check(&self, dir: &dyn Dir, root: &Path) -> Result<()> {
+        let path = root.join(LOCK);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = &*file else { return Ok(()) };
+        let now = dir.stat_of(LOCK.as_ref()).map_err(|e| Error::io("look for", &path, e))?;
+        if now.is_some_and(|now| now.id == held.id()) {
+            return Ok(());
+        }
+        log::warn!("{} was removed or replaced; it is taken anew", path.display());
+        let again = dir.lock(LOCK.as_ref(), &holder()).map_err(|e| Error::io("lock", &path, e))?;
+        let taken = "the lock file was removed, and another writer took the one that is there now".to_string();
+        let again = again.ok_or_else(|| Error::Locked { path: root.to_path_buf(), holder: taken })?;
+        held.release();
+        *file = Some(again);
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // A forked child has the same lock as its parent, who needs it.
+        if self.process != std::process::id() {
+            return;
+        }
+        if let Some(file) = self.file.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            file.release();
+        }
+    }
+}
+
+/// What the lock file says.
+pub(super) fn holder() -> String {
+    format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"))
+}

@@ -1,0 +1,161 @@
+//! Removing and moving away: what is ours, and known to be it, and nothing that a link leads to.
+
+use super::aside::{Aside, before_aside};
+use super::directory::{Directory, MANIFEST, STAGING, nonce, read_manifest};
+use super::marks::marks_in;
+use super::{Dir, Kind, TRASH};
+use crate::error::{Error, Result};
+use crate::format::Follows;
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+
+/// How deep what is removed may nest: ours has files only.
+const MAX_DEPTH: usize = 64;
+
+/// Whether the marks of a checkpoint say that it stays.
+pub(crate) type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
+
+impl Directory {
+    /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable removes
+    /// its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that it `stays`.
+    /// What has the name but is another commit is left alone, and what no longer tells which one it is is moved aside. An
+    /// error after the first step is only logged: the leftovers are removed when the directory is next opened.
+    pub(crate) fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
+        self.check()?;
+        let root = self.dir()?;
+        let path = self.path(name);
+        let dir = match root.open_dir(name.as_ref()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(e) if is_no_directory(&e) => {
+                log::warn!("{} is not removed: it is no directory any more, but a link or a file", path.display());
+                return Ok(true);
+            }
+            result => result.map_err(|e| Error::io("open the checkpoint", &path, e))?,
+        };
+        match read_manifest(&*dir, &path) {
+            Ok(manifest) if manifest.run == id.run && manifest.sequence == id.sequence => {}
+            Ok(_) => {
+                log::warn!("{} is not removed: another checkpoint has taken its place", path.display());
+                return Ok(true);
+            }
+            Err(error) if error.is_damage() || matches!(error, Error::Link { .. }) => {
+                log::warn!("{} is not removed but moved aside: {error}", path.display());
+                return self.move_aside(name, Aside::Damaged).map(|_| true);
+            }
+            Err(error) => return Err(error),
+        }
+        if stays(&marks_in(&*dir, &path)?) {
+            return Ok(false);
+        }
+        let bare = before_aside(name).map_or(name, |(_, before)| before);
+        let trash = format!("{TRASH}{bare}-{}", nonce());
+        match root.rename_new(name.as_ref(), trash.as_ref()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            // A directory of an overlay's lower layer cannot be renamed: without its manifest it is no checkpoint either.
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                let manifest = path.join(MANIFEST);
+                dir.remove_file(MANIFEST.as_ref()).map_err(|e| Error::io("remove", &manifest, e))?;
+                self.sync(&*dir, &path)?;
+                self.remove_leftover(name);
+                return Ok(true);
+            }
+            result => result.map_err(|e| Error::io("move to the trash", &path, e))?,
+        }
+        self.freed();
+        if !self.is_still(&*dir, &trash) {
+            return self.give_back(name, &trash, "it was exchanged at this moment");
+        }
+        // A mark that was written meanwhile.
+        if marks_in(&*dir, &path).map_or(true, |marks| stays(&marks)) {
+            return self.give_back(name, &trash, "it was marked at this moment");
+        }
+        match self.sync(&**root, self.root()) {
+            Ok(()) => {
+                let kept = self.spares.as_ref().map(|spares| spares.refill(&**root, dir, trash.as_ref()));
+                if !matches!(kept, Some(Ok(()))) {
+                    self.remove_leftover(&trash);
+                }
+            }
+            // A power cut could bring back the name: it must not be that of half a checkpoint.
+            Err(e) => log::warn!("{trash} is removed when the directory is next opened: {e}"),
+        }
+        Ok(true)
+    }
+
+    /// Whether the name leads to the directory that was looked at.
+    fn is_still(&self, dir: &dyn Dir, name: &str) -> bool {
+        let now = self.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+        now.is_some_and(|now| dir.stat().is_ok_and(|stat| stat.id == now.id))
+    }
+
+    /// Gives what was moved to the trash and must stay its name back; if that is taken, one that nobody removes.
+    fn give_back(&self, name: &str, trash: &str, why: &str) -> Result<bool> {
+        log::warn!("{} is not removed: {why}", self.path(name).display());
+        let root = self.dir()?;
+        let back = root.rename_new(trash.as_ref(), name.as_ref());
+        let aside = format!("{}{name}-{}", Aside::PassedOver.prefix(), nonce());
+        back.or_else(|_| root.rename_new(trash.as_ref(), aside.as_ref()))
+            .map_err(|e| Error::io("give the name back to", self.path(name), e))?;
+        self.sync(&**root, self.root()).map(|()| false)
+    }
+
+    /// Removes a staging or trash directory with what it holds, as far as it goes.
+    pub(crate) fn remove_leftover(&self, name: &str) {
+        let removed = self.dir().map(|root| remove_all(&**root, name.as_ref(), 0));
+        let failed = match removed {
+            Ok(Ok(())) => return self.freed(),
+            Ok(Err(e)) => e.to_string(),
+            Err(e) => e.to_string(),
+        };
+        let path = self.path(name);
+        log::warn!(
+            "could not remove {}: {failed}; it is tried again when the directory is next opened",
+            path.display()
+        );
+    }
+
+    /// Removes all that a dead writer left half done.
+    pub(crate) fn sweep(&self, leftovers: &[String]) {
+        leftovers.iter().for_each(|leftover| self.remove_leftover(leftover));
+    }
+}
+
+/// Removes a file or a directory with all that is in it. A symbolic link is a file here, wherever it leads.
+pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Result<()> {
+    let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
+    let dir: Arc<dyn Dir> = match parent.open_dir(name) {
+        Err(e) if is_no_directory(&e) => return parent.remove_file(name).or_else(gone),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result?,
+    };
+    if depth == MAX_DEPTH {
+        return Err(io::Error::other(format!("it nests deeper than {MAX_DEPTH} directories")));
+    }
+    for entry in dir.list()? {
+        match entry.kind {
+            Kind::Directory => remove_all(&*dir, &entry.name, depth + 1)?,
+            _ => dir.remove_file(&entry.name).or_else(gone)?,
+        }
+    }
+    drop(dir);
+    parent.remove_dir(name).or_else(gone)
+}
+
+/// Whether opening a directory failed since it is none: a file, or a symbolic link.
+pub(super) fn is_no_directory(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
+}
+
+/// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
+pub(super) fn is_leftover(name: &str) -> bool {
+    without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
+}
+
+/// The name that was marked with a prefix and a nonce; `None` when it was not.
+pub(super) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
+    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (nonce.len() == super::directory::NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
+}

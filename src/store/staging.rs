@@ -1,0 +1,293 @@
+//! A checkpoint being written, in a directory of its own that no reader looks at, until it gets its name.
+
+use super::directory::{Directory, Durability, MANIFEST, STAGING, nonce};
+use super::removal::remove_all;
+use super::{Dir, FileId, Kind, NewFile, Stat};
+use crate::error::{Error, Result};
+use crate::format::Manifest;
+use crate::parallel;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Files of at least so many bytes are written past the page cache, and each is synced as soon as it is written.
+pub(crate) const DIRECT: u64 = 8 << 20;
+/// So many small files are synced at a time, where there is more than one thread.
+const SYNCS: usize = 8;
+/// So many small files at most are open and wait to be synced.
+const UNSYNCED: usize = 64;
+/// How often, and how long after one another, a file system is asked again that frees what was removed only later.
+const ASKED_AGAIN: (u32, Duration) = (10, Duration::from_millis(40));
+
+/// A checkpoint being written. Dropped before [`Staging::publish`] has succeeded, it removes what it wrote.
+pub(crate) struct Staging<'a> {
+    directory: &'a Directory,
+    root: Arc<dyn Dir>,
+    dir: Arc<dyn Dir>,
+    /// What it is called until then.
+    staged: String,
+    /// What it will be called.
+    name: String,
+    /// Bytes that will be written.
+    needed: AtomicU64,
+    /// Files that are written and wait to be synced together.
+    unsynced: Mutex<Vec<(PathBuf, Box<dyn NewFile>)>>,
+    done: bool,
+}
+
+/// What a file was when it was finished: as long as this stays so, nobody has written to it or exchanged it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Finished {
+    id: FileId,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl From<Stat> for Finished {
+    fn from(stat: Stat) -> Finished {
+        Finished { id: stat.id, length: stat.length, modified: stat.modified }
+    }
+}
+
+impl Directory {
+    /// Begins a new checkpoint, for which about `needed` bytes will be written.
+    pub(crate) fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
+        self.check_process()?;
+        self.check_name(name)?;
+        let root = self.dir()?.clone();
+        let staged = format!("{STAGING}{name}-{}", nonce());
+        let path = self.path(&staged);
+        root.create_dir(staged.as_ref()).map_err(|e| Error::io("create the directory", &path, e))?;
+        let dir = match root.open_dir(staged.as_ref()) {
+            Ok(dir) => dir,
+            Err(e) => {
+                let _ = root.remove_dir(staged.as_ref());
+                return Err(Error::io("open the directory", &path, e));
+            }
+        };
+        let (needed, unsynced, name) = (AtomicU64::new(needed), Mutex::default(), name.to_string());
+        Ok(Staging { directory: self, root, dir, staged, name, needed, unsynced, done: false })
+    }
+}
+
+impl Staging<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path(&self.staged).join(name)
+    }
+
+    /// Makes room for files of these `lengths`, beside those that are linked: where too little is free, the spares go.
+    /// Refuses nothing: what a file system says of its room can be wrong, or a moment old. The writing finds out.
+    pub(crate) fn make_room(&self, lengths: &[u64]) {
+        let needed = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
+        self.needed.store(needed, Ordering::Relaxed);
+        let spares = self.directory.spares.as_ref().filter(|spares| !spares.is_empty());
+        let covered = spares.map_or(0, |spares| spares.covers(lengths.iter().copied()));
+        let is_enough = |needed: u64| self.free().is_none_or(|free| free >= needed);
+        if is_enough(needed.saturating_sub(covered)) {
+            return;
+        }
+        if let Some(spares) = spares {
+            spares.clear(&*self.root);
+            self.directory.freed();
+        }
+        if self.directory.take_freed() {
+            for _ in 0..ASKED_AGAIN.0 {
+                if is_enough(needed) {
+                    return;
+                }
+                std::thread::sleep(ASKED_AGAIN.1);
+            }
+        }
+    }
+
+    fn free(&self) -> Option<u64> {
+        self.root.free_space().ok().flatten()
+    }
+
+    /// Opens a file of the checkpoint, of `bytes` in the end: a recycled one if there is one.
+    pub(crate) fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
+        let direct = self.directory.durability() == Durability::PowerLoss && bytes >= DIRECT;
+        let spares = self.directory.spares.as_ref();
+        match spares.and_then(|spares| spares.take(&*self.root, &*self.dir, name.as_ref(), bytes, direct)) {
+            Some(file) => Ok(StagedFile { staging: self, file, path: self.path(name), bytes }),
+            None => self.create_new(name, bytes, direct),
+        }
+    }
+
+    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
+    /// that loses what it said was written there must be none, rather than that of an older checkpoint.
+    fn create_new(&self, name: &str, bytes: u64, direct: bool) -> Result<StagedFile<'_>> {
+        let path = self.path(name);
+        let file = self.dir.create(name.as_ref(), direct);
+        let file = file.map_err(|e| self.no_space(Error::io("create", &path, e)))?;
+        Ok(StagedFile { staging: self, file, path, bytes })
+    }
+
+    /// Gives the file `name` of the checkpoint `earlier` a second name in this one, if it is still what it was when it
+    /// was `finished`.
+    pub(crate) fn link(&self, earlier: &str, name: &str, finished: &Finished) -> Result<()> {
+        let path = self.path(name);
+        let failed = |e| Error::io("link", &path, e);
+        let earlier = self.root.open_dir(earlier.as_ref()).map_err(failed)?;
+        earlier.link(name.as_ref(), &*self.dir, name.as_ref()).map_err(failed)?;
+        // The new name is looked at, which only this process knows: nobody can exchange what it leads to.
+        match self.dir.stat_of(name.as_ref()).map_err(failed)? {
+            Some(stat) if stat.kind == Kind::File && Finished::from(stat) == *finished => Ok(()),
+            _ => {
+                self.dir.remove_file(name.as_ref()).map_err(|e| Error::io("remove", &path, e))?;
+                Err(Error::damaged(&path, "the file it would share has been changed since it was written"))
+            }
+        }
+    }
+
+    /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
+    fn sync_files(&self, files: Vec<(PathBuf, Box<dyn NewFile>)>, threads: usize) -> Result<()> {
+        let threads = if threads > 1 { SYNCS } else { 1 };
+        parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
+    }
+
+    fn sync(&self, path: &std::path::Path, file: &dyn NewFile) -> Result<()> {
+        self.directory.sync_file(file, path).map_err(|e| self.no_space(e))
+    }
+
+    fn take_unsynced(&self, at_least: usize) -> Vec<(PathBuf, Box<dyn NewFile>)> {
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
+    }
+
+    /// Tells a full disk how much the whole checkpoint needs.
+    fn no_space(&self, error: Error) -> Error {
+        match error {
+            Error::NoSpace { path, .. } => {
+                Error::NoSpace { path, needed: self.needed.load(Ordering::Relaxed), free: self.free() }
+            }
+            error => error,
+        }
+    }
+
+    /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
+    /// this returns.
+    pub(crate) fn publish(mut self, manifest: &Manifest, threads: usize) -> Result<PathBuf> {
+        let directory = self.directory;
+        let text = manifest.to_bytes()?;
+        let file = self.create_new(MANIFEST, text.len() as u64, false)?;
+        file.write_all_at(0, &text)?;
+        file.end(text.len() as u64)?;
+        self.sync_files(self.take_unsynced(0), threads)?;
+        directory.sync(&*self.dir, &directory.path(&self.staged))?;
+        self.look(manifest)?;
+        directory.check()?;
+        let path = directory.path(&self.name);
+        match self.root.rename_new(self.staged.as_ref(), self.name.as_ref()) {
+            Ok(()) => {
+                let synced = directory.sync(&*self.root, directory.root());
+                if let Err(e) = synced.and_then(|()| directory.check()).and_then(|()| self.is_there(&self.name)) {
+                    // Not durable, or not there, so not done: take the name back before saying so. The files may go only
+                    // when that is durable, else a power cut could bring back the name without them.
+                    let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
+                    self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
+                    return Err(e);
+                }
+                self.done = true;
+            }
+            Err(e) if already_there(&e) => return Err(Error::already_exists(path)),
+            Err(e) => return Err(Error::io("rename to", &path, e)),
+        }
+        Ok(path)
+    }
+
+    /// What is to get the name is what was written here: nobody took away a file, or the directory.
+    fn look(&self, manifest: &Manifest) -> Result<()> {
+        let files = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
+        for (name, bytes) in files.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
+            let path = self.path(name);
+            let stat = self.dir.stat_of(name.as_ref()).map_err(|e| Error::io("look for", &path, e))?;
+            if stat.is_none_or(|stat| stat.kind != Kind::File || stat.length != bytes) {
+                let reason = "another program removed or changed the file while the checkpoint was being written";
+                return Err(Error::moved(path, reason));
+            }
+        }
+        self.is_there(&self.staged)
+    }
+
+    /// The directory that was written has this name.
+    fn is_there(&self, name: &str) -> Result<()> {
+        let path = self.directory.path(name);
+        let failed = |e| Error::io("look for", &path, e);
+        let (own, named) = (self.dir.stat().map_err(failed)?, self.root.stat_of(name.as_ref()).map_err(failed)?);
+        match named {
+            Some(named) if named.id == own.id => Ok(()),
+            _ => {
+                Err(Error::moved(&path, "another program renamed or removed the checkpoint while it was being written"))
+            }
+        }
+    }
+}
+
+impl Drop for Staging<'_> {
+    fn drop(&mut self) {
+        // In a forked child it is the parent who writes.
+        if self.done || self.directory.check_process().is_err() {
+            return;
+        }
+        if let Err(e) = remove_all(&*self.root, self.staged.as_ref(), 0) {
+            let path = self.directory.path(&self.staged);
+            log::warn!("could not remove {}: {e}; it is removed when the directory is next opened", path.display());
+        }
+    }
+}
+
+/// Renaming a directory onto an existing one: file systems say it in two ways.
+fn already_there(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty)
+}
+
+/// A file of a checkpoint being written.
+pub(crate) struct StagedFile<'a> {
+    staging: &'a Staging<'a>,
+    file: Box<dyn NewFile>,
+    path: PathBuf,
+    /// How long it is in the end.
+    bytes: u64,
+}
+
+impl StagedFile<'_> {
+    pub(crate) fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all_at(offset, bytes);
+        written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
+    }
+
+    /// Ends the file at its length, and closes it. A large one is durable when this returns, where durability asks for
+    /// it; a small one is synced with others, when there are many or the checkpoint is [published](Staging::publish).
+    pub(crate) fn finish(self) -> Result<Finished> {
+        let cut = self.file.set_len(self.bytes);
+        cut.map_err(|e| self.staging.no_space(Error::io("set the length of", &self.path, e)))?;
+        let finished = self.file.stat().map_err(|e| Error::io("look at", &self.path, e))?.into();
+        if self.is_large() || !self.staging.directory.syncs_files() {
+            self.staging.sync(&self.path, &*self.file)?;
+            return Ok(finished);
+        }
+        let staging = self.staging;
+        staging.unsynced.lock().unwrap_or_else(PoisonError::into_inner).push((self.path, self.file));
+        staging.sync_files(staging.take_unsynced(UNSYNCED), SYNCS)?;
+        Ok(finished)
+    }
+
+    /// Finishes the file, of which the length is known only now.
+    pub(crate) fn end(mut self, bytes: u64) -> Result<()> {
+        self.bytes = bytes;
+        self.finish().map(drop)
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes >= DIRECT
+    }
+
+    /// Whether it is written past the page cache: without a sync that takes the bytes faster than the device, with
+    /// one they must reach it anyway.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.staging.directory.durability() == Durability::PowerLoss && self.is_large()
+    }
+}
