@@ -175,7 +175,8 @@ fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
     if let Some(folder) = std::env::var_os(CHILD) {
         let folder = Path::new(&folder);
         let error = Run::new().open(folder, 2).unwrap().save_at(1).unwrap_err();
-        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        // There is room enough: what helps is to split the files.
+        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("max_file_bytes"), "{error}");
         assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "only the lock file");
         return;
     }

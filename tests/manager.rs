@@ -574,7 +574,8 @@ fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
             manager.save_at(number)?;
             manager.wait()?;
         }
-        assert_eq!(inode(2)?, inode(4)?);
+        // Of the three that are kept, at least two never share a file.
+        assert!(inode(2)? == inode(3)? && inode(3)? != inode(4)?);
         assert!(bytes(4)? == *Memory::seeded(500_000, 1).bytes());
 
         // Changed, and it says so.

@@ -2,7 +2,7 @@
 
 use super::lease::is_ours_alone;
 use super::{Dir, Disk, Entry, FileId, Kind, LockFile, NewFile, OldFile, PAGE, Stat};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
@@ -99,8 +99,10 @@ impl LocalDir {
     fn open_lock(&self, name: &OsStr) -> io::Result<(File, bool)> {
         // Not waiting for the other end of a pipe.
         match self.open_at(name, OFlags::RDWR | OFlags::NONBLOCK) {
-            // Another user's: holding it needs no right to write.
-            Err(Errno::ACCESS | Errno::ROFS | Errno::PERM) => {
+            // Another user's: holding it needs no right to write, only writing into the directory does.
+            Err(Errno::ACCESS | Errno::PERM) => {
+                let rights = Access::WRITE_OK | Access::EXEC_OK;
+                rustix::fs::accessat(&self.0, ".", rights, AtFlags::EACCESS)?;
                 Ok((File::from(self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK)?), false))
             }
             Err(Errno::NOENT) => {

@@ -547,9 +547,9 @@ mod tests {
 
     #[test]
     fn the_program_links_unchanged_files_and_overwrites_old_ones() {
-        let setup = Setup { frozen: 1, ..Setup::default() };
+        let setup = Setup { frozen: 1, keep: Some(3), ..Setup::default() };
         let disk = SimDisk::new(empty_disk(&setup), 0);
-        program(&disk, Arc::new(disk.clone()), &setup, 4);
+        program(&disk, Arc::new(disk.clone()), &setup, 5);
         let files = disk.files();
         let mut named = Vec::new();
         files.named_files(TOP, &mut named);

@@ -94,7 +94,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant("M14", Wrong::RootNotSyncedAtOpening, 2, Asked::Invariants, true, None),
     Mutant("M15", Wrong::ParentNotSynced, 2, Asked::Invariants, true, None),
     Mutant("M17", Wrong::CommitBeforeSync, 2, Asked::Invariants, false, None),
-    Mutant("M18", Wrong::LinkedFileOverwritten, 2, Asked::Invariants, false, None),
+    Mutant("M18", Wrong::LinkedFileOverwritten, 1, Asked::Invariants, false, None),
 ];
 
 /// What became of a mutant.

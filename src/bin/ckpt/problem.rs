@@ -23,6 +23,8 @@ pub enum Kind {
     Unsupported,
     /// There is nothing, or no checkpoint.
     NotFound,
+    /// A symbolic link, which is not followed.
+    Link,
     /// The operating system refused.
     Io,
     /// Anything else.
@@ -36,6 +38,7 @@ impl Problem {
             Error::Damaged { path, reason } => about(path, Kind::Damaged, reason.clone()),
             Error::Unsupported { path, reason } => about(path, Kind::Unsupported, reason.clone()),
             Error::NotFound { path, reason } => about(path, Kind::NotFound, reason.clone()),
+            Error::Link { path, hint } => about(path, Kind::Link, format!("it is a symbolic link: {hint}")),
             Error::Io { action, path, source } => about(path, Kind::Io, format!("cannot {action} it: {source}")),
             other => Problem { path: None, kind: Kind::Other, reason: other.to_string() },
         }
