@@ -275,7 +275,8 @@ impl Checkpoint {
         let header = Header { stamp, values: plan.values()? };
         let unchanged = Unchanged::since(&Memo::default(), &plan);
         directory.must_be_free(name)?;
-        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()))?;
+        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
+        let saved = saved.inspect_err(|_| self.forget_plan())?;
         Ok((saved.path, saved.manifest, held))
     }
 
@@ -312,7 +313,8 @@ impl Checkpoint {
         let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
         directory.must_be_free(name)?;
         let header = Header { stamp, values: plan.values()? };
-        save::save_with_assets(&plan, &directory, name, header, &self.options, assets)
+        let saved = save::save_with_assets(&plan, &directory, name, header, &self.options, assets);
+        saved.inspect_err(|_| self.forget_plan())
     }
 
     /// What is to be written where; the plan of the last save if nothing has changed since.
@@ -330,7 +332,7 @@ impl Checkpoint {
         Ok(plan)
     }
 
-    /// Plans anew next time: something changed that no collection told of.
+    /// Plans anew next time: after an error something may have changed that nothing told of.
     pub(crate) fn forget_plan(&mut self) {
         self.planned = None;
     }

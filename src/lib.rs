@@ -90,8 +90,8 @@ pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorTarget, Trackable,
-    Unfinished, Value, ValueApply, ValueLeaf,
+    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin, TensorTarget,
+    Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
 pub use manager::{
     Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,

@@ -238,3 +238,198 @@ fn a_state_above_the_budget_is_saved_before_the_call_returns() -> Outcome {
     assert!(matches!(manager.save_at(-3), Err(Error::Usage(_))));
     Ok(())
 }
+
+/// A tensor that counts its changes, unless told not to, and can be given other memory.
+#[derive(Clone)]
+struct Counting(Arc<std::sync::Mutex<(Vec<u8>, u64, usize)>>);
+
+impl Counting {
+    fn new(bytes: usize, address: usize) -> Counting {
+        Counting(Arc::new(std::sync::Mutex::new((vec![0; bytes], 0, address))))
+    }
+
+    fn fill(&self, value: u8, counts: bool) {
+        let mut inner = self.0.lock().unwrap();
+        inner.0.fill(value);
+        inner.1 += u64::from(counts);
+    }
+
+    fn exchange(&self, bytes: Vec<u8>, address: usize) {
+        let mut inner = self.0.lock().unwrap();
+        (inner.0, inner.2) = (bytes, address);
+    }
+}
+
+impl TensorLeaf for Counting {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        Ok(TensorSpec::new(Dtype::U8, [self.0.lock().unwrap().0.len() as u64]))
+    }
+
+    fn identity(&self) -> Option<tch_checkpoint::Identity> {
+        let address = self.0.lock().unwrap().2;
+        Some(tch_checkpoint::Identity { device: "y".into(), address, spec: self.spec().ok()?, strides: vec![] })
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        Ok(Box::new(self.0.lock().unwrap().0.clone()))
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.0.lock().unwrap().1)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        Err("it is read only".into())
+    }
+}
+
+struct Behind(Gate, usize);
+
+impl Collection for Behind {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Ok(Vec::new())
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded { gate: self.0.clone(), addresses: [self.1].into() })
+    }
+
+    fn generation(&self) -> Option<u64> {
+        Some(0)
+    }
+}
+
+#[test]
+fn a_writer_past_the_gate_is_noticed_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tensor = Counting::new(9_000_000, 1000);
+    let checkpoint = Checkpoint::new().track("part", Node::group([("t", Node::tensor(tensor.clone()))]))?;
+    let checkpoint = checkpoint.track("owner", Node::collection(Behind(Gate::new(), 1000)))?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+    let mut failed = 0;
+    for step in 1..=6 {
+        tensor.fill(step as u8, true);
+        let path = manager.save_at(step)?;
+        tensor.fill(99, true);
+        match manager.wait() {
+            Ok(()) => assert!(is_pure(&path, step as u8), "step {step}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("part/t") && text.contains("copy_at_call(\"part/*\")"), "{text}");
+                assert!(!path.exists());
+                failed += 1;
+            }
+        }
+    }
+    assert!(failed <= 1, "{failed}");
+
+    // Said beforehand, it never fails.
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("part", Node::group([("t", Node::tensor(tensor.clone()))]))?;
+    let checkpoint = checkpoint.track("owner", Node::collection(Behind(Gate::new(), 1000)))?;
+    let background = Background::new().copy_at_call("*/t");
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(background).open()?;
+    for step in 1..=3 {
+        tensor.fill(step as u8, true);
+        let path = manager.save_at(step)?;
+        tensor.fill(99, true);
+        manager.wait()?;
+        assert!(is_pure(&path, step as u8), "step {step}");
+    }
+    Ok(())
+}
+
+/// A component whose version counter stands still is compared with the last checkpoint at the call.
+#[test]
+fn what_seems_unchanged_is_that_of_the_call() -> Outcome {
+    for counts in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let tensor = Counting::new(5_000_000, 2000);
+        let checkpoint = Checkpoint::new().track("t", Node::tensor(tensor.clone()))?;
+        let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+        for step in 1..=8 {
+            let now = tensor.0.lock().unwrap().0[0];
+            let path = manager.save_at(step)?;
+            if step % 3 == 0 {
+                tensor.fill(step as u8, counts);
+            }
+            manager.wait()?;
+            assert!(is_pure(&path, now), "step {step}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_plan_is_made_anew_when_a_tensor_has_other_memory_or_another_shape() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (a, b) = (Counting::new(10, 3000), Counting::new(10, 3000));
+    let checkpoint = Checkpoint::new().track("a", Node::tensor(a.clone()))?;
+    let mut checkpoint = checkpoint.track("b", Node::tensor(b.clone()))?;
+    checkpoint.write(dir.path().join("tied"))?;
+    b.exchange(vec![5; 10], 3001);
+    let path = checkpoint.write(dir.path().join("untied"))?;
+    assert_eq!(CheckpointReader::open(&path)?.tensor("b")?, [5; 10]);
+    b.exchange(vec![6; 20], 3001);
+    let path = checkpoint.write(dir.path().join("grown"))?;
+    assert_eq!(CheckpointReader::open(&path)?.tensor("b")?, [6; 20]);
+    Ok(())
+}
+
+#[test]
+fn a_panic_in_one_save_does_not_let_writers_pass_another() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_, gate, builder) = awkward(&dir.path().join("awkward"), true);
+    let optimizer = Optimizer { gate: gate.clone(), tensors: vec![memory(9_000_000), memory(9_000_000)] };
+    let mut first = builder.background(Background::new()).open()?;
+    let checkpoint = Checkpoint::new().track("model", &optimizer)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path().join("right"));
+    let mut second = builder.background(Background::new()).open()?;
+    for generation in 1..=10u8 {
+        optimizer.step(generation);
+        first.save_at(generation.into())?;
+        let path = second.save_at(generation.into())?;
+        optimizer.step(200);
+        assert!(first.wait().is_err());
+        second.wait()?;
+        assert!(is_pure(&path, generation));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restore_of_another_checkpoint_waits_for_the_save() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let optimizer = Optimizer { gate: Gate::new(), tensors: vec![memory(9_000_000), memory(5_000_000)] };
+    let older = Checkpoint::new().track("part", &optimizer.tensors[0])?.write(dir.path().join("older"))?;
+    let checkpoint = Checkpoint::new().track("model", &optimizer)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path().join("run"));
+    let mut manager = builder.background(Background::new()).open()?;
+    for generation in 1..=10u8 {
+        optimizer.step(generation);
+        let path = manager.save_at(generation.into())?;
+        if generation % 2 == 0 {
+            Checkpoint::new().track("part", &optimizer.tensors[0])?.restore(&older)?;
+        } else {
+            let mut later = Checkpoint::new();
+            later.restore(&older)?;
+            later.add("part", &optimizer.tensors[0])?;
+        }
+        manager.wait()?;
+        assert!(is_pure(&path, generation), "generation {generation}");
+        assert_eq!(optimizer.tensors[0].bytes()[0], 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_save_while_a_value_is_updated_is_an_error() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let value = tch_checkpoint::Value::new(1);
+    let mut checkpoint = Checkpoint::new().track("value", &value)?;
+    let error = value.update(|_| checkpoint.write(dir.path().join("inside"))).unwrap_err();
+    assert!(error.to_string().contains("is being updated"), "{error}");
+    value.update(|value| *value += 1);
+    checkpoint.write(dir.path().join("after"))?;
+    Ok(())
+}

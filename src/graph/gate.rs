@@ -1,11 +1,14 @@
 //! The gate between whoever changes tensors and a save that is still copying them.
 
-use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, PoisonError};
+use super::captures::{self, Touched};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::collections::HashSet;
 use std::fmt;
 
-/// Held by an optimizer, which goes through it before every change it makes; closed by a background save until it
-/// has copied what the optimizer would change.
+/// What a writer goes through before every change to tensors that saves in the background copy behind the call:
+/// those of [`Guarded::addresses`]. It waits for the saves that are still copying, and helps with what is left.
+///
+/// The optimizers of this crate need none: they wait by themselves.
 ///
 /// ```
 /// use tch_checkpoint::Gate;
@@ -13,19 +16,7 @@ use std::fmt;
 /// gate.pass();       // nothing is being copied: costs one atomic read
 /// ```
 #[derive(Clone, Default)]
-pub struct Gate(Arc<State>);
-
-#[derive(Default)]
-struct State {
-    closed: AtomicBool,
-    waiting: Mutex<Vec<Arc<dyn Hold>>>,
-}
-
-/// What holds a gate closed.
-pub(crate) trait Hold: Send + Sync {
-    /// Returns when it no longer needs the gate closed; the caller's thread does some of the work.
-    fn finish(&self);
-}
+pub struct Gate(Arc<Mutex<()>>);
 
 impl Gate {
     /// An open gate.
@@ -35,32 +26,41 @@ impl Gate {
 
     /// Returns when tensors may be changed; helps with what is still to be copied before.
     pub fn pass(&self) {
-        if !self.0.closed.load(Ordering::Acquire) {
-            return;
-        }
-        // The lock is kept: another thread that wants to change the same tensors must not overtake.
-        let mut waiting = self.waiting();
-        for hold in waiting.drain(..) {
-            hold.finish();
-        }
-        self.0.closed.store(false, Ordering::Release);
+        captures::wait_at(self);
     }
 
-    /// Holds the gate closed until `hold` is finished.
-    pub(crate) fn close(&self, hold: Arc<dyn Hold>) {
-        let mut waiting = self.waiting();
-        waiting.push(hold);
-        self.0.closed.store(true, Ordering::Release);
+    /// Returns when what `written` tells may be changed. No capture behind this gate begins before the result is dropped.
+    #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "only libtorch's optimizers write"))]
+    pub(crate) fn write(&self, written: impl FnOnce() -> Touched) -> MutexGuard<'_, ()> {
+        let writing = self.lock();
+        captures::wait_for(written);
+        writing
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Arc<dyn Hold>>> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Holds all of these gates; every thread takes them in the same order.
+    pub(super) fn lock_all(gates: &[Gate]) -> Vec<MutexGuard<'_, ()>> {
+        let mut gates: Vec<&Gate> = gates.iter().collect();
+        gates.sort_by_key(|gate| gate.address());
+        gates.dedup_by_key(|gate| gate.address());
+        gates.into_iter().map(Gate::lock).collect()
+    }
+
+    pub(super) fn is(&self, other: &Gate) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("closed", &self.0.closed).finish()
+        f.debug_struct("Gate").finish_non_exhaustive()
     }
 }
 

@@ -6,7 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// A counter that is saved with the model: the step, the epoch. Clones count together.
 ///
@@ -73,12 +74,18 @@ impl Trackable for Counter {
 /// assert_eq!(best_loss.get(), 0.25);
 /// best_loss.update(|loss| *loss /= 2.0);
 /// ```
-pub struct Value<T>(Arc<Mutex<T>>);
+pub struct Value<T>(Arc<Shared<T>>);
+
+struct Shared<T> {
+    value: Mutex<T>,
+    /// The thread that is in [`Value::update`].
+    updated_by: Mutex<Option<ThreadId>>,
+}
 
 impl<T> Value<T> {
     /// A handle to `value`.
     pub fn new(value: T) -> Value<T> {
-        Value(Arc::new(Mutex::new(value)))
+        Value(Arc::new(Shared { value: Mutex::new(value), updated_by: Mutex::new(None) }))
     }
 
     /// Replaces the value.
@@ -86,13 +93,29 @@ impl<T> Value<T> {
         *self.lock() = value;
     }
 
-    /// Changes the value in place.
+    /// Changes the value in place. The value is locked meanwhile: a save that `change` begins is an error.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
-        change(&mut self.lock())
+        let mut value = self.lock();
+        *self.updated_by() = Some(thread::current().id());
+        let _ends = Ends(&self.0.updated_by);
+        change(&mut value)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn updated_by(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.0.updated_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends an update, also one that panics.
+struct Ends<'a>(&'a Mutex<Option<ThreadId>>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -117,6 +140,9 @@ impl<T: fmt::Debug> fmt::Debug for Value<T> {
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
     fn save(&self) -> Result<serde_json::Value, String> {
+        if *self.updated_by() == Some(thread::current().id()) {
+            return Err("it is being updated by this thread; save after `Value::update` has returned".to_string());
+        }
         let saved = encode(&*self.lock())?;
         // Not every type reads what it writes, and CBOR is read to a certain depth only.
         if saved.get(CBOR).is_some() {

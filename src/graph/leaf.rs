@@ -1,6 +1,7 @@
 //! What the graph knows of a leaf: bytes out, bytes in, with type, shape and identity.
 
 use crate::dtype::TensorSpec;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Reasons and refusals of leaves are plain sentences; the graph adds the name of the object.
 type Reason = String;
@@ -37,6 +38,31 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
+    /// Takes hold of the memory that the tensor has now, for a save in the background to read it later, from any thread,
+    /// whatever becomes of the tensor. `spec` is what the tensor is expected to be. `None` where it can only be read
+    /// through this leaf; that is then done behind the call too.
+    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, Reason> {
+        if !self.is_plain_memory() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(PinnedBytes(bytes_as(self, spec)?))))
+    }
+
+    /// A number that moves whenever [`spec`](TensorLeaf::spec) or [`identity`](TensorLeaf::identity) would give
+    /// something else: what a save is planned with is planned anew then. `None` if it cannot be told. For many tensors
+    /// an own implementation is faster than this one.
+    fn generation(&self) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        self.spec().ok()?.hash(&mut hasher);
+        self.identity().hash(&mut hasher);
+        Some(hasher.finish())
+    }
+
+    /// Which tensor object it is, whatever memory that has at the moment: equal for handles to one object.
+    fn variable(&self) -> Option<usize> {
+        None
+    }
+
     /// Opens the tensor for overwriting in place.
     fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
 
@@ -68,6 +94,49 @@ pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> R
     match spec.bytes() == Some(bytes.as_slice().len() as u64) {
         true => Ok(bytes),
         false => Err("its size changed while it was being saved".to_string()),
+    }
+}
+
+/// The memory that a tensor had when it was [pinned](TensorLeaf::pin), kept for as long as this lives.
+pub trait TensorPin: Send + Sync {
+    /// The elements in row-major order, little-endian, as that memory has them now.
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, Reason>;
+
+    /// The memory itself, where it is laid out as [`bytes`](TensorPin::bytes).
+    fn memory(&self) -> Option<&[u8]>;
+
+    /// Copies an element, by its place in row-major order, into `target`, which has its size; says whether that costs
+    /// next to nothing, and was done.
+    fn sample(&self, element: u64, target: &mut [u8]) -> bool {
+        let begin = usize::try_from(element).ok().and_then(|element| element.checked_mul(target.len()));
+        let bytes = begin.and_then(|begin| self.memory()?.get(begin..begin + target.len()));
+        bytes.map(|bytes| target.copy_from_slice(bytes)).is_some()
+    }
+
+    /// As [`TensorLeaf::version`], of the tensor that was pinned, as it is now. Asked from any thread.
+    fn version(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The bytes of a tensor that is plain memory.
+struct PinnedBytes(Box<dyn TensorBytes>);
+
+impl TensorPin for PinnedBytes {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, Reason> {
+        Ok(Box::new(Borrowed(self.0.as_slice())))
+    }
+
+    fn memory(&self) -> Option<&[u8]> {
+        Some(self.0.as_slice())
+    }
+}
+
+struct Borrowed<'a>(&'a [u8]);
+
+impl TensorBytes for Borrowed<'_> {
+    fn as_slice(&self) -> &[u8] {
+        self.0
     }
 }
 

@@ -1,5 +1,6 @@
 //! The object graph: named nodes, with tensors and small values at the leaves. Pure: it knows no file and no libtorch.
 
+mod captures;
 mod gate;
 mod handles;
 mod leaf;
@@ -7,11 +8,11 @@ mod node;
 mod tracked;
 mod walk;
 
-pub(crate) use gate::Hold;
+pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
 pub use gate::{Gate, Guarded};
 pub use handles::{Counter, Value};
 pub(crate) use leaf::bytes_as;
-pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorPin, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::Kind;
 pub use node::{Child, Collection, Node, Saved, Trackable, Unfinished};
 pub(crate) use tracked::Tracked;

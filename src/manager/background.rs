@@ -3,16 +3,34 @@
 use super::commit::Commit;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{Gate, Hold};
-use crate::save::{self, Capture, Header, Image, Plan, SaveOptions, Unchanged};
-use crate::sync::Arc;
+use crate::graph::{self, Entered, Hold};
+use crate::name::matches;
+use crate::save::{self, Capture, Failure, Header, Image, Plan, SaveOptions, Unchanged};
 use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How a manager saves in the background.
 ///
-/// The call returns as soon as the state can no longer be torn: what only this crate's optimizers change is copied
-/// behind the call, and the optimizer's next step waits for what is not copied yet; everything else is copied at the
-/// call. The copy needs as much memory as the state; it is allocated once and reused.
+/// The call returns as soon as the state is safe. What only objects of this crate change (variables that require a
+/// gradient and are stepped by a tracked `Optimizer`, and its slots) is copied behind the call;
+/// everything else, such as buffers, frozen variables and values, is copied at the call, or compared with the last
+/// checkpoint where its version counters have not moved. The copy needs as much memory as the state; it is allocated once
+/// and reused.
+///
+/// # Writers
+///
+/// The optimizers and restores of this crate wait for copies that concern the memory that they change. Other writers
+/// (tch's own optimizers, `copy_`, code under `no_grad`) do not. Before such a change to a variable that a tracked optimizer
+/// steps, call [`Gate::pass`](crate::Gate::pass) of `optim::Optimizer::gate` or
+/// [`CheckpointManager::wait`](crate::CheckpointManager::wait), or set [`copy_at_call`](Background::copy_at_call). Changes
+/// made before the call of a save need none of this. `half`, `set_data`, `resize_` and other calls that give a variable
+/// other memory are safe at any time, and no change: the checkpoint has the state of the call.
+///
+/// A change by a writer that does not wait is detected: libtorch's version counters and up to 8,192 elements, taken at the
+/// call, are compared when the copy is complete. The save then fails with an error that names the tensor, nothing is
+/// committed, and from the next save on that component is copied at the call. What is not detected is a write that moves no
+/// version counter (through `Tensor::data`, or by tch's `nn::Sgd`), changes none of these elements, and comes before the copy is
+/// complete. Memory of a GPU is checked by version counters only.
 ///
 /// ```
 /// use tch_checkpoint::{Background, Overlap};
@@ -23,11 +41,14 @@ use crate::sync::thread::{Builder, JoinHandle};
 pub struct Background {
     pub(super) budget: u64,
     pub(super) overlap: Overlap,
+    /// Patterns of keys that are copied at the call.
+    at_call: Vec<String>,
+    watch: bool,
 }
 
 impl Default for Background {
     fn default() -> Self {
-        Background { budget: u64::MAX, overlap: Overlap::Wait }
+        Background { budget: u64::MAX, overlap: Overlap::Wait, at_call: Vec::new(), watch: true }
     }
 }
 
@@ -48,6 +69,43 @@ impl Background {
         self.overlap = overlap;
         self
     }
+
+    /// Copies tensors whose key matches `pattern` before the call returns: for what is changed by writers that do not wait.
+    /// In a pattern `*` stands for any text, `/` included. May be called several times.
+    ///
+    /// ```
+    /// use tch_checkpoint::Background;
+    /// // The head is also changed by hand, between steps.
+    /// let background = Background::new().copy_at_call("head/*");
+    /// # let _ = background;
+    /// ```
+    pub fn copy_at_call(mut self, pattern: impl Into<String>) -> Self {
+        self.at_call.push(pattern.into());
+        self
+    }
+
+    /// Commits whatever was copied. For tests of the detection.
+    #[doc(hidden)]
+    pub fn without_detection(mut self) -> Self {
+        self.watch = false;
+        self
+    }
+
+    /// What may be copied behind the call, by place in `Plan::tensors`.
+    fn lazy(&self, plan: &Plan) -> Vec<bool> {
+        let at_call = |key: &str| self.at_call.iter().any(|pattern| matches(pattern, key));
+        plan.tensors.iter().map(|tensor| tensor.guarded && !at_call(&tensor.key)).collect()
+    }
+
+    /// From now on copies the component of `key` at the call.
+    pub(super) fn do_not_trust(&mut self, key: &str) {
+        let component = key.split('/').next().unwrap_or_default();
+        log::warn!(
+            "{key} was changed by something that does not wait for saves in the background: from now on {component:?} is \
+             copied at the call (`Background::copy_at_call`)"
+        );
+        self.at_call.extend([component.to_string(), format!("{component}/*")]);
+    }
 }
 
 /// What happens when a save becomes due while the last one is still being written.
@@ -63,8 +121,9 @@ pub enum Overlap {
 
 /// A save that is being written.
 pub(super) struct InFlight {
-    thread: JoinHandle<Result<()>>,
+    thread: JoinHandle<std::result::Result<(), Failure>>,
     capture: Arc<Capture>,
+    entered: Arc<Mutex<Option<Entered>>>,
     /// The step that the next interval begins with if this save fails.
     before: Before,
 }
@@ -91,25 +150,24 @@ pub(super) struct Before {
 }
 
 impl InFlight {
-    /// Copies what must be copied now, closes the gates for the rest, and lets a thread go on with it.
-    pub(super) fn start(order: Order) -> Result<InFlight> {
-        let Order { plan, image, unchanged, header, commit, options, before } = order;
+    /// Takes hold of what may be copied later, copies the rest, and lets a thread go on with it.
+    pub(super) fn start(order: Order, background: &Background) -> Result<InFlight> {
+        let Order { plan, mut image, mut unchanged, header, commit, options, before } = order;
         // The training needs the processors more.
         let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
-        let lazy = plan.tensors.iter().map(|tensor| tensor.guarded).collect();
-        let capture = Arc::new(Capture::begin(plan, image, lazy, |file| unchanged.has(file))?);
-        for gate in &capture.plan.gates {
-            gate.close(capture.clone());
-        }
-        let job = capture.clone();
-        let work = move || write(&job, unchanged, header, commit, &options);
+        let lazy = background.lazy(&plan);
+        unchanged.prove(&plan, &lazy, options.threads);
+        image.fit(&plan, |file| unchanged.is_proved(file))?;
+        let begin = || Capture::begin(plan.clone(), image, lazy, background.watch);
+        let (entered, capture) = graph::enter(&plan.gates, begin)?;
+        capture.copy_now()?;
+        let entered = Arc::new(Mutex::new(Some(entered)));
+        let (job, leave) = (capture.clone(), entered.clone());
+        let work = move || write(&job, &leave, unchanged, header, commit, &options);
         let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
-            Ok(thread) => Ok(InFlight { thread, capture, before }),
-            Err(e) => {
-                capture.finish();
-                Err(Error::io("start a thread for", ".", e))
-            }
+            Ok(thread) => Ok(InFlight { thread, capture, entered, before }),
+            Err(e) => Err(Error::io("start a thread for", ".", e)),
         }
     }
 
@@ -118,20 +176,32 @@ impl InFlight {
     }
 
     /// Waits, and gives the memory back for the next save.
-    pub(super) fn wait(self) -> (Image, Before, Result<()>) {
-        let panicked = || Err(Error::object("save", "the thread that wrote the checkpoint panicked"));
-        let result = self.thread.join().unwrap_or_else(|_| panicked());
-        // When no step follows, the gates would hold the capture, and that the tensors and the gates, for ever.
-        self.capture.plan.gates.iter().for_each(Gate::pass);
+    pub(super) fn wait(self) -> (Image, Before, std::result::Result<(), Failure>) {
+        let panicked = |_| Err(Error::object("save", "the thread that wrote the checkpoint panicked").into());
+        let result = self.thread.join().unwrap_or_else(panicked);
+        // Had the thread panicked, the registry would hold the capture, and that the tensors, for ever.
+        leave(&self.entered);
         (self.capture.take_image(), self.before, result)
     }
 }
 
+fn leave(entered: &Mutex<Option<Entered>>) {
+    drop(entered.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
 /// Everything that happens behind the call.
-fn write(capture: &Capture, unchanged: Unchanged, header: Header, commit: Commit, options: &SaveOptions) -> Result<()> {
+fn write(
+    capture: &Capture,
+    entered: &Mutex<Option<Entered>>,
+    unchanged: Unchanged,
+    header: Header,
+    commit: Commit,
+    options: &SaveOptions,
+) -> std::result::Result<(), Failure> {
     capture.finish();
-    if let Some(error) = capture.failure() {
-        return Err(error);
+    leave(entered);
+    if let Some(failure) = capture.failure() {
+        return Err(failure);
     }
     commit.begin()?;
     let image = capture.image();

@@ -336,8 +336,9 @@ impl CheckpointManager {
             let image = std::mem::take(&mut self.image);
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let before = Before { last_step, save_counter, head: self.head.clone(), begun: self.begun };
+            let background = self.background.clone().unwrap_or_default();
             let order = Order { plan, image, unchanged, header, commit, options, before };
-            let started = InFlight::start(order);
+            let started = InFlight::start(order, &background);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
         } else {
             let (directory, name) = (&self.directory, &commit.name);
@@ -371,11 +372,15 @@ impl CheckpointManager {
         };
         let (image, before, result) = in_flight.wait();
         self.image = image;
-        result.inspect_err(|_| {
+        result.map_err(|failure| {
             // It is due again, and is planned anew.
             (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
+            if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
+                background.do_not_trust(key);
+            }
+            failure.error
         })
     }
 

@@ -4,7 +4,7 @@ use super::matching::Matching;
 use super::options::{RestoreOptions, Verify};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
-use crate::graph::TensorLeaf;
+use crate::graph::{self, TensorLeaf, Touched};
 use crate::parallel;
 use crate::progress::Tally;
 use crate::source::{CHUNK, Source};
@@ -21,6 +21,12 @@ pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions)
     if options.verify == Verify::First {
         verify(&runs, source, threads, &tally)?;
     }
+    // A save in the background may still be copying them.
+    graph::wait_for(|| {
+        let mut written = Touched::default();
+        jobs.iter().for_each(|job| written.add_leaf(&**job.leaf));
+        written
+    });
     // From here on an error leaves the objects partly changed.
     read(&runs, source, options.verify != Verify::Never, threads, &tally)
         .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;

@@ -74,7 +74,7 @@ pub(crate) fn save_with_assets(
 ) -> Result<PathBuf> {
     let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
     let unchanged = Unchanged::since(&Memo::default(), plan);
-    let written = write::write(plan, None, &unchanged, &staging, options)?;
+    let written = write::write(plan, None, &unchanged, directory, &staging, options)?;
     let mut manifest = header.into_manifest();
     manifest.assets = (assets.write)(&staging)?;
     manifest.files = written.files;

@@ -4,7 +4,7 @@
 use super::SaveOptions;
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
-use crate::graph::{TensorBytes, bytes_as};
+use crate::graph::{TensorBytes, TensorPin, bytes_as};
 use crate::store::{DIRECT, PAGE};
 use std::ops::Range;
 
@@ -26,6 +26,7 @@ pub(crate) struct Span {
 }
 
 /// Consecutive bytes of a span. All but the first and the last begin and end on a page of the file.
+#[derive(Clone)]
 pub(crate) struct Chunk {
     /// In the file.
     pub offset: u64,
@@ -34,6 +35,7 @@ pub(crate) struct Chunk {
 }
 
 /// Consecutive bytes of one source.
+#[derive(Clone)]
 pub(crate) struct Part {
     pub source: Source,
     /// In the source.
@@ -108,25 +110,20 @@ impl Cutter {
     }
 }
 
-/// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks.
+/// Of every tensor of a plan, by place, the memory that it had at the call, where that is held.
+pub(super) type Pins = [Option<Box<dyn TensorPin>>];
+
+/// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned is
+/// read from the memory that it had at the call.
 pub(super) struct Gatherer<'a> {
     plan: &'a Plan,
-    open: Option<(usize, Box<dyn TensorBytes>)>,
+    pins: &'a Pins,
+    open: Option<(usize, Box<dyn TensorBytes + 'a>)>,
 }
 
 impl<'a> Gatherer<'a> {
-    pub(super) fn new(plan: &'a Plan) -> Self {
-        Gatherer { plan, open: None }
-    }
-
-    /// The chunk's bytes where they are, if they are of one tensor.
-    pub(super) fn in_place(&mut self, chunk: &Chunk) -> Result<Option<&[u8]>> {
-        match chunk.parts.as_slice() {
-            [Part { source: Source::Tensor(place), from, .. }] => {
-                Ok(Some(&self.tensor(*place)?[*from..from + chunk.length]))
-            }
-            _ => Ok(None),
-        }
+    pub(super) fn new(plan: &'a Plan, pins: &'a Pins) -> Self {
+        Gatherer { plan, pins, open: None }
     }
 
     /// Fills the parts of a chunk that `wanted` names; `buffer` has the chunk's length.
@@ -146,7 +143,8 @@ impl<'a> Gatherer<'a> {
                 }
                 Source::Tensor(place) => {
                     let tensor = &self.plan.tensors[place];
-                    if target.len() as u64 == tensor.range.end - tensor.range.start {
+                    let is_whole = target.len() as u64 == tensor.range.end - tensor.range.start;
+                    if is_whole && self.pin(place).is_none() {
                         let copied = tensor.leaf.copy_to(&tensor.spec, target);
                         copied.map_err(|reason| Error::object(&tensor.key, reason))?;
                     } else {
@@ -159,11 +157,22 @@ impl<'a> Gatherer<'a> {
         Ok(())
     }
 
+    fn pin(&self, place: usize) -> Option<&'a dyn TensorPin> {
+        self.pins.get(place)?.as_deref()
+    }
+
     fn tensor(&mut self, place: usize) -> Result<&[u8]> {
-        let tensor = &self.plan.tensors[place];
         if self.open.as_ref().is_none_or(|(open, _)| *open != place) {
             self.open = None;
-            let bytes = bytes_as(&*tensor.leaf, &tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
+            let tensor = &self.plan.tensors[place];
+            let failed = |reason| Error::object(&tensor.key, reason);
+            let bytes = match self.pin(place) {
+                Some(pin) => pin.bytes().map_err(failed)?,
+                None => bytes_as(&*tensor.leaf, &tensor.spec).map_err(failed)?,
+            };
+            if bytes.as_slice().len() as u64 != tensor.range.end - tensor.range.start {
+                return Err(failed("its size changed while it was being saved".to_string()));
+            }
             self.open = Some((place, bytes));
         }
         Ok(self.open.as_ref().map_or(&[], |(_, bytes)| bytes.as_slice()))
@@ -206,7 +215,7 @@ mod tests {
                 let range = expected.len() as u64..(expected.len() + length) as u64;
                 expected.extend_from_slice(leaf.bytes().unwrap().as_slice());
                 let spec = leaf.spec().unwrap();
-                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, address: None, guarded: false });
+                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, area: None, address: None, guarded: false });
             }
             let file = PlannedFile { name: "f".into(), header, bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
             let chunk_bytes = pages.map(|pages| pages * PAGE);
@@ -221,7 +230,7 @@ mod tests {
                 for (i, chunk) in span.chunks.iter().enumerate() {
                     prop_assert!(chunk.length <= chunk_bytes.unwrap_or(CHUNK) && (i == 0 || chunk.offset % PAGE as u64 == 0));
                     prop_assert!(i == inner || (chunk.offset as usize + chunk.length).is_multiple_of(PAGE));
-                    let mut gatherer = Gatherer::new(&plan);
+                    let mut gatherer = Gatherer::new(&plan, &[]);
                     let mut buffer = vec![0; chunk.length];
                     gatherer.gather(span, chunk, &mut buffer, |_| true).unwrap();
                     written[chunk.offset as usize..][..chunk.length].copy_from_slice(&buffer);

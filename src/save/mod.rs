@@ -10,13 +10,14 @@ mod held;
 mod image;
 mod plan;
 mod same;
+mod samples;
 mod unchanged;
 mod write;
 
 #[cfg(feature = "torch")]
 pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
 pub(crate) use held::Held;
-pub(crate) use image::{Capture, Image};
+pub(crate) use image::{Capture, Failure, Image};
 pub(crate) use plan::{Plan, plan};
 pub(crate) use same::is_saved;
 pub(crate) use unchanged::{Memo, Unchanged};
@@ -101,7 +102,7 @@ pub(crate) struct Saved {
 pub(crate) fn save(
     plan: &Plan,
     image: Option<&Image>,
-    unchanged: Unchanged,
+    mut unchanged: Unchanged,
     directory: &Directory,
     name: &str,
     header: Header,
@@ -109,7 +110,10 @@ pub(crate) fn save(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Saved> {
     let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, image, &unchanged, &staging, options)?;
+    let written = write::write(plan, image, &unchanged, directory, &staging, options)?;
+    if written.cannot_link {
+        unchanged.cannot_link();
+    }
     let mut manifest = header.into_manifest();
     manifest.files = written.files;
     manifest.tensors = written.tensors;

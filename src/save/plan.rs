@@ -6,7 +6,7 @@ use super::chunk::{self, Span};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::safetensors::layout;
-use crate::graph::{Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, ValueLeaf, walk};
+use crate::graph::{Area, Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, ValueLeaf, walk};
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -24,8 +24,15 @@ pub(crate) struct Plan {
     pub spans: Vec<Span>,
     /// The gates that tensors are behind.
     pub gates: Vec<Gate>,
-    /// The collections it was made from, and their generations then; `None` when one does not tell.
-    generations: Option<Vec<(Arc<dyn Collection>, u64)>>,
+    /// What it was made from; `None` when one does not tell whether it has changed.
+    made_from: Option<MadeFrom>,
+}
+
+/// Collections and tensors, and their generations when the plan was made.
+#[derive(Default)]
+struct MadeFrom {
+    collections: Vec<(Arc<dyn Collection>, u64)>,
+    leaves: Vec<(Arc<dyn TensorLeaf>, u64)>,
 }
 
 /// A safetensors file.
@@ -47,15 +54,18 @@ pub(crate) struct PlannedTensor {
     pub range: Range<u64>,
     /// Of its first element, if it has one that tells it from others.
     pub address: Option<usize>,
+    /// The memory that its elements are in.
+    pub area: Option<Area>,
     /// Whether it changes only behind one of the plan's gates.
     pub guarded: bool,
 }
 
 impl Plan {
-    /// Whether a new plan of the same objects would be the same, as far as the collections tell.
+    /// Whether a new plan of the same objects would be the same: every collection and every tensor says so.
     pub(crate) fn is_current(&self) -> bool {
-        let same = |(collection, generation): &(Arc<dyn Collection>, u64)| collection.generation() == Some(*generation);
-        self.generations.as_ref().is_some_and(|generations| generations.iter().all(same))
+        let Some(MadeFrom { collections, leaves }) = &self.made_from else { return false };
+        collections.iter().all(|(collection, generation)| collection.generation() == Some(*generation))
+            && leaves.iter().all(|(leaf, generation)| leaf.generation() == Some(*generation))
     }
 
     /// The values, as they are now.
@@ -77,9 +87,15 @@ impl Plan {
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let walked = walk(objects)?;
     // Before anything else is asked of them: what changes meanwhile makes the plan stale, never wrongly current.
-    let generation = |collection: &Arc<dyn Collection>| Some((collection.clone(), collection.generation()?));
-    let mut planner =
-        Planner { generations: walked.collections.iter().map(generation).collect(), ..Planner::default() };
+    let of_collection = |collection: &Arc<dyn Collection>| Some((collection.clone(), collection.generation()?));
+    let of_leaf = |leaf: &Leaf| match &leaf.object {
+        LeafObject::Tensor(tensor) => Some(tensor.generation().map(|generation| (tensor.clone(), generation))),
+        LeafObject::Value(_) => None,
+    };
+    let collections: Option<Vec<_>> = walked.collections.iter().map(of_collection).collect();
+    let leaves: Option<Vec<_>> = walked.leaves.iter().filter_map(of_leaf).collect();
+    let made_from = collections.zip(leaves).map(|(collections, leaves)| MadeFrom { collections, leaves });
+    let mut planner = Planner { made_from, ..Planner::default() };
     for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
         planner.gates.push(guarded.gate);
         planner.guarded.extend(guarded.addresses);
@@ -100,7 +116,7 @@ struct Planner {
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: HashSet<usize>,
-    generations: Option<Vec<(Arc<dyn Collection>, u64)>>,
+    made_from: Option<MadeFrom>,
 }
 
 impl Planner {
@@ -112,6 +128,7 @@ impl Planner {
                 let place = self.tensors.len();
                 let identity = tensor.identity();
                 let address = identity.as_ref().map(|identity| identity.address);
+                let area = identity.as_ref().map(Area::of);
                 let guarded = address.is_some_and(|address| self.guarded.contains(&address));
                 if let Some(identity) = identity {
                     let first = *self.seen.entry(identity).or_insert(place);
@@ -132,6 +149,7 @@ impl Planner {
                     leaf: tensor,
                     range: 0..0,
                     address,
+                    area,
                     guarded,
                 });
             }
@@ -166,7 +184,7 @@ impl Planner {
             values: self.values,
             spans,
             gates: self.gates,
-            generations: self.generations,
+            made_from: self.made_from,
         })
     }
 

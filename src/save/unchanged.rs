@@ -1,13 +1,15 @@
 //! Components that have not changed since the last checkpoint are not written again: their file gets a second name.
 //!
 //! That a component may be unchanged is told by its tensors' version counters, which cost nothing to ask; that it is, by
-//! its digests. Of the checkpoints that are kept, at least two never share a file, so that one bad sector cannot spoil
-//! them all: where one is kept, a file is always given another name; where two are kept, never; else as long as one of
-//! the others has another file.
+//! the digests of the bytes of the call: of what is copied behind the call once it is copied, of all else at the call. Of
+//! the checkpoints that are kept, at least two never share a file, so that one bad sector cannot spoil them all: where one
+//! is kept, a file is always given another name; where two are kept, never; else as long as one of the others has another
+//! file.
 
 use super::plan::{Plan, PlannedFile};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::format::{Digest, Manifest};
+use crate::graph::bytes_as;
 use crate::parallel;
 use crate::store::Finished;
 use std::collections::{BTreeSet, HashMap};
@@ -23,6 +25,8 @@ pub(crate) struct Memo {
     files: HashMap<String, MemoFile>,
     /// The checkpoints that will be there beside the next one.
     kept: BTreeSet<String>,
+    /// Its files could not be given a second name: what may be unchanged is captured all the same.
+    no_links: bool,
 }
 
 impl Memo {
@@ -57,6 +61,9 @@ pub(crate) struct Unchanged {
     from: String,
     /// For every file of the plan: the digests its tensors had, if they may have them still.
     digests: Vec<Option<Vec<Digest>>>,
+    /// Which of them are known to be unchanged.
+    proved: Vec<bool>,
+    no_links: bool,
     versions: Vec<Versions>,
     /// For the same files: what they were when they were finished, and who has them.
     shared: Vec<Option<(Finished, BTreeSet<String>)>>,
@@ -86,12 +93,43 @@ impl Unchanged {
                 (known.map(|known| known.digests.clone()), known.map(|known| (known.finished, of_kept(known))))
             })
             .unzip();
-        Unchanged { from: memo.name.clone(), digests, versions, shared }
+        let proved = vec![false; plan.files.len()];
+        Unchanged { from: memo.name.clone(), digests, proved, no_links: memo.no_links, versions, shared }
     }
 
-    /// Whether a file of the plan, by its place, may be unchanged.
-    pub(crate) fn has(&self, file: usize) -> bool {
-        self.digests.get(file).is_some_and(Option::is_some)
+    /// Looks at the files that may be unchanged and of which nothing is `lazy`, now, at the call: those that are need
+    /// not be captured.
+    pub(crate) fn prove(&mut self, plan: &Plan, lazy: &[bool], threads: usize) {
+        for (place, file) in plan.files.iter().enumerate() {
+            if self.no_links || self.digests[place].is_none() || file.tensors.iter().any(|&tensor| lazy[tensor]) {
+                continue;
+            }
+            self.proved[place] = self.live_digests(plan, place, threads).is_some();
+            if !self.proved[place] {
+                self.digests[place] = None;
+            }
+        }
+    }
+
+    /// Whether a file of the plan, by its place, was unchanged at the call, so that it was not captured.
+    pub(crate) fn is_proved(&self, file: usize) -> bool {
+        self.proved.get(file) == Some(&true)
+    }
+
+    /// The digests that a file's tensors had, with their places, if they may have them still.
+    pub(super) fn known(&self, plan: &Plan, place: usize) -> Option<Vec<(usize, Digest)>> {
+        let (file, digests) = (plan.files.get(place)?, self.digests.get(place)?.as_ref()?);
+        Some(file.tensors.iter().copied().zip(digests.iter().copied()).collect())
+    }
+
+    /// The last checkpoint.
+    pub(super) fn from(&self) -> &str {
+        &self.from
+    }
+
+    /// A file of it could not be given a second name.
+    pub(super) fn cannot_link(&mut self) {
+        self.no_links = true;
     }
 
     /// The checkpoint that has the file, and what the file was when it was finished.
@@ -100,29 +138,25 @@ impl Unchanged {
         Some((&self.from, *finished))
     }
 
-    /// Looks at the bytes: the digests, if they are what they were; an error names a tensor that did change.
-    pub(crate) fn digests(&self, plan: &Plan, place: usize, threads: usize) -> Result<Option<Vec<(usize, Digest)>>> {
-        let (Some(file), Some(Some(digests))) = (plan.files.get(place), self.digests.get(place)) else {
-            return Ok(None);
-        };
-        let pairs: Vec<(usize, Digest)> = file.tensors.iter().copied().zip(digests.iter().copied()).collect();
-        parallel::for_each(
+    /// As [`known`](Unchanged::known), if the tensors have these digests at the moment.
+    pub(super) fn live_digests(&self, plan: &Plan, place: usize, threads: usize) -> Option<Vec<(usize, Digest)>> {
+        let pairs = self.known(plan, place)?;
+        let bytes = pairs.iter().map(|(place, _)| plan.tensors[*place].range.end - plan.tensors[*place].range.start);
+        let threads = parallel::worth(threads, bytes.sum());
+        let compared = parallel::for_each(
             &pairs,
             threads,
             || (),
             |&(place, digest), ()| {
                 let tensor = &plan.tensors[place];
-                let bytes = tensor.leaf.bytes().map_err(|reason| Error::object(&tensor.key, reason))?;
+                let bytes = bytes_as(&*tensor.leaf, &tensor.spec).map_err(|e| Error::object(&tensor.key, e))?;
                 match Digest::of(bytes.as_slice()) == digest {
                     true => Ok(()),
-                    false => Err(Error::object(
-                        &tensor.key,
-                        "it changed without its version counter moving, or while it was being saved",
-                    )),
+                    false => Err(Error::object(&tensor.key, "it has changed")),
                 }
             },
-        )?;
-        Ok(Some(pairs))
+        );
+        compared.is_ok().then_some(pairs)
     }
 
     /// What to compare the next save with. `linked` tells which files were not written again, `finished` what those were
@@ -147,6 +181,6 @@ impl Unchanged {
             let header = file.header.clone();
             files.insert(file.name.clone(), MemoFile { header, versions, digests, finished, shares });
         }
-        Memo { name: name.to_string(), files, kept: BTreeSet::new() }
+        Memo { name: name.to_string(), files, kept: BTreeSet::new(), no_links: self.no_links }
     }
 }

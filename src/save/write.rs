@@ -1,18 +1,22 @@
-//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes (or
-//! takes them from an image captured before), digests them while they are in the cache, and writes them. Whoever
-//! ends a large file's last span syncs it, while the others go on; small files are synced together in the end.
+//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes in a buffer
+//! (or takes them from an image captured before), digests them while they are in the cache, and writes them: the same
+//! bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the others go
+//! on; small files are synced together in the end.
 
 use super::SaveOptions;
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Gatherer, Part, Source, Span};
+
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
 use super::unchanged::Unchanged;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
 use crate::progress::Tally;
-use crate::store::{Finished, PAGE, StagedFile, Staging};
+use crate::source;
+use crate::store::{Directory, Finished, PAGE, StagedFile, Staging};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -28,18 +32,29 @@ pub(crate) struct Written {
     pub linked: Vec<bool>,
     /// What the others were when they were finished.
     pub finished: Vec<Option<Finished>>,
+    /// A file of the last checkpoint could not be given a second name.
+    pub cannot_link: bool,
+}
+
+/// Where a file's bytes come from.
+enum From<'a> {
+    Image(&'a Image),
+    Live,
+    /// The file of the last checkpoint, which has the state of the call and could not be given a second name.
+    Last(source::Source),
 }
 
 /// A file being written. It is open from its first span to its last, so that many files need few open ones.
 struct FileInWork<'a> {
     staged: Mutex<Option<Arc<StagedFile<'a>>>>,
+    from: From<'a>,
     spans_left: AtomicUsize,
     finished: OnceLock<Finished>,
 }
 
 impl<'a> FileInWork<'a> {
-    fn new(spans: usize) -> FileInWork<'a> {
-        FileInWork { staged: Mutex::new(None), spans_left: AtomicUsize::new(spans), finished: OnceLock::new() }
+    fn new(from: From<'a>, spans: usize) -> FileInWork<'a> {
+        FileInWork { staged: Mutex::new(None), from, spans_left: AtomicUsize::new(spans), finished: OnceLock::new() }
     }
 
     /// The file, created by whoever comes first.
@@ -67,12 +82,13 @@ impl<'a> FileInWork<'a> {
     }
 }
 
-/// Writes all files of a plan, from the live tensors or from `image`; those that are unchanged get a second name
-/// instead.
+/// Writes all files of a plan, from `image`, or from the live tensors where there is none; those that are unchanged get
+/// a second name instead.
 pub(super) fn write(
     plan: &Plan,
     image: Option<&Image>,
     unchanged: &Unchanged,
+    directory: &Directory,
     staging: &Staging<'_>,
     options: &SaveOptions,
 ) -> Result<Written> {
@@ -80,14 +96,37 @@ pub(super) fn write(
     let tally = options.observer.begin(plan.bytes());
     let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
     let mut files = Vec::with_capacity(plan.files.len());
+    let mut cannot_link = false;
     for (place, planned) in plan.files.iter().enumerate() {
-        if link(plan, place, unchanged, staging, threads, image.is_some(), &mut digests)? {
-            tally.add(planned.bytes);
-            files.push(None);
-            continue;
+        let same = match image {
+            Some(_) if unchanged.is_proved(place) => unchanged.known(plan, place),
+            Some(image) => unchanged.known(plan, place).filter(|known| image.has(plan, place, known)),
+            None => unchanged.live_digests(plan, place, threads),
+        };
+        let is_same = same.is_some();
+        if let Some(known) = same {
+            let linked = unchanged.shared(place).map(|(earlier, is)| staging.link(earlier, &planned.name, &is));
+            match linked {
+                Some(Ok(())) => {
+                    known.into_iter().for_each(|(tensor, digest)| digests[tensor] = digest);
+                    tally.add(planned.bytes);
+                    files.push(None);
+                    continue;
+                }
+                Some(Err(e)) => log::debug!("{} is written again: {e}", planned.name),
+                None => {}
+            }
+            cannot_link = true;
         }
+        let from = match image {
+            Some(_) if is_same && unchanged.is_proved(place) => {
+                From::Last(source::Source::open_in(directory, unchanged.from())?)
+            }
+            Some(image) => From::Image(image),
+            None => From::Live,
+        };
         let spans = plan.spans.iter().filter(|span| span.file == place).count();
-        files.push(Some(FileInWork::new(spans)));
+        files.push(Some(FileInWork::new(from, spans)));
     }
     let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
     let written = plan.files.iter().zip(&linked).filter(|(_, linked)| !**linked);
@@ -99,29 +138,35 @@ pub(super) fn write(
         let Some(file) = &files[span.file] else { return Ok(()) };
         let staged = file.open(staging, &plan.files[span.file])?;
         let mut writer = SpanWriter { plan, file: &staged, tally: &tally, current: None, digests: Vec::new() };
-        let mut gatherer = Gatherer::new(plan);
-        // What was thought to be unchanged was not captured; that it is unchanged was found out just now.
-        let image = image.filter(|_| !unchanged.has(span.file));
+        let mut gatherer = Gatherer::new(plan, &[]);
         for (i, chunk) in span.chunks.iter().enumerate() {
-            if let Some(image) = image {
+            if let From::Image(image) = &file.from {
                 writer.write(chunk, image.chunk(place, i).as_slice())?;
-                continue;
-            }
-            // What goes past the page cache must lie on pages.
-            if !staged.is_direct()
-                && let Some(bytes) = gatherer.in_place(chunk)?
-            {
-                writer.write(chunk, bytes)?;
                 continue;
             }
             if buffer.as_slice().is_empty() {
                 *buffer = PageBuffer::new(longest)?;
             }
-            let buffer = &mut buffer.as_mut_slice()[..chunk.length];
-            gatherer.gather(span, chunk, buffer, |_| true)?;
-            writer.write(chunk, buffer)?;
+            for chunk in &pieces(chunk, staged.is_direct()) {
+                let buffer = &mut buffer.as_mut_slice()[..chunk.length];
+                match &file.from {
+                    From::Last(last) => {
+                        last.read(&plan.files[span.file].name, chunk.offset, buffer)?;
+                        gatherer.gather(span, chunk, buffer, |source| source == Source::Header)?;
+                    }
+                    _ => gatherer.gather(span, chunk, buffer, |_| true)?,
+                }
+                writer.write(chunk, buffer)?;
+            }
         }
         let finished = writer.finish();
+        if let From::Last(last) = &file.from {
+            let known = unchanged.known(plan, span.file).unwrap_or_default();
+            if let Some((place, _)) = finished.iter().find(|one| !known.contains(one)) {
+                let reason = format!("the tensor {:?} has changed since it was written", plan.tensors[*place].key);
+                return Err(Error::damaged(last.path.join(&plan.files[span.file].name), reason));
+            }
+        }
         let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
         for (place, digest) in finished {
             digests[place] = digest;
@@ -136,36 +181,23 @@ pub(super) fn write(
         let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
         (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
     };
-    Ok(Written { files: plan.files.iter().map(entry).collect(), tensors: records(plan, &digests), linked, finished })
+    let files = plan.files.iter().map(entry).collect();
+    Ok(Written { files, tensors: records(plan, &digests), linked, finished, cannot_link })
 }
 
-/// Gives the last checkpoint's file another name if it holds what is to be saved; says whether it did.
-fn link(
-    plan: &Plan,
-    place: usize,
-    unchanged: &Unchanged,
-    staging: &Staging<'_>,
-    threads: usize,
-    captured: bool,
-    digests: &mut [Digest],
-) -> Result<bool> {
-    let known = match unchanged.digests(plan, place, threads) {
-        Ok(Some(known)) => known,
-        Ok(None) => return Ok(false),
-        // In the background the state of the call is gone; otherwise it is still there to be written.
-        Err(error) if captured => return Err(error),
-        Err(_) => return Ok(false),
+/// A chunk, or parts of it that stay in the core's cache from being gathered to being written: what is written directly
+/// had better be long.
+fn pieces(chunk: &Chunk, is_direct: bool) -> Vec<Cow<'_, Chunk>> {
+    let [part] = chunk.parts.as_slice() else { return vec![Cow::Borrowed(chunk)] };
+    if is_direct || chunk.length <= CACHED {
+        return vec![Cow::Borrowed(chunk)];
+    }
+    let piece = |at: usize| {
+        let length = CACHED.min(chunk.length - at);
+        let parts = vec![Part { source: part.source, from: part.from + at, at: 0..length }];
+        Cow::Owned(Chunk { offset: chunk.offset + at as u64, length, parts })
     };
-    let planned = &plan.files[place];
-    let Some((earlier, finished)) = unchanged.shared(place) else { return Ok(false) };
-    if let Err(e) = staging.link(earlier, &planned.name, &finished) {
-        log::debug!("{} is written again: {e}", planned.name);
-        return Ok(false);
-    }
-    for (place, digest) in known {
-        digests[place] = digest;
-    }
-    Ok(true)
+    (0..chunk.length).step_by(CACHED).map(piece).collect()
 }
 
 /// Digests and writes the chunks of one span, in order.

@@ -26,7 +26,9 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/StorageImpl.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -88,6 +90,7 @@ struct tcp_info {
   int64_t numel;
   int64_t element_size;
   int64_t storage_offset;
+  int64_t span;            // bytes from the first to the last element
   int64_t version;         // -1: none is kept (inference mode)
   int32_t scalar_type;
   uint8_t defined;
@@ -96,6 +99,7 @@ struct tcp_info {
   uint8_t cpu;
   uint8_t contiguous;
   uint8_t lazy;            // a conjugate or negative view: its memory holds other values than it shows
+  uint8_t whole;           // its elements are all of its storage
   char dtype[24];
   char device[24];
   char layout[24];
@@ -134,8 +138,16 @@ char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
     info->element_size = t.element_size();
     info->contiguous = t.is_contiguous();
     info->lazy = t.is_conj() || t.is_neg();
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i)
+      last += (t.size(i) - 1) * t.stride(i);
+    info->span = t.numel() > 0 ? (last + 1) * int64_t(t.element_size()) : 0;
+    info->whole = t.storage_offset() == 0 && t.is_non_overlapping_and_dense() && t.nbytes() == t.storage().nbytes();
   });
 }
+
+// Which tensor object it is; null for an undefined one.
+const void *tcp_object(const at::Tensor *tensor) { return tensor->defined() ? tensor->unsafeGetTensorImpl() : nullptr; }
 
 // How often the tensor was changed in place; -1 where nobody counts. Asked for every tensor at every save.
 int64_t tcp_version(const at::Tensor *tensor) {
@@ -168,7 +180,7 @@ bool tcp_copy_plain(const at::Tensor *tensor, int32_t scalar_type, const uint64_
   }
 }
 
-// A number that moves when the tensor gets other memory, another shape, type or device. Asked as often.
+// A number that moves when the tensor gets other memory, another shape, type or device, or is frozen. Asked as often.
 uint64_t tcp_fingerprint(const at::Tensor *tensor) {
   uint64_t hash = 0;
   const auto mix = [&hash](uint64_t value) { hash = (hash ^ value) * 0x9E3779B97F4A7C15u, hash ^= hash >> 29; };
@@ -178,7 +190,7 @@ uint64_t tcp_fingerprint(const at::Tensor *tensor) {
       return 0;
     mix(uint64_t(t.unsafeGetTensorImpl()));
     mix(uint64_t(t.scalar_type()) << 32 | uint64_t(uint8_t(t.device().type())) << 8 | uint8_t(t.device().index()));
-    mix(uint64_t(t.is_conj()) << 1 | uint64_t(t.is_neg()));
+    mix(uint64_t(t.requires_grad()) << 2 | uint64_t(t.is_conj()) << 1 | uint64_t(t.is_neg()));
     if (t.layout() == at::kStrided && t.has_storage()) {
       mix(uint64_t(t.const_data_ptr()));
       for (const auto size : t.sizes())
@@ -200,9 +212,13 @@ char *tcp_on_cpu(const at::Tensor *tensor, at::Tensor **out) {
   });
 }
 
-// The memory of a contiguous CPU tensor, for writing; `tcp_written` must follow.
+// The memory of a contiguous CPU tensor, for writing; `tcp_written` must follow. The version counter moves before the
+// first write, and after the last one: whoever reads meanwhile sees it move.
 char *tcp_open(const at::Tensor *tensor, void **data) {
-  return guarded([&] { *data = tensor->mutable_data_ptr(); });
+  return guarded([&] {
+    *data = tensor->mutable_data_ptr();
+    bump_version(*tensor);
+  });
 }
 
 // Tells autograd that the memory has changed.
@@ -214,6 +230,7 @@ char *tcp_written(const at::Tensor *tensor) {
 char *tcp_fill(const at::Tensor *tensor, void *bytes) {
   return guarded([&] {
     Writing writing(*tensor);
+    bump_version(*tensor);
     tensor->copy_(at::from_blob(bytes, tensor->sizes(), at::TensorOptions(tensor->scalar_type())));
   });
 }
@@ -231,6 +248,129 @@ char *tcp_zeros_like(const at::Tensor *tensor, at::Tensor **out) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
     *out = new at::Tensor(at::zeros_like(*tensor));
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- pinned memory
+
+} // extern "C"
+
+namespace {
+
+// What frees a storage's memory, shared: a storage that is given other memory, by `resize_` say, lets go of its part
+// only. One is put between a storage and its memory when that is pinned for the first time, and stays there.
+struct Allocation {
+  std::atomic<size_t> owners;
+  std::unique_ptr<void, c10::DeleterFnPtr> context;
+  Allocation(std::unique_ptr<void, c10::DeleterFnPtr> &&memory) : owners(2), context(std::move(memory)) {}
+};
+
+void release(void *allocation) {
+  auto *shared = static_cast<Allocation *>(allocation);
+  if (shared->owners.fetch_sub(1, std::memory_order_acq_rel) == 1)
+    delete shared;
+}
+
+// A part in the memory of a storage, for the caller to `release`; null where the storage does not own it, and so cannot
+// free it either. The address of the memory is not touched, so that others may go on reading it.
+Allocation *share(c10::StorageImpl &storage) {
+  static std::mutex one_at_a_time;
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  at::DataPtr &memory = storage._mutable_data_ptr_no_checks();
+  if (!memory.get_context())
+    return nullptr;
+  if (memory.get_deleter() == &release) {
+    auto *shared = static_cast<Allocation *>(memory.get_context());
+    shared->owners.fetch_add(1, std::memory_order_relaxed);
+    return shared;
+  }
+  std::unique_ptr<void, c10::DeleterFnPtr> &&context = memory.move_context();
+  auto *shared = new Allocation(std::move(context));
+  context = std::unique_ptr<void, c10::DeleterFnPtr>(shared, &release);
+  return shared;
+}
+
+// The memory that a tensor had, and the counter of its versions.
+struct Pin {
+  c10::Storage storage;
+  Allocation *allocation = nullptr;
+  c10::VariableVersion version;
+  at::Tensor alias; // of that memory, where it is not to be read as it lies
+  bool fixed = false; // the storage cannot be given other memory for as long as this lives
+  ~Pin() {
+    if (allocation)
+      release(allocation);
+    if (fixed)
+      storage.unsafeGetStorageImpl()->set_resizable(true);
+  }
+};
+
+bool is_strided_memory(const at::Tensor &t) {
+  return t.defined() && t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized() && !t.is_meta() &&
+         t.has_storage() && !t.is_conj() && !t.is_neg();
+}
+
+} // namespace
+
+extern "C" {
+
+struct tcp_pinned {
+  Pin *pin;         // null: the tensor is not of that type and shape, or has no memory of its own that it shows
+  const void *data; // the first element
+  uint64_t bytes;   // that all elements take
+  uint8_t plain;    // row-major in CPU memory: to be read from `data` on
+  uint8_t cpu;
+};
+
+// Takes hold of the memory that a tensor of this type and shape has now. It can be read from any thread until
+// `tcp_unpin`, whatever is done with the tensor. On the CPU the allocation is shared. CUDA's allocator needs its own as it
+// is: on other devices the storage is kept, and cannot be resized.
+char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *sizes, size_t dim, tcp_pinned *out) {
+  return guarded([&] {
+    *out = tcp_pinned{};
+    const at::Tensor &t = *tensor;
+    if (!is_strided_memory(t) || int32_t(t.scalar_type()) != scalar_type || size_t(t.dim()) != dim)
+      return;
+    for (size_t i = 0; i < dim; ++i)
+      if (uint64_t(t.size(int64_t(i))) != sizes[i])
+        return;
+    auto pin = std::make_unique<Pin>();
+    pin->storage = t.storage();
+    c10::StorageImpl &storage = *pin->storage.unsafeGetStorageImpl();
+    // Memory that is a copy only once it is written to: to be one now, so that nobody exchanges it later.
+    if (storage.has_materializer())
+      storage.mutable_data();
+    if (t.is_cpu()) {
+      pin->allocation = share(storage);
+    } else if (storage.resizable()) {
+      storage.set_resizable(false);
+      pin->fixed = true;
+    }
+    if (!t.is_inference())
+      pin->version = t.unsafeGetTensorImpl()->version_counter();
+    out->data = t.const_data_ptr();
+    out->bytes = t.nbytes();
+    out->cpu = t.is_cpu();
+    out->plain = t.is_cpu() && t.is_contiguous();
+    if (out->bytes > 0 && !out->data)
+      return;
+    if (!out->plain)
+      pin->alias = at::from_blob(const_cast<void *>(out->data), t.sizes(), t.strides(), [](void *) {},
+                                 t.options().requires_grad(false), t.device());
+    out->pin = pin.release();
+  });
+}
+
+void tcp_unpin(Pin *pin) { delete pin; }
+
+// -1 where nobody counts.
+int64_t tcp_pinned_version(const Pin *pin) { return pin->version.enabled() ? int64_t(pin->version.current_version()) : -1; }
+
+// A row-major copy in CPU memory of pinned memory that is not plain.
+char *tcp_read_pinned(const Pin *pin, at::Tensor **out) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    *out = new at::Tensor(pin->alias.to(at::kCPU).contiguous());
   });
 }
 

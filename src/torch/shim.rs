@@ -9,6 +9,16 @@ use torch_sys::C_tensor;
 /// Slots that a parameter can have.
 pub(crate) const SLOTS: usize = 4;
 
+/// Memory that is held. As `tcp_pinned` in shim.cpp.
+#[repr(C)]
+struct RawPinned {
+    pin: *mut c_void,
+    data: *const c_void,
+    bytes: u64,
+    plain: u8,
+    cpu: u8,
+}
+
 /// What is known of a tensor. As `tcp_info` in shim.cpp.
 #[repr(C)]
 struct RawInfo {
@@ -21,6 +31,7 @@ struct RawInfo {
     numel: i64,
     element_size: i64,
     storage_offset: i64,
+    span: i64,
     _version: i64,
     scalar_type: i32,
     defined: u8,
@@ -29,6 +40,7 @@ struct RawInfo {
     cpu: u8,
     contiguous: u8,
     lazy: u8,
+    whole: u8,
     dtype: [u8; 24],
     device: [u8; 24],
     layout: [u8; 24],
@@ -88,6 +100,7 @@ impl StepOptions {
 unsafe extern "C" {
     fn tcp_free_message(text: *mut c_char);
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
+    fn tcp_object(tensor: *const C_tensor) -> *const c_void;
     fn tcp_version(tensor: *const C_tensor) -> i64;
     fn tcp_copy_plain(
         tensor: *const C_tensor,
@@ -97,6 +110,16 @@ unsafe extern "C" {
         out: *mut c_void,
         bytes: usize,
     ) -> bool;
+    fn tcp_pin(
+        tensor: *const C_tensor,
+        scalar_type: i32,
+        sizes: *const u64,
+        dim: usize,
+        out: *mut RawPinned,
+    ) -> *mut c_char;
+    fn tcp_unpin(pin: *mut c_void);
+    fn tcp_pinned_version(pin: *const c_void) -> i64;
+    fn tcp_read_pinned(pin: *const c_void, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
@@ -183,6 +206,10 @@ pub(crate) struct Memory {
     pub strides: Vec<i64>,
     /// Bytes that all elements take together.
     pub bytes: usize,
+    /// Bytes from the first to the last element, with the gaps between them.
+    pub span: usize,
+    /// Whether it is all of its storage.
+    pub is_whole: bool,
     /// In the memory of this process that the processor reads.
     pub cpu: bool,
     /// Row-major, without gaps.
@@ -227,6 +254,8 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
             sizes: lengths(raw.sizes),
             strides: lengths(raw.strides),
             bytes: bytes.ok_or("its size does not fit this machine")?,
+            span: usize::try_from(raw.span).unwrap_or(0),
+            is_whole: raw.whole != 0,
             cpu: raw.cpu != 0,
             contiguous: raw.contiguous != 0,
             lazy: raw.lazy != 0,
@@ -235,10 +264,93 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
     Ok(Info { object: raw.object as usize, scalar_type: raw.scalar_type, dtype: text(&raw.dtype), device, memory })
 }
 
-/// A number that moves when a tensor gets other memory, another shape, type or device; not when its elements change.
+/// Which tensor object it is, whatever memory it shows: as [`Info::object`], 0 for an undefined one.
+pub(crate) fn object(tensor: &Tensor) -> usize {
+    // SAFETY: the tensor lives.
+    unsafe { tcp_object(tensor.as_ptr()) as usize }
+}
+
+/// A number that moves when a tensor gets other memory, another shape, type or device, or is frozen; not when its
+/// elements change.
 pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
     // SAFETY: the tensor lives.
-    unsafe { tcp_fingerprint(tensor.as_ptr()) }
+    unsafe { fingerprint_at(tensor.as_ptr()) }
+}
+
+/// As [`fingerprint`].
+///
+/// # Safety
+/// The tensor lives.
+pub(crate) unsafe fn fingerprint_at(tensor: *const C_tensor) -> u64 {
+    // SAFETY: the caller says that the tensor lives.
+    unsafe { tcp_fingerprint(tensor) }
+}
+
+/// The memory that a tensor had when it was pinned, and its version counter. It stays as it is, to be read from any
+/// thread, whatever becomes of the tensor.
+pub(crate) struct Pinned {
+    pin: *mut c_void,
+    data: *const u8,
+    bytes: usize,
+    /// Whether the memory is row-major and the processor's.
+    pub plain: bool,
+    /// Whether the processor reads it at all.
+    pub cpu: bool,
+}
+
+// SAFETY: the C++ side shares ownership of the memory by atomic counts, and reads a version counter that is atomic; an
+// alias tensor it has is nobody else's.
+unsafe impl Send for Pinned {}
+// SAFETY: as above; nothing is changed through it.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// Pins the memory of a tensor; `None` if it is not of this type and shape, or shows no memory of its own.
+    pub(crate) fn new(tensor: &Tensor, scalar_type: i32, shape: &[u64]) -> Result<Option<Pinned>, String> {
+        let mut raw = RawPinned { pin: ptr::null_mut(), data: ptr::null(), bytes: 0, plain: 0, cpu: 0 };
+        // SAFETY: the tensor lives, the shape has the length that goes with it, and `raw` the layout of `tcp_pinned`.
+        check(unsafe { tcp_pin(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), &mut raw) })?;
+        let bytes = usize::try_from(raw.bytes).map_err(|e| e.to_string())?;
+        let pinned = Pinned { pin: raw.pin, data: raw.data.cast(), bytes, plain: raw.plain != 0, cpu: raw.cpu != 0 };
+        Ok((!raw.pin.is_null()).then_some(pinned))
+    }
+
+    /// The elements, where they are [plain](Pinned::plain). Others may write to them at any time.
+    pub(crate) fn memory(&self) -> Option<&[u8]> {
+        if self.bytes == 0 {
+            return self.plain.then_some(&[]);
+        }
+        // SAFETY: plain memory has all elements from the first one on, and is held for as long as this lives.
+        self.plain.then(|| unsafe { std::slice::from_raw_parts(self.data, self.bytes) })
+    }
+
+    /// Copies the element at `offset` bytes from the first one.
+    ///
+    /// # Safety
+    /// It is an element of the tensor that was pinned, and has the length of `target`; the memory is the processor's.
+    pub(crate) unsafe fn element(&self, offset: usize, target: &mut [u8]) {
+        // SAFETY: as the caller says; the memory is held.
+        unsafe { ptr::copy_nonoverlapping(self.data.add(offset), target.as_mut_ptr(), target.len()) };
+    }
+
+    /// A copy in row-major order, of memory that is not plain.
+    pub(crate) fn read(&self) -> Result<Tensor, String> {
+        // SAFETY: the pin lives, and has an alias if its memory is not plain.
+        made(|out| unsafe { tcp_read_pinned(self.pin, out) })
+    }
+
+    /// How often the tensor was changed in place by now; `None` where libtorch does not count.
+    pub(crate) fn version(&self) -> Option<u64> {
+        // SAFETY: the pin lives.
+        u64::try_from(unsafe { tcp_pinned_version(self.pin) }).ok()
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: it came from `tcp_pin`, and is freed nowhere else.
+        unsafe { tcp_unpin(self.pin) };
+    }
 }
 
 /// How often a tensor was changed in place; `None` where libtorch does not count.

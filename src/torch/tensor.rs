@@ -1,8 +1,8 @@
 //! libtorch's tensors as leaves of the graph.
 
-use super::shim::{self, Info, Memory, NoMemory};
+use super::shim::{self, Info, Memory, NoMemory, Pinned};
 use crate::dtype::{Dtype, TensorSpec};
-use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable, bytes_as};
+use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorTarget, Trackable, bytes_as};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -108,14 +108,15 @@ pub(super) struct Leaf(Arc<Held>);
 /// The lock is because `tch::Tensor` may move between threads but not be used by several.
 pub(super) struct Held {
     tensor: Mutex<Tensor>,
-    counter: VersionCounter,
+    object: usize,
+    glance: Glance,
 }
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
         let tensor = tensor.shallow_clone();
-        let counter = VersionCounter::of(&tensor);
-        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), counter }))
+        let (object, glance) = (shim::object(&tensor), Glance(tensor.as_ptr()));
+        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance }))
     }
 
     /// A handle that does not keep the tensor alive.
@@ -175,7 +176,23 @@ impl TensorLeaf for Leaf {
     }
 
     fn version(&self) -> Option<u64> {
-        self.0.counter.version()
+        self.0.glance.version()
+    }
+
+    fn generation(&self) -> Option<u64> {
+        Some(self.0.glance.fingerprint())
+    }
+
+    fn variable(&self) -> Option<usize> {
+        Some(self.0.object).filter(|object| *object != 0)
+    }
+
+    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, String> {
+        let pin = |number| self.with(|tensor| pin(tensor, number, spec));
+        match scalar_type(spec.dtype).map(pin).transpose()?.flatten() {
+            Some(pin) => Ok(Some(Box::new(pin))),
+            None => Err(format!("it is no longer {spec}, or shows no memory of its own any more")),
+        }
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
@@ -183,79 +200,139 @@ impl TensorLeaf for Leaf {
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;
         if memory.cpu && memory.contiguous && !memory.lazy {
             let data = shim::open(&tensor)?;
-            return Ok(Box::new(InPlace { data, len: memory.bytes, is_bool: spec.dtype == Dtype::Bool, tensor }));
+            let held = scalar_type(spec.dtype).map(|number| Pinned::new(&tensor, number, &spec.shape)).transpose()?;
+            let is_bool = spec.dtype == Dtype::Bool;
+            return Ok(Box::new(InPlace { data, len: memory.bytes, is_bool, tensor, _held: held.flatten() }));
         }
         Ok(Box::new(Buffered { buffer: vec![0; memory.bytes], spec, tensor }))
     }
 }
 
-/// A tensor's version counter, read without a lock: of thousands of tensors, at every save, while training waits.
-struct VersionCounter(*const C_tensor);
+/// What is asked of a tensor without a lock: of thousands of them, at every save, while training waits.
+struct Glance(*const C_tensor);
 
-// SAFETY: libtorch's version counter is atomic, and nothing else of the tensor is looked at but that there is one. The
-// pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
-unsafe impl Send for VersionCounter {}
+// SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces. Both
+// questions only read; libtorch's version counter is atomic, and the fingerprint is asked for on the thread that saves.
+unsafe impl Send for Glance {}
 // SAFETY: as above.
-unsafe impl Sync for VersionCounter {}
+unsafe impl Sync for Glance {}
 
-impl VersionCounter {
-    fn of(tensor: &Tensor) -> VersionCounter {
-        VersionCounter(tensor.as_ptr())
-    }
-
+impl Glance {
     fn version(&self) -> Option<u64> {
         // SAFETY: the tensor lives as long as this does, in the same `Held`.
         unsafe { shim::version_at(self.0) }
+    }
+
+    fn fingerprint(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { shim::fingerprint_at(self.0) }
     }
 }
 
 /// A tensor's bytes: its own memory where that is row-major and on the CPU, else a copy.
 pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
-    let own = examine(tensor)?.2;
+    let (spec, _, own) = examine(tensor)?;
     if own.cpu && own.contiguous && !own.lazy {
-        return Ok(Box::new(Bytes { data: own.data, len: own.bytes, _tensor: tensor.shallow_clone() }));
+        let pinned = scalar_type(spec.dtype).map(|number| Pinned::new(tensor, number, &spec.shape)).transpose()?;
+        let pinned = pinned.flatten().filter(|pinned| pinned.plain);
+        return Ok(Box::new(Bytes(pinned.ok_or("it was changed while it was being saved")?)));
     }
-    let copy = shim::on_cpu(tensor)?;
-    let memory = examine(&copy)?.2;
-    Ok(Box::new(Bytes { data: memory.data, len: memory.bytes, _tensor: copy }))
+    copied(&shim::on_cpu(tensor)?)
 }
 
-/// The bytes of a contiguous CPU tensor, which it keeps alive.
-struct Bytes {
-    data: *const u8,
-    len: usize,
-    _tensor: Tensor,
+/// The bytes of a tensor that is row-major in CPU memory, and nobody else's.
+fn copied(copy: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
+    let (spec, ..) = examine(copy)?;
+    let pinned = scalar_type(spec.dtype).map(|number| Pinned::new(copy, number, &spec.shape)).transpose()?.flatten();
+    Ok(Box::new(Bytes(pinned.filter(|pinned| pinned.plain).ok_or("libtorch did not make a plain copy of it")?)))
 }
 
-// SAFETY: the tensor is kept only so that its memory lives; its reference count is atomic, and through this type the
-// memory is only read.
-unsafe impl Send for Bytes {}
-// SAFETY: as above.
-unsafe impl Sync for Bytes {}
+/// The bytes of a contiguous CPU tensor. It holds the memory itself: the tensor may be given another, or be dropped.
+/// Others may write to it meanwhile; then each byte is read as it was at some moment of that time.
+struct Bytes(Pinned);
 
 impl TensorBytes for Bytes {
     fn as_slice(&self) -> &[u8] {
-        if self.len == 0 {
-            return &[];
+        self.0.memory().unwrap_or_default()
+    }
+}
+
+/// A tensor's memory, held behind the call of a save.
+struct Pin {
+    pinned: Pinned,
+    /// Lengths and steps, in elements, of memory that is not row-major.
+    layout: Vec<(i64, i64)>,
+}
+
+/// Pins a tensor that has to be of this type and shape; `None` if it is not.
+fn pin(tensor: &Tensor, number: i32, spec: &TensorSpec) -> Result<Option<Pin>, String> {
+    let Some(pinned) = Pinned::new(tensor, number, &spec.shape)? else { return Ok(None) };
+    let layout = match pinned.plain {
+        true => Vec::new(),
+        false => {
+            let memory = examine(tensor)?.2;
+            memory.sizes.into_iter().zip(memory.strides).collect()
         }
-        // SAFETY: a contiguous CPU tensor has that many bytes from its first element on, and `_tensor` keeps them
-        // alive. Nobody may change the tensor meanwhile: a blocking save holds the thread that would, and a
-        // background save takes what may change as a copy, or behind the optimizer's gate.
-        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    };
+    Ok(Some(Pin { pinned, layout }))
+}
+
+impl TensorPin for Pin {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, String> {
+        match self.pinned.plain {
+            true => Ok(Box::new(PinnedSlice(&self.pinned))),
+            false => copied(&self.pinned.read()?).map(|bytes| bytes as Box<dyn TensorBytes>),
+        }
+    }
+
+    fn memory(&self) -> Option<&[u8]> {
+        self.pinned.memory()
+    }
+
+    fn sample(&self, element: u64, target: &mut [u8]) -> bool {
+        if let Some(memory) = self.pinned.memory() {
+            let begin = usize::try_from(element).ok().and_then(|element| element.checked_mul(target.len()));
+            let bytes = begin.and_then(|begin| memory.get(begin..begin.checked_add(target.len())?));
+            return bytes.map(|bytes| target.copy_from_slice(bytes)).is_some();
+        }
+        let (mut rest, mut steps) = (element as i64, 0);
+        for (length, stride) in self.layout.iter().rev().filter(|(length, _)| *length > 0) {
+            steps += rest % length * stride;
+            rest /= length;
+        }
+        if !self.pinned.cpu || rest != 0 {
+            return false;
+        }
+        // SAFETY: the place is within the lengths, so that the steps lead to an element; the memory is the processor's.
+        unsafe { self.pinned.element(steps as usize * target.len(), target) };
+        true
+    }
+
+    fn version(&self) -> Option<u64> {
+        self.pinned.version()
+    }
+}
+
+struct PinnedSlice<'a>(&'a Pinned);
+
+impl TensorBytes for PinnedSlice<'_> {
+    fn as_slice(&self) -> &[u8] {
+        self.0.memory().unwrap_or_default()
     }
 }
 
 /// A contiguous CPU tensor, overwritten in its own memory. It stays the leaf of autograd that it is: `requires_grad`,
 /// gradient and aliases are untouched. Its version counter moves, so that a backward pass through values that are no
-/// longer there is an error of libtorch and not a wrong gradient.
+/// longer there is an error of libtorch and not a wrong gradient, and so that a save in the background notices.
 struct InPlace {
     data: *mut u8,
     len: usize,
     is_bool: bool,
     tensor: Tensor,
+    _held: Option<Pinned>,
 }
 
-// SAFETY: `data` points into the memory of `tensor`, which moves along and is itself Send.
+// SAFETY: `data` points into memory that is held here; `tensor` is itself Send.
 unsafe impl Send for InPlace {}
 
 impl TensorTarget for InPlace {
@@ -263,7 +340,7 @@ impl TensorTarget for InPlace {
         if self.len == 0 {
             return &mut [];
         }
-        // SAFETY: the tensor, kept alive here, has that many bytes from its first element on, and the borrow of
+        // SAFETY: the memory, which is held here, has that many bytes from its first element on, and the borrow of
         // `self` is the only way to this slice. A restore is the only user of the tensors that it restores.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }

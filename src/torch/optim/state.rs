@@ -3,7 +3,7 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Gate, Guarded};
+use crate::graph::{Area, Gate, Guarded, Touched};
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped};
 use crate::torch::tensor::{Held, examine};
 use crate::torch::variables::{self, Table};
@@ -153,13 +153,21 @@ impl State {
             .flat_map(|parameter| iter::once(&parameter.tensor).chain(parameter.slots.iter().flatten()))
     }
 
-    /// Everything that a step changes, and the gate it passes before.
+    /// What only steps change: slots, and the variables that require a gradient now, with the gate that a step passes
+    /// before. A variable that is frozen may be changed by anyone, as a momentum encoder is; so may a part of a larger
+    /// memory by the rest of it.
     pub(super) fn guarded(&self) -> Guarded {
-        let address = |tensor| Some(shim::info(tensor).ok()?.memory.ok()?.data as usize);
-        Guarded { gate: self.gate.clone(), addresses: self.written().filter_map(address).collect() }
+        let address = |tensor| {
+            let memory = shim::info(tensor).ok()?.memory.ok()?;
+            memory.is_whole.then_some(memory.data as usize)
+        };
+        let slots = self.parameters.iter().flat_map(|parameter| parameter.slots.iter().flatten());
+        let parameters = self.parameters.iter().map(|parameter| &parameter.tensor);
+        let stepped = parameters.filter(|tensor| tensor.requires_grad());
+        Guarded { gate: self.gate.clone(), addresses: stepped.chain(slots).filter_map(address).collect() }
     }
 
-    /// Moves when a variable or a slot comes or goes, or gets another type, device or memory.
+    /// Moves when a variable or a slot comes or goes, gets another type, device or memory, or is frozen.
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
@@ -172,11 +180,21 @@ impl State {
         self.parameters.iter().map(|parameter| &parameter.tensor).collect()
     }
 
-    /// One step. This is the only function that writes to parameters and slots: a save in the background that is still
-    /// copying them is waited for at the gate, before the first write.
+    /// One step. Saves in the background that are still copying what it changes, whoever makes them, are waited for
+    /// before the first write; one that begins during the step waits for its end, where it tracks this optimizer.
     pub(super) fn step(&mut self) -> Result<()> {
         self.sync()?;
-        self.gate.pass();
+        let gate = self.gate.clone();
+        let _writing = gate.write(|| {
+            let mut touched = Touched::default();
+            for info in self.written().filter_map(|tensor| shim::info(tensor).ok()) {
+                touched.add_variable(Some(info.object));
+                let memory = info.memory.ok();
+                let area = memory.map(|memory| Area::new(&info.device, memory.data as usize, memory.span));
+                area.into_iter().for_each(|area| touched.add_area(area));
+            }
+            touched
+        });
         let options: Vec<StepOptions> =
             self.groups.iter().map(|group| StepOptions { fused: self.fused, ..*group }).collect();
         let mut stepped: Vec<Stepped<'_>> = self
