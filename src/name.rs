@@ -332,4 +332,38 @@ mod tests {
         assert_eq!(nearest("encoder/gru.w", ["encoder/gru.v", "decoder/x"].into_iter()), Some("encoder/gru.v"));
         assert_eq!(nearest("encoder", ["zzzzzzz"].into_iter()), None);
     }
+
+    #[test]
+    fn a_hint_takes_a_bounded_number_of_steps() {
+        let alike: Vec<String> = (0..100_000).map(|n| format!("{n:06}{}", "x".repeat(240))).collect();
+        let mut left = MAX_WORK;
+        let name = format!("abcdef{}", "x".repeat(240));
+        assert!(nearest_within(&name, alike.iter().map(String::as_str), &mut left).is_some());
+        assert_eq!(left, 0);
+        // Among many names that are not alike, the one that is costs little to find.
+        let names: Vec<String> = (0..9_000).map(|n| format!("decoder/block{n}/weight")).collect();
+        let all = names.iter().map(String::as_str).chain(["tokenizer/merges"]);
+        let mut left = MAX_WORK;
+        assert_eq!(nearest_within("tokeniser/merges", all, &mut left), Some("tokenizer/merges"));
+        // What is too long is not compared at all.
+        let long = "y".repeat(100_000);
+        let mut left = MAX_WORK;
+        assert_eq!(nearest_within("y", vec![long.as_str(); 1000].into_iter(), &mut left), None);
+        assert_eq!(left, MAX_WORK - 1000);
+    }
+
+    #[test]
+    fn quoted_names_and_messages_are_short() {
+        assert_eq!(shown("plain").to_string(), "\"plain\"");
+        let long = "é".repeat(100_000);
+        assert!(shown(&long).to_string().len() < 400 && shown(&long).to_string().contains("200000 bytes"));
+        assert!(short_message(long).len() < 2100);
+    }
+
+    #[test]
+    fn a_path_has_at_most_65_names() {
+        let key = |names: usize| vec!["a"; names].join("/");
+        assert_eq!(path(&key(MAX_NAMES)).map(|names| names.len()), Some(MAX_NAMES));
+        assert_eq!(path(&key(MAX_NAMES + 1)), None);
+    }
 }

@@ -167,7 +167,7 @@ fn keys_nest_as_deep_as_objects_may_and_no_deeper() -> Outcome {
     let _turn = turn();
     let dir = tempfile::tempdir()?;
     let step = Counter::new(0);
-    let mut tracked = Checkpoint::new().track("0", &Value::new(0u8))?.track("step", &step)?;
+    let mut tracked = Checkpoint::new().track("0", Value::new(0u8))?.track("step", &step)?;
     for (roots, names) in
         [(1, 65), (1, 66), (1, 10_000), (1, 1_000_000), (100, 65), (30_000, 65), (30_000, 2), (5, 60_000)]
     {
@@ -202,8 +202,8 @@ fn messages_are_short_and_hints_are_quick() -> Outcome {
         let path = checkpoint_of(dir.path(), &text);
         let mut tracked = Checkpoint::new();
         for n in 0..20 {
-            tracked = tracked.track(&"z".repeat(150 + n), &Counter::new(0))?;
-            tracked = tracked.track(&long(n)[..190], &Counter::new(0))?;
+            tracked = tracked.track(&"z".repeat(150 + n), Counter::new(0))?;
+            tracked = tracked.track(&long(n)[..190], Counter::new(0))?;
         }
         let error = bounded("restore", text.len(), || tracked.restore(&path)).err().ok_or("it was restored")?;
         let started = Instant::now();
@@ -216,9 +216,9 @@ fn messages_are_short_and_hints_are_quick() -> Outcome {
     let text = with_values(&format!("\"a\":\"{huge}\",\"b\":\"{huge}\",\"c\":{{\"{huge}\":1}}"));
     let path = checkpoint_of(dir.path(), &text);
     let a = Checkpoint::new()
-        .track("a", &Counter::new(0))?
-        .track("b", &Value::new(0u8))?
-        .track("c", &Value::new(Some(0u8)))?;
+        .track("a", Counter::new(0))?
+        .track("b", Value::new(0u8))?
+        .track("c", Value::new(Some(0u8)))?;
     let mut a = a;
     let message = a.restore(&path).err().ok_or("it was restored")?.to_string();
     assert!(
@@ -266,7 +266,7 @@ fn values_that_could_not_be_read_are_refused_when_they_are_saved() -> Outcome {
     };
     refused("json", Checkpoint::new().track("v", &nested(1.0, 200))?);
     refused("cbor", Checkpoint::new().track("v", &nested(f64::NAN, 300))?);
-    refused("small", Checkpoint::new().track("v", &Value::new(vec![Small { a: 1 }; 1_000_000]))?);
+    refused("small", Checkpoint::new().track("v", Value::new(vec![Small { a: 1 }; 1_000_000]))?);
     // As many numbers are no trouble.
     let numbers = Value::new(vec![1u8; 1_000_000]);
     let path = Checkpoint::new().track("v", &numbers)?.write(dir.path().join("numbers"))?;
@@ -581,7 +581,7 @@ fn the_tool_takes_memory_in_proportion() -> Outcome {
         let text = with_values(&format!("\"v\":[{}]", values.replace('\u{1b}', "\\u001b")));
         let path = checkpoint_of(dir.path(), &text);
         let path = path.to_str().ok_or("no text")?;
-        let megabytes = (TIMES * text.len() + BESIDE >> 20) + 150;
+        let megabytes = ((TIMES * text.len() + BESIDE) >> 20) + 150;
         for command in [
             &["ls", dir.path().to_str().ok_or("no text")?][..],
             &["show", path],
@@ -595,6 +595,44 @@ fn the_tool_takes_memory_in_proportion() -> Outcome {
                 assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
                 assert!(output.stdout.len() < 10 * text.len() + 10_000, "{arguments:?}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// Texts in CBOR form that promise more than they have, or nest.
+#[test]
+fn hostile_cbor_costs_in_proportion() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let huge = "7fffffffffffffff";
+    let texts = [
+        "81".repeat(2_000_000),
+        "a1".repeat(1_000_000),
+        "c0".repeat(1_000_000),
+        "9f".repeat(1_000_000),
+        format!("9b{huge}{}", "00".repeat(100)),
+        format!("bb{huge}{}", "00".repeat(100)),
+        format!("5b{huge}{}", "00".repeat(100)),
+        format!("7b{huge}{}", "61".repeat(100)),
+        format!("9b{huge}{}", "80".repeat(1_000_000)),
+        format!("9f{}ff", "a0".repeat(1_000_000)),
+        "0".repeat(3_000_001),
+    ];
+    for text in texts {
+        let manifest = with_values(&format!("\"v\":{{\"$cbor\":\"{text}\"}}"));
+        let path = checkpoint_of(dir.path(), &manifest);
+        let tracked: [Checkpoint; 5] = [
+            Checkpoint::new().track("v", Value::new(vec![0u8]))?,
+            Checkpoint::new().track("v", Value::new(String::new()))?,
+            Checkpoint::new().track("v", Value::new(std::collections::BTreeMap::<u64, u64>::new()))?,
+            Checkpoint::new().track("v", Value::new(serde_json::Value::Null))?,
+            Checkpoint::new().track("v", Value::new(Vec::<Vec<u8>>::new()))?,
+        ];
+        for mut checkpoint in tracked {
+            let restored = bounded("cbor", manifest.len(), || checkpoint.read(&path).map(drop));
+            let message = restored.err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.len() < 3_000, "{message}");
         }
     }
     Ok(())
