@@ -2,7 +2,9 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length};
+use crate::format::{
+    Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length, is_mark_file,
+};
 use crate::parallel;
 use crate::source::Source;
 use crate::store::{Disk, LocalDisk, MANIFEST};
@@ -196,7 +198,7 @@ impl CheckpointReader {
             name == MANIFEST
                 || manifest.files.contains_key(name)
                 || manifest.assets.contains_key(name)
-                || name.starts_with("mark-") && name.ends_with(".json")
+                || is_mark_file(name)
         };
         let others = names.into_iter().filter(|name| !name.to_str().is_some_and(is_ours));
         let mut others: Vec<PathBuf> = others.map(|name| self.path().join(name)).collect();

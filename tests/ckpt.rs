@@ -948,3 +948,31 @@ fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
     assert_eq!(on("show", &[&empty]).code, Some(1));
     Ok(())
 }
+/// The root of a volume has a directory that only root may read.
+#[test]
+fn a_directory_without_rights_is_no_checkpoint() -> Outcome {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir()?;
+    Model::new().train(dir.path(), &[1, 2]);
+    let lost = dir.path().join("lost+found");
+    fs::create_dir(&lost)?;
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o000))?;
+    if fs::read_dir(&lost).is_ok() {
+        // This is root, from whom nothing is kept: then as another user.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        let tool = dir.path().join("tool");
+        fs::copy(env!("CARGO_BIN_EXE_ckpt"), &tool)?;
+        for command in ["verify", "ls"] {
+            let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+            let output = Command::new("setpriv").args(as_nobody).arg(&tool).arg(command).arg(dir.path()).output();
+            let Ok(output) = output else { return Ok(()) };
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.code() == Some(0) && !text.contains("lost+found"), "{command}: {output:?}");
+        }
+    } else {
+        assert_eq!(on("verify", &[dir.path()]).code, Some(0));
+        assert!(!on("ls", &[dir.path()]).out.contains("lost+found"));
+    }
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
