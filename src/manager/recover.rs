@@ -31,6 +31,7 @@ impl CheckpointManager {
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
     pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
         self.settle()?;
+        self.directory.check()?;
         self.look_again()?;
         let names: Vec<String> = self.ledger().known.iter().rev().map(|found| found.entry.name.clone()).collect();
         let mut first_error = None;

@@ -1,0 +1,449 @@
+//! A directory of checkpoints is an open directory: other programs rename, replace, link and remove in and around it.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
+    latest_checkpoint, verify_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const CHILD: &str = "DIRECTORY_CHILD";
+
+struct Run {
+    step: Counter,
+    weights: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { step: Counter::new(0), weights: Memory::seeded(20_000, 0) }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+    }
+
+    fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
+        CheckpointManager::builder(self.checkpoint(), dir).max_to_keep(2).fresh_start()
+    }
+
+    fn save(&self, manager: &mut CheckpointManager, step: i64) -> Result<(), Error> {
+        self.step.set(step);
+        *self.weights.bytes() = Memory::seeded(20_000, step as u64).bytes().clone();
+        manager.save_at(step).map(drop)
+    }
+}
+
+/// Runs this test alone, in a process of its own, with `folder` in the environment; says what that printed.
+fn again(test: &str, folder: &Path, script: &str) -> String {
+    let this = std::env::current_exe().unwrap();
+    let child = format!("\"{}\" --exact {test} --nocapture", this.display());
+    let script = script.replace("CHILD", &child).replace("FOLDER", &folder.display().to_string());
+    let output = Command::new("sh").args(["-c", &script]).env(CHILD, folder).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}: {text}", output.status);
+    text
+}
+
+fn is_intact(path: impl AsRef<Path>) -> bool {
+    verify_checkpoint(path).is_intact()
+}
+
+#[test]
+fn a_change_of_the_working_directory_changes_nothing() {
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let folder = Path::new(&folder);
+        for name in ["one", "two"] {
+            fs::create_dir(folder.join(name)).unwrap();
+        }
+        std::env::set_current_dir(folder.join("one")).unwrap();
+        let run = Run::new();
+        let mut manager = run.builder(Path::new("run")).open().unwrap();
+        for step in 1..=4 {
+            run.save(&mut manager, step).unwrap();
+            std::env::set_current_dir(folder.join("two")).unwrap();
+        }
+        assert!(!folder.join("two/run").exists());
+        let latest = manager.latest_checkpoint().unwrap();
+        assert_eq!(latest, folder.join("one/run/ckpt-4"));
+        run.checkpoint().restore(latest).unwrap();
+        assert_eq!(manager.checkpoints().len(), 2);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    again("a_change_of_the_working_directory_changes_nothing", &folder, "CHILD");
+    assert_eq!(checkpoints(folder.join("one/run")).unwrap().len(), 2);
+}
+
+#[test]
+fn the_run_that_took_the_place_of_a_renamed_one_is_left_alone() -> Outcome {
+    for recycle in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let (root, old) = (dir.path().join("run"), dir.path().join("old"));
+        let (first, second) = (Run::new(), Run::new());
+        let mut manager = first.builder(&root).recycle(recycle).open()?;
+        first.save(&mut manager, 1)?;
+        first.save(&mut manager, 2)?;
+        fs::rename(&root, &old)?;
+        let error = first.save(&mut manager, 3).unwrap_err();
+        assert!(matches!(error, Error::Moved { .. }) && error.to_string().contains("renamed or removed"), "{error}");
+        let mut other = second.builder(&root).open()?;
+        for step in 1..=3 {
+            second.save(&mut other, step)?;
+        }
+        let error = first.save(&mut manager, 3).unwrap_err();
+        assert!(matches!(error, Error::Moved { .. }) && error.to_string().contains("taken the place"), "{error}");
+        assert!(matches!(manager.restore_or_initialize(), Err(Error::Moved { .. })));
+        drop(manager);
+        assert_eq!(other.checkpoints(), [root.join("ckpt-2"), root.join("ckpt-3")]);
+        let there = |path: &Path| {
+            let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<String> = names.filter(|name| !name.starts_with(".trash")).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(there(&old), [".lock", "checkpoint.json", "ckpt-1", "ckpt-2"]);
+        assert_eq!(there(&root), [".lock", "checkpoint.json", "ckpt-2", "ckpt-3"]);
+        // Back in its place the first goes on.
+        other.close()?;
+        fs::rename(&root, dir.path().join("second"))?;
+        fs::rename(&old, &root)?;
+        let mut manager = first.builder(&root).open()?;
+        manager.restore_or_initialize()?;
+        first.save(&mut manager, 3)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lock_file_that_was_removed_is_taken_anew() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    let lock = dir.path().join(".lock");
+    fs::remove_file(&lock)?;
+    run.save(&mut manager, 2)?;
+    assert!(matches!(Run::new().builder(dir.path()).open(), Err(Error::Locked { .. })));
+    // And when another was quicker, it is theirs.
+    fs::remove_file(&lock)?;
+    let other = Run::new().builder(dir.path()).open()?;
+    let error = run.save(&mut manager, 3).unwrap_err();
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    drop(other);
+    run.save(&mut manager, 3)?;
+    assert!(is_intact(dir.path().join("ckpt-3")));
+    Ok(())
+}
+
+#[test]
+fn an_archived_checkpoint_behind_a_link_outlives_the_rotation() -> Outcome {
+    for recycle in [true, false] {
+        let (dir, archive) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let run = Run::new();
+        let mut manager = run.builder(dir.path()).recycle(recycle).open()?;
+        run.save(&mut manager, 1)?;
+        let (link, archived) = (dir.path().join("ckpt-1"), archive.path().join("ckpt-1"));
+        fs::rename(&link, &archived)?;
+        symlink(&archived, &link)?;
+        for step in 2..=6 {
+            run.save(&mut manager, step)?;
+        }
+        manager.close()?;
+        assert!(is_intact(&archived), "recycle: {recycle}");
+        run.checkpoint().restore(&link)?;
+        assert_eq!(run.step.get(), 1);
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-6")));
+        // The link too stays.
+        assert!(fs::symlink_metadata(&link)?.is_symlink());
+        // In the trash of a dead process a link is only a link.
+        symlink(&archived, dir.path().join(format!(".trash-ckpt-1-{}", "0".repeat(32))))?;
+        fs::create_dir(dir.path().join(format!(".trash-ckpt-2-{}", "0".repeat(32))))?;
+        symlink(archive.path(), dir.path().join(format!(".trash-ckpt-2-{}/inside", "0".repeat(32))))?;
+        drop(run.builder(dir.path()).open()?);
+        assert!(is_intact(&archived));
+        assert!(fs::read_dir(dir.path())?.all(|entry| !entry.unwrap().file_name().to_string_lossy().starts_with(".t")));
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_is_listed_is_removed() -> Outcome {
+    let (dir, elsewhere) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (run, other) = (Run::new(), Run::new());
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    run.save(&mut manager, 2)?;
+    // Another checkpoint takes the place of the one that is to go.
+    let mut foreign = other.builder(elsewhere.path()).open()?;
+    other.save(&mut foreign, 1)?;
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    fs::rename(elsewhere.path().join("ckpt-1"), dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, 3)?;
+    assert!(is_intact(dir.path().join("ckpt-1")));
+    // What is there in the place of another and cannot be told is moved aside.
+    fs::write(dir.path().join("ckpt-2/manifest.json"), "mine")?;
+    fs::write(dir.path().join("ckpt-2/notes.txt"), "mine")?;
+    let kept = |name: &str| {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path().join(name));
+        names.filter(|path| path.exists()).count()
+    };
+    run.save(&mut manager, 4)?;
+    run.save(&mut manager, 5)?;
+    assert_eq!(kept("notes.txt"), 1);
+    Ok(())
+}
+
+#[test]
+fn names_that_are_not_unicode_go_with_their_checkpoint() -> Outcome {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    fs::write(dir.path().join("ckpt-1").join(odd), "x")?;
+    fs::create_dir(dir.path().join("ckpt-1/sub"))?;
+    fs::write(dir.path().join("ckpt-1/sub").join(odd), "x")?;
+    (2..=4).try_for_each(|step| run.save(&mut manager, step))?;
+    manager.close()?;
+    assert!(fs::read_dir(dir.path())?.all(|entry| !entry.unwrap().file_name().to_string_lossy().starts_with(".t")));
+    Ok(())
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_not_an_empty_directory() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = dir.path().join("run");
+    symlink(dir.path().join("not mounted/run"), &run)?;
+    for path in [run.clone(), run.join("below")] {
+        let error = latest_checkpoint(&path).unwrap_err();
+        assert!(error.to_string().contains("mounted"), "{error}");
+        let error = Run::new().builder(&path).open().unwrap_err();
+        assert!(error.to_string().contains("mounted"), "{error}");
+        let error = Run::new().checkpoint().save(path.join("ckpt")).unwrap_err();
+        assert!(error.to_string().contains("mounted"), "{error}");
+    }
+    assert_eq!(latest_checkpoint(dir.path().join("nothing"))?, None);
+    // One that leads somewhere is followed.
+    fs::create_dir_all(dir.path().join("not mounted/run"))?;
+    let saved = Run::new().checkpoint().save(run.join("ckpt"))?;
+    assert_eq!(latest_checkpoint(&run)?, Some(saved));
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_save_left_is_removed_by_the_next() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let left = dir.path().join(format!(".tmp-ckpt-1-{}", "a".repeat(32)));
+    fs::create_dir(&left)?;
+    fs::write(left.join("weights.safetensors"), "half")?;
+    Run::new().checkpoint().save(dir.path().join("ckpt"))?;
+    assert!(!left.exists());
+    Ok(())
+}
+
+#[test]
+fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let error = run.builder(dir.path()).checkpoint_name("n".repeat(190)).open().unwrap_err();
+    assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("shorter"), "{error}");
+    let error = run.checkpoint().save(dir.path().join("n".repeat(216))).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    let error = run.checkpoint().write(dir.path().join("é".repeat(106))).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    // The longest that is allowed goes through its whole life.
+    let name = "n".repeat(189);
+    let mut manager = run.builder(dir.path()).checkpoint_name(&name).open()?;
+    let step = i64::MAX - 10;
+    (0..5).try_for_each(|more| run.save(&mut manager, step + more))?;
+    assert_eq!(manager.checkpoints().len(), 2);
+    manager.close()?;
+    assert_eq!(checkpoints(dir.path())?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_others_could_read_is_not_reused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    for step in 1..=8 {
+        run.save(&mut manager, step)?;
+        let file = |name: &str| dir.path().join(format!("ckpt-{step}")).join(name);
+        let mode = |name: &str| fs::metadata(file(name)).unwrap().mode();
+        assert_eq!(mode("weights.safetensors"), mode("manifest.json"));
+        fs::set_permissions(file("weights.safetensors"), fs::Permissions::from_mode(0o666))?;
+    }
+    Ok(())
+}
+
+/// Opens whatever a manager moves out of sight, again and again, as a crawler does.
+fn crawl(folder: &Path) {
+    use std::os::unix::fs::FileExt;
+    let mut seen = 0_u64;
+    println!("crawling");
+    while !folder.join("stop").exists() {
+        for entry in fs::read_dir(folder.join("run")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with(".t") {
+                continue;
+            }
+            for file in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                let Ok(open) = fs::File::open(file.path()) else { continue };
+                let read = || {
+                    let mut bytes = vec![0; 64];
+                    open.read_exact_at(&mut bytes, 4096).map(|()| bytes)
+                };
+                // What is open by a name in the trash is never written again.
+                if let (true, Ok(before)) = (name.starts_with(".trash-"), read()) {
+                    seen += 1;
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    assert!(read().is_ok_and(|after| after == before), "overwritten: {}", file.path().display());
+                }
+            }
+        }
+    }
+    println!("{seen} looked at");
+}
+
+#[test]
+fn who_opens_what_is_being_reused_neither_ends_the_process_nor_sees_a_change() -> Outcome {
+    const TEST: &str = "who_opens_what_is_being_reused_neither_ends_the_process_nor_sees_a_change";
+    if let Some(folder) = std::env::var_os(CHILD) {
+        crawl(Path::new(&folder));
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let start = || {
+        let this = std::env::current_exe().unwrap();
+        let mut command = Command::new(this);
+        command.args(["--exact", TEST, "--nocapture"]).env(CHILD, folder.path());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()
+    };
+    let crawlers = [start()?, start()?];
+    let run = Run::new();
+    let mut manager = run.builder(&folder.path().join("run")).max_to_keep(1).open()?;
+    let begun = std::time::Instant::now();
+    let mut step = 0;
+    while step < 600 && (step < 100 || begun.elapsed() < std::time::Duration::from_secs(8)) {
+        step += 1;
+        run.save(&mut manager, step)?;
+    }
+    fs::write(folder.path().join("stop"), "")?;
+    for crawler in crawlers {
+        let output = crawler.wait_with_output()?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}");
+        println!("{step} saves, {}", text.lines().find(|line| line.contains("looked at")).unwrap_or_default());
+    }
+    assert!(is_intact(manager.latest_checkpoint().unwrap()));
+    Ok(())
+}
+
+#[test]
+fn a_leased_file_is_waited_for() -> Outcome {
+    use std::os::fd::AsRawFd;
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let path = run.checkpoint().save(dir.path().join("ckpt"))?;
+    let file = fs::OpenOptions::new().write(true).open(path.join("weights.safetensors"))?;
+    // SAFETY: the descriptor is open, and the calls touch no memory of ours. 10 is F_SETSIG: SIGURG is ignored.
+    let leased = unsafe {
+        libc::fcntl(file.as_raw_fd(), 10, libc::SIGURG) == 0
+            && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
+    };
+    if !leased {
+        println!("SKIPPED: no leases here");
+        return Ok(());
+    }
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(file);
+    });
+    assert!(CheckpointReader::open(&path)?.verify().is_intact());
+    holder.join().unwrap();
+    Ok(())
+}
+
+#[test]
+fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    run.save(&mut manager, 2)?;
+    run.save(&mut manager, 3)?;
+    // SAFETY: the child uses nothing that another thread of the parent could have locked but the allocator, which the
+    // C library sees to, and ends without running anything else.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused = matches!(manager.save_at(4), Err(Error::Moved { .. }));
+        drop(manager);
+        let there = dir.path().join("ckpt-3").exists() && !dir.path().join("ckpt-4").exists();
+        let locked = matches!(Run::new().builder(dir.path()).open(), Err(Error::Locked { .. }));
+        // SAFETY: as above.
+        unsafe { libc::_exit(if refused && there && locked { 0 } else { 1 }) };
+    }
+    let mut status = 0;
+    // SAFETY: the pointer is that of a variable that outlives the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child saved, or took away what is its parent's");
+    // A child that lives on.
+    // SAFETY: the child only waits, and is killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            libc::sleep(60);
+            libc::_exit(0)
+        };
+    }
+    run.save(&mut manager, 4)?;
+    manager.close()?;
+    let reopened = run.builder(dir.path()).open();
+    // SAFETY: the child is ours, and not yet waited for.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, &mut status, 0);
+    }
+    reopened?;
+    Ok(())
+}
+
+#[test]
+fn many_components_need_few_open_files() {
+    const TEST: &str = "many_components_need_few_open_files";
+    let many = 2000;
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let folder = Path::new(&folder);
+        let parts: Vec<Memory> = (0..many).map(|i| Memory::seeded(4, i)).collect();
+        let mut checkpoint = Checkpoint::new();
+        for (i, part) in parts.iter().enumerate() {
+            checkpoint.add(&format!("part{i}"), part).unwrap();
+        }
+        let mut manager = CheckpointManager::builder(checkpoint, folder).max_to_keep(1).open().unwrap();
+        for step in 1..=3 {
+            manager.save_at(step).unwrap();
+        }
+        for part in &parts {
+            part.bytes().fill(0);
+        }
+        manager.restore_or_initialize().unwrap();
+        assert!(parts.iter().enumerate().all(|(i, part)| *part.bytes() == *Memory::seeded(4, i as u64).bytes()));
+        assert!(is_intact(folder.join("ckpt-3")));
+        println!("all restored");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(again(TEST, folder.path(), "ulimit -n 512; CHILD").contains("all restored"));
+}
