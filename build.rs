@@ -14,9 +14,15 @@ mod torch {
     use std::env;
     use std::path::{Path, PathBuf};
 
-    const SOURCES: [&str; 4] =
-        ["src/torch/shim.cpp", "src/torch/sizes.cpp", "src/torch/trace.cpp", "src/torch/program.cpp"];
-    const HEADERS: [&str; 2] = ["src/torch/guard.hpp", "src/torch/program.hpp"];
+    const SOURCES: [&str; 6] = [
+        "src/torch/shim.cpp",
+        "src/torch/expressions.cpp",
+        "src/torch/sizes.cpp",
+        "src/torch/trace.cpp",
+        "src/torch/storages.cpp",
+        "src/torch/program.cpp",
+    ];
+    const HEADERS: [&str; 3] = ["src/torch/expressions.hpp", "src/torch/guard.hpp", "src/torch/program.hpp"];
 
     pub fn prepare() -> Result<(), String> {
         // torch-sys says where it found libtorch, whichever way it was told (on Linux and macOS).

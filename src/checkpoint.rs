@@ -332,6 +332,12 @@ impl Checkpoint {
         Ok(plan)
     }
 
+    /// The leaves of what is tracked, with their names.
+    #[cfg(feature = "torch")]
+    pub(crate) fn leaves(&self) -> Result<Vec<crate::graph::Leaf>> {
+        Ok(crate::graph::walk(&self.objects.list())?.leaves)
+    }
+
     /// Plans anew next time: after an error something may have changed that nothing told of.
     pub(crate) fn forget_plan(&mut self) {
         self.planned = None;

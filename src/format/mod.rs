@@ -22,9 +22,11 @@ pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYT
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 
 pub(crate) use saved_model::check_length as check_saved_model_length;
-pub use saved_model::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable};
+pub use saved_model::{
+    EXAMPLES_FILE, Length, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable,
+};
 #[cfg(feature = "torch")]
-pub(crate) use saved_model::{is_identifier, is_reserved};
+pub(crate) use saved_model::{is_identifier, unexportable};
 
 use crate::dtype::Dtype;
 use crate::error::Error;

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use serde::de::Deserializer;
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 /// The program: TorchScript, with the variables.
@@ -22,6 +22,9 @@ pub const EXAMPLES_FILE: &str = "examples.st";
 /// The longest description.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// The largest number of a parameter group: whoever makes an optimizer makes options for all below it.
+const MAX_GROUP: u64 = 4095;
+
 /// Checks the length of a description, before it is read.
 pub(crate) fn check_length(bytes: u64) -> Result<(), FormatError> {
     if bytes <= MAX_BYTES {
@@ -31,7 +34,11 @@ pub(crate) fn check_length(bytes: u64) -> Result<(), FormatError> {
 }
 
 const FORMAT: &str = "tch-checkpoint-saved-model";
-const VERSION: u64 = 1;
+
+/// A description without the keys that version 2 has.
+const PLAIN: u64 = 1;
+/// With `same_lengths` and `other_keys`. A description that needs neither is written in version 1.
+const VERSION: u64 = 2;
 
 /// What a saved model says of its program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +58,30 @@ pub struct SavedModelInfo {
     /// What its owner says of it: a vocabulary, a licence.
     #[serde(deserialize_with = "values")]
     pub metadata: BTreeMap<String, serde_json::Value>,
+    /// By signature, the free lengths that must be the same: several in each list. Others are not what the program was
+    /// made for.
+    #[serde(default, deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub same_lengths: BTreeMap<String, Vec<Vec<Length>>>,
+    /// Keys under which the checkpoint has the memory of a variable besides the variable's own key, with its name.
+    #[serde(default, deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub other_keys: BTreeMap<String, String>,
+}
+
+/// A length of an input.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Length {
+    /// The input's name.
+    pub input: String,
+    /// Its dimension, from 0.
+    pub dim: u64,
+}
+
+/// As in a sentence: ``size 1 of `letters` ``.
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "size {} of `{}`", self.dim, self.input)
+    }
 }
 
 /// What goes into a method, and what comes out.
@@ -86,7 +117,7 @@ pub struct Variable {
     pub key: String,
     /// Whether it is a parameter, else a buffer.
     pub trainable: bool,
-    /// The parameter group that an optimizer has it in.
+    /// The parameter group that an optimizer has it in, at most 4095.
     pub group: u64,
 }
 
@@ -123,15 +154,31 @@ impl TensorInfo {
 }
 
 /// Words that mean something else in Python and TorchScript.
-const RESERVED: [&str; 37] = [
+const RESERVED: [&str; 38] = [
     "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
     "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
-    "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training",
+    "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training", "torch",
 ];
 
 /// Whether a name cannot be one in a program.
-pub(crate) fn is_reserved(name: &str) -> bool {
+fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name)
+}
+
+/// Why a variable of this name cannot be in a program, if it cannot. The rule is that of TorchScript's own text, which a
+/// file of it is read from.
+#[cfg(feature = "torch")]
+pub(crate) fn unexportable(variable: &str) -> Option<String> {
+    let rule = "the names of an exported model's variables have printable ASCII characters other than `\"` and `\\`, between \
+                the dots at least one; rename it";
+    if variable.split('.').any(str::is_empty) {
+        return Some(format!("a part of its name is empty: {rule}"));
+    }
+    if let Some(wrong) = variable.chars().find(|&c| !matches!(c, ' '..='~') || c == '"' || c == '\\') {
+        return Some(format!("TorchScript cannot have {wrong:?} in a name: {rule}"));
+    }
+    let word = variable.split('.').find(|part| is_reserved(part))?;
+    Some(format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it"))
 }
 
 /// The name of an input, output or method: one that is a name in Python and TorchScript too.
@@ -146,12 +193,19 @@ impl SavedModelInfo {
     pub fn new(device: impl Into<String>) -> SavedModelInfo {
         SavedModelInfo {
             format: FORMAT.to_string(),
-            version: VERSION,
+            version: PLAIN,
             device: device.into(),
             signatures: BTreeMap::new(),
             variables: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            same_lengths: BTreeMap::new(),
+            other_keys: BTreeMap::new(),
         }
+    }
+
+    /// Whether it says something that version 1 has no place for.
+    fn is_extended(&self) -> bool {
+        !self.same_lengths.is_empty() || !self.other_keys.is_empty()
     }
 
     /// The text of the file.
@@ -160,7 +214,10 @@ impl SavedModelInfo {
     ///
     /// [`Error::Usage`] for everything that [`from_bytes`](SavedModelInfo::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let text = serde_json::to_vec_pretty(self).map_err(|e| Error::Usage(format!("{SAVED_MODEL_FILE}: {e}")))?;
+        let version = if self.is_extended() { VERSION } else { PLAIN };
+        let versioned = SavedModelInfo { version, ..self.clone() };
+        let text =
+            serde_json::to_vec_pretty(&versioned).map_err(|e| Error::Usage(format!("{SAVED_MODEL_FILE}: {e}")))?;
         SavedModelInfo::from_bytes(&text).map_err(|e| e.unwritable(SAVED_MODEL_FILE))?;
         Ok(text)
     }
@@ -192,12 +249,17 @@ impl SavedModelInfo {
             return Err(FormatError::Unsupported(reason));
         }
         let info: SavedModelInfo = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+        if frame.format == FORMAT && frame.version == VERSION && !info.is_extended() {
+            let reason = "it is of version 2 and has neither `same_lengths` nor `other_keys`".to_string();
+            return Err(FormatError::Unsupported(reason));
+        }
         info.check().map_err(damaged)?;
         Ok(info)
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.format != FORMAT || self.version != VERSION {
+        let version = if self.is_extended() { VERSION } else { PLAIN };
+        if self.format != FORMAT || self.version != version {
             return Err("it is no description of a saved model".to_string());
         }
         for (name, signature) in &self.signatures {
@@ -218,6 +280,34 @@ impl SavedModelInfo {
             }
             if !is_identifier(name) || signature.examples == 0 {
                 return Err(format!("{name:?} is no name for a signature, or has no example"));
+            }
+        }
+        if let Some((name, Variable { group, .. })) = self.variables.iter().find(|(_, one)| one.group > MAX_GROUP) {
+            return Err(format!("{name:?} is in parameter group {group}; a saved model has groups up to {MAX_GROUP}"));
+        }
+        for (signature, classes) in &self.same_lengths {
+            let inputs = self.signatures.get(signature).map_or(&[][..], |signature| &signature.inputs);
+            // Of every input once, so that a long list costs no more than its length.
+            let shapes: HashMap<&str, &[Option<u64>]> =
+                inputs.iter().map(|input| (input.name.as_str(), input.shape.as_slice())).collect();
+            let mut seen = HashSet::new();
+            let is_free = |length: &Length| {
+                let place = usize::try_from(length.dim).ok();
+                let known = shapes.get(length.input.as_str()).zip(place).and_then(|(shape, place)| shape.get(place));
+                known == Some(&None)
+            };
+            for length in classes.iter().flatten() {
+                if !is_free(length) || !seen.insert(length) {
+                    return Err(format!("{length} of {signature:?} is no free length, or is there twice"));
+                }
+            }
+            if classes.is_empty() || classes.iter().any(|class| class.len() < 2) {
+                return Err(format!("a length of {signature:?} is the same as no other one"));
+            }
+        }
+        for (key, name) in &self.other_keys {
+            if self.variables.get(name).is_none_or(|variable| variable.key == *key) {
+                return Err(format!("{key:?} is no other key of a variable {name:?}"));
             }
         }
         Ok(())

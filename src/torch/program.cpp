@@ -47,20 +47,6 @@ void register_variable(Module module, const std::string &name, const at::Tensor 
   module.register_parameter(rest, tensor, /*is_buffer=*/!is_parameter);
 }
 
-// Calls `visit` with every variable's name and tensor, whether it is a parameter, and the object that has it.
-template <class Visit> void each_variable(const Module &module, const std::string &prefix, Visit &&visit) {
-  auto object = module._ivalue();
-  const auto &type = object->type();
-  for (size_t slot = 0; slot < type->numAttributes(); slot++) {
-    const std::string name = prefix + type->getAttributeName(slot);
-    const IValue value = object->getSlot(slot);
-    if (type->getAttribute(slot)->is_module())
-      each_variable(value.toModule(), name + ".", visit);
-    else if (value.isTensor() && (type->is_parameter(slot) || type->is_buffer(slot)))
-      visit(name, value.toTensor(), type->is_parameter(slot), object, slot);
-  }
-}
-
 // The methods that are signatures.
 torch::jit::Method method(const Module &module, const char *name) {
   auto found = module.find_method(name);
@@ -185,16 +171,17 @@ char *tcp_program_new(const char *const *names, const size_t *lengths, const at:
 
 void tcp_program_free(tcp_program *program) { delete program; }
 
-// Adds a method: the closure, traced with all examples (`n_examples` times `n_inputs` tensors). It must not use `others`.
+// Adds a method: the closure, traced with all of `n_examples` times `n_inputs` tensors, of which the first `n_given`
+// examples are the caller's. It must not use `others`.
 char *tcp_program_trace(tcp_program *program, const char *name, const char *const *input_names,
-                        const at::Tensor *const *inputs, size_t n_inputs, size_t n_examples, const at::Tensor *const *others,
-                        size_t n_others, tcp_closure closure, void *data) {
+                        const at::Tensor *const *inputs, size_t n_inputs, size_t n_examples, size_t n_given,
+                        const at::Tensor *const *others, size_t n_others, tcp_closure closure, void *data) {
   return guarded([&] {
     auto &module = program->module;
     require(!module.hasattr(name) && !module.find_method(name), "the program has something of this name already");
-    std::vector<Tensors> examples(n_examples);
+    Inputs traced{{input_names, input_names + n_inputs}, std::vector<Tensors>(n_examples), n_given};
     for (size_t i = 0; i < n_examples * n_inputs; i++)
-      examples[i / n_inputs].push_back(*inputs[i]);
+      traced.all[i / n_inputs].push_back(*inputs[i]);
     const auto call = [&](const Tensors &tensors) {
       std::vector<at::Tensor *> owned;
       for (const auto &tensor : tensors)
@@ -203,12 +190,11 @@ char *tcp_program_trace(tcp_program *program, const char *name, const char *cons
       require(closure(data, owned.data(), owned.size(), &outputs) == 0, "the closure failed");
       return outputs;
     };
-    std::vector<std::string> names(input_names, input_names + n_inputs);
-    auto graph = trace_examples(module, examples, call, names);
     Tensors not_exported;
     for (size_t i = 0; i < n_others; i++)
       not_exported.push_back(*others[i]);
-    check_constants(*graph, not_exported);
+    const auto check = [&](const torch::jit::Graph &graph) { check_constants(graph, not_exported, module); };
+    auto graph = trace_inputs(module, traced, call, check);
     auto unit = module._ivalue()->compilation_unit();
     module.type()->addMethod(unit->create_function(c10::QualifiedName(*module.type()->name(), name), graph));
   });
@@ -222,11 +208,24 @@ char *tcp_program_reread(const tcp_program *program, tcp_program **out) {
 char *tcp_program_write(const tcp_program *program, tcp_write write, void *data) {
   return guarded([&] {
     bool failed = false;
+    ShrunkVariables shrunk(program->module);
     torch::jit::ExportModule(program->module, [&](const void *bytes, size_t n) {
       failed = failed || write(data, bytes, n) != 0;
       return n;
     });
     require(!failed, "the file could not be written");
+  });
+}
+
+// How many bytes `tcp_program_write` will write, nearly.
+char *tcp_program_bytes(const tcp_program *program, uint64_t *bytes) {
+  return guarded([&] {
+    *bytes = variable_bytes(program->module);
+    Emptied emptied(program->module);
+    torch::jit::ExportModule(program->module, [bytes](const void *, size_t n) {
+      *bytes += n;
+      return n;
+    });
   });
 }
 

@@ -1,4 +1,4 @@
-//! The C++ files `program.cpp`, `trace.cpp` and `sizes.cpp`, as safe functions: TorchScript programs.
+//! The C++ files `program.cpp` and what it calls, as safe functions: TorchScript programs.
 
 use super::shim::check;
 use std::any::Any;
@@ -45,6 +45,7 @@ unsafe extern "C" {
         inputs: *const *const C_tensor,
         n_inputs: usize,
         n_examples: usize,
+        n_given: usize,
         others: *const *const C_tensor,
         n_others: usize,
         closure: Closure,
@@ -52,6 +53,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tcp_program_reread(program: *const RawProgram, out: *mut *mut RawProgram) -> *mut c_char;
     fn tcp_program_write(program: *const RawProgram, write: Write, data: *mut c_void) -> *mut c_char;
+    fn tcp_program_bytes(program: *const RawProgram, bytes: *mut u64) -> *mut c_char;
     fn tcp_program_read(
         read: Read,
         data: *mut c_void,
@@ -191,13 +193,15 @@ impl Program {
         })
     }
 
-    /// Adds a method, traced from `closure` with every example; all have as many inputs as there are names. `others` are
-    /// variables that the program has not, and may not have as constants either.
+    /// Adds a method, traced from `closure` with every example; all have as many inputs as there are names. The first
+    /// `given` examples decide what the numbers in the program are, the others only confirm it. `others` are variables that
+    /// the program has not, and may not have as constants either.
     pub(super) fn trace(
         &mut self,
         name: &str,
         input_names: &[String],
         examples: &[Vec<Tensor>],
+        given: usize,
         others: &[ProgramVariable],
         closure: &mut dyn FnMut(&[Tensor]) -> Vec<Tensor>,
     ) -> Result<(), String> {
@@ -247,6 +251,7 @@ impl Program {
                 inputs,
                 input_names.len(),
                 examples.len(),
+                given,
                 others.as_ptr(),
                 others.len(),
                 call,
@@ -288,6 +293,14 @@ impl Program {
         // SAFETY: the program lives, and `callback` is for the type of `state`, which lives until this returns.
         let message = unsafe { tcp_program_write(self.0, callback, state.data()) };
         result(state, message)
+    }
+
+    /// How many bytes [`write`](Program::write) hands over, nearly.
+    pub(super) fn bytes(&self) -> Result<u64, String> {
+        let mut bytes = 0;
+        // SAFETY: the program and the number live.
+        check(unsafe { tcp_program_bytes(self.0, &mut bytes) })?;
+        Ok(bytes)
     }
 
     /// Reads a program of `size` bytes, which `read` fills in from any offset, onto the device `to`. What it does on the

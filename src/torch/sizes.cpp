@@ -1,8 +1,9 @@
-// A trace holds the sizes of its example as plain numbers. Here the traces of one closure for examples of different
-// sizes are laid side by side: where a number differs from trace to trace, the simplest expression of the inputs' sizes
-// that gives it in all of them takes its place. Where anything else differs, the closure has done different things for
-// different inputs, which no trace can hold, and that is said.
+// A trace holds the sizes of its inputs as plain numbers. Here the traces of one closure for inputs of different sizes are
+// laid side by side: where a number differs from trace to trace, the one expression of the inputs' sizes that gives it in
+// all of them takes its place. Where several would do, or anything else differs, the closure cannot be held, and that is
+// said: a program is right or refused.
 
+#include "expressions.hpp"
 #include "program.hpp"
 
 #include <ATen/ops/equal.h>
@@ -21,32 +22,20 @@ using torch::jit::Graph;
 using torch::jit::IValue;
 using torch::jit::Node;
 using torch::jit::Value;
-using Numbers = std::vector<int64_t>; // one for every example
 
-// The size of an input, which differs between the examples.
-struct Size {
-  size_t input;
-  int64_t dim;
-  Numbers values;
-};
-
-// scale * a * b / divisor + c + offset, of sizes by their place; -1 for a factor or summand that is not there.
-struct Expression {
-  int a = -1, b = -1, c = -1;
-  int64_t scale = 1, divisor = 1, offset = 0;
-};
-
-std::vector<Size> varying_sizes(const std::vector<Tensors> &examples) {
+// The sizes that differ between the examples. Those that are equal in all of them are one: a program is refused inputs
+// in which they are not (`same_lengths` in saved_model.json).
+std::vector<Size> varying_sizes(const Inputs &inputs) {
   std::vector<Size> found;
-  for (size_t input = 0; input < examples[0].size(); input++) {
-    for (int64_t dim = 0; dim < examples[0][input].dim(); dim++) {
+  const auto &first = inputs.all[0];
+  for (size_t input = 0; input < first.size(); input++) {
+    for (int64_t dim = 0; dim < first[input].dim(); dim++) {
       Numbers values;
-      for (const auto &example : examples)
-        values.push_back(example[input].size(dim));
+      for (const auto &tensors : inputs.all)
+        values.push_back(tensors[input].size(dim));
       bool varies = false, known = false;
-      for (auto value : values)
-        varies |= value != values[0];
-      // Two sizes that are equal in all examples are one: the batch of all inputs, say.
+      for (size_t k = 0; k < inputs.given; k++)
+        varies |= values[k] != values[0];
       for (const auto &size : found)
         known |= size.values == values;
       if (varies && !known)
@@ -56,59 +45,7 @@ std::vector<Size> varying_sizes(const std::vector<Tensors> &examples) {
   return found;
 }
 
-// `wanted[k] == scale * base[k] + offset` for all k, in whole numbers.
-std::optional<std::pair<int64_t, int64_t>> linear(const Numbers &wanted, const Numbers &base) {
-  std::optional<int64_t> scale;
-  for (size_t k = 1; k < base.size() && !scale; k++)
-    if (base[k] != base[0]) {
-      if ((wanted[k] - wanted[0]) % (base[k] - base[0]) != 0)
-        return {};
-      scale = (wanted[k] - wanted[0]) / (base[k] - base[0]);
-    }
-  if (!scale || *scale == 0)
-    return {};
-  int64_t offset = wanted[0] - *scale * base[0];
-  for (size_t k = 0; k < base.size(); k++)
-    if (wanted[k] != *scale * base[k] + offset)
-      return {};
-  return std::make_pair(*scale, offset);
-}
-
-Numbers zip(const Numbers &a, const Numbers &b, int64_t (*with)(int64_t, int64_t)) {
-  Numbers result;
-  for (size_t k = 0; k < a.size(); k++)
-    result.push_back(with(a[k], b[k]));
-  return result;
-}
-
-// All expressions of the simplest kind that there are for these numbers.
-std::vector<Expression> simplest(const Numbers &wanted, const std::vector<Size> &sizes) {
-  std::vector<Expression> equal, multiple, product, divided, shifted, sum, affine;
-  for (int i = 0; i < int(sizes.size()); i++) {
-    const Numbers &size = sizes[i].values;
-    if (auto found = linear(wanted, size)) {
-      auto [scale, offset] = *found;
-      auto &kind = offset == 0 ? (scale == 1 ? equal : multiple) : scale == 1 ? shifted : affine;
-      kind.push_back({i, -1, -1, scale, 1, offset});
-    }
-    if (auto found = linear(size, wanted); found && found->second == 0 && found->first > 1)
-      divided.push_back({i, -1, -1, 1, found->first, 0});
-    for (int j = i; j < int(sizes.size()); j++) {
-      const Numbers &other = sizes[j].values;
-      if (auto found = linear(wanted, zip(size, other, [](int64_t a, int64_t b) { return a * b; }));
-          found && found->second == 0)
-        product.push_back({i, j, -1, found->first, 1, 0});
-      if (zip(size, other, [](int64_t a, int64_t b) { return a + b; }) == wanted && j != i)
-        sum.push_back({i, -1, j, 1, 1, 0});
-    }
-  }
-  for (const auto &kind : {equal, multiple, product, divided, shifted, sum, affine})
-    if (!kind.empty())
-      return kind;
-  return {};
-}
-
-std::string list(const Numbers &numbers) {
+template <class Number> std::string list(const std::vector<Number> &numbers) {
   std::ostringstream text;
   for (size_t k = 0; k < numbers.size(); k++)
     text << (k == 0 ? "" : k + 1 == numbers.size() ? " and " : ", ") << numbers[k];
@@ -164,60 +101,182 @@ std::optional<int64_t> whole(const IValue &value) {
   return {};
 }
 
+// The shapes of one of the inputs, for an error.
+std::string shapes(const Inputs &inputs, size_t k) {
+  std::ostringstream text;
+  for (size_t i = 0; i < inputs.names.size(); i++)
+    text << (i == 0 ? "" : ", ") << "`" << inputs.names[i] << "` " << inputs.all[k][i].sizes();
+  return text.str();
+}
+
 class Merger {
 public:
-  Merger(std::shared_ptr<Graph> graph, std::vector<Size> sizes, const std::vector<std::string> &names)
-      : graph_(std::move(graph)), sizes_(std::move(sizes)), names_(names) {}
+  Merger(std::shared_ptr<Graph> graph, const Inputs &inputs)
+      : graph_(std::move(graph)), inputs_(inputs), sizes_(varying_sizes(inputs)) {}
 
   // `values` are what a constant is in each of the traces.
   void constant(Node *node, const std::vector<IValue> &values) {
+    const std::string where = used_by(node->output());
     bool equal = true;
     Numbers numbers;
-    for (const auto &value : values) {
-      equal &= same(value, values[0]);
-      if (auto number = whole(value))
+    for (size_t k = 0; k < inputs_.given; k++) {
+      equal &= same(values[k], values[0]);
+      if (auto number = whole(values[k]))
         numbers.push_back(*number);
     }
-    if (equal)
+    if (equal) {
+      stays(values, where);
       return;
-    const std::string where = used_by(node->output());
-    require(numbers.size() == values.size(),
+    }
+    require(numbers.size() == inputs_.given,
             "the closure computes with a value that differs between the examples, outside of tensors: " +
-                text(values[0]) + " for the first, " + text(values.back()) + " for the last, " + where +
+                text(values[0]) + " for the first, " + text(values[inputs_.given - 1]) + " for the last, " + where +
                 ". A trace would keep the first for good; compute it with operations on the input tensors");
-    auto found = simplest(numbers, sizes_);
-    require(!found.empty(), "the number " + list(numbers) + " " + where +
-                                " differs between the examples, and is no simple function of the inputs' sizes: it "
-                                "depends on their data, or on a size in a way that a trace cannot hold. Compute it "
-                                "with operations on the input tensors");
-    if (found.size() > 1)
-      throw std::runtime_error("the number " + list(numbers) + " " + where + " could be " + describe(found[0]) +
-                               " as well as " + describe(found[1]) +
-                               "; give one more example, with sizes that vary in another way");
+    const Expression chosen = choose(numbers, where);
+    confirm(chosen, values, where);
     torch::jit::WithInsertPoint at(*graph_->nodes().begin());
-    Value *computed = compute(found[0]);
+    Value *computed = compute(chosen);
     if (values[0].isDouble())
       computed = graph_->insert(at::aten::Float, {computed});
     node->output()->replaceAllUsesWith(computed);
   }
 
 private:
+  // A value that is the same in all examples is a constant, unless other inputs or other sizes show that it is none.
+  void stays(const std::vector<IValue> &values, const std::string &where) {
+    for (size_t k = inputs_.given; k < values.size(); k++)
+      if (!same(values[k], values[0]))
+        throw std::runtime_error(
+            "the closure computes with a value that is the same in all examples, " + text(values[0]) + " " + where +
+            ", and is " + text(values[k]) + " for inputs made from them, " + shapes(inputs_, k) +
+            ": it depends on sizes or data in a way that the examples do not show. Give one more example, of these sizes "
+            "say; where it depends on data, compute it with operations on the input tensors");
+    if (!values[0].isInt())
+      return;
+    // 6 may be a size of 2 and then 3, times one of 3 and then 2.
+    for (int i = 0; i < int(sizes_.size()); i++)
+      for (int j = i + 1; j < int(sizes_.size()); j++)
+        for (const auto &other : {Expression{{i, j}}, Expression{{i}, 1, 1, false, j}}) {
+          bool fits = true, refuted = false;
+          for (size_t k = 0; k < values.size(); k++) {
+            const bool equal = other.value(sizes_of(sizes_, k)) == values[0].toInt();
+            fits &= equal || k >= inputs_.given;
+            refuted |= !equal && k >= inputs_.given;
+          }
+          require(!fits || refuted, "the number " + text(values[0]) + " " + where + " could be a constant as well as " +
+                                        describe(other) + "; give one more example, in which that is another number");
+        }
+  }
+
+  // The one expression that gives the examples' numbers.
+  Expression choose(const Numbers &numbers, const std::string &where) {
+    auto found = fitting(numbers, sizes_, inputs_.given);
+    for (int kind = 0; kind < KINDS; kind++) {
+      if (found[kind].empty())
+        continue;
+      const Expression chosen = found[kind][0];
+      if (found[kind].size() > 1)
+        ambiguous(numbers, where, chosen, found[kind][1]);
+      require(kind != AFFINE || inputs_.given > 2,
+              "the number " + list(numbers) + " " + where + " could be " + describe(chosen) +
+                  ", but any two numbers could be; give one more example, with sizes that vary in another way");
+      // A size and a number fits easily, so it is no rival of what fits without one.
+      const int rivals = kind <= DIVIDED ? DIVIDED : kind == SHIFTED ? AFFINE : kind;
+      for (int other = kind + 1; other <= rivals; other++)
+        for (const auto &rival : found[other])
+          if (!refuted(rival, chosen))
+            ambiguous(numbers, where, chosen, rival);
+      return chosen;
+    }
+    throw std::runtime_error("the number " + list(numbers) + " " + where +
+                             " differs between the examples, and is no simple function of the inputs' sizes: it "
+                             "depends on their data, or on a size in a way that a trace cannot hold. Compute it "
+                             "with operations on the input tensors");
+  }
+
+  // Whether other sizes tell the two apart.
+  bool refuted(const Expression &rival, const Expression &chosen) const {
+    for (size_t k = inputs_.given; k < inputs_.all.size(); k++)
+      if (rival.value(sizes_of(sizes_, k)) != chosen.value(sizes_of(sizes_, k)))
+        return true;
+    return false;
+  }
+
+  // Throws where other inputs show that the expression is another one.
+  void confirm(const Expression &chosen, const std::vector<IValue> &values, const std::string &where) const {
+    for (size_t k = inputs_.given; k < values.size(); k++) {
+      const int64_t expected = chosen.value(sizes_of(sizes_, k));
+      const auto is = whole(values[k]);
+      require(is && *is == expected, "the number " + text(values[0]) + " " + where + " is " + describe(chosen) +
+                                         " in all examples, but " + text(values[k]) + " and not " +
+                                         std::to_string(expected) + " for inputs made from them, " + shapes(inputs_, k) +
+                                         ". Give one more example, of these sizes say; where the number depends on "
+                                         "data, compute it with operations on the input tensors");
+    }
+  }
+
+  [[noreturn]] void ambiguous(const Numbers &numbers, const std::string &where, const Expression &one,
+                              const Expression &other) const {
+    throw std::runtime_error("the number " + list(numbers) + " " + where + " could be " + describe(one) +
+                             " as well as " + describe(other) + "; give one more example, with sizes that vary in another way" +
+                             decider(one, other));
+  }
+
+  // An example that would tell the two apart: the last one, with one size changed.
+  std::string decider(const Expression &one, const Expression &other) const {
+    auto sizes = sizes_of(sizes_, inputs_.given - 1);
+    for (int i = 0; i < int(sizes.size()); i++)
+      for (int more : {1, 2, 3}) {
+        auto changed = sizes;
+        changed[i] += more;
+        if (one.value(changed) != other.value(changed))
+          return ": the last one with " + std::to_string(changed[i]) + " for " + describe(i) + " would decide";
+      }
+    return "";
+  }
+
   Value *size(int place) {
     const Size &size = sizes_[place];
     // The first input of the graph is the module.
     return graph_->insert(at::aten::size, {graph_->inputs().at(size.input + 1), size.dim});
   }
 
+  // Whether some traced input leaves a remainder, so that is known how it is rounded.
+  bool rounding_is_known(const Expression &e) const {
+    for (size_t k = 0; k < inputs_.all.size(); k++) {
+      auto whole = e;
+      whole.divisor = 1;
+      if (whole.value(sizes_of(sizes_, k)) % e.divisor != 0)
+        return true;
+    }
+    return false;
+  }
+
+  // Fails the program where a division leaves a remainder, which no example has.
+  void require_no_remainder(const Expression &e, Value *dividend) {
+    Value *remainder = graph_->insert(at::aten::remainder, {dividend, e.divisor});
+    Node *branch = graph_->insertNode(graph_->create(torch::jit::prim::If, {graph_->insert(at::aten::eq, {remainder, 0})}, 0));
+    branch->addBlock();
+    torch::jit::WithInsertPoint at(branch->addBlock());
+    graph_->insert(torch::jit::prim::RaiseException,
+                   {describe(e) + " leaves a remainder, which it does in no example of the export; export with one that does"});
+  }
+
   Value *compute(const Expression &e) {
-    Value *result = size(e.a);
-    if (e.b >= 0)
-      result = graph_->insert(at::aten::mul, {result, size(e.b)});
+    Value *result = size(e.factors[0]);
+    for (size_t i = 1; i < e.factors.size(); i++)
+      result = graph_->insert(at::aten::mul, {result, size(e.factors[i])});
     if (e.scale != 1)
       result = graph_->insert(at::aten::mul, {result, e.scale});
-    if (e.divisor != 1)
+    if (e.divisor != 1) {
+      if (!rounding_is_known(e))
+        require_no_remainder(e, result);
+      if (e.up)
+        result = graph_->insert(at::aten::add, {result, e.divisor - 1});
       result = graph_->insert(at::aten::floordiv, {result, e.divisor});
-    if (e.c >= 0)
-      result = graph_->insert(at::aten::add, {result, size(e.c)});
+    }
+    if (e.summand)
+      result = graph_->insert(at::aten::add, {result, size(*e.summand)});
     if (e.offset != 0)
       result = graph_->insert(at::aten::add, {result, e.offset});
     return result;
@@ -225,36 +284,45 @@ private:
 
   std::string describe(int place) const {
     const Size &size = sizes_[place];
-    return "size " + std::to_string(size.dim) + " of `" + names_[size.input] + "`";
+    return "size " + std::to_string(size.dim) + " of `" + inputs_.names[size.input] + "`";
   }
 
   std::string describe(const Expression &e) const {
-    std::string text = describe(e.a);
-    if (e.scale != 1)
-      text = std::to_string(e.scale) + " times " + text;
-    if (e.b >= 0)
-      text += " times " + describe(e.b);
+    std::string text = e.scale == 1 ? "" : std::to_string(e.scale) + " times ";
+    for (size_t i = 0; i < e.factors.size(); i++)
+      text += (i == 0 ? "" : " times ") + describe(e.factors[i]);
     if (e.divisor != 1)
-      text += " divided by " + std::to_string(e.divisor);
-    if (e.c >= 0)
-      text += " plus " + describe(e.c);
+      text += " divided by " + std::to_string(e.divisor) + (e.up ? ", rounded up" : "");
+    if (e.summand)
+      text += " plus " + describe(*e.summand);
     if (e.offset != 0)
-      text += " plus " + std::to_string(e.offset);
+      text += (e.offset < 0 ? " minus " : " plus ") + std::to_string(std::abs(e.offset));
     return text;
   }
 
   std::shared_ptr<Graph> graph_;
+  const Inputs &inputs_;
   std::vector<Size> sizes_;
-  const std::vector<std::string> &names_;
 };
 
-[[noreturn]] void different(const Node *first, const Node *other) {
+[[noreturn]] void different(const Inputs &inputs, size_t k, const Node *first, const Node *other) {
   auto name = [](const Node *node) { return node ? std::string(node->kind().toQualString()) : "nothing more"; };
+  const bool given = k < inputs.given;
+  const std::string which = given ? "another" : "inputs made from them, " + shapes(inputs, k) + ",";
+  const std::string advice = given ? "" : ". Where those sizes shall not be possible, keep them fixed: the same in all examples";
+  if (first && other && first->kind() == other->kind() && first->kind() == torch::jit::prim::ListUnpack &&
+      first->outputs().size() != other->outputs().size())
+    throw std::runtime_error("the closure takes a tensor apart into " + std::to_string(first->outputs().size()) +
+                             " pieces for the first example and " + std::to_string(other->outputs().size()) + " for " + which +
+                             " (`split`, `chunk`, `unbind`): a program has a fixed number of pieces. Split over a length that "
+                             "is fixed, or into a fixed number of pieces with `narrow`" +
+                             advice);
   throw std::runtime_error(
       "the closure does different things for different examples: " + name(first) + " for the first, " + name(other) +
-      " for another at the same place. It has an `if`, or a loop, that depends on the inputs' data or sizes, which a trace "
-      "cannot hold: it would always do what it did for the first. Export the part before and the part after as "
-      "signatures of their own and leave the decision to the caller, or write it with tensor operations such as `where`");
+      " for " + which + " at the same place. It has an `if`, or a loop, that depends on the inputs' data or sizes, which a "
+      "trace cannot hold: it would always do what it did for the first. Export the part before and the part after as "
+      "signatures of their own and leave the decision to the caller, or write it with tensor operations such as `where`" +
+      advice);
 }
 
 std::vector<Node *> nodes(Graph &graph) {
@@ -266,9 +334,8 @@ std::vector<Node *> nodes(Graph &graph) {
 
 } // namespace
 
-std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &graphs,
-                                    const std::vector<Tensors> &examples, const std::vector<std::string> &names) {
-  Merger merger(graphs[0], varying_sizes(examples), names);
+std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &graphs, const Inputs &inputs) {
+  Merger merger(graphs[0], inputs);
   std::vector<std::vector<Node *>> all;
   for (const auto &graph : graphs)
     all.push_back(nodes(*graph));
@@ -276,16 +343,16 @@ std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &g
   std::vector<std::unordered_map<const Value *, const Value *>> twins(graphs.size());
   const auto pair = [&](size_t k, at::ArrayRef<Value *> mine, at::ArrayRef<Value *> other, Node *a, Node *b) {
     if (mine.size() != other.size())
-      different(a, b);
+      different(inputs, k, a, b);
     for (size_t i = 0; i < mine.size(); i++)
       twins[k][mine[i]] = other[i];
   };
   const auto inputs_agree = [&](size_t k, const Node *a, const Node *b) {
     if (a->inputs().size() != b->inputs().size())
-      different(a, b);
+      different(inputs, k, a, b);
     for (size_t i = 0; i < a->inputs().size(); i++)
       if (twins[k].at(a->inputs()[i]) != b->inputs()[i])
-        different(a, b);
+        different(inputs, k, a, b);
   };
   for (size_t k = 1; k < graphs.size(); k++)
     pair(k, graphs[0]->inputs(), graphs[k]->inputs(), nullptr, nullptr);
@@ -298,10 +365,10 @@ std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &g
     for (size_t k = 1; k < graphs.size(); k++) {
       Node *other = i < all[k].size() ? all[k][i] : nullptr;
       if (!other || other->kind() != node->kind())
-        different(node, other);
+        different(inputs, k, node, other);
       inputs_agree(k, node, other);
       if (node->kind() == torch::jit::prim::GetAttr && node->s(at::attr::name) != other->s(at::attr::name))
-        different(node, other);
+        different(inputs, k, node, other);
       if (!values.empty())
         values.push_back(torch::jit::toIValue(other->output()).value_or(IValue()));
       pair(k, node->outputs(), other->outputs(), node, other);
@@ -311,7 +378,7 @@ std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &g
   }
   for (size_t k = 1; k < graphs.size(); k++) {
     if (all[k].size() > all[0].size())
-      different(nullptr, all[k][all[0].size()]);
+      different(inputs, k, nullptr, all[k][all[0].size()]);
     inputs_agree(k, graphs[0]->return_node(), graphs[k]->return_node());
   }
   for (auto &[node, values] : constants)

@@ -2,13 +2,18 @@
 
 #include "program.hpp"
 
+#include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/passes/dead_code_elimination.h>
 #include <torch/csrc/jit/passes/shape_analysis.h>
 
+#include <array>
 #include <optional>
+#include <string_view>
+#include <unordered_set>
 
 namespace {
 
@@ -31,6 +36,13 @@ bool is_false(const std::optional<IValue> &value) { return value && value->isBoo
 
 bool is_zero(const std::optional<IValue> &value) { return value && value->isDouble() && value->toDouble() == 0; }
 
+// Whether an operation is given a tensor that it could do without.
+bool has_tensor(const Node *node, const char *argument) {
+  const auto *schema = node->maybeSchema();
+  auto index = schema ? schema->argumentIndexWithName(argument) : std::nullopt;
+  return index && !node->input(*index)->mustBeNone();
+}
+
 // Whether an operation draws random numbers with the arguments that it has.
 bool draws(const Node *node) {
   // A recurrent layer may drop between its layers, attention may drop weights.
@@ -46,55 +58,178 @@ void check_evaluates(const Graph &graph) {
             "the closure draws random numbers (" + name +
                 "): an exported program evaluates. Give `train = false` to dropout and to layers that have it, and take "
                 "random numbers as an input");
-    require(!is_true(given(node, "training")) && !is_true(given(node, "use_input_stats")),
+    // Without running statistics, those of the inputs are what evaluating means too.
+    require(!has_tensor(node, "running_mean") ||
+                (!is_true(given(node, "training")) && !is_true(given(node, "use_input_stats"))),
             "the closure normalizes by the statistics of the batch, as in training (" + name +
                 "): an exported program evaluates. Give `train = false` to `forward_t`");
   }
 }
 
-std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Tensors &example, const Closure &closure,
-                                 const std::vector<std::string> &names) {
+// Sees, while it lives, which operations of this thread hand numbers of a tensor to the closure. What an operation reads
+// for itself is its own affair.
+class Reads {
+public:
+  Reads() {
+    first_ = nullptr;
+    depth_ = 0;
+    auto callback = at::RecordFunctionCallback(&begin, &end).scopes({at::RecordScope::FUNCTION});
+    handle_ = at::addThreadLocalCallback(callback);
+  }
+  ~Reads() { at::removeCallback(handle_); }
+  Reads(const Reads &) = delete;
+  Reads &operator=(const Reads &) = delete;
+
+  // The first operation that did, if one did.
+  static const char *first() { return first_; }
+
+  // `Vec::try_from` and its like convert a tensor, and then read its memory: what is left is a conversion for nobody.
+  static void see(const Graph &graph, const std::unordered_set<const torch::jit::Value *> &outputs) {
+    for (const Node *node : graph.nodes())
+      if (!first_ && node->kind() == torch::jit::aten::to && !node->hasUses() && !outputs.count(node->output()))
+        first_ = "`Vec::try_from`, or another conversion whose result no operation uses";
+  }
+
+private:
+  static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &function) {
+    constexpr std::array<std::string_view, 5> READS{"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero",
+                                                    "aten::equal", "aten::allclose"};
+    if (depth_++ == 0 && !first_)
+      for (const auto &name : READS)
+        if (name == function.name())
+          first_ = name.data();
+    return nullptr;
+  }
+  static void end(const at::RecordFunction &, at::ObserverContext *) { depth_--; }
+
+  static thread_local int depth_;
+  static thread_local const char *first_;
+  at::CallbackHandle handle_;
+};
+
+thread_local int Reads::depth_ = 0;
+thread_local const char *Reads::first_ = nullptr;
+
+std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Inputs &inputs, const Tensors &example,
+                                 const Closure &closure) {
+  std::unordered_set<const c10::TensorImpl *> variables;
+  each_variable(module, "", [&](const std::string &, const at::Tensor &tensor, bool, const auto &, size_t) {
+    variables.insert(tensor.unsafeGetTensorImpl());
+  });
   torch::jit::Stack stack(example.begin(), example.end());
-  const auto traced = [&closure](torch::jit::Stack inputs) {
+  const auto traced = [&](torch::jit::Stack given) {
     Tensors tensors;
-    for (const auto &input : inputs)
+    for (const auto &input : given)
       tensors.push_back(input.toTensor());
     Tensors outputs = closure(tensors);
+    // A graph cannot end with a variable of the module itself, nor with a tensor that no operation has made.
+    const auto &tracing = torch::jit::tracer::getTracingState();
+    std::unordered_set<const torch::jit::Value *> values;
+    for (auto &output : outputs) {
+      if (variables.count(output.unsafeGetTensorImpl()) || !tracing->hasValue(output))
+        output = output.clone();
+      values.insert(tracing->getValue(output));
+    }
+    Reads::see(*tracing->graph, values);
     if (outputs.size() == 1)
       return torch::jit::Stack{outputs[0]};
     return torch::jit::Stack{c10::ivalue::Tuple::create(std::vector<IValue>(outputs.begin(), outputs.end()))};
   };
   const auto no_name = [](const at::Tensor &) { return std::string(); };
-  auto state = torch::jit::tracer::trace(std::move(stack), traced, no_name, true, false, &module, names).first;
+  auto state = torch::jit::tracer::trace(std::move(stack), traced, no_name, true, false, &module, inputs.names).first;
   torch::jit::EliminateDeadCode(state->graph);
   return state->graph;
 }
 
+// A closure may change its inputs in place; the program changes copies of them, and leaves the caller's as they are.
+void copy_changed_inputs(std::shared_ptr<Graph> &graph) {
+  bool changes = false;
+  for (const Node *node : graph->nodes())
+    changes |= node->maybeSchema() && node->maybeSchema()->is_mutable();
+  if (!changes)
+    return;
+  std::vector<torch::jit::Value *> changed;
+  {
+    torch::jit::AliasDb aliases(graph);
+    for (size_t i = 1; i < graph->inputs().size(); i++)
+      if (aliases.hasWriters(graph->inputs()[i]))
+        changed.push_back(graph->inputs()[i]);
+  }
+  for (auto *input : changed) {
+    torch::jit::WithInsertPoint at(*graph->nodes().begin());
+    auto *copy = graph->insert(torch::jit::aten::clone, {input});
+    input->replaceAllUsesWith(copy);
+    copy->node()->replaceInput(0, input);
+  }
+}
+
+// The first and the last byte that a tensor's elements can be in.
+std::pair<const char *, const char *> range(const at::Tensor &tensor) {
+  const auto *first = static_cast<const char *>(tensor.const_data_ptr());
+  int64_t span = 1;
+  for (int64_t dim = 0; dim < tensor.dim(); dim++)
+    span += (tensor.size(dim) - 1) * tensor.stride(dim);
+  return {first, first + span * tensor.element_size()};
+}
+
+bool share_memory(const at::Tensor &a, const at::Tensor &b) {
+  if (!a.defined() || !b.defined() || !a.has_storage() || !b.has_storage() || a.numel() == 0 || b.numel() == 0)
+    return false;
+  const auto [a_first, a_last] = range(a);
+  const auto [b_first, b_last] = range(b);
+  return a_first < b_last && b_first < a_last;
+}
+
 } // namespace
 
-std::shared_ptr<Graph> trace_examples(torch::jit::Module &module, const std::vector<Tensors> &examples,
-                                      const Closure &closure, const std::vector<std::string> &names) {
+std::shared_ptr<Graph> trace_inputs(torch::jit::Module &module, const Inputs &inputs, const Closure &closure,
+                                    const std::function<void(const Graph &)> &check) {
   c10::NoGradGuard no_grad;
   std::vector<std::shared_ptr<Graph>> graphs;
-  for (const auto &example : examples)
-    graphs.push_back(trace_one(module, example, closure, names));
+  std::string reads;
+  {
+    Reads watch;
+    for (const auto &example : inputs.all)
+      graphs.push_back(trace_one(module, inputs, example, closure));
+    if (watch.first())
+      reads = std::string("the closure reads a number out of a tensor (") + watch.first() +
+              "), which the program would keep as it was for the first example. Compute with operations on tensors instead "
+              "(`where`, masks); a number that depends on no input is read before the closure";
+  }
   check_evaluates(*graphs[0]);
-  auto graph = follow_sizes(graphs, examples, names);
+  std::shared_ptr<Graph> graph;
+  try {
+    graph = follow_sizes(graphs, inputs);
+  } catch (const std::runtime_error &e) {
+    if (reads.empty())
+      throw;
+    throw std::runtime_error(std::string(e.what()) + ". Also, " + reads);
+  }
+  require(reads.empty(), reads);
+  check(*graph);
+  copy_changed_inputs(graph);
   torch::jit::EliminateDeadCode(graph);
   // A trace knows the sizes of its example, and the interpreter would believe that they are always so.
   torch::jit::EraseShapeInformation(graph);
+  shrink_constants(*graph);
   graph->lint();
   return graph;
 }
 
-void check_constants(const Graph &graph, const Tensors &forbidden) {
+void check_constants(const Graph &graph, const Tensors &not_exported, const torch::jit::Module &exported) {
   for (const Node *node : graph.nodes()) {
     auto value = node->kind() == torch::jit::prim::Constant ? torch::jit::toIValue(node->output()) : std::nullopt;
-    if (!value || !value->isTensor() || !value->toTensor().has_storage())
+    if (!value || !value->isTensor())
       continue;
-    for (const auto &tensor : forbidden)
-      require(!tensor.has_storage() || tensor.storage().data() != value->toTensor().storage().data() ||
-                  tensor.nbytes() == 0,
+    const at::Tensor constant = value->toTensor();
+    for (const auto &tensor : not_exported)
+      require(!share_memory(tensor, constant),
               "the closure uses a variable of the store that is not exported; export it too (`Export::under`)");
+    each_variable(exported, "", [&](const std::string &name, const at::Tensor &tensor, bool, const auto &, size_t) {
+      require(!share_memory(tensor, constant),
+              "the closure uses a view of the variable `" + name +
+                  "` that was made before (`tr`, `detach`, a slice …): the program would keep its present values as a "
+                  "constant. Make the view inside of the closure");
+    });
   }
 }

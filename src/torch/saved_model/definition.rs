@@ -1,10 +1,13 @@
 //! A signature to be exported: a closure over the live model, and examples.
 
+use super::examples::Example;
+use super::{lengths, probes};
 use crate::error::{Error, Result};
-use crate::format::{Signature, TensorInfo, is_identifier};
+use crate::format::{Length, Signature, TensorInfo, is_identifier};
 use crate::torch::program::{Program, ProgramVariable};
 use crate::torch::tensor::{bytes_of, examine};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::Tensor;
 
 /// The live model's closure.
@@ -15,7 +18,12 @@ type Closure<'a> = Box<dyn FnMut(&[Tensor]) -> Vec<Tensor> + 'a>;
 ///
 /// The closure evaluates: it gives `train = false` to dropout and to layers that ask. Lengths in which the examples
 /// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and others are refused when
-/// it runs. So give examples that differ in all sizes that shall be free, each in its own way.
+/// it runs. Free lengths that are equal in all examples are one, and inputs in which they differ are refused. So give
+/// examples that differ in all sizes that shall be free, each in its own way.
+///
+/// The export also calls the closure with inputs of other sizes, made from the examples, and refuses it where it does
+/// something else there than the examples say. It may panic for them; such sizes are left out. (In a program that aborts
+/// on a panic, this is not done, and more examples are asked for.)
 ///
 /// ```no_run
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -78,14 +86,47 @@ impl<'a> SignatureDef<'a> {
     pub(super) fn call(&mut self, example: &[Tensor]) -> Vec<Tensor> {
         // The closure may change its inputs in place.
         let inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
-        tch::no_grad(|| (self.closure)(&inputs))
+        // A guard, which a panic of the closure drops too.
+        let _no_grad = tch::no_grad_guard();
+        (self.closure)(&inputs)
+    }
+
+    /// Inputs that are no example and that the closure takes, with what the live model gives for them.
+    pub(super) fn probes(&mut self) -> Vec<Example> {
+        let mut failures = 0;
+        let mut probes = Vec::new();
+        for inputs in probes::of(&self.examples) {
+            // Some sizes a model refuses; those are its affair.
+            match catch_unwind(AssertUnwindSafe(|| self.call(&inputs))) {
+                Ok(outputs) => probes.push(Example { inputs, outputs }),
+                Err(_) => failures += 1,
+            }
+        }
+        if failures > 0 {
+            log::info!("{}: the closure panics for some sizes that no example has", subject(&self.name));
+        }
+        probes
     }
 
     /// Adds the method to a program, which must not have `others` in it.
-    pub(super) fn trace(&mut self, program: &mut Program, others: &[ProgramVariable]) -> Result<(), String> {
+    pub(super) fn trace(
+        &mut self,
+        program: &mut Program,
+        others: &[ProgramVariable],
+        probes: &[Example],
+    ) -> Result<(), String> {
         let copy = |example: &Vec<Tensor>| example.iter().map(Tensor::copy).collect();
-        let copies: Vec<Vec<Tensor>> = self.examples.iter().map(copy).collect();
-        program.trace(&self.name, &self.inputs, &copies, others, &mut *self.closure)
+        let all = self.examples.iter().chain(probes.iter().map(|probe| &probe.inputs));
+        let copies: Vec<Vec<Tensor>> = all.map(copy).collect();
+        program.trace(&self.name, &self.inputs, &copies, self.examples.len(), others, &mut *self.closure)
+    }
+
+    /// The free lengths that are equal in all examples.
+    pub(super) fn same_lengths(&self) -> Vec<Vec<Length>> {
+        let classes = lengths::free(&self.examples);
+        let several = classes.into_iter().filter(|class| class.len() > 1);
+        let name = |(input, dim): (usize, usize)| Length { input: self.inputs[input].clone(), dim: dim as u64 };
+        several.map(|class| class.into_iter().map(name).collect()).collect()
     }
 
     /// What is wrong with it, seen before anything runs. Names the inputs.

@@ -2,12 +2,12 @@
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::safetensors::{Header, layout, parse_header};
+use crate::format::safetensors::{TensorEntry, layout, parse_header};
 use crate::format::{EXAMPLES_FILE, Signature, TensorInfo};
 use crate::save::Asset;
 use crate::torch::shim;
 use crate::torch::tensor::{bytes_of, examine, scalar_type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use tch::Tensor;
 
@@ -23,6 +23,12 @@ pub(super) type Examples = BTreeMap<String, Vec<Example>>;
 
 fn name(signature: &str, place: usize, side: &str, tensor: &TensorInfo) -> String {
     format!("{signature}.{place}.{side}.{}", tensor.name)
+}
+
+/// About how many bytes the file will have.
+pub(super) fn bytes(examples: &Examples) -> u64 {
+    let tensors = examples.values().flatten().flat_map(|example| example.inputs.iter().chain(&example.outputs));
+    tensors.map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64 + 256).sum()
 }
 
 /// Writes the file.
@@ -54,8 +60,11 @@ pub(super) fn read(path: &Path, bytes: &[u8], signatures: &BTreeMap<String, Sign
     let start = crate::format::safetensors::header_bytes(bytes, length).map_err(|e| e.at(&path))?;
     let header = bytes.get(..start).ok_or_else(|| damaged("it ends in its header".to_string()))?;
     let header = parse_header(header, length).map_err(|e| e.at(&path))?;
+    let start = header.data_start;
+    let entries: Entries = header.tensors.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     let tensors = |signature: &str, place: usize, side: &str, infos: &[TensorInfo]| {
-        let one = |info: &TensorInfo| tensor(&header, bytes, &name(signature, place, side, info)).map_err(damaged);
+        let one =
+            |info: &TensorInfo| tensor(&entries, start, bytes, &name(signature, place, side, info)).map_err(damaged);
         infos.iter().map(one).collect::<Result<Vec<Tensor>>>()
     };
     let mut examples = Examples::new();
@@ -70,13 +79,16 @@ pub(super) fn read(path: &Path, bytes: &[u8], signatures: &BTreeMap<String, Sign
     Ok(examples)
 }
 
-fn tensor(header: &Header, bytes: &[u8], name: &str) -> Result<Tensor, String> {
+/// The tensors of the file, by name.
+type Entries<'a> = HashMap<&'a str, &'a TensorEntry>;
+
+fn tensor(entries: &Entries<'_>, start: u64, bytes: &[u8], name: &str) -> Result<Tensor, String> {
     let missing = || format!("it has no tensor {name:?}");
-    let entry = header.tensors.iter().find(|entry| entry.name == name).ok_or_else(missing)?;
+    let entry = entries.get(name).ok_or_else(missing)?;
     let number = scalar_type(entry.spec.dtype).ok_or_else(|| format!("libtorch has no type {}", entry.spec.dtype))?;
     let shape: Result<Vec<i64>, _> = entry.spec.shape.iter().map(|&length| i64::try_from(length)).collect();
     let tensor = shim::zeros(number, &shape.map_err(|_| format!("{name:?} is too large"))?)?;
-    let at = |offset: u64| usize::try_from(header.data_start + offset).map_err(|e| e.to_string());
+    let at = |offset: u64| usize::try_from(start + offset).map_err(|e| e.to_string());
     let mut content = bytes.get(at(entry.begin)?..at(entry.end)?).ok_or_else(missing)?.to_vec();
     shim::fill(&tensor, &mut content)?;
     Ok(tensor)

@@ -7,7 +7,7 @@ use super::weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{
-    AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, is_reserved,
+    AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable,
 };
 use crate::save::{Asset, Assets, write_asset};
 use crate::store::Staging;
@@ -97,8 +97,7 @@ impl<'a> Export<'a> {
         let (variables, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|variable| self.prefixes.is_empty() || is_below(variable));
         for ProgramVariable { name, .. } in &variables {
-            if let Some(word) = name.split('.').find(|part| is_reserved(part)) {
-                let reason = format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it");
+            if let Some(reason) = unexportable(name) {
                 return Err(Error::object(name, reason));
             }
         }
@@ -111,14 +110,14 @@ impl<'a> Export<'a> {
             }
         };
         let mut info = SavedModelInfo::new(weights::device_name(self.vs.device()));
-        info.variables = weights::keys(self.vs, &variables, &*checkpoint.plan()?)?;
+        weights::note_keys(self.vs, &variables, checkpoint, &mut info)?;
         info.metadata = std::mem::take(&mut self.metadata);
         if self.signatures.is_empty() {
             return Err(Error::Usage("a saved model needs a signature; add one with `Export::signature`".to_string()));
         }
         let live: Vec<&ProgramVariable> = variables.iter().chain(&others).collect();
         let before = Untouched::note(live).map_err(|reason| Error::object("saved model", reason))?;
-        let traced = self.trace(&variables, &others, &mut info.signatures);
+        let traced = self.trace(&variables, &others, &mut info);
         let changed: Vec<&str> = before.changed().iter().map(|variable| variable.name.as_str()).collect();
         if !changed.is_empty() && traced.is_ok() {
             return Err(Error::object(
@@ -148,10 +147,11 @@ impl<'a> Export<'a> {
         &mut self,
         variables: &[ProgramVariable],
         others: &[ProgramVariable],
-        signatures: &mut BTreeMap<String, Signature>,
+        info: &mut SavedModelInfo,
     ) -> Result<(Program, Examples)> {
         let mut program = Program::new(variables).map_err(|(name, reason)| Error::object(name, reason))?;
         let mut examples = Examples::new();
+        let mut all_probes = Examples::new();
         for definition in &mut self.signatures {
             definition.check()?;
             let name = definition.name.clone();
@@ -159,18 +159,23 @@ impl<'a> Export<'a> {
             let inputs = definition.examples.iter().map(|one| one.iter().map(Tensor::shallow_clone).collect());
             let inputs: Vec<Vec<Tensor>> = inputs.collect();
             let outputs: Vec<Vec<Tensor>> = inputs.iter().map(|example| definition.call(example)).collect();
-            definition.trace(&mut program, others).map_err(explained).map_err(failed)?;
-            signatures.insert(name.clone(), definition.signature(&outputs)?);
+            let probes = definition.probes();
+            definition.trace(&mut program, others, &probes).map_err(explained).map_err(failed)?;
+            info.signatures.insert(name.clone(), definition.signature(&outputs)?);
+            let same = definition.same_lengths();
+            if !same.is_empty() {
+                info.same_lengths.insert(name.clone(), same);
+            }
+            all_probes.insert(name.clone(), probes);
             let both = inputs.into_iter().zip(outputs).map(|(inputs, outputs)| Example { inputs, outputs });
             examples.insert(name, both.collect());
         }
         let program = program.reread().map_err(|reason| Error::object("saved model", reason))?;
-        for (name, examples) in &examples {
-            let infos = &signatures[name].outputs;
-            for example in examples {
-                compare(&program, name, example, |i| infos[i].name.clone())
-                    .map_err(|reason| Error::object(subject(name), reason))?;
-            }
+        for (name, example) in
+            examples.iter().chain(&all_probes).flat_map(|(name, all)| all.iter().map(move |one| (name, one)))
+        {
+            compare(&program, name, example, &info.signatures[name])
+                .map_err(|reason| Error::object(subject(name), reason))?;
         }
         Ok((program, examples))
     }
@@ -192,19 +197,25 @@ fn explained(reason: String) -> String {
 }
 
 /// Runs the program on an example, and compares it with the live model.
-fn compare(program: &Program, name: &str, example: &Example, output: impl Fn(usize) -> String) -> Result<(), String> {
+fn compare(program: &Program, name: &str, example: &Example, signature: &Signature) -> Result<(), String> {
     let inputs: Vec<Tensor> = example.inputs.iter().map(Tensor::copy).collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let got = tch::no_grad(|| program.run(name, &inputs))
-        .map_err(|reason| format!("the traced program fails on an example, where the closure does not: {reason}"))?;
-    for (i, (got, expected)) in got.iter().zip(&example.outputs).enumerate() {
+    let shapes = || example.inputs.iter().map(|input| format!("{:?}", input.size())).collect::<Vec<_>>().join(", ");
+    let _no_grad = tch::no_grad_guard();
+    let got = program.run(name, &inputs).map_err(|reason| {
+        let shapes = shapes();
+        format!("the traced program fails for inputs of shapes {shapes}, where the closure does not: {reason}")
+    })?;
+    for ((got, expected), info) in got.iter().zip(&example.outputs).zip(&signature.outputs) {
         if !same_bits(got, expected)? {
             return Err(format!(
-                "the traced program gives something else than the closure for `{}`. A trace holds operations on tensors \
-                 only: a tensor made from numbers of the program (`Tensor::from_slice`, `Tensor::from`) inside of the \
-                 closure, numbers read out of a tensor, and random numbers are not held. Make such tensors before, or take \
-                 them as inputs. On a GPU, some operations give other bits every time: export on the CPU",
-                output(i)
+                "the traced program gives something else than the closure for `{}`, for inputs of shapes {}. A trace holds \
+                 operations on tensors only: a tensor made from numbers of the program (`Tensor::from_slice`, \
+                 `Tensor::from`) inside of the closure, numbers read out of a tensor, and random numbers are not held. Make \
+                 such tensors before, or take them as inputs. On a GPU, some operations give other bits every time: export \
+                 on the CPU",
+                info.name,
+                shapes()
             ));
         }
     }
@@ -219,8 +230,8 @@ pub(super) fn write_assets(
     write: impl FnOnce(Assets<'_>) -> Result<PathBuf>,
 ) -> Result<PathBuf> {
     let description = info.to_bytes()?;
-    let variables = program.variables().map_err(|reason| Error::object("saved model", reason))?;
-    let bytes = variables.iter().map(|one| one.tensor.numel() * one.tensor.kind().elt_size_in_bytes()).sum::<usize>();
+    let bytes = program.bytes().map_err(|reason| Error::object("saved model", reason))?;
+    let bytes = bytes + examples::bytes(examples) + description.len() as u64;
     let mut write_all = |staging: &Staging<'_>| {
         let mut file = Asset::create(staging, PROGRAM_FILE)?;
         program.write(|bytes| file.write(bytes)).map_err(|failure| match failure {
@@ -237,5 +248,5 @@ pub(super) fn write_assets(
         ];
         Ok(entries.map(|(name, entry)| (name.to_string(), entry)).into())
     };
-    write(Assets { bytes: bytes as u64, write: &mut write_all })
+    write(Assets { bytes, write: &mut write_all })
 }

@@ -3,6 +3,8 @@
 mod definition;
 mod examples;
 mod export;
+mod lengths;
+mod probes;
 mod untouched;
 mod weights;
 
@@ -111,10 +113,12 @@ impl SavedModel {
         &self.path
     }
 
-    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`.
+    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`. The inputs are left as they are,
+    /// also where the exported closure changed its own in place.
     ///
     /// # Errors
-    /// [`Error::Usage`] for inputs that are not what the signature says; [`Error::Object`] for what libtorch refuses.
+    /// [`Error::Usage`] for inputs that are not what the signature says: of another type or shape, or different in lengths
+    /// that are the same in all examples; [`Error::Object`] for what libtorch refuses.
     pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let asked = self.signature(signature)?;
         if asked.inputs.len() != inputs.len() {
@@ -126,6 +130,9 @@ impl SavedModel {
             if let Some(reason) = info.refuses(kind.dtype, &kind.shape) {
                 return Err(Error::Usage(format!("`{signature}`: {reason}")));
             }
+        }
+        if let Some(reason) = lengths::refused(&self.info, signature, inputs) {
+            return Err(Error::Usage(format!("`{signature}`: {reason}")));
         }
         self.run_unchecked(signature, inputs)
     }
@@ -172,7 +179,8 @@ impl SavedModel {
     fn outputs(&self, name: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_device(self.vs.device()).copy()).collect();
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        tch::no_grad(|| self.run_unchecked(name, &inputs))
+        let _no_grad = tch::no_grad_guard();
+        self.run_unchecked(name, &inputs)
     }
 
     fn examples(&self) -> Result<Examples> {
@@ -217,7 +225,7 @@ impl SavedModel {
     /// # Errors
     /// [`Error::Name`] for names that a checkpoint cannot have.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        let objects = weights::objects(&self.vs, &self.info.variables);
+        let objects = weights::objects(&self.vs, &self.info);
         objects.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
     }
 
@@ -241,7 +249,7 @@ impl SavedModel {
         let variables = weights::of_store(&self.vs)?;
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
-        info.variables = weights::keys(&self.vs, &variables, &*checkpoint.plan()?)?;
+        weights::note_keys(&self.vs, &variables, checkpoint, &mut info)?;
         let examples = self.examples_now()?;
         export::write_assets(&self.program, &info, &examples, |assets| {
             checkpoint.write_with_assets(dir.as_ref(), None, assets)
@@ -305,6 +313,8 @@ fn is_near(got: &Tensor, expected: &Tensor, tolerance: f64) -> Result<bool, Stri
     if tolerance <= 0.0 || got.size() != expected.size() || got.kind() != expected.kind() {
         return Ok(false);
     }
-    let (got, expected) = (got.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    // Of complex numbers both parts count.
+    let parts = |tensor: &Tensor| if tensor.is_complex() { tensor.view_as_real() } else { tensor.shallow_clone() };
+    let (got, expected) = (parts(got).to_kind(Kind::Double), parts(expected).to_kind(Kind::Double));
     Ok(got.allclose(&expected, tolerance, tolerance, true))
 }

@@ -55,7 +55,8 @@ impl Drop for Untouched<'_> {
         for (variable, before) in self.variables.iter().zip(&self.buffers) {
             if let Some(before) = before.as_ref().filter(|before| !same_bits(&variable.tensor, before).unwrap_or(false))
             {
-                tch::no_grad(|| variable.tensor.shallow_clone().copy_(before));
+                let _no_grad = tch::no_grad_guard();
+                variable.tensor.shallow_clone().copy_(before);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! The variables of a program: from a `VarStore` and back into one, and under which keys a checkpoint has them.
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::Variable;
-use crate::graph::{Child, Collection, Identity, Node, TensorLeaf, Trackable};
+use crate::format::{SavedModelInfo, Variable};
+use crate::graph::{Child, Collection, Identity, Leaf as TrackedLeaf, LeafObject, Node, TensorLeaf, Trackable};
 use crate::name;
-use crate::save::Plan;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim;
 use crate::torch::tensor::Leaf;
@@ -40,27 +40,50 @@ pub(super) fn of_store(vs: &VarStore) -> Result<Vec<ProgramVariable>> {
     Ok(variables)
 }
 
-/// Under which key the planned checkpoint has each of the variables.
-pub(super) fn keys(vs: &VarStore, variables: &[ProgramVariable], plan: &Plan) -> Result<BTreeMap<String, Variable>> {
-    let mut by_identity: HashMap<Identity, Vec<&str>> = HashMap::new();
-    let own = plan.tensors.iter().map(|tensor| (tensor.key.as_str(), tensor));
-    let aliases = plan.aliases.iter().map(|(key, place)| (key.as_str(), &plan.tensors[*place]));
-    for (key, tensor) in own.chain(aliases) {
-        if let Some(identity) = tensor.leaf.identity() {
-            by_identity.entry(identity).or_default().push(key);
+/// Notes under which keys the checkpoint has each of the variables.
+pub(super) fn note_keys(
+    vs: &VarStore,
+    variables: &[ProgramVariable],
+    checkpoint: &Checkpoint,
+    info: &mut SavedModelInfo,
+) -> Result<()> {
+    let leaves = checkpoint.leaves()?;
+    let mut by_identity: HashMap<Identity, Vec<&TrackedLeaf>> = HashMap::new();
+    let mut without_memory: Vec<&TrackedLeaf> = Vec::new();
+    for leaf in &leaves {
+        let LeafObject::Tensor(tensor) = &leaf.object else { continue };
+        match tensor.identity() {
+            Some(identity) => by_identity.entry(identity).or_default().push(leaf),
+            // A tensor without elements has none to be known by.
+            None => without_memory.push(leaf),
+        }
+    }
+    let memory = |variable: &ProgramVariable| match Leaf::new(&variable.tensor).identity() {
+        Some(identity) => by_identity.get(&identity).map_or(&[][..], Vec::as_slice),
+        None => &without_memory,
+    };
+    // Of tied variables each has a key of its own, if there are as many: first that of its name, then any that is free.
+    let mut keys: HashMap<&str, &str> = HashMap::new();
+    let mut taken: HashSet<&str> = HashSet::new();
+    let by_name = |leaf: &TrackedLeaf, variable: &ProgramVariable| is_named(&leaf.name_in_file, &variable.name);
+    for any in [false, true] {
+        for variable in variables.iter().filter(|one| !(any && one.tensor.numel() == 0)) {
+            if keys.contains_key(variable.name.as_str()) {
+                continue;
+            }
+            let fits = |leaf: &&&TrackedLeaf| !taken.contains(leaf.key.as_str()) && (any || by_name(leaf, variable));
+            if let Some(leaf) = memory(variable).iter().find(fits) {
+                taken.insert(&leaf.key);
+                keys.insert(&variable.name, &leaf.key);
+            }
         }
     }
     let groups = groups(vs);
-    let mut keys = BTreeMap::new();
+    info.variables.clear();
+    info.other_keys.clear();
     for variable in variables {
-        let known = Leaf::new(&variable.tensor).identity().and_then(|identity| by_identity.get(&identity));
-        // Of tied variables each has a key of its own: the one that looks like it.
-        let looks_like = |key: &&&str| name::path(key).is_some_and(|path| ends_like(&path.join("."), &variable.name));
-        let key = known.and_then(|keys| keys.iter().find(looks_like).or(keys.first()).copied());
-        // A variable without elements has no memory to be known by.
-        let empty =
-            || plan.tensors.iter().find(|tensor| tensor.name_in_file == variable.name).map(|one| one.key.as_str());
-        let Some(key) = key.or_else(empty) else {
+        let shared = || memory(variable).first().filter(|_| variable.tensor.numel() > 0).map(|leaf| leaf.key.as_str());
+        let Some(key) = keys.get(variable.name.as_str()).copied().or_else(shared) else {
             return Err(Error::object(
                 &variable.name,
                 "the checkpoint does not track this variable of the store; track all of them, or leave the checkpoint away",
@@ -68,14 +91,21 @@ pub(super) fn keys(vs: &VarStore, variables: &[ProgramVariable], plan: &Plan) ->
         };
         let group = shim::info(&variable.tensor).ok().and_then(|info| groups.get(&info.object)).copied().unwrap_or(0);
         let entry = Variable { key: key.to_string(), trainable: variable.is_parameter, group };
-        keys.insert(variable.name.clone(), entry);
+        info.variables.insert(variable.name.clone(), entry);
+        if variable.tensor.numel() > 0 {
+            // What restores the live model looks for these too.
+            for leaf in memory(variable).iter().filter(|leaf| !taken.contains(leaf.key.as_str()) && leaf.key != key) {
+                info.other_keys.entry(leaf.key.clone()).or_insert_with(|| variable.name.clone());
+            }
+        }
     }
-    Ok(keys)
+    Ok(())
 }
 
-/// Whether a key is that of the variable: it has its name, with or without a component before it.
-fn ends_like(key: &str, variable: &str) -> bool {
-    key.ends_with(variable) || variable.ends_with(key)
+/// Whether a tensor's name in its file is that of the variable, with or without names of objects before it.
+fn is_named(name_in_file: &str, variable: &str) -> bool {
+    let rest = |name: &str| name_in_file.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
+    rest(variable) || rest(&name::key([variable]))
 }
 
 /// The parameter groups of the trainable tensors, by tensor object.
@@ -114,13 +144,15 @@ pub(super) fn into_store(
 }
 
 /// The variables as objects of a checkpoint, under the keys that they were saved with.
-pub(super) fn objects(vs: &VarStore, known: &BTreeMap<String, Variable>) -> Vec<(String, Node)> {
+pub(super) fn objects(vs: &VarStore, known: &SavedModelInfo) -> Vec<(String, Node)> {
     let table = lock(&vs.variables_);
     let mut root = Tree::default();
-    for (name, info) in known {
-        let (Some(tensor), Some(path)) = (table.named_variables.get(name), name::path(&info.key)) else { continue };
+    let own = known.variables.iter().map(|(name, info)| (name, &info.key, Some(name.clone())));
+    let others = known.other_keys.iter().map(|(key, name)| (name, key, None));
+    for (name, key, name_in_file) in own.chain(others) {
+        let (Some(tensor), Some(path)) = (table.named_variables.get(name), name::path(key)) else { continue };
         let at = path.into_iter().fold(&mut root, |tree, part| tree.children.entry(part).or_default());
-        at.variable = Some((name.clone(), tensor.shallow_clone()));
+        at.variable = Some((name_in_file, tensor.shallow_clone()));
     }
     root.children.into_iter().map(|(name, tree)| (name, tree.into_node())).collect()
 }
@@ -129,7 +161,8 @@ pub(super) fn objects(vs: &VarStore, known: &BTreeMap<String, Variable>) -> Vec<
 #[derive(Default)]
 struct Tree {
     children: BTreeMap<String, Tree>,
-    variable: Option<(String, Tensor)>,
+    /// With its name in the file, if that is not its path.
+    variable: Option<(Option<String>, Tensor)>,
 }
 
 impl Tree {
@@ -139,7 +172,7 @@ impl Tree {
         }
         let child = |(name, tree): (String, Tree)| {
             // In its file a variable has its full name, as a `VarStore` gives it.
-            let name_in_file = tree.variable.as_ref().map(|(variable, _)| variable.clone());
+            let name_in_file = tree.variable.as_ref().and_then(|(name, _)| name.clone());
             Child { name, node: tree.into_node(), name_in_file }
         };
         Node::collection(Fixed(self.children.into_iter().map(child).collect()))

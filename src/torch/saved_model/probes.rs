@@ -1,0 +1,102 @@
+//! Inputs that are no examples: made from them, in other sizes. What examples say of a closure is tried on these.
+
+use super::lengths;
+use tch::{Kind, Tensor};
+
+/// How many are made, of small inputs and of large ones.
+const PROBES: [usize; 2] = [LEVELS, 4];
+
+/// From how many elements on inputs are large.
+const LARGE: u64 = 1 << 16;
+
+/// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
+/// here too. Their elements are elements of the examples, so that words stay words. None in a program that aborts where a
+/// closure panics.
+pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
+    let classes = lengths::free(examples);
+    if cfg!(panic = "abort") {
+        return Vec::new();
+    }
+    let elements = |example: &Vec<Tensor>| example.iter().map(|input| input.numel() as u64).sum::<u64>();
+    let largest = examples.iter().map(elements).max().unwrap_or(0);
+    let count = PROBES[usize::from(largest > LARGE)];
+    let mut numbers = Numbers(1);
+    let probe = |round: usize| {
+        let sizes: Vec<i64> = classes
+            .iter()
+            .enumerate()
+            .map(|(place, class)| {
+                let values = examples.iter().map(|example| example[class[0].0].size()[class[0].1]);
+                let (low, high) = values.fold((i64::MAX, 0), |(low, high), value| (low.min(value), high.max(value)));
+                numbers.length((round + place * STRIDE) % LEVELS, low, high)
+            })
+            .collect();
+        let fits = |made: &Vec<Tensor>| elements(made) <= largest.saturating_mul(2).max(LARGE);
+        resized(&examples[round % examples.len()], &classes, &sizes, &mut numbers).filter(fits)
+    };
+    (0..count).filter_map(probe).collect()
+}
+
+/// An example with these lengths: its own elements, at other places.
+fn resized(
+    example: &[Tensor],
+    classes: &[Vec<(usize, usize)>],
+    sizes: &[i64],
+    numbers: &mut Numbers,
+) -> Option<Vec<Tensor>> {
+    let _no_grad = tch::no_grad_guard();
+    let mut inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
+    for (class, &size) in classes.iter().zip(sizes) {
+        for &(input, dim) in class {
+            let tensor = &inputs[input];
+            let length = u64::try_from(tensor.size()[dim]).ok().filter(|length| *length > 0)?;
+            let places: Vec<i64> = (0..size).map(|_| (numbers.next() % length) as i64).collect();
+            let places = Tensor::from_slice(&places).to_kind(Kind::Int64).to_device(tensor.device());
+            inputs[input] = tensor.f_index_select(dim as i64, &places).ok()?;
+        }
+    }
+    Some(inputs)
+}
+
+/// Numbers that look random and are the same in every export: SplitMix64.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    fn between(&mut self, low: i64, high: i64) -> i64 {
+        let count = u64::try_from(high.saturating_sub(low)).unwrap_or(0) + 1;
+        low + (self.next() % count) as i64
+    }
+
+    /// A length on one of the levels, from the least to far above the examples: what a model does otherwise for some
+    /// sizes, it mostly does for very small or for large ones.
+    fn length(&mut self, level: usize, low: i64, high: i64) -> i64 {
+        match level {
+            0 => self.between(high + 1, high.saturating_mul(2) + 3),
+            1 => 1,
+            2 => self.between(low, high),
+            3 => high.saturating_mul(4) + 16,
+            4 => high + 1,
+            5 => self.between(1, low),
+            6 => high.saturating_mul(3) + 4,
+            7 => 2,
+            8 => high + 2,
+            9 => self.between(1, high + 20),
+            10 => self.between((low / 2).max(1), high),
+            _ => high.saturating_mul(2) + 1,
+        }
+    }
+}
+
+/// Levels of [`Numbers::length`].
+const LEVELS: usize = 12;
+
+/// From one length to the next: so that every two lengths meet on different levels in every round.
+const STRIDE: usize = 5;
