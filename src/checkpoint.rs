@@ -3,7 +3,7 @@
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
-use crate::graph::{Counter, Node, Trackable, Tracked};
+use crate::graph::{Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
 use crate::progress::{Observer, Progress};
 use crate::restore::{self, Pending, Request, RestoreOptions, RestoreStatus, match_objects};
@@ -272,7 +272,7 @@ impl Checkpoint {
         let plan = self.plan()?;
         let held = self.hold(directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
-        let header = Header { stamp, values: plan.values()? };
+        let header = Header::of(stamp, &plan)?;
         let unchanged = Unchanged::since(&Memo::default(), &plan);
         directory.must_be_free(name)?;
         let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
@@ -312,9 +312,14 @@ impl Checkpoint {
         let held = self.hold(&directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
         directory.must_be_free(name)?;
-        let header = Header { stamp, values: plan.values()? };
+        let header = Header::of(stamp, &plan)?;
         let saved = save::save_with_assets(&plan, &directory, name, header, &self.options, assets);
         saved.inspect_err(|_| self.forget_plan())
+    }
+
+    /// An update of a tracked object that has begun and is not complete, and the object's name.
+    pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
+        self.objects.unfinished()
     }
 
     /// What is to be written where; the plan of the last save if nothing has changed since.
@@ -328,7 +333,8 @@ impl Checkpoint {
             return Ok(plan.clone());
         }
         let plan = Arc::new(save::plan(&self.objects.list(), &self.options)?);
-        self.planned = Some(plan.clone());
+        // One with gradients that are going to be used would keep their memory.
+        self.planned = self.unfinished().is_none().then(|| plan.clone());
         Ok(plan)
     }
 

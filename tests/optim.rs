@@ -343,3 +343,463 @@ fn ours(optimizer: tch_checkpoint::Result<optim::Optimizer>, fused: bool) -> Box
     optimizer.set_fused(fused);
     Box::new(optimizer)
 }
+
+// ------------------------------------------------------------------------------------------ saved and restored
+
+mod saved {
+    use super::{Device, Kind, Tensor, VarStore, optim};
+    use proptest::prelude::*;
+    use std::path::{Path, PathBuf};
+    use tch_checkpoint::{
+        Checkpoint, CheckpointManager, CheckpointReader, Error, RestoreOptions, RestoreStatus, SkipReason, Trainable,
+        Variables,
+    };
+
+    type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+    fn ones(vs: &VarStore, name: &str, count: i64) -> Tensor {
+        let mut parts: Vec<&str> = name.split('.').collect();
+        let last = parts.pop().unwrap();
+        parts.into_iter().fold(vs.root(), |path, part| path / part).ones(last, &[count])
+    }
+
+    fn sum(tensors: &[&Tensor]) -> Tensor {
+        tensors.iter().map(|tensor| tensor.square().sum(Kind::Float)).fold(Tensor::from(0f32), |a, b| a + b)
+    }
+
+    fn tracked(vs: &VarStore, optimizer: &optim::Optimizer) -> Checkpoint {
+        Checkpoint::new().track("model", Variables::of(vs)).unwrap().track("optimizer", optimizer).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Lr(f64),
+        LrGroup(f64),
+        Momentum(f64),
+        MomentumGroup(f64),
+        WeightDecay(f64),
+        Step,
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let number =
+            prop_oneof![Just(0.0), Just(1.0), Just(-0.001), Just(0.9), -2.0..2.0f64, Just(1e-300), Just(1e300)];
+        let number = || number.clone();
+        prop_oneof![
+            number().prop_map(Change::Lr),
+            number().prop_map(Change::LrGroup),
+            number().prop_map(Change::Momentum),
+            number().prop_map(Change::MomentumGroup),
+            number().prop_map(Change::WeightDecay),
+            Just(Change::Step),
+        ]
+    }
+
+    fn build(algorithm: u8, flag: bool, vs: &VarStore) -> optim::Optimizer {
+        match algorithm {
+            0 => optim::Sgd { momentum: 0.9, nesterov: flag, ..Default::default() }.build(vs, 0.01),
+            1 => optim::Adam::default().amsgrad(flag).build(vs, 0.01),
+            2 => optim::AdamW::default().amsgrad(flag).build(vs, 0.01),
+            3 => optim::RmsProp { centered: flag, momentum: 0.5, ..Default::default() }.build(vs, 0.01),
+            _ => optim::Sgd::default().build(vs, 0.01),
+        }
+        .unwrap()
+    }
+
+    fn two_groups() -> (VarStore, Tensor, Tensor) {
+        let vs = VarStore::new(Device::Cpu);
+        let (a, b) = (ones(&vs, "a", 3), vs.root().set_group(1).ones("b", &[2]));
+        (vs, a, b)
+    }
+
+    /// What the optimizer saves.
+    fn state(path: &Path) -> (Vec<(String, String)>, Vec<(String, String)>) {
+        let reader = CheckpointReader::open(path).unwrap();
+        let manifest = reader.manifest();
+        let values = manifest.values.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+        let tensors = manifest.tensors.iter().map(|(key, record)| (key.clone(), record.digest.to_string())).collect();
+        (values, tensors)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_saved_is_restored(algorithm in 0u8..5, flag: bool, changes in prop::collection::vec(change(), 0..8)) {
+            let dir = tempfile::tempdir().unwrap();
+            let (vs, a, b) = two_groups();
+            let mut optimizer = build(algorithm, flag, &vs);
+            for change in changes {
+                match change {
+                    Change::Lr(x) => optimizer.set_lr(x),
+                    Change::LrGroup(x) => optimizer.set_lr_group(1, x),
+                    Change::Momentum(x) => optimizer.set_momentum(x),
+                    Change::MomentumGroup(x) => optimizer.set_momentum_group(1, x),
+                    Change::WeightDecay(x) => optimizer.set_weight_decay(x),
+                    Change::Step => optimizer.backward_step(&sum(&[&a, &b])),
+                }
+            }
+            let path = tracked(&vs, &optimizer).write(dir.path().join("c")).unwrap();
+            let (other, ..) = two_groups();
+            let fresh = build(algorithm, flag, &other);
+            tracked(&other, &fresh).restore(&path).unwrap().assert_consumed().unwrap();
+            let again = tracked(&other, &fresh).write(dir.path().join("again")).unwrap();
+            prop_assert_eq!(state(&path), state(&again));
+        }
+    }
+
+    #[test]
+    fn schedules_past_their_end_and_warm_ups_can_be_resumed() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        type Build = fn(&VarStore) -> optim::Optimizer;
+        type Set = fn(&mut optim::Optimizer);
+        let cases: [(Build, Set); 4] = [
+            (|vs| optim::sgd(0.9, 0.0, 0.0, true).build(vs, 0.1).unwrap(), |o| o.set_momentum(0.0)),
+            (|vs| optim::Sgd::default().build(vs, 0.1).unwrap(), |o| o.set_lr(-0.001)),
+            (|vs| optim::AdamW::default().build(vs, 0.1).unwrap(), |o| o.set_weight_decay(-0.1)),
+            (|vs| optim::Adam::default().build(vs, 0.1).unwrap(), |o| o.set_momentum(1.0)),
+        ];
+        for (i, (build, set)) in cases.into_iter().enumerate() {
+            let (vs, ..) = two_groups();
+            let mut optimizer = build(&vs);
+            set(&mut optimizer);
+            let path = tracked(&vs, &optimizer).write(dir.path().join(format!("c{i}")))?;
+            let (other, ..) = two_groups();
+            tracked(&other, &build(&other)).restore(&path)?.assert_consumed()?;
+        }
+        Ok(())
+    }
+
+    fn refusal(result: Result<RestoreStatus, Error>) -> String {
+        result.map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn another_head_goes_on_with_its_optimizer() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let model = |classes| {
+            let vs = VarStore::new(Device::Cpu);
+            let (body, head) = (ones(&vs, "body.w", 4), ones(&vs, "head.w", classes));
+            (vs, body, head)
+        };
+        let (vs, body, head) = model(4);
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        optimizer.backward_step(&sum(&[&body, &head]));
+        let path = tracked(&vs, &optimizer).write(dir.path().join("c"))?;
+        for stepped in [false, true] {
+            let (vs, body, head) = model(7);
+            let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+            if stepped {
+                optimizer.backward_step(&sum(&[&body, &head]));
+            }
+            let mut checkpoint = tracked(&vs, &optimizer);
+            let text = refusal(checkpoint.restore_with(&path, &RestoreOptions::new().allow_mismatch("model/head*")));
+            assert!(text.contains("allow_mismatch(\"optimizer/state/head.w"), "{text}");
+            let options = RestoreOptions::new().allow_mismatch("model/head*").allow_mismatch("optimizer/state/head.w*");
+            let status = checkpoint.restore_with(&path, &options)?;
+            assert!(status.report().skipped.iter().any(|s| s.key == "model/head.w"));
+            assert_eq!(optimizer.state("body.w").unwrap()["step"].double_value(&[]), 1.0);
+            assert_eq!(optimizer.state("head.w").is_some(), stepped);
+            optimizer.backward_step(&sum(&[&body, &head]));
+            let again = checkpoint.write(dir.path().join(format!("again{stepped}")))?;
+            checkpoint.restore(&again)?.assert_consumed()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn another_optimizer_and_one_more_group_have_ways_that_work() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut adam = optim::Adam::default().build(&vs, 0.1)?;
+        adam.backward_step(&sum(&[&a, &b]));
+        let path = tracked(&vs, &adam).write(dir.path().join("c"))?;
+
+        let (other, ..) = two_groups();
+        let sgd = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&other, 0.25)?;
+        let mut checkpoint = tracked(&other, &sgd);
+        let text = refusal(checkpoint.restore(&path));
+        assert!(text.contains("this one is SGD") && text.contains("skip(\"optimizer\")"), "{text}");
+        let status = checkpoint.restore_with(&path, &RestoreOptions::new().skip("optimizer"))?;
+        status.assert_consumed()?;
+        assert!(matches!(&status.report().skipped[..], [one] if one.why == SkipReason::Requested));
+        assert_eq!((sgd.lr(), sgd.steps(), values(&other.variables()["a"])), (0.25, 0, values(&a)));
+        tracked(&other, &sgd).restore_with(&path, &RestoreOptions::new().allow_mismatch("optimizer/*"))?;
+        assert_eq!(sgd.lr(), 0.25);
+        // What fits of another one.
+        let adamw = optim::AdamW::default().build(&other, 0.25)?;
+        tracked(&other, &adamw).restore_with(&path, &RestoreOptions::new().allow_mismatch("optimizer/algorithm"))?;
+        assert_eq!(adamw.state("a").unwrap()["step"].double_value(&[]), 1.0);
+
+        // One more group.
+        let (third, ..) = two_groups();
+        let _ = third.root().set_group(2).ones("c", &[2]);
+        let mut adam = optim::Adam::default().build(&third, 0.5)?;
+        adam.set_lr_group(2, 0.75);
+        let mut checkpoint = tracked(&third, &adam);
+        let allow = RestoreOptions::new().allow_missing("model/c");
+        let text = refusal(checkpoint.restore_with(&path, &allow));
+        assert!(text.contains("2 parameter groups, the optimizer 3"), "{text}");
+        assert!(text.contains("allow_mismatch(\"optimizer/param_groups\")"), "{text}");
+        checkpoint.restore_with(&path, &allow.allow_mismatch("optimizer/param_groups"))?;
+        assert_eq!((adam.lr_group(0), adam.lr_group(1), adam.lr_group(2)), (Some(0.1), Some(0.1), Some(0.75)));
+        Ok(())
+    }
+
+    #[test]
+    fn the_state_of_a_tied_weight_is_found_under_any_of_its_names() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let store = |names: &[&str]| {
+            let vs = VarStore::new(Device::Cpu);
+            let w = ones(&vs, names[0], 3);
+            for name in &names[1..] {
+                let _ = vs.root().add(name, w.shallow_clone(), true);
+            }
+            (vs, w)
+        };
+        let sets: [&[&str]; 4] = [&["decoder", "encoder"], &["encoder"], &["decoder"], &["encoder", "decoder", "z"]];
+        for (i, before) in sets.iter().enumerate() {
+            let (vs, w) = store(before);
+            let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+            for _ in 0..5 {
+                optimizer.backward_step(&sum(&[&w]));
+            }
+            let path = tracked(&vs, &optimizer).write(dir.path().join(format!("c{i}")))?;
+            optimizer.backward_step(&sum(&[&w]));
+            for after in sets.iter().filter(|after| after.iter().any(|name| before.contains(name))) {
+                for stepped in [false, true] {
+                    let (vs, other) = store(after);
+                    let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+                    if stepped {
+                        optimizer.backward_step(&sum(&[&other]));
+                    }
+                    let status = tracked(&vs, &optimizer)
+                        .restore_with(&path, &RestoreOptions::new().allow_missing("model/*"))?;
+                    let all = before.iter().all(|name| after.contains(name));
+                    assert_eq!(status.report().unused.is_empty(), all, "{before:?} {after:?}");
+                    optimizer.backward_step(&sum(&[&other]));
+                    assert_eq!(values(&other), values(&w), "{before:?} {after:?} {stepped}");
+                }
+            }
+            // Built after the restore.
+            let vs = VarStore::new(Device::Cpu);
+            let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+            let status = Checkpoint::new().track("optimizer", &optimizer)?.restore(&path)?;
+            assert!(status.report().unused.iter().any(|key| key.contains("exp_avg_sq")));
+            assert!(status.assert_consumed().is_err());
+            let mut other = ones(&vs, before[0], 3);
+            let saved: Vec<f32> = values(&{
+                let (at, tensor) = store(before);
+                Checkpoint::new().track("model", Variables::of(&at))?.restore(&path)?;
+                tensor
+            });
+            tch::no_grad(|| other.copy_(&Tensor::from_slice(&saved)));
+            optimizer.backward_step(&sum(&[&other]));
+            assert_eq!(values(&other), values(&w));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn slots_kept_for_a_variable_are_unused_until_it_comes() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&vs, 0.1)?;
+        optimizer.backward_step(&sum(&[&a, &b]));
+        let path = Checkpoint::new().track("optimizer", &optimizer)?.write(dir.path().join("c"))?;
+        let later = VarStore::new(Device::Cpu);
+        let _ = ones(&later, "a", 3);
+        let fresh = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&later, 0.1)?;
+        let status = Checkpoint::new().track("optimizer", &fresh)?.restore(&path)?;
+        assert_eq!(status.report().unused, ["optimizer/state/b/momentum_buffer"]);
+        assert!(status.assert_consumed().is_err());
+        let _ = later.root().set_group(1).ones("b", &[2]);
+        status.assert_consumed()?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_huge_parameter_group_is_an_error_and_not_as_many_options() -> Outcome {
+        let vs = VarStore::new(Device::Cpu);
+        let _ = vs.root().set_group(50_000_000).ones("w", &[2]);
+        let error = optim::Sgd::default().build(&vs, 0.1).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("50000000") && error.contains("9999"), "{error}");
+        let vs = VarStore::new(Device::Cpu);
+        let _ = vs.root().set_group(9_999).ones("w", &[2]);
+        assert_eq!(optim::Sgd::default().build(&vs, 0.1)?.groups(), 10_000);
+        let _ = vs.root().set_group(usize::MAX).ones("v", &[2]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_everything_as_it_was() -> Outcome {
+        let options = (Kind::ComplexFloat, Device::Cpu);
+        let odd: [fn((Kind, Device)) -> Tensor; 2] =
+            [|options| Tensor::ones([2], options).conj(), |options| Tensor::ones([2], options).conj().imag()];
+        for (i, make) in odd.into_iter().enumerate() {
+            for fused in [true, false] {
+                let vs = VarStore::new(Device::Cpu);
+                let w = ones(&vs, "w", 3);
+                let odd = vs.root().add("z", make(options), true);
+                let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+                optimizer.set_fused(fused);
+                (sum(&[&w]) + odd.abs().sum(Kind::Float)).backward();
+                let error = optimizer.f_step().unwrap_err().to_string();
+                assert!(error.starts_with("z: ") && error.contains("conjugate or negative"), "{i} {error}");
+                assert_eq!((values(&w), optimizer.steps()), (vec![1.0; 3], 0));
+                assert!(optimizer.state("w").is_none());
+            }
+        }
+        Ok(())
+    }
+
+    // -------------------------------------------------------------------------------------- gradients
+
+    fn manager(vs: &VarStore, optimizer: &optim::Optimizer, dir: &Path, every: u64) -> CheckpointManager {
+        CheckpointManager::builder(tracked(vs, optimizer), dir).save_every(every).open().unwrap()
+    }
+
+    #[test]
+    fn a_save_that_is_due_waits_for_the_step() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        let mut manager = manager(&vs, &optimizer, dir.path(), 1);
+        let mut saved = Vec::new();
+        for micro in 1..=12 {
+            (sum(&[&a, &b]) / 4.0).backward();
+            if micro % 4 == 0 {
+                optimizer.step();
+                if micro == 8 {
+                    optimizer.zero_grad();
+                }
+                if micro == 12 {
+                    // In place, as tch does it: zeros are nothing to wait for.
+                    vs.trainable_variables().into_iter().for_each(|mut variable| variable.zero_grad());
+                }
+            }
+            saved.extend(manager.save_if_due(micro)?.map(|_| micro));
+            if micro == 4 {
+                // Left over from the step.
+                assert!(a.grad().defined());
+            }
+        }
+        assert_eq!(saved, [4, 8, 12]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_save_between_micro_batches_goes_on_exactly() -> Outcome {
+        let train = |vs: &VarStore, optimizer: &mut optim::Optimizer, micro: std::ops::RangeInclusive<i64>| {
+            let (a, b) = (vs.variables()["a"].shallow_clone(), vs.variables()["b"].shallow_clone());
+            for micro in micro {
+                (sum(&[&a, &b]) * micro as f64).backward();
+                if micro % 4 == 0 {
+                    optimizer.step();
+                    optimizer.zero_grad();
+                }
+            }
+        };
+        let bits = |vs: &VarStore| ["a", "b"].map(|name| values(&vs.variables()[name]));
+        for algorithm in 0..5 {
+            for stop in [2, 6, 8] {
+                let dir = tempfile::tempdir()?;
+                let (vs, ..) = two_groups();
+                let mut optimizer = build(algorithm, true, &vs);
+                train(&vs, &mut optimizer, 1..=stop);
+                let path = manager(&vs, &optimizer, dir.path(), 1).save_at(stop)?;
+                train(&vs, &mut optimizer, stop + 1..=12);
+
+                let (other, ..) = two_groups();
+                let mut resumed = build(algorithm, true, &other);
+                let mut checkpoint = tracked(&other, &resumed);
+                checkpoint.restore(&path)?.assert_consumed()?;
+                train(&other, &mut resumed, stop + 1..=12);
+                assert_eq!(bits(&other), bits(&vs), "{algorithm} {stop}");
+
+                // Into one that is between two steps itself, and built after the restore.
+                train(&other, &mut resumed, 1..=3);
+                checkpoint.restore(&path)?.assert_consumed()?;
+                train(&other, &mut resumed, stop + 1..=12);
+                assert_eq!(bits(&other), bits(&vs), "{algorithm} {stop}, again");
+                let later = VarStore::new(Device::Cpu);
+                let mut resumed = build(algorithm, true, &later);
+                Checkpoint::new().track("optimizer", &resumed)?.restore(&path)?;
+                let _ = (ones(&later, "a", 3), later.root().set_group(1).ones("b", &[2]));
+                Checkpoint::new().track("model", Variables::of(&later))?.restore(&path)?;
+                // It takes them in at the next call; what was accumulated by then would be added in another order.
+                assert_eq!(resumed.trainable_variables().len(), 2);
+                train(&later, &mut resumed, stop + 1..=12);
+                assert_eq!(bits(&later), bits(&vs), "{algorithm} {stop}, built later");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_that_are_never_used_do_not_end_saving() -> Outcome {
+        // A generator's loss leaves gradients in the discriminator.
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Sgd::default().build(&vs, 1e-4)?;
+        let mut manager = manager(&vs, &optimizer, dir.path(), 10);
+        let mut saved: Vec<PathBuf> = Vec::new();
+        for step in 1..=300 {
+            optimizer.backward_step(&sum(&[&a, &b]));
+            sum(&[&a]).backward();
+            saved.extend(manager.save_if_due(step)?);
+        }
+        assert!(saved.len() >= 2, "{saved:?}");
+        Ok(())
+    }
+
+    // -------------------------------------------------------------------------------------- requires_grad
+
+    #[test]
+    fn what_was_trainable_is_saved_and_a_difference_is_not_passed_over() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, _b) = two_groups();
+        let frozen = |vs: &VarStore, name: &str| !vs.variables()[name].requires_grad();
+        let optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        let _ = a.set_requires_grad(false);
+        let mut saver = manager(&vs, &optimizer, dir.path(), 1);
+        let path = saver.save_at(1)?;
+        // The flag at the call, not that of the plan.
+        let _ = a.set_requires_grad(true);
+        let other_flag = saver.save_at(2)?;
+        saver.close()?;
+        let flag = |path: &Path| CheckpointReader::open(path).unwrap().manifest().tensors["model/a"].requires_grad;
+        assert_eq!((flag(&path), flag(&other_flag)), (Some(false), Some(true)));
+        std::fs::remove_dir_all(&other_flag)?;
+
+        let (live, ..) = two_groups();
+        let optimizer = optim::Adam::default().build(&live, 0.1)?;
+        let status = tracked(&live, &optimizer).restore(&path)?;
+        let report = status.assert_consumed()?.report();
+        assert!(matches!(&report.trainable[..], [one] if one.key == "model/a" && !one.saved), "{report:?}");
+        assert!(!frozen(&live, "a"));
+        {
+            let mut manager = manager(&live, &optimizer, dir.path(), 1);
+            let error = manager.restore_or_initialize().map(|_| ()).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains("\"model/a\"") && text.contains("Trainable::Saved") && text.contains("Trainable::Live"),
+                "{text}"
+            );
+            manager.restore_or_initialize_with(&RestoreOptions::new().trainable(Trainable::Live))?;
+            assert!(!frozen(&live, "a"));
+            manager.restore_or_initialize_with(&RestoreOptions::new().trainable(Trainable::Saved))?;
+            assert!(frozen(&live, "a") && !frozen(&live, "b"));
+            manager.restore_or_initialize()?;
+        }
+        let _ = live.variables()["a"].set_requires_grad(true);
+        tracked(&live, &optimizer).restore_with(&path, &RestoreOptions::new().trainable(Trainable::Saved))?;
+        assert!(frozen(&live, "a"));
+        Ok(())
+    }
+}

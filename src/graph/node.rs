@@ -95,6 +95,13 @@ pub trait Collection: Send + Sync {
         false
     }
 
+    /// As [`may_lack`](Collection::may_lack), where it depends on what the checkpoint has of this object. Defaults to
+    /// `may_lack`.
+    fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
+        let _ = saved;
+        self.may_lack(name)
+    }
+
     /// The tensors, here or elsewhere in the graph, that change only after passing a gate of this object. A save in
     /// the background copies all others before it returns.
     fn guarded(&self) -> Option<Guarded> {

@@ -1,6 +1,6 @@
 //! The objects that a checkpoint tracks, shared with the statuses of its restores, which look at them later.
 
-use super::node::Node;
+use super::node::{Kind, Node, Unfinished};
 use super::walk::{component_stem, same_file, walk_one};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -61,6 +61,11 @@ impl Tracked {
         Ok(())
     }
 
+    /// An update that has begun and is not complete, in an object that is tracked itself or in a group.
+    pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
+        self.list().into_iter().find_map(|(name, node)| Some((name, unfinished(&node)?)))
+    }
+
     /// Takes an object out; `false` if there is none of that name.
     pub(crate) fn remove(&self, name: &str) -> bool {
         let mut objects = self.lock();
@@ -69,6 +74,14 @@ impl Tracked {
         objects.ids.remove(name);
         objects.stems.retain(|_, taken| taken != name);
         true
+    }
+}
+
+fn unfinished(node: &Node) -> Option<Unfinished> {
+    match &node.0 {
+        Kind::Group(children) => children.iter().find_map(|(_, child)| unfinished(child)),
+        Kind::Collection(collection) => collection.unfinished(),
+        Kind::Tensor(_) | Kind::Value(_) => None,
     }
 }
 

@@ -182,6 +182,7 @@ impl CheckpointManagerBuilder {
             last_step: None,
             background: self.background,
             in_flight: None,
+            waits_since: None,
             image: Image::default(),
         })
     }

@@ -76,6 +76,8 @@ pub struct CheckpointManager {
     last_step: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
+    /// A save is due and waits for gradients to be used: the optimizer's steps when that began, and the calls since.
+    waits_since: Option<(u64, u64)>,
     /// Memory of the last save in the background.
     image: Image,
 }
@@ -240,6 +242,9 @@ impl CheckpointManager {
     /// restored checkpoint, or step 0; and when `step` is lower than that of the last one, since the run went back.
     /// Returns the path when it saves.
     ///
+    /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the call
+    /// after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
+    ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
     pub fn save_if_due(&mut self, step: i64) -> Result<Option<PathBuf>> {
@@ -252,11 +257,32 @@ impl CheckpointManager {
         if !went_back && number < self.last_step.unwrap_or(0).saturating_add(self.interval) {
             return Ok(None);
         }
+        if self.waits_for_the_step() {
+            return Ok(None);
+        }
         let skips = self.background.as_ref().is_some_and(|background| background.overlap == Overlap::Skip);
         if skips && self.in_flight.is_some() {
             return Ok(None);
         }
         self.save_at(step).map(Some)
+    }
+
+    /// Whether a save that is due waits for gradients to be used: not for ever, as it can hold them too.
+    fn waits_for_the_step(&mut self) -> bool {
+        let Some((name, unfinished)) = self.checkpoint.unfinished() else {
+            self.waits_since = None;
+            return false;
+        };
+        let (steps, calls) = self.waits_since.get_or_insert((unfinished.steps, 0));
+        *calls += 1;
+        let waits = *calls < MOST_CALLS_WAITED && unfinished.steps < steps.saturating_add(MOST_STEPS_WAITED);
+        if !waits {
+            log::warn!(
+                "{name}: a checkpoint is saved with gradients, because none of {calls} calls found them used: {}",
+                unfinished.reason
+            );
+        }
+        waits
     }
 
     /// Takes into account what was restored past this manager.
@@ -323,7 +349,7 @@ impl CheckpointManager {
         let id = Follows { run: stamp.run.clone(), sequence };
         let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, ..stamp };
         let path = self.directory.root().join(&name);
-        let header = Header { stamp, values: plan.values()? };
+        let header = Header::of(stamp, &plan)?;
         let unchanged = {
             let mut ledger = self.ledger();
             let beside = ledger.beside(&name);
@@ -415,6 +441,12 @@ impl Drop for CheckpointManager {
         self.directory.clear_spares();
     }
 }
+
+/// How many steps of an optimizer a save that is due waits for a call at which all gradients are used.
+const MOST_STEPS_WAITED: u64 = 100;
+
+/// How many calls it waits at most.
+const MOST_CALLS_WAITED: u64 = 1000;
 
 fn step_number(step: i64) -> Result<u64> {
     u64::try_from(step).map_err(|_| Error::Usage(format!("a step is 0 or more, this is {step}")))

@@ -30,6 +30,7 @@ impl CheckpointManager {
     /// # Errors
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
     pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
+        let options = &options.clone().with_trainable_chosen();
         self.settle()?;
         self.directory.check()?;
         self.look_again()?;

@@ -200,11 +200,15 @@ impl Matcher<'_> {
         let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
         let mut siblings = Siblings::default();
         let mut dropped = Vec::new();
+        let may_lack = |name: &str| match saved {
+            Some(saved) => collection.may_lack_beside(name, saved),
+            None => collection.may_lack(name),
+        };
         for child in &children {
             let below = place.child(&child.name, child.name_in_file.as_deref())?;
             siblings.add(&child.name, &below)?;
             match saved.and_then(|saved| saved.children.get(&child.name)) {
-                None if collection.may_lack(&child.name) && !self.request.options.skips_here(&below.key) => {
+                None if may_lack(&child.name) && !self.request.options.skips_here(&below.key) => {
                     dropped.push(child.name.clone());
                 }
                 saved => self.visit(&child.node, saved, below)?,

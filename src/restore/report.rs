@@ -113,6 +113,12 @@ impl fmt::Display for Report {
             write!(f, "{}{} was saved {saved} and is {live}", separate(), name::shown(key))?;
         }
         more(f, self.trainable.len(), "whose `requires_grad` differs")?;
+        if !self.trainable.is_empty() {
+            f.write_str(
+                "; choose which counts with `RestoreOptions::trainable`: `Trainable::Saved` sets `requires_grad` as it was \
+                 saved, `Trainable::Live` leaves it",
+            )?;
+        }
         self.remedies(f)
     }
 }

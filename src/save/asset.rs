@@ -75,10 +75,9 @@ pub(crate) fn save_with_assets(
     let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
     let unchanged = Unchanged::since(&Memo::default(), plan);
     let written = write::write(plan, None, &unchanged, directory, &staging, options)?;
-    let mut manifest = header.into_manifest();
+    let mut manifest = header.into_manifest(plan, written.tensors);
     manifest.assets = (assets.write)(&staging)?;
     manifest.files = written.files;
-    manifest.tensors = written.tensors;
     staging.publish(&manifest, options.threads)
 }
 

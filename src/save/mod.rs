@@ -23,7 +23,7 @@ pub(crate) use same::is_saved;
 pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
-use crate::format::{Follows, Manifest};
+use crate::format::{Follows, Manifest, TensorRecord};
 use crate::parallel;
 use crate::progress::Observer;
 use crate::store::Directory;
@@ -70,16 +70,25 @@ pub(crate) struct Stamp {
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
 pub(crate) struct Header {
-    pub stamp: Stamp,
-    pub values: BTreeMap<String, serde_json::Value>,
+    stamp: Stamp,
+    values: BTreeMap<String, serde_json::Value>,
+    /// Whether the variables require a gradient, in the plan's order.
+    trainable: Vec<Option<bool>>,
 }
 
 impl Header {
-    fn into_manifest(self) -> Manifest {
-        let Header { stamp, values } = self;
+    /// Of the objects as they are now.
+    pub(crate) fn of(stamp: Stamp, plan: &Plan) -> Result<Header> {
+        Ok(Header { stamp, values: plan.values()?, trainable: plan.trainable() })
+    }
+
+    fn into_manifest(self, plan: &Plan, mut tensors: BTreeMap<String, TensorRecord>) -> Manifest {
+        let Header { stamp, values, trainable } = self;
+        plan.note_trainable(&trainable, &mut tensors);
         let mut manifest = Manifest::new(stamp.sequence, stamp.run, clock::now());
         manifest.step = stamp.step;
         manifest.save_counter = Some(stamp.save_counter);
+        manifest.tensors = tensors;
         manifest.values = values;
         manifest.metrics = stamp.metrics;
         manifest.follows = stamp.follows;
@@ -114,9 +123,8 @@ pub(crate) fn save(
     if written.cannot_link {
         unchanged.cannot_link();
     }
-    let mut manifest = header.into_manifest();
+    let mut manifest = header.into_manifest(plan, written.tensors);
     manifest.files = written.files;
-    manifest.tensors = written.tensors;
     ready()?;
     let path = staging.publish(&manifest, options.threads)?;
     let memo = unchanged.into_memo(plan, name, &manifest, &written.linked, &written.finished);

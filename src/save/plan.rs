@@ -5,6 +5,7 @@ use super::SaveOptions;
 use super::chunk::{self, Span};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
+use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
 use crate::graph::{Area, Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, ValueLeaf, walk};
 use crate::name;
@@ -19,6 +20,8 @@ pub(crate) struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
+    /// The tensors under those keys, in the same order.
+    pub alias_leaves: Vec<Arc<dyn TensorLeaf>>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
     /// The files' bytes, cut for the threads that write them.
     pub spans: Vec<Span>,
@@ -77,6 +80,22 @@ impl Plan {
         self.values.iter().map(save).collect()
     }
 
+    /// Whether the variables require a gradient, as they are now: of the tensors, then of the aliases.
+    pub(crate) fn trainable(&self) -> Vec<Option<bool>> {
+        let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
+        leaves.map(|leaf| leaf.requires_grad()).collect()
+    }
+
+    /// Notes what [`trainable`](Plan::trainable) gave in the tensors' records.
+    pub(crate) fn note_trainable(&self, trainable: &[Option<bool>], records: &mut BTreeMap<String, TensorRecord>) {
+        let keys = self.tensors.iter().map(|tensor| &tensor.key).chain(self.aliases.iter().map(|(key, _)| key));
+        for (key, requires_grad) in keys.zip(trainable) {
+            if let Some(record) = records.get_mut(key).filter(|_| requires_grad.is_some()) {
+                record.requires_grad = *requires_grad;
+            }
+        }
+    }
+
     /// Bytes the component files take together.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
@@ -113,6 +132,7 @@ struct Planner {
     components: Vec<(String, Vec<usize>)>,
     seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
+    alias_leaves: Vec<Arc<dyn TensorLeaf>>,
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: HashSet<usize>,
@@ -134,6 +154,7 @@ impl Planner {
                     let first = *self.seen.entry(identity).or_insert(place);
                     if first != place {
                         self.aliases.push((leaf.key, first));
+                        self.alias_leaves.push(tensor);
                         return Ok(());
                     }
                 }
@@ -181,6 +202,7 @@ impl Planner {
             files,
             tensors: self.tensors,
             aliases: self.aliases,
+            alias_leaves: self.alias_leaves,
             values: self.values,
             spans,
             gates: self.gates,

@@ -24,6 +24,11 @@ pub(crate) fn is_saved(plan: &Plan, manifest: &Manifest, threads: usize) -> Resu
             _ => return Ok(false),
         }
     }
+    let keys = plan.tensors.iter().map(|tensor| &tensor.key).chain(plan.aliases.iter().map(|(key, _)| key));
+    let flags = |(key, now): (&String, Option<bool>)| record(key).is_some_and(|record| record.requires_grad == now);
+    if !keys.zip(plan.trainable()).all(flags) {
+        return Ok(false);
+    }
     let differs = AtomicBool::new(false);
     let compare = |(tensor, record): &(&super::plan::PlannedTensor, &TensorRecord), _: &mut ()| {
         if !differs.load(Ordering::Relaxed) {

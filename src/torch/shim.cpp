@@ -9,6 +9,7 @@
 #include "guard.hpp"
 
 #include <ATen/Context.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
@@ -34,6 +35,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -451,6 +453,67 @@ char *tcp_clip_grad_norm(at::Tensor *const *params, size_t n, double max, double
 
 // ---------------------------------------------------------------------------------------------- optimizer steps
 
+// The gradient that a parameter was stepped with last: the tensor object, which the weak reference keeps from being
+// taken for another one at its address, and how often it had been changed.
+struct tcp_used {
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> grad;
+  int64_t version;
+};
+
+void tcp_free_used(tcp_used *used) { delete used; }
+
+// Notes the gradients of the parameters as used; `used` has one pointer per parameter, null where there is none yet.
+char *tcp_note_gradients(at::Tensor *const *params, size_t n, tcp_used **used) {
+  return guarded([&] {
+    for (size_t i = 0; i < n; i++) {
+      const at::Tensor &grad = params[i]->grad();
+      if (!grad.defined()) {
+        delete std::exchange(used[i], nullptr);
+        continue;
+      }
+      c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weak(grad.getIntrusivePtr());
+      if (!used[i])
+        used[i] = new tcp_used{std::move(weak), version(grad)};
+      else
+        *used[i] = tcp_used{std::move(weak), version(grad)};
+    }
+  });
+}
+
+// Whether the parameter has a gradient that no step has used.
+bool tcp_has_unused_gradient(const at::Tensor *param, const tcp_used *used) {
+  try {
+    const at::Tensor &grad = param->grad();
+    if (!grad.defined())
+      return false;
+    return !used || used->grad._unsafe_get_target() != grad.unsafeGetTensorImpl() || used->version != version(grad);
+  } catch (...) {
+    return false;
+  }
+}
+
+// Whether the parameter's gradient is zero, or there is none.
+char *tcp_gradient_is_zero(const at::Tensor *param, bool *zero) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    const at::Tensor &grad = param->grad();
+    *zero = !grad.defined() || (grad.is_sparse() ? grad._values() : grad).count_nonzero().item<int64_t>() == 0;
+  });
+}
+
+// Another handle to the gradient; undefined if there is none.
+char *tcp_gradient(const at::Tensor *param, at::Tensor **out) {
+  return guarded([&] { *out = new at::Tensor(param->grad()); });
+}
+
+// Exchanges the gradient; null for none.
+char *tcp_set_gradient(const at::Tensor *param, const at::Tensor *grad) {
+  return guarded([&] {
+    require(!grad || grad->sizes() == param->sizes(), "the gradient has another shape");
+    param->mutable_grad() = grad ? *grad : at::Tensor();
+  });
+}
+
 enum tcp_algorithm : int32_t { SGD = 0, ADAM = 1, ADAMW = 2, RMSPROP = 3 };
 
 // What a parameter group is stepped with; an algorithm reads only what it has.
@@ -510,6 +573,16 @@ bool is_step(const tcp_options &options, size_t slot) { return options.algorithm
 // Throws for what cannot be stepped, before anything has changed.
 void check(const Update &u) {
   const tcp_options &o = *u.options;
+  require(u.param.layout() == at::kStrided && !u.param.is_conj() && !u.param.is_neg(),
+          "it is not a plain tensor (sparse, or a conjugate or negative view); train the tensor it was made from");
+  require(u.param.is_floating_point() || u.param.is_complex(), "its elements are not floating-point numbers");
+  require(at::has_internal_overlap(u.param) != at::MemOverlap::Yes,
+          "several of its elements are the same memory; train the tensor it was expanded from");
+  require(u.grad.sizes() == u.param.sizes() && u.grad.device() == u.param.device() &&
+              u.grad.scalar_type() == u.param.scalar_type(),
+          "its gradient has another shape, type or device; call `zero_grad` after changing a variable");
+  require(!(u.param.is_inference() && !c10::InferenceMode::is_enabled()),
+          "it was created in inference mode, and can only be changed there");
   bool sparse_is_fine = o.algorithm == SGD && !has_momentum(o) && o.weight_decay == 0;
   require(u.grad.layout() == at::kStrided || sparse_is_fine,
           "its gradient is sparse, which only SGD without momentum and weight decay can use; build the embedding "
@@ -650,11 +723,19 @@ void fused_step(const tcp_options &o, const std::vector<Update *> &updates, bool
 // The arithmetic of torch::optim, operation by operation.
 void plain_step(const Update &u) {
   const tcp_options &o = *u.options;
+  // libtorch refuses a finite number that a type cannot hold, in the middle of a step; its fused kernels make it infinite.
+  const auto fit = [&](double x) {
+    auto type = c10::toRealValueType(u.param.scalar_type());
+    double most = type == at::kDouble ? std::numeric_limits<double>::max()
+                  : type == at::kHalf ? 65504
+                                      : std::numeric_limits<float>::max();
+    return std::isfinite(x) && std::abs(x) > most ? std::copysign(std::numeric_limits<double>::infinity(), x) : x;
+  };
   at::Tensor param = Update::real(u.param), grad = Update::real(u.grad);
   if (o.algorithm == ADAMW && o.weight_decay != 0)
-    param.mul_(1 - o.lr * o.weight_decay);
+    param.mul_(fit(1 - o.lr * o.weight_decay));
   else if (o.weight_decay != 0)
-    grad = grad.add(param, o.weight_decay);
+    grad = grad.add(param, fit(o.weight_decay));
 
   if (o.algorithm == SGD) {
     if (has_momentum(o)) {
@@ -662,10 +743,10 @@ void plain_step(const Update &u) {
       if (u.first)
         buffer.copy_(grad);
       else
-        buffer.mul_(o.momentum).add_(grad, 1 - o.dampening);
-      grad = o.nesterov ? grad.add(buffer, o.momentum) : buffer;
+        buffer.mul_(fit(o.momentum)).add_(grad, fit(1 - o.dampening));
+      grad = o.nesterov ? grad.add(buffer, fit(o.momentum)) : buffer;
     }
-    param.add_(grad, -o.lr);
+    param.add_(grad, fit(-o.lr));
     return;
   }
 
@@ -673,21 +754,21 @@ void plain_step(const Update &u) {
   count_up({&count, 1});
   if (o.algorithm == RMSPROP) {
     at::Tensor square_avg = u.slot(SQUARE_AVG);
-    square_avg.mul_(o.alpha).addcmul_(grad, grad, 1 - o.alpha);
+    square_avg.mul_(fit(o.alpha)).addcmul_(grad, grad, fit(1 - o.alpha));
     at::Tensor avg;
     if (o.centered) {
       at::Tensor grad_avg = u.slot(GRAD_AVG);
-      grad_avg.mul_(o.alpha).add_(grad, 1 - o.alpha);
-      avg = square_avg.addcmul(grad_avg, grad_avg, -1).sqrt_().add_(o.eps);
+      grad_avg.mul_(fit(o.alpha)).add_(grad, fit(1 - o.alpha));
+      avg = square_avg.addcmul(grad_avg, grad_avg, -1).sqrt_().add_(fit(o.eps));
     } else {
-      avg = square_avg.sqrt().add_(o.eps);
+      avg = square_avg.sqrt().add_(fit(o.eps));
     }
     if (has_momentum(o)) {
       at::Tensor buffer = u.slot(MOMENTUM_BUFFER);
-      buffer.mul_(o.momentum).addcdiv_(grad, avg);
-      param.add_(buffer, -o.lr);
+      buffer.mul_(fit(o.momentum)).addcdiv_(grad, avg);
+      param.add_(buffer, fit(-o.lr));
     } else {
-      param.addcdiv_(grad, avg, -o.lr);
+      param.addcdiv_(grad, avg, fit(-o.lr));
     }
     return;
   }
@@ -695,14 +776,14 @@ void plain_step(const Update &u) {
   double steps = count.item<double>();
   double correction1 = 1 - std::pow(o.beta1, steps), correction2 = 1 - std::pow(o.beta2, steps);
   at::Tensor exp_avg = u.slot(EXP_AVG), exp_avg_sq = u.slot(EXP_AVG_SQ), square = exp_avg_sq;
-  exp_avg.mul_(o.beta1).add_(grad, 1 - o.beta1);
-  exp_avg_sq.mul_(o.beta2).addcmul_(grad, grad, 1 - o.beta2);
+  exp_avg.mul_(fit(o.beta1)).add_(grad, fit(1 - o.beta1));
+  exp_avg_sq.mul_(fit(o.beta2)).addcmul_(grad, grad, fit(1 - o.beta2));
   if (o.amsgrad) {
     square = u.slot(MAX_EXP_AVG_SQ);
     at::maximum_out(square, exp_avg_sq, square);
   }
-  at::Tensor denominator = square.sqrt().div_(std::sqrt(correction2)).add_(o.eps);
-  param.addcdiv_(exp_avg, denominator, -o.lr / correction1);
+  at::Tensor denominator = square.sqrt().div_(fit(std::sqrt(correction2))).add_(fit(o.eps));
+  param.addcdiv_(exp_avg, denominator, fit(-o.lr / correction1));
 }
 
 } // namespace

@@ -130,6 +130,12 @@ unsafe extern "C" {
     fn tcp_count_generators(device_type: i32, count: *mut i64) -> *mut c_char;
     fn tcp_get_generator_state(device_type: i32, index: i32, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_set_generator_state(device_type: i32, index: i32, state: *const C_tensor) -> *mut c_char;
+    fn tcp_free_used(used: *mut c_void);
+    fn tcp_note_gradients(params: *const *const C_tensor, n: usize, used: *mut *mut c_void) -> *mut c_char;
+    fn tcp_has_unused_gradient(param: *const C_tensor, used: *const c_void) -> bool;
+    fn tcp_gradient_is_zero(param: *const C_tensor, zero: *mut bool) -> *mut c_char;
+    fn tcp_gradient(param: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_set_gradient(param: *const C_tensor, grad: *const C_tensor) -> *mut c_char;
     fn tcp_zero_grad(params: *const *const C_tensor, n: usize) -> *mut c_char;
     fn tcp_clip_grad_value(params: *const *const C_tensor, n: usize, max: f64) -> *mut c_char;
     fn tcp_clip_grad_norm(params: *const *const C_tensor, n: usize, max: f64, total: *mut f64) -> *mut c_char;
@@ -470,6 +476,69 @@ pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String
     // SAFETY: the tensors live; pointer and length are those of a vector.
     check(unsafe { tcp_clip_grad_norm(params.as_ptr(), params.len(), max, &mut total) })?;
     Ok(total)
+}
+
+/// Which gradient a parameter was stepped with last.
+#[derive(Debug)]
+pub(crate) struct UsedGradient(*mut c_void);
+
+// SAFETY: it is a weak reference to a tensor, whose count is atomic, and a number.
+unsafe impl Send for UsedGradient {}
+
+impl UsedGradient {
+    /// None yet.
+    pub(crate) fn none() -> UsedGradient {
+        UsedGradient(ptr::null_mut())
+    }
+}
+
+impl Drop for UsedGradient {
+    fn drop(&mut self) {
+        // SAFETY: it is null or was made by `tcp_note_gradients`, and nobody else has it.
+        unsafe { tcp_free_used(self.0) }
+    }
+}
+
+/// Notes that the gradients of these parameters were used.
+pub(crate) fn note_gradients<'a>(
+    parameters: impl Iterator<Item = (&'a Tensor, &'a mut UsedGradient)>,
+) -> Result<(), String> {
+    let (tensors, used): (Vec<_>, Vec<_>) = parameters.unzip();
+    let params = pointers(&tensors);
+    let mut pointers: Vec<*mut c_void> = used.iter().map(|used| used.0).collect();
+    // SAFETY: the tensors live, and the lists are of the same length.
+    let noted = check(unsafe { tcp_note_gradients(params.as_ptr(), params.len(), pointers.as_mut_ptr()) });
+    for (used, pointer) in used.into_iter().zip(pointers) {
+        used.0 = pointer;
+    }
+    noted
+}
+
+/// Whether a parameter has a gradient that no step has used.
+pub(crate) fn has_unused_gradient(parameter: &Tensor, used: &UsedGradient) -> bool {
+    // SAFETY: the tensor lives; the other is null or what `tcp_note_gradients` made.
+    unsafe { tcp_has_unused_gradient(parameter.as_ptr(), used.0) }
+}
+
+/// Whether a parameter's gradient is zero everywhere, or there is none.
+pub(crate) fn gradient_is_zero(parameter: &Tensor) -> Result<bool, String> {
+    let mut zero = false;
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_gradient_is_zero(parameter.as_ptr(), &mut zero) })?;
+    Ok(zero)
+}
+
+/// A handle to a parameter's gradient.
+pub(crate) fn gradient(parameter: &Tensor) -> Result<Tensor, String> {
+    // SAFETY: the tensor lives.
+    made(|out| unsafe { tcp_gradient(parameter.as_ptr(), out) })
+}
+
+/// Exchanges a parameter's gradient.
+pub(crate) fn set_gradient(parameter: &Tensor, gradient: Option<&Tensor>) -> Result<(), String> {
+    let gradient = gradient.map_or(ptr::null(), |gradient| gradient.as_ptr());
+    // SAFETY: the tensors live.
+    check(unsafe { tcp_set_gradient(parameter.as_ptr(), gradient) })
 }
 
 /// A parameter and its part of an optimizer's state.

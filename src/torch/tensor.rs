@@ -33,6 +33,9 @@ const DTYPES: [(i32, Dtype); 19] = [
     (44, Dtype::F8E8m0),
 ];
 
+/// libtorch's numbers of the types that can require a gradient: floating-point and complex numbers.
+const CAN_REQUIRE_GRAD: [i32; 7] = [5, 6, 7, 8, 9, 10, 15];
+
 /// libtorch's number of a type.
 pub(super) fn scalar_type(dtype: Dtype) -> Option<i32> {
     DTYPES.iter().find(|(_, known)| *known == dtype).map(|(number, _)| *number)
@@ -110,13 +113,24 @@ pub(super) struct Held {
     tensor: Mutex<Tensor>,
     object: usize,
     glance: Glance,
+    /// Whether it is the user's own and can require a gradient.
+    is_variable: bool,
 }
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
-        let tensor = tensor.shallow_clone();
+        Leaf::held(tensor.shallow_clone(), false)
+    }
+
+    /// A tensor that may be a variable, of which `requires_grad` is saved too.
+    fn variable(tensor: &Tensor) -> Leaf {
+        let can = shim::info(tensor).is_ok_and(|info| CAN_REQUIRE_GRAD.contains(&info.scalar_type));
+        Leaf::held(tensor.shallow_clone(), can)
+    }
+
+    fn held(tensor: Tensor, is_variable: bool) -> Leaf {
         let (object, glance) = (shim::object(&tensor), Glance(tensor.as_ptr()));
-        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance }))
+        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance, is_variable }))
     }
 
     /// A handle that does not keep the tensor alive.
@@ -193,6 +207,17 @@ impl TensorLeaf for Leaf {
             Some(pin) => Ok(Some(Box::new(pin))),
             None => Err(format!("it is no longer {spec}, or shows no memory of its own any more")),
         }
+    }
+
+    fn requires_grad(&self) -> Option<bool> {
+        if !self.0.is_variable {
+            return None;
+        }
+        self.with(|tensor| tensor.is_leaf().then(|| tensor.requires_grad()))
+    }
+
+    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), String> {
+        self.with(|tensor| tensor.f_set_requires_grad(requires_grad)).map(drop).map_err(|e| e.to_string())
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
@@ -403,7 +428,7 @@ fn make_bools(bytes: &mut [u8]) {
 /// ```
 impl Trackable for Tensor {
     fn node(&self) -> Node {
-        Node::tensor(Leaf::new(self))
+        Node::tensor(Leaf::variable(self))
     }
 }
 

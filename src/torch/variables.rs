@@ -4,7 +4,7 @@ use super::shim::fingerprint;
 use crate::graph::{Child, Collection, Node, Trackable};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 use tch::nn::VarStore;
 
@@ -25,8 +25,9 @@ pub(super) fn lock(table: &Table) -> MutexGuard<'_, tch::nn::Variables> {
 /// name in the store, without the prefix; in the safetensors file it has the store's own full name, so that
 /// `VarStore::load` reads the file too.
 ///
-/// A variable that tch has renamed (`weight__7`) because another one had its name is refused: the number depends on
-/// the order in which the model was built. Give the second one a name of its own.
+/// A variable that tch may have renamed (`weight__7`) because another one had its name is refused: the number depends on
+/// the order in which the model was built. Give the second one a name of its own; where the names are your own, say so
+/// with [`allow_numbered_names`](Variables::allow_numbered_names).
 ///
 /// ```no_run
 /// use tch::{Device, nn};
@@ -62,6 +63,36 @@ impl Variables {
         };
         Variables { table: self.table, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) }
     }
+
+    /// Says that names such as `stage__1` beside `stage` are those that the program gave, and not what tch made of a name
+    /// that was taken. It holds for the `VarStore`: for all its `Variables` and optimizers. Unless said, such names are
+    /// refused.
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+    /// use tch_checkpoint::{Checkpoint, Variables};
+    /// let checkpoint = Checkpoint::new().track("model", Variables::of(&vs).allow_numbered_names())?;
+    /// # let _ = checkpoint;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn allow_numbered_names(self) -> Variables {
+        let mut numbered = numbered();
+        numbered.retain(|table| table.strong_count() > 0);
+        if !numbered.iter().any(|table| std::ptr::eq(table.as_ptr(), Arc::as_ptr(&self.table))) {
+            numbered.push(Arc::downgrade(&self.table));
+        }
+        drop(numbered);
+        self
+    }
+}
+
+/// The stores whose numbered names are their users' own.
+static NUMBERED: Mutex<Vec<Weak<Mutex<tch::nn::Variables>>>> = Mutex::new(Vec::new());
+
+fn numbered() -> MutexGuard<'static, Vec<Weak<Mutex<tch::nn::Variables>>>> {
+    NUMBERED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Variables {
@@ -88,8 +119,9 @@ impl Collection for Variables {
             return Err(no_variables(prefix, &table.named_variables));
         }
         let mut children = Vec::with_capacity(below.len());
+        let renamed = Renamed::of(&self.table, &table.named_variables);
         for (name, (full, tensor)) in below {
-            if let Some(reason) = renamed(full, &table.named_variables) {
+            if let Some(reason) = renamed.why(full) {
                 return Err(reason);
             }
             children.push(Child {
@@ -138,19 +170,33 @@ fn no_variables(prefix: &str, named: &HashMap<String, Tensor>) -> String {
     format!("the VarStore has no variables under {prefix:?}; there are {}{more}", shown.join(", "))
 }
 
-/// Whether `name` looks like what `VarStore` makes of a name that was taken: `{name}__{how many there were}`. Then
-/// the sentence that refuses it.
-pub(super) fn renamed(name: &str, named: &HashMap<String, Tensor>) -> Option<String> {
-    let (original, number) = name.rsplit_once("__")?;
-    let count: usize = number.parse().ok()?;
-    if number != count.to_string() || count == 0 || count >= named.len() || !named.contains_key(original) {
-        return None;
+/// Which names of a store look like what `VarStore` makes of a name that was taken: `{name}__{how many there were}`.
+pub(super) struct Renamed<'a> {
+    named: &'a HashMap<String, Tensor>,
+    allowed: bool,
+}
+
+impl<'a> Renamed<'a> {
+    pub(super) fn of(table: &Table, named: &'a HashMap<String, Tensor>) -> Renamed<'a> {
+        let allowed = numbered().iter().any(|numbered| std::ptr::eq(numbered.as_ptr(), Arc::as_ptr(table)));
+        Renamed { named, allowed }
     }
-    Some(format!(
-        "the variable {original:?} was created twice, and tch called the second one {name:?}, after the number of \
-         variables at that moment: it would have another name in a model that is built in another order. Give the two \
-         different names or paths; to use one variable in two places, create it once and share the tensor"
-    ))
+
+    /// The sentence that refuses `name`, unless it is right.
+    pub(super) fn why(&self, name: &str) -> Option<String> {
+        let (original, number) = name.rsplit_once("__")?;
+        let count: usize = number.parse().ok()?;
+        let looks_so = number == count.to_string() && count > 0 && count < self.named.len();
+        if self.allowed || !looks_so || !self.named.contains_key(original) {
+            return None;
+        }
+        Some(format!(
+            "the variable {name:?} may have been created as {original:?}, a name that was taken: tch then appends the \
+             number of variables at that moment, so that it would have another name in a model that is built in another \
+             order. Give the two different names or paths; to use one variable in two places, create it once and share \
+             the tensor. If the name is your own, say so with `Variables::of(&vs).allow_numbered_names()`"
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -255,11 +301,16 @@ mod tests {
         assert!(vs.variables().contains_key("encoder.w__2"));
         let refusal = Variables::of(&vs).children().err().unwrap();
         assert!(
-            refusal.contains("\"encoder.w\" was created twice") && refusal.contains("\"encoder.w__2\""),
+            refusal.contains("may have been created as \"encoder.w\"") && refusal.contains("\"encoder.w__2\""),
             "{refusal}"
         );
         assert!(Variables::of(&vs).under("encoder").children().is_err());
         assert_eq!(names(&Variables::of(&vs).under("other")), ["w"]);
+        // Unless the user says that the names are his own, which holds for the whole store.
+        let vs = store(&["other", "stage", "stage__1", "stage__2"]);
+        assert!(Variables::of(&vs).children().err().unwrap().contains("allow_numbered_names"));
+        assert_eq!(names(&Variables::of(&vs).allow_numbered_names()).len(), 4);
+        assert_eq!(names(&Variables::of(&vs)).len(), 4);
         // Names that only look a little like it.
         assert_eq!(names(&Variables::of(&store(&["w", "w__x", "w__01", "w__9", "v__1"]))).len(), 5);
     }

@@ -33,10 +33,22 @@
 //! | | SGD with momentum: `momentum_buffer` |
 //! | | Adam, AdamW: `step`, `exp_avg`, `exp_avg_sq`, with amsgrad `max_exp_avg_sq` |
 //! | | RMSprop: `step`, `square_avg`, with momentum `momentum_buffer`, centered `grad_avg` |
+//! | | all: `grad`, the gradient, where no step has used it |
 //!
-//! `<variable>` is the variable's name in the `VarStore`. Slots of a variable that the model does not have yet are
-//! kept, and used when it is added. Restoring is exact: options are set back, and the slots of a variable that had
-//! none when the checkpoint was saved are dropped.
+//! `<variable>` is the variable's name in the `VarStore`; a tied variable has its slots under each of its names, so that a
+//! model with any one of them finds them. Slots of a variable that the model does not have yet are kept, and used when
+//! it is added; until then they are unused in the restore's report. Restoring is exact: options are set back, and the slots
+//! of a variable that had none when the checkpoint was saved are dropped. Options are restored as they were saved, also where
+//! a schedule has taken them out of the ranges that [`OptimizerConfig::build`] accepts. There can be 10,000 parameter
+//! groups.
+//!
+//! # Accumulated gradients
+//!
+//! Gradients are not saved after a step has used them. Between two steps, while gradients are accumulated over several
+//! backward passes, [`CheckpointManager::save_if_due`](crate::CheckpointManager::save_if_due) waits for the step; every other
+//! save includes the gradients, and a restore puts them back, so that the run goes on exactly. Gradients that are not going to
+//! be used (those that a generator's loss leaves in the discriminator) are gradients that no step has used: call
+//! [`zero_grad`](Optimizer::zero_grad) before saving.
 //!
 //! # How it differs from tch
 //!

@@ -23,6 +23,18 @@ const fn optional(name: &'static str) -> Slot {
 
 const STEP: Slot = Slot { name: "step", is_count: true, is_optional: false };
 
+/// The gradient of a variable, which is no slot of the algorithm: it is saved where no step has used it.
+pub(super) const GRADIENT: Slot = optional("grad");
+
+/// The place of [`GRADIENT`], after those of all slots.
+pub(super) const GRADIENT_PLACE: usize = SLOTS;
+
+/// The slot called `name`, and its place; [`GRADIENT`] too.
+pub(super) fn slot_named(algorithm: Algorithm, name: &str) -> Option<(usize, Slot)> {
+    let own = slots(algorithm).iter().copied().enumerate();
+    own.chain([(GRADIENT_PLACE, GRADIENT)]).find(|(_, slot)| slot.name == name)
+}
+
 pub(super) fn slots(algorithm: Algorithm) -> &'static [Slot] {
     const SGD: &[Slot] = &[slot("momentum_buffer")];
     const ADAM: &[Slot] = &[STEP, slot("exp_avg"), slot("exp_avg_sq"), optional("max_exp_avg_sq")];
@@ -90,7 +102,8 @@ pub(super) fn to_json(o: &StepOptions) -> Result<Value, String> {
     })
 }
 
-/// Undoes [`to_json`]. An option that this version does not know is refused: it would be lost.
+/// Undoes [`to_json`], for every number that it lets through: ranges are a matter of building an optimizer, and what was
+/// saved must come back. An option that this version does not know is refused: it would be lost.
 pub(super) fn from_json(algorithm: Algorithm, saved: &Value) -> Result<StepOptions, String> {
     let fields = saved.as_object().ok_or_else(|| format!("a group's options are expected, not {saved}"))?;
     let mut o = StepOptions::new(algorithm, number(fields, "lr")?);
@@ -119,7 +132,6 @@ pub(super) fn from_json(algorithm: Algorithm, saved: &Value) -> Result<StepOptio
     if let Some(unknown) = fields.keys().find(|field| known.get(field).is_none()) {
         return Err(format!("{} of this version has no option `{unknown}`", name(algorithm)));
     }
-    check(&o)?;
     Ok(o)
 }
 
@@ -162,7 +174,7 @@ mod tests {
                 from_json(algorithm, &bad).unwrap_err()
             };
             assert!(refusal("lr", json!("fast")).contains("`lr`"));
-            assert!(refusal("lr", json!(-1.0)).contains("0 or more"));
+            assert!(refusal("weight_decay", Value::Null).contains("`weight_decay`"));
             assert!(refusal("maximize", json!(true)).contains("no option `maximize`"));
             assert!(from_json(algorithm, &json!({})).is_err() && from_json(algorithm, &json!(1)).is_err());
             assert!(to_json(&StepOptions::new(algorithm, f64::NAN)).is_err());

@@ -4,9 +4,9 @@ use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::graph::{Area, Gate, Guarded, Touched};
-use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped};
+use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
 use crate::torch::tensor::{Held, examine};
-use crate::torch::variables::{self, Table};
+use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::iter;
@@ -30,15 +30,60 @@ impl Shared {
     }
 }
 
+/// The most parameter groups, so that a large number in a file or a program does not make as many options.
+pub(super) const MAX_GROUPS: usize = 10_000;
+
 /// A variable that is stepped.
 pub(super) struct Parameter {
-    /// Its name in the `VarStore`, by which its state is saved; or why it has none that can be relied on.
-    pub name: Result<String, String>,
+    /// Its names in the `VarStore`, sorted, by which its state is saved; or why it has none that can be relied on.
+    pub names: Result<Vec<String>, String>,
     /// The tensor object, which a shallow clone shares.
     object: usize,
     pub tensor: Tensor,
     pub group: usize,
     pub slots: Slots,
+    /// The gradient of its last step.
+    pub used: UsedGradient,
+}
+
+impl Parameter {
+    /// Whether a step would use the gradient for the first time.
+    pub(super) fn has_unused_gradient(&self) -> bool {
+        shim::has_unused_gradient(&self.tensor, &self.used)
+    }
+
+    /// Whether there is anything of it to save.
+    pub(super) fn has_state(&self) -> bool {
+        self.slots.iter().any(Option::is_some) || self.has_unused_gradient()
+    }
+
+    /// Takes in what a restore has filled, by place.
+    pub(super) fn take(&mut self, restored: Vec<(usize, Tensor)>) {
+        for (place, tensor) in restored {
+            match self.slots.get_mut(place) {
+                Some(slot) => *slot = Some(tensor),
+                None => self.set_gradient(Some(&tensor)),
+            }
+        }
+    }
+
+    /// Adds to the gradient, unless it is this one.
+    fn add_gradient(&self, more: &Tensor) -> Result<(), String> {
+        let mut gradient = shim::gradient(&self.tensor)?;
+        if shim::info(&gradient)?.object == shim::info(more)?.object {
+            return Ok(());
+        }
+        tch::no_grad(|| gradient.f_add_(more)).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Exchanges the gradient for one that no step has used.
+    pub(super) fn set_gradient(&mut self, gradient: Option<&Tensor>) {
+        // It has the variable's shape, which was checked: there is nothing that could be refused.
+        if let Err(reason) = shim::set_gradient(&self.tensor, gradient) {
+            log::error!("a gradient could not be restored: {reason}");
+        }
+        self.used = UsedGradient::none();
+    }
 }
 
 /// Slots that a restore fills and that are not in use yet: they become a variable's when the restore has succeeded,
@@ -54,8 +99,8 @@ pub(super) struct State {
     pub defaults: StepOptions,
     pub groups: Vec<StepOptions>,
     pub parameters: Vec<Parameter>,
-    /// Restored slots of variables that are not in the store yet, by name.
-    pub pending: BTreeMap<String, Slots>,
+    /// Restored slots of variables that are not in the store yet, by name; with their places.
+    pub pending: BTreeMap<String, Vec<(usize, Tensor)>>,
     pub detached: Vec<Detached>,
     pub steps: u64,
     pub fused: bool,
@@ -103,21 +148,34 @@ impl State {
             return Ok(());
         }
         let failed = |reason| Error::object("optimizer", reason);
-        // Under several names the first in the alphabet counts, whatever the order in which they were given.
-        let mut names: HashMap<usize, &str> = HashMap::new();
-        for (name, tensor) in &table.named_variables {
-            let known = names.entry(shim::info(tensor).map_err(failed)?.object).or_insert(name);
-            *known = (*known).min(name);
+        if let Some(group) = table.trainable_variables.iter().map(|variable| variable.group).max()
+            && group >= MAX_GROUPS
+        {
+            let reason =
+                format!("a variable is in the parameter group {group}; the highest number is {}", MAX_GROUPS - 1);
+            return Err(failed(reason));
         }
-        let name_of = |object: usize| match names.get(&object) {
-            Some(name) => variables::renamed(name, &table.named_variables).map_or(Ok(name.to_string()), Err),
-            None => Err("a trainable variable is not among the VarStore's named variables, so its state has no name; \
-                         add it with `Path::add`"
-                .to_string()),
+        let mut names: HashMap<usize, Vec<&str>> = HashMap::new();
+        for (name, tensor) in &table.named_variables {
+            names.entry(shim::info(tensor).map_err(failed)?.object).or_default().push(name);
+        }
+        let renamed = Renamed::of(&self.table, &table.named_variables);
+        let names_of = |object: usize| {
+            let all = names.get(&object).ok_or(
+                "a trainable variable is not among the VarStore's named variables, so its state has no name; \
+                 add it with `Path::add`",
+            )?;
+            let mut reliable: Vec<String> =
+                all.iter().filter(|name| renamed.why(name).is_none()).map(|name| name.to_string()).collect();
+            reliable.sort_unstable();
+            match (reliable.is_empty(), all.iter().find_map(|name| renamed.why(name))) {
+                (true, Some(reason)) => Err(reason),
+                _ => Ok(reliable),
+            }
         };
         let mut objects = HashSet::new();
         for parameter in &mut self.parameters {
-            parameter.name = name_of(parameter.object);
+            parameter.names = names_of(parameter.object);
             objects.insert(parameter.object);
         }
         for variable in table.trainable_variables.iter().skip(self.seen.0) {
@@ -125,22 +183,33 @@ impl State {
             if !objects.insert(object) {
                 continue;
             }
-            let name = name_of(object);
-            let slots = match &name {
-                Ok(name) => take_pending(&mut self.pending, name, self.algorithm, &variable.tensor)?,
-                Err(_) => Slots::default(),
+            let names = names_of(object);
+            let restored = match &names {
+                Ok(names) => take_pending(&mut self.pending, names, self.algorithm, &variable.tensor)?,
+                Err(_) => Vec::new(),
             };
             while self.groups.len() <= variable.group {
                 self.groups.push(self.defaults);
             }
             let tensor = variable.tensor.shallow_clone();
-            self.parameters.push(Parameter { name, object, tensor, group: variable.group, slots });
+            let (group, slots, used) = (variable.group, Slots::default(), UsedGradient::none());
+            let mut parameter = Parameter { names, object, tensor, group, slots, used };
+            // Backward passes since it was made have added to what was saved.
+            let own = parameter.has_unused_gradient().then(|| shim::gradient(&parameter.tensor).map_err(failed));
+            parameter.take(restored);
+            if let Some(own) = own.transpose()?
+                && parameter.has_unused_gradient()
+            {
+                parameter.add_gradient(&own).map_err(failed)?;
+            }
+            self.parameters.push(parameter);
         }
         self.places = self
             .parameters
             .iter()
             .enumerate()
-            .filter_map(|(place, parameter)| Some((parameter.name.as_ref().ok()?.clone(), place)))
+            .filter_map(|(place, parameter)| Some((parameter.names.as_ref().ok()?, place)))
+            .flat_map(|(names, place)| names.iter().map(move |name| (name.clone(), place)))
             .collect();
         self.seen = counts;
         Ok(())
@@ -172,6 +241,12 @@ impl State {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
         self.written().for_each(|tensor| shim::fingerprint(tensor).hash(&mut hasher));
+        for (place, parameter) in self.parameters.iter().enumerate() {
+            if parameter.has_unused_gradient() {
+                let gradient = shim::gradient(&parameter.tensor);
+                (place, gradient.map_or(0, |gradient| shim::fingerprint(&gradient))).hash(&mut hasher);
+            }
+        }
         hasher.finish()
     }
 
@@ -204,31 +279,47 @@ impl State {
             .collect();
         shim::step(&options, &mut stepped).map_err(|failure| {
             let parameter = failure.place.and_then(|place| self.parameters.get(place));
-            let name = parameter.and_then(|parameter| parameter.name.as_deref().ok()).unwrap_or("optimizer");
-            Error::object(name, failure.reason)
+            let name = parameter.and_then(|parameter| parameter.names.as_ref().ok()?.first());
+            Error::object(name.map_or("optimizer", String::as_str), failure.reason)
         })?;
         self.steps += 1;
-        Ok(())
+        let parameters = self.parameters.iter_mut().map(|parameter| (&parameter.tensor, &mut parameter.used));
+        shim::note_gradients(parameters).map_err(|reason| Error::object("optimizer", reason))
+    }
+
+    /// The variables with a gradient other than zero that no step has used: how many, and the first.
+    pub(super) fn unused_gradients(&self) -> Option<(usize, String)> {
+        // What cannot be looked at is not known to be zero.
+        let waits = |parameter: &&Parameter| {
+            parameter.has_unused_gradient() && !shim::gradient_is_zero(&parameter.tensor).unwrap_or(false)
+        };
+        let mut waiting = self.parameters.iter().filter(waits);
+        let first = waiting.next()?;
+        let name = first.names.as_ref().ok().and_then(|names| names.first()).map_or("without a name", String::as_str);
+        Some((1 + waiting.count(), name.to_string()))
     }
 }
 
 /// The slots that a restore has left for a variable that is new, in the variable's layout and on its device after
 /// the first step.
 fn take_pending(
-    pending: &mut BTreeMap<String, Slots>,
-    name: &str,
+    pending: &mut BTreeMap<String, Vec<(usize, Tensor)>>,
+    names: &[String],
     algorithm: Algorithm,
     tensor: &Tensor,
-) -> Result<Slots> {
-    let Some(slots) = pending.get(name) else { return Ok(Slots::default()) };
-    let failed = |reason| Error::object(name, reason);
+) -> Result<Vec<(usize, Tensor)>> {
+    let found = names.iter().find_map(|name| pending.get_key_value(name));
+    let Some((name, slots)) = found.map(|(name, slots)| (name.clone(), slots)) else { return Ok(Vec::new()) };
+    let failed = |reason| Error::object(&name, reason);
     let wanted = examine(tensor).map_err(failed)?.0;
-    for (slot, tensor) in options::slots(algorithm).iter().zip(slots) {
-        if let Some(tensor) = tensor {
-            check_spec(*slot, &examine(tensor).map_err(failed)?.0, &wanted).map_err(failed)?;
-        }
+    for (place, tensor) in slots {
+        let slot = options::slots(algorithm).get(*place).copied().unwrap_or(options::GRADIENT);
+        check_spec(slot, &examine(tensor).map_err(failed)?.0, &wanted).map_err(failed)?;
     }
-    Ok(pending.remove(name).unwrap_or_default())
+    let slots = pending.remove(&name).unwrap_or_default();
+    // Those of its other names are the same.
+    names.iter().for_each(|name| _ = pending.remove(name));
+    Ok(slots)
 }
 
 /// Whether a saved slot is that of a variable of type and shape `variable`.

@@ -1,20 +1,23 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{Detached, Shared, Slots, State, check_spec};
-use crate::graph::{Child, Collection, Guarded, Node, Saved, ValueApply, ValueLeaf};
-use crate::torch::shim;
+use super::state::{Detached, MAX_GROUPS, Shared, Slots, State, check_spec};
+use crate::graph::{Child, Collection, Guarded, Node, Saved, Unfinished, ValueApply, ValueLeaf};
+use crate::torch::shim::{self, StepOptions};
 use crate::torch::tensor::{Leaf, examine, scalar_type};
 use serde_json::Value;
+use std::collections::HashSet;
 use tch::Tensor;
 
 /// The optimizer's part of the graph.
 pub(super) fn node(shared: &Shared) -> Node {
-    let setting = |save, load| Node::value(Setting { shared: shared.clone(), save, load });
+    let setting = |save, load| Node::value(Setting { shared: shared.clone(), save, load, load_partly: None });
+    let groups =
+        Setting { shared: shared.clone(), save: save_groups, load: load_groups, load_partly: Some(load_known_groups) };
     Node::group([
         ("algorithm", setting(save_algorithm, load_algorithm)),
         ("defaults", setting(save_defaults, load_defaults)),
-        ("param_groups", setting(save_groups, load_groups)),
+        ("param_groups", Node::value(groups)),
         ("steps", setting(save_steps, load_steps)),
         ("state", Node::collection(AllSlots(shared.clone()))),
     ])
@@ -24,12 +27,21 @@ pub(super) fn node(shared: &Shared) -> Node {
 type Change = Box<dyn FnOnce(&mut State) + Send>;
 type Save = fn(&mut State) -> Result<Value, String>;
 type Load = fn(&mut State, &Value) -> Result<Change, String>;
+type LoadPartly = fn(&mut State, &Value) -> Option<Change>;
 
 /// A value of the optimizer.
 struct Setting {
     shared: Shared,
     save: Save,
     load: Load,
+    load_partly: Option<LoadPartly>,
+}
+
+impl Setting {
+    fn apply(&self, change: Change) -> ValueApply {
+        let shared = self.shared.clone();
+        Box::new(move || change(&mut shared.lock()))
+    }
 }
 
 impl ValueLeaf for Setting {
@@ -39,8 +51,12 @@ impl ValueLeaf for Setting {
 
     fn load(&self, saved: &Value) -> Result<ValueApply, String> {
         let change = (self.load)(&mut self.shared.lock(), saved)?;
-        let shared = self.shared.clone();
-        Ok(Box::new(move || change(&mut shared.lock())))
+        Ok(self.apply(change))
+    }
+
+    fn load_partly(&self, saved: &Value) -> Option<ValueApply> {
+        let change = self.load_partly?(&mut self.shared.lock(), saved)?;
+        Some(self.apply(change))
     }
 }
 
@@ -59,7 +75,8 @@ fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, String> {
     }
     let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
     Err(format!(
-        "the checkpoint is of the optimizer {saved}, this one is {own}; restore it into {saved}, or without the optimizer"
+        "the checkpoint is of the optimizer {saved}, this one is {own}; restore it into {saved}, or leave the optimizer \
+         out with `RestoreOptions::skip` and its name, so that it begins as it was built"
     ))
 }
 
@@ -79,20 +96,37 @@ fn save_groups(state: &mut State) -> Result<Value, String> {
 
 fn load_groups(state: &mut State, saved: &Value) -> Result<Change, String> {
     state.sync().map_err(|e| e.to_string())?;
-    let saved = saved.as_array().ok_or_else(|| format!("a list of parameter groups is expected, not {saved}"))?;
-    let groups: Vec<_> =
-        saved.iter().map(|group| options::from_json(state.algorithm, group)).collect::<Result<_, _>>()?;
+    let groups = groups_of(state, saved)?;
     if groups.len() < state.groups.len() {
         return Err(format!(
-            "the checkpoint has {} parameter groups, the optimizer {}; which options the others should have is unknown",
+            "the checkpoint has {} parameter groups, the optimizer {}; allowing it to differ gives these their saved \
+             options, and leaves the additional ones those they have",
             groups.len(),
             state.groups.len()
         ));
     }
-    Ok(Box::new(move |state| {
+    Ok(set_groups(groups))
+}
+
+/// The groups that the checkpoint has, where the optimizer has more.
+fn load_known_groups(state: &mut State, saved: &Value) -> Option<Change> {
+    state.sync().ok()?;
+    Some(set_groups(groups_of(state, saved).ok()?))
+}
+
+fn groups_of(state: &State, saved: &Value) -> Result<Vec<StepOptions>, String> {
+    let saved = saved.as_array().ok_or_else(|| format!("a list of parameter groups is expected, not {saved}"))?;
+    if saved.len() > MAX_GROUPS {
+        return Err(format!("the checkpoint has {} parameter groups; at most {MAX_GROUPS} are allowed", saved.len()));
+    }
+    saved.iter().map(|group| options::from_json(state.algorithm, group)).collect()
+}
+
+fn set_groups(groups: Vec<StepOptions>) -> Change {
+    Box::new(move |state| {
         let known = groups.len().min(state.groups.len());
         state.groups.splice(..known, groups);
-    }))
+    })
 }
 
 fn save_steps(state: &mut State) -> Result<Value, String> {
@@ -114,9 +148,12 @@ impl Collection for AllSlots {
         state.restoring = false;
         let mut children = Vec::new();
         for (place, parameter) in state.parameters.iter().enumerate() {
-            if parameter.slots.iter().any(Option::is_some) {
-                let node = Node::collection(VariableSlots { shared: self.0.clone(), place });
-                children.push(Child::new(parameter.name.clone()?, node));
+            if parameter.has_state() {
+                // Under every name that the variable has, so that a model with any one of them finds its slots.
+                for name in parameter.names.clone()? {
+                    let node = Node::collection(VariableSlots { shared: self.0.clone(), place });
+                    children.push(Child::new(name, node));
+                }
             }
         }
         children.sort_by(|a, b| a.name.cmp(&b.name));
@@ -128,13 +165,16 @@ impl Collection for AllSlots {
         state.sync().map_err(|e| e.to_string())?;
         let missing = options::slots(state.algorithm)
             .iter()
-            .find(|slot| !slot.is_optional && !saved.children.contains_key(slot.name));
+            .find(|slot| is_stepped(saved) && !slot.is_optional && !saved.children.contains_key(slot.name));
         if let Some(slot) = missing {
             return Err(format!("the checkpoint has no slot `{}` of it", slot.name));
         }
         let mut leaves = Vec::new();
         for (name, saved) in &saved.children {
-            leaves.push(detached_slot(&state, variable, name, saved)?);
+            leaves.push(match made_for_another_name(&state, variable, name, saved)? {
+                Some(leaf) => leaf,
+                None => detached_slot(&state, variable, name, saved)?,
+            });
         }
         let children: Vec<_> = leaves.iter().map(|(slot, _, leaf)| (slot.name, Node::tensor(leaf.clone()))).collect();
         remember(&mut state, variable, &leaves);
@@ -159,26 +199,52 @@ impl Collection for AllSlots {
         Some(state.generation())
     }
 
+    fn unfinished(&self) -> Option<Unfinished> {
+        let mut state = self.0.lock();
+        let _ = state.sync();
+        let (count, first) = state.unused_gradients()?;
+        let reason = format!(
+            "{count} variables, the first is {first:?}, have gradients that no step has used; save right after `step`, or \
+             discard them with `zero_grad`"
+        );
+        Some(Unfinished::new(reason, state.steps))
+    }
+
+    fn waiting(&self) -> Vec<String> {
+        let mut state = self.0.lock();
+        // What cannot be taken in is reported by `children`.
+        let _ = state.sync();
+        state.pending.keys().cloned().collect()
+    }
+
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.0.lock();
         // Values are restored before collections. Where none were, the checkpoint has no optimizer at all, and the
         // slots it lacks stay.
         let dropped = if std::mem::take(&mut state.restoring) { dropped } else { Vec::new() };
-        for variable in dropped {
-            if let Some(place) = state.place(&variable) {
-                state.parameters[place].slots = Slots::default();
+        let dropped: HashSet<&String> = dropped.iter().collect();
+        for variable in &dropped {
+            let Some(place) = state.place(variable) else { continue };
+            // A checkpoint that has it under another of its names has it.
+            let names = state.parameters[place].names.as_ref().map_or(&[][..], Vec::as_slice);
+            if names.iter().all(|name| dropped.contains(name)) {
+                let parameter = &mut state.parameters[place];
+                parameter.slots = Slots::default();
+                if parameter.has_unused_gradient() {
+                    parameter.set_gradient(None);
+                }
             }
         }
         for (variable, _) in &created {
             let Some(restored) = recall(&mut state, variable) else { continue };
-            let mut slots = Slots::default();
-            for (slot, tensor) in restored {
-                slots[slot] = Some(tensor);
-            }
             match state.place(variable) {
-                Some(place) => state.parameters[place].slots = slots,
+                Some(place) => {
+                    let parameter = &mut state.parameters[place];
+                    parameter.slots = Slots::default();
+                    parameter.take(restored);
+                }
                 None => {
-                    state.pending.insert(variable.clone(), slots);
+                    state.pending.insert(variable.clone(), restored);
                 }
             }
         }
@@ -199,14 +265,25 @@ impl Collection for VariableSlots {
         let child = |(slot, tensor): (&Slot, &Option<Tensor>)| {
             Some(Child::new(slot.name, Node::tensor(Leaf::new(tensor.as_ref()?))))
         };
-        Ok(slots.filter_map(child).collect())
+        let mut children: Vec<Child> = slots.filter_map(child).collect();
+        if parameter.has_unused_gradient() {
+            let gradient = shim::gradient(&parameter.tensor)?;
+            examine(&gradient).map_err(|reason| {
+                format!("it has a gradient that no step has used: {reason}. Save after the step, or after `zero_grad`")
+            })?;
+            children.push(Child::new(options::GRADIENT.name, Node::tensor(Leaf::new(&gradient))));
+        }
+        Ok(children)
     }
 
     fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Node>, String> {
         let mut state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(None) };
-        let variable = parameter.name.clone()?;
-        let leaf = detached_slot(&state, &variable, slot, saved)?;
+        let Some(variable) = parameter.names.clone()?.into_iter().next() else { return Ok(None) };
+        let leaf = match made_for_another_name(&state, &variable, slot, saved)? {
+            Some(leaf) => leaf,
+            None => detached_slot(&state, &variable, slot, saved)?,
+        };
         let node = Node::tensor(leaf.2.clone());
         remember(&mut state, &variable, &[leaf]);
         Ok(Some(node))
@@ -215,7 +292,12 @@ impl Collection for VariableSlots {
     fn may_lack(&self, name: &str) -> bool {
         // Options can be set during training: it may have got a slot since that it did not need before.
         let state = self.shared.lock();
-        options::slots(state.algorithm).iter().any(|slot| slot.name == name && slot.is_optional)
+        options::slot_named(state.algorithm, name).is_some_and(|(_, slot)| slot.is_optional)
+    }
+
+    fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
+        // With a gradient and nothing else it had not been stepped yet.
+        !is_stepped(saved) || self.may_lack(name)
     }
 
     fn generation(&self) -> Option<u64> {
@@ -225,29 +307,54 @@ impl Collection for VariableSlots {
 
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let mut state = self.shared.lock();
-        let Some(Ok(variable)) = state.parameters.get(self.place).map(|parameter| parameter.name.clone()) else {
-            return;
-        };
-        let slots = options::slots(state.algorithm);
-        let place_of = |name: &str| slots.iter().position(|slot| slot.name == name);
+        let names = state.parameters.get(self.place).and_then(|parameter| parameter.names.clone().ok());
+        let Some(variable) = names.and_then(|names| names.into_iter().next()) else { return };
+        let algorithm = state.algorithm;
         let restored: Vec<_> = created.iter().filter_map(|_| recall(&mut state, &variable)).flatten().collect();
         let Some(parameter) = state.parameters.get_mut(self.place) else { return };
-        for (slot, tensor) in restored {
-            parameter.slots[slot] = Some(tensor);
-        }
-        for slot in dropped.iter().filter_map(|name| place_of(name)) {
-            parameter.slots[slot] = None;
+        parameter.take(restored);
+        for (place, _) in dropped.iter().filter_map(|name| options::slot_named(algorithm, name)) {
+            match parameter.slots.get_mut(place) {
+                Some(slot) => *slot = None,
+                None => parameter.set_gradient(None),
+            }
         }
     }
+}
+
+/// Whether a checkpoint has slots of a variable: before its first step there is a gradient at most.
+fn is_stepped(saved: &Saved) -> bool {
+    saved.children.is_empty() || saved.children.keys().any(|name| name != options::GRADIENT.name)
+}
+
+/// The slot that the same restore makes for another name of the variable: tied weights have one state.
+fn made_for_another_name(
+    state: &State,
+    variable: &str,
+    name: &str,
+    saved: &Saved,
+) -> Result<Option<(Slot, usize, Leaf)>, String> {
+    let Some(place) = state.place(variable) else { return Ok(None) };
+    let Some((of_slot, slot)) = options::slot_named(state.algorithm, name) else { return Ok(None) };
+    let others = state
+        .detached
+        .iter()
+        .rev()
+        .filter(|detached| detached.variable != variable && state.place(&detached.variable) == Some(place));
+    let leaf = others
+        .flat_map(|detached| &detached.slots)
+        .filter(|(other, _)| *other == of_slot)
+        .find_map(|(_, leaf)| Leaf::upgrade(leaf));
+    let Some(leaf) = leaf else { return Ok(None) };
+    let spec = saved.tensor.as_ref().ok_or_else(|| format!("the slot `{name}` is not a tensor in the checkpoint"))?;
+    check_spec(slot, spec, &examine(&state.parameters[place].tensor)?.0)?;
+    Ok(Some((slot, of_slot, leaf)))
 }
 
 /// A slot for a restore to fill: like the variable if there is one, else as it was saved, on the CPU.
 fn detached_slot(state: &State, variable: &str, name: &str, saved: &Saved) -> Result<(Slot, usize, Leaf), String> {
     let algorithm = options::name(state.algorithm);
-    let (place, slot) = options::slots(state.algorithm)
-        .iter()
-        .enumerate()
-        .find(|(_, slot)| slot.name == name)
+    let (place, slot) = options::slot_named(state.algorithm, name)
         .ok_or_else(|| format!("{algorithm} keeps no slot `{name}`; is the checkpoint of another optimizer?"))?;
     let spec = saved.tensor.as_ref().ok_or_else(|| format!("the slot `{name}` is not a tensor in the checkpoint"))?;
     let parameter = state.place(variable).map(|place| &state.parameters[place].tensor);
@@ -255,7 +362,7 @@ fn detached_slot(state: &State, variable: &str, name: &str, saved: &Saved) -> Re
         Some(tensor) => examine(tensor)?.0,
         None => spec.clone(),
     };
-    check_spec(*slot, spec, &variable)?;
+    check_spec(slot, spec, &variable)?;
     let tensor = match parameter {
         Some(tensor) if !slot.is_count => shim::zeros_like(tensor)?,
         _ => {
@@ -264,7 +371,7 @@ fn detached_slot(state: &State, variable: &str, name: &str, saved: &Saved) -> Re
             shim::zeros(number, &shape.map_err(|_| format!("the slot `{name}` is too large: {spec}"))?)?
         }
     };
-    Ok((*slot, place, Leaf::new(&tensor)))
+    Ok((slot, place, Leaf::new(&tensor)))
 }
 
 /// Keeps track of detached slots for as long as the restore keeps them.

@@ -8,7 +8,7 @@ use crate::name;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim;
 use crate::torch::tensor::Leaf;
-use crate::torch::variables::{lock, renamed};
+use crate::torch::variables::{Renamed, lock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
@@ -30,7 +30,7 @@ pub(super) fn of_store(vs: &VarStore) -> Result<Vec<ProgramVariable>> {
     let trainable: Vec<usize> = table.trainable_variables.iter().map(|variable| object(&variable.tensor)).collect();
     let mut variables = Vec::new();
     for (name, tensor) in &table.named_variables {
-        if let Some(reason) = renamed(name, &table.named_variables) {
+        if let Some(reason) = Renamed::of(&vs.variables_, &table.named_variables).why(name) {
             return Err(Error::object(name, reason));
         }
         let is_parameter = trainable.contains(&object(tensor));
