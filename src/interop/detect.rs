@@ -33,6 +33,8 @@ const DETECTORS: &[Detector] = &[
     ours::detect,
     #[cfg(feature = "tensorflow")]
     super::tensorflow::detect,
+    #[cfg(feature = "keras")]
+    super::keras::detect,
     #[cfg(feature = "pytorch")]
     super::pytorch::detect,
     #[cfg(feature = "pytorch")]

@@ -16,17 +16,24 @@ pub mod huggingface;
 #[cfg(any(feature = "pytorch", feature = "tensorflow", feature = "keras"))]
 #[allow(dead_code, reason = "not every format needs all of it")]
 mod input;
+#[cfg(feature = "keras")]
+pub mod keras;
 #[cfg(feature = "pytorch")]
 pub mod npz;
 mod ours;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
+#[cfg(any(feature = "tensorflow", feature = "keras"))]
+mod slot;
 #[cfg(feature = "tensorflow")]
 pub mod tensorflow;
 #[cfg(feature = "pytorch")]
 mod view;
 #[cfg(feature = "pytorch")]
 mod zip;
+
+#[cfg(any(feature = "tensorflow", feature = "keras"))]
+pub use slot::Slot;
 
 use crate::error::Result;
 use crate::source::TensorSource;

@@ -1,7 +1,7 @@
 //! A bundle that is open for reading.
 
 use super::checksum::mask;
-use super::graph::{self, TF1_SLOTS, torch_slot};
+use super::graph::{self, TF1_SLOTS};
 use super::messages::{Entry, Header, Object, parse_graph};
 use super::names;
 use super::ordered::parse_slice_key;
@@ -11,7 +11,9 @@ use super::wire::Parsed;
 use super::{place, strings, table};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
+use crate::interop::Slot;
 use crate::interop::input::Input;
+use crate::interop::slot::torch_slot;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,22 +86,6 @@ impl Stored {
         let whole = self.slices.is_empty().then_some(&self.entry);
         whole.into_iter().chain(self.slices.iter().map(|slice| &slice.entry))
     }
-}
-
-/// What an optimizer keeps for a variable: a moment, a momentum, an accumulator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Slot {
-    /// The key of the optimizer; `optimizer` in a name-based checkpoint, which does not name it.
-    pub optimizer: String,
-    /// The key of the variable.
-    pub variable: String,
-    /// TensorFlow's name for the slot: `m`, `v`, `momentum`, `velocity` …
-    pub name: String,
-    /// PyTorch's name for it, which this crate's optimizers use too: `exp_avg` for `m` …
-    pub torch: Option<&'static str>,
-    /// The key of the slot's tensor.
-    pub key: String,
 }
 
 impl std::fmt::Debug for Bundle {

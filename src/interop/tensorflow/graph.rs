@@ -157,23 +157,6 @@ fn singular(name: &str) -> String {
     }
 }
 
-/// PyTorch's and this crate's name for a slot, given the names of all slots of its variable.
-pub(super) fn torch_slot(name: &str, beside: &[&str]) -> Option<&'static str> {
-    let has = |other: &str| beside.contains(&other);
-    Some(match name {
-        "m" if has("v") => "exp_avg",
-        "v" if has("m") => "exp_avg_sq",
-        "vhat" => "max_exp_avg_sq",
-        "momentum" if has("velocity") => "exp_avg",
-        "velocity" if has("momentum") => "exp_avg_sq",
-        "velocity_hat" => "max_exp_avg_sq",
-        "rms" => "square_avg",
-        "momentum" => "momentum_buffer",
-        "accumulator" => "sum",
-        _ => return None,
-    })
-}
-
 /// The slots of TensorFlow 1 by their names: `enc/w/Adam` is what `Adam` keeps for `enc/w`.
 pub(super) const TF1_SLOTS: [(&str, &str); 7] = [
     ("Adam", "m"),
@@ -222,8 +205,5 @@ mod tests {
         for (list, item) in [("velocities", "velocity"), ("momentums", "momentum"), ("velocity_hats", "velocity_hat")] {
             assert_eq!(singular(list), item);
         }
-        assert_eq!(torch_slot("momentum", &["momentum"]), Some("momentum_buffer"));
-        assert_eq!(torch_slot("momentum", &["momentum", "velocity"]), Some("exp_avg"));
-        assert_eq!(torch_slot("v", &["v", "m"]), Some("exp_avg_sq"));
     }
 }

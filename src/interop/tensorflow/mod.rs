@@ -41,6 +41,6 @@ mod table;
 mod types;
 mod wire;
 
-pub use bundle::{Bundle, Slot};
+pub use bundle::Bundle;
 pub(crate) use place::detect;
 pub use state::CheckpointState;

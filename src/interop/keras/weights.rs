@@ -1,0 +1,405 @@
+//! Files of Keras that are open for reading.
+
+use super::hdf5::{Dataset, File, SIGNATURE};
+use super::layers;
+use super::sharded::{Index, MAX_BYTES};
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::interop::detect::Probe;
+use crate::interop::input::Input;
+use crate::interop::slot::torch_slot;
+use crate::interop::zip::Archive;
+use crate::interop::{ReadOptions, Slot};
+use crate::name;
+use crate::source::{TensorSource, VerifiedBy};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The weights in a `.keras` archive.
+const MEMBER: &str = "model.weights.h5";
+/// The longest member that is not stored as it is, and is read into memory.
+const MAX_MEMBER: u64 = 1 << 30;
+
+/// Weights of Keras that are open for reading.
+///
+/// ```no_run
+/// use tch_checkpoint::TensorSource;
+/// use tch_checkpoint::interop::keras::Weights;
+///
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// let weights = Weights::open("tagger.keras")?;
+/// let spec = &weights.tensors()["encoder/forward_gru/gru_cell/kernel"];
+/// let mut kernel = vec![0; spec.bytes().unwrap_or(0) as usize];
+/// weights.read("encoder/forward_gru/gru_cell/kernel", &mut kernel)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    format: &'static str,
+    files: Vec<File>,
+    /// File and dataset of every key.
+    by_key: BTreeMap<String, (usize, usize)>,
+    /// The first key of every dataset.
+    first: BTreeMap<(usize, usize), String>,
+    tensors: BTreeMap<String, TensorSpec>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+    slots: Vec<Slot>,
+}
+
+impl Weights {
+    /// Opens an HDF5 file, a `.keras` archive, or the index of sharded weights: told by content.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Damaged`]; [`Error::Unsupported`] where the file needs what this crate does not read,
+    /// leads into another file, or expands beyond [`ReadOptions::max_expansion`]; [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Weights> {
+        Weights::open_with(path, &ReadOptions::default())
+    }
+
+    /// As [`open`](Weights::open), with options.
+    ///
+    /// # Errors
+    /// As for [`open`](Weights::open).
+    pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Weights> {
+        let path = path.as_ref();
+        let input = Input::open(path)?;
+        let start = input.read_vec(0..input.len().min(8), 8)?;
+        if start.starts_with(b"PK") {
+            return Weights::build(path, "Keras (.keras)", vec![member(input)?], options);
+        }
+        if start == SIGNATURE || !start.trim_ascii_start().starts_with(b"{") {
+            let file = File::open(input)?;
+            let format = format(&file);
+            return Weights::build(path, format, vec![file], options);
+        }
+        let text = input.read_vec(0..input.len(), MAX_BYTES)?;
+        let index = Index::parse(&text).ok_or_else(|| input.damaged("it is no index of sharded weights"))?;
+        let mut files = Vec::new();
+        for name in index.files().map_err(|reason| input.damaged(reason))? {
+            files.push((name, File::open(Input::open(&path.with_file_name(name))?)?));
+        }
+        for (group, parts) in &index.weight_map {
+            let group: Vec<String> = group.split('/').filter(|name| !name.is_empty()).map(str::to_string).collect();
+            for part in parts.names() {
+                let held = files.iter().any(|(name, file)| name == part && file.groups.contains_key(&group));
+                if !held {
+                    return Err(input.damaged(format!("{part} does not hold {:?}, as the index says", group.join("/"))));
+                }
+            }
+        }
+        let files = files.into_iter().map(|(_, file)| file).collect();
+        Weights::build(path, "Keras (sharded)", files, options)
+    }
+
+    fn build(path: &Path, format: &'static str, files: Vec<File>, options: &ReadOptions) -> Result<Weights> {
+        let mut weights = Weights {
+            path: path.to_path_buf(),
+            format,
+            files,
+            by_key: BTreeMap::new(),
+            first: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            values: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            slots: Vec::new(),
+        };
+        weights.check_expansion(options)?;
+        weights.name_datasets()?;
+        weights.name_layers();
+        weights.name_slots();
+        weights.list();
+        Ok(weights)
+    }
+
+    /// What the optimizer keeps for variables, where the file names it: in files of Keras 2.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// What the optimizer keeps for `variables`, which are all trainable variables in the order of the model's
+    /// `trainable_variables`. For files of Keras 3, and `.keras` files, in which only the order tells it.
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// # let weights = tch_checkpoint::interop::keras::Weights::open("m.keras")?;
+    /// for slot in weights.slots_of(&["embed/embeddings", "logits/kernel", "logits/bias"])? {
+    ///     println!("{} of {} is {}", slot.name, slot.variable, slot.key);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] for an unknown variable, and where the number or the shapes of the optimizer's variables do not
+    /// fit these.
+    pub fn slots_of(&self, variables: &[&str]) -> Result<Vec<Slot>> {
+        let key = |number: usize| format!("optimizer/vars/{number}");
+        let count = (0..).take_while(|number| self.tensors.contains_key(&key(*number))).count();
+        let spec = |number: usize| self.tensors.get(&key(number));
+        // Keras 3 has the learning rate in second place, Keras 2 has none: a scalar, unlike the first variable's.
+        let is_scalar = spec(1).is_some_and(|spec| spec.shape.is_empty());
+        let mut candidates = Vec::new();
+        for first in if is_scalar { vec![2, 1] } else { vec![1] } {
+            let each = count.saturating_sub(first).checked_div(variables.len()).unwrap_or(0);
+            if each == 0 || first + each * variables.len() != count {
+                continue;
+            }
+            let fits = variables.iter().enumerate().all(|(i, variable)| {
+                let shape = self.tensors.get(*variable).map(|spec| &spec.shape);
+                (0..each).all(|j| spec(first + i * each + j).map(|spec| &spec.shape) == shape)
+            });
+            candidates.extend(fits.then_some((first, each)));
+        }
+        if let Some(unknown) = variables.iter().find(|variable| !self.tensors.contains_key(**variable)) {
+            return Err(unknown_key(unknown));
+        }
+        let Some((first, each)) = candidates.first().copied() else {
+            let reason = format!(
+                "its {count} variables do not fit {} variables of the model in this order, by number or shape",
+                variables.len()
+            );
+            return Err(Error::object("optimizer", reason));
+        };
+        let names: &[&str] = match each {
+            1 => &["momentum"],
+            _ => &["momentum", "velocity", "velocity_hat"],
+        };
+        if each > names.len() {
+            return Err(Error::object(
+                "optimizer",
+                format!("it keeps {each} tensors for each variable, at most 3 are known"),
+            ));
+        }
+        let mut slots = Vec::new();
+        for (i, variable) in variables.iter().enumerate() {
+            for (j, name) in names.iter().take(each).enumerate() {
+                slots.push(Slot {
+                    optimizer: "optimizer".to_string(),
+                    variable: variable.to_string(),
+                    name: name.to_string(),
+                    torch: torch_slot(name, &names[..each]),
+                    key: key(first + i * each + j),
+                });
+            }
+        }
+        Ok(slots)
+    }
+
+    /// All keys of the same tensor, in order.
+    pub fn aliases(&self, key: &str) -> impl Iterator<Item = &str> {
+        let place = self.by_key.get(key).copied();
+        self.by_key.iter().filter(move |(_, other)| Some(**other) == place).map(|(key, _)| key.as_str())
+    }
+
+    fn dataset(&self, key: &str) -> Option<(&File, &Dataset)> {
+        let (file, dataset) = self.by_key.get(key)?;
+        let file = self.files.get(*file)?;
+        Some((file, file.datasets.get(*dataset)?))
+    }
+
+    fn check_expansion(&self, options: &ReadOptions) -> Result<()> {
+        let datasets = self.files.iter().flat_map(|file| &file.datasets).filter(|dataset| dataset.spec().is_some());
+        let bytes = datasets.map(|dataset| dataset.bytes().max(dataset.chunk_bytes())).fold(0, u64::saturating_add);
+        let held = self.files.iter().map(|file| file.input.len()).fold(0, u64::saturating_add);
+        let refused = |reason| Error::Unsupported { path: self.path.clone(), reason };
+        options.check_expansion(bytes, held).map_err(refused)
+    }
+
+    /// Names datasets by their paths in the files.
+    fn name_datasets(&mut self) -> Result<()> {
+        for (number, file) in self.files.iter().enumerate() {
+            for (path, dataset) in &file.paths {
+                let key = key(path);
+                if self.by_key.insert(key.clone(), (number, *dataset)).is_some() {
+                    return Err(Error::damaged(&self.path, format!("the tensor {key:?} is in two files")));
+                }
+            }
+            let dangling = file.dangling.iter().map(|path| (key(path), "a soft link that leads nowhere".to_string()));
+            self.unreadable.extend(dangling);
+        }
+        Ok(())
+    }
+
+    /// Names datasets by layers. What several have in common is no name.
+    fn name_layers(&mut self) {
+        let mut found: BTreeMap<String, BTreeSet<(usize, usize)>> = BTreeMap::new();
+        for (number, file) in self.files.iter().enumerate() {
+            for (alias, dataset) in layers::aliases(file) {
+                found.entry(key(&alias)).or_default().insert((number, dataset));
+            }
+        }
+        for (alias, places) in found {
+            if places.len() == 1 {
+                self.by_key.entry(alias).or_insert_with(|| places.into_iter().next().unwrap_or_default());
+            }
+        }
+    }
+
+    fn name_slots(&mut self) {
+        let mut found = Vec::new();
+        for (number, file) in self.files.iter().enumerate() {
+            found.extend(layers::keras2_slots(file).into_iter().map(|slot| (number, slot)));
+        }
+        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (_, (variable, name, _)) in &found {
+            names.entry(variable.clone()).or_default().push(name.clone());
+        }
+        for (number, (variable, name, dataset)) in found {
+            let beside: Vec<&str> = names[&variable].iter().map(String::as_str).collect();
+            let torch = torch_slot(&name, &beside);
+            let variable = key(&variable.split('/').map(str::to_string).collect::<Vec<_>>());
+            let slot = format!("optimizer/{variable}/{}", torch.unwrap_or(&name));
+            if *self.by_key.entry(slot.clone()).or_insert((number, dataset)) == (number, dataset) {
+                self.slots.push(Slot { optimizer: "optimizer".to_string(), variable, name, torch, key: slot });
+            }
+        }
+    }
+
+    /// Fills the lists that a source has.
+    fn list(&mut self) {
+        for (key, place) in &self.by_key {
+            self.first.entry(*place).or_insert_with(|| key.clone());
+            let dataset = &self.files[place.0].datasets[place.1];
+            match (&dataset.dtype, &dataset.texts) {
+                (Ok(dtype), _) => {
+                    let spec = TensorSpec { dtype: *dtype, shape: dataset.shape.clone() };
+                    self.tensors.insert(key.clone(), spec);
+                }
+                (Err(_), Some(texts)) => {
+                    let value = match (&texts[..], dataset.shape.is_empty()) {
+                        ([text], true) => Value::from(text.as_str()),
+                        (texts, _) => Value::from(texts),
+                    };
+                    self.values.insert(key.clone(), value);
+                }
+                (Err(reason), None) => drop(self.unreadable.insert(key.clone(), reason.clone())),
+            }
+        }
+    }
+}
+
+/// The weights of a `.keras` archive.
+fn member(input: Input) -> Result<File> {
+    let archive = Archive::open(input)?;
+    let input = archive.input();
+    let Some(member) = archive.get(MEMBER) else {
+        let reason = match archive.get("model.weights.npz") {
+            Some(_) => "its weights are a NumPy archive of pickled objects, which this crate does not execute",
+            None => "the archive has no `model.weights.h5`: it is no file of Keras",
+        };
+        return Err(input.unsupported(reason));
+    };
+    match member.input() {
+        Some(stored) => {
+            member.verify()?;
+            File::open(stored.clone())
+        }
+        None => File::open(Input::memory(input.path(), member.read_vec(MAX_MEMBER)?)),
+    }
+}
+
+/// What an HDF5 file is called.
+fn format(file: &File) -> &'static str {
+    let has = |path: &[&str]| {
+        let path: Vec<String> = path.iter().map(|name| name.to_string()).collect();
+        file.groups.get(&path).is_some_and(|attributes| attributes.list("layer_names").is_some())
+    };
+    if has(&[]) || has(&["model_weights"]) {
+        return "Keras 2 (HDF5)";
+    }
+    let vars = file.groups.keys().any(|path| path.last().is_some_and(|name| name == "vars"));
+    if vars { "Keras (.weights.h5)" } else { "HDF5" }
+}
+
+/// The key of a path of names.
+fn key(path: &[String]) -> String {
+    let names = path.iter().map(|name| if name.is_empty() { "." } else { name });
+    let key = name::key(names);
+    if key.is_empty() { ".".to_string() } else { key }
+}
+
+fn unknown_key(key: &str) -> Error {
+    Error::object(key, "there is no such tensor in the file")
+}
+
+/// Opens what is of Keras, or HDF5.
+pub(crate) fn detect(probe: &Probe<'_>, options: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
+    let start = probe.start.as_ref()?;
+    let is_keras = if start.starts_with(&SIGNATURE) {
+        true
+    } else if start.starts_with(b"PK") {
+        let archive = Input::open(probe.path).and_then(Archive::open);
+        archive.is_ok_and(|archive| ["config.json", "metadata.json"].iter().all(|name| archive.get(name).is_some()))
+    } else if start.trim_ascii_start().starts_with(b"{") {
+        let input = Input::open(probe.path).ok()?;
+        let text = input.read_vec(0..input.len(), MAX_BYTES).ok()?;
+        Index::parse(&text).is_some()
+    } else {
+        false
+    };
+    is_keras.then(|| {
+        let weights = Weights::open_with(probe.path, options)?;
+        Ok(Box::new(weights) as Box<dyn TensorSource>)
+    })
+}
+
+impl TensorSource for Weights {
+    fn format(&self) -> &'static str {
+        self.format
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.tensors
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.by_key.get(key).and_then(|place| self.first.get(place)).map_or(key, String::as_str)
+    }
+
+    fn verified_by(&self, key: &str) -> VerifiedBy {
+        match self.dataset(key) {
+            Some((_, dataset)) if dataset.is_checksummed() => VerifiedBy::Container,
+            _ => VerifiedBy::Nothing,
+        }
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        let spec = self.tensors.get(key).ok_or_else(|| unknown_key(key))?;
+        self.read_range(key, 0..spec.shape.iter().product(), target)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        let spec = self.tensors.get(key).ok_or_else(|| unknown_key(key))?;
+        let (file, dataset) = self.dataset(key).ok_or_else(|| unknown_key(key))?;
+        let elements: u64 = spec.shape.iter().product();
+        let length = range.end.checked_sub(range.start).filter(|_| range.end <= elements);
+        if length.and_then(|length| length.checked_mul(spec.dtype.size() as u64)) != Some(target.len() as u64) {
+            return Err(Error::object(key, format!("elements {range:?} of {elements} do not fit the target")));
+        }
+        dataset.read(&file.input, range, target)
+    }
+
+    fn verify(&self) -> Result<()> {
+        for file in &self.files {
+            file.datasets.iter().try_for_each(|dataset| dataset.verify(&file.input))?;
+        }
+        Ok(())
+    }
+}

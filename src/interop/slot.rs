@@ -1,0 +1,47 @@
+//! What optimizers keep for variables, by the names of either side.
+
+/// What an optimizer keeps for a variable: a moment, a momentum, an accumulator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Slot {
+    /// The key of the optimizer; `optimizer` where the file does not name it.
+    pub optimizer: String,
+    /// The key of the variable.
+    pub variable: String,
+    /// The file's name for the slot: `m`, `v`, `momentum`, `velocity` …
+    pub name: String,
+    /// PyTorch's name for it, which this crate's optimizers use too: `exp_avg` for `m` …
+    pub torch: Option<&'static str>,
+    /// The key of the slot's tensor.
+    pub key: String,
+}
+
+/// PyTorch's and this crate's name for a slot, given the names of all slots of its variable.
+pub(crate) fn torch_slot(name: &str, beside: &[&str]) -> Option<&'static str> {
+    let has = |other: &str| beside.contains(&other);
+    Some(match name {
+        "m" if has("v") => "exp_avg",
+        "v" if has("m") => "exp_avg_sq",
+        "vhat" => "max_exp_avg_sq",
+        "momentum" if has("velocity") => "exp_avg",
+        "velocity" if has("momentum") => "exp_avg_sq",
+        "velocity_hat" => "max_exp_avg_sq",
+        "rms" => "square_avg",
+        "momentum" => "momentum_buffer",
+        "accumulator" => "sum",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_word_means_different_slots() {
+        assert_eq!(torch_slot("momentum", &["momentum"]), Some("momentum_buffer"));
+        assert_eq!(torch_slot("momentum", &["momentum", "velocity"]), Some("exp_avg"));
+        assert_eq!(torch_slot("v", &["v", "m"]), Some("exp_avg_sq"));
+        assert_eq!(torch_slot("other", &["other"]), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! Files of Keras and of h5py: those in `tests/fixtures/keras` were written by Keras 3.15, tf_keras 2.21 and h5py 3.14;
+//! `FIXTURES=DIR` runs the same checks over more.
+#![cfg(feature = "keras")]
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
+
+use fixtures::{find, json, sha256, shape, without};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tch_checkpoint::interop::keras::Weights;
+use tch_checkpoint::interop::{self, ReadOptions};
+use tch_checkpoint::{Dtype, Error, TensorSource, VerifiedBy, name};
+
+const EXPECTED: &str = ".expected.json";
+const HOSTILE: &str = "hostile.expected.json";
+
+/// Files, and what is in them.
+fn files() -> Vec<(PathBuf, Value)> {
+    let mut all = Vec::new();
+    for path in find("keras", EXPECTED) {
+        if path.ends_with(HOSTILE) {
+            continue;
+        }
+        let expected = json(&path);
+        let file = match expected.get("files") {
+            Some(files) => without(&path, EXPECTED).join(files[0].as_str().unwrap()),
+            None => without(&path, EXPECTED),
+        };
+        // Of TensorFlow's bundles, the prefix is no file.
+        if file.is_file() {
+            all.push((file, expected));
+        }
+    }
+    all
+}
+
+fn dtype(name: &str) -> Option<Dtype> {
+    Some(match name {
+        "float32" => Dtype::F32,
+        "float64" => Dtype::F64,
+        "float16" => Dtype::F16,
+        "bfloat16" => Dtype::BF16,
+        "int8" => Dtype::I8,
+        "int16" => Dtype::I16,
+        "int32" => Dtype::I32,
+        "int64" => Dtype::I64,
+        "uint8" => Dtype::U8,
+        "uint16" => Dtype::U16,
+        "uint32" => Dtype::U32,
+        "uint64" => Dtype::U64,
+        "bool" => Dtype::Bool,
+        "complex64" => Dtype::C64,
+        _ => return None,
+    })
+}
+
+fn bytes(source: &dyn TensorSource, key: &str) -> Vec<u8> {
+    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
+    source.read(key, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn every_fixture_is_bit_exact() {
+    let (mut count, mut tensors) = (0, 0);
+    for (file, expected) in files() {
+        let shown = file.display();
+        if expected["superblock"].as_u64().is_some_and(|version| version > 1) {
+            let error = Weights::open(&file).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{shown}: {error}");
+            continue;
+        }
+        let weights = Weights::open(&file).unwrap_or_else(|error| panic!("{error}"));
+        weights.verify().unwrap();
+        assert_eq!(interop::open(&file).unwrap().format(), weights.format());
+        let wanted = expected["tensors"].as_object().unwrap();
+        for (path, wanted) in wanted {
+            let key = name::key(path.split('/'));
+            let context = format!("{shown}: {key}");
+            let spec = weights.tensors().get(&key).unwrap_or_else(|| panic!("{context} in {weights:?}"));
+            assert_eq!(Some(spec.dtype), dtype(wanted["dtype"].as_str().unwrap()), "{context}");
+            assert_eq!(spec.shape, shape(wanted), "{context}");
+            let whole = bytes(&weights, &key);
+            assert_eq!(sha256(&whole), wanted["sha256"].as_str().unwrap(), "{context}");
+            let filters = wanted.get("filters").is_some();
+            assert_eq!(weights.verified_by(&key) == VerifiedBy::Container, filters, "{context}");
+            let element = spec.dtype.size();
+            for piece in [1, 7, 64] {
+                let mut pieces = vec![0; whole.len()];
+                for (i, part) in pieces.chunks_mut(piece * element).enumerate() {
+                    let begin = (i * piece) as u64;
+                    weights.read_range(&key, begin..begin + (part.len() / element) as u64, part).unwrap();
+                }
+                assert_eq!(pieces, whole, "{context} in pieces of {piece}");
+            }
+            tensors += 1;
+        }
+        // Nothing but these and other names of them.
+        let paths: BTreeSet<String> = wanted.keys().map(|path| name::key(path.split('/'))).collect();
+        for key in weights.tensors().keys().filter(|key| !paths.contains(*key)) {
+            let known = weights.aliases(key).any(|alias| paths.contains(alias));
+            assert!(known, "{shown}: {key}");
+        }
+        count += 1;
+    }
+    println!("{tensors} tensors of {count} files are bit-exact");
+}
+
+#[test]
+fn layers_have_their_names() {
+    for (file, expected) in files() {
+        let Some(variables) = expected["variables"].as_array().filter(|_| expected.get("tf_keras").is_none()) else {
+            continue;
+        };
+        let Ok(weights) = Weights::open(&file) else { continue };
+        let subclassed = file.to_str().unwrap().contains("subclassed");
+        for variable in variables {
+            let path = variable[0].as_str().unwrap();
+            // Sequential models put their own name in front.
+            let tail = path.split_once('/').map_or(path, |(_, tail)| tail);
+            let found = [path, tail].into_iter().find_map(|key| weights.tensors().get(key));
+            match found {
+                Some(spec) => assert_eq!(spec.shape, shape(&serde_json::json!({ "shape": variable[1] })), "{path}"),
+                None => assert!(subclassed || path.contains('/'), "{}: {path}", file.display()),
+            }
+        }
+    }
+    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
+    for (alias, path) in [
+        ("logits/kernel", "layers/dense/vars/0"),
+        ("source_embedding/embeddings", "layers/embedding/vars/0"),
+        ("encoder/forward_gru/gru_cell/recurrent_kernel", "layers/bidirectional/forward_layer/cell/vars/1"),
+        ("lstm/lstm_cell/bias", "layers/lstm/cell/vars/2"),
+        ("batch_normalization/moving_variance", "layers/batch_normalization/vars/3"),
+    ] {
+        assert_eq!(tagger.first_alias(path), tagger.first_alias(alias));
+        assert_eq!(tagger.aliases(alias).collect::<BTreeSet<_>>(), BTreeSet::from([alias, path]));
+    }
+    let old = Weights::open(fixture("b_keras2/old_fixed_strings.h5")).unwrap();
+    assert_eq!(old.format(), "Keras 2 (HDF5)");
+    assert!(old.tensors().contains_key("encoder/forward_gru/gru_cell/kernel"));
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keras").join(name)
+}
+
+#[test]
+fn optimizers_are_named_after_their_variables() {
+    // Keras 2 names them in the file.
+    let model = Weights::open(fixture("b_keras2/model.h5")).unwrap();
+    assert_eq!(model.slots().len(), 28);
+    let slot = model.slots().iter().find(|slot| slot.variable == "logits/kernel" && slot.name == "v").unwrap();
+    assert_eq!((slot.torch, &*slot.key), (Some("exp_avg_sq"), "optimizer/logits/kernel/exp_avg_sq"));
+    assert_eq!(bytes(&model, &slot.key), bytes(&model, "optimizer_weights/Adam/v/logits/kernel:0"));
+    // Keras 3 has numbers, in the order of the model's trainable variables.
+    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
+    let expected = json(&fixture("a_keras3/tagger.keras.expected.json"));
+    let trainable: Vec<&str> = (expected["variables"].as_array().unwrap().iter())
+        .map(|variable| variable[0].as_str().unwrap())
+        .filter(|name| !name.contains("/moving_") && !name.contains("seed"))
+        .collect();
+    let slots = tagger.slots_of(&trainable).unwrap();
+    assert_eq!(slots.len(), 28);
+    let names: BTreeMap<String, String> = (expected["optimizer_variables"].as_array().unwrap().iter().enumerate())
+        .map(|(i, variable)| (format!("optimizer/vars/{i}"), variable[0].as_str().unwrap().to_string()))
+        .collect();
+    for slot in &slots {
+        let name = format!("adam/{}_{}", slot.variable.replace('/', "_"), slot.name);
+        assert_eq!(names[&slot.key], name);
+    }
+    assert_eq!((slots[1].name.as_str(), slots[1].torch), ("velocity", Some("exp_avg_sq")));
+    // Another order, too few, unknown ones.
+    assert!(tagger.slots_of(&trainable[1..]).is_err());
+    let mut swapped = trainable.clone();
+    swapped.swap(0, 1);
+    assert!(tagger.slots_of(&swapped).is_err());
+    assert!(tagger.slots_of(&["nothing"]).is_err());
+    assert!(tagger.slots_of(&[]).is_err());
+}
+
+/// Opens a file and reads all of it.
+fn read_all(path: &Path) -> Result<(), Error> {
+    let source = interop::open(path)?;
+    source.verify()?;
+    for (key, spec) in source.tensors() {
+        source.read(key, &mut vec![0; spec.bytes().unwrap() as usize])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn hostile_files_are_refused() {
+    let (mut refused, mut files) = (0, 0);
+    for list in find("keras", HOSTILE) {
+        for (file, expected) in json(&list)["files"].as_object().unwrap() {
+            let path = list.with_file_name(file);
+            let begin = Instant::now();
+            let result = read_all(&path);
+            match (expected["expect"].as_str().unwrap(), &result) {
+                ("read", Ok(())) | ("refuse", Err(_)) | ("either", _) => {}
+                (expect, result) => panic!("{file}: {expect}, but {result:?}"),
+            }
+            if let Err(error) = &result {
+                refused += 1;
+                assert!(matches!(error, Error::Damaged { .. } | Error::Unsupported { .. }), "{file}: {error}");
+                println!("{file}: {error}");
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5), "{file}");
+            files += 1;
+        }
+    }
+    println!("{refused} of {files} hostile files are refused, the others are read");
+}
+
+#[test]
+fn what_expands_beyond_reason_is_refused_unless_asked_for() {
+    let bomb = fixture("hostile/shape_bomb.h5");
+    let error = Weights::open(&bomb).unwrap_err().to_string();
+    assert!(error.contains("max_expansion"), "{error}");
+    let weights = Weights::open_with(&bomb, &ReadOptions::default().max_expansion(u64::MAX)).unwrap();
+    let (key, spec) = weights.tensors().iter().next().unwrap();
+    let elements = spec.bytes().unwrap() / spec.dtype.size() as u64;
+    let mut part = [1; 16];
+    weights.read_range(key, elements - 4..elements, &mut part).unwrap();
+    assert_eq!(part, [0; 16]);
+}
+
+#[test]
+fn no_flipped_byte_and_no_cut_panics() {
+    let root = tempfile::tempdir().unwrap();
+    // `MUTATIONS=all` takes minutes.
+    let all = std::env::var_os("MUTATIONS").is_some();
+    for (name, step) in [
+        ("hostile/fletcher_wrong.h5", 11),
+        ("hostile/hard_link_cycle.h5", 7),
+        ("a_keras3/float16.weights.h5", 71),
+        ("c_hdf5/features.h5", 307),
+        ("hostile/config_calls_system.keras", 23),
+    ] {
+        let whole = fs::read(fixture(name)).unwrap();
+        let path = root.path().join("damaged");
+        let check = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let begin = Instant::now();
+            if let Err(error) = read_all(&path) {
+                let kind = matches!(error, Error::Damaged { .. } | Error::Unsupported { .. });
+                assert!(kind, "{name}: {error:?}");
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10), "{name}");
+        };
+        for at in (0..whole.len()).step_by(if all { 1 } else { step }) {
+            for value in [0xff, whole[at] ^ 0x01, whole[at] ^ 0x80] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                check(&damaged);
+            }
+            check(&whole[..at]);
+        }
+    }
+}
