@@ -489,3 +489,42 @@ fn a_blocking_save_digests_what_it_writes() -> Outcome {
     assert!(problems.is_empty(), "{problems:?}");
     Ok(())
 }
+
+/// How long a call of a save in the background takes, in ms: `cargo test --release --test capture -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn stall() -> Outcome {
+    for (tensors, elements, frozen) in [(170, 197_000, 0), (3333, 1024, 0), (1, 1000, 64 << 20)] {
+        let dir = tempfile::tempdir()?;
+        let vs = VarStore::new(Device::Cpu);
+        for i in 0..tensors {
+            let _ = variable(&vs, &format!("net{i}"), elements, 0.5);
+        }
+        if frozen > 0 {
+            let _ = variable(&vs, "frozen", frozen, 0.5).set_requires_grad(false);
+        }
+        let mut adam = optim::Adam::default().build(&vs, 1e-3)?;
+        let mut checkpoint = Checkpoint::new().track("optimizer", &adam)?;
+        if frozen > 0 {
+            checkpoint.add("frozen", Variables::of(&vs).under("frozen"))?;
+        } else {
+            checkpoint.add("model", Variables::of(&vs))?;
+        }
+        let checkpoint = checkpoint.durability(Durability::ProcessCrash);
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1);
+        let mut manager = builder.background(Background::new()).open()?;
+        let mut times = Vec::new();
+        for step in 1..=8 {
+            let loss: Tensor = vs.trainable_variables().iter().map(|w| w.sum(Kind::Float)).sum();
+            adam.backward_step(&loss);
+            let began = std::time::Instant::now();
+            manager.save_at(step)?;
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+            manager.wait()?;
+        }
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        println!("{tensors} variables of {elements}, {frozen} frozen: {:.2} ms, at most {:.2}", times[3], times[6]);
+    }
+    Ok(())
+}

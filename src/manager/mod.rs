@@ -15,7 +15,7 @@ use crate::catalog::{number_of, write_mark};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
-use crate::save::{self, Header, Held, Image, Stamp, Unchanged};
+use crate::save::{self, Header, Held, Image, Memo, Stamp, Unchanged};
 use crate::store::Directory;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order};
@@ -403,6 +403,8 @@ impl CheckpointManager {
             (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
+            // And written whole: a file of the last checkpoint may have been what failed it.
+            self.ledger().memo = Memo::default();
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
             }
