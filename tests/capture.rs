@@ -490,6 +490,12 @@ fn a_blocking_save_digests_what_it_writes() -> Outcome {
     Ok(())
 }
 
+/// What this thread has used of a processor, in ms.
+fn processor_time() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default() / 1e6
+}
+
 /// How long a call of a save in the background takes, in ms: `cargo test --release --test capture -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
@@ -513,18 +519,24 @@ fn stall() -> Outcome {
         let checkpoint = checkpoint.durability(Durability::ProcessCrash);
         let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1);
         let mut manager = builder.background(Background::new()).open()?;
-        let mut times = Vec::new();
+        let (mut times, mut worked_for) = (Vec::new(), Vec::new());
         for step in 1..=8 {
             let loss: Tensor = vs.trainable_variables().iter().map(|w| w.sum(Kind::Float)).sum();
             adam.backward_step(&loss);
-            let began = std::time::Instant::now();
+            let (began, worked) = (std::time::Instant::now(), processor_time());
             manager.save_at(step)?;
             times.push(began.elapsed().as_secs_f64() * 1e3);
+            worked_for.push(processor_time() - worked);
             manager.wait()?;
         }
-        times.remove(0);
-        times.sort_by(f64::total_cmp);
-        println!("{tensors} variables of {elements}, {frozen} frozen: {:.2} ms, at most {:.2}", times[3], times[6]);
+        for (what, mut times) in [("wall", times), ("processor", worked_for)] {
+            times.remove(0);
+            times.sort_by(f64::total_cmp);
+            println!(
+                "{tensors} variables of {elements}, {frozen} frozen: {what} {:.2} to {:.2} ms",
+                times[0], times[6]
+            );
+        }
     }
     Ok(())
 }

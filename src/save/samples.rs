@@ -50,12 +50,12 @@ impl Samples {
         let mut random = Random(RandomState::new().hash_one(0));
         let bytes: u64 = tensors.iter().map(|tensor| tensor.elements * tensor.size).sum();
         let (count, ends) = (tensors.len() as u64, 2 * tensors.len() as u64);
-        let mut samples = Samples(Vec::with_capacity(MOST.min(ends + bytes / WIDEST as u64) as usize));
+        let mut samples = Samples(Vec::with_capacity(MOST.min(ends + bytes) as usize));
         // Of too many tensors not all get a look.
         let first = if ends > MOST { random.below(count) } else { 0 };
         let is_looked_at = |i: usize| (i as u64 + count - first) % count < MOST / 2;
         // One in every stretch of this length.
-        let stretch = if ends < MOST { bytes.div_ceil(MOST - ends).max(WIDEST as u64) } else { u64::MAX };
+        let stretch = if ends < MOST { bytes.div_ceil(MOST - ends).max(1) } else { u64::MAX };
         let mut next = random.below(stretch);
         let mut begin = 0;
         for (_, tensor) in tensors.iter().enumerate().filter(|(i, _)| is_looked_at(*i)) {

@@ -44,6 +44,11 @@ impl Collection for Rng {
         }
         Ok(children)
     }
+
+    fn generation(&self) -> Option<u64> {
+        // A process keeps the devices that it has.
+        Some(0)
+    }
 }
 
 /// The default generator of a device.
