@@ -8,7 +8,7 @@
 
 use crate::format::Follows;
 use chrono::{DateTime, Utc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What is known of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,14 +51,18 @@ pub(super) fn order(
 ) -> Result<Chain, (String, String)> {
     let mut sorted: Vec<&Link> = links.iter().collect();
     sorted.sort_by_key(|link| (link.id.sequence, link.saved_at, &link.id.run, &link.name));
-    let parents: Vec<Option<(usize, Sure)>> = (0..sorted.len()).map(|at| parent(&sorted, at, gone)).collect();
+    let earlier = Earlier::of(&sorted);
+    let mut steps = STEPS_BESIDE + STEPS_EACH * (links.len() + gone.len());
+    let parents: Vec<Option<(usize, Sure)>> =
+        sorted.iter().map(|link| parent(link, &earlier, gone, &mut steps)).collect();
     // A parent stands before its children: its tree is known already.
     let mut trees: Vec<usize> = Vec::with_capacity(sorted.len());
     for (at, parent) in parents.iter().enumerate() {
         trees.push(parent.map_or(at, |(parent, _)| trees[parent]));
     }
     let own = own_trees(&sorted, &trees, indexed)?;
-    let is_own = |at: &usize| own.contains(&trees[*at]);
+    let all_own: HashSet<usize> = own.iter().copied().collect();
+    let is_own = |at: &usize| all_own.contains(&trees[*at]);
     let newest = own.first().map(|&tree| head(tree, &parents));
     let names = |ats: Vec<usize>| ats.into_iter().map(|at| sorted[at].name.clone()).collect();
     let (mut mine, others): (Vec<usize>, Vec<usize>) = (0..sorted.len()).partition(is_own);
@@ -67,31 +71,79 @@ pub(super) fn order(
     Ok(Chain { own: names(mine), others: names(others) })
 }
 
-/// Which one the checkpoint at `at` follows, of those before it.
-fn parent(sorted: &[&Link], at: usize, gone: &HashMap<Follows, Option<Follows>>) -> Option<(usize, Sure)> {
-    let link = sorted[at];
-    let before = || (0..at).rev().filter(|&other| sorted[other].id.sequence < link.id.sequence);
-    let of_run = |run: &str, below: u64| {
-        before().find(|&other| sorted[other].id.run == run && sorted[other].id.sequence < below)
-    };
+/// Finds checkpoints by what they are, in time that does not grow with their number.
+struct Earlier<'a> {
+    sorted: &'a [&'a Link],
+    by_id: HashMap<&'a Follows, usize>,
+    by_run: HashMap<&'a str, Vec<usize>>,
+    without_follows: Vec<usize>,
+}
+
+impl<'a> Earlier<'a> {
+    fn of(sorted: &'a [&'a Link]) -> Earlier<'a> {
+        let mut by_run: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, link) in sorted.iter().enumerate() {
+            by_run.entry(&link.id.run).or_default().push(at);
+        }
+        // Of copies of one checkpoint the last counts.
+        let by_id = sorted.iter().enumerate().map(|(at, link)| (&link.id, at)).collect();
+        let without_follows = (0..sorted.len()).filter(|&at| sorted[at].follows.is_none()).collect();
+        Earlier { sorted, by_id, by_run, without_follows }
+    }
+
+    /// The checkpoint `id`, if it was saved before the sequence `before`.
+    fn with_id(&self, id: &Follows, before: u64) -> Option<usize> {
+        self.by_id.get(id).copied().filter(|_| id.sequence < before)
+    }
+
+    /// The last of `run` before the sequence `before`.
+    fn of_run(&self, run: &str, before: u64) -> Option<usize> {
+        self.last_of(self.by_run.get(run)?, before)
+    }
+
+    /// The last that follows none by its manifest, before the sequence `before`.
+    fn of_none(&self, before: u64) -> Option<usize> {
+        self.last_of(&self.without_follows, before)
+    }
+
+    fn last_of(&self, ascending: &[usize], before: u64) -> Option<usize> {
+        let end = ascending.partition_point(|&at| self.sorted[at].id.sequence < before);
+        ascending[..end].last().copied()
+    }
+}
+
+/// How many steps through those that left the numbering are gone in all: so many for each checkpoint, and so many beside.
+/// Runs that went back come nowhere near it.
+const STEPS_EACH: usize = 8;
+const STEPS_BESIDE: usize = 100_000;
+
+/// Which one the checkpoint `link` follows, of those before it.
+fn parent(
+    link: &Link,
+    earlier: &Earlier<'_>,
+    gone: &HashMap<Follows, Option<Follows>>,
+    steps: &mut usize,
+) -> Option<(usize, Sure)> {
+    let own = link.id.sequence;
     if let Some(mut follows) = link.follows.as_ref() {
         // Those that left the numbering lead on to what they follow.
-        for _ in 0..=gone.len() {
-            if let Some(found) = before().find(|&other| sorted[other].id == *follows) {
+        for _ in 0..=gone.len().min(*steps) {
+            if let Some(found) = earlier.with_id(follows, own) {
                 return Some((found, Sure::Certain));
             }
+            *steps = steps.saturating_sub(1);
             match gone.get(follows) {
                 Some(Some(next)) => follows = next,
                 _ => break,
             }
         }
-        let named = of_run(&follows.run, follows.sequence);
-        return named.or_else(|| of_run(&link.id.run, link.id.sequence)).map(|found| (found, Sure::Certain));
+        let named = earlier.of_run(&follows.run, follows.sequence.min(own));
+        return named.or_else(|| earlier.of_run(&link.id.run, own)).map(|found| (found, Sure::Certain));
     }
-    if let Some(found) = of_run(&link.id.run, link.id.sequence) {
+    if let Some(found) = earlier.of_run(&link.id.run, own) {
         return Some((found, Sure::Certain));
     }
-    before().find(|&other| sorted[other].follows.is_none()).map(|found| (found, Sure::BySequence))
+    earlier.of_none(own).map(|found| (found, Sure::BySequence))
 }
 
 /// The trees that belong to this directory's run, the one with the newest first.
@@ -101,8 +153,10 @@ fn own_trees(
     indexed: impl Fn(&Link) -> bool,
 ) -> Result<Vec<usize>, (String, String)> {
     let roots: Vec<usize> = (0..sorted.len()).filter(|&at| trees[at] == at).collect();
-    let members = |tree: usize| (0..sorted.len()).filter(move |&at| trees[at] == tree);
-    let latest = |tree: &usize| members(*tree).last();
+    let mut members: Vec<Vec<usize>> = vec![Vec::new(); sorted.len()];
+    trees.iter().enumerate().for_each(|(at, &tree)| members[tree].push(at));
+    let members = |tree: usize| members[tree].iter().copied();
+    let latest = |tree: &usize| members(*tree).next_back();
     // What is kept for good is ours, and stands alone when its neighbours are gone: it is no rival.
     let (mut kept, mut rivals): (Vec<usize>, Vec<usize>) =
         roots.iter().partition(|&&tree| members(tree).all(|at| sorted[at].permanent));
@@ -127,15 +181,97 @@ fn own_trees(
 
 /// From the root of a tree always to the child that was saved last, a certain one before all others.
 fn head(root: usize, parents: &[Option<(usize, Sure)>]) -> usize {
-    let mut at = root;
-    loop {
-        let children = (0..parents.len()).filter_map(|child| {
-            let (parent, sure) = parents[child]?;
-            (parent == at).then_some((sure, child))
-        });
-        match children.max() {
-            Some((_, child)) => at = child,
-            None => return at,
+    let mut best: Vec<Option<(Sure, usize)>> = vec![None; parents.len()];
+    for (child, parent) in parents.iter().enumerate() {
+        if let Some((parent, sure)) = *parent {
+            best[parent] = best[parent].max(Some((sure, child)));
         }
+    }
+    let mut at = root;
+    while let Some((_, child)) = best[at] {
+        at = child;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As [`parent`], by looking at every other one.
+    fn parent_by_looking(
+        sorted: &[&Link],
+        at: usize,
+        gone: &HashMap<Follows, Option<Follows>>,
+    ) -> Option<(usize, Sure)> {
+        let link = sorted[at];
+        let before = || (0..at).rev().filter(|&other| sorted[other].id.sequence < link.id.sequence);
+        let of_run = |run: &str, below: u64| {
+            before().find(|&other| sorted[other].id.run == run && sorted[other].id.sequence < below)
+        };
+        let Some(mut follows) = link.follows.as_ref() else {
+            let of_none = || before().find(|&other| sorted[other].follows.is_none()).map(|at| (at, Sure::BySequence));
+            return of_run(&link.id.run, link.id.sequence).map(|at| (at, Sure::Certain)).or_else(of_none);
+        };
+        for _ in 0..=gone.len() {
+            if let Some(found) = before().find(|&other| sorted[other].id == *follows) {
+                return Some((found, Sure::Certain));
+            }
+            match gone.get(follows) {
+                Some(Some(next)) => follows = next,
+                _ => break,
+            }
+        }
+        let named = of_run(&follows.run, follows.sequence);
+        named.or_else(|| of_run(&link.id.run, link.id.sequence)).map(|at| (at, Sure::Certain))
+    }
+
+    fn link(run: u64, sequence: u64, follows: Option<Follows>, n: usize) -> Link {
+        let id = Follows { run: run.to_string(), sequence };
+        Link { id, follows, name: format!("ckpt-{n}"), saved_at: DateTime::UNIX_EPOCH, permanent: false }
+    }
+
+    #[test]
+    fn what_is_looked_up_is_what_looking_finds() {
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % below
+        };
+        for _ in 0..3000 {
+            let id = |random: &mut dyn FnMut(u64) -> u64| Follows { run: random(3).to_string(), sequence: random(9) };
+            let links: Vec<Link> = (0..random(9) as usize)
+                .map(|n| {
+                    let follows = (random(3) > 0).then(|| id(&mut random));
+                    link(random(3), random(9), follows, n)
+                })
+                .collect();
+            let gone: HashMap<Follows, Option<Follows>> =
+                (0..random(5)).map(|_| (id(&mut random), (random(4) > 0).then(|| id(&mut random)))).collect();
+            let mut sorted: Vec<&Link> = links.iter().collect();
+            sorted.sort_by_key(|link| (link.id.sequence, &link.id.run, &link.name));
+            let earlier = Earlier::of(&sorted);
+            for (at, link) in sorted.iter().enumerate() {
+                let found = parent(link, &earlier, &gone, &mut STEPS_BESIDE.clone());
+                assert_eq!(found, parent_by_looking(&sorted, at, &gone), "{links:?} {gone:?}");
+            }
+        }
+    }
+
+    /// Thousands of checkpoints, each of which leads through thousands that are gone, or stands alone.
+    #[test]
+    fn an_order_takes_time_in_proportion() {
+        let count = 8_000;
+        let id = |n: u64| Follows { run: "gone".to_string(), sequence: n };
+        let gone: HashMap<Follows, Option<Follows>> = (0..count).map(|n| (id(n), Some(id((n + 1) % count)))).collect();
+        let through: Vec<Link> = (0..count).map(|n| link(n, n, Some(id(0)), n as usize)).collect();
+        let alone: Vec<Link> = (0..count).map(|n| link(n, n, Some(id(n)), n as usize)).collect();
+        let line: Vec<Link> = (0..count).map(|n| link(0, n, None, n as usize)).collect();
+        let started = std::time::Instant::now();
+        for links in [through, alone, line] {
+            let _ = order(&links, &gone, |_| false);
+            let _ = order(&links, &gone, |_| true);
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
     }
 }

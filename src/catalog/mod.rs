@@ -13,7 +13,7 @@ use crate::format::{Follows, Index, IndexEntry, Manifest};
 use crate::source::Source;
 use crate::store::{Aside, Directory, Scan, before_aside, link_met};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A checkpoint that is whole, as far as its manifest and the lengths of its files tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,8 +90,9 @@ impl Catalog {
     pub(crate) fn of(directory: &Directory, scan: Scan) -> Catalog {
         let mut catalog =
             Catalog { leftovers: scan.leftovers, names: scan.names, index: directory.index(), ..Catalog::default() };
+        let indexed = rule::indexed(catalog.index.as_ref());
         for name in &scan.checkpoints {
-            catalog.look(directory, name);
+            catalog.look(directory, name, &indexed);
         }
         for (aside, name) in scan.aside {
             match aside {
@@ -119,14 +120,14 @@ impl Catalog {
         self.links = links;
     }
 
-    fn look(&mut self, directory: &Directory, name: &str) {
+    fn look(&mut self, directory: &Directory, name: &str, indexed: &HashSet<String>) {
         let error = match look(directory, name) {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
         };
         if !directory.has(name).unwrap_or(true) {
             self.vanished.push(name.to_string());
-        } else if rule::is_ours(directory, self.index.as_ref(), name, &error) {
+        } else if rule::is_ours(directory, indexed, name, &error) {
             let list = if is_final(&error) { &mut self.damaged } else { &mut self.unreachable };
             list.push((name.to_string(), error));
         }
@@ -151,9 +152,9 @@ impl Catalog {
     }
 
     fn chain_of(&self, mine: Vec<&Found>) -> Result<Chain, (String, String)> {
-        let entries = || self.index.iter().flat_map(|index| &index.checkpoints);
-        let indexed =
-            |link: &Link| entries().any(|entry| entry.run == link.id.run && entry.sequence == link.id.sequence);
+        let entries = self.index.iter().flat_map(|index| &index.checkpoints);
+        let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
+        let indexed = |link: &Link| known.contains(&(link.id.run.as_str(), link.id.sequence));
         chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
     }
 
@@ -178,14 +179,16 @@ impl Catalog {
                 Err(pair) => undecided = Some(pair),
             }
         }
-        let sequence = |name: &String| self.found.iter().find(|found| found.entry.name == *name);
-        let newest = own.iter().filter_map(sequence).max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
+        let by_name: HashMap<&str, &Found> =
+            self.found.iter().map(|found| (found.entry.name.as_str(), found)).collect();
+        let heads = own.iter().filter_map(|name| by_name.get(name.as_str()).copied());
+        let newest = heads.max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
         let mut all = self.found.clone();
         // Before there were marks the index alone knew.
         let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.preserved);
-        for hint in hints {
-            let same = |found: &&mut Found| found.entry.name == hint.name && found.entry.sequence == hint.sequence;
-            all.iter_mut().filter(same).for_each(|found| found.entry.preserved = true);
+        let hints: HashSet<(&str, u64)> = hints.map(|entry| (entry.name.as_str(), entry.sequence)).collect();
+        for found in &mut all {
+            found.entry.preserved |= hints.contains(&(found.entry.name.as_str(), found.entry.sequence));
         }
         // Those of other runs first, the newest last.
         let rank = |found: &Found| (!others.contains(&found.entry.name), newest.as_ref() == Some(&found.entry.name));
@@ -235,11 +238,12 @@ pub(crate) fn highest_sequence(directory: &Directory, scan: &Scan) -> Result<u64
     let indexed = index.iter().flat_map(|index| &index.checkpoints);
     let indexed = indexed.filter(|entry| scan.names.contains(&entry.name)).map(|entry| entry.sequence);
     let mut highest = indexed.max().unwrap_or(0);
+    let known = rule::indexed(index.as_ref());
     let aside = scan.aside.iter().map(|(_, name)| (name, false));
     for (name, counts) in scan.checkpoints.iter().map(|name| (name, true)).chain(aside) {
         match directory.manifest(name) {
             Ok(manifest) => highest = highest.max(manifest.sequence),
-            Err(e) if counts && !is_final(&e) && rule::is_ours(directory, index.as_ref(), name, &e) => return Err(e),
+            Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &known, name, &e) => return Err(e),
             Err(_) => {}
         }
     }
