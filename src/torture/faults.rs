@@ -28,14 +28,26 @@ pub(super) enum Fault {
     Die,
 }
 
+/// Which operations a plan counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Only {
+    Any,
+    /// Renames, and syncs of directories.
+    Names,
+    /// Locks.
+    Locks,
+    /// Syncs of files and directories.
+    Syncs,
+}
+
 /// When it happens: at these operations, counted from 0, or from the first of them on.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub fault: Fault,
     pub at: Vec<u64>,
     pub for_ever: bool,
-    /// Only operations that change names in a directory, or make them durable, count.
-    names_only: bool,
+    /// Which operations count.
+    only: Only,
     count: AtomicU64,
     healed: AtomicU64,
 }
@@ -43,14 +55,14 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
         let (count, healed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Plan { fault, at: at.to_vec(), for_ever, names_only: false, count, healed })
+        Arc::new(Plan { fault, at: at.to_vec(), for_ever, only: Only::Any, count, healed })
     }
 
-    /// Counted are only renames and syncs of directories.
+    /// Counted are only some operations.
     #[cfg(test)]
-    fn of_renames(fault: Fault, at: &[u64]) -> Arc<Plan> {
+    pub(super) fn of(only: Only, fault: Fault, at: &[u64], for_ever: bool) -> Arc<Plan> {
         let (count, healed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Plan { fault, at: at.to_vec(), for_ever: false, names_only: true, count, healed })
+        Arc::new(Plan { fault, at: at.to_vec(), for_ever, only, count, healed })
     }
 
     /// Operations so far.
@@ -71,12 +83,17 @@ impl Plan {
 
     /// Whether this operation, which is no write and no sync, goes on.
     fn pass(&self) -> io::Result<()> {
-        if self.names_only { Ok(()) } else { self.pass_rename() }
+        self.pass_as(Only::Any)
     }
 
-    /// As [`pass`](Plan::pass), for a rename.
-    fn pass_rename(&self) -> io::Result<()> {
-        if !self.strikes() {
+    /// As [`pass`](Plan::pass), for an operation of a kind of its own.
+    fn pass_as(&self, kind: Only) -> io::Result<()> {
+        let counts = match self.only {
+            Only::Any => true,
+            Only::Names => kind == Only::Names,
+            Only::Locks | Only::Syncs => kind == self.only,
+        };
+        if !counts || !self.strikes() {
             return Ok(());
         }
         match self.fault {
@@ -199,7 +216,7 @@ impl Dir for FaultDir {
     }
 
     fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        self.plan().pass_rename().and_then(|()| self.dir.rename_new(from, to))
+        self.plan().pass_as(Only::Names).and_then(|()| self.dir.rename_new(from, to))
     }
 
     fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
@@ -215,7 +232,7 @@ impl Dir for FaultDir {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.plan().sync(|| self.dir.sync())
+        if self.plan().only == Only::Locks { self.dir.sync() } else { self.plan().sync(|| self.dir.sync()) }
     }
 
     fn free_space(&self) -> io::Result<Option<u64>> {
@@ -227,7 +244,7 @@ impl Dir for FaultDir {
     }
 
     fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
-        self.plan().pass().and_then(|()| self.dir.lock(name, holder))
+        self.plan().pass_as(Only::Locks).and_then(|()| self.dir.lock(name, holder))
     }
 }
 
@@ -249,7 +266,8 @@ impl NewFile for FaultFile<dyn NewFile> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.plan.names_only { self.file.sync() } else { self.plan.sync(|| self.file.sync()) }
+        let counts = matches!(self.plan.only, Only::Any | Only::Syncs);
+        if counts { self.plan.sync(|| self.file.sync()) } else { self.file.sync() }
     }
 
     fn stat(&self) -> io::Result<Stat> {
@@ -597,7 +615,7 @@ mod tests {
             disk.put(&format!("{ROOT}/ckpt-1/manifest.json"), &manifest().to_bytes().unwrap());
             disk.put(&format!("{ROOT}/ckpt-1/w.safetensors"), b"w");
         }
-        let plan = Plan::of_renames(Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] });
+        let plan = Plan::of(Only::Names, Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] }, false);
         let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
         let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
         let id = Follows { run: manifest().run, sequence: 1 };
@@ -620,7 +638,7 @@ mod tests {
         let publish = |failing: &[u64]| {
             let sim = SimDisk::new(Files::default(), 1);
             sim.put(&format!("{ROOT}/"), b"");
-            let plan = Plan::of_renames(Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing);
+            let plan = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
             let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
             let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
             let published = directory.stage("ckpt-1", 0).and_then(|staging| staging.publish(&manifest(), 1));

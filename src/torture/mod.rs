@@ -2,6 +2,7 @@
 //! crash is looked at, and under injected faults. Compiled for tests and for the program `torture`; no part of the
 //! public interface.
 
+mod actors;
 mod check;
 mod crash;
 mod damage;
@@ -11,6 +12,8 @@ mod kills;
 mod loops;
 mod memory;
 pub mod micro;
+#[cfg(test)]
+mod moved;
 mod mutants;
 mod power;
 mod processes;
@@ -22,6 +25,7 @@ mod sim;
 mod stamp;
 mod words;
 
+pub use actors::{ActorReport, actor_child, actors};
 pub use crash::{CrashReport, CrashRun, Phase, crash};
 pub use damage::{DamageReport, damage};
 pub use faults::{FaultReport, faults_everywhere};

@@ -1,5 +1,6 @@
 //! `torture`: the crash and fault tests at full length. Each prints its figures and fails if anything was lost.
 
+mod actors;
 mod power;
 mod processes;
 mod stamp;
@@ -25,6 +26,8 @@ torture kills [--scratch FOLDER] [--strace yes]
     A real process killed before each of its file operations, or with strace before each of its system calls.
 torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch FOLDER]
     N real power cuts of each file system, as root; and N/6 of a process that does not sync, which must lose something.
+torture actors [--operations N] [--seed N] [--scratch FOLDER]
+    N random things that a second process does in and around the directory while a manager saves, rotates and restarts.
 torture processes [--minutes T] [--seed N] [--scratch FOLDER]
     Four processes that write, one at a time, and four that read meanwhile, killed at random for T minutes.
 torture stamp [--saves N] [--seed N] [--scratch FOLDER]
@@ -62,6 +65,11 @@ fn main() {
         },
         Some("processes") => processes::run(&scratch, number("--minutes", 10), number("--seed", 1)),
         Some("stamp") => stamp::run(&scratch, number("--saves", 10_000), number("--seed", 1)),
+        Some("actors") => actors::run(&scratch, number("--operations", 100_000), number("--seed", 1)),
+        Some("actor-child") => match &args[1..] {
+            [folder, seed] => actors::child(folder, seed),
+            _ => false,
+        },
         Some("process-child") => match &args[1..] {
             [role, folder, seed] => processes::child(role, folder, seed),
             _ => false,
