@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tch_checkpoint::interop::{self, ReadOptions};
-use tch_checkpoint::{Dtype, TensorSource, VerifiedBy, name};
+use tch_checkpoint::interop::{self, ReadOptions, huggingface, pytorch};
+use tch_checkpoint::{Dtype, Error, TensorSource, VerifiedBy, name};
 
 /// Counts what a thread allocates.
 struct Counting;
@@ -77,27 +77,27 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// The formats that these tests are about.
-fn is_ours(path: &Path) -> bool {
-    path.components().any(|part| matches!(part.as_os_str().to_str(), Some("pytorch" | "huggingface")))
+/// The files of the formats that these tests are about.
+fn ours(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    ["pytorch", "huggingface"].iter().map(|format| root.join(format)).for_each(|format| files(&format, &mut found));
+    found
 }
 
 /// Every fixture with what is in it.
 fn fixtures() -> Vec<(PathBuf, Value)> {
     let mut all = Vec::new();
     for root in roots() {
-        let mut found = Vec::new();
-        files(&root, &mut found);
-        for file in found.iter().filter(|file| is_ours(file)) {
+        for file in ours(&root) {
             let name = file.file_name().unwrap().to_str().unwrap();
             if name == "expected.json" {
-                all.push((file.parent().unwrap().to_path_buf(), read_json(file)));
+                all.push((file.parent().unwrap().to_path_buf(), read_json(&file)));
             } else if let Some(stem) = name.strip_suffix(".expected.json").filter(|stem| *stem != "hostile") {
                 let mut path = file.with_file_name(stem);
                 if !path.exists() {
                     path = file.with_file_name(format!("{stem}.safetensors"));
                 }
-                all.push((path, read_json(file)));
+                all.push((path, read_json(&file)));
             }
         }
     }
@@ -363,9 +363,7 @@ fn hostile_files_end_in_errors() {
     let (mut refused, mut read) = (0, 0);
     let (mut longest, mut largest) = (Duration::ZERO, 0);
     for root in roots() {
-        let mut found = Vec::new();
-        files(&root, &mut found);
-        for list in found.iter().filter(|file| is_ours(file) && file.ends_with("hostile.expected.json")) {
+        for list in ours(&root).iter().filter(|file| file.ends_with("hostile.expected.json")) {
             for (name, entry) in read_json(list)["files"].as_object().unwrap() {
                 let path = list.with_file_name(name);
                 let (result, time, memory) = measured(|| read_all(&path));
@@ -407,4 +405,270 @@ fn verified_as_far_as_the_file_allows() {
             }
         }
     }
+}
+
+fn readable() -> Vec<(PathBuf, Box<dyn TensorSource>)> {
+    let fixtures = fixtures().into_iter().filter(|(_, expected)| expected.get("refused").is_none());
+    fixtures.map(|(path, _)| (path.clone(), interop::open(path).unwrap())).collect()
+}
+
+fn assert_same_tensors(path: &Path, a: &dyn TensorSource, b: &dyn TensorSource) {
+    assert_eq!(a.tensors(), b.tensors(), "{}", path.display());
+    for key in a.tensors().keys() {
+        assert!(read(a, key) == read(b, key), "{}: {key}", path.display());
+        assert_eq!(a.first_alias(key), b.first_alias(key), "{}: {key}", path.display());
+    }
+}
+
+#[test]
+fn what_is_written_as_pt_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one.pt"), folder.path().join("two.pt"));
+    for (path, source) in readable() {
+        if source.tensors().contains_key("") && source.tensors().len() > 1 {
+            continue;
+        }
+        let written = pytorch::save(&*source, &one, &pytorch::SaveOptions::default()).unwrap();
+        assert_eq!(written.tensors, source.tensors().len());
+        assert_eq!(written.left_out.len(), source.unreadable().len());
+        let again = interop::open(&one).unwrap();
+        assert_same_tensors(&path, &*source, &*again);
+        for (key, value) in source.values() {
+            assert_eq!(again.value(key).as_ref(), Some(value), "{}: {key}", path.display());
+        }
+        assert_eq!(source.order(), again.order(), "{}", path.display());
+        again.verify().unwrap();
+        let keys = again.tensors().keys().map(|key| again.verified_by(key));
+        assert!(keys.into_iter().all(|by| by == VerifiedBy::Container));
+        // Twice the same bytes, and nothing left beside them.
+        pytorch::save(&*again, &two, &pytorch::SaveOptions::default()).unwrap();
+        assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{}", path.display());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn what_is_written_as_safetensors_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sharded = 0;
+    for (i, (path, source)) in readable().into_iter().enumerate() {
+        let has_one_level = |key: &String| name::path(key).is_some_and(|path| path.len() == 1);
+        if source.tensors().is_empty() || !source.tensors().keys().all(has_one_level) {
+            continue;
+        }
+        let (file, directory) = (folder.path().join(format!("{i}.safetensors")), folder.path().join(format!("{i}")));
+        huggingface::save(&*source, &file, &huggingface::SaveOptions::default()).unwrap();
+        let options = huggingface::SaveOptions::default().max_shard_bytes(600);
+        huggingface::save(&*source, &directory, &options).unwrap();
+        sharded += usize::from(directory.join("model.safetensors.index.json").exists());
+        for written in [&file, &directory] {
+            let again = interop::open(written).unwrap();
+            assert_eq!(source.tensors(), again.tensors(), "{}", path.display());
+            for key in source.tensors().keys() {
+                assert!(read(&*source, key) == read(&*again, key), "{}: {key}", path.display());
+            }
+        }
+        let error = huggingface::save(&*source, &directory, &options).unwrap_err();
+        assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    }
+    assert!(sharded > 3);
+    let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.starts_with('.')));
+}
+
+/// The fixture of a training with Adam, its tree, and the order of its parameters.
+fn training() -> (Box<dyn TensorSource>, Vec<String>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/pytorch/b_training/checkpoint_adam_legacy_t1_6_0.pth.tar");
+    let expected = read_json(&path.with_file_name("checkpoint_adam_legacy_t1_6_0.pth.tar.expected.json"));
+    let order = expected["parameter_order"].as_array().unwrap();
+    (interop::open(path).unwrap(), order.iter().map(|name| name.as_str().unwrap().to_string()).collect())
+}
+
+#[test]
+fn an_optimizer_gets_names_in_the_order_given() {
+    let (source, order) = training();
+    let options = pytorch::OptimizerOptions::in_order(order.clone()).algorithm("Adam").name("opt");
+    let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
+    assert_eq!(state.values()["opt/algorithm"], "Adam");
+    assert!(state.values()["opt/param_groups"][0]["lr"].is_f64());
+    assert!(state.values()["opt/steps"].as_u64() > Some(0));
+    let mut with_state = 0;
+    for (i, variable) in order.iter().enumerate() {
+        for slot in ["exp_avg", "exp_avg_sq"] {
+            let theirs = format!("optimizer/state/{i}/{slot}");
+            let Some(spec) = source.tensors().get(&theirs) else { continue };
+            let ours = name::key(["opt", "state", variable, slot]);
+            assert_eq!(&state.tensors()[&ours], spec);
+            assert!(read(&state, &ours) == read(&*source, &theirs));
+            // A count in Python is one in a tensor here.
+            let step = name::key(["opt", "state", variable, "step"]);
+            assert_eq!(state.tensors()[&step].to_string(), "F32 []");
+            let count = source.values()[&format!("optimizer/state/{i}/step")].as_f64().unwrap() as f32;
+            assert_eq!(read(&state, &step), count.to_le_bytes());
+            with_state += 1;
+        }
+    }
+    assert!(with_state > 10);
+}
+
+#[test]
+fn an_optimizer_whose_names_are_not_certain_is_refused() {
+    let (source, order) = training();
+    let refuse = |options: pytorch::OptimizerOptions| {
+        pytorch::optimizer_state(&*source, "optimizer", &options).unwrap_err().to_string()
+    };
+    let error = refuse(pytorch::OptimizerOptions::in_order(order.clone()));
+    assert!(error.contains("Adam or of AdamW"), "{error}");
+    let error = refuse(pytorch::OptimizerOptions::in_order(order.clone()).algorithm("SGD"));
+    assert!(error.contains("Adam"), "{error}");
+    let error = refuse(pytorch::OptimizerOptions::in_order(order[1..].to_vec()).algorithm("Adam"));
+    assert!(error.contains("names were given"), "{error}");
+    // All variables of the model, buffers among them: more than one way.
+    let model: Vec<_> = source.order().into_iter().filter_map(|key| key.strip_prefix("model/")).collect();
+    let shape = |name: &str| source.tensors()[&format!("model/{name}")].shape.clone();
+    let all = pytorch::OptimizerOptions::among(model.iter().map(|name| (*name, shape(name)))).algorithm("Adam");
+    let error = refuse(all);
+    assert!(error.contains("can be any of `"), "{error}");
+    // The parameters alone: one way, the right one.
+    let among =
+        pytorch::OptimizerOptions::among(order.iter().map(|name| (name.as_str(), shape(name)))).algorithm("Adam");
+    let state = pytorch::optimizer_state(&*source, "optimizer", &among).unwrap();
+    let named = pytorch::OptimizerOptions::in_order(order).algorithm("Adam");
+    assert_eq!(state.tensors(), pytorch::optimizer_state(&*source, "optimizer", &named).unwrap().tensors());
+    let error = pytorch::optimizer_state(&*source, "nothing", &among).unwrap_err().to_string();
+    assert!(error.contains("param_groups"), "{error}");
+}
+
+#[test]
+fn an_optimizer_is_written_as_torch_has_it() {
+    let (source, order) = training();
+    let options = pytorch::OptimizerOptions::in_order(order.clone()).algorithm("Adam");
+    let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("optimizer.pt");
+    let save = pytorch::SaveOptions::default().optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
+    pytorch::save(&state, &file, &save).unwrap();
+    let written = interop::open(&file).unwrap();
+    let keys = |source: &dyn TensorSource| -> Vec<String> {
+        let keys = source.tensors().keys().filter(|key| key.starts_with("optimizer/state/") && !key.ends_with("step"));
+        keys.cloned().collect()
+    };
+    assert_eq!(keys(&*written), keys(&*source));
+    for key in keys(&*source) {
+        assert!(read(&*written, &key) == read(&*source, &key), "{key}");
+    }
+    let groups = [&*written, &*source].map(|source| source.values()["optimizer/param_groups"][0].clone());
+    assert_eq!(groups[0]["params"], groups[1]["params"]);
+    assert_eq!(groups[0]["betas"], groups[1]["betas"]);
+    // And back.
+    let back = pytorch::optimizer_state(&*written, "optimizer", &options).unwrap();
+    assert_same_tensors(&file, &state, &back);
+    assert_eq!(state.values(), back.values());
+    let too_few = pytorch::SaveOptions::default().optimizer("optimizer", [order[1..15].to_vec(), order[15..].to_vec()]);
+    let error = pytorch::save(&state, &file, &too_few).unwrap_err().to_string();
+    assert!(error.contains(&order[0]), "{error}");
+}
+
+/// A program that reads what was written, with torch's own readers, and writes what it found, a file in a line.
+const READER: &str = r#"
+import sys, json, hashlib, torch
+def leaf(value):
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().contiguous().reshape(-1)
+        raw = b"" if flat.numel() == 0 else bytes(flat.view(torch.uint8).numpy())
+        return {"tensor": [str(value.dtype)[6:], list(value.shape), hashlib.sha256(raw).hexdigest()]}
+    return {"value": value}
+def walk(value, path, found):
+    if isinstance(value, dict) and value:
+        for key, inner in value.items(): walk(inner, path + [str(key)], found)
+    else:
+        found["/".join(path)] = leaf(value)
+for path in sys.argv[1:]:
+    for mmap in (False, True):
+        found = {}
+        walk(torch.load(path, weights_only=True, mmap=mmap), [], found)
+        print(json.dumps(found))
+"#;
+
+/// Runs `program` with a Python that has `module`: the one that `TCH_CHECKPOINT_PYTHON` names, or `python3`.
+fn python(module: &str, program: &str, arguments: &[&str]) -> Option<String> {
+    let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".to_string());
+    let run = |arguments: &[&str]| std::process::Command::new(&python).args(arguments).output();
+    if !run(&["-c", &format!("import {module}")]).is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: {python} has no {module}");
+        return None;
+    }
+    let output = run(&[&["-c", program], arguments].concat()).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// The entries of dictionaries in dictionaries.
+fn flatten(path: String, value: &Value, found: &mut BTreeMap<String, Value>) {
+    match value.as_object().filter(|entries| !entries.is_empty()) {
+        Some(entries) => entries.iter().for_each(|(key, value)| flatten(format!("{path}/{key}"), value, found)),
+        None => drop(found.insert(path, value.clone())),
+    }
+}
+
+#[test]
+fn torch_reads_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let names =
+        ["seq2seq.pt", "dtypes_zip.pt", "checkpoint_objects.pth", "views_zip.pt", "dtypes.ot", "sharded", "two_ranks"];
+    let mut sources = readable();
+    sources.retain(|(path, _)| names.contains(&path.file_name().unwrap().to_str().unwrap()));
+    let mut files = Vec::new();
+    for (i, (_, source)) in sources.iter().enumerate() {
+        let file = folder.path().join(format!("{i}.pt"));
+        pytorch::save(&**source, &file, &pytorch::SaveOptions::default()).unwrap();
+        files.push(file.to_str().unwrap().to_string());
+    }
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    let Some(output) = python("torch", READER, &files) else { return };
+    let lines: Vec<Map<String, Value>> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2 * sources.len());
+    for (i, found) in lines.iter().enumerate() {
+        let (path, source) = &sources[i / 2];
+        let mut values = BTreeMap::new();
+        source.values().iter().for_each(|(key, value)| flatten(plain(key), value, &mut values));
+        assert_eq!(found.len(), source.tensors().len() + values.len(), "{}", path.display());
+        for (key, spec) in source.tensors() {
+            let tensor = &found[&plain(key)]["tensor"];
+            assert_eq!(dtype(tensor[0].as_str().unwrap()), Some(spec.dtype), "{key}");
+            assert_eq!(tensor[1], json!(spec.shape), "{key}");
+            assert_eq!(tensor[2], sha256(&read(&**source, key)), "{}: {key}", path.display());
+        }
+        for (key, value) in values {
+            assert_eq!(found[&key]["value"], value, "{key}");
+        }
+    }
+    println!("torch reads {} files as they were written", sources.len());
+}
+
+#[test]
+fn an_optimizer_of_torch_takes_what_is_written() {
+    let (source, order) = training();
+    let options = pytorch::OptimizerOptions::in_order(order.clone()).algorithm("Adam");
+    let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("optimizer.pt");
+    let save = pytorch::SaveOptions::default()
+        .only("optimizer")
+        .optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
+    pytorch::save(&state, &file, &save).unwrap();
+    let shapes: Vec<_> = order.iter().map(|name| json!(source.tensors()[&format!("model/{name}")].shape)).collect();
+    let program = "import sys, json, torch\n\
+        params = [torch.nn.Parameter(torch.zeros(shape)) for shape in json.loads(sys.argv[2])]\n\
+        optimizer = torch.optim.Adam([{'params': params[:15]}, {'params': params[15:]}])\n\
+        optimizer.load_state_dict(torch.load(sys.argv[1], weights_only=True))\n\
+        for p in params: p.grad = torch.ones_like(p)\n\
+        optimizer.step()\n\
+        print(int(optimizer.state[params[0]]['step']))";
+    let Some(steps) = python("torch", program, &[file.to_str().unwrap(), &Value::from(shapes).to_string()]) else {
+        return;
+    };
+    let before = state.values()["optimizer/steps"].as_u64().unwrap();
+    assert_eq!(steps.trim().parse::<u64>().unwrap(), before + 1);
 }

@@ -1,4 +1,4 @@
-//! A file that appears under its name only when all of it is on disk.
+//! Files and directories that appear under their name only when all of them is on disk.
 
 use super::zip::Sink;
 use crate::error::{Error, Result};
@@ -30,14 +30,89 @@ impl DurableFile {
         self.file.write_all_at(bytes, offset).map_err(|e| Error::io("write", &self.temporary, e))
     }
 
+    /// Makes the content durable, for a file in a [`DurableDirectory`].
+    pub(crate) fn sync(mut self) -> Result<()> {
+        self.is_done = true;
+        self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
+    }
+
     /// Makes the content durable, gives the file its name in one step, in place of what had it, and makes that durable.
     pub(crate) fn publish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::io("rename", &self.temporary, e))?;
         self.is_done = true;
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let synced = File::open(parent).and_then(|parent| parent.sync_all());
-        synced.map_err(|e| Error::io("sync", parent, e))
+        sync_directory(parent_of(&self.path))
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(|e| Error::io("sync", path, e))
+}
+
+/// A new directory being filled beside its place.
+#[derive(Debug)]
+pub(crate) struct DurableDirectory {
+    path: PathBuf,
+    temporary: PathBuf,
+    is_done: bool,
+}
+
+impl DurableDirectory {
+    /// Begins a directory that will be `path`, where nothing is.
+    pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
+        let name =
+            path.file_name().ok_or_else(|| Error::Usage(format!("{} is no name of a directory", path.display())))?;
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(already_there(path));
+        }
+        let parent = parent_of(path);
+        fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+        let temporary = path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), nonce()));
+        fs::create_dir(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
+        Ok(DurableDirectory { path: path.to_path_buf(), temporary, is_done: false })
+    }
+
+    /// Begins a file in it; to be ended by [`DurableFile::sync`].
+    pub(crate) fn file(&self, name: &str) -> Result<DurableFile> {
+        let path = self.temporary.join(name);
+        let file =
+            File::options().write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
+        Ok(DurableFile { path: path.clone(), temporary: path, file, is_done: false })
+    }
+
+    /// Makes it durable and gives it its name in one step, unless something has that by now.
+    pub(crate) fn publish(mut self) -> Result<()> {
+        sync_directory(&self.temporary)?;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        let renamed = rustix::fs::renameat_with(rustix::fs::CWD, &self.temporary, rustix::fs::CWD, &self.path, flags);
+        let renamed = match renamed.map_err(std::io::Error::from) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(already_there(&self.path)),
+            // A file system without that flag: a plain rename replaces nothing but an empty directory.
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+                fs::rename(&self.temporary, &self.path)
+            }
+            result => result,
+        };
+        renamed.map_err(|e| Error::io("rename", &self.temporary, e))?;
+        self.is_done = true;
+        sync_directory(parent_of(&self.path))
+    }
+}
+
+fn already_there(path: &Path) -> Error {
+    let hint = "write into a new directory, or remove this one before".to_string();
+    Error::AlreadyExists { path: path.to_path_buf(), hint }
+}
+
+impl Drop for DurableDirectory {
+    fn drop(&mut self) {
+        if !self.is_done {
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub(crate) struct Foreign {
     path: PathBuf,
     specs: BTreeMap<String, TensorSpec>,
     stored: BTreeMap<String, Stored>,
+    /// Keys in the order of the file.
+    order: Vec<String>,
     /// Keys that are the same elements as another, which comes first in order.
     aliases: BTreeMap<String, String>,
     values: BTreeMap<String, Value>,
@@ -31,6 +33,8 @@ pub(crate) struct Foreign {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub stored: BTreeMap<String, Stored>,
+    /// Keys of tensors in the order of the file; those that are not in it come last.
+    pub order: Vec<String>,
     pub values: BTreeMap<String, Value>,
     pub unreadable: BTreeMap<String, String>,
     pub checks: Vec<Arc<Blob>>,
@@ -40,7 +44,11 @@ pub(crate) struct Found {
 
 impl Foreign {
     pub(crate) fn new(format: &'static str, path: &Path, found: Found, options: &ReadOptions) -> Result<Foreign> {
-        let Found { stored, values, unreadable, checks, file_bytes } = found;
+        let Found { stored, mut order, values, unreadable, checks, file_bytes } = found;
+        order.retain(|key| stored.contains_key(key));
+        let known: BTreeSet<&String> = order.iter().collect();
+        let others: Vec<String> = stored.keys().filter(|key| !known.contains(key)).cloned().collect();
+        order.extend(others);
         let mut first = BTreeMap::new();
         let mut aliases = BTreeMap::new();
         let (mut bytes, mut inflated) = (0u64, 0u64);
@@ -64,13 +72,13 @@ impl Foreign {
             .map_err(|reason| Error::Unsupported { path: path.to_path_buf(), reason })?;
         let specs = stored.iter().map(|(key, tensor)| (key.clone(), tensor.spec.clone())).collect();
         let path = path.to_path_buf();
-        Ok(Foreign { format, path, specs, stored, aliases, values, unreadable, checks })
+        Ok(Foreign { format, path, specs, stored, order, aliases, values, unreadable, checks })
     }
 
     /// What was found, without the bytes of the file.
     pub(crate) fn into_found(self) -> Found {
-        let Foreign { stored, values, unreadable, checks, .. } = self;
-        Found { stored, values, unreadable, checks, file_bytes: 0 }
+        let Foreign { stored, order, values, unreadable, checks, .. } = self;
+        Found { stored, order, values, unreadable, checks, file_bytes: 0 }
     }
 
     fn get(&self, key: &str) -> Result<&Stored> {
@@ -95,6 +103,10 @@ impl TensorSource for Foreign {
 
     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
         &self.specs
+    }
+
+    fn order(&self) -> Vec<&str> {
+        self.order.iter().map(String::as_str).collect()
     }
 
     fn values(&self) -> &BTreeMap<String, Value> {

@@ -25,6 +25,8 @@ mod ours;
 pub mod pytorch;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 mod slot;
+#[cfg(feature = "pytorch")]
+mod stream;
 #[cfg(feature = "tensorflow")]
 pub mod tensorflow;
 #[cfg(feature = "pytorch")]
@@ -34,9 +36,12 @@ mod zip;
 
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 pub use slot::Slot;
+#[cfg(feature = "pytorch")]
+use stream::{for_each_chunk, verify_before_streaming};
 
 use crate::error::Result;
 use crate::source::TensorSource;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// How much a file may ask for, and what to do with what this crate does not know.
@@ -123,4 +128,14 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>> {
 /// As for [`open`].
 pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     detect::open(path.as_ref(), options)
+}
+
+/// What a file that was written holds, and what not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Written {
+    /// Names of tensors that are in it.
+    pub tensors: usize,
+    /// What the format cannot hold, or the source could not give: the reason, by key.
+    pub left_out: BTreeMap<String, String>,
 }

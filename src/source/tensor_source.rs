@@ -35,8 +35,38 @@ pub trait TensorSource: Debug + Send + Sync {
     /// Dtype and shape of every tensor, by key.
     fn tensors(&self) -> &BTreeMap<String, TensorSpec>;
 
+    /// The keys of the tensors in the order of the file, where that has one; else in the order of their text. PyTorch
+    /// numbers parameters in that order.
+    fn order(&self) -> Vec<&str> {
+        self.tensors().keys().map(String::as_str).collect()
+    }
+
     /// Values that are no tensors, by key, as JSON.
     fn values(&self) -> &BTreeMap<String, Value>;
+
+    /// The value `key`: the one of that key, or an object of all that are under it, where nothing else is. Formats that
+    /// have trees of their own do not tell an object from a branch.
+    fn value(&self, key: &str) -> Option<Value> {
+        if let Some(value) = self.values().get(key) {
+            return Some(value.clone());
+        }
+        let prefix = format!("{key}/");
+        let has_tensors =
+            self.tensors().range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix));
+        let inside = self.values().range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        let mut object = serde_json::Map::new();
+        for (full, value) in inside.filter(|_| !has_tensors) {
+            let mut path = crate::name::path(&full[prefix.len()..])?;
+            let last = path.pop()?;
+            let mut at = &mut object;
+            for part in path {
+                let branch = at.entry(part).or_insert_with(|| Value::Object(serde_json::Map::new()));
+                at = branch.as_object_mut()?;
+            }
+            at.insert(last, value.clone());
+        }
+        (!object.is_empty()).then_some(Value::Object(object))
+    }
 
     /// What the source holds and this crate cannot: the reason, by key. Such an entry is in none of the other maps.
     fn unreadable(&self) -> &BTreeMap<String, String>;

@@ -7,6 +7,8 @@ mod check;
 mod crash;
 mod damage;
 mod faults;
+#[cfg(feature = "pytorch")]
+pub mod foreign;
 pub mod hostile;
 mod kills;
 mod loops;

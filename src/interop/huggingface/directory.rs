@@ -147,6 +147,7 @@ pub(super) fn open_index(directory: &Path, path: &Path, options: &ReadOptions) -
         let metadata = |key: &String| key.starts_with("__metadata__/");
         found.values.extend(own.values.into_iter().filter(|(key, _)| !metadata(key)));
         found.unreadable.extend(own.unreadable);
+        found.order.extend(own.order);
         for (key, tensor) in own.stored {
             let name = name::path(&key).unwrap_or_default().join("/");
             if let Some(other) = homes.insert(key.clone(), file) {

@@ -4,6 +4,9 @@
 
 mod directory;
 mod safetensors;
+mod write;
+
+pub use write::{SaveOptions, save};
 
 use super::ReadOptions;
 use super::detect::Probe;

@@ -46,10 +46,14 @@ fn open_archive(archive: Archive, options: &ReadOptions) -> Result<Foreign> {
         return Err(input.unsupported("it is a zip archive, but not one of NumPy"));
     }
     let mut found = Found { file_bytes: input.len(), ..Found::default() };
-    for (record, blob) in archive.records() {
+    for record in archive.order() {
+        let Some(blob) = archive.get(record) else { continue };
         let key = name::key([record.strip_suffix(EXTENSION).unwrap_or(record)]);
         match array(blob)? {
-            Ok(stored) => drop(found.stored.insert(key, stored)),
+            Ok(stored) => {
+                found.order.push(key.clone());
+                found.stored.insert(key, stored);
+            }
             Err(reason) => drop(found.unreadable.insert(key, reason)),
         }
     }

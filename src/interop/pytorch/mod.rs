@@ -9,12 +9,14 @@ mod bind;
 mod distributed;
 mod legacy;
 mod numpy;
+mod optimizer;
 pub(crate) mod pickle;
 mod rebuild;
 mod rules;
 mod tar;
 mod tree;
 mod types;
+mod write;
 
 use super::ReadOptions;
 use super::detect::Probe;
@@ -26,7 +28,9 @@ use pickle::{Arena, Id, PickleError};
 use std::path::Path;
 use tree::{Problem, Style};
 
+pub use optimizer::{OptimizerOptions, OptimizerState, optimizer_state};
 pub(crate) use types::TorchType;
+pub use write::{SaveOptions, save};
 
 /// The type of a numpy descriptor such as `<f4`, and whether it is big-endian.
 pub(crate) fn numpy_type(descr: &str) -> Option<(TorchType, bool)> {
@@ -92,6 +96,31 @@ pub(crate) fn open_input(input: Input, options: &ReadOptions) -> Result<Foreign>
         Some(Kind::Tar) => tar::open(input, options),
         None => Err(input.unsupported("it is no file of PyTorch")),
     }
+}
+
+/// Opens bytes in memory, as a file.
+#[cfg(any(test, feature = "torture"))]
+pub(crate) fn open_bytes(bytes: Vec<u8>, options: &ReadOptions) -> Result<Foreign> {
+    open_input(Input::memory(Path::new("bytes"), bytes), options)
+}
+
+/// An archive with these records.
+#[cfg(any(test, feature = "torture"))]
+pub(crate) fn archive_of(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut zip = super::zip::ZipWriter::new(&mut bytes, 1);
+    records.iter().try_for_each(|(name, record)| zip.record(name, record))?;
+    zip.finish()?;
+    Ok(bytes)
+}
+
+/// The pickle of an archive.
+#[cfg(test)]
+pub(crate) fn pickle_of(path: &Path) -> Result<Vec<u8>> {
+    let input = Input::open(path)?;
+    let archive = super::zip::Archive::open(input.clone())?;
+    let pickle = archive.records().iter().find(|(name, _)| name.ends_with("/data.pkl"));
+    pickle.ok_or_else(|| input.unsupported("no pickle"))?.1.read_vec(1 << 20)
 }
 
 /// A refusal of the unpickler, with the file and the part of it.

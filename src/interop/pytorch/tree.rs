@@ -241,7 +241,10 @@ impl Walk<'_> {
         }
         let key = self.key(path)?;
         match self.binder.bind(self.arena, id)? {
-            Ok(stored) => drop(self.found.stored.insert(key, stored)),
+            Ok(stored) => {
+                self.found.order.push(key.clone());
+                self.found.stored.insert(key, stored);
+            }
             Err(reason) => drop(self.found.unreadable.insert(key, reason)),
         }
         Ok(())

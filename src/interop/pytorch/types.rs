@@ -124,6 +124,31 @@ impl StorageType {
     }
 }
 
+/// The torch type of a dtype, and the class of its storage, where there is one. The others are in untyped storages.
+pub(crate) fn torch_class(dtype: Dtype) -> (TorchType, Option<&'static str>) {
+    match dtype {
+        Dtype::Bool => (TorchType::Bool, Some("BoolStorage")),
+        Dtype::U8 => (TorchType::U8, Some("ByteStorage")),
+        Dtype::I8 => (TorchType::I8, Some("CharStorage")),
+        Dtype::I16 => (TorchType::I16, Some("ShortStorage")),
+        Dtype::I32 => (TorchType::I32, Some("IntStorage")),
+        Dtype::I64 => (TorchType::I64, Some("LongStorage")),
+        Dtype::F16 => (TorchType::F16, Some("HalfStorage")),
+        Dtype::BF16 => (TorchType::BF16, Some("BFloat16Storage")),
+        Dtype::F32 => (TorchType::F32, Some("FloatStorage")),
+        Dtype::F64 => (TorchType::F64, Some("DoubleStorage")),
+        Dtype::C64 => (TorchType::C64, Some("ComplexFloatStorage")),
+        Dtype::U16 => (TorchType::U16, None),
+        Dtype::U32 => (TorchType::U32, None),
+        Dtype::U64 => (TorchType::U64, None),
+        Dtype::F8E4m3 => (TorchType::F8E4m3, None),
+        Dtype::F8E5m2 => (TorchType::F8E5m2, None),
+        Dtype::F8E4m3fnuz => (TorchType::F8E4m3fnuz, None),
+        Dtype::F8E5m2fnuz => (TorchType::F8E5m2fnuz, None),
+        Dtype::F8E8m0 => (TorchType::F8E8m0, None),
+    }
+}
+
 impl NumpyDtype {
     /// From a descriptor such as `f4`, or `<f4` with the order of bytes.
     pub(crate) fn parse(text: &str) -> Option<NumpyDtype> {

@@ -79,11 +79,6 @@ impl Archive {
     pub(crate) fn order(&self) -> &[String] {
         &self.order
     }
-
-    /// Checks every record that has a checksum.
-    pub(crate) fn verify(&self) -> Result<()> {
-        self.records.values().try_for_each(|record| record.verify_again())
-    }
 }
 
 fn refuse(input: &Input, entry: &Entry, reason: &str) -> crate::error::Error {
