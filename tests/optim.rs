@@ -741,6 +741,21 @@ mod saved {
     }
 
     #[test]
+    fn gradients_that_another_optimizer_has_used_are_used() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let adam = optim::Adam::default().build(&vs, 0.1)?;
+        let mut sgd = optim::Sgd::default().build(&vs, 1e-3)?;
+        let mut manager = manager(&vs, &adam, dir.path(), 1);
+        for step in 1..=3 {
+            sgd.backward_step(&sum(&[&a, &b]));
+            let path = manager.save_if_due(step)?.ok_or("it waits")?;
+            assert!(CheckpointReader::open(&path)?.manifest().tensors.keys().all(|key| !key.ends_with("/grad")));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn gradients_that_are_never_used_do_not_end_saving() -> Outcome {
         // A generator's loss leaves gradients in the discriminator.
         let dir = tempfile::tempdir()?;

@@ -579,7 +579,7 @@ void check(const Update &u) {
   require(at::has_internal_overlap(u.param) != at::MemOverlap::Yes,
           "several of its elements are the same memory; train the tensor it was expanded from");
   require(u.grad.sizes() == u.param.sizes() && u.grad.device() == u.param.device() &&
-              u.grad.scalar_type() == u.param.scalar_type(),
+              u.grad.is_complex() == u.param.is_complex(),
           "its gradient has another shape, type or device; call `zero_grad` after changing a variable");
   require(!(u.param.is_inference() && !c10::InferenceMode::is_enabled()),
           "it was created in inference mode, and can only be changed there");

@@ -499,19 +499,11 @@ impl Drop for UsedGradient {
     }
 }
 
-/// Notes that the gradients of these parameters were used.
-pub(crate) fn note_gradients<'a>(
-    parameters: impl Iterator<Item = (&'a Tensor, &'a mut UsedGradient)>,
-) -> Result<(), String> {
-    let (tensors, used): (Vec<_>, Vec<_>) = parameters.unzip();
-    let params = pointers(&tensors);
-    let mut pointers: Vec<*mut c_void> = used.iter().map(|used| used.0).collect();
-    // SAFETY: the tensors live, and the lists are of the same length.
-    let noted = check(unsafe { tcp_note_gradients(params.as_ptr(), params.len(), pointers.as_mut_ptr()) });
-    for (used, pointer) in used.into_iter().zip(pointers) {
-        used.0 = pointer;
-    }
-    noted
+/// Notes that the gradient of a parameter was used.
+pub(crate) fn note_gradient(parameter: &Tensor, used: &mut UsedGradient) -> Result<(), String> {
+    let parameter = parameter.as_ptr();
+    // SAFETY: the tensor lives, and both lists are of one element.
+    check(unsafe { tcp_note_gradients(&parameter, 1, &mut used.0) })
 }
 
 /// Whether a parameter has a gradient that no step has used.

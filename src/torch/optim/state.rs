@@ -42,14 +42,37 @@ pub(super) struct Parameter {
     pub tensor: Tensor,
     pub group: usize,
     pub slots: Slots,
-    /// The gradient of its last step.
-    pub used: UsedGradient,
+    /// The gradient of its last step, by whichever optimizer.
+    used: Arc<Mutex<UsedGradient>>,
+}
+
+/// What the optimizers that step a variable share: a gradient that one of them has used is used.
+static USED: Mutex<BTreeMap<usize, Weak<Mutex<UsedGradient>>>> = Mutex::new(BTreeMap::new());
+
+/// The entry of a variable, which the caller keeps alive.
+fn used_gradient(object: usize) -> Arc<Mutex<UsedGradient>> {
+    let mut all = USED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(used) = all.get(&object).and_then(Weak::upgrade) {
+        return used;
+    }
+    let used = Arc::new(Mutex::new(UsedGradient::none()));
+    all.insert(object, Arc::downgrade(&used));
+    used
+}
+
+/// Forgets the variables that no optimizer has any more.
+fn forget_used_gradients() {
+    USED.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, used| used.strong_count() > 0);
 }
 
 impl Parameter {
     /// Whether a step would use the gradient for the first time.
     pub(super) fn has_unused_gradient(&self) -> bool {
-        shim::has_unused_gradient(&self.tensor, &self.used)
+        shim::has_unused_gradient(&self.tensor, &self.used())
+    }
+
+    fn used(&self) -> MutexGuard<'_, UsedGradient> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there is anything of it to save.
@@ -82,7 +105,7 @@ impl Parameter {
         if let Err(reason) = shim::set_gradient(&self.tensor, gradient) {
             log::error!("a gradient could not be restored: {reason}");
         }
-        self.used = UsedGradient::none();
+        *self.used() = UsedGradient::none();
     }
 }
 
@@ -173,6 +196,7 @@ impl State {
                 _ => Ok(reliable),
             }
         };
+        forget_used_gradients();
         let mut objects = HashSet::new();
         for parameter in &mut self.parameters {
             parameter.names = names_of(parameter.object);
@@ -192,7 +216,7 @@ impl State {
                 self.groups.push(self.defaults);
             }
             let tensor = variable.tensor.shallow_clone();
-            let (group, slots, used) = (variable.group, Slots::default(), UsedGradient::none());
+            let (group, slots, used) = (variable.group, Slots::default(), used_gradient(object));
             let mut parameter = Parameter { names, object, tensor, group, slots, used };
             // Backward passes since it was made have added to what was saved.
             let own = parameter.has_unused_gradient().then(|| shim::gradient(&parameter.tensor).map_err(failed));
@@ -283,8 +307,9 @@ impl State {
             Error::object(name.map_or("optimizer", String::as_str), failure.reason)
         })?;
         self.steps += 1;
-        let parameters = self.parameters.iter_mut().map(|parameter| (&parameter.tensor, &mut parameter.used));
-        shim::note_gradients(parameters).map_err(|reason| Error::object("optimizer", reason))
+        let mut noted =
+            self.parameters.iter().map(|parameter| shim::note_gradient(&parameter.tensor, &mut parameter.used()));
+        noted.try_for_each(|noted| noted.map_err(|reason| Error::object("optimizer", reason)))
     }
 
     /// The variables with a gradient other than zero that no step has used: how many, and the first.

@@ -528,7 +528,7 @@ fn state_without_a_name_to_rely_on_is_not_saved() {
     let mut optimizer = Adam::default().build(&vs, 0.1).unwrap();
     variables[1].sum(Kind::Float).backward();
     optimizer.step();
-    assert!(try_save(&optimizer).unwrap_err().contains("\"w\" was created twice"));
+    assert!(try_save(&optimizer).unwrap_err().contains("may have been created as \"w\""));
 
     let vs = VarStore::new(Device::Cpu);
     let stray = vs.root().zeros("w", &[2]);
@@ -550,5 +550,8 @@ fn a_variable_under_two_names_is_stepped_once() {
     assert_eq!(w.double_value(&[0]), -1.0);
     optimizer.set_momentum(0.9);
     optimizer.backward_step(&w.sum(Kind::Float));
-    assert_eq!(save(&optimizer).tensors.keys().collect::<Vec<_>>(), ["o/state/a/momentum_buffer"]);
+    assert_eq!(
+        save(&optimizer).tensors.keys().collect::<Vec<_>>(),
+        ["o/state/a/momentum_buffer", "o/state/z/momentum_buffer"]
+    );
 }
