@@ -1,0 +1,602 @@
+//! What is there counts: numbers, going back, marks, other runs and other programs in the directory of a manager.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
+    latest_checkpoint, list_checkpoints,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A run: a counter and a tensor that depends on it.
+struct Run {
+    step: Counter,
+    weights: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { step: Counter::new(0), weights: Memory::seeded(100, 0) }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+    }
+
+    fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
+        CheckpointManager::builder(self.checkpoint(), dir)
+    }
+
+    fn open(&self, dir: &Path) -> CheckpointManager {
+        self.builder(dir).open().unwrap()
+    }
+
+    fn set(&self, step: i64) {
+        self.step.set(step);
+        *self.weights.bytes() = Memory::seeded(100, step as u64).bytes().clone();
+    }
+
+    /// Restores the newest, or begins, and saves these steps.
+    fn save(&self, manager: &mut CheckpointManager, steps: &[i64]) -> Outcome {
+        for &step in steps {
+            self.set(step);
+            manager.save_at(step)?;
+        }
+        Ok(())
+    }
+}
+
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+fn in_dir(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.starts_with(prefix));
+    names.sort();
+    names
+}
+
+fn step_in(path: &Path) -> i64 {
+    let step = Counter::new(-1);
+    let mut checkpoint = Checkpoint::new().track("step", &step).unwrap();
+    checkpoint.restore(path).unwrap().expect_partial();
+    step.get()
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn whatever_has_a_number_its_number_is_taken() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    assert_eq!(names(&[manager.save()?]), ["ckpt-1"]);
+    fs::write(dir.path().join("ckpt-2"), "a file")?;
+    assert_eq!(names(&[manager.save()?]), ["ckpt-3"]);
+    std::os::unix::fs::symlink("/nowhere", dir.path().join("ckpt-7"))?;
+    fs::create_dir(dir.path().join("ckpt-4"))?;
+    assert_eq!(names(&[manager.save()?]), ["ckpt-8"]);
+    // Of one that is asked for it is said before a byte is written.
+    let error = manager.save_at(7).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    assert_eq!((manager.checkpoint().save_counter(), in_dir(dir.path(), ".tmp").len()), (8, 0));
+    fs::create_dir(dir.path().join(format!("ckpt-{}", i64::MAX)))?;
+    fs::create_dir(dir.path().join("ckpt-9"))?;
+    let error = manager.save().unwrap_err();
+    assert!(matches!(&error, Error::Usage(text) if text.contains("highest number")), "{error}");
+    Ok(())
+}
+
+#[test]
+fn going_back_supersedes_what_came_later_until_enough_newer_ones_are_there() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    run.save(&mut manager, &[10, 20, 30, 40])?;
+    drop(manager);
+
+    // To look at an older one changes nothing.
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    manager.restore(dir.path().join("ckpt-10"))?;
+    manager.close()?;
+    assert_eq!(names(&checkpoints(dir.path())?), ["ckpt-10", "ckpt-20", "ckpt-30", "ckpt-40"]);
+
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    manager.restore(dir.path().join("ckpt-10"))?;
+    run.set(20);
+    run.step.set(21);
+    assert!(manager.save_if_due(20)?.is_some());
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-10", "ckpt-20"]);
+    let listing = list_checkpoints(dir.path())?;
+    assert_eq!(listing.superseded.len(), 3, "{listing:?}");
+    assert!(listing.superseded.iter().all(|path| CheckpointReader::open(path).unwrap().verify().is_intact()));
+    manager.close()?;
+
+    // The next process goes on from there, and not from the abandoned ones.
+    let next = Run::new();
+    let mut manager = next.builder(dir.path()).max_to_keep(4).open()?;
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(20));
+    assert_eq!(next.step.get(), 21);
+    next.save(&mut manager, &[30, 40])?;
+    assert_eq!(list_checkpoints(dir.path())?.superseded.len(), 3, "three newer ones are complete, four are kept");
+    next.save(&mut manager, &[50])?;
+    assert_eq!(list_checkpoints(dir.path())?.superseded.len(), 0);
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-20", "ckpt-30", "ckpt-40", "ckpt-50"]);
+    Ok(())
+}
+
+#[test]
+fn one_can_go_back_to_what_was_superseded() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, &[2])?;
+    let third = in_dir(dir.path(), "superseded-ckpt-3-").remove(0);
+    manager.restore(dir.path().join(third))?;
+    assert_eq!(run.step.get(), 3);
+    run.save(&mut manager, &[4])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-4"]);
+    manager.close()?;
+    let mut manager = run.open(dir.path());
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(4));
+    Ok(())
+}
+
+#[test]
+fn a_failed_save_supersedes_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    fs::write(dir.path().join("ckpt-5"), "in the way")?;
+    assert!(manager.save_at(5).is_err());
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2", "ckpt-3"]);
+    assert_eq!(names(&checkpoints(dir.path())?), ["ckpt-1", "ckpt-2", "ckpt-3"]);
+    Ok(())
+}
+
+#[test]
+fn a_new_run_beside_a_finished_one_is_asked_for() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1, 2])?;
+    let mut manager = run.open(dir.path());
+    for error in [manager.save_at(3).unwrap_err(), manager.save().unwrap_err(), manager.save_if_due(9).unwrap_err()] {
+        assert!(error.to_string().contains("fresh_start"), "{error}");
+    }
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2"]);
+    drop(manager);
+    // A checkpoint that was restored by itself is a restore too.
+    let mut checkpoint = run.checkpoint();
+    checkpoint.restore(latest_checkpoint(dir.path())?.unwrap())?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).open()?;
+    run.save(&mut manager, &[3])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2", "ckpt-3"]);
+    manager.close()?;
+    // One of another directory is none.
+    let other = tempfile::tempdir()?;
+    run.save(&mut run.open(other.path()), &[7])?;
+    let mut manager = run.open(dir.path());
+    manager.restore(other.path().join("ckpt-7"))?;
+    assert!(matches!(manager.save_at(8), Err(Error::AlreadyExists { .. })));
+    Ok(())
+}
+
+#[test]
+fn directories_of_other_programs_are_left_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    fs::create_dir(dir.path().join("checkpoint-500"))?;
+    fs::write(dir.path().join("checkpoint-500/trainer_state.json"), "{}")?;
+    fs::create_dir(dir.path().join("lost+found"))?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).checkpoint_name("checkpoint").open()?;
+    let started = manager.restore_or_initialize()?;
+    assert!(started.restored.is_none() && started.passed_over.is_empty(), "{started:?}");
+    run.save(&mut manager, &[1, 2])?;
+    manager.close()?;
+    let listing = list_checkpoints(dir.path())?;
+    assert!(listing.damaged.is_empty() && listing.checkpoints.len() == 2, "{listing:?}");
+    assert_eq!(in_dir(dir.path(), "checkpoint-"), ["checkpoint-1", "checkpoint-2", "checkpoint-500"]);
+    Ok(())
+}
+
+#[test]
+fn a_step_that_goes_back_is_due_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).save_every(100).open()?;
+    run.save(&mut manager, &[1000])?;
+    let mut saved = Vec::new();
+    for step in 1..=1000 {
+        run.set(step);
+        run.step.set(-step);
+        saved.extend(manager.save_if_due(step)?);
+    }
+    assert_eq!(names(&saved)[..2], ["ckpt-1", "ckpt-101"]);
+    assert_eq!(saved.len(), 10);
+    run.set(1000);
+    run.step.set(-1000);
+    manager.save_at(1000)?;
+    assert_eq!(step_in(&dir.path().join("ckpt-1000")), -1000, "and not that of the first phase");
+    Ok(())
+}
+
+#[test]
+fn the_same_step_again_adds_metrics_or_saves_anew() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.set(1);
+    manager.save_with_metrics(1, [("loss", 0.5)])?;
+    run.set(2);
+    manager.save_if_due(2)?;
+    let sequence = |path: &Path| CheckpointReader::open(path).unwrap().manifest().sequence;
+    let before = sequence(&dir.path().join("ckpt-2"));
+    assert_eq!(manager.save_if_due(2)?, None);
+    let metrics = [("accuracy", 0.75), ("loss", f64::NAN), ("a/b \u{fc}", f64::INFINITY)];
+    assert_eq!(manager.save_with_metrics(2, metrics)?, dir.path().join("ckpt-2"));
+    assert_eq!(sequence(&dir.path().join("ckpt-2")), before, "nothing was written but the metrics");
+    manager.save_with_metrics(2, [("accuracy", 0.8)])?;
+    manager.close()?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let listed = list_checkpoints(dir.path())?.checkpoints.pop().unwrap();
+    assert_eq!(listed.entry.metrics.len(), 3);
+    assert_eq!((listed.entry.metrics["accuracy"], listed.entry.metrics["a/b \u{fc}"]), (0.8, f64::INFINITY));
+    assert!(listed.entry.metrics["loss"].is_nan());
+    let verified = tch_checkpoint::verify_checkpoint(&listed.path);
+    assert!(verified.is_intact() && verified.unexpected.is_empty(), "marks are no strangers");
+
+    // A state that has changed since is saved, whether the checkpoint was saved or restored before.
+    for change in [20, 21] {
+        let mut manager = run.open(dir.path());
+        manager.restore_or_initialize()?;
+        run.step.set(change);
+        assert_eq!(manager.save_at(2)?, dir.path().join("ckpt-2"));
+        assert_eq!(step_in(&dir.path().join("ckpt-2")), change);
+        run.weights.bytes()[0] ^= 1;
+        manager.save_at(2)?;
+        assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2"]);
+        manager.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_metric_that_is_no_number_is_stored() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    manager.save_with_metrics(1, [("nan", f64::NAN), ("less", f64::NEG_INFINITY), ("one", 1.0)])?;
+    let metrics = &CheckpointReader::open(dir.path().join("ckpt-1"))?.manifest().metrics.clone();
+    assert!(metrics["nan"].is_nan() && metrics["less"] == f64::NEG_INFINITY && metrics["one"] == 1.0);
+    manager.save_at(2)?;
+    assert_eq!(names(&run_again(dir.path())?.checkpoints()), ["ckpt-1", "ckpt-2"]);
+    Ok(())
+}
+
+fn run_again(dir: &Path) -> Result<CheckpointManager, Error> {
+    // The lock is free when the other manager is gone.
+    std::thread::sleep(std::time::Duration::from_millis(1));
+    let copy = dir.with_extension("copy");
+    fs::create_dir(&copy).unwrap();
+    for name in in_dir(dir, "ckpt-") {
+        copy_dir(&dir.join(&name), &copy.join(&name));
+    }
+    Run::new().builder(&copy).open()
+}
+
+#[test]
+fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open();
+    let mut manager = open()?;
+    for step in 1..=3 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        run.save(&mut manager, &[step])?;
+    }
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    manager.close()?;
+    let mark = fs::read(dir.path().join("ckpt-1/mark-permanent.json"))?;
+    assert_eq!(Mark::from_bytes(&mark)?.kind, MarkKind::Permanent);
+
+    // A manager of another name, a lost index, and a save without a manager in between.
+    let mut other = run.builder(dir.path()).checkpoint_name("best").open()?;
+    run.save(&mut other, &[1])?;
+    other.close()?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    run.checkpoint().save(dir.path().join("alone"))?;
+    // And then one that keeps nothing for good.
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[4, 5])?;
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5"]);
+
+    // A mark that cannot be read says nobody knows what: it stays.
+    fs::write(dir.path().join("ckpt-5/mark-of-the-future.json"), "?")?;
+    run.save(&mut manager, &[6, 7])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5", "ckpt-7"]);
+
+    // What its user removes is gone, and rotation goes on.
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    fs::remove_dir_all(dir.path().join("ckpt-5"))?;
+    run.save(&mut manager, &[8, 9])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-2", "ckpt-9"]);
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-2"]);
+    Ok(())
+}
+
+#[test]
+fn what_only_an_old_index_knows_is_written_into_the_checkpoints() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).open()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.close()?;
+    let index = dir.path().join("checkpoint.json");
+    let mut hints = Index::from_bytes(&fs::read(&index)?)?;
+    hints.checkpoints[0].preserved = true;
+    // And by a clock that was wrong once.
+    hints.last_preserved = Some("2100-01-01T00:00:00Z".parse()?);
+    fs::write(&index, hints.to_bytes()?)?;
+    drop(run.open(dir.path()));
+    fs::remove_file(&index)?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open()?;
+    manager.restore_or_initialize()?;
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1"]);
+    for step in 4..=6 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        run.save(&mut manager, &[step])?;
+    }
+    assert!(manager.preserved_checkpoints().len() >= 3, "{:?}", manager.preserved_checkpoints());
+    Ok(())
+}
+
+#[test]
+fn a_clock_in_the_index_that_is_ahead_ends_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1])?;
+    let index = dir.path().join("checkpoint.json");
+    let mut hints = Index::from_bytes(&fs::read(&index)?)?;
+    hints.last_preserved = Some("2100-01-01T00:00:00Z".parse()?);
+    fs::write(&index, hints.to_bytes()?)?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open()?;
+    manager.restore_or_initialize()?;
+    for step in 2..=4 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        run.save(&mut manager, &[step])?;
+    }
+    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-2", "ckpt-3"]);
+    Ok(())
+}
+
+#[test]
+fn what_was_removed_by_hand_can_be_saved_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).open()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    for step in [3, 2] {
+        fs::remove_dir_all(dir.path().join(format!("ckpt-{step}")))?;
+        run.save(&mut manager, &[step])?;
+        assert!(dir.path().join(format!("ckpt-{step}")).exists());
+    }
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3", "ckpt-2"]);
+    run.save(&mut manager, &[4])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-2", "ckpt-3", "ckpt-4"]);
+    Ok(())
+}
+
+/// The last checkpoint of a run that saved 30 times.
+fn foreign(dir: &Path) -> PathBuf {
+    let other = Run::new();
+    let mut manager = other.builder(dir).max_to_keep(2).open().unwrap();
+    for i in 1..=30 {
+        other.set(10 * i);
+        other.step.set(-1);
+        manager.save_at(10 * i).unwrap();
+    }
+    dir.join("ckpt-300")
+}
+
+#[test]
+fn a_checkpoint_of_another_run_neither_wins_nor_costs_the_own_ones() -> Outcome {
+    for restarts in [false, true] {
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let run = Run::new();
+        let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+        for step in [1000, 2000, 3000] {
+            if restarts {
+                drop(manager);
+                manager = run.builder(dir.path()).max_to_keep(2).open()?;
+                manager.restore_or_initialize()?;
+            }
+            run.save(&mut manager, &[step])?;
+        }
+        manager.close()?;
+        copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-3000")));
+        let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+        assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3000));
+        run.save(&mut manager, &[4000, 5000])?;
+        manager.close()?;
+        assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-300", "ckpt-4000", "ckpt-5000"], "it is left alone");
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-5000")));
+    }
+    Ok(())
+}
+
+#[test]
+fn two_runs_that_nothing_decides_between_are_an_error_that_names_both() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    run.save(&mut manager, &[1000, 2000, 3000])?;
+    manager.close()?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let named = |error: Error| {
+        let text = error.to_string();
+        assert!(matches!(error, Error::Undecided { .. }), "{text}");
+        assert!(text.contains("ckpt-300 ") && text.contains("ckpt-3000 "), "{text}");
+    };
+    named(latest_checkpoint(dir.path()).unwrap_err());
+    assert_eq!(list_checkpoints(dir.path())?.checkpoints.len(), 3);
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    named(manager.restore_or_initialize().unwrap_err());
+    named(manager.save_at(1).unwrap_err());
+    // Restoring one of them decides.
+    manager.restore(dir.path().join("ckpt-3000"))?;
+    run.save(&mut manager, &[4000])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-3000", "ckpt-4000"]);
+    manager.close()?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4000")));
+    assert!(dir.path().join("ckpt-300").exists());
+    Ok(())
+}
+
+#[test]
+fn an_init_function_that_failed_is_called_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut calls = 0;
+    let init = move || {
+        calls += 1;
+        if calls == 1 { Err(Error::Usage("not yet".into())) } else { Ok(()) }
+    };
+    let mut manager = Run::new().builder(dir.path()).init(init).open()?;
+    assert!(manager.restore_or_initialize().is_err());
+    assert!(manager.restore_or_initialize()?.restored.is_none());
+    Ok(())
+}
+
+#[test]
+fn sound_checkpoints_of_another_name_are_no_fresh_start() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1])?;
+    let builder = || run.builder(dir.path()).checkpoint_name("model");
+    let error = builder().open()?.restore_or_initialize().unwrap_err().to_string();
+    assert!(error.contains("checkpoint_name(\"ckpt\")") && error.contains("fresh_start"), "{error}");
+    let mut manager = builder().fresh_start().open()?;
+    assert!(manager.restore_or_initialize()?.restored.is_none());
+    run.save(&mut manager, &[1])?;
+    manager.close()?;
+    assert!(builder().open()?.restore_or_initialize()?.restored.is_some());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_cannot_take_the_place_of_the_index() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for name in ["checkpoint.json", "manifest.json", "damaged-ckpt-1-0123456789abcdef0123456789abcdef"] {
+        assert!(matches!(Run::new().checkpoint().write(dir.path().join(name)), Err(Error::Usage(_))), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_this_version_does_not_read_leaves_the_numbering_when_an_older_one_is_restored() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1, 2, 3])?;
+    let manifest = dir.path().join("ckpt-3/manifest.json");
+    let newer = fs::read_to_string(&manifest)?.replace("\"version\":3", "\"version\":999");
+    let body = newer.rsplit_once("\"xxh3_128\"").unwrap().0;
+    fs::write(&manifest, format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes())))?;
+    assert!(matches!(latest_checkpoint(dir.path()), Err(Error::Unsupported { .. })));
+    let mut manager = run.open(dir.path());
+    let started = manager.restore_or_initialize()?;
+    assert_eq!(run.step.get(), 2);
+    assert!(started.passed_over[0].path.join("manifest.json").exists(), "{:?}", started.passed_over);
+    run.save(&mut manager, &[3, 4])?;
+    assert_eq!(in_dir(dir.path(), "passed-over-ckpt-3-").len(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_can_be_passed_over_by_name() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1, 2])?;
+    let mut manager = run.open(dir.path());
+    let aside = manager.pass_over(dir.path().join("ckpt-2"))?;
+    let started = manager.restore_or_initialize()?;
+    assert_eq!((run.step.get(), &started.passed_over[0].path), (1, &aside));
+    run.save(&mut manager, &[2])?;
+    for wrong in ["ckpt-9", "other-1", "../ckpt-1"] {
+        assert!(manager.pass_over(dir.path().join(wrong)).is_err(), "{wrong}");
+    }
+    assert!(CheckpointReader::open(aside)?.verify().is_intact());
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_is_a_link_to_nowhere_is_not_an_empty_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = dir.path().join("run");
+    std::os::unix::fs::symlink(dir.path().join("not mounted"), &run)?;
+    let error = latest_checkpoint(&run).unwrap_err().to_string();
+    assert!(error.contains("link"), "{error}");
+    assert!(Run::new().builder(&run).open().is_err());
+    assert_eq!(latest_checkpoint(dir.path().join("nothing"))?, None);
+    Ok(())
+}
+
+#[test]
+fn the_managers_own_checkpoint_can_be_saved_beside_the_others() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    run.save(&mut manager, &[1])?;
+    manager.checkpoint_mut().write(dir.path().join("best"))?;
+    run.save(&mut manager, &[2])?;
+    manager.checkpoint_mut().save(dir.path().join("other"))?;
+    run.save(&mut manager, &[3, 4])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-3", "ckpt-4"]);
+    manager.close()?;
+    let mut sequences: Vec<u64> = Vec::new();
+    for listed in list_checkpoints(dir.path())?.checkpoints {
+        sequences.push(listed.entry.sequence);
+    }
+    assert_eq!(sequences, [2, 4, 5, 6], "no sequence twice");
+    let mut manager = run.open(dir.path());
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(4));
+    Ok(())
+}
+
+#[test]
+fn each_names_the_one_it_follows() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1, 2])?;
+    let mut manager = run.open(dir.path());
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[3])?;
+    let manifest = |step: i64| -> Manifest {
+        CheckpointReader::open(dir.path().join(format!("ckpt-{step}"))).unwrap().manifest().clone()
+    };
+    assert_eq!(manifest(1).follows, None);
+    for (step, before) in [(2, 1), (3, 2)] {
+        let follows = manifest(step).follows.unwrap();
+        assert_eq!((follows.run, follows.sequence), (manifest(before).run, manifest(before).sequence));
+    }
+    Ok(())
+}
