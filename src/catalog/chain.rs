@@ -4,7 +4,7 @@
 //! the latest of the same run before it. Checkpoints that name none (those of format versions 1 and 2, and the first of
 //! a run) follow one another in the order of their sequences. Where two follow the same one, the run went back: the one
 //! that was saved later counts. What follows nothing that is here begins another tree; of several trees that counts
-//! which the index knows, and if that does not tell them apart, nothing does.
+//! which the index knows, or the predecessor of which it knows, and if that does not tell them apart, nothing does.
 
 use crate::format::Follows;
 use chrono::{DateTime, Utc};
@@ -157,26 +157,27 @@ fn own_trees(
     trees.iter().enumerate().for_each(|(at, &tree)| members[tree].push(at));
     let members = |tree: usize| members[tree].iter().copied();
     let latest = |tree: &usize| members(*tree).next_back();
-    // What is kept for good is ours, and stands alone when its neighbours are gone: it is no rival.
-    let (mut kept, mut rivals): (Vec<usize>, Vec<usize>) =
+    // What is kept for good is ours, and stands alone when its neighbours are gone: it is no rival of what is not.
+    let (kept, rivals): (Vec<usize>, Vec<usize>) =
         roots.iter().partition(|&&tree| members(tree).all(|at| sorted[at].permanent));
-    let all_kept = rivals.is_empty();
-    if all_kept {
-        rivals = std::mem::take(&mut kept);
-    }
-    rivals.sort_by_key(|tree| std::cmp::Reverse(latest(tree)));
-    let known: Vec<usize> =
-        rivals.iter().copied().filter(|&tree| members(tree).any(|at| indexed(sorted[at]))).collect();
-    if !known.is_empty() {
-        rivals = known;
-    } else if let [first, second, ..] = rivals[..]
-        && !all_kept
+    let known = |tree: &usize| members(*tree).any(|at| indexed(sorted[at]));
+    // If the index knows any: what it knows nothing of, nor of what that follows, was not saved here.
+    let decides = roots.iter().any(known);
+    let counts = |trees: &[usize]| -> Vec<usize> {
+        let mut trees: Vec<usize> = trees.iter().copied().filter(|tree| !decides || known(tree)).collect();
+        trees.sort_by_key(|tree| std::cmp::Reverse(latest(tree)));
+        trees
+    };
+    let mut own = counts(&rivals);
+    if let [first, second, ..] = own[..]
+        && !decides
     {
         let name = |tree: usize| latest(&tree).map(|at| sorted[at].name.clone()).unwrap_or_default();
         return Err((name(first), name(second)));
     }
-    rivals.extend(kept);
-    Ok(rivals)
+    own.extend(counts(&kept));
+    own.extend(kept.into_iter().filter(|tree| decides && !known(tree)));
+    Ok(own)
 }
 
 /// From the root of a tree always to the child that was saved last, a certain one before all others.

@@ -1,5 +1,6 @@
 //! What the marks of a checkpoint say together.
 
+use super::broken::{Rule, is_broken};
 use crate::error::Result;
 use crate::format::{Follows, Manifest, Mark, MarkKind};
 use crate::store::Directory;
@@ -27,7 +28,7 @@ impl Marks {
             match Mark::from_bytes(bytes) {
                 Ok(mark) if mark.of != *of => log::warn!("{file} is a mark of another checkpoint than it lies in"),
                 Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
-                Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = true,
+                Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = !is_broken(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept for good: {e}");
                     marks.permanent = true;

@@ -1,5 +1,6 @@
 //! What is in a directory of checkpoints: whole, newest, marked, ours, out of the numbering. Whoever asks, asks here.
 
+pub(crate) mod broken;
 mod chain;
 mod marks;
 mod rule;
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::{Follows, Index, IndexEntry, Manifest};
 use crate::source::Source;
 use crate::store::{Aside, Directory, Scan, before_aside, link_met};
+use broken::{Rule, is_broken};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -148,13 +150,17 @@ impl Catalog {
     /// The names of two of which nothing tells which one the run should go on from.
     pub(crate) fn chain(&self, manager: &str) -> Result<Chain, (String, String)> {
         let mine = self.found.iter().filter(|found| number_of(manager, &found.entry.name).is_some());
+        if is_broken(Rule::Chain) {
+            return Ok(Chain { own: mine.map(|found| found.entry.name.clone()).collect(), others: Vec::new() });
+        }
         self.chain_of(mine.collect())
     }
 
     fn chain_of(&self, mine: Vec<&Found>) -> Result<Chain, (String, String)> {
         let entries = self.index.iter().flat_map(|index| &index.checkpoints);
         let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
-        let indexed = |link: &Link| known.contains(&(link.id.run.as_str(), link.id.sequence));
+        let is_known = |id: &Follows| known.contains(&(id.run.as_str(), id.sequence));
+        let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
         chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
     }
 

@@ -2,6 +2,7 @@
 //! No lock that the training waits for is held meanwhile.
 
 use super::ledger::{Ledger, candidate};
+use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Found, Marks, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
@@ -67,15 +68,16 @@ impl Commit {
         let (mut known, last_preserved) = {
             let mut ledger = self.ledger();
             let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
-            ledger.known.retain(|found| !gone(found));
+            ledger.known.retain(|found| !gone(found) || is_broken(Rule::OneEntry));
             ledger.known.push(found);
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
             (ledger.known.clone(), ledger.last_preserved)
         };
         // What its user removed counts no more.
-        let there = |found: &Found| self.directory.must_be_free(&found.entry.name).is_err();
-        known.retain(there);
+        let there =
+            |found: &Found| found.entry.name == self.name || self.directory.must_be_free(&found.entry.name).is_err();
+        known.retain(|found| there(found) || is_broken(Rule::Gone));
         let retention = self.ledger().retention.clone();
         let candidates: Vec<Candidate> = known.iter().map(candidate).collect();
         let verdict = retention.decide(&candidates, last_preserved, clock::now());
@@ -151,7 +153,7 @@ impl Commit {
             let ledger = self.ledger();
             (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.max_to_keep)
         };
-        let Some(keep) = keep else { return };
+        let Some(keep) = keep.map(|keep| if is_broken(Rule::KeepSuperseded) { 0 } else { keep }) else { return };
         for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.preserved) {
             let newer = known.iter().filter(|newer| newer.entry.sequence > found.entry.sequence);
             if newer.filter(|newer| self.looks_whole(&newer.entry)).count() < keep {

@@ -1,5 +1,6 @@
 //! What a manager knows of its directory.
 
+use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
@@ -225,8 +226,10 @@ impl Ledger {
 
     /// Which of the known ones are abandoned when the run goes on from `head`, or from nothing: all that came later.
     pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
-        let at = head.and_then(|head| self.place(head));
-        let later = at.map_or(0, |at| at + 1);
+        if is_broken(Rule::Supersede) {
+            return Vec::new();
+        }
+        let later = head.and_then(|head| self.place(head)).map_or(0, |at| at + 1);
         self.known[later..].iter().map(|found| found.entry.name.clone()).collect()
     }
 
@@ -237,10 +240,18 @@ impl Ledger {
             if let Some(at) = self.known.iter().rposition(|found| found.id() == id) {
                 return Some(at);
             }
-            let (_, gone) = self.superseded.iter().find(|(_, found)| found.id() == id)?;
-            id = gone.follows.clone()?;
+            match self
+                .superseded
+                .iter()
+                .find(|(_, found)| found.id() == id)
+                .and_then(|(_, found)| found.follows.as_ref())
+            {
+                Some(follows) => id = follows.clone(),
+                None => break,
+            }
         }
-        None
+        // What it followed is gone: those that were there before it stay.
+        self.known.iter().rposition(|found| found.entry.sequence < id.sequence)
     }
 
     /// Whether a checkpoint is, or was, one of this directory's run.

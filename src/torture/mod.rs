@@ -9,6 +9,7 @@ mod damage;
 mod faults;
 #[cfg(feature = "pytorch")]
 pub mod foreign;
+mod history;
 pub mod hostile;
 mod kills;
 mod loops;
@@ -17,6 +18,7 @@ pub mod micro;
 #[cfg(test)]
 mod moved;
 mod mutants;
+mod oracle;
 mod power;
 mod processes;
 mod random;
@@ -31,6 +33,7 @@ pub use actors::{ActorReport, actor_child, actors};
 pub use crash::{CrashReport, CrashRun, Phase, crash};
 pub use damage::{DamageReport, damage};
 pub use faults::{FaultReport, faults_everywhere};
+pub use history::{HistoryReport, broken_histories, histories};
 pub use kills::{KillReport, kill_child, kills};
 pub use loops::FileSystem;
 pub use mutants::{MutantReport, mutants};

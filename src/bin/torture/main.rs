@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tch_checkpoint::torture::{
-    CrashRun, KillReport, Phase, crash, damage, faults_everywhere, kill_child, kills, mutants,
+    CrashRun, KillReport, Phase, broken_histories, crash, damage, faults_everywhere, histories, kill_child, kills,
+    mutants,
 };
 
 const HELP: &str = "\
@@ -20,6 +21,9 @@ torture faults [--every N]
     with a crash after them. N: only every N-th.
 torture mutants [--images M]
     The protocol with one thing wrong, in every way we know: each must be caught.
+torture history [--histories N] [--seed N] [--scratch FOLDER]
+    N random histories of a manager's calls and of what others do in its directory, against a plain list of what should
+    be there; and the rules with one of them broken: each must be caught. Best with a scratch directory in memory.
 torture damage [--flips N] [--seed N]
     Every bit of a small checkpoint, N random ones of a larger, truncation, extension, zeros, swapped and missing files.
 torture kills [--scratch FOLDER] [--strace yes]
@@ -52,6 +56,7 @@ fn main() {
             phases.into_iter().all(|phase| crashes(CrashRun { seed: number("--seed", 1), images, limit, phase }))
         }
         Some("faults") => faults(number("--every", 1)),
+        Some("history") => history(&scratch, number("--seed", 1), number("--histories", 1_000_000)),
         Some("mutants") => mutated(number("--images", 100_000)),
         Some("damage") => damaged(number("--flips", 100_000), number("--seed", 1)),
         Some("kills") => killed(&scratch, option("--strace").is_some()),
@@ -107,6 +112,23 @@ fn crashes(run: CrashRun) -> bool {
         println!("\n{example}");
     }
     report.violations == 0
+}
+
+fn history(scratch: &Path, seed: u64, count: u64) -> bool {
+    let scratch = scratch.join("history");
+    let report = histories(&scratch, seed, count);
+    let (run, deeds, violations) = (report.histories, report.deeds, report.violations);
+    println!("history: {run} histories, {deeds} deeds, {violations} violations (seed {seed})");
+    report.examples.iter().for_each(|example| println!("\n{example}"));
+    let broken = broken_histories(&scratch, seed, count.min(100_000));
+    for (rule, after) in &broken {
+        match after {
+            Some(after) => println!("  {rule} broken: caught within {after} histories"),
+            None => println!("  {rule} broken: NOT CAUGHT"),
+        }
+    }
+    let _ = std::fs::remove_dir_all(&scratch);
+    violations == 0 && broken.iter().all(|(_, after)| after.is_some())
 }
 
 fn faults(every: u64) -> bool {

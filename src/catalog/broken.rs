@@ -1,0 +1,72 @@
+//! The rules of a directory with one of them broken, for the test that every one of them shows. Compiled for tests and
+//! for the program `torture`; otherwise no rule is ever broken.
+
+/// A rule that can be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// The newest is the head of the chain; broken: the one with the highest sequence.
+    Chain,
+    /// What is abandoned is superseded; broken: it stays.
+    Supersede,
+    /// What is superseded stays until enough newer ones are there; broken: it is removed at once.
+    KeepSuperseded,
+    /// What is kept for good is not removed; broken: what the marks say is not asked.
+    Marks,
+    /// Numbers come from the names that are there; broken: from the good checkpoints.
+    Names,
+    /// Saving a name again takes the place of what had it; broken: both are listed.
+    OneEntry,
+    /// What is gone does not count; broken: it does.
+    Gone,
+    /// A step that goes back is due; broken: it is not.
+    StepBack,
+    /// A step that is saved already is compared with the state; broken: it is taken for that.
+    SameStep,
+    /// Metrics of a step that is saved already are added; broken: they are dropped.
+    LateMetrics,
+    /// A new run beside another one is asked for; broken: it need not be.
+    FreshStart,
+}
+
+#[cfg(not(any(test, feature = "torture")))]
+pub(crate) const fn is_broken(_: Rule) -> bool {
+    false
+}
+
+#[cfg(any(test, feature = "torture"))]
+pub(crate) use hook::{is_broken, set};
+
+#[cfg(any(test, feature = "torture"))]
+mod hook {
+    use super::Rule;
+    use std::cell::Cell;
+
+    thread_local! {
+        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+    }
+
+    impl Rule {
+        pub(crate) const ALL: [Rule; 11] = [
+            Rule::Chain,
+            Rule::Supersede,
+            Rule::KeepSuperseded,
+            Rule::Marks,
+            Rule::Names,
+            Rule::OneEntry,
+            Rule::Gone,
+            Rule::StepBack,
+            Rule::SameStep,
+            Rule::LateMetrics,
+            Rule::FreshStart,
+        ];
+    }
+
+    /// Breaks a rule, or none, for what this thread does from now on.
+    pub(crate) fn set(rule: Option<Rule>) {
+        BROKEN.set(rule);
+    }
+
+    pub(crate) fn is_broken(rule: Rule) -> bool {
+        BROKEN.get() == Some(rule)
+    }
+}

@@ -1,0 +1,193 @@
+//! What a directory should hold, kept as plain lists. It knows nothing of manifests, sequences, chains or indexes, and
+//! shares no code with what keeps them.
+
+use std::collections::BTreeMap;
+
+/// A checkpoint that was saved.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    pub number: i64,
+    pub step: Option<i64>,
+    /// What it holds; no two hold the same.
+    pub value: i64,
+    /// The how manyth save of the directory it was.
+    pub order: u64,
+    /// The value of the one it goes on from.
+    pub before: Option<i64>,
+    pub permanent: bool,
+    pub metrics: BTreeMap<String, f64>,
+    /// Nobody removed it.
+    pub there: bool,
+    pub is_damaged: bool,
+}
+
+impl Made {
+    pub(super) fn is_whole(&self) -> bool {
+        self.there && !self.is_damaged
+    }
+}
+
+/// What a save comes to.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// It is saved already.
+    Already,
+    /// A new one, which takes the place of those with these numbers.
+    New { supersedes: Vec<i64>, before: Option<i64> },
+}
+
+/// The checkpoints of one name.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    /// Those the run consists of, oldest first.
+    pub own: Vec<Made>,
+    /// Those a run went back from.
+    pub aside: Vec<Made>,
+    /// The value of the one restored or saved last in this process.
+    head: Option<i64>,
+    pub last_step: Option<i64>,
+    /// A damaged one was moved aside, so that it is never empty again.
+    lost: bool,
+}
+
+/// All saves of all lines of a directory are counted together, by the values: each is saved later than all lower ones.
+fn order(value: i64) -> u64 {
+    value.unsigned_abs()
+}
+
+impl Line {
+    /// A new process knows nothing.
+    pub(super) fn opened(&mut self) {
+        self.own.retain(|made| made.there);
+        self.aside.retain(|made| made.there);
+        (self.head, self.last_step) = (None, None);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.own.iter().all(|made| !made.there) && self.aside.iter().all(|made| !made.there) && !self.lost
+    }
+
+    /// Whether the last one was saved or restored last, and is that of `step`.
+    pub(super) fn ends_at(&self, step: i64) -> bool {
+        self.own.last().is_some_and(|made| Some(made.value) == self.head && made.step == Some(step))
+    }
+
+    /// The value of the newest whole one.
+    pub(super) fn newest(&self) -> Option<i64> {
+        self.own.iter().rfind(|made| made.is_whole()).map(|made| made.value)
+    }
+
+    /// This one was restored. What is damaged and newer was moved aside if the newest was asked for.
+    pub(super) fn restored(&mut self, value: i64, newest: bool) {
+        if newest {
+            let at = self.own.iter().position(|made| made.value == value).unwrap_or(0);
+            self.lost |= self.own[at + 1..].iter().any(|made| made.there);
+            self.own.truncate(at + 1);
+        }
+        self.head = Some(value);
+        self.last_step = self.find(value).and_then(|made| made.step);
+    }
+
+    /// There was nothing that could be restored: what is damaged was moved aside.
+    pub(super) fn begun(&mut self) {
+        self.lost |= self.own.iter().any(|made| made.there);
+        self.own.clear();
+        (self.head, self.last_step) = (None, None);
+    }
+
+    /// Nothing was restored, and a new run is asked for.
+    pub(super) fn unrestored(&mut self) {
+        (self.head, self.last_step) = (None, None);
+    }
+
+    fn find(&self, value: i64) -> Option<&Made> {
+        self.own.iter().chain(&self.aside).find(|made| made.value == value)
+    }
+
+    /// How many of the own ones stay when the run goes on from the head.
+    fn staying(&self) -> usize {
+        let Some(mut value) = self.head else { return 0 };
+        loop {
+            if let Some(at) = self.own.iter().position(|made| made.value == value) {
+                return at + 1;
+            }
+            let before = self.aside.iter().find(|made| made.value == value && made.there).and_then(|made| made.before);
+            match before {
+                Some(before) => value = before,
+                // Where it came from is gone: those that were there before it stay.
+                None => return self.own.iter().rposition(|made| made.order < order(value)).map_or(0, |at| at + 1),
+            }
+        }
+    }
+
+    /// The numbers of those that the next save supersedes.
+    pub(super) fn later(&self) -> Vec<i64> {
+        self.own[self.staying()..].iter().map(|made| made.number).collect()
+    }
+
+    /// What a save at this step comes to.
+    pub(super) fn save(&self, step: i64, value: i64) -> Then {
+        let last = self.own.last().filter(|made| Some(made.value) == self.head && made.step == Some(step));
+        if last.is_some_and(|made| made.there && made.value == value) && self.last_step == Some(step) {
+            return Then::Already;
+        }
+        self.save_new(step, value)
+    }
+
+    pub(super) fn save_new(&self, number: i64, _value: i64) -> Then {
+        let mut supersedes = self.later();
+        supersedes.extend(self.own.iter().map(|made| made.number).filter(|same| *same == number));
+        let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
+        let before = match replaced.filter(|made| supersedes.contains(&made.number)) {
+            Some(made) => made.before,
+            None => self.head,
+        };
+        Then::New { supersedes, before }
+    }
+
+    /// It was saved.
+    pub(super) fn saved(&mut self, number: i64, step: Option<i64>, value: i64, then: Then, _counter: i64) {
+        if let Then::New { supersedes, before } = then {
+            let (gone, own) = self.own.drain(..).partition(|made: &Made| supersedes.contains(&made.number));
+            self.own = own;
+            self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
+            self.own.retain(|made| made.there);
+            let (permanent, metrics) = (false, BTreeMap::new());
+            let (there, is_damaged) = (true, false);
+            let order = order(value);
+            self.own.push(Made { number, step, value, order, before, permanent, metrics, there, is_damaged });
+        }
+        self.head = self.own.last().map(|made| made.value);
+        self.last_step = step.or(self.last_step);
+    }
+
+    pub(super) fn add_metrics(&mut self, value: i64, metrics: BTreeMap<String, f64>) {
+        if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
+            made.metrics.extend(metrics);
+        }
+    }
+
+    /// Of those that are not kept for good the newest stay, and superseded ones until as many newer ones are there.
+    /// `preserved` are the values of those that the manager says it keeps for good: that is its choice, once.
+    pub(super) fn rotated(&mut self, keep: usize, preserved: &[i64]) {
+        let active = self.own.iter().filter(|made| made.there && !made.permanent).count();
+        let mut spare = active.saturating_sub(keep);
+        self.own.retain_mut(|made| {
+            if made.permanent || !made.there || spare == 0 {
+                return true;
+            }
+            spare -= 1;
+            made.permanent = preserved.contains(&made.value);
+            made.permanent
+        });
+        let newer = |order: u64| self.own.iter().filter(|made| made.there && made.order > order).count();
+        let done: Vec<bool> = self.aside.iter().map(|made| newer(made.order) >= keep && !made.permanent).collect();
+        for (made, done) in self.aside.iter_mut().zip(done) {
+            made.there &= !done;
+        }
+    }
+
+    pub(super) fn removed(&mut self, at: usize) {
+        self.own[at].there = false;
+    }
+}
