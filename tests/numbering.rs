@@ -600,3 +600,21 @@ fn each_names_the_one_it_follows() -> Outcome {
     }
     Ok(())
 }
+
+/// Once released their bytes stay as they are, and stay readable.
+#[test]
+fn marks_are_written_as_the_golden_files_are() -> Outcome {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v3/ckpt-1500");
+    let manifest = Manifest::from_bytes(&fs::read(golden.join("manifest.json"))?)?;
+    let of = tch_checkpoint::format::Follows { run: manifest.run, sequence: manifest.sequence };
+    let metric = MarkKind::Metric { name: "val loss".to_string(), value: f64::NAN };
+    for mark in [Mark::new(of.clone(), MarkKind::Permanent), Mark::new(of, metric)] {
+        let bytes = fs::read(golden.join(mark.file_name()))?;
+        assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&mark.to_bytes()?));
+        let read = Mark::from_bytes(&bytes)?;
+        assert_eq!((read.of, read.kind == MarkKind::Permanent), (mark.of, mark.kind == MarkKind::Permanent));
+        let changed = String::from_utf8(bytes)?.replace("permanent", "temporary").replace("NaN", "none");
+        assert!(Mark::from_bytes(changed.as_bytes()).is_err());
+    }
+    Ok(())
+}

@@ -107,6 +107,7 @@ impl Commit {
         self.remove_superseded();
         if let Err(e) = noted.or_else(|_| self.write_index()) {
             log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+            self.held.forget_index(&self.directory);
         }
     }
 

@@ -57,4 +57,10 @@ impl Held {
         change(&mut index);
         directory.write_index(&self.lock, &index)
     }
+
+    /// Removes an index that could not be written: what it does not know would be taken for somebody else's.
+    pub(crate) fn forget_index(&self, directory: &Directory) {
+        let _alone = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        directory.forget_index(&self.lock);
+    }
 }

@@ -436,6 +436,15 @@ impl Directory {
         result
     }
 
+    /// Removes the index, which says less than the truth, as far as it goes.
+    pub(crate) fn forget_index(&self, _lock: &Lock) {
+        if let Ok(root) = self.dir()
+            && root.remove_file(INDEX.as_ref()).is_ok()
+        {
+            let _ = self.sync(&**root, &self.root);
+        }
+    }
+
     /// Writes the new file `name` of `dir`, which `path` leads to.
     pub(super) fn write_small(&self, dir: &dyn Dir, name: &str, path: &Path, bytes: &[u8]) -> Result<()> {
         let file = dir.create(name.as_ref(), false).map_err(|e| Error::io("create", path, e))?;

@@ -248,6 +248,12 @@ impl History {
         match (started, expected) {
             // Nothing tells whose the directory is, without the index.
             (Err(Error::Undecided { .. }), _) if foreign && !known => self.close(),
+            // What is kept for good stands alone: the other one is the only one that goes on.
+            (Ok(_), Some(_))
+                if foreign && !known && !self.state.is(expected.unwrap_or(0)) && self.line().is_all_kept() =>
+            {
+                self.leave()
+            }
             (Ok(started), None) if foreign && started.restored.is_some() => self.leave(),
             (Err(_), None) if foreign => self.leave(),
             (Ok(started), Some(value)) => {
@@ -439,12 +445,12 @@ impl History {
         let preserved: Vec<i64> =
             self.manager()?.preserved_checkpoints().iter().filter_map(|path| value_in(path)).collect();
         let counter = self.manager()?.checkpoint().save_counter();
+        let name = self.name;
+        self.indexed[name] |= matches!(then, Then::New { .. }) || !metrics.is_empty();
         let line = self.line();
         line.saved(number, step, value, then, counter);
         line.add_metrics(value, metrics);
         line.rotated(keep, &preserved);
-        let name = self.name;
-        self.indexed[name] = true;
         self.check()
     }
 

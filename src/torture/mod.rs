@@ -27,6 +27,8 @@ mod run;
 mod schedules;
 mod sim;
 mod stamp;
+#[cfg(test)]
+mod unreadable;
 mod words;
 
 pub use actors::{ActorReport, actor_child, actors};

@@ -187,6 +187,11 @@ impl Line {
         }
     }
 
+    /// Whether nothing is there but what is kept for good.
+    pub(super) fn is_all_kept(&self) -> bool {
+        self.own.iter().all(|made| made.permanent || !made.is_whole())
+    }
+
     pub(super) fn removed(&mut self, at: usize) {
         self.own[at].there = false;
     }
