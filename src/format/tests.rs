@@ -875,14 +875,62 @@ fn hostile_descriptions_of_saved_models_are_refused() {
         ("\"I64\"", "\"I65\""),
         ("\"examples\": 2", "\"examples\": 0"),
         ("\"group\": 0", "\"group\": -1"),
+        ("\"group\": 0", "\"group\": 4096"),
+        ("\"group\": 0", "\"group\": 50000000"),
         ("\"device\"", "\"code\": \"\", \"device\""),
     ] {
         assert!(text.contains(from), "{from}");
         let read = SavedModelInfo::from_bytes(text.replacen(from, to, 1).as_bytes());
         assert!(matches!(read, Err(FormatError::Damaged(_))), "{to}: {read:?}");
     }
-    let newer = text.replacen("\"version\": 1", "\"version\": 2", 1);
-    assert!(matches!(SavedModelInfo::from_bytes(newer.as_bytes()), Err(FormatError::Unsupported(_))));
+    // One of version 2 has something that version 1 has no place for.
+    for version in [2, 3] {
+        let newer = text.replacen("\"version\": 1", &format!("\"version\": {version}"), 1);
+        assert!(matches!(SavedModelInfo::from_bytes(newer.as_bytes()), Err(FormatError::Unsupported(_))));
+    }
+}
+
+#[test]
+fn a_saved_model_says_which_lengths_are_the_same_and_other_keys() {
+    let plain = SavedModelInfo::from_bytes(&sample_with_assets().1[SAVED_MODEL_FILE]).unwrap();
+    let length = |dim| Length { input: "letters".to_string(), dim };
+    let mut info = plain.clone();
+    info.same_lengths.insert("forward".to_string(), vec![vec![length(0), length(1)]]);
+    info.other_keys.insert("decoder/weight".to_string(), "embedding.weight".to_string());
+    let text = info.to_bytes().unwrap();
+    assert!(String::from_utf8_lossy(&text).contains("\"version\": 2"));
+    let read = SavedModelInfo::from_bytes(&text).unwrap();
+    assert_eq!((&read.same_lengths, &read.other_keys), (&info.same_lengths, &info.other_keys));
+    assert_eq!(read.to_bytes().unwrap(), text);
+    // What has no need of them is of version 1, for older readers too.
+    let mut again = read;
+    again.same_lengths.clear();
+    again.other_keys.clear();
+    assert_eq!(again.to_bytes().unwrap(), plain.to_bytes().unwrap());
+    let text = String::from_utf8(text).unwrap();
+    let first = "\"dim\": 0";
+    for (from, to) in [
+        ("\"version\": 2", "\"version\": 1"),
+        (first, "\"dim\": 1"),
+        (first, "\"dim\": 2"),
+        (first, "\"dim\": 18446744073709551615"),
+        (first, "\"dim\": 0, \"more\": 1"),
+        ("\"input\": \"letters\"", "\"input\": \"words\""),
+        ("\"embedding.weight\"\n  }\n}", "\"other\"\n  }\n}"),
+        ("\"decoder/weight\"", "\"my encoder/embedding.weight\""),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let read = SavedModelInfo::from_bytes(text.replacen(from, to, 1).as_bytes());
+        assert!(matches!(read, Err(FormatError::Damaged(_))), "{to}: {read:?}");
+    }
+    for classes in [vec![], vec![vec![]], vec![vec![length(0)]]] {
+        let mut info = plain.clone();
+        info.same_lengths.insert("forward".to_string(), classes);
+        assert!(info.to_bytes().is_err());
+    }
+    let mut info = plain;
+    info.same_lengths.insert("backward".to_string(), vec![vec![length(0), length(1)]]);
+    assert!(info.to_bytes().is_err());
 }
 
 /// The worked example of docs/format.md, byte for byte.

@@ -22,19 +22,29 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let count = PROBES[usize::from(largest > LARGE)];
     let mut numbers = Numbers(1);
     let probe = |round: usize| {
-        let sizes: Vec<i64> = classes
-            .iter()
-            .enumerate()
-            .map(|(place, class)| {
-                let values = examples.iter().map(|example| example[class[0].0].size()[class[0].1]);
-                let (low, high) = values.fold((i64::MAX, 0), |(low, high), value| (low.min(value), high.max(value)));
-                numbers.length((round + place * STRIDE) % LEVELS, low, high)
-            })
-            .collect();
-        let fits = |made: &Vec<Tensor>| elements(made) <= largest.saturating_mul(2).max(LARGE);
-        resized(&examples[round % examples.len()], &classes, &sizes, &mut numbers).filter(fits)
+        let length = |(place, class): (usize, &Vec<(usize, usize)>)| {
+            let values = examples.iter().map(|example| example[class[0].0].size()[class[0].1]);
+            let (low, high) = values.fold((i64::MAX, 0), |(low, high), value| (low.min(value), high.max(value)));
+            numbers.length((round + place * STRIDE) % LEVELS, low, high)
+        };
+        let sizes: Vec<i64> = classes.iter().enumerate().map(length).collect();
+        let example = &examples[round % examples.len()];
+        let fits = elements_resized(example, &classes, &sizes) <= largest.saturating_mul(2).max(LARGE);
+        fits.then(|| resized(example, &classes, &sizes, &mut numbers)).flatten()
     };
     (0..count).filter_map(probe).collect()
+}
+
+/// How many elements an example has with these lengths.
+fn elements_resized(example: &[Tensor], classes: &[Vec<(usize, usize)>], sizes: &[i64]) -> u64 {
+    let mut shapes: Vec<Vec<i64>> = example.iter().map(Tensor::size).collect();
+    for (class, &size) in classes.iter().zip(sizes) {
+        for &(input, dim) in class {
+            shapes[input][dim] = size;
+        }
+    }
+    let count = |shape: &Vec<i64>| shape.iter().fold(1u64, |count, &size| count.saturating_mul(size.unsigned_abs()));
+    shapes.iter().map(count).fold(0, u64::saturating_add)
 }
 
 /// An example with these lengths: its own elements, at other places.
@@ -78,19 +88,21 @@ impl Numbers {
     /// A length on one of the levels, from the least to far above the examples: what a model does otherwise for some
     /// sizes, it mostly does for very small or for large ones.
     fn length(&mut self, level: usize, low: i64, high: i64) -> i64 {
+        // Time and memory may grow with the square of a length, so long ones grow little.
+        let far = |times: i64, more: i64| if high <= 64 { high * times + more } else { high + high / 2 + more };
         match level {
-            0 => self.between(high + 1, high.saturating_mul(2) + 3),
+            0 => self.between(high + 1, far(2, 3)),
             1 => 1,
             2 => self.between(low, high),
-            3 => high.saturating_mul(4) + 16,
+            3 => far(4, 16),
             4 => high + 1,
             5 => self.between(1, low),
-            6 => high.saturating_mul(3) + 4,
+            6 => far(3, 4),
             7 => 2,
             8 => high + 2,
             9 => self.between(1, high + 20),
             10 => self.between((low / 2).max(1), high),
-            _ => high.saturating_mul(2) + 1,
+            _ => far(2, 1),
         }
     }
 }
