@@ -48,7 +48,7 @@ fn export(
 
 /// Why it is refused.
 fn refusal(vs: &VarStore, examples: &[&[Tensor]], body: impl FnMut(&[Tensor]) -> Vec<Tensor>) -> String {
-    export(vs, examples, body).err().expect("it was exported").to_string()
+    export(vs, examples, body).expect_err("it was exported").to_string()
 }
 
 /// Exports, and compares with the live model for inputs of these shapes.
@@ -293,7 +293,8 @@ fn normalizing_without_running_statistics_evaluates() -> Outcome {
         |x: &[Tensor]| vec![Tensor::instance_norm(&x[0], Some(&scale), none(), none(), none(), true, 0.1, 1e-5, false)];
     let batch =
         |x: &[Tensor]| vec![Tensor::batch_norm(&x[0], Some(&scale), none(), none(), none(), true, 0.1, 1e-5, false)];
-    let bodies: [&dyn Fn(&[Tensor]) -> Vec<Tensor>; 2] = [&instance, &batch];
+    type Body<'a> = &'a dyn Fn(&[Tensor]) -> Vec<Tensor>;
+    let bodies: [Body<'_>; 2] = [&instance, &batch];
     for body in bodies {
         let (saved, _dir) = export(&vs, &examples, body)?;
         let x = numbers(&[3, 3, 9]);

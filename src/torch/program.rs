@@ -392,3 +392,38 @@ impl Program {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn the_bytes_that_are_planned_are_those_that_are_written() {
+        let random = |size: &[i64]| Tensor::rand(size, (Kind::Float, Device::Cpu));
+        let (large, flat) = (random(&[500, 1000]), random(&[20_000]));
+        let part = large.narrow(0, 10, 1);
+        let (left, right) = (flat.narrow(0, 0, 10_000), flat.narrow(0, 10_000, 10_000));
+        let whole = random(&[30, 100]);
+        let tensors =
+            [("part", &part), ("tied", &part), ("whole", &whole), ("halves.left", &left), ("halves.right", &right)];
+        let variable = |(name, tensor): (&str, &Tensor)| ProgramVariable {
+            name: name.to_string(),
+            tensor: tensor.shallow_clone(),
+            is_parameter: false,
+        };
+        let mut program = Program::new(&tensors.map(variable)).map_err(|(_, reason)| reason).unwrap();
+        let constant = large.narrow(0, 20, 2);
+        let mut closure = |x: &[Tensor]| vec![&x[0] + &constant + &part];
+        let examples = [vec![random(&[1, 1000])], vec![random(&[1, 1000])]];
+        program.trace("forward", &["x".to_string()], &examples, 2, &[], &mut closure).unwrap();
+        let mut written = 0;
+        let count = |bytes: &[u8]| {
+            written += bytes.len() as u64;
+            Ok::<(), ()>(())
+        };
+        assert!(program.write(count).is_ok());
+        let planned = program.bytes().unwrap();
+        assert!(planned.abs_diff(written) < 4096 && written < 130_000, "{planned} planned, {written} written");
+    }
+}

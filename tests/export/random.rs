@@ -418,7 +418,7 @@ fn case(seed: u64, layers: &Layers, counts: &mut Counts) -> Option<()> {
         };
         match got {
             // Lengths that are fixed, or must be the same.
-            Err(error) if matches!(error, tch_checkpoint::Error::Usage(_)) => {}
+            Err(tch_checkpoint::Error::Usage(_)) => {}
             Err(error) => {
                 panic!("seed {seed}: {steps:?}, exported with {}, for {}: {error}", example_shapes(), shapes())
             }
@@ -477,5 +477,5 @@ fn random_closures_are_right_or_refused() {
         println!("{count:6} {}", reason.split('\n').next().unwrap_or_default());
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    assert!(counts.exported > all / 5, "too much is refused");
+    assert!(counts.exported * 5 > all || all < 20, "too much is refused");
 }

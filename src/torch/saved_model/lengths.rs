@@ -3,9 +3,12 @@
 use crate::format::SavedModelInfo;
 use tch::Tensor;
 
-/// The free lengths, as (input, dimension), in classes of those that are equal in all examples: these are one length.
-pub(super) fn free(examples: &[Vec<Tensor>]) -> Vec<Vec<(usize, usize)>> {
-    let mut classes: Vec<(Vec<i64>, Vec<(usize, usize)>)> = Vec::new();
+/// Lengths that are one, as (input, dimension).
+pub(super) type Class = Vec<(usize, usize)>;
+
+/// The free lengths, in classes of those that are equal in all examples: these are one length.
+pub(super) fn free(examples: &[Vec<Tensor>]) -> Vec<Class> {
+    let mut classes: Vec<(Vec<i64>, Class)> = Vec::new();
     let inputs = examples.first().map_or(0, Vec::len);
     for input in 0..inputs {
         let sizes: Vec<Vec<i64>> = examples.iter().map(|example| example[input].size()).collect();

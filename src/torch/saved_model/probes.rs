@@ -1,6 +1,6 @@
 //! Inputs that are no examples: made from them, in other sizes. What examples say of a closure is tried on these.
 
-use super::lengths;
+use super::lengths::{self, Class};
 use tch::{Kind, Tensor};
 
 /// How many are made, of small inputs and of large ones.
@@ -22,7 +22,7 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let count = PROBES[usize::from(largest > LARGE)];
     let mut numbers = Numbers(1);
     let probe = |round: usize| {
-        let length = |(place, class): (usize, &Vec<(usize, usize)>)| {
+        let length = |(place, class): (usize, &Class)| {
             let values = examples.iter().map(|example| example[class[0].0].size()[class[0].1]);
             let (low, high) = values.fold((i64::MAX, 0), |(low, high), value| (low.min(value), high.max(value)));
             numbers.length((round + place * STRIDE) % LEVELS, low, high)
@@ -36,7 +36,7 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
 }
 
 /// How many elements an example has with these lengths.
-fn elements_resized(example: &[Tensor], classes: &[Vec<(usize, usize)>], sizes: &[i64]) -> u64 {
+fn elements_resized(example: &[Tensor], classes: &[Class], sizes: &[i64]) -> u64 {
     let mut shapes: Vec<Vec<i64>> = example.iter().map(Tensor::size).collect();
     for (class, &size) in classes.iter().zip(sizes) {
         for &(input, dim) in class {
@@ -48,12 +48,7 @@ fn elements_resized(example: &[Tensor], classes: &[Vec<(usize, usize)>], sizes: 
 }
 
 /// An example with these lengths: its own elements, at other places.
-fn resized(
-    example: &[Tensor],
-    classes: &[Vec<(usize, usize)>],
-    sizes: &[i64],
-    numbers: &mut Numbers,
-) -> Option<Vec<Tensor>> {
+fn resized(example: &[Tensor], classes: &[Class], sizes: &[i64], numbers: &mut Numbers) -> Option<Vec<Tensor>> {
     let _no_grad = tch::no_grad_guard();
     let mut inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
     for (class, &size) in classes.iter().zip(sizes) {
