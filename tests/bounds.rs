@@ -264,8 +264,8 @@ fn values_that_could_not_be_read_are_refused_when_they_are_saved() -> Outcome {
         assert!(error.contains("track it as a tensor"), "{name}: {error}");
         assert_eq!((checkpoint.save_counter(), dir.path().join(format!("{name}-1")).exists()), (0, false));
     };
-    refused("json", Checkpoint::new().track("v", &nested(1.0, 200))?);
-    refused("cbor", Checkpoint::new().track("v", &nested(f64::NAN, 300))?);
+    refused("json", Checkpoint::new().track("v", nested(1.0, 200))?);
+    refused("cbor", Checkpoint::new().track("v", nested(f64::NAN, 300))?);
     refused("small", Checkpoint::new().track("v", Value::new(vec![Small { a: 1 }; 1_000_000]))?);
     // As many numbers are no trouble.
     let numbers = Value::new(vec![1u8; 1_000_000]);
@@ -323,7 +323,7 @@ fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
     // A checkpoint of such a number is not what the next ones stand behind.
     let dir = tempfile::tempdir()?;
     checkpoint_of(dir.path(), &with(u64::MAX));
-    let mut saved = Checkpoint::new().track("step", &Counter::new(7))?;
+    let mut saved = Checkpoint::new().track("step", Counter::new(7))?;
     let path = saved.save(dir.path().join("other"))?;
     assert_eq!(tch_checkpoint::latest_checkpoint(dir.path())?, Some(path.clone()));
     assert_eq!(CheckpointReader::open(&path)?.manifest().sequence, 1);
@@ -338,7 +338,7 @@ fn bytes_read() -> u64 {
 
 /// A checkpoint in whose manifest `change` adds keys and pieces for the one tensor `model` of 4 MiB.
 fn checkpoint_with(dir: &Path, change: impl Fn(&mut Manifest)) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let path = Checkpoint::new().track("model", &Memory::seeded(1 << 20, 7))?.write(dir.join("ckpt-1"))?;
+    let path = Checkpoint::new().track("model", Memory::seeded(1 << 20, 7))?.write(dir.join("ckpt-1"))?;
     let file = path.join("manifest.json");
     let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
     change(&mut manifest);
@@ -486,7 +486,7 @@ fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
 fn holes_in_files_take_no_memory() -> Outcome {
     let dir = tempfile::tempdir()?;
     let hole = |name: &str, bytes: u64| -> Result<PathBuf, Box<dyn std::error::Error>> {
-        let path = Checkpoint::new().track("model", &Memory::seeded(4, 7))?.write(dir.path().join(name))?;
+        let path = Checkpoint::new().track("model", Memory::seeded(4, 7))?.write(dir.path().join(name))?;
         let file = path.join("manifest.json");
         let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
         // A description of 3 GB, of which a reader takes 64 MiB at most.
@@ -502,7 +502,7 @@ fn holes_in_files_take_no_memory() -> Outcome {
     assert!(output.status.code() == Some(2) && errors.contains("saved_model.json"), "{errors}");
     // A tensor of 128 MiB in each of two: compared piece by piece.
     let tensor = |name: &str, digest: &[u8]| -> Result<PathBuf, Box<dyn std::error::Error>> {
-        let path = Checkpoint::new().track("model", &Memory::seeded(4, 7))?.write(dir.path().join(name))?;
+        let path = Checkpoint::new().track("model", Memory::seeded(4, 7))?.write(dir.path().join(name))?;
         let file = path.join("manifest.json");
         let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
         let bytes = 1 << 27;

@@ -23,7 +23,7 @@ fn what_is_removed_while_it_is_opened_is_not_called_damaged() -> Outcome {
         let writer = scope.spawn(|| {
             let mut checkpoint = Checkpoint::new().durability(Durability::ProcessCrash);
             for n in 0..20 {
-                checkpoint = checkpoint.track(&format!("part{n}"), &Memory::seeded(8, n)).unwrap();
+                checkpoint = checkpoint.track(&format!("part{n}"), Memory::seeded(8, n)).unwrap();
             }
             let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).recycle(false);
             let mut manager = builder.open().unwrap();
@@ -57,7 +57,7 @@ fn what_is_removed_while_it_is_opened_is_not_called_damaged() -> Outcome {
 fn headers_that_disagree_with_the_manifest_are_found() -> Outcome {
     let dir = tempfile::tempdir()?;
     let parts = Node::group([("a", Memory::seeded(100, 1).node()), ("b", Memory::seeded(100, 2).node())]);
-    let mut checkpoint = Checkpoint::new().track("model", &parts)?.track("step", &Counter::new(7))?;
+    let mut checkpoint = Checkpoint::new().track("model", &parts)?.track("step", Counter::new(7))?;
     let path = checkpoint.write(dir.path().join("one"))?;
     assert!(verify_checkpoint(&path).is_intact());
     let file = path.join("manifest.json");

@@ -10,8 +10,11 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 
+/// The longest index, in bytes. Look at the file's length before reading it.
+pub const MAX_INDEX_BYTES: usize = 64 * 1024 * 1024;
+
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint-index", version: 2, max_bytes: 64 * 1024 * 1024, what: "index" };
+    Envelope { format: "tch-checkpoint-index", version: 2, max_bytes: MAX_INDEX_BYTES, what: "index" };
 
 /// What a manager knows of its folder, so that it need not read every manifest. Any of it can be lost or stale.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -17,7 +17,7 @@ mod saved_model;
 mod tests;
 
 pub use digest::{Digest, Hasher};
-pub use index::{Index, IndexEntry};
+pub use index::{Index, IndexEntry, MAX_INDEX_BYTES};
 pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 

@@ -6,7 +6,7 @@ use super::removal::is_leftover;
 use super::spares::Spares;
 use super::{Dir, Disk, FileId, Kind, NewFile};
 use crate::error::{Error, Result};
-use crate::format::{Index, MAX_MANIFEST_BYTES, Manifest};
+use crate::format::{Index, MAX_INDEX_BYTES, MAX_MANIFEST_BYTES, Manifest};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -415,7 +415,7 @@ impl Directory {
 
     /// The index, if there is a sound one.
     pub(crate) fn index(&self) -> Option<Index> {
-        let bytes = self.read_text(INDEX, MAX_MANIFEST_BYTES as u64).ok()?;
+        let bytes = self.read_text(INDEX, MAX_INDEX_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
     }
 

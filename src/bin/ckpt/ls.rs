@@ -95,7 +95,7 @@ pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
 /// Looks at the folder; says clearly when there is something else.
 fn listing(path: &Path) -> Result<Listing, Error> {
     match what_is(path)? {
-        Place::Folder(listing) => Ok(listing),
+        Place::Folder(listing) => Ok(*listing),
         Place::Checkpoint | Place::LostManifest => Err(Error::Usage(format!(
             "{} is a checkpoint, not a folder of checkpoints; look into it with `ckpt show`",
             path.display()

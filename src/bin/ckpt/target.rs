@@ -34,7 +34,7 @@ impl Target {
         match what_is(path)? {
             Place::Checkpoint => Ok(Target { reader: CheckpointReader::open(path)?, latest_of: None }),
             Place::LostManifest => Err(lost_manifest(path)),
-            Place::Folder(listing) => Target::latest(path, listing, out),
+            Place::Folder(listing) => Target::latest(path, *listing, out),
         }
     }
 
@@ -94,7 +94,7 @@ pub enum Place {
     /// A checkpoint whose manifest is gone.
     LostManifest,
     /// Any other folder: one of checkpoints, perhaps an empty one.
-    Folder(Listing),
+    Folder(Box<Listing>),
 }
 
 /// Looks at `path`.
@@ -119,7 +119,7 @@ pub fn what_is(path: &Path) -> Result<Place, Error> {
     let lost = holds_none
         && fs::symlink_metadata(path.join(INDEX_FILE)).is_err()
         && (has_component_file(path) || is_listed_as_damaged(path));
-    Ok(if lost { Place::LostManifest } else { Place::Folder(listing) })
+    Ok(if lost { Place::LostManifest } else { Place::Folder(Box::new(listing)) })
 }
 
 fn has_component_file(path: &Path) -> bool {
