@@ -447,3 +447,38 @@ fn many_components_need_few_open_files() {
     let folder = tempfile::tempdir().unwrap();
     assert!(again(TEST, folder.path(), "ulimit -n 512; CHILD").contains("all restored"));
 }
+
+#[test]
+#[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
+fn two_users_of_a_group_write_in_turn() {
+    const TEST: &str = "two_users_of_a_group_write_in_turn";
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let run = Run::new();
+        let mut manager = run.builder(Path::new(&folder)).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        run.save(&mut manager, 2).unwrap();
+        println!("another user was here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let shared = folder.path().join("shared");
+    let run = Run::new();
+    let mut manager = run.builder(&shared).open().unwrap();
+    run.save(&mut manager, 1).unwrap();
+    manager.close().unwrap();
+    // The lock file has the mode that the first user's umask gave it.
+    fs::set_permissions(shared.join(".lock"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture"]).env(CHILD, &shared);
+    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    match command.output() {
+        Ok(output) => {
+            let text =
+                format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success() && text.contains("another user was here"), "{text}");
+        }
+        Err(e) => println!("SKIPPED: this test cannot become another user: {e}"),
+    }
+}

@@ -265,7 +265,19 @@ impl Actor {
         let aside = self.run.with_extension("aside");
         fs::rename(&self.run, &aside)?;
         std::thread::sleep(Duration::from_micros(self.random.below(3000) as u64));
-        fs::rename(&aside, &self.run)
+        self.put_back(&aside)
+    }
+
+    /// Renames the directory back. A manager that was opened meanwhile has made a new one: that goes.
+    fn put_back(&mut self, aside: &Path) -> io::Result<()> {
+        while let Err(e) = fs::rename(aside, &self.run) {
+            let mine = self.mine();
+            let made = self.outside.join(mine);
+            fs::rename(&self.run, &made).map_err(|_| e)?;
+            names(&made, |_| true).iter().try_for_each(|name| say(&format!("touch {name}")))?;
+            fs::remove_dir_all(&made)?;
+        }
+        Ok(())
     }
 
     /// Puts a directory of its own in the place of the other for a moment.
@@ -279,7 +291,7 @@ impl Actor {
         if put.is_ok() {
             fs::rename(&self.run, &own)?;
         }
-        fs::rename(&aside, &self.run)?;
+        self.put_back(&aside)?;
         let found = names(&own, |_| true);
         // A manager that was opened meanwhile was opened there, and saves there; one that was opened before does not.
         let opened = found.iter().any(|name| name == ".lock");
@@ -301,7 +313,12 @@ impl Actor {
                 fs::create_dir(&path)?;
                 fs::write(path.join("notes"), "mine")?;
             }
-            _ => return symlink("/nowhere", &path).and_then(|()| fs::remove_file(&path)),
+            _ => {
+                // The trainer, as its user would, removes a link that keeps it from starting.
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                say(&format!("touch {name}"))?;
+                return symlink("/nowhere", &path).and_then(|()| fs::remove_file(&path));
+            }
         }
         say(&format!("mine {}", path.display()))
     }

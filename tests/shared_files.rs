@@ -1,0 +1,161 @@
+//! A component that did not change is one file in several checkpoints: what that must never cost.
+
+mod common;
+
+use common::Memory;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, Counter, Error, Identity, Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget,
+    verify_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A tensor that says that it never changes.
+#[derive(Clone)]
+struct Frozen(Memory);
+
+impl TensorLeaf for Frozen {
+    fn spec(&self) -> Result<TensorSpec, String> {
+        self.0.spec()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.0.identity()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        TensorLeaf::bytes(&self.0)
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        self.0.target()
+    }
+}
+
+fn manager(dir: &Path, frozen: u64, keep: Option<usize>, step: &Counter) -> Result<CheckpointManager, Error> {
+    let frozen = Node::tensor(Frozen(Memory::seeded(frozen, 1)));
+    let checkpoint = Checkpoint::new().track("frozen", frozen)?.track("step", step)?;
+    CheckpointManager::builder(checkpoint.track("trained", Memory::seeded(4000, 2))?, dir).max_to_keep(keep).open()
+}
+
+fn file(dir: &Path, step: i64) -> std::path::PathBuf {
+    dir.join(format!("ckpt-{step}/frozen.safetensors"))
+}
+
+fn inodes(manager: &CheckpointManager) -> Vec<u64> {
+    let inode = |path: std::path::PathBuf| fs::metadata(path.join("frozen.safetensors")).unwrap().ino();
+    manager.checkpoints().into_iter().map(inode).collect()
+}
+
+#[test]
+fn at_least_two_of_those_kept_never_share_a_file() -> Outcome {
+    for keep in [Some(1), Some(2), Some(3), Some(4), Some(7), Some(40), None] {
+        let dir = tempfile::tempdir()?;
+        let mut manager = manager(dir.path(), 100, keep, &Counter::new(0))?;
+        let mut written = BTreeSet::new();
+        let mut in_a_row = (0, 0);
+        for step in 1..=45 {
+            manager.save_at(step)?;
+            let found = inodes(&manager);
+            let distinct: BTreeSet<u64> = found.iter().copied().collect();
+            assert!(found.len() == 1 || distinct.len() > 1, "keep {keep:?}, step {step}: {found:?}");
+            let newest = found.last().copied().unwrap_or_default();
+            in_a_row = if in_a_row.0 == newest { (newest, in_a_row.1 + 1) } else { (newest, 1) };
+            assert!(keep == Some(1) || in_a_row.1 <= 16, "keep {keep:?}: {in_a_row:?}");
+            written.insert(newest);
+        }
+        match keep {
+            Some(1) => assert_eq!(written.len(), 1, "it is always linked"),
+            // The system gives freed numbers again, so that only the neighbours tell.
+            Some(2) => assert!(inodes(&manager)[0] != inodes(&manager)[1]),
+            _ => assert!(written.len() < 40, "keep {keep:?}: it is linked, mostly or every second time"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn damage_to_one_is_not_inherited_by_the_next() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let step = Counter::new(0);
+    let mut first = manager(dir.path(), 5000, Some(3), &step)?;
+    for number in 1..=6 {
+        step.set(number);
+        first.save_at(number)?;
+    }
+    let newest = file(dir.path(), 6);
+    for (number, damage) in [(7, 0), (10, 1), (13, 2)] {
+        let damaged = file(dir.path(), number - 1);
+        match damage {
+            // A program writes in place.
+            0 => fs::OpenOptions::new().write(true).open(&newest)?.write_all_at(&[0xFF], 5000)?,
+            1 => fs::OpenOptions::new().write(true).open(&damaged)?.set_len(100)?,
+            // A link to the same bytes is another file.
+            _ => {
+                fs::rename(&damaged, dir.path().join("moved"))?;
+                std::os::unix::fs::symlink(dir.path().join("moved"), &damaged)?;
+            }
+        }
+        for number in number..number + 3 {
+            step.set(number);
+            first.save_at(number)?;
+            let path = dir.path().join(format!("ckpt-{number}"));
+            assert!(verify_checkpoint(&path).is_intact(), "{damage}: {}", path.display());
+        }
+    }
+    first.close()?;
+    manager(dir.path(), 5000, Some(3), &step)?.restore_or_initialize()?;
+    assert_eq!(step.get(), 15);
+    Ok(())
+}
+
+#[test]
+fn with_one_kept_a_damaged_file_is_written_anew() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut manager = manager(dir.path(), 5000, Some(1), &Counter::new(0))?;
+    manager.save_at(1)?;
+    fs::OpenOptions::new().write(true).open(file(dir.path(), 1))?.set_len(4000)?;
+    manager.save_at(2)?;
+    assert!(verify_checkpoint(dir.path().join("ckpt-2")).is_intact());
+    Ok(())
+}
+
+/// 12 MB of frozen weights in 20 MB: what is linked needs no room.
+#[test]
+fn what_is_linked_needs_no_room() {
+    const TEST: &str = "what_is_linked_needs_no_room";
+    const CHILD: &str = "SHARED_FILES_CHILD";
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let mut manager = manager(&Path::new(&folder).join("run"), 3_000_000, Some(1), &Counter::new(0)).unwrap();
+        for step in 1..=5 {
+            manager.save_at(step).unwrap();
+        }
+        println!("five saved");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let this = std::env::current_exe().unwrap();
+    let (folder, this) = (folder.path().display(), this.display());
+    let script = format!(
+        "mount -t tmpfs -o size=20m tmpfs {folder} || {{ echo NOT MOUNTED; exit 0; }}; \"{this}\" --exact {TEST} --nocapture"
+    );
+    let output =
+        Command::new("unshare").args(["-r", "-m", "sh", "-c", &script]).env(CHILD, folder.to_string()).output();
+    let text = output.map_or_else(
+        |e| format!("unshare: {e}"),
+        |output| format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+    );
+    if text.contains("NOT MOUNTED") || text.contains("unshare") {
+        return println!("SKIPPED: no user and mount namespace: {text}");
+    }
+    assert!(text.contains("five saved"), "{text}");
+}
