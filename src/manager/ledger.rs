@@ -189,6 +189,14 @@ impl Ledger {
         self.passed_over.push(PassedOver { path, reason: error.to_string() });
     }
 
+    /// Why the first of those that cannot be looked at cannot. It stays among them: the next call must say so too.
+    pub(super) fn why_unreachable(&self) -> Option<Error> {
+        let (name, _) = self.unreachable.first()?;
+        let path = self.path(name);
+        let again = || Error::Usage(format!("{} could not be looked at before; restore first", path.display()));
+        Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
+    }
+
     /// Takes a checkpoint out of all lists.
     pub(super) fn forget(&mut self, name: &str) {
         self.known.retain(|found| found.entry.name != name);

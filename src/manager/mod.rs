@@ -310,10 +310,10 @@ impl CheckpointManager {
     /// # Errors
     /// When the run does not go on from anything of this directory, and there is something.
     fn superseded_by(&self, name: Option<&str>) -> Result<Vec<String>> {
-        let mut ledger = self.ledger();
+        let ledger = self.ledger();
         if !self.begun && !self.fresh_start && !is_broken(Rule::FreshStart) {
-            if !ledger.unreachable.is_empty() {
-                return Err(ledger.unreachable.swap_remove(0).1);
+            if let Some(error) = ledger.why_unreachable() {
+                return Err(error);
             }
             if let Some((first, second)) = &ledger.undecided {
                 return Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) });

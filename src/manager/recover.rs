@@ -77,8 +77,7 @@ impl CheckpointManager {
             let catalog = Catalog::of(&self.directory, self.directory.scan()?);
             ledger.take_in(catalog);
         }
-        if !ledger.unreachable.is_empty() {
-            let (_, error) = ledger.unreachable.remove(0);
+        if let Some(error) = ledger.why_unreachable() {
             return Err(error);
         }
         match &ledger.undecided {
