@@ -275,14 +275,16 @@ impl Actor {
             let made = self.outside.join(mine);
             fs::rename(&self.run, &made).map_err(|_| e)?;
             names(&made, |_| true).iter().try_for_each(|name| say(&format!("touch {name}")))?;
-            fs::remove_dir_all(&made)?;
+            // The manager may still write into it.
+            let _ = fs::remove_dir_all(&made);
         }
         Ok(())
     }
 
     /// Puts a directory of its own in the place of the other for a moment.
     fn replace_directory(&mut self) -> io::Result<()> {
-        let (aside, own) = (self.run.with_extension("aside"), self.run.with_extension("own"));
+        let mine = self.mine();
+        let (aside, own) = (self.run.with_extension("aside"), self.outside.join(mine));
         fs::create_dir_all(own.join("ckpt-1"))?;
         fs::write(own.join("ckpt-1/mine"), "mine")?;
         fs::rename(&self.run, &aside)?;

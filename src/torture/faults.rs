@@ -29,6 +29,7 @@ pub(super) enum Fault {
 }
 
 /// Which operations a plan counts.
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests ask for single kinds"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Only {
     Any,
