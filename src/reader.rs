@@ -199,6 +199,7 @@ impl CheckpointReader {
                 || manifest.files.contains_key(name)
                 || manifest.assets.contains_key(name)
                 || is_mark_file(name)
+                || name.starts_with(".tmp-mark-")
         };
         let others = names.into_iter().filter(|name| !name.to_str().is_some_and(is_ours));
         let mut others: Vec<PathBuf> = others.map(|name| self.path().join(name)).collect();
@@ -216,7 +217,7 @@ pub struct Verification {
     /// disagree with the manifest, and what could not be read.
     pub problems: Vec<Error>,
     /// Files and directories that the manifest does not list, sorted: somebody else's notes, say. They are no damage, and
-    /// no reader looks at them. The marks of a manager (`mark-*.json`) are not among them.
+    /// no reader looks at them. The marks of a manager (`mark-*.json`, `.tmp-mark-*`) are not among them.
     pub unexpected: Vec<PathBuf>,
 }
 
