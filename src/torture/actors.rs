@@ -481,6 +481,13 @@ impl Trainer {
                 let _ = fs::remove_file(path);
                 false
             }
+            // And here: the one with the higher number.
+            Err(Error::Undecided { first, second }) => {
+                let number = |path: &Path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<i64>().ok();
+                let older = if number(&first) < number(&second) { first } else { second };
+                let _ = manager.pass_over(older);
+                false
+            }
             Err(e) => {
                 log::debug!("not restored: {e}");
                 false
@@ -543,8 +550,8 @@ impl Trainer {
                     report.violations.push(format!("the latest is {step:?}, {best:?} is there, whole, and newer"));
                 }
             }
-            // A link in the place of the newest.
-            Err(Error::Link { .. }) => {}
+            // A link in the place of the newest; or what decided between two chains was destroyed, and both are named.
+            Err(Error::Link { .. } | Error::Undecided { .. }) => {}
             Err(e) => report.violations.push(format!("nothing tells the latest: {e}")),
         }
         said.forget(&self.root);
