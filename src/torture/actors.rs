@@ -485,6 +485,7 @@ impl Trainer {
             Err(Error::Undecided { first, second }) => {
                 let number = |path: &Path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<i64>().ok();
                 let older = if number(&first) < number(&second) { first } else { second };
+                self.acknowledged.retain(|step| Some(*step) != number(&older));
                 let _ = manager.pass_over(older);
                 false
             }
