@@ -8,7 +8,7 @@ use super::random::Random;
 use super::run::{Run, Setup, restore};
 use crate::error::{Error, Result};
 use crate::manager::CheckpointManager;
-use crate::store::LocalDisk;
+use crate::store::{LocalDisk, before_aside};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -32,6 +32,8 @@ pub struct ActorReport {
     pub restarts: u64,
     /// Acknowledged checkpoints that were looked at and were right.
     pub right: u64,
+    /// Those that had left the numbering: a run went on from another one.
+    pub aside: u64,
     /// Those that the actor had destroyed, and of which that was said.
     pub reported: u64,
     /// What broke a promise.
@@ -530,11 +532,16 @@ impl Trainer {
         let mut best = None;
         for step in steps {
             let name = format!("ckpt-{step}");
-            let path = self.root.join(&name);
+            // Or out of the numbering, where it stays until it is tidied away.
+            let aside = |other: &str| before_aside(other).is_some_and(|(_, before)| before == name);
+            let now = names(&self.root, aside).into_iter().next().unwrap_or_else(|| name.clone());
+            let moved = now != name;
+            report.aside += u64::from(moved);
+            let path = self.root.join(now);
             match (said.is_touched(&name, &path), self.wrong(&path, step)) {
                 (false, Ok(())) => {
                     report.right += 1;
-                    best = best.max(Some(step));
+                    best = best.max(Some(step).filter(|_| !moved));
                 }
                 (false, Err(e)) => report.violations.push(format!("{name} was acknowledged and not touched: {e}")),
                 (true, Err(Error::Object { reason, .. })) => {
@@ -561,9 +568,9 @@ impl Trainer {
 
     /// What a user would do now and then.
     fn tidy(&mut self) {
-        let aside =
-            |name: &str| ["damaged-", "passed-over-", "superseded-"].iter().any(|prefix| name.starts_with(prefix));
-        for name in names(&self.root, aside) {
+        for name in names(&self.root, |name| before_aside(name).is_some()) {
+            let step = before_aside(&name).and_then(|(_, name)| name.strip_prefix("ckpt-")?.parse::<i64>().ok());
+            self.acknowledged.retain(|acknowledged| Some(*acknowledged) != step);
             let _ = fs::remove_dir_all(self.root.join(name));
         }
     }

@@ -15,13 +15,14 @@ pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
     match result {
         Ok(report) => {
             println!(
-                "actors: {} operations; {} saves acknowledged, {} refused, {} restarts; of those looked at {} were right, \
-                 {} destroyed and reported; {} violations",
+                "actors: {} operations; {} saves acknowledged, {} refused, {} restarts; of those looked at {} were right \
+                 ({} out of the numbering), {} destroyed and reported; {} violations",
                 report.operations,
                 report.saved,
                 report.refused,
                 report.restarts,
                 report.right,
+                report.aside,
                 report.reported,
                 report.violations.len()
             );
