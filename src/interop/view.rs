@@ -154,7 +154,7 @@ fn for_each_box(shape: &[u64], range: Range<u64>, mut with: impl FnMut(&[u64], &
             rest %= stride.max(1);
         }
         // The outermost dimension along which whole slices follow.
-        let along = (0..shape.len()).find(|&d| at % stride[d] == 0 && range.end - at >= stride[d]);
+        let along = (0..shape.len()).find(|&d| at.is_multiple_of(stride[d]) && range.end - at >= stride[d]);
         let mut lengths = vec![1; shape.len()];
         let taken = match along {
             None => 1,
@@ -202,7 +202,7 @@ impl Part {
 
 /// The loops in the order of the source's bytes, with those that are one joined.
 fn merge(mut loops: Vec<Loop>) -> Vec<Loop> {
-    loops.sort_by(|a, b| (b.source, b.target).cmp(&(a.source, a.target)));
+    loops.sort_by_key(|own| std::cmp::Reverse((own.source, own.target)));
     let mut merged: Vec<Loop> = Vec::with_capacity(loops.len());
     for inner in loops {
         match merged.last_mut() {
@@ -347,4 +347,69 @@ pub(crate) fn overlap(parts: &[Part]) -> bool {
             .take_while(|b| a.begin.is_empty() || b.begin[0] < end(a, 0))
             .any(|b| (0..a.begin.len()).all(|d| a.begin[d] < end(b, d) && b.begin[d] < end(a, d)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::interop::input::Input;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    /// A tensor over numbered elements of two bytes.
+    fn numbered(shape: &[u64], stride: &[u64], offset: u64) -> Stored {
+        let last: u64 = shape.iter().zip(stride).map(|(length, stride)| length.saturating_sub(1) * stride).sum();
+        let bytes: Vec<u8> = (0..=(offset + last) as u16).flat_map(u16::to_le_bytes).collect();
+        let blob = Arc::new(Blob::stored("numbers", Input::memory(Path::new("numbers"), bytes), None));
+        let view = View { blob, begin: 2 * offset, stride: stride.to_vec(), change: Change::default() };
+        Stored::new(TensorSpec::new(Dtype::I16, shape), view)
+    }
+
+    /// The numbers one by one.
+    fn expected(shape: &[u64], stride: &[u64], offset: u64) -> Vec<u8> {
+        let count: u64 = shape.iter().product();
+        let number = |mut i: u64| {
+            let mut at = offset;
+            for (length, stride) in shape.iter().zip(stride).rev() {
+                at += i % length * stride;
+                i /= length;
+            }
+            at as u16
+        };
+        (0..count).flat_map(|i| number(i).to_le_bytes()).collect()
+    }
+
+    proptest! {
+        /// Any strides, overlapping and expanded ones among them, as a whole and in pieces.
+        #[test]
+        fn every_view_is_read_row_major(
+            dims in prop::collection::vec((0u64..5, 0u64..40), 0..5), offset in 0u64..9, cut in 0usize..200, cut2 in 0usize..200,
+        ) {
+            let (shape, stride): (Vec<u64>, Vec<u64>) = dims.into_iter().unzip();
+            let tensor = numbered(&shape, &stride, offset);
+            let wanted = expected(&shape, &stride, offset);
+            let mut read = vec![0; wanted.len()];
+            tensor.read(&mut read).unwrap();
+            prop_assert_eq!(&read, &wanted);
+            let count = wanted.len() / 2;
+            let (a, b) = (cut.min(count).min(cut2.min(count)), cut.min(count).max(cut2.min(count)));
+            let mut part = vec![0; 2 * (b - a)];
+            tensor.read_range(a as u64..b as u64, &mut part).unwrap();
+            prop_assert_eq!(&part, &wanted[2 * a..2 * b]);
+        }
+    }
+
+    #[test]
+    fn far_apart_and_long_rows_are_read_too() {
+        for (shape, stride) in
+            [([3, 5], [20_000, 1]), ([5, 3], [1, 20_000]), ([2, 30_000], [30_000, 1]), ([200, 200], [1, 200])]
+        {
+            let tensor = numbered(&shape, &stride, 3);
+            let wanted = expected(&shape, &stride, 3);
+            let mut read = vec![0; wanted.len()];
+            tensor.read(&mut read).unwrap();
+            assert!(read == wanted, "{shape:?} {stride:?}");
+        }
+    }
 }

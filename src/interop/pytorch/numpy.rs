@@ -110,14 +110,14 @@ pub(super) fn build(arena: &mut Arena, object: Id, state: Id) -> Step<()> {
             let shape = lengths(arena, shape)?;
             let fortran = matches!(arena.node(fortran), Node::Bool(true));
             let made = filled(arena, dtype, data, shape, fortran)?;
-            match arena.node(made) {
-                &Node::Array(new) => {
+            match *arena.node(made) {
+                Node::Array(new) => {
                     let last = arena.arrays.pop().filter(|_| new as usize == arena.arrays.len());
                     if let (Some(slot), Some(last)) = (arena.arrays.get_mut(place as usize), last) {
                         *slot = last;
                     }
                 }
-                &Node::Refused(global) => {
+                Node::Refused(global) => {
                     if let Some(node) = arena.node_mut(object) {
                         *node = Node::Refused(global);
                     }

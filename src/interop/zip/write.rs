@@ -9,6 +9,9 @@ pub(crate) trait Sink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 }
 
+/// Hands over bytes, piece by piece, to the function that it is given.
+pub(crate) type Produce<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
+
 /// A record that was written.
 struct Written {
     name: String,
@@ -51,12 +54,7 @@ impl<'a> ZipWriter<'a> {
     }
 
     /// A record of `size` bytes, which `produce` hands over in pieces.
-    pub(crate) fn stream(
-        &mut self,
-        name: &str,
-        size: u64,
-        produce: &mut dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-    ) -> Result<()> {
+    pub(crate) fn stream(&mut self, name: &str, size: u64, produce: &mut Produce<'_>) -> Result<()> {
         let offset = self.at;
         let is_large = size >= u64::from(u32::MAX);
         let wide = if is_large { 20 } else { 0 };

@@ -43,6 +43,7 @@ pub(crate) type Step<T> = Result<T, PickleError>;
 /// A Python object. Containers refer to other nodes by their place, so that cycles and sharing are what they were, and
 /// freeing never recurses.
 #[derive(Debug)]
+#[allow(clippy::box_collection, reason = "there can be millions: a node has 24 bytes")]
 pub(crate) enum Node {
     None,
     Bool(bool),
