@@ -75,8 +75,7 @@ impl Commit {
             (ledger.known.clone(), ledger.last_preserved)
         };
         // What its user removed counts no more.
-        let there =
-            |found: &Found| found.entry.name == self.name || self.directory.must_be_free(&found.entry.name).is_err();
+        let there = |found: &Found| found.entry.name == self.name || self.directory.may_hold(&found.entry.name);
         known.retain(|found| there(found) || is_broken(Rule::Gone));
         let retention = self.ledger().retention.clone();
         let candidates: Vec<Candidate> = known.iter().map(candidate).collect();

@@ -148,9 +148,16 @@ impl Ledger {
 
     /// Decides for the run of the checkpoint `id`, which was restored though it was not of the known ones.
     pub(super) fn choose(&mut self, id: &Follows) {
-        if !self.others.iter().any(|found| found.id() == *id) {
-            return;
+        let mut id = id;
+        while !self.others.iter().any(|found| found.id() == *id) {
+            // One that was superseded belongs to the run of the one that it follows, which is an earlier one.
+            let gone = self.superseded.iter().find(|(_, found)| found.id() == *id);
+            match gone.and_then(|(_, found)| found.follows.as_ref()).filter(|next| next.sequence < id.sequence) {
+                Some(next) => id = next,
+                None => return,
+            }
         }
+        let id = &id.clone();
         let mut found = std::mem::take(&mut self.known);
         found.append(&mut self.others);
         found.sort_by(crate::catalog::order);

@@ -436,6 +436,12 @@ impl Directory {
         result
     }
 
+    /// Whether `name` is a directory, as far as the system tells.
+    pub(crate) fn may_hold(&self, name: &str) -> bool {
+        let stat = self.dir().map(|root| root.stat_of(name.as_ref()));
+        !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
+    }
+
     /// Removes the index, which says less than the truth, as far as it goes.
     pub(crate) fn forget_index(&self, _lock: &Lock) {
         if let Ok(root) = self.dir()
