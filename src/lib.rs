@@ -47,7 +47,8 @@
 //! # Features
 //!
 //! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
-//! * `cli`: the tool `ckpt`.
+//! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools, see [`interop`].
+//! * `cli`: the tool `ckpt`, for all formats.
 //!
 //! # What is not promised
 //!

@@ -9,9 +9,11 @@ use fixtures::{find, json, sha256, shape, without};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tch_checkpoint::interop::tensorflow::{Bundle, CheckpointState};
-use tch_checkpoint::{Error, TensorSource, VerifiedBy, interop};
+use std::process::Command;
+use tch_checkpoint::interop::tensorflow::{self, Bundle, CheckpointState, WriteOptions};
+use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop};
 
 const EXPECTED: &str = ".expected.json";
 
@@ -272,5 +274,191 @@ fn every_flipped_byte_and_every_cut_is_found() {
             fs::write(&path, &whole).unwrap();
         }
         Bundle::open(&prefix).unwrap().verify().unwrap();
+    }
+}
+
+/// The files of a prefix, by what is behind it.
+fn files_of(prefix: &Path) -> BTreeMap<String, Vec<u8>> {
+    let stem = prefix.file_name().unwrap().to_str().unwrap();
+    let entries = fs::read_dir(prefix.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter_map(|path| {
+        let suffix = path.file_name().unwrap().to_str().unwrap().strip_prefix(stem)?.to_string();
+        let is_part = suffix.starts_with(".index") || suffix.starts_with(".data");
+        is_part.then(|| (suffix, fs::read(&path).unwrap()))
+    });
+    files.collect()
+}
+
+#[test]
+fn a_bundle_that_is_written_again_is_the_same() {
+    let mut count = 0;
+    for (prefix, _) in bundles() {
+        let root = tempfile::tempdir().unwrap();
+        let copy = root.path().join("copy-1");
+        let bundle = Bundle::open(&prefix).unwrap();
+        bundle.copy_to(&copy).unwrap();
+        let (old, new) = (files_of(&prefix), files_of(&copy));
+        assert_eq!(old.keys().collect::<Vec<_>>(), new.keys().collect::<Vec<_>>());
+        for (suffix, bytes) in &old {
+            assert!(*bytes == new[suffix], "{}{suffix} is not the same", prefix.display());
+        }
+        assert!(matches!(bundle.copy_to(&copy), Err(Error::AlreadyExists { .. })));
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), new.len(), "nothing is left behind");
+        count += 1;
+    }
+    println!("{count} bundles are the same when written again");
+}
+
+/// Tensors in memory.
+#[derive(Debug, Default)]
+struct Memory {
+    specs: BTreeMap<String, TensorSpec>,
+    bytes: BTreeMap<String, Vec<u8>>,
+    aliases: BTreeMap<String, String>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+}
+
+impl Memory {
+    fn tensor(&mut self, key: &str, dtype: Dtype, shape: &[u64], seed: u64) {
+        let spec = TensorSpec::new(dtype, shape);
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let bytes = (0..spec.bytes().unwrap()).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 57) as u8 & if dtype == Dtype::Bool { 1 } else { 0x3f }
+        });
+        self.bytes.insert(key.to_string(), bytes.collect());
+        self.specs.insert(key.to_string(), spec);
+    }
+
+    fn alias(&mut self, key: &str, first: &str) {
+        self.specs.insert(key.to_string(), self.specs[first].clone());
+        self.bytes.insert(key.to_string(), self.bytes[first].clone());
+        self.aliases.insert(key.to_string(), first.to_string());
+    }
+}
+
+impl TensorSource for Memory {
+    fn format(&self) -> &'static str {
+        "memory"
+    }
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.specs
+    }
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.aliases.get(key).map_or(key, String::as_str)
+    }
+    fn verified_by(&self, _key: &str) -> VerifiedBy {
+        VerifiedBy::Nothing
+    }
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<(), Error> {
+        target.copy_from_slice(&self.bytes[key]);
+        Ok(())
+    }
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<(), Error> {
+        let size = self.specs[key].dtype.size();
+        target.copy_from_slice(&self.bytes[key][range.start as usize * size..range.end as usize * size]);
+        Ok(())
+    }
+    fn verify(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn memory() -> Memory {
+    let mut memory = Memory::default();
+    let types = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::BF16, Dtype::I8, Dtype::I32, Dtype::I64, Dtype::U8];
+    for (i, dtype) in types.into_iter().chain([Dtype::U16, Dtype::U32, Dtype::U64, Dtype::Bool, Dtype::C64]).enumerate()
+    {
+        memory.tensor(&format!("types/{}", dtype.name().to_lowercase()), dtype, &[2, 3], i as u64);
+    }
+    memory.tensor("model/encoder.gru/w%2Fih", Dtype::F32, &[4, 5], 20);
+    memory.tensor("model/embedding", Dtype::F32, &[1200, 1000], 21);
+    memory.alias("model/logits", "model/embedding");
+    memory.tensor("model/layers/0", Dtype::F32, &[], 22);
+    memory.tensor("model/layers/1", Dtype::F32, &[0, 7], 23);
+    memory.tensor("scales", Dtype::F8E8m0, &[4], 24);
+    memory.values.insert("step".into(), json!(41));
+    memory.values.insert("loss".into(), json!(0.125));
+    memory.values.insert("run".into(), json!("née"));
+    memory.values.insert("nothing".into(), Value::Null);
+    memory
+}
+
+#[test]
+fn any_source_becomes_a_bundle() {
+    let root = tempfile::tempdir().unwrap();
+    let prefix = root.path().join("ckpt-41");
+    let memory = memory();
+    let left_out = tensorflow::write(&memory, &prefix, &WriteOptions::default()).unwrap();
+    assert_eq!(left_out.keys().collect::<Vec<_>>(), ["nothing", "scales"]);
+    assert!(left_out["scales"].contains("F8_E8M0"));
+    let bundle = Bundle::open(root.path()).unwrap();
+    assert_eq!(bundle.prefix(), prefix);
+    bundle.verify().unwrap();
+    for (key, spec) in memory.specs.iter().filter(|(key, _)| *key != "scales") {
+        assert_eq!(&bundle.tensors()[key], spec);
+        let mut bytes = vec![0; spec.bytes().unwrap() as usize];
+        bundle.read(key, &mut bytes).unwrap();
+        assert!(bytes == memory.bytes[key], "{key}");
+    }
+    assert_eq!(bundle.first_alias("model/logits"), "model/embedding");
+    assert_eq!(bundle.values()["run"], json!("née"));
+    assert_eq!(bundle.read_raw("save_counter").unwrap(), 41i64.to_le_bytes(), "as the prefix says");
+    assert_eq!(bundle.read_raw("step").unwrap(), 41i64.to_le_bytes());
+    // Reproducible, never over another, and nothing left behind.
+    let again = root.path().join("again/ckpt-41");
+    fs::create_dir(root.path().join("again")).unwrap();
+    tensorflow::write(&memory, &again, &WriteOptions::default()).unwrap();
+    assert!(files_of(&prefix) == files_of(&again));
+    let error = tensorflow::write(&memory, &prefix, &WriteOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    assert_eq!(fs::read_dir(root.path().join("again")).unwrap().count(), 3);
+}
+
+/// A Python that has `module`, or `None` after saying that the test is skipped.
+fn python(module: &str) -> Option<String> {
+    let candidates = std::env::var("TCH_CHECKPOINT_PYTHON").into_iter().chain(["python3".to_string()]);
+    let found = candidates.into_iter().find(|python| {
+        let probe = format!("import importlib.util as u, sys; sys.exit(u.find_spec({module:?}) is None)");
+        Command::new(python).args(["-c", &probe]).output().is_ok_and(|output| output.status.success())
+    });
+    if found.is_none() {
+        println!("SKIPPED: no Python with {module}; TCH_CHECKPOINT_PYTHON names another");
+    }
+    found
+}
+
+#[test]
+fn tensorflow_restores_what_was_written() {
+    let Some(python) = python("tensorflow") else { return };
+    let root = tempfile::tempdir().unwrap();
+    let memory = memory();
+    tensorflow::write(&memory, root.path().join("ckpt-41"), &WriteOptions::default()).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop_tensorflow.py");
+    let output = Command::new(python).arg(script).arg(root.path()).env("TF_CPP_MIN_LOG_LEVEL", "3").output().unwrap();
+    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}{errors}");
+    let digests: BTreeMap<&str, &str> = printed.lines().filter_map(|line| line.split_once(' ')).collect();
+    for (key, bytes) in memory.bytes.iter().filter(|(key, _)| *key != "scales") {
+        assert_eq!(digests.get(&**key).copied(), Some(&*sha256(bytes)), "{key}: {printed}");
+    }
+    assert_eq!((digests["step"], digests["save_counter"]), ("41", "41"));
+    // What TensorFlow saved after that, with its own writer, is read again.
+    let theirs = Bundle::open(root.path()).unwrap();
+    assert!(theirs.prefix().ends_with("ckpt-42"), "it goes on counting");
+    for (key, bytes) in memory.bytes.iter().filter(|(key, _)| *key != "scales") {
+        let mut read = vec![0; bytes.len()];
+        theirs.read(key, &mut read).unwrap();
+        assert!(read == *bytes, "{key}");
     }
 }

@@ -67,6 +67,22 @@ pub fn pickle(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
+/// As the parts of a TensorFlow bundle: a table, and messages.
+#[cfg(feature = "tensorflow")]
+pub fn bundle(bytes: &[u8]) -> Verdict {
+    crate::interop::tensorflow::read_any(bytes);
+    Ok(())
+}
+
+/// As an HDF5 file.
+#[cfg(feature = "keras")]
+pub fn hdf5(bytes: &[u8]) -> Verdict {
+    match crate::interop::keras::Weights::of_bytes(bytes, &ReadOptions::default()) {
+        Ok(source) => check(&source),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Changes `bytes` in a few places, as damage and malice do.
 pub fn mutate(bytes: &mut Vec<u8>, seed: u64) {
     const TELLING: [u8; 16] =
@@ -148,6 +164,41 @@ mod tests {
                 seed += 1;
                 mutate(&mut bytes, seed);
                 assert_eq!(pickle(&bytes), Ok(()), "seed {seed}");
+            }
+        }
+    }
+
+    /// A second each, over files of TensorFlow and Keras.
+    #[cfg(all(feature = "tensorflow", feature = "keras"))]
+    #[test]
+    fn mutated_bundles_and_hdf5_files_neither_panic_nor_hang() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        type Target = fn(&[u8]) -> Verdict;
+        let targets: [(&[&str], Target); 2] = [
+            (
+                &[
+                    "tensorflow/f_name_based/model.ckpt-7.index",
+                    "tensorflow/a_seq2seq_gru/checkpoint",
+                    "tensorflow/g_keras2_weights/saved_model/variables/variables.data-00000-of-00001",
+                ],
+                bundle,
+            ),
+            (
+                &["keras/c_hdf5/features.h5", "keras/hostile/fletcher_wrong.h5", "keras/hostile/soft_link_cycle.h5"],
+                hdf5,
+            ),
+        ];
+        for (files, target) in targets {
+            let originals: Vec<Vec<u8>> = files.iter().map(|file| fs::read(root.join(file)).unwrap()).collect();
+            let begin = Instant::now();
+            let mut seed = 1 << 50;
+            while begin.elapsed() < Duration::from_secs(1) {
+                for original in &originals {
+                    let mut bytes = original.clone();
+                    seed += 1;
+                    mutate(&mut bytes, seed);
+                    assert_eq!(target(&bytes), Ok(()), "seed {seed}");
+                }
             }
         }
     }

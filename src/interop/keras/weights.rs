@@ -96,6 +96,13 @@ impl Weights {
         Weights::build(path, "Keras (sharded)", files, options)
     }
 
+    /// An HDF5 file in memory: for fuzzing.
+    #[cfg(any(test, feature = "torture"))]
+    pub(crate) fn of_bytes(bytes: &[u8], options: &ReadOptions) -> Result<Weights> {
+        let path = Path::new("fuzzed.h5");
+        Weights::build(path, "HDF5", vec![File::open(Input::memory(path, bytes.to_vec()))?], options)
+    }
+
     fn build(path: &Path, format: &'static str, files: Vec<File>, options: &ReadOptions) -> Result<Weights> {
         let mut weights = Weights {
             path: path.to_path_buf(),

@@ -21,14 +21,18 @@
 //! [`unreadable`](crate::TensorSource::unreadable): `complex128`, `float8_e4m3b11fnuz`, and the types below 8 bits;
 //! [`Bundle::read_raw`] has their bytes. Quantized types (`qint8` and the like) are read as integers.
 //!
+//! # Written
+//!
+//! [`write`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for objects of
+//! the same names. [`Bundle::copy_to`] writes a bundle again, byte for byte.
+//!
 //! # Verified
 //!
 //! The index, the object graph and all strings when the bundle is opened; every tensor (CRC-32C) when it is read.
 
-#![cfg_attr(not(test), allow(dead_code, reason = "the writer"))]
-
 mod bundle;
 mod checksum;
+mod copy;
 mod graph;
 mod messages;
 mod names;
@@ -39,8 +43,27 @@ mod state;
 mod strings;
 mod table;
 mod types;
+mod value;
 mod wire;
+mod write;
 
 pub use bundle::Bundle;
 pub(crate) use place::detect;
 pub use state::CheckpointState;
+pub use write::{WriteOptions, write};
+
+/// Reads `bytes` as each of the small formats that a bundle is made of: for fuzzing.
+#[cfg(any(test, feature = "torture"))]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let _ = table::parse(bytes);
+    let _ = messages::Header::parse(bytes);
+    let _ = messages::Entry::parse(bytes);
+    let _ = ordered::parse_slice_key(bytes);
+    let _ = String::from_utf8(bytes.to_vec()).map(|text| text.parse::<CheckpointState>());
+    if let Ok(objects) = messages::parse_graph(bytes) {
+        let _ = (graph::paths(&objects, |_| true), graph::kept(&objects));
+    }
+    if let Some((count, bytes)) = bytes.split_first() {
+        let _ = strings::decode(bytes, u64::from(*count), 0);
+    }
+}

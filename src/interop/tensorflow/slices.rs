@@ -18,6 +18,8 @@ pub(super) struct Slice {
     run: u64,
     runs: u64,
     pub entry: Entry,
+    /// The extents as they are written in the slice's key.
+    pub written: Vec<Extent>,
 }
 
 impl Slice {
@@ -33,6 +35,7 @@ impl Slice {
                 (end <= *dimension && (extent.length.is_some() || extent.start == 0)).then_some((extent.start, length))
             })
             .collect();
+        let written = extents.to_vec();
         let extents = whole?;
         if !extents.iter().map(|(_, length)| length).eq(&entry.shape) {
             return None;
@@ -43,7 +46,7 @@ impl Slice {
         let first = shape.len().saturating_sub(full + 1);
         let run = entry.shape[first..].iter().fold(1u64, |product, length| product.saturating_mul(*length));
         let runs = elements.checked_div(run).unwrap_or(0);
-        Some(Slice { extents, shape: shape.to_vec(), run, runs, entry })
+        Some(Slice { extents, shape: shape.to_vec(), run, runs, entry, written })
     }
 
     /// Elements of the slice.
