@@ -17,7 +17,7 @@
 //! # Verified
 //!
 //! HDF5 files of Keras have no checksums: lengths, bounds and structure are checked. Chunks that are compressed or have a
-//! Fletcher-32 sum are verified when they are read.
+//! Fletcher-32 sum are verified when they are read, and the CRC-32 of a `.keras` archive before the first tensor is.
 //!
 //! # Not read
 //!

@@ -5,6 +5,7 @@ use super::layers;
 use super::sharded::{Index, MAX_BYTES};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
+use crate::interop::blob::Blob;
 use crate::interop::detect::Probe;
 use crate::interop::input::Input;
 use crate::interop::slot::torch_slot;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The weights in a `.keras` archive.
 const MEMBER: &str = "model.weights.h5";
@@ -41,6 +43,8 @@ pub struct Weights {
     path: PathBuf,
     format: &'static str,
     files: Vec<File>,
+    /// The record of an archive that the file is, with its checksum.
+    member: Option<Arc<Blob>>,
     /// File and dataset of every key.
     by_key: BTreeMap<String, (usize, usize)>,
     /// The first key of every dataset.
@@ -70,7 +74,9 @@ impl Weights {
         let input = Input::open(path)?;
         let start = input.read_vec(0..input.len().min(8), 8)?;
         if start.starts_with(b"PK") {
-            return Weights::build(path, "Keras (.keras)", vec![member(input)?], options);
+            let (file, member) = member(input)?;
+            let weights = Weights::build(path, "Keras (.keras)", vec![file], options)?;
+            return Ok(Weights { member: Some(member), ..weights });
         }
         if start == SIGNATURE || !start.trim_ascii_start().starts_with(b"{") {
             let file = File::open(input)?;
@@ -108,6 +114,7 @@ impl Weights {
             path: path.to_path_buf(),
             format,
             files,
+            member: None,
             by_key: BTreeMap::new(),
             first: BTreeMap::new(),
             tensors: BTreeMap::new(),
@@ -291,7 +298,7 @@ impl Weights {
 }
 
 /// The weights of a `.keras` archive.
-fn member(input: Input) -> Result<File> {
+fn member(input: Input) -> Result<(File, Arc<Blob>)> {
     let archive = Archive::open(input)?;
     let input = archive.input();
     let Some(member) = archive.get(MEMBER) else {
@@ -301,13 +308,11 @@ fn member(input: Input) -> Result<File> {
         };
         return Err(input.unsupported(reason));
     };
-    match member.input() {
-        Some(stored) => {
-            member.verify()?;
-            File::open(stored.clone())
-        }
-        None => File::open(Input::memory(input.path(), member.read_vec(MAX_MEMBER)?)),
-    }
+    let file = match member.input() {
+        Some(stored) => File::open(stored.clone())?,
+        None => File::open(Input::memory(input.path(), member.read_vec(MAX_MEMBER)?))?,
+    };
+    Ok((file, member.clone()))
 }
 
 /// What an HDF5 file is called.
@@ -381,14 +386,17 @@ impl TensorSource for Weights {
     }
 
     fn verified_by(&self, key: &str) -> VerifiedBy {
+        let has_checksum = self.member.as_ref().is_some_and(|member| member.has_checksum());
         match self.dataset(key) {
-            Some((_, dataset)) if dataset.is_checksummed() => VerifiedBy::Container,
+            Some((_, dataset)) if dataset.is_checksummed() || has_checksum => VerifiedBy::Container,
             _ => VerifiedBy::Nothing,
         }
     }
 
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let spec = self.tensors.get(key).ok_or_else(|| unknown_key(key))?;
+        // Compared once: the archive has one checksum for all tensors.
+        self.member.as_ref().map_or(Ok(()), |member| member.verify())?;
         self.read_range(key, 0..spec.shape.iter().product(), target)
     }
 
@@ -404,6 +412,7 @@ impl TensorSource for Weights {
     }
 
     fn verify(&self) -> Result<()> {
+        self.member.as_ref().map_or(Ok(()), |member| member.verify_again())?;
         for file in &self.files {
             file.datasets.iter().try_for_each(|dataset| dataset.verify(&file.input))?;
         }
