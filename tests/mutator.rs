@@ -50,7 +50,7 @@ enum Writer {
     Half,
     Double,
     DropAll,
-    // Those that move a version counter.
+    // Those that libtorch lets wait; without that, those that move a version counter.
     Resize,
     CopyOver,
     CopyElsewhere,
@@ -78,8 +78,21 @@ const COUNTS: [Writer; 8] = [Resize, CopyOver, CopyElsewhere, Fill, TchAdam, Fre
 const PAST: [Writer; 2] = [DataAll, TchSgd];
 const PARTLY: [Writer; 4] = [DataElement, DataRow, Data1, Data10];
 
+/// What a manager does about writers that do not wait of their own accord.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    WaitAndAreWatched,
+    Wait,
+    AreWatched,
+    Pass,
+}
+
 impl Writer {
-    fn may_fail(self) -> bool {
+    fn may_fail(self, others: Others) -> bool {
+        // These write to memory that is not captured, of a tensor that is: only its version counter tells of it.
+        if matches!(others, Others::WaitAndAreWatched | Others::Wait) {
+            return matches!(self, Resize | SetDataAndFill);
+        }
         COUNTS.contains(&self) || PAST.contains(&self) || PARTLY.contains(&self)
     }
 
@@ -151,11 +164,15 @@ impl Program {
         names.into_iter().map(|name| variables[name].shallow_clone()).filter(Tensor::requires_grad).collect()
     }
 
-    /// Every tracked tensor's bytes, by key.
+    /// Every tracked tensor's bytes, by key, and the gradients.
     fn state(&self) -> BTreeMap<String, Vec<u8>> {
         let mut state = BTreeMap::from([("alias".to_string(), bytes(&self.alias))]);
         for (name, tensor) in self.vs.variables() {
             state.insert(format!("model/{name}"), bytes(&tensor));
+            let gradient = tensor.grad();
+            if gradient.defined() && !gradient.is_sparse() {
+                state.insert(format!("optimizer/state/{name}/grad"), bytes(&gradient));
+            }
             for (slot, tensor) in self.optimizer.state(&name).unwrap_or_default() {
                 state.insert(format!("optimizer/state/{name}/{slot}"), bytes(&tensor));
             }
@@ -246,7 +263,7 @@ impl Program {
                 drop(trained);
                 *self = Program::new(random);
             }
-            CopyOver => no_grad(|| trained.iter().for_each(|w| drop(w.shallow_clone().copy_(&(w * 2.0 + 1.0))))),
+            CopyOver => no_grad(|| trained.iter().for_each(|w| w.shallow_clone().copy_(&(w * 2.0 + 1.0)))),
             CopyElsewhere => {
                 let copy = move || no_grad(|| trained.into_iter().for_each(|mut w| drop(w.fill_(77.0))));
                 std::thread::scope(|scope| drop(scope.spawn(copy)));
@@ -297,9 +314,12 @@ fn bytes(tensor: &Tensor) -> Vec<u8> {
     bytes
 }
 
-fn saved(path: &Path) -> BTreeMap<String, Vec<u8>> {
+/// Whether a checkpoint has this state. It has a gradient only where no step has used it.
+fn is_state(path: &Path, state: &BTreeMap<String, Vec<u8>>) -> bool {
     let reader = CheckpointReader::open(path).unwrap();
-    reader.manifest().tensors.keys().map(|key| (key.clone(), reader.tensor(key).unwrap())).collect()
+    let saved = &reader.manifest().tensors;
+    saved.keys().all(|key| state.get(key) == Some(&reader.tensor(key).unwrap()))
+        && state.keys().all(|key| saved.contains_key(key) || key.ends_with("/grad"))
 }
 
 /// What became of the saves before a writer.
@@ -313,7 +333,7 @@ struct Counts {
 type Report = BTreeMap<Writer, Counts>;
 
 /// Runs programs until there have been so many saves, or the time is over.
-fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, detection: bool) -> Report {
+fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, others: Others) -> Report {
     let (mut random, mut report, began) = (Random(seed), Report::new(), Instant::now());
     let mut done = 0;
     while done < saves && began.elapsed() < limit {
@@ -321,8 +341,11 @@ fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, detection: bo
         let mut program = Program::new(&mut random);
         let older = program.checkpoint().write(dir.path().join("older")).unwrap();
         let mut background = Background::new();
-        if !detection {
+        if matches!(others, Others::Wait | Others::Pass) {
             background = background.without_detection();
+        }
+        if matches!(others, Others::AreWatched | Others::Pass) {
+            background = background.without_hooks();
         }
         let checkpoint = program.checkpoint().threads(1 + random.below(2) as usize);
         let builder = CheckpointManager::builder(checkpoint, dir.path().join("run")).max_to_keep(1);
@@ -331,26 +354,32 @@ fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, detection: bo
         for step in 1..=24 {
             program.train(&mut random, step);
             let writer = random.one_of(writers);
-            if writer != RestoreAll {
+            // Sparse gradients that no step has used cannot be saved.
+            if program.sparse {
+                program.optimizer.zero_grad();
+            } else if writer != RestoreAll {
                 program.gradients(&mut random);
             }
             let state = program.state();
             if random.below(8) == 0 {
                 let path = blocking.write(dir.path().join(format!("blocking-{step}"))).unwrap();
-                assert!(saved(&path) == state, "a blocking save, seed {seed}");
+                assert!(is_state(&path, &state), "a blocking save, seed {seed}");
                 std::fs::remove_dir_all(path).unwrap();
             }
             let path = manager.save_at(step).unwrap();
+            if program.sparse && writer != RestoreAll {
+                program.gradients(&mut random);
+            }
             program.write(writer, &mut random, &older);
             let result = manager.wait();
             done += 1;
             let counts = report.entry(writer).or_default();
             match &result {
-                Ok(()) if saved(&path) == state => counts.right += 1,
+                Ok(()) if is_state(&path, &state) => counts.right += 1,
                 Ok(()) => counts.wrong += 1,
                 Err(error) => {
                     counts.failed += 1;
-                    assert!(writer.may_fail(), "{writer:?}, seed {seed}: {error}");
+                    assert!(writer.may_fail(others), "{writer:?}, seed {seed}: {error}");
                     assert!(!path.exists() && error.to_string().contains("copy_at_call"), "{error}");
                 }
             }
@@ -386,25 +415,32 @@ fn seed() -> u64 {
 fn every_save_is_the_state_of_the_call_or_an_error() {
     tch::manual_seed(1);
     tch::set_num_threads(1);
+    let everyone = [&WAITS[..], &EXCHANGES, &COUNTS, &PAST, &PARTLY].concat();
     let (saves, limit) = length(30);
-    let undisturbed = run(&[&WAITS[..], &EXCHANGES].concat(), saves, limit, seed(), true);
-    tell("writers that wait, and other memory", &undisturbed);
-    assert!(undisturbed.values().all(|counts| counts.wrong == 0 && counts.failed == 0));
+    let held = run(&everyone, saves, limit, seed(), Others::WaitAndAreWatched);
+    tell("every writer", &held);
+    assert!(held.values().all(|counts| counts.wrong == 0));
 
-    let (saves, limit) = length(40);
-    let noticed = run(&[&WAITS[..], &EXCHANGES, &COUNTS, &PAST].concat(), saves, limit, seed() + 1, true);
-    tell("and writers that do not wait", &noticed);
+    // The same without a net: what libtorch makes wait has never written too early.
+    let (saves, limit) = length(20);
+    let unwatched = run(&everyone, saves, limit, seed() + 4, Others::Wait);
+    tell("every writer, without detection", &unwatched);
+    assert!(unwatched.values().all(|counts| counts.wrong == 0 && counts.failed == 0));
+
+    let (saves, limit) = length(30);
+    let noticed = run(&[&WAITS[..], &EXCHANGES, &COUNTS, &PAST].concat(), saves, limit, seed() + 1, Others::AreWatched);
+    tell("writers that nobody lets wait", &noticed);
     assert!(noticed.values().all(|counts| counts.wrong == 0));
 
-    let (saves, limit) = length(20);
-    let partly = run(&PARTLY, saves, limit, seed() + 2, true);
+    let (saves, limit) = length(10);
+    let partly = run(&PARTLY, saves, limit, seed() + 2, Others::AreWatched);
     tell("parts of a tensor, past the version counter", &partly);
     for (writer, Counts { failed, wrong, .. }) in &partly {
         println!("  {writer:?}: {} of {} torn saves were noticed", failed, failed + wrong);
     }
 
     let (saves, limit) = length(10);
-    let blind = run(&[&COUNTS[..], &PAST].concat(), saves, limit, seed() + 3, false);
-    tell("without detection", &blind);
+    let blind = run(&[&COUNTS[..], &PAST].concat(), saves, limit, seed() + 3, Others::Pass);
+    tell("without any of it", &blind);
     assert!(blind.values().map(|counts| counts.wrong).sum::<u64>() > 0, "this test finds nothing");
 }

@@ -30,6 +30,11 @@ impl Area {
         Area { device: hasher.finish(), begin, end: begin.saturating_add(bytes) }
     }
 
+    /// As many bytes of the same device, at another address.
+    pub(crate) fn moved_to(self, address: usize) -> Area {
+        Area { begin: address, end: address.saturating_add(self.end - self.begin), ..self }
+    }
+
     /// From the first to the last element, with the gaps between them.
     pub(crate) fn of(identity: &Identity) -> Area {
         let Identity { device, address, spec, strides } = identity;

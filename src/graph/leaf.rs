@@ -117,6 +117,19 @@ pub trait TensorPin: Send + Sync {
     fn version(&self) -> Option<u64> {
         None
     }
+
+    /// The address of the first element, where that may be another than the tensor had before it was pinned.
+    #[doc(hidden)]
+    fn address(&self) -> Option<usize> {
+        None
+    }
+
+    /// Makes whoever writes to this memory by means of its library wait for the saves that read it, as far as the library
+    /// can. Called on the thread that calls the save, for one memory by one thread at a time. The default does nothing.
+    #[doc(hidden)]
+    fn hold_writers(&self) -> Result<(), Reason> {
+        Ok(())
+    }
 }
 
 /// The bytes of a tensor that is plain memory.

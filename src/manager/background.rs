@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{self, Entered, Hold};
 use crate::name::matches;
-use crate::save::{self, Capture, Failure, Header, Image, Plan, SaveOptions, Unchanged};
+use crate::save::{self, Capture, Failure, Header, Image, Others, Plan, SaveOptions, Unchanged};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 
@@ -19,18 +19,27 @@ use crate::sync::{Arc, Mutex, PoisonError};
 ///
 /// # Writers
 ///
-/// The optimizers and restores of this crate wait for copies that concern the memory that they change. Other writers
-/// (tch's own optimizers, `copy_`, code under `no_grad`) do not. Before such a change to a variable that a tracked optimizer
-/// steps, call [`Gate::pass`](crate::Gate::pass) of `optim::Optimizer::gate` or
-/// [`CheckpointManager::wait`](crate::CheckpointManager::wait), or set [`copy_at_call`](Background::copy_at_call). Changes
-/// made before the call of a save need none of this. `half`, `set_data`, `resize_` and other calls that give a variable
-/// other memory are safe at any time, and no change: the checkpoint has the state of the call.
+/// Whoever writes to memory that is still being copied waits, and helps with the copy: the optimizers and restores of this
+/// crate of their own accord, everything else because libtorch calls a hook before it gives out CPU memory for writing. So
+/// tch's own optimizers, `copy_`, writes through `Tensor::data` or through a view, code under `no_grad`, and
+/// `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable other memory (`half`,
+/// `set_data`, `resize_`): the checkpoint has the state of the call. What takes memory as if it wrote to it waits too, such
+/// as oneDNN's LSTM, to which a forward pass gives the weights.
 ///
-/// A change by a writer that does not wait is detected: libtorch's version counters and up to 8,192 elements, taken at the
-/// call, are compared when the copy is complete. The save then fails with an error that names the tensor, nothing is
-/// committed, and from the next save on that component is copied at the call. What is not detected is a write that moves no
-/// version counter (through `Tensor::data`, or by tch's `nn::Sgd`), changes none of these elements, and comes before the copy is
-/// complete. Memory of a GPU is checked by version counters only.
+/// The hook does not see:
+///
+/// * a write through a raw pointer that was taken before the call, or by another owner of memory from `Tensor::from_blob`;
+/// * a write that goes on, on another thread, while the save is called;
+/// * writes to the memory of a GPU;
+/// * a variable that is given other memory which is then written, where only its version counter tells of it.
+///
+/// Before such a change to a variable that a tracked optimizer steps, call [`Gate::pass`](crate::Gate::pass) of
+/// `optim::Optimizer::gate` or [`CheckpointManager::wait`](crate::CheckpointManager::wait), or set
+/// [`copy_at_call`](Background::copy_at_call). It is detected otherwise: libtorch's version counters and up to 8,192
+/// elements, taken at the call, are compared when the copy is complete. The save then fails with an error that names the
+/// tensor, nothing is committed, and from the next save on that component is copied at the call. What is not detected is a
+/// write that moves no version counter, changes none of these elements, and comes before the copy is complete. Memory of a
+/// GPU is checked by version counters only.
 ///
 /// ```
 /// use tch_checkpoint::{Background, Overlap};
@@ -43,12 +52,17 @@ pub struct Background {
     pub(super) overlap: Overlap,
     /// Patterns of keys that are copied at the call.
     at_call: Vec<String>,
-    watch: bool,
+    others: Others,
 }
 
 impl Default for Background {
     fn default() -> Self {
-        Background { budget: u64::MAX, overlap: Overlap::Wait, at_call: Vec::new(), watch: true }
+        Background {
+            budget: u64::MAX,
+            overlap: Overlap::Wait,
+            at_call: Vec::new(),
+            others: Others { wait: true, watched: true },
+        }
     }
 }
 
@@ -70,7 +84,8 @@ impl Background {
         self
     }
 
-    /// Copies tensors whose key matches `pattern` before the call returns: for what is changed by writers that do not wait.
+    /// Copies tensors whose key matches `pattern` before the call returns: for what is changed by writers that do not
+    /// wait.
     /// In a pattern `*` stands for any text, `/` included. May be called several times.
     ///
     /// ```
@@ -87,7 +102,14 @@ impl Background {
     /// Commits whatever was copied. For tests of the detection.
     #[doc(hidden)]
     pub fn without_detection(mut self) -> Self {
-        self.watch = false;
+        self.others.watched = false;
+        self
+    }
+
+    /// Lets other writers pass. For tests of the detection.
+    #[doc(hidden)]
+    pub fn without_hooks(mut self) -> Self {
+        self.others.wait = false;
         self
     }
 
@@ -158,7 +180,7 @@ impl InFlight {
         let lazy = background.lazy(&plan);
         unchanged.prove(&plan, &lazy, options.threads);
         image.fit(&plan, |file| unchanged.is_proved(file))?;
-        let begin = || Capture::begin(plan.clone(), image, lazy, background.watch);
+        let begin = || Capture::begin(plan.clone(), image, lazy, background.others);
         let (entered, capture) = graph::enter(&plan.gates, begin)?;
         capture.copy_now()?;
         let entered = Arc::new(Mutex::new(Some(entered)));

@@ -95,6 +95,15 @@ pub(crate) struct Capture {
     failure: Mutex<Option<Failure>>,
 }
 
+/// What is done about writers that do not wait of their own accord.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Others {
+    /// They are made to wait, where their library can do that.
+    pub wait: bool,
+    /// What they have changed is looked for.
+    pub watched: bool,
+}
+
 /// Why a capture is not whole.
 pub(crate) struct Failure {
     pub error: Error,
@@ -129,28 +138,33 @@ struct Job {
 
 impl Capture {
     /// Begins: takes hold of what is `lazy`, and tells what that is. Nothing is copied yet: [`Capture::copy_now`] must
-    /// follow, and [`Hold::finish`], on whatever threads call it. Without `watch` nobody looks whether something has
-    /// changed meanwhile.
+    /// follow, and [`Hold::finish`], on whatever threads call it. `others` says what is done about writers that do not
+    /// wait of their own accord.
     pub(crate) fn begin(
         plan: Arc<Plan>,
         image: Image,
         lazy: Vec<bool>,
-        watch: bool,
+        others: Others,
     ) -> Result<(Touched, Arc<Capture>)> {
         let mut touched = Touched::default();
         let mut pins: Vec<Option<Box<dyn TensorPin>>> = Vec::new();
         pins.resize_with(plan.tensors.len(), || None);
         let mut versions = vec![None; plan.tensors.len()];
         for (place, tensor) in plan.tensors.iter().enumerate().filter(|(place, _)| lazy[*place]) {
-            tensor.area.into_iter().for_each(|area| touched.add_area(area));
             touched.add_variable(tensor.leaf.variable());
             let pin = tensor.leaf.pin(&tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
-            if watch {
+            let address = pin.as_ref().and_then(|pin| pin.address());
+            let area = tensor.area.map(|area| address.map_or(area, |address| area.moved_to(address)));
+            area.into_iter().for_each(|area| touched.add_area(area));
+            if let (true, Some(pin)) = (others.wait, &pin) {
+                pin.hold_writers().map_err(|reason| Error::object(&tensor.key, reason))?;
+            }
+            if others.watched {
                 versions[place] = version(tensor, pin.as_deref());
             }
             pins[place] = pin;
         }
-        let samples = if watch { Samples::take(&plan, &pins) } else { Samples::default() };
+        let samples = if others.watched { Samples::take(&plan, &pins) } else { Samples::default() };
         let jobs = jobs(&plan, &lazy, &pins, &image);
         let capture = Capture {
             image: RwLock::new(image),

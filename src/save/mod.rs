@@ -17,7 +17,7 @@ mod write;
 #[cfg(feature = "torch")]
 pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
 pub(crate) use held::Held;
-pub(crate) use image::{Capture, Failure, Image};
+pub(crate) use image::{Capture, Failure, Image, Others};
 pub(crate) use plan::{Plan, plan};
 pub(crate) use same::is_saved;
 pub(crate) use unchanged::{Memo, Unchanged};

@@ -28,6 +28,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/impl/COW.h>
 
 #include <atomic>
 #include <cmath>
@@ -307,6 +308,24 @@ struct Pin {
   }
 };
 
+// Returns when a range of memory may be written.
+using Wait = void (*)(const void *data, size_t bytes);
+std::atomic<Wait> wait_for_readers{nullptr};
+
+// A storage's hook: libtorch calls it before it gives out the memory for writing, and takes it off afterwards. It changes
+// nothing of the storage, so that any number of threads may be in it; nor does it matter if the storage has other memory by
+// now, or if nobody reads any more.
+void before_write(c10::StorageImpl *storage) {
+  // What is done while waiting needs no memory for writing; were it to, it would wait for itself.
+  thread_local bool waiting = false;
+  const Wait wait = wait_for_readers.load(std::memory_order_acquire);
+  if (waiting || !wait)
+    return;
+  waiting = true;
+  wait(storage->_mutable_data_ptr_no_checks().get(), storage->nbytes());
+  waiting = false;
+}
+
 bool is_strided_memory(const at::Tensor &t) {
   return t.defined() && t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized() && !t.is_meta() &&
          t.has_storage() && !t.is_conj() && !t.is_neg();
@@ -340,7 +359,7 @@ char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *siz
     pin->storage = t.storage();
     c10::StorageImpl &storage = *pin->storage.unsafeGetStorageImpl();
     // Memory that is a copy only once it is written to: to be one now, so that nobody exchanges it later.
-    if (storage.has_materializer())
+    if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks()))
       storage.mutable_data();
     if (t.is_cpu()) {
       pin->allocation = share(storage);
@@ -364,6 +383,19 @@ char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *siz
 }
 
 void tcp_unpin(Pin *pin) { delete pin; }
+
+// From now on libtorch calls `wait` before the next write to the storage of CPU memory that is pinned. The hook is never
+// taken off from here, which other threads might see half done. A storage that has one already has this one; or one of
+// somebody else, who is not disturbed.
+char *tcp_hold_writers(Pin *pin, Wait wait) {
+  return guarded([&] {
+    c10::StorageImpl &storage = *pin->storage.unsafeGetStorageImpl();
+    if (storage.device_type() != at::kCPU || storage.has_materializer())
+      return;
+    wait_for_readers.store(wait, std::memory_order_release);
+    storage.set_materializer(&before_write);
+  });
+}
 
 // -1 where nobody counts.
 int64_t tcp_pinned_version(const Pin *pin) { return pin->version.enabled() ? int64_t(pin->version.current_version()) : -1; }

@@ -9,6 +9,10 @@ use torch_sys::C_tensor;
 /// Slots that a parameter can have.
 pub(crate) const SLOTS: usize = 4;
 
+/// Returns when a range of memory, by its first byte and length, may be written. Called on the thread that is about to
+/// write, by C++: it must not unwind.
+pub(crate) type Wait = extern "C" fn(*const c_void, usize);
+
 /// Memory that is held. As `tcp_pinned` in shim.cpp.
 #[repr(C)]
 struct RawPinned {
@@ -118,6 +122,7 @@ unsafe extern "C" {
         out: *mut RawPinned,
     ) -> *mut c_char;
     fn tcp_unpin(pin: *mut c_void);
+    fn tcp_hold_writers(pin: *mut c_void, wait: Wait) -> *mut c_char;
     fn tcp_pinned_version(pin: *const c_void) -> i64;
     fn tcp_read_pinned(pin: *const c_void, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
@@ -319,6 +324,18 @@ impl Pinned {
         let bytes = usize::try_from(raw.bytes).map_err(|e| e.to_string())?;
         let pinned = Pinned { pin: raw.pin, data: raw.data.cast(), bytes, plain: raw.plain != 0, cpu: raw.cpu != 0 };
         Ok((!raw.pin.is_null()).then_some(pinned))
+    }
+
+    /// Where the first element is.
+    pub(crate) fn address(&self) -> usize {
+        self.data as usize
+    }
+
+    /// From now on libtorch calls `wait` before the next write to this memory, whoever writes. Must not be called on two
+    /// threads at a time for one memory.
+    pub(crate) fn hold_writers(&self, wait: Wait) -> Result<(), String> {
+        // SAFETY: the pin lives, and keeps the storage alive; `wait` is a function of this program.
+        check(unsafe { tcp_hold_writers(self.pin, wait) })
     }
 
     /// The elements, where they are [plain](Pinned::plain). Others may write to them at any time.

@@ -2,7 +2,11 @@
 
 use super::shim::{self, Info, Memory, NoMemory, Pinned};
 use crate::dtype::{Dtype, TensorSpec};
-use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorTarget, Trackable, bytes_as};
+use crate::graph::{
+    Area, Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorTarget, Touched, Trackable, bytes_as, wait_for,
+};
+use std::ffi::c_void;
+use std::panic::catch_unwind;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -336,6 +340,26 @@ impl TensorPin for Pin {
     fn version(&self) -> Option<u64> {
         self.pinned.version()
     }
+
+    fn address(&self) -> Option<usize> {
+        Some(self.pinned.address())
+    }
+
+    fn hold_writers(&self) -> Result<(), String> {
+        self.pinned.hold_writers(before_write)
+    }
+}
+
+/// Returns when no save in the background reads this memory any more: libtorch calls it before a write.
+extern "C" fn before_write(data: *const c_void, bytes: usize) {
+    // Captures catch panics themselves; this is because none may leave through C++.
+    let _ = catch_unwind(|| {
+        wait_for(|| {
+            let mut touched = Touched::default();
+            touched.add_area(Area::new("cpu", data as usize, bytes));
+            touched
+        });
+    });
 }
 
 struct PinnedSlice<'a>(&'a Pinned);
