@@ -111,6 +111,9 @@ impl Touched {
 
 struct Entry {
     number: usize,
+    /// The process that copies. A child that was forked meanwhile has the entry, but not the threads that would finish it, and
+    /// memory of its own.
+    process: u32,
     touched: Touched,
     gates: Vec<Gate>,
     hold: Arc<dyn Hold>,
@@ -176,7 +179,7 @@ pub(crate) fn enter<H: Hold + 'static, E>(
     let begun = Begun;
     let (touched, hold) = begin()?;
     std::mem::forget(begun);
-    entries.push(Entry { number, touched, gates: gates.to_vec(), hold: hold.clone() });
+    entries.push(Entry { number, process: std::process::id(), touched, gates: gates.to_vec(), hold: hold.clone() });
     drop(entries);
     Ok((Entered(number), hold))
 }
@@ -209,8 +212,10 @@ pub(super) fn wait_at(gate: &Gate) {
 
 fn wait_for_those(concerned: impl Fn(&mut Entry) -> bool) {
     let holds: Vec<Arc<dyn Hold>> = {
+        let process = std::process::id();
         let mut entries = REGISTRY.entries();
-        entries.iter_mut().filter_map(|entry| concerned(entry).then(|| entry.hold.clone())).collect()
+        let own = entries.iter_mut().filter(|entry| entry.process == process);
+        own.filter_map(|entry| concerned(entry).then(|| entry.hold.clone())).collect()
     };
     holds.iter().for_each(|hold| hold.finish());
 }
