@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
 use crate::store::{DIRECT, PAGE};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Bytes gathered, digested and written at a time, unless the user says.
 const CHUNK: usize = 4 << 20;
@@ -111,7 +112,7 @@ impl Cutter {
 }
 
 /// Of every tensor of a plan, by place, the memory that it had at the call, where that is held.
-pub(super) type Pins = [Option<Box<dyn TensorPin>>];
+pub(super) type Pins = [Option<Arc<dyn TensorPin>>];
 
 /// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned is
 /// read from the memory that it had at the call.
@@ -185,7 +186,6 @@ mod tests {
     use crate::dtype::{Dtype, TensorSpec};
     use crate::graph::{TensorLeaf, TensorTarget};
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     struct Numbered(usize, usize);
 

@@ -17,6 +17,9 @@ use crate::sync::{
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// The memory of tensors of at most so many bytes is held from one save to the next.
+const KEPT: usize = 16 << 10;
+
 /// The chunks of a plan's spans, in memory.
 #[derive(Default)]
 pub(crate) struct Image {
@@ -83,7 +86,7 @@ pub(crate) struct Capture {
     /// What may still be copied after the call, by place in `Plan::tensors`.
     lazy: Vec<bool>,
     /// The memory that these had at the call.
-    pins: Vec<Option<Box<dyn TensorPin>>>,
+    pins: Vec<Option<Arc<dyn TensorPin>>>,
     /// Their versions then, and some of their elements; nothing where changes are not looked for.
     versions: Vec<Option<u64>>,
     samples: Samples,
@@ -147,12 +150,19 @@ impl Capture {
         others: Others,
     ) -> Result<(Touched, Arc<Capture>)> {
         let mut touched = Touched::default();
-        let mut pins: Vec<Option<Box<dyn TensorPin>>> = Vec::new();
-        pins.resize_with(plan.tensors.len(), || None);
+        let mut pins: Vec<Option<Arc<dyn TensorPin>>> = vec![None; plan.tensors.len()];
+        let mut kept = plan.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.resize(plan.tensors.len(), None);
         let mut versions = vec![None; plan.tensors.len()];
         for (place, tensor) in plan.tensors.iter().enumerate().filter(|(place, _)| lazy[*place]) {
             touched.add_variable(tensor.leaf.variable());
-            let pin = tensor.leaf.pin(&tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
+            let pin = match &kept[place] {
+                Some(kept) => Some(kept.clone()),
+                None => pin(tensor)?,
+            };
+            if pin.as_ref().and_then(|pin| pin.memory()).is_some_and(|memory| memory.len() <= KEPT) {
+                kept[place].clone_from(&pin);
+            }
             let address = pin.as_ref().and_then(|pin| pin.address());
             let area = tensor.area.map(|area| address.map_or(area, |address| area.moved_to(address)));
             area.into_iter().for_each(|area| touched.add_area(area));
@@ -164,6 +174,7 @@ impl Capture {
             }
             pins[place] = pin;
         }
+        drop(kept);
         let samples = if others.watched { Samples::take(&plan, &pins) } else { Samples::default() };
         let jobs = jobs(&plan, &lazy, &pins, &image);
         let capture = Capture {
@@ -252,6 +263,12 @@ impl Capture {
         }
         Ok(())
     }
+}
+
+/// Takes hold of a tensor's memory.
+fn pin(tensor: &PlannedTensor) -> Result<Option<Arc<dyn TensorPin>>> {
+    let pin = tensor.leaf.pin(&tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
+    Ok(pin.map(Arc::from))
 }
 
 /// How often a tensor was changed by now, as far as it counts.

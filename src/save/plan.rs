@@ -7,11 +7,11 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
-use crate::graph::{Area, Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, ValueLeaf, walk};
+use crate::graph::{Area, Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, TensorPin, ValueLeaf, walk};
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What a save writes.
 #[derive(Default)]
@@ -29,6 +29,9 @@ pub(crate) struct Plan {
     pub gates: Vec<Gate>,
     /// What it was made from; `None` when one does not tell whether it has changed.
     made_from: Option<MadeFrom>,
+    /// The memory of small tensors, held from one save in the background to the next: while the plan is current it is the
+    /// same, and taking hold of thousands of them is most of what the call costs.
+    pub kept: Mutex<Vec<Option<Arc<dyn TensorPin>>>>,
 }
 
 /// Collections and tensors, and their generations when the plan was made.
@@ -207,6 +210,7 @@ impl Planner {
             spans,
             gates: self.gates,
             made_from: self.made_from,
+            kept: Mutex::default(),
         })
     }
 
