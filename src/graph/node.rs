@@ -114,6 +114,12 @@ pub trait Collection: Send + Sync {
         None
     }
 
+    /// Whether [`generation`](Collection::generation) also moves when a tensor below gets other memory, another shape, type
+    /// or device, or begins or ceases to require a gradient. Otherwise each of these tensors is asked at every save.
+    fn generation_covers_tensors(&self) -> bool {
+        false
+    }
+
     /// The names of children that a restore created and that nothing uses yet: an optimizer's slots for a variable that
     /// the model does not have. The values count as unused in the [`Report`](crate::Report) until something takes them.
     fn waiting(&self) -> Vec<String> {

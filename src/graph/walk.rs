@@ -21,6 +21,15 @@ pub(crate) struct Leaf {
     pub object: LeafObject,
     /// Whether a collection above it allows a checkpoint to lack it.
     pub may_be_lacked: bool,
+    /// Whether the generation of a collection above it moves when its memory, shape or type changes.
+    pub is_covered: bool,
+}
+
+/// What the collections above a place say of all below them.
+#[derive(Clone, Copy, Default)]
+struct Above {
+    may_be_lacked: bool,
+    is_covered: bool,
 }
 
 #[derive(Clone)]
@@ -61,7 +70,7 @@ pub(crate) fn walk_one(component: &str, node: &Node) -> Result<Walked> {
 
 fn walk_into(component: &str, node: &Node, found: &mut Walked) -> Result<()> {
     let mut walker = Walker { found, files: FileNames::default() };
-    walker.visit(node, Place::of_component(component)?, false)
+    walker.visit(node, Place::of_component(component)?, Above::default())
 }
 
 /// What tells a component's file from those of others on every file system. Checks the name.
@@ -148,28 +157,31 @@ struct Walker<'w> {
 }
 
 impl Walker<'_> {
-    fn visit(&mut self, node: &Node, place: Place<'_>, may_be_lacked: bool) -> Result<()> {
+    fn visit(&mut self, node: &Node, place: Place<'_>, above: Above) -> Result<()> {
         match &node.0 {
             Kind::Tensor(leaf) => {
                 self.files.add(&place)?;
-                self.leaf(place, LeafObject::Tensor(leaf.clone()), may_be_lacked || leaf.is_optional());
+                let may_be_lacked = above.may_be_lacked || leaf.is_optional();
+                self.leaf(place, LeafObject::Tensor(leaf.clone()), Above { may_be_lacked, ..above });
             }
-            Kind::Value(leaf) => self.leaf(place, LeafObject::Value(leaf.clone()), may_be_lacked),
+            Kind::Value(leaf) => self.leaf(place, LeafObject::Value(leaf.clone()), above),
             Kind::Group(children) => {
                 let mut siblings = Siblings::default();
                 for (name, child) in children.iter() {
                     let below = place.child(name, None)?;
                     siblings.add(name, &below)?;
-                    self.visit(child, below, may_be_lacked)?;
+                    self.visit(child, below, above)?;
                 }
             }
             Kind::Collection(collection) => {
                 let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
+                let is_covered = above.is_covered || collection.generation_covers_tensors();
                 let mut siblings = Siblings::default();
                 for child in &children {
                     let below = place.child(&child.name, child.name_in_file.as_deref())?;
                     siblings.add(&child.name, &below)?;
-                    self.visit(&child.node, below, may_be_lacked || collection.may_lack(&child.name))?;
+                    let may_be_lacked = above.may_be_lacked || collection.may_lack(&child.name);
+                    self.visit(&child.node, below, Above { may_be_lacked, is_covered })?;
                 }
                 self.found.collections.push(collection.clone());
                 self.found.collection_keys.push(place.key);
@@ -178,10 +190,11 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn leaf(&mut self, place: Place<'_>, object: LeafObject, may_be_lacked: bool) {
+    fn leaf(&mut self, place: Place<'_>, object: LeafObject, above: Above) {
         let component = place.component.to_string();
         let name_in_file = place.name_in_file().to_string();
-        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
+        let Above { may_be_lacked, is_covered } = above;
+        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked, is_covered });
     }
 }
 

@@ -111,6 +111,7 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     // Before anything else is asked of them: what changes meanwhile makes the plan stale, never wrongly current.
     let of_collection = |collection: &Arc<dyn Collection>| Some((collection.clone(), collection.generation()?));
     let of_leaf = |leaf: &Leaf| match &leaf.object {
+        _ if leaf.is_covered => None,
         LeafObject::Tensor(tensor) => Some(tensor.generation().map(|generation| (tensor.clone(), generation))),
         LeafObject::Value(_) => None,
     };

@@ -61,7 +61,9 @@ struct Writing {
 };
 
 // -1 for a tensor of inference mode, which keeps none.
-int64_t version(const at::Tensor &tensor) { return tensor.is_inference() ? -1 : int64_t(tensor._version()); }
+int64_t version(const at::Tensor &tensor) {
+  return tensor.is_inference() ? -1 : int64_t(tensor.unsafeGetTensorImpl()->version_counter().current_version());
+}
 
 void bump_version(const at::Tensor &tensor) {
   if (!tensor.is_inference())
@@ -205,6 +207,23 @@ uint64_t tcp_fingerprint(const at::Tensor *tensor) {
     return 0;
   }
   return hash;
+}
+
+// The same of `n` tensors. What it looks at is spread over memory: it is fetched some tensors ahead.
+void tcp_fingerprints(const at::Tensor *const *tensors, size_t n, uint64_t *out) {
+  constexpr size_t HANDLE = 24, OBJECT = 16, STORAGE = 8;
+  for (size_t i = 0; i < n; i++) {
+    if (i + HANDLE < n)
+      __builtin_prefetch(tensors[i + HANDLE]);
+    if (i + OBJECT < n) {
+      const char *object = reinterpret_cast<const char *>(tensors[i + OBJECT]->unsafeGetTensorImpl());
+      for (size_t line = 0; line < sizeof(c10::TensorImpl); line += 64)
+        __builtin_prefetch(object + line);
+    }
+    if (i + STORAGE < n && tensors[i + STORAGE]->has_storage())
+      __builtin_prefetch(tensors[i + STORAGE]->unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+    out[i] = tcp_fingerprint(tensors[i]);
+  }
 }
 
 // The values, row-major in CPU memory; shares the tensor's own memory where that is so already.

@@ -126,6 +126,7 @@ unsafe extern "C" {
     fn tcp_pinned_version(pin: *const c_void) -> i64;
     fn tcp_read_pinned(pin: *const c_void, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
+    fn tcp_fingerprints(tensors: *const *const C_tensor, n: usize, out: *mut u64);
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
     fn tcp_written(tensor: *const C_tensor) -> *mut c_char;
@@ -286,6 +287,15 @@ pub(crate) fn object(tensor: &Tensor) -> usize {
 pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
     // SAFETY: the tensor lives.
     unsafe { fingerprint_at(tensor.as_ptr()) }
+}
+
+/// [`fingerprint`] of many tensors, in order: faster than asking for one after the other.
+pub(crate) fn fingerprints<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u64> {
+    let tensors: Vec<*const C_tensor> = tensors.map(Tensor::as_ptr).collect();
+    let mut fingerprints = vec![0; tensors.len()];
+    // SAFETY: the tensors live, and both lists have this length.
+    unsafe { tcp_fingerprints(tensors.as_ptr(), tensors.len(), fingerprints.as_mut_ptr()) };
+    fingerprints
 }
 
 /// As [`fingerprint`].

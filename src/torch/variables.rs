@@ -1,6 +1,6 @@
 //! The variables of a `VarStore`, whole or under a prefix.
 
-use super::shim::fingerprint;
+use super::shim::fingerprints;
 use crate::graph::{Child, Collection, Node, Trackable};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -137,7 +137,11 @@ impl Collection for Variables {
         // Variables are only ever added to a store, but any of them can get another type or device.
         let table = lock(&self.table);
         let count = table.named_variables.len() as u64;
-        Some(table.named_variables.values().map(fingerprint).fold(count, u64::wrapping_add))
+        Some(fingerprints(table.named_variables.values()).into_iter().fold(count, u64::wrapping_add))
+    }
+
+    fn generation_covers_tensors(&self) -> bool {
+        true
     }
 }
 

@@ -264,7 +264,7 @@ impl State {
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        self.written().for_each(|tensor| shim::fingerprint(tensor).hash(&mut hasher));
+        shim::fingerprints(self.written()).hash(&mut hasher);
         for (place, parameter) in self.parameters.iter().enumerate() {
             if parameter.has_unused_gradient() {
                 let gradient = shim::gradient(&parameter.tensor);
