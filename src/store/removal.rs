@@ -65,11 +65,20 @@ impl Directory {
         }
         self.freed();
         if !self.is_still(&*dir, &trash) {
-            return self.give_back(name, &trash, "it was exchanged at this moment");
+            let reason = "it was exchanged at this moment";
+            self.give_back(name, &trash, reason)?;
+            return Err(Error::io("remove", &path, io::Error::other(reason)));
         }
-        // A mark that was written meanwhile.
-        if marks_in(&*dir, &path).map_or(true, |marks| stays(&marks)) {
-            return self.give_back(name, &trash, "it was marked at this moment");
+        // A mark may have been written meanwhile. Marks that cannot be read now say nothing: it is tried again later.
+        match marks_in(&*dir, &path) {
+            Ok(marks) if stays(&marks) => {
+                return self.give_back(name, &trash, "it was marked at this moment").map(|()| false);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.give_back(name, &trash, "its marks cannot be read")?;
+                return Err(error);
+            }
         }
         match self.sync(&**root, self.root()) {
             Ok(()) => {
@@ -91,14 +100,14 @@ impl Directory {
     }
 
     /// Gives what was moved to the trash and must stay its name back; if that is taken, one that nobody removes.
-    fn give_back(&self, name: &str, trash: &str, why: &str) -> Result<bool> {
+    fn give_back(&self, name: &str, trash: &str, why: &str) -> Result<()> {
         log::warn!("{} is not removed: {why}", self.path(name).display());
         let root = self.dir()?;
         let back = root.rename_new(trash.as_ref(), name.as_ref());
         let aside = format!("{}{name}-{}", Aside::PassedOver.prefix(), nonce());
         back.or_else(|_| root.rename_new(trash.as_ref(), aside.as_ref()))
             .map_err(|e| Error::io("give the name back to", self.path(name), e))?;
-        self.sync(&**root, self.root()).map(|()| false)
+        self.sync(&**root, self.root())
     }
 
     /// Removes a staging or trash directory with what it holds, as far as it goes.
