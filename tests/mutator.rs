@@ -287,7 +287,7 @@ impl Program {
             }
             SparseRows => {
                 let rows = Tensor::from_slice(&[0i64, 2]);
-                let _ = no_grad(|| drop(self.embedding.ws.shallow_clone().index_fill_(0, &rows, 77.0)));
+                no_grad(|| drop(self.embedding.ws.shallow_clone().index_fill_(0, &rows, 77.0)));
             }
             DataAll => trained.iter().for_each(|w| drop(w.data().g_add_scalar_(1.0))),
             TchSgd => nn::Sgd::default().build(&self.vs, 10.0).unwrap().step(),

@@ -416,8 +416,11 @@ mod saved {
         (vs, a, b)
     }
 
+    /// Keys, with what they hold as text.
+    type Texts = Vec<(String, String)>;
+
     /// What the optimizer saves.
-    fn state(path: &Path) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    fn state(path: &Path) -> (Texts, Texts) {
         let reader = CheckpointReader::open(path).unwrap();
         let manifest = reader.manifest();
         let values = manifest.values.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();

@@ -132,7 +132,7 @@ fn a_link_in_the_place_of_a_checkpoint_is_named_and_leads_nobody_out() -> Outcom
     for error in [checkpoints(dir.path()).unwrap_err(), latest_checkpoint(dir.path()).unwrap_err()] {
         assert!(matches!(&error, Error::Link { path, .. } if *path == link), "{error}");
     }
-    assert_eq!(list_checkpoints(dir.path())?.links, [link.clone()]);
+    assert_eq!(list_checkpoints(dir.path())?.links, std::slice::from_ref(&link));
     let again = Run::new();
     let mut manager = again.open(dir.path())?;
     let error = manager.restore_or_initialize().unwrap_err();

@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(hold.0.load(Ordering::SeqCst), 0);
         one.pass();
         assert_eq!(hold.0.load(Ordering::SeqCst), 1);
-        assert!(enter::<Counted, _>(&[other.clone()], || Err(())).is_err());
+        assert!(enter::<Counted, _>(std::slice::from_ref(&other), || Err(())).is_err());
         other.pass();
     }
 

@@ -41,7 +41,7 @@ enum From<'a> {
     Image(&'a Image),
     Live,
     /// The file of the last checkpoint, which has the state of the call and could not be given a second name.
-    Last(source::Source),
+    Last(Box<source::Source>),
 }
 
 /// A file being written. It is open from its first span to its last, so that many files need few open ones.
@@ -120,7 +120,7 @@ pub(super) fn write(
         }
         let from = match image {
             Some(_) if is_same && unchanged.is_proved(place) => {
-                From::Last(source::Source::open_in(directory, unchanged.from())?)
+                From::Last(Box::new(source::Source::open_in(directory, unchanged.from())?))
             }
             Some(image) => From::Image(image),
             None => From::Live,
