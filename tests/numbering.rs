@@ -474,6 +474,64 @@ fn two_runs_that_nothing_decides_between_are_an_error_that_names_both() -> Outco
 }
 
 #[test]
+fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    for (step, value) in [(1, 1), (2, 2), (1, 3), (2, 4), (3, 5)] {
+        run.set(value);
+        manager.save_at(step)?;
+    }
+    manager.close()?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    assert!(matches!(manager.restore_or_initialize(), Err(Error::Undecided { .. })));
+    // All that are in the numbering come from it, and it from none of them.
+    let second = in_dir(dir.path(), "superseded-ckpt-2-").remove(0);
+    manager.restore(dir.path().join(second))?;
+    assert_eq!(run.step.get(), 2);
+    run.save(&mut manager, &[4])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-4"]);
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-300", "ckpt-4"]);
+    assert_eq!(in_dir(dir.path(), "superseded-").len(), 5);
+    manager.close()?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4")));
+    Ok(())
+}
+
+#[test]
+fn what_is_in_the_place_of_a_checkpoint_removed_by_hand_does_not_count_for_it() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).open()?;
+    for (step, value) in [(1, 1), (2, 2), (2, 3), (3, 4)] {
+        run.set(value);
+        manager.save_at(step)?;
+    }
+    fs::remove_dir_all(dir.path().join("ckpt-3"))?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-3"));
+    // The number is taken: it is not superseded by a save of the same step.
+    let copied = fs::read(dir.path().join("ckpt-3").join("manifest.json"))?;
+    run.set(5);
+    assert!(matches!(manager.save_at(3), Err(Error::AlreadyExists { .. })));
+    manager.save_at(4)?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2", "ckpt-4"], "three of its own are kept");
+    assert_eq!(in_dir(dir.path(), "superseded-ckpt-2-").len(), 1, "two newer ones are there, three are kept");
+    run.save(&mut manager, &[5])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-2", "ckpt-4", "ckpt-5"]);
+    assert!(in_dir(dir.path(), "superseded-").is_empty());
+    assert_eq!(fs::read(dir.path().join("ckpt-3").join("manifest.json"))?, copied);
+    // Nor is it restored for it.
+    fs::remove_dir_all(dir.path().join("ckpt-5"))?;
+    fs::rename(dir.path().join("ckpt-3"), dir.path().join("ckpt-5"))?;
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(4));
+    assert_eq!(run.step.get(), 4 + 1);
+    manager.close()?;
+    Ok(())
+}
+
+#[test]
 fn an_init_function_that_failed_is_called_again() -> Outcome {
     let dir = tempfile::tempdir()?;
     let mut calls = 0;

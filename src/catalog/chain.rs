@@ -71,6 +71,20 @@ pub(super) fn order(
     Ok(Chain { own: names(mine), others: names(others) })
 }
 
+/// All of `links` that are in one tree with the checkpoint `id`.
+pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
+    let mut sorted: Vec<&Link> = links.iter().collect();
+    sorted.sort_by_key(|link| (link.id.sequence, link.saved_at, &link.id.run, &link.name));
+    let earlier = Earlier::of(&sorted);
+    let mut trees: Vec<usize> = Vec::with_capacity(sorted.len());
+    for (at, link) in sorted.iter().enumerate() {
+        let parent = parent(link, &earlier, &HashMap::new(), &mut STEPS_BESIDE.clone());
+        trees.push(parent.map_or(at, |(parent, _)| trees[parent]));
+    }
+    let Some(tree) = sorted.iter().position(|link| link.id == *id).map(|at| trees[at]) else { return HashSet::new() };
+    sorted.iter().zip(&trees).filter(|(_, of)| **of == tree).map(|(link, _)| link.id.clone()).collect()
+}
+
 /// Finds checkpoints by what they are, in time that does not grow with their number.
 struct Earlier<'a> {
     sorted: &'a [&'a Link],

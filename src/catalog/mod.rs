@@ -209,13 +209,19 @@ impl Catalog {
     }
 }
 
-/// The chain of `found` to which the checkpoint `id` belongs.
+/// All that are in one tree with the checkpoint `id`, whether or not they left the numbering.
+pub(crate) fn tree_of<'a>(all: impl Iterator<Item = &'a Found>, id: &Follows) -> HashSet<Follows> {
+    let links: Vec<Link> = all.map(Found::link).collect();
+    chain::tree_of(&links, id)
+}
+
+/// The chain of `found` to which the checkpoints `ids` belong.
 pub(crate) fn chain_with<'a>(
     found: &[Found],
     superseded: impl Iterator<Item = &'a Found>,
-    id: &Follows,
+    ids: &HashSet<Follows>,
 ) -> Result<Chain, (String, String)> {
-    chain_by(found.iter().collect(), superseded, |link| link.id == *id)
+    chain_by(found.iter().collect(), superseded, |link| ids.contains(&link.id))
 }
 
 fn chain_by<'a>(

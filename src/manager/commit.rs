@@ -65,18 +65,20 @@ impl Commit {
     /// it, fails nothing: it is tried again at the next save.
     pub(super) fn done(self, saved: Saved) {
         let found = Found::new(&self.name, &saved.manifest, Marks::default());
-        let (mut known, last_preserved) = {
+        let (mut known, last_preserved, mut seen) = {
             let mut ledger = self.ledger();
             let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
             ledger.known.retain(|found| !gone(found) || is_broken(Rule::OneEntry));
-            ledger.known.push(found);
+            ledger.known.push(found.clone());
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
-            (ledger.known.clone(), ledger.last_preserved)
+            (ledger.known.clone(), ledger.last_preserved, std::mem::take(&mut ledger.seen))
         };
-        // What its user removed counts no more.
-        let there = |found: &Found| found.entry.name == self.name || self.directory.may_hold(&found.entry.name);
-        known.retain(|found| there(found) || is_broken(Rule::Gone));
+        seen.saved(&self.directory, &found);
+        // What its user removed counts no more, whatever is in its place.
+        known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone));
+        seen.keep(&known);
+        self.ledger().seen = seen;
         let retention = self.ledger().retention.clone();
         let candidates: Vec<Candidate> = known.iter().map(candidate).collect();
         let verdict = retention.decide(&candidates, last_preserved, clock::now());

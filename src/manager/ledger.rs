@@ -7,9 +7,10 @@ use crate::format::{Follows, MarkKind};
 use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
 use crate::save::{Held, Memo, clock};
-use crate::store::{Aside, Directory};
+use crate::store::{Aside, Directory, Stat};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 /// The checkpoints of a directory that have the manager's name.
@@ -40,6 +41,48 @@ pub(super) struct Ledger {
     pub strangers: Vec<String>,
     /// What the last checkpoint was made of.
     pub memo: Memo,
+    pub seen: Seen,
+}
+
+/// The manifests of checkpoints as they were when they were last read, so that one that took the place of another is
+/// noticed without reading all of them again.
+#[derive(Debug, Default)]
+pub(super) struct Seen(HashMap<String, (Follows, Stat)>);
+
+impl Seen {
+    /// Whether `found` is still what has its name, as far as the system tells.
+    pub(super) fn is_there(&mut self, directory: &Directory, found: &Found) -> bool {
+        let name = &found.entry.name;
+        if !directory.may_hold(name) {
+            return false;
+        }
+        let Some(stat) = directory.stat_of_manifest(name) else { return true };
+        let seen = (found.id(), stat);
+        if self.0.get(name) == Some(&seen) {
+            return true;
+        }
+        match directory.manifest(name) {
+            Ok(manifest) if (&manifest.run, manifest.sequence) != (&found.entry.run, found.entry.sequence) => false,
+            Ok(_) => {
+                self.0.insert(name.clone(), seen);
+                true
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// `found` was saved just now.
+    pub(super) fn saved(&mut self, directory: &Directory, found: &Found) {
+        if let Some(stat) = directory.stat_of_manifest(&found.entry.name) {
+            self.0.insert(found.entry.name.clone(), (found.id(), stat));
+        }
+    }
+
+    /// Forgets all but these.
+    pub(super) fn keep(&mut self, known: &[Found]) {
+        let names: HashSet<&str> = known.iter().map(|found| found.entry.name.as_str()).collect();
+        self.0.retain(|name, _| names.contains(name.as_str()));
+    }
 }
 
 /// What retention looks at.
@@ -65,6 +108,7 @@ impl Ledger {
             set_aside: Vec::new(),
             strangers: Vec::new(),
             memo: Memo::default(),
+            seen: Seen::default(),
         }
     }
 
@@ -148,21 +192,24 @@ impl Ledger {
 
     /// Decides for the run of the checkpoint `id`, which was restored though it was not of the known ones.
     pub(super) fn choose(&mut self, id: &Follows) {
-        let mut id = id;
-        while !self.others.iter().any(|found| found.id() == *id) {
-            // One that was superseded belongs to the run of the one that it follows, which is an earlier one.
-            let gone = self.superseded.iter().find(|(_, found)| found.id() == *id);
-            match gone.and_then(|(_, found)| found.follows.as_ref()).filter(|next| next.sequence < id.sequence) {
-                Some(next) => id = next,
-                None => return,
-            }
+        let ids = if self.others.iter().any(|found| found.id() == *id) {
+            HashSet::from([id.clone()])
+        } else if self.superseded.iter().any(|(_, found)| found.id() == *id) {
+            // One that was superseded belongs to the run of those that come from where it comes from.
+            let superseded = self.superseded.iter().map(|(_, found)| found);
+            crate::catalog::tree_of(self.known.iter().chain(&self.others).chain(superseded), id)
+        } else {
+            return;
+        };
+        let is_of_it = |found: &Found| ids.contains(&found.id());
+        if self.known.iter().any(is_of_it) || !self.others.iter().any(is_of_it) {
+            return;
         }
-        let id = &id.clone();
         let mut found = std::mem::take(&mut self.known);
         found.append(&mut self.others);
         found.sort_by(crate::catalog::order);
         let superseded = self.superseded.iter().map(|(_, found)| found);
-        if let Ok(chain) = crate::catalog::chain_with(&found, superseded, id) {
+        if let Ok(chain) = crate::catalog::chain_with(&found, superseded, &ids) {
             self.follow(found, &chain);
         }
     }
@@ -267,6 +314,14 @@ impl Ledger {
         }
         // What it followed is gone: those that were there before it stay.
         self.known.iter().rposition(|found| found.entry.sequence < id.sequence)
+    }
+
+    /// Whether all known ones are still what has their names.
+    pub(super) fn are_all_there(&mut self) -> bool {
+        let mut seen = std::mem::take(&mut self.seen);
+        let all = self.known.iter().all(|found| seen.is_there(&self.directory, found));
+        self.seen = seen;
+        all
     }
 
     /// Whether a checkpoint is, or was, one of this directory's run.

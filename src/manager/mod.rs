@@ -333,7 +333,15 @@ impl CheckpointManager {
         superseded.extend(same.cloned());
         superseded.sort();
         superseded.dedup();
-        Ok(superseded)
+        drop(ledger);
+        // What its user removed gives its name free; what is in its place now is not ours.
+        let mut ledger = self.ledger();
+        let mut seen = std::mem::take(&mut ledger.seen);
+        let named = ledger.known.iter().filter(|found| superseded.binary_search(&found.entry.name).is_ok());
+        let there = named.filter(|found| seen.is_there(&self.directory, found));
+        let there = there.map(|found| found.entry.name.clone()).collect();
+        ledger.seen = seen;
+        Ok(there)
     }
 
     /// Nothing is in flight when this is called.

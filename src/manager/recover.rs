@@ -67,13 +67,13 @@ impl CheckpointManager {
         Ok(Started { restored: None, passed_over })
     }
 
-    /// Looks again at what could not be looked at.
+    /// Looks again at what could not be looked at, and at everything if something was removed.
     ///
     /// # Errors
     /// When it still cannot, or when nothing tells which of two checkpoints is the newest.
     fn look_again(&mut self) -> Result<()> {
         let mut ledger = self.ledger();
-        if !ledger.unreachable.is_empty() {
+        if !ledger.unreachable.is_empty() || !ledger.are_all_there() {
             let catalog = Catalog::of(&self.directory, self.directory.scan()?);
             ledger.take_in(catalog);
         }

@@ -4,7 +4,7 @@ use super::aside::{Aside, LONGEST_PREFIX, before_aside};
 use super::lock::{Held, LOCK, Lock, holder};
 use super::removal::is_leftover;
 use super::spares::Spares;
-use super::{Dir, Disk, FileId, Kind, NewFile};
+use super::{Dir, Disk, FileId, Kind, NewFile, Stat};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_INDEX_BYTES, MAX_MANIFEST_BYTES, Manifest};
 use rustix::io::Errno;
@@ -440,6 +440,11 @@ impl Directory {
     pub(crate) fn may_hold(&self, name: &str) -> bool {
         let stat = self.dir().map(|root| root.stat_of(name.as_ref()));
         !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
+    }
+
+    /// What the system says of the manifest of the checkpoint `name`; `None` also where it says nothing.
+    pub(crate) fn stat_of_manifest(&self, name: &str) -> Option<Stat> {
+        self.dir().ok()?.open_dir(name.as_ref()).ok()?.stat_of(MANIFEST.as_ref()).ok()?
     }
 
     /// Removes the index, which says less than the truth, as far as it goes.

@@ -122,7 +122,7 @@ impl Line {
 
     /// The numbers of those that the next save supersedes.
     pub(super) fn later(&self) -> Vec<i64> {
-        self.own[self.staying()..].iter().map(|made| made.number).collect()
+        self.own[self.staying()..].iter().filter(|made| made.there).map(|made| made.number).collect()
     }
 
     /// What a save at this step comes to.
@@ -136,7 +136,7 @@ impl Line {
 
     pub(super) fn save_new(&self, number: i64, _value: i64) -> Then {
         let mut supersedes = self.later();
-        supersedes.extend(self.own.iter().map(|made| made.number).filter(|same| *same == number));
+        supersedes.extend(self.own.iter().filter(|made| made.there && made.number == number).map(|made| made.number));
         let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
         let before = match replaced.filter(|made| supersedes.contains(&made.number)) {
             Some(made) => made.before,
