@@ -435,7 +435,8 @@ impl History {
     ) -> Verdict {
         let path = self.path(number);
         match saved {
-            Err(Error::AlreadyExists { .. }) if in_the_way => return self.check(),
+            // That something was removed by hand is noticed, and no more listed, when something is saved.
+            Err(Error::AlreadyExists { .. }) if in_the_way => return self.check_directory(),
             Err(e) => return Err(format!("it is not saved: {e}")),
             Ok(_) if in_the_way => return Err("it is saved over something".to_string()),
             Ok(saved) if saved != path => return Err(format!("it is saved as {}", saved.display())),
@@ -456,6 +457,11 @@ impl History {
 
     /// Looks at everything that must be there, and that nothing more is.
     fn check(&mut self) -> Verdict {
+        self.check_directory()?;
+        self.check_listed()
+    }
+
+    fn check_directory(&self) -> Verdict {
         for (name, line) in self.lines.iter().enumerate() {
             for made in line.own.iter().filter(|made| made.there) {
                 let path = self.dir.join(format!("{}-{}", NAMES[name], made.number));
@@ -485,6 +491,10 @@ impl History {
                 return Err(format!("the foreign {name} is gone"));
             }
         }
+        Ok(())
+    }
+
+    fn check_listed(&self) -> Verdict {
         let manager = self.manager.as_ref().ok_or("no manager")?;
         let listed: Vec<PathBuf> = manager.checkpoints();
         let line = &self.lines[self.name];
