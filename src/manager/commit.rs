@@ -76,7 +76,8 @@ impl Commit {
         };
         seen.saved(&self.directory, &found);
         // What its user removed counts no more, whatever is in its place.
-        known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone));
+        let listed_twice = |found: &Found| is_broken(Rule::OneEntry) && found.entry.name == self.name;
+        known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         self.ledger().seen = seen;
         let retention = self.ledger().retention.clone();
