@@ -595,17 +595,28 @@ mod tests {
     #[test]
     #[cfg_attr(feature = "torch", ignore = "the second process would load libtorch; it runs without the feature")]
     fn an_actor_beside_a_manager_costs_nothing_that_was_acknowledged() {
-        let scratch = tempfile::tempdir().unwrap();
         let this = std::env::current_exe().unwrap();
-        let report = actors(scratch.path(), 2000, 1, |folder, seed| {
-            let mut command = Command::new(this);
-            command.args(["--exact", "torture::actors::tests::child", "--nocapture"]);
-            command.env(CHILD, format!("{seed} {}", folder.display()));
-            command
-        });
-        let report = report.unwrap();
-        println!("{report:?}");
-        assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
-        assert!(report.saved > 50 && report.right > 20 && report.reported > 0 && report.restarts > 3, "{report:?}");
+        let (mut saved, mut right, mut reported, mut restarts) = (0, 0, 0, 0);
+        // How much the two processes get done depends on what else the machine does.
+        for seed in 1..=6 {
+            let scratch = tempfile::tempdir().unwrap();
+            let report = actors(scratch.path(), 2000, seed, |folder, seed| {
+                let mut command = Command::new(&this);
+                command.args(["--exact", "torture::actors::tests::child", "--nocapture"]);
+                command.env(CHILD, format!("{seed} {}", folder.display()));
+                command
+            });
+            let report = report.unwrap();
+            println!("{report:?}");
+            assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
+            saved += report.saved;
+            right += report.right;
+            reported += report.reported;
+            restarts += report.restarts;
+            if saved > 50 && right > 20 && reported > 0 && restarts > 3 {
+                return;
+            }
+        }
+        panic!("too little happened: {saved} saved, {right} right, {reported} reported, {restarts} restarts");
     }
 }
