@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, RestoreOptions, Variables, optim};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, RestoreOptions, Variables, latest_checkpoint, optim};
 
 const USAGE: &str = "\
 Trains a classifier, then fine-tunes it for another task with its encoder frozen.
@@ -83,8 +83,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     fine_tune(&dir, &pretrained)
 }
 
-/// Trains encoder and decoder on the first task, and saves both.
+/// Trains encoder and decoder on the first task, and saves both; or finds what an earlier run has saved.
 fn pretrain(dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    if let Some(path) = latest_checkpoint(dir.join("pretrained"))? {
+        println!("pre-trained by an earlier run: {}", path.display());
+        return Ok(path);
+    }
     let vs = VarStore::new(Device::Cpu);
     let model = Model::new(&vs.root(), 4);
     let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
