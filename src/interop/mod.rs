@@ -61,6 +61,7 @@ pub struct ReadOptions {
 }
 
 /// Bytes of tensors that are allowed whatever the length of the file.
+#[cfg(feature = "pytorch")]
 const FREE_EXPANSION: u64 = 64 << 20;
 
 impl Default for ReadOptions {
@@ -87,6 +88,7 @@ impl ReadOptions {
     }
 
     /// Whether tensors of `tensors` bytes may come from `files` bytes; else what to say.
+    #[cfg(feature = "pytorch")]
     pub(crate) fn check_expansion(&self, tensors: u64, files: u64) -> Result<(), String> {
         if tensors <= FREE_EXPANSION.max(files.saturating_mul(self.max_expansion)) {
             return Ok(());

@@ -23,7 +23,7 @@
 //!
 //! # Written
 //!
-//! [`write`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for objects of
+//! [`write()`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for objects of
 //! the same names. [`Bundle::copy_to`] writes a bundle again, byte for byte.
 //!
 //! # Verified

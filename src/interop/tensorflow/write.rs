@@ -23,7 +23,7 @@ const SAVE_COUNTER: &str = "save_counter";
 /// Larger tensors are written in parts.
 const PART: u64 = 4 << 20;
 
-/// How [`write`] writes.
+/// How [`write()`] writes.
 ///
 /// ```
 /// use tch_checkpoint::interop::tensorflow::WriteOptions;
