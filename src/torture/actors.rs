@@ -425,12 +425,14 @@ struct Trainer {
     random: Random,
     step: i64,
     acknowledged: Vec<i64>,
+    /// Of these, what rotation may not have removed yet: a step that leaves this list for another never comes back to it.
+    due: Vec<i64>,
 }
 
 impl Trainer {
     fn new(root: &Path, seed: u64) -> Trainer {
         let (run, root, random) = (Run::new(&setup()), root.to_path_buf(), Random::new(seed));
-        Trainer { run, root, manager: None, random, step: 0, acknowledged: Vec::new() }
+        Trainer { run, root, manager: None, random, step: 0, acknowledged: Vec::new(), due: Vec::new() }
     }
 
     fn act(&mut self, report: &mut ActorReport) {
@@ -447,6 +449,9 @@ impl Trainer {
             Ok(_) => {
                 report.saved += 1;
                 self.acknowledged.push(self.step);
+                self.due.push(self.step);
+                let rotated = self.due.len().saturating_sub(KEEP);
+                self.due.drain(..rotated);
             }
             Err(error) => {
                 report.refused += 1;
@@ -527,7 +532,7 @@ impl Trainer {
         }
         let listed = self.manager.iter().flat_map(CheckpointManager::checkpoints);
         let listed = listed.filter_map(|path| path.to_str()?.rsplit_once("ckpt-")?.1.parse().ok());
-        let newest = self.acknowledged.iter().rev().take(KEEP).copied();
+        let newest = self.due.iter().copied();
         let steps: BTreeSet<i64> = listed.chain(newest).filter(|step| self.acknowledged.contains(step)).collect();
         let mut best = None;
         for step in steps {
