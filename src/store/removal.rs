@@ -65,6 +65,10 @@ impl Directory {
         }
         self.freed();
         if !self.is_still(&*dir, &trash) {
+            if matches!(root.stat_of(trash.as_ref()), Ok(None)) {
+                log::warn!("{} is gone: someone has taken it out of the trash", path.display());
+                return Ok(true);
+            }
             let reason = "it was exchanged at this moment";
             self.give_back(name, &trash, reason)?;
             return Err(Error::io("remove", &path, io::Error::other(reason)));
