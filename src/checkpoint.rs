@@ -6,9 +6,11 @@ use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
 use crate::graph::{Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
 use crate::progress::{Observer, Progress};
-use crate::restore::{self, Pending, Request, RestoreOptions, RestoreStatus, match_objects};
+use crate::restore::{
+    self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
+};
 use crate::save::{self, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged};
-use crate::source::Source;
+use crate::source::TensorSource;
 use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -370,8 +372,10 @@ impl Checkpoint {
 
     /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
     ///
-    /// Every tracked object must be in the checkpoint with exact type and shape; every byte is verified before
-    /// anything changes. What the checkpoint has beyond that waits for objects that are tracked later, in the place of
+    /// The format is recognized by content: a checkpoint of this crate, or a file, directory or TensorFlow prefix of those
+    /// that [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape; every byte is
+    /// verified before anything changes, as far as the format allows
+    /// ([`RestoreStatus::verified_by`]). Another tool's file that changes while it is read is an error. What the checkpoint has beyond that waits for objects that are tracked later, in the place of
     /// what earlier restores left for them. No file stays open.
     ///
     /// # Errors
@@ -387,13 +391,49 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let status = self.read_with(path.as_ref(), options)?;
+        let opened = Opened::open(&self.disk, path.as_ref())?;
+        self.go_on_from(opened, options)
+    }
+
+    /// As [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
+    pub(crate) fn restore_own(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let opened = Opened::open_ours(&self.disk, path)?;
+        self.go_on_from(opened, options)
+    }
+
+    fn go_on_from(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let status = self.read_opened(opened, options)?;
         if let Some(counter) = status.save_counter() {
             self.save_counter.set(counter);
         }
-        self.follows = Some(status.follows());
-        self.restores += 1;
+        if let Some(follows) = status.follows() {
+            self.follows = Some(follows);
+            self.restores += 1;
+        }
         Ok(status)
+    }
+
+    /// As [`restore_with`](Checkpoint::restore_with), from a source that is open already. The counter of saves stays as it
+    /// is, and what the source has beyond the tracked objects does not wait for others.
+    ///
+    /// # Errors
+    /// As for [`restore`](Checkpoint::restore).
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::{Checkpoint, RestoreOptions, VerifiedBy, interop};
+    /// # let mut checkpoint = Checkpoint::new();
+    /// let options = interop::ReadOptions::default().unknown_objects(true);
+    /// let source = interop::open_with("training.pt", &options)?;
+    /// let status = checkpoint.restore_source(&*source, &RestoreOptions::new())?;
+    /// assert_eq!(status.verified_by(), VerifiedBy::Container);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn restore_source(&mut self, source: &dyn TensorSource, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let about = About { path: source.path().to_path_buf(), ..About::default() };
+        let done = self.apply(&Origin::any(source), options)?;
+        Ok(self.note(Pending::new(about, None, options.clone(), self.objects.clone(), done)))
     }
 
     /// As [`restore`](Checkpoint::restore), but leaves the counter of saves alone.
@@ -401,20 +441,27 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
-        self.read_with(path.as_ref(), &RestoreOptions::new())
+        let opened = Opened::open(&self.disk, path.as_ref())?;
+        self.read_opened(opened, &RestoreOptions::new())
     }
 
-    fn read_with(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let source = Source::open(&self.disk, path)?;
-        let saved = source.saved();
-        let (manifest, torn) = (&source.manifest, &self.torn);
-        let request = Request { saved: &saved, manifest, options, torn, given: &BTreeSet::new() };
+    fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let done = opened.with_origin(options, |origin| self.apply(origin, options))?;
+        let about = opened.about();
+        let whence = Some(opened.close(&self.disk));
+        Ok(self.note(Pending::new(about, whence, options.clone(), self.objects.clone(), done)))
+    }
+
+    /// Matches, verifies, applies.
+    fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
+        let saved = origin.saved();
+        let request = Request { saved: &saved, origin, options, torn: &self.torn, given: &BTreeSet::new() };
         let matching = match_objects(&self.objects.list(), &request)?;
         drop(saved);
-        restore::check(&matching, path, options)?;
-        let report = matching.report.clone();
+        restore::check(&matching, origin.path(), options)?;
+        let done = Restored::of(&matching, origin);
         let tensors: Vec<String> = matching.tensors.iter().map(|(key, _)| key.clone()).collect();
-        match restore::run(matching, &source, options) {
+        match restore::run(matching, origin, options) {
             Ok(()) => self.torn.clear(),
             Err(error @ Error::PartlyRestored { .. }) => {
                 self.torn.extend(tensors);
@@ -422,11 +469,15 @@ impl Checkpoint {
             }
             Err(error) => return Err(error),
         }
-        let pending = Pending::new(source, self.disk.clone(), options.clone(), self.objects.clone(), report);
+        Ok(done)
+    }
+
+    /// Puts a restore in the place of earlier ones, for what its checkpoint has.
+    fn note(&mut self, pending: Arc<Pending>) -> RestoreStatus {
         self.pending.iter().for_each(|older| older.superseded_by(&pending));
         self.pending.retain(|pending| !pending.is_over());
         self.pending.push(pending.clone());
-        Ok(RestoreStatus::new(pending))
+        RestoreStatus::new(pending)
     }
 }
 

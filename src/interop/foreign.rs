@@ -149,6 +149,10 @@ impl TensorSource for Foreign {
         tensor.read_range(range, target)
     }
 
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        self.get(key)?.parts.iter().try_for_each(|part| part.view.blob.verify())
+    }
+
     fn verify(&self) -> Result<()> {
         self.checks.iter().try_for_each(|blob| blob.verify_again())
     }

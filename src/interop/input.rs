@@ -6,15 +6,29 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 /// What bytes are read from.
 #[derive(Clone)]
 enum Bytes {
-    File(Arc<File>),
+    File(Arc<File>, Stamp),
     Memory(Arc<[u8]>),
+}
+
+/// What a file looked like when it was opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Stamp> {
+        let metadata = file.metadata()?;
+        Ok(Stamp { len: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    }
 }
 
 /// A range of a file. Clones are cheap and share the open file.
@@ -36,8 +50,8 @@ impl Input {
     /// All of a file.
     pub(crate) fn open(path: &Path) -> Result<Input> {
         let file = open_file(path)?;
-        let len = file.metadata().map_err(|e| Error::io("open", path, e))?.len();
-        Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file)), start: 0, len })
+        let stamp = Stamp::of(&file).map_err(|e| Error::io("open", path, e))?;
+        Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file), stamp), start: 0, len: stamp.len })
     }
 
     /// Bytes in memory that stand for a file.
@@ -61,7 +75,7 @@ impl Input {
         Some(Input { start: self.start + range.start, len, ..self.clone() })
     }
 
-    /// Fills `buffer` from `offset`.
+    /// Fills `buffer` from `offset`. A file that was changed since it was opened is an error.
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len);
         let Some(_) = end else {
@@ -69,10 +83,16 @@ impl Input {
         };
         let at = self.start + offset;
         match &self.bytes {
-            Bytes::File(file) => file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => Error::damaged(&self.path, "the file ends early"),
-                _ => Error::io("read", &self.path, e),
-            }),
+            Bytes::File(file, stamp) => {
+                file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
+                    io::ErrorKind::UnexpectedEof => Error::damaged(&self.path, "the file ends early"),
+                    _ => Error::io("read", &self.path, e),
+                })?;
+                match Stamp::of(file).map_err(|e| Error::io("read", &self.path, e))? {
+                    now if now == *stamp => Ok(()),
+                    _ => Err(self.damaged("it was changed since it was opened; open it again when its writer is done")),
+                }
+            }
             Bytes::Memory(bytes) => {
                 buffer.copy_from_slice(&bytes[at as usize..at as usize + buffer.len()]);
                 Ok(())

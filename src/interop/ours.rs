@@ -30,7 +30,11 @@ struct Ours {
 impl Ours {
     fn open(path: &Path) -> Result<Ours> {
         let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
-        let source = Source::open(&disk, path)?;
+        Ok(Ours::new(Source::open(&disk, path)?))
+    }
+
+    /// A checkpoint that is open already.
+    pub(crate) fn new(source: Source) -> Ours {
         let records = &source.manifest.tensors;
         let tensors = records.iter().map(|(key, record)| (key.clone(), record.spec.clone())).collect();
         let mut first: BTreeMap<Vec<(&str, u64, u64)>, &str> = BTreeMap::new();
@@ -42,7 +46,7 @@ impl Ours {
                 aliases.insert(key.clone(), known.to_string());
             }
         }
-        Ok(Ours { tensors, aliases, unreadable: BTreeMap::new(), source })
+        Ours { tensors, aliases, unreadable: BTreeMap::new(), source }
     }
 
     fn record(&self, key: &str, target: usize, bytes: Option<u64>) -> Result<&TensorRecord> {
@@ -112,6 +116,13 @@ impl TensorSource for Ours {
             at = next;
         }
         Ok(())
+    }
+
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        let record = self.source.manifest.tensors.get(key);
+        let record =
+            record.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.path().display())))?;
+        self.source.verify_tensor(key, record, &mut Vec::new())
     }
 
     fn verify(&self) -> Result<()> {

@@ -38,7 +38,9 @@ impl CheckpointManager {
         let mut first_error = None;
         for name in names {
             self.ledger().free_numbers(&name)?;
-            match self.restore_from(&self.directory.root().join(&name), options) {
+            let path = self.directory.root().join(&name);
+            let restored = self.checkpoint.restore_own(&path, options).inspect(|status| self.note_restore(status));
+            match restored {
                 Ok(status) => {
                     let passed_over = std::mem::take(&mut self.ledger().passed_over);
                     return Ok(Started { restored: Some(status), passed_over });
@@ -93,14 +95,17 @@ impl CheckpointManager {
     /// As for [`Checkpoint::restore`](crate::Checkpoint::restore).
     pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
         self.settle()?;
-        self.restore_from(path.as_ref(), &RestoreOptions::new())
+        let status = self.checkpoint.restore(path)?;
+        self.note_restore(&status);
+        Ok(status)
     }
 
-    fn restore_from(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let status = self.checkpoint.restore_with(path, options)?;
+    fn note_restore(&mut self, status: &RestoreStatus) {
         self.look_at_restores();
-        self.last_step = status.step();
-        Ok(status)
+        // What comes from another tool has no step.
+        if status.follows().is_some() {
+            self.last_step = status.step();
+        }
     }
 
     /// Goes on without the checkpoint at `path`, which cannot be read now or is not wanted: it leaves the numbering

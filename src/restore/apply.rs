@@ -2,40 +2,45 @@
 
 use super::matching::Matching;
 use super::options::{RestoreOptions, Verify};
+use super::origin::{Any, Origin};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::{self, TensorLeaf, Touched};
 use crate::parallel;
 use crate::progress::Tally;
 use crate::source::{CHUNK, Source};
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Restores what was matched. Verifying first, an error leaves everything as it was.
-pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions) -> Result<()> {
-    let jobs = jobs(&matching.tensors, source);
-    let runs = runs(&jobs);
-    let bytes = jobs.iter().map(Job::bytes).sum();
-    let threads = parallel::worth(options.threads, bytes);
-    let passes = if options.verify == Verify::First { 2 } else { 1 };
-    let tally = options.observer.begin(passes * bytes);
-    if options.verify == Verify::First {
-        verify(&runs, source, threads, &tally)?;
+pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOptions) -> Result<()> {
+    match origin {
+        Origin::Ours(source) => {
+            let jobs = jobs(&matching.tensors, source);
+            let runs = runs(&jobs);
+            let bytes = jobs.iter().map(Job::bytes).sum();
+            let threads = parallel::worth(options.threads, bytes);
+            let check = |tally: &Tally| verify(&runs, source, threads, tally);
+            let put = |tally: &Tally| read(&runs, source, options.verify != Verify::Never, threads, tally);
+            in_passes(&matching, &source.path, bytes, options, check, put)?;
+        }
+        Origin::Any(any) => {
+            let jobs = any_jobs(&matching.tensors, any);
+            let bytes = jobs.iter().map(|job| job.bytes).sum();
+            let threads = parallel::worth(options.threads, bytes);
+            let check = |tally: &Tally| verify_any(&jobs, any, threads, tally);
+            let put = |tally: &Tally| read_any(&jobs, any, threads, tally);
+            in_passes(&matching, any.source.path(), bytes, options, check, put)?;
+        }
     }
-    // A save in the background may still be copying them.
-    graph::wait_for(|| {
-        let mut written = Touched::default();
-        jobs.iter().for_each(|job| written.add_leaf(&**job.leaf));
-        written
-    });
-    // From here on an error leaves the objects partly changed.
-    read(&runs, source, options.verify != Verify::Never, threads, &tally)
-        .map_err(|error| Error::PartlyRestored { path: source.path.clone(), source: Box::new(error) })?;
+    let path = origin.path();
     for apply in matching.values {
         apply();
     }
     for (key, leaf, requires_grad) in matching.flags {
         leaf.set_requires_grad(requires_grad).map_err(|reason| Error::PartlyRestored {
-            path: source.path.clone(),
+            path: path.to_path_buf(),
             source: Box::new(Error::object(key, reason)),
         })?;
     }
@@ -43,6 +48,72 @@ pub(crate) fn run(matching: Matching, source: &Source, options: &RestoreOptions)
         replacement.collection.replace(replacement.created, replacement.dropped);
     }
     Ok(())
+}
+
+/// Checks all of what will be used, and then puts it into the tensors.
+fn in_passes(
+    matching: &Matching,
+    path: &Path,
+    bytes: u64,
+    options: &RestoreOptions,
+    check: impl FnOnce(&Tally) -> Result<()>,
+    put: impl FnOnce(&Tally) -> Result<()>,
+) -> Result<()> {
+    let passes = if options.verify == Verify::First { 2 } else { 1 };
+    let tally = options.observer.begin(passes * bytes);
+    if options.verify == Verify::First {
+        check(&tally)?;
+    }
+    // A save in the background may still be copying them.
+    graph::wait_for(|| {
+        let mut written = Touched::default();
+        matching.tensors.iter().for_each(|(_, leaf)| written.add_leaf(&**leaf));
+        written
+    });
+    // From here on an error leaves the objects partly changed.
+    put(&tally).map_err(|error| Error::PartlyRestored { path: path.to_path_buf(), source: Box::new(error) })
+}
+
+/// A tensor to be restored from a source of any format.
+struct AnyJob<'a> {
+    key: &'a str,
+    bytes: u64,
+    leaf: &'a Arc<dyn TensorLeaf>,
+}
+
+/// The tensors in the order of the file.
+fn any_jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], any: &Any<'_>) -> Vec<AnyJob<'a>> {
+    let order: HashMap<&str, usize> = any.source.order().into_iter().enumerate().map(|(at, key)| (key, at)).collect();
+    let bytes = |key: &str| any.source.tensors().get(key).and_then(|spec| spec.bytes()).unwrap_or_default();
+    let mut jobs: Vec<AnyJob<'_>> = tensors.iter().map(|(key, leaf)| AnyJob { key, bytes: bytes(key), leaf }).collect();
+    jobs.sort_by_key(|job| order.get(job.key).copied());
+    jobs
+}
+
+fn verify_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally) -> Result<()> {
+    parallel::for_each(
+        jobs,
+        threads,
+        || (),
+        |job, _| {
+            any.verify(job.key)?;
+            tally.add(job.bytes);
+            Ok(())
+        },
+    )
+}
+
+fn read_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally) -> Result<()> {
+    parallel::for_each(
+        jobs,
+        threads,
+        || (),
+        |job, _| {
+            fill(job.key, job.leaf, Some(job.bytes), |memory| any.read(job.key, memory))?;
+            tally.add(job.bytes);
+            Ok(())
+        },
+    )
 }
 
 /// A tensor to be restored.
@@ -130,12 +201,14 @@ fn verify(runs: &[&[Job<'_>]], source: &Source, threads: usize, tally: &Tally) -
 fn read(runs: &[&[Job<'_>]], source: &Source, verify: bool, threads: usize, tally: &Tally) -> Result<()> {
     parallel::for_each(runs, threads, Vec::new, |run, buffer| {
         match run {
-            [job] => fill(job, |memory| source.read_tensor(job.key, job.record, memory, verify))?,
+            [job] => fill(job.key, job.leaf, job.record.spec.bytes(), |memory| {
+                source.read_tensor(job.key, job.record, memory, verify)
+            })?,
             run => each_of_run(run, source, buffer, |job, bytes| {
                 if verify {
                     source.check_tensor(job.key, job.record, Digest::of(bytes))?;
                 }
-                fill(job, |memory| {
+                fill(job.key, job.leaf, job.record.spec.bytes(), |memory| {
                     memory.copy_from_slice(bytes);
                     Ok(())
                 })
@@ -147,11 +220,16 @@ fn read(runs: &[&[Job<'_>]], source: &Source, verify: bool, threads: usize, tall
 }
 
 /// Overwrites a tensor with what `put` puts into memory of its size.
-fn fill(job: &Job<'_>, put: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
-    let failed = |reason| Error::object(job.key, reason);
-    let mut target = job.leaf.target().map_err(failed)?;
+fn fill(
+    key: &str,
+    leaf: &Arc<dyn TensorLeaf>,
+    bytes: Option<u64>,
+    put: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let failed = |reason| Error::object(key, reason);
+    let mut target = leaf.target().map_err(failed)?;
     let memory = target.as_mut_slice();
-    if job.record.spec.bytes() != Some(memory.len() as u64) {
+    if bytes != Some(memory.len() as u64) {
         return Err(failed("its size changed while it was being restored".to_string()));
     }
     put(memory)?;

@@ -1,14 +1,15 @@
 //! Which saved value goes into which object. Nothing changes here.
 
 use super::options::RestoreOptions;
+use super::origin::Origin;
 use super::report::{Report, SkipReason, TrainableDifference, spec_differs};
+use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Digest, Manifest};
 use crate::graph::{
     Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply, ValueLeaf,
 };
 use crate::name;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// A restore, ready to be verified and applied.
@@ -34,7 +35,7 @@ pub(crate) struct Replacement {
 /// What is to be restored, and what is known of the objects.
 pub(crate) struct Request<'a> {
     pub saved: &'a Saved,
-    pub manifest: &'a Manifest,
+    pub origin: &'a Origin<'a>,
     pub options: &'a RestoreOptions,
     /// Tensors that an earlier restore may have left partly overwritten: no exception holds for them.
     pub torn: &'a BTreeSet<String>,
@@ -51,22 +52,56 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
         files: FileNames::default(),
         seen: HashMap::new(),
         identities: Vec::new(),
+        wanted: Vec::new(),
     };
     for (name, node) in objects {
         matcher.files = FileNames::default();
         matcher.visit(node, request.saved.children.get(name), Place::of_component(name)?)?;
     }
-    let mut matching = matcher.matching;
+    let Matcher { mut matching, wanted, .. } = matcher;
     let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
-    let manifest = request.manifest;
-    let is_unused = |key: &&String| !taken.contains(key.as_str()) && !request.options.skips(key);
-    let mut unused: Vec<String> =
-        manifest.tensors.keys().chain(manifest.values.keys()).filter(is_unused).cloned().collect();
-    unused.sort_unstable();
+    // A value takes all of a branch.
+    let is_below_taken = |key: &str| key.match_indices('/').any(|(end, _)| taken.contains(&key[..end]));
+    let has_branches = request.origin.has_branches();
+    let is_taken = |key: &str| taken.contains(key) || has_branches && is_below_taken(key);
+    let keys = request.origin.keys().into_iter();
+    let unused = keys.filter(|key| !is_taken(key) && !request.options.skips(key)).cloned().collect();
     drop(taken);
     matching.report.unused = unused;
+    matching.report.nearest = nearest(&matching.report, &wanted, request.origin);
     Ok(matching)
 }
+
+/// For each missing key the unused ones that may be meant: that of the nearest text, and those of its type and shape.
+fn nearest(report: &Report, wanted: &[(String, TensorSpec)], origin: &Origin<'_>) -> BTreeMap<String, Vec<String>> {
+    let missing = report.missing.iter().take(MAX_HINTS);
+    let mut nearest: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let unused = || report.unused.iter().take(MAX_CANDIDATES).map(String::as_str);
+    for key in missing {
+        let by_text = name::nearest(key, unused());
+        let spec = wanted.iter().find(|(wanted, _)| wanted == key).map(|(_, spec)| spec);
+        let by_shape = unused().filter(|key| spec.is_some() && origin.spec(key) == spec).take(HINTS);
+        let mut found: Vec<String> = Vec::new();
+        for candidate in by_text.into_iter().chain(by_shape) {
+            if found.len() < HINTS && !found.iter().any(|known| known == candidate) {
+                found.push(candidate.to_string());
+            }
+        }
+        if !found.is_empty() {
+            nearest.insert(key.clone(), found);
+        }
+    }
+    nearest
+}
+
+/// So many missing keys get hints.
+const MAX_HINTS: usize = 20;
+
+/// Among so many unused keys.
+const MAX_CANDIDATES: usize = 10_000;
+
+/// So many hints each.
+const HINTS: usize = 3;
 
 struct Matcher<'a> {
     request: &'a Request<'a>,
@@ -76,6 +111,8 @@ struct Matcher<'a> {
     seen: HashMap<Identity, String>,
     /// What is in `seen`, in order.
     identities: Vec<Identity>,
+    /// Type and shape of tensors that are missing.
+    wanted: Vec<(String, TensorSpec)>,
 }
 
 /// How far a matching has come.
@@ -101,10 +138,7 @@ impl Matcher<'_> {
                 self.files.add(&place)?;
                 self.tensor(leaf, saved, place.key)
             }
-            Kind::Value(leaf) => {
-                self.value(leaf, saved, place.key);
-                Ok(())
-            }
+            Kind::Value(leaf) => self.value(leaf, saved, place.key),
             Kind::Group(children) => {
                 let mut siblings = Siblings::default();
                 for (name, child) in children.iter() {
@@ -118,24 +152,28 @@ impl Matcher<'_> {
         }
     }
 
-    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) {
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
         if self.request.given.contains(&key) {
-            return;
+            return Ok(());
         }
-        let value = self.request.manifest.values.get(&key).filter(|_| saved.is_some_and(|saved| saved.has_value));
-        let Some(value) = value else { return self.missing(key) };
-        match leaf.load(value) {
+        let value = if saved.is_some() { self.request.origin.value(&key)? } else { None };
+        let Some(value) = value else {
+            self.missing(key);
+            return Ok(());
+        };
+        match leaf.load(&value) {
             Ok(apply) => {
                 self.matching.values.push(apply);
                 self.matching.report.matched.push(key);
             }
             Err(reason) => {
                 if self.request.options.may_mismatch(&key) {
-                    self.matching.values.extend(leaf.load_partly(value));
+                    self.matching.values.extend(leaf.load_partly(&value));
                 }
                 self.mismatch(key, reason);
             }
         }
+        Ok(())
     }
 
     fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
@@ -145,7 +183,12 @@ impl Matcher<'_> {
         let Some(spec) = saved.and_then(|saved| saved.tensor.as_ref()) else {
             match leaf.is_optional() && !self.request.torn.contains(&key) {
                 true => {}
-                false => self.missing(key),
+                false => {
+                    if self.wanted.len() < MAX_HINTS {
+                        self.wanted.extend(leaf.spec().ok().map(|spec| (key.clone(), spec)));
+                    }
+                    self.missing(key);
+                }
             }
             return Ok(());
         };
@@ -157,7 +200,7 @@ impl Matcher<'_> {
         match leaf.identity() {
             Some(identity) => match self.seen.get(&identity) {
                 // Shared memory: one value must serve both names.
-                Some(first) if self.digest(first) != self.digest(&key) => {
+                Some(first) if !self.request.origin.are_same(first, &key)? => {
                     let reason = format!(
                         "it shares its memory with {}, but the checkpoint has different values for the two",
                         name::shown(first)
@@ -179,13 +222,9 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    fn digest(&self, key: &str) -> Option<Digest> {
-        self.request.manifest.tensors.get(key).map(|record| record.digest)
-    }
-
     /// Compares whether the variable requires a gradient.
     fn trainable(&mut self, leaf: &Arc<dyn TensorLeaf>, key: &str) {
-        let Some(saved) = self.request.manifest.tensors.get(key).and_then(|record| record.requires_grad) else {
+        let Some(saved) = self.request.origin.requires_grad(key) else {
             return;
         };
         if leaf.requires_grad().is_some_and(|live| live != saved) {

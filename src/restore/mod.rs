@@ -3,14 +3,18 @@
 
 mod apply;
 mod matching;
+mod opened;
 mod options;
+mod origin;
 mod pending;
 mod report;
 mod status;
 
 pub(crate) use apply::run;
 pub(crate) use matching::{Request, match_objects};
+pub(crate) use opened::{About, Opened};
 pub use options::{RestoreOptions, Trainable};
-pub(crate) use pending::{Pending, check};
+pub(crate) use origin::Origin;
+pub(crate) use pending::{Pending, Restored, check};
 pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
 pub use status::{PassedOver, RestoreStatus, Started};

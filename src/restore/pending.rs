@@ -2,14 +2,14 @@
 //! No file stays open: a checkpoint is opened again when something takes a value from it.
 
 use super::matching::{Matching, Request, below, match_objects};
+use super::opened::{About, Whence};
 use super::options::RestoreOptions;
+use super::origin::Origin;
 use super::report::Report;
 use crate::error::{Error, Result};
-use crate::format::{Follows, Manifest};
 use crate::graph::{Node, Tracked, walk};
 use crate::name;
-use crate::source::Source;
-use crate::store::Disk;
+use crate::source::VerifiedBy;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,19 +17,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// A restore that has succeeded.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    pub path: PathBuf,
-    pub step: Option<u64>,
-    pub save_counter: Option<i64>,
-    /// What it is called by those that follow it.
-    pub follows: Follows,
-    /// As `path`, wherever the process goes.
+    pub about: About,
+    /// How far all that was restored had been verified.
+    pub verified_by: VerifiedBy,
+    /// As `about.path`, wherever the process goes.
     absolute: PathBuf,
-    disk: Arc<dyn Disk>,
     options: RestoreOptions,
     tracked: Tracked,
     /// Where the keys of the checkpoint begin: the components it has.
     components: BTreeSet<String>,
     state: Mutex<State>,
+}
+
+/// What a restore did.
+pub(crate) struct Restored {
+    pub report: Report,
+    /// Where the keys of the checkpoint begin.
+    pub components: BTreeSet<String>,
+    pub verified_by: VerifiedBy,
+}
+
+impl Restored {
+    /// To be made before the matching is applied.
+    pub(crate) fn of(matching: &Matching, origin: &Origin<'_>) -> Restored {
+        let verified_by = matching.tensors.iter().map(|(key, _)| origin.verified_by(key)).min();
+        Restored {
+            report: matching.report.clone(),
+            components: origin.keys().into_iter().map(|key| component(key).to_string()).collect(),
+            verified_by: verified_by.unwrap_or_else(|| origin.values_verified_by()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -46,31 +63,26 @@ struct State {
     /// Those of them that objects tracked later get.
     waiting: BTreeSet<String>,
     /// What the checkpoint was, while anything waits.
-    manifest: Option<Manifest>,
+    whence: Option<Whence>,
 }
 
 impl Pending {
+    /// `whence` is where what nothing took waits; without it nothing waits.
     pub(crate) fn new(
-        source: Source,
-        disk: Arc<dyn Disk>,
+        about: About,
+        whence: Option<Whence>,
         options: RestoreOptions,
         tracked: Tracked,
-        report: Report,
+        done: Restored,
     ) -> Arc<Pending> {
-        let (path, manifest) = (source.path.clone(), source.manifest.clone());
-        drop(source);
+        let Restored { report, components, verified_by } = done;
         let unused: BTreeSet<String> = report.unused.iter().cloned().collect();
         let matched: BTreeSet<String> = report.matched.iter().cloned().collect();
-        let keys = manifest.tensors.keys().chain(manifest.values.keys());
         let filled = tracked.ids();
-        let components = keys.map(|key| component(key).to_string()).collect();
         let pending = Pending {
-            absolute: std::path::absolute(&path).unwrap_or_else(|_| path.clone()),
-            path,
-            step: manifest.step,
-            save_counter: manifest.save_counter,
-            follows: Follows { run: manifest.run.clone(), sequence: manifest.sequence },
-            disk,
+            absolute: std::path::absolute(&about.path).unwrap_or_else(|_| about.path.clone()),
+            about,
+            verified_by,
             options,
             tracked,
             components,
@@ -79,9 +91,9 @@ impl Pending {
                 given: matched.clone(),
                 matched,
                 filled,
-                waiting: unused.clone(),
+                waiting: if whence.is_some() { unused.clone() } else { BTreeSet::new() },
                 unused,
-                manifest: Some(manifest),
+                whence,
             }),
         };
         pending.state().close_if_over();
@@ -94,7 +106,7 @@ impl Pending {
 
     /// Whether nothing waits any more.
     pub(crate) fn is_over(&self) -> bool {
-        self.state().manifest.is_none()
+        self.state().whence.is_none()
     }
 
     /// Whether something waits for an object called `name`.
@@ -119,23 +131,23 @@ impl Pending {
     /// Fills an object that was tracked after the restore.
     pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
         let mut state = self.state();
-        let Some(manifest) = &state.manifest else { return Ok(()) };
-        let source = Source::open(&self.disk, &self.absolute).map_err(|error| self.gone(error, name))?;
-        if !is_same(manifest, &source.manifest) {
-            return Err(self.not_found(name, "another checkpoint is there now"));
-        }
-        let saved = source.saved();
-        let request = Request {
-            saved: &saved,
-            manifest: &source.manifest,
-            options: &self.options,
-            torn: &BTreeSet::new(),
-            given: &state.given,
-        };
-        let matching = match_objects(&[(name.to_string(), node.clone())], &request)?;
-        check(&matching, &source.path, &self.options)?;
-        let report = matching.report.clone();
-        super::run(matching, &source, &self.options)?;
+        let Some(whence) = &state.whence else { return Ok(()) };
+        let opened = whence.open_again(&self.absolute).map_err(|error| self.gone(error, name))?;
+        let opened = opened.ok_or_else(|| self.not_found(name, "another checkpoint is there now"))?;
+        let report = opened.with_origin(&self.options, |origin| {
+            let request = Request {
+                saved: &origin.saved(),
+                origin,
+                options: &self.options,
+                torn: &BTreeSet::new(),
+                given: &state.given,
+            };
+            let matching = match_objects(&[(name.to_string(), node.clone())], &request)?;
+            check(&matching, origin.path(), &self.options)?;
+            let report = matching.report.clone();
+            super::run(matching, origin, &self.options)?;
+            Ok(report)
+        })?;
         state.took(name, self.tracked.id(name), report);
         Ok(())
     }
@@ -154,7 +166,7 @@ impl Pending {
              tracked later as it is",
             name::shown(name)
         );
-        Error::NotFound { path: self.path.clone(), reason }
+        Error::NotFound { path: self.about.path.clone(), reason }
     }
 
     /// The report, whatever has become of the objects.
@@ -223,7 +235,7 @@ impl State {
 
     fn close_if_over(&mut self) {
         if self.waiting.is_empty() {
-            self.manifest = None;
+            self.whence = None;
         }
     }
 }
@@ -248,9 +260,4 @@ pub(crate) fn check(matching: &Matching, path: &Path, options: &RestoreOptions) 
 /// The first name of a key.
 fn component(key: &str) -> &str {
     key.split('/').next().unwrap_or(key)
-}
-
-/// Whether a manifest is that of the same save.
-fn is_same(a: &Manifest, b: &Manifest) -> bool {
-    a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
 }

@@ -2,6 +2,7 @@
 
 use crate::dtype::TensorSpec;
 use crate::name;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// How many names of a kind a message lists.
@@ -21,6 +22,9 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// Saved values that no tracked object took. They wait for objects that are tracked later.
     pub unused: Vec<String>,
+    /// Unused saved values that may be meant by a missing name: that of the nearest text first, then those of its type and
+    /// shape. At most 3 each, for the first 20 missing names.
+    pub nearest: BTreeMap<String, Vec<String>>,
     /// Variables that require a gradient here and did not when they were saved, or the other way round.
     pub trainable: Vec<TrainableDifference>,
 }
@@ -97,8 +101,8 @@ impl fmt::Display for Report {
         more(f, self.mismatched.len(), "different")?;
         for key in self.missing.iter().take(SHOWN) {
             write!(f, "{}{} is not in the checkpoint", separate(), name::shown(key))?;
-            if let Some(near) = name::nearest(key, self.unused.iter().take(10_000).map(String::as_str)) {
-                write!(f, " (it has {})", name::shown(near))?;
+            if let Some(near) = self.nearest.get(key) {
+                write!(f, " (it has {})", listed(near.iter().map(String::as_str)))?;
             }
         }
         more(f, self.missing.len(), "missing")?;

@@ -4,6 +4,7 @@ use super::pending::Pending;
 use super::report::{Report, SkipReason, listed};
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::source::VerifiedBy;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,21 +41,27 @@ impl RestoreStatus {
 
     /// The checkpoint.
     pub fn path(&self) -> &Path {
-        &self.pending.path
+        &self.pending.about.path
     }
 
     /// The step it was saved at, if it was saved with one.
     pub fn step(&self) -> Option<u64> {
-        self.pending.step
+        self.pending.about.step
     }
 
     /// The checkpoint, as one that is saved later says what it follows.
-    pub(crate) fn follows(&self) -> Follows {
-        self.pending.follows.clone()
+    pub(crate) fn follows(&self) -> Option<Follows> {
+        self.pending.about.follows.clone()
+    }
+
+    /// How far the tensors that the restore put into objects had been verified: that of the least verified one.
+    /// [`VerifiedBy::Digest`] for checkpoints of this crate; for those of other tools what their format has.
+    pub fn verified_by(&self) -> VerifiedBy {
+        self.pending.verified_by
     }
 
     pub(crate) fn save_counter(&self) -> Option<i64> {
-        self.pending.save_counter
+        self.pending.about.save_counter
     }
 
     /// What was matched, what has no value, what is unused by now. Looks at the objects as they are; where they cannot be

@@ -4,7 +4,9 @@
 mod tensor_source;
 
 pub use tensor_source::{TensorSource, VerifiedBy};
+pub(crate) use tensor_source::{number, room};
 
+use crate::dtype::TensorSpec;
 use crate::error::{Error, Result, is_unreadable_data};
 use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
@@ -287,14 +289,8 @@ impl Source {
 
     /// What the checkpoint holds, as a tree.
     pub(crate) fn saved(&self) -> Saved {
-        let mut root = Saved::default();
-        for (key, record) in &self.manifest.tensors {
-            descend(&mut root, key).tensor = Some(record.spec.clone());
-        }
-        for key in self.manifest.values.keys() {
-            descend(&mut root, key).has_value = true;
-        }
-        root
+        let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
+        tree(tensors, self.manifest.values.keys())
     }
 }
 
@@ -327,6 +323,21 @@ fn open_whole(dir: &dyn Dir, name: &str, path: &Path, bytes: u64, hold: bool) ->
 fn removed(path: &Path) -> Error {
     let reason = "it was removed while it was being opened; ask `latest_checkpoint` for the newest".to_string();
     Error::NotFound { path: path.to_path_buf(), reason }
+}
+
+/// Tensors and values as a tree.
+pub(crate) fn tree<'a>(
+    tensors: impl Iterator<Item = (&'a String, &'a TensorSpec)>,
+    values: impl Iterator<Item = &'a String>,
+) -> Saved {
+    let mut root = Saved::default();
+    for (key, spec) in tensors {
+        descend(&mut root, key).tensor = Some(spec.clone());
+    }
+    for key in values {
+        descend(&mut root, key).has_value = true;
+    }
+    root
 }
 
 /// The place of a key in the tree, made if need be.

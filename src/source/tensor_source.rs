@@ -1,7 +1,7 @@
 //! `TensorSource`: what tensors and values are read from, whatever the format of the files.
 
-use crate::dtype::TensorSpec;
-use crate::error::Result;
+use crate::dtype::{Dtype, TensorSpec};
+use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -96,9 +96,60 @@ pub trait TensorSource: Debug + Send + Sync {
     /// As for [`read`](TensorSource::read).
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()>;
 
+    /// Checks the elements of the tensor `key` as far as [`verified_by`](TensorSource::verified_by) says, without giving
+    /// them. Where nothing verifies them, nothing is read. Defaults to [`read`](TensorSource::read) into memory of the
+    /// tensor's size; formats of this crate need a small buffer.
+    ///
+    /// # Errors
+    /// As for [`read`](TensorSource::read).
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        let Some(spec) = self.tensors().get(key) else {
+            return Err(Error::object(key, format!("{} has no such tensor", self.path().display())));
+        };
+        if self.verified_by(key) == VerifiedBy::Nothing {
+            return Ok(());
+        }
+        let mut buffer = room(key, spec.bytes())?;
+        self.read(key, &mut buffer)
+    }
+
     /// Checks everything in the files that has a checksum, in bounded memory.
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged) with the first difference; [`Error::Io`](crate::Error::Io).
     fn verify(&self) -> Result<()>;
+}
+
+/// Memory of `bytes` bytes for the tensor `key`, or an error that says that there is none.
+pub(crate) fn room(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
+    let too_large = || Error::object(key, "the tensor is larger than memory");
+    let length = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(too_large)?;
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(length).map_err(|_| too_large())?;
+    buffer.resize(length, 0);
+    Ok(buffer)
+}
+
+/// One element as JSON: an integer, a boolean, or a float of at most 64 bits. `None` for other types, and for what JSON
+/// cannot hold.
+pub(crate) fn number(dtype: Dtype, bytes: &[u8]) -> Option<Value> {
+    macro_rules! read {
+        ($type:ty) => {
+            <$type>::from_le_bytes(bytes.try_into().ok()?)
+        };
+    }
+    Some(match dtype {
+        Dtype::Bool => Value::from(*bytes.first()? != 0),
+        Dtype::U8 => Value::from(read!(u8)),
+        Dtype::I8 => Value::from(read!(i8)),
+        Dtype::I16 => Value::from(read!(i16)),
+        Dtype::U16 => Value::from(read!(u16)),
+        Dtype::I32 => Value::from(read!(i32)),
+        Dtype::U32 => Value::from(read!(u32)),
+        Dtype::I64 => Value::from(read!(i64)),
+        Dtype::U64 => Value::from(read!(u64)),
+        Dtype::F32 => serde_json::Number::from_f64(read!(f32).into()).map(Value::Number)?,
+        Dtype::F64 => serde_json::Number::from_f64(read!(f64)).map(Value::Number)?,
+        _ => return None,
+    })
 }

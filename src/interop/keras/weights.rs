@@ -411,6 +411,12 @@ impl TensorSource for Weights {
         dataset.read(&file.input, range, target)
     }
 
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        let (file, dataset) = self.dataset(key).ok_or_else(|| unknown_key(key))?;
+        self.member.as_ref().map_or(Ok(()), |member| member.verify())?;
+        dataset.verify(&file.input)
+    }
+
     fn verify(&self) -> Result<()> {
         self.member.as_ref().map_or(Ok(()), |member| member.verify_again())?;
         for file in &self.files {

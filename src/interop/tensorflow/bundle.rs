@@ -172,6 +172,24 @@ impl Bundle {
         Ok(bytes)
     }
 
+    /// Compares the checksums of a tensor's slices.
+    fn verify_stored(&self, stored: &Stored) -> Result<()> {
+        for entry in stored.entries() {
+            if stored.kind.size == 0 {
+                let bytes = self.bytes(entry)?;
+                self.check_strings(stored, entry, &bytes)?;
+                continue;
+            }
+            let mut crc = 0;
+            self.copy_entry(entry, |chunk| {
+                crc = crc32c::crc32c_append(crc, chunk);
+                Ok(())
+            })?;
+            self.check(stored, entry, crc)?;
+        }
+        Ok(())
+    }
+
     fn stored(&self, key: &str) -> Option<&Stored> {
         self.by_key.get(key).and_then(|at| self.stored.get(*at))
     }
@@ -614,22 +632,11 @@ impl TensorSource for Bundle {
         Ok(())
     }
 
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        self.verify_stored(self.stored(key).ok_or_else(|| unknown(key))?)
+    }
+
     fn verify(&self) -> Result<()> {
-        for stored in &self.stored {
-            for entry in stored.entries() {
-                if stored.kind.size == 0 {
-                    let bytes = self.bytes(entry)?;
-                    self.check_strings(stored, entry, &bytes)?;
-                    continue;
-                }
-                let mut crc = 0;
-                self.copy_entry(entry, |chunk| {
-                    crc = crc32c::crc32c_append(crc, chunk);
-                    Ok(())
-                })?;
-                self.check(stored, entry, crc)?;
-            }
-        }
-        Ok(())
+        self.stored.iter().try_for_each(|stored| self.verify_stored(stored))
     }
 }

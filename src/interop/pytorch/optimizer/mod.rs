@@ -307,6 +307,13 @@ impl TensorSource for OptimizerState<'_> {
         }
     }
 
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        match self.slot(key)? {
+            Slot::Tensor(from) => self.source.verify_tensor(from),
+            Slot::Count(_) => Ok(()),
+        }
+    }
+
     fn verify(&self) -> Result<()> {
         self.source.verify()
     }

@@ -1,0 +1,162 @@
+//! What a path leads to: a checkpoint of this crate, or files of another tool; and the same once more, later.
+
+use super::options::RestoreOptions;
+use super::origin::Origin;
+use crate::error::{Error, Result};
+use crate::format::{Follows, Manifest};
+use crate::interop;
+use crate::source::{Source, TensorSource};
+use crate::store::Disk;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use walkdir::WalkDir;
+
+/// A checkpoint that is open for a restore.
+pub(crate) enum Opened {
+    Ours(Source),
+    Foreign(Box<dyn TensorSource>, Stamp),
+}
+
+/// What is known of a checkpoint beside its tensors and values.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct About {
+    pub path: PathBuf,
+    pub step: Option<u64>,
+    pub save_counter: Option<i64>,
+    /// What it is called by those that follow it; `None` for other tools' checkpoints.
+    pub follows: Option<Follows>,
+}
+
+/// What tells whether a checkpoint that is opened once more is the same.
+#[derive(Debug)]
+pub(crate) enum Whence {
+    Ours(Arc<dyn Disk>, Box<Manifest>),
+    Foreign(Stamp),
+}
+
+impl Opened {
+    /// Opens the checkpoint at `path`, of whatever format.
+    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Opened> {
+        let error = match Source::open(disk, path) {
+            Ok(source) => return Ok(Opened::Ours(source)),
+            Err(error) => error,
+        };
+        let is_none_of_ours = match &error {
+            Error::NotFound { .. } => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::NotADirectory,
+            _ => false,
+        };
+        if !is_none_of_ours {
+            return Err(error);
+        }
+        // Before the opening, so that whatever changes from then on is noticed.
+        let stamp = Stamp::of(path);
+        match interop::open(path) {
+            Ok(source) => Ok(Opened::Foreign(source, stamp)),
+            Err(Error::NotFound { .. }) => Err(error),
+            // A directory that is no checkpoint at all has its own explanation.
+            Err(Error::Unsupported { .. }) if path.is_dir() => Err(error),
+            Err(foreign) => Err(foreign),
+        }
+    }
+
+    /// As [`open`](Opened::open), of checkpoints of this crate.
+    pub(crate) fn open_ours(disk: &Arc<dyn Disk>, path: &Path) -> Result<Opened> {
+        Source::open(disk, path).map(Opened::Ours)
+    }
+
+    pub(crate) fn about(&self) -> About {
+        match self {
+            Opened::Ours(source) => {
+                let manifest = &source.manifest;
+                About {
+                    path: source.path.clone(),
+                    step: manifest.step,
+                    save_counter: manifest.save_counter,
+                    follows: Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence }),
+                }
+            }
+            Opened::Foreign(source, _) => About { path: source.path().to_path_buf(), ..About::default() },
+        }
+    }
+
+    /// Hands over the values, under the names that the options give them.
+    pub(crate) fn with_origin<R>(
+        &self,
+        options: &RestoreOptions,
+        with: impl FnOnce(&Origin<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let _ = options;
+        match self {
+            Opened::Ours(source) => with(&Origin::Ours(source)),
+            Opened::Foreign(source, _) => with(&Origin::any(&**source)),
+        }
+    }
+
+    /// Closes it, and keeps what tells it from others.
+    pub(crate) fn close(self, disk: &Arc<dyn Disk>) -> Whence {
+        match self {
+            Opened::Ours(source) => Whence::Ours(disk.clone(), Box::new(source.manifest.clone())),
+            Opened::Foreign(_, stamp) => Whence::Foreign(stamp),
+        }
+    }
+}
+
+impl Whence {
+    /// Opens the checkpoint once more; `None` when another one is there now.
+    pub(crate) fn open_again(&self, path: &Path) -> Result<Option<Opened>> {
+        match self {
+            Whence::Ours(disk, manifest) => {
+                let source = Source::open(disk, path)?;
+                Ok(is_same(manifest, &source.manifest).then_some(Opened::Ours(source)))
+            }
+            Whence::Foreign(stamp) => {
+                let now = Stamp::of(path);
+                let source = interop::open(path)?;
+                Ok(stamp.is_in(&now).then_some(Opened::Foreign(source, now)))
+            }
+        }
+    }
+}
+
+/// Whether a manifest is that of the same save.
+fn is_same(a: &Manifest, b: &Manifest) -> bool {
+    a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
+}
+
+/// The files of another tool's checkpoint: name, length, time of the last change, number.
+#[derive(Debug)]
+pub(crate) struct Stamp(Vec<(PathBuf, u64, (i64, i64), u64)>);
+
+/// So many files of a directory are looked at.
+const MAX_FILES: usize = 100_000;
+
+impl Stamp {
+    fn of(path: &Path) -> Stamp {
+        let is_prefix = !path.exists();
+        let (root, depth) = match is_prefix {
+            // That of a TensorFlow bundle.
+            true => (path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")), 1),
+            false => (path, 2),
+        };
+        let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
+        let walk = WalkDir::new(root).follow_links(true).max_depth(depth).into_iter().take(MAX_FILES);
+        let mut files = Vec::new();
+        for entry in walk.filter_map(|entry| entry.ok()) {
+            let is_part = !is_prefix || entry.file_name().to_string_lossy().starts_with(&prefix);
+            if let Some(metadata) = entry.metadata().ok().filter(|metadata| is_part && metadata.is_file()) {
+                let modified = (metadata.mtime(), metadata.mtime_nsec());
+                files.push((entry.into_path(), metadata.len(), modified, metadata.ino()));
+            }
+        }
+        files.sort_unstable();
+        Stamp(files)
+    }
+
+    /// Whether all of these files are there unchanged; there may be others now.
+    fn is_in(&self, now: &Stamp) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|file| now.0.binary_search(file).is_ok())
+    }
+}

@@ -1,0 +1,190 @@
+//! What a restore takes its values from: a checkpoint of this crate, or a source of any format.
+
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::{Digest, Hasher};
+use crate::graph::Saved;
+use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, room, tree};
+use serde_json::Value as Json;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Where values come from.
+pub(crate) enum Origin<'a> {
+    /// A checkpoint of this crate.
+    Ours(&'a Source),
+    /// Anything else.
+    Any(Any<'a>),
+}
+
+/// A source of any format.
+pub(crate) struct Any<'a> {
+    pub source: &'a dyn TensorSource,
+    /// What was read, of tensors that nothing in the source verifies.
+    digests: Mutex<BTreeMap<String, Digest>>,
+}
+
+impl<'a> Origin<'a> {
+    pub(crate) fn any(source: &'a dyn TensorSource) -> Origin<'a> {
+        Origin::Any(Any { source, digests: Mutex::default() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Origin::Ours(source) => &source.path,
+            Origin::Any(any) => any.source.path(),
+        }
+    }
+
+    /// What there is, as a tree.
+    pub(crate) fn saved(&self) -> Saved {
+        match self {
+            Origin::Ours(source) => source.saved(),
+            Origin::Any(any) => tree(any.source.tensors().iter(), any.source.values().keys()),
+        }
+    }
+
+    /// The keys of all tensors and values, in order.
+    pub(crate) fn keys(&self) -> Vec<&String> {
+        let mut keys: Vec<&String> = match self {
+            Origin::Ours(source) => source.manifest.tensors.keys().chain(source.manifest.values.keys()).collect(),
+            Origin::Any(any) => any.source.tensors().keys().chain(any.source.values().keys()).collect(),
+        };
+        keys.sort_unstable();
+        keys
+    }
+
+    pub(crate) fn spec(&self, key: &str) -> Option<&TensorSpec> {
+        match self {
+            Origin::Ours(source) => source.manifest.tensors.get(key).map(|record| &record.spec),
+            Origin::Any(any) => any.source.tensors().get(key),
+        }
+    }
+
+    /// The value for the object `key`.
+    ///
+    /// # Errors
+    /// Those of reading a number that the source holds as a tensor.
+    pub(crate) fn value(&self, key: &str) -> Result<Option<Cow<'_, Json>>> {
+        match self {
+            Origin::Ours(source) => Ok(source.manifest.values.get(key).map(Cow::Borrowed)),
+            Origin::Any(any) => match any.source.value(key) {
+                Some(value) => Ok(Some(Cow::Owned(value))),
+                None => Ok(any.number(key)?.map(Cow::Owned)),
+            },
+        }
+    }
+
+    /// Whether a value takes all that there is below its key.
+    pub(crate) fn has_branches(&self) -> bool {
+        matches!(self, Origin::Any(_))
+    }
+
+    /// Whether two tensors have the same elements.
+    pub(crate) fn are_same(&self, a: &str, b: &str) -> Result<bool> {
+        match self {
+            Origin::Ours(source) => {
+                let digest = |key| source.manifest.tensors.get(key).map(|record| record.digest);
+                Ok(digest(a) == digest(b))
+            }
+            Origin::Any(any) => any.are_same(a, b),
+        }
+    }
+
+    pub(crate) fn requires_grad(&self, key: &str) -> Option<bool> {
+        match self {
+            Origin::Ours(source) => source.manifest.tensors.get(key)?.requires_grad,
+            Origin::Any(_) => None,
+        }
+    }
+
+    /// How far what is no tensor is verified.
+    pub(crate) fn values_verified_by(&self) -> VerifiedBy {
+        match self {
+            Origin::Ours(_) => VerifiedBy::Digest,
+            Origin::Any(_) => VerifiedBy::Nothing,
+        }
+    }
+
+    /// How far the elements of a tensor are verified.
+    pub(crate) fn verified_by(&self, key: &str) -> VerifiedBy {
+        match self {
+            Origin::Ours(_) => VerifiedBy::Digest,
+            Origin::Any(any) => any.source.verified_by(key),
+        }
+    }
+}
+
+impl Any<'_> {
+    /// A tensor of one element as a number: formats without values keep numbers so.
+    fn number(&self, key: &str) -> Result<Option<Json>> {
+        let Some(spec) = self.source.tensors().get(key).filter(|spec| spec.shape.is_empty()) else {
+            return Ok(None);
+        };
+        let mut bytes = [0; 8];
+        let bytes = &mut bytes[..spec.dtype.size()];
+        self.source.read(key, bytes)?;
+        Ok(crate::source::number(spec.dtype, bytes))
+    }
+
+    fn are_same(&self, a: &str, b: &str) -> Result<bool> {
+        if self.source.first_alias(a) == self.source.first_alias(b) {
+            return Ok(true);
+        }
+        Ok(self.source.tensors().get(a) == self.source.tensors().get(b) && self.digest(a)? == self.digest(b)?)
+    }
+
+    /// The digest of a tensor's elements, read piece by piece.
+    fn digest(&self, key: &str) -> Result<Digest> {
+        let mut hasher = Hasher::new();
+        self.for_each_chunk(key, |chunk| hasher.update(chunk))?;
+        Ok(hasher.finish())
+    }
+
+    fn for_each_chunk(&self, key: &str, mut with: impl FnMut(&[u8])) -> Result<()> {
+        let spec = self.spec(key)?;
+        let size = spec.dtype.size() as u64;
+        let (count, step) = (spec.bytes().unwrap_or_default() / size, CHUNK as u64 / size);
+        let mut buffer = room(key, Some((count * size).min(CHUNK as u64)))?;
+        let mut at = 0;
+        while at < count {
+            let end = (at + step).min(count);
+            let chunk = &mut buffer[..((end - at) * size) as usize];
+            self.source.read_range(key, at..end, chunk)?;
+            with(chunk);
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn spec(&self, key: &str) -> Result<&TensorSpec> {
+        let known = self.source.tensors().get(key);
+        known.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.source.path().display())))
+    }
+
+    /// Reads all of a tensor, and checks it as far as that can be: what has no checksum must be the same when it is read
+    /// once more.
+    pub(super) fn verify(&self, key: &str) -> Result<()> {
+        if self.source.verified_by(key) != VerifiedBy::Nothing {
+            return self.source.verify_tensor(key);
+        }
+        let digest = self.digest(key)?;
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_string(), digest);
+        Ok(())
+    }
+
+    /// Reads a tensor into `target`, which has its size.
+    pub(super) fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        self.source.read(key, target)?;
+        let before = self.digests.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied();
+        match before {
+            Some(before) if Digest::of(target) != before => {
+                let reason = format!("{key}: its elements changed while they were being restored");
+                Err(Error::damaged(self.source.path(), reason))
+            }
+            _ => Ok(()),
+        }
+    }
+}

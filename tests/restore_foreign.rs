@@ -1,0 +1,267 @@
+//! `Checkpoint::restore` from files of other tools: exact, all or nothing, verified as far as the format allows.
+#![cfg(all(feature = "huggingface", feature = "tensorflow", feature = "keras"))]
+
+mod common;
+
+use common::Memory;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch_checkpoint::interop::{self, huggingface, pytorch};
+use tch_checkpoint::{
+    Checkpoint, Dtype, Error, Node, RestoreOptions, TensorSource, TensorSpec, Trackable, Value, VerifiedBy, name,
+};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
+    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
+    source.read(key, &mut bytes).unwrap();
+    bytes
+}
+
+/// Objects of the same names, types and shapes, all of whose bytes are 0x55.
+#[derive(Default)]
+struct Tree {
+    leaf: Option<Node>,
+    children: BTreeMap<String, Tree>,
+}
+
+impl Tree {
+    fn node(&self) -> Node {
+        self.leaf.clone().unwrap_or_else(|| Node::group(self.children.iter().map(|(name, tree)| (name, tree.node()))))
+    }
+}
+
+fn blank(spec: &TensorSpec) -> Memory {
+    Memory::new(spec.dtype, &spec.shape, vec![0x55; spec.bytes().unwrap() as usize])
+}
+
+type Objects = BTreeMap<String, Memory>;
+
+fn objects(source: &dyn TensorSource) -> Result<(Checkpoint, Objects), Error> {
+    let mut root = Tree::default();
+    let mut memories = Objects::new();
+    // The checkpoint's own counter has this name.
+    for (key, spec) in source.tensors().iter().filter(|(key, _)| *key != "save_counter") {
+        let memory = blank(spec);
+        let place =
+            name::path(key).unwrap().into_iter().fold(&mut root, |at, part| at.children.entry(part).or_default());
+        place.leaf = Some(memory.node());
+        memories.insert(key.clone(), memory);
+    }
+    let mut checkpoint = Checkpoint::new();
+    for (name, tree) in &root.children {
+        checkpoint.add(name, tree.node())?;
+    }
+    Ok((checkpoint, memories))
+}
+
+/// One of each format, and how far it is verified.
+const GOOD: [(&str, VerifiedBy); 13] = [
+    ("pytorch/a_state_dict/seq2seq.pt", VerifiedBy::Container),
+    ("pytorch/a_state_dict/seq2seq_legacy.pt", VerifiedBy::Nothing),
+    ("pytorch/d_views/views_zip.pt", VerifiedBy::Container),
+    ("pytorch/g_torchscript/scripted.pt", VerifiedBy::Container),
+    ("pytorch/h_dcp/two_ranks", VerifiedBy::Container),
+    ("pytorch/i_tch/dtypes.ot", VerifiedBy::Container),
+    ("pytorch/i_tch/seq2seq.npz", VerifiedBy::Container),
+    ("huggingface/single", VerifiedBy::Nothing),
+    ("huggingface/sharded", VerifiedBy::Nothing),
+    ("huggingface/bin_sharded", VerifiedBy::Container),
+    ("tensorflow/c_sharded/ckpt-1", VerifiedBy::Container),
+    ("keras/a_keras3/subclassed.weights.h5", VerifiedBy::Nothing),
+    ("keras/a_keras3/tagger.keras", VerifiedBy::Container),
+];
+
+#[test]
+fn every_format_restores_bit_for_bit_and_says_how_far_it_was_verified() {
+    for (path, verified_by) in GOOD {
+        let path = fixture(path);
+        let source = interop::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let (mut checkpoint, memories) = objects(&*source).unwrap();
+        let status = checkpoint.restore(&path).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(status.verified_by(), verified_by, "{}", path.display());
+        status.assert_existing_objects_matched().unwrap();
+        assert_eq!(status.report().matched.len(), memories.len());
+        for (key, memory) in &memories {
+            assert!(*memory.bytes() == read(&*source, key), "{} {key}", path.display());
+        }
+    }
+}
+
+#[test]
+fn an_open_source_is_restored_too() {
+    let source = interop::open(fixture("pytorch/i_tch/seq2seq.npz")).unwrap();
+    let (mut checkpoint, memories) = objects(&*source).unwrap();
+    let status = checkpoint.restore_source(&*source, &RestoreOptions::new()).unwrap();
+    status.assert_consumed().unwrap();
+    assert_eq!((status.verified_by(), status.step()), (VerifiedBy::Container, None));
+    assert!(memories.iter().all(|(key, memory)| *memory.bytes() == read(&*source, key)));
+}
+
+/// A file with the tensors `a`, `b` and `other`.
+fn small(directory: &Path, name: &str) -> PathBuf {
+    let mut ours = Checkpoint::new()
+        .track("a", Memory::seeded(500, 1))
+        .unwrap()
+        .track("b", Memory::seeded(300, 2))
+        .unwrap()
+        .track("other", Memory::seeded(300, 3))
+        .unwrap();
+    let ours = interop::open(ours.write(directory.join(format!("of-{name}"))).unwrap()).unwrap();
+    let path = directory.join(name);
+    match name.ends_with(".pt") {
+        true => drop(pytorch::save(&*ours, &path, &pytorch::SaveOptions::default()).unwrap()),
+        false => drop(huggingface::save(&*ours, &path, &huggingface::SaveOptions::default()).unwrap()),
+    }
+    path
+}
+
+/// Like the variables of [`small`], with other names or shapes.
+fn model(a: &str, count: u64) -> (Checkpoint, Memory, Memory) {
+    let (first, second) = (Memory::seeded(count, 8), Memory::seeded(300, 9));
+    (Checkpoint::new().track(a, &first).unwrap().track("b", &second).unwrap(), first, second)
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing_and_names_what_may_be_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["x.pt", "x.safetensors"] {
+        let path = small(folder.path(), file);
+        for (name, count, wanted) in [("aa", 500, "(it has \"a\""), ("a", 501, "the checkpoint has F32 [500]")] {
+            let (mut checkpoint, first, second) = model(name, count);
+            let before = (first.bytes().clone(), second.bytes().clone());
+            let error = checkpoint.restore(&path).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains(wanted), "{error}");
+            assert!((first.bytes().clone(), second.bytes().clone()) == before);
+        }
+    }
+    // By shape: nothing of that text.
+    let path = small(folder.path(), "y.pt");
+    let mut checkpoint = Checkpoint::new().track("zzz", Memory::seeded(500, 1)).unwrap();
+    let Error::Mismatch { report, .. } = checkpoint.restore(&path).unwrap_err() else { panic!() };
+    assert_eq!(report.nearest["zzz"], ["a"]);
+}
+
+#[test]
+fn changed_bytes_are_found_before_anything_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = small(folder.path(), "x.pt");
+    let good = fs::read(&path).unwrap();
+    let data = Memory::seeded(300, 2).bytes()[..16].to_vec();
+    let at = good.windows(16).position(|window| window == data).unwrap();
+    let mut bad = good.clone();
+    bad[at] ^= 1;
+    fs::write(&path, bad).unwrap();
+    let (mut checkpoint, first, second) = model("a", 500);
+    let before = (first.bytes().clone(), second.bytes().clone());
+    let error = checkpoint.restore(&path).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    assert!((first.bytes().clone(), second.bytes().clone()) == before);
+    // A file that is cut off.
+    for file in ["x.pt", "x.safetensors"] {
+        let path = small(&folder.path().join("."), &format!("cut-{file}"));
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, &good[..good.len() - 700]).unwrap();
+        assert!(checkpoint.restore(&path).is_err());
+        assert!((first.bytes().clone(), second.bytes().clone()) == before);
+    }
+}
+
+#[test]
+fn a_file_that_changes_after_it_was_opened_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["x.pt", "x.safetensors"] {
+        let path = small(folder.path(), file);
+        let source = interop::open(&path).unwrap();
+        // One byte, in place, same length: no checksum of safetensors would tell.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let (mut checkpoint, first, second) = model("a", 500);
+        let before = (first.bytes().clone(), second.bytes().clone());
+        let error = checkpoint.restore_source(&*source, &RestoreOptions::new()).unwrap_err();
+        assert!(matches!(&error, Error::Damaged { .. }) && error.to_string().contains("changed since"), "{error}");
+        assert!((first.bytes().clone(), second.bytes().clone()) == before);
+    }
+}
+
+#[test]
+fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = small(folder.path(), "x.safetensors");
+    let (mut checkpoint, ..) = model("a", 500);
+    let status = checkpoint.restore(&path).unwrap();
+    assert!(status.report().unused.contains(&"other".to_string()));
+    let other = Memory::seeded(300, 0);
+    checkpoint.add("other", &other).unwrap();
+    assert!(*other.bytes() == *Memory::seeded(300, 3).bytes());
+    status.assert_existing_objects_matched().unwrap();
+
+    let (mut checkpoint, ..) = model("a", 500);
+    checkpoint.restore(&path).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let error = checkpoint.add("other", &other).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    fs::write(&path, bytes).unwrap();
+    let error = checkpoint.add("other", &other).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+#[test]
+fn values_come_from_dictionaries_lists_and_numbers() {
+    let path = fixture("pytorch/b_training/checkpoint_adam_legacy_t1_6_0.pth.tar");
+    let source = interop::open(&path).unwrap();
+    let (key, wanted) = source.values().iter().find(|(_, value)| value.is_i64()).unwrap();
+    let path_of = name::path(key).unwrap();
+    let value = Value::new(Json::Null);
+    let inner = path_of[1..].iter().rev().fold(value.node(), |node, part| Node::group([(part, node)]));
+    let mut checkpoint = Checkpoint::new().track(&path_of[0], inner).unwrap();
+    checkpoint.restore(&path).unwrap();
+    assert_eq!(value.get(), *wanted);
+    // A whole dictionary, as one value.
+    let group = Value::new(Json::Null);
+    let groups = source.value("args").map(|value| (value, "args"));
+    let (wanted, key) = groups.unwrap_or_else(|| panic!("{:?}", source.values().keys()));
+    let path_of = name::path(key).unwrap();
+    let inner = path_of[1..].iter().rev().fold(group.node(), |node, part| Node::group([(part, node)]));
+    let mut checkpoint = Checkpoint::new().track(&path_of[0], inner).unwrap();
+    let status = checkpoint.restore(&path).unwrap();
+    assert_eq!(group.get(), wanted);
+    assert!(status.report().unused.iter().all(|key| !key.starts_with("args/")));
+    // TensorFlow keeps numbers as tensors.
+    let path = fixture("tensorflow/a_seq2seq_gru/ckpt-5");
+    let source = interop::open(&path).unwrap();
+    let iterations = TensorSpec::new(Dtype::I64, []);
+    let key =
+        source.tensors().iter().find(|(key, spec)| key.ends_with("iterations") && **spec == iterations).unwrap().0;
+    let wanted = i64::from_le_bytes(read(&*source, key).try_into().unwrap());
+    let number = Value::new(0i64);
+    let path_of = name::path(key).unwrap();
+    let inner = path_of[1..].iter().rev().fold(number.node(), |node, part| Node::group([(part, node)]));
+    Checkpoint::new().track(&path_of[0], inner).unwrap().restore(&path).unwrap();
+    assert!(wanted > 0 && number.get() == wanted);
+}
+
+#[test]
+fn a_checkpoint_without_a_manifest_and_a_directory_of_others_say_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut checkpoint, ..) = model("a", 500);
+    for (path, wanted) in
+        [(folder.path().to_path_buf(), "no checkpoint"), (folder.path().join("nothing"), "nothing of that name")]
+    {
+        let error = checkpoint.restore(path).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains(wanted), "{error}");
+    }
+    let text = folder.path().join("text.pt");
+    fs::write(&text, "<html>").unwrap();
+    let error = checkpoint.restore(text).unwrap_err();
+    assert!(error.to_string().contains("HTML"), "{error}");
+}
