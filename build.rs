@@ -36,9 +36,10 @@ mod torch {
     }
 
     /// torch-sys leaves programs without a path to libtorch. Cargo passes this on to the programs, tests, benches,
-    /// examples and doctests of this package; it has no way to pass it on to packages that depend on this one.
+    /// examples and doctests of this package. The build scripts of packages that depend on it get the path only.
     fn add_rpath(libraries: &Path) {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", libraries.display());
+        println!("cargo::metadata=LIBTORCH={}", libraries.display());
     }
 
     /// With the same flags as torch-sys, so that both mean the same classes.

@@ -101,7 +101,6 @@ impl Checkpoint {
     }
 
     /// Uses another disk than the operating system's.
-    #[cfg(any(test, feature = "torture"))]
     pub(crate) fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
         self.disk = disk;
         self

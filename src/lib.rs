@@ -41,14 +41,13 @@
 //!
 //! # Looking into checkpoints
 //!
-//! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`], and the command-line tool `ckpt` need no libtorch
-//! (`default-features = false`). The format is specified in `docs/format.md`; its structs are in [`format`](mod@format).
+//! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`] (`default-features = false`), and the command-line tool
+//! `ckpt` (package `tch-checkpoint-cli`) need no libtorch. The format is specified in `docs/format.md`; its structs are in [`format`](mod@format).
 //!
 //! # Features
 //!
 //! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
 //! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools, see [`interop`].
-//! * `cli`: the tool `ckpt`, for all formats.
 //!
 //! # What is not promised
 //!
@@ -68,6 +67,8 @@ mod dtype;
 mod error;
 pub mod format;
 mod graph;
+#[doc(hidden)]
+pub mod internal;
 pub mod interop;
 mod manager;
 pub mod name;
@@ -83,9 +84,6 @@ mod sync;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code, reason = "the only room that calls C++")]
 mod torch;
-#[cfg(any(test, feature = "torture"))]
-#[doc(hidden)]
-pub mod torture;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};

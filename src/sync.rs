@@ -1,20 +1,20 @@
-//! Threads, locks and atomics of what runs behind a call. With `--cfg shuttle` tests get those of a scheduler that
+//! Threads, locks and atomics of what runs behind a call. With `--cfg shuttle` they are those of a scheduler that
 //! tries out orders of threads (`cargo xtask torture schedules`).
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(shuttle))]
 use std as from;
 
-#[cfg(all(test, shuttle))]
+#[cfg(shuttle)]
 use shuttle as from;
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(shuttle))]
 pub(crate) use from::thread;
 
 pub(crate) use from::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use from::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// What the scheduler's threads lack: to be asked whether they have ended.
-#[cfg(all(test, shuttle))]
+#[cfg(shuttle)]
 pub(crate) mod thread {
     use super::{Arc, AtomicBool, Ordering};
     pub(crate) use shuttle::thread::{spawn, yield_now};

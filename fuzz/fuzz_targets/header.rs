@@ -1,7 +1,7 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    if let Err(what) = tch_checkpoint::torture::hostile::header(bytes) {
+    if let Err(what) = tch_checkpoint_torture::hostile::header(bytes) {
         panic!("{what}");
     }
 });

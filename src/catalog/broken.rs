@@ -1,9 +1,10 @@
-//! The rules of a directory with one of them broken, for the test that every one of them shows. Compiled for tests and
-//! for the program `torture`; otherwise no rule is ever broken.
+//! The rules of a directory, and one of them broken for the test that every one of them shows.
+
+use std::cell::Cell;
 
 /// A rule that can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rule {
+pub enum Rule {
     /// The newest is the head of the chain; broken: the one with the highest sequence.
     Chain,
     /// What is abandoned is superseded; broken: it stays.
@@ -28,45 +29,32 @@ pub(crate) enum Rule {
     FreshStart,
 }
 
-#[cfg(not(any(test, feature = "torture")))]
-pub(crate) const fn is_broken(_: Rule) -> bool {
-    false
+thread_local! {
+    static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
 }
 
-#[cfg(any(test, feature = "torture"))]
-pub(crate) use hook::{is_broken, set};
+impl Rule {
+    /// All of them.
+    pub const ALL: [Rule; 11] = [
+        Rule::Chain,
+        Rule::Supersede,
+        Rule::KeepSuperseded,
+        Rule::Marks,
+        Rule::Names,
+        Rule::OneEntry,
+        Rule::Gone,
+        Rule::StepBack,
+        Rule::SameStep,
+        Rule::LateMetrics,
+        Rule::FreshStart,
+    ];
+}
 
-#[cfg(any(test, feature = "torture"))]
-mod hook {
-    use super::Rule;
-    use std::cell::Cell;
+/// Breaks a rule, or none, for what this thread does from now on.
+pub fn break_rule(rule: Option<Rule>) {
+    BROKEN.set(rule);
+}
 
-    thread_local! {
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
-    }
-
-    impl Rule {
-        pub(crate) const ALL: [Rule; 11] = [
-            Rule::Chain,
-            Rule::Supersede,
-            Rule::KeepSuperseded,
-            Rule::Marks,
-            Rule::Names,
-            Rule::OneEntry,
-            Rule::Gone,
-            Rule::StepBack,
-            Rule::SameStep,
-            Rule::LateMetrics,
-            Rule::FreshStart,
-        ];
-    }
-
-    /// Breaks a rule, or none, for what this thread does from now on.
-    pub(crate) fn set(rule: Option<Rule>) {
-        BROKEN.set(rule);
-    }
-
-    pub(crate) fn is_broken(rule: Rule) -> bool {
-        BROKEN.get() == Some(rule)
-    }
+pub(crate) fn is_broken(rule: Rule) -> bool {
+    BROKEN.get() == Some(rule)
 }

@@ -127,7 +127,7 @@ struct Registry {
 }
 
 impl Registry {
-    #[cfg(not(all(test, shuttle)))]
+    #[cfg(not(shuttle))]
     const fn new() -> Registry {
         Registry { unfinished: AtomicUsize::new(0), entries: Mutex::new(Vec::new()), numbers: AtomicUsize::new(0) }
     }
@@ -137,11 +137,11 @@ impl Registry {
     }
 }
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(shuttle))]
 static REGISTRY: Registry = Registry::new();
 
 // One for every schedule that is tried.
-#[cfg(all(test, shuttle))]
+#[cfg(shuttle)]
 shuttle::lazy_static! {
     static ref REGISTRY: Registry = Registry {
         unfinished: AtomicUsize::new(0),

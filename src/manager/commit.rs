@@ -7,7 +7,7 @@ use crate::catalog::{Found, Marks, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
 use crate::retention::Candidate;
-use crate::save::{Held, Saved, clock};
+use crate::save::{Held, Saved};
 use crate::store::{Aside, Directory};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,7 +82,7 @@ impl Commit {
         self.ledger().seen = seen;
         let retention = self.ledger().retention.clone();
         let candidates: Vec<Candidate> = known.iter().map(candidate).collect();
-        let verdict = retention.decide(&candidates, last_preserved, clock::now());
+        let verdict = retention.decide(&candidates, last_preserved, self.directory.now());
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
             // Before the decision is acted upon: what it says must never be forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
 use crate::restore::PassedOver;
 use crate::retention::{Candidate, Retention};
-use crate::save::{Held, Memo, clock};
+use crate::save::{Held, Memo};
 use crate::store::{Aside, Directory, Stat};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
@@ -119,7 +119,7 @@ impl Ledger {
     /// The checkpoints that stay when the checkpoint `name` is saved next.
     pub(super) fn beside(&self, name: &str) -> Vec<String> {
         let mut candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
-        let now = clock::now();
+        let now = self.directory.now();
         candidates.push(Candidate { name: name.to_string(), saved_at: now, preserved: false });
         let verdict = self.retention.decide(&candidates, self.last_preserved, now);
         let stay = |other: &String| other != name && !verdict.remove.contains(other);
@@ -162,7 +162,7 @@ impl Ledger {
             let names: Vec<String> = self.known[..older].iter().map(|found| found.entry.name.clone()).collect();
             self.mark_permanent(|found| found.follows.is_none() && names.contains(&found.entry.name));
         }
-        let now = clock::now();
+        let now = self.directory.now();
         let preserved = self.known.iter().filter(|found| found.entry.preserved).map(|found| found.entry.saved_at);
         let last = preserved.chain(self.last_preserved).map(|time| time.min(now)).max();
         // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.

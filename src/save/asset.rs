@@ -75,7 +75,7 @@ pub(crate) fn save_with_assets(
     let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
     let unchanged = Unchanged::since(&Memo::default(), plan);
     let written = write::write(plan, None, &unchanged, directory, &staging, options)?;
-    let mut manifest = header.into_manifest(plan, written.tensors);
+    let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
     manifest.assets = (assets.write)(&staging)?;
     manifest.files = written.files;
     staging.publish(&manifest, options.threads)

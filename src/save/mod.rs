@@ -5,7 +5,6 @@
 mod asset;
 mod buffer;
 mod chunk;
-pub(crate) mod clock;
 mod held;
 mod image;
 mod plan;
@@ -27,6 +26,7 @@ use crate::format::{Follows, Manifest, TensorRecord};
 use crate::parallel;
 use crate::progress::Observer;
 use crate::store::Directory;
+use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -82,10 +82,15 @@ impl Header {
         Ok(Header { stamp, values: plan.values()?, trainable: plan.trainable() })
     }
 
-    fn into_manifest(self, plan: &Plan, mut tensors: BTreeMap<String, TensorRecord>) -> Manifest {
+    fn into_manifest(
+        self,
+        plan: &Plan,
+        mut tensors: BTreeMap<String, TensorRecord>,
+        saved_at: DateTime<Utc>,
+    ) -> Manifest {
         let Header { stamp, values, trainable } = self;
         plan.note_trainable(&trainable, &mut tensors);
-        let mut manifest = Manifest::new(stamp.sequence, stamp.run, clock::now());
+        let mut manifest = Manifest::new(stamp.sequence, stamp.run, saved_at);
         manifest.step = stamp.step;
         manifest.save_counter = Some(stamp.save_counter);
         manifest.tensors = tensors;
@@ -123,7 +128,7 @@ pub(crate) fn save(
     if written.cannot_link {
         unchanged.cannot_link();
     }
-    let mut manifest = header.into_manifest(plan, written.tensors);
+    let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
     manifest.files = written.files;
     ready()?;
     let path = staging.publish(&manifest, options.threads)?;

@@ -29,8 +29,10 @@ const ATTEMPTS: usize = 10;
 const HELD: usize = 256;
 
 /// A checkpoint that is open for reading.
-pub(crate) struct Source {
+pub struct Source {
+    /// Where it was opened.
     pub path: PathBuf,
+    /// What its manifest says.
     pub manifest: Manifest,
     dir: Arc<dyn Dir>,
     files: BTreeMap<String, SourceFile>,
@@ -50,7 +52,7 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the checkpoint in the directory `path`: its manifest must be sound, and all its files be there in full
     /// length. Symbolic links that the path leads through are followed.
-    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
+    pub fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
         let (source, problems) = Source::open_what_is_whole(disk, path)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
@@ -174,7 +176,7 @@ impl Source {
     }
 
     /// Checks everything before the tensors of the file `name`.
-    pub(crate) fn verify_header(&self, name: &str) -> Result<()> {
+    pub fn verify_header(&self, name: &str) -> Result<()> {
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(());
         };
@@ -229,7 +231,7 @@ impl Source {
     }
 
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
-    pub(crate) fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
         // Most tensors are small: for them a whole chunk of memory would be dearer than their bytes.
         let largest = record.pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(0);
@@ -250,7 +252,7 @@ impl Source {
     }
 
     /// Reads a tensor into `target`, which has its exact size, and checks the digest of what came if it is to `verify`.
-    pub(crate) fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
+    pub fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
         let mut hasher = Hasher::new();
         let mut rest = target;
         for piece in &record.pieces {

@@ -9,7 +9,7 @@ use std::io;
 
 /// Why a checkpoint left the numbering, which the first part of its new name tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Aside {
+pub enum Aside {
     /// It was found damaged. Never removed by this crate.
     Damaged,
     /// It could not be read, and an older one was restored in its place. Never removed by this crate.
@@ -31,7 +31,7 @@ impl Aside {
 }
 
 /// Why the directory `name` left the numbering, and what it was called; `None` for all others.
-pub(crate) fn before_aside(name: &str) -> Option<(Aside, &str)> {
+pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
     PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
 }
 

@@ -7,6 +7,7 @@ use super::spares::Spares;
 use super::{Dir, Disk, FileId, Kind, NewFile, Stat};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_INDEX_BYTES, MAX_MANIFEST_BYTES, Manifest};
+use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,7 +46,7 @@ pub enum Durability {
 
 /// A directory of checkpoints on some disk. Clones are the same open directory.
 #[derive(Debug, Clone)]
-pub(crate) struct Directory {
+pub struct Directory {
     disk: Arc<dyn Disk>,
     /// The path as results and messages show it.
     root: PathBuf,
@@ -84,7 +85,7 @@ impl std::fmt::Debug for Held {
 
 /// What [`Directory::scan`] finds.
 #[derive(Debug, Default)]
-pub(crate) struct Scan {
+pub struct Scan {
     /// Names of directories that may be checkpoints, sorted.
     pub checkpoints: Vec<String>,
     /// Symbolic links, wherever they lead, sorted. None of them is followed.
@@ -99,7 +100,7 @@ pub(crate) struct Scan {
 
 impl Directory {
     /// Nothing is opened yet: that is done by the first call that needs it.
-    pub(crate) fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
+    pub fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, durability: Durability) -> Directory {
         let shared = Shared {
             process: std::process::id(),
             open: OnceLock::new(),
@@ -123,7 +124,12 @@ impl Directory {
 
     /// From now on the files of removed checkpoints are overwritten by the next.
     pub(crate) fn recycle(&mut self) {
-        self.spares = Some(Arc::default());
+        self.spares = Some(Arc::new(Spares::new(self.disk.least_recycled())));
+    }
+
+    /// The time now.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.disk.now()
     }
 
     /// Removes what is kept to be overwritten.
@@ -345,7 +351,7 @@ impl Directory {
     }
 
     /// What the directory holds; an empty scan where there is no directory.
-    pub(crate) fn scan(&self) -> Result<Scan> {
+    pub fn scan(&self) -> Result<Scan> {
         let dir = match self.dir() {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(Scan::default()),
             result => result?,
@@ -414,7 +420,7 @@ impl Directory {
     }
 
     /// The index, if there is a sound one.
-    pub(crate) fn index(&self) -> Option<Index> {
+    pub fn index(&self) -> Option<Index> {
         let bytes = self.read_text(INDEX, MAX_INDEX_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// The local file system.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct LocalDisk;
+pub struct LocalDisk;
 
 /// A directory, held open.
 #[derive(Debug)]

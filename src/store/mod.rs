@@ -14,15 +14,18 @@ mod removal;
 mod spares;
 mod staging;
 
-pub(crate) use aside::{Aside, before_aside};
-pub use directory::Durability;
+pub use aside::{Aside, before_aside};
+pub use directory::{Directory, Durability, Scan};
 pub(crate) use directory::{
-    Directory, MANIFEST, Scan, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of, read_manifest,
+    MANIFEST, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of, read_manifest,
 };
-pub(crate) use local::LocalDisk;
+pub use local::LocalDisk;
 pub(crate) use lock::Lock;
-pub(crate) use staging::{DIRECT, Finished, StagedFile, Staging};
+pub use removal::Stays;
+pub use staging::Staging;
+pub(crate) use staging::{DIRECT, Finished, StagedFile};
 
+use chrono::{DateTime, Utc};
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
@@ -31,17 +34,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A file system, as far as paths are concerned: those that the user gives.
-pub(crate) trait Disk: Send + Sync + Debug {
+pub trait Disk: Send + Sync + Debug {
     /// The path from the root directory, whatever the working directory will be.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
 
     /// Opens a directory. Symbolic links in the path are followed: the user gave it.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
+
+    /// The time now, which checkpoints are stamped with and rotation goes by.
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    /// Files of fewer bytes are not worth [recycling](Dir::recycle).
+    fn least_recycled(&self) -> u64 {
+        64 << 10
+    }
 }
 
 /// An open directory. It stays the same one whatever becomes of its name. All names are single components; a symbolic
 /// link of that name is never followed.
-pub(crate) trait Dir: Send + Sync + Debug {
+pub trait Dir: Send + Sync + Debug {
     /// For [`recycle`](Dir::recycle) and [`link`](Dir::link), which need two directories of one kind.
     fn as_any(&self) -> &dyn Any;
 
@@ -108,7 +121,7 @@ pub(crate) trait Dir: Send + Sync + Debug {
 }
 
 /// A lock file that is held. Dying gives it back too.
-pub(crate) trait LockFile: Send + Sync {
+pub trait LockFile: Send + Sync {
     /// The file.
     fn id(&self) -> FileId;
 
@@ -117,10 +130,10 @@ pub(crate) trait LockFile: Send + Sync {
 }
 
 /// What direct writes are aligned to: a multiple of every device's block size in use.
-pub(crate) const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// A file being written. Write, `sync` where durability asks for it, drop.
-pub(crate) trait NewFile: Send + Sync {
+pub trait NewFile: Send + Sync {
     /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`], the
     /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -137,7 +150,7 @@ pub(crate) trait NewFile: Send + Sync {
 }
 
 /// A file being read.
-pub(crate) trait OldFile: Send + Sync {
+pub trait OldFile: Send + Sync {
     /// The file as it is now.
     fn stat(&self) -> io::Result<Stat>;
 
@@ -147,9 +160,12 @@ pub(crate) trait OldFile: Send + Sync {
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// A directory.
     Directory,
+    /// A symbolic link.
     Link,
     /// A pipe, a socket, a device.
     Other,
@@ -157,16 +173,21 @@ pub(crate) enum Kind {
 
 /// Which file or directory it is, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FileId {
+pub struct FileId {
+    /// The number of the file system.
     pub device: u64,
+    /// The number in it.
     pub inode: u64,
 }
 
 /// What is known of a file or directory without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stat {
+pub struct Stat {
+    /// Which one it is.
     pub id: FileId,
+    /// What it is.
     pub kind: Kind,
+    /// Its length in bytes.
     pub length: u64,
     /// When the content last changed, in seconds and nanoseconds.
     pub modified: (i64, i64),
@@ -174,7 +195,9 @@ pub(crate) struct Stat {
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
+    /// The name.
     pub name: OsString,
+    /// What it stands for.
     pub kind: Kind,
 }

@@ -15,14 +15,14 @@ use std::sync::Arc;
 const MAX_DEPTH: usize = 64;
 
 /// Whether the marks of a checkpoint say that it stays.
-pub(crate) type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
+pub type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
 
 impl Directory {
     /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable removes
     /// its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that it `stays`.
     /// What has the name but is another commit is left alone, and what no longer tells which one it is is moved aside. An
     /// error after the first step is only logged: the leftovers are removed when the directory is next opened.
-    pub(crate) fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
+    pub fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         let root = self.dir()?;
         let path = self.path(name);

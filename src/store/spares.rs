@@ -8,11 +8,12 @@ use super::{Dir, Entry, Kind, NewFile};
 use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Smaller files are not worth it, but the crash tests have no others.
-const MIN_BYTES: u64 = if cfg!(any(test, feature = "torture")) { 1 } else { 64 << 10 };
-
-#[derive(Debug, Default)]
-pub(super) struct Spares(Mutex<Vec<Spare>>);
+#[derive(Debug)]
+pub(super) struct Spares {
+    files: Mutex<Vec<Spare>>,
+    /// Smaller ones are removed.
+    least: u64,
+}
 
 #[derive(Debug, Clone)]
 struct Spare {
@@ -29,8 +30,13 @@ struct Trash {
 }
 
 impl Spares {
+    /// None yet; never any of fewer than `least` bytes.
+    pub(super) fn new(least: u64) -> Spares {
+        Spares { files: Mutex::default(), least }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether there are none.
@@ -52,7 +58,7 @@ impl Spares {
             };
             match kind {
                 Kind::Directory => return Err(std::io::ErrorKind::IsADirectory.into()),
-                Kind::File if bytes >= MIN_BYTES => spares.push(Spare { trash: trash.clone(), name, bytes }),
+                Kind::File if bytes >= self.least => spares.push(Spare { trash: trash.clone(), name, bytes }),
                 _ => trash.dir.remove_file(&name)?,
             }
         }
@@ -87,7 +93,7 @@ impl Spares {
 
     /// How many of `bytes`, the lengths of files to come, will find spares, and take no new room.
     pub(super) fn covers(&self, lengths: impl Iterator<Item = u64>) -> u64 {
-        let left = Spares(Mutex::new(self.lock().clone()));
+        let left = Spares { files: Mutex::new(self.lock().clone()), least: self.least };
         lengths.filter_map(|length| left.nearest(length).map(|spare| spare.bytes.min(length))).sum()
     }
 

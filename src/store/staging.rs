@@ -22,7 +22,7 @@ const UNSYNCED: usize = 64;
 const ASKED_AGAIN: (u32, Duration) = (10, Duration::from_millis(40));
 
 /// A checkpoint being written. Dropped before [`Staging::publish`] has succeeded, it removes what it wrote.
-pub(crate) struct Staging<'a> {
+pub struct Staging<'a> {
     directory: &'a Directory,
     root: Arc<dyn Dir>,
     dir: Arc<dyn Dir>,
@@ -45,6 +45,12 @@ pub(crate) struct Finished {
     modified: (i64, i64),
 }
 
+impl std::fmt::Debug for Staging<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Staging").field("staged", &self.staged).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl From<Stat> for Finished {
     fn from(stat: Stat) -> Finished {
         Finished { id: stat.id, length: stat.length, modified: stat.modified }
@@ -53,7 +59,7 @@ impl From<Stat> for Finished {
 
 impl Directory {
     /// Begins a new checkpoint, for which about `needed` bytes will be written.
-    pub(crate) fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
+    pub fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
         self.check_process()?;
         self.check_name(name)?;
         let root = self.dir()?.clone();
@@ -169,7 +175,7 @@ impl Staging<'_> {
 
     /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
     /// this returns.
-    pub(crate) fn publish(mut self, manifest: &Manifest, threads: usize) -> Result<PathBuf> {
+    pub fn publish(mut self, manifest: &Manifest, threads: usize) -> Result<PathBuf> {
         let directory = self.directory;
         let text = manifest.to_bytes()?;
         let file = self.create_new(MANIFEST, text.len() as u64, false)?;

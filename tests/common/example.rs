@@ -6,8 +6,7 @@ use std::process::Command;
 /// The program of an example. `cargo test` may have built only its unit tests, or nothing of it, so this asks Cargo.
 pub fn example(name: &str) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", name, "--features"]);
-    cargo.arg(if cfg!(feature = "cli") { "torch,cli" } else { "torch" });
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--example", name]);
     cargo.args(if cfg!(debug_assertions) { None } else { Some("--release") });
     assert!(cargo.status().unwrap().success(), "the example {name} does not build");
     let test = std::env::current_exe().unwrap();

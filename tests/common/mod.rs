@@ -1,6 +1,8 @@
 //! Tensors in plain memory, so that everything but libtorch is tested without it; and what tests with libtorch share.
 #![allow(dead_code)]
 
+pub mod documents;
+
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch_checkpoint::{Dtype, Identity, Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable};
 

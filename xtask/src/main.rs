@@ -20,7 +20,7 @@ Usage: cargo xtask <COMMAND> [ARGS]...
   setup        find a libtorch, or fetch one (once: a download of 540 MB, 0.5 GB on disk)
   demo [ARGS]  setup, then train the example `pronounce` in checkpoints/pronounce;
                ARGS go to the example: cargo xtask demo --steps 500
-  test [ARGS]  setup, then run all tests, with libtorch and without;
+  test [ARGS]  setup, then run all tests, with libtorch and without (`cargo test-core`);
                ARGS go to both runs of `cargo test`: cargo xtask test -- --nocapture
 
   torture ARGS the crash and fault tests at full length, without libtorch; docs/reliability.md has the
@@ -59,8 +59,7 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
         }
         "torture" if args.first().is_some_and(|first| first == "schedules") => schedules(&args[1..])?,
         "torture" => {
-            let run =
-                ["run", "--profile", "torture", "--no-default-features", "--features", "torture", "--bin", "torture"];
+            let run = ["run", "--profile", "torture", "--package", "tch-checkpoint-torture"];
             cargo(&[&list(&run), &list(&["--"]), args].concat())?;
         }
         "help" | "--help" | "-h" => print!("{USAGE}"),
@@ -78,8 +77,8 @@ fn demo(args: &[OsString]) -> Result<()> {
 }
 
 fn test(args: &[OsString]) -> Result<()> {
-    cargo(&[&list(&["test", "--features", "cli"]), args].concat())?;
-    cargo(&[&list(&["test", "--no-default-features", "--features", "cli"]), args].concat())?;
+    cargo(&[&list(&["test"]), args].concat())?;
+    cargo(&[&list(&["test-core"]), args].concat())?;
     schedules(&[])
 }
 
@@ -94,7 +93,7 @@ fn schedules(args: &[OsString]) -> Result<()> {
     let (environment, profile) = (format!("env.SCHEDULES='{count}'"), "torture");
     let run =
         ["--config", "build.rustflags=['--cfg', 'shuttle']", "--config", &environment, "test", "--profile", profile];
-    let tests = ["--no-default-features", "--lib", "schedules", "--", "--nocapture"];
+    let tests = ["--package", "tch-checkpoint-torture", "--lib", "schedules", "--", "--nocapture"];
     cargo(&list(&[&run[..], &tests].concat()))
 }
 

@@ -103,7 +103,6 @@ impl Weights {
     }
 
     /// An HDF5 file in memory: for fuzzing.
-    #[cfg(any(test, feature = "torture"))]
     pub(crate) fn of_bytes(bytes: &[u8], options: &ReadOptions) -> Result<Weights> {
         let path = Path::new("fuzzed.h5");
         Weights::build(path, "HDF5", vec![File::open(Input::memory(path, bytes.to_vec()))?], options)

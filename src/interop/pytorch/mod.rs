@@ -99,13 +99,11 @@ pub(crate) fn open_input(input: Input, options: &ReadOptions) -> Result<Foreign>
 }
 
 /// Opens bytes in memory, as a file.
-#[cfg(any(test, feature = "torture"))]
 pub(crate) fn open_bytes(bytes: Vec<u8>, options: &ReadOptions) -> Result<Foreign> {
     open_input(Input::memory(Path::new("bytes"), bytes), options)
 }
 
 /// An archive with these records.
-#[cfg(any(test, feature = "torture"))]
 pub(crate) fn archive_of(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut zip = super::zip::ZipWriter::new(&mut bytes, 1);
@@ -115,7 +113,6 @@ pub(crate) fn archive_of(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
 }
 
 /// The pickle of an archive.
-#[cfg(test)]
 pub(crate) fn pickle_of(path: &Path) -> Result<Vec<u8>> {
     let input = Input::open(path)?;
     let archive = super::zip::Archive::open(input.clone())?;

@@ -53,7 +53,6 @@ pub use state::CheckpointState;
 pub use write::{WriteOptions, write};
 
 /// Reads `bytes` as each of the small formats that a bundle is made of: for fuzzing.
-#[cfg(any(test, feature = "torture"))]
 pub(crate) fn read_any(bytes: &[u8]) {
     let _ = table::parse(bytes);
     let _ = messages::Header::parse(bytes);

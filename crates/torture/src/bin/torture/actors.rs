@@ -1,0 +1,41 @@
+//! `torture actors`.
+
+use std::path::Path;
+use std::process::Command;
+use tch_checkpoint_torture::{actor_child, actors};
+
+pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
+    let this = std::env::current_exe().unwrap_or_else(|_| "torture".into());
+    let result = actors(scratch, operations, seed, |folder, seed| {
+        let mut command = Command::new(&this);
+        command.arg("actor-child").arg(folder).arg(seed.to_string());
+        command
+    });
+    let _ = std::fs::remove_dir_all(scratch);
+    match result {
+        Ok(report) => {
+            println!(
+                "actors: {} operations; {} saves acknowledged, {} refused, {} restarts; of those looked at {} were right \
+                 ({} out of the numbering), {} destroyed and reported; {} violations",
+                report.operations,
+                report.saved,
+                report.refused,
+                report.restarts,
+                report.right,
+                report.aside,
+                report.reported,
+                report.violations.len()
+            );
+            report.violations.iter().take(10).for_each(|violation| println!("{violation}"));
+            report.violations.is_empty()
+        }
+        Err(e) => {
+            println!("actors: cannot be run: {e}");
+            false
+        }
+    }
+}
+
+pub(crate) fn child(folder: &str, seed: &str) -> bool {
+    seed.parse().is_ok_and(|seed| actor_child(Path::new(folder), seed).is_ok())
+}

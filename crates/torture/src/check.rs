@@ -1,0 +1,245 @@
+//! What the library makes of a disk after a crash, and what it must make of it: the invariants.
+//!
+//! * I1: an acknowledged step, or a later one, is restored.
+//! * I2: restored values are saved values.
+//! * I3: the index is not needed; where there is one, it names a good checkpoint.
+//! * I4: as many good checkpoints are there as were acknowledged, up to the number to keep.
+//! * I5: what has the name of a checkpoint is a good one.
+//! * I6: recovery leaves nothing behind, comes to the same when repeated, and the next save works.
+//! * I8: nothing stays open or locked.
+//! * I9: nothing outside the folder is touched. I10: nothing of the user's is touched.
+//!
+//! I7 (a failed save changes nothing) is the fault injector's.
+
+use super::run::{Run, Setup, restore, save};
+use super::sim::{Files, Id, Name, SimDisk, TOP};
+use std::path::Path;
+use std::sync::Arc;
+use tch_checkpoint::Durability;
+use tch_checkpoint::internal::Source;
+use tch_checkpoint::internal::{Directory, Disk};
+
+/// The folder of checkpoints on the simulated disk.
+pub(super) const ROOT: &str = "/data/run";
+
+/// What users may have in the folder.
+pub(super) const STRANGERS: [&str; 6] = [
+    "/data/run/notes.txt",
+    "/data/run/ckpt-007/file",
+    "/data/run/ckpt-1-backup/file",
+    "/data/run/.tmp-of-mine",
+    "/data/run/.trash-1/file",
+    "/data/other/file",
+];
+
+/// What became of one state of the disk; depends on the state alone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outcome {
+    /// The step that was restored.
+    pub restored: Option<i64>,
+    /// Steps of checkpoints that are whole.
+    pub good: Vec<i64>,
+    /// The step of the checkpoint that the index calls the latest, if that is whole.
+    pub indexed: Option<i64>,
+    /// A checkpoint has all its files in full length, and wrong bytes in them.
+    pub wrong_bytes: bool,
+    /// What breaks an invariant whatever was acknowledged.
+    pub broken: Vec<String>,
+}
+
+/// Looks at a state of the disk: as a reader, as a manager that restores, again, and as one that goes on saving.
+pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
+    let mut outcome = Outcome::default();
+    let disk = SimDisk::new(files.clone(), 0);
+    look(&disk, &mut outcome);
+    let first = recover(&disk, setup, &mut outcome, None);
+    outcome.restored = first;
+    let next = first.unwrap_or(0) + 1;
+    let second = recover(&disk, setup, &mut outcome, Some(next));
+    if second != first {
+        outcome.broken.push(format!("I6: opened again it restores {second:?}, before it was {first:?}"));
+    }
+    let path = Path::new(ROOT).join(format!("ckpt-{next}"));
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    match whole(&shared, &path) {
+        Ok(step) if step == next => {}
+        Ok(step) => outcome.broken.push(format!("I2: ckpt-{next} says it is step {step}")),
+        Err(e) => outcome.broken.push(format!("I6: step {next} was saved after recovery, and is not good: {e}")),
+    }
+    drop(shared);
+    strangers(&disk, files, setup, &mut outcome);
+    outcome.broken.extend(disk.outrages().into_iter().map(|what| format!("I9: {what}")));
+    if disk.holders() != 1 {
+        outcome.broken.push(format!("I8: {} files or locks are still open", disk.holders() - 1));
+    }
+    outcome
+}
+
+/// What a reader finds, before anything is repaired.
+fn look(disk: &SimDisk, outcome: &mut Outcome) {
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let directory = Directory::new(shared.clone(), ROOT, Durability::PowerLoss);
+    let names = match directory.scan() {
+        Ok(scan) => scan.checkpoints,
+        Err(e) => return outcome.broken.push(format!("the folder cannot be listed: {e}")),
+    };
+    for name in &names {
+        if !is_ours(name) {
+            continue;
+        }
+        match whole(&shared, &Path::new(ROOT).join(name)) {
+            Ok(step) => outcome.good.push(step),
+            Err(e) => {
+                outcome.wrong_bytes |= Source::open(&shared, &Path::new(ROOT).join(name)).is_ok();
+                outcome.broken.push(format!("I5: {name} has the name of a checkpoint: {e}"));
+            }
+        }
+    }
+    let Some(index) = directory.index() else {
+        return;
+    };
+    let latest = index.latest.as_ref().map(|name| whole(&shared, &Path::new(ROOT).join(name)));
+    outcome.indexed = latest.and_then(Result::ok);
+    for entry in &index.checkpoints {
+        // Older ones may be gone already: the index is written first.
+        if Some(&entry.name) == index.latest.as_ref() && !names.contains(&entry.name) {
+            outcome.broken.push(format!("I3: the index names {:?}, which is not there", entry.name));
+        }
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix("ckpt-").is_some_and(|n| n.parse::<u32>().is_ok_and(|number| number.to_string() == n))
+}
+
+/// The step of a checkpoint of which every byte is right.
+fn whole(disk: &Arc<dyn Disk>, path: &Path) -> tch_checkpoint::Result<i64> {
+    let source = Source::open(disk, path)?;
+    let mut buffer = Vec::new();
+    for file in source.manifest.files.keys() {
+        source.verify_header(file)?;
+    }
+    for (key, record) in &source.manifest.tensors {
+        source.verify_tensor(key, record, &mut buffer)?;
+    }
+    Ok(source.manifest.step.map_or(-1, |step| step as i64))
+}
+
+/// Opens a manager, restores, and saves `next`; returns the restored step.
+fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<i64>) -> Option<i64> {
+    let run = Run::new(setup);
+    let mut broken = |text: String| outcome.broken.push(text);
+    let mut manager = match run.open(Arc::new(disk.clone()), Path::new(ROOT)) {
+        Ok(manager) => manager,
+        Err(e) => {
+            broken(format!("I6: it cannot be opened: {e}"));
+            return None;
+        }
+    };
+    let restored = match restore(&mut manager) {
+        Ok(started) => {
+            for passed in &started.passed_over {
+                broken(format!("I5: passed over {}: {}", passed.path.display(), passed.reason));
+            }
+            started.restored.and_then(|status| status.step()).map(|step| step as i64)
+        }
+        Err(e) => {
+            broken(format!("I1: nothing can be restored: {e}"));
+            return None;
+        }
+    };
+    match restored {
+        Some(step) if !run.is_at(step) => broken(format!("I2: the values are not those of step {step}")),
+        None if !run.is_untouched() => broken("I2: nothing was restored, and yet values changed".into()),
+        _ => {}
+    }
+    if let Some(next) = next {
+        run.set(next);
+        if let Err(e) = save(&mut manager, next) {
+            broken(format!("I6: the next save fails: {e}"));
+        }
+    }
+    let listed: Vec<String> = manager
+        .checkpoints()
+        .iter()
+        .map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
+        .collect();
+    drop(manager);
+    for name in &disk.names(Path::new(ROOT)) {
+        let stranger = STRANGERS.iter().any(|path| path.split('/').nth(3) == Some(name));
+        let known = [".lock", "checkpoint.json"].contains(&name.as_str()) || listed.contains(name);
+        if !stranger && !known {
+            broken(format!("I6: {name} is left behind"));
+        }
+    }
+    restored
+}
+
+/// The user's files are where they were in `before`.
+fn strangers(disk: &SimDisk, before: &Files, setup: &Setup, outcome: &mut Outcome) {
+    if !setup.strangers {
+        return;
+    }
+    let after = disk.files();
+    for path in STRANGERS {
+        if resolve(before, path).is_some() && resolve(&after, path).is_none() {
+            outcome.broken.push(format!("I10: {path} is gone"));
+        }
+    }
+}
+
+fn resolve(files: &Files, path: &str) -> Option<Id> {
+    path.split('/').filter(|part| !part.is_empty()).try_fold(TOP, |id, part| files.find(id, &Name::new(part)))
+}
+
+/// What is asked of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The invariants.
+    Invariants,
+    /// The invariants but I3: an index that could not be written is an old one.
+    ButTheIndex,
+    /// That a reader which believes the index alone finds what was acknowledged.
+    IndexAlone,
+    /// That a reader which believes lengths, and has no digests, restores no wrong bytes.
+    LengthsAlone,
+    /// That no wrong bytes are restored; all else may be lost, for the disk lied.
+    NoWrongBytes,
+}
+
+/// What a state breaks, given what the program had been told when the crash came.
+pub(super) fn judge(
+    outcome: &Outcome,
+    acknowledged: &[i64],
+    attempted: i64,
+    setup: &Setup,
+    asked: Asked,
+) -> Vec<String> {
+    let mut broken = outcome.broken.clone();
+    let newest = acknowledged.last().copied();
+    match asked {
+        Asked::Invariants => {}
+        Asked::ButTheIndex => broken.retain(|what| !what.starts_with("I3")),
+        Asked::IndexAlone if outcome.indexed >= newest => return Vec::new(),
+        Asked::IndexAlone => {
+            return vec![format!("{newest:?} was acknowledged, the index leads to {:?}", outcome.indexed)];
+        }
+        Asked::LengthsAlone if !outcome.wrong_bytes => return Vec::new(),
+        Asked::LengthsAlone => return vec!["wrong bytes in files of the right length".into()],
+        Asked::NoWrongBytes => {
+            broken.retain(|what| what.starts_with("I2"));
+            return broken;
+        }
+    }
+    if outcome.restored < newest {
+        broken.push(format!("I1: step {newest:?} was acknowledged, {:?} is restored", outcome.restored));
+    }
+    if outcome.restored > Some(attempted) {
+        broken.push(format!("I2: step {:?} is restored, only {attempted} were saved", outcome.restored));
+    }
+    let least = acknowledged.len().min(setup.keep.unwrap_or(usize::MAX));
+    if outcome.good.len() < least {
+        broken.push(format!("I4: {least} good checkpoints should be there, there are {:?}", outcome.good));
+    }
+    broken
+}

@@ -1,0 +1,163 @@
+//! Any bytes whatever, as manifest, index, header and names of a folder: what the fuzzers of `fuzz/` feed, and what must
+//! hold of it. A returned text says what does not.
+
+use super::check::ROOT;
+use super::sim::{Files, SimDisk};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use tch_checkpoint::CheckpointManager;
+use tch_checkpoint::format::safetensors::{LENGTH_BYTES, parse_header};
+use tch_checkpoint::format::{Digest, Index, Manifest};
+use tch_checkpoint::internal::{Disk, Kind};
+use tch_checkpoint::{internal, name};
+
+/// What must hold, or why it does not.
+pub type Verdict = Result<(), String>;
+
+fn must(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// The bytes between a right first and a right last line: else a fuzzer would never get past the digest.
+fn sealed(format: &str, body: &[u8]) -> Vec<u8> {
+    let mut text = format!("{{\"format\":\"{format}\",\"version\":1,\n").into_bytes();
+    text.extend_from_slice(body);
+    text.push(b'\n');
+    let digest = Digest::of(&text);
+    text.extend_from_slice(format!("\"xxh3_128\":\"{digest}\"}}\n").as_bytes());
+    text
+}
+
+/// As a manifest, and as what is inside one.
+pub fn manifest(bytes: &[u8]) -> Verdict {
+    for text in [bytes.to_vec(), sealed("tch-checkpoint", bytes)] {
+        let Ok(manifest) = Manifest::from_bytes(&text) else { continue };
+        for name in manifest.files.keys() {
+            let plain = name.ends_with(".safetensors") && !name.contains('/') && !name.starts_with('.');
+            must(plain, || format!("a file is called {name:?}"))?;
+        }
+        for (key, record) in &manifest.tensors {
+            for piece in &record.pieces {
+                let file = manifest.files.get(&piece.file).ok_or_else(|| format!("{key:?} is in no file"))?;
+                must(piece.begin <= piece.end && piece.end <= file.bytes, || format!("{key:?} is outside its file"))?;
+            }
+        }
+        let again = manifest.to_bytes().map_err(|e| format!("what was read cannot be written: {e}"))?;
+        let read = Manifest::from_bytes(&again).map_err(|e| format!("what was written cannot be read: {e}"))?;
+        must(read == manifest, || "what is read again is something else".into())?;
+    }
+    Ok(())
+}
+
+/// As an index, and as what is inside one.
+pub fn index(bytes: &[u8]) -> Verdict {
+    for text in [bytes.to_vec(), sealed("tch-checkpoint-index", bytes)] {
+        let Ok(index) = Index::from_bytes(&text) else { continue };
+        for name in index.checkpoints.iter().map(|entry| &entry.name).chain(&index.latest) {
+            must(!name.contains('/') && !name.starts_with('.'), || format!("a checkpoint is called {name:?}"))?;
+        }
+        let again = index.to_bytes().map_err(|e| format!("what was read cannot be written: {e}"))?;
+        let read = Index::from_bytes(&again).map_err(|e| format!("what was written cannot be read: {e}"))?;
+        must(read == index, || "what is read again is something else".into())?;
+    }
+    Ok(())
+}
+
+/// As the start of a safetensors file; and, after four bytes that say how much data follows, as its JSON.
+pub fn header(bytes: &[u8]) -> Verdict {
+    let mut tries = vec![(bytes.to_vec(), bytes.len() as u64)];
+    if let Some((data, json)) = bytes.split_first_chunk::<4>() {
+        let mut start = (json.len() as u64).to_le_bytes().to_vec();
+        start.extend_from_slice(json);
+        let length = start.len() as u64 + u64::from(u32::from_le_bytes(*data));
+        tries.push((start, length));
+    }
+    for (start, length) in tries {
+        let Ok(header) = parse_header(&start, length) else { continue };
+        must(header.data_start >= LENGTH_BYTES as u64, || "the data begin in the length".into())?;
+        let mut end = 0;
+        for tensor in &header.tensors {
+            let bytes = tensor.spec.bytes();
+            must(tensor.begin == end && bytes == tensor.end.checked_sub(end), || {
+                format!("{:?} overlaps", tensor.name)
+            })?;
+            end = tensor.end;
+        }
+        must(header.data_start.checked_add(end) == Some(length), || "bytes belong to no tensor".into())?;
+    }
+    Ok(())
+}
+
+/// As names in a folder of checkpoints, one a line, those of folders with a slash at the end: opening it removes no
+/// more than what carries our marks. And as a name of a component and a path of keys.
+pub fn names(bytes: &[u8]) -> Verdict {
+    let text = String::from_utf8_lossy(bytes);
+    let usable = |line: &&str| {
+        let name = line.strip_suffix('/').unwrap_or(line);
+        !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != ".." && name != ".lock"
+    };
+    let lines: BTreeSet<&str> = text.lines().filter(usable).take(20).collect();
+    let disk = SimDisk::new(Files::default(), 0);
+    for line in &lines {
+        // The second of a file and a folder of one name would stand in the first's place.
+        let other = line.strip_suffix('/').map_or_else(|| format!("{line}/"), str::to_string);
+        if !lines.contains(other.as_str()) {
+            disk.put(&format!("{ROOT}/{line}"), b"a user's");
+        }
+    }
+    disk.put(&format!("{ROOT}/"), &[]);
+    let list = || disk.open_dir(Path::new(ROOT)).and_then(|dir| dir.list()).map_err(|e| e.to_string());
+    let before = list()?;
+    let checkpoint = tch_checkpoint::internal::checkpoint_on(Arc::new(disk.clone())).threads(1);
+    let manager = CheckpointManager::builder(checkpoint, ROOT).open().map_err(|e| format!("it does not open: {e}"))?;
+    must(manager.checkpoints().is_empty(), || format!("{:?} are checkpoints", manager.checkpoints()))?;
+    drop(manager);
+    let after = list()?;
+    for entry in before {
+        let name = entry.name.to_string_lossy();
+        let marked = |prefix: &str| {
+            name.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('-')).is_some_and(|(_, nonce)| {
+                nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+            })
+        };
+        // A folder with the name of a checkpoint that is none is moved aside.
+        let numbered = name.strip_prefix("ckpt-").is_some_and(|number| number.parse::<u64>().is_ok());
+        let aside = || after.iter().any(|now| now.name.to_string_lossy().starts_with(&format!("damaged-{name}-")));
+        let there = after.contains(&entry) || entry.kind == Kind::Directory && numbered && aside();
+        must(there != (marked(".tmp-") || marked(".trash-")), || format!("{:?}: still there: {there}", entry.name))?;
+    }
+    if let Some(line) = text.lines().next() {
+        let file = format!("{}.safetensors", name::file_stem(line));
+        let plain = internal::is_plain_file_name(&file);
+        must(plain || internal::check_component(line).is_err(), || {
+            format!("the component {line:?} is the file {file:?}")
+        })?;
+        if let Some(path) = name::path(line) {
+            must(name::key(&path) == line, || format!("{line:?} is the key of {path:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    /// What the fuzzers have kept still holds.
+    #[test]
+    fn the_corpora() {
+        let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+        type Target = fn(&[u8]) -> Verdict;
+        let targets: [(&str, Target); 4] =
+            [("manifest", manifest), ("index", index), ("header", header), ("names", names)];
+        for (name, target) in targets {
+            let entries: Vec<_> = std::fs::read_dir(corpora.join(name)).unwrap().map(|entry| entry.unwrap()).collect();
+            assert!(entries.len() > 10, "{name}");
+            for entry in entries {
+                let verdict = target(&std::fs::read(entry.path()).unwrap());
+                assert_eq!(verdict, Ok(()), "{}", entry.path().display());
+            }
+        }
+    }
+}

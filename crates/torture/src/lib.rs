@@ -1,0 +1,49 @@
+//! The proof that nothing is ever lost: the library itself, run on a simulated disk whose every legal state after a
+//! crash is looked at, and under injected faults. Short forms are this package's tests; the program `torture` runs them
+//! at full length.
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)
+)]
+
+mod actors;
+mod check;
+mod crash;
+mod damage;
+mod faults;
+pub mod foreign;
+mod history;
+pub mod hostile;
+mod kills;
+mod loops;
+mod memory;
+#[cfg(test)]
+mod moved;
+mod mutants;
+mod oracle;
+mod power;
+mod processes;
+mod random;
+mod run;
+#[cfg(all(test, shuttle))]
+mod schedules;
+mod sim;
+mod stamp;
+mod system;
+#[cfg(test)]
+mod unreadable;
+mod words;
+
+pub use actors::{ActorReport, actor_child, actors};
+pub use crash::{CrashReport, CrashRun, Phase, crash};
+pub use damage::{DamageReport, damage};
+pub use faults::{FaultReport, faults_everywhere};
+pub use history::{HistoryReport, broken_histories, histories};
+pub use kills::{KillReport, kill_child, kills};
+pub use loops::FileSystem;
+pub use mutants::{MutantReport, mutants};
+pub use power::{PowerReport, PowerRun, power, power_child};
+pub use processes::{ProcessReport, process_child, processes};
+pub use stamp::{StampReport, stamp};

@@ -1,0 +1,116 @@
+//! The program under test: it trains a little, and saves through a manager.
+
+use super::memory::Memory;
+use super::random::mix;
+use std::path::Path;
+use std::sync::Arc;
+use tch_checkpoint::Checkpoint;
+use tch_checkpoint::Counter;
+use tch_checkpoint::Durability;
+use tch_checkpoint::Result;
+use tch_checkpoint::internal::Disk;
+use tch_checkpoint::{Background, CheckpointManager};
+use tch_checkpoint::{RestoreOptions, Started};
+
+/// What is saved, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub components: usize,
+    /// So many of the components never change.
+    pub frozen: usize,
+    pub keep: Option<usize>,
+    pub saves: usize,
+    /// Bytes of a component.
+    pub bytes: usize,
+    /// Into how many parts a crash can tear a write.
+    pub atoms: usize,
+    /// Saves are written by a thread.
+    pub(super) background: bool,
+    /// The folder of checkpoints is there already, with files of the user's in it.
+    pub strangers: bool,
+    pub durability: Durability,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            components: 2,
+            frozen: 0,
+            keep: Some(2),
+            saves: 3,
+            bytes: 24,
+            atoms: 1,
+            background: false,
+            strangers: false,
+            durability: Durability::PowerLoss,
+        }
+    }
+}
+
+/// Tracked objects whose values are a function of the step.
+pub(super) struct Run {
+    setup: Setup,
+    step: Counter,
+    parts: Vec<Memory>,
+}
+
+impl Run {
+    /// Objects with values that no step gives them.
+    pub(super) fn new(setup: &Setup) -> Run {
+        let parts = (0..setup.components).map(|_| Memory::new(vec![0xEE; setup.bytes]));
+        Run { setup: setup.clone(), step: Counter::new(-1), parts: parts.collect() }
+    }
+
+    pub(super) fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
+        let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk).durability(self.setup.durability).threads(1);
+        checkpoint.add("step", self.step.clone())?;
+        for (i, part) in self.parts.iter().enumerate() {
+            checkpoint.add(&format!("part{i}"), part.clone())?;
+        }
+        Ok(checkpoint)
+    }
+
+    pub(super) fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
+        let builder = CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep);
+        match self.setup.background {
+            true => builder.background(Background::new()).open(),
+            false => builder.open(),
+        }
+    }
+
+    /// The bytes of a component at a step.
+    fn value(&self, part: usize, step: i64) -> Vec<u8> {
+        let step = if part < self.setup.frozen { 0 } else { step };
+        let word = |i: usize| mix((part as u64) << 48 | (step as u64) << 16 | i as u64).to_le_bytes();
+        let bytes: Vec<u8> = (0..self.setup.bytes.div_ceil(8)).flat_map(word).collect();
+        bytes[..self.setup.bytes].to_vec()
+    }
+
+    pub(super) fn set(&self, step: i64) {
+        self.step.set(step);
+        for (i, part) in self.parts.iter().enumerate() {
+            part.set(self.value(i, step));
+        }
+    }
+
+    /// Whether every value is that of `step`.
+    pub(super) fn is_at(&self, step: i64) -> bool {
+        self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| **part.get() == self.value(i, step))
+    }
+
+    /// Whether nothing was restored.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.step.get() == -1 && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
+    }
+}
+
+/// Saves; done when this returns.
+pub(super) fn save(manager: &mut CheckpointManager, step: i64) -> Result<()> {
+    manager.save_at(step)?;
+    manager.wait()
+}
+
+/// Restores, with one thread.
+pub(super) fn restore(manager: &mut CheckpointManager) -> Result<Started> {
+    manager.restore_or_initialize_with(&RestoreOptions::new().threads(1))
+}

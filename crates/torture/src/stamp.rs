@@ -1,0 +1,106 @@
+//! Saves in the background while everything is overwritten right after the call: what is saved is of the call.
+
+use super::random::Random;
+use super::words::{Optimizer, Words, others};
+use std::path::Path;
+use tch_checkpoint::Checkpoint;
+use tch_checkpoint::CheckpointReader;
+use tch_checkpoint::Counter;
+use tch_checkpoint::Durability;
+use tch_checkpoint::Result;
+use tch_checkpoint::{Background, CheckpointManager};
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct StampReport {
+    /// Saves that were looked at.
+    pub saves: u64,
+    /// Checkpoints with a stamp that is not of their call.
+    pub mixed: u64,
+    /// Some of these.
+    pub examples: Vec<String>,
+}
+
+/// Saves so often into `folder`, and stamps every element with the number of the next save right after each call, in
+/// another thread every other time. A `careless` mutator does not go through the gate.
+pub fn stamp(folder: &Path, saves: u64, seed: u64, careless: bool) -> Result<StampReport> {
+    let mut random = Random::new(seed);
+    let mut report = StampReport::default();
+    let optimizer = Optimizer::new(&[1, 300, 7000, 20_000]);
+    let buffers = [Words::new(5), Words::new(3000)];
+    let count = Counter::new(0);
+    // What is durable is another question.
+    let mut checkpoint = Checkpoint::new().threads(1 + random.below(2)).durability(Durability::ProcessCrash);
+    checkpoint.add("model", optimizer.clone())?;
+    checkpoint.add("buffers", buffers.clone())?;
+    checkpoint.add("count", count.clone())?;
+    let builder = CheckpointManager::builder(checkpoint, folder).max_to_keep(2);
+    let mut manager = builder.background(Background::new()).open()?;
+    let overwrite = |stamp: u64| {
+        buffers.iter().for_each(|buffer| buffer.fill(stamp));
+        count.set(stamp as i64);
+    };
+    optimizer.step(1);
+    overwrite(1);
+    let mut unseen = None;
+    for number in 1..=saves {
+        let path = manager.save_at(number as i64)?;
+        overwrite(number + 1);
+        let step = || if careless { optimizer.overwrite(number + 1) } else { optimizer.step(number + 1) };
+        let waits = random.one_in(3);
+        let waited = std::thread::scope(|scope| {
+            if random.one_in(2) {
+                // Beside whatever this thread does.
+                scope.spawn(step);
+            } else {
+                step();
+            }
+            if waits { manager.wait() } else { Ok(()) }
+        });
+        waited?;
+        // The save before this one has ended, and its checkpoint is kept.
+        if let Some((path, stamp)) = unseen.replace((path, number)) {
+            report.look(path, stamp)?;
+        }
+    }
+    manager.close()?;
+    match unseen {
+        Some((path, stamp)) => report.look(path, stamp).map(|()| report),
+        None => Ok(report),
+    }
+}
+
+impl StampReport {
+    fn look(&mut self, path: impl AsRef<Path>, stamp: u64) -> Result<()> {
+        let reader = CheckpointReader::open(path)?;
+        let manifest = reader.manifest();
+        let mut wrong = Vec::new();
+        for key in manifest.tensors.keys() {
+            if let Some(other) = others(&reader.tensor(key)?, stamp).first() {
+                wrong.push(format!("save {stamp}: {key} has the stamp {other}"));
+            }
+        }
+        if manifest.values.get("count").and_then(|count| count.as_u64()) != Some(stamp) {
+            wrong.push(format!("save {stamp}: the counter is {:?}", manifest.values.get("count")));
+        }
+        self.saves += 1;
+        self.mixed += u64::from(!wrong.is_empty());
+        self.examples.extend(wrong.into_iter().take(10 - self.examples.len().min(10)));
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_in_the_background_is_of_the_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = stamp(&dir.path().join("right"), 300, 1, false).unwrap();
+        assert_eq!((report.saves, report.mixed), (300, 0), "{}", report.examples.join("\n"));
+        // And a mixture would have been seen.
+        let careless = stamp(&dir.path().join("careless"), 100, 1, true).unwrap();
+        assert!(careless.mixed > 0);
+    }
+}

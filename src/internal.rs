@@ -1,0 +1,100 @@
+//! What the packages of this workspace that test and measure the crate need of its inside. It is no part of the public
+//! interface, and semantic versioning does not hold for it.
+
+pub use crate::catalog::broken::{Rule, break_rule};
+pub use crate::source::Source;
+pub use crate::store::{
+    Aside, Dir, Directory, Disk, Entry, FileId, Kind, LocalDisk, LockFile, NewFile, OldFile, PAGE, Scan, Staging, Stat,
+    Stays, before_aside,
+};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::graph::Node;
+#[cfg(feature = "pytorch")]
+use crate::interop::{self, ReadOptions};
+use crate::retention::{Candidate, Retention};
+use crate::save::{self, SaveOptions};
+#[cfg(feature = "pytorch")]
+use crate::source::TensorSource;
+use chrono::{DateTime, TimeDelta, Utc};
+#[cfg(feature = "pytorch")]
+use std::path::Path;
+use std::sync::Arc;
+
+/// A checkpoint of nothing yet, on another disk than the operating system's.
+pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
+    Checkpoint::new().with_disk(disk)
+}
+
+/// Whether a component may have this name.
+///
+/// # Errors
+/// [`Error::Name`](crate::Error::Name) when not.
+pub fn check_component(name: &str) -> Result<()> {
+    crate::name::check_component(name)
+}
+
+/// Whether a manifest may name this file.
+pub fn is_plain_file_name(name: &str) -> bool {
+    crate::name::is_plain_file_name(name)
+}
+
+/// Plans a save of these objects; returns the bytes it would write.
+///
+/// # Errors
+/// Those of a save before it writes.
+pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
+    Ok(save::plan(objects, &SaveOptions::default())?.bytes())
+}
+
+/// How many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is preserved.
+pub fn removed(checkpoints: &[(String, DateTime<Utc>)]) -> usize {
+    let candidate =
+        |(name, saved_at): &(String, _)| Candidate { name: name.clone(), saved_at: *saved_at, preserved: false };
+    let candidates: Vec<Candidate> = checkpoints.iter().map(candidate).collect();
+    let retention = Retention { max_to_keep: Some(10), keep_every: Some(TimeDelta::hours(1)) };
+    retention.decide(&candidates, None, Utc::now()).remove.len()
+}
+
+/// Opens bytes in memory as a file of PyTorch.
+///
+/// # Errors
+/// Those of [`interop::pytorch`].
+#[cfg(feature = "pytorch")]
+pub fn open_pytorch(bytes: Vec<u8>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
+    Ok(Box::new(interop::pytorch::open_bytes(bytes, options)?))
+}
+
+/// An archive of PyTorch with these records.
+///
+/// # Errors
+/// Those of writing one.
+#[cfg(feature = "pytorch")]
+pub fn pytorch_archive(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    interop::pytorch::archive_of(records)
+}
+
+/// The pickle of an archive of PyTorch.
+///
+/// # Errors
+/// Those of reading one.
+#[cfg(feature = "pytorch")]
+pub fn pickle_of(path: &Path) -> Result<Vec<u8>> {
+    interop::pytorch::pickle_of(path)
+}
+
+/// Opens bytes in memory as an HDF5 file of Keras.
+///
+/// # Errors
+/// Those of [`interop::keras`].
+#[cfg(feature = "keras")]
+pub fn open_keras(bytes: &[u8], options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
+    Ok(Box::new(interop::keras::Weights::of_bytes(bytes, options)?))
+}
+
+/// Reads bytes as each of the small formats that a bundle of TensorFlow is made of.
+#[cfg(feature = "tensorflow")]
+pub fn parse_tensorflow(bytes: &[u8]) {
+    interop::tensorflow::read_any(bytes);
+}
