@@ -105,7 +105,7 @@ pub use restore::{
 pub use source::{TensorSource, VerifiedBy};
 pub use store::Durability;
 #[cfg(feature = "torch")]
-pub use torch::{Export, Rng, SavedModel, SignatureDef, Variables, optim};
+pub use torch::{Ema, Export, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "torch"))]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, RestoreOptions, Variables, optim,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Ema, RestoreOptions, Swa, Variables, optim,
 };
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -39,6 +39,12 @@ enum Writer {
     OurStep,
     OurStepElsewhere,
     OurOtherStep,
+    EmaUpdate,
+    SwaUpdate,
+    EmaReset,
+    SwapIn,
+    SwapInAndStep,
+    SwaApply,
     RestoreAll,
     RestorePart,
     RestoreLater,
@@ -71,8 +77,23 @@ enum Writer {
 
 use Writer::*;
 
-const WAITS: [Writer; 9] =
-    [Nothing, OurStep, OurStepElsewhere, OurOtherStep, RestoreAll, RestorePart, RestoreLater, Forward, FrozenByHand];
+const WAITS: [Writer; 15] = [
+    Nothing,
+    OurStep,
+    OurStepElsewhere,
+    OurOtherStep,
+    EmaUpdate,
+    SwaUpdate,
+    EmaReset,
+    SwapIn,
+    SwapInAndStep,
+    SwaApply,
+    RestoreAll,
+    RestorePart,
+    RestoreLater,
+    Forward,
+    FrozenByHand,
+];
 const EXCHANGES: [Writer; 5] = [SetData, SetDataAndStep, Half, Double, DropAll];
 const COUNTS: [Writer; 8] = [Resize, CopyOver, CopyElsewhere, Fill, TchAdam, FreezeAndFill, SetDataAndFill, SparseRows];
 const PAST: [Writer; 2] = [DataAll, TchSgd];
@@ -114,6 +135,8 @@ struct Program {
     sparse: bool,
     optimizer: optim::Optimizer,
     other: optim::Optimizer,
+    ema: Ema,
+    swa: Swa,
 }
 
 impl Program {
@@ -135,12 +158,17 @@ impl Program {
         };
         let other = optim::Sgd::default().build(&vs, 1e-2).unwrap();
         let alias = layer.ws.detach();
-        Program { embedding, layer, norm, teacher, alias, sparse, optimizer: optimizer.unwrap(), other, vs }
+        let optimizer = optimizer.unwrap();
+        let ema = Ema::new(&vs, 0.5).unwrap().warm_up().every(1 + random.below(2));
+        let swa = Swa::new(Variables::of(&vs).under("layer")).unwrap();
+        let swa = if random.below(2) == 0 { swa.average_buffers() } else { swa };
+        Program { embedding, layer, norm, teacher, alias, sparse, optimizer, other, ema, swa, vs }
     }
 
     fn checkpoint(&self) -> Checkpoint {
         let all = || Checkpoint::new().track("model", Variables::of(&self.vs))?.track("alias", &self.alias);
-        let all = all().and_then(|all| all.track("optimizer", &self.optimizer)).unwrap();
+        let all = all().and_then(|all| all.track("optimizer", &self.optimizer)?.track("ema", &self.ema));
+        let all = all.and_then(|all| all.track("swa", &self.swa)).unwrap();
         all.durability(Durability::ProcessCrash)
     }
 
@@ -177,13 +205,19 @@ impl Program {
                 state.insert(format!("optimizer/state/{name}/{slot}"), bytes(&tensor));
             }
         }
+        for (name, average) in self.ema.averages() {
+            state.insert(format!("ema/{name}"), bytes(&average));
+        }
+        for (name, average) in self.swa.averages() {
+            state.insert(format!("swa/{name}"), bytes(&average));
+        }
         state
     }
 
     /// Between saves: anything goes.
     fn train(&mut self, random: &mut Random, step: i64) {
         for _ in 0..1 + random.below(2) {
-            match random.below(9) {
+            match random.below(11) {
                 0..4 => {
                     self.gradients(random);
                     self.optimizer.step();
@@ -201,6 +235,8 @@ impl Program {
                     let _ = self.embedding.ws.set_requires_grad(random.below(2) == 0);
                 }
                 7 => drop(self.norm.running_mean.data().fill_(step as f64)),
+                8 => self.ema.update().unwrap(),
+                9 => self.swa.update().unwrap(),
                 _ => {
                     let other = Tensor::randn(self.layer.ws.size(), FLOAT);
                     let tied = random.below(2) == 0;
@@ -222,6 +258,15 @@ impl Program {
                 std::thread::scope(|scope| drop(scope.spawn(move || optimizer.step()).join()));
             }
             OurOtherStep => self.other.step(),
+            EmaUpdate => self.ema.update().unwrap(),
+            SwaUpdate => self.swa.update().unwrap(),
+            EmaReset => self.ema.reset().unwrap(),
+            SwapIn => self.ema.with_averaged(|| ()).unwrap(),
+            SwapInAndStep => {
+                let optimizer = &mut self.optimizer;
+                self.swa.with_averaged(|| optimizer.step()).unwrap();
+            }
+            SwaApply => self.swa.apply().unwrap(),
             RestoreAll => drop(self.checkpoint().restore_with(older, &allow).unwrap()),
             RestorePart => {
                 let part = Checkpoint::new().track("model", Variables::of(&self.vs));

@@ -1,5 +1,6 @@
 //! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and `unsafe`.
 
+mod average;
 pub mod optim;
 mod program;
 mod rng;
@@ -8,6 +9,7 @@ mod shim;
 mod tensor;
 mod variables;
 
+pub use average::{Ema, Swa};
 pub use rng::Rng;
 pub use saved_model::{Export, SavedModel, SignatureDef};
 pub use variables::Variables;

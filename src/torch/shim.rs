@@ -153,6 +153,15 @@ unsafe extern "C" {
         n: usize,
         culprit: *mut i64,
     ) -> *mut c_char;
+    fn tcp_average(
+        averages: *const *const C_tensor,
+        tensors: *const *const C_tensor,
+        n: usize,
+        weight: f64,
+        culprit: *mut i64,
+    ) -> *mut c_char;
+    fn tcp_copy(to: *const C_tensor, from: *const C_tensor) -> *mut c_char;
+    fn tcp_exchange(one: *const C_tensor, other: *const C_tensor) -> *mut c_char;
 }
 
 /// What the C++ side answered.
@@ -600,4 +609,28 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Resu
         }
     }
     check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+}
+
+/// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages of
+/// types other than floating-point and complex numbers are always copies. Shapes are compared before anything is written.
+pub(crate) fn average(averages: &[&Tensor], tensors: &[&Tensor], weight: f64) -> Result<(), StepError> {
+    if averages.len() != tensors.len() {
+        return Err(StepError { place: None, reason: "there are more averages than tensors, or fewer".to_string() });
+    }
+    let (averages, tensors, mut culprit) = (pointers(averages), pointers(tensors), -1);
+    // SAFETY: all tensors live; both lists have this length.
+    let message = unsafe { tcp_average(averages.as_ptr(), tensors.as_ptr(), averages.len(), weight, &mut culprit) };
+    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+}
+
+/// Copies the elements of a tensor into another one of its shape.
+pub(crate) fn copy(to: &Tensor, from: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensors live.
+    check(unsafe { tcp_copy(to.as_ptr(), from.as_ptr()) })
+}
+
+/// Exchanges the elements of two tensors of one shape and type.
+pub(crate) fn exchange(one: &Tensor, other: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensors live.
+    check(unsafe { tcp_exchange(one.as_ptr(), other.as_ptr()) })
 }

@@ -1,8 +1,8 @@
 //! The variables of a `VarStore`, whole or under a prefix.
 
-use super::shim::fingerprints;
+use super::shim::{fingerprints, object};
 use crate::graph::{Child, Collection, Node, Trackable};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
@@ -110,14 +110,7 @@ impl Trackable for Variables {
 impl Collection for Variables {
     fn children(&self) -> Result<Vec<Child>, String> {
         let table = lock(&self.table);
-        let below: BTreeMap<&str, (&str, &Tensor)> = table
-            .named_variables
-            .iter()
-            .filter_map(|(full, tensor)| Some((self.name_below(full)?, (full.as_str(), tensor))))
-            .collect();
-        if let (true, Some(prefix)) = (below.is_empty(), &self.prefix) {
-            return Err(no_variables(prefix, &table.named_variables));
-        }
+        let below = self.below(&table)?;
         let mut children = Vec::with_capacity(below.len());
         let renamed = Renamed::of(&self.table, &table.named_variables);
         for (name, (full, tensor)) in below {
@@ -145,7 +138,66 @@ impl Collection for Variables {
     }
 }
 
+impl From<&VarStore> for Variables {
+    fn from(vs: &VarStore) -> Variables {
+        Variables::of(vs)
+    }
+}
+
+impl From<&Variables> for Variables {
+    fn from(variables: &Variables) -> Variables {
+        variables.clone()
+    }
+}
+
+/// A variable, as [`Variables::list`] returns it.
+pub(super) struct Listed {
+    /// Its name below the prefix.
+    pub name: String,
+    /// Its name in the store, where that differs.
+    pub full_name: Option<String>,
+    pub tensor: Tensor,
+    /// Whether the store lists it as trainable; otherwise it is a buffer.
+    pub is_trainable: bool,
+}
+
 impl Variables {
+    /// The variables as they are now, in order of name.
+    pub(super) fn list(&self) -> Result<Vec<Listed>, String> {
+        let table = lock(&self.table);
+        let trainable: HashSet<usize> = table.trainable_variables.iter().map(|one| object(&one.tensor)).collect();
+        let renamed = Renamed::of(&self.table, &table.named_variables);
+        let listed = self.below(&table)?.into_iter().map(|(name, (full, tensor))| {
+            if let Some(reason) = renamed.why(full) {
+                return Err(reason);
+            }
+            Ok(Listed {
+                name: name.to_string(),
+                full_name: self.prefix.is_some().then(|| full.to_string()),
+                tensor: tensor.shallow_clone(),
+                is_trainable: trainable.contains(&object(tensor)),
+            })
+        });
+        listed.collect()
+    }
+
+    /// How many trainable and named variables the store has: variables are only ever added to it.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let table = lock(&self.table);
+        (table.trainable_variables.len(), table.named_variables.len())
+    }
+
+    /// Names below the prefix, with full names and tensors.
+    fn below<'a>(&self, table: &'a tch::nn::Variables) -> Result<BTreeMap<&'a str, (&'a str, &'a Tensor)>, String> {
+        let named = table.named_variables.iter();
+        let below: BTreeMap<_, _> =
+            named.filter_map(|(full, tensor)| Some((self.name_below(full)?, (full.as_str(), tensor)))).collect();
+        match (&self.prefix, below.is_empty()) {
+            (Some(prefix), true) => Err(no_variables(prefix, &table.named_variables)),
+            _ => Ok(below),
+        }
+    }
+
     /// A variable's name without the prefix; `None` for one that is not below it.
     fn name_below<'a>(&self, full: &'a str) -> Option<&'a str> {
         let Some(prefix) = &self.prefix else { return Some(full) };

@@ -1,0 +1,344 @@
+//! Averages of variables: [`Ema`] and [`Swa`].
+
+mod state;
+mod track;
+
+use crate::error::{Error, Result};
+use crate::graph::{Gate, Node, Trackable};
+use crate::torch::variables::Variables;
+use state::{Shared, State, Swapped};
+use std::collections::BTreeMap;
+use std::fmt;
+use tch::Tensor;
+
+/// The exponential moving average of a model's variables: for evaluation, for publishing, and for target networks.
+///
+/// Every [`update`](Ema::update) sets each average to `decay * average + (1 - decay) * variable`, by libtorch's `lerp`
+/// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages begin with the values that the variables have when the `Ema`
+/// is made. Variables that are added to the store later are taken in by the next update. Averages of half precision and
+/// bfloat16 are kept in single precision: a step of `1 - decay` is too small for these types.
+///
+/// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are copied at
+/// every update, unless [`average_buffers`](Ema::average_buffers) is set. Integers are always copied.
+///
+/// ```no_run
+/// use tch::{Device, nn};
+/// use tch_checkpoint::{Checkpoint, Ema, Variables};
+///
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # fn evaluate() -> f64 { 0.0 }
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let layer = nn::linear(vs.root(), 4, 1, Default::default());
+/// let mut ema = Ema::new(&vs, 0.999)?.warm_up();
+/// let checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?.track("ema", &ema)?;
+/// for _ in 0..100 {
+///     // optimizer.backward_step(&loss);
+///     ema.update()?;
+/// }
+/// let accuracy = ema.with_averaged(evaluate)?;
+/// # let _ = (layer, checkpoint, accuracy);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # What is saved
+///
+/// Averages are saved under the names of their variables, so that `VarStore::load` reads `ema.safetensors` as it reads
+/// `model.safetensors`. The value `averaging` has the number of calls and of updates. Decay and the other options are not saved:
+/// they are those of the program. A checkpoint that was made without the `Ema` is restored with
+/// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so that the
+/// averages begin with the restored variables.
+///
+/// A save in the background may copy the averages while training continues: an update waits for it, as the step of an optimizer
+/// does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.
+///
+/// # Target networks
+///
+/// The target of a reinforcement learning algorithm (Polyak averaging with `tau = 1 - decay`) is an `Ema` whose averages are
+/// the variables of a second model: see [`for_target`](Ema::for_target).
+pub struct Ema {
+    shared: Shared,
+    decay: f64,
+    warm_up: bool,
+    every: u64,
+}
+
+impl Ema {
+    /// Averages of the variables of a `VarStore` (`&vs`), or of some of them
+    /// (`Variables::of(&vs).under("encoder")`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that cannot be saved.
+    pub fn new(variables: impl Into<Variables>, decay: f64) -> Result<Ema> {
+        Ema::with(State::new(variables.into(), None)?, decay)
+    }
+
+    /// Averages that are the variables of another model: the target network. They are set to the values of the variables
+    /// of the same names at once, and moved towards them by every update.
+    ///
+    /// The target must not be trained or written otherwise. It need not be tracked: tracking the `Ema` saves its variables.
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch::{Device, nn};
+    /// use tch_checkpoint::Ema;
+    ///
+    /// let (online, mut target) = (nn::VarStore::new(Device::Cpu), nn::VarStore::new(Device::Cpu));
+    /// let critic = nn::linear(online.root(), 4, 1, Default::default());
+    /// let target_critic = nn::linear(target.root(), 4, 1, Default::default());
+    /// target.freeze();
+    /// let tau = 0.005;
+    /// let mut polyak = Ema::for_target(&online, &target, 1.0 - tau)?;
+    /// // after every step of the optimizer:
+    /// polyak.update()?;
+    /// # let _ = (critic, target_critic);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Ema::new), and [`Error::Object`] names a variable that the target lacks or has in another shape.
+    pub fn for_target(variables: impl Into<Variables>, target: impl Into<Variables>, decay: f64) -> Result<Ema> {
+        Ema::with(State::new(variables.into(), Some(target.into()))?, decay)
+    }
+
+    fn with(state: State, decay: f64) -> Result<Ema> {
+        Ok(Ema { shared: Shared::new(state), decay: checked(decay)?, warm_up: false, every: 1 })
+    }
+
+    /// Begins with a small decay: update `n`, counted from 0, uses the smaller of the decay and `(1 + n) / (10 + n)`, as
+    /// `tf.train.ExponentialMovingAverage` does with `num_updates`. The averages then forget the initial values soon.
+    #[must_use]
+    pub fn warm_up(mut self) -> Ema {
+        self.warm_up = true;
+        self
+    }
+
+    /// Updates the averages in every `n`-th call of [`update`](Ema::update) only. Defaults to 1; 0 is 1.
+    #[must_use]
+    pub fn every(mut self, n: u64) -> Ema {
+        self.every = n.max(1);
+        self
+    }
+
+    /// Averages floating-point buffers as it averages trainable variables. By default buffers are copied.
+    #[must_use]
+    pub fn average_buffers(self) -> Ema {
+        self.shared.lock().average_buffers = true;
+        self
+    }
+
+    /// Moves the averages towards the variables; to be called after every step of the optimizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Object`] names a variable whose shape has changed. No average has changed then.
+    pub fn update(&mut self) -> Result<()> {
+        let mut state = self.shared.lock();
+        let calls = state.progress.calls.saturating_add(1);
+        if calls % self.every == 0 {
+            let n = state.progress.updates;
+            state.update(1.0 - self.decay_of(n))?;
+            state.progress.updates = n.saturating_add(1);
+        } else {
+            state.ready()?;
+        }
+        state.progress.calls = calls;
+        Ok(())
+    }
+
+    fn decay_of(&self, n: u64) -> f64 {
+        let n = n as f64;
+        if self.warm_up { self.decay.min((1.0 + n) / (10.0 + n)) } else { self.decay }
+    }
+
+    /// The decay after the warm-up.
+    pub fn decay(&self) -> f64 {
+        self.decay
+    }
+
+    /// Sets the decay. Not saved: set it again after a restart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] if `decay` is not within `0.0 ..= 1.0`.
+    pub fn set_decay(&mut self, decay: f64) -> Result<()> {
+        self.decay = checked(decay)?;
+        Ok(())
+    }
+}
+
+fn checked(decay: f64) -> Result<f64> {
+    match (0.0..=1.0).contains(&decay) {
+        true => Ok(decay),
+        false => {
+            Err(Error::Usage(format!("the decay of an average is {decay}; it must be within 0 and 1, such as 0.999")))
+        }
+    }
+}
+
+/// The uniform average of a model's variables over several moments of the training: stochastic weight averaging
+/// (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018).
+///
+/// Every [`update`](Swa::update) moves each average by `1 / (n + 1)` of its difference from the variable, `n` being the number
+/// of updates before, as PyTorch's `get_swa_multi_avg_fn` does. The first update copies the variables. Buffers are copied
+/// unless [`average_buffers`](Swa::average_buffers) is set: recompute the statistics of batch normalization with averaged
+/// variables before relying on them.
+///
+/// What is saved, and what happens to background saves, is as for [`Ema`].
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// use tch_checkpoint::Swa;
+/// let mut swa = Swa::new(&vs)?;
+/// for epoch in 0..100 {
+///     // one epoch of training
+///     if epoch >= 75 {
+///         swa.update()?;
+///     }
+/// }
+/// swa.apply()?; // the variables are the averages from now on
+/// # Ok(())
+/// # }
+/// ```
+pub struct Swa {
+    shared: Shared,
+}
+
+impl Swa {
+    /// Averages of the variables of a `VarStore` (`&vs`), or of some of them
+    /// (`Variables::of(&vs).under("encoder")`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Object`] names a variable that cannot be saved.
+    pub fn new(variables: impl Into<Variables>) -> Result<Swa> {
+        Ok(Swa { shared: Shared::new(State::new(variables.into(), None)?) })
+    }
+
+    /// Averages floating-point buffers as it averages trainable variables. By default buffers are copied.
+    #[must_use]
+    pub fn average_buffers(self) -> Swa {
+        self.shared.lock().average_buffers = true;
+        self
+    }
+
+    /// Adds the variables to the averages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Object`] names a variable whose shape has changed. No average has changed then.
+    pub fn update(&mut self) -> Result<()> {
+        let mut state = self.shared.lock();
+        let n = state.progress.updates;
+        state.update(1.0 / (n as f64 + 1.0))?;
+        state.progress.updates = n.saturating_add(1);
+        state.progress.calls = state.progress.calls.saturating_add(1);
+        Ok(())
+    }
+}
+
+/// The methods that both kinds of averages have.
+macro_rules! averages {
+    ($($averages:ident)*) => {
+        $(
+            impl $averages {
+                /// Calls `evaluate` while the variables have the averages' values, and gives them their own back
+                /// afterwards, bit for bit, also when `evaluate` panics.
+                ///
+                /// The values are exchanged in the variables' own memory, so that everything that shows it sees them. Do
+                /// not train within `evaluate`. A checkpoint that tracks the averages can be neither saved nor restored
+                /// there; one that tracks the variables only saves the averages under the variables' names.
+                ///
+                /// # Errors
+                ///
+                /// [`Error::Object`] when libtorch refuses the exchange, for lack of memory say. `evaluate` was not
+                /// called then, unless giving the variables their own values back has failed.
+                pub fn with_averaged<R>(&mut self, evaluate: impl FnOnce() -> R) -> Result<R> {
+                    let swapped = Swapped::begin(&self.shared)?;
+                    let result = evaluate();
+                    swapped.end()?;
+                    Ok(result)
+                }
+
+                /// Copies the averages into the variables for good.
+                ///
+                /// # Errors
+                ///
+                /// [`Error::Object`] names a variable that could not be written.
+                pub fn apply(&mut self) -> Result<()> {
+                    self.shared.lock().apply()
+                }
+
+                /// Begins anew: the averages are the variables as they are now, after no update.
+                ///
+                /// # Errors
+                ///
+                /// [`Error::Object`] names a variable whose shape has changed.
+                pub fn reset(&mut self) -> Result<()> {
+                    let mut state = self.shared.lock();
+                    state.update(1.0)?;
+                    state.progress = Default::default();
+                    Ok(())
+                }
+
+                /// How many updates were averaged, those before a restored checkpoint was saved included.
+                pub fn updates(&self) -> u64 {
+                    self.shared.lock().progress.updates
+                }
+
+                /// The average of a variable, by its name. The tensor is the average itself: changing it in place
+                /// changes the average. `None` if there is no such variable.
+                pub fn average(&self, variable: &str) -> Option<Tensor> {
+                    self.shared.lock().average(variable)
+                }
+
+                /// All averages, by the names of their variables; each is the average itself.
+                pub fn averages(&self) -> BTreeMap<String, Tensor> {
+                    let state = self.shared.lock();
+                    let average = |name: &String| Some((name.clone(), state.average(name)?));
+                    state.names.keys().filter_map(average).collect()
+                }
+
+                /// What an update passes before it changes the averages. Pass it too before changing them by hand.
+                pub fn gate(&self) -> Gate {
+                    self.shared.lock().gate.clone()
+                }
+            }
+
+            impl Trackable for $averages {
+                fn node(&self) -> Node {
+                    track::node(&self.shared)
+                }
+            }
+        )*
+    };
+}
+
+averages! { Ema Swa }
+
+impl fmt::Debug for Ema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.lock();
+        f.debug_struct("Ema")
+            .field("decay", &self.decay)
+            .field("warm_up", &self.warm_up)
+            .field("every", &self.every)
+            .field("variables", &state.entries.len())
+            .field("updates", &state.progress.updates)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Swa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.lock();
+        f.debug_struct("Swa")
+            .field("variables", &state.entries.len())
+            .field("updates", &state.progress.updates)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,339 @@
+//! What averages hold: for every variable the tensor that is its average. Everything behind one lock.
+
+use crate::error::{Error, Result};
+use crate::graph::{Area, Gate, Touched};
+use crate::torch::shim::{self, StepError};
+use crate::torch::tensor::examine;
+use crate::torch::variables::Variables;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tch::{Kind, Tensor};
+
+/// libtorch's numbers of the types that are too coarse to average in: half precision and bfloat16.
+const COARSE: [i32; 2] = [5, 15];
+/// libtorch's number of `Float`.
+const FLOAT: i32 = 6;
+
+/// The handle that averages and their nodes in the graph share.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<State>>);
+
+impl Shared {
+    pub(super) fn new(state: State) -> Shared {
+        Shared(Arc::new(Mutex::new(state)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A variable and its average.
+pub(super) struct Entry {
+    /// The first of its names.
+    name: String,
+    /// The variable's tensor object, which a shallow clone shares.
+    object: usize,
+    variable: Tensor,
+    pub average: Tensor,
+    is_trainable: bool,
+    /// Of the variable, when the average was last made to fit it.
+    fingerprint: u64,
+}
+
+/// Where a name leads.
+pub(super) struct Named {
+    /// In `State::entries`.
+    pub place: usize,
+    /// The name in the store, where that differs.
+    pub full_name: Option<String>,
+}
+
+/// How often was averaged; saved with the averages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Progress {
+    /// Calls of `update`.
+    pub calls: u64,
+    /// Those that changed the averages.
+    pub updates: u64,
+}
+
+pub(super) struct State {
+    variables: Variables,
+    /// The averages are these variables, of another store.
+    target: Option<Variables>,
+    pub entries: Vec<Entry>,
+    pub names: BTreeMap<String, Named>,
+    counts: Option<(usize, usize)>,
+    pub progress: Progress,
+    pub average_buffers: bool,
+    /// What has to be passed before averages change.
+    pub gate: Gate,
+    /// The variables have the averages' values at the moment.
+    pub is_swapped: bool,
+}
+
+fn failed(reason: String) -> Error {
+    Error::object("averages", reason)
+}
+
+impl State {
+    pub(super) fn new(variables: Variables, target: Option<Variables>) -> Result<State> {
+        let mut state = State {
+            variables,
+            target,
+            entries: Vec::new(),
+            names: BTreeMap::new(),
+            counts: None,
+            progress: Progress::default(),
+            average_buffers: false,
+            gate: Gate::new(),
+            is_swapped: false,
+        };
+        state.sync()?;
+        Ok(state)
+    }
+
+    /// Takes in the variables that were added to the store since the last time: their averages begin with their values.
+    /// Averages follow a variable that has got another type or device.
+    pub(super) fn sync(&mut self) -> Result<()> {
+        let counts = self.variables.counts();
+        if self.counts != Some(counts) {
+            self.take_in()?;
+            self.counts = Some(counts);
+        }
+        let fingerprints = shim::fingerprints(self.entries.iter().map(|entry| &entry.variable));
+        for (entry, now) in self.entries.iter_mut().zip(fingerprints) {
+            if entry.fingerprint != now {
+                entry.follow(self.target.is_none()).map_err(|reason| Error::object(&entry.name, reason))?;
+                entry.fingerprint = now;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self) -> Result<()> {
+        let listed = self.variables.list().map_err(failed)?;
+        let targets: Option<HashMap<String, Tensor>> = match &self.target {
+            Some(target) => {
+                Some(target.list().map_err(failed)?.into_iter().map(|one| (one.name, one.tensor)).collect())
+            }
+            None => None,
+        };
+        let mut places: HashMap<usize, usize> =
+            self.entries.iter().enumerate().map(|(place, entry)| (entry.object, place)).collect();
+        let mut names = BTreeMap::new();
+        let mut new = Vec::new();
+        for variable in listed {
+            let object = shim::object(&variable.tensor);
+            let next = self.entries.len() + new.len();
+            let place = *places.entry(object).or_insert(next);
+            if place == next {
+                let named = |reason| Error::object(&variable.name, reason);
+                let average = match &targets {
+                    None => new_average(&variable.tensor).map_err(named)?,
+                    Some(targets) => targets.get(&variable.name).map(Tensor::shallow_clone).ok_or_else(|| {
+                        named(
+                            "the target has no variable of this name; build the same model in both stores".to_string(),
+                        )
+                    })?,
+                };
+                let entry = Entry {
+                    name: variable.name.clone(),
+                    object,
+                    fingerprint: shim::fingerprint(&variable.tensor),
+                    variable: variable.tensor,
+                    average,
+                    is_trainable: variable.is_trainable,
+                };
+                entry.check_shape().map_err(|reason| Error::object(&entry.name, reason))?;
+                new.push(entry);
+            }
+            names.insert(variable.name, Named { place, full_name: variable.full_name });
+        }
+        // Averages that are somebody else's tensors may be being saved.
+        let _writing = self.write(new.iter().map(|entry| &entry.average));
+        for entry in &new {
+            shim::copy(&entry.average, &entry.variable).map_err(|reason| Error::object(&entry.name, reason))?;
+        }
+        drop(_writing);
+        self.entries.extend(new);
+        self.names = names;
+        Ok(())
+    }
+
+    /// As [`sync`](State::sync), where the averages are about to be used.
+    pub(super) fn ready(&mut self) -> Result<()> {
+        if self.is_swapped {
+            return Err(Error::Usage(IS_SWAPPED.to_string()));
+        }
+        self.sync()
+    }
+
+    /// Waits for unfinished captures of these tensors. None that tracks these averages begins before the result is
+    /// dropped.
+    fn write<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> MutexGuard<'_, ()> {
+        self.gate.write(|| {
+            let mut touched = Touched::default();
+            for info in tensors.filter_map(|tensor| shim::info(tensor).ok()) {
+                touched.add_variable(Some(info.object));
+                let memory = info.memory.ok();
+                let area = memory.map(|memory| Area::new(&info.device, memory.data as usize, memory.span));
+                area.into_iter().for_each(|area| touched.add_area(area));
+            }
+            touched
+        })
+    }
+
+    /// Moves the averages towards the variables by `weight` of the difference. Buffers are copied unless they are
+    /// averaged.
+    pub(super) fn update(&mut self, weight: f64) -> Result<()> {
+        self.ready()?;
+        let _writing = self.write(self.entries.iter().map(|entry| &entry.average));
+        for averaged in [true, false] {
+            let concerned = |entry: &&Entry| (entry.is_trainable || self.average_buffers) == averaged;
+            let entries: Vec<&Entry> = self.entries.iter().filter(concerned).collect();
+            let averages: Vec<&Tensor> = entries.iter().map(|entry| &entry.average).collect();
+            let variables: Vec<&Tensor> = entries.iter().map(|entry| &entry.variable).collect();
+            let weight = if averaged { weight } else { 1.0 };
+            shim::average(&averages, &variables, weight).map_err(|StepError { place, reason }| {
+                let entry = place.and_then(|place| entries.get(place));
+                Error::object(entry.map_or("averages", |entry| entry.name.as_str()), reason)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Gives the variables the averages' values for good.
+    pub(super) fn apply(&mut self) -> Result<()> {
+        self.ready()?;
+        let _writing = self.write(self.entries.iter().map(|entry| &entry.variable));
+        let copied = |entry: &Entry| {
+            shim::copy(&entry.variable, &entry.average).map_err(|reason| Error::object(&entry.name, reason))
+        };
+        self.entries.iter().try_for_each(copied)
+    }
+
+    /// The average of a variable.
+    pub(super) fn average(&self, name: &str) -> Option<Tensor> {
+        Some(self.entries.get(self.names.get(name)?.place)?.average.shallow_clone())
+    }
+}
+
+pub(super) const IS_SWAPPED: &str = "the averages are swapped in: the variables have their values, and they have the variables'; update, \
+     save and restore after `with_averaged` has returned";
+
+/// Memory for an average. Numbers of half precision are averaged in single precision: they are too coarse for the small
+/// steps of an average.
+fn new_average(variable: &Tensor) -> Result<Tensor, String> {
+    let info = examine(variable)?.1;
+    let average = shim::zeros_like(variable)?;
+    match COARSE.contains(&info.scalar_type) {
+        true => average.f_to_kind(Kind::Float).map_err(|e| e.to_string()),
+        false => Ok(average),
+    }
+}
+
+impl Entry {
+    fn check_shape(&self) -> Result<(), String> {
+        let (variable, average) = (examine(&self.variable)?.0, examine(&self.average)?.0);
+        match variable.shape == average.shape {
+            true => Ok(()),
+            false => Err(format!("the variable is {variable} and its average is {average}; make new averages")),
+        }
+    }
+
+    /// Makes the average fit the variable again. One that is a variable itself keeps its own type and device.
+    fn follow(&mut self, is_own: bool) -> Result<(), String> {
+        self.check_shape()?;
+        if !is_own {
+            return Ok(());
+        }
+        let (variable, average) = (shim::info(&self.variable)?, shim::info(&self.average)?);
+        let wanted = if COARSE.contains(&variable.scalar_type) { FLOAT } else { variable.scalar_type };
+        if average.scalar_type == wanted && average.device == variable.device {
+            return Ok(());
+        }
+        let moved = new_average(&self.variable)?;
+        shim::copy(&moved, &self.average)?;
+        // It stays the same tensor object, so that everybody who has a handle to it sees it moved.
+        self.average.f_set_data(&moved).map_err(|e| e.to_string())
+    }
+
+    fn swap(&self) -> Result<Option<Tensor>, String> {
+        if shim::info(&self.variable)?.scalar_type == shim::info(&self.average)?.scalar_type {
+            return shim::exchange(&self.variable, &self.average).map(|()| None);
+        }
+        // The average would lose precision on the way through the variable.
+        let kept = shim::zeros_like(&self.variable)?;
+        shim::copy(&kept, &self.variable)?;
+        shim::copy(&self.variable, &self.average)?;
+        Ok(Some(kept))
+    }
+
+    fn swap_back(&self, kept: Option<&Tensor>) -> Result<(), String> {
+        match kept {
+            Some(kept) => shim::copy(&self.variable, kept),
+            None => shim::exchange(&self.variable, &self.average),
+        }
+    }
+}
+
+/// The time in which the variables have the averages' values. Dropping this ends it.
+pub(super) struct Swapped {
+    shared: Shared,
+    /// What the variables had, of those whose type differs from the average's; of as many as are swapped.
+    kept: Vec<Option<Tensor>>,
+}
+
+impl Swapped {
+    pub(super) fn begin(shared: &Shared) -> Result<Swapped> {
+        let mut state = shared.lock();
+        state.ready()?;
+        state.is_swapped = true;
+        let mut swapped = Swapped { shared: shared.clone(), kept: Vec::new() };
+        let result = {
+            let _writing =
+                state.write(state.entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            state.entries.iter().try_for_each(|entry| {
+                let kept = entry.swap().map_err(|reason| Error::object(&entry.name, reason))?;
+                swapped.kept.push(kept);
+                Ok(())
+            })
+        };
+        // On an error the drop of `swapped` undoes what was done.
+        drop(state);
+        result.map(|()| swapped)
+    }
+
+    /// Gives the variables their own values back.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        let mut state = self.shared.lock();
+        let mut first = Ok(());
+        {
+            let swapped = self.kept.len();
+            let entries = state.entries.get(..swapped).unwrap_or_default();
+            let _writing = state.write(entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            // In reverse: of variables that share memory the last is the first to go back.
+            for (entry, kept) in entries.iter().zip(&self.kept).rev() {
+                let undone = entry.swap_back(kept.as_ref()).map_err(|reason| Error::object(&entry.name, reason));
+                first = first.and(undone);
+            }
+        }
+        self.kept.clear();
+        state.is_swapped = false;
+        first
+    }
+}
+
+impl Drop for Swapped {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo() {
+            log::error!("the variables could not be given their own values back: {error}");
+        }
+    }
+}

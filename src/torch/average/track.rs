@@ -1,0 +1,75 @@
+//! Averages in the graph: a tensor for every variable, under its name, and how often was averaged.
+
+use super::state::{IS_SWAPPED, Progress, Shared};
+use crate::graph::{Child, Collection, Guarded, Node, ValueApply, ValueLeaf};
+use crate::torch::shim;
+use crate::torch::tensor::Leaf;
+use serde_json::Value;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// The name of the value beside the averages.
+const PROGRESS: &str = "averaging";
+
+pub(super) fn node(shared: &Shared) -> Node {
+    Node::collection(shared.clone())
+}
+
+impl Collection for Shared {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        let mut state = self.lock();
+        if state.is_swapped {
+            return Err(IS_SWAPPED.to_string());
+        }
+        state.sync().map_err(|e| e.to_string())?;
+        if state.names.contains_key(PROGRESS) {
+            return Err(format!(
+                "a variable is called {PROGRESS:?}, which is the name of the count of updates; rename it"
+            ));
+        }
+        let mut children = vec![Child::new(PROGRESS, Node::value(Count(self.clone())))];
+        children.extend(state.names.iter().filter_map(|(name, named)| {
+            let node = Node::tensor(Leaf::new(&state.entries.get(named.place)?.average));
+            Some(Child { name: name.clone(), node, name_in_file: named.full_name.clone() })
+        }));
+        Ok(children)
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        let state = self.lock();
+        let address = |tensor| {
+            let memory = shim::info(tensor).ok()?.memory.ok()?;
+            memory.is_whole.then_some(memory.data as usize)
+        };
+        let averages = state.entries.iter().map(|entry| &entry.average);
+        Some(Guarded { gate: state.gate.clone(), addresses: averages.filter_map(address).collect() })
+    }
+
+    fn generation(&self) -> Option<u64> {
+        let mut state = self.lock();
+        state.sync().ok()?;
+        let mut hasher = DefaultHasher::new();
+        (state.is_swapped, state.names.len()).hash(&mut hasher);
+        shim::fingerprints(state.entries.iter().map(|entry| &entry.average)).hash(&mut hasher);
+        Some(hasher.finish())
+    }
+
+    fn generation_covers_tensors(&self) -> bool {
+        true
+    }
+}
+
+/// How often was averaged.
+struct Count(Shared);
+
+impl ValueLeaf for Count {
+    fn save(&self) -> Result<Value, String> {
+        serde_json::to_value(self.0.lock().progress).map_err(|e| e.to_string())
+    }
+
+    fn load(&self, saved: &Value) -> Result<ValueApply, String> {
+        let progress: Progress = serde_json::from_value(saved.clone())
+            .map_err(|e| format!("the counts of updates are expected, not {saved}: {e}"))?;
+        let shared = self.0.clone();
+        Ok(Box::new(move || shared.lock().progress = progress))
+    }
+}

@@ -1,0 +1,323 @@
+//! `Ema` and `Swa`: what they compute, how they are saved, and that the variables get their own values back.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tch::nn::{self, ModuleT, VarStore};
+use tch::{Device, Kind, Tensor, no_grad};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Ema, RestoreOptions, Swa, Variables, optim,
+};
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn bits(tensor: &Tensor) -> Vec<u8> {
+    let plain = tensor.detach().contiguous();
+    let mut bytes = vec![0; plain.numel() * plain.kind().elt_size_in_bytes()];
+    plain.copy_data_u8(&mut bytes, plain.numel());
+    bytes
+}
+
+fn all_bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<_> = vs.variables().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect();
+    all.sort();
+    all
+}
+
+fn fill(tensor: &Tensor, value: f64) {
+    let _ = no_grad(|| tensor.shallow_clone().fill_(value));
+}
+
+/// A layer and a normalization, which has buffers.
+fn model() -> (VarStore, nn::Linear, nn::BatchNorm) {
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root() / "layer", 5, 3, Default::default());
+    let norm = nn::batch_norm1d(vs.root() / "norm", 3, Default::default());
+    (vs, layer, norm)
+}
+
+/// libtorch's own kernel, as PyTorch's `get_ema_multi_avg_fn` and `get_swa_multi_avg_fn` call it.
+fn lerp(average: &Tensor, variable: &Tensor, weight: f64) -> Tensor {
+    no_grad(|| average.lerp(&variable.detach(), weight))
+}
+
+#[test]
+fn an_ema_is_what_lerp_gives() {
+    tch::manual_seed(1);
+    let (vs, layer, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.9).unwrap();
+    let mut expected = layer.ws.detach().copy();
+    for _ in 0..20 {
+        let _ = no_grad(|| layer.ws.shallow_clone().g_add_(&Tensor::randn([3, 5], FLOAT)));
+        ema.update().unwrap();
+        expected = lerp(&expected, &layer.ws, 1.0 - 0.9);
+    }
+    assert_eq!(bits(&ema.average("layer.weight").unwrap()), bits(&expected));
+    assert_eq!(ema.updates(), 20);
+}
+
+#[test]
+fn warm_up_and_every_n_calls() {
+    let (vs, layer, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.5).unwrap().warm_up().every(3);
+    let mut expected = layer.ws.detach().copy();
+    for call in 1..=24 {
+        fill(&layer.ws, f64::from(call));
+        ema.update().unwrap();
+        if call % 3 == 0 {
+            let n = f64::from(call / 3 - 1);
+            expected = lerp(&expected, &layer.ws, 1.0 - ((1.0 + n) / (10.0 + n)).min(0.5));
+        }
+        assert_eq!(bits(&ema.average("layer.weight").unwrap()), bits(&expected), "call {call}");
+    }
+    assert_eq!(ema.updates(), 8);
+}
+
+#[test]
+fn an_swa_is_the_mean() {
+    let (vs, layer, _norm) = model();
+    let mut swa = Swa::new(&vs).unwrap();
+    for value in [4.0, 8.0, 0.0, 12.0] {
+        fill(&layer.ws, value);
+        swa.update().unwrap();
+    }
+    assert_eq!(bits(&swa.average("layer.weight").unwrap()), bits(&Tensor::full([3, 5], 6.0, FLOAT)));
+    fill(&layer.ws, 1.0);
+    swa.apply().unwrap();
+    assert_eq!(bits(&layer.ws), bits(&Tensor::full([3, 5], 6.0, FLOAT)));
+    fill(&layer.ws, 1.0);
+    swa.reset().unwrap();
+    assert_eq!((swa.updates(), bits(&swa.average("layer.weight").unwrap())), (0, bits(&layer.ws)));
+}
+
+#[test]
+fn buffers_are_copied_or_averaged() {
+    for averaged in [false, true] {
+        let (vs, _layer, norm) = model();
+        let count = vs.root().add("count", Tensor::from(7i64), false);
+        let ema = Ema::new(&vs, 0.75).unwrap();
+        let mut ema = if averaged { ema.average_buffers() } else { ema };
+        fill(&norm.running_mean, 8.0);
+        let _ = count.shallow_clone().fill_(9);
+        ema.update().unwrap();
+        let mean = ema.average("norm.running_mean").unwrap();
+        assert_eq!(mean.double_value(&[0]), if averaged { 2.0 } else { 8.0 });
+        // Integers have no average.
+        assert_eq!(ema.average("count").unwrap().int64_value(&[]), 9);
+    }
+}
+
+#[test]
+fn half_precision_is_averaged_in_single_precision_and_comes_back_bit_for_bit() {
+    let (mut vs, layer, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.999).unwrap();
+    vs.half();
+    fill(&layer.ws, 1.0);
+    ema.reset().unwrap();
+    fill(&layer.ws, 2.0);
+    for _ in 0..10 {
+        ema.update().unwrap();
+    }
+    let average = ema.average("layer.weight").unwrap();
+    assert_eq!(average.kind(), Kind::Float);
+    assert!((average.double_value(&[0, 0]) - (2.0 - 0.999f64.powi(10))).abs() < 1e-6, "{average}");
+    let (before, averages) = (all_bits(&vs), bits(&average));
+    let seen = ema.with_averaged(|| layer.ws.double_value(&[0, 0])).unwrap();
+    assert!((seen - 1.01).abs() < 1e-2 && layer.ws.kind() == Kind::Half);
+    assert_eq!((all_bits(&vs), bits(&average)), (before, averages));
+    // And back: the handles see the type that the averages have now.
+    vs.double();
+    ema.update().unwrap();
+    assert_eq!(average.kind(), Kind::Double);
+}
+
+#[test]
+fn averages_are_swapped_in_and_out() {
+    tch::manual_seed(2);
+    let (vs, layer, norm) = model();
+    let tied = (vs.root() / "decoder").add("weight", layer.ws.shallow_clone(), true);
+    let _view = (vs.root() / "part").add("row", layer.ws.detach().narrow(0, 1, 1), false);
+    let mut ema = Ema::new(&vs, 0.5).unwrap();
+    for _ in 0..3 {
+        let _ = no_grad(|| layer.ws.shallow_clone().normal_(0.0, 1.0));
+        ema.update().unwrap();
+    }
+    let x = Tensor::randn([4, 5], FLOAT);
+    let forward = || norm.forward_t(&x.apply(&layer), false);
+    let (before, outside) = (all_bits(&vs), forward());
+    let averages: Vec<_> = ema.averages().values().map(bits).collect();
+    let average = ema.average("decoder.weight").unwrap().copy();
+    let inside = ema
+        .with_averaged(|| {
+            assert_eq!(bits(&tied), bits(&layer.ws));
+            // The view shows the same memory, of which it has an average of its own.
+            assert_eq!(bits(&layer.ws.narrow(0, 0, 1)), bits(&average.narrow(0, 0, 1)));
+            forward()
+        })
+        .unwrap();
+    assert_ne!(bits(&inside), bits(&outside));
+    assert_eq!(all_bits(&vs), before);
+    assert_eq!(bits(&forward()), bits(&outside));
+    assert_eq!(ema.averages().values().map(bits).collect::<Vec<_>>(), averages);
+
+    let panicked = catch_unwind(AssertUnwindSafe(|| ema.with_averaged(|| panic!("no evaluation today"))));
+    assert!(panicked.is_err());
+    assert_eq!(all_bits(&vs), before);
+    assert_eq!(ema.averages().values().map(bits).collect::<Vec<_>>(), averages);
+    ema.update().unwrap();
+}
+
+#[test]
+fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (vs, layer, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.5).unwrap();
+    let mut whole = Checkpoint::new().track("model", Variables::of(&vs)).unwrap().track("ema", &ema).unwrap();
+    let mut model_only = Checkpoint::new().track("model", Variables::of(&vs)).unwrap();
+    let good = whole.write(dir.path().join("good")).unwrap();
+    fill(&layer.ws, 3.0);
+    ema.update().unwrap();
+    let before = all_bits(&vs);
+    ema.with_averaged(|| {
+        let refusal = whole.write(dir.path().join("bad")).unwrap_err().to_string();
+        assert!(refusal.contains("with_averaged"), "{refusal}");
+        assert!(whole.restore(&good).is_err());
+        model_only.write(dir.path().join("averaged")).unwrap();
+    })
+    .unwrap();
+    assert_eq!(all_bits(&vs), before);
+    whole.write(dir.path().join("after")).unwrap();
+    // The averages under the variables' names.
+    model_only.restore(dir.path().join("averaged")).unwrap();
+    assert_eq!(bits(&layer.ws), bits(&ema.average("layer.weight").unwrap()));
+}
+
+#[test]
+fn it_resumes_bit_for_bit_and_its_file_is_one_of_tch() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = |steps: i64, resume: Option<&str>| {
+        tch::manual_seed(3);
+        let (vs, layer, norm) = model();
+        let mut ema = Ema::new(&vs, 0.99).unwrap().warm_up().every(2);
+        let mut swa = Swa::new(Variables::of(&vs).under("layer")).unwrap();
+        let mut optimizer = optim::Adam::default().build(&vs, 1e-2).unwrap();
+        let mut checkpoint = Checkpoint::new()
+            .track("model", Variables::of(&vs))
+            .and_then(|all| all.track("optimizer", &optimizer)?.track("ema", &ema)?.track("swa", &swa))
+            .unwrap();
+        let mut step = 0;
+        if let Some(name) = resume {
+            checkpoint.restore(dir.path().join(name)).unwrap().assert_consumed().unwrap();
+            step = optimizer.steps() as i64;
+        }
+        while step < steps {
+            step += 1;
+            let x = (Tensor::arange(20, FLOAT) * step).sin().reshape([4, 5]);
+            optimizer.backward_step(&norm.forward_t(&x.apply(&layer), true).pow_tensor_scalar(3).mean(Kind::Float));
+            ema.update().unwrap();
+            swa.update().unwrap();
+        }
+        let name = format!("{steps}-{}", resume.unwrap_or("whole"));
+        checkpoint.write(dir.path().join(&name)).unwrap();
+        name
+    };
+    let whole = program(11, None);
+    let first = program(5, None);
+    let resumed = program(11, Some(&first));
+    let manifest = |name: &str| CheckpointReader::open(dir.path().join(name)).unwrap().manifest().clone();
+    assert_eq!(manifest(&whole).tensors, manifest(&resumed).tensors);
+    assert_eq!(manifest(&whole).values, manifest(&resumed).values);
+    assert_ne!(manifest(&whole).tensors, manifest(&first).tensors);
+
+    // Every variable by its own name, in both files.
+    let (mut vs, layer, _norm) = model();
+    vs.load(dir.path().join(&whole).join("ema.safetensors")).unwrap();
+    let averaged = bits(&layer.ws);
+    vs.load(dir.path().join(&whole).join("model.safetensors")).unwrap();
+    assert_ne!(averaged, bits(&layer.ws));
+    vs.load_partial(dir.path().join(&whole).join("swa.safetensors")).unwrap();
+}
+
+#[test]
+fn a_target_network_is_an_average() {
+    let ((online, layer, _), (mut target, goal, _)) = (model(), model());
+    target.freeze();
+    fill(&layer.ws, 4.0);
+    let mut polyak = Ema::for_target(&online, &target, 0.75).unwrap();
+    assert_eq!(bits(&goal.ws), bits(&layer.ws));
+    fill(&layer.ws, 8.0);
+    polyak.update().unwrap();
+    assert_eq!(goal.ws.double_value(&[0, 0]), 5.0);
+    // What the target shows is what is saved, once.
+    let dir = tempfile::tempdir().unwrap();
+    let mut checkpoint =
+        Checkpoint::new().track("target", Variables::of(&target)).unwrap().track("polyak", &polyak).unwrap();
+    let path = checkpoint.write(dir.path().join("one")).unwrap();
+    fill(&goal.ws, 0.0);
+    checkpoint.restore(path).unwrap();
+    assert_eq!(goal.ws.double_value(&[0, 0]), 5.0);
+
+    let other = VarStore::new(Device::Cpu);
+    let _ = nn::linear(other.root() / "layer", 6, 3, Default::default());
+    let refusal = Ema::for_target(&online, &other, 0.5).unwrap_err().to_string();
+    assert!(refusal.contains("layer.weight") || refusal.contains("norm"), "{refusal}");
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let (vs, layer, _norm) = model();
+    for decay in [-0.1, 1.1, f64::NAN] {
+        assert!(Ema::new(&vs, decay).unwrap_err().to_string().contains("within 0 and 1"));
+    }
+    let mut ema = Ema::new(&vs, 0.5).unwrap();
+    assert!(ema.set_decay(2.0).is_err());
+    // A variable that is added later begins as it is.
+    let late = vs.root().var("late", &[2], nn::Init::Const(4.0));
+    fill(&late, 8.0);
+    ema.update().unwrap();
+    assert_eq!(ema.average("late").unwrap().double_value(&[0]), 8.0);
+    fill(&layer.bs.as_ref().unwrap().shallow_clone(), 100.0);
+    let before: Vec<_> = ema.averages().values().map(bits).collect();
+    layer.ws.shallow_clone().set_data(&Tensor::zeros([2, 2], FLOAT));
+    let refusal = ema.update().unwrap_err().to_string();
+    assert!(refusal.contains("layer.weight") && refusal.contains("[2, 2]"), "{refusal}");
+    assert_eq!(ema.averages().values().map(bits).collect::<Vec<_>>(), before);
+    assert!(Ema::new(Variables::of(&vs).under("nothing"), 0.5).is_err());
+    let _ = vs.root().var("averaging", &[2], nn::Init::Const(4.0));
+    let ema = Ema::new(&vs, 0.5).unwrap();
+    let refusal = Checkpoint::new().track("ema", &ema).unwrap_err().to_string();
+    assert!(refusal.contains("rename it"), "{refusal}");
+}
+
+#[test]
+fn an_older_checkpoint_without_it_is_restored_and_averages_begin_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (vs, layer, _norm) = model();
+    let path = Checkpoint::new().track("model", Variables::of(&vs)).unwrap().write(dir.path().join("old")).unwrap();
+    let (vs, other, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.9).unwrap();
+    let mut both = Checkpoint::new().track("model", Variables::of(&vs)).unwrap().track("ema", &ema).unwrap();
+    assert!(both.restore(&path).is_err());
+    both.restore_with(&path, &RestoreOptions::new().allow_missing("ema/*")).unwrap();
+    ema.reset().unwrap();
+    assert_eq!(bits(&other.ws), bits(&layer.ws));
+    assert_eq!(bits(&ema.average("layer.weight").unwrap()), bits(&layer.ws));
+}
+
+#[test]
+fn averages_are_copied_behind_the_call_and_updates_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().var("w", &[1024, 1024], nn::Init::Const(0.0));
+    let mut ema = Ema::new(&vs, 0.0).unwrap();
+    let checkpoint = Checkpoint::new().track("ema", &ema).unwrap();
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1);
+    let mut manager = builder.background(Background::new().without_detection().without_hooks()).open().unwrap();
+    for step in 1..=20i64 {
+        let path = manager.save_at(step).unwrap();
+        fill(&w, step as f64);
+        ema.update().unwrap();
+        manager.wait().unwrap();
+        let saved = CheckpointReader::open(&path).unwrap().tensor("ema/w").unwrap();
+        assert!(saved.chunks(4).all(|value| value == ((step - 1) as f32).to_le_bytes()), "step {step}");
+    }
+    manager.close().unwrap();
+}
