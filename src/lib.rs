@@ -84,6 +84,7 @@ mod sync;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code, reason = "the only room that calls C++")]
 mod torch;
+mod training;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::{Dtype, TensorSpec};
@@ -106,6 +107,9 @@ pub use source::{TensorSource, VerifiedBy};
 pub use store::Durability;
 #[cfg(feature = "torch")]
 pub use torch::{Ema, Export, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
+pub use training::{
+    Batches, BestMetric, EarlyStopping, Goal, OneCycle, Permutation, ReduceOnPlateau, Schedule, Shuffle, Stop,
+};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "torch"))]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 21] = [
     "error",
     "sync",
     "name",
@@ -24,6 +24,7 @@ const ROOMS: [&str; 20] = [
     "retention",
     "manager",
     "internal",
+    "training",
     "torch",
 ];
 

@@ -1,0 +1,278 @@
+//! The best value of a metric, and when to stop.
+
+use crate::graph::{Node, Trackable, Value};
+use serde::{Deserialize, Serialize};
+
+/// Whether a metric is better when it is lower or higher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Goal {
+    /// Lower is better: a loss, an error rate.
+    Minimize,
+    /// Higher is better: an accuracy.
+    Maximize,
+}
+
+impl Goal {
+    /// What every other value is better than.
+    pub(super) fn worst(self) -> f64 {
+        match self {
+            Goal::Minimize => f64::INFINITY,
+            Goal::Maximize => f64::NEG_INFINITY,
+        }
+    }
+
+    /// Whether `new` is better than `old` by more than `min_change`.
+    fn is_better(self, new: f64, old: f64, min_change: f64) -> bool {
+        match self {
+            Goal::Minimize => new < old - min_change,
+            Goal::Maximize => new > old + min_change,
+        }
+    }
+}
+
+/// The best value of a metric so far and the step it was seen at; both survive a restart. Clones share them.
+///
+/// ```
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::{BestMetric, Checkpoint, Goal};
+/// let best = BestMetric::new(Goal::Maximize);
+/// let checkpoint = Checkpoint::new().track("best_accuracy", &best)?;
+/// assert!(best.observe(100, 0.5));
+/// assert!(!best.observe(200, 0.4));
+/// assert_eq!((best.step(), best.value()), (Some(100), Some(0.5)));
+/// # let _ = checkpoint;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct BestMetric {
+    goal: Goal,
+    min_change: f64,
+    best: Value<Option<Best>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Best {
+    step: i64,
+    value: f64,
+}
+
+impl BestMetric {
+    /// Nothing observed yet.
+    pub fn new(goal: Goal) -> BestMetric {
+        BestMetric { goal, min_change: 0.0, best: Value::new(None) }
+    }
+
+    /// Only a change by more than this is an improvement. Defaults to 0.
+    #[must_use]
+    pub fn min_change(mut self, change: f64) -> Self {
+        self.min_change = change;
+        self
+    }
+
+    /// Takes in the value of a step. Returns whether it is the best so far. NaN never is.
+    pub fn observe(&self, step: i64, value: f64) -> bool {
+        self.best.update(|best| {
+            let is_better = match best {
+                Some(best) => self.goal.is_better(value, best.value, self.min_change),
+                None => !value.is_nan(),
+            };
+            if is_better {
+                *best = Some(Best { step, value });
+            }
+            is_better
+        })
+    }
+
+    /// The best value.
+    pub fn value(&self) -> Option<f64> {
+        self.best.get().map(|best| best.value)
+    }
+
+    /// The step of the best value.
+    pub fn step(&self) -> Option<i64> {
+        self.best.get().map(|best| best.step)
+    }
+}
+
+impl Trackable for BestMetric {
+    fn node(&self) -> Node {
+        self.best.node()
+    }
+}
+
+/// What [`EarlyStopping::observe`] advises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Stop {
+    /// Goes on.
+    No,
+    /// There was no improvement for longer than the patience.
+    NoImprovement,
+    /// The metric is beyond the divergence limit, infinite, or not a number.
+    Diverged,
+    /// The metric has reached the target.
+    Reached,
+}
+
+/// Says when to stop: when a metric has not improved for some time, has diverged, or is good enough. Its state survives a
+/// restart, also that it has said to stop. Clones share the state.
+///
+/// ```
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::{Checkpoint, EarlyStopping, Goal};
+/// let stopping = EarlyStopping::new(Goal::Minimize).patience(2).min_change(0.01).divergence(100.0);
+/// let checkpoint = Checkpoint::new().track("stopping", &stopping)?;
+/// let losses = [1.0, 0.5, 0.6, 0.495, 0.55, 0.3];
+/// let steps = (0..).zip(losses).take_while(|&(step, loss)| !stopping.observe(step, loss).is_stop());
+/// assert_eq!(steps.count(), 4);
+/// assert_eq!(stopping.best().value(), Some(0.5));
+/// # let _ = checkpoint;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct EarlyStopping {
+    patience: u64,
+    divergence: Option<f64>,
+    target: Option<f64>,
+    best: BestMetric,
+    state: Value<State>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    bad: u64,
+    stop: Stop,
+}
+
+impl Stop {
+    /// Whether it is time to stop.
+    pub fn is_stop(self) -> bool {
+        self != Stop::No
+    }
+}
+
+impl EarlyStopping {
+    /// With a patience of 3.
+    pub fn new(goal: Goal) -> EarlyStopping {
+        let state = Value::new(State { bad: 0, stop: Stop::No });
+        EarlyStopping { patience: 3, divergence: None, target: None, best: BestMetric::new(goal), state }
+    }
+
+    /// After how many observations in a row without an improvement to stop. Defaults to 3; 0 is 1.
+    #[must_use]
+    pub fn patience(mut self, observations: u64) -> Self {
+        self.patience = observations.max(1);
+        self
+    }
+
+    /// Only a change by more than this is an improvement. Defaults to 0.
+    #[must_use]
+    pub fn min_change(mut self, change: f64) -> Self {
+        self.best = self.best.min_change(change);
+        self
+    }
+
+    /// Stops at once when the metric is worse than this. None by default.
+    #[must_use]
+    pub fn divergence(mut self, limit: f64) -> Self {
+        self.divergence = Some(limit);
+        self
+    }
+
+    /// Stops at once when the metric is at least this good. None by default.
+    #[must_use]
+    pub fn target(mut self, target: f64) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// Takes in the value of a step. What it says once it goes on to say, whatever comes: call [`reset`](EarlyStopping::reset)
+    /// to train on all the same.
+    pub fn observe(&self, step: i64, value: f64) -> Stop {
+        let is_best = value.is_finite() && self.best.observe(step, value);
+        let goal = self.best.goal;
+        self.state.update(|state| {
+            if state.stop.is_stop() {
+                return state.stop;
+            }
+            state.bad = if is_best { 0 } else { state.bad.saturating_add(1) };
+            state.stop = if !value.is_finite() || self.divergence.is_some_and(|limit| goal.is_better(limit, value, 0.0))
+            {
+                Stop::Diverged
+            } else if self.target.is_some_and(|target| !goal.is_better(target, value, 0.0)) {
+                Stop::Reached
+            } else if state.bad >= self.patience {
+                Stop::NoImprovement
+            } else {
+                Stop::No
+            };
+            state.stop
+        })
+    }
+
+    /// What it said last, a restored run's included.
+    pub fn stop(&self) -> Stop {
+        self.state.get().stop
+    }
+
+    /// Begins to count the patience anew, and keeps the best value.
+    pub fn reset(&self) {
+        self.state.set(State { bad: 0, stop: Stop::No });
+    }
+
+    /// The best value so far, and its step.
+    pub fn best(&self) -> &BestMetric {
+        &self.best
+    }
+}
+
+impl Trackable for EarlyStopping {
+    fn node(&self) -> Node {
+        Node::group([("best", self.best.node()), ("state", self.state.node())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_to_stop() {
+        let new = || EarlyStopping::new(Goal::Maximize).patience(2).divergence(0.1).target(0.9);
+        for (values, stop) in [
+            (&[0.5, 0.6, 0.7][..], Stop::No),
+            (&[0.5, 0.5, 0.5], Stop::NoImprovement),
+            (&[0.5, 0.4, 0.6, 0.5], Stop::No),
+            (&[0.5, 0.05], Stop::Diverged),
+            (&[f64::NAN], Stop::Diverged),
+            (&[0.5, f64::INFINITY], Stop::Diverged),
+            (&[0.5, 0.9], Stop::Reached),
+        ] {
+            let stopping = new();
+            let last = values.iter().fold(Stop::No, |_, value| stopping.observe(1, *value));
+            assert_eq!(last, stop, "{values:?}");
+            assert_eq!(stopping.stop(), stop);
+        }
+    }
+
+    #[test]
+    fn what_it_has_said_stays() {
+        let stopping = EarlyStopping::new(Goal::Minimize).patience(1);
+        stopping.observe(1, 1.0);
+        assert_eq!(stopping.observe(2, 1.0), Stop::NoImprovement);
+        assert_eq!(stopping.observe(3, 0.5), Stop::NoImprovement);
+        stopping.reset();
+        assert_eq!(stopping.observe(4, 0.4), Stop::No);
+        assert_eq!((stopping.best().step(), stopping.best().value()), (Some(4), Some(0.4)));
+    }
+
+    #[test]
+    fn a_change_must_be_large_enough_and_nan_is_never_the_best() {
+        let best = BestMetric::new(Goal::Minimize).min_change(0.1);
+        assert!(!best.observe(0, f64::NAN) && best.value().is_none());
+        assert!(best.observe(1, 1.0) && !best.observe(2, 0.95) && best.observe(3, 0.8) && !best.observe(4, f64::NAN));
+        assert_eq!(best.step(), Some(3));
+    }
+}
