@@ -6,12 +6,12 @@ use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
 use crate::graph::{Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
 use crate::progress::{Observer, Progress};
+use crate::repository::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
 use crate::save::{self, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::source::TensorSource;
-use crate::store::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

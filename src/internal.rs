@@ -2,11 +2,11 @@
 //! interface, and semantic versioning does not hold for it.
 
 pub use crate::catalog::broken::{Rule, break_rule};
-pub use crate::source::Source;
-pub use crate::store::{
+pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Kind, LocalDisk, LockFile, NewFile, OldFile, PAGE, Scan, Staging, Stat,
     Stays, before_aside,
 };
+pub use crate::source::Source;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;

@@ -75,11 +75,11 @@ pub mod name;
 mod parallel;
 mod progress;
 mod reader;
+mod repository;
 mod restore;
 mod retention;
 mod save;
 mod source;
-mod store;
 mod sync;
 #[cfg(feature = "torch")]
 #[allow(unsafe_code, reason = "the only room that calls C++")]
@@ -99,12 +99,12 @@ pub use manager::{
 };
 pub use progress::Progress;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
+pub use repository::Durability;
 pub use restore::{
     Difference, PassedOver, Report, RestoreOptions, RestoreStatus, SkipReason, Skipped, Started, Trainable,
     TrainableDifference,
 };
 pub use source::{TensorSource, VerifiedBy};
-pub use store::Durability;
 #[cfg(feature = "torch")]
 pub use torch::{Ema, Export, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
 pub use training::{

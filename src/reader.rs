@@ -6,8 +6,8 @@ use crate::format::{
     Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length, is_mark_file,
 };
 use crate::parallel;
+use crate::repository::{Disk, LocalDisk, MANIFEST};
 use crate::source::Source;
-use crate::store::{Disk, LocalDisk, MANIFEST};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

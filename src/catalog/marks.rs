@@ -3,7 +3,7 @@
 use super::broken::{Rule, is_broken};
 use crate::error::Result;
 use crate::format::{Follows, Manifest, Mark, MarkKind};
-use crate::store::Directory;
+use crate::repository::Directory;
 use std::collections::BTreeMap;
 
 /// The marks of a checkpoint.

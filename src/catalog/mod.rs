@@ -11,8 +11,8 @@ pub(crate) use rule::{number_of, numbered};
 
 use crate::error::{Error, Result};
 use crate::format::{Follows, Index, IndexEntry, Manifest};
+use crate::repository::{Aside, Directory, Scan, before_aside, link_met};
 use crate::source::Source;
-use crate::store::{Aside, Directory, Scan, before_aside, link_met};
 use broken::{Rule, is_broken};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

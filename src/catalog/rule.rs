@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::format::{INDEX_FILE, Index};
 use crate::name::COMPONENT_EXTENSION;
-use crate::store::{Directory, MANIFEST};
+use crate::repository::{Directory, MANIFEST};
 use std::collections::HashSet;
 
 /// The number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.

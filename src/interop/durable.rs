@@ -2,7 +2,7 @@
 
 use super::zip::Sink;
 use crate::error::{Error, Result};
-use crate::store::nonce;
+use crate::repository::nonce;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

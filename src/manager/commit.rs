@@ -6,9 +6,9 @@ use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Found, Marks, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
+use crate::repository::{Aside, Directory};
 use crate::retention::Candidate;
 use crate::save::{Held, Saved};
-use crate::store::{Aside, Directory};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A checkpoint on its way into the ledger.

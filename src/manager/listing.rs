@@ -3,7 +3,7 @@
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::format::IndexEntry;
-use crate::store::{Directory, Durability, LocalDisk, TRASH};
+use crate::repository::{Directory, Durability, LocalDisk, TRASH};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 use super::CheckpointManager;
 use crate::catalog::{Catalog, number_of};
 use crate::error::{Error, Result};
+use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
-use crate::store::Aside;
 use std::path::{Path, PathBuf};
 
 impl CheckpointManager {

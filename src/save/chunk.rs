@@ -5,7 +5,7 @@ use super::SaveOptions;
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
-use crate::store::{DIRECT, PAGE};
+use crate::repository::{DIRECT, PAGE};
 use std::ops::Range;
 use std::sync::Arc;
 

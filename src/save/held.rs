@@ -3,7 +3,7 @@
 use crate::catalog;
 use crate::error::{Error, Result};
 use crate::format::Index;
-use crate::store::{Directory, Lock};
+use crate::repository::{Directory, Lock};
 use crate::sync::{Mutex, PoisonError};
 
 /// A directory whose lock is held by this process.

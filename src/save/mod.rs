@@ -25,7 +25,7 @@ use crate::error::Result;
 use crate::format::{Follows, Manifest, TensorRecord};
 use crate::parallel;
 use crate::progress::Observer;
-use crate::store::Directory;
+use crate::repository::Directory;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

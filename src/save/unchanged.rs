@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::format::{Digest, Manifest};
 use crate::graph::bytes_as;
 use crate::parallel;
-use crate::store::Finished;
+use crate::repository::Finished;
 use std::collections::{BTreeSet, HashMap};
 
 /// So many checkpoints at most have the same file, however many are kept.

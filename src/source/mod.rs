@@ -12,7 +12,7 @@ use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
-use crate::store::{Dir, Directory, Disk, FileId, Kind, OldFile, checkpoint_failed, open_failed, read_manifest};
+use crate::repository::{Dir, Directory, Disk, FileId, Kind, OldFile, checkpoint_failed, open_failed, read_manifest};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;

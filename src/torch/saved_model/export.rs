@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::{
     AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable,
 };
+use crate::repository::Staging;
 use crate::save::{Asset, Assets, write_asset};
-use crate::store::Staging;
 use crate::torch::program::{Failure, Program, ProgramVariable};
 use crate::torch::variables::Variables;
 use std::collections::BTreeMap;
