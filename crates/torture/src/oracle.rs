@@ -134,13 +134,14 @@ impl Line {
         self.save_new(step, value)
     }
 
-    pub(super) fn save_new(&self, number: i64, _value: i64) -> Then {
+    pub(super) fn save_new(&self, number: i64, value: i64) -> Then {
         let mut supersedes = self.later();
         supersedes.extend(self.own.iter().filter(|made| made.there && made.number == number).map(|made| made.number));
         let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
-        let before = match replaced.filter(|made| supersedes.contains(&made.number)) {
+        // One that was removed by hand may be saved again: it goes on from where the first went on.
+        let before = match replaced.filter(|made| supersedes.contains(&made.number) || made.value == value) {
             Some(made) => made.before,
-            None => self.head,
+            None => self.head.filter(|head| *head != value),
         };
         Then::New { supersedes, before }
     }
