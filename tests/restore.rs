@@ -333,7 +333,10 @@ fn a_finished_restore_holds_no_files() -> Outcome {
     let mut evaluator = Checkpoint::new().track("model", Memory::seeded(1000, 3))?;
     let mut statuses = Vec::new();
     for i in 0..50 {
-        let path = saver.write(dir.path().join(format!("c{i}")))?;
+        saver.write(dir.path().join(format!("c{i}")))?;
+    }
+    for i in 0..1000 {
+        let path = dir.path().join(format!("c{}", i % 50));
         statuses.push(evaluator.restore(&path)?);
         assert_eq!(open_files(&path), [] as [PathBuf; 0], "{i}");
     }
