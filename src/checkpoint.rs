@@ -55,6 +55,8 @@ pub struct Checkpoint {
     planned: Option<Arc<Plan>>,
     /// The checkpoint that was restored, or saved by `save`, last: the next one follows it.
     follows: Option<Follows>,
+    /// The checkpoints of earlier runs that this run came from, latest first.
+    earlier: Vec<Follows>,
     /// How many checkpoints were restored.
     restores: u64,
     /// The directory that a manager of this checkpoint writes into.
@@ -93,6 +95,7 @@ impl Checkpoint {
             options: SaveOptions::default(),
             planned: None,
             follows: None,
+            earlier: Vec::new(),
             restores: 0,
             held: None,
             pending: Vec::new(),
@@ -352,8 +355,8 @@ impl Checkpoint {
 
     /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
-        let (run, follows) = (self.run.clone(), self.follows.clone());
-        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics: BTreeMap::new(), follows }
+        let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
+        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics: BTreeMap::new(), follows, earlier }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
@@ -405,8 +408,10 @@ impl Checkpoint {
         if let Some(counter) = status.save_counter() {
             self.save_counter.set(counter);
         }
-        if let Some(follows) = status.follows() {
-            self.follows = Some(follows);
+        if let [follows, ..] = status.lineage() {
+            self.follows = Some(follows.clone());
+            let earlier = status.lineage().iter().filter(|earlier| earlier.run != self.run);
+            self.earlier = earlier.cloned().collect();
             self.restores += 1;
         }
         Ok(status)

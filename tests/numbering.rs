@@ -659,6 +659,35 @@ fn each_names_the_one_it_follows() -> Outcome {
     Ok(())
 }
 
+/// The first checkpoint of a resumed run is the only one that names the run before: the others must lead back without it.
+#[test]
+fn a_resumed_run_is_found_without_its_first_checkpoint_and_the_index() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(None).open();
+    run.save(&mut open()?, &[1])?;
+    for steps in [[2, 3], [4, 5], [6, 7]] {
+        let mut manager = open()?;
+        manager.restore_or_initialize()?;
+        run.save(&mut manager, &steps)?;
+    }
+    let earlier = |step: i64| {
+        let manifest = CheckpointReader::open(dir.path().join(format!("ckpt-{step}"))).unwrap().manifest().clone();
+        manifest.earlier.iter().map(|earlier| earlier.sequence).collect::<Vec<_>>()
+    };
+    assert_eq!((earlier(2), earlier(3), earlier(6), earlier(7)), (vec![], vec![1], vec![3, 1], vec![5, 3, 1]));
+    for removed in [[2, 6], [4, 5]] {
+        for step in removed {
+            fs::remove_dir_all(dir.path().join(format!("ckpt-{step}")))?;
+        }
+        fs::remove_file(dir.path().join("checkpoint.json"))?;
+        let mut manager = open()?;
+        assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(7));
+        manager.close()?;
+    }
+    Ok(())
+}
+
 /// Once released their bytes stay as they are, and stay readable.
 #[test]
 fn marks_are_written_as_the_golden_files_are() -> Outcome {

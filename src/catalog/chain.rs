@@ -1,7 +1,7 @@
 //! Which checkpoint is the newest: the head of the chain in which each follows the one before. Pure functions.
 //!
 //! A checkpoint follows the one that its manifest names. Where that one is gone (rotated, removed by hand) it follows
-//! the latest of the same run before it. Checkpoints that name none (those of format versions 1 and 2, and the first of
+//! the latest of the same run before it, and where there is none, of the runs that its own came from. Checkpoints that name none (those of format versions 1 and 2, and the first of
 //! a run) follow one another in the order of their sequences. Where two follow the same one, the run went back: the one
 //! that was saved later counts. What follows nothing that is here begins another tree; of several trees that counts
 //! which the index knows, or the predecessor of which it knows, and if that does not tell them apart, nothing does.
@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 pub(crate) struct Link {
     pub id: Follows,
     pub follows: Option<Follows>,
+    pub earlier: Vec<Follows>,
     pub name: String,
     pub saved_at: DateTime<Utc>,
     /// Kept for good: its neighbours may be long gone.
@@ -139,11 +140,11 @@ fn parent(
     steps: &mut usize,
 ) -> Option<(usize, Sure)> {
     let own = link.id.sequence;
-    if let Some(mut follows) = link.follows.as_ref() {
+    let mut look = |mut follows| {
         // Those that left the numbering lead on to what they follow.
         for _ in 0..=gone.len().min(*steps) {
             if let Some(found) = earlier.with_id(follows, own) {
-                return Some((found, Sure::Certain));
+                return Some(found);
             }
             *steps = steps.saturating_sub(1);
             match gone.get(follows) {
@@ -151,8 +152,11 @@ fn parent(
                 _ => break,
             }
         }
-        let named = earlier.of_run(&follows.run, follows.sequence.min(own));
-        return named.or_else(|| earlier.of_run(&link.id.run, own)).map(|found| (found, Sure::Certain));
+        earlier.of_run(&follows.run, follows.sequence.min(own))
+    };
+    if let Some(follows) = &link.follows {
+        let named = look(follows).or_else(|| earlier.of_run(&link.id.run, own));
+        return named.or_else(|| link.earlier.iter().find_map(look)).map(|found| (found, Sure::Certain));
     }
     if let Some(found) = earlier.of_run(&link.id.run, own) {
         return Some((found, Sure::Certain));
@@ -214,36 +218,38 @@ mod tests {
     use super::*;
 
     /// As [`parent`], by looking at every other one.
-    fn parent_by_looking(
-        sorted: &[&Link],
+    fn parent_by_looking<'a>(
+        sorted: &[&'a Link],
         at: usize,
-        gone: &HashMap<Follows, Option<Follows>>,
+        gone: &'a HashMap<Follows, Option<Follows>>,
     ) -> Option<(usize, Sure)> {
         let link = sorted[at];
         let before = || (0..at).rev().filter(|&other| sorted[other].id.sequence < link.id.sequence);
         let of_run = |run: &str, below: u64| {
             before().find(|&other| sorted[other].id.run == run && sorted[other].id.sequence < below)
         };
-        let Some(mut follows) = link.follows.as_ref() else {
+        let Some(follows) = link.follows.as_ref() else {
             let of_none = || before().find(|&other| sorted[other].follows.is_none()).map(|at| (at, Sure::BySequence));
             return of_run(&link.id.run, link.id.sequence).map(|at| (at, Sure::Certain)).or_else(of_none);
         };
-        for _ in 0..=gone.len() {
-            if let Some(found) = before().find(|&other| sorted[other].id == *follows) {
-                return Some((found, Sure::Certain));
+        let named = |mut follows: &'a Follows| {
+            for _ in 0..=gone.len() {
+                let found = before().find(|&other| sorted[other].id == *follows);
+                match gone.get(follows) {
+                    None | Some(None) => return found.or_else(|| of_run(&follows.run, follows.sequence)),
+                    Some(Some(_)) if found.is_some() => return found,
+                    Some(Some(next)) => follows = next,
+                }
             }
-            match gone.get(follows) {
-                Some(Some(next)) => follows = next,
-                _ => break,
-            }
-        }
-        let named = of_run(&follows.run, follows.sequence);
-        named.or_else(|| of_run(&link.id.run, link.id.sequence)).map(|at| (at, Sure::Certain))
+            of_run(&follows.run, follows.sequence)
+        };
+        let found = named(follows).or_else(|| of_run(&link.id.run, link.id.sequence));
+        found.or_else(|| link.earlier.iter().find_map(named)).map(|at| (at, Sure::Certain))
     }
 
     fn link(run: u64, sequence: u64, follows: Option<Follows>, n: usize) -> Link {
-        let id = Follows { run: run.to_string(), sequence };
-        Link { id, follows, name: format!("ckpt-{n}"), saved_at: DateTime::UNIX_EPOCH, permanent: false }
+        let (id, earlier) = (Follows { run: run.to_string(), sequence }, Vec::new());
+        Link { id, follows, earlier, name: format!("ckpt-{n}"), saved_at: DateTime::UNIX_EPOCH, permanent: false }
     }
 
     #[test]
@@ -258,7 +264,9 @@ mod tests {
             let links: Vec<Link> = (0..random(9) as usize)
                 .map(|n| {
                     let follows = (random(3) > 0).then(|| id(&mut random));
-                    link(random(3), random(9), follows, n)
+                    let mut link = link(random(3), random(9), follows, n);
+                    link.earlier = (0..random(3)).map(|_| id(&mut random)).collect();
+                    link
                 })
                 .collect();
             let gone: HashMap<Follows, Option<Follows>> =

@@ -23,6 +23,8 @@ pub(crate) struct Found {
     /// What the manifest says of it, with the marks: late metrics are in it, and `preserved` is a mark.
     pub entry: IndexEntry,
     pub follows: Option<Follows>,
+    /// Of the runs before, see [`Manifest::earlier`].
+    pub earlier: Vec<Follows>,
     pub tensors: usize,
     pub values: usize,
 }
@@ -43,7 +45,7 @@ impl Found {
             preserved: marks.permanent,
         };
         let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
-        Found { entry, follows: manifest.follows.clone(), tensors, values }
+        Found { entry, follows: manifest.follows.clone(), earlier: manifest.earlier.clone(), tensors, values }
     }
 
     /// Which checkpoint it is, whatever it is called.
@@ -55,6 +57,7 @@ impl Found {
         Link {
             id: self.id(),
             follows: self.follows.clone(),
+            earlier: self.earlier.clone(),
             name: self.entry.name.clone(),
             saved_at: self.entry.saved_at,
             permanent: self.entry.preserved,

@@ -48,7 +48,13 @@ pub struct Manifest {
     /// The checkpoint that the saving program had restored or saved before; `None` where there was none, and in
     /// manifests of versions 1 and 2, which do not tell.
     pub follows: Option<Follows>,
+    /// Where the run came from: of each earlier run the checkpoint that was restored from it, latest first, at most
+    /// [`MAX_EARLIER`]. `follows` is not repeated. It leads back when what `follows` names has been removed.
+    pub earlier: Vec<Follows>,
 }
+
+/// The most earlier runs that a manifest names.
+pub const MAX_EARLIER: usize = 8;
 
 /// Which checkpoint another one goes on from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -137,7 +143,20 @@ impl Manifest {
             run: run.into(),
             saved_at,
             follows: None,
+            earlier: Vec::new(),
         }
+    }
+
+    /// This checkpoint and those of earlier runs that it goes back to: what one that follows it has as `earlier`.
+    pub(crate) fn lineage(&self) -> Vec<Follows> {
+        let own = Follows { run: self.run.clone(), sequence: self.sequence };
+        let mut lineage = vec![own];
+        for earlier in self.follows.iter().chain(&self.earlier) {
+            if lineage.iter().all(|known| known.run != earlier.run) && lineage.len() < MAX_EARLIER {
+                lineage.push(earlier.clone());
+            }
+        }
+        lineage
     }
 
     /// The length of all files, without the manifest.
@@ -196,8 +215,8 @@ impl Manifest {
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
         json::append_map(&mut text, "metrics", &self.metrics, |text, value| json::append(text, &json::Metric(*value)))?;
-        let follows = self.follows.clone();
-        let commit = Commit { sequence: self.sequence, run: self.run.clone(), saved_at: self.saved_at, follows };
+        let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
+        let commit = Commit { sequence: self.sequence, run, saved_at: self.saved_at, follows, earlier };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
         text.extend_from_slice(b",\n");
@@ -244,6 +263,7 @@ impl Manifest {
             run: text.commit.run,
             saved_at: text.commit.saved_at,
             follows: text.commit.follows,
+            earlier: text.commit.earlier,
         };
         if manifest.version() > version {
             return Err(damaged(format!("it says version {version}, and has what only version 3 has")));
@@ -330,6 +350,8 @@ struct Commit {
     saved_at: DateTime<Utc>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     follows: Option<Follows>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Follows>,
 }
 
 /// A field that may be missing, but not null.
@@ -404,9 +426,12 @@ impl Manifest {
         check_run(&self.run)?;
         check_time(self.saved_at)?;
         check_count("metrics", self.metrics.len())?;
-        if let Some(follows) = &self.follows {
+        for follows in self.follows.iter().chain(&self.earlier) {
             check_run(&follows.run)?;
             check_sequence(follows.sequence)?;
+        }
+        if self.follows.is_none() && !self.earlier.is_empty() || self.earlier.len() > MAX_EARLIER {
+            return Err(damaged(format!("it names {} earlier runs", self.earlier.len())));
         }
         self.check_files()?;
         self.check_keys()?;

@@ -18,7 +18,9 @@ mod tests;
 
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry, MAX_INDEX_BYTES};
-pub use manifest::{AssetEntry, FileEntry, Follows, HeaderEntry, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord};
+pub use manifest::{
+    AssetEntry, FileEntry, Follows, HeaderEntry, MAX_EARLIER, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord,
+};
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 
 pub(crate) use saved_model::check_length as check_saved_model_length;

@@ -317,11 +317,20 @@ fn a_layout_refuses_by_name_what_it_cannot_hold() {
 #[test]
 fn a_manifest_that_would_not_be_read_is_not_written() {
     type Change = fn(&mut Manifest);
-    let changes: [(&str, Change); 12] = [
+    let changes: [(&str, Change); 15] = [
         ("run", |m| m.run = "0123".into()),
         ("out of range", |m| m.saved_at = DateTime::<Utc>::MAX_UTC),
         ("not a key", |m| _ = m.values.insert("a//b".into(), 1.into())),
         ("identity of a run", |m| m.follows = Some(Follows { run: "0123".into(), sequence: 1 })),
+        ("identity of a run", |m| {
+            m.follows = Some(Follows { run: RUN.into(), sequence: 1 });
+            m.earlier = vec![Follows { run: "0123".into(), sequence: 1 }];
+        }),
+        ("1 earlier run", |m| m.earlier = vec![Follows { run: RUN.into(), sequence: 1 }]),
+        ("9 earlier run", |m| {
+            m.follows = Some(Follows { run: RUN.into(), sequence: 1 });
+            m.earlier = vec![Follows { run: RUN.into(), sequence: 1 }; 9];
+        }),
         ("both a tensor and a value", |m| _ = m.values.insert("decoder/large".into(), 1.into())),
         ("nests deeper", |m| {
             let deep = (0..200).fold(serde_json::Value::Null, |value, _| vec![value].into());
@@ -844,6 +853,13 @@ fn version_3_is_read_as_it_was_written_and_is_needed() {
         let changed = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
         assert!(matches!(changed, Err(FormatError::Damaged(_))), "{to}: {changed:?}");
     }
+    let mut resumed = sample_of_version_3();
+    resumed.metrics.clear();
+    resumed.earlier =
+        vec![Follows { run: RUN.replace('0', "1"), sequence: 9 }, Follows { run: RUN.into(), sequence: 4 }];
+    let text = resumed.to_bytes().unwrap();
+    golden("v3/resumed.json", &text);
+    assert_eq!(Manifest::from_bytes(&text).unwrap(), resumed);
     // Each of the three alone needs it.
     let alone: [fn(&mut Manifest); 3] = [
         |m| m.follows = sample_of_version_3().follows,

@@ -103,7 +103,7 @@ impl CheckpointManager {
     fn note_restore(&mut self, status: &RestoreStatus) {
         self.look_at_restores();
         // What comes from another tool has no step.
-        if status.follows().is_some() {
+        if !status.lineage().is_empty() {
             self.last_step = status.step();
         }
     }

@@ -25,8 +25,8 @@ pub(crate) struct About {
     pub path: PathBuf,
     pub step: Option<u64>,
     pub save_counter: Option<i64>,
-    /// What it is called by those that follow it; `None` for other tools' checkpoints.
-    pub follows: Option<Follows>,
+    /// What it is called by those that follow it, and those of earlier runs; empty for other tools' checkpoints.
+    pub lineage: Vec<Follows>,
 }
 
 /// What tells whether a checkpoint that is opened once more is the same.
@@ -75,7 +75,7 @@ impl Opened {
                     path: source.path.clone(),
                     step: manifest.step,
                     save_counter: manifest.save_counter,
-                    follows: Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence }),
+                    lineage: manifest.lineage(),
                 }
             }
             Opened::Foreign(source, _) => About { path: source.path().to_path_buf(), ..About::default() },

@@ -49,9 +49,9 @@ impl RestoreStatus {
         self.pending.about.step
     }
 
-    /// The checkpoint, as one that is saved later says what it follows.
-    pub(crate) fn follows(&self) -> Option<Follows> {
-        self.pending.about.follows.clone()
+    /// The checkpoint, and those of earlier runs that it goes back to; none of a file of another tool.
+    pub(crate) fn lineage(&self) -> &[Follows] {
+        &self.pending.about.lineage
     }
 
     /// How far the tensors that the restore put into objects had been verified: that of the least verified one.

@@ -101,6 +101,7 @@ pub(crate) fn copy_with_assets(
     let mut manifest = old.clone();
     (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, run, Utc::now());
     manifest.follows = None;
+    manifest.earlier.clear();
     manifest.assets = (assets.write)(&staging)?;
     staging.publish(&manifest, parallel::default_threads())
 }

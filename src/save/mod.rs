@@ -66,6 +66,8 @@ pub(crate) struct Stamp {
     pub metrics: BTreeMap<String, f64>,
     /// The checkpoint restored or saved before.
     pub follows: Option<Follows>,
+    /// The checkpoints of earlier runs that this run came from, latest first.
+    pub earlier: Vec<Follows>,
 }
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
@@ -96,6 +98,8 @@ impl Header {
         manifest.tensors = tensors;
         manifest.values = values;
         manifest.metrics = stamp.metrics;
+        manifest.earlier = stamp.earlier;
+        manifest.earlier.retain(|earlier| stamp.follows.as_ref().is_some_and(|follows| follows != earlier));
         manifest.follows = stamp.follows;
         manifest
     }

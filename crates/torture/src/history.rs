@@ -155,6 +155,8 @@ struct History {
     indexed: [bool; 2],
     /// A value that no save has seen.
     fresh_value: i64,
+    /// How many saves of the directory there were.
+    saves: u64,
     told: Vec<String>,
 }
 
@@ -179,6 +181,7 @@ impl History {
             copied: Vec::new(),
             indexed: [false; 2],
             fresh_value: 1,
+            saves: 0,
             told: vec![format!("keep {keep}, every {interval}, hours {hours:?}")],
         }
     }
@@ -446,11 +449,11 @@ impl History {
         let keep = self.keep;
         let preserved: Vec<i64> =
             self.manager()?.preserved_checkpoints().iter().filter_map(|path| value_in(path)).collect();
-        let counter = self.manager()?.checkpoint().save_counter();
-        let name = self.name;
+        let (name, saves) = (self.name, self.saves + 1);
+        self.saves = saves;
         self.indexed[name] |= matches!(then, Then::New { .. }) || !metrics.is_empty();
         let line = self.line();
-        line.saved(number, step, value, then, counter);
+        line.saved(number, step, value, then, saves);
         line.add_metrics(value, metrics);
         line.rotated(keep, &preserved);
         self.check()

@@ -48,11 +48,8 @@ pub(super) struct Line {
     pub last_step: Option<i64>,
     /// A damaged one was moved aside, so that it is never empty again.
     lost: bool,
-}
-
-/// All saves of all lines of a directory are counted together, by the values: each is saved later than all lower ones.
-fn order(value: i64) -> u64 {
-    value.unsigned_abs()
+    /// Of every value the how manyth save of the directory it was, also where the checkpoint is gone.
+    orders: BTreeMap<i64, u64>,
 }
 
 impl Line {
@@ -115,7 +112,10 @@ impl Line {
             match before {
                 Some(before) => value = before,
                 // Where it came from is gone: those that were there before it stay.
-                None => return self.own.iter().rposition(|made| made.order < order(value)).map_or(0, |at| at + 1),
+                None => {
+                    let order = self.orders.get(&value).copied().unwrap_or(0);
+                    return self.own.iter().rposition(|made| made.order < order).map_or(0, |at| at + 1);
+                }
             }
         }
     }
@@ -146,8 +146,8 @@ impl Line {
         Then::New { supersedes, before }
     }
 
-    /// It was saved.
-    pub(super) fn saved(&mut self, number: i64, step: Option<i64>, value: i64, then: Then, _counter: i64) {
+    /// It was saved, as the `order`-th of the directory.
+    pub(super) fn saved(&mut self, number: i64, step: Option<i64>, value: i64, then: Then, order: u64) {
         if let Then::New { supersedes, before } = then {
             let (gone, own) = self.own.drain(..).partition(|made: &Made| supersedes.contains(&made.number));
             self.own = own;
@@ -155,7 +155,7 @@ impl Line {
             self.own.retain(|made| made.there);
             let (permanent, metrics) = (false, BTreeMap::new());
             let (there, is_damaged) = (true, false);
-            let order = order(value);
+            self.orders.insert(value, order);
             self.own.push(Made { number, step, value, order, before, permanent, metrics, there, is_damaged });
         }
         self.head = self.own.last().map(|made| made.value);
