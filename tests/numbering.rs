@@ -680,7 +680,7 @@ fn a_resumed_run_is_found_without_its_first_checkpoint_and_the_index() -> Outcom
         for step in removed {
             fs::remove_dir_all(dir.path().join(format!("ckpt-{step}")))?;
         }
-        fs::remove_file(dir.path().join("checkpoint.json"))?;
+        let _ = fs::remove_file(dir.path().join("checkpoint.json"));
         let mut manager = open()?;
         assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(7));
         manager.close()?;
