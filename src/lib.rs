@@ -106,7 +106,7 @@ pub use restore::{
 };
 pub use source::{TensorSource, VerifiedBy};
 #[cfg(feature = "torch")]
-pub use torch::{Ema, Export, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
+pub use torch::{Ema, Export, GradScaler, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
 pub use training::{
     Batches, BestMetric, EarlyStopping, Goal, OneCycle, Permutation, ReduceOnPlateau, Schedule, Shuffle, Stop,
 };

@@ -1,6 +1,7 @@
 //! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and `unsafe`.
 
 mod average;
+mod grad_scaler;
 pub mod optim;
 mod program;
 mod rng;
@@ -10,6 +11,7 @@ mod tensor;
 mod variables;
 
 pub use average::{Ema, Swa};
+pub use grad_scaler::GradScaler;
 pub use rng::Rng;
 pub use saved_model::{Export, SavedModel, SignatureDef};
 pub use variables::Variables;

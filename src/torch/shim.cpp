@@ -13,6 +13,7 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
@@ -21,6 +22,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/view_as_real.h>
@@ -888,6 +890,35 @@ char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *cons
     for (Update *u : others) {
       *culprit = u->place;
       plain_step(*u);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- loss scaling
+
+// Multiplies all gradients by `inverse`. Says whether all of them are finite.
+char *tcp_unscale(at::Tensor *const *params, size_t n, double inverse, bool *finite) {
+  *finite = true;
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    using Key = std::tuple<int, int, int>;
+    std::map<Key, Written> lists;
+    for (size_t i = 0; i < n; i++) {
+      const at::Tensor &grad = params[i]->grad();
+      if (!grad.defined())
+        continue;
+      require(!grad.is_complex(), "a gradient is complex; train complex variables without a `GradScaler`");
+      if (grad.is_sparse() && !grad.is_coalesced())
+        params[i]->mutable_grad() = grad.coalesce();
+      const at::Tensor values = params[i]->grad().is_sparse() ? params[i]->grad()._values() : params[i]->grad();
+      auto device = values.device();
+      lists[Key(int(device.type()), int(device.index()), int(values.scalar_type()))].add(values);
+    }
+    for (auto &entry : lists) {
+      auto options = at::TensorOptions(at::kFloat).device(entry.second.tensors[0].device());
+      at::Tensor found = at::zeros({1}, options), factor = at::full({1}, inverse, options);
+      at::_amp_foreach_non_finite_check_and_unscale_(entry.second.tensors, found, factor);
+      *finite = *finite && found.item<float>() == 0;
     }
   });
 }

@@ -153,6 +153,7 @@ unsafe extern "C" {
         n: usize,
         culprit: *mut i64,
     ) -> *mut c_char;
+    fn tcp_unscale(params: *const *const C_tensor, n: usize, inverse: f64, finite: *mut bool) -> *mut c_char;
     fn tcp_average(
         averages: *const *const C_tensor,
         tensors: *const *const C_tensor,
@@ -609,6 +610,14 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Resu
         }
     }
     check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+}
+
+/// Multiplies all gradients by `inverse`; says whether all of them are finite.
+pub(crate) fn unscale(params: &[&Tensor], inverse: f64) -> Result<bool, String> {
+    let (params, mut finite) = (pointers(params), true);
+    // SAFETY: the tensors live; pointer and length are those of a vector.
+    check(unsafe { tcp_unscale(params.as_ptr(), params.len(), inverse, &mut finite) })?;
+    Ok(finite)
 }
 
 /// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages of

@@ -162,6 +162,16 @@ impl Optimizer {
         loss.f_backward().map_err(|e| Error::object("optimizer", format!("the backward pass failed: {e}")))
     }
 
+    /// Multiplies all gradients by `inverse`; says whether all of them are finite.
+    pub(in crate::torch) fn unscale_gradients(&self, inverse: f64) -> Result<bool> {
+        self.gradients(|params| shim::unscale(params, inverse))
+    }
+
+    /// What tells it from other optimizers that live.
+    pub(in crate::torch) fn id(&self) -> usize {
+        self.0.id()
+    }
+
     fn gradients<R>(&self, change: impl FnOnce(&[&Tensor]) -> Result<R, String>) -> Result<R> {
         let mut state = self.0.lock();
         state.sync()?;

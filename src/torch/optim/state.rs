@@ -25,6 +25,10 @@ impl Shared {
         Shared(Arc::new(Mutex::new(state)))
     }
 
+    pub(super) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,228 @@
+//! Loss scaling for training in half precision.
+
+use super::optim::Optimizer;
+use crate::error::{Error, Result};
+use crate::graph::{Node, Trackable, Value};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use tch::Tensor;
+
+/// Scales the loss so that gradients in float16 do not vanish, and adapts the scale, as PyTorch's `torch.amp.GradScaler`.
+///
+/// A step whose gradients are not all finite is skipped, and the scale is reduced by the back-off factor; after enough steps in a
+/// row that were not skipped it grows. The scale and the number of these steps are saved and restored; the options are the
+/// program's. bfloat16 has the range of float32 and needs no scaler.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// # let forward = || tch::Tensor::new();
+/// use tch_checkpoint::{Checkpoint, GradScaler, optim};
+/// let mut optimizer = optim::AdamW::default().build(&vs, 1e-3)?;
+/// let mut scaler = GradScaler::new();
+/// let checkpoint = Checkpoint::new().track("optimizer", &optimizer)?.track("scaler", &scaler)?;
+/// for _ in 0..100 {
+///     let loss = tch::autocast(true, forward);
+///     optimizer.zero_grad();
+///     scaler.scale(&loss).backward();
+///     scaler.unscale(&optimizer)?; // only for clipping
+///     optimizer.clip_grad_norm(1.0);
+///     scaler.step(&mut optimizer)?;
+///     scaler.update();
+/// }
+/// # let _ = checkpoint;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Save after [`update`](GradScaler::update): a checkpoint that is made between [`unscale`](GradScaler::unscale) and
+/// [`step`](GradScaler::step) does not know that its gradients are unscaled already.
+#[derive(Debug)]
+pub struct GradScaler {
+    growth: f64,
+    back_off: f64,
+    interval: u64,
+    enabled: bool,
+    state: Value<State>,
+    /// The optimizers whose gradients are unscaled, and whether all were finite.
+    unscaled: HashMap<usize, bool>,
+    /// Whether a step since the last update had gradients that are not finite.
+    is_step_skipped: bool,
+    is_stepped: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct State {
+    /// As in PyTorch a number of single precision.
+    scale: f32,
+    /// Steps in a row that were not skipped, since the scale has changed.
+    steps: u64,
+}
+
+impl Default for GradScaler {
+    fn default() -> GradScaler {
+        GradScaler::new()
+    }
+}
+
+impl GradScaler {
+    /// With PyTorch's defaults.
+    pub fn new() -> GradScaler {
+        GradScaler {
+            growth: 2.0,
+            back_off: 0.5,
+            interval: 2000,
+            enabled: true,
+            state: Value::new(State { scale: 65536.0, steps: 0 }),
+            unscaled: HashMap::new(),
+            is_step_skipped: false,
+            is_stepped: false,
+        }
+    }
+
+    /// The first scale. Defaults to 65,536. A power of two changes no digit of a gradient.
+    #[must_use]
+    pub fn initial_scale(self, scale: f32) -> Self {
+        self.state.update(|state| state.scale = scale);
+        self
+    }
+
+    /// What the scale is multiplied by when it grows. Defaults to 2.
+    #[must_use]
+    pub fn growth_factor(mut self, factor: f64) -> Self {
+        self.growth = factor;
+        self
+    }
+
+    /// What the scale is multiplied by after a skipped step. Defaults to 0.5.
+    #[must_use]
+    pub fn back_off_factor(mut self, factor: f64) -> Self {
+        self.back_off = factor;
+        self
+    }
+
+    /// After how many steps in a row that were not skipped the scale grows. Defaults to 2,000; 0 is 1.
+    #[must_use]
+    pub fn growth_interval(mut self, steps: u64) -> Self {
+        self.interval = steps.max(1);
+        self
+    }
+
+    /// Whether it does anything. Without it, which is for training in full precision with the same program, losses stay as
+    /// they are and no step is skipped. Defaults to true.
+    #[must_use]
+    pub fn enabled(mut self, enabled: bool) -> Self {
+        self.enabled = enabled;
+        self
+    }
+
+    /// The scale as it is now.
+    pub fn factor(&self) -> f32 {
+        if self.enabled { self.state.get().scale } else { 1.0 }
+    }
+
+    /// The loss, multiplied by the scale.
+    ///
+    /// # Panics
+    ///
+    /// Where libtorch cannot multiply the tensor, as methods of `tch::Tensor` do.
+    pub fn scale(&self, loss: &Tensor) -> Tensor {
+        match self.enabled {
+            true => loss * f64::from(self.factor()),
+            false => loss.shallow_clone(),
+        }
+    }
+
+    /// Divides the gradients of the optimizer's variables by the scale, so that they can be clipped; [`step`](GradScaler::step)
+    /// does it otherwise. Returns whether all of them are finite.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] when they are unscaled already; [`Error::Object`] when libtorch refuses them.
+    pub fn unscale(&mut self, optimizer: &Optimizer) -> Result<bool> {
+        if !self.enabled {
+            return Ok(true);
+        }
+        if self.unscaled.contains_key(&optimizer.id()) {
+            let reason =
+                "the gradients of this optimizer are unscaled already; call `GradScaler::update` after its step";
+            return Err(Error::Usage(reason.to_string()));
+        }
+        // As PyTorch: the reciprocal in double precision, rounded once.
+        let inverse = (1.0 / f64::from(self.factor())) as f32;
+        let is_finite = optimizer.unscale_gradients(f64::from(inverse))?;
+        self.unscaled.insert(optimizer.id(), is_finite);
+        Ok(is_finite)
+    }
+
+    /// A step of the optimizer, unless a gradient is infinite or not a number: then the gradients are discarded. Returns
+    /// whether there was a step.
+    ///
+    /// # Errors
+    ///
+    /// As for [`unscale`](GradScaler::unscale) and [`Optimizer::f_step`].
+    pub fn step(&mut self, optimizer: &mut Optimizer) -> Result<bool> {
+        if !self.enabled {
+            optimizer.f_step()?;
+            return Ok(true);
+        }
+        let is_finite = match self.unscaled.get(&optimizer.id()) {
+            Some(is_finite) => *is_finite,
+            None => self.unscale(optimizer)?,
+        };
+        match is_finite {
+            true => optimizer.f_step()?,
+            // Nothing may use them, and a save must not wait for their step.
+            false => optimizer.f_zero_grad()?,
+        }
+        self.is_stepped = true;
+        self.is_step_skipped |= !is_finite;
+        Ok(is_finite)
+    }
+
+    /// Adapts the scale; to be called once after the steps of all optimizers. Without a step since the last time it changes
+    /// nothing.
+    pub fn update(&mut self) {
+        self.unscaled.clear();
+        let (is_stepped, is_skipped) = (self.is_stepped, self.is_step_skipped);
+        (self.is_stepped, self.is_step_skipped) = (false, false);
+        if !is_stepped {
+            return;
+        }
+        // As `_amp_update_scale_`.
+        self.state.update(|state| {
+            if is_skipped {
+                *state = State { scale: (f64::from(state.scale) * self.back_off) as f32, steps: 0 };
+                return;
+            }
+            state.steps += 1;
+            if state.steps >= self.interval {
+                let grown = (f64::from(state.scale) * self.growth) as f32;
+                if grown.is_finite() {
+                    state.scale = grown;
+                }
+                state.steps = 0;
+            }
+        });
+    }
+
+    /// New gradients of `loss`, [`step`](GradScaler::step), [`update`](GradScaler::update). Returns whether there was a step.
+    ///
+    /// # Errors
+    ///
+    /// As for [`step`](GradScaler::step), and when the backward pass fails.
+    pub fn backward_step(&mut self, optimizer: &mut Optimizer, loss: &Tensor) -> Result<bool> {
+        optimizer.f_zero_grad()?;
+        let failed = |e: tch::TchError| Error::object("optimizer", format!("the backward pass failed: {e}"));
+        self.scale(loss).f_backward().map_err(failed)?;
+        let is_stepped = self.step(optimizer)?;
+        self.update();
+        Ok(is_stepped)
+    }
+}
+
+impl Trackable for GradScaler {
+    fn node(&self) -> Node {
+        self.state.node()
+    }
+}

@@ -1,0 +1,138 @@
+//! `GradScaler`: its arithmetic on the CPU, and training in float16 where there is a GPU.
+
+use tch::nn::{self, VarStore};
+use tch::{Device, Kind, Tensor, no_grad};
+use tch_checkpoint::{Checkpoint, GradScaler, optim};
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+fn model() -> (VarStore, nn::Linear, optim::Optimizer) {
+    tch::manual_seed(4);
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 4, 2, Default::default());
+    let optimizer = optim::Adam::default().build(&vs, 1e-2).unwrap();
+    (vs, layer, optimizer)
+}
+
+fn loss(layer: &nn::Linear, step: i64) -> Tensor {
+    let x = (Tensor::arange(12, FLOAT) * step).sin().reshape([3, 4]);
+    x.apply(layer).square().mean(Kind::Float)
+}
+
+/// A loss whose gradients overflow once they are scaled.
+fn exploding(layer: &nn::Linear) -> Tensor {
+    layer.ws.sum(Kind::Float) * f64::from(f32::MAX / 2.0)
+}
+
+#[test]
+fn a_power_of_two_changes_no_bit() {
+    for clipped in [false, true] {
+        let ((_a, plain, mut one), (_b, scaled, mut other)) = (model(), model());
+        let mut scaler = GradScaler::new().growth_interval(3);
+        for step in 1..=10 {
+            one.zero_grad();
+            loss(&plain, step).backward();
+            other.zero_grad();
+            scaler.scale(&loss(&scaled, step)).backward();
+            if clipped {
+                one.clip_grad_norm(0.01);
+                assert!(scaler.unscale(&other).unwrap());
+                assert!(scaler.unscale(&other).unwrap_err().to_string().contains("already"));
+                other.clip_grad_norm(0.01);
+            }
+            one.step();
+            assert!(scaler.step(&mut other).unwrap());
+            scaler.update();
+            assert_eq!(bits(&plain.ws), bits(&scaled.ws), "step {step}, clipped: {clipped}");
+        }
+        assert_eq!(scaler.factor(), 65536.0 * 8.0);
+    }
+}
+
+#[test]
+fn steps_are_skipped_and_the_scale_backs_off_and_grows() {
+    let (_vs, layer, mut optimizer) = model();
+    let mut scaler =
+        GradScaler::new().initial_scale(1024.0).growth_interval(2).growth_factor(4.0).back_off_factor(0.25);
+    let mut scales = Vec::new();
+    for (step, explodes) in [false, true, false, false, false, true, true, false, false].into_iter().enumerate() {
+        let before = bits(&layer.ws);
+        let loss = if explodes { exploding(&layer) } else { loss(&layer, step as i64 + 1) };
+        assert_eq!(scaler.backward_step(&mut optimizer, &loss).unwrap(), !explodes);
+        assert_eq!(bits(&layer.ws) == before, explodes);
+        assert_eq!(layer.ws.grad().defined(), !explodes);
+        scales.push(scaler.factor());
+    }
+    assert_eq!(scales, [1024.0, 256.0, 256.0, 1024.0, 1024.0, 256.0, 64.0, 64.0, 256.0]);
+    assert_eq!(optimizer.steps(), 6);
+    // The largest finite scale stays.
+    let mut scaler = GradScaler::new().initial_scale(f32::MAX).growth_interval(1);
+    let zero = layer.ws.sum(Kind::Float) * 0.0;
+    assert!(scaler.backward_step(&mut optimizer, &zero).unwrap());
+    assert_eq!(scaler.factor(), f32::MAX);
+}
+
+#[test]
+fn nan_is_not_finite_and_an_update_without_a_step_changes_nothing() {
+    let (_vs, layer, mut optimizer) = model();
+    let mut scaler = GradScaler::new();
+    scaler.update();
+    assert_eq!(scaler.factor(), 65536.0);
+    let nan = layer.ws.sum(Kind::Float) * f64::NAN;
+    assert!(!scaler.backward_step(&mut optimizer, &nan).unwrap());
+    assert_eq!(scaler.factor(), 32768.0);
+    let mut scaler = GradScaler::new().enabled(false);
+    assert!(scaler.backward_step(&mut optimizer, &loss(&layer, 1)).unwrap());
+    assert_eq!((scaler.factor(), optimizer.steps()), (1.0, 1));
+}
+
+#[test]
+fn one_of_two_optimizers_is_enough_for_a_smaller_scale() {
+    let ((_a, one, mut first), (_b, other, mut second)) = (model(), model());
+    let mut scaler = GradScaler::new();
+    scaler.scale(&exploding(&one)).backward();
+    scaler.scale(&loss(&other, 1)).backward();
+    assert!(!scaler.step(&mut first).unwrap());
+    assert!(scaler.step(&mut second).unwrap());
+    scaler.update();
+    assert_eq!(scaler.factor(), 32768.0);
+}
+
+#[test]
+fn it_resumes_in_the_middle_of_a_growth_interval() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_vs, layer, mut optimizer) = model();
+    let mut scaler = GradScaler::new().growth_interval(3);
+    for step in 1..=5 {
+        scaler.backward_step(&mut optimizer, &loss(&layer, step)).unwrap();
+    }
+    let path = Checkpoint::new().track("scaler", &scaler).unwrap().write(dir.path().join("five")).unwrap();
+    let mut resumed = GradScaler::new().growth_interval(3);
+    Checkpoint::new().track("scaler", &resumed).unwrap().restore(path).unwrap().assert_consumed().unwrap();
+    assert_eq!(resumed.factor(), 65536.0 * 2.0);
+    assert!(resumed.backward_step(&mut optimizer, &loss(&layer, 6)).unwrap());
+    assert_eq!(resumed.factor(), 65536.0 * 4.0);
+}
+
+#[test]
+fn float16_on_a_gpu() {
+    if !tch::Cuda::is_available() {
+        println!("SKIPPED float16_on_a_gpu: libtorch sees no CUDA device");
+        return;
+    }
+    tch::manual_seed(4);
+    let vs = VarStore::new(Device::Cuda(0));
+    let layer = nn::linear(vs.root(), 64, 64, Default::default());
+    let mut optimizer = optim::Adam::default().build(&vs, 1e-3).unwrap();
+    let mut scaler = GradScaler::new();
+    let x = Tensor::randn([32, 64], (Kind::Float, Device::Cuda(0)));
+    let loss = || tch::autocast(true, || (x.apply(&layer) - &x).square().mean(Kind::Float));
+    let first = no_grad(|| loss().double_value(&[]));
+    let steps = (0..200).filter(|_| scaler.backward_step(&mut optimizer, &loss()).unwrap()).count();
+    assert!(steps > 180 && scaler.factor() >= 1.0);
+    assert!(no_grad(|| loss().double_value(&[])) < first / 2.0);
+}
