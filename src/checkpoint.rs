@@ -342,6 +342,11 @@ impl Checkpoint {
         Ok(plan)
     }
 
+    /// What is tracked, in the order it was tracked.
+    pub(crate) fn objects(&self) -> Vec<(String, Node)> {
+        self.objects.list()
+    }
+
     /// The leaves of what is tracked, with their names.
     #[cfg(feature = "torch")]
     pub(crate) fn leaves(&self) -> Result<Vec<crate::graph::Leaf>> {

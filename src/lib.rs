@@ -63,6 +63,7 @@
 
 mod catalog;
 mod checkpoint;
+mod contents;
 mod dtype;
 mod error;
 pub mod format;
@@ -73,6 +74,7 @@ pub mod interop;
 mod manager;
 pub mod name;
 mod parallel;
+mod part;
 mod progress;
 mod reader;
 mod repository;
@@ -87,16 +89,18 @@ mod torch;
 mod training;
 
 pub use checkpoint::Checkpoint;
+pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin, TensorTarget,
-    Trackable, Unfinished, Value, ValueApply, ValueLeaf,
+    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
+    TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
 pub use manager::{
     Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
     list_checkpoints,
 };
+pub use part::Part;
 pub use progress::Progress;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use repository::Durability;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 21] = [
+const ROOMS: [&str; 23] = [
     "error",
     "sync",
     "name",
@@ -21,6 +21,8 @@ const ROOMS: [&str; 21] = [
     "restore",
     "reader",
     "checkpoint",
+    "contents",
+    "part",
     "retention",
     "manager",
     "internal",

@@ -255,3 +255,55 @@ fn a_variable_that_tch_renamed_is_refused_by_name() -> Outcome {
     assert!(error.to_string().contains("may have been created as"), "{error}");
     Ok(())
 }
+
+#[test]
+fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let vs = VarStore::new(Device::Cpu);
+    let encoder = linear(&vs, "encoder", 4, 3);
+    let _tied = (vs.root() / "decoder").add("weight", encoder.ws.shallow_clone(), true);
+    let frozen = (vs.root() / "decoder").var("bias", &[1000], nn::Init::Const(0.0));
+    let _ = frozen.set_requires_grad(false);
+    let step = Counter::new(5);
+    let mut checkpoint = Checkpoint::new()
+        .track("encoder", Variables::of(&vs).under("encoder"))?
+        .track("decoder", Variables::of(&vs).under("decoder"))?
+        .track("step", &step)?;
+    let contents = checkpoint.contents()?;
+    assert_eq!(
+        contents.to_string(),
+        "4 tensors (4.1 kB), 1 value\n\
+         ├── decoder: 2 tensors (4.0 kB), 0 values\n\
+         │   ├── bias: F32 [1000], 4.0 kB, frozen\n\
+         │   └── weight: F32 [3, 4], the same as encoder/weight\n\
+         ├── encoder: 2 tensors (60 B), 0 values\n\
+         │   ├── bias: F32 [3], 12 B\n\
+         │   └── weight: F32 [3, 4], 48 B\n\
+         └── step: 5"
+    );
+    // What is shown is what is saved.
+    let path = checkpoint.write(folder.path().join("all"))?;
+    let reader = CheckpointReader::open(&path)?;
+    let manifest = reader.manifest();
+    let saved: Vec<&String> = manifest.tensors.keys().chain(manifest.values.keys()).collect();
+    let mut shown: Vec<&String> = contents.entries().iter().map(|entry| &entry.key).collect();
+    shown.retain(|key| saved.contains(key));
+    assert_eq!(shown.len(), contents.entries().len());
+
+    // A part: live tensors, and saved and restored alone.
+    let part = checkpoint.get("encoder").ok_or("it is tracked")?;
+    assert!(checkpoint.get("coder").is_none());
+    let tensors = part.tensors()?;
+    assert_eq!(tensors.keys().collect::<Vec<_>>(), ["bias", "weight"]);
+    let _ = tch::no_grad(|| tensors["weight"].shallow_clone().fill_(7.0));
+    assert_eq!(encoder.ws.double_value(&[0, 0]), 7.0);
+    assert_eq!(part.contents()?.bytes(), 60);
+    step.set(6);
+    part.restore(&path)?;
+    assert!(encoder.ws.double_value(&[0, 0]) != 7.0 && step.get() == 6);
+    let alone = CheckpointReader::open(part.write(folder.path().join("alone"))?)?;
+    assert_eq!(alone.manifest().tensors.len(), 2);
+    let mut other = Checkpoint::new().track("encoder", &part)?;
+    other.restore(&path)?;
+    Ok(())
+}

@@ -63,6 +63,12 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
+    /// The leaf itself, for who knows its type.
+    #[doc(hidden)]
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        None
+    }
+
     /// Opens the tensor for overwriting in place.
     fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
 

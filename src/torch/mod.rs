@@ -3,6 +3,7 @@
 mod average;
 mod grad_scaler;
 pub mod optim;
+mod part;
 mod program;
 mod rng;
 mod saved_model;

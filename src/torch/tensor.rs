@@ -201,6 +201,10 @@ impl TensorLeaf for Leaf {
         Some(self.0.glance.fingerprint())
     }
 
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        Some(self)
+    }
+
     fn variable(&self) -> Option<usize> {
         Some(self.0.object).filter(|object| *object != 0)
     }

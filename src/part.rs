@@ -1,0 +1,91 @@
+//! A part of a checkpoint, by its name.
+
+use crate::checkpoint::Checkpoint;
+use crate::contents::Contents;
+use crate::error::Result;
+use crate::graph::{Node, Trackable};
+use crate::restore::{RestoreOptions, RestoreStatus};
+use std::path::{Path, PathBuf};
+
+/// A tracked object, as [`Checkpoint::get`] gives it back: a live handle to its state, which can be looked at, saved and
+/// restored alone, and tracked in another checkpoint.
+///
+/// With the feature `torch`, `Part::tensors` gives its tensors.
+#[derive(Debug, Clone)]
+pub struct Part {
+    name: String,
+    node: Node,
+}
+
+impl Checkpoint {
+    /// The object that is tracked under `name`, as `checkpoint.encoder` is in TensorFlow; `None` if there is none.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let dir = folder.path();
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let (step, epoch) = (Counter::new(7), Counter::new(1));
+    /// let mut checkpoint = Checkpoint::new().track("step", &step)?.track("epoch", &epoch)?;
+    /// let path = checkpoint.write(dir.join("both"))?;
+    /// (step.set(0), epoch.set(0));
+    /// let part = checkpoint.get("step").ok_or("it is tracked")?;
+    /// part.restore(path)?;
+    /// assert_eq!((step.get(), epoch.get()), (7, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get(&self, name: &str) -> Option<Part> {
+        let node = self.objects().into_iter().find(|(tracked, _)| tracked == name)?.1;
+        Some(Part { name: name.to_string(), node })
+    }
+}
+
+impl Part {
+    /// The name it is tracked under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it holds now.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::contents`].
+    pub fn contents(&self) -> Result<Contents> {
+        Contents::of(&[(self.name.clone(), self.node.clone())])
+    }
+
+    /// Saves it alone, as [`Checkpoint::write`].
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::write`].
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
+        self.alone()?.write(path)
+    }
+
+    /// Restores it alone, from a checkpoint that may have more.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::restore`].
+    pub fn restore(&self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+        self.restore_with(path, &RestoreOptions::new())
+    }
+
+    /// As [`restore`](Part::restore), allowing what `options` allow.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::restore`].
+    pub fn restore_with(&self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
+        self.alone()?.restore_with(path, options)
+    }
+
+    fn alone(&self) -> Result<Checkpoint> {
+        Checkpoint::new().track(&self.name, &self.node)
+    }
+}
+
+impl Trackable for Part {
+    fn node(&self) -> Node {
+        self.node.clone()
+    }
+}
