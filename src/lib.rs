@@ -46,6 +46,7 @@
 //!
 //! # Features
 //!
+//! * `derive` (default): `#[derive(Trackable)]`.
 //! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
 //! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools, see [`interop`].
 //!
@@ -93,7 +94,7 @@ pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{Error, Result};
 pub use graph::{
-    Child, Collection, Counter, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
+    Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
 pub use manager::{
@@ -109,6 +110,8 @@ pub use restore::{
     TrainableDifference,
 };
 pub use source::{TensorSource, VerifiedBy};
+#[cfg(feature = "derive")]
+pub use tch_checkpoint_derive::Trackable;
 #[cfg(feature = "torch")]
 pub use torch::{Ema, Export, GradScaler, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
 pub use training::{

@@ -1,6 +1,7 @@
 //! The object graph: named nodes, with tensors and small values at the leaves. Pure: it knows no file and no libtorch.
 
 mod captures;
+mod field;
 mod gate;
 mod handles;
 mod leaf;
@@ -9,6 +10,7 @@ mod tracked;
 mod walk;
 
 pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
+pub use field::Field;
 pub use gate::{Gate, Guarded};
 pub use handles::{Counter, Value};
 pub(crate) use leaf::bytes_as;

@@ -1,0 +1,50 @@
+//! What `#[derive(Trackable)]` makes a node of.
+
+use super::node::{Child, Collection, Kind, Node};
+
+/// A field of a struct that derives [`Trackable`](super::Trackable).
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Field {
+    name: &'static str,
+    node: Node,
+    is_flattened: bool,
+}
+
+impl Field {
+    /// Tracked under its name.
+    pub fn named(name: &'static str, node: Node) -> Field {
+        Field { name, node, is_flattened: false }
+    }
+
+    /// Its children are tracked as if they were fields.
+    pub fn flattened(name: &'static str, node: Node) -> Field {
+        Field { name, node, is_flattened: true }
+    }
+
+    /// The node of a struct with these fields.
+    pub fn node_of(fields: impl IntoIterator<Item = Field>) -> Node {
+        let mut children = Vec::new();
+        for field in fields {
+            match &field.node.0 {
+                Kind::Group(inner) if field.is_flattened => children.extend(inner.iter().cloned()),
+                _ if field.is_flattened => return Node::collection(NotAGroup(field.name)),
+                _ => children.push((field.name.to_string(), field.node)),
+            }
+        }
+        Node::group(children)
+    }
+}
+
+/// Says, when it is tracked, which field cannot be flattened.
+struct NotAGroup(&'static str);
+
+impl Collection for NotAGroup {
+    fn children(&self) -> Result<Vec<Child>, String> {
+        Err(format!(
+            "the field `{}` is marked `#[track(flatten)]`, but it is a tensor, a value, or an object whose children come and go; \
+             remove the attribute, or flatten a struct, list or map",
+            self.0
+        ))
+    }
+}
