@@ -35,6 +35,12 @@
 //! all differences otherwise. [`RestoreOptions`] allows exceptions by name. The [`RestoreStatus`] has TensorFlow's
 //! assertions; what is tracked later is filled when it is tracked.
 //!
+//! # The rest of a training loop
+//!
+//! Averages of weights (`Ema`, `Swa`), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data ([`Batches`]),
+//! when to stop ([`EarlyStopping`]) and loss scaling (`GradScaler`): small objects that stand alone and are resumed exactly. See
+//! `docs/training.md`.
+//!
 //! # Running without the model's code
 //!
 //! `SavedModel` exports a model as a TorchScript program beside a checkpoint: see `docs/saved_model.md`.
@@ -122,3 +128,8 @@ pub use training::{
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The code of docs/training.md compiles.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../docs/training.md")]
+struct Training;

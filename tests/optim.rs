@@ -7,7 +7,7 @@
 use std::time::Instant;
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_checkpoint::optim;
+use tch_checkpoint::{Checkpoint, optim};
 
 /// What both optimizers can do, by the same names.
 trait Optimizer {
@@ -820,4 +820,29 @@ mod saved {
         assert!(frozen(&live, "a"));
         Ok(())
     }
+}
+
+/// docs/training.md: a restore sets the options back; what is set afterwards is what goes on, and is saved.
+#[test]
+fn options_changed_by_hand_after_a_restore_stay_and_are_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().var("w", &[2], nn::Init::Const(1.0));
+    let mut optimizer = optim::Sgd { wd: 0.5, ..optim::Sgd::default() }.build(&vs, 0.1).unwrap();
+    let mut checkpoint = Checkpoint::new().track("optimizer", &optimizer).unwrap();
+    let first = checkpoint.write(dir.path().join("first")).unwrap();
+    optimizer.set_lr(7.0);
+    checkpoint.restore(&first).unwrap();
+    assert_eq!(optimizer.lr(), 0.1);
+    optimizer.set_lr(0.25);
+    optimizer.set_weight_decay(0.0);
+    let second = checkpoint.write(dir.path().join("second")).unwrap();
+    // One step with the new options: 1 - 0.25 * 4.
+    optimizer.backward_step(&(&w * 4.0).sum(Kind::Float));
+    assert_eq!(w.double_value(&[0]), 0.0);
+    checkpoint.restore(&first).unwrap();
+    checkpoint.restore(&second).unwrap();
+    assert_eq!(optimizer.lr(), 0.25);
+    optimizer.backward_step(&(&w * 4.0).sum(Kind::Float));
+    assert_eq!(w.double_value(&[0]), -1.0);
 }

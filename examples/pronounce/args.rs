@@ -8,7 +8,7 @@ pub const USAGE: &str = "\
 Learns how English words are pronounced; started again with the same DIR, it goes on.
 
 usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--seed S]
-                 [--loss-log FILE] [--hidden H] [--batch B]
+                 [--loss-log FILE] [--hidden H] [--batch B] [--patience P]
 
   --dir DIR         where the checkpoints are                      [checkpoints/pronounce]
   --steps N         train up to this step                          [4000]
@@ -17,18 +17,20 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
   --seed S          seed of weights, order of the data, dropout    [1]
   --loss-log FILE   append a line {\"step\":…,\"loss\":…} every step   [none]
   --hidden H        size of embeddings and states, an even number  [128]
-  --batch B         words per step                                 [64]";
+  --batch B         words per step                                 [64]
+  --patience P      stop after P saves without an improvement      [8]";
 
 /// What the command line says, or the defaults.
 pub struct Args {
     pub dir: PathBuf,
     pub steps: i64,
-    pub save_every: u64,
+    pub save_every: i64,
     pub max_to_keep: usize,
     pub seed: i64,
     pub loss_log: Option<PathBuf>,
     pub hidden: i64,
     pub batch: usize,
+    pub patience: u64,
 }
 
 impl Args {
@@ -43,6 +45,7 @@ impl Args {
             loss_log: None,
             hidden: 128,
             batch: 64,
+            patience: 8,
         };
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
@@ -54,6 +57,7 @@ impl Args {
                 "--seed" => args.seed = at_least(0, &name, &value()?)?,
                 "--loss-log" => args.loss_log = Some(value()?.into()),
                 "--hidden" => args.hidden = at_least(2, &name, &value()?)?,
+                "--patience" => args.patience = at_least(1, &name, &value()?)?,
                 "--batch" => args.batch = at_least(1, &name, &value()?)?,
                 _ => return Err(format!("unknown argument {name}")),
             }

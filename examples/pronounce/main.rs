@@ -15,12 +15,15 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use tch::{Device, nn};
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Rng, Variables, optim};
+use tch_checkpoint::{
+    Background, Batches, Checkpoint, CheckpointManager, Counter, EarlyStopping, Ema, Goal, ReduceOnPlateau, Rng,
+    Schedule, Variables, optim,
+};
 
 use args::{Args, USAGE};
 use model::Pronouncer;
 use report::{LossLog, Progress, phoneme_error_rate};
-use words::{Batches, Words};
+use words::Words;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
@@ -51,11 +54,16 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
     tch::manual_seed(args.seed);
     let device = Device::cuda_if_available();
     let words = Words::load();
-    let mut batches = Batches::new(&words.train, args.batch, args.seed, device);
 
     let vs = nn::VarStore::new(device);
     let model = Pronouncer::new(&vs.root(), words.phoneme_count(), args.hidden);
-    let mut optimizer = optim::Adam::default().build(&vs, learning_rate(0))?;
+    let mut optimizer = optim::Adam::default().build(&vs, 0.0)?;
+    let mut ema = Ema::new(&vs, 0.999)?.warm_up();
+    let mut batches = Batches::new(words.train.len(), args.batch)?.shuffle(args.seed as u64);
+    // Not a function of how many steps the run is to have, so that a finished run can be given more.
+    let schedule = Schedule::cosine(0.002, 1e-4, 20_000).warm_up(200, 0.0);
+    let plateau = ReduceOnPlateau::new(1.0, Goal::Minimize).factor(0.5).patience(3).min_lr(0.05);
+    let stopping = EarlyStopping::new(Goal::Minimize).patience(args.patience);
     let step = Counter::new(0);
 
     let checkpoint = Checkpoint::new()
@@ -63,22 +71,27 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         .track("encoder", Variables::of(&vs).under("encoder"))?
         .track("decoder", Variables::of(&vs).under("decoder"))?
         .track("optimizer", &optimizer)?
+        .track("ema", &ema)?
+        .track("batches", &batches)?
+        .track("plateau", &plateau)?
+        .track("stopping", &stopping)?
         .track("step", &step)?
         .track("rng", Rng::global())?;
     let mut manager = CheckpointManager::builder(checkpoint, &args.dir)
         .max_to_keep(args.max_to_keep)
-        .save_every(args.save_every)
         .background(Background::new())
         .open()?;
 
     report::started(&manager.restore_or_initialize()?);
     let mut loss_log = args.loss_log.as_deref().map(LossLog::append_to).transpose()?;
-    let mut progress = Progress::start(step.get(), args.steps, phoneme_error_rate(&model, &words)?);
+    let mut progress = Progress::start(step.get(), args.steps, stopping.best().value());
 
-    while step.get() < args.steps {
-        optimizer.set_lr(learning_rate(step.get()));
-        let loss = model.loss(&batches.at(step.get()));
+    while step.get() < args.steps && !stopping.stop().is_stop() {
+        optimizer.set_lr(schedule.at(step.get()) * plateau.lr());
+        let positions = batches.next().ok_or("there are no words")?;
+        let loss = model.loss(&words.batch(&positions, device));
         optimizer.backward_step_clip_norm(&loss, 1.0);
+        ema.update()?;
         step.increment();
 
         let loss = loss.double_value(&[]);
@@ -90,22 +103,16 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         }
         progress.step(step.get(), loss);
 
-        let last = step.get() == args.steps;
-        let saved = if last { Some(manager.save_at(step.get())?) } else { manager.save_if_due(step.get())? };
-        if let Some(path) = saved {
-            progress.saved(&path, step.get(), phoneme_error_rate(&model, &words)?);
+        if step.get() % args.save_every == 0 || step.get() == args.steps {
+            let error_rate = ema.with_averaged(|| phoneme_error_rate(&model, &words))??;
+            plateau.observe(error_rate);
+            stopping.observe(step.get(), error_rate);
+            let path = manager.save_with_metrics(step.get(), [("loss", loss), ("error_rate", error_rate)])?;
+            progress.saved(&path, step.get(), error_rate);
         }
     }
     manager.close()?;
 
-    report::print_samples(&model, &words)?;
-    Ok(())
-}
-
-/// Rises to 0.002 over the first 200 steps, stays until step 1000, then falls with the square root of
-/// the step. A function of the step alone, not of how many steps the run is to have: so a finished run
-/// can be given more steps.
-fn learning_rate(step: i64) -> f64 {
-    let step = (step + 1) as f64;
-    0.002 * (step / 200.0).min(1.0) * (1000.0 / step).sqrt().min(1.0)
+    report::stopped(&stopping);
+    Ok(ema.with_averaged(|| report::print_samples(&model, &words))??)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tch::TchError;
-use tch_checkpoint::Started;
+use tch_checkpoint::{EarlyStopping, Started};
 
 use crate::model::Pronouncer;
 use crate::words::Words;
@@ -48,6 +48,16 @@ pub fn started(started: &Started) {
     }
 }
 
+/// Says why the training ended before its last step, if it did, and when it was best.
+pub fn stopped(stopping: &EarlyStopping) {
+    if stopping.stop().is_stop() {
+        println!("stopped early: {:?}", stopping.stop());
+    }
+    if let (Some(step), Some(rate)) = (stopping.best().step(), stopping.best().value()) {
+        println!("best at step {step}: phoneme error rate {:.1} %", 100.0 * rate);
+    }
+}
+
 /// Prints some held-out words, how the model says them, and where the dictionary disagrees.
 pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> {
     let samples: Vec<_> = words.held_out.iter().step_by(150).collect();
@@ -73,16 +83,22 @@ pub struct Progress {
     shown: Instant,
     /// A running mean of the loss, for show.
     loss: Option<f64>,
-    error_rate: f64,
+    /// Of the averaged model, when it was saved last.
+    error_rate: Option<f64>,
 }
 
 impl Progress {
-    /// Prints the phoneme error rate at the start.
-    pub fn start(step: i64, steps: i64, error_rate: f64) -> Self {
-        println!("step {step} of {steps}: phoneme error rate {:.1} % on held-out words", 100.0 * error_rate);
+    /// Prints the best phoneme error rate so far.
+    pub fn start(step: i64, steps: i64, best: Option<f64>) -> Self {
+        match best {
+            Some(rate) => {
+                println!("step {step} of {steps}: best phoneme error rate {:.1} % on held-out words", 100.0 * rate)
+            }
+            None => println!("step {step} of {steps}"),
+        }
         let now = Instant::now();
         let terminal = std::io::stdout().is_terminal();
-        Self { terminal, first_step: step, steps, started: now, shown: now, loss: None, error_rate }
+        Self { terminal, first_step: step, steps, started: now, shown: now, loss: None, error_rate: None }
     }
 
     /// To be called after every step, with its loss.
@@ -97,7 +113,7 @@ impl Progress {
 
     /// To be called after every save, with the error rate of what was saved.
     pub fn saved(&mut self, checkpoint: &Path, step: i64, error_rate: f64) {
-        self.error_rate = error_rate;
+        self.error_rate = Some(error_rate);
         let (begin, end) = if self.terminal { ("\r", "\x1b[K") } else { ("", "") };
         println!("{begin}{}, saved {}{end}", self.line(step), checkpoint.display());
     }
@@ -108,7 +124,7 @@ impl Progress {
             "step {step} of {}: loss {:.3}, phoneme error rate {:.1} %, {:.0} steps/s, {seconds:.0} s",
             self.steps,
             self.loss.unwrap_or(f64::NAN),
-            100.0 * self.error_rate,
+            100.0 * self.error_rate.unwrap_or(f64::NAN),
             (step - self.first_step) as f64 / seconds,
         )
     }

@@ -1,4 +1,4 @@
-//! The data: words and how they are pronounced, the held-out split, and the order of the batches.
+//! The data: words and how they are pronounced, the held-out split, and padded batches.
 
 use std::collections::BTreeSet;
 
@@ -62,6 +62,13 @@ impl Words {
         FIRST_PHONEME + self.phoneme_names.len() as i64
     }
 
+    /// The training words at these positions.
+    pub fn batch(&self, positions: &[usize], device: Device) -> Batch {
+        let mut words: Vec<_> = positions.iter().map(|&position| &self.train[position]).collect();
+        words.sort_by_key(|word| std::cmp::Reverse(word.letters.len()));
+        Batch::new(&words, device)
+    }
+
     /// Phonemes in the dictionary's own spelling: `P R AH N AW N S`.
     pub fn spell(&self, phonemes: &[i64]) -> String {
         let names =
@@ -106,117 +113,15 @@ fn padded(mut rows: Vec<Vec<i64>>, device: Device) -> Tensor {
     Tensor::from_slice(&rows.concat()).view([rows.len() as i64, width as i64]).to_device(device)
 }
 
-/// The training batches in an order that is a function of the seed and the step alone: a run that goes
-/// on from a checkpoint needs nothing but its step to see the very batches it would have seen.
-pub struct Batches<'a> {
-    words: &'a [Word],
-    size: usize,
-    seed: i64,
-    device: Device,
-    /// The epoch that `order` belongs to.
-    epoch: Option<usize>,
-    /// Each batch's words, as positions in `words`.
-    order: Vec<Vec<usize>>,
-}
-
-impl<'a> Batches<'a> {
-    /// Batches of `size` words, `size` not zero.
-    pub fn new(words: &'a [Word], size: usize, seed: i64, device: Device) -> Self {
-        Self { words, size, seed, device, epoch: None, order: Vec::new() }
-    }
-
-    /// How many batches make an epoch, in which every word comes once.
-    pub fn per_epoch(&self) -> usize {
-        self.words.len().div_ceil(self.size)
-    }
-
-    /// The batch of one step, counted from zero.
-    pub fn at(&mut self, step: i64) -> Batch {
-        let step = step as usize;
-        let epoch = step / self.per_epoch();
-        if self.epoch != Some(epoch) {
-            self.order = self.shuffled(epoch);
-            self.epoch = Some(epoch);
-        }
-        let words: Vec<_> = self.order[step % self.per_epoch()].iter().map(|&position| &self.words[position]).collect();
-        Batch::new(&words, self.device)
-    }
-
-    /// The batches of an epoch. Words of about the same length share a batch, so that little of it is
-    /// padding: the shuffled words are sorted by length within pools of 32 batches.
-    fn shuffled(&self, epoch: usize) -> Vec<Vec<usize>> {
-        let mut random = SplitMix64::new(self.seed, epoch as u64);
-        let mut order: Vec<_> = (0..self.words.len()).collect();
-        random.shuffle(&mut order);
-        for pool in order.chunks_mut(32 * self.size) {
-            pool.sort_by_key(|&position| {
-                let word = &self.words[position];
-                std::cmp::Reverse((word.letters.len(), word.phonemes.len()))
-            });
-        }
-        let mut batches: Vec<_> = order.chunks(self.size).map(<[usize]>::to_vec).collect();
-        random.shuffle(&mut batches);
-        batches
-    }
-}
-
-/// A small random number generator of our own (Steele, Lea and Flood 2014), so that the order of the
-/// data neither draws from libtorch's generator nor depends on another crate's version.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-    /// A generator for one epoch; neighbouring seeds and epochs have nothing in common.
-    fn new(seed: i64, epoch: u64) -> Self {
-        Self(Self(Self(seed as u64).next().wrapping_add(epoch)).next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(Self::STEP);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Fisher and Yates's shuffle.
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            let other = (u128::from(self.next()) * (last as u128 + 1)) >> 64;
-            items.swap(last, other as usize);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_epoch_has_every_word_once_and_its_order_follows_from_seed_and_step() {
+    fn a_batch_has_the_longest_word_first() {
         let words = Words::load();
-        let mut orders = Vec::new();
-        for (seed, epoch) in [(1, 0), (1, 0), (1, 1), (2, 0)] {
-            let batches = Batches::new(&words.train, 64, seed, Device::Cpu).shuffled(epoch);
-            let mut positions = batches.concat();
-            positions.sort_unstable();
-            assert!(positions.into_iter().eq(0..words.train.len()));
-            orders.push(batches);
-        }
-        assert_eq!(orders[0], orders[1]);
-        assert_ne!(orders[0], orders[2]);
-        assert_ne!(orders[0], orders[3]);
-    }
-
-    #[test]
-    fn the_batch_of_a_step_does_not_depend_on_the_steps_before() {
-        let words = Words::load();
-        let batches = || Batches::new(&words.train, 64, 1, Device::Cpu);
-        let mut from_the_start = batches();
-        let step = from_the_start.per_epoch() as i64 + 2;
-        (0..step).step_by(100).for_each(|step| drop(from_the_start.at(step)));
-        assert_eq!(from_the_start.at(step).letters, batches().at(step).letters);
+        let lengths = Vec::<i64>::try_from(words.batch(&[5, 9000, 20_000, 700, 31_000], Device::Cpu).lengths).unwrap();
+        assert!(lengths.len() == 5 && lengths.is_sorted_by(|a, b| a >= b), "{lengths:?}");
     }
 
     #[test]

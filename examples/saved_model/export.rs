@@ -18,10 +18,10 @@ use std::path::Path;
 
 use tch::nn::{GRUState, Module, VarStore};
 use tch::{Device, Tensor};
-use tch_checkpoint::{Checkpoint, Counter, SavedModel, SignatureDef, Variables, optim};
+use tch_checkpoint::{Batches, Checkpoint, Counter, SavedModel, SignatureDef, Variables, optim};
 
 use model::{Memory, Pronouncer};
-use words::{Batch, Batches, END, START, Word, Words};
+use words::{Batch, END, START, Word, Words};
 
 const USAGE: &str = "\
 Trains `pronounce` for a little and exports it as saved models.
@@ -43,9 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
     let step = Counter::new(0);
 
-    let mut batches = Batches::new(&words.train, 64, 1, Device::Cpu);
-    while step.get() < STEPS {
-        let loss = model.loss(&batches.at(step.get()));
+    let batches = Batches::new(words.train.len(), 64)?.shuffle(1);
+    for positions in batches.take(STEPS as usize) {
+        let loss = model.loss(&words.batch(&positions, Device::Cpu));
         optimizer.backward_step_clip_norm(&loss, 1.0);
         if step.increment() % 50 == 0 {
             println!("step {:3}: loss {:.3}", step.get(), loss.double_value(&[]));
