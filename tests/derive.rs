@@ -11,7 +11,7 @@ struct Inner {
 }
 
 #[derive(Trackable)]
-struct Pair(Counter, #[track(skip)] std::time::Instant, Counter);
+struct Pair(Counter, #[track(skip)] (), Counter);
 
 #[derive(Trackable)]
 struct Outer<'a, T, const N: usize>
@@ -47,7 +47,7 @@ fn fields_have_their_names() {
     let shared = Counter::new(9);
     let outer = Outer {
         progress: inner(),
-        pair: Pair(Counter::new(2), std::time::Instant::now(), Counter::new(3)),
+        pair: Pair(Counter::new(2), (), Counter::new(3)),
         r#type: Counter::new(4),
         list: [Counter::new(5), Counter::new(6)],
         borrowed: &shared,
