@@ -398,13 +398,13 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open(&self.disk, path.as_ref())?;
+        let opened = Opened::open(&self.disk, path.as_ref(), options)?;
         self.go_on_from(opened, options)
     }
 
     /// As [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
     pub(crate) fn restore_own(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open_ours(&self.disk, path)?;
+        let opened = Opened::open_ours(&self.disk, path, options)?;
         self.go_on_from(opened, options)
     }
 
@@ -441,7 +441,7 @@ impl Checkpoint {
     /// ```
     pub fn restore_source(&mut self, source: &dyn TensorSource, options: &RestoreOptions) -> Result<RestoreStatus> {
         let about = About { path: source.path().to_path_buf(), ..About::default() };
-        let done = self.apply(&Origin::any(source), options)?;
+        let done = restore::with_names(source, options, |origin| self.apply(origin, options))?;
         Ok(self.note(Pending::new(about, None, options.clone(), self.objects.clone(), done)))
     }
 
@@ -450,8 +450,9 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
-        let opened = Opened::open(&self.disk, path.as_ref())?;
-        self.read_opened(opened, &RestoreOptions::new())
+        let options = RestoreOptions::new();
+        let opened = Opened::open(&self.disk, path.as_ref(), &options)?;
+        self.read_opened(opened, &options)
     }
 
     fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {

@@ -142,6 +142,21 @@ pub enum Error {
         /// The newest checkpoint of another.
         second: PathBuf,
     },
+    /// A [`NameMap`](crate::map::NameMap) cannot be read, or does not fit the source it is applied to.
+    #[error(
+        "{}, line {line}, column {column}: {reason}",
+        path.as_ref().map_or("map".to_string(), |path| path.display().to_string())
+    )]
+    Map {
+        /// The file of the map, where it was read from one.
+        path: Option<PathBuf>,
+        /// The line, from 1; for a map made by calls, that of its text.
+        line: usize,
+        /// The column in characters, from 1.
+        column: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
     /// An option or argument makes no sense.
     #[error("{0}")]
     Usage(String),

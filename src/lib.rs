@@ -79,6 +79,7 @@ mod graph;
 pub mod internal;
 pub mod interop;
 mod manager;
+pub mod map;
 pub mod name;
 mod parallel;
 mod part;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 23] = [
+const ROOMS: [&str; 24] = [
     "error",
     "sync",
     "name",
@@ -16,6 +16,7 @@ const ROOMS: [&str; 23] = [
     "repository",
     "source",
     "interop",
+    "map",
     "catalog",
     "save",
     "restore",

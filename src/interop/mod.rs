@@ -39,6 +39,8 @@ pub use slot::Slot;
 #[cfg(feature = "pytorch")]
 use stream::{for_each_chunk, verify_before_streaming};
 
+pub(crate) use ours::Ours;
+
 use crate::error::Result;
 use crate::source::TensorSource;
 use std::collections::BTreeMap;

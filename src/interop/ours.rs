@@ -19,8 +19,8 @@ pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dy
 }
 
 #[derive(Debug)]
-struct Ours {
-    source: Source,
+pub(crate) struct Ours {
+    pub source: Source,
     tensors: BTreeMap<String, TensorSpec>,
     /// Keys of tensors that have the bytes of another, which comes first in order.
     aliases: BTreeMap<String, String>,

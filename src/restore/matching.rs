@@ -66,6 +66,8 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     let is_taken = |key: &str| taken.contains(key) || has_branches && is_below_taken(key);
     let keys = request.origin.keys().into_iter();
     let unused = keys.filter(|key| !is_taken(key) && !request.options.skips(key)).cloned().collect();
+    let mappings = request.origin.mappings().iter();
+    matching.report.mapped = mappings.filter(|mapping| is_taken(&mapping.key)).cloned().collect();
     drop(taken);
     matching.report.unused = unused;
     matching.report.nearest = nearest(&matching.report, &wanted, request.origin);

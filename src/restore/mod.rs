@@ -12,7 +12,7 @@ mod status;
 
 pub(crate) use apply::run;
 pub(crate) use matching::{Request, match_objects};
-pub(crate) use opened::{About, Opened};
+pub(crate) use opened::{About, Opened, with_names};
 pub use options::{RestoreOptions, Trainable};
 pub(crate) use origin::Origin;
 pub(crate) use pending::{Pending, Restored, check};

@@ -4,7 +4,7 @@ use super::options::RestoreOptions;
 use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest};
-use crate::interop;
+use crate::interop::{self, Ours};
 use crate::repository::Disk;
 use crate::source::{Source, TensorSource};
 use std::io;
@@ -16,6 +16,8 @@ use walkdir::WalkDir;
 /// A checkpoint that is open for a restore.
 pub(crate) enum Opened {
     Ours(Source),
+    /// One of this crate, under other names.
+    Renamed(Ours),
     Foreign(Box<dyn TensorSource>, Stamp),
 }
 
@@ -38,9 +40,9 @@ pub(crate) enum Whence {
 
 impl Opened {
     /// Opens the checkpoint at `path`, of whatever format.
-    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Opened> {
+    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
         let error = match Source::open(disk, path) {
-            Ok(source) => return Ok(Opened::Ours(source)),
+            Ok(source) => return Ok(Opened::ours(source, options)),
             Err(error) => error,
         };
         let is_none_of_ours = match &error {
@@ -63,13 +65,20 @@ impl Opened {
     }
 
     /// As [`open`](Opened::open), of checkpoints of this crate.
-    pub(crate) fn open_ours(disk: &Arc<dyn Disk>, path: &Path) -> Result<Opened> {
-        Source::open(disk, path).map(Opened::Ours)
+    pub(crate) fn open_ours(disk: &Arc<dyn Disk>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
+        Source::open(disk, path).map(|source| Opened::ours(source, options))
+    }
+
+    fn ours(source: Source, options: &RestoreOptions) -> Opened {
+        match options.map.is_some() {
+            true => Opened::Renamed(Ours::new(source)),
+            false => Opened::Ours(source),
+        }
     }
 
     pub(crate) fn about(&self) -> About {
         match self {
-            Opened::Ours(source) => {
+            Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
                 let manifest = &source.manifest;
                 About {
                     path: source.path.clone(),
@@ -88,17 +97,19 @@ impl Opened {
         options: &RestoreOptions,
         with: impl FnOnce(&Origin<'_>) -> Result<R>,
     ) -> Result<R> {
-        let _ = options;
         match self {
             Opened::Ours(source) => with(&Origin::Ours(source)),
-            Opened::Foreign(source, _) => with(&Origin::any(&**source)),
+            Opened::Renamed(source) => with_names(source, options, with),
+            Opened::Foreign(source, _) => with_names(&**source, options, with),
         }
     }
 
     /// Closes it, and keeps what tells it from others.
     pub(crate) fn close(self, disk: &Arc<dyn Disk>) -> Whence {
         match self {
-            Opened::Ours(source) => Whence::Ours(disk.clone(), Box::new(source.manifest.clone())),
+            Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
+                Whence::Ours(disk.clone(), Box::new(source.manifest.clone()))
+            }
             Opened::Foreign(_, stamp) => Whence::Foreign(stamp),
         }
     }
@@ -106,11 +117,11 @@ impl Opened {
 
 impl Whence {
     /// Opens the checkpoint once more; `None` when another one is there now.
-    pub(crate) fn open_again(&self, path: &Path) -> Result<Option<Opened>> {
+    pub(crate) fn open_again(&self, path: &Path, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
             Whence::Ours(disk, manifest) => {
                 let source = Source::open(disk, path)?;
-                Ok(is_same(manifest, &source.manifest).then_some(Opened::Ours(source)))
+                Ok(is_same(manifest, &source.manifest).then(|| Opened::ours(source, options)))
             }
             Whence::Foreign(stamp) => {
                 let now = Stamp::of(path);
@@ -118,6 +129,21 @@ impl Whence {
                 Ok(stamp.is_in(&now).then_some(Opened::Foreign(source, now)))
             }
         }
+    }
+}
+
+/// Hands over the values of a source, under the names that the options give them.
+pub(crate) fn with_names<R>(
+    source: &dyn TensorSource,
+    options: &RestoreOptions,
+    with: impl FnOnce(&Origin<'_>) -> Result<R>,
+) -> Result<R> {
+    match &options.map {
+        Some(map) => {
+            let mapped = map.apply(source)?;
+            with(&Origin::mapped(&mapped))
+        }
+        None => with(&Origin::any(source)),
     }
 }
 

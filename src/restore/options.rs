@@ -1,8 +1,10 @@
 //! What a restore may leave out.
 
+use crate::map::NameMap;
 use crate::name::matches;
 use crate::parallel;
 use crate::progress::{Observer, Progress};
+use std::sync::Arc;
 
 /// How strict a restore is. By default every tracked object must find its value, with exact type and shape, and
 /// every byte is verified before anything changes.
@@ -71,6 +73,7 @@ pub struct RestoreOptions {
     skipped: Vec<String>,
     trainable: Option<Trainable>,
     pub(crate) trainable_must_be_chosen: bool,
+    pub(crate) map: Option<Arc<NameMap>>,
     pub(crate) verify: Verify,
     pub(crate) threads: usize,
     pub(crate) observer: Observer,
@@ -102,6 +105,7 @@ impl Default for RestoreOptions {
             skipped: Vec::new(),
             trainable: None,
             trainable_must_be_chosen: false,
+            map: None,
             verify: Verify::First,
             threads: parallel::default_threads(),
             observer: Observer::default(),
@@ -135,6 +139,28 @@ impl RestoreOptions {
     /// [`RestoreStatus`](crate::RestoreStatus) do not ask for it.
     pub fn skip(mut self, pattern: impl Into<String>) -> Self {
         self.skipped.push(pattern.into());
+        self
+    }
+
+    /// Restores what the checkpoint has under the names that `map` gives, transformed as it says. It is checked as a whole before
+    /// anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. The exceptions name objects, by their
+    /// own keys. A `requires_grad` that was saved is not compared.
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::{Checkpoint, RestoreOptions, map::NameMap};
+    /// # let mut checkpoint = Checkpoint::new();
+    /// // A file of PyTorch has `encoder.weight`, the tracked `VarStore` is called `model`.
+    /// let map = NameMap::new().weights().add_prefix("model/");
+    /// let status = checkpoint.restore_with("encoder.pt", &RestoreOptions::new().map(map))?;
+    /// for mapping in &status.report().mapped {
+    ///     println!("{} from {:?}: {}", mapping.key, mapping.from, mapping.loss);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn map(mut self, map: NameMap) -> Self {
+        self.map = Some(Arc::new(map));
         self
     }
 

@@ -4,6 +4,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::graph::Saved;
+use crate::map::{Mapped, Mapping};
 use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, room, tree};
 use serde_json::Value as Json;
 use std::borrow::Cow;
@@ -24,11 +25,25 @@ pub(crate) struct Any<'a> {
     pub source: &'a dyn TensorSource,
     /// What was read, of tensors that nothing in the source verifies.
     digests: Mutex<BTreeMap<String, Digest>>,
+    /// What a map has made of it.
+    mappings: &'a [Mapping],
 }
 
 impl<'a> Origin<'a> {
     pub(crate) fn any(source: &'a dyn TensorSource) -> Origin<'a> {
-        Origin::Any(Any { source, digests: Mutex::default() })
+        Origin::Any(Any { source, digests: Mutex::default(), mappings: &[] })
+    }
+
+    pub(crate) fn mapped(source: &'a Mapped<'_>) -> Origin<'a> {
+        Origin::Any(Any { source, digests: Mutex::default(), mappings: source.mappings() })
+    }
+
+    /// What of this a map has renamed or transformed.
+    pub(crate) fn mappings(&self) -> &[Mapping] {
+        match self {
+            Origin::Ours(_) => &[],
+            Origin::Any(any) => any.mappings,
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

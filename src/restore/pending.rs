@@ -132,7 +132,7 @@ impl Pending {
     pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
         let mut state = self.state();
         let Some(whence) = &state.whence else { return Ok(()) };
-        let opened = whence.open_again(&self.absolute).map_err(|error| self.gone(error, name))?;
+        let opened = whence.open_again(&self.absolute, &self.options).map_err(|error| self.gone(error, name))?;
         let opened = opened.ok_or_else(|| self.not_found(name, "another checkpoint is there now"))?;
         let report = opened.with_origin(&self.options, |origin| {
             let request = Request {

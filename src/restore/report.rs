@@ -1,6 +1,7 @@
 //! What a restore matched and what it did not, by name.
 
 use crate::dtype::TensorSpec;
+use crate::map::Mapping;
 use crate::name;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +23,9 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// Saved values that no tracked object took. They wait for objects that are tracked later.
     pub unused: Vec<String>,
+    /// What [`RestoreOptions::map`](crate::RestoreOptions::map) gave another name or transformed, of the restored keys: of
+    /// which tensors it was made, how, and whether that loses information.
+    pub mapped: Vec<Mapping>,
     /// Unused saved values that may be meant by a missing name: that of the nearest text first, then those of its type and
     /// shape. At most 3 each, for the first 20 missing names.
     pub nearest: BTreeMap<String, Vec<String>>,

@@ -1,0 +1,441 @@
+//! A source as a map shows it.
+
+use super::bound::Bound;
+use super::pattern::Pattern;
+use super::statement::{Definition, Kind, Statement};
+use super::text::check_stars;
+use super::transform::{Expr, Loss};
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::name;
+use crate::source::{TensorSource, VerifiedBy};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A source under the names that a [`NameMap`](super::NameMap) gives it.
+///
+/// Tensors are computed when they are read. One that is only renamed, cast, reshaped or added is read piece by piece where
+/// that is asked for; any other needs memory for all of it and of what it is made of.
+#[derive(Debug)]
+pub struct Mapped<'a> {
+    source: &'a dyn TensorSource,
+    specs: BTreeMap<String, TensorSpec>,
+    tensors: BTreeMap<String, Arc<Bound>>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+    /// Keys that are the same as another, which comes first in order.
+    aliases: BTreeMap<String, String>,
+    order: Vec<String>,
+    mappings: Vec<Mapping>,
+    left_out: Vec<String>,
+    /// The tensor that was computed last, for reading it piece by piece.
+    last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
+}
+
+/// What one tensor or value of a [`Mapped`] source is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mapping {
+    /// Its key.
+    pub key: String,
+    /// The keys of the source.
+    pub from: Vec<String>,
+    /// The transform, as the text form has it; empty for what is only renamed.
+    pub transform: String,
+    /// What is lost.
+    pub loss: Loss,
+}
+
+impl Mapped<'_> {
+    /// What has another name than in the source, or is transformed; by key.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// The keys of the source that went into nothing.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    fn bound(&self, key: &str) -> Result<&Arc<Bound>> {
+        self.tensors.get(key).ok_or_else(|| {
+            let reason = match self.unreadable.get(key) {
+                Some(reason) => format!("cannot be read from {}: {reason}", self.path().display()),
+                None => format!("{} has no such tensor under the names of the map", self.path().display()),
+            };
+            Error::object(key, reason)
+        })
+    }
+
+    /// All elements of a tensor that is computed as a whole.
+    fn computed(&self, key: &str, bound: &Bound) -> Result<Arc<Vec<u8>>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| known == key) {
+            return Ok(bytes.clone());
+        }
+        *last = None;
+        let bytes = Arc::new(bound.read(key, self.source)?);
+        *last = Some((key.to_string(), bytes.clone()));
+        Ok(bytes)
+    }
+}
+
+impl TensorSource for Mapped<'_> {
+    fn format(&self) -> &'static str {
+        self.source.format()
+    }
+
+    fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.specs
+    }
+
+    fn order(&self) -> Vec<&str> {
+        self.order.iter().map(String::as_str).collect()
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn verified_by(&self, key: &str) -> VerifiedBy {
+        self.tensors.get(key).map_or(VerifiedBy::Nothing, |bound| bound.verified_by(self.source))
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        let bound = self.bound(key)?;
+        if bound.spec.bytes() != Some(target.len() as u64) {
+            return Err(Error::object(key, format!("a target of {} bytes does not fit {}", target.len(), bound.spec)));
+        }
+        if let Some(from) = bound.plain() {
+            return self.source.read(from, target);
+        }
+        target.copy_from_slice(&bound.read(key, self.source)?);
+        Ok(())
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        let bound = self.bound(key)?;
+        let size = bound.spec.dtype.size() as u64;
+        let count = bound.spec.bytes().unwrap_or_default() / size;
+        let length = range.end.checked_sub(range.start).filter(|_| range.end <= count);
+        if length.and_then(|length| length.checked_mul(size)) != Some(target.len() as u64) {
+            return Err(Error::object(key, format!("elements {range:?} of {} do not fit the target", bound.spec)));
+        }
+        if let Some(from) = bound.plain() {
+            return self.source.read_range(from, range, target);
+        }
+        if bound.streams() {
+            target.copy_from_slice(&bound.read_range(key, self.source, range)?);
+            return Ok(());
+        }
+        let bytes = self.computed(key, bound)?;
+        target.copy_from_slice(&bytes[(range.start * size) as usize..(range.end * size) as usize]);
+        if range.end == count {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(())
+    }
+
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        self.bound(key)?.verify(key, self.source)
+    }
+
+    fn verify(&self) -> Result<()> {
+        self.source.verify()
+    }
+}
+
+/// What is there between two statements.
+#[derive(Clone)]
+enum Entry {
+    Tensor(Arc<Bound>),
+    /// Of this key in the source.
+    Value(String),
+    Unreadable(String),
+}
+
+struct State<'a> {
+    source: &'a dyn TensorSource,
+    entries: BTreeMap<String, Entry>,
+    /// What definitions in a row have used.
+    used: BTreeSet<String>,
+}
+
+pub(super) fn apply<'a>(statements: &[Statement], source: &'a dyn TensorSource) -> Result<Mapped<'a>> {
+    let mut entries = BTreeMap::new();
+    entries.extend(source.unreadable().iter().map(|(key, reason)| (key.clone(), Entry::Unreadable(reason.clone()))));
+    entries.extend(source.values().keys().map(|key| (key.clone(), Entry::Value(key.clone()))));
+    entries.extend(source.tensors().iter().map(|(key, spec)| (key.clone(), Entry::Tensor(Bound::source(key, spec)))));
+    let mut state = State { source, entries, used: BTreeSet::new() };
+    for statement in statements {
+        state.run(&statement.kind).map_err(|reason| {
+            let reason = name::short_message(format!("{}: {reason}", source.path().display()));
+            Error::Map { path: None, line: statement.line, column: statement.column, reason }
+        })?;
+    }
+    state.forget_used();
+    state.finish()
+}
+
+type Step<T> = std::result::Result<T, String>;
+
+impl<'a> State<'a> {
+    fn run(&mut self, kind: &Kind) -> Step<()> {
+        if let Kind::Define(definition) = kind {
+            return self.define(definition);
+        }
+        self.forget_used();
+        match kind {
+            Kind::Only(names) => {
+                let is_below = |name: &Pattern, key: &str| {
+                    name.plain()
+                        .and_then(|name| key.strip_prefix(name))
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '.']))
+                        || name.captures(key).is_some()
+                };
+                self.keep(names, is_below)
+            }
+            Kind::Include(patterns) => self.keep(patterns, |pattern, key| pattern.captures(key).is_some()),
+            Kind::Exclude(patterns) => {
+                self.entries.retain(|key, _| !patterns.iter().any(|pattern| pattern.captures(key).is_some()));
+                Ok(())
+            }
+            Kind::Weights => {
+                let optimizers = optimizers(self.entries.keys());
+                self.entries.retain(|key, _| !is_of_optimizer(key, &optimizers));
+                Ok(())
+            }
+            Kind::AddPrefix(prefix) => self.rename(|key| format!("{prefix}{key}")),
+            Kind::RemovePrefix(prefix) => {
+                let has_it = self.entries.keys().any(|key| key.len() > prefix.len() && key.starts_with(prefix));
+                if !has_it {
+                    return Err(self.unknown("no name begins with", prefix));
+                }
+                self.rename(|key| match key.strip_prefix(prefix.as_str()) {
+                    Some(rest) if !rest.is_empty() => rest.to_string(),
+                    _ => key.to_string(),
+                })
+            }
+            Kind::Define(_) => Ok(()),
+        }
+    }
+
+    /// What definitions used is not there any more.
+    fn forget_used(&mut self) {
+        for key in std::mem::take(&mut self.used) {
+            self.entries.remove(&key);
+        }
+    }
+
+    /// Keeps what fits one of the patterns; each must fit something.
+    fn keep(&mut self, patterns: &[Pattern], fits: impl Fn(&Pattern, &str) -> bool) -> Step<()> {
+        for pattern in patterns {
+            if !self.entries.keys().any(|key| fits(pattern, key)) {
+                return Err(self.unknown("there is nothing for", &pattern.to_string()));
+            }
+        }
+        self.entries.retain(|key, _| patterns.iter().any(|pattern| fits(pattern, key)));
+        Ok(())
+    }
+
+    fn rename(&mut self, to: impl Fn(&str) -> String) -> Step<()> {
+        let mut renamed = BTreeMap::new();
+        for (key, entry) in std::mem::take(&mut self.entries) {
+            let name = to(&key);
+            if renamed.insert(name.clone(), entry).is_some() {
+                return Err(format!("two would be called {}", name::shown(&name)));
+            }
+        }
+        self.entries = renamed;
+        Ok(())
+    }
+
+    /// What to say of a name that is not there.
+    fn unknown(&self, what: &str, name: &str) -> String {
+        let near = name::nearest(name, self.entries.keys().take(10_000).map(String::as_str));
+        let near = near.map(|near| format!("; the nearest is {}", name::shown(near))).unwrap_or_default();
+        format!("{what} {}{near}", name::shown(name))
+    }
+
+    fn define(&mut self, definition: &Definition) -> Step<()> {
+        let Definition { name, expr, optional } = definition;
+        check_stars(name, expr)?;
+        let driver = expr.sources().into_iter().find(|source| source.stars() > 0);
+        let Some(driver) = driver else {
+            let is_there = |source: &&Pattern| source.plain().is_some_and(|name| self.entries.contains_key(name));
+            if *optional && !expr.sources().iter().all(is_there) {
+                return Ok(());
+            }
+            let (made, used) = self.make(expr, &[])?;
+            return self.insert(name.fill(&[]), made, used);
+        };
+        let fitting: Vec<String> = self.entries.keys().filter(|key| driver.captures(key).is_some()).cloned().collect();
+        if fitting.is_empty() && !optional {
+            return Err(self.unknown("there is nothing for", &driver.to_string()));
+        }
+        // All are made of what was there before.
+        let mut all = Vec::new();
+        for key in &fitting {
+            let captures = driver.captures(key).unwrap_or_default();
+            let others = expr.sources();
+            let is_there = |source: &&Pattern| self.entries.contains_key(&source.fill(&captures));
+            if *optional && !others.iter().all(is_there) {
+                continue;
+            }
+            let (made, used) = self.make(expr, &captures)?;
+            all.push((name.fill(&captures), made, used));
+        }
+        let mut used_by_all: BTreeSet<String> = all.iter().flat_map(|(.., used)| used.iter().cloned()).collect();
+        let mut defined = BTreeSet::new();
+        for (key, made, _) in all {
+            let is_free = used_by_all.contains(&key) || self.used.contains(&key) || !self.entries.contains_key(&key);
+            if !is_free || !defined.insert(key.clone()) {
+                return Err(taken(&key));
+            }
+            self.entries.insert(key, made);
+        }
+        used_by_all.retain(|key| !defined.contains(key));
+        self.used.retain(|key| !defined.contains(key));
+        self.used.extend(used_by_all);
+        Ok(())
+    }
+
+    fn insert(&mut self, key: String, made: Entry, used: BTreeSet<String>) -> Step<()> {
+        if self.entries.contains_key(&key) && !used.contains(&key) && !self.used.contains(&key) {
+            return Err(taken(&key));
+        }
+        self.used.extend(used);
+        self.used.remove(&key);
+        self.entries.insert(key, made);
+        Ok(())
+    }
+
+    /// Makes what an expression says, of the entries as they are; and what it used.
+    fn make(&self, expr: &Expr, captures: &[&str]) -> Step<(Entry, BTreeSet<String>)> {
+        let mut used = BTreeSet::new();
+        if let Expr::Source(name) = expr {
+            let key = name.fill(captures);
+            let entry = self.entries.get(&key).ok_or_else(|| self.unknown("there is no", &key))?;
+            used.insert(key);
+            return Ok((entry.clone(), used));
+        }
+        let bound = Bound::of(expr, &mut |name| {
+            let key = name.fill(captures);
+            let found = match self.entries.get(&key) {
+                Some(Entry::Tensor(bound)) => bound.clone(),
+                Some(Entry::Value(_)) => {
+                    return Err(format!("{} is a value, no tensor: it can only be renamed", name::shown(&key)));
+                }
+                Some(Entry::Unreadable(reason)) => {
+                    return Err(format!("{} cannot be read: {reason}", name::shown(&key)));
+                }
+                None => return Err(self.unknown("there is no", &key)),
+            };
+            used.insert(key);
+            Ok(found)
+        })?;
+        Ok((Entry::Tensor(bound), used))
+    }
+
+    fn finish(self) -> Result<Mapped<'a>> {
+        let source = self.source;
+        let places: BTreeMap<&str, usize> = source.order().into_iter().enumerate().map(|(at, key)| (key, at)).collect();
+        let mut went_in = BTreeSet::new();
+        let (mut specs, mut tensors) = (BTreeMap::new(), BTreeMap::new());
+        let (mut values, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let (mut aliases, mut first) = (BTreeMap::new(), BTreeMap::new());
+        let (mut order, mut mappings) = (Vec::new(), Vec::new());
+        for (key, entry) in self.entries {
+            if name::path(&key).is_none() {
+                let reason = format!("{} is no key: a name is empty or badly escaped", name::shown(&key));
+                return Err(Error::Usage(format!("{}: {reason}", source.path().display())));
+            }
+            match entry {
+                Entry::Unreadable(reason) => drop(unreadable.insert(key, reason)),
+                Entry::Value(from) => {
+                    if let Some(value) = source.values().get(&from) {
+                        values.insert(key.clone(), value.clone());
+                    }
+                    went_in.insert(from.clone());
+                    if from != key {
+                        let (from, transform) = (vec![from], String::new());
+                        mappings.push(Mapping { key, from, transform, loss: Loss::Nothing });
+                    }
+                }
+                Entry::Tensor(bound) => {
+                    let mut keys = BTreeSet::new();
+                    bound.keys(&mut keys);
+                    order.push((keys.iter().filter_map(|key| places.get(key)).min().copied(), key.clone()));
+                    let known: &String = first.entry(bound.signature(source)).or_insert_with(|| key.clone());
+                    if *known != key {
+                        aliases.insert(key.clone(), known.clone());
+                    }
+                    if bound.plain() != Some(&key) {
+                        let from = keys.iter().map(|key| key.to_string()).collect();
+                        let transform = if bound.plain().is_some() { String::new() } else { bound.shown() };
+                        mappings.push(Mapping { key: key.clone(), from, transform, loss: bound.loss });
+                    }
+                    went_in.extend(keys.iter().map(|key| key.to_string()));
+                    specs.insert(key.clone(), bound.spec.clone());
+                    tensors.insert(key, bound);
+                }
+            }
+        }
+        order.sort();
+        let keys = source.tensors().keys().chain(source.values().keys());
+        let mut left_out: Vec<String> = keys.filter(|key| !went_in.contains(*key)).cloned().collect();
+        left_out.sort_unstable();
+        let order = order.into_iter().map(|(_, key)| key).collect();
+        let last = Mutex::new(None);
+        Ok(Mapped { source, specs, tensors, values, unreadable, aliases, order, mappings, left_out, last })
+    }
+}
+
+fn taken(key: &str) -> String {
+    format!("there is a {} already; exclude it or give one of the two another name", name::shown(key))
+}
+
+/// What optimizers are called.
+const OPTIMIZERS: [&str; 8] = [
+    "optimizer",
+    "optimizers",
+    "optim",
+    "opt",
+    "optimizer_state",
+    "optimizer_state_dict",
+    "optimizer_states",
+    "optimizer_weights",
+];
+
+/// The keys of objects that have parameter groups, with a `/` behind.
+fn optimizers<'k>(keys: impl Iterator<Item = &'k String>) -> BTreeSet<String> {
+    let groups = |key: &str| {
+        let at = key.find("param_groups")?;
+        let is_name = key[..at].is_empty() || key[..at].ends_with('/');
+        let ends = matches!(key.as_bytes().get(at + "param_groups".len()), None | Some(b'/'));
+        (is_name && ends).then(|| key[..at].to_string())
+    };
+    keys.filter_map(|key| groups(key)).collect()
+}
+
+fn is_of_optimizer(key: &str, optimizers: &BTreeSet<String>) -> bool {
+    // What has no name above it is the whole file.
+    key.split('/').any(|name| OPTIMIZERS.contains(&name) || name == ".OPTIMIZER_SLOT")
+        || key.match_indices('/').any(|(at, _)| optimizers.contains(&key[..=at]))
+        || optimizers.contains("")
+}

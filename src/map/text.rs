@@ -1,0 +1,547 @@
+//! Maps as texts. `docs/maps.md` specifies them.
+
+use super::NameMap;
+use super::pattern::Pattern;
+use super::statement::{Definition, Kind, Statement};
+use super::transform::{Expr, Function, TensorFunction};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::name;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The first statement.
+pub(super) const HEADER: &str = "map 1";
+
+/// The longest text.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// How deep functions may nest.
+const MAX_DEPTH: usize = 64;
+
+/// Functions of the user's own that a text may call.
+///
+/// ```
+/// # use tch_checkpoint::map::{Functions, TensorFunction};
+/// # use tch_checkpoint::TensorSpec;
+/// # struct Reverse;
+/// # impl TensorFunction for Reverse {
+/// #     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, String> { Ok(inputs[0].clone()) }
+/// #     fn apply(&self, _: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, String> { Ok(inputs[0].clone()) }
+/// # }
+/// let map = Functions::new().with("reverse", Reverse).parse("map 1\na = reverse(b)\n")?;
+/// # let _ = map;
+/// # Ok::<(), tch_checkpoint::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Functions {
+    known: BTreeMap<String, Function>,
+}
+
+impl Functions {
+    /// None.
+    pub fn new() -> Functions {
+        Functions::default()
+    }
+
+    /// One more, under a name that no function of the language has.
+    #[must_use]
+    pub fn with(mut self, name: &str, function: impl TensorFunction + 'static) -> Functions {
+        let function = Function { name: name.to_string(), function: Arc::new(function) };
+        self.known.insert(name.to_string(), function);
+        self
+    }
+
+    /// Reads a text that may call these functions.
+    ///
+    /// # Errors
+    /// [`Error::Map`] with line and column.
+    pub fn parse(&self, text: &str) -> Result<NameMap> {
+        parse(text, &self.known).map_err(|at| Error::Map {
+            path: None,
+            line: at.line,
+            column: at.column,
+            reason: at.reason,
+        })
+    }
+
+    /// As [`parse`](Functions::parse), of the file `path`.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Io`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<NameMap> {
+        let path = path.as_ref();
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+        read.map_err(|e| Error::io("read", path, e))?;
+        let at = |line, column, reason: String| Error::Map { path: Some(path.to_path_buf()), line, column, reason };
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(at(1, 1, format!("it is longer than {MAX_BYTES} bytes")));
+        }
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+            at(1 + good.iter().filter(|byte| **byte == b'\n').count(), 1, "it is not UTF-8".to_string())
+        })?;
+        parse(&text, &self.known).map_err(|wrong| at(wrong.line, wrong.column, wrong.reason))
+    }
+}
+
+/// What is wrong, and where.
+struct Wrong {
+    line: usize,
+    column: usize,
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    /// A word; a function's name, a number and a range are words too.
+    Word(Pattern),
+    /// In quotes: always a name.
+    Quoted(Pattern),
+    Mark(char),
+    End,
+}
+
+struct Lexed {
+    token: Token,
+    column: usize,
+    /// The characters as they stand there.
+    text: String,
+}
+
+fn parse(text: &str, functions: &BTreeMap<String, Function>) -> Result<NameMap, Wrong> {
+    let mut statements = Vec::new();
+    let mut has_header = false;
+    for (at, line) in text.lines().enumerate() {
+        let line_number = at + 1;
+        let wrong = |(column, reason): (usize, String)| Wrong { line: line_number, column, reason };
+        let tokens = lex(line).map_err(wrong)?;
+        let mut parser = Parser { tokens: &tokens, at: 0, functions };
+        if parser.peek() == &Token::End {
+            continue;
+        }
+        if !has_header {
+            parser.header().map_err(wrong)?;
+            has_header = true;
+            continue;
+        }
+        let column = parser.column();
+        let kind = parser.statement().map_err(wrong)?;
+        statements.push(Statement::new(kind, line_number, column));
+    }
+    if !has_header {
+        let reason = format!("a map begins with the line `{HEADER}`");
+        return Err(Wrong { line: 1, column: 1, reason });
+    }
+    Ok(NameMap { statements })
+}
+
+type Step<T> = std::result::Result<T, (usize, String)>;
+
+/// The tokens of a line, and the end.
+fn lex(line: &str) -> Step<Vec<Lexed>> {
+    let chars: Vec<char> = line.chars().collect();
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(&c) = chars.get(at) {
+        let begin = at;
+        match c {
+            '#' => break,
+            c if c.is_whitespace() => {
+                at += 1;
+                continue;
+            }
+            '(' | ')' | '[' | ']' | ',' | '=' => {
+                at += 1;
+                tokens.push((Token::Mark(c), begin, at));
+            }
+            '"' => {
+                let name = quoted(&chars, &mut at)?;
+                tokens.push((Token::Quoted(name), begin, at));
+            }
+            _ => {
+                while chars.get(at).is_some_and(|c| !c.is_whitespace() && !"()[],=#\"".contains(*c)) {
+                    at += 1;
+                }
+                let word: String = chars[begin..at].iter().collect();
+                if let Some(place) = word.chars().position(|c| c == '\\' || c.is_control()) {
+                    let reason = "a name with this character needs double quotes".to_string();
+                    return Err((begin + place + 1, reason));
+                }
+                tokens.push((Token::Word(Pattern::new(&word)), begin, at));
+            }
+        }
+    }
+    let end = (Token::End, at, at);
+    let lexed = |(token, begin, end): (Token, usize, usize)| Lexed {
+        token,
+        column: begin + 1,
+        text: chars[begin..end].iter().collect(),
+    };
+    Ok(tokens.into_iter().chain([end]).map(lexed).collect())
+}
+
+/// A name in quotes, from the first to behind the last.
+fn quoted(chars: &[char], at: &mut usize) -> Step<Pattern> {
+    let begin = *at;
+    let mut parts = vec![String::new()];
+    *at += 1;
+    loop {
+        let place = *at;
+        let c = *chars.get(place).ok_or((begin + 1, "the quote is not closed".to_string()))?;
+        *at += 1;
+        let last = parts.len() - 1;
+        match c {
+            '"' => return Ok(Pattern::from_parts(parts)),
+            '*' => parts.push(String::new()),
+            '\\' => {
+                let escaped = chars.get(*at).copied();
+                *at += 1;
+                match escaped {
+                    Some(c @ ('"' | '\\' | '*')) => parts[last].push(c),
+                    Some('u') => parts[last].push(unicode(chars, at).ok_or((place + 1, BAD_ESCAPE.to_string()))?),
+                    _ => return Err((place + 1, BAD_ESCAPE.to_string())),
+                }
+            }
+            c => parts[last].push(c),
+        }
+    }
+}
+
+const BAD_ESCAPE: &str = r#"after `\` comes `"`, `\`, `*`, or `u{…}` with up to six hexadecimal digits"#;
+
+fn unicode(chars: &[char], at: &mut usize) -> Option<char> {
+    let rest = chars.get(*at..)?;
+    let end = rest.iter().take(8).position(|c| *c == '}')?;
+    let digits: String = rest.get(1..end)?.iter().collect();
+    *at += end + 1;
+    let is_right = rest.first() == Some(&'{') && digits.chars().all(|c| c.is_ascii_hexdigit());
+    char::from_u32(u32::from_str_radix(&digits, 16).ok().filter(|_| is_right)?)
+}
+
+struct Parser<'a> {
+    tokens: &'a [Lexed],
+    at: usize,
+    functions: &'a BTreeMap<String, Function>,
+}
+
+const WORDS: [&str; 8] = ["only", "include", "exclude", "weights", "add_prefix", "remove_prefix", "optional", "map"];
+
+impl<'a> Parser<'a> {
+    fn lexed(&self) -> &'a Lexed {
+        // The last token is the end.
+        &self.tokens[self.at.min(self.tokens.len() - 1)]
+    }
+
+    fn peek(&self) -> &'a Token {
+        &self.lexed().token
+    }
+
+    fn column(&self) -> usize {
+        self.lexed().column
+    }
+
+    fn wrong<T>(&self, reason: impl Into<String>) -> Step<T> {
+        Err((self.column(), reason.into()))
+    }
+
+    /// What stands there, for a message.
+    fn found(&self) -> String {
+        match self.peek() {
+            Token::End => "the end of the line".to_string(),
+            _ => format!("`{}`", self.lexed().text),
+        }
+    }
+
+    fn expect(&mut self, mark: char) -> Step<()> {
+        if *self.peek() != Token::Mark(mark) {
+            return self.wrong(format!("`{mark}` is expected here, not {}", self.found()));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// Whether `mark` comes next; then it is passed.
+    fn passes(&mut self, mark: char) -> bool {
+        let is_there = *self.peek() == Token::Mark(mark);
+        self.at += usize::from(is_there);
+        is_there
+    }
+
+    fn header(&mut self) -> Step<()> {
+        let words: Vec<&str> = self.tokens.iter().map(|lexed| lexed.text.as_str()).collect();
+        match words.as_slice() {
+            ["map", "1", ""] => Ok(()),
+            ["map", version, ""] => {
+                Err((self.tokens[1].column, format!("this version reads maps of version 1, not {version}")))
+            }
+            _ => self.wrong(format!("a map begins with the line `{HEADER}`")),
+        }
+    }
+
+    fn statement(&mut self) -> Step<Kind> {
+        let is_definition = matches!(self.tokens.get(self.at + 1).map(|lexed| &lexed.token), Some(Token::Mark('=')));
+        let word = if is_definition { "" } else { self.lexed().text.as_str() };
+        let column = self.column();
+        let kind = match word {
+            "only" => Kind::Only(self.names()?),
+            "include" => Kind::Include(self.names()?),
+            "exclude" => Kind::Exclude(self.names()?),
+            "weights" => {
+                self.at += 1;
+                Kind::Weights
+            }
+            "add_prefix" => Kind::AddPrefix(self.literal()?),
+            "remove_prefix" => Kind::RemovePrefix(self.literal()?),
+            "optional" => {
+                self.at += 1;
+                self.definition(true)?
+            }
+            "" => self.definition(false)?,
+            other => {
+                let near = name::nearest(other, WORDS.into_iter());
+                let near = near.map(|near| format!(" (`{near}`?)")).unwrap_or_default();
+                let reason = format!("`{other}` is no statement{near}; a definition is `NAME = WHAT IT IS MADE OF`");
+                return Err((column, reason));
+            }
+        };
+        match self.peek() {
+            Token::End => Ok(kind),
+            _ => self.wrong(format!("the statement ends before {}", self.found())),
+        }
+    }
+
+    fn name(&mut self, what: &str) -> Step<Pattern> {
+        match self.peek() {
+            Token::Word(name) | Token::Quoted(name) => {
+                self.at += 1;
+                Ok(name.clone())
+            }
+            _ => self.wrong(format!("{what} is expected here, not {}", self.found())),
+        }
+    }
+
+    /// One or more names behind a word.
+    fn names(&mut self) -> Step<Vec<Pattern>> {
+        self.at += 1;
+        let mut names = vec![self.name("a name")?];
+        while *self.peek() != Token::End {
+            names.push(self.name("a name")?);
+        }
+        Ok(names)
+    }
+
+    /// A name without stars behind a word.
+    fn literal(&mut self) -> Step<String> {
+        self.at += 1;
+        let column = self.column();
+        let name = self.name("a prefix")?;
+        name.plain()
+            .map(str::to_string)
+            .ok_or((column, r"a prefix has no `*`; as a character it is `\*` in quotes".to_string()))
+    }
+
+    fn definition(&mut self, optional: bool) -> Step<Kind> {
+        let name = self.name("a name")?;
+        self.expect('=')?;
+        let column = self.column();
+        let expr = self.expr(0)?;
+        check_stars(&name, &expr).map_err(|reason| (column, reason))?;
+        Ok(Kind::Define(Definition { name, expr, optional }))
+    }
+
+    fn expr(&mut self, depth: usize) -> Step<Expr> {
+        if depth > MAX_DEPTH {
+            return self.wrong(format!("functions nest deeper than {MAX_DEPTH}"));
+        }
+        let is_call = matches!(self.tokens.get(self.at + 1).map(|lexed| &lexed.token), Some(Token::Mark('(')));
+        match self.peek() {
+            Token::Word(_) if is_call => self.call(depth),
+            _ => self.name("the name of a tensor, or a function,").map(Expr::Source),
+        }
+    }
+
+    fn call(&mut self, depth: usize) -> Step<Expr> {
+        let (function, column) = (self.lexed().text.as_str(), self.column());
+        self.at += 2;
+        let expr = match function {
+            "concat" | "stack" | "add" => {
+                let dim = if function == "add" { 0 } else { self.first_number()? };
+                let mut parts = vec![self.expr(depth + 1)?];
+                while self.passes(',') {
+                    parts.push(self.expr(depth + 1)?);
+                }
+                match function {
+                    "concat" => Expr::Concat(dim, parts),
+                    "stack" => Expr::Stack(dim, parts),
+                    _ => Expr::Add(parts),
+                }
+            }
+            "cast" | "transpose" | "reshape" | "flatten" | "slice" | "blocks" | "repeat" | "pad" | "truncate"
+            | "zeros" => {
+                let inner = Box::new(self.expr(depth + 1)?);
+                self.unary(function, inner)?
+            }
+            own => match self.functions.get(own) {
+                Some(function) => {
+                    let mut parts = vec![self.expr(depth + 1)?];
+                    while self.passes(',') {
+                        parts.push(self.expr(depth + 1)?);
+                    }
+                    Expr::Function(function.clone(), parts)
+                }
+                None => {
+                    let known = FUNCTIONS.into_iter().chain(self.functions.keys().map(String::as_str));
+                    let near = name::nearest(own, known).map(|near| format!(" (`{near}`?)")).unwrap_or_default();
+                    return Err((column, format!("there is no function `{own}`{near}")));
+                }
+            },
+        };
+        self.expect(')')?;
+        Ok(expr)
+    }
+
+    /// A function of one tensor, behind that.
+    fn unary(&mut self, function: &str, inner: Box<Expr>) -> Step<Expr> {
+        Ok(match function {
+            "cast" => {
+                self.expect(',')?;
+                let text = self.lexed().text.as_str();
+                let dtype = Dtype::ALL.iter().find(|dtype| dtype.name() == text);
+                let names = || Dtype::ALL.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
+                let Some(dtype) = dtype else {
+                    return self.wrong(format!("a dtype is expected here, not {}: one of {}", self.found(), names()));
+                };
+                self.at += 1;
+                Expr::Cast(inner, *dtype)
+            }
+            "transpose" => {
+                let axes =
+                    if self.passes(',') { Some(self.list(|text| text.parse().ok(), "a dimension")?) } else { None };
+                Expr::Transpose(inner, axes)
+            }
+            "reshape" => {
+                self.expect(',')?;
+                let length = |text: &str| if text == "_" { Some(None) } else { text.parse().ok().map(Some) };
+                Expr::Reshape(inner, self.list(length, "a length, or `_`,")?)
+            }
+            "flatten" => Expr::Flatten(inner, self.number()?, self.number()?),
+            "slice" => {
+                let dim = self.number()?;
+                self.expect(',')?;
+                let range =
+                    self.lexed().text.split_once("..").and_then(|(start, end)| Some((bound(start)?, bound(end)?)));
+                let Some((start, end)) = range else {
+                    return self.wrong(format!(
+                        "a range such as `2..5`, `2..` or `..5` is expected here, not {}",
+                        self.found()
+                    ));
+                };
+                self.at += 1;
+                Expr::Slice(inner, dim, start, end)
+            }
+            "blocks" => {
+                let (dim, count) = (self.number()?, self.length()?);
+                self.expect(',')?;
+                Expr::Blocks(inner, dim, count, self.list(|text| text.parse().ok(), "the number of a block")?)
+            }
+            "repeat" => {
+                self.expect(',')?;
+                Expr::Repeat(inner, self.list(|text| text.parse().ok(), "a number")?)
+            }
+            "pad" => {
+                let (dim, length) = (self.number()?, self.length()?);
+                let value = if self.passes(',') { self.value(|text| text.parse().ok(), "a number")? } else { 0.0 };
+                Expr::Pad(inner, dim, length, value)
+            }
+            "truncate" => Expr::Truncate(inner, self.number()?, self.length()?),
+            _ => Expr::Zeros(inner),
+        })
+    }
+
+    fn value<T>(&mut self, parse: impl Fn(&str) -> Option<T>, what: &str) -> Step<T> {
+        let text = self.lexed().text.as_str();
+        match parse(text).filter(|_| matches!(self.peek(), Token::Word(_))) {
+            Some(value) => {
+                self.at += 1;
+                Ok(value)
+            }
+            None => self.wrong(format!("{what} is expected here, not {}", self.found())),
+        }
+    }
+
+    fn first_number(&mut self) -> Step<i64> {
+        let dim = self.value(|text| text.parse().ok(), "a dimension")?;
+        self.expect(',')?;
+        Ok(dim)
+    }
+
+    /// A dimension behind a comma.
+    fn number(&mut self) -> Step<i64> {
+        self.expect(',')?;
+        self.value(|text| text.parse().ok(), "a dimension")
+    }
+
+    /// A length behind a comma.
+    fn length(&mut self) -> Step<u64> {
+        self.expect(',')?;
+        self.value(|text| text.parse().ok(), "a length")
+    }
+
+    fn list<T>(&mut self, parse: impl Fn(&str) -> Option<T>, what: &str) -> Step<Vec<T>> {
+        self.expect('[')?;
+        let mut items = Vec::new();
+        if self.passes(']') {
+            return Ok(items);
+        }
+        loop {
+            items.push(self.value(&parse, what)?);
+            if !self.passes(',') {
+                break;
+            }
+        }
+        self.expect(']')?;
+        Ok(items)
+    }
+}
+
+/// The end of a range: a number, or nothing.
+fn bound(text: &str) -> Option<Option<u64>> {
+    if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
+}
+
+const FUNCTIONS: [&str; 13] = [
+    "cast",
+    "transpose",
+    "reshape",
+    "flatten",
+    "slice",
+    "blocks",
+    "concat",
+    "stack",
+    "repeat",
+    "pad",
+    "truncate",
+    "add",
+    "zeros",
+];
+
+/// Every name in an expression has as many stars as the defined name, or none; and that has none if none has.
+pub(super) fn check_stars(name: &Pattern, expr: &Expr) -> Result<(), String> {
+    let stars = name.stars();
+    let mut most = 0;
+    for source in expr.sources() {
+        if source.stars() != 0 && source.stars() != stars {
+            return Err(format!("{source} has {} stars, {name} has {stars}", source.stars()));
+        }
+        most = most.max(source.stars());
+    }
+    match most == stars {
+        true => Ok(()),
+        false => Err(format!("{name} has stars, and nothing that it is made of says what they stand for")),
+    }
+}
