@@ -2,7 +2,7 @@
 //! a plain list of what should be there.
 
 use super::memory::Memory;
-use super::oracle::{Line, Made, Then};
+use super::oracle::{Line, Made, Rules, Then};
 use super::random::Random;
 use super::system::System;
 use chrono::TimeDelta;
@@ -18,6 +18,7 @@ use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
 use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
+use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
 use tch_checkpoint::{CheckpointManager, latest_checkpoint};
 
 /// What came of it.
@@ -146,7 +147,7 @@ struct History {
     /// Which name the manager has, by place in `NAMES`.
     name: usize,
     lines: [Line; 2],
-    keep: usize,
+    rules: Rules,
     interval: i64,
     hours: Option<f64>,
     /// Checkpoints of the foreign run that were copied in.
@@ -165,7 +166,9 @@ type Verdict = Result<(), String>;
 impl History {
     fn new(dir: &Path, foreign: &Path, seed: u64) -> History {
         let mut random = Random::new(seed);
-        let (keep, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
+        let (latest, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
+        let (best, multiples) = (random.below(4).saturating_sub(1), [0, 0, 3][random.below(3)]);
+        let rules = Rules { latest, best, multiples, restored: random.below(4) };
         let hours = [None, Some(1e-12), Some(1.0)][random.below(3)];
         History {
             dir: dir.to_path_buf(),
@@ -175,14 +178,14 @@ impl History {
             manager: None,
             name: 0,
             lines: Default::default(),
-            keep,
+            rules: rules.clone(),
             interval,
             hours,
             copied: Vec::new(),
             indexed: [false; 2],
             fresh_value: 1,
             saves: 0,
-            told: vec![format!("keep {keep}, every {interval}, hours {hours:?}")],
+            told: vec![format!("{rules:?}, every {interval}, hours {hours:?}")],
         }
     }
 
@@ -221,10 +224,17 @@ impl History {
         let checkpoint = self.state.checkpoint().map_err(|e| e.to_string())?;
         let mut builder = CheckpointManager::builder(checkpoint, &self.dir)
             .checkpoint_name(NAMES[self.name])
-            .max_to_keep(self.keep)
+            .max_to_keep(self.rules.latest)
+            .protect_restored(self.rules.restored)
             .save_every(self.interval as u64);
         if let Some(hours) = self.hours {
-            builder = builder.keep_every_n_hours(hours);
+            builder = builder.keep_every(std::time::Duration::from_secs_f64(hours * 3600.0));
+        }
+        if self.rules.best > 0 {
+            builder = builder.keep(Best::new("m0", Goal::Minimize, self.rules.best));
+        }
+        if self.rules.multiples > 0 {
+            builder = builder.keep(EveryNSteps(self.rules.multiples as u64));
         }
         if fresh {
             builder = builder.fresh_start();
@@ -446,7 +456,8 @@ impl History {
             Ok(saved) if saved != path => return Err(format!("it is saved as {}", saved.display())),
             Ok(_) => {}
         }
-        let keep = self.keep;
+        let rules = self.rules.clone();
+        let is_new = matches!(then, Then::New { .. });
         let preserved: Vec<i64> =
             self.manager()?.preserved_checkpoints().iter().filter_map(|path| value_in(path)).collect();
         let (name, saves) = (self.name, self.saves + 1);
@@ -455,7 +466,10 @@ impl History {
         let line = self.line();
         line.saved(number, step, value, then, saves);
         line.add_metrics(value, metrics);
-        line.rotated(keep, &preserved);
+        // Metrics alone remove nothing.
+        if is_new {
+            line.rotated(&rules, &preserved);
+        }
         self.check()
     }
 
