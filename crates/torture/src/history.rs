@@ -19,7 +19,7 @@ use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
 use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
-use tch_checkpoint::{CheckpointManager, latest_checkpoint};
+use tch_checkpoint::{CheckpointDirectory, CheckpointManager, latest_checkpoint};
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -349,7 +349,7 @@ impl History {
     /// A call, or what somebody else does in the directory.
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
-        match self.random.below(20) {
+        match self.random.below(23) {
             0..=5 => self.save_at(last + 1 + self.random.clone().below(3) as i64, true),
             6 | 7 => self.save_if_due(last + 1),
             8 => self.save_if_due(last - 1 - self.random.clone().below(3) as i64),
@@ -362,6 +362,8 @@ impl History {
             16 => self.damage(),
             17 => self.copy_in(),
             18 => self.somebody(),
+            19 => self.pin(),
+            20 | 21 => self.evaluate(),
             _ => self.close(),
         }
     }
@@ -593,6 +595,41 @@ impl History {
         }
         self.copied.push(name);
         Ok(())
+    }
+
+    /// Another process pins a checkpoint, or takes the pin away.
+    fn pin(&mut self) -> Verdict {
+        let Some(at) = self.any_there() else { return Ok(()) };
+        let made = self.line().own[at].clone();
+        let name = format!("{}-{}", NAMES[self.name], made.number);
+        self.tell(format!("{name} is {}", if made.pinned { "unpinned" } else { "pinned" }));
+        let beside = CheckpointDirectory::new(&self.dir);
+        let done = match made.pinned {
+            true => beside.unpin(&name, "p").map(|was_pinned| was_pinned == made.pinned),
+            false => beside.pin(&name, "p", "").map(|()| true),
+        };
+        self.line().own[at].pinned = !made.pinned;
+        match done {
+            Ok(true) => Ok(()),
+            other => Err(format!("{name} is not pinned or unpinned: {other:?}")),
+        }
+    }
+
+    /// Another process adds a metric.
+    fn evaluate(&mut self) -> Verdict {
+        let Some(at) = self.any_there() else { return Ok(()) };
+        let (number, value) = (self.line().own[at].number, self.random.below(9) as f64);
+        let name = format!("{}-{number}", NAMES[self.name]);
+        self.tell(format!("{name} gets the metric {value}"));
+        let added = CheckpointDirectory::new(&self.dir).add_metrics(&name, [("m0", value)]);
+        self.line().own[at].metrics.insert("m0".to_string(), value);
+        added.map_err(|e| format!("{name} gets no metric: {e}"))
+    }
+
+    fn any_there(&mut self) -> Option<usize> {
+        let there = self.line().own.iter().enumerate().filter(|(_, made)| made.there).map(|(at, _)| at);
+        let there: Vec<usize> = there.collect();
+        (!there.is_empty()).then(|| there[self.random.below(there.len())])
     }
 
     /// The index, the clock, leftovers, names that are taken.

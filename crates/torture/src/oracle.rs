@@ -17,6 +17,7 @@ pub(super) struct Made {
     /// What its process had restored of an earlier one.
     pub came_from: Option<i64>,
     pub permanent: bool,
+    pub pinned: bool,
     pub metrics: BTreeMap<String, f64>,
     /// Nobody removed it.
     pub there: bool,
@@ -181,7 +182,7 @@ impl Line {
             self.own = own;
             self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
             self.own.retain(|made| made.there);
-            let (permanent, metrics) = (false, BTreeMap::new());
+            let (permanent, pinned, metrics) = (false, false, BTreeMap::new());
             let (there, is_damaged) = (true, false);
             self.orders.insert(value, order);
             let process = self.process;
@@ -197,6 +198,7 @@ impl Line {
                 before,
                 came_from,
                 permanent,
+                pinned,
                 metrics,
                 there,
                 is_damaged,
@@ -225,8 +227,11 @@ impl Line {
             stays || made.permanent
         });
         let newer = |order: u64| self.own.iter().filter(|made| made.there && made.order > order).count();
-        let done: Vec<bool> =
-            self.aside.iter().map(|made| newer(made.order) >= rules.latest && !made.permanent).collect();
+        let done: Vec<bool> = self
+            .aside
+            .iter()
+            .map(|made| newer(made.order) >= rules.latest && !made.permanent && !made.pinned)
+            .collect();
         for (made, done) in self.aside.iter_mut().zip(done) {
             made.there &= !done;
         }
@@ -235,7 +240,7 @@ impl Line {
     /// Whether a rule keeps one of the own ones, by what is there.
     fn stays(&self, at: usize, rules: &Rules) -> bool {
         let made = &self.own[at];
-        if !made.there || made.permanent {
+        if !made.there || made.permanent || made.pinned {
             return true;
         }
         let newer: Vec<&Made> = self.own[at + 1..].iter().filter(|other| other.there).collect();

@@ -1,7 +1,7 @@
 //! One per interval of time, for good: TensorFlow's `keep_checkpoint_every_n_hours`.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy, delta};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
 /// Keeps, for good, one checkpoint per interval. The one-word form is
@@ -63,11 +63,13 @@ impl RetentionPolicy for Every {
 
     fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         // By the times as they were told: one after the present is of a clock that was set back since.
-        match self.scan(checkpoints, DateTime::<Utc>::MAX_UTC).1 {
-            Some(last) if last > now => return Some(now),
-            _ => {}
-        }
+        let last = self.scan(checkpoints, DateTime::<Utc>::MAX_UTC).1;
         let recorded = checkpoints.iter().rev().find_map(|info| info.counted_from);
+        if last.is_some_and(|last| last > now) {
+            // That counting begins anew is told by another time than the one before.
+            let another = now.checked_sub_signed(TimeDelta::nanoseconds(1)).filter(|_| recorded == Some(now));
+            return Some(another.unwrap_or(now));
+        }
         let oldest = || checkpoints.first().map(|first| first.saved_at);
         Some(recorded.or_else(oldest).unwrap_or(now).min(now))
     }
