@@ -4,7 +4,7 @@
 pub use crate::catalog::broken::{Rule, break_rule};
 pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Kind, LocalDisk, LockFile, NewFile, OldFile, PAGE, Scan, Staging, Stat,
-    Stays, before_aside,
+    Stays, before_aside, hold_lease,
 };
 pub use crate::source::Source;
 

@@ -7,7 +7,7 @@ mod posix;
 
 pub use posix::{
     Aside, Dir, Directory, Disk, Durability, Entry, FileId, Kind, LocalDisk, LockFile, NewFile, OldFile, PAGE, Scan,
-    Staging, Stat, Stays, before_aside,
+    Staging, Stat, Stays, before_aside, hold_lease,
 };
 pub(crate) use posix::{
     DIRECT, Finished, Lock, MANIFEST, StagedFile, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of,

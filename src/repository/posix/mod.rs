@@ -19,6 +19,7 @@ pub use directory::{Directory, Durability, Scan};
 pub(crate) use directory::{
     MANIFEST, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of, read_manifest,
 };
+pub use lease::hold_lease;
 pub use local::LocalDisk;
 pub(crate) use lock::Lock;
 pub use removal::Stays;
