@@ -6,7 +6,7 @@ use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
 use crate::graph::{Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
 use crate::progress::{Observer, Progress};
-use crate::repository::{Directory, Disk, Durability, LocalDisk, PAGE, before_aside, nonce, parent_of};
+use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage, before_aside, nonce, parent_of};
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
@@ -46,7 +46,7 @@ use std::sync::Arc;
 pub struct Checkpoint {
     objects: Tracked,
     save_counter: Counter,
-    disk: Arc<dyn Disk>,
+    storage: Arc<dyn Storage>,
     run: String,
     durability: Durability,
     without_lock: bool,
@@ -88,7 +88,7 @@ impl Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
             save_counter: Counter::new(0),
-            disk: Arc::new(LocalDisk),
+            storage: Arc::new(Posix::default()),
             run: nonce(),
             durability: Durability::default(),
             without_lock: false,
@@ -103,9 +103,9 @@ impl Checkpoint {
         }
     }
 
-    /// Uses another disk than the operating system's.
-    pub(crate) fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
-        self.disk = disk;
+    /// Uses another storage than the operating system's file systems.
+    pub(crate) fn with_storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = storage;
         self
     }
 
@@ -361,13 +361,19 @@ impl Checkpoint {
     /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
         let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
-        let (metrics, counted_from) = (BTreeMap::new(), None);
-        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics, follows, earlier, counted_from }
+        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics: BTreeMap::new(), follows, earlier }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
-        let directory = Directory::new(self.disk.clone(), root, self.durability);
-        if self.without_lock { directory.without_lock() } else { directory }
+        Directory::new(&*self.storage, root, &self.open_options())
+    }
+
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        OpenOptions { durability: self.durability, lock: !self.without_lock, recycle: false }
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.storage
     }
 
     pub(crate) fn options(&self) -> &SaveOptions {
@@ -399,13 +405,13 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open(&self.disk, path.as_ref(), options)?;
+        let opened = Opened::open(&self.storage, path.as_ref(), options)?;
         self.go_on_from(opened, options)
     }
 
     /// As [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
     pub(crate) fn restore_own(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open_ours(&self.disk, path, options)?;
+        let opened = Opened::open_ours(&self.storage, path, options)?;
         self.go_on_from(opened, options)
     }
 
@@ -452,14 +458,14 @@ impl Checkpoint {
     /// As for [`restore`](Checkpoint::restore).
     pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
         let options = RestoreOptions::new();
-        let opened = Opened::open(&self.disk, path.as_ref(), &options)?;
+        let opened = Opened::open(&self.storage, path.as_ref(), &options)?;
         self.read_opened(opened, &options)
     }
 
     fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {
         let done = opened.with_origin(options, |origin| self.apply(origin, options))?;
         let about = opened.about();
-        let whence = Some(opened.close(&self.disk));
+        let whence = Some(opened.close(&self.storage));
         Ok(self.note(Pending::new(about, whence, options.clone(), self.objects.clone(), done)))
     }
 

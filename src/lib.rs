@@ -87,6 +87,7 @@ mod progress;
 mod reader;
 mod repository;
 mod restore;
+mod retention;
 mod save;
 mod source;
 mod sync;
@@ -103,10 +104,9 @@ pub use graph::{
     Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
-pub use manager::retention;
 pub use manager::{
-    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, Pruned,
-    checkpoints, latest_checkpoint, list_checkpoints,
+    Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
+    list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;

@@ -6,11 +6,11 @@ use crate::format::{
     Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length, is_mark_file,
 };
 use crate::parallel;
-use crate::repository::{Disk, LocalDisk, MANIFEST};
+use crate::repository::{MANIFEST, Posix};
 use crate::source::Source;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Reads a checkpoint: names, types, shapes, values, bytes; and verifies all of it.
 ///
@@ -38,8 +38,7 @@ impl CheckpointReader {
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
-        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
-        Ok(CheckpointReader { source: Source::open(&disk, path.as_ref())? })
+        Ok(CheckpointReader { source: Source::open(&Posix::default(), path.as_ref())? })
     }
 
     /// The folder.
@@ -247,8 +246,7 @@ impl Verification {
 /// # }
 /// ```
 pub fn verify_checkpoint(path: impl AsRef<Path>) -> Verification {
-    let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
-    match Source::open_what_is_whole(&disk, path.as_ref()) {
+    match Source::open_what_is_whole(&Posix::default(), path.as_ref()) {
         Ok((source, mut problems)) => {
             let mut found = CheckpointReader { source }.verify();
             problems.append(&mut found.problems);

@@ -27,12 +27,6 @@ pub enum Rule {
     LateMetrics,
     /// A new run beside another one is asked for; broken: it need not be.
     FreshStart,
-    /// What a run was restored from stays until enough newer ones exist; broken: it does not.
-    Restored,
-    /// What is pinned stays; broken: it does not.
-    Pins,
-    /// Marks of other processes are read before it is decided what goes; broken: they are not.
-    FreshMarks,
 }
 
 thread_local! {
@@ -41,7 +35,7 @@ thread_local! {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 14] = [
+    pub const ALL: [Rule; 11] = [
         Rule::Chain,
         Rule::Supersede,
         Rule::KeepSuperseded,
@@ -53,9 +47,6 @@ impl Rule {
         Rule::SameStep,
         Rule::LateMetrics,
         Rule::FreshStart,
-        Rule::Restored,
-        Rule::Pins,
-        Rule::FreshMarks,
     ];
 }
 

@@ -5,13 +5,12 @@ use super::detect::Probe;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{MANIFEST_FILE, TensorRecord};
-use crate::repository::{Disk, LocalDisk};
+use crate::repository::Posix;
 use crate::source::{Source, TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
     let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE));
@@ -29,8 +28,7 @@ pub(crate) struct Ours {
 
 impl Ours {
     fn open(path: &Path) -> Result<Ours> {
-        let disk: Arc<dyn Disk> = Arc::new(LocalDisk);
-        Ok(Ours::new(Source::open(&disk, path)?))
+        Ok(Ours::new(Source::open(&Posix::default(), path)?))
     }
 
     /// A checkpoint that is open already.

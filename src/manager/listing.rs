@@ -3,9 +3,8 @@
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::format::IndexEntry;
-use crate::repository::{Directory, Durability, LocalDisk, TRASH};
+use crate::repository::{Directory, OpenOptions, Posix, TRASH};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// What is in a folder of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
@@ -74,7 +73,7 @@ pub struct Listed {
 /// # }
 /// ```
 pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
-    let directory = Directory::new(Arc::new(LocalDisk), directory.as_ref(), Durability::default());
+    let directory = Directory::new(&Posix::default(), directory.as_ref(), &OpenOptions::default());
     // Beside a writer that keeps one checkpoint, what was there is removed before it is looked at, and what came in its
     // place was not there yet: then look again.
     let (mut listing, mut vanished) = look(&directory)?;

@@ -130,7 +130,7 @@ impl CheckpointManager {
             let reason = "there is nothing of that name".to_string();
             return Err(Error::NotFound { path: path.to_path_buf(), reason });
         }
-        let moved = self.directory.move_aside(name, Aside::PassedOver);
+        let moved = self.directory.quarantine(name, Aside::PassedOver);
         let mut ledger = self.ledger();
         ledger.forget(name);
         let path = match moved {

@@ -5,7 +5,7 @@ use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest};
 use crate::interop::{self, Ours};
-use crate::repository::Disk;
+use crate::repository::Storage;
 use crate::source::{Source, TensorSource};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -34,14 +34,14 @@ pub(crate) struct About {
 /// What tells whether a checkpoint that is opened once more is the same.
 #[derive(Debug)]
 pub(crate) enum Whence {
-    Ours(Arc<dyn Disk>, Box<Manifest>),
+    Ours(Arc<dyn Storage>, Box<Manifest>),
     Foreign(Stamp),
 }
 
 impl Opened {
     /// Opens the checkpoint at `path`, of whatever format.
-    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
-        let error = match Source::open(disk, path) {
+    pub(crate) fn open(storage: &Arc<dyn Storage>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
+        let error = match Source::open(&**storage, path) {
             Ok(source) => return Ok(Opened::ours(source, options)),
             Err(error) => error,
         };
@@ -65,8 +65,8 @@ impl Opened {
     }
 
     /// As [`open`](Opened::open), of checkpoints of this crate.
-    pub(crate) fn open_ours(disk: &Arc<dyn Disk>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
-        Source::open(disk, path).map(|source| Opened::ours(source, options))
+    pub(crate) fn open_ours(storage: &Arc<dyn Storage>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
+        Source::open(&**storage, path).map(|source| Opened::ours(source, options))
     }
 
     fn ours(source: Source, options: &RestoreOptions) -> Opened {
@@ -105,10 +105,10 @@ impl Opened {
     }
 
     /// Closes it, and keeps what tells it from others.
-    pub(crate) fn close(self, disk: &Arc<dyn Disk>) -> Whence {
+    pub(crate) fn close(self, storage: &Arc<dyn Storage>) -> Whence {
         match self {
             Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
-                Whence::Ours(disk.clone(), Box::new(source.manifest.clone()))
+                Whence::Ours(storage.clone(), Box::new(source.manifest.clone()))
             }
             Opened::Foreign(_, stamp) => Whence::Foreign(stamp),
         }
@@ -119,8 +119,8 @@ impl Whence {
     /// Opens the checkpoint once more; `None` when another one is there now.
     pub(crate) fn open_again(&self, path: &Path, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
-            Whence::Ours(disk, manifest) => {
-                let source = Source::open(disk, path)?;
+            Whence::Ours(storage, manifest) => {
+                let source = Source::open(&**storage, path)?;
                 Ok(is_same(manifest, &source.manifest).then(|| Opened::ours(source, options)))
             }
             Whence::Foreign(stamp) => {

@@ -4,7 +4,7 @@ use super::{Header, Held, Memo, Plan, SaveOptions, Unchanged, write};
 use crate::error::Result;
 use crate::format::{AssetEntry, Hasher};
 use crate::parallel;
-use crate::repository::{Directory, StagedFile, Staging};
+use crate::repository::{Directory, StagedFile, Transaction};
 use crate::source::{CHUNK, Source};
 use chrono::Utc;
 use std::collections::BTreeMap;
@@ -12,13 +12,13 @@ use std::path::PathBuf;
 
 /// A file being written.
 pub(crate) struct Asset<'a> {
-    file: StagedFile<'a>,
+    file: Box<dyn StagedFile + 'a>,
     bytes: u64,
     hasher: Hasher,
 }
 
 impl<'a> Asset<'a> {
-    pub(crate) fn create(staging: &'a Staging<'_>, name: &str) -> Result<Asset<'a>> {
+    pub(crate) fn create(staging: &'a dyn Transaction, name: &str) -> Result<Asset<'a>> {
         Ok(Asset { file: staging.create(name, 0)?, bytes: 0, hasher: Hasher::new() })
     }
 
@@ -32,20 +32,20 @@ impl<'a> Asset<'a> {
 
     /// The content is durable when the checkpoint is published, where durability asks for it.
     pub(crate) fn finish(self) -> Result<AssetEntry> {
-        self.file.end(self.bytes)?;
+        self.file.finish(self.bytes)?;
         Ok(AssetEntry { bytes: self.bytes, digest: self.hasher.finish() })
     }
 }
 
 /// Writes a whole asset.
-pub(crate) fn write_asset(staging: &Staging<'_>, name: &str, bytes: &[u8]) -> Result<AssetEntry> {
+pub(crate) fn write_asset(staging: &dyn Transaction, name: &str, bytes: &[u8]) -> Result<AssetEntry> {
     let mut asset = Asset::create(staging, name)?;
     asset.write(bytes)?;
     asset.finish()
 }
 
 /// Copies a component's file from another checkpoint.
-fn copy_file(source: &Source, name: &str, bytes: u64, staging: &Staging<'_>) -> Result<()> {
+fn copy_file(source: &Source, name: &str, bytes: u64, staging: &dyn Transaction) -> Result<()> {
     let mut copy = Asset::create(staging, name)?;
     let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
     while copy.bytes < bytes {
@@ -60,7 +60,7 @@ fn copy_file(source: &Source, name: &str, bytes: u64, staging: &Staging<'_>) -> 
 pub(crate) struct Assets<'a> {
     /// About how many bytes they will take.
     pub bytes: u64,
-    pub write: &'a mut dyn FnMut(&Staging<'_>) -> Result<BTreeMap<String, AssetEntry>>,
+    pub write: &'a mut dyn FnMut(&dyn Transaction) -> Result<BTreeMap<String, AssetEntry>>,
 }
 
 /// As [`save`], from the live tensors and with assets.
@@ -72,13 +72,14 @@ pub(crate) fn save_with_assets(
     options: &SaveOptions,
     assets: Assets<'_>,
 ) -> Result<PathBuf> {
-    let staging = directory.stage(name, plan.bytes().saturating_add(assets.bytes))?;
+    let staging = directory.begin(name, plan.bytes().saturating_add(assets.bytes))?;
     let unchanged = Unchanged::since(&Memo::default(), plan);
-    let written = write::write(plan, None, &unchanged, directory, &staging, options)?;
+    let written = write::write(plan, None, &unchanged, directory, &*staging, options)?;
     let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
-    manifest.assets = (assets.write)(&staging)?;
+    manifest.assets = (assets.write)(&*staging)?;
     manifest.files = written.files;
-    staging.publish(&manifest, options.threads)
+    staging.commit(&manifest.to_bytes()?, options.threads)?;
+    Ok(directory.path(name))
 }
 
 /// Saves the state of another checkpoint, verified, with other assets.
@@ -96,12 +97,13 @@ pub(crate) fn copy_with_assets(
         source.verify_tensor(key, record, buffer)
     })?;
     let held = Held::take(directory)?;
-    let staging = directory.stage(name, old.bytes().saturating_add(assets.bytes))?;
-    old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &staging))?;
+    let staging = directory.begin(name, old.bytes().saturating_add(assets.bytes))?;
+    old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &*staging))?;
     let mut manifest = old.clone();
     (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, run, Utc::now());
     manifest.follows = None;
     manifest.earlier.clear();
-    manifest.assets = (assets.write)(&staging)?;
-    staging.publish(&manifest, parallel::default_threads())
+    manifest.assets = (assets.write)(&*staging)?;
+    staging.commit(&manifest.to_bytes()?, parallel::default_threads())?;
+    Ok(directory.path(name))
 }

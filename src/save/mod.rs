@@ -1,5 +1,5 @@
 //! Saving: `plan` (objects → components → byte layout), `write` (several threads, positional writes, digests in the
-//! same pass), then `Staging::publish`. The only place that sequences durability.
+//! same pass), then `Transaction::commit`. The only place that sequences durability.
 
 #[cfg(feature = "torch")]
 mod asset;
@@ -68,8 +68,6 @@ pub(crate) struct Stamp {
     pub follows: Option<Follows>,
     /// The checkpoints of earlier runs that this run came from, latest first.
     pub earlier: Vec<Follows>,
-    /// For the policies of a manager that count intervals.
-    pub counted_from: Option<DateTime<Utc>>,
 }
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
@@ -103,7 +101,6 @@ impl Header {
         manifest.earlier = stamp.earlier;
         manifest.earlier.retain(|earlier| stamp.follows.as_ref().is_some_and(|follows| follows != earlier));
         manifest.follows = stamp.follows;
-        manifest.counted_from = stamp.counted_from;
         manifest
     }
 }
@@ -130,15 +127,16 @@ pub(crate) fn save(
     options: &SaveOptions,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Saved> {
-    let staging = directory.stage(name, plan.bytes())?;
-    let written = write::write(plan, image, &unchanged, directory, &staging, options)?;
+    let staging = directory.begin(name, plan.bytes())?;
+    let written = write::write(plan, image, &unchanged, directory, &*staging, options)?;
     if written.cannot_link {
         unchanged.cannot_link();
     }
     let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
     manifest.files = written.files;
     ready()?;
-    let path = staging.publish(&manifest, options.threads)?;
+    staging.commit(&manifest.to_bytes()?, options.threads)?;
+    let path = directory.path(name);
     let memo = unchanged.into_memo(plan, name, &manifest, &written.linked, &written.finished);
     Ok(Saved { path, manifest, memo })
 }

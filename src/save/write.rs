@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
 use crate::parallel;
 use crate::progress::Tally;
-use crate::repository::{Directory, Finished, PAGE, StagedFile, Staging};
+use crate::repository::{Directory, Finished, PAGE, StagedFile, Transaction};
 use crate::source;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -44,9 +44,11 @@ enum From<'a> {
     Last(Box<source::Source>),
 }
 
+type Staged<'a> = Box<dyn StagedFile + 'a>;
+
 /// A file being written. It is open from its first span to its last, so that many files need few open ones.
 struct FileInWork<'a> {
-    staged: Mutex<Option<Arc<StagedFile<'a>>>>,
+    staged: Mutex<Option<Arc<Staged<'a>>>>,
     from: From<'a>,
     spans_left: AtomicUsize,
     finished: OnceLock<Finished>,
@@ -58,7 +60,7 @@ impl<'a> FileInWork<'a> {
     }
 
     /// The file, created by whoever comes first.
-    fn open(&self, staging: &'a Staging<'_>, planned: &PlannedFile) -> Result<Arc<StagedFile<'a>>> {
+    fn open(&self, staging: &'a dyn Transaction, planned: &PlannedFile) -> Result<Arc<Staged<'a>>> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = &*staged {
             return Ok(open.clone());
@@ -68,7 +70,7 @@ impl<'a> FileInWork<'a> {
     }
 
     /// A span is written; the last one ends the file.
-    fn wrote(&self, file: Arc<StagedFile<'a>>) -> Result<()> {
+    fn wrote(&self, file: Arc<Staged<'a>>, bytes: u64) -> Result<()> {
         drop(file);
         if self.spans_left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
@@ -76,7 +78,7 @@ impl<'a> FileInWork<'a> {
         let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner).take();
         // All others have let go of it.
         if let Some(staged) = staged.and_then(Arc::into_inner) {
-            let _ = self.finished.set(staged.finish()?);
+            let _ = self.finished.set(staged.finish(bytes)?);
         }
         Ok(())
     }
@@ -89,7 +91,7 @@ pub(super) fn write(
     image: Option<&Image>,
     unchanged: &Unchanged,
     directory: &Directory,
-    staging: &Staging<'_>,
+    staging: &dyn Transaction,
     options: &SaveOptions,
 ) -> Result<Written> {
     let threads = parallel::worth(options.threads, plan.bytes());
@@ -105,7 +107,7 @@ pub(super) fn write(
         };
         let is_same = same.is_some();
         if let Some(known) = same {
-            let linked = unchanged.shared(place).map(|(earlier, is)| staging.link(earlier, &planned.name, &is));
+            let linked = unchanged.shared(place).map(|(earlier, is)| staging.reuse(&planned.name, earlier, &is));
             match linked {
                 Some(Ok(())) => {
                     known.into_iter().for_each(|(tensor, digest)| digests[tensor] = digest);
@@ -137,7 +139,7 @@ pub(super) fn write(
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
         let staged = file.open(staging, &plan.files[span.file])?;
-        let mut writer = SpanWriter { plan, file: &staged, tally: &tally, current: None, digests: Vec::new() };
+        let mut writer = SpanWriter { plan, file: &**staged, tally: &tally, current: None, digests: Vec::new() };
         let mut gatherer = Gatherer::new(plan, &[]);
         for (i, chunk) in span.chunks.iter().enumerate() {
             if let From::Image(image) = &file.from {
@@ -172,7 +174,7 @@ pub(super) fn write(
             digests[place] = digest;
         }
         drop(digests);
-        file.wrote(staged)
+        file.wrote(staged, plan.files[span.file].bytes)
     };
     parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
     let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +205,7 @@ fn pieces(chunk: &Chunk, is_direct: bool) -> Vec<Cow<'_, Chunk>> {
 /// Digests and writes the chunks of one span, in order.
 struct SpanWriter<'a> {
     plan: &'a Plan,
-    file: &'a StagedFile<'a>,
+    file: &'a dyn StagedFile,
     tally: &'a Tally,
     /// The large tensor that the last chunk ended in.
     current: Option<(usize, Hasher)>,

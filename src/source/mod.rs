@@ -12,7 +12,9 @@ use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
 use crate::name;
-use crate::repository::{Dir, Directory, Disk, FileId, Kind, OldFile, checkpoint_failed, open_failed, read_manifest};
+use crate::repository::{
+    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, open_failed, read_manifest,
+};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
@@ -34,13 +36,13 @@ pub struct Source {
     pub path: PathBuf,
     /// What its manifest says.
     pub manifest: Manifest,
-    dir: Arc<dyn Dir>,
+    dir: Arc<dyn OpenDir>,
     files: BTreeMap<String, SourceFile>,
 }
 
 struct SourceFile {
     id: FileId,
-    held: Option<Box<dyn OldFile>>,
+    held: Option<Box<dyn ReadFile>>,
 }
 
 impl std::fmt::Debug for Source {
@@ -52,27 +54,27 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the checkpoint in the directory `path`: its manifest must be sound, and all its files be there in full
     /// length. Symbolic links that the path leads through are followed.
-    pub fn open(disk: &Arc<dyn Disk>, path: &Path) -> Result<Source> {
-        let (source, problems) = Source::open_what_is_whole(disk, path)?;
+    pub fn open(storage: &dyn Storage, path: &Path) -> Result<Source> {
+        let (source, problems) = Source::open_what_is_whole(storage, path)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// Opens the checkpoint `name` of a directory of checkpoints. A symbolic link of that name is refused.
     pub(crate) fn open_in(directory: &Directory, name: &str) -> Result<Source> {
-        let root = directory.dir()?;
-        let open = || root.open_dir(name.as_ref());
+        directory.dir()?;
+        let open = || directory.open(name);
         let (source, problems) = Source::open_again_and_again(&open, &directory.path(name))?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
     /// as problems.
-    pub(crate) fn open_what_is_whole(disk: &Arc<dyn Disk>, path: &Path) -> Result<(Source, Vec<Error>)> {
-        Source::open_again_and_again(&|| disk.open_dir(path), path)
+    pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Path) -> Result<(Source, Vec<Error>)> {
+        Source::open_again_and_again(&|| storage.open(path), path)
     }
 
     fn open_again_and_again(
-        open: &dyn Fn() -> std::io::Result<Arc<dyn Dir>>,
+        open: &dyn Fn() -> std::io::Result<Arc<dyn OpenDir>>,
         path: &Path,
     ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
@@ -83,7 +85,7 @@ impl Source {
                 return Ok((source, problems));
             }
             // Beside a writer the checkpoint may have been removed, or replaced, since its manifest was read.
-            let id = |dir: &dyn Dir| dir.stat().map(|stat| stat.id).ok();
+            let id = |dir: &dyn OpenDir| dir.stat().map(|stat| stat.id).ok();
             match open() {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(removed(path)),
                 Ok(now) if id(&*now) != id(&*source.dir) => {}
@@ -100,7 +102,7 @@ impl Source {
     }
 
     /// Opens the files that `manifest` names.
-    fn open_files(dir: Arc<dyn Dir>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
+    fn open_files(dir: Arc<dyn OpenDir>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
@@ -165,7 +167,7 @@ impl Source {
     }
 
     /// Opens a file that is not held open, and must be the one that was looked at.
-    fn open_again(&self, name: &str, known: &SourceFile, path: &Path) -> Result<Box<dyn OldFile>> {
+    fn open_again(&self, name: &str, known: &SourceFile, path: &Path) -> Result<Box<dyn ReadFile>> {
         let opened = self.dir.open(name.as_ref()).and_then(|file| Ok((file.stat()?.id, file)));
         match opened {
             Ok((id, file)) if id == known.id => Ok(file),
@@ -297,7 +299,7 @@ impl Source {
 }
 
 /// Opens a file of a checkpoint, which must have the length it was written with; looks at it only if it is not to be held.
-fn open_whole(dir: &dyn Dir, name: &str, path: &Path, bytes: u64, hold: bool) -> Result<SourceFile> {
+fn open_whole(dir: &dyn OpenDir, name: &str, path: &Path, bytes: u64, hold: bool) -> Result<SourceFile> {
     let missing = || Error::damaged(path, "the file is missing");
     let open = || if hold { dir.open(name.as_ref()).map(Some) } else { Ok(None) };
     let opened = open().or_else(|e| if is_unreadable_data(&e) { open() } else { Err(e) });

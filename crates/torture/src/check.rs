@@ -15,9 +15,7 @@ use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Name, SimDisk, TOP};
 use std::path::Path;
 use std::sync::Arc;
-use tch_checkpoint::Durability;
-use tch_checkpoint::internal::Source;
-use tch_checkpoint::internal::{Directory, Disk};
+use tch_checkpoint::internal::{Directory, OpenOptions, Posix, Source};
 
 /// The folder of checkpoints on the simulated disk.
 pub(super) const ROOT: &str = "/data/run";
@@ -60,13 +58,13 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
         outcome.broken.push(format!("I6: opened again it restores {second:?}, before it was {first:?}"));
     }
     let path = Path::new(ROOT).join(format!("ckpt-{next}"));
-    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-    match whole(&shared, &path) {
+    let storage = Posix::new(Arc::new(disk.clone()));
+    match whole(&storage, &path) {
         Ok(step) if step == next => {}
         Ok(step) => outcome.broken.push(format!("I2: ckpt-{next} says it is step {step}")),
         Err(e) => outcome.broken.push(format!("I6: step {next} was saved after recovery, and is not good: {e}")),
     }
-    drop(shared);
+    drop(storage);
     strangers(&disk, files, setup, &mut outcome);
     outcome.broken.extend(disk.outrages().into_iter().map(|what| format!("I9: {what}")));
     if disk.holders() != 1 {
@@ -77,8 +75,8 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
 
 /// What a reader finds, before anything is repaired.
 fn look(disk: &SimDisk, outcome: &mut Outcome) {
-    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-    let directory = Directory::new(shared.clone(), ROOT, Durability::PowerLoss);
+    let storage = Posix::new(Arc::new(disk.clone()));
+    let directory = Directory::new(&storage, Path::new(ROOT), &OpenOptions::default());
     let names = match directory.scan() {
         Ok(scan) => scan.checkpoints,
         Err(e) => return outcome.broken.push(format!("the folder cannot be listed: {e}")),
@@ -87,10 +85,10 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
         if !is_ours(name) {
             continue;
         }
-        match whole(&shared, &Path::new(ROOT).join(name)) {
+        match whole(&storage, &Path::new(ROOT).join(name)) {
             Ok(step) => outcome.good.push(step),
             Err(e) => {
-                outcome.wrong_bytes |= Source::open(&shared, &Path::new(ROOT).join(name)).is_ok();
+                outcome.wrong_bytes |= Source::open(&storage, &Path::new(ROOT).join(name)).is_ok();
                 outcome.broken.push(format!("I5: {name} has the name of a checkpoint: {e}"));
             }
         }
@@ -98,7 +96,7 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
     let Some(index) = directory.index() else {
         return;
     };
-    let latest = index.latest.as_ref().map(|name| whole(&shared, &Path::new(ROOT).join(name)));
+    let latest = index.latest.as_ref().map(|name| whole(&storage, &Path::new(ROOT).join(name)));
     outcome.indexed = latest.and_then(Result::ok);
     for entry in &index.checkpoints {
         // Older ones may be gone already: the index is written first.
@@ -113,8 +111,8 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// The step of a checkpoint of which every byte is right.
-fn whole(disk: &Arc<dyn Disk>, path: &Path) -> tch_checkpoint::Result<i64> {
-    let source = Source::open(disk, path)?;
+fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<i64> {
+    let source = Source::open(storage, path)?;
     let mut buffer = Vec::new();
     for file in source.manifest.files.keys() {
         source.verify_header(file)?;

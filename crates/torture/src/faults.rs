@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tch_checkpoint::Error;
-use tch_checkpoint::internal::Source;
-use tch_checkpoint::internal::{Dir, Disk, Entry, LockFile, NewFile, OldFile, Stat};
+use tch_checkpoint::internal::{Dir, Disk, Entry, LockFile, OpenDir, Posix, ReadFile, Source, Stat, WriteFile};
 
 /// What happens at an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +144,7 @@ impl FaultDisk {
         Ok(Arc::new(FaultDir { dir: dir?, disk: self.clone() }))
     }
 
-    fn new_file(&self, file: Box<dyn NewFile>) -> Box<dyn NewFile> {
+    fn new_file(&self, file: Box<dyn WriteFile>) -> Box<dyn WriteFile> {
         Box::new(FaultFile { file, plan: self.plan.clone() })
     }
 }
@@ -176,11 +175,7 @@ impl FaultDir {
     }
 }
 
-impl Dir for FaultDir {
-    fn as_any(&self) -> &dyn Any {
-        self.dir.as_any()
-    }
-
+impl OpenDir for FaultDir {
     fn stat(&self) -> io::Result<Stat> {
         self.plan().look().and_then(|()| self.dir.stat())
     }
@@ -193,25 +188,31 @@ impl Dir for FaultDir {
         self.plan().look().and_then(|()| self.dir.list())
     }
 
-    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
-        self.plan().look().and_then(|()| self.disk.dir(self.dir.open_dir(name)))
-    }
-
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
         self.plan().look()?;
         Ok(Box::new(FaultFile { file: self.dir.open(name)?, plan: self.disk.plan.clone() }))
+    }
+}
+
+impl Dir for FaultDir {
+    fn as_any(&self) -> &dyn Any {
+        self.dir.as_any()
+    }
+
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        self.plan().look().and_then(|()| self.disk.dir(self.dir.open_dir(name)))
     }
 
     fn create_dir(&self, name: &OsStr) -> io::Result<()> {
         self.plan().pass().and_then(|()| self.dir.create_dir(name))
     }
 
-    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>> {
         self.plan().pass()?;
         Ok(self.disk.new_file(self.dir.create(name, direct)?))
     }
 
-    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn WriteFile>>> {
         self.plan().pass()?;
         Ok(self.dir.recycle(name, to, new, direct)?.map(|file| self.disk.new_file(file)))
     }
@@ -258,7 +259,7 @@ struct FaultFile<F: ?Sized> {
     file: Box<F>,
 }
 
-impl NewFile for FaultFile<dyn NewFile> {
+impl WriteFile for FaultFile<dyn WriteFile> {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if self.plan.fault == Fault::ShortWrite && self.plan.at.contains(&self.plan.count()) {
             self.file.write_all_at(offset, &bytes[..bytes.len() / 2])?;
@@ -280,7 +281,7 @@ impl NewFile for FaultFile<dyn NewFile> {
     }
 }
 
-impl OldFile for FaultFile<dyn OldFile> {
+impl ReadFile for FaultFile<dyn ReadFile> {
     fn stat(&self) -> io::Result<Stat> {
         self.plan.look().and_then(|()| self.file.stat())
     }
@@ -384,9 +385,9 @@ fn check_error(error: &Error, context: &str, report: &mut FaultReport) {
 
 /// A checkpoint that is whole.
 fn is_whole(disk: &SimDisk, step: i64) -> bool {
-    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let storage = Posix::new(Arc::new(disk.clone()));
     let path = Path::new(ROOT).join(format!("ckpt-{step}"));
-    Source::open(&shared, &path).is_ok_and(|source| {
+    Source::open(&storage, &path).is_ok_and(|source| {
         let mut buffer = Vec::new();
         source.manifest.tensors.iter().all(|(key, record)| source.verify_tensor(key, record, &mut buffer).is_ok())
     })
@@ -595,10 +596,9 @@ fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
 mod tests {
     use super::*;
     use crate::sim::{Op, Rename};
-    use tch_checkpoint::Durability;
     use tch_checkpoint::format::Follows;
     use tch_checkpoint::format::Manifest;
-    use tch_checkpoint::internal::Directory;
+    use tch_checkpoint::internal::{Directory, OpenOptions};
 
     #[test]
     fn a_failing_disk_loses_nothing() {
@@ -623,7 +623,7 @@ mod tests {
         }
         let plan = Plan::of(Only::Names, Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] }, false);
         let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-        let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
+        let directory = Directory::new(&Posix::new(disk), Path::new(ROOT), &OpenOptions::default());
         let id = Follows { run: manifest().run, sequence: 1 };
         let removed = directory.remove("ckpt-1", &id, &|_| false).map(drop);
         (removed, sim.has(&Path::new(ROOT).join("ckpt-1")))
@@ -646,8 +646,8 @@ mod tests {
             sim.put(&format!("{ROOT}/"), b"");
             let plan = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
             let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
-            let directory = Directory::new(disk, ROOT, Durability::PowerLoss);
-            let published = directory.stage("ckpt-1", 0).and_then(|staging| staging.publish(&manifest(), 1));
+            let directory = Directory::new(&Posix::new(disk), Path::new(ROOT), &OpenOptions::default());
+            let published = directory.begin("ckpt-1", 0).and_then(|staging| staging.commit(&manifest().to_bytes()?, 1));
             assert_eq!(published.is_ok(), failing.is_empty());
             (sim.ops(), plan.count())
         };

@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tch_checkpoint::internal::{Dir, Disk, Entry, LockFile, NewFile, OldFile, Stat};
+use tch_checkpoint::internal::{Dir, Disk, Entry, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,11 +233,7 @@ fn starts_with(name: &OsStr, prefix: &str) -> bool {
     name.to_string_lossy().starts_with(prefix)
 }
 
-impl Dir for MutantDir {
-    fn as_any(&self) -> &dyn Any {
-        self.dir.as_any()
-    }
-
+impl OpenDir for MutantDir {
     fn stat(&self) -> io::Result<Stat> {
         self.dir.stat()
     }
@@ -256,13 +252,19 @@ impl Dir for MutantDir {
         self.dir.list()
     }
 
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        self.dir.open(name)
+    }
+}
+
+impl Dir for MutantDir {
+    fn as_any(&self) -> &dyn Any {
+        self.dir.as_any()
+    }
+
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
         let dir = self.dir.open_dir(name)?;
         Ok(Arc::new(MutantDir { dir, path: self.path.join(name), mutant: self.mutant.clone() }))
-    }
-
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
-        self.dir.open(name)
     }
 
     fn create_dir(&self, name: &OsStr) -> io::Result<()> {
@@ -280,7 +282,7 @@ impl Dir for MutantDir {
         self.dir.create_dir(name)
     }
 
-    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>> {
         let file = self.dir.create(name, direct)?;
         let inside = self.is_staging();
         let lies = match self.mutant.wrong {
@@ -294,7 +296,7 @@ impl Dir for MutantDir {
         Ok(if lies { Box::new(Unsynced(file)) } else { file })
     }
 
-    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn WriteFile>>> {
         self.dir.recycle(name, to, new, direct)
     }
 
@@ -401,9 +403,9 @@ impl Dir for MutantDir {
 }
 
 /// A file whose sync does nothing.
-struct Unsynced(Box<dyn NewFile>);
+struct Unsynced(Box<dyn WriteFile>);
 
-impl NewFile for Unsynced {
+impl WriteFile for Unsynced {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all_at(offset, bytes)
     }

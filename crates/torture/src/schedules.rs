@@ -12,8 +12,7 @@ use shuttle::sync::Arc;
 use shuttle::thread;
 use std::path::Path;
 use tch_checkpoint::Checkpoint;
-use tch_checkpoint::internal::Disk;
-use tch_checkpoint::internal::Source;
+use tch_checkpoint::internal::{Disk, Posix, Source};
 use tch_checkpoint::{Background, CheckpointManager, Overlap};
 
 /// Tries so many schedules, as many as the environment says.
@@ -59,8 +58,8 @@ impl Run {
 
     /// The checkpoint is there and every word has its stamp.
     fn check(&self, step: u64) {
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let source = Source::open(&disk, &Path::new(ROOT).join(format!("ckpt-{step}"))).unwrap();
+        let storage = Posix::new(Arc::new(self.disk.clone()));
+        let source = Source::open(&storage, &Path::new(ROOT).join(format!("ckpt-{step}"))).unwrap();
         assert_eq!(source.manifest.tensors.len(), 3);
         for (key, record) in &source.manifest.tensors {
             let mut bytes = vec![0; record.spec.bytes().unwrap() as usize];

@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch_checkpoint::format::Digest;
-use tch_checkpoint::internal::{Dir, Disk, Entry, FileId, Kind, LockFile, NewFile, OldFile, Stat};
+use tch_checkpoint::internal::{Dir, Disk, Entry, FileId, Kind, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 
 /// A file or folder, apart from its names: its place in [`Files::nodes`].
 pub(super) type Id = usize;
@@ -627,11 +627,7 @@ fn link_met() -> io::Error {
     rustix::io::Errno::LOOP.into()
 }
 
-impl Dir for SimDir {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
+impl OpenDir for SimDir {
     fn stat(&self) -> io::Result<Stat> {
         Ok(self.disk.state().stat(self.id))
     }
@@ -651,6 +647,22 @@ impl Dir for SimDir {
         Ok(state.files.entries(self.id).iter().map(entry).collect())
     }
 
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
+        match state.files.nodes[id] {
+            Node::File(_) => Ok(Box::new(state.open_file(&self.disk, id))),
+            Node::Link(_) => Err(link_met()),
+            Node::Folder(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a folder, not a regular file")),
+        }
+    }
+}
+
+impl Dir for SimDir {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
         let mut state = self.disk.state();
         let id = state.child(self.id, name)?;
@@ -661,16 +673,6 @@ impl Dir for SimDir {
         }
     }
 
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
-        let mut state = self.disk.state();
-        let id = state.child(self.id, name)?;
-        match state.files.nodes[id] {
-            Node::File(_) => Ok(Box::new(state.open_file(&self.disk, id))),
-            Node::Link(_) => Err(link_met()),
-            Node::Folder(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a folder, not a regular file")),
-        }
-    }
-
     fn create_dir(&self, name: &OsStr) -> io::Result<()> {
         let mut state = self.disk.state();
         let name = state.free_name(self.id, name)?;
@@ -678,14 +680,20 @@ impl Dir for SimDir {
         Ok(())
     }
 
-    fn create(&self, name: &OsStr, _direct: bool) -> io::Result<Box<dyn NewFile>> {
+    fn create(&self, name: &OsStr, _direct: bool) -> io::Result<Box<dyn WriteFile>> {
         let mut state = self.disk.state();
         let name = state.free_name(self.id, name)?;
         let id = state.add(self.id, name, Node::File(Content::new(Vec::new())));
         Ok(Box::new(state.open_file(&self.disk, id)))
     }
 
-    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, _direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+    fn recycle(
+        &self,
+        name: &OsStr,
+        to: &dyn Dir,
+        new: &OsStr,
+        _direct: bool,
+    ) -> io::Result<Option<Box<dyn WriteFile>>> {
         let mut state = self.disk.state();
         let (id, other) = (state.child(self.id, name)?, sim(to)?);
         let (name, new) = (state.name(name)?, state.free_name(other, new)?);
@@ -811,7 +819,7 @@ impl Drop for SimFile {
     }
 }
 
-impl NewFile for SimFile {
+impl WriteFile for SimFile {
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let (id, length) = (self.id, length as usize);
@@ -837,7 +845,7 @@ impl NewFile for SimFile {
     }
 }
 
-impl OldFile for SimFile {
+impl ReadFile for SimFile {
     fn stat(&self) -> io::Result<Stat> {
         Ok(self.disk.state().stat(self.id))
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::Counter;
 use tch_checkpoint::Error;
-use tch_checkpoint::internal::{Dir, Disk, Entry, LocalDisk, LockFile, NewFile, OldFile, Stat};
+use tch_checkpoint::internal::{Dir, Disk, Entry, LocalDisk, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 use tch_checkpoint::{CheckpointManager, CheckpointManagerBuilder};
 
 /// Where reading fails: in which directory, which of its files (all, and the directory itself, if none), and how.
@@ -26,7 +26,7 @@ struct BadDir {
 }
 
 struct BadFile {
-    file: Box<dyn OldFile>,
+    file: Box<dyn ReadFile>,
     error: Option<i32>,
 }
 
@@ -59,11 +59,7 @@ impl BadDir {
     }
 }
 
-impl Dir for BadDir {
-    fn as_any(&self) -> &dyn Any {
-        self.dir.as_any()
-    }
-
+impl OpenDir for BadDir {
     fn stat(&self) -> io::Result<Stat> {
         self.dir.stat()
     }
@@ -76,24 +72,30 @@ impl Dir for BadDir {
         self.is_good(None).and_then(|()| self.dir.list())
     }
 
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(BadFile { file: self.dir.open(name)?, error: self.error(Some(name)) }))
+    }
+}
+
+impl Dir for BadDir {
+    fn as_any(&self) -> &dyn Any {
+        self.dir.as_any()
+    }
+
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
         let (dir, name, bad) = (self.dir.open_dir(name)?, name.to_string_lossy().into_owned(), self.bad.clone());
         Ok(Arc::new(BadDir { dir, name, bad }))
-    }
-
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
-        Ok(Box::new(BadFile { file: self.dir.open(name)?, error: self.error(Some(name)) }))
     }
 
     fn create_dir(&self, name: &OsStr) -> io::Result<()> {
         self.dir.create_dir(name)
     }
 
-    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>> {
         self.dir.create(name, direct)
     }
 
-    fn recycle(&self, _: &OsStr, _: &dyn Dir, _: &OsStr, _: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+    fn recycle(&self, _: &OsStr, _: &dyn Dir, _: &OsStr, _: bool) -> io::Result<Option<Box<dyn WriteFile>>> {
         Ok(None)
     }
 
@@ -134,7 +136,7 @@ impl Dir for BadDir {
     }
 }
 
-impl OldFile for BadFile {
+impl ReadFile for BadFile {
     fn stat(&self) -> io::Result<Stat> {
         self.file.stat()
     }

@@ -1,7 +1,8 @@
 //! The operating system's file operations.
 
 use super::lease::is_ours_alone;
-use super::{Dir, Disk, Entry, FileId, Kind, LockFile, NewFile, OldFile, PAGE, Stat};
+use super::{Dir, Disk, LockFile, WriteFile};
+use crate::repository::{Entry, FileId, Kind, OpenDir, PAGE, ReadFile, Stat};
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::any::Any;
@@ -113,11 +114,7 @@ impl LocalDir {
     }
 }
 
-impl Dir for LocalDir {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
+impl OpenDir for LocalDir {
     fn stat(&self) -> io::Result<Stat> {
         stat_fd(&self.0)
     }
@@ -152,17 +149,7 @@ impl Dir for LocalDir {
         Ok(entries)
     }
 
-    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
-        match self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY) {
-            // The system says of a link that it is no directory.
-            Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
-                Err(Errno::LOOP.into())
-            }
-            result => Ok(Arc::new(LocalDir(result?))),
-        }
-    }
-
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>> {
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
         let not_a_file = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         // Opening a pipe must not wait for its other end.
         let file = match self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK) {
@@ -180,19 +167,35 @@ impl Dir for LocalDir {
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
+}
+
+impl Dir for LocalDir {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        match self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY) {
+            // The system says of a link that it is no directory.
+            Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
+                Err(Errno::LOOP.into())
+            }
+            result => Ok(Arc::new(LocalDir(result?))),
+        }
+    }
 
     fn create_dir(&self, name: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(NEW_DIRECTORY))?)
     }
 
-    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>> {
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>> {
         // O_EXCL neither follows a symbolic link nor opens what exists.
         let file = File::from(self.open_at(name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?);
         let direct = if direct { self.open_direct(name, &file) } else { None };
         Ok(Box::new(LocalFile { file, direct }))
     }
 
-    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>> {
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn WriteFile>>> {
         let Some(to) = to.as_any().downcast_ref::<LocalDir>() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -315,7 +318,7 @@ impl LockFile for LocalLock {
     }
 }
 
-impl NewFile for LocalFile {
+impl WriteFile for LocalFile {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let aligned = [offset as usize, bytes.as_ptr() as usize, bytes.len()].iter().all(|n| n % PAGE == 0);
         match self.direct.as_ref().filter(|_| aligned).map(|direct| direct.write_all_at(bytes, offset)) {
@@ -340,7 +343,7 @@ impl NewFile for LocalFile {
     }
 }
 
-impl OldFile for File {
+impl ReadFile for File {
     fn stat(&self) -> io::Result<Stat> {
         stat_fd(self)
     }

@@ -2,22 +2,11 @@
 
 use super::{Dir, LockFile};
 use crate::error::{Error, Result};
-use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// The lock file; it is never removed, since removing it would race with another taking it.
 pub(super) const LOCK: &str = ".lock";
-
-/// The right to write into a directory, until the last clone is dropped. Whoever may write the index shows it.
-#[derive(Clone)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] pub(super) Arc<Held>);
-
-impl fmt::Debug for Lock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lock")
-    }
-}
 
 /// A lock file that this process holds; none where locking was renounced.
 pub(super) struct Held {

@@ -1,130 +1,35 @@
 //! Small files that are added to a checkpoint after its commit, each in one step.
 
-use super::directory::{checkpoint_failed, nonce, read_manifest, read_whole};
-use super::{Dir, Directory, Kind};
+use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
-use crate::format::{Follows, MAX_MARK_BYTES};
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use crate::repository::names::nonce;
+use crate::repository::{Kind, Repository};
 
 /// A mark being written.
 pub(crate) const STAGED_MARK: &str = ".tmp-mark-";
 
-/// The mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be is returned
-/// without its bytes.
-pub(super) fn marks_in(dir: &dyn Dir, path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let entries = dir.list().map_err(|e| Error::io("list the checkpoint", path, e))?;
-    let mut names: Vec<String> = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
-    names.retain(|name| crate::format::is_mark_file(name));
-    names.sort();
-    let mut marks = Vec::with_capacity(names.len());
-    for name in names {
-        match read_whole(dir, &name, &path.join(&name), MAX_MARK_BYTES as u64) {
-            Ok(bytes) => marks.push((name, bytes)),
-            // Replaced or removed meanwhile.
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(error @ Error::Io { .. }) => return Err(error),
-            Err(_) => marks.push((name, Vec::new())),
-        }
-    }
-    Ok(marks)
-}
-
-impl Directory {
-    fn checkpoint(&self, name: &str) -> Result<Arc<dyn Dir>> {
-        let opened = self.dir()?.open_dir(name.as_ref());
-        opened.map_err(|e| Error::io("open the checkpoint", self.path(name), e))
-    }
-
-    /// The mark files of a checkpoint; see [`marks_in`].
-    pub(crate) fn marks(&self, checkpoint: &str) -> Result<Vec<(String, Vec<u8>)>> {
-        marks_in(&*self.checkpoint(checkpoint)?, &self.path(checkpoint))
-    }
-
-    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs no
-    /// lock: whoever removes a checkpoint reads its marks again after renaming it.
-    pub(crate) fn write_mark(&self, checkpoint: &str, of: &Follows, name: &str, bytes: &[u8]) -> Result<()> {
+impl PosixDirectory {
+    /// Adds a mark to a checkpoint, or replaces it, durably and in one step. Whoever has the directory's lock may.
+    pub(super) fn write_mark(&self, checkpoint: &str, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
         let path = self.path(checkpoint);
-        let dir = self.checkpoint_of(checkpoint, of)?;
-        let mut tries = TRIES;
-        loop {
-            let staged = format!("{STAGED_MARK}{}", nonce());
-            let written = self.write_small(&*dir, &staged, &path.join(&staged), bytes);
-            let written = written.map(|()| dir.replace(staged.as_ref(), name.as_ref()));
-            match written {
-                Ok(Ok(())) => break,
-                // The directory is gone, or whoever cleans up took it for one of a writer that died.
-                Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound && tries > 0 => tries -= 1,
-                Ok(Err(e)) => {
-                    let _ = dir.remove_file(staged.as_ref());
-                    return Err(Error::io("rename", path.join(name), e));
-                }
-                Err(e) => {
-                    let _ = dir.remove_file(staged.as_ref());
-                    let is_gone = matches!(&e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-                    return Err(if is_gone { Error::Removed { path } } else { e });
-                }
-            }
-        }
-        self.sync(&*dir, &path)?;
-        self.must_still_be(&*dir, checkpoint)
-    }
-
-    /// Takes a mark away from the checkpoint `of`, which is called `checkpoint`, durably. Returns whether there was one.
-    pub(crate) fn remove_mark(&self, checkpoint: &str, of: &Follows, name: &str) -> Result<bool> {
-        self.check_process()?;
-        let path = self.path(checkpoint);
-        let dir = self.checkpoint_of(checkpoint, of)?;
-        match dir.remove_file(name.as_ref()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            result => result.map_err(|e| Error::io("remove", path.join(name), e))?,
-        }
-        self.sync(&*dir, &path)?;
-        self.must_still_be(&*dir, checkpoint).map(|()| true)
-    }
-
-    /// Removes what writers of marks left that died. Only the directory's writer does.
-    pub(crate) fn sweep_marks(&self, checkpoint: &str) {
-        let Ok(dir) = self.checkpoint(checkpoint) else { return };
-        for left in dir.list().unwrap_or_default() {
+        let opened = self.open_root()?.open_dir(checkpoint.as_ref());
+        let dir = opened.map_err(|e| Error::io("open the checkpoint", &path, e))?;
+        for left in dir.list().map_err(|e| Error::io("list the checkpoint", &path, e))? {
+            // By a writer that died.
             if left.name.to_str().is_some_and(|name| name.starts_with(STAGED_MARK)) && left.kind != Kind::Directory {
                 let _ = dir.remove_file(&left.name);
             }
         }
-    }
-
-    /// The directory of the checkpoint `of`.
-    fn checkpoint_of(&self, checkpoint: &str, of: &Follows) -> Result<Arc<dyn Dir>> {
-        let path = self.path(checkpoint);
-        let dir = self.dir()?.open_dir(checkpoint.as_ref()).map_err(|e| checkpoint_failed(&path, e))?;
-        let manifest = match read_manifest(&*dir, &path) {
-            Err(Error::NotFound { .. }) => return Err(Error::Removed { path }),
-            result => result?,
-        };
-        if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::Removed { path }) }
-    }
-
-    /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of the
-    /// mark.
-    fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
-        let own = dir.stat().map_err(|e| Error::io("look at", self.path(checkpoint), e))?.id;
-        for _ in 0..LOOKS.0 {
-            let named = self.dir()?.stat_of(checkpoint.as_ref());
-            let named = named.map_err(|e| Error::io("look for", self.path(checkpoint), e))?;
-            if named.is_some_and(|named| named.id == own) {
-                return Ok(());
-            }
-            std::thread::sleep(LOOKS.1);
+        let staged = format!("{STAGED_MARK}{}", nonce());
+        let result = self.write_small(&*dir, &staged, &path.join(&staged), bytes).and_then(|()| {
+            let replaced = dir.replace(staged.as_ref(), name.as_ref());
+            replaced.map_err(|e| Error::io("rename", path.join(name), e))?;
+            self.sync(&*dir, &path)
+        });
+        if result.is_err() {
+            let _ = dir.remove_file(staged.as_ref());
         }
-        Err(Error::Removed { path: self.path(checkpoint) })
+        result
     }
 }
-
-/// How often a mark is written again whose staged file was cleaned up.
-const TRIES: usize = 20;
-
-/// How often, and how long after one another, a name is looked for.
-const LOOKS: (usize, Duration) = (25, Duration::from_millis(4));

@@ -1,5 +1,5 @@
-//! Where checkpoints live: narrow traits of file operations, so that the same protocol runs on the operating system
-//! and on a simulated disk. Every promise about durability is a sequence of these calls.
+//! Checkpoints in directories of a file system, over narrow traits of file operations, so that the same protocol runs on
+//! the operating system and on a simulated disk. Every promise about durability is a sequence of these calls.
 //!
 //! A directory is opened once, by the path that the user gave, and is an open directory from then on. Everything
 //! below it is reached from there, by names of one component, and no symbolic link is followed on the way.
@@ -14,25 +14,50 @@ mod removal;
 mod spares;
 mod staging;
 
-pub use aside::{Aside, before_aside};
-pub use directory::{Directory, Durability, Scan};
-pub(crate) use directory::{
-    MANIFEST, TRASH, checkpoint_failed, link_met, nonce, open_failed, parent_of, read_manifest,
-};
-pub use lease::hold_lease;
+use directory::PosixDirectory;
 pub use local::LocalDisk;
-pub(crate) use lock::Lock;
-pub use removal::Stays;
-pub use staging::Staging;
-pub(crate) use staging::{DIRECT, Finished, StagedFile};
 
+use super::{FileId, OpenDir, OpenOptions, Repository, Stat, Storage};
+use crate::error::{Error, Result};
 use chrono::{DateTime, Utc};
 use std::any::Any;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Directories of a [`Disk`].
+#[derive(Debug, Clone)]
+pub struct Posix(Arc<dyn Disk>);
+
+impl Posix {
+    /// Those of `disk`.
+    pub fn new(disk: Arc<dyn Disk>) -> Posix {
+        Posix(disk)
+    }
+}
+
+impl Default for Posix {
+    /// The operating system's.
+    fn default() -> Posix {
+        Posix(Arc::new(LocalDisk))
+    }
+}
+
+impl Storage for Posix {
+    fn absolute(&self, path: &Path) -> Result<PathBuf> {
+        self.0.absolute(path).map_err(|e| Error::io("find out the absolute path of", path, e))
+    }
+
+    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository> {
+        Arc::new(PosixDirectory::new(self.0.clone(), root, options))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>> {
+        Ok(self.0.open_dir(path)?)
+    }
+}
 
 /// A file system, as far as paths are concerned: those that the user gives.
 pub trait Disk: Send + Sync + Debug {
@@ -55,38 +80,25 @@ pub trait Disk: Send + Sync + Debug {
 
 /// An open directory. It stays the same one whatever becomes of its name. All names are single components; a symbolic
 /// link of that name is never followed.
-pub trait Dir: Send + Sync + Debug {
+pub trait Dir: OpenDir {
     /// For [`recycle`](Dir::recycle) and [`link`](Dir::link), which need two directories of one kind.
     fn as_any(&self) -> &dyn Any;
 
-    /// The directory itself.
-    fn stat(&self) -> io::Result<Stat>;
-
-    /// What has this name, if anything has.
-    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>>;
-
-    /// What is in the directory, unsorted.
-    fn list(&self) -> io::Result<Vec<Entry>>;
-
     /// Opens a directory in this one. A symbolic link is the error `ELOOP`.
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>>;
-
-    /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are errors
-    /// of the kind `InvalidInput`, whose text says what is there. Never waits for the other end of a pipe.
-    fn open(&self, name: &OsStr) -> io::Result<Box<dyn OldFile>>;
 
     /// Creates a directory; an error if anything of that name exists.
     fn create_dir(&self, name: &OsStr) -> io::Result<()>;
 
     /// Creates a file for writing; an error if anything of that name exists. Where `direct` is true, what
-    /// [`write_all_at`](NewFile::write_all_at) may write directly is written so, if the file system can.
-    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn NewFile>>;
+    /// [`write_all_at`](WriteFile::write_all_at) may write directly is written so, if the file system can.
+    fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>>;
 
     /// Moves the file `name` to the free name `new` of the directory `to` and opens it for overwriting: blocks that
     /// exist already are written about twice as fast as new ones. `None`, and the file is removed, when it differs
     /// from a new file in more than its content, or when somebody could see the change: it has a second link, or is
     /// open anywhere.
-    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn NewFile>>>;
+    fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn WriteFile>>>;
 
     /// Gives the file `name` a second name in the directory `to`. Neither may ever be written to again.
     fn link(&self, name: &OsStr, to: &dyn Dir, new: &OsStr) -> io::Result<()>;
@@ -130,11 +142,8 @@ pub trait LockFile: Send + Sync {
     fn release(&self);
 }
 
-/// What direct writes are aligned to: a multiple of every device's block size in use.
-pub const PAGE: usize = 4096;
-
 /// A file being written. Write, `sync` where durability asks for it, drop.
-pub trait NewFile: Send + Sync {
+pub trait WriteFile: Send + Sync {
     /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`], the
     /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -148,57 +157,4 @@ pub trait NewFile: Send + Sync {
 
     /// The file as it is now.
     fn stat(&self) -> io::Result<Stat>;
-}
-
-/// A file being read.
-pub trait OldFile: Send + Sync {
-    /// The file as it is now.
-    fn stat(&self) -> io::Result<Stat>;
-
-    /// Fills `buffer` from `offset`; an error if the file ends before.
-    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-}
-
-/// What a name stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Link,
-    /// A pipe, a socket, a device.
-    Other,
-}
-
-/// Which file or directory it is, whatever it is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// The number of the file system.
-    pub device: u64,
-    /// The number in it.
-    pub inode: u64,
-}
-
-/// What is known of a file or directory without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stat {
-    /// Which one it is.
-    pub id: FileId,
-    /// What it is.
-    pub kind: Kind,
-    /// Its length in bytes.
-    pub length: u64,
-    /// When the content last changed, in seconds and nanoseconds.
-    pub modified: (i64, i64),
-}
-
-/// A name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The name.
-    pub name: OsString,
-    /// What it stands for.
-    pub kind: Kind,
 }

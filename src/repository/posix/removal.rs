@@ -1,11 +1,12 @@
 //! Removing and moving away: what is ours, and known to be it, and nothing that a link leads to.
 
-use super::aside::{Aside, before_aside};
-use super::directory::{Directory, MANIFEST, STAGING, nonce, read_manifest};
-use super::marks::marks_in;
-use super::{Dir, Kind, TRASH};
+use super::Dir;
+use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::repository::names::{Aside, MANIFEST, TRASH, before_aside, nonce};
+use crate::repository::reading::{marks_in, read_manifest};
+use crate::repository::{Kind, Repository, Stays};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
@@ -14,17 +15,14 @@ use std::sync::Arc;
 /// How deep what is removed may nest: ours has files only.
 const MAX_DEPTH: usize = 64;
 
-/// Whether the marks of a checkpoint say that it stays.
-pub type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
-
-impl Directory {
+impl PosixDirectory {
     /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable removes
     /// its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that it `stays`.
     /// What has the name but is another commit is left alone, and what no longer tells which one it is is moved aside. An
     /// error after the first step is only logged: the leftovers are removed when the directory is next opened.
-    pub fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
+    pub(super) fn remove_commit(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
-        let root = self.dir()?;
+        let root = self.open_root()?;
         let path = self.path(name);
         let dir = match root.open_dir(name.as_ref()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -99,24 +97,24 @@ impl Directory {
 
     /// Whether the name leads to the directory that was looked at.
     fn is_still(&self, dir: &dyn Dir, name: &str) -> bool {
-        let now = self.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+        let now = self.open_root().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
         now.is_some_and(|now| dir.stat().is_ok_and(|stat| stat.id == now.id))
     }
 
     /// Gives what was moved to the trash and must stay its name back; if that is taken, one that nobody removes.
     fn give_back(&self, name: &str, trash: &str, why: &str) -> Result<()> {
         log::warn!("{} is not removed: {why}", self.path(name).display());
-        let root = self.dir()?;
+        let root = self.open_root()?;
         let back = root.rename_new(trash.as_ref(), name.as_ref());
-        let aside = format!("{}{name}-{}", Aside::PassedOver.prefix(), nonce());
+        let aside = Aside::PassedOver.new_name(name);
         back.or_else(|_| root.rename_new(trash.as_ref(), aside.as_ref()))
             .map_err(|e| Error::io("give the name back to", self.path(name), e))?;
         self.sync(&**root, self.root())
     }
 
     /// Removes a staging or trash directory with what it holds, as far as it goes.
-    pub(crate) fn remove_leftover(&self, name: &str) {
-        let removed = self.dir().map(|root| remove_all(&**root, name.as_ref(), 0));
+    pub(super) fn remove_leftover(&self, name: &str) {
+        let removed = self.open_root().map(|root| remove_all(&**root, name.as_ref(), 0));
         let failed = match removed {
             Ok(Ok(())) => return self.freed(),
             Ok(Err(e)) => e.to_string(),
@@ -127,11 +125,6 @@ impl Directory {
             "could not remove {}: {failed}; it is tried again when the directory is next opened",
             path.display()
         );
-    }
-
-    /// Removes all that a dead writer left half done.
-    pub(crate) fn sweep(&self, leftovers: &[String]) {
-        leftovers.iter().for_each(|leftover| self.remove_leftover(leftover));
     }
 }
 
@@ -159,16 +152,4 @@ pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Re
 /// Whether opening a directory failed since it is none: a file, or a symbolic link.
 pub(super) fn is_no_directory(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
-}
-
-/// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
-pub(super) fn is_leftover(name: &str) -> bool {
-    without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
-}
-
-/// The name that was marked with a prefix and a nonce; `None` when it was not.
-pub(super) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
-    let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
-    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    (nonce.len() == super::directory::NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
 }

@@ -4,7 +4,8 @@
 //! directory: its name left the namespace, durably, before it became one, and a process that dies leaves it to the
 //! sweep. Whether anyone still sees the old content is asked when it is taken ([`Dir::recycle`]).
 
-use super::{Dir, Entry, Kind, NewFile};
+use super::{Dir, WriteFile};
+use crate::repository::{Entry, Kind};
 use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -77,7 +78,7 @@ impl Spares {
         new: &OsStr,
         bytes: u64,
         direct: bool,
-    ) -> Option<Box<dyn NewFile>> {
+    ) -> Option<Box<dyn WriteFile>> {
         while let Some(spare) = self.nearest(bytes) {
             let file = spare.trash.dir.recycle(&spare.name, to, new, direct);
             if file.is_err() {

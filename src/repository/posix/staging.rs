@@ -1,19 +1,18 @@
 //! A checkpoint being written, in a directory of its own that no reader looks at, until it gets its name.
 
-use super::directory::{Directory, Durability, MANIFEST, STAGING, nonce};
+use super::directory::PosixDirectory;
 use super::removal::remove_all;
-use super::{Dir, FileId, Kind, NewFile, Stat};
+use super::{Dir, WriteFile};
 use crate::error::{Error, Result};
-use crate::format::Manifest;
 use crate::parallel;
+use crate::repository::names::{MANIFEST, STAGING, nonce};
+use crate::repository::{DIRECT, Durability, Finished, Kind, Repository, StagedFile, Transaction};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Files of at least so many bytes are written past the page cache, and each is synced as soon as it is written.
-pub(crate) const DIRECT: u64 = 8 << 20;
 /// So many small files are synced at a time, where there is more than one thread.
 const SYNCS: usize = 8;
 /// So many small files at most are open and wait to be synced.
@@ -21,9 +20,9 @@ const UNSYNCED: usize = 64;
 /// How often, and how long after one another, a file system is asked again that frees what was removed only later.
 const ASKED_AGAIN: (u32, Duration) = (10, Duration::from_millis(40));
 
-/// A checkpoint being written. Dropped before [`Staging::publish`] has succeeded, it removes what it wrote.
-pub struct Staging<'a> {
-    directory: &'a Directory,
+/// A checkpoint being written. Dropped before [`Transaction::commit`] has succeeded, it removes what it wrote.
+pub(super) struct Staging<'a> {
+    directory: &'a PosixDirectory,
     root: Arc<dyn Dir>,
     dir: Arc<dyn Dir>,
     /// What it is called until then.
@@ -33,16 +32,10 @@ pub struct Staging<'a> {
     /// Bytes that will be written.
     needed: AtomicU64,
     /// Files that are written and wait to be synced together.
-    unsynced: Mutex<Vec<(PathBuf, Box<dyn NewFile>)>>,
+    unsynced: Mutex<Vec<(PathBuf, Box<dyn WriteFile>)>>,
+    /// The files of the checkpoint that are finished, with their lengths.
+    files: Mutex<Vec<(String, u64)>>,
     done: bool,
-}
-
-/// What a file was when it was finished: as long as this stays so, nobody has written to it or exchanged it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Finished {
-    id: FileId,
-    length: u64,
-    modified: (i64, i64),
 }
 
 impl std::fmt::Debug for Staging<'_> {
@@ -51,18 +44,12 @@ impl std::fmt::Debug for Staging<'_> {
     }
 }
 
-impl From<Stat> for Finished {
-    fn from(stat: Stat) -> Finished {
-        Finished { id: stat.id, length: stat.length, modified: stat.modified }
-    }
-}
-
-impl Directory {
+impl PosixDirectory {
     /// Begins a new checkpoint, for which about `needed` bytes will be written.
-    pub fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
+    pub(super) fn stage(&self, name: &str, needed: u64) -> Result<Staging<'_>> {
         self.check_process()?;
         self.check_name(name)?;
-        let root = self.dir()?.clone();
+        let root = self.open_root()?.clone();
         let staged = format!("{STAGING}{name}-{}", nonce());
         let path = self.path(&staged);
         root.create_dir(staged.as_ref()).map_err(|e| Error::io("create the directory", &path, e))?;
@@ -73,8 +60,9 @@ impl Directory {
                 return Err(Error::io("open the directory", &path, e));
             }
         };
-        let (needed, unsynced, name) = (AtomicU64::new(needed), Mutex::default(), name.to_string());
-        Ok(Staging { directory: self, root, dir, staged, name, needed, unsynced, done: false })
+        let (needed, name) = (AtomicU64::new(needed), name.to_string());
+        let (unsynced, files) = (Mutex::default(), Mutex::default());
+        Ok(Staging { directory: self, root, dir, staged, name, needed, unsynced, files, done: false })
     }
 }
 
@@ -83,9 +71,78 @@ impl Staging<'_> {
         self.directory.path(&self.staged).join(name)
     }
 
-    /// Makes room for files of these `lengths`, beside those that are linked: where too little is free, the spares go.
-    /// Refuses nothing: what a file system says of its room can be wrong, or a moment old. The writing finds out.
-    pub(crate) fn make_room(&self, lengths: &[u64]) {
+    /// A file of the checkpoint is finished.
+    fn note(&self, name: &str, bytes: u64) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), bytes));
+    }
+
+    fn free(&self) -> Option<u64> {
+        self.root.free_space().ok().flatten()
+    }
+
+    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
+    /// that loses what it said was written there must be none, rather than that of an older checkpoint.
+    fn create_new(&self, name: &str, direct: bool) -> Result<PosixFile<'_>> {
+        let path = self.path(name);
+        let file = self.dir.create(name.as_ref(), direct);
+        let file = file.map_err(|e| self.no_space(Error::io("create", &path, e)))?;
+        Ok(PosixFile { staging: self, file, name: name.to_string(), direct })
+    }
+
+    /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
+    fn sync_files(&self, files: Vec<(PathBuf, Box<dyn WriteFile>)>, threads: usize) -> Result<()> {
+        let threads = if threads > 1 { SYNCS } else { 1 };
+        parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
+    }
+
+    fn sync(&self, path: &std::path::Path, file: &dyn WriteFile) -> Result<()> {
+        self.directory.sync_file(file, path).map_err(|e| self.no_space(e))
+    }
+
+    fn take_unsynced(&self, at_least: usize) -> Vec<(PathBuf, Box<dyn WriteFile>)> {
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
+    }
+
+    /// Tells a full disk how much the whole checkpoint needs.
+    fn no_space(&self, error: Error) -> Error {
+        match error {
+            Error::NoSpace { path, .. } => {
+                Error::NoSpace { path, needed: self.needed.load(Ordering::Relaxed), free: self.free() }
+            }
+            error => error,
+        }
+    }
+
+    /// What is to get the name is what was written here: nobody took away a file, or the directory.
+    fn look(&self) -> Result<()> {
+        for (name, bytes) in self.files.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let path = self.path(name);
+            let stat = self.dir.stat_of(name.as_ref()).map_err(|e| Error::io("look for", &path, e))?;
+            if stat.is_none_or(|stat| stat.kind != Kind::File || stat.length != *bytes) {
+                let reason = "another program removed or changed the file while the checkpoint was being written";
+                return Err(Error::moved(path, reason));
+            }
+        }
+        self.is_there(&self.staged)
+    }
+
+    /// The directory that was written has this name.
+    fn is_there(&self, name: &str) -> Result<()> {
+        let path = self.directory.path(name);
+        let failed = |e| Error::io("look for", &path, e);
+        let (own, named) = (self.dir.stat().map_err(failed)?, self.root.stat_of(name.as_ref()).map_err(failed)?);
+        match named {
+            Some(named) if named.id == own.id => Ok(()),
+            _ => {
+                Err(Error::moved(&path, "another program renamed or removed the checkpoint while it was being written"))
+            }
+        }
+    }
+}
+
+impl Transaction for Staging<'_> {
+    fn make_room(&self, lengths: &[u64]) {
         let needed = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
         self.needed.store(needed, Ordering::Relaxed);
         let spares = self.directory.spares.as_ref().filter(|spares| !spares.is_empty());
@@ -108,39 +165,27 @@ impl Staging<'_> {
         }
     }
 
-    fn free(&self) -> Option<u64> {
-        self.root.free_space().ok().flatten()
-    }
-
-    /// Opens a file of the checkpoint, of `bytes` in the end: a recycled one if there is one.
-    pub(crate) fn create(&self, name: &str, bytes: u64) -> Result<StagedFile<'_>> {
+    fn create(&self, name: &str, bytes: u64) -> Result<Box<dyn StagedFile + '_>> {
         let direct = self.directory.durability() == Durability::PowerLoss && bytes >= DIRECT;
         let spares = self.directory.spares.as_ref();
-        match spares.and_then(|spares| spares.take(&*self.root, &*self.dir, name.as_ref(), bytes, direct)) {
-            Some(file) => Ok(StagedFile { staging: self, file, path: self.path(name), bytes }),
-            None => self.create_new(name, bytes, direct),
-        }
+        let recycled = spares.and_then(|spares| spares.take(&*self.root, &*self.dir, name.as_ref(), bytes, direct));
+        Ok(Box::new(match recycled {
+            Some(file) => PosixFile { staging: self, file, name: name.to_string(), direct },
+            None => self.create_new(name, direct)?,
+        }))
     }
 
-    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
-    /// that loses what it said was written there must be none, rather than that of an older checkpoint.
-    fn create_new(&self, name: &str, bytes: u64, direct: bool) -> Result<StagedFile<'_>> {
-        let path = self.path(name);
-        let file = self.dir.create(name.as_ref(), direct);
-        let file = file.map_err(|e| self.no_space(Error::io("create", &path, e)))?;
-        Ok(StagedFile { staging: self, file, path, bytes })
-    }
-
-    /// Gives the file `name` of the checkpoint `earlier` a second name in this one, if it is still what it was when it
-    /// was `finished`.
-    pub(crate) fn link(&self, earlier: &str, name: &str, finished: &Finished) -> Result<()> {
+    fn reuse(&self, name: &str, earlier: &str, finished: &Finished) -> Result<()> {
         let path = self.path(name);
         let failed = |e| Error::io("link", &path, e);
         let earlier = self.root.open_dir(earlier.as_ref()).map_err(failed)?;
         earlier.link(name.as_ref(), &*self.dir, name.as_ref()).map_err(failed)?;
         // The new name is looked at, which only this process knows: nobody can exchange what it leads to.
         match self.dir.stat_of(name.as_ref()).map_err(failed)? {
-            Some(stat) if stat.kind == Kind::File && Finished::from(stat) == *finished => Ok(()),
+            Some(stat) if stat.kind == Kind::File && Finished::from(stat) == *finished => {
+                self.note(name, stat.length);
+                Ok(())
+            }
             _ => {
                 self.dir.remove_file(name.as_ref()).map_err(|e| Error::io("remove", &path, e))?;
                 Err(Error::damaged(&path, "the file it would share has been changed since it was written"))
@@ -148,42 +193,14 @@ impl Staging<'_> {
         }
     }
 
-    /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
-    fn sync_files(&self, files: Vec<(PathBuf, Box<dyn NewFile>)>, threads: usize) -> Result<()> {
-        let threads = if threads > 1 { SYNCS } else { 1 };
-        parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
-    }
-
-    fn sync(&self, path: &std::path::Path, file: &dyn NewFile) -> Result<()> {
-        self.directory.sync_file(file, path).map_err(|e| self.no_space(e))
-    }
-
-    fn take_unsynced(&self, at_least: usize) -> Vec<(PathBuf, Box<dyn NewFile>)> {
-        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-        if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
-    }
-
-    /// Tells a full disk how much the whole checkpoint needs.
-    fn no_space(&self, error: Error) -> Error {
-        match error {
-            Error::NoSpace { path, .. } => {
-                Error::NoSpace { path, needed: self.needed.load(Ordering::Relaxed), free: self.free() }
-            }
-            error => error,
-        }
-    }
-
-    /// Makes the checkpoint one: manifest last, everything synced before its name appears, and the name before
-    /// this returns.
-    pub fn publish(mut self, manifest: &Manifest, threads: usize) -> Result<PathBuf> {
+    fn commit(mut self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()> {
         let directory = self.directory;
-        let text = manifest.to_bytes()?;
-        let file = self.create_new(MANIFEST, text.len() as u64, false)?;
-        file.write_all_at(0, &text)?;
-        file.end(text.len() as u64)?;
+        let file = self.create_new(MANIFEST, false)?;
+        file.write_all_at(0, manifest)?;
+        file.end(manifest.len() as u64)?;
         self.sync_files(self.take_unsynced(0), threads)?;
         directory.sync(&*self.dir, &directory.path(&self.staged))?;
-        self.look(manifest)?;
+        self.look()?;
         directory.check()?;
         let path = directory.path(&self.name);
         match self.root.rename_new(self.staged.as_ref(), self.name.as_ref()) {
@@ -201,34 +218,7 @@ impl Staging<'_> {
             Err(e) if already_there(&e) => return Err(Error::already_exists(path)),
             Err(e) => return Err(Error::io("rename to", &path, e)),
         }
-        Ok(path)
-    }
-
-    /// What is to get the name is what was written here: nobody took away a file, or the directory.
-    fn look(&self, manifest: &Manifest) -> Result<()> {
-        let files = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
-        for (name, bytes) in files.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
-            let path = self.path(name);
-            let stat = self.dir.stat_of(name.as_ref()).map_err(|e| Error::io("look for", &path, e))?;
-            if stat.is_none_or(|stat| stat.kind != Kind::File || stat.length != bytes) {
-                let reason = "another program removed or changed the file while the checkpoint was being written";
-                return Err(Error::moved(path, reason));
-            }
-        }
-        self.is_there(&self.staged)
-    }
-
-    /// The directory that was written has this name.
-    fn is_there(&self, name: &str) -> Result<()> {
-        let path = self.directory.path(name);
-        let failed = |e| Error::io("look for", &path, e);
-        let (own, named) = (self.dir.stat().map_err(failed)?, self.root.stat_of(name.as_ref()).map_err(failed)?);
-        match named {
-            Some(named) if named.id == own.id => Ok(()),
-            _ => {
-                Err(Error::moved(&path, "another program renamed or removed the checkpoint while it was being written"))
-            }
-        }
+        Ok(())
     }
 }
 
@@ -251,49 +241,45 @@ fn already_there(e: &io::Error) -> bool {
 }
 
 /// A file of a checkpoint being written.
-pub(crate) struct StagedFile<'a> {
+struct PosixFile<'a> {
     staging: &'a Staging<'a>,
-    file: Box<dyn NewFile>,
-    path: PathBuf,
-    /// How long it is in the end.
-    bytes: u64,
+    file: Box<dyn WriteFile>,
+    name: String,
+    /// It is written past the page cache: without a sync that takes the bytes faster than the device, with one they must
+    /// reach it anyway.
+    direct: bool,
 }
 
-impl StagedFile<'_> {
-    pub(crate) fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.file.write_all_at(offset, bytes);
-        written.map_err(|e| self.staging.no_space(Error::io("write", &self.path, e)))
-    }
-
-    /// Ends the file at its length, and closes it. A large one is durable when this returns, where durability asks for
-    /// it; a small one is synced with others, when there are many or the checkpoint is [published](Staging::publish).
-    pub(crate) fn finish(self) -> Result<Finished> {
-        let cut = self.file.set_len(self.bytes);
-        cut.map_err(|e| self.staging.no_space(Error::io("set the length of", &self.path, e)))?;
-        let finished = self.file.stat().map_err(|e| Error::io("look at", &self.path, e))?.into();
-        if self.is_large() || !self.staging.directory.syncs_files() {
-            self.staging.sync(&self.path, &*self.file)?;
+impl PosixFile<'_> {
+    /// Ends the file, and closes it. A long one is durable when this returns, where durability asks for it; a short one
+    /// is synced with others, when there are many or the checkpoint is [committed](Transaction::commit).
+    fn end(self, bytes: u64) -> Result<Finished> {
+        let (staging, path) = (self.staging, self.staging.path(&self.name));
+        let cut = self.file.set_len(bytes);
+        cut.map_err(|e| staging.no_space(Error::io("set the length of", &path, e)))?;
+        let finished = self.file.stat().map_err(|e| Error::io("look at", &path, e))?.into();
+        if bytes >= DIRECT || !staging.directory.syncs_files() {
+            staging.sync(&path, &*self.file)?;
             return Ok(finished);
         }
-        let staging = self.staging;
-        staging.unsynced.lock().unwrap_or_else(PoisonError::into_inner).push((self.path, self.file));
+        staging.unsynced.lock().unwrap_or_else(PoisonError::into_inner).push((path, self.file));
         staging.sync_files(staging.take_unsynced(UNSYNCED), SYNCS)?;
         Ok(finished)
     }
+}
 
-    /// Finishes the file, of which the length is known only now.
-    pub(crate) fn end(mut self, bytes: u64) -> Result<()> {
-        self.bytes = bytes;
-        self.finish().map(drop)
+impl StagedFile for PosixFile<'_> {
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all_at(offset, bytes);
+        written.map_err(|e| self.staging.no_space(Error::io("write", self.staging.path(&self.name), e)))
     }
 
-    fn is_large(&self) -> bool {
-        self.bytes >= DIRECT
+    fn is_direct(&self) -> bool {
+        self.direct
     }
 
-    /// Whether it is written past the page cache: without a sync that takes the bytes faster than the device, with
-    /// one they must reach it anyway.
-    pub(crate) fn is_direct(&self) -> bool {
-        self.staging.directory.durability() == Durability::PowerLoss && self.is_large()
+    fn finish(self: Box<Self>, bytes: u64) -> Result<Finished> {
+        self.staging.note(&self.name, bytes);
+        self.end(bytes)
     }
 }

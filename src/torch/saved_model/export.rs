@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::{
     AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable,
 };
-use crate::repository::Staging;
+use crate::repository::Transaction;
 use crate::save::{Asset, Assets, write_asset};
 use crate::torch::program::{Failure, Program, ProgramVariable};
 use crate::torch::variables::Variables;
@@ -232,7 +232,7 @@ pub(super) fn write_assets(
     let description = info.to_bytes()?;
     let bytes = program.bytes().map_err(|reason| Error::object("saved model", reason))?;
     let bytes = bytes + examples::bytes(examples) + description.len() as u64;
-    let mut write_all = |staging: &Staging<'_>| {
+    let mut write_all = |staging: &dyn Transaction| {
         let mut file = Asset::create(staging, PROGRAM_FILE)?;
         program.write(|bytes| file.write(bytes)).map_err(|failure| match failure {
             Failure::Callback(error) => error,

@@ -15,7 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SavedModelInfo, Signature};
 use crate::reader::CheckpointReader;
-use crate::repository::{Directory, Durability, LocalDisk, nonce, parent_of};
+use crate::repository::{Directory, OpenOptions, Posix, nonce, parent_of};
 use crate::restore::RestoreStatus;
 use crate::save;
 use crate::torch::program::{Failure, Program};
@@ -24,7 +24,6 @@ use definition::{same_bits, subject};
 use examples::{Example, Examples};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -272,7 +271,7 @@ impl SavedModel {
         let Some(name) = dir.file_name().and_then(|name| name.to_str()) else {
             return Err(Error::Usage(format!("{} does not end in a name for a saved model", dir.display())));
         };
-        let directory = Directory::new(Arc::new(LocalDisk), parent_of(dir), Durability::default());
+        let directory = Directory::new(&Posix::default(), parent_of(dir), &OpenOptions::default());
         export::write_assets(&self.program, &info, &self.examples_now()?, |assets| {
             save::copy_with_assets(&from.source, &directory, name, nonce(), assets)
         })

@@ -1,0 +1,120 @@
+//! What is asked of a directory of checkpoints, wherever it is.
+
+use super::names::{INDEX, MANIFEST};
+use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
+use super::{Kind, Lock, OpenDir, OpenOptions, Repository, Stat, Storage};
+use crate::error::{Error, Result};
+use crate::format::{Index, MAX_INDEX_BYTES, Manifest};
+use std::ffi::OsString;
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A directory of checkpoints. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Directory(Arc<dyn Repository>);
+
+impl Deref for Directory {
+    type Target = dyn Repository;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl Directory {
+    /// That at `root`.
+    pub fn new(storage: &dyn Storage, root: &Path, options: &OpenOptions) -> Directory {
+        Directory(storage.repository(root, options))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root().join(name)
+    }
+
+    /// Whether both are the same directory, whatever paths they were opened by.
+    pub(crate) fn is_same(&self, other: &Directory) -> bool {
+        self.id().is_some_and(|id| other.id() == Some(id))
+    }
+
+    /// Opens the checkpoint `name`. That there is no directory to open it in is another error.
+    fn open_in(&self, name: &str) -> Result<io::Result<Arc<dyn OpenDir>>> {
+        self.dir().map(|_| self.open(name))
+    }
+
+    /// What is in the directory `name` of this one.
+    pub(crate) fn names_in(&self, name: &str) -> Result<Vec<OsString>> {
+        let entries = self.open_in(name)?.and_then(|dir| dir.list());
+        let entries = entries.map_err(|e| Error::io("list the checkpoint", self.path(name), e))?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
+    }
+
+    /// Whether anything has this name.
+    pub(crate) fn has(&self, name: &str) -> Result<bool> {
+        let stat = self.dir()?.stat_of(name.as_ref()).map_err(|e| Error::io("look for", self.path(name), e))?;
+        Ok(stat.is_some())
+    }
+
+    /// Whether nothing has the name `name`, so that a checkpoint can get it.
+    pub(crate) fn must_be_free(&self, name: &str) -> Result<()> {
+        if self.has(name)? { Err(Error::already_exists(self.path(name))) } else { Ok(()) }
+    }
+
+    /// Whether `name` is a directory, as far as the system tells.
+    pub(crate) fn may_hold(&self, name: &str) -> bool {
+        let stat = self.dir().map(|root| root.stat_of(name.as_ref()));
+        !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
+    }
+
+    /// Whether the checkpoint `name` has its manifest, and files of at least as many `bytes`. Cheap: no file is read.
+    pub(crate) fn looks_whole(&self, name: &str, bytes: u64) -> bool {
+        let Ok(dir) = self.open(name) else { return false };
+        let Ok(entries) = dir.list() else { return false };
+        let files = entries.iter().filter(|entry| entry.kind == Kind::File);
+        let length = |name: &OsString| dir.stat_of(name).ok().flatten().map_or(0, |stat| stat.length);
+        let (manifest, others): (Vec<_>, Vec<_>) = files.map(|entry| &entry.name).partition(|name| *name == MANIFEST);
+        manifest.into_iter().any(|name| length(name) > 0) && others.into_iter().map(length).sum::<u64>() >= bytes
+    }
+
+    /// Reads the manifest of the checkpoint `name`; does not look at its other files.
+    pub(crate) fn manifest(&self, name: &str) -> Result<Manifest> {
+        let path = self.path(name);
+        let dir = self.open_in(name)?.map_err(|e| checkpoint_failed(&path, e))?;
+        read_manifest(&*dir, &path)
+    }
+
+    /// What the system says of the manifest of the checkpoint `name`; `None` also where it says nothing.
+    pub(crate) fn stat_of_manifest(&self, name: &str) -> Option<Stat> {
+        self.open(name).ok()?.stat_of(MANIFEST.as_ref()).ok()?
+    }
+
+    /// The index, if there is a sound one.
+    pub fn index(&self) -> Option<Index> {
+        let bytes = read_whole(&*self.dir().ok()?, INDEX, &self.path(INDEX), MAX_INDEX_BYTES as u64).ok()?;
+        Index::from_bytes(&bytes).ok()
+    }
+
+    /// Replaces the index, durably and in one step. Whoever does this holds the `lock`: what the index says is read,
+    /// changed and written.
+    pub(crate) fn write_index(&self, _lock: &Lock, index: &Index) -> Result<()> {
+        self.put_small(None, INDEX, &index.to_bytes()?)
+    }
+
+    /// Removes the index, which says less than the truth, as far as it goes.
+    pub(crate) fn forget_index(&self, _lock: &Lock) {
+        self.remove_small(INDEX);
+    }
+
+    /// The mark files of a checkpoint with their bytes, by name.
+    pub(crate) fn marks(&self, checkpoint: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let path = self.path(checkpoint);
+        let dir = self.open_in(checkpoint)?.map_err(|e| Error::io("open the checkpoint", &path, e))?;
+        marks_in(&*dir, &path)
+    }
+
+    /// Adds a mark to a checkpoint, or replaces it, durably and in one step. Whoever has the directory's lock may.
+    pub(crate) fn write_mark(&self, checkpoint: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        self.put_small(Some(checkpoint), name, bytes)
+    }
+}

@@ -1,0 +1,341 @@
+//! Directories of checkpoints in memory: for tests, and for what is thrown away with the process.
+
+use super::names::{Aside, MANIFEST, before_aside};
+use super::reading::{marks_in, read_manifest};
+use super::{
+    Entry, FileId, Finished, Kind, Lock, OpenDir, OpenOptions, ReadFile, Repository, Scan, StagedFile, Stat, Stays,
+    Storage, Transaction,
+};
+use crate::error::{Error, Result};
+use crate::format::Follows;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Checkpoints in memory; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<BTreeMap<PathBuf, Arc<Root>>>>);
+
+/// A directory of checkpoints.
+#[derive(Debug, Default)]
+struct Root {
+    state: Mutex<State>,
+    lock: Mutex<Weak<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    checkpoints: BTreeMap<String, Arc<Folder>>,
+    files: BTreeMap<String, File>,
+}
+
+/// A checkpoint.
+#[derive(Debug)]
+struct Folder {
+    id: FileId,
+    files: Mutex<BTreeMap<String, File>>,
+}
+
+#[derive(Debug, Clone)]
+struct File {
+    stat: Stat,
+    bytes: Arc<Vec<u8>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn new_id() -> FileId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    FileId { device: 0, inode: NEXT.fetch_add(1, Ordering::Relaxed) }
+}
+
+impl File {
+    fn new(bytes: Vec<u8>) -> File {
+        let stat = Stat { id: new_id(), kind: Kind::File, length: bytes.len() as u64, modified: (0, 0) };
+        File { stat, bytes: Arc::new(bytes) }
+    }
+}
+
+impl ReadFile for File {
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(self.stat)
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let bytes = start.and_then(|start| self.bytes.get(start..)?.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// What is in a directory, as what reads it sees it.
+fn read(files: &BTreeMap<String, File>, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+    let file = name.to_str().and_then(|name| files.get(name)).ok_or(io::ErrorKind::NotFound)?;
+    Ok(Box::new(file.clone()))
+}
+
+impl OpenDir for Folder {
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(Stat { id: self.id, kind: Kind::Directory, length: 0, modified: (0, 0) })
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        Ok(name.to_str().and_then(|name| Some(lock(&self.files).get(name)?.stat)))
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        Ok(lock(&self.files).keys().map(|name| Entry { name: name.into(), kind: Kind::File }).collect())
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        read(&lock(&self.files), name)
+    }
+}
+
+impl OpenDir for Root {
+    fn stat(&self) -> io::Result<Stat> {
+        let id = FileId { device: 1, inode: std::ptr::from_ref(self) as u64 };
+        Ok(Stat { id, kind: Kind::Directory, length: 0, modified: (0, 0) })
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        let Some(name) = name.to_str() else { return Ok(None) };
+        let state = lock(&self.state);
+        let file = || state.files.get(name).map(|file| file.stat);
+        state.checkpoints.get(name).map(|checkpoint| checkpoint.stat()).or_else(|| file().map(Ok)).transpose()
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        let state = lock(&self.state);
+        let checkpoints = state.checkpoints.keys().map(|name| Entry { name: name.into(), kind: Kind::Directory });
+        Ok(checkpoints.chain(state.files.keys().map(|name| Entry { name: name.into(), kind: Kind::File })).collect())
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        read(&lock(&self.state).files, name)
+    }
+}
+
+impl Memory {
+    fn root(&self, path: &Path) -> Option<Arc<Root>> {
+        lock(&self.0).get(path).cloned()
+    }
+}
+
+impl Storage for Memory {
+    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository> {
+        Arc::new(MemoryDirectory { memory: self.clone(), path: root.to_path_buf(), locks: options.lock })
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let checkpoint = self.root(parent).and_then(|root| lock(&root.state).checkpoints.get(name).cloned());
+        Ok(checkpoint.ok_or(io::ErrorKind::NotFound)?)
+    }
+}
+
+#[derive(Debug)]
+struct MemoryDirectory {
+    memory: Memory,
+    path: PathBuf,
+    locks: bool,
+}
+
+impl MemoryDirectory {
+    fn opened(&self) -> Result<Arc<Root>> {
+        let missing = || Error::io("open the directory", &self.path, io::ErrorKind::NotFound.into());
+        self.memory.root(&self.path).ok_or_else(missing)
+    }
+
+    /// Gives the checkpoint `from` another name, which must be free.
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let root = self.opened()?;
+        let mut state = lock(&root.state);
+        if state.checkpoints.contains_key(to) {
+            return Err(Error::already_exists(self.path.join(to)));
+        }
+        let missing = || Error::io("rename", self.path.join(from), io::ErrorKind::NotFound.into());
+        let checkpoint = state.checkpoints.remove(from).ok_or_else(missing)?;
+        state.checkpoints.insert(to.to_string(), checkpoint);
+        Ok(())
+    }
+}
+
+impl Repository for MemoryDirectory {
+    fn root(&self) -> &Path {
+        &self.path
+    }
+
+    fn id(&self) -> Option<FileId> {
+        self.opened().ok()?.stat().ok().map(|stat| stat.id)
+    }
+
+    fn dir(&self) -> Result<Arc<dyn OpenDir>> {
+        Ok(self.opened()?)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>> {
+        self.memory.open(&self.path.join(name))
+    }
+
+    fn scan(&self) -> Result<Scan> {
+        let mut scan = Scan::default();
+        let Some(root) = self.memory.root(&self.path) else { return Ok(scan) };
+        let state = lock(&root.state);
+        for name in state.checkpoints.keys() {
+            match before_aside(name) {
+                Some((aside, _)) => scan.aside.push((aside, name.clone())),
+                None => scan.checkpoints.push(name.clone()),
+            }
+        }
+        scan.names = state.checkpoints.keys().chain(state.files.keys()).cloned().collect();
+        Ok(scan)
+    }
+
+    fn create(&self) -> Result<()> {
+        lock(&self.memory.0).entry(self.path.clone()).or_default();
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Lock> {
+        let (root, guard) = (self.opened()?, Arc::new(()));
+        let mut held = lock(&root.lock);
+        if self.locks && held.upgrade().is_some() {
+            let holder = "another writer of this process".to_string();
+            return Err(Error::Locked { path: self.path.clone(), holder });
+        }
+        *held = Arc::downgrade(&guard);
+        Ok(Lock::new(guard))
+    }
+
+    fn begin(&self, name: &str, _bytes: u64) -> Result<Box<dyn Transaction + '_>> {
+        Ok(Box::new(Staged { directory: self, root: self.opened()?, name: name.to_string(), files: Mutex::default() }))
+    }
+
+    fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
+        let path = self.path.join(name);
+        let root = self.opened()?;
+        let Some(checkpoint) = lock(&root.state).checkpoints.get(name).cloned() else { return Ok(true) };
+        match read_manifest(&*checkpoint, &path) {
+            Ok(manifest) if manifest.run == id.run && manifest.sequence == id.sequence => {}
+            Ok(_) => return Ok(true),
+            Err(_) => return self.quarantine(name, Aside::Damaged).map(|_| true),
+        }
+        // Whoever writes a mark holds the state too.
+        let mut state = lock(&root.state);
+        if stays(&marks_in(&*checkpoint, &path)?) {
+            return Ok(false);
+        }
+        state.checkpoints.remove(name);
+        Ok(true)
+    }
+
+    fn quarantine(&self, name: &str, aside: Aside) -> Result<String> {
+        let new = aside.new_name(name);
+        self.rename(name, &new).map(|()| new)
+    }
+
+    fn release(&self, aside: &str, name: &str) -> Result<()> {
+        self.rename(aside, name)
+    }
+
+    fn put_small(&self, within: Option<&str>, file: &str, bytes: &[u8]) -> Result<()> {
+        let root = self.opened()?;
+        let mut state = lock(&root.state);
+        let new = File::new(bytes.to_vec());
+        let Some(name) = within else {
+            state.files.insert(file.to_string(), new);
+            return Ok(());
+        };
+        let missing = || Error::io("open the checkpoint", self.path.join(name), io::ErrorKind::NotFound.into());
+        let checkpoint = state.checkpoints.get(name).ok_or_else(missing)?;
+        lock(&checkpoint.files).insert(file.to_string(), new);
+        Ok(())
+    }
+
+    fn remove_small(&self, file: &str) {
+        if let Some(root) = self.memory.root(&self.path) {
+            lock(&root.state).files.remove(file);
+        }
+    }
+
+    fn sweep(&self, _leftovers: &[String]) {}
+}
+
+/// A checkpoint being written.
+struct Staged<'a> {
+    directory: &'a MemoryDirectory,
+    root: Arc<Root>,
+    name: String,
+    files: Mutex<BTreeMap<String, File>>,
+}
+
+impl Transaction for Staged<'_> {
+    fn create(&self, file: &str, _bytes: u64) -> Result<Box<dyn StagedFile + '_>> {
+        Ok(Box::new(Writing { staged: self, name: file.to_string(), bytes: Mutex::default() }))
+    }
+
+    fn reuse(&self, file: &str, earlier: &str, finished: &Finished) -> Result<()> {
+        let earlier = lock(&self.root.state).checkpoints.get(earlier).cloned();
+        let same = earlier.and_then(|earlier| lock(&earlier.files).get(file).cloned());
+        let Some(same) = same.filter(|same| Finished::from(same.stat) == *finished) else {
+            return Err(Error::damaged(
+                self.directory.path.join(file),
+                "the file it would share is not there any more",
+            ));
+        };
+        lock(&self.files).insert(file.to_string(), same);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, manifest: &[u8], _threads: usize) -> Result<()> {
+        let mut files = std::mem::take(&mut *lock(&self.files));
+        files.insert(MANIFEST.to_string(), File::new(manifest.to_vec()));
+        let mut state = lock(&self.root.state);
+        if state.checkpoints.contains_key(&self.name) {
+            return Err(Error::already_exists(self.directory.path.join(&self.name)));
+        }
+        state.checkpoints.insert(self.name.clone(), Arc::new(Folder { id: new_id(), files: Mutex::new(files) }));
+        Ok(())
+    }
+}
+
+/// A file being written.
+struct Writing<'a> {
+    staged: &'a Staged<'a>,
+    name: String,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl StagedFile for Writing<'_> {
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut all = lock(&self.bytes);
+        let start = usize::try_from(offset).ok();
+        let end = start.and_then(|start| start.checked_add(bytes.len()));
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(Error::object(&self.name, "the file is larger than memory"));
+        };
+        if all.len() < end {
+            all.resize(end, 0);
+        }
+        all[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, bytes: u64) -> Result<Finished> {
+        let mut all = std::mem::take(&mut *lock(&self.bytes));
+        all.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
+        let file = File::new(all);
+        let finished = Finished::from(file.stat);
+        lock(&self.staged.files).insert(self.name.clone(), file);
+        Ok(finished)
+    }
+}

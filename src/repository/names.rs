@@ -1,0 +1,89 @@
+//! What the names in a directory of checkpoints mean.
+
+use std::path::Path;
+
+/// The file that makes a directory a checkpoint.
+pub(crate) const MANIFEST: &str = "manifest.json";
+/// The index: a hint, never the truth.
+pub(crate) const INDEX: &str = "checkpoint.json";
+/// A checkpoint being written.
+pub(crate) const STAGING: &str = ".tmp-";
+/// A checkpoint being removed.
+pub(crate) const TRASH: &str = ".trash-";
+
+/// How long a [`nonce`] is.
+pub(crate) const NONCE_DIGITS: usize = 32;
+
+/// Why a checkpoint left the numbering, which the first part of its new name tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aside {
+    /// It was found damaged. Never removed by this crate.
+    Damaged,
+    /// It could not be read, and an older one was restored in its place. Never removed by this crate.
+    PassedOver,
+    /// An older one was restored and the run went on from there. Removed when enough newer ones are complete.
+    Superseded,
+}
+
+const PREFIXES: [(Aside, &str); 3] =
+    [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, "superseded-")];
+
+/// The length of the longest prefix that the name of a checkpoint is ever given.
+pub(crate) const LONGEST_PREFIX: usize = "passed-over-".len();
+
+impl Aside {
+    /// A new name for the checkpoint `name` that tells why it left the numbering.
+    pub fn new_name(self, name: &str) -> String {
+        let prefix = PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix);
+        format!("{prefix}{name}-{}", nonce())
+    }
+}
+
+/// Why the directory `name` left the numbering, and what it was called; `None` for all others.
+pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
+    PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
+}
+
+/// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
+pub(crate) fn is_leftover(name: &str) -> bool {
+    without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
+}
+
+/// The name that was marked with a prefix and a nonce; `None` when it was not.
+pub(crate) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
+    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (nonce.len() == NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
+}
+
+/// The directory a path lies in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A name no other has: 128 random bits in hexadecimal.
+pub(crate) fn nonce() -> String {
+    let mut bits = [0; NONCE_DIGITS / 2];
+    if !random(&mut bits) {
+        // Each `RandomState` has keys of its own, drawn from the system's random source: but not in a forked process.
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        let draw = || (RandomState::new().build_hasher().finish() ^ u64::from(std::process::id())).to_ne_bytes();
+        bits[..8].copy_from_slice(&draw());
+        bits[8..].copy_from_slice(&draw());
+    }
+    bits.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(target_os = "linux")]
+fn random(bits: &mut [u8]) -> bool {
+    rustix::rand::getrandom(&mut *bits, rustix::rand::GetRandomFlags::empty()).is_ok_and(|got| got == bits.len())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn random(bits: &mut [u8]) -> bool {
+    use std::io::Read;
+    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(bits)).is_ok()
+}
