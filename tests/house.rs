@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 23] = [
+const ROOMS: [&str; 24] = [
     "error",
     "sync",
     "name",
@@ -24,6 +24,7 @@ const ROOMS: [&str; 23] = [
     "checkpoint",
     "contents",
     "part",
+    "retention",
     "manager",
     "internal",
     "training",

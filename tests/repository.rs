@@ -1,0 +1,206 @@
+//! What a manager asks of every repository: a directory of a file system, memory, and an object store, with nothing
+//! changed above [`Storage`].
+
+mod common;
+#[path = "repository/object_store.rs"]
+mod object_store;
+
+use common::Memory;
+use object_store::{PART, Store};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tch_checkpoint::internal::{self, OpenOptions, Posix, Repository, Storage, checkpoint_in};
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Dtype, Error};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is saved, and where: a step, and tensors that depend on it.
+struct Run {
+    storage: Arc<dyn Storage>,
+    root: PathBuf,
+    step: Counter,
+    large: Memory,
+    small: Memory,
+}
+
+/// Bytes of a tensor that takes several parts.
+const LARGE: usize = 2 * PART + 1000;
+
+fn tensor(bytes: usize) -> Memory {
+    Memory::new(Dtype::U8, &[bytes as u64], vec![0; bytes])
+}
+
+impl Run {
+    fn new(storage: Arc<dyn Storage>, root: &Path) -> Run {
+        let (large, small) = (tensor(LARGE), tensor(100));
+        Run { storage, root: root.to_path_buf(), step: Counter::new(0), large, small }
+    }
+
+    /// Another process.
+    fn again(&self) -> Run {
+        Run::new(self.storage.clone(), &self.root)
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        let checkpoint = checkpoint_in(self.storage.clone()).threads(3).chunk_bytes(1 << 20);
+        checkpoint.track("step", &self.step)?.track("large", &self.large)?.track("small", &self.small)
+    }
+
+    fn open(&self, background: bool) -> Result<CheckpointManager> {
+        let builder = CheckpointManager::builder(self.checkpoint()?, &self.root).max_to_keep(2);
+        if background { builder.background(Background::new()).open() } else { builder.open() }
+    }
+
+    fn set(&self, step: i64) {
+        self.step.set(step);
+        *self.large.bytes() = vec![step as u8; LARGE];
+        *self.small.bytes() = vec![step as u8; 100];
+    }
+
+    fn is_at(&self, step: i64) -> bool {
+        let is = |memory: &Memory| memory.bytes().iter().all(|&byte| byte == step as u8);
+        self.step.get() == step && is(&self.large) && is(&self.small)
+    }
+
+    fn repository(&self) -> Arc<dyn Repository> {
+        self.storage.repository(&self.root, &OpenOptions::default())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.repository().scan().unwrap().checkpoints
+    }
+
+    fn aside(&self) -> Vec<String> {
+        self.repository().scan().unwrap().aside.into_iter().map(|(_, name)| name).collect()
+    }
+}
+
+/// Runs a test in each storage.
+fn everywhere(test: impl Fn(Run) -> Outcome) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    test(Run::new(Arc::new(Posix::default()), &dir.path().join("run")))?;
+    test(Run::new(Arc::new(internal::Memory::default()), Path::new("memory/run")))?;
+    test(Run::new(Arc::new(Store::default()), Path::new("bucket/run")))
+}
+
+fn saves_rotates_and_restores(run: &Run, background: bool) -> Outcome {
+    let mut manager = run.open(background)?;
+    for step in 1..=4 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    // It holds the state already: metrics are added to what is there.
+    assert_eq!(manager.save_with_metrics(4, [("loss", 0.5)])?, run.root.join("ckpt-4"));
+    manager.wait()?;
+    assert_eq!(run.names(), ["ckpt-3", "ckpt-4"]);
+    assert!(matches!(run.open(false), Err(Error::Locked { .. })));
+    manager.close()?;
+    let later = run.again();
+    let mut manager = later.open(background)?;
+    let restored = manager.restore_or_initialize()?.restored.ok_or("nothing restored")?;
+    assert!(restored.path().ends_with("ckpt-4") && later.is_at(4));
+    later.set(5);
+    manager.save_at(5)?;
+    manager.close()?;
+    assert_eq!(later.names(), ["ckpt-4", "ckpt-5"]);
+    Ok(())
+}
+
+#[test]
+fn a_manager_saves_rotates_and_restores() -> Outcome {
+    everywhere(|run| saves_rotates_and_restores(&run, false))
+}
+
+#[test]
+fn a_manager_saves_in_the_background() -> Outcome {
+    everywhere(|run| saves_rotates_and_restores(&run, true))
+}
+
+#[test]
+fn going_back_sets_aside_what_came_later() -> Outcome {
+    everywhere(|run| {
+        let mut manager = run.open(false)?;
+        for step in 1..=2 {
+            run.set(step);
+            manager.save_at(step)?;
+        }
+        manager.restore(run.root.join("ckpt-1"))?;
+        assert!(run.is_at(1));
+        // Under the same name, while the old one is still there.
+        run.set(2);
+        manager.save_at(2)?;
+        manager.close()?;
+        assert!(run.aside()[0].starts_with("superseded-ckpt-2-"));
+        let later = run.again();
+        let mut manager = later.open(false)?;
+        manager.restore(run.root.join(&run.aside()[0]))?;
+        manager.restore_or_initialize()?;
+        assert!(later.is_at(2));
+        later.set(3);
+        manager.save_at(3)?;
+        assert!(later.aside().is_empty(), "two newer ones are complete");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
+    everywhere(|run| {
+        let mut checkpoint = run.checkpoint()?;
+        run.set(1);
+        let path = checkpoint.write(run.root.join("one"))?;
+        run.set(2);
+        assert!(matches!(checkpoint.write(&path), Err(Error::AlreadyExists { .. })));
+        // Nor when it is taken between the look and the commit.
+        let repository = run.repository();
+        let (first, second) = (repository.begin("two", 3)?, repository.begin("two", 3)?);
+        for transaction in [&first, &second] {
+            let file = transaction.create("a", 3)?;
+            file.write_all_at(0, b"abc")?;
+            file.finish(3)?;
+        }
+        first.commit(b"first", 1)?;
+        assert!(matches!(second.commit(b"second", 1), Err(Error::AlreadyExists { .. })));
+        let scan = repository.scan()?;
+        assert_eq!((scan.checkpoints, scan.leftovers), (vec!["one".to_string(), "two".to_string()], Vec::new()));
+        let mut manifest = [0; 5];
+        repository.open("two")?.open("manifest.json".as_ref())?.read_exact_at(0, &mut manifest)?;
+        assert_eq!(&manifest, b"first");
+        checkpoint.restore(&path)?;
+        assert!(run.is_at(1));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_store_gets_large_parts_and_keeps_nothing_that_is_removed() -> Outcome {
+    let store = Store::default();
+    let run = Run::new(Arc::new(store.clone()), Path::new("bucket/run"));
+    let mut manager = run.open(false)?;
+    for step in 1..=3 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    assert_eq!(store.0.parts.load(Ordering::SeqCst), 3 * 3, "12 MiB are uploaded in parts");
+    manager.close()?;
+    assert_eq!(store.0.list("bucket/run/.files/").len(), 2 * 2);
+    // A process that died while it wrote.
+    store.0.put("bucket/run/.files/0123/small.safetensors", b"half");
+    drop(run.again().open(false)?);
+    assert_eq!(store.0.list("bucket/run/.files/").len(), 2 * 2);
+
+    // One byte of the newest is wrong.
+    let key = format!("{}large.safetensors", store.files(&run.root.join("ckpt-3")).ok_or("no such checkpoint")?);
+    let mut bytes = store.0.get(&key).ok_or("no such object")?;
+    bytes[10_000_000] ^= 1;
+    store.0.put(&key, &bytes);
+    let later = run.again();
+    let mut manager = later.open(false)?;
+    let started = manager.restore_or_initialize()?;
+    assert!(later.is_at(2), "the one before is restored");
+    assert_eq!(started.passed_over.len(), 1);
+    assert!(later.aside()[0].starts_with("damaged-ckpt-3-"));
+    Ok(())
+}
