@@ -361,7 +361,8 @@ impl Checkpoint {
     /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
         let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
-        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics: BTreeMap::new(), follows, earlier }
+        let (metrics, counted_from) = (BTreeMap::new(), None);
+        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics, follows, earlier, counted_from }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {

@@ -43,6 +43,20 @@ pub enum Error {
         /// What is there instead, and what would be a checkpoint.
         reason: String,
     },
+    /// The checkpoint at `path` was removed, or moved aside, before something could be noted in it.
+    #[error("{} was removed or moved aside meanwhile: nothing was noted in it; choose one that is there", path.display())]
+    Removed {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// The checkpoint at `path` is pinned, so it is not removed.
+    #[error("{} is pinned ({}): take the pins away first (`unpin`)", path.display(), pins.join(", "))]
+    Pinned {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The names of its pins.
+        pins: Vec<String>,
+    },
     /// A file of a checkpoint is not what was written: a changed, missing or added byte, or a hostile file.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {

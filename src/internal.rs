@@ -5,7 +5,7 @@ pub use crate::catalog::broken::{Rule, break_rule};
 pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Finished, Kind, LocalDisk, Lock, LockFile, Memory, OpenDir,
     OpenOptions, PAGE, Posix, ReadFile, Repository, Scan, StagedFile, Stat, Stays, Storage, Transaction, WriteFile,
-    before_aside,
+    before_aside, hold_lease,
 };
 pub use crate::source::Source;
 
@@ -14,14 +14,15 @@ use crate::error::Result;
 use crate::graph::Node;
 #[cfg(feature = "pytorch")]
 use crate::interop::{self, ReadOptions};
-use crate::retention::{Candidate, Retention};
+use crate::manager::retention::{CheckpointInfo, Every, Latest, Retention};
 use crate::save::{self, SaveOptions};
 #[cfg(feature = "pytorch")]
 use crate::source::TensorSource;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 #[cfg(feature = "pytorch")]
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A checkpoint of nothing yet, in another storage than the operating system's file systems.
 pub fn checkpoint_in(storage: Arc<dyn Storage>) -> Checkpoint {
@@ -56,11 +57,10 @@ pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
 
 /// How many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is preserved.
 pub fn removed(checkpoints: &[(String, DateTime<Utc>)]) -> usize {
-    let candidate =
-        |(name, saved_at): &(String, _)| Candidate { name: name.clone(), saved_at: *saved_at, preserved: false };
-    let candidates: Vec<Candidate> = checkpoints.iter().map(candidate).collect();
-    let retention = Retention { max_to_keep: Some(10), keep_every: Some(TimeDelta::hours(1)) };
-    retention.decide(&candidates, None, Utc::now()).remove.len()
+    let infos = checkpoints.iter().map(|(name, saved_at)| CheckpointInfo::new(name, *saved_at));
+    let infos: Vec<CheckpointInfo> = infos.collect();
+    let retention = Retention::new(vec![Arc::new(Latest(10)), Arc::new(Every(Duration::from_secs(3600)))], Some(10));
+    retention.decide(&infos, None, Utc::now()).remove.len()
 }
 
 /// Opens bytes in memory as a file of PyTorch.

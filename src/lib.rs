@@ -87,7 +87,6 @@ mod progress;
 mod reader;
 mod repository;
 mod restore;
-mod retention;
 mod save;
 mod source;
 mod sync;
@@ -104,9 +103,10 @@ pub use graph::{
     Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
+pub use manager::retention;
 pub use manager::{
-    Background, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, checkpoints, latest_checkpoint,
-    list_checkpoints,
+    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, Pruned,
+    checkpoints, latest_checkpoint, list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 24] = [
+const ROOMS: [&str; 23] = [
     "error",
     "sync",
     "name",
@@ -24,7 +24,6 @@ const ROOMS: [&str; 24] = [
     "checkpoint",
     "contents",
     "part",
-    "retention",
     "manager",
     "internal",
     "training",

@@ -305,7 +305,7 @@ fn run_again(dir: &Path) -> Result<CheckpointManager, Error> {
 fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
-    let open = || run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open();
+    let open = || run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open();
     let mut manager = open()?;
     for step in 1..=3 {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -358,7 +358,7 @@ fn what_only_an_old_index_knows_is_written_into_the_checkpoints() -> Outcome {
     fs::write(&index, hints.to_bytes()?)?;
     drop(run.open(dir.path()));
     fs::remove_file(&index)?;
-    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open()?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open()?;
     manager.restore_or_initialize()?;
     assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1"]);
     for step in 4..=6 {
@@ -378,7 +378,7 @@ fn a_clock_in_the_index_that_is_ahead_ends_nothing() -> Outcome {
     let mut hints = Index::from_bytes(&fs::read(&index)?)?;
     hints.last_preserved = Some("2100-01-01T00:00:00Z".parse()?);
     fs::write(&index, hints.to_bytes()?)?;
-    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every_n_hours(1e-9).open()?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open()?;
     manager.restore_or_initialize()?;
     for step in 2..=4 {
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -27,6 +27,12 @@ pub enum Rule {
     LateMetrics,
     /// A new run beside another one is asked for; broken: it need not be.
     FreshStart,
+    /// What a run was restored from stays until enough newer ones exist; broken: it does not.
+    Restored,
+    /// What is pinned stays; broken: it does not.
+    Pins,
+    /// Marks of other processes are read before it is decided what goes; broken: they are not.
+    FreshMarks,
 }
 
 thread_local! {
@@ -35,7 +41,7 @@ thread_local! {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 11] = [
+    pub const ALL: [Rule; 14] = [
         Rule::Chain,
         Rule::Supersede,
         Rule::KeepSuperseded,
@@ -47,6 +53,9 @@ impl Rule {
         Rule::SameStep,
         Rule::LateMetrics,
         Rule::FreshStart,
+        Rule::Restored,
+        Rule::Pins,
+        Rule::FreshMarks,
     ];
 }
 

@@ -12,9 +12,18 @@ pub(crate) struct Marks {
     /// Nothing of this crate removes it. Also where there is a mark that cannot be read: what it says is not known.
     pub permanent: bool,
     pub metrics: BTreeMap<String, f64>,
+    /// Names and notes.
+    pub pins: BTreeMap<String, String>,
+    /// Names and texts.
+    pub notes: BTreeMap<String, String>,
 }
 
 impl Marks {
+    /// Whether nothing removes the checkpoint.
+    pub(crate) fn stays(&self) -> bool {
+        self.permanent || !self.pins.is_empty() && !is_broken(Rule::Pins)
+    }
+
     /// Reads the marks of the checkpoint `name`, which has this manifest.
     pub(crate) fn read(directory: &Directory, name: &str, manifest: &Manifest) -> Result<Marks> {
         let of = Follows { run: manifest.run.clone(), sequence: manifest.sequence };
@@ -28,6 +37,8 @@ impl Marks {
             match Mark::from_bytes(bytes) {
                 Ok(mark) if mark.of != *of => log::warn!("{file} is a mark of another checkpoint than it lies in"),
                 Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
+                Ok(Mark { kind: MarkKind::Pin { name, note }, .. }) => drop(marks.pins.insert(name, note)),
+                Ok(Mark { kind: MarkKind::Note { name, text }, .. }) => drop(marks.notes.insert(name, text)),
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = !is_broken(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept for good: {e}");
@@ -39,8 +50,20 @@ impl Marks {
     }
 }
 
-/// Writes a mark into the directory of the checkpoint `name`, durably.
+/// Writes a mark into the checkpoint `name`, durably. Needs no lock.
+///
+/// # Errors
+/// [`Error::Removed`](crate::Error::Removed) when the checkpoint was removed meanwhile.
 pub(crate) fn write_mark(directory: &Directory, name: &str, of: Follows, kind: MarkKind) -> Result<()> {
     let mark = Mark::new(of, kind);
-    directory.write_mark(name, &mark.file_name(), &mark.to_bytes()?)
+    directory.put_mark(name, &mark.of, &mark.file_name(), &mark.to_bytes()?)
+}
+
+/// Takes a mark away from the checkpoint `name`, durably; returns whether there was one.
+///
+/// # Errors
+/// As for [`write_mark`].
+pub(crate) fn remove_mark(directory: &Directory, name: &str, of: Follows, kind: MarkKind) -> Result<bool> {
+    let mark = Mark::new(of, kind);
+    directory.remove_mark(name, &mark.of, &mark.file_name())
 }

@@ -6,7 +6,7 @@ mod marks;
 mod rule;
 
 pub(crate) use chain::{Chain, Link};
-pub(crate) use marks::{Marks, write_mark};
+pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
 
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::format::{Follows, Index, IndexEntry, Manifest};
 use crate::repository::{Aside, Directory, Scan, before_aside, link_met};
 use crate::source::Source;
 use broken::{Rule, is_broken};
+use chrono::{DateTime, Utc};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -25,6 +26,12 @@ pub(crate) struct Found {
     pub follows: Option<Follows>,
     /// Of the runs before, see [`Manifest::earlier`].
     pub earlier: Vec<Follows>,
+    /// As in the manifest.
+    pub counted_from: Option<DateTime<Utc>>,
+    /// Names and notes.
+    pub pins: BTreeMap<String, String>,
+    /// Names and texts.
+    pub notes: BTreeMap<String, String>,
     pub tensors: usize,
     pub values: usize,
 }
@@ -32,8 +39,6 @@ pub(crate) struct Found {
 impl Found {
     /// What `manifest` and `marks` say of the checkpoint `name`.
     pub(crate) fn new(name: &str, manifest: &Manifest, marks: Marks) -> Found {
-        let mut metrics = manifest.metrics.clone();
-        metrics.extend(marks.metrics);
         let entry = IndexEntry {
             name: name.to_string(),
             sequence: manifest.sequence,
@@ -41,11 +46,31 @@ impl Found {
             step: manifest.step,
             saved_at: manifest.saved_at,
             bytes: manifest.bytes(),
-            metrics,
-            preserved: marks.permanent,
+            metrics: manifest.metrics.clone(),
+            preserved: false,
         };
         let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
-        Found { entry, follows: manifest.follows.clone(), earlier: manifest.earlier.clone(), tensors, values }
+        let (follows, earlier) = (manifest.follows.clone(), manifest.earlier.clone());
+        let counted_from = manifest.counted_from;
+        let (pins, notes) = (BTreeMap::new(), BTreeMap::new());
+        let mut found = Found { entry, follows, earlier, counted_from, pins, notes, tensors, values };
+        found.take_in(marks);
+        found
+    }
+
+    /// Takes in what its marks say now. Of marks only pins are ever taken away.
+    pub(crate) fn take_in(&mut self, marks: Marks) {
+        self.entry.metrics.extend(marks.metrics);
+        self.entry.preserved |= marks.permanent;
+        (self.pins, self.notes) = (marks.pins, marks.notes);
+    }
+
+    /// Whether `marks` say something that was not known, and that may keep it.
+    pub(crate) fn is_told_more_by(&self, marks: &Marks) -> bool {
+        let known = |(name, value): (&String, &f64)| {
+            self.entry.metrics.get(name).is_some_and(|known| known.to_bits() == value.to_bits())
+        };
+        marks.stays() || !marks.metrics.iter().all(known)
     }
 
     /// Which checkpoint it is, whatever it is called.

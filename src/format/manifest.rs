@@ -18,7 +18,7 @@ use std::fmt;
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint", version: 3, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+    Envelope { format: "tch-checkpoint", version: 4, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
 /// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +51,9 @@ pub struct Manifest {
     /// Where the run came from: of each earlier run the checkpoint that was restored from it, latest first, at most
     /// [`MAX_EARLIER`]. `follows` is not repeated. It leads back when what `follows` names has been removed.
     pub earlier: Vec<Follows>,
+    /// The time from which the intervals of the manager's `keep_every` were counted when this was saved; `None` where
+    /// there is no such policy.
+    pub counted_from: Option<DateTime<Utc>>,
 }
 
 /// The most earlier runs that a manifest names.
@@ -144,13 +147,18 @@ impl Manifest {
             saved_at,
             follows: None,
             earlier: Vec::new(),
+            counted_from: None,
         }
+    }
+
+    /// Which checkpoint it is, whatever it is called: what marks and later manifests name it by.
+    pub fn id(&self) -> Follows {
+        Follows { run: self.run.clone(), sequence: self.sequence }
     }
 
     /// This checkpoint and those of earlier runs that it goes back to: what one that follows it has as `earlier`.
     pub(crate) fn lineage(&self) -> Vec<Follows> {
-        let own = Follows { run: self.run.clone(), sequence: self.sequence };
-        let mut lineage = vec![own];
+        let mut lineage = vec![self.id()];
         for earlier in self.follows.iter().chain(&self.earlier) {
             if lineage.iter().all(|known| known.run != earlier.run) && lineage.len() < MAX_EARLIER {
                 lineage.push(earlier.clone());
@@ -188,6 +196,9 @@ impl Manifest {
 
     /// The lowest version that has what this manifest has.
     fn version(&self) -> u64 {
+        if self.counted_from.is_some() {
+            return 4;
+        }
         let non_finite = self.metrics.values().any(|value| !value.is_finite());
         if self.follows.is_some() || non_finite || self.tensors.values().any(|record| record.requires_grad.is_some()) {
             return 3;
@@ -215,8 +226,9 @@ impl Manifest {
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
         json::append_map(&mut text, "metrics", &self.metrics, |text, value| json::append(text, &json::Metric(*value)))?;
-        let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
-        let commit = Commit { sequence: self.sequence, run, saved_at: self.saved_at, follows, earlier };
+        let (sequence, run, saved_at) = (self.sequence, self.run.clone(), self.saved_at);
+        let (follows, earlier, counted_from) = (self.follows.clone(), self.earlier.clone(), self.counted_from);
+        let commit = Commit { sequence, run, saved_at, follows, earlier, counted_from };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
         text.extend_from_slice(b",\n");
@@ -264,9 +276,11 @@ impl Manifest {
             saved_at: text.commit.saved_at,
             follows: text.commit.follows,
             earlier: text.commit.earlier,
+            counted_from: text.commit.counted_from,
         };
         if manifest.version() > version {
-            return Err(damaged(format!("it says version {version}, and has what only version 3 has")));
+            let newer = manifest.version();
+            return Err(damaged(format!("it says version {version}, and has what only version {newer} has")));
         }
         manifest.check()?;
         Ok(manifest)
@@ -352,6 +366,8 @@ struct Commit {
     follows: Option<Follows>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     earlier: Vec<Follows>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    counted_from: Option<DateTime<Utc>>,
 }
 
 /// A field that may be missing, but not null.
@@ -433,6 +449,7 @@ impl Manifest {
         if self.follows.is_none() && !self.earlier.is_empty() || self.earlier.len() > MAX_EARLIER {
             return Err(damaged(format!("it names {} earlier runs", self.earlier.len())));
         }
+        self.counted_from.map_or(Ok(()), check_time)?;
         self.check_files()?;
         self.check_keys()?;
         let mut left = json::MAX_NODES;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_MARK_BYTES: usize = 64 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint-mark", version: 1, max_bytes: MAX_MARK_BYTES, what: "mark" };
+    Envelope { format: "tch-checkpoint-mark", version: 2, max_bytes: MAX_MARK_BYTES, what: "mark" };
 
 const PREFIX: &str = "mark-";
 const EXTENSION: &str = ".json";
@@ -41,6 +41,20 @@ pub enum MarkKind {
         /// Its value, which can be NaN or infinite.
         value: f64,
     },
+    /// The checkpoint is kept until the pin of this name is taken away. From version 2 on.
+    Pin {
+        /// The name, such as that of who needs it.
+        name: String,
+        /// Why, for people.
+        note: String,
+    },
+    /// Text for people. From version 2 on.
+    Note {
+        /// What the text is about.
+        name: String,
+        /// The text.
+        text: String,
+    },
 }
 
 /// A mark's JSON.
@@ -62,6 +76,8 @@ struct Text {
 enum Kind {
     Permanent,
     Metric { name: String, value: json::Metric },
+    Pin { name: String, note: String },
+    Note { name: String, text: String },
 }
 
 /// Whether a file of this name in a checkpoint's directory is a mark: `mark-….json`.
@@ -88,11 +104,17 @@ impl Mark {
     pub fn file_name(&self) -> String {
         match &self.kind {
             MarkKind::Permanent => format!("{PREFIX}permanent{EXTENSION}"),
-            MarkKind::Metric { name, .. } => {
-                let stem = name::file_stem(name);
-                let stem = if stem.len() <= 200 { stem } else { Digest::of(name.as_bytes()).to_string() };
-                format!("{PREFIX}metric-{stem}{EXTENSION}")
-            }
+            MarkKind::Metric { name, .. } => named("metric", name),
+            MarkKind::Pin { name, .. } => named("pin", name),
+            MarkKind::Note { name, .. } => named("note", name),
+        }
+    }
+
+    /// The lowest version that has what this mark has.
+    fn version(&self) -> u64 {
+        match self.kind {
+            MarkKind::Permanent | MarkKind::Metric { .. } => 1,
+            MarkKind::Pin { .. } | MarkKind::Note { .. } => 2,
         }
     }
 
@@ -112,8 +134,10 @@ impl Mark {
         let kind = match &self.kind {
             MarkKind::Permanent => Kind::Permanent,
             MarkKind::Metric { name, value } => Kind::Metric { name: name.clone(), value: json::Metric(*value) },
+            MarkKind::Pin { name, note } => Kind::Pin { name: name.clone(), note: note.clone() },
+            MarkKind::Note { name, text } => Kind::Note { name: name.clone(), text: text.clone() },
         };
-        let mut text = ENVELOPE.open(ENVELOPE.version);
+        let mut text = ENVELOPE.open(self.version());
         text.extend_from_slice(b"\"of\":");
         json::append(&mut text, &self.of)?;
         text.extend_from_slice(b",\n\"mark\":");
@@ -130,13 +154,27 @@ impl Mark {
     /// from what a writer writes. A checkpoint with a mark that cannot be read is not removed: what the mark says is
     /// not known.
     pub fn from_bytes(bytes: &[u8]) -> Result<Mark, FormatError> {
-        ENVELOPE.check(bytes)?;
+        let version = ENVELOPE.check(bytes)?;
         let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         check_run(&text.of.run)?;
         let kind = match text.mark {
             Kind::Permanent => MarkKind::Permanent,
             Kind::Metric { name, value } => MarkKind::Metric { name, value: value.0 },
+            Kind::Pin { name, note } => MarkKind::Pin { name, note },
+            Kind::Note { name, text } => MarkKind::Note { name, text },
         };
-        Ok(Mark { of: text.of, kind })
+        let mark = Mark { of: text.of, kind };
+        if mark.version() > version {
+            let needed = mark.version();
+            return Err(damaged(format!("it says version {version}, and is a mark that only version {needed} has")));
+        }
+        Ok(mark)
     }
+}
+
+/// The file of a mark that has a name of its own.
+fn named(kind: &str, name: &str) -> String {
+    let stem = name::file_stem(name);
+    let stem = if stem.len() <= 200 { stem } else { Digest::of(name.as_bytes()).to_string() };
+    format!("{PREFIX}{kind}-{stem}{EXTENSION}")
 }

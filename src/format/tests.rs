@@ -813,6 +813,25 @@ fn a_manifest_with_assets_is_of_version_2_and_read_as_it_was_written() {
     }
 }
 
+#[test]
+fn version_4_is_read_as_it_was_written_and_is_needed() {
+    let (mut manifest, _) = sample();
+    manifest.counted_from = Some("2026-11-22T09:00:00Z".parse().unwrap());
+    let text = manifest.to_bytes().unwrap();
+    golden("v4/ckpt-1500/manifest.json", &text);
+    assert_eq!(Manifest::from_bytes(&text), Ok(manifest));
+    let text = unseal(&text);
+    for (from, to) in [
+        ("\"version\":4", "\"version\":3"),
+        ("\"counted_from\":\"2026-11-22T09:00:00Z\"", "\"counted_from\":null"),
+        ("\"counted_from\":\"2026-11-22T09:00:00Z\"", "\"counted_from\":\"+12026-11-22T09:00:00Z\""),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let changed = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
+        assert!(matches!(changed, Err(FormatError::Damaged(_))), "{to}: {changed:?}");
+    }
+}
+
 /// The sample with what only version 3 has: a checkpoint that it follows, metrics that are no numbers, and which
 /// variables require a gradient.
 fn sample_of_version_3() -> Manifest {

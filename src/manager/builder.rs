@@ -2,24 +2,27 @@
 
 use super::background::Background;
 use super::ledger::Ledger;
+use super::retention::{Every, Latest, Retention, RetentionPolicy};
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::repository::{Directory, OpenOptions};
-use crate::retention::Retention;
 use crate::save::{Held, Image};
 use crate::sync::{Arc, Mutex};
-use chrono::TimeDelta;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {
     checkpoint: Checkpoint,
     directory: PathBuf,
     name: String,
-    max_to_keep: Option<usize>,
-    keep_every_hours: Option<f64>,
+    /// What `max_to_keep` was set to, if it was.
+    max_to_keep: Option<Option<usize>>,
+    keep_every: Option<Duration>,
+    policies: Vec<Arc<dyn RetentionPolicy>>,
+    protect_restored: usize,
     interval: u64,
     init: Option<Init>,
     background: Option<Background>,
@@ -34,6 +37,7 @@ impl std::fmt::Debug for CheckpointManagerBuilder {
             .field("directory", &self.directory)
             .field("name", &self.name)
             .field("max_to_keep", &self.max_to_keep)
+            .field("policies", &self.policies)
             .field("save_every", &self.interval)
             .finish_non_exhaustive()
     }
@@ -45,8 +49,10 @@ impl CheckpointManagerBuilder {
             checkpoint,
             directory: directory.to_path_buf(),
             name: "ckpt".to_string(),
-            max_to_keep: Some(5),
-            keep_every_hours: None,
+            max_to_keep: None,
+            keep_every: None,
+            policies: Vec::new(),
+            protect_restored: 1,
             interval: 1,
             init: None,
             background: None,
@@ -56,20 +62,51 @@ impl CheckpointManagerBuilder {
         }
     }
 
-    /// How many checkpoints stay, `None` for all; 5 unless set.
+    /// Keeps the newest `keep` checkpoints: [`Latest`](crate::retention::Latest). `None` keeps all. Defaults to 5, or, if
+    /// there is a policy of [`keep`](CheckpointManagerBuilder::keep), to what that keeps.
+    ///
+    /// Checkpoints that a run abandoned when it [went back](CheckpointManager#going-back) stay until this number of newer
+    /// ones are complete (1 where only policies are given).
     pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
-        self.max_to_keep = keep.into();
+        self.max_to_keep = Some(keep.into());
         self
     }
 
-    /// Preserves, for good, a checkpoint about to be removed when it was saved at least `hours` after the last
-    /// preserved one. The first interval begins with the oldest checkpoint that is there when the manager is opened, or
-    /// with the opening where there is none. A time in the future, which a wrong clock told, counts as now.
+    /// Adds a [retention policy](crate::retention). A checkpoint stays if any of the policies keeps it, `max_to_keep` and
+    /// `keep_every` included.
     ///
-    /// That it is preserved is written into the checkpoint's own directory (`mark-permanent.json`), so that no loss of
+    /// ```no_run
+    /// # fn main() -> Result<(), tch_checkpoint::Error> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::CheckpointManager;
+    /// use tch_checkpoint::retention::{Best, Goal};
+    /// // The newest 2, and the 3 with the highest accuracy.
+    /// let manager = CheckpointManager::builder(checkpoint, "checkpoints/run")
+    ///     .max_to_keep(2)
+    ///     .keep(Best::new("accuracy", Goal::Maximize, 3))
+    ///     .open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn keep(mut self, policy: impl RetentionPolicy + 'static) -> Self {
+        self.policies.push(Arc::new(policy));
+        self
+    }
+
+    /// Keeps one checkpoint per `interval` for good: [`Every`](crate::retention::Every), the rule of TensorFlow's
+    /// `keep_checkpoint_every_n_hours`. Of the others the newest `max_to_keep` stay.
+    ///
+    /// That a checkpoint is kept for good is written into its own directory (`mark-permanent.json`), so that no loss of
     /// the index, and no manager of another name, forgets it.
-    pub fn keep_every_n_hours(mut self, hours: f64) -> Self {
-        self.keep_every_hours = Some(hours);
+    pub fn keep_every(mut self, interval: Duration) -> Self {
+        self.keep_every = Some(interval);
+        self
+    }
+
+    /// How many newer checkpoints must exist before the checkpoint that a run was restored from may be removed. Defaults
+    /// to 1; 0 does not protect it. More than the policies keep protects it for as long as the run lasts.
+    pub fn protect_restored(mut self, newer: usize) -> Self {
+        self.protect_restored = newer;
         self
     }
 
@@ -157,11 +194,12 @@ impl CheckpointManagerBuilder {
         // With the longest number there is.
         directory.check_name(&format!("{}-{}", self.name, u64::MAX))?;
         let lock = directory.lock()?;
+        let opened = directory.now();
         let scan = directory.scan_for_writing()?;
         directory.sweep(&scan.leftovers);
         let catalog = Catalog::of(&directory, scan);
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
-        let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention);
+        let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention, opened);
         ledger.take_in(catalog);
         let mut checkpoint = self.checkpoint;
         checkpoint.set_held(held.clone());
@@ -180,6 +218,7 @@ impl CheckpointManagerBuilder {
             last_step: None,
             background: self.background,
             in_flight: None,
+            early: None,
             waits_since: None,
             image: Image::default(),
         })
@@ -187,7 +226,7 @@ impl CheckpointManagerBuilder {
 
     fn retention(&self) -> Result<Retention> {
         let usage = |text: String| Err(Error::Usage(text));
-        if self.max_to_keep == Some(0) {
+        if self.max_to_keep == Some(Some(0)) {
             return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
         }
         if self.interval == 0 {
@@ -196,13 +235,16 @@ impl CheckpointManagerBuilder {
         if self.name.is_empty() || self.name.starts_with('.') || self.name.contains(['/', '\\', '\0']) {
             return usage(format!("checkpoint_name is {:?}: it must be a plain name such as \"ckpt\"", self.name));
         }
-        let keep_every = match self.keep_every_hours {
-            None => None,
-            Some(hours) if hours > 0.0 && hours < 1e6 => Some(TimeDelta::milliseconds((hours * 3_600_000.0) as i64)),
-            Some(hours) => {
-                return usage(format!("keep_every_n_hours is {hours}: it must be a positive number of hours"));
-            }
-        };
-        Ok(Retention { max_to_keep: self.max_to_keep, keep_every })
+        if self.keep_every == Some(Duration::ZERO) {
+            return usage("keep_every is 0: it must be a positive duration".into());
+        }
+        let mut policies = self.policies.clone();
+        let default = || if policies.is_empty() { Some(5) } else { None };
+        let latest = self.max_to_keep.unwrap_or_else(default);
+        let superseded_after = if self.max_to_keep == Some(None) { None } else { Some(latest.unwrap_or(1)) };
+        policies.extend(latest.map(|keep| Arc::new(Latest(keep)) as Arc<dyn RetentionPolicy>));
+        policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
+        let retention = Retention::new(policies, superseded_after).protect_restored(self.protect_restored);
+        Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }
 }

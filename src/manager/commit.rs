@@ -1,13 +1,12 @@
 //! What follows a save: those it takes the place of leave the numbering, old ones are removed, the index tells of it.
 //! No lock that the training waits for is held meanwhile.
 
-use super::ledger::{Ledger, candidate};
+use super::ledger::{Ledger, infos};
 use crate::catalog::broken::{Rule, is_broken};
-use crate::catalog::{Found, Marks, number_of, write_mark};
+use crate::catalog::{Found, Marks, look, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
 use crate::repository::{Aside, Directory};
-use crate::retention::Candidate;
 use crate::save::{Held, Saved};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +21,12 @@ pub(super) struct Commit {
     moved: Mutex<Vec<(String, Found)>>,
     pub directory: Directory,
     held: Arc<Held>,
+    /// Marks for it that were given before it was durable.
+    pub early: EarlyMarks,
 }
+
+/// Marks for a checkpoint that is still being written; `None` when it is durable and takes them itself.
+pub(super) type EarlyMarks = Arc<Mutex<Option<Vec<MarkKind>>>>;
 
 impl Commit {
     pub(super) fn new(ledger: Arc<Mutex<Ledger>>, name: String, supersedes: Vec<String>) -> Commit {
@@ -30,7 +34,8 @@ impl Commit {
             let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
             (ledger.directory.clone(), ledger.held.clone())
         };
-        Commit { ledger, name, supersedes, moved: Mutex::default(), directory, held }
+        let early = Arc::new(Mutex::new(Some(Vec::new())));
+        Commit { ledger, name, supersedes, moved: Mutex::default(), directory, held, early }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -64,15 +69,16 @@ impl Commit {
     /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
     /// it, fails nothing: it is tried again at the next save.
     pub(super) fn done(self, saved: Saved) {
-        let found = Found::new(&self.name, &saved.manifest, Marks::default());
-        let (mut known, last_preserved, mut seen) = {
+        let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
+        self.write_early_marks(&mut found);
+        let (mut known, restored, mut seen) = {
             let mut ledger = self.ledger();
             let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
             ledger.known.retain(|found| !gone(found) || is_broken(Rule::OneEntry));
             ledger.known.push(found.clone());
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
-            (ledger.known.clone(), ledger.last_preserved, std::mem::take(&mut ledger.seen))
+            (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, &found);
         // What its user removed counts no more, whatever is in its place.
@@ -80,9 +86,9 @@ impl Commit {
         known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         self.ledger().seen = seen;
+        known.iter_mut().filter(|found| !found.entry.preserved).for_each(|found| self.read_marks(found));
         let retention = self.ledger().retention.clone();
-        let candidates: Vec<Candidate> = known.iter().map(candidate).collect();
-        let verdict = retention.decide(&candidates, last_preserved, self.directory.now());
+        let verdict = retention.decide(&infos(&known), restored.as_ref(), self.directory.now());
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
             // Before the decision is acted upon: what it says must never be forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
@@ -100,8 +106,7 @@ impl Commit {
         }
         {
             let mut ledger = self.ledger();
-            ledger.known = spared.into_iter().chain(kept).collect();
-            ledger.last_preserved = verdict.last_preserved;
+            ledger.known = in_order(spared, kept);
         }
         // The index is durable before anything is removed; on a full disk it can be only after.
         let noted = self.write_index();
@@ -113,10 +118,29 @@ impl Commit {
         }
     }
 
-    /// Those that stand in for what is removed: the newest ones but the one saved just now, which needs no look.
+    /// Writes the marks that were given while the checkpoint was written.
+    fn write_early_marks(&self, found: &mut Found) {
+        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for kind in early.unwrap_or_default() {
+            if let Err(e) = write_mark(&self.directory, &self.name, found.id(), kind) {
+                log::warn!("what was noted about {} while it was written is lost: {e}", self.name);
+            }
+        }
+    }
+
+    /// Reads what other processes noted in a checkpoint.
+    fn read_marks(&self, found: &mut Found) {
+        match self.directory.marks(&found.entry.name) {
+            Ok(_) if is_broken(Rule::FreshMarks) => {}
+            Ok(files) => found.take_in(Marks::among(&files, &found.id())),
+            // It is not removed either: that reads them again.
+            Err(e) => log::debug!("the marks of {} cannot be read: {e}", found.entry.name),
+        }
+    }
+
+    /// Those that stand in for what is removed: all that policies keep but the one saved just now, which needs no look.
     fn stand_ins<'a>(&self, kept: &'a [Found]) -> impl Iterator<Item = &'a Found> {
-        let keep = self.ledger().retention.max_to_keep.unwrap_or(usize::MAX);
-        kept.iter().rev().filter(|found| !found.entry.preserved).take(keep).skip(1)
+        kept.iter().rev().skip(1).filter(|found| !found.entry.preserved)
     }
 
     /// Whether a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is read.
@@ -124,16 +148,17 @@ impl Commit {
         self.directory.looks_whole(&entry.name, entry.bytes)
     }
 
-    /// Removes those, unless a mark says now that they stay.
+    /// Removes those, unless something was noted in them meanwhile: then the next save decides again.
     fn remove(&self, victims: Vec<Found>) {
         let mut stuck = Vec::new();
-        for mut found in victims {
-            match self.remove_one(&found.entry.name, &found) {
+        for found in victims {
+            let id = found.id();
+            let is_told_more = |marks: &[(String, Vec<u8>)]| {
+                found.is_told_more_by(&Marks::among(marks, &id)) && !is_broken(Rule::FreshMarks)
+            };
+            match self.directory.remove(&found.entry.name, &id, &is_told_more) {
                 Ok(true) => {}
-                Ok(false) => {
-                    found.entry.preserved = true;
-                    stuck.push(found);
-                }
+                Ok(false) => stuck.push(look(&self.directory, &found.entry.name).unwrap_or(found)),
                 Err(e) => {
                     let name = &found.entry.name;
                     log::warn!("the old checkpoint {name} could not be removed: {e}; it will be tried again");
@@ -141,20 +166,16 @@ impl Commit {
                 }
             }
         }
-        self.ledger().known.splice(0..0, stuck);
-    }
-
-    /// Removes the checkpoint that is called `name` now; `false` when a mark says that it stays.
-    fn remove_one(&self, name: &str, found: &Found) -> Result<bool> {
-        let id = found.id();
-        self.directory.remove(name, &id, &|marks| Marks::among(marks, &id).permanent)
+        let mut ledger = self.ledger();
+        let kept = std::mem::take(&mut ledger.known);
+        ledger.known = in_order(stuck, kept);
     }
 
     /// Removes those that were superseded when as many newer ones are complete as are kept.
     fn remove_superseded(&self) {
         let (superseded, known, keep) = {
             let ledger = self.ledger();
-            (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.max_to_keep)
+            (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.superseded_after)
         };
         let Some(keep) = keep.map(|keep| if is_broken(Rule::KeepSuperseded) { 0 } else { keep }) else { return };
         for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.preserved) {
@@ -162,7 +183,8 @@ impl Commit {
             if newer.filter(|newer| self.looks_whole(&newer.entry)).count() < keep {
                 continue;
             }
-            match self.remove_one(aside, found) {
+            let id = found.id();
+            match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
                 Ok(false) => {}
                 Err(e) => log::warn!("{aside} could not be removed: {e}; it will be tried again"),
@@ -191,12 +213,26 @@ impl Drop for Commit {
     }
 }
 
+/// Puts checkpoints that stay after all back to where they were among the others.
+fn in_order(stay: Vec<Found>, others: Vec<Found>) -> Vec<Found> {
+    let mut all = others;
+    for found in stay {
+        // Those of one run are in the order of their sequences, but for the newest.
+        let later = all.iter().position(|other| other.entry.sequence > found.entry.sequence);
+        let at = later.unwrap_or(all.len().saturating_sub(1));
+        all.insert(at, found);
+    }
+    all
+}
+
 /// Notes in the index what the ledger knows, and keeps what it says of other managers' checkpoints.
 pub(super) fn write_index(ledger: &Mutex<Ledger>, directory: &Directory, held: &Held) -> Result<()> {
-    let (name, known, last_preserved) = {
+    let (name, known) = {
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        (ledger.name.clone(), ledger.known.clone(), ledger.last_preserved)
+        (ledger.name.clone(), ledger.known.clone())
     };
+    let preserved = known.iter().filter(|found| found.entry.preserved);
+    let last_preserved = preserved.map(|found| found.entry.saved_at).max();
     let others = |entry: &IndexEntry| number_of(&name, &entry.name).is_none();
     held.update_index(directory, |index| {
         index.checkpoints.retain(|entry| others(entry) && directory.must_be_free(&entry.name).is_err());

@@ -1,12 +1,12 @@
 //! What a manager knows of its directory.
 
+use super::retention::{CheckpointInfo, Retention};
 use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
 use crate::repository::{Aside, Directory, Stat};
 use crate::restore::PassedOver;
-use crate::retention::{Candidate, Retention};
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
@@ -32,7 +32,10 @@ pub(super) struct Ledger {
     pub unreachable: Vec<(String, Error)>,
     /// Those that were passed over and still have their number.
     pub stuck: Vec<String>,
-    pub last_preserved: Option<DateTime<Utc>>,
+    /// When the manager was opened.
+    opened: DateTime<Utc>,
+    /// What this process restored last.
+    pub restored: Option<Follows>,
     /// Those that could not be restored or even be looked at, since the last restore.
     pub passed_over: Vec<PassedOver>,
     /// Those that an earlier process moved aside.
@@ -86,12 +89,18 @@ impl Seen {
 }
 
 /// What retention looks at.
-pub(super) fn candidate(found: &Found) -> Candidate {
-    Candidate { name: found.entry.name.clone(), saved_at: found.entry.saved_at, preserved: found.entry.preserved }
+pub(super) fn infos<'a>(found: impl IntoIterator<Item = &'a Found>) -> Vec<CheckpointInfo> {
+    found.into_iter().map(CheckpointInfo::from).collect()
 }
 
 impl Ledger {
-    pub(super) fn new(directory: Directory, held: Arc<Held>, name: String, retention: Retention) -> Ledger {
+    pub(super) fn new(
+        directory: Directory,
+        held: Arc<Held>,
+        name: String,
+        retention: Retention,
+        opened: DateTime<Utc>,
+    ) -> Ledger {
         Ledger {
             directory,
             held,
@@ -103,7 +112,8 @@ impl Ledger {
             undecided: None,
             unreachable: Vec::new(),
             stuck: Vec::new(),
-            last_preserved: None,
+            opened,
+            restored: None,
             passed_over: Vec::new(),
             set_aside: Vec::new(),
             strangers: Vec::new(),
@@ -116,14 +126,20 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// The checkpoints that stay when the checkpoint `name` is saved next.
-    pub(super) fn beside(&self, name: &str) -> Vec<String> {
-        let mut candidates: Vec<Candidate> = self.known.iter().map(candidate).collect();
-        let now = self.directory.now();
-        candidates.push(Candidate { name: name.to_string(), saved_at: now, preserved: false });
-        let verdict = self.retention.decide(&candidates, self.last_preserved, now);
-        let stay = |other: &String| other != name && !verdict.remove.contains(other);
-        candidates.into_iter().map(|candidate| candidate.name).filter(stay).collect()
+    /// The checkpoints that stay when `next` is saved.
+    pub(super) fn beside(&self, next: CheckpointInfo) -> Vec<String> {
+        let (name, now) = (next.name.clone(), next.saved_at);
+        let mut all = infos(self.known.iter().filter(|found| found.entry.name != name));
+        all.push(next);
+        let verdict = self.retention.decide(&all, self.restored.as_ref(), now);
+        let stay = |other: &String| *other != name && !verdict.remove.contains(other);
+        all.into_iter().map(|info| info.name).filter(stay).collect()
+    }
+
+    /// What the next checkpoint, which takes the place of `superseded`, records for the policies that count intervals.
+    pub(super) fn counted_from(&self, superseded: &[String]) -> Option<DateTime<Utc>> {
+        let stay = self.known.iter().filter(|found| !superseded.contains(&found.entry.name));
+        self.retention.counted_from(&infos(stay), self.opened, self.directory.now())
     }
 
     /// Takes in what is there. What is damaged leaves the numbering.
@@ -150,24 +166,18 @@ impl Ledger {
             }
         }
         if let Some(index) = catalog.index {
-            self.last_preserved = index.last_preserved;
             let preserved = |found: &Found| {
                 let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
                 entry.is_some_and(|entry| entry.preserved && entry.sequence == found.entry.sequence)
             };
             self.mark_permanent(|found| preserved(found));
-        } else if self.retention.keep_every.is_some() {
+        } else if self.counted_from(&[]).is_some() {
             // Before there were marks only the index knew: then all that could be are preserved.
-            let older = self.known.len().saturating_sub(self.retention.max_to_keep.unwrap_or(usize::MAX));
+            let older = self.known.len().saturating_sub(self.retention.superseded_after.unwrap_or(usize::MAX));
             let names: Vec<String> = self.known[..older].iter().map(|found| found.entry.name.clone()).collect();
             self.mark_permanent(|found| found.follows.is_none() && names.contains(&found.entry.name));
         }
-        let now = self.directory.now();
-        let preserved = self.known.iter().filter(|found| found.entry.preserved).map(|found| found.entry.saved_at);
-        let last = preserved.chain(self.last_preserved).map(|time| time.min(now)).max();
-        // As TensorFlow: the first interval begins with the manager, or with the oldest checkpoint it finds.
-        let first = || self.known.first().map_or(now, |found| found.entry.saved_at.min(now));
-        self.last_preserved = Some(last.unwrap_or_else(first));
+        self.known.iter().for_each(|found| self.directory.sweep_marks(&found.entry.name));
         for (name, error) in damaged {
             self.pass_over(&name, &error, if error.is_damage() { Some(Aside::Damaged) } else { None });
         }

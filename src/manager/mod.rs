@@ -3,25 +3,31 @@
 mod background;
 mod builder;
 mod commit;
+mod directory;
 mod ledger;
 mod listing;
+mod marks;
 mod recover;
+pub mod retention;
+mod why;
 
 pub use background::{Background, Overlap};
 pub use builder::CheckpointManagerBuilder;
+pub use directory::{CheckpointDirectory, Pruned};
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 
 use crate::catalog::broken::{Rule, is_broken};
-use crate::catalog::{number_of, write_mark};
+use crate::catalog::number_of;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::{Follows, MarkKind};
+use crate::format::Follows;
 use crate::repository::Directory;
 use crate::save::{self, Header, Held, Image, Memo, Stamp, Unchanged};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order};
-use commit::Commit;
+use commit::{Commit, EarlyMarks};
 use ledger::Ledger;
+use retention::CheckpointInfo;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -77,6 +83,8 @@ pub struct CheckpointManager {
     last_step: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
+    /// The name of the save in flight, and the marks that it waits with.
+    early: Option<(String, EarlyMarks)>,
     /// A save is due and waits for gradients to be used: the optimizer's steps when that began, and the calls since.
     waits_since: Option<(u64, u64)>,
     /// Memory of the last save in the background.
@@ -123,14 +131,12 @@ impl CheckpointManager {
         ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
-    /// The checkpoints there are, oldest first, without those preserved for good by
-    /// [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours).
+    /// The checkpoints there are, oldest first, without those that are marked as kept for good.
     pub fn checkpoints(&self) -> Vec<PathBuf> {
         self.paths(false)
     }
 
-    /// The checkpoints preserved for good by [`keep_every_n_hours`](CheckpointManagerBuilder::keep_every_n_hours),
-    /// oldest first; those that a run going back left behind (`superseded-…`) come before the others.
+    /// The checkpoints that are marked as kept for good ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first; those that a run going back left behind (`superseded-…`) come before the others.
     pub fn preserved_checkpoints(&self) -> Vec<PathBuf> {
         let ledger = self.ledger();
         let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
@@ -227,19 +233,11 @@ impl CheckpointManager {
         if !is_broken(Rule::SameStep) && !save::is_saved(&plan, &manifest, self.checkpoint.options().threads)? {
             return Ok(None);
         }
-        for (metric, &value) in metrics.iter().filter(|_| !is_broken(Rule::LateMetrics)) {
-            let kind = MarkKind::Metric { name: metric.clone(), value };
-            write_mark(&self.directory, &name, id.clone(), kind)?;
+        let path = self.directory.root().join(name);
+        if !is_broken(Rule::LateMetrics) {
+            self.add_metrics(&path, metrics.clone())?;
         }
-        if !metrics.is_empty() {
-            if let Some(found) = self.ledger().known.last_mut() {
-                found.entry.metrics.extend(metrics.clone());
-            }
-            if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
-                log::warn!("the index could not be written: {e}; the metrics are found without it");
-            }
-        }
-        Ok(Some(self.directory.root().join(name)))
+        Ok(Some(path))
     }
 
     /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save, the
@@ -298,9 +296,11 @@ impl CheckpointManager {
         self.restores = restores;
         self.head = restored.cloned();
         if let Some(head) = &self.head {
+            let head = head.clone();
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.choose(head);
-            self.begun |= ledger.has(head);
+            ledger.choose(&head);
+            self.begun |= ledger.has(&head);
+            ledger.restored = Some(head);
         }
     }
 
@@ -359,12 +359,14 @@ impl CheckpointManager {
         let stamp = self.checkpoint.stamp();
         let follows = self.follows(&superseded);
         let id = Follows { run: stamp.run.clone(), sequence };
-        let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, ..stamp };
+        let counted_from = self.ledger().counted_from(&superseded);
+        let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, counted_from, ..stamp };
+        let next = CheckpointInfo::of_save(&name, &stamp, self.directory.now());
         let path = self.directory.root().join(&name);
         let header = Header::of(stamp, &plan)?;
         let unchanged = {
             let mut ledger = self.ledger();
-            let beside = ledger.beside(&name);
+            let beside = ledger.beside(next);
             ledger.memo.keep(beside);
             Unchanged::since(&ledger.memo, &plan)
         };
@@ -375,9 +377,11 @@ impl CheckpointManager {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let before = Before { last_step, save_counter, head: self.head.clone(), begun: self.begun };
             let background = self.background.clone().unwrap_or_default();
+            let early = (commit.name.clone(), commit.early.clone());
             let order = Order { plan, image, unchanged, header, commit, options, before };
             let started = InFlight::start(order, &background);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
+            self.early = Some(early);
         } else {
             let (directory, name) = (&self.directory, &commit.name);
             let saved = save::save(&plan, None, unchanged, directory, name, header, &options, || commit.ready());
@@ -409,6 +413,7 @@ impl CheckpointManager {
             return Ok(());
         };
         let (image, before, result) = in_flight.wait();
+        self.early = None;
         self.image = image;
         result.map_err(|failure| {
             // It is due again, and is planned anew.

@@ -98,7 +98,7 @@ impl Directory {
     /// Replaces the index, durably and in one step. Whoever does this holds the `lock`: what the index says is read,
     /// changed and written.
     pub(crate) fn write_index(&self, _lock: &Lock, index: &Index) -> Result<()> {
-        self.put_small(None, INDEX, &index.to_bytes()?)
+        self.put_small(INDEX, &index.to_bytes()?)
     }
 
     /// Removes the index, which says less than the truth, as far as it goes.
@@ -111,10 +111,5 @@ impl Directory {
         let path = self.path(checkpoint);
         let dir = self.open_in(checkpoint)?.map_err(|e| Error::io("open the checkpoint", &path, e))?;
         marks_in(&*dir, &path)
-    }
-
-    /// Adds a mark to a checkpoint, or replaces it, durably and in one step. Whoever has the directory's lock may.
-    pub(crate) fn write_mark(&self, checkpoint: &str, name: &str, bytes: &[u8]) -> Result<()> {
-        self.put_small(Some(checkpoint), name, bytes)
     }
 }

@@ -155,6 +155,24 @@ impl MemoryDirectory {
         self.memory.root(&self.path).ok_or_else(missing)
     }
 
+    /// Changes the files of the checkpoint `of`. Whoever removes one holds the state too.
+    fn marked<R>(
+        &self,
+        checkpoint: &str,
+        of: &Follows,
+        change: impl FnOnce(&mut BTreeMap<String, File>) -> R,
+    ) -> Result<R> {
+        let (root, path) = (self.opened()?, self.path.join(checkpoint));
+        let state = lock(&root.state);
+        let removed = || Error::Removed { path: path.clone() };
+        let found = state.checkpoints.get(checkpoint).ok_or_else(removed)?;
+        let manifest = read_manifest(&**found, &path)?;
+        if (&manifest.run, manifest.sequence) != (&of.run, of.sequence) {
+            return Err(removed());
+        }
+        Ok(change(&mut lock(&found.files)))
+    }
+
     /// Gives the checkpoint `from` another name, which must be free.
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let root = self.opened()?;
@@ -247,18 +265,19 @@ impl Repository for MemoryDirectory {
         self.rename(aside, name)
     }
 
-    fn put_small(&self, within: Option<&str>, file: &str, bytes: &[u8]) -> Result<()> {
-        let root = self.opened()?;
-        let mut state = lock(&root.state);
-        let new = File::new(bytes.to_vec());
-        let Some(name) = within else {
-            state.files.insert(file.to_string(), new);
-            return Ok(());
-        };
-        let missing = || Error::io("open the checkpoint", self.path.join(name), io::ErrorKind::NotFound.into());
-        let checkpoint = state.checkpoints.get(name).ok_or_else(missing)?;
-        lock(&checkpoint.files).insert(file.to_string(), new);
+    fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        lock(&self.opened()?.state).files.insert(file.to_string(), File::new(bytes.to_vec()));
         Ok(())
+    }
+
+    fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()> {
+        self.marked(checkpoint, of, |files| {
+            files.insert(file.to_string(), File::new(bytes.to_vec()));
+        })
+    }
+
+    fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool> {
+        self.marked(checkpoint, of, |files| files.remove(file).is_some())
     }
 
     fn remove_small(&self, file: &str) {

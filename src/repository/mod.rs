@@ -12,7 +12,7 @@ pub use directory::Directory;
 pub use memory::Memory;
 pub use names::{Aside, before_aside};
 pub(crate) use names::{MANIFEST, TRASH, nonce, parent_of};
-pub use posix::{Dir, Disk, LocalDisk, LockFile, Posix, WriteFile};
+pub use posix::{Dir, Disk, LocalDisk, LockFile, Posix, WriteFile, hold_lease};
 pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest};
 
 use crate::error::Result;
@@ -170,15 +170,31 @@ pub trait Repository: Debug + Send + Sync {
     /// When it cannot be moved.
     fn release(&self, aside: &str, name: &str) -> Result<()>;
 
-    /// Writes a small file (the index, or a mark in the checkpoint `within`), durably, in the place of what has its name,
-    /// in one step.
+    /// Writes a small file beside the checkpoints, such as the index, durably, in the place of what has its name, in one
+    /// step.
     ///
     /// # Errors
     /// When it cannot be written; the file is then as before.
-    fn put_small(&self, within: Option<&str>, file: &str, bytes: &[u8]) -> Result<()>;
+    fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()>;
 
     /// Removes the small file `file`, as far as that goes.
     fn remove_small(&self, file: &str);
+
+    /// Adds the mark `file` to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step.
+    /// Needs no lock: whoever removes a checkpoint reads its marks again when it has left its name.
+    ///
+    /// # Errors
+    /// [`Error::Removed`](crate::Error::Removed) when that checkpoint is not there any more, or was removed meanwhile.
+    fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()>;
+
+    /// Takes the mark `file` away from the checkpoint `of`, durably. Returns whether there was one.
+    ///
+    /// # Errors
+    /// As for [`put_mark`](Repository::put_mark).
+    fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
+
+    /// Removes what writers of marks left in a checkpoint that died. Only the directory's writer does.
+    fn sweep_marks(&self, _checkpoint: &str) {}
 
     /// Removes what [`scan`](Repository::scan) called leftovers, as far as that goes.
     fn sweep(&self, leftovers: &[String]);

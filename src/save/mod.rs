@@ -68,6 +68,8 @@ pub(crate) struct Stamp {
     pub follows: Option<Follows>,
     /// The checkpoints of earlier runs that this run came from, latest first.
     pub earlier: Vec<Follows>,
+    /// For the policies of a manager that count intervals.
+    pub counted_from: Option<DateTime<Utc>>,
 }
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
@@ -101,6 +103,7 @@ impl Header {
         manifest.earlier = stamp.earlier;
         manifest.earlier.retain(|earlier| stamp.follows.as_ref().is_some_and(|follows| follows != earlier));
         manifest.follows = stamp.follows;
+        manifest.counted_from = stamp.counted_from;
         manifest
     }
 }

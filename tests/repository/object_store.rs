@@ -268,6 +268,19 @@ impl Prefix {
         Some(Committed { bucket, commit, tag, files: self.files(&at) })
     }
 
+    /// The key of a mark of the checkpoint `of`.
+    fn mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<String> {
+        let removed = || Error::Removed { path: self.root.join(checkpoint) };
+        let found = self.committed(checkpoint).ok_or_else(removed)?;
+        let commit = self.bucket.get(&found.commit).unwrap_or_default();
+        match Manifest::from_bytes(&commit[AT.min(commit.len())..]) {
+            Ok(manifest) if (&manifest.run, manifest.sequence) == (&of.run, of.sequence) => {
+                Ok(format!("{}{file}", found.files))
+            }
+            _ => Err(removed()),
+        }
+    }
+
     fn marks(&self, checkpoint: &Committed) -> Vec<(String, Vec<u8>)> {
         let keys = self.bucket.list(&checkpoint.files);
         let name = |key: &String| key[checkpoint.files.len()..].to_string();
@@ -376,16 +389,23 @@ impl Repository for Prefix {
         self.rename(aside, name)
     }
 
-    fn put_small(&self, within: Option<&str>, file: &str, bytes: &[u8]) -> Result<()> {
-        let key = match within {
-            None => self.commit(file),
-            Some(name) => {
-                let missing = || Error::NotFound { path: self.root.join(name), reason: "it is gone".into() };
-                format!("{}{file}", self.committed(name).ok_or_else(missing)?.files)
-            }
-        };
-        self.bucket.put(&key, bytes);
+    fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        self.bucket.put(&self.commit(file), bytes);
         Ok(())
+    }
+
+    fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()> {
+        let key = self.mark(checkpoint, of, file)?;
+        self.bucket.put(&key, bytes);
+        // Whoever removes it reads the marks after its commit is gone: one of the two sees the other.
+        self.mark(checkpoint, of, file).map(drop)
+    }
+
+    fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool> {
+        let key = self.mark(checkpoint, of, file)?;
+        let was_there = self.bucket.get(&key).is_some();
+        self.bucket.delete(&key);
+        Ok(was_there)
     }
 
     fn remove_small(&self, file: &str) {

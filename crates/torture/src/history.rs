@@ -2,7 +2,7 @@
 //! a plain list of what should be there.
 
 use super::memory::Memory;
-use super::oracle::{Line, Made, Then};
+use super::oracle::{Line, Made, Rules, Then};
 use super::random::Random;
 use super::system::System;
 use chrono::TimeDelta;
@@ -18,7 +18,8 @@ use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
 use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
-use tch_checkpoint::{CheckpointManager, latest_checkpoint};
+use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
+use tch_checkpoint::{CheckpointDirectory, CheckpointManager, latest_checkpoint};
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -146,7 +147,7 @@ struct History {
     /// Which name the manager has, by place in `NAMES`.
     name: usize,
     lines: [Line; 2],
-    keep: usize,
+    rules: Rules,
     interval: i64,
     hours: Option<f64>,
     /// Checkpoints of the foreign run that were copied in.
@@ -165,7 +166,9 @@ type Verdict = Result<(), String>;
 impl History {
     fn new(dir: &Path, foreign: &Path, seed: u64) -> History {
         let mut random = Random::new(seed);
-        let (keep, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
+        let (latest, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
+        let (best, multiples) = (random.below(4).saturating_sub(1), [0, 0, 3][random.below(3)]);
+        let rules = Rules { latest, best, multiples, restored: random.below(4) };
         let hours = [None, Some(1e-12), Some(1.0)][random.below(3)];
         History {
             dir: dir.to_path_buf(),
@@ -175,14 +178,14 @@ impl History {
             manager: None,
             name: 0,
             lines: Default::default(),
-            keep,
+            rules: rules.clone(),
             interval,
             hours,
             copied: Vec::new(),
             indexed: [false; 2],
             fresh_value: 1,
             saves: 0,
-            told: vec![format!("keep {keep}, every {interval}, hours {hours:?}")],
+            told: vec![format!("{rules:?}, every {interval}, hours {hours:?}")],
         }
     }
 
@@ -221,10 +224,17 @@ impl History {
         let checkpoint = self.state.checkpoint().map_err(|e| e.to_string())?;
         let mut builder = CheckpointManager::builder(checkpoint, &self.dir)
             .checkpoint_name(NAMES[self.name])
-            .max_to_keep(self.keep)
+            .max_to_keep(self.rules.latest)
+            .protect_restored(self.rules.restored)
             .save_every(self.interval as u64);
         if let Some(hours) = self.hours {
-            builder = builder.keep_every_n_hours(hours);
+            builder = builder.keep_every(std::time::Duration::from_secs_f64(hours * 3600.0));
+        }
+        if self.rules.best > 0 {
+            builder = builder.keep(Best::new("m0", Goal::Minimize, self.rules.best));
+        }
+        if self.rules.multiples > 0 {
+            builder = builder.keep(EveryNSteps(self.rules.multiples as u64));
         }
         if fresh {
             builder = builder.fresh_start();
@@ -339,7 +349,7 @@ impl History {
     /// A call, or what somebody else does in the directory.
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
-        match self.random.below(20) {
+        match self.random.below(23) {
             0..=5 => self.save_at(last + 1 + self.random.clone().below(3) as i64, true),
             6 | 7 => self.save_if_due(last + 1),
             8 => self.save_if_due(last - 1 - self.random.clone().below(3) as i64),
@@ -352,6 +362,8 @@ impl History {
             16 => self.damage(),
             17 => self.copy_in(),
             18 => self.somebody(),
+            19 => self.pin(),
+            20 | 21 => self.evaluate(),
             _ => self.close(),
         }
     }
@@ -446,7 +458,8 @@ impl History {
             Ok(saved) if saved != path => return Err(format!("it is saved as {}", saved.display())),
             Ok(_) => {}
         }
-        let keep = self.keep;
+        let rules = self.rules.clone();
+        let is_new = matches!(then, Then::New { .. });
         let preserved: Vec<i64> =
             self.manager()?.preserved_checkpoints().iter().filter_map(|path| value_in(path)).collect();
         let (name, saves) = (self.name, self.saves + 1);
@@ -455,7 +468,10 @@ impl History {
         let line = self.line();
         line.saved(number, step, value, then, saves);
         line.add_metrics(value, metrics);
-        line.rotated(keep, &preserved);
+        // Metrics alone remove nothing.
+        if is_new {
+            line.rotated(&rules, &preserved);
+        }
         self.check()
     }
 
@@ -579,6 +595,41 @@ impl History {
         }
         self.copied.push(name);
         Ok(())
+    }
+
+    /// Another process pins a checkpoint, or takes the pin away.
+    fn pin(&mut self) -> Verdict {
+        let Some(at) = self.any_there() else { return Ok(()) };
+        let made = self.line().own[at].clone();
+        let name = format!("{}-{}", NAMES[self.name], made.number);
+        self.tell(format!("{name} is {}", if made.pinned { "unpinned" } else { "pinned" }));
+        let beside = CheckpointDirectory::new(&self.dir);
+        let done = match made.pinned {
+            true => beside.unpin(&name, "p").map(|was_pinned| was_pinned == made.pinned),
+            false => beside.pin(&name, "p", "").map(|()| true),
+        };
+        self.line().own[at].pinned = !made.pinned;
+        match done {
+            Ok(true) => Ok(()),
+            other => Err(format!("{name} is not pinned or unpinned: {other:?}")),
+        }
+    }
+
+    /// Another process adds a metric.
+    fn evaluate(&mut self) -> Verdict {
+        let Some(at) = self.any_there() else { return Ok(()) };
+        let (number, value) = (self.line().own[at].number, self.random.below(9) as f64);
+        let name = format!("{}-{number}", NAMES[self.name]);
+        self.tell(format!("{name} gets the metric {value}"));
+        let added = CheckpointDirectory::new(&self.dir).add_metrics(&name, [("m0", value)]);
+        self.line().own[at].metrics.insert("m0".to_string(), value);
+        added.map_err(|e| format!("{name} gets no metric: {e}"))
+    }
+
+    fn any_there(&mut self) -> Option<usize> {
+        let there = self.line().own.iter().enumerate().filter(|(_, made)| made.there).map(|(at, _)| at);
+        let there: Vec<usize> = there.collect();
+        (!there.is_empty()).then(|| there[self.random.below(there.len())])
     }
 
     /// The index, the clock, leftovers, names that are taken.

@@ -36,7 +36,7 @@ mod system;
 mod unreadable;
 mod words;
 
-pub use actors::{ActorReport, actor_child, actors};
+pub use actors::{ActorReport, Beside, Careless, actor_child, actors};
 pub use crash::{CrashReport, CrashRun, Phase, crash};
 pub use damage::{DamageReport, damage};
 pub use faults::{FaultReport, faults_everywhere};

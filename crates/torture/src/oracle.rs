@@ -14,7 +14,10 @@ pub(super) struct Made {
     pub order: u64,
     /// The value of the one it goes on from.
     pub before: Option<i64>,
+    /// What its process had restored of an earlier one.
+    pub came_from: Option<i64>,
     pub permanent: bool,
+    pub pinned: bool,
     pub metrics: BTreeMap<String, f64>,
     /// Nobody removed it.
     pub there: bool,
@@ -25,6 +28,19 @@ impl Made {
     pub(super) fn is_whole(&self) -> bool {
         self.there && !self.is_damaged
     }
+}
+
+/// What a manager is asked to keep.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rules {
+    /// The newest ones.
+    pub latest: usize,
+    /// How many with the lowest `m0`.
+    pub best: usize,
+    /// Those at multiples of this step; 0 for none.
+    pub multiples: i64,
+    /// How many newer ones what was restored waits for.
+    pub restored: usize,
 }
 
 /// What a save comes to.
@@ -46,6 +62,13 @@ pub(super) struct Line {
     /// The value of the one restored or saved last in this process.
     head: Option<i64>,
     pub last_step: Option<i64>,
+    process: u64,
+    /// The value restored last in this process.
+    restored: Option<i64>,
+    /// The value of an earlier process that this one goes back to.
+    came_from: Option<i64>,
+    /// Which process saved each value, and what that went back to.
+    origins: BTreeMap<i64, (u64, Option<i64>)>,
     /// A damaged one was moved aside, so that it is never empty again.
     lost: bool,
     /// Of every value the how manyth save of the directory it was, also where the checkpoint is gone.
@@ -57,7 +80,8 @@ impl Line {
     pub(super) fn opened(&mut self) {
         self.own.retain(|made| made.there);
         self.aside.retain(|made| made.there);
-        (self.head, self.last_step) = (None, None);
+        (self.head, self.last_step, self.restored, self.came_from) = (None, None, None, None);
+        self.process += 1;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -82,6 +106,11 @@ impl Line {
             self.own.truncate(at + 1);
         }
         self.head = Some(value);
+        self.restored = Some(value);
+        self.came_from = match self.origins.get(&value) {
+            Some((process, came_from)) if *process == self.process => *came_from,
+            _ => Some(value),
+        };
         self.last_step = self.find(value).and_then(|made| made.step);
     }
 
@@ -153,10 +182,27 @@ impl Line {
             self.own = own;
             self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
             self.own.retain(|made| made.there);
-            let (permanent, metrics) = (false, BTreeMap::new());
+            let (permanent, pinned, metrics) = (false, false, BTreeMap::new());
             let (there, is_damaged) = (true, false);
             self.orders.insert(value, order);
-            self.own.push(Made { number, step, value, order, before, permanent, metrics, there, is_damaged });
+            let process = self.process;
+            // It names the one that it follows, or else what its process goes back to.
+            let of_another = |value: &i64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
+            let came_from = before.filter(of_another).or(before.and(self.came_from));
+            self.origins.insert(value, (process, self.came_from));
+            self.own.push(Made {
+                number,
+                step,
+                value,
+                order,
+                before,
+                came_from,
+                permanent,
+                pinned,
+                metrics,
+                there,
+                is_damaged,
+            });
         }
         self.head = self.own.last().map(|made| made.value);
         self.last_step = step.or(self.last_step);
@@ -168,24 +214,56 @@ impl Line {
         }
     }
 
-    /// Of those that are not kept for good the newest stay, and superseded ones until as many newer ones are there.
-    /// `preserved` are the values of those that the manager says it keeps for good: that is its choice, once.
-    pub(super) fn rotated(&mut self, keep: usize, preserved: &[i64]) {
-        let active = self.own.iter().filter(|made| made.there && !made.permanent).count();
-        let mut spare = active.saturating_sub(keep);
+    /// What stays after a save, and superseded ones until enough newer ones are there. `preserved` are the values of
+    /// those that the manager says it keeps for good: that is its choice, once.
+    pub(super) fn rotated(&mut self, rules: &Rules, preserved: &[i64]) {
+        let stay: Vec<bool> = (0..self.own.len()).map(|at| self.stays(at, rules)).collect();
+        let mut stay = stay.into_iter();
         self.own.retain_mut(|made| {
-            if made.permanent || !made.there || spare == 0 {
-                return true;
+            let stays = stay.next().unwrap_or(true);
+            if made.there && !stays {
+                made.permanent = preserved.contains(&made.value);
             }
-            spare -= 1;
-            made.permanent = preserved.contains(&made.value);
-            made.permanent
+            stays || made.permanent
         });
         let newer = |order: u64| self.own.iter().filter(|made| made.there && made.order > order).count();
-        let done: Vec<bool> = self.aside.iter().map(|made| newer(made.order) >= keep && !made.permanent).collect();
+        let done: Vec<bool> = self
+            .aside
+            .iter()
+            .map(|made| newer(made.order) >= rules.latest && !made.permanent && !made.pinned)
+            .collect();
         for (made, done) in self.aside.iter_mut().zip(done) {
             made.there &= !done;
         }
+    }
+
+    /// Whether a rule keeps one of the own ones, by what is there.
+    fn stays(&self, at: usize, rules: &Rules) -> bool {
+        let made = &self.own[at];
+        if !made.there || made.permanent || made.pinned {
+            return true;
+        }
+        let newer: Vec<&Made> = self.own[at + 1..].iter().filter(|other| other.there).collect();
+        let temporary = newer.iter().filter(|other| !other.permanent).count();
+        let is_multiple = made.step.is_some_and(|step| rules.multiples > 0 && step % rules.multiples == 0);
+        let went_on = |other: &Made| other.came_from == Some(made.value);
+        let was_restored =
+            self.restored == Some(made.value) || self.own.iter().any(|other| other.there && went_on(other));
+        newer.is_empty()
+            || temporary < rules.latest
+            || is_multiple
+            || self.is_among_the_best(at, rules.best)
+            || was_restored && newer.len() < rules.restored
+    }
+
+    /// Whether fewer than `best` others have a lower `m0`, or the same and are newer.
+    fn is_among_the_best(&self, at: usize, best: usize) -> bool {
+        let Some(own) = self.own[at].metrics.get("m0") else { return false };
+        let better = self.own.iter().enumerate().filter(|(other_at, other)| {
+            let value = other.metrics.get("m0").filter(|_| other.there && *other_at != at);
+            value.is_some_and(|value| value < own || value == own && *other_at > at)
+        });
+        better.count() < best
     }
 
     /// Whether nothing is there but what is kept for good.

@@ -360,11 +360,20 @@ impl Repository for PosixDirectory {
         self.move_back(aside, name)
     }
 
-    fn put_small(&self, within: Option<&str>, file: &str, bytes: &[u8]) -> Result<()> {
-        match within {
-            Some(checkpoint) => self.write_mark(checkpoint, file, bytes),
-            None => self.write_in_root(file, bytes),
-        }
+    fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()> {
+        self.write_in_root(file, bytes)
+    }
+
+    fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()> {
+        self.write_mark(checkpoint, of, file, bytes)
+    }
+
+    fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool> {
+        self.take_mark(checkpoint, of, file)
+    }
+
+    fn sweep_marks(&self, checkpoint: &str) {
+        self.sweep_staged_marks(checkpoint);
     }
 
     fn remove_small(&self, file: &str) {

@@ -9,18 +9,29 @@ use std::fs::File;
 /// that does not expect it. SIGURG, which is ignored by default, is chosen first; never a real-time signal, in whose
 /// place the system sends SIGIO when its queue is full.
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "there is no safe wrapper of F_SETSIG and F_SETLEASE")]
 pub(super) fn is_ours_alone(file: &File) -> bool {
+    set_lease(file, libc::F_WRLCK) && set_lease(file, libc::F_UNLCK)
+}
+
+/// Takes a lease for reading on a file that is open for reading only, and keeps it until the file is closed: who opens
+/// the file for writing waits, or is told `EWOULDBLOCK`. For tests.
+pub fn hold_lease(file: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    return set_lease(file, libc::F_RDLCK);
+    #[cfg(not(target_os = "linux"))]
+    return false;
+}
+
+/// Whether the system granted the lease.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "there is no safe wrapper of F_SETSIG and F_SETLEASE")]
+fn set_lease(file: &File, kind: libc::c_int) -> bool {
     use std::os::fd::AsRawFd;
     /// From the kernel's `asm-generic/fcntl.h`; the same number on every architecture that Rust's `std` runs on.
     const F_SETSIG: libc::c_int = 10;
     let fd = file.as_raw_fd();
     // SAFETY: the calls take the descriptor of an open file and an integer, and touch no memory of ours.
-    unsafe {
-        libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
-            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
-            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
-    }
+    unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0 && libc::fcntl(fd, libc::F_SETLEASE, kind) == 0 }
 }
 
 /// Other systems do not tell.

@@ -1,35 +1,102 @@
 //! Small files that are added to a checkpoint after its commit, each in one step.
 
+use super::Dir;
 use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
+use crate::format::Follows;
 use crate::repository::names::nonce;
+use crate::repository::reading::{checkpoint_failed, read_manifest};
 use crate::repository::{Kind, Repository};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// A mark being written.
 pub(crate) const STAGED_MARK: &str = ".tmp-mark-";
 
 impl PosixDirectory {
-    /// Adds a mark to a checkpoint, or replaces it, durably and in one step. Whoever has the directory's lock may.
-    pub(super) fn write_mark(&self, checkpoint: &str, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs no
+    /// lock: whoever removes a checkpoint reads its marks again after renaming it.
+    pub(super) fn write_mark(&self, checkpoint: &str, of: &Follows, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
         let path = self.path(checkpoint);
-        let opened = self.open_root()?.open_dir(checkpoint.as_ref());
-        let dir = opened.map_err(|e| Error::io("open the checkpoint", &path, e))?;
-        for left in dir.list().map_err(|e| Error::io("list the checkpoint", &path, e))? {
-            // By a writer that died.
+        let dir = self.checkpoint_of(checkpoint, of)?;
+        let mut tries = TRIES;
+        loop {
+            let staged = format!("{STAGED_MARK}{}", nonce());
+            let written = self.write_small(&*dir, &staged, &path.join(&staged), bytes);
+            let written = written.map(|()| dir.replace(staged.as_ref(), name.as_ref()));
+            match written {
+                Ok(Ok(())) => break,
+                // The directory is gone, or whoever cleans up took it for one of a writer that died.
+                Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound && tries > 0 => tries -= 1,
+                Ok(Err(e)) => {
+                    let _ = dir.remove_file(staged.as_ref());
+                    return Err(Error::io("rename", path.join(name), e));
+                }
+                Err(e) => {
+                    let _ = dir.remove_file(staged.as_ref());
+                    let is_gone = matches!(&e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+                    return Err(if is_gone { Error::Removed { path } } else { e });
+                }
+            }
+        }
+        self.sync(&*dir, &path)?;
+        self.must_still_be(&*dir, checkpoint)
+    }
+
+    /// Takes a mark away from the checkpoint `of`, which is called `checkpoint`, durably. Returns whether there was one.
+    pub(super) fn take_mark(&self, checkpoint: &str, of: &Follows, name: &str) -> Result<bool> {
+        self.check_process()?;
+        let path = self.path(checkpoint);
+        let dir = self.checkpoint_of(checkpoint, of)?;
+        match dir.remove_file(name.as_ref()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            result => result.map_err(|e| Error::io("remove", path.join(name), e))?,
+        }
+        self.sync(&*dir, &path)?;
+        self.must_still_be(&*dir, checkpoint).map(|()| true)
+    }
+
+    /// Removes what writers of marks left that died. Only the directory's writer does.
+    pub(super) fn sweep_staged_marks(&self, checkpoint: &str) {
+        let Ok(Ok(dir)) = self.open_root().map(|root| root.open_dir(checkpoint.as_ref())) else { return };
+        for left in dir.list().unwrap_or_default() {
             if left.name.to_str().is_some_and(|name| name.starts_with(STAGED_MARK)) && left.kind != Kind::Directory {
                 let _ = dir.remove_file(&left.name);
             }
         }
-        let staged = format!("{STAGED_MARK}{}", nonce());
-        let result = self.write_small(&*dir, &staged, &path.join(&staged), bytes).and_then(|()| {
-            let replaced = dir.replace(staged.as_ref(), name.as_ref());
-            replaced.map_err(|e| Error::io("rename", path.join(name), e))?;
-            self.sync(&*dir, &path)
-        });
-        if result.is_err() {
-            let _ = dir.remove_file(staged.as_ref());
+    }
+
+    /// The directory of the checkpoint `of`.
+    fn checkpoint_of(&self, checkpoint: &str, of: &Follows) -> Result<Arc<dyn Dir>> {
+        let path = self.path(checkpoint);
+        let dir = self.open_root()?.open_dir(checkpoint.as_ref()).map_err(|e| checkpoint_failed(&path, e))?;
+        let manifest = match read_manifest(&*dir, &path) {
+            Err(Error::NotFound { .. }) => return Err(Error::Removed { path }),
+            result => result?,
+        };
+        if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::Removed { path }) }
+    }
+
+    /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of the
+    /// mark.
+    fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
+        let own = dir.stat().map_err(|e| Error::io("look at", self.path(checkpoint), e))?.id;
+        for _ in 0..LOOKS.0 {
+            let named = self.open_root()?.stat_of(checkpoint.as_ref());
+            let named = named.map_err(|e| Error::io("look for", self.path(checkpoint), e))?;
+            if named.is_some_and(|named| named.id == own) {
+                return Ok(());
+            }
+            std::thread::sleep(LOOKS.1);
         }
-        result
+        Err(Error::Removed { path: self.path(checkpoint) })
     }
 }
+
+/// How often a mark is written again whose staged file was cleaned up.
+const TRIES: usize = 20;
+
+/// How often, and how long after one another, a name is looked for.
+const LOOKS: (usize, Duration) = (25, Duration::from_millis(4));

@@ -15,6 +15,7 @@ mod spares;
 mod staging;
 
 use directory::PosixDirectory;
+pub use lease::hold_lease;
 pub use local::LocalDisk;
 
 use super::{FileId, OpenDir, OpenOptions, Repository, Stat, Storage};

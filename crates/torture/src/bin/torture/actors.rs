@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
-use tch_checkpoint_torture::{actor_child, actors};
+use tch_checkpoint_torture::{Beside, actor_child, actors};
 
 pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
     let this = std::env::current_exe().unwrap_or_else(|_| "torture".into());
-    let result = actors(scratch, operations, seed, |folder, seed| {
+    let result = actors(scratch, operations, seed, Beside { careless: None, wanders: true }, |folder, seed| {
         let mut command = Command::new(&this);
         command.arg("actor-child").arg(folder).arg(seed.to_string());
         command
@@ -16,7 +16,7 @@ pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
         Ok(report) => {
             println!(
                 "actors: {} operations; {} saves acknowledged, {} refused, {} restarts; of those looked at {} were right \
-                 ({} out of the numbering), {} destroyed and reported; {} violations",
+                 ({} out of the numbering), {} destroyed and reported; {} windows that nothing closes; {} violations; {:?}",
                 report.operations,
                 report.saved,
                 report.refused,
@@ -24,7 +24,9 @@ pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
                 report.right,
                 report.aside,
                 report.reported,
-                report.violations.len()
+                report.windows,
+                report.violations.len(),
+                report.did
             );
             report.violations.iter().take(10).for_each(|violation| println!("{violation}"));
             report.violations.is_empty()

@@ -1,0 +1,278 @@
+//! A directory of checkpoints without a model: what is there, what is best, why it is there, and notes about it.
+
+use super::listing::{Listing, list_checkpoints};
+use super::marks::name_of;
+use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
+use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, write_mark};
+use crate::error::{Error, Result};
+use crate::format::MarkKind;
+use crate::repository::{Directory, OpenOptions, Posix};
+use crate::save::Held;
+use crate::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// A directory of checkpoints, opened without a model and without libtorch.
+///
+/// Looking takes no lock, and neither do pins, notes and metrics: they can be written beside a training that runs. Only
+/// [`prune`](CheckpointDirectory::prune) and [`delete`](CheckpointDirectory::delete) take the writer's lock.
+///
+/// A checkpoint is named by its directory's name or by a path, of which the last part counts.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path().join("run");
+/// use tch_checkpoint::retention::Goal;
+/// use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, Counter};
+/// # let step = Counter::new(0);
+/// # let checkpoint = Checkpoint::new().track("step", &step)?;
+/// # let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(2).open()?;
+/// # for step in 1..=2 { manager.save_at(step)?; }
+/// // An evaluator, beside the training:
+/// let checkpoints = CheckpointDirectory::new(&dir);
+/// for (checkpoint, accuracy) in checkpoints.checkpoints()?.iter().zip([0.9, 0.8]) {
+///     checkpoints.add_metrics(&checkpoint.name, [("accuracy", accuracy)])?;
+/// }
+/// let best = checkpoints.best("accuracy", Goal::Maximize)?.ok_or("none was evaluated")?;
+/// checkpoints.pin(&best.name, "release", "evaluated and chosen")?;
+/// assert_eq!(best.name, "ckpt-1");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct CheckpointDirectory {
+    directory: Directory,
+}
+
+/// What [`CheckpointDirectory::prune`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// What was removed, oldest first.
+    pub removed: Vec<PathBuf>,
+    /// What was to be removed and was not, with the reason: something was noted in it meanwhile, or an error.
+    pub spared: Vec<(PathBuf, String)>,
+}
+
+impl CheckpointDirectory {
+    /// The directory at `path`. Nothing is opened yet: a directory that is not there has no checkpoints.
+    pub fn new(path: impl AsRef<Path>) -> CheckpointDirectory {
+        let directory = Directory::new(&Posix::default(), path.as_ref(), &OpenOptions::default());
+        CheckpointDirectory { directory }
+    }
+
+    /// Takes no lock when something is removed: for file systems that have none. Nothing then keeps another process from
+    /// writing at the same time: see to that by other means.
+    #[must_use]
+    pub fn without_lock(mut self) -> CheckpointDirectory {
+        let options = OpenOptions { lock: false, ..OpenOptions::default() };
+        self.directory = Directory::new(&Posix::default(), self.directory.root(), &options);
+        self
+    }
+
+    /// Everything that is in it, sound or not; see [`list_checkpoints`].
+    ///
+    /// # Errors
+    /// As for [`list_checkpoints`].
+    pub fn list(&self) -> Result<Listing> {
+        list_checkpoints(self.directory.root())
+    }
+
+    /// The checkpoints that are whole as far as manifests and file sizes tell, the newest last.
+    ///
+    /// # Errors
+    /// As for [`checkpoints`](crate::checkpoints).
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>> {
+        Ok(self.found()?.iter().map(CheckpointInfo::from).collect())
+    }
+
+    fn found(&self) -> Result<Vec<Found>> {
+        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        let (found, undecided) = catalog.ordered();
+        if let Some((_, error)) = catalog.damaged.into_iter().chain(catalog.unreachable).find(|(_, e)| !e.is_damage()) {
+            return Err(error);
+        }
+        match undecided {
+            Some((first, second)) => {
+                let path = |name: &str| self.directory.path(name);
+                Err(Error::Undecided { first: path(&first), second: path(&second) })
+            }
+            None => Ok(found),
+        }
+    }
+
+    /// The newest checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
+    pub fn latest(&self) -> Result<Option<CheckpointInfo>> {
+        Ok(self.checkpoints()?.pop())
+    }
+
+    /// The checkpoint with the best finite value of `metric`; of two with the same value the newer one.
+    ///
+    /// # Errors
+    /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
+    pub fn best(&self, metric: impl Into<String>, goal: Goal) -> Result<Option<CheckpointInfo>> {
+        let checkpoints = self.checkpoints()?;
+        let best = Best::new(metric, goal, 1).order(&checkpoints).into_iter().next();
+        Ok(best.and_then(|at| checkpoints.into_iter().nth(at)))
+    }
+
+    /// What is known of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    pub fn get(&self, checkpoint: impl AsRef<Path>) -> Result<CheckpointInfo> {
+        let name = name_of(checkpoint.as_ref())?;
+        Ok(CheckpointInfo::from(&catalog::look(&self.directory, name)?))
+    }
+
+    /// Says of each checkpoint what keeps it if `policies` decide, by the rules of a manager: for each manager's name, of
+    /// the run that the newest checkpoint belongs to. Those of other runs and other names are not in the list.
+    ///
+    /// # Errors
+    /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
+    pub fn explain(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<Explanation>> {
+        self.found()?;
+        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        Ok(self.decide(&catalog, policies)?.into_iter().map(|(_, explanation)| explanation).collect())
+    }
+
+    fn decide(&self, catalog: &Catalog, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
+        let retention = Retention::new(policies.to_vec(), None);
+        let names = catalog.found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager);
+        let managers: BTreeSet<&str> = names.collect();
+        let by_name: BTreeMap<&str, &Found> =
+            catalog.found.iter().map(|found| (found.entry.name.as_str(), found)).collect();
+        let mut decided = Vec::new();
+        for manager in managers {
+            let chain = catalog.chain(manager).map_err(|(first, second)| {
+                let path = |name: &str| self.directory.path(name);
+                Error::Undecided { first: path(&first), second: path(&second) }
+            })?;
+            let own: Vec<&Found> = chain.own.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect();
+            let infos: Vec<CheckpointInfo> = own.iter().map(|found| CheckpointInfo::from(*found)).collect();
+            let explanations = retention.explain(&infos, None, self.directory.now());
+            decided.extend(own.into_iter().cloned().zip(explanations));
+        }
+        Ok(decided)
+    }
+
+    /// Removes what [`explain`](CheckpointDirectory::explain) says that nothing keeps. Takes the writer's lock. If a
+    /// checkpoint that stays has lost files, nothing is removed.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
+    /// lost files; as for [`checkpoints`](CheckpointDirectory::checkpoints).
+    pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
+        let held = Held::take(&self.directory)?;
+        self.found()?;
+        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        let (stay, go): (Vec<_>, Vec<_>) =
+            self.decide(&catalog, policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
+        for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
+            if !self.directory.looks_whole(&found.entry.name, found.entry.bytes) {
+                let reason = "it would stay and has lost files, so nothing is removed";
+                return Err(Error::damaged(self.directory.path(&found.entry.name), reason));
+            }
+        }
+        let mut pruned = Pruned::default();
+        for (found, _) in go {
+            let (name, id) = (found.entry.name.clone(), found.id());
+            let path = self.directory.path(&name);
+            let stays = |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id));
+            match self.directory.remove(&name, &id, &stays) {
+                Ok(true) => pruned.removed.push(path),
+                Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
+                Err(e) => pruned.spared.push((path, e.to_string())),
+            }
+        }
+        self.tidy_index(&held);
+        Ok(pruned)
+    }
+
+    /// Removes one checkpoint, also one that is marked as kept for good. Takes the writer's lock.
+    ///
+    /// # Errors
+    /// [`Error::Pinned`] when it is pinned; [`Error::Locked`] while a manager writes into the directory;
+    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Io`].
+    pub fn delete(&self, checkpoint: impl AsRef<Path>) -> Result<()> {
+        let name = name_of(checkpoint.as_ref())?;
+        let held = Held::take(&self.directory)?;
+        let found = catalog::look(&self.directory, name)?;
+        let id = found.id();
+        let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id).pins.is_empty();
+        if !self.directory.remove(name, &id, &is_pinned)? {
+            let pins = catalog::look(&self.directory, name)?.pins.into_keys().collect();
+            return Err(Error::Pinned { path: self.directory.path(name), pins });
+        }
+        self.tidy_index(&held);
+        Ok(())
+    }
+
+    /// The index knows only what is there.
+    fn tidy_index(&self, held: &Held) {
+        let noted = held.update_index(&self.directory, |index| {
+            index.checkpoints.retain(|entry| self.directory.has(&entry.name).unwrap_or(true));
+            index.latest = index.latest.take().filter(|name| self.directory.has(name).unwrap_or(true));
+        });
+        if let Err(e) = noted {
+            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+        }
+    }
+
+    /// Keeps a checkpoint until the pin called `name` is taken away, and notes why; durable. It replaces a pin of the
+    /// same name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such checkpoint; [`Error::Removed`] when it was removed at this moment;
+    /// [`Error::Io`].
+    pub fn pin(&self, checkpoint: impl AsRef<Path>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+        self.mark(checkpoint.as_ref(), MarkKind::Pin { name: name.into(), note: note.into() })
+    }
+
+    /// Takes a pin away, durably. Returns whether there was one.
+    ///
+    /// # Errors
+    /// As for [`pin`](CheckpointDirectory::pin).
+    pub fn unpin(&self, checkpoint: impl AsRef<Path>, name: impl Into<String>) -> Result<bool> {
+        let checkpoint = name_of(checkpoint.as_ref())?;
+        let id = self.directory.manifest(checkpoint)?.id();
+        remove_mark(&self.directory, checkpoint, id, MarkKind::Pin { name: name.into(), note: String::new() })
+    }
+
+    /// Notes a text about a checkpoint, durably. It replaces a text of the same name.
+    ///
+    /// # Errors
+    /// As for [`pin`](CheckpointDirectory::pin).
+    pub fn annotate(
+        &self,
+        checkpoint: impl AsRef<Path>,
+        name: impl Into<String>,
+        text: impl Into<String>,
+    ) -> Result<()> {
+        self.mark(checkpoint.as_ref(), MarkKind::Note { name: name.into(), text: text.into() })
+    }
+
+    /// Adds metrics to a checkpoint, durably, or replaces those of the same name. They can be NaN or infinite. A manager
+    /// that is open sees them at its next save.
+    ///
+    /// # Errors
+    /// As for [`pin`](CheckpointDirectory::pin).
+    pub fn add_metrics<N: Into<String>>(
+        &self,
+        checkpoint: impl AsRef<Path>,
+        metrics: impl IntoIterator<Item = (N, f64)>,
+    ) -> Result<()> {
+        let checkpoint = checkpoint.as_ref();
+        let mut kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
+        kinds.try_for_each(|kind| self.mark(checkpoint, kind))
+    }
+
+    fn mark(&self, checkpoint: &Path, kind: MarkKind) -> Result<()> {
+        let name = name_of(checkpoint)?;
+        write_mark(&self.directory, name, self.directory.manifest(name)?.id(), kind)
+    }
+}

@@ -1,0 +1,114 @@
+//! What is noted about a checkpoint after its save: metrics, pins, texts.
+
+use super::{CheckpointManager, commit};
+use crate::catalog::{Marks, remove_mark, write_mark};
+use crate::error::{Error, Result};
+use crate::format::MarkKind;
+use crate::sync::PoisonError;
+use std::path::Path;
+
+impl CheckpointManager {
+    /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last part of
+    /// `path` counts. They can be NaN or infinite. Policies see them at the next save.
+    ///
+    /// A checkpoint that is still being written in the background gets them when it is durable.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let dir = folder.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir).open()?;
+    /// let path = manager.save_at(1)?;
+    /// manager.add_metrics(&path, [("validation loss", 0.5)])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such checkpoint; [`Error::Removed`] when it was removed at this moment;
+    /// [`Error::Io`].
+    pub fn add_metrics<N: Into<String>>(
+        &mut self,
+        path: impl AsRef<Path>,
+        metrics: impl IntoIterator<Item = (N, f64)>,
+    ) -> Result<()> {
+        let kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
+        self.mark(path.as_ref(), kinds.collect())
+    }
+
+    /// Keeps a checkpoint until the pin called `name` is taken away, and notes why. It replaces a pin of the same name.
+    ///
+    /// # Errors
+    /// As for [`add_metrics`](CheckpointManager::add_metrics).
+    pub fn pin(&mut self, path: impl AsRef<Path>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+        self.mark(path.as_ref(), vec![MarkKind::Pin { name: name.into(), note: note.into() }])
+    }
+
+    /// Takes a pin away, durably. Returns whether there was one. Waits for a save in the background.
+    ///
+    /// # Errors
+    /// As for [`add_metrics`](CheckpointManager::add_metrics), and what the save in the background met.
+    pub fn unpin(&mut self, path: impl AsRef<Path>, name: impl Into<String>) -> Result<bool> {
+        self.settle()?;
+        let checkpoint = name_of(path.as_ref())?;
+        let id = self.directory.manifest(checkpoint)?.id();
+        let pin = MarkKind::Pin { name: name.into(), note: String::new() };
+        let was_pinned = remove_mark(&self.directory, checkpoint, id, pin)?;
+        self.look_at_marks(checkpoint);
+        Ok(was_pinned)
+    }
+
+    /// Notes a text about a checkpoint, durably. It replaces a text of the same name.
+    ///
+    /// # Errors
+    /// As for [`add_metrics`](CheckpointManager::add_metrics).
+    pub fn annotate(&mut self, path: impl AsRef<Path>, name: impl Into<String>, text: impl Into<String>) -> Result<()> {
+        self.mark(path.as_ref(), vec![MarkKind::Note { name: name.into(), text: text.into() }])
+    }
+
+    fn mark(&mut self, path: &Path, kinds: Vec<MarkKind>) -> Result<()> {
+        let name = name_of(path)?;
+        if kinds.is_empty() {
+            return Ok(());
+        }
+        if let Some((_, early)) = self.early.as_ref().filter(|(in_flight, _)| in_flight == name) {
+            let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(waiting) = early.as_mut() {
+                waiting.extend(kinds);
+                return Ok(());
+            }
+        }
+        let id = self.directory.manifest(name)?.id();
+        for kind in kinds {
+            write_mark(&self.directory, name, id.clone(), kind)?;
+        }
+        self.look_at_marks(name);
+        if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
+            log::warn!("the index could not be written: {e}; what was noted is found without it");
+        }
+        Ok(())
+    }
+
+    /// Takes in what was noted in a checkpoint.
+    fn look_at_marks(&self, name: &str) {
+        let Ok(files) = self.directory.marks(name) else { return };
+        let mut ledger = self.ledger();
+        let superseded = ledger.superseded.iter().position(|(aside, _)| aside == name);
+        let found = match superseded {
+            Some(at) => Some(&mut ledger.superseded[at].1),
+            None => ledger.known.iter_mut().find(|found| found.entry.name == name),
+        };
+        if let Some(found) = found {
+            let marks = Marks::among(&files, &found.id());
+            found.take_in(marks);
+        }
+    }
+}
+
+/// The checkpoint's name in its directory.
+pub(super) fn name_of(path: &Path) -> Result<&str> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+    name.ok_or_else(|| Error::Usage(format!("{} does not end in the name of a checkpoint", path.display())))
+}

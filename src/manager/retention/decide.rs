@@ -1,0 +1,221 @@
+//! What the policies and the rules outside of them come to: pure functions over a list of checkpoints.
+
+use super::{CheckpointInfo, Reason, RetentionPolicy};
+use crate::catalog::broken::{Rule, is_broken};
+use crate::format::Follows;
+use crate::sync::Arc;
+use chrono::{DateTime, Utc};
+use std::collections::HashSet;
+use std::fmt::{self, Display};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Why a checkpoint stays, or that it does not.
+///
+/// What removes checkpoints and what explains it are the same function, so they cannot differ.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The checkpoint.
+    pub checkpoint: CheckpointInfo,
+    /// All that keeps it. If there is nothing, it is removed after the next save, unless a checkpoint that stays has lost
+    /// files.
+    pub kept_by: Vec<KeptBy>,
+}
+
+impl Explanation {
+    /// Whether it stays.
+    pub fn is_kept(&self) -> bool {
+        !self.kept_by.is_empty()
+    }
+}
+
+impl Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.checkpoint.name;
+        if self.kept_by.is_empty() {
+            return write!(f, "{name} is removed: no policy keeps it");
+        }
+        let reasons: Vec<String> = self.kept_by.iter().map(ToString::to_string).collect();
+        write!(f, "{name} stays: {}", reasons.join("; "))
+    }
+}
+
+/// Something that keeps a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeptBy {
+    /// It is the newest one.
+    Newest,
+    /// It is marked as kept for good, or has a mark that this version cannot read.
+    Permanent,
+    /// It is pinned.
+    Pin {
+        /// The name of the pin.
+        name: String,
+        /// What was noted with it.
+        note: String,
+    },
+    /// A run was restored from it, and too few newer ones exist.
+    Restored {
+        /// How many newer ones are there.
+        newer: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// A policy keeps it.
+    Policy {
+        /// The policy, as its `Debug` form.
+        policy: String,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl Display for KeptBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeptBy::Newest => f.write_str("it is the newest, until another one is saved"),
+            KeptBy::Permanent => f.write_str("it is marked as kept for good"),
+            KeptBy::Pin { name, note } if note.is_empty() => {
+                write!(f, "it is pinned as {name:?}, until that is taken away")
+            }
+            KeptBy::Pin { name, note } => write!(f, "it is pinned as {name:?} ({note}), until that is taken away"),
+            KeptBy::Restored { newer, needed } => {
+                let missing = super::newer(needed.saturating_sub(*newer));
+                write!(f, "a run was restored from it, until {missing} saved")
+            }
+            KeptBy::Policy { policy, reason } => write!(f, "{policy}: {reason}"),
+        }
+    }
+}
+
+/// The policies of a manager.
+#[derive(Debug, Clone)]
+pub(crate) struct Retention {
+    policies: Vec<Arc<dyn RetentionPolicy>>,
+    /// How many newer ones must be complete before a superseded one is removed; `None` where none ever is.
+    pub superseded_after: Option<usize>,
+    /// How many newer ones must exist before what a run was restored from may be removed.
+    protect_restored: usize,
+}
+
+/// What to do with checkpoints that are too many.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Verdict {
+    /// Names to remove, oldest first.
+    pub remove: Vec<String>,
+    /// Names to preserve from now on, oldest first.
+    pub preserve: Vec<String>,
+}
+
+/// Keeps all: no `max_to_keep`, and no policy.
+#[derive(Debug)]
+struct All;
+
+impl RetentionPolicy for All {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        checkpoints.iter().map(|_| Some(Reason::new("all checkpoints are kept"))).collect()
+    }
+}
+
+impl Retention {
+    pub(crate) fn new(policies: Vec<Arc<dyn RetentionPolicy>>, superseded_after: Option<usize>) -> Retention {
+        Retention { policies, superseded_after, protect_restored: 1 }
+    }
+
+    /// Also keeps all that no policy keeps.
+    pub(crate) fn keep_all(mut self) -> Retention {
+        self.policies.push(Arc::new(All));
+        self
+    }
+
+    pub(crate) fn protect_restored(mut self, newer: usize) -> Retention {
+        self.protect_restored = newer;
+        self
+    }
+
+    /// What keeps each of `checkpoints`, which are those of one run, oldest first. `restored` is what this process
+    /// restored; what earlier ones did is in the list.
+    pub(crate) fn explain(
+        &self,
+        checkpoints: &[CheckpointInfo],
+        restored: Option<&Follows>,
+        now: DateTime<Utc>,
+    ) -> Vec<Explanation> {
+        let explanation = |info: &CheckpointInfo| Explanation { checkpoint: info.clone(), kept_by: Vec::new() };
+        let mut explanations: Vec<Explanation> = checkpoints.iter().map(explanation).collect();
+        if let Some(newest) = explanations.last_mut() {
+            newest.kept_by.push(KeptBy::Newest);
+        }
+        for Explanation { checkpoint, kept_by } in &mut explanations {
+            if checkpoint.permanent {
+                kept_by.push(KeptBy::Permanent);
+            }
+            let pins = checkpoint.pins.iter().filter(|_| !is_broken(Rule::Pins));
+            kept_by.extend(pins.map(|(name, note)| KeptBy::Pin { name: name.clone(), note: note.clone() }));
+        }
+        let all_restored: HashSet<&Follows> = restored_from(checkpoints).chain(restored).collect();
+        for (at, info) in checkpoints.iter().enumerate() {
+            let newer = checkpoints.len() - at - 1;
+            let needed = self.protect_restored;
+            let is_it = info.id.as_ref().is_some_and(|id| all_restored.contains(id));
+            if is_it && newer < needed && !is_broken(Rule::Restored) {
+                explanations[at].kept_by.push(KeptBy::Restored { newer, needed });
+            }
+        }
+        for policy in &self.policies {
+            let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(checkpoints, now))).unwrap_or_default();
+            let is_complete = reasons.len() == checkpoints.len();
+            if !is_complete {
+                log::warn!("the retention policy {policy:?} does not say what it keeps, so nothing is removed");
+            }
+            let reasons = reasons.into_iter().chain(std::iter::repeat(None));
+            for (explanation, reason) in explanations.iter_mut().zip(reasons) {
+                let unsaid = || Reason::new("what it keeps is not known");
+                if let Some(reason) = if is_complete { reason } else { Some(unsaid()) } {
+                    explanation.kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
+                }
+            }
+        }
+        explanations
+    }
+
+    /// Which of `checkpoints` go, and which are marked as kept for good, because nothing else keeps them any more.
+    pub(crate) fn decide(
+        &self,
+        checkpoints: &[CheckpointInfo],
+        restored: Option<&Follows>,
+        now: DateTime<Utc>,
+    ) -> Verdict {
+        let mut verdict = Verdict::default();
+        for explanation in self.explain(checkpoints, restored, now) {
+            let for_good = |by: &KeptBy| matches!(by, KeptBy::Policy { reason, .. } if reason.for_good);
+            let name = explanation.checkpoint.name;
+            if explanation.kept_by.is_empty() {
+                verdict.remove.push(name);
+            } else if explanation.kept_by.iter().all(for_good) {
+                verdict.preserve.push(name);
+            }
+        }
+        verdict
+    }
+
+    /// What the next checkpoint records for [`Every`](super::Every); `opened` is when the manager was opened.
+    pub(crate) fn counted_from(
+        &self,
+        checkpoints: &[CheckpointInfo],
+        opened: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Option<DateTime<Utc>> {
+        let now = if checkpoints.is_empty() { opened.min(now) } else { now };
+        self.policies.iter().find_map(|policy| policy.counted_from(checkpoints, now))
+    }
+}
+
+/// What the runs of these checkpoints were restored from: the latest of another run that each goes back to.
+fn restored_from(checkpoints: &[CheckpointInfo]) -> impl Iterator<Item = &Follows> {
+    checkpoints.iter().filter_map(|info| {
+        let own = info.id.as_ref()?;
+        info.follows.iter().chain(&info.earlier).find(|earlier| earlier.run != own.run)
+    })
+}

@@ -1,0 +1,76 @@
+//! One per interval of time, for good: TensorFlow's `keep_checkpoint_every_n_hours`.
+
+use super::{CheckpointInfo, Reason, RetentionPolicy, delta};
+use chrono::{DateTime, TimeDelta, Utc};
+use std::time::Duration;
+
+/// Keeps, for good, one checkpoint per interval. The one-word form is
+/// [`keep_every`](crate::CheckpointManagerBuilder::keep_every).
+///
+/// The rule is that of `keep_checkpoint_every_n_hours` in TensorFlow. In the order of saving, a checkpoint is kept if it
+/// was saved at least the interval after the last one that this policy kept. The first interval begins when a manager
+/// with this policy is first opened in an empty directory, or with the oldest checkpoint it finds there. It is marked as
+/// kept for good when no other policy keeps it any more; then it stays also when the policies change.
+///
+/// The intervals are measured between the times at which checkpoints were saved. Where the clock was set back, so that a
+/// checkpoint was saved before the last one that was kept, an interval begins with that checkpoint. TensorFlow forgets
+/// all its checkpoints in that case.
+///
+/// ```
+/// use chrono::{DateTime, TimeDelta, Utc};
+/// use std::time::Duration;
+/// use tch_checkpoint::retention::{CheckpointInfo, Every, RetentionPolicy};
+/// let start = DateTime::UNIX_EPOCH;
+/// let saved = [0, 20, 40, 60, 80, 100, 120].map(|minutes| {
+///     CheckpointInfo::new(format!("ckpt-{minutes}"), start + TimeDelta::minutes(minutes))
+/// });
+/// let kept = Every(Duration::from_secs(3600)).keep(&saved, Utc::now());
+/// let kept = saved.iter().zip(kept).filter(|(_, reason)| reason.is_some());
+/// assert_eq!(kept.map(|(info, _)| info.name.as_str()).collect::<Vec<_>>(), ["ckpt-60", "ckpt-120"]);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Every(pub Duration);
+
+impl Every {
+    /// Which are kept, and the time from which the next interval is counted; `None` for an empty list.
+    fn scan(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> (Vec<bool>, Option<DateTime<Utc>>) {
+        let recorded = |info: &CheckpointInfo| info.counted_from.map(|from| from.min(now));
+        let Some(oldest) = checkpoints.first().map(|first| first.time(now)) else { return (Vec::new(), None) };
+        let mut origin = checkpoints.iter().find_map(recorded);
+        let mut last = origin.unwrap_or(oldest);
+        let mut keep = |info: &CheckpointInfo| {
+            if let Some(from) = recorded(info).filter(|from| Some(*from) != origin) {
+                // The clock was set back, and counting began anew.
+                (origin, last) = (Some(from), from);
+            }
+            let time = info.time(now);
+            let is_due = time.signed_duration_since(last) >= delta(self.0);
+            if info.permanent || is_due {
+                last = last.max(time);
+            }
+            is_due
+        };
+        let kept = checkpoints.iter().map(&mut keep).collect();
+        (kept, Some(last))
+    }
+}
+
+impl RetentionPolicy for Every {
+    fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        let reason = || Reason::new(format!("it is one per {:?}, and kept for good", self.0)).for_good();
+        self.scan(checkpoints, now).0.into_iter().map(|is_kept| is_kept.then(reason)).collect()
+    }
+
+    fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        // By the times as they were told: one after the present is of a clock that was set back since.
+        let last = self.scan(checkpoints, DateTime::<Utc>::MAX_UTC).1;
+        let recorded = checkpoints.iter().rev().find_map(|info| info.counted_from);
+        if last.is_some_and(|last| last > now) {
+            // That counting begins anew is told by another time than the one before.
+            let another = now.checked_sub_signed(TimeDelta::nanoseconds(1)).filter(|_| recorded == Some(now));
+            return Some(another.unwrap_or(now));
+        }
+        let oldest = || checkpoints.first().map(|first| first.saved_at);
+        Some(recorded.or_else(oldest).unwrap_or(now).min(now))
+    }
+}

@@ -1,0 +1,19 @@
+//! Those at multiples of a number of steps.
+
+use super::{CheckpointInfo, Reason, RetentionPolicy};
+use chrono::{DateTime, Utc};
+
+/// Keeps checkpoints whose step is a multiple of `n`, step 0 included. A checkpoint without a step is not kept by this
+/// policy. 0 keeps none.
+///
+/// If steps are not saved at exact multiples, use [`EveryNStepsClosest`](super::EveryNStepsClosest).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EveryNSteps(pub u64);
+
+impl RetentionPolicy for EveryNSteps {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        let is_kept = |info: &CheckpointInfo| self.0 > 0 && info.step.is_some_and(|step| step.is_multiple_of(self.0));
+        let reason = || Reason::new(format!("its step is a multiple of {}", self.0));
+        checkpoints.iter().map(|info| is_kept(info).then(reason)).collect()
+    }
+}

@@ -1,0 +1,158 @@
+//! Retention policies: which checkpoints a [`CheckpointManager`](crate::CheckpointManager) keeps.
+//!
+//! A policy is a value. It says which of a list of checkpoints it keeps, and why. Policies combine: a checkpoint stays
+//! if any policy keeps it. Some checkpoints stay whatever the policies say:
+//!
+//! * the newest checkpoint, and the newest healthy one;
+//! * what is marked as kept for good, and what is pinned;
+//! * what a run was restored from, until a newer healthy one exists
+//!   ([`protect_restored`](crate::CheckpointManagerBuilder::protect_restored));
+//! * every checkpoint, while one that would stay has lost files.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let dir = folder.path().join("run");
+//! use std::time::Duration;
+//! use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
+//! use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+//!
+//! let step = Counter::new(0);
+//! let checkpoint = Checkpoint::new().track("step", &step)?;
+//! let mut manager = CheckpointManager::builder(checkpoint, &dir)
+//!     .max_to_keep(2) // the newest two,
+//!     .keep(Best::new("loss", Goal::Minimize, 1)) // the best one,
+//!     .keep(EveryNSteps(4)) // those of steps 4, 8, …,
+//!     .keep_every(Duration::from_secs(3600)) // and one per hour, for good
+//!     .open()?;
+//! for loss in [0.9, 0.2, 0.5, 0.6, 0.7, 0.8, 0.4] {
+//!     step.increment();
+//!     manager.save_with_metrics(step.get(), [("loss", loss)])?;
+//! }
+//! assert_eq!(manager.checkpoints(), [2, 4, 6, 7].map(|step| dir.join(format!("ckpt-{step}"))));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A decision depends on the checkpoints in the directory, on the policies, and on the time, and on nothing else. So a
+//! restart, a lost index, or other policies lead to the decision that an uninterrupted run with the same policies would
+//! have made about the same checkpoints. A time in the future, which a wrong clock told, counts as the present.
+
+mod best;
+mod decide;
+mod every;
+mod every_n_steps;
+mod every_n_steps_closest;
+mod info;
+mod latest;
+mod steps;
+mod younger_than;
+
+pub use best::{Best, Goal};
+pub use decide::{Explanation, KeptBy};
+pub use every::Every;
+pub use every_n_steps::EveryNSteps;
+pub use every_n_steps_closest::EveryNStepsClosest;
+pub use info::CheckpointInfo;
+pub use latest::Latest;
+pub use steps::Steps;
+pub use younger_than::YoungerThan;
+
+pub(crate) use decide::Retention;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use std::fmt::{self, Debug, Display};
+use std::time::Duration;
+
+/// Decides which checkpoints stay.
+///
+/// An implementation is a pure function of its arguments: the same list and the same time lead to the same answer. It
+/// must not change its mind about a checkpoint because another one, which it does not keep, is gone.
+///
+/// ```
+/// use tch_checkpoint::retention::{CheckpointInfo, Reason, RetentionPolicy};
+/// use chrono::{DateTime, Utc};
+///
+/// /// Keeps checkpoints below a loss.
+/// #[derive(Debug)]
+/// struct Below(f64);
+///
+/// impl RetentionPolicy for Below {
+///     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+///         let is_below = |info: &CheckpointInfo| info.metrics.get("loss").is_some_and(|loss| *loss < self.0);
+///         checkpoints.iter().map(|info| is_below(info).then(|| Reason::new("its loss is low"))).collect()
+///     }
+/// }
+///
+/// let mut checkpoint = CheckpointInfo::new("ckpt-10", Utc::now());
+/// checkpoint.metrics.insert("loss".into(), 0.1);
+/// assert!(Below(0.5).keep(&[checkpoint], Utc::now())[0].is_some());
+/// ```
+pub trait RetentionPolicy: Debug + Send + Sync {
+    /// Returns, for each of `checkpoints`, why this policy keeps it, or `None` if it does not.
+    ///
+    /// The list has the healthy checkpoints of one run, oldest first, in the order in which they were saved. Steps and
+    /// times need not increase in it. If the returned list has another length than `checkpoints`, or this panics, nothing
+    /// is removed.
+    fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
+
+    /// Returns the [`counted_from`](CheckpointInfo::counted_from) to record in the checkpoint that follows
+    /// `checkpoints`. Only [`Every`] uses it. Defaults to `None`.
+    fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let _ = (checkpoints, now);
+        None
+    }
+}
+
+/// Why a policy keeps a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reason {
+    /// Why it stays: a clause such as "it is among the newest 3".
+    pub why: String,
+    /// What would end that: a clause such as "2 newer ones are saved". `None` where nothing does.
+    pub until: Option<String>,
+    /// Whether the checkpoint is marked as kept for good as soon as nothing else keeps it.
+    pub for_good: bool,
+}
+
+impl Reason {
+    /// A reason that nothing is known to end.
+    pub fn new(why: impl Into<String>) -> Reason {
+        Reason { why: why.into(), until: None, for_good: false }
+    }
+
+    /// Says what would end it.
+    #[must_use]
+    pub fn until(mut self, until: impl Into<String>) -> Reason {
+        self.until = Some(until.into());
+        self
+    }
+
+    /// Keeps the checkpoint for good, also when the policies change: it is marked when no other policy keeps it.
+    #[must_use]
+    pub fn for_good(mut self) -> Reason {
+        self.for_good = true;
+        self
+    }
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.why)?;
+        match &self.until {
+            Some(until) => write!(f, ", until {until}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A duration as far as the clock's type can hold it.
+fn delta(duration: Duration) -> TimeDelta {
+    TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
+}
+
+/// "1 newer one is", "2 newer ones are".
+fn newer(count: usize) -> String {
+    if count == 1 { "1 newer one is".to_string() } else { format!("{count} newer ones are") }
+}

@@ -1,0 +1,30 @@
+//! Those of given steps.
+
+use super::{CheckpointInfo, Reason, RetentionPolicy};
+use chrono::{DateTime, Utc};
+use std::collections::BTreeSet;
+
+/// Keeps the checkpoints of the given steps.
+///
+/// ```
+/// use tch_checkpoint::retention::Steps;
+/// let milestones = Steps::new([1_000, 10_000, 100_000]);
+/// # let _ = milestones;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Steps(BTreeSet<u64>);
+
+impl Steps {
+    /// The given steps, in any order.
+    pub fn new(steps: impl IntoIterator<Item = u64>) -> Steps {
+        Steps(steps.into_iter().collect())
+    }
+}
+
+impl RetentionPolicy for Steps {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        let reason = |step: u64| Reason::new(format!("step {step} is one of those to keep"));
+        let kept = |info: &CheckpointInfo| info.step.filter(|step| self.0.contains(step)).map(reason);
+        checkpoints.iter().map(kept).collect()
+    }
+}

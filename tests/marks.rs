@@ -1,0 +1,263 @@
+//! Pins, notes and late metrics: from the process that trains and beside it, and what they keep.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch_checkpoint::format::{Manifest, Mark, MarkKind};
+use tch_checkpoint::retention::{Best, Goal, KeptBy, Latest, RetentionPolicy};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability,
+    Error,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+struct Run(Counter);
+
+impl Run {
+    fn new() -> Run {
+        Run(Counter::new(0))
+    }
+
+    fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
+        let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash);
+        CheckpointManager::builder(checkpoint.track("step", &self.0).unwrap(), dir)
+    }
+
+    fn train(&self, manager: &mut CheckpointManager, steps: usize) -> Outcome {
+        for _ in 0..steps {
+            manager.save_at(self.0.increment())?;
+        }
+        Ok(())
+    }
+}
+
+fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
+    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
+}
+
+#[test]
+fn late_metrics_of_another_process_decide_what_stays() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).keep(Best::new("accuracy", Goal::Maximize, 1)).open()?;
+    let evaluator = CheckpointDirectory::new(dir.path());
+    for accuracy in [0.1, 0.9, 0.3, 0.2, 0.4, 0.5] {
+        run.train(&mut manager, 1)?;
+        let latest = evaluator.latest()?.ok_or("none")?;
+        evaluator.add_metrics(&latest.name, [("accuracy", accuracy)])?;
+    }
+    assert_eq!(steps(dir.path())?, [2, 4, 5, 6]);
+    // Without the index, and in another process.
+    manager.close()?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep(Best::new("accuracy", Goal::Maximize, 1)).open()?;
+    manager.restore_or_initialize()?;
+    run.train(&mut manager, 1)?;
+    assert_eq!(steps(dir.path())?, [2, 7]);
+    assert_eq!(evaluator.best("accuracy", Goal::Maximize)?.ok_or("none")?.metrics["accuracy"], 0.9);
+    Ok(())
+}
+
+#[test]
+fn what_is_pinned_stays_until_it_is_not() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    let path = manager.save_at(run.0.increment())?;
+    manager.pin(&path, "paper", "the numbers of table 2")?;
+    let beside = CheckpointDirectory::new(dir.path());
+    beside.pin("ckpt-1", "demo", "")?;
+    run.train(&mut manager, 3)?;
+    assert_eq!(steps(dir.path())?, [1, 4]);
+    let why = manager.why("ckpt-1")?;
+    let names: Vec<&str> = why
+        .kept_by
+        .iter()
+        .filter_map(|by| match by {
+            KeptBy::Pin { name, .. } => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["demo", "paper"], "{why}");
+    assert_eq!(
+        why.to_string(),
+        "ckpt-1 stays: it is pinned as \"demo\", until that is taken away; it is pinned as \"paper\" (the numbers of \
+         table 2), until that is taken away"
+    );
+    manager.close()?;
+    let error = beside.delete("ckpt-1").unwrap_err();
+    assert!(matches!(&error, Error::Pinned { pins, .. } if *pins == ["demo", "paper"]), "{error}");
+    assert!(beside.unpin("ckpt-1", "demo")? && !beside.unpin("ckpt-1", "demo")?);
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    manager.restore_or_initialize()?;
+    run.train(&mut manager, 1)?;
+    assert_eq!(steps(dir.path())?, [1, 5]);
+    assert!(manager.unpin(&path, "paper")?);
+    run.train(&mut manager, 1)?;
+    assert_eq!(steps(dir.path())?, [6]);
+    assert!(matches!(beside.pin("ckpt-1", "late", ""), Err(Error::NotFound { .. })));
+    Ok(())
+}
+
+#[test]
+fn a_pinned_checkpoint_stays_when_the_run_goes_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    run.train(&mut manager, 2)?;
+    manager.pin("ckpt-2", "keep", "")?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.train(&mut manager, 4)?;
+    let superseded = CheckpointDirectory::new(dir.path()).list()?.superseded;
+    assert_eq!(superseded.len(), 1);
+    assert!(superseded[0].join("mark-pin-keep.json").exists());
+    assert!(manager.unpin(&superseded[0], "keep")?);
+    run.train(&mut manager, 1)?;
+    assert!(CheckpointDirectory::new(dir.path()).list()?.superseded.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_checkpoint_that_is_still_written_gets_its_marks() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let weights = Memory::seeded(4 << 20, 1);
+    let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash).track("weights", &weights)?;
+    let best = Best::new("accuracy", Goal::Maximize, 1);
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path())
+        .max_to_keep(1)
+        .keep(best)
+        .background(Background::new())
+        .open()?;
+    for (step, accuracy) in [(1, 0.5), (2, 0.9), (3, 0.7), (4, 0.6)] {
+        *weights.bytes() = Memory::seeded(4 << 20, step).bytes().clone();
+        let path = manager.save_at(step as i64)?;
+        manager.add_metrics(&path, [("accuracy", accuracy)])?;
+        manager.annotate(&path, "by", "the training")?;
+    }
+    manager.wait()?;
+    assert_eq!(steps(dir.path())?, [2, 4]);
+    let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
+    assert_eq!(found.iter().map(|info| info.metrics["accuracy"]).collect::<Vec<_>>(), [0.9, 0.6]);
+    assert!(found.iter().all(|info| info.notes["by"] == "the training"));
+    Ok(())
+}
+
+/// Every pin that succeeded keeps its checkpoint, at whatever moment it came.
+#[test]
+fn pins_beside_a_training_that_rotates_hold_or_say_that_they_came_too_late() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    run.train(&mut manager, 1)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let pinners: Vec<_> = (0..2)
+        .map(|number| {
+            let (stop, path) = (stop.clone(), dir.path().to_path_buf());
+            std::thread::spawn(move || {
+                let beside = CheckpointDirectory::new(&path);
+                let (mut pinned, mut late) = (Vec::new(), 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(Some(latest)) = beside.latest() else { continue };
+                    match beside.pin(&latest.name, format!("pinner {number}"), "") {
+                        Ok(()) => pinned.push(latest.name),
+                        Err(Error::Removed { .. } | Error::NotFound { .. }) => late += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                (pinned, late)
+            })
+        })
+        .collect();
+    run.train(&mut manager, 150)?;
+    stop.store(true, Ordering::Relaxed);
+    let (mut pinned, mut late) = (Vec::new(), 0);
+    for pinner in pinners {
+        let (names, too_late): (Vec<String>, usize) = pinner.join().map_err(|_| "a pinner panicked")?;
+        pinned.extend(names);
+        late += too_late;
+    }
+    run.train(&mut manager, 2)?;
+    assert!(!pinned.is_empty());
+    for name in &pinned {
+        assert!(
+            dir.path().join(name).join("manifest.json").exists(),
+            "{name} was pinned and is gone; {late} were late"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn prune_asks_the_policies_and_leaves_pins_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    run.train(&mut manager, 6)?;
+    let beside = CheckpointDirectory::new(dir.path());
+    beside.pin("ckpt-2", "p", "")?;
+    let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(2))];
+    assert!(matches!(beside.prune(&policies), Err(Error::Locked { .. })));
+    manager.close()?;
+    let kept: Vec<String> = beside
+        .explain(&policies)?
+        .into_iter()
+        .filter(|explanation| explanation.is_kept())
+        .map(|explanation| explanation.checkpoint.name)
+        .collect();
+    assert_eq!(kept, ["ckpt-2", "ckpt-5", "ckpt-6"]);
+    let pruned = beside.prune(&policies)?;
+    assert_eq!((pruned.removed.len(), pruned.spared.len()), (3, 0));
+    assert_eq!(steps(dir.path())?, [2, 5, 6]);
+    beside.delete("ckpt-5")?;
+    assert_eq!(steps(dir.path())?, [2, 6]);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let weights = Memory::seeded(1000, 1);
+    let checkpoint = Checkpoint::new().track("weights", &weights)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).open()?;
+    for step in 1..=3u8 {
+        weights.bytes()[0] = step;
+        manager.save_at(i64::from(step))?;
+    }
+    manager.close()?;
+    let file = dir.path().join("ckpt-3/weights.safetensors");
+    let bytes = fs::read(&file)?;
+    fs::write(&file, &bytes[..bytes.len() - 8])?;
+    let beside = CheckpointDirectory::new(dir.path());
+    let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(1))];
+    // The damaged one is no whole checkpoint any more, so another one is the newest.
+    let pruned = beside.prune(&policies)?;
+    assert_eq!(pruned.removed, [dir.path().join("ckpt-1")]);
+    Ok(())
+}
+
+/// Once released their bytes stay as they are, and stay readable. With UPDATE_GOLDEN=1 in the environment they are written.
+#[test]
+fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v4/ckpt-1500");
+    let of = Manifest::from_bytes(&fs::read(golden.join("manifest.json"))?)?.id();
+    let pin = MarkKind::Pin { name: "paper".to_string(), note: "the numbers of \"table 2\"".to_string() };
+    let note = MarkKind::Note { name: "val set".to_string(), text: "ü: 1,000 words".to_string() };
+    for mark in [Mark::new(of.clone(), pin), Mark::new(of, note)] {
+        let file = golden.join(mark.file_name());
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, mark.to_bytes()?)?;
+        }
+        let bytes = fs::read(&file)?;
+        assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&mark.to_bytes()?));
+        assert_eq!(Mark::from_bytes(&bytes)?, mark);
+        let text = String::from_utf8(bytes)?;
+        assert!(text.contains("\"version\":2,"));
+        assert!(Mark::from_bytes(text.replace("pin", "pen").replace("note", "mote").as_bytes()).is_err());
+    }
+    Ok(())
+}
