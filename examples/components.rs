@@ -110,11 +110,14 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
 fn assemble(dir: &Path) -> Result<(), Box<dyn Error>> {
     let vs = VarStore::new(Device::Cpu);
     let model = Model::new(&vs.root());
+    let mut whole = Checkpoint::new();
+    PARTS.into_iter().try_for_each(|part| whole.add(part, Variables::of(&vs).under(part)))?;
     for part in PARTS {
         let latest = latest_checkpoint(dir.join(part))?.ok_or("the training has just saved one")?;
-        Checkpoint::new().track(part, Variables::of(&vs).under(part))?.restore(&latest)?.assert_consumed()?;
+        whole.get(part).ok_or("it is tracked")?.restore(&latest)?.assert_consumed()?;
         println!("{part} from {}", latest.display());
     }
+    println!("{}", whole.contents()?);
     println!("{:5.1} % of the digits are right with the parts put together", 100.0 * accuracy(&model));
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
-use crate::save::{self, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{self, Captured, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset};
 use crate::source::TensorSource;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,8 @@ use std::sync::Arc;
 /// ```
 pub struct Checkpoint {
     objects: Tracked,
+    /// Files of the user's own.
+    assets: Vec<UserAsset>,
     save_counter: Counter,
     storage: Arc<dyn Storage>,
     run: String,
@@ -87,6 +89,7 @@ impl Checkpoint {
     pub fn new() -> Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
+            assets: Vec::new(),
             save_counter: Counter::new(0),
             storage: Arc::new(Posix::default()),
             run: nonce(),
@@ -172,6 +175,43 @@ impl Checkpoint {
             self.torn.retain(|torn| *torn != key && !torn.starts_with(&below));
         }
         was_tracked
+    }
+
+    /// Saves a file of your own beside the components, in every checkpoint from now on.
+    ///
+    /// ```
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::{Asset, Checkpoint};
+    /// let checkpoint = Checkpoint::new().asset(Asset::file("data/tokenizer.json"))?;
+    /// # let _ = checkpoint;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Name`] for a name that no asset can have, or that another one has.
+    pub fn asset(mut self, asset: UserAsset) -> Result<Self> {
+        asset.check_name()?;
+        if let Some(other) = self.assets.iter().find(|other| other.name().eq_ignore_ascii_case(asset.name())) {
+            let reason = format!("the asset {:?} has this name; choose another with `Asset::named`", other.name());
+            return Err(Error::name(asset.name(), reason));
+        }
+        self.assets.push(asset);
+        Ok(self)
+    }
+
+    /// The user's own files as they are now.
+    pub(crate) fn capture_assets(&self, unchanged: &Unchanged) -> Result<Vec<Captured>> {
+        self.assets.iter().map(|asset| asset.capture(unchanged.earlier(asset.name()))).collect()
+    }
+
+    /// Whether a checkpoint has the user's own files as they are now.
+    pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
+        if self.assets.len() != manifest.assets.len() {
+            return Ok(false);
+        }
+        let has = |asset: &UserAsset| Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry));
+        self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
     }
 
     /// What a finished save survives; [`Durability::PowerLoss`] unless set.
@@ -278,6 +318,7 @@ impl Checkpoint {
         let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
         let header = Header::of(stamp, &plan)?;
         let unchanged = Unchanged::since(&Memo::default(), &plan);
+        let header = header.with_assets(self.capture_assets(&unchanged)?);
         directory.must_be_free(name)?;
         let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
         let saved = saved.inspect_err(|_| self.forget_plan())?;

@@ -116,6 +116,7 @@ pub use restore::{
     Difference, PassedOver, Report, RestoreOptions, RestoreStatus, SkipReason, Skipped, Started, Trainable,
     TrainableDifference,
 };
+pub use save::UserAsset as Asset;
 pub use source::{TensorSource, VerifiedBy};
 #[cfg(feature = "derive")]
 pub use tch_checkpoint_derive::Trackable;

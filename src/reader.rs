@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::{
     Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length, is_mark_file,
 };
+use crate::interop::durable::DurableFile;
 use crate::parallel;
 use crate::repository::{MANIFEST, Posix};
 use crate::source::Source;
@@ -121,6 +122,21 @@ impl CheckpointReader {
             Ok(())
         })?;
         Ok(bytes)
+    }
+
+    /// Writes the asset `name` to the file `path`, in place of what is there: verified, durable, all of it or nothing.
+    ///
+    /// # Errors
+    /// As for [`asset`](CheckpointReader::asset), but for memory; [`Error::Io`] when the file cannot be written.
+    pub fn copy_asset(&self, name: &str, path: impl AsRef<Path>) -> Result<()> {
+        let file = DurableFile::create(path.as_ref())?;
+        let mut written = 0;
+        self.source.verify_asset(name, |chunk| {
+            file.write_at(written, chunk)?;
+            written += chunk.len() as u64;
+            Ok(())
+        })?;
+        file.publish()
     }
 
     /// What a saved model says of itself; `None` for a checkpoint that is none. The program is not looked at.

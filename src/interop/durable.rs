@@ -1,5 +1,6 @@
 //! Files and directories that appear under their name only when all of them is on disk.
 
+#[cfg(feature = "pytorch")]
 use super::zip::Sink;
 use crate::error::{Error, Result};
 use crate::repository::nonce;
@@ -31,6 +32,7 @@ impl DurableFile {
     }
 
     /// Makes the content durable, for a file in a [`DurableDirectory`].
+    #[cfg(feature = "pytorch")]
     pub(crate) fn sync(mut self) -> Result<()> {
         self.is_done = true;
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
@@ -54,6 +56,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 }
 
 /// A new directory being filled beside its place.
+#[cfg(feature = "pytorch")]
 #[derive(Debug)]
 pub(crate) struct DurableDirectory {
     path: PathBuf,
@@ -61,6 +64,7 @@ pub(crate) struct DurableDirectory {
     is_done: bool,
 }
 
+#[cfg(feature = "pytorch")]
 impl DurableDirectory {
     /// Begins a directory that will be `path`, where nothing is.
     pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
@@ -103,11 +107,13 @@ impl DurableDirectory {
     }
 }
 
+#[cfg(feature = "pytorch")]
 fn already_there(path: &Path) -> Error {
     let hint = "write into a new directory, or remove this one before".to_string();
     Error::AlreadyExists { path: path.to_path_buf(), hint }
 }
 
+#[cfg(feature = "pytorch")]
 impl Drop for DurableDirectory {
     fn drop(&mut self) {
         if !self.is_done {
@@ -125,6 +131,7 @@ impl Drop for DurableFile {
     }
 }
 
+#[cfg(feature = "pytorch")]
 impl Sink for DurableFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         DurableFile::write_at(self, offset, bytes)

@@ -7,8 +7,7 @@
 #[cfg(feature = "pytorch")]
 mod blob;
 mod detect;
-#[cfg(feature = "pytorch")]
-mod durable;
+pub(crate) mod durable;
 #[cfg(feature = "pytorch")]
 mod foreign;
 #[cfg(feature = "huggingface")]

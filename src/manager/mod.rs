@@ -230,7 +230,9 @@ impl CheckpointManager {
             Err(error) => return Err(error),
         };
         let plan = self.checkpoint.plan()?;
-        if !is_broken(Rule::SameStep) && !save::is_saved(&plan, &manifest, self.checkpoint.options().threads)? {
+        let is_saved = save::is_saved(&plan, &manifest, self.checkpoint.options().threads)?
+            && self.checkpoint.has_assets(&manifest)?;
+        if !is_broken(Rule::SameStep) && !is_saved {
             return Ok(None);
         }
         let path = self.directory.root().join(name);
@@ -370,6 +372,7 @@ impl CheckpointManager {
             ledger.memo.keep(beside);
             Unchanged::since(&ledger.memo, &plan)
         };
+        let header = header.with_assets(self.checkpoint.capture_assets(&unchanged)?);
         let options = self.checkpoint.options().clone();
         let commit = Commit::new(self.ledger.clone(), name, superseded);
         if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {

@@ -10,6 +10,7 @@ mod image;
 mod plan;
 mod same;
 mod samples;
+mod tracked;
 mod unchanged;
 mod write;
 
@@ -19,6 +20,8 @@ pub(crate) use held::Held;
 pub(crate) use image::{Capture, Failure, Image, Others};
 pub(crate) use plan::{Plan, plan};
 pub(crate) use same::is_saved;
+pub use tracked::Asset as UserAsset;
+pub(crate) use tracked::Captured;
 pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
@@ -78,12 +81,18 @@ pub(crate) struct Header {
     values: BTreeMap<String, serde_json::Value>,
     /// Whether the variables require a gradient, in the plan's order.
     trainable: Vec<Option<bool>>,
+    assets: Vec<Captured>,
 }
 
 impl Header {
     /// Of the objects as they are now.
     pub(crate) fn of(stamp: Stamp, plan: &Plan) -> Result<Header> {
-        Ok(Header { stamp, values: plan.values()?, trainable: plan.trainable() })
+        Ok(Header { stamp, values: plan.values()?, trainable: plan.trainable(), assets: Vec::new() })
+    }
+
+    /// With the user's own files.
+    pub(crate) fn with_assets(self, assets: Vec<Captured>) -> Header {
+        Header { assets, ..self }
     }
 
     fn into_manifest(
@@ -92,7 +101,7 @@ impl Header {
         mut tensors: BTreeMap<String, TensorRecord>,
         saved_at: DateTime<Utc>,
     ) -> Manifest {
-        let Header { stamp, values, trainable } = self;
+        let Header { stamp, values, trainable, .. } = self;
         plan.note_trainable(&trainable, &mut tensors);
         let mut manifest = Manifest::new(stamp.sequence, stamp.run, saved_at);
         manifest.step = stamp.step;
@@ -126,20 +135,26 @@ pub(crate) fn save(
     mut unchanged: Unchanged,
     directory: &Directory,
     name: &str,
-    header: Header,
+    mut header: Header,
     options: &SaveOptions,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Saved> {
-    let staging = directory.begin(name, plan.bytes())?;
+    let assets = std::mem::take(&mut header.assets);
+    let bytes = assets.iter().fold(plan.bytes(), |sum, asset| sum.saturating_add(asset.entry.bytes));
+    let staging = directory.begin(name, bytes)?;
     let written = write::write(plan, image, &unchanged, directory, &*staging, options)?;
     if written.cannot_link {
         unchanged.cannot_link();
     }
     let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
     manifest.files = written.files;
+    let write = |asset: Captured| asset.write(&unchanged, directory, &*staging);
+    let assets = assets.into_iter().map(write).collect::<Result<Vec<_>>>()?;
+    let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
+    manifest.assets = entries.collect();
     ready()?;
     staging.commit(&manifest.to_bytes()?, options.threads)?;
     let path = directory.path(name);
-    let memo = unchanged.into_memo(plan, name, &manifest, &written.linked, &written.finished);
+    let memo = unchanged.into_memo(plan, name, &manifest, &written.linked, &written.finished, assets);
     Ok(Saved { path, manifest, memo })
 }

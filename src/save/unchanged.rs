@@ -7,8 +7,9 @@
 //! file.
 
 use super::plan::{Plan, PlannedFile};
+use super::tracked::{FileStamp, SavedAsset};
 use crate::error::Error;
-use crate::format::{Digest, Manifest};
+use crate::format::{AssetEntry, Digest, Manifest};
 use crate::graph::bytes_as;
 use crate::parallel;
 use crate::repository::Finished;
@@ -23,6 +24,7 @@ pub(crate) struct Memo {
     /// Its name.
     name: String,
     files: HashMap<String, MemoFile>,
+    assets: HashMap<String, Earlier>,
     /// The checkpoints that will be there beside the next one.
     kept: BTreeSet<String>,
     /// Its files could not be given a second name: what may be unchanged is captured all the same.
@@ -36,10 +38,24 @@ impl Memo {
     }
 
     /// Whether one checkpoint more may have this file.
-    fn may_share(&self, file: &MemoFile) -> bool {
-        let all = self.kept.iter().all(|name| file.shares.contains(name));
-        self.kept.is_empty() || !all && file.shares.len() < MAX_SHARES
+    fn may_share(&self, shares: &BTreeSet<String>) -> bool {
+        let all = self.kept.iter().all(|name| shares.contains(name));
+        self.kept.is_empty() || !all && shares.len() < MAX_SHARES
     }
+}
+
+/// An asset of the last checkpoint.
+#[derive(Clone)]
+pub(crate) struct Earlier {
+    pub entry: AssetEntry,
+    /// What the user's file was; `None` where that does not tell whether it has changed.
+    pub stamp: Option<FileStamp>,
+    /// What the checkpoint's file was when it was finished.
+    pub finished: Finished,
+    /// Whether one checkpoint more may have that file.
+    pub may_share: bool,
+    /// The checkpoints that have it.
+    shares: BTreeSet<String>,
 }
 
 struct MemoFile {
@@ -67,6 +83,7 @@ pub(crate) struct Unchanged {
     versions: Vec<Versions>,
     /// For the same files: what they were when they were finished, and who has them.
     shared: Vec<Option<(Finished, BTreeSet<String>)>>,
+    assets: HashMap<String, Earlier>,
 }
 
 fn versions(plan: &Plan, file: &PlannedFile) -> Versions {
@@ -84,7 +101,7 @@ impl Unchanged {
         let same = plan.files.iter().zip(&versions).map(|(file, versions)| {
             let known = memo.files.get(&file.name)?;
             let same = versions.is_some() && *versions == known.versions && file.header == known.header;
-            (same && memo.may_share(known)).then_some(known)
+            (same && memo.may_share(&known.shares)).then_some(known)
         });
         let of_kept = |known: &MemoFile| known.shares.intersection(&memo.kept).cloned().collect();
         let (digests, shared) = same
@@ -94,7 +111,13 @@ impl Unchanged {
             })
             .unzip();
         let proved = vec![false; plan.files.len()];
-        Unchanged { from: memo.name.clone(), digests, proved, no_links: memo.no_links, versions, shared }
+        let assets = memo.assets.iter().map(|(name, earlier)| {
+            let may_share = !memo.no_links && memo.may_share(&earlier.shares);
+            let shares = earlier.shares.intersection(&memo.kept).cloned().collect();
+            (name.clone(), Earlier { may_share, shares, ..earlier.clone() })
+        });
+        let (from, assets) = (memo.name.clone(), assets.collect());
+        Unchanged { from, digests, proved, no_links: memo.no_links, versions, shared, assets }
     }
 
     /// Looks at the files that may be unchanged and of which nothing is `lazy`, now, at the call: those that are need
@@ -125,6 +148,11 @@ impl Unchanged {
     /// The last checkpoint.
     pub(super) fn from(&self) -> &str {
         &self.from
+    }
+
+    /// An asset of it.
+    pub(crate) fn earlier(&self, asset: &str) -> Option<&Earlier> {
+        self.assets.get(asset)
     }
 
     /// A file of it could not be given a second name.
@@ -168,6 +196,7 @@ impl Unchanged {
         manifest: &Manifest,
         linked: &[bool],
         finished: &[Option<Finished>],
+        assets: Vec<SavedAsset>,
     ) -> Memo {
         let mut files = HashMap::new();
         for (i, file) in plan.files.iter().enumerate() {
@@ -181,6 +210,15 @@ impl Unchanged {
             let header = file.header.clone();
             files.insert(file.name.clone(), MemoFile { header, versions, digests, finished, shares });
         }
-        Memo { name: name.to_string(), files, kept: BTreeSet::new(), no_links: self.no_links }
+        let mut known = HashMap::new();
+        for SavedAsset { captured, finished } in assets {
+            let before = self.assets.remove(&captured.name).map(|earlier| (earlier.finished, earlier.shares));
+            let fresh = finished.map(|finished| (finished, BTreeSet::new()));
+            let Some((finished, mut shares)) = fresh.or(before) else { continue };
+            shares.insert(name.to_string());
+            let earlier = Earlier { entry: captured.entry, stamp: captured.stamp, finished, may_share: false, shares };
+            known.insert(captured.name, earlier);
+        }
+        Memo { name: name.to_string(), files, assets: known, kept: BTreeSet::new(), no_links: self.no_links }
     }
 }

@@ -1,0 +1,240 @@
+//! Files of the user's own that are saved beside the components.
+
+use super::unchanged::{Earlier, Unchanged};
+use crate::error::{Error, Result};
+use crate::format::{AssetEntry, Digest, EXAMPLES_FILE, INDEX_FILE, MANIFEST_FILE, PROGRAM_FILE, SAVED_MODEL_FILE};
+use crate::name;
+use crate::repository::{Directory, Finished, Transaction};
+use crate::source::{CHUNK, Source};
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file of the user's own that every checkpoint has beside its components, under a digest: a tokenizer, a vocabulary, a replay
+/// shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
+///
+/// The content is that of the call that saves, and is held in memory until it is written. A manager does not write a file again
+/// that has not changed since its last checkpoint: it is given a second name, as a component is.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path();
+/// use std::io::Write;
+/// use tch_checkpoint::{Asset, Checkpoint, CheckpointReader};
+///
+/// std::fs::write(dir.join("tokenizer.json"), "{}")?;
+/// let words = vec!["never", "odd", "or", "even"];
+/// let mut checkpoint = Checkpoint::new()
+///     .asset(Asset::file(dir.join("tokenizer.json")))?
+///     .asset(Asset::writer("words.txt", move |out| out.write_all(words.join("\n").as_bytes())))?;
+/// let path = checkpoint.write(dir.join("ckpt"))?;
+///
+/// let reader = CheckpointReader::open(path)?;
+/// reader.copy_asset("words.txt", dir.join("restored.txt"))?; // verified
+/// assert_eq!(std::fs::read_to_string(dir.join("restored.txt"))?, "never\nodd\nor\neven");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Asset {
+    name: String,
+    content: Content,
+}
+
+/// What writes an asset.
+type Writer = dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync;
+
+#[derive(Clone)]
+enum Content {
+    File(PathBuf),
+    Writer(Arc<Writer>),
+}
+
+impl Asset {
+    /// The file at `path`, as it is when a checkpoint is saved. Its name there is the name it has.
+    pub fn file(path: impl Into<PathBuf>) -> Asset {
+        let path = path.into();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Asset { name, content: Content::File(path) }
+    }
+
+    /// What `write` writes, which is called for every checkpoint, by the call that saves it. Writing the same bytes for the
+    /// same state lets checkpoints share the file.
+    pub fn writer(
+        name: impl Into<String>,
+        write: impl Fn(&mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Asset {
+        Asset { name: name.into(), content: Content::Writer(Arc::new(write)) }
+    }
+
+    /// Under another name.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Asset {
+        self.name = name.into();
+        self
+    }
+
+    /// Its name in a checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a checkpoint can have a file of this name.
+    pub(crate) fn check_name(&self) -> Result<()> {
+        let lower = self.name.to_ascii_lowercase();
+        let reason = if !name::is_plain_file_name(&self.name) {
+            "an asset's name has letters, digits, `.`, `-`, `_` and `%` of ASCII, and does not begin with `.`; choose \
+             another with `Asset::named`"
+        } else if lower.ends_with(name::COMPONENT_EXTENSION)
+            || RESERVED.contains(&lower.as_str())
+            || lower.starts_with("mark-")
+        {
+            "files of this name are the checkpoint's own; choose another with `Asset::named`"
+        } else {
+            return Ok(());
+        };
+        Err(Error::name(&self.name, reason))
+    }
+
+    /// The content as it is now.
+    pub(crate) fn capture(&self, earlier: Option<&Earlier>) -> Result<Captured> {
+        let failed = |e: io::Error| Error::object(&self.name, format!("its writer failed: {e}"));
+        let (bytes, stamp) = match &self.content {
+            Content::Writer(write) => {
+                let mut bytes = Vec::new();
+                write(&mut bytes).map_err(failed)?;
+                (bytes, None)
+            }
+            Content::File(path) => match read(path, earlier)? {
+                (Some(bytes), stamp) => (bytes, stamp),
+                (None, stamp) => {
+                    // Nothing was read without an earlier one.
+                    let entry = earlier
+                        .map_or(AssetEntry { bytes: 0, digest: Digest::of(&[]) }, |earlier| earlier.entry.clone());
+                    return Ok(Captured { name: self.name.clone(), entry, bytes: None, stamp });
+                }
+            },
+        };
+        let entry = AssetEntry { bytes: bytes.len() as u64, digest: Digest::of(&bytes) };
+        Ok(Captured { name: self.name.clone(), entry, bytes: Some(bytes), stamp })
+    }
+}
+
+/// Names in lower case that a checkpoint itself uses.
+const RESERVED: [&str; 5] = [MANIFEST_FILE, INDEX_FILE, SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
+
+impl fmt::Debug for Asset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = match &self.content {
+            Content::File(path) => Some(path),
+            Content::Writer(_) => None,
+        };
+        f.debug_struct("Asset").field("name", &self.name).field("path", &path).finish_non_exhaustive()
+    }
+}
+
+/// What tells a file from what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileStamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// Within so many seconds a file can change without its times telling.
+const GRANULARITY: i64 = 2;
+
+impl FileStamp {
+    fn of(file: &Metadata) -> FileStamp {
+        FileStamp {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+
+    /// Whether a later change would be seen.
+    fn is_settled(&self) -> bool {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        i64::try_from(now).is_ok_and(|now| self.changed.0 < now - GRANULARITY && self.modified.0 < now - GRANULARITY)
+    }
+}
+
+/// The bytes of a file, unless it is what it was for the earlier checkpoint.
+fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Option<FileStamp>)> {
+    let failed = |e| Error::io("read", path, e);
+    let mut file = File::open(path).map_err(failed)?;
+    let before = file.metadata().map_err(failed)?;
+    if !before.is_file() {
+        return Err(Error::Usage(format!("the asset {} is not a file", path.display())));
+    }
+    let stamp = FileStamp::of(&before);
+    let is_settled = stamp.is_settled();
+    if is_settled && earlier.is_some_and(|earlier| earlier.stamp == Some(stamp)) {
+        return Ok((None, Some(stamp)));
+    }
+    let mut bytes = Vec::new();
+    let room = usize::try_from(before.len()).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
+    room.ok_or_else(|| Error::object(path.to_string_lossy(), "the file is larger than memory; track its parts"))?;
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    if FileStamp::of(&file.metadata().map_err(failed)?) != stamp || bytes.len() as u64 != stamp.bytes {
+        let reason = "the asset was changed while it was being read; save when it is complete";
+        return Err(Error::object(path.to_string_lossy(), reason));
+    }
+    Ok((Some(bytes), is_settled.then_some(stamp)))
+}
+
+/// An asset's content at the call of a save.
+pub(crate) struct Captured {
+    pub name: String,
+    pub entry: AssetEntry,
+    /// `None`: as in the last checkpoint.
+    bytes: Option<Vec<u8>>,
+    pub stamp: Option<FileStamp>,
+}
+
+/// What became of an asset.
+pub(crate) struct SavedAsset {
+    pub captured: Captured,
+    /// What its file was when it was finished; `None` for one that is the last checkpoint's.
+    pub finished: Option<Finished>,
+}
+
+impl Captured {
+    /// Writes it, or gives the file of the last checkpoint a second name.
+    pub(crate) fn write(
+        mut self,
+        unchanged: &Unchanged,
+        directory: &Directory,
+        staging: &dyn Transaction,
+    ) -> Result<SavedAsset> {
+        let earlier = unchanged.earlier(&self.name).filter(|earlier| earlier.entry == self.entry);
+        if let Some(earlier) = earlier.filter(|earlier| earlier.may_share) {
+            match staging.reuse(&self.name, unchanged.from(), &earlier.finished) {
+                Ok(()) => return Ok(SavedAsset { captured: self, finished: None }),
+                Err(e) => log::debug!("{} is written again: {e}", self.name),
+            }
+        }
+        let file = staging.create(&self.name, 0)?;
+        let mut written = 0;
+        let mut write = |bytes: &[u8]| {
+            file.write_all_at(written, bytes)?;
+            written += bytes.len() as u64;
+            Ok(())
+        };
+        match self.bytes.take() {
+            Some(bytes) => bytes.chunks(CHUNK).try_for_each(&mut write)?,
+            None => Source::open_in(directory, unchanged.from())?.verify_asset(&self.name, &mut write)?,
+        }
+        let finished = file.finish(written)?;
+        Ok(SavedAsset { captured: self, finished: Some(finished) })
+    }
+}

@@ -1,0 +1,145 @@
+//! Files of the user's own beside the components: saved, linked when unchanged, copied back verified.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use tch_checkpoint::{Asset, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Value};
+
+fn inode(checkpoint: &Path, name: &str) -> u64 {
+    fs::metadata(checkpoint.join(name)).unwrap().ino()
+}
+
+/// Older than the granularity of a file's times, so that these tell whether it has changed.
+fn age(path: &Path) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+}
+
+#[test]
+fn they_are_saved_with_the_state_and_copied_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    fs::write(at("shard.bin"), &large).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    let (step, words) = (Counter::new(1), Value::new(vec!["a".to_string()]));
+    let lines = words.clone();
+    let mut checkpoint = Checkpoint::new()
+        .track("step", &step)
+        .and_then(|all| all.asset(Asset::file(at("shard.bin")).named("replay.bin"))?.asset(Asset::file(at("empty"))))
+        .and_then(|all| {
+            all.asset(Asset::writer("words.txt", move |out| out.write_all(lines.get().join("\n").as_bytes())))
+        })
+        .unwrap();
+    let first = checkpoint.write(at("first")).unwrap();
+    words.update(|words| words.push("b".to_string()));
+    fs::write(at("shard.bin"), "other").unwrap();
+    let second = checkpoint.save(at("ckpt")).unwrap();
+
+    for (path, shard, text) in [(&first, large.as_slice(), "a"), (&second, b"other", "a\nb")] {
+        let reader = CheckpointReader::open(path).unwrap();
+        assert!(reader.verify().is_intact());
+        assert_eq!(reader.manifest().assets.keys().collect::<Vec<_>>(), ["empty", "replay.bin", "words.txt"]);
+        assert_eq!(reader.asset("words.txt").unwrap(), text.as_bytes());
+        assert_eq!(fs::read(path.join("replay.bin")).unwrap(), shard);
+        reader.copy_asset("replay.bin", at("copied")).unwrap();
+        assert_eq!(fs::read(at("copied")).unwrap(), shard);
+        checkpoint.restore(path).unwrap().assert_consumed().unwrap();
+    }
+
+    // A damaged one is not copied, and what was there stays.
+    let mut file = fs::File::options().write(true).open(first.join("replay.bin")).unwrap();
+    file.write_all(&[large[0] ^ 1]).unwrap();
+    let reader = CheckpointReader::open(&first).unwrap();
+    let refusal = reader.copy_asset("replay.bin", at("copied")).unwrap_err().to_string();
+    assert!(refusal.contains("damaged") && fs::read(at("copied")).unwrap() == b"other", "{refusal}");
+    assert!(!reader.verify().is_intact());
+    assert!(reader.copy_asset("no-such", at("copied")).is_err());
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("tmp")), "{left:?}");
+}
+
+#[test]
+fn a_manager_links_what_has_not_changed() {
+    for background in [None, Some(Background::new())] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokenizer.json");
+        fs::write(&file, "{}").unwrap();
+        let step = Counter::new(0);
+        let checkpoint = Checkpoint::new()
+            .track("step", &step)
+            .and_then(|all| all.asset(Asset::file(&file))?.asset(Asset::writer("fixed", |out| out.write_all(b"same"))))
+            .unwrap();
+        let mut builder = CheckpointManager::builder(checkpoint, dir.path().join("run")).max_to_keep(8);
+        if let Some(background) = background {
+            builder = builder.background(background);
+        }
+        let mut manager = builder.open().unwrap();
+        let mut save = |step: i64| {
+            let path = manager.save_at(step).unwrap();
+            manager.wait().unwrap();
+            assert!(CheckpointReader::open(&path).unwrap().verify().is_intact());
+            path
+        };
+        let (one, two, three) = (save(1), save(2), save(3));
+        // The content decides, however often the file is written. Never all checkpoints have the same file.
+        fs::write(&file, "{}").unwrap();
+        let four = save(4);
+        for name in ["tokenizer.json", "fixed"] {
+            assert_eq!([inode(&two, name); 2], [inode(&three, name), inode(&four, name)]);
+            assert_ne!(inode(&one, name), inode(&two, name));
+        }
+        // Of the same length, and with an old time.
+        fs::write(&file, "[]").unwrap();
+        age(&file);
+        let five = save(5);
+        assert_eq!(fs::read(five.join("tokenizer.json")).unwrap(), b"[]");
+        assert_eq!(fs::read(four.join("tokenizer.json")).unwrap(), b"{}");
+        // A state that is saved already is not saved again; with another file it is.
+        assert_eq!(save(5), five);
+        fs::write(&file, "[1]").unwrap();
+        assert_eq!(fs::read(save(5).join("tokenizer.json")).unwrap(), b"[1]");
+        manager.close().unwrap();
+    }
+}
+
+#[test]
+fn where_one_is_kept_a_file_that_has_not_changed_is_copied_from_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("vocabulary");
+    fs::write(&file, "never odd or even").unwrap();
+    age(&file);
+    // The times of the file decide only when they are old enough.
+    std::thread::sleep(Duration::from_secs(4));
+    let checkpoint = Checkpoint::new().track("step", Counter::new(0)).unwrap().asset(Asset::file(&file)).unwrap();
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path().join("run")).max_to_keep(1).open().unwrap();
+    for step in 1..=3 {
+        let path = manager.save_at(step).unwrap();
+        assert_eq!(fs::read(path.join("vocabulary")).unwrap(), b"never odd or even");
+        assert_eq!(fs::metadata(path.join("vocabulary")).unwrap().nlink(), 1);
+    }
+    manager.close().unwrap();
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let asset = |name: &str| Checkpoint::new().asset(Asset::writer(name, |_| Ok(())));
+    for name in ["", ".hidden", "a/b", "model.safetensors", "manifest.json", "Saved_Model.json", "mark-1.json", "ä"] {
+        assert!(asset(name).unwrap_err().to_string().contains("Asset::named"), "{name}");
+    }
+    let twice = asset("Words").unwrap().asset(Asset::writer("words", |_| Ok(()))).unwrap_err().to_string();
+    assert!(twice.contains("\"Words\""), "{twice}");
+
+    let missing = Checkpoint::new().asset(Asset::file(dir.path().join("missing"))).unwrap().write(dir.path().join("a"));
+    assert!(missing.unwrap_err().to_string().contains("missing"));
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    let folder = Checkpoint::new().asset(Asset::file(dir.path().join("folder"))).unwrap().write(dir.path().join("a"));
+    assert!(folder.unwrap_err().to_string().contains("not a file"));
+    let fails = |_: &mut dyn Write| Err(std::io::Error::other("no words today"));
+    let fails = Checkpoint::new().asset(Asset::writer("words", fails)).unwrap().write(dir.path().join("a"));
+    assert!(fails.unwrap_err().to_string().contains("no words today"));
+    assert!(!dir.path().join("a").exists());
+}
