@@ -12,14 +12,14 @@ use crate::sync::{Arc, Mutex, PoisonError};
 /// How a manager saves in the background.
 ///
 /// The call returns as soon as the state is safe. What only objects of this crate change (variables that require a
-/// gradient and are stepped by a tracked `Optimizer`, and its slots) is copied behind the call;
+/// gradient and are stepped by a tracked `Optimizer`, its slots, the averages of `Ema` and `Swa`) is copied behind the call;
 /// everything else, such as buffers, frozen variables and values, is copied at the call, or compared with the last
 /// checkpoint where its version counters have not moved. The copy needs as much memory as the state; it is allocated once
 /// and reused.
 ///
 /// # Writers
 ///
-/// Whoever writes to memory that is still being copied waits, and helps with the copy: the optimizers and restores of this
+/// Whoever writes to memory that is still being copied waits, and helps with the copy: the optimizers, averages and restores of this
 /// crate of their own accord, everything else because libtorch calls a hook before it gives out CPU memory for writing. So
 /// tch's own optimizers, `copy_`, writes through `Tensor::data` or through a view, code under `no_grad`, and
 /// `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable other memory (`half`,

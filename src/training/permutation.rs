@@ -49,7 +49,7 @@ impl Shuffle {
         keys.iter_mut().for_each(|key| *key = next());
         let len = self.len as u64;
         let bits = len.saturating_sub(1).checked_ilog2().map_or(0, |last| last + 1).max(MIN_BITS);
-        let rotation = if len > 0 { (u128::from(next()) * u128::from(len) >> 64) as u64 } else { 0 };
+        let rotation = if len > 0 { ((u128::from(next()) * u128::from(len)) >> 64) as u64 } else { 0 };
         Permutation { len, low: bits / 2, high: bits - bits / 2, keys, rotation }
     }
 }
@@ -120,7 +120,7 @@ impl Permutation {
                 _ => b ^= upper(mix(a ^ key), self.low),
             }
         }
-        a << self.low | b
+        (a << self.low) | b
     }
 }
 

@@ -138,7 +138,7 @@ impl Ema {
     pub fn update(&mut self) -> Result<()> {
         let mut state = self.shared.lock();
         let calls = state.progress.calls.saturating_add(1);
-        if calls % self.every == 0 {
+        if calls.is_multiple_of(self.every) {
             let n = state.progress.updates;
             state.update(1.0 - self.decay_of(n))?;
             state.progress.updates = n.saturating_add(1);
