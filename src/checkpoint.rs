@@ -10,7 +10,7 @@ use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
-use crate::save::{self, Captured, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset};
+use crate::save::{self, AllSeen, Captured, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset};
 use crate::source::TensorSource;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -313,11 +313,11 @@ impl Checkpoint {
         name: &str,
         counter: i64,
     ) -> Result<(PathBuf, Manifest, Arc<Held>)> {
-        let plan = self.plan()?;
+        let (plan, seen) = self.plan()?;
         let held = self.hold(directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
         let header = Header::of(stamp, &plan)?;
-        let unchanged = Unchanged::since(&Memo::default(), &plan);
+        let unchanged = Unchanged::since(&Memo::default(), &plan, seen);
         let header = header.with_assets(self.capture_assets(&unchanged)?);
         directory.must_be_free(name)?;
         let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
@@ -353,12 +353,12 @@ impl Checkpoint {
     ) -> Result<PathBuf> {
         let directory = self.directory(parent_of(path));
         let name = file_name(path)?;
-        let plan = self.plan()?;
+        let (plan, seen) = self.plan()?;
         let held = self.hold(&directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
         directory.must_be_free(name)?;
         let header = Header::of(stamp, &plan)?;
-        let saved = save::save_with_assets(&plan, &directory, name, header, &self.options, assets);
+        let saved = save::save_with_assets(&plan, seen, &directory, name, header, &self.options, assets);
         saved.inspect_err(|_| self.forget_plan())
     }
 
@@ -367,20 +367,38 @@ impl Checkpoint {
         self.objects.unfinished()
     }
 
-    /// What is to be written where; the plan of the last save if nothing has changed since.
-    pub(crate) fn plan(&mut self) -> Result<Arc<Plan>> {
+    /// What is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save if nothing has
+    /// changed since.
+    pub(crate) fn plan(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
         if let Some(key) = self.torn.first() {
             let reason = "a restore that stopped half-way may have left it partly overwritten; restore a checkpoint that \
                           has it before saving, or `untrack` the object";
             return Err(Error::object(key, reason));
         }
-        if let Some(plan) = self.planned.as_ref().filter(|plan| plan.is_current()) {
-            return Ok(plan.clone());
+        if let Some(plan) = &self.planned {
+            let seen = plan.look();
+            if plan.fits(&seen) && plan.fits_collections() {
+                return Ok((plan.clone(), Arc::new(seen)));
+            }
         }
         let plan = Arc::new(save::plan(&self.objects.list(), &self.options)?);
+        let seen = Arc::new(plan.look());
         // One with gradients that are going to be used would keep their memory.
         self.planned = self.unfinished().is_none().then(|| plan.clone());
-        Ok(plan)
+        Ok((plan, seen))
+    }
+
+    /// As [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None` stands
+    /// for what they say.
+    pub(crate) fn plan_to_capture(&mut self) -> Result<(Arc<Plan>, Option<AllSeen>)> {
+        match self
+            .planned
+            .as_ref()
+            .filter(|plan| self.torn.is_empty() && plan.was_captured() && plan.fits_collections())
+        {
+            Some(plan) => Ok((plan.clone(), None)),
+            None => self.plan().map(|(plan, seen)| (plan, Some(seen))),
+        }
     }
 
     /// What is tracked, in the order it was tracked.

@@ -103,6 +103,8 @@ pub use graph::{
     Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
+#[doc(hidden)]
+pub use graph::{Seen, TensorGroup};
 pub use manager::retention;
 pub use manager::{
     Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, Pruned,

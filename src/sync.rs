@@ -11,7 +11,7 @@ use shuttle as from;
 pub(crate) use from::thread;
 
 pub(crate) use from::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-pub(crate) use from::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+pub(crate) use from::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What the scheduler's threads lack: to be asked whether they have ended.
 #[cfg(shuttle)]

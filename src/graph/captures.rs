@@ -51,39 +51,39 @@ impl Area {
 /// What is about to be written, or is being read: memory, and the variables that it is the memory of. A variable may have
 /// other memory by now than when it was captured; writing to it is waited for all the same, since its version counter
 /// moves.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Touched {
     areas: Vec<Area>,
     variables: Vec<usize>,
     /// Some of it is not known.
     anything: bool,
-    /// Both can be searched. Left to the first who waits: most saves are complete before anyone does.
+    /// Both are sorted, and the areas joined, so that they can be searched.
     is_ordered: bool,
 }
 
 impl Touched {
     pub(crate) fn add_area(&mut self, area: Area) {
+        self.is_ordered = false;
         self.areas.push(area);
     }
 
     pub(crate) fn add_variable(&mut self, variable: Option<usize>) {
+        self.is_ordered = false;
         self.variables.extend(variable);
     }
 
     /// A tensor that will be written. One that does not tell its memory may have any.
     pub(crate) fn add_leaf(&mut self, leaf: &dyn TensorLeaf) {
         match leaf.identity() {
-            Some(identity) => self.areas.push(Area::of(&identity)),
+            Some(identity) => self.add_area(Area::of(&identity)),
             None => self.anything = true,
         }
         self.add_variable(leaf.variable());
     }
 
-    /// Sorts, and joins the areas, so that they can be searched.
-    fn order(&mut self) {
-        if std::mem::replace(&mut self.is_ordered, true) {
-            return;
-        }
+    /// Makes it ready for searching. A capture that is entered without this is made ready by the first who waits.
+    pub(crate) fn order(&mut self) {
+        self.is_ordered = true;
         self.variables.sort_unstable();
         self.areas.sort_unstable();
         self.areas.dedup_by(|next, last| {
@@ -96,8 +96,7 @@ impl Touched {
     }
 
     /// Whether something of `other` is in this.
-    fn meets(&mut self, other: &Touched) -> bool {
-        self.order();
+    fn meets(&self, other: &Touched) -> bool {
         let overlaps = |area: &Area| {
             let after = self.areas.partition_point(|own| (own.device, own.begin) < (area.device, area.end));
             let before = after.checked_sub(1).map(|last| &self.areas[last]);
@@ -114,7 +113,7 @@ struct Entry {
     /// The process that copies. A child that was forked meanwhile has the entry, but not the threads that would finish it, and
     /// memory of its own.
     process: u32,
-    touched: Touched,
+    touched: Arc<Touched>,
     gates: Vec<Gate>,
     hold: Arc<dyn Hold>,
 }
@@ -170,7 +169,7 @@ impl Drop for Entered {
 /// that are writing are waited for before.
 pub(crate) fn enter<H: Hold + 'static, E>(
     gates: &[Gate],
-    begin: impl FnOnce() -> Result<(Touched, Arc<H>), E>,
+    begin: impl FnOnce() -> Result<(Arc<Touched>, Arc<H>), E>,
 ) -> Result<(Entered, Arc<H>), E> {
     let _closed = Gate::lock_all(gates);
     let mut entries = REGISTRY.entries();
@@ -200,7 +199,12 @@ pub(crate) fn wait_for(written: impl FnOnce() -> Touched) {
         return;
     }
     let written = written();
-    wait_for_those(|entry| entry.touched.meets(&written));
+    wait_for_those(|entry| {
+        if !entry.touched.is_ordered {
+            Arc::make_mut(&mut entry.touched).order();
+        }
+        entry.touched.meets(&written)
+    });
 }
 
 /// Returns when no unfinished capture is behind the gate.
@@ -247,7 +251,7 @@ mod tests {
         // Devices of their own: tests of this process capture at the same time.
         let begin = || {
             Ok::<_, ()>((
-                touched(&[("t1", 100, 10), ("t1", 105, 20), ("t2", 500, 1)], &[usize::MAX - 7]),
+                Arc::new(touched(&[("t1", 100, 10), ("t1", 105, 20), ("t2", 500, 1)], &[usize::MAX - 7])),
                 Arc::new(Counted::default()),
             ))
         };
@@ -267,7 +271,7 @@ mod tests {
     #[test]
     fn a_gate_waits_for_its_own_captures() {
         let (one, other) = (Gate::new(), Gate::new());
-        let begin = || Ok::<_, ()>((Touched::default(), Arc::new(Counted::default())));
+        let begin = || Ok::<_, ()>((Arc::default(), Arc::new(Counted::default())));
         let (_entered, hold) = enter(&[one.clone(), one.clone()], begin).unwrap();
         other.pass();
         assert_eq!(hold.0.load(Ordering::SeqCst), 0);

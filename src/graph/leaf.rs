@@ -1,5 +1,6 @@
 //! What the graph knows of a leaf: bytes out, bytes in, with type, shape and identity.
 
+use super::group::TensorGroup;
 use crate::dtype::TensorSpec;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -69,6 +70,14 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
+    /// Joins `group`, or begins it where there is none yet, to be asked together with others, of which `place` tells it;
+    /// `false`, the default, for a tensor that is asked alone.
+    #[doc(hidden)]
+    fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
+        let _ = (place, group);
+        false
+    }
+
     /// Opens the tensor for overwriting in place.
     fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
 
@@ -128,13 +137,6 @@ pub trait TensorPin: Send + Sync {
     #[doc(hidden)]
     fn address(&self) -> Option<usize> {
         None
-    }
-
-    /// Makes whoever writes to this memory by means of its library wait for the saves that read it, as far as the library
-    /// can. Called on the thread that calls the save, for one memory by one thread at a time. The default does nothing.
-    #[doc(hidden)]
-    fn hold_writers(&self) -> Result<(), Reason> {
-        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 mod captures;
 mod field;
 mod gate;
+mod group;
 mod handles;
 mod leaf;
 mod node;
@@ -12,6 +13,8 @@ mod walk;
 pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
 pub use field::Field;
 pub use gate::{Gate, Guarded};
+pub(crate) use group::Survey;
+pub use group::{Seen, TensorGroup};
 pub use handles::{Counter, Value};
 pub(crate) use leaf::bytes_as;
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorPin, TensorTarget, ValueApply, ValueLeaf};

@@ -109,14 +109,15 @@ pub trait Collection: Send + Sync {
     }
 
     /// A number that moves whenever [`children`](Collection::children) or [`guarded`](Collection::guarded) would give
-    /// something else; `None` if that is not known, and they are asked at every save.
+    /// something else; `None` if that is not known, and they are asked at every save. The tensors below are asked
+    /// themselves ([`TensorLeaf::generation`](crate::TensorLeaf::generation)).
     fn generation(&self) -> Option<u64> {
         None
     }
 
-    /// Whether [`generation`](Collection::generation) also moves when a tensor below gets other memory, another shape, type
-    /// or device, or begins or ceases to require a gradient. Otherwise each of these tensors is asked at every save.
-    fn generation_covers_tensors(&self) -> bool {
+    /// Whether [`generation`](Collection::generation) also moves when a collection below would give something else.
+    /// Otherwise, as by default, each of these is asked at every save.
+    fn generation_covers_collections(&self) -> bool {
         false
     }
 

@@ -21,8 +21,6 @@ pub(crate) struct Leaf {
     pub object: LeafObject,
     /// Whether a collection above it allows a checkpoint to lack it.
     pub may_be_lacked: bool,
-    /// Whether the generation of a collection above it moves when its memory, shape or type changes.
-    pub is_covered: bool,
 }
 
 /// What the collections above a place say of all below them.
@@ -46,6 +44,8 @@ pub(crate) struct Walked {
     pub collections: Vec<Arc<dyn Collection>>,
     /// The keys of the collections, in the same order.
     pub collection_keys: Vec<String>,
+    /// Whether the generation of a collection above moves with theirs, in the same order.
+    pub covered: Vec<bool>,
 }
 
 /// All leaves and collections below these named objects.
@@ -175,7 +175,7 @@ impl Walker<'_> {
             }
             Kind::Collection(collection) => {
                 let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
-                let is_covered = above.is_covered || collection.generation_covers_tensors();
+                let is_covered = above.is_covered || collection.generation_covers_collections();
                 let mut siblings = Siblings::default();
                 for child in &children {
                     let below = place.child(&child.name, child.name_in_file.as_deref())?;
@@ -185,6 +185,7 @@ impl Walker<'_> {
                 }
                 self.found.collections.push(collection.clone());
                 self.found.collection_keys.push(place.key);
+                self.found.covered.push(above.is_covered);
             }
         }
         Ok(())
@@ -193,8 +194,8 @@ impl Walker<'_> {
     fn leaf(&mut self, place: Place<'_>, object: LeafObject, above: Above) {
         let component = place.component.to_string();
         let name_in_file = place.name_in_file().to_string();
-        let Above { may_be_lacked, is_covered } = above;
-        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked, is_covered });
+        let may_be_lacked = above.may_be_lacked;
+        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
     }
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{self, Entered, Hold};
 use crate::name::matches;
-use crate::save::{self, Capture, Failure, Header, Image, Others, Plan, SaveOptions, Unchanged};
+use crate::save::{self, Capture, Failure, Header, Image, Lazy, Others, Plan, SaveOptions, Unchanged};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 
@@ -113,13 +113,13 @@ impl Background {
         self
     }
 
-    /// What may be copied behind the call, by place in `Plan::tensors`.
-    fn lazy(&self, plan: &Plan) -> Vec<bool> {
+    /// What may be copied behind the call.
+    fn lazy(&self, plan: &Plan) -> Result<Arc<Lazy>> {
         let at_call = |key: &str| self.at_call.iter().any(|pattern| matches(pattern, key));
-        plan.tensors.iter().map(|tensor| tensor.guarded && !at_call(&tensor.key)).collect()
+        plan.lazy(|tensor| tensor.guarded && !at_call(&tensor.key))
     }
 
-    /// From now on copies the component of `key` at the call.
+    /// From now on copies the component of `key` at the call: in saves that are planned anew.
     pub(super) fn do_not_trust(&mut self, key: &str) {
         let component = key.split('/').next().unwrap_or_default();
         log::warn!(
@@ -150,10 +150,38 @@ pub(super) struct InFlight {
     before: Before,
 }
 
+/// A state that has been taken hold of; nothing is copied yet.
+pub(super) struct Taken {
+    entered: Entered,
+    pub capture: Arc<Capture>,
+}
+
+impl Taken {
+    /// Takes hold of what may be copied later. `None` where the plan, if it `is_checked`, does not fit the tensors any more.
+    pub(super) fn begin(
+        plan: &Arc<Plan>,
+        is_checked: bool,
+        image: &mut Image,
+        background: &Background,
+    ) -> Result<Option<Taken>> {
+        let lazy = background.lazy(plan)?;
+        image.fit(plan, |file| lazy.is_in(file).then_some(true))?;
+        let alone = plan.survey().look_alone();
+        let begin = || {
+            let begun = Capture::begin(plan.clone(), lazy, alone, is_checked, image, background.others);
+            begun.map_err(Some)?.ok_or(None)
+        };
+        match graph::enter(&plan.gates, begin) {
+            Ok((entered, capture)) => Ok(Some(Taken { entered, capture })),
+            Err(None) => Ok(None),
+            Err(Some(error)) => Err(error),
+        }
+    }
+}
+
 /// What is to be saved, and what the thread that does it needs.
 pub(super) struct Order {
-    pub plan: Arc<Plan>,
-    pub image: Image,
+    pub taken: Taken,
     pub unchanged: Unchanged,
     pub header: Header,
     pub commit: Commit,
@@ -172,17 +200,13 @@ pub(super) struct Before {
 }
 
 impl InFlight {
-    /// Takes hold of what may be copied later, copies the rest, and lets a thread go on with it.
-    pub(super) fn start(order: Order, background: &Background) -> Result<InFlight> {
-        let Order { plan, mut image, mut unchanged, header, commit, options, before } = order;
+    /// Copies what may not be copied later, and lets a thread go on with it.
+    pub(super) fn start(order: Order) -> Result<InFlight> {
+        let Order { taken: Taken { entered, capture }, mut unchanged, header, commit, options, before } = order;
         // The training needs the processors more.
         let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
-        let lazy = background.lazy(&plan);
-        unchanged.prove(&plan, &lazy, options.threads);
-        image.fit(&plan, |file| unchanged.is_proved(file))?;
-        let begin = || Capture::begin(plan.clone(), image, lazy, background.others);
-        let (entered, capture) = graph::enter(&plan.gates, begin)?;
-        capture.copy_now()?;
+        unchanged.prove(&capture.plan, |file| capture.is_behind(file), options.threads);
+        capture.copy_now(|file| unchanged.is_proved(file))?;
         let entered = Arc::new(Mutex::new(Some(entered)));
         let (job, leave) = (capture.clone(), entered.clone());
         let work = move || write(&job, &leave, unchanged, header, commit, &options);

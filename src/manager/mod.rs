@@ -22,9 +22,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::repository::Directory;
-use crate::save::{self, Header, Held, Image, Memo, Stamp, Unchanged};
+use crate::save::{self, AllSeen, Header, Held, Image, Memo, Plan, Stamp, Unchanged};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use background::{Before, InFlight, Order};
+use background::{Before, InFlight, Order, Taken};
 use commit::{Commit, EarlyMarks};
 use ledger::Ledger;
 use retention::CheckpointInfo;
@@ -229,8 +229,8 @@ impl CheckpointManager {
             Err(error) if error.is_damage() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let plan = self.checkpoint.plan()?;
-        let is_saved = save::is_saved(&plan, &manifest, self.checkpoint.options().threads)?
+        let (plan, seen) = self.checkpoint.plan()?;
+        let is_saved = save::is_saved(&plan, &seen, &manifest, self.checkpoint.options().threads)?
             && self.checkpoint.has_assets(&manifest)?;
         if !is_broken(Rule::SameStep) && !is_saved {
             return Ok(None);
@@ -356,7 +356,7 @@ impl CheckpointManager {
         superseded: Vec<String>,
     ) -> Result<PathBuf> {
         let name = format!("{}-{number}", self.name);
-        let plan = self.checkpoint.plan()?;
+        let (plan, seen, taken) = self.take_hold()?;
         let sequence = self.held.next_sequence()?;
         let stamp = self.checkpoint.stamp();
         let follows = self.follows(&superseded);
@@ -370,19 +370,16 @@ impl CheckpointManager {
             let mut ledger = self.ledger();
             let beside = ledger.beside(next);
             ledger.memo.keep(beside);
-            Unchanged::since(&ledger.memo, &plan)
+            Unchanged::since(&ledger.memo, &plan, seen)
         };
         let header = header.with_assets(self.checkpoint.capture_assets(&unchanged)?);
         let options = self.checkpoint.options().clone();
         let commit = Commit::new(self.ledger.clone(), name, superseded);
-        if self.background.as_ref().is_some_and(|background| plan.bytes() <= background.budget) {
-            let image = std::mem::take(&mut self.image);
+        if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let before = Before { last_step, save_counter, head: self.head.clone(), begun: self.begun };
-            let background = self.background.clone().unwrap_or_default();
             let early = (commit.name.clone(), commit.early.clone());
-            let order = Order { plan, image, unchanged, header, commit, options, before };
-            let started = InFlight::start(order, &background);
+            let started = InFlight::start(Order { taken, unchanged, header, commit, options, before });
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {
@@ -396,6 +393,24 @@ impl CheckpointManager {
         self.head = Some(id);
         self.begun = true;
         Ok(path)
+    }
+
+    /// What is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the background.
+    fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
+        while let Some(background) = self.background.clone() {
+            let (plan, seen) = self.checkpoint.plan_to_capture()?;
+            if plan.bytes() > background.budget {
+                break;
+            }
+            let taken = Taken::begin(&plan, seen.is_none(), &mut self.image, &background);
+            match taken.inspect_err(|_| self.checkpoint.forget_plan())? {
+                Some(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
+                // It did not fit any more. A new one is not checked.
+                None => self.checkpoint.forget_plan(),
+            }
+        }
+        let (plan, seen) = self.checkpoint.plan()?;
+        Ok((plan, seen, None))
     }
 
     /// What the next checkpoint follows: the one restored or saved last, or what that follows if it takes its place.

@@ -1,6 +1,6 @@
 //! Files of a checkpoint that are no components: written from the beginning to the end, under one digest.
 
-use super::{Header, Held, Memo, Plan, SaveOptions, Unchanged, write};
+use super::{AllSeen, Header, Held, Memo, Plan, SaveOptions, Unchanged, write};
 use crate::error::Result;
 use crate::format::{AssetEntry, Hasher};
 use crate::parallel;
@@ -66,6 +66,7 @@ pub(crate) struct Assets<'a> {
 /// As [`save`], from the live tensors and with assets.
 pub(crate) fn save_with_assets(
     plan: &Plan,
+    seen: AllSeen,
     directory: &Directory,
     name: &str,
     header: Header,
@@ -73,9 +74,9 @@ pub(crate) fn save_with_assets(
     assets: Assets<'_>,
 ) -> Result<PathBuf> {
     let staging = directory.begin(name, plan.bytes().saturating_add(assets.bytes))?;
-    let unchanged = Unchanged::since(&Memo::default(), plan);
+    let unchanged = Unchanged::since(&Memo::default(), plan, seen);
     let written = write::write(plan, None, &unchanged, directory, &*staging, options)?;
-    let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
+    let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.assets = (assets.write)(&*staging)?;
     manifest.files = written.files;
     staging.commit(&manifest.to_bytes()?, options.threads)?;

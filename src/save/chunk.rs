@@ -2,6 +2,7 @@
 //! begin and end on pages, written one by one.
 
 use super::SaveOptions;
+use super::lazy::Lazy;
 use super::plan::{Plan, PlannedFile, PlannedTensor};
 use crate::error::{Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
@@ -111,8 +112,21 @@ impl Cutter {
     }
 }
 
-/// Of every tensor of a plan, by place, the memory that it had at the call, where that is held.
-pub(super) type Pins = [Option<Arc<dyn TensorPin>>];
+/// The memory that tensors of a plan had at the call, where that is held.
+#[derive(Default)]
+pub(super) struct Pins {
+    /// What is held from save to save.
+    pub lazy: Option<Arc<Lazy>>,
+    /// By place in `Plan::tensors`, what is held for this save; nothing where that is nothing at all.
+    pub fresh: Vec<Option<Box<dyn TensorPin>>>,
+}
+
+impl Pins {
+    pub(super) fn get(&self, place: usize) -> Option<&dyn TensorPin> {
+        let fresh = self.fresh.get(place).and_then(Option::as_deref);
+        fresh.or_else(|| self.lazy.as_ref()?.kept(place))
+    }
+}
 
 /// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned is
 /// read from the memory that it had at the call.
@@ -145,7 +159,7 @@ impl<'a> Gatherer<'a> {
                 Source::Tensor(place) => {
                     let tensor = &self.plan.tensors[place];
                     let is_whole = target.len() as u64 == tensor.range.end - tensor.range.start;
-                    if is_whole && self.pin(place).is_none() {
+                    if is_whole && self.pins.get(place).is_none() {
                         let copied = tensor.leaf.copy_to(&tensor.spec, target);
                         copied.map_err(|reason| Error::object(&tensor.key, reason))?;
                     } else {
@@ -158,16 +172,12 @@ impl<'a> Gatherer<'a> {
         Ok(())
     }
 
-    fn pin(&self, place: usize) -> Option<&'a dyn TensorPin> {
-        self.pins.get(place)?.as_deref()
-    }
-
     fn tensor(&mut self, place: usize) -> Result<&[u8]> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != place) {
             self.open = None;
             let tensor = &self.plan.tensors[place];
             let failed = |reason| Error::object(&tensor.key, reason);
-            let bytes = match self.pin(place) {
+            let bytes = match self.pins.get(place) {
                 Some(pin) => pin.bytes().map_err(failed)?,
                 None => bytes_as(&*tensor.leaf, &tensor.spec).map_err(failed)?,
             };
@@ -217,7 +227,7 @@ mod tests {
                 let spec = leaf.spec().unwrap();
                 tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, area: None, address: None, guarded: false });
             }
-            let file = PlannedFile { name: "f".into(), header, bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
+            let file = PlannedFile { name: "f".into(), header: header.into(), bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
             let chunk_bytes = pages.map(|pages| pages * PAGE);
             let spans = spans(0, &file, &tensors, &SaveOptions { threads, chunk_bytes, ..SaveOptions::default() });
             let mut plan = Plan::default();
@@ -230,7 +240,8 @@ mod tests {
                 for (i, chunk) in span.chunks.iter().enumerate() {
                     prop_assert!(chunk.length <= chunk_bytes.unwrap_or(CHUNK) && (i == 0 || chunk.offset % PAGE as u64 == 0));
                     prop_assert!(i == inner || (chunk.offset as usize + chunk.length).is_multiple_of(PAGE));
-                    let mut gatherer = Gatherer::new(&plan, &[]);
+                    let pins = Pins::default();
+                    let mut gatherer = Gatherer::new(&plan, &pins);
                     let mut buffer = vec![0; chunk.length];
                     gatherer.gather(span, chunk, &mut buffer, |_| true).unwrap();
                     written[chunk.offset as usize..][..chunk.length].copy_from_slice(&buffer);

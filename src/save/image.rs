@@ -5,20 +5,18 @@
 //! the rest. That nobody has written all the same is checked, by version counters and sampled elements.
 
 use super::buffer::PageBuffer;
-use super::chunk::{Gatherer, Part, Pins, Source};
-use super::plan::{Plan, PlannedTensor};
+use super::chunk::{Gatherer, Pins, Source};
+use super::lazy::{Job, Lazy, pin};
+use super::plan::{AllSeen, Plan, PlannedTensor};
 use super::samples::Samples;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
-use crate::graph::{Hold, TensorPin, Touched};
+use crate::graph::{Hold, Seen, TensorPin, Touched};
 use crate::sync::{
     Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
+    RwLockWriteGuard,
 };
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// The memory of tensors of at most so many bytes is held from one save to the next.
-const KEPT: usize = 16 << 10;
 
 /// The chunks of a plan's spans, in memory.
 #[derive(Default)]
@@ -27,13 +25,18 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Makes the image fit the files of a plan that are not `skipped`; chunks that fit already are kept, since fresh memory costs ten times a copy.
-    pub(crate) fn fit(&mut self, plan: &Plan, skipped: impl Fn(usize) -> bool) -> Result<()> {
+    /// Makes the image fit the files of a plan that are `wanted`; chunks that fit already are kept, since fresh memory costs
+    /// ten times a copy. Those of which this is not known yet are left as they are.
+    pub(crate) fn fit(&mut self, plan: &Plan, wanted: impl Fn(usize) -> Option<bool>) -> Result<()> {
         self.spans.resize_with(plan.spans.len(), Vec::new);
         for (chunks, span) in self.spans.iter_mut().zip(&plan.spans) {
-            if skipped(span.file) {
-                chunks.clear();
-                continue;
+            match wanted(span.file) {
+                None => continue,
+                Some(false) => {
+                    chunks.clear();
+                    continue;
+                }
+                Some(true) => {}
             }
             chunks.resize_with(span.chunks.len(), Mutex::default);
             for (buffer, chunk) in chunks.iter_mut().zip(&span.chunks) {
@@ -82,15 +85,14 @@ impl Image {
 /// A state being captured, or captured.
 pub(crate) struct Capture {
     pub plan: Arc<Plan>,
+    /// What may still be copied after the call.
+    lazy: Arc<Lazy>,
     image: RwLock<Image>,
-    /// What may still be copied after the call, by place in `Plan::tensors`.
-    lazy: Vec<bool>,
-    /// The memory that these had at the call.
-    pins: Vec<Option<Arc<dyn TensorPin>>>,
-    /// Their versions then, and some of their elements; nothing where changes are not looked for.
-    versions: Vec<Option<u64>>,
-    samples: Samples,
-    jobs: Vec<Job>,
+    seen: AllSeen,
+    /// The memory that this had at the call.
+    pins: Pins,
+    /// Some elements then; `None` where changes are not looked for.
+    samples: Option<Samples>,
     next: AtomicUsize,
     left: Mutex<usize>,
     none_left: Condvar,
@@ -133,85 +135,82 @@ impl Failure {
     }
 }
 
-/// Consecutive chunks of a span, copied by one thread.
-struct Job {
-    span: usize,
-    chunks: Range<usize>,
-}
-
 impl Capture {
     /// Begins: takes hold of what is `lazy`, and tells what that is. Nothing is copied yet: [`Capture::copy_now`] must
-    /// follow, and [`Hold::finish`], on whatever threads call it. `others` says what is done about writers that do not
-    /// wait of their own accord.
+    /// follow, and [`Hold::finish`], on whatever threads call it. `image` fits the files that have something lazy; it is
+    /// taken in the end. `others` says what is done about writers that do not wait of their own accord. `None` where the
+    /// plan, if it `is_checked`, does not fit the tensors any more.
     pub(crate) fn begin(
         plan: Arc<Plan>,
-        image: Image,
-        lazy: Vec<bool>,
+        lazy: Arc<Lazy>,
+        mut seen: Vec<Seen>,
+        is_checked: bool,
+        image: &mut Image,
         others: Others,
-    ) -> Result<(Touched, Arc<Capture>)> {
-        let mut touched = Touched::default();
-        let mut pins: Vec<Option<Arc<dyn TensorPin>>> = vec![None; plan.tensors.len()];
-        let mut kept = plan.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.resize(plan.tensors.len(), None);
-        let mut versions = vec![None; plan.tensors.len()];
-        for (place, tensor) in plan.tensors.iter().enumerate().filter(|(place, _)| lazy[*place]) {
-            touched.add_variable(tensor.leaf.variable());
-            let pin = match &kept[place] {
-                Some(kept) => Some(kept.clone()),
-                None => pin(tensor)?,
-            };
-            if pin.as_ref().and_then(|pin| pin.memory()).is_some_and(|memory| memory.len() <= KEPT) {
-                kept[place].clone_from(&pin);
-            }
-            let address = pin.as_ref().and_then(|pin| pin.address());
-            let area = tensor.area.map(|area| address.map_or(area, |address| area.moved_to(address)));
-            area.into_iter().for_each(|area| touched.add_area(area));
-            if let (true, Some(pin)) = (others.wait, &pin) {
-                pin.hold_writers().map_err(|reason| Error::object(&tensor.key, reason))?;
-            }
-            if others.watched {
-                versions[place] = version(tensor, pin.as_deref());
-            }
-            pins[place] = pin;
+    ) -> Result<Option<(Arc<Touched>, Arc<Capture>)>> {
+        plan.survey().look_together(if others.wait { lazy.is_lazy() } else { &[] }, &mut seen);
+        if is_checked && !plan.fits(&seen) {
+            return Ok(None);
         }
-        drop(kept);
-        let samples = if others.watched { Samples::take(&plan, &pins) } else { Samples::default() };
-        let jobs = jobs(&plan, &lazy, &pins, &image);
+        let mut touched = lazy.touched.clone();
+        let mut fresh = Vec::new();
+        fresh.resize_with(if lazy.fresh.is_empty() { 0 } else { plan.tensors.len() }, || None);
+        for &place in &lazy.fresh {
+            let tensor = &plan.tensors[place];
+            let pin = pin(tensor)?;
+            let area = tensor.area_of(pin.as_deref());
+            area.filter(|area| tensor.area != Some(*area))
+                .into_iter()
+                .for_each(|area| Arc::make_mut(&mut touched).add_area(area));
+            fresh[place] = pin;
+        }
+        let pins = Pins { lazy: Some(lazy.clone()), fresh };
+        for &place in &lazy.alone {
+            seen[place].set_version(version(&plan.tensors[place], pins.get(place)));
+        }
+        let samples = others.watched.then(|| Samples::take(&lazy.sampled, &pins));
         let capture = Capture {
-            image: RwLock::new(image),
-            lazy,
+            image: RwLock::new(std::mem::take(image)),
+            seen: Arc::new(seen),
             pins,
-            versions,
             samples,
             next: AtomicUsize::new(0),
-            left: Mutex::new(jobs.len()),
+            left: Mutex::new(lazy.jobs.len()),
             none_left: Condvar::new(),
             cancelled: AtomicBool::new(false),
             failure: Mutex::new(None),
-            jobs,
+            lazy,
             plan,
         };
-        Ok((touched, Arc::new(capture)))
+        Ok(Some((touched, Arc::new(capture))))
     }
 
-    /// Copies everything that is not lazy.
-    pub(crate) fn copy_now(&self) -> Result<()> {
+    /// Whether anything of a file is copied behind the call, by its place in `Plan::files`.
+    pub(crate) fn is_behind(&self, file: usize) -> bool {
+        self.lazy.is_in(file)
+    }
+
+    /// What the tensors have said of themselves at the call, as [`Plan::look`].
+    pub(crate) fn seen(&self) -> &AllSeen {
+        &self.seen
+    }
+
+    /// Copies everything that is not lazy, except of the files that are `skipped`, of which nothing is.
+    pub(crate) fn copy_now(&self, skipped: impl Fn(usize) -> bool) -> Result<()> {
+        let plan = &*self.plan;
+        self.image_mut().fit(plan, |file| (!self.is_behind(file)).then(|| !skipped(file)))?;
         let image = self.image();
-        for (place, span) in self.plan.spans.iter().enumerate() {
-            let mut gatherer = Gatherer::new(&self.plan, &self.pins);
+        for (place, (span, chunks)) in plan.spans.iter().zip(&self.lazy.at_call).enumerate() {
+            let mut gatherer = Gatherer::new(plan, &self.pins);
             // What is skipped has no chunks in the image.
-            for (i, chunk) in span.chunks.iter().enumerate().take(image.spans[place].len()) {
-                if chunk.parts.iter().any(|part| !self.is_lazy(part.source)) {
-                    let mut buffer = image.chunk(place, i);
-                    gatherer.gather(span, chunk, buffer.as_mut_slice(), |source| !self.is_lazy(source))?;
-                }
+            for &i in chunks.iter().filter(|&&i| i < image.spans[place].len()) {
+                let mut buffer = image.chunk(place, i);
+                gatherer.gather(span, &span.chunks[i], buffer.as_mut_slice(), |source| {
+                    !self.lazy.is_behind(span, source)
+                })?;
             }
         }
         Ok(())
-    }
-
-    fn is_lazy(&self, source: Source) -> bool {
-        matches!(source, Source::Tensor(place) if self.lazy[place])
     }
 
     /// The captured bytes.
@@ -219,9 +218,13 @@ impl Capture {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn image_mut(&self) -> RwLockWriteGuard<'_, Image> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the memory back.
     pub(crate) fn take_image(&self) -> Image {
-        std::mem::take(&mut *self.image.write().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.image_mut())
     }
 
     /// Why the capture is not whole, if it is not.
@@ -235,18 +238,19 @@ impl Capture {
     }
 
     fn run(&self, job: &Job) -> std::result::Result<(), Failure> {
-        let span = &self.plan.spans[job.span];
-        let mut gatherer = Gatherer::new(&self.plan, &self.pins);
+        let plan = &*self.plan;
+        let span = &plan.spans[job.span];
+        let mut gatherer = Gatherer::new(plan, &self.pins);
         let image = self.image();
         for i in job.chunks.clone() {
             let chunk = &span.chunks[i];
             let mut buffer = image.chunk(job.span, i);
-            gatherer.gather(span, chunk, buffer.as_mut_slice(), |source| self.is_lazy(source))?;
-            for part in chunk.parts.iter().filter(|part| self.is_lazy(part.source)) {
-                if let (Source::Tensor(place), false) =
-                    (part.source, self.samples.fit(&self.plan, part, &buffer.as_slice()[part.at.clone()]))
-                {
-                    return Err(Failure::changed(&self.plan.tensors[place].key));
+            gatherer.gather(span, chunk, buffer.as_mut_slice(), |source| self.lazy.is_behind(span, source))?;
+            let Some(samples) = &self.samples else { continue };
+            for part in chunk.parts.iter().filter(|part| self.lazy.is_behind(span, part.source)) {
+                let fits = samples.fit(plan, part, &buffer.as_slice()[part.at.clone()]);
+                if let (Source::Tensor(place), false) = (part.source, fits) {
+                    return Err(Failure::changed(&plan.tensors[place].key));
                 }
             }
         }
@@ -256,8 +260,9 @@ impl Capture {
     /// Whether all version counters are where they were at the call; all is copied, and no writer that waits has been
     /// let go yet.
     fn check_versions(&self) -> std::result::Result<(), Failure> {
-        for ((tensor, pin), version_then) in self.plan.tensors.iter().zip(&self.pins).zip(&self.versions) {
-            if version_then.is_some() && version(tensor, pin.as_deref()) != *version_then {
+        for &place in self.lazy.places.iter().filter(|_| self.samples.is_some()) {
+            let (tensor, then) = (&self.plan.tensors[place], self.seen[place].version());
+            if then.is_some() && version(tensor, self.pins.get(place)) != then {
                 return Err(Failure::changed(&tensor.key));
             }
         }
@@ -265,50 +270,14 @@ impl Capture {
     }
 }
 
-/// Takes hold of a tensor's memory.
-fn pin(tensor: &PlannedTensor) -> Result<Option<Arc<dyn TensorPin>>> {
-    let pin = tensor.leaf.pin(&tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))?;
-    Ok(pin.map(Arc::from))
-}
-
 /// How often a tensor was changed by now, as far as it counts.
 fn version(tensor: &PlannedTensor, pin: Option<&dyn TensorPin>) -> Option<u64> {
     pin.and_then(|pin| pin.version()).or_else(|| tensor.leaf.version())
 }
 
-/// What is to be copied behind the call, in parts for the threads that come by.
-fn jobs(plan: &Plan, lazy: &[bool], pins: &Pins, image: &Image) -> Vec<Job> {
-    let is_lazy = |part: &Part| matches!(part.source, Source::Tensor(place) if lazy[place]);
-    // Copying a tensor that is not laid out as in the file makes a copy of all of it: its chunks stay together.
-    let stays_together = |source: Option<Source>| match source {
-        Some(Source::Tensor(place)) if lazy[place] => match &pins[place] {
-            Some(pin) => pin.memory().is_none(),
-            None => !plan.tensors[place].leaf.is_plain_memory(),
-        },
-        _ => false,
-    };
-    let mut jobs = Vec::new();
-    for (place, span) in plan.spans.iter().enumerate().filter(|(place, _)| !image.spans[*place].is_empty()) {
-        let mut begin = 0;
-        for (i, chunk) in span.chunks.iter().enumerate() {
-            let last = chunk.parts.last().map(|part| part.source);
-            let goes_on = span.chunks.get(i + 1).is_some_and(|next| {
-                last.is_some() && last == next.parts.first().map(|part| part.source) && stays_together(last)
-            });
-            if !goes_on {
-                if span.chunks[begin..=i].iter().flat_map(|chunk| &chunk.parts).any(is_lazy) {
-                    jobs.push(Job { span: place, chunks: begin..i + 1 });
-                }
-                begin = i + 1;
-            }
-        }
-    }
-    jobs
-}
-
 impl Hold for Capture {
     fn finish(&self) {
-        while let Some(job) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(job) = self.lazy.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             // Counted even when it panics: nobody may wait for ever.
             let _done = Done(self);
             if self.cancelled.load(Ordering::Relaxed) {

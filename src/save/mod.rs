@@ -7,6 +7,7 @@ mod buffer;
 mod chunk;
 mod held;
 mod image;
+mod lazy;
 mod plan;
 mod same;
 mod samples;
@@ -18,7 +19,8 @@ mod write;
 pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
 pub(crate) use held::Held;
 pub(crate) use image::{Capture, Failure, Image, Others};
-pub(crate) use plan::{Plan, plan};
+pub(crate) use lazy::Lazy;
+pub(crate) use plan::{AllSeen, Plan, plan};
 pub(crate) use same::is_saved;
 pub use tracked::Asset as UserAsset;
 pub(crate) use tracked::Captured;
@@ -26,6 +28,7 @@ pub(crate) use unchanged::{Memo, Unchanged};
 
 use crate::error::Result;
 use crate::format::{Follows, Manifest, TensorRecord};
+use crate::graph::Seen;
 use crate::parallel;
 use crate::progress::Observer;
 use crate::repository::Directory;
@@ -79,15 +82,13 @@ pub(crate) struct Stamp {
 pub(crate) struct Header {
     stamp: Stamp,
     values: BTreeMap<String, serde_json::Value>,
-    /// Whether the variables require a gradient, in the plan's order.
-    trainable: Vec<Option<bool>>,
     assets: Vec<Captured>,
 }
 
 impl Header {
-    /// Of the objects as they are now.
+    /// Of the values as they are now.
     pub(crate) fn of(stamp: Stamp, plan: &Plan) -> Result<Header> {
-        Ok(Header { stamp, values: plan.values()?, trainable: plan.trainable(), assets: Vec::new() })
+        Ok(Header { stamp, values: plan.values()?, assets: Vec::new() })
     }
 
     /// With the user's own files.
@@ -98,11 +99,12 @@ impl Header {
     fn into_manifest(
         self,
         plan: &Plan,
+        seen: &[Seen],
         mut tensors: BTreeMap<String, TensorRecord>,
         saved_at: DateTime<Utc>,
     ) -> Manifest {
-        let Header { stamp, values, trainable, .. } = self;
-        plan.note_trainable(&trainable, &mut tensors);
+        let Header { stamp, values, .. } = self;
+        plan.note_trainable(seen, &mut tensors);
         let mut manifest = Manifest::new(stamp.sequence, stamp.run, saved_at);
         manifest.step = stamp.step;
         manifest.save_counter = Some(stamp.save_counter);
@@ -146,7 +148,7 @@ pub(crate) fn save(
     if written.cannot_link {
         unchanged.cannot_link();
     }
-    let mut manifest = header.into_manifest(plan, written.tensors, directory.now());
+    let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.files = written.files;
     let write = |asset: Captured| asset.write(&unchanged, directory, &*staging);
     let assets = assets.into_iter().map(write).collect::<Result<Vec<_>>>()?;

@@ -3,15 +3,21 @@
 
 use super::SaveOptions;
 use super::chunk::{self, Span};
+use super::lazy::Lazy;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
-use crate::graph::{Area, Collection, Gate, Identity, Leaf, LeafObject, Node, TensorLeaf, TensorPin, ValueLeaf, walk};
+use crate::graph::{
+    Area, Collection, Gate, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf, ValueLeaf, walk,
+};
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the tensors of a plan have said of themselves, in the order of [`Plan::look`].
+pub(crate) type AllSeen = Arc<Vec<Seen>>;
 
 /// What a save writes.
 #[derive(Default)]
@@ -20,31 +26,24 @@ pub(crate) struct Plan {
     pub tensors: Vec<PlannedTensor>,
     /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
-    /// The tensors under those keys, in the same order.
-    pub alias_leaves: Vec<Arc<dyn TensorLeaf>>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
     /// The files' bytes, cut for the threads that write them.
     pub spans: Vec<Span>,
     /// The gates that tensors are behind.
     pub gates: Vec<Gate>,
-    /// What it was made from; `None` when one does not tell whether it has changed.
-    made_from: Option<MadeFrom>,
-    /// The memory of small tensors, held from one save in the background to the next: while the plan is current it is the
-    /// same, and taking hold of thousands of them is most of what the call costs.
-    pub kept: Mutex<Vec<Option<Arc<dyn TensorPin>>>>,
-}
-
-/// Collections and tensors, and their generations when the plan was made.
-#[derive(Default)]
-struct MadeFrom {
-    collections: Vec<(Arc<dyn Collection>, u64)>,
-    leaves: Vec<(Arc<dyn TensorLeaf>, u64)>,
+    /// The tensors, then those of the aliases.
+    survey: Survey,
+    /// Their generations when the plan was made, in the same order.
+    generations: Vec<Option<u64>>,
+    /// The collections, with their generations.
+    collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
+    lazy: Mutex<Option<Arc<Lazy>>>,
 }
 
 /// A safetensors file.
 pub(crate) struct PlannedFile {
     pub name: String,
-    pub header: Vec<u8>,
+    pub header: Arc<[u8]>,
     pub bytes: u64,
     /// Its tensors, by place in `Plan::tensors`, in file order.
     pub tensors: Vec<usize>,
@@ -67,11 +66,43 @@ pub(crate) struct PlannedTensor {
 }
 
 impl Plan {
-    /// Whether a new plan of the same objects would be the same: every collection and every tensor says so.
-    pub(crate) fn is_current(&self) -> bool {
-        let Some(MadeFrom { collections, leaves }) = &self.made_from else { return false };
-        collections.iter().all(|(collection, generation)| collection.generation() == Some(*generation))
-            && leaves.iter().all(|(leaf, generation)| leaf.generation() == Some(*generation))
+    /// What the tensors say of themselves now, then what those of the aliases do.
+    pub(crate) fn look(&self) -> Vec<Seen> {
+        let mut seen = self.survey.look_alone();
+        self.survey.look_together(&[], &mut seen);
+        seen
+    }
+
+    /// How the tensors are asked.
+    pub(crate) fn survey(&self) -> &Survey {
+        &self.survey
+    }
+
+    /// Whether a new plan of the same objects would be the same, as far as the collections say. One that cannot tell makes a
+    /// new plan necessary.
+    pub(crate) fn fits_collections(&self) -> bool {
+        self.collections.iter().all(|(collection, then)| then.is_some() && *then == collection.generation())
+    }
+
+    /// The same, as far as the tensors have said, as they were [`seen`](Plan::look).
+    pub(crate) fn fits(&self, seen: &[Seen]) -> bool {
+        self.generations.iter().zip(seen).all(|(then, now)| then.is_some() && *then == now.generation())
+    }
+
+    /// Whether it was captured before.
+    pub(crate) fn was_captured(&self) -> bool {
+        self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// What may be copied behind the call: the tensors that `is_lazy` names. It is asked once: where it would name others,
+    /// the plan has to be made anew.
+    pub(crate) fn lazy(&self, is_lazy: impl Fn(&PlannedTensor) -> bool) -> Result<Arc<Lazy>> {
+        let mut lazy = self.lazy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lazy) = &*lazy {
+            return Ok(lazy.clone());
+        }
+        let new = Arc::new(Lazy::new(self, self.tensors.iter().map(is_lazy).collect())?);
+        Ok(lazy.insert(new).clone())
     }
 
     /// The values, as they are now.
@@ -83,18 +114,17 @@ impl Plan {
         self.values.iter().map(save).collect()
     }
 
-    /// Whether the variables require a gradient, as they are now: of the tensors, then of the aliases.
-    pub(crate) fn trainable(&self) -> Vec<Option<bool>> {
-        let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
-        leaves.map(|leaf| leaf.requires_grad()).collect()
+    /// The keys, in the order in which the tensors are [seen](Plan::look).
+    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.tensors.iter().map(|tensor| &tensor.key).chain(self.aliases.iter().map(|(key, _)| key))
     }
 
-    /// Notes what [`trainable`](Plan::trainable) gave in the tensors' records.
-    pub(crate) fn note_trainable(&self, trainable: &[Option<bool>], records: &mut BTreeMap<String, TensorRecord>) {
-        let keys = self.tensors.iter().map(|tensor| &tensor.key).chain(self.aliases.iter().map(|(key, _)| key));
-        for (key, requires_grad) in keys.zip(trainable) {
-            if let Some(record) = records.get_mut(key).filter(|_| requires_grad.is_some()) {
-                record.requires_grad = *requires_grad;
+    /// Notes in the tensors' records whether they require a gradient.
+    pub(super) fn note_trainable(&self, seen: &[Seen], records: &mut BTreeMap<String, TensorRecord>) {
+        let said = self.keys().zip(seen).filter_map(|(key, seen)| Some((key, seen.requires_grad()?)));
+        for (key, requires_grad) in said {
+            if let Some(record) = records.get_mut(key) {
+                record.requires_grad = Some(requires_grad);
             }
         }
     }
@@ -109,22 +139,20 @@ impl Plan {
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let walked = walk(objects)?;
     // Before anything else is asked of them: what changes meanwhile makes the plan stale, never wrongly current.
-    let of_collection = |collection: &Arc<dyn Collection>| Some((collection.clone(), collection.generation()?));
-    let of_leaf = |leaf: &Leaf| match &leaf.object {
-        _ if leaf.is_covered => None,
-        LeafObject::Tensor(tensor) => Some(tensor.generation().map(|generation| (tensor.clone(), generation))),
+    let asked = walked.collections.iter().zip(&walked.covered).filter(|(_, is_covered)| !**is_covered);
+    let collections = asked.map(|(collection, _)| (collection.clone(), collection.generation())).collect();
+    let generation = |leaf: &Leaf| match &leaf.object {
+        LeafObject::Tensor(tensor) => tensor.generation(),
         LeafObject::Value(_) => None,
     };
-    let collections: Option<Vec<_>> = walked.collections.iter().map(of_collection).collect();
-    let leaves: Option<Vec<_>> = walked.leaves.iter().filter_map(of_leaf).collect();
-    let made_from = collections.zip(leaves).map(|(collections, leaves)| MadeFrom { collections, leaves });
-    let mut planner = Planner { made_from, ..Planner::default() };
+    let generations: Vec<Option<u64>> = walked.leaves.iter().map(generation).collect();
+    let mut planner = Planner { collections, ..Planner::default() };
     for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
         planner.gates.push(guarded.gate);
         planner.guarded.extend(guarded.addresses);
     }
-    for leaf in walked.leaves {
-        planner.add(leaf)?;
+    for (leaf, generation) in walked.leaves.into_iter().zip(generations) {
+        planner.add(leaf, generation)?;
     }
     planner.finish(options)
 }
@@ -137,14 +165,16 @@ struct Planner {
     seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
     alias_leaves: Vec<Arc<dyn TensorLeaf>>,
+    /// Of the tensors and of the aliases.
+    generations: [Vec<Option<u64>>; 2],
+    collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: HashSet<usize>,
-    made_from: Option<MadeFrom>,
 }
 
 impl Planner {
-    fn add(&mut self, leaf: Leaf) -> Result<()> {
+    fn add(&mut self, leaf: Leaf, generation: Option<u64>) -> Result<()> {
         match leaf.object {
             LeafObject::Value(value) => self.values.push((leaf.key, value)),
             LeafObject::Tensor(tensor) => {
@@ -159,6 +189,7 @@ impl Planner {
                     if first != place {
                         self.aliases.push((leaf.key, first));
                         self.alias_leaves.push(tensor);
+                        self.generations[1].push(generation);
                         return Ok(());
                     }
                 }
@@ -167,6 +198,7 @@ impl Planner {
                     _ => self.components.push((leaf.component, vec![place])),
                 }
                 let (key, name_in_file) = (leaf.key, leaf.name_in_file);
+                self.generations[0].push(generation);
                 self.tensors.push(PlannedTensor {
                     key,
                     name_in_file,
@@ -202,16 +234,18 @@ impl Planner {
         }
         let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options);
         let spans = files.iter().enumerate().flat_map(spans).collect();
+        let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
         Ok(Plan {
             files,
+            survey: Survey::new(leaves.cloned().collect()),
+            generations: self.generations.concat(),
+            collections: self.collections,
             tensors: self.tensors,
             aliases: self.aliases,
-            alias_leaves: self.alias_leaves,
             values: self.values,
             spans,
             gates: self.gates,
-            made_from: self.made_from,
-            kept: Mutex::default(),
+            lazy: Mutex::default(),
         })
     }
 
@@ -250,6 +284,6 @@ impl Planner {
             self.tensors[place].range = placed.begin..placed.end;
             tensors.push(place);
         }
-        Ok(PlannedFile { name, header: layout.header, bytes: layout.file_bytes, tensors })
+        Ok(PlannedFile { name, header: layout.header.into(), bytes: layout.file_bytes, tensors })
     }
 }

@@ -3,11 +3,12 @@
 use super::Plan;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Manifest, TensorRecord};
+use crate::graph::Seen;
 use crate::parallel;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a save of `plan` now would write what `manifest` has.
-pub(crate) fn is_saved(plan: &Plan, manifest: &Manifest, threads: usize) -> Result<bool> {
+/// Whether a save of `plan` now, with its tensors as they are `seen`, would write what `manifest` has.
+pub(crate) fn is_saved(plan: &Plan, seen: &[Seen], manifest: &Manifest, threads: usize) -> Result<bool> {
     let record = |key: &str| manifest.tensors.get(key);
     let of = |place: usize| plan.tensors.get(place).and_then(|tensor| record(&tensor.key));
     let tied = plan
@@ -24,9 +25,9 @@ pub(crate) fn is_saved(plan: &Plan, manifest: &Manifest, threads: usize) -> Resu
             _ => return Ok(false),
         }
     }
-    let keys = plan.tensors.iter().map(|tensor| &tensor.key).chain(plan.aliases.iter().map(|(key, _)| key));
-    let flags = |(key, now): (&String, Option<bool>)| record(key).is_some_and(|record| record.requires_grad == now);
-    if !keys.zip(plan.trainable()).all(flags) {
+    let same_flag =
+        |(key, now): (&String, &Seen)| record(key).is_some_and(|record| record.requires_grad == now.requires_grad());
+    if !plan.keys().zip(seen).all(same_flag) {
         return Ok(false);
     }
     let differs = AtomicBool::new(false);

@@ -6,14 +6,15 @@
 //! is kept, a file is always given another name; where two are kept, never; else as long as one of the others has another
 //! file.
 
-use super::plan::{Plan, PlannedFile};
+use super::plan::{AllSeen, Plan, PlannedFile};
 use super::tracked::{FileStamp, SavedAsset};
 use crate::error::Error;
 use crate::format::{AssetEntry, Digest, Manifest};
-use crate::graph::bytes_as;
+use crate::graph::{Seen, bytes_as};
 use crate::parallel;
 use crate::repository::Finished;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// So many checkpoints at most have the same file, however many are kept.
 const MAX_SHARES: usize = 16;
@@ -59,7 +60,7 @@ pub(crate) struct Earlier {
 }
 
 struct MemoFile {
-    header: Vec<u8>,
+    header: Arc<[u8]>,
     versions: Versions,
     digests: Vec<Digest>,
     /// What the file was when it was finished.
@@ -80,27 +81,26 @@ pub(crate) struct Unchanged {
     /// Which of them are known to be unchanged.
     proved: Vec<bool>,
     no_links: bool,
-    versions: Vec<Versions>,
+    /// What the tensors say of themselves.
+    seen: AllSeen,
     /// For the same files: what they were when they were finished, and who has them.
     shared: Vec<Option<(Finished, BTreeSet<String>)>>,
     assets: HashMap<String, Earlier>,
 }
 
-fn versions(plan: &Plan, file: &PlannedFile) -> Versions {
-    let version = |&place: &usize| {
-        let tensor = &plan.tensors[place];
-        Some((tensor.address?, tensor.leaf.version()?))
-    };
-    file.tensors.iter().map(version).collect()
+fn versions<'a>(plan: &'a Plan, file: &'a PlannedFile, seen: &'a [Seen]) -> impl Iterator<Item = Option<(usize, u64)>> {
+    file.tensors.iter().map(|&place| Some((plan.tensors[place].address?, seen[place].version()?)))
 }
 
 impl Unchanged {
-    /// Compares a plan with the last checkpoint; to be called when the state to be saved is there, and nobody changes it.
-    pub(crate) fn since(memo: &Memo, plan: &Plan) -> Unchanged {
-        let versions: Vec<Versions> = plan.files.iter().map(|file| versions(plan, file)).collect();
-        let same = plan.files.iter().zip(&versions).map(|(file, versions)| {
+    /// Compares a plan, with its tensors as they are [`seen`](Plan::look), with the last checkpoint. What changes later is
+    /// taken for changed by the next save.
+    pub(crate) fn since(memo: &Memo, plan: &Plan, seen: AllSeen) -> Unchanged {
+        let same = plan.files.iter().map(|file| {
             let known = memo.files.get(&file.name)?;
-            let same = versions.is_some() && *versions == known.versions && file.header == known.header;
+            let then = known.versions.as_ref()?.iter().copied().map(Some);
+            let same_header = || Arc::ptr_eq(&file.header, &known.header) || file.header == known.header;
+            let same = versions(plan, file, &seen).eq(then) && same_header();
             (same && memo.may_share(&known.shares)).then_some(known)
         });
         let of_kept = |known: &MemoFile| known.shares.intersection(&memo.kept).cloned().collect();
@@ -117,14 +117,14 @@ impl Unchanged {
             (name.clone(), Earlier { may_share, shares, ..earlier.clone() })
         });
         let (from, assets) = (memo.name.clone(), assets.collect());
-        Unchanged { from, digests, proved, no_links: memo.no_links, versions, shared, assets }
+        Unchanged { from, digests, proved, no_links: memo.no_links, seen, shared, assets }
     }
 
-    /// Looks at the files that may be unchanged and of which nothing is `lazy`, now, at the call: those that are need
-    /// not be captured.
-    pub(crate) fn prove(&mut self, plan: &Plan, lazy: &[bool], threads: usize) {
-        for (place, file) in plan.files.iter().enumerate() {
-            if self.no_links || self.digests[place].is_none() || file.tensors.iter().any(|&tensor| lazy[tensor]) {
+    /// Looks at the files that may be unchanged, now, at the call: those that are need not be captured. Not at those of
+    /// which something `is_behind` the call.
+    pub(crate) fn prove(&mut self, plan: &Plan, is_behind: impl Fn(usize) -> bool, threads: usize) {
+        for place in 0..plan.files.len() {
+            if self.no_links || self.digests[place].is_none() || is_behind(place) {
                 continue;
             }
             self.proved[place] = self.live_digests(plan, place, threads).is_some();
@@ -143,6 +143,11 @@ impl Unchanged {
     pub(super) fn known(&self, plan: &Plan, place: usize) -> Option<Vec<(usize, Digest)>> {
         let (file, digests) = (plan.files.get(place)?, self.digests.get(place)?.as_ref()?);
         Some(file.tensors.iter().copied().zip(digests.iter().copied()).collect())
+    }
+
+    /// What the tensors have said of themselves.
+    pub(super) fn seen(&self) -> &[Seen] {
+        &self.seen
     }
 
     /// The last checkpoint.
@@ -206,7 +211,7 @@ impl Unchanged {
             let fresh = || finished[i].map(|finished| (finished, BTreeSet::new()));
             let Some((finished, mut shares)) = before.or_else(fresh) else { continue };
             shares.insert(name.to_string());
-            let versions = self.versions[i].take();
+            let versions = versions(plan, file, &self.seen).collect();
             let header = file.header.clone();
             files.insert(file.name.clone(), MemoFile { header, versions, digests, finished, shares });
         }

@@ -5,8 +5,7 @@
 
 use super::SaveOptions;
 use super::buffer::PageBuffer;
-use super::chunk::{Chunk, Gatherer, Part, Source, Span};
-
+use super::chunk::{Chunk, Gatherer, Part, Pins, Source, Span};
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
 use super::unchanged::Unchanged;
@@ -136,11 +135,12 @@ pub(super) fn write(
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
     let digests = Mutex::new(digests);
     let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
+    let nothing_pinned = Pins::default();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
         let staged = file.open(staging, &plan.files[span.file])?;
         let mut writer = SpanWriter { plan, file: &**staged, tally: &tally, current: None, digests: Vec::new() };
-        let mut gatherer = Gatherer::new(plan, &[]);
+        let mut gatherer = Gatherer::new(plan, &nothing_pinned);
         for (i, chunk) in span.chunks.iter().enumerate() {
             if let From::Image(image) = &file.from {
                 writer.write(chunk, image.chunk(place, i).as_slice())?;

@@ -32,6 +32,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/impl/COW.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <atomic>
 #include <cmath>
@@ -43,6 +44,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -188,18 +190,28 @@ bool tcp_copy_plain(const at::Tensor *tensor, int32_t scalar_type, const uint64_
   }
 }
 
-// A number that moves when the tensor gets other memory, another shape, type or device, or is frozen. Asked as often.
-uint64_t tcp_fingerprint(const at::Tensor *tensor) {
+} // extern "C"
+
+namespace {
+
+uint64_t mixed(uint64_t hash, uint64_t value) {
+  hash = (hash ^ value) * 0x9E3779B97F4A7C15u;
+  return hash ^ hash >> 29;
+}
+
+// A number that moves when the tensor gets other memory, another shape, type or device, or is frozen; 0 where that cannot
+// be told.
+uint64_t fingerprint(const at::Tensor &t) {
   uint64_t hash = 0;
-  const auto mix = [&hash](uint64_t value) { hash = (hash ^ value) * 0x9E3779B97F4A7C15u, hash ^= hash >> 29; };
+  const auto mix = [&hash](uint64_t value) { hash = mixed(hash, value); };
   try {
-    const at::Tensor &t = *tensor;
     if (!t.defined())
       return 0;
     mix(uint64_t(t.unsafeGetTensorImpl()));
     mix(uint64_t(t.scalar_type()) << 32 | uint64_t(uint8_t(t.device().type())) << 8 | uint8_t(t.device().index()));
     mix(uint64_t(t.requires_grad()) << 2 | uint64_t(t.is_conj()) << 1 | uint64_t(t.is_neg()));
     if (t.layout() == at::kStrided && t.has_storage()) {
+      mix(uint64_t(t.storage().unsafeGetStorageImpl()));
       mix(uint64_t(t.const_data_ptr()));
       for (const auto size : t.sizes())
         mix(uint64_t(size));
@@ -212,21 +224,89 @@ uint64_t tcp_fingerprint(const at::Tensor *tensor) {
   return hash;
 }
 
-// The same of `n` tensors. What it looks at is spread over memory: it is fetched some tensors ahead.
-void tcp_fingerprints(const at::Tensor *const *tensors, size_t n, uint64_t *out) {
-  constexpr size_t HANDLE = 24, OBJECT = 16, STORAGE = 8;
+// Fetches the memory that an object is in.
+template <class T> void prefetch(const T *object) {
+  const char *begin = reinterpret_cast<const char *>(object);
+  for (size_t at = 0; at < sizeof(T); at += 64)
+    __builtin_prefetch(begin + at);
+  __builtin_prefetch(begin + sizeof(T) - 1);
+}
+
+// Calls `visit` with every place and tensor. What is known of a tensor is spread over memory: it is fetched some tensors
+// ahead, so that the cache misses of several tensors overlap.
+template <class At, class Visit> void for_each_ahead(size_t n, const At &at, const Visit &visit) {
+  constexpr size_t HANDLE = 24, OBJECT = 16, PARTS = 8;
   for (size_t i = 0; i < n; i++) {
     if (i + HANDLE < n)
-      __builtin_prefetch(tensors[i + HANDLE]);
-    if (i + OBJECT < n) {
-      const char *object = reinterpret_cast<const char *>(tensors[i + OBJECT]->unsafeGetTensorImpl());
-      for (size_t line = 0; line < sizeof(c10::TensorImpl); line += 64)
-        __builtin_prefetch(object + line);
+      __builtin_prefetch(&at(i + HANDLE));
+    if (i + OBJECT < n)
+      prefetch(at(i + OBJECT).unsafeGetTensorImpl());
+    if (i + PARTS < n && at(i + PARTS).defined()) {
+      const c10::TensorImpl &object = *at(i + PARTS).unsafeGetTensorImpl();
+      if (object.has_storage())
+        prefetch(object.unsafe_storage().unsafeGetStorageImpl());
+      // The counter of versions is behind the one pointer that this is.
+      static_assert(sizeof(c10::VariableVersion) == sizeof(void *));
+      const void *counter;
+      memcpy(&counter, &object.version_counter(), sizeof counter);
+      if (counter)
+        __builtin_prefetch(static_cast<const char *>(counter) + 16);
+      if (const auto *autograd = object.autograd_meta())
+        prefetch(static_cast<const torch::autograd::AutogradMeta *>(autograd));
     }
-    if (i + STORAGE < n && tensors[i + STORAGE]->has_storage())
-      __builtin_prefetch(tensors[i + STORAGE]->unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
-    out[i] = tcp_fingerprint(tensors[i]);
+    visit(i, at(i));
   }
+}
+
+} // namespace
+
+extern "C" {
+
+uint64_t tcp_fingerprint(const at::Tensor *tensor) { return fingerprint(*tensor); }
+
+void tcp_fingerprints(const at::Tensor *const *tensors, size_t n, uint64_t *out) {
+  for_each_ahead(n, [&](size_t i) -> const at::Tensor & { return *tensors[i]; },
+                 [&](size_t i, const at::Tensor &t) { out[i] = fingerprint(t); });
+}
+
+// One number for which tensor objects they are, in order.
+uint64_t tcp_objects(const at::Tensor *const *tensors, size_t n) {
+  constexpr size_t AHEAD = 16;
+  uint64_t hash = n;
+  for (size_t i = 0; i < n; i++) {
+    if (i + AHEAD < n)
+      __builtin_prefetch(tensors[i + AHEAD]);
+    hash = mixed(hash, uint64_t(tensors[i]->unsafeGetTensorImpl()));
+  }
+  return hash;
+}
+
+// Tensors that are asked together at every save, while the training waits: thousands of them.
+struct tcp_batch {
+  std::vector<at::Tensor> tensors;
+  // Of each its place among others, and whether it is a variable, of which `requires_grad` counts.
+  std::vector<std::pair<size_t, bool>> places;
+};
+
+// As `Seen` in graph/group.rs.
+struct tcp_seen {
+  uint64_t fingerprint;
+  uint64_t version;
+  uint8_t says;
+};
+
+constexpr uint8_t SAYS_FINGERPRINT = 1, SAYS_VERSION = 2, SAYS_REQUIRES_GRAD = 4, REQUIRES_GRAD = 8;
+
+tcp_batch *tcp_new_batch() { return new (std::nothrow) tcp_batch; }
+
+void tcp_free_batch(tcp_batch *batch) { delete batch; }
+
+char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, size_t place) {
+  return guarded([&] {
+    batch->places.reserve(batch->tensors.size() + 1);
+    batch->tensors.push_back(*tensor);
+    batch->places.emplace_back(place, is_variable);
+  });
 }
 
 // The values, row-major in CPU memory; shares the tensor's own memory where that is so already.
@@ -330,6 +410,12 @@ struct Pin {
   }
 };
 
+// Memory that is a copy only once it is written to becomes one now, so that nobody exchanges it later.
+void unshare(c10::StorageImpl &storage) {
+  if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks()))
+    storage.mutable_data();
+}
+
 // Returns when a range of memory may be written.
 using Wait = void (*)(const void *data, size_t bytes);
 std::atomic<Wait> wait_for_readers{nullptr};
@@ -380,9 +466,7 @@ char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *siz
     auto pin = std::make_unique<Pin>();
     pin->storage = t.storage();
     c10::StorageImpl &storage = *pin->storage.unsafeGetStorageImpl();
-    // Memory that is a copy only once it is written to: to be one now, so that nobody exchanges it later.
-    if (c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks()))
-      storage.mutable_data();
+    unshare(storage);
     if (t.is_cpu()) {
       pin->allocation = share(storage);
     } else if (storage.resizable()) {
@@ -406,17 +490,39 @@ char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *siz
 
 void tcp_unpin(Pin *pin) { delete pin; }
 
-// From now on libtorch calls `wait` before the next write to the storage of CPU memory that is pinned. The hook is never
-// taken off from here, which other threads might see half done. A storage that has one already has this one; or one of
-// somebody else, who is not disturbed.
-char *tcp_hold_writers(Pin *pin, Wait wait) {
-  return guarded([&] {
-    c10::StorageImpl &storage = *pin->storage.unsafeGetStorageImpl();
-    if (storage.device_type() != at::kCPU || storage.has_materializer())
-      return;
+// What all tensors say of themselves now, to their places in `seen`. From now on libtorch calls `wait` before the next write
+// to the storages of those that the first `n` places of `held` name, where these are CPU memory. The hook is never taken off
+// from here, which other threads might see half done. A storage that has one already has this one; or one of somebody else,
+// who is not disturbed.
+void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp_seen *seen) {
+  if (n > 0)
     wait_for_readers.store(wait, std::memory_order_release);
-    storage.set_materializer(&before_write);
-  });
+  const auto &tensors = batch->tensors;
+  for_each_ahead(tensors.size(), [&](size_t i) -> const at::Tensor & { return tensors[i]; },
+                 [&](size_t i, const at::Tensor &t) {
+                   const auto [place, is_variable] = batch->places[i];
+                   tcp_seen &one = seen[place] = tcp_seen{0, 0, SAYS_FINGERPRINT};
+                   try {
+                     if (!t.defined())
+                       return;
+                     if (place < n && held[place] && is_strided_memory(t) && t.is_cpu()) {
+                       c10::StorageImpl &storage = *t.storage().unsafeGetStorageImpl();
+                       unshare(storage);
+                       if (!storage.has_materializer())
+                         storage.set_materializer(&before_write);
+                     }
+                     one.fingerprint = fingerprint(t);
+                     if (!t.is_inference()) {
+                       one.version = uint64_t(version(t));
+                       one.says |= SAYS_VERSION;
+                     }
+                     const bool requires_grad = t.requires_grad();
+                     if (is_variable && (!requires_grad || t.is_leaf()))
+                       one.says |= SAYS_REQUIRES_GRAD | (requires_grad ? REQUIRES_GRAD : 0);
+                   } catch (...) {
+                     // What is not there is not said; where there is no hook, changes are detected.
+                   }
+                 });
 }
 
 // -1 where nobody counts.

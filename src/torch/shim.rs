@@ -1,6 +1,7 @@
 //! The C++ file `shim.cpp`, as safe functions: what libtorch knows and tch does not reach. Every refusal of libtorch
 //! comes back as its message.
 
+use crate::graph::Seen;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 use tch::Tensor;
@@ -122,11 +123,15 @@ unsafe extern "C" {
         out: *mut RawPinned,
     ) -> *mut c_char;
     fn tcp_unpin(pin: *mut c_void);
-    fn tcp_hold_writers(pin: *mut c_void, wait: Wait) -> *mut c_char;
     fn tcp_pinned_version(pin: *const c_void) -> i64;
     fn tcp_read_pinned(pin: *const c_void, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_fingerprint(tensor: *const C_tensor) -> u64;
     fn tcp_fingerprints(tensors: *const *const C_tensor, n: usize, out: *mut u64);
+    fn tcp_objects(tensors: *const *const C_tensor, n: usize) -> u64;
+    fn tcp_new_batch() -> *mut c_void;
+    fn tcp_free_batch(batch: *mut c_void);
+    fn tcp_join(batch: *mut c_void, tensor: *const C_tensor, is_variable: bool, place: usize) -> *mut c_char;
+    fn tcp_look(batch: *const c_void, held: *const bool, n: usize, wait: Wait, seen: *mut Seen);
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
     fn tcp_written(tensor: *const C_tensor) -> *mut c_char;
@@ -308,6 +313,63 @@ pub(crate) fn fingerprints<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec
     fingerprints
 }
 
+/// One number for which tensor objects these are, in order. It tells them from others for as long as they live.
+pub(crate) fn objects<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> u64 {
+    let tensors: Vec<*const C_tensor> = tensors.map(Tensor::as_ptr).collect();
+    // SAFETY: the tensors live, and the list has this length.
+    unsafe { tcp_objects(tensors.as_ptr(), tensors.len()) }
+}
+
+/// Tensors that are asked together; they live as long as this.
+pub(crate) struct Tensors {
+    batch: *mut c_void,
+    /// One more than the highest of their places.
+    end: usize,
+}
+
+// SAFETY: the C++ side holds tensors by atomic counts. What it is asked only reads them, as [`version`] and [`fingerprint`]
+// do; the hook is set by one thread at a time.
+unsafe impl Send for Tensors {}
+// SAFETY: as above.
+unsafe impl Sync for Tensors {}
+
+impl Tensors {
+    /// None yet.
+    pub(crate) fn new() -> Tensors {
+        // SAFETY: nothing goes in; what comes out is ours, or null where there is no memory.
+        Tensors { batch: unsafe { tcp_new_batch() }, end: 0 }
+    }
+
+    /// Adds a tensor with its place; `false` where there is no memory for it. Of a variable, `requires_grad` counts.
+    pub(crate) fn add(&mut self, tensor: &Tensor, is_variable: bool, place: usize) -> bool {
+        // SAFETY: the batch is not null, and the tensor lives.
+        let joined = || check(unsafe { tcp_join(self.batch, tensor.as_ptr(), is_variable, place) });
+        let added = !self.batch.is_null() && joined().is_ok();
+        if added {
+            self.end = self.end.max(place + 1);
+        }
+        added
+    }
+
+    /// Writes what they say of themselves to their places. From now on libtorch calls `wait` before the next write to the
+    /// memory of those that `held` names by place, whoever writes. Must not be called on two threads at a time unless nothing
+    /// is held.
+    pub(crate) fn look(&self, held: &[bool], wait: Wait, seen: &mut [Seen]) {
+        if self.end == 0 || seen.len() < self.end {
+            return;
+        }
+        // SAFETY: the batch is not null where a tensor was added; all places are in `seen`, and `held` has its length.
+        unsafe { tcp_look(self.batch, held.as_ptr(), held.len(), wait, seen.as_mut_ptr()) };
+    }
+}
+
+impl Drop for Tensors {
+    fn drop(&mut self) {
+        // SAFETY: it is null or came from `tcp_new_batch`, and is freed nowhere else.
+        unsafe { tcp_free_batch(self.batch) };
+    }
+}
+
 /// As [`fingerprint`].
 ///
 /// # Safety
@@ -349,13 +411,6 @@ impl Pinned {
     /// Where the first element is.
     pub(crate) fn address(&self) -> usize {
         self.data as usize
-    }
-
-    /// From now on libtorch calls `wait` before the next write to this memory, whoever writes. Must not be called on two
-    /// threads at a time for one memory.
-    pub(crate) fn hold_writers(&self, wait: Wait) -> Result<(), String> {
-        // SAFETY: the pin lives, and keeps the storage alive; `wait` is a function of this program.
-        check(unsafe { tcp_hold_writers(self.pin, wait) })
     }
 
     /// The elements, where they are [plain](Pinned::plain). Others may write to them at any time.

@@ -1,10 +1,12 @@
 //! libtorch's tensors as leaves of the graph.
 
-use super::shim::{self, Info, Memory, NoMemory, Pinned};
+use super::shim::{self, Info, Memory, NoMemory, Pinned, Tensors};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::graph::{
-    Area, Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorTarget, Touched, Trackable, bytes_as, wait_for,
+    Area, Identity, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget, Touched, Trackable,
+    bytes_as, wait_for,
 };
+use std::any::Any;
 use std::ffi::c_void;
 use std::panic::catch_unwind;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -205,6 +207,12 @@ impl TensorLeaf for Leaf {
         Some(self)
     }
 
+    fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
+        let group: &mut dyn Any = &mut **group.get_or_insert_with(|| Box::new(Together(Tensors::new())));
+        let add = |group: &mut Together| self.with(|tensor| group.0.add(tensor, self.0.is_variable, place));
+        group.downcast_mut().is_some_and(add)
+    }
+
     fn variable(&self) -> Option<usize> {
         Some(self.0.object).filter(|object| *object != 0)
     }
@@ -259,6 +267,15 @@ impl Glance {
     fn fingerprint(&self) -> u64 {
         // SAFETY: as above.
         unsafe { shim::fingerprint_at(self.0) }
+    }
+}
+
+/// Tensors that are asked together.
+struct Together(Tensors);
+
+impl TensorGroup for Together {
+    fn look(&self, held: &[bool], seen: &mut [Seen]) {
+        self.0.look(held, before_write, seen);
     }
 }
 
@@ -347,10 +364,6 @@ impl TensorPin for Pin {
 
     fn address(&self) -> Option<usize> {
         Some(self.pinned.address())
-    }
-
-    fn hold_writers(&self) -> Result<(), String> {
-        self.pinned.hold_writers(before_write)
     }
 }
 

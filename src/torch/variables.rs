@@ -1,6 +1,6 @@
 //! The variables of a `VarStore`, whole or under a prefix.
 
-use super::shim::{fingerprints, object};
+use super::shim::{self, object};
 use crate::graph::{Child, Collection, Node, Trackable};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -127,14 +127,8 @@ impl Collection for Variables {
     }
 
     fn generation(&self) -> Option<u64> {
-        // Variables are only ever added to a store, but any of them can get another type or device.
-        let table = lock(&self.table);
-        let count = table.named_variables.len() as u64;
-        Some(fingerprints(table.named_variables.values()).into_iter().fold(count, u64::wrapping_add))
-    }
-
-    fn generation_covers_tensors(&self) -> bool {
-        true
+        // The order of a table that is not changed stays the same.
+        Some(shim::objects(lock(&self.table).named_variables.values()))
     }
 }
 
@@ -258,7 +252,7 @@ impl<'a> Renamed<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{LeafObject, walk};
+    use crate::graph::{Leaf, LeafObject, walk};
     use tch::{Device, nn};
 
     fn store(names: &[&str]) -> VarStore {
@@ -321,10 +315,19 @@ mod tests {
     #[test]
     fn its_generation_moves_with_what_is_saved() {
         let mut vs = store(&["w", "b"]);
-        let variables = Variables::of(&vs);
-        let mut seen = vec![variables.generation()];
+        // That of the variables, and those of the tensors.
+        let generations = |vs: &VarStore| {
+            let variables = Variables::of(vs);
+            let leaves = walk(&[("m".to_string(), variables.node())]).unwrap().leaves.into_iter();
+            let of_leaf = |leaf: Leaf| match leaf.object {
+                LeafObject::Tensor(leaf) => leaf.generation(),
+                LeafObject::Value(_) => panic!("a tensor"),
+            };
+            (variables.generation(), leaves.map(of_leaf).collect::<Vec<_>>())
+        };
+        let mut seen = vec![generations(&vs)];
         let mut is_new = |vs: &VarStore| {
-            let generation = Variables::of(vs).generation();
+            let generation = generations(vs);
             let new = !seen.contains(&generation);
             seen.push(generation);
             new

@@ -9,7 +9,6 @@ use crate::torch::tensor::{Held, examine};
 use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 
@@ -243,11 +242,13 @@ impl State {
         Ok(())
     }
 
+    fn slots(&self) -> impl Iterator<Item = &Tensor> {
+        self.parameters.iter().flat_map(|parameter| parameter.slots.iter().flatten())
+    }
+
     /// Every tensor that a step changes.
     fn written(&self) -> impl Iterator<Item = &Tensor> {
-        self.parameters
-            .iter()
-            .flat_map(|parameter| iter::once(&parameter.tensor).chain(parameter.slots.iter().flatten()))
+        self.parameters.iter().map(|parameter| &parameter.tensor).chain(self.slots())
     }
 
     /// What only steps change: slots, and the variables that require a gradient now, with the gate that a step passes
@@ -258,17 +259,18 @@ impl State {
             let memory = shim::info(tensor).ok()?.memory.ok()?;
             memory.is_whole.then_some(memory.data as usize)
         };
-        let slots = self.parameters.iter().flat_map(|parameter| parameter.slots.iter().flatten());
         let parameters = self.parameters.iter().map(|parameter| &parameter.tensor);
         let stepped = parameters.filter(|tensor| tensor.requires_grad());
-        Guarded { gate: self.gate.clone(), addresses: stepped.chain(slots).filter_map(address).collect() }
+        Guarded { gate: self.gate.clone(), addresses: stepped.chain(self.slots()).filter_map(address).collect() }
     }
 
-    /// Moves when a variable or a slot comes or goes, gets another type, device or memory, or is frozen.
+    /// Moves when a variable or a slot comes or goes, or a variable gets another type, device or memory, or is frozen.
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        shim::fingerprints(self.written()).hash(&mut hasher);
+        // Slots are tensors of the graph, which are asked themselves; variables need not be.
+        shim::fingerprints(self.parameters.iter().map(|parameter| &parameter.tensor)).hash(&mut hasher);
+        shim::objects(self.slots()).hash(&mut hasher);
         for (place, parameter) in self.parameters.iter().enumerate() {
             if parameter.has_unused_gradient() {
                 let gradient = shim::gradient(&parameter.tensor);

@@ -193,7 +193,7 @@ impl Collection for AllSlots {
         Some(state.guarded())
     }
 
-    fn generation_covers_tensors(&self) -> bool {
+    fn generation_covers_collections(&self) -> bool {
         true
     }
 
@@ -302,10 +302,6 @@ impl Collection for VariableSlots {
     fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
         // With a gradient and nothing else it had not been stepped yet.
         !is_stepped(saved) || self.may_lack(name)
-    }
-
-    fn generation_covers_tensors(&self) -> bool {
-        true
     }
 
     fn generation(&self) -> Option<u64> {

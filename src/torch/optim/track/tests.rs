@@ -317,10 +317,19 @@ fn a_checkpoint_without_the_optimizer_leaves_its_slots() {
 fn its_generation_moves_with_what_is_saved() {
     let mut model = Model::new();
     let mut optimizer = Adam::default().build(&model.vs, 0.1).unwrap();
-    let all = AllSlots(optimizer.shared().clone());
-    let mut seen = vec![all.generation().unwrap()];
+    let (all, optimizer_node) = (AllSlots(optimizer.shared().clone()), optimizer.node());
+    // That of the slots together, and those of the tensors.
+    let generations = || {
+        let leaves = walk(&[("o".to_string(), optimizer_node.clone())]).unwrap().leaves.into_iter();
+        let of_leaf = |leaf: crate::graph::Leaf| match leaf.object {
+            LeafObject::Tensor(leaf) => leaf.generation(),
+            LeafObject::Value(_) => None,
+        };
+        (all.generation().unwrap(), leaves.map(of_leaf).collect::<Vec<_>>())
+    };
+    let mut seen = vec![generations()];
     let mut is_new = || {
-        let generation = all.generation().unwrap();
+        let generation = generations();
         let new = !seen.contains(&generation);
         seen.push(generation);
         new
