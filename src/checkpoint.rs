@@ -201,8 +201,9 @@ impl Checkpoint {
     }
 
     /// The user's own files as they are now.
-    pub(crate) fn capture_assets(&self, unchanged: &Unchanged) -> Result<Vec<Captured>> {
-        self.assets.iter().map(|asset| asset.capture(unchanged.earlier(asset.name()))).collect()
+    pub(crate) fn capture_assets(&self, unchanged: Option<&Unchanged>) -> Result<Vec<Captured>> {
+        let earlier = |asset: &UserAsset| unchanged.and_then(|unchanged| unchanged.earlier(asset.name()));
+        self.assets.iter().map(|asset| asset.capture(earlier(asset))).collect()
     }
 
     /// Whether a checkpoint has the user's own files as they are now.
@@ -318,7 +319,7 @@ impl Checkpoint {
         let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
         let header = Header::of(stamp, &plan)?;
         let unchanged = Unchanged::since(&Memo::default(), &plan, seen);
-        let header = header.with_assets(self.capture_assets(&unchanged)?);
+        let header = header.with_assets(self.capture_assets(None)?);
         directory.must_be_free(name)?;
         let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
         let saved = saved.inspect_err(|_| self.forget_plan())?;
@@ -357,7 +358,7 @@ impl Checkpoint {
         let held = self.hold(&directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
         directory.must_be_free(name)?;
-        let header = Header::of(stamp, &plan)?;
+        let header = Header::of(stamp, &plan)?.with_assets(self.capture_assets(None)?);
         let saved = save::save_with_assets(&plan, seen, &directory, name, header, &self.options, assets);
         saved.inspect_err(|_| self.forget_plan())
     }

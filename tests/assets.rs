@@ -143,3 +143,27 @@ fn what_cannot_be_saved_is_refused() {
     assert!(fails.unwrap_err().to_string().contains("no words today"));
     assert!(!dir.path().join("a").exists());
 }
+
+/// A tokenizer goes with the program.
+#[cfg(feature = "torch")]
+#[test]
+fn a_saved_model_has_them_too() {
+    use tch::{Device, Kind, Tensor, nn};
+    use tch_checkpoint::{SavedModel, SignatureDef, Variables};
+
+    let dir = tempfile::tempdir().unwrap();
+    let vs = nn::VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root(), 4, 2, Default::default());
+    let mut checkpoint = Checkpoint::new()
+        .track("model", Variables::of(&vs))
+        .and_then(|all| all.asset(Asset::writer("tokenizer.json", |out| out.write_all(b"{}"))))
+        .unwrap();
+    let example = |rows: i64| [Tensor::ones([rows, 4], (Kind::Float, Device::Cpu))];
+    let signature = SignatureDef::new("forward", |x| vec![x[0].apply(&layer)]).example(example(2)).example(example(3));
+    let export = SavedModel::export(dir.path().join("model"), &vs).checkpoint(&mut checkpoint);
+    let path = export.signature(signature).write().unwrap();
+    let reader = CheckpointReader::open(&path).unwrap();
+    assert!(reader.verify().is_intact());
+    assert_eq!(reader.asset("tokenizer.json").unwrap(), b"{}");
+    SavedModel::load(&path, Device::Cpu).unwrap();
+}

@@ -372,7 +372,7 @@ impl CheckpointManager {
             ledger.memo.keep(beside);
             Unchanged::since(&ledger.memo, &plan, seen)
         };
-        let header = header.with_assets(self.checkpoint.capture_assets(&unchanged)?);
+        let header = header.with_assets(self.checkpoint.capture_assets(Some(&unchanged))?);
         let options = self.checkpoint.options().clone();
         let commit = Commit::new(self.ledger.clone(), name, superseded);
         if let Some(taken) = taken {

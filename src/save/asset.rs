@@ -69,15 +69,21 @@ pub(crate) fn save_with_assets(
     seen: AllSeen,
     directory: &Directory,
     name: &str,
-    header: Header,
+    mut header: Header,
     options: &SaveOptions,
     assets: Assets<'_>,
 ) -> Result<PathBuf> {
-    let staging = directory.begin(name, plan.bytes().saturating_add(assets.bytes))?;
+    let users = std::mem::take(&mut header.assets);
+    let bytes = users.iter().fold(assets.bytes, |sum, asset| sum.saturating_add(asset.entry.bytes));
+    let staging = directory.begin(name, plan.bytes().saturating_add(bytes))?;
     let unchanged = Unchanged::since(&Memo::default(), plan, seen);
     let written = write::write(plan, None, &unchanged, directory, &*staging, options)?;
     let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.assets = (assets.write)(&*staging)?;
+    for asset in users {
+        let captured = asset.write(&unchanged, directory, &*staging)?.captured;
+        manifest.assets.insert(captured.name, captured.entry);
+    }
     manifest.files = written.files;
     staging.commit(&manifest.to_bytes()?, options.threads)?;
     Ok(directory.path(name))
