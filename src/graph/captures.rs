@@ -207,8 +207,23 @@ pub(crate) fn wait_for(written: impl FnOnce() -> Touched) {
     });
 }
 
+impl Gate {
+    /// Returns when tensors may be changed; helps with what is still to be copied before.
+    pub fn pass(&self) {
+        wait_at(self);
+    }
+
+    /// Returns when what `written` tells may be changed. No capture behind this gate begins before the result is dropped.
+    #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "only libtorch's optimizers write"))]
+    pub(crate) fn write(&self, written: impl FnOnce() -> Touched) -> MutexGuard<'_, ()> {
+        let writing = self.lock();
+        wait_for(written);
+        writing
+    }
+}
+
 /// Returns when no unfinished capture is behind the gate.
-pub(super) fn wait_at(gate: &Gate) {
+fn wait_at(gate: &Gate) {
     if REGISTRY.unfinished.load(Ordering::Acquire) > 0 {
         wait_for_those(|entry| entry.gates.iter().any(|one| one.is(gate)));
     }

@@ -1,6 +1,5 @@
 //! The gate between whoever changes tensors and a save that is still copying them.
 
-use super::captures::{self, Touched};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::collections::HashSet;
 use std::fmt;
@@ -24,19 +23,6 @@ impl Gate {
         Gate::default()
     }
 
-    /// Returns when tensors may be changed; helps with what is still to be copied before.
-    pub fn pass(&self) {
-        captures::wait_at(self);
-    }
-
-    /// Returns when what `written` tells may be changed. No capture behind this gate begins before the result is dropped.
-    #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "only libtorch's optimizers write"))]
-    pub(crate) fn write(&self, written: impl FnOnce() -> Touched) -> MutexGuard<'_, ()> {
-        let writing = self.lock();
-        captures::wait_for(written);
-        writing
-    }
-
     /// Holds all of these gates; every thread takes them in the same order.
     pub(super) fn lock_all(gates: &[Gate]) -> Vec<MutexGuard<'_, ()>> {
         let mut gates: Vec<&Gate> = gates.iter().collect();
@@ -53,7 +39,7 @@ impl Gate {
         Arc::as_ptr(&self.0) as usize
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! Bytes of a file, or of a part of one, that are read by position.
 
-use super::detect::open_file;
+use super::probe::open_file;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::fs::File;

@@ -20,6 +20,7 @@ pub mod keras;
 #[cfg(feature = "pytorch")]
 pub mod npz;
 mod ours;
+mod probe;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]

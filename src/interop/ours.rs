@@ -1,7 +1,7 @@
 //! Checkpoints of this crate as a [`TensorSource`].
 
 use super::ReadOptions;
-use super::detect::Probe;
+use super::probe::Probe;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{MANIFEST_FILE, TensorRecord};

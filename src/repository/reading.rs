@@ -90,3 +90,8 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Path) -> Result<Vec<(String, Ve
     }
     Ok(marks)
 }
+
+/// Whether opening a directory failed since it is none: a file, or a symbolic link.
+pub(crate) fn is_no_directory(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
+}

@@ -56,11 +56,14 @@ fn copy_file(source: &Source, name: &str, bytes: u64, staging: &dyn Transaction)
     copy.finish().map(drop)
 }
 
+/// Writes assets, and returns their entries by name.
+type WriteAssets<'a> = dyn FnMut(&dyn Transaction) -> Result<BTreeMap<String, AssetEntry>> + 'a;
+
 /// What writes the assets of a checkpoint, when its components are written.
 pub(crate) struct Assets<'a> {
     /// About how many bytes they will take.
     pub bytes: u64,
-    pub write: &'a mut dyn FnMut(&dyn Transaction) -> Result<BTreeMap<String, AssetEntry>>,
+    pub write: &'a mut WriteAssets<'a>,
 }
 
 /// As [`save`], from the live tensors and with assets.

@@ -5,7 +5,8 @@
 //! the rest. That nobody has written all the same is checked, by version counters and sampled elements.
 
 use super::buffer::PageBuffer;
-use super::chunk::{Gatherer, Pins, Source};
+use super::chunk::Source;
+use super::gather::{Gatherer, Pins};
 use super::lazy::{Job, Lazy, pin};
 use super::plan::{AllSeen, Plan, PlannedTensor};
 use super::samples::Samples;

@@ -5,6 +5,7 @@
 mod asset;
 mod buffer;
 mod chunk;
+mod gather;
 mod held;
 mod image;
 mod lazy;

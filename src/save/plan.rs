@@ -232,7 +232,10 @@ impl Planner {
                 "two components would be saved in files of this name; rename one of them",
             ));
         }
-        let spans = |(place, file)| chunk::spans(place, file, &self.tensors, options);
+        let spans = |(place, file): (usize, &PlannedFile)| {
+            let tensors = file.tensors.iter().map(|&tensor| (tensor, self.tensors[tensor].range.clone()));
+            chunk::spans(place, file.bytes, file.header.len(), tensors, options)
+        };
         let spans = files.iter().enumerate().flat_map(spans).collect();
         let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
         Ok(Plan {

@@ -1,7 +1,8 @@
 //! A few elements of what is copied behind a call, as they were at the call: the copy is compared with them, to find
 //! writers that move no version counter.
 
-use super::chunk::{Part, Pins, Source};
+use super::chunk::{Part, Source};
+use super::gather::Pins;
 use super::plan::Plan;
 use crate::graph::TensorPin;
 use std::hash::{BuildHasher, RandomState};

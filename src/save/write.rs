@@ -5,7 +5,8 @@
 
 use super::SaveOptions;
 use super::buffer::PageBuffer;
-use super::chunk::{Chunk, Gatherer, Part, Pins, Source, Span};
+use super::chunk::{Chunk, Part, Source, Span};
+use super::gather::{Gatherer, Pins};
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
 use super::unchanged::Unchanged;

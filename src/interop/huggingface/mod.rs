@@ -9,9 +9,9 @@ mod write;
 pub use write::{SaveOptions, save};
 
 use super::ReadOptions;
-use super::detect::Probe;
 use super::foreign::Foreign;
 use super::input::Input;
+use super::probe::Probe;
 use crate::error::{Error, Result};
 use crate::format::safetensors::MAX_HEADER;
 use crate::source::TensorSource;

@@ -4,9 +4,9 @@ mod header;
 
 use super::ReadOptions;
 use super::blob::Blob;
-use super::detect::Probe;
 use super::foreign::{Foreign, Found};
 use super::input::Input;
+use super::probe::Probe;
 use super::view::{Change, Stored, View, column_major, row_major};
 use super::zip::Archive;
 use crate::dtype::TensorSpec;

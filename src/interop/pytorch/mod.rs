@@ -19,9 +19,9 @@ mod types;
 mod write;
 
 use super::ReadOptions;
-use super::detect::Probe;
 use super::foreign::{Foreign, Found};
 use super::input::Input;
+use super::probe::Probe;
 use crate::error::{Error, Result};
 use crate::source::TensorSource;
 use pickle::{Arena, Id, PickleError};
@@ -34,7 +34,7 @@ pub use write::{SaveOptions, save};
 
 /// The type of a numpy descriptor such as `<f4`, and whether it is big-endian.
 pub(crate) fn numpy_type(descr: &str) -> Option<(TorchType, bool)> {
-    let dtype = pickle::NumpyDtype::parse(descr)?;
+    let dtype = types::NumpyDtype::parse(descr)?;
     Some((dtype.torch_type()?, dtype.big_endian))
 }
 

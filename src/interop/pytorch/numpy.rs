@@ -1,6 +1,7 @@
 //! Arrays, scalars and dtypes of numpy in a pickle.
 
-use super::pickle::{Arena, ArrayRef, Global, Id, Node, NumpyDtype, Step};
+use super::pickle::{Arena, ArrayRef, Global, Id, Node, Step};
+use super::types::NumpyDtype;
 
 /// What a global of numpy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,13 @@
 //! Element types of torch and of numpy, and the types of storages.
 
-use super::pickle::NumpyDtype;
 use crate::dtype::Dtype;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct NumpyDtype {
+    pub kind: u8,
+    pub size: u8,
+    pub big_endian: bool,
+}
 
 macro_rules! torch_types {
     ($($variant:ident = $name:literal, $size:literal, $dtype:expr;)*) => {

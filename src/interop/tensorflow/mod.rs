@@ -33,6 +33,7 @@
 mod bundle;
 mod checksum;
 mod copy;
+mod detect;
 mod graph;
 mod messages;
 mod names;
@@ -48,7 +49,7 @@ mod wire;
 mod write;
 
 pub use bundle::Bundle;
-pub(crate) use place::detect;
+pub(crate) use detect::detect;
 pub use state::CheckpointState;
 pub use write::{WriteOptions, write};
 

@@ -1,13 +1,7 @@
 //! Which bundle a path means.
 
-use super::Bundle;
 use super::state::CheckpointState;
-use super::table::MAGIC;
 use crate::error::{Error, Result};
-use crate::interop::ReadOptions;
-use crate::interop::detect::Probe;
-use crate::interop::input::Input;
-use crate::source::TensorSource;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
@@ -72,7 +66,7 @@ fn prefix_in(directory: &Path) -> Result<PathBuf> {
 }
 
 /// Whether the directory is a SavedModel's.
-fn is_saved_model(directory: &Path) -> bool {
+pub(super) fn is_saved_model(directory: &Path) -> bool {
     ["saved_model.pb", "saved_model.pbtxt"].iter().any(|name| directory.join(name).exists())
 }
 
@@ -83,25 +77,4 @@ fn inside(directory: &Path, path: &Path) -> Option<PathBuf> {
     }
     let plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     plain.then(|| directory.join(path))
-}
-
-/// Opens what is a TensorFlow checkpoint: a prefix, an `.index` file, a directory with a state file, a SavedModel.
-pub(crate) fn detect(probe: &Probe<'_>, _options: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
-    let path = probe.path;
-    let is_ours = match (&probe.start, &probe.names) {
-        (Some(_), _) => is_table(path),
-        (_, Some(_)) => is_saved_model(path) || CheckpointState::read(path.join(STATE)).is_ok(),
-        _ => index(path).exists(),
-    };
-    is_ours.then(|| Bundle::open(path).map(|bundle| Box::new(bundle) as Box<dyn TensorSource>))
-}
-
-/// Whether the file ends as an index does.
-fn is_table(path: &Path) -> bool {
-    let Ok(file) = Input::open(path) else {
-        return false;
-    };
-    let mut end = [0; MAGIC.len()];
-    let offset = file.len().checked_sub(end.len() as u64);
-    offset.is_some_and(|offset| file.read(offset, &mut end).is_ok()) && end == MAGIC
 }

@@ -6,7 +6,7 @@ use super::{Dir, Disk, WriteFile};
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::repository::names::{Aside, LONGEST_PREFIX, NONCE_DIGITS, STAGING, before_aside, is_leftover, nonce};
-use crate::repository::reading::read_whole;
+use crate::repository::reading::{is_no_directory, read_whole};
 use crate::repository::{Durability, FileId, Kind, Lock, OpenDir, OpenOptions, Repository, Scan, Stays, Transaction};
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
@@ -319,7 +319,7 @@ impl Repository for PosixDirectory {
         let open = self.opened()?;
         let now = match self.disk.open_dir(&open.path).and_then(|dir| dir.stat()) {
             Ok(stat) => Some(stat.id),
-            Err(e) if e.kind() == io::ErrorKind::NotFound || super::removal::is_no_directory(&e) => None,
+            Err(e) if e.kind() == io::ErrorKind::NotFound || is_no_directory(&e) => None,
             Err(e) => return Err(Error::io("look at", &self.root, e)),
         };
         match now {

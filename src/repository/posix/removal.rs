@@ -5,9 +5,8 @@ use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::repository::names::{Aside, MANIFEST, TRASH, before_aside, nonce};
-use crate::repository::reading::{marks_in, read_manifest};
+use crate::repository::reading::{is_no_directory, marks_in, read_manifest};
 use crate::repository::{Kind, Repository, Stays};
-use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
@@ -147,9 +146,4 @@ pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Re
     }
     drop(dir);
     parent.remove_dir(name).or_else(gone)
-}
-
-/// Whether opening a directory failed since it is none: a file, or a symbolic link.
-pub(super) fn is_no_directory(e: &io::Error) -> bool {
-    e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
 }

@@ -11,7 +11,7 @@ mod tests;
 pub(crate) use machine::{not_allowed, unpickle};
 pub(crate) use reader::PickleReader;
 
-use super::types::{StorageType, TorchType};
+use super::types::{NumpyDtype, StorageType, TorchType};
 
 /// A node's place in the [`Arena`].
 pub(crate) type Id = u32;
@@ -83,13 +83,6 @@ pub(crate) struct Object {
     pub class: u32,
     pub args: Id,
     pub state: Option<Id>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct NumpyDtype {
-    pub kind: u8,
-    pub size: u8,
-    pub big_endian: bool,
 }
 
 /// A global, by name only.
