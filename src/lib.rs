@@ -71,6 +71,7 @@
 mod catalog;
 mod checkpoint;
 mod contents;
+pub mod convert;
 mod dtype;
 mod error;
 pub mod format;

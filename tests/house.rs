@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 23] = [
+const ROOMS: [&str; 24] = [
     "error",
     "sync",
     "name",
@@ -23,6 +23,7 @@ const ROOMS: [&str; 23] = [
     "restore",
     "reader",
     "checkpoint",
+    "convert",
     "contents",
     "part",
     "manager",

@@ -537,3 +537,37 @@ fn own_checkpoints_are_renamed_too_and_go_on() {
     assert_eq!((status.verified_by(), second.save_counter()), (VerifiedBy::Digest, 1));
     assert!(*new.bytes() == *old.bytes());
 }
+
+#[test]
+fn a_proposal_fits_and_says_how_sure_it_is() {
+    let floats = |table: Table, key: &str, shape: &[u64]| {
+        let count = shape.iter().product::<u64>() as usize;
+        table.with(key, Dtype::F32, shape, vec![0; 4 * count])
+    };
+    let from = [("dense/kernel", &[3, 4][..]), ("dense/bias", &[4]), ("norm/gamma", &[7]), ("rest", &[9]), ("b", &[5])]
+        .iter()
+        .fold(Table::default(), |table, (key, shape)| floats(table, key, shape));
+    let to = [("m/dense.weight", &[4, 3][..]), ("m/norm.weight", &[7]), ("b", &[5]), ("other", &[9]), ("none", &[2])]
+        .iter()
+        .fold(Table::default(), |table, (key, shape)| floats(table, key, shape));
+    let proposal = tch_checkpoint::map::propose(&from, &to);
+    let lines: Vec<String> =
+        proposal.lines.iter().map(|line| format!("{} = {}: {:?}", line.name, line.made_of, line.sureness)).collect();
+    assert_eq!(
+        lines,
+        [
+            "b = b: Sure",
+            "m/dense.weight = transpose(dense/kernel): Likely",
+            "m/norm.weight = norm/gamma: Likely",
+            "other = rest: Guess"
+        ]
+    );
+    assert_eq!(
+        (proposal.missing.as_slice(), proposal.unused.as_slice()),
+        (&["none".to_string()][..], &["dense/bias".to_string()][..])
+    );
+    let mapped = proposal.map();
+    let mapped = mapped.apply(&from).unwrap();
+    assert!(mapped.tensors().iter().all(|(key, spec)| to.tensors()[key] == *spec));
+    assert_eq!(proposal.to_string().parse::<NameMap>().unwrap(), proposal.map());
+}

@@ -2,6 +2,7 @@
 
 use super::bound::Bound;
 use super::pattern::Pattern;
+use super::preset::{self, Layer, Preset};
 use super::statement::{Definition, Kind, Statement};
 use super::text::check_stars;
 use super::transform::{Expr, Loss};
@@ -196,8 +197,10 @@ type Step<T> = std::result::Result<T, String>;
 
 impl<'a> State<'a> {
     fn run(&mut self, kind: &Kind) -> Step<()> {
-        if let Kind::Define(definition) = kind {
-            return self.define(definition);
+        match kind {
+            Kind::Define(definition) => return self.define(definition),
+            Kind::Layer(name, preset, from) => return self.layer(name, *preset, from),
+            _ => {}
         }
         self.forget_used();
         match kind {
@@ -231,7 +234,7 @@ impl<'a> State<'a> {
                     _ => key.to_string(),
                 })
             }
-            Kind::Define(_) => Ok(()),
+            Kind::Define(_) | Kind::Layer(..) => Ok(()),
         }
     }
 
@@ -312,6 +315,46 @@ impl<'a> State<'a> {
         used_by_all.retain(|key| !defined.contains(key));
         self.used.retain(|key| !defined.contains(key));
         self.used.extend(used_by_all);
+        Ok(())
+    }
+
+    /// Defines the variables of every layer that fits.
+    fn layer(&mut self, name: &Pattern, preset: Preset, from: &Pattern) -> Step<()> {
+        if from.stars() != name.stars() {
+            return Err(format!("{from} has {} stars, {name} has {}", from.stars(), name.stars()));
+        }
+        // What stands before each separator may be the layer.
+        let ends = |key: &str| key.match_indices(['/', '.']).map(|(end, _)| end).collect::<Vec<_>>();
+        let mut layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for key in self.entries.keys() {
+            let fits = ends(key).into_iter().find_map(|end| Some((&key[..end], from.captures(&key[..end])?)));
+            if let Some((layer, captures)) = fits {
+                layers.entry(layer.to_string()).or_insert_with(|| captures.into_iter().map(str::to_string).collect());
+            }
+        }
+        if layers.is_empty() {
+            return Err(self.unknown("there is no layer", &from.to_string()));
+        }
+        for (layer, captures) in layers {
+            let of = |reason| format!("{preset}({}): {reason}", name::shown(&layer));
+            let found = LayerOf { state: self, layer: &layer };
+            let definitions = preset::definitions(preset, &found).map_err(of)?;
+            let captures: Vec<&str> = captures.iter().map(String::as_str).collect();
+            let to = name.fill(&captures);
+            let mut made = Vec::new();
+            for (variable, expr) in definitions {
+                made.push((format!("{to}.{variable}"), self.make(&expr, &[]).map_err(of)?));
+            }
+            for (key, (entry, used)) in made {
+                self.insert(key, entry, used)?;
+            }
+            // All of the layer went in.
+            let below = [format!("{layer}/"), format!("{layer}.")];
+            let rest = self.entries.keys().filter(|key| below.iter().any(|below| key.starts_with(below)));
+            let is_other = |key: &&String| !key.starts_with(&format!("{to}."));
+            let rest: Vec<String> = rest.filter(is_other).cloned().collect();
+            self.used.extend(rest);
+        }
         Ok(())
     }
 
@@ -403,6 +446,62 @@ impl<'a> State<'a> {
         let order = order.into_iter().map(|(_, key)| key).collect();
         let last = Mutex::new(None);
         Ok(Mapped { source, specs, tensors, values, unreadable, aliases, order, mappings, left_out, last })
+    }
+}
+
+/// A layer among the entries.
+struct LayerOf<'s, 'a> {
+    state: &'s State<'a>,
+    layer: &'s str,
+}
+
+impl Layer for LayerOf<'_, '_> {
+    fn find(&self, part: &str, name: &str, number: usize) -> Step<Option<String>> {
+        let leads_there = |path: &[&str]| {
+            // Keras puts an underscore before some parts.
+            part.is_empty() || path.iter().any(|name| name.trim_start_matches('_').starts_with(part))
+        };
+        let names = self.names();
+        let with = |fits: &dyn Fn(&[&str], &str) -> bool| {
+            let mut found: BTreeMap<String, &String> = BTreeMap::new();
+            for (below, key) in &names {
+                let mut path: Vec<&str> = below.split('/').collect();
+                let last = path.pop().unwrap_or_default();
+                let Some(Entry::Tensor(bound)) = self.state.entries.get(key) else { continue };
+                if leads_there(&path) && fits(&path, last) {
+                    found.entry(bound.signature(self.state.source)).or_insert(key);
+                }
+            }
+            let found: Vec<&String> = found.into_values().collect();
+            match found.as_slice() {
+                [] => Ok(None),
+                [key] => Ok(Some(key.to_string())),
+                [a, b, ..] => {
+                    Err(format!("it has several variables {name}: {} and {}", name::shown(a), name::shown(b)))
+                }
+            }
+        };
+        let by_name = with(&|_, last| last.trim_start_matches('_').trim_end_matches(":0") == name)?;
+        let number = number.to_string();
+        match by_name {
+            Some(key) => Ok(Some(key)),
+            None => with(&|path, last| path.last() == Some(&"vars") && last == number),
+        }
+    }
+
+    fn shape(&self, key: &str) -> Vec<u64> {
+        match self.state.entries.get(key) {
+            Some(Entry::Tensor(bound)) => bound.spec.shape.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn names(&self) -> Vec<(String, String)> {
+        let below = |key: &String| {
+            let rest = key.strip_prefix(self.layer)?.strip_prefix(['/', '.'])?;
+            Some((rest.to_string(), key.clone()))
+        };
+        self.state.entries.keys().filter_map(below).collect()
     }
 }
 

@@ -4,15 +4,21 @@
 //! as Rust calls or as a text; `docs/maps.md` in the repository specifies the text. [`Mapped`] is the source as the map
 //! shows it, and a `TensorSource` itself: what restores, writes or compares sources takes it.
 
+mod average;
 mod bound;
 mod cast;
 mod mapped;
 mod pattern;
+mod preset;
+mod propose;
 mod statement;
 mod text;
 mod transform;
 
+pub use average::Average;
 pub use mapped::{Mapped, Mapping};
+pub use preset::Preset;
+pub use propose::{Proposal, Proposed, Sureness, propose};
 pub use text::Functions;
 pub use transform::{Loss, TensorFunction, Transform};
 
@@ -109,9 +115,28 @@ impl NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: false }))
     }
 
+    /// As [`define`](NameMap::define), of a name that has no stars, whatever characters it has.
+    pub(crate) fn define_literal(self, name: &str, transform: Transform) -> NameMap {
+        let name = Pattern::from_parts(vec![name.to_string()]);
+        self.with(Kind::Define(Definition { name, expr: transform.0, optional: false }))
+    }
+
     /// As [`define`](NameMap::define), but without an error where the source has none of what it is made of.
     pub fn define_optional(self, name: &str, transform: Transform) -> NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: true }))
+    }
+
+    /// Defines all variables of the layer `name` from the layer `from` of another tool: `NAME.weight` and so on, as tch's
+    /// modules call them. A layer's name is what stands before the `.` or `/`. With stars, of every such layer.
+    ///
+    /// ```
+    /// use tch_checkpoint::map::{NameMap, Preset};
+    /// let map = NameMap::new().layer("model/encoder.gru", Preset::KerasGru, "encoder/rnn");
+    /// assert_eq!(map, "map 1\nmodel/encoder.gru = keras.gru(encoder/rnn)\n".parse()?);
+    /// # Ok::<(), tch_checkpoint::Error>(())
+    /// ```
+    pub fn layer(self, name: &str, preset: Preset, from: &str) -> NameMap {
+        self.with(Kind::Layer(Pattern::new(name), preset, Pattern::new(from)))
     }
 
     /// The statements of `other` after those of this map.

@@ -1,6 +1,7 @@
 //! What a map consists of.
 
 use super::pattern::Pattern;
+use super::preset::Preset;
 use super::transform::Expr;
 use std::fmt;
 
@@ -28,6 +29,8 @@ pub(crate) enum Kind {
     AddPrefix(String),
     RemovePrefix(String),
     Define(Definition),
+    /// All variables of a layer: the layer's name here, and in the source.
+    Layer(Pattern, Preset, Pattern),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +60,7 @@ impl fmt::Display for Kind {
             Kind::Weights => f.write_str("weights"),
             Kind::AddPrefix(prefix) => write!(f, "add_prefix {}", literal(prefix)),
             Kind::RemovePrefix(prefix) => write!(f, "remove_prefix {}", literal(prefix)),
+            Kind::Layer(name, preset, from) => write!(f, "{name} = {preset}({from})"),
             Kind::Define(Definition { name, expr, optional }) => {
                 write!(f, "{}{name} = {expr}", if *optional { "optional " } else { "" })
             }

@@ -2,6 +2,7 @@
 
 use super::NameMap;
 use super::pattern::Pattern;
+use super::preset::Preset;
 use super::statement::{Definition, Kind, Statement};
 use super::transform::{Expr, Function, TensorFunction};
 use crate::dtype::Dtype;
@@ -349,9 +350,25 @@ impl<'a> Parser<'a> {
         let name = self.name("a name")?;
         self.expect('=')?;
         let column = self.column();
+        if let Some(preset) = self.preset().filter(|_| !optional) {
+            self.at += 2;
+            let from = self.name("the name of a layer")?;
+            self.expect(')')?;
+            if from.stars() != name.stars() {
+                return Err((column, format!("{from} has {} stars, {name} has {}", from.stars(), name.stars())));
+            }
+            return Ok(Kind::Layer(name, preset, from));
+        }
         let expr = self.expr(0)?;
         check_stars(&name, &expr).map_err(|reason| (column, reason))?;
         Ok(Kind::Define(Definition { name, expr, optional }))
+    }
+
+    /// The preset that is called here.
+    fn preset(&self) -> Option<Preset> {
+        let is_call = matches!(self.tokens.get(self.at + 1).map(|lexed| &lexed.token), Some(Token::Mark('(')));
+        let text = self.lexed().text.as_str();
+        Preset::ALL.iter().copied().find(|preset| is_call && preset.name() == text)
     }
 
     fn expr(&mut self, depth: usize) -> Step<Expr> {
@@ -395,7 +412,12 @@ impl<'a> Parser<'a> {
                     Expr::Function(function.clone(), parts)
                 }
                 None => {
-                    let known = FUNCTIONS.into_iter().chain(self.functions.keys().map(String::as_str));
+                    if Preset::ALL.iter().any(|preset| preset.name() == own) {
+                        let reason = format!("`{own}` is of a whole layer: `LAYER = {own}(LAYER)`");
+                        return Err((column, reason));
+                    }
+                    let presets = Preset::ALL.iter().map(|preset| preset.name());
+                    let known = FUNCTIONS.into_iter().chain(presets).chain(self.functions.keys().map(String::as_str));
                     let near = name::nearest(own, known).map(|near| format!(" (`{near}`?)")).unwrap_or_default();
                     return Err((column, format!("there is no function `{own}`{near}")));
                 }

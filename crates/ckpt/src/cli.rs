@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -10,14 +10,15 @@ Examples:
   ckpt show --filter 'encoder/*' checkpoints/pronounce
   ckpt verify checkpoints/*
   ckpt diff checkpoints/one-go checkpoints/resumed && echo the same bits
+  ckpt convert encoder.pt encoder --map encoder.map
 
 Exit codes:
   0  done; verify: everything is intact; diff: the states are equal
   1  verify: something is damaged; diff: the states differ
   2  the arguments make no sense, or something could not be read; what could be is printed all the same";
 
-/// Looks into checkpoints of training loops: lists, shows, verifies and compares them. Reads only, takes no lock,
-/// and is safe to use beside a running training.
+/// Looks into checkpoints of training loops: lists, shows, verifies, compares and converts them. Changes no checkpoint, takes
+/// no lock, and is safe to use beside a running training.
 #[derive(Debug, Parser)]
 #[command(name = "ckpt", version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -34,6 +35,9 @@ pub enum Command {
     Show(Show),
     Verify(Verify),
     Diff(Diff),
+    Convert(Convert),
+    Average(Average),
+    Map(Map),
 }
 
 /// Lists the checkpoints in a folder, oldest first, and what else a save or a manager left there
@@ -118,4 +122,111 @@ pub struct Diff {
     /// Another one
     #[arg(value_name = "B")]
     pub b: PathBuf,
+    /// Compares A under the names that this map gives it; A and B can be of any format (docs/maps.md)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
+}
+
+/// Writes a checkpoint of any format in another one
+///
+/// The format of SOURCE is recognized by its content: PyTorch, TorchScript, Hugging Face, TensorFlow, Keras, NumPy, tch, and
+/// this crate's own. Elements are verified as far as the format allows. DEST appears whole or not at all.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt convert model.pt checkpoints/pretrained                    to a checkpoint of this crate
+  ckpt convert checkpoints/pronounce/ckpt-240 model.safetensors --only 'encoder/*' --dtype F16
+  ckpt convert tagger.keras tagger.pt --map tagger.map
+
+Exit codes:
+  0  written
+  2  nothing was written")]
+pub struct Convert {
+    /// A file, a directory, or the prefix of a TensorFlow checkpoint
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+    /// What to write
+    #[arg(value_name = "DEST")]
+    pub dest: PathBuf,
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+/// Writes the average of several checkpoints
+///
+/// Floats are averaged in 64 bits and rounded once. All else is taken from the last checkpoint.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt average checkpoints/run/ckpt-800 checkpoints/run/ckpt-900 checkpoints/run/ckpt-1000 --out averaged
+  ckpt average --decay 0.9 checkpoints/run/ckpt-* --out averaged.safetensors
+
+Exit codes:
+  0  written
+  2  nothing was written")]
+pub struct Average {
+    /// Checkpoints of any format, with the same names, the oldest first
+    #[arg(value_name = "SOURCE", required = true)]
+    pub sources: Vec<PathBuf>,
+    /// What to write
+    #[arg(long = "out", value_name = "DEST")]
+    pub dest: PathBuf,
+    /// Exponential instead of uniform: AVERAGE = D * AVERAGE + (1 - D) * NEXT
+    #[arg(long, value_name = "D")]
+    pub decay: Option<f64>,
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+#[derive(Debug, Args)]
+pub struct Writing {
+    /// The format; without it the suffix of DEST says so (.safetensors, .pt, .pth, .bin), and any other name is a checkpoint
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<To>,
+    /// Names and transforms: a map (docs/maps.md)
+    #[arg(long, value_name = "FILE")]
+    pub map: Option<PathBuf>,
+    /// Converts all floats: F16, BF16, F32 or F64
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<String>,
+    /// Only these names; `*` stands for any text
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum To {
+    /// A checkpoint of this crate
+    Checkpoint,
+    /// A file of safetensors, or a directory of Hugging Face
+    Safetensors,
+    /// A file for torch.load
+    Pytorch,
+    /// A checkpoint of TensorFlow
+    Tensorflow,
+}
+
+/// Proposes a map by which FROM has the names and layouts of TO
+///
+/// By names, shapes and order. Each line says how sure it is; look at those that are not.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt map tagger.keras checkpoints/tagger/ckpt-0 --output tagger.map
+  ckpt convert tagger.keras pretrained --map tagger.map
+
+Exit codes:
+  0  proposed
+  1  nothing fits some of the tensors of TO
+  2  one of them could not be read")]
+pub struct Map {
+    /// What there is
+    #[arg(value_name = "FROM")]
+    pub from: PathBuf,
+    /// What has the names that are wanted: a checkpoint of the untrained model, say
+    #[arg(value_name = "TO")]
+    pub to: PathBuf,
+    /// A new file for the map; without it the map is printed
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }

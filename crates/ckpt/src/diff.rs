@@ -5,12 +5,13 @@ use crate::elements::{self, Compared};
 use crate::human;
 use crate::output::{Exit, Output};
 use crate::table::{Align, Table};
-use crate::target::{Target, TargetJson};
+use crate::target::{Place, Target, TargetJson, what_is};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use tch_checkpoint::format::{AssetEntry, Hasher, TensorRecord};
-use tch_checkpoint::{Dtype, Error};
+use tch_checkpoint::{Dtype, Error, interop};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -84,6 +85,13 @@ impl<'a> Entry<'a> {
             Entry::Value(value) => Side::Value { value },
         }
     }
+}
+
+/// Whether both are checkpoints of this crate, or directories of such, under their own names.
+pub fn is_of_own(args: &Diff) -> bool {
+    let is_own = |path: &Path| matches!(what_is(path), Ok(Place::Checkpoint | Place::LostManifest));
+    let is_other = |path: &Path| !is_own(path) && interop::open(path).is_ok();
+    args.map.is_none() && !is_other(&args.a) && !is_other(&args.b)
 }
 
 pub fn run(args: &Diff, out: &mut Output) -> Result<Exit, Error> {

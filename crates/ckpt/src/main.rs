@@ -1,12 +1,15 @@
-//! `ckpt`: looks into checkpoints from the command line. It reads and never writes, takes no lock, and needs no
-//! libtorch.
+//! `ckpt`: looks into checkpoints from the command line, and converts them. It changes no checkpoint, takes no lock, and needs
+//! no libtorch.
 
 mod cli;
+mod convert;
 mod diff;
+mod diff_formats;
 mod elements;
 mod escape;
 mod human;
 mod ls;
+mod names;
 mod output;
 mod problem;
 mod show;
@@ -26,7 +29,11 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(args, &mut out),
         Command::Show(args) => show::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
-        Command::Diff(args) => diff::run(args, &mut out),
+        Command::Diff(args) if diff::is_of_own(args) => diff::run(args, &mut out),
+        Command::Diff(args) => diff_formats::run(args, &mut out),
+        Command::Convert(args) => convert::run(args, &mut out),
+        Command::Average(args) => convert::average(args, &mut out),
+        Command::Map(args) => names::run(args, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {
         out.error(&error);

@@ -1,0 +1,121 @@
+//! `ckpt convert` and `ckpt average`: any readable checkpoint, or the average of several, in another format.
+
+use crate::cli::{Average, Convert, To, Writing};
+use crate::human;
+use crate::output::{Exit, Output};
+use crate::problem::text;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tch_checkpoint::convert::{Format, convert};
+use tch_checkpoint::map::{self, Mapping, NameMap, Transform};
+use tch_checkpoint::{Dtype, Error, TensorSource, interop};
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Converted<'a> {
+    sources: Vec<String>,
+    path: String,
+    tensors: usize,
+    values: usize,
+    mapped: Vec<Mapped<'a>>,
+    left_out: &'a BTreeMap<String, String>,
+}
+
+/// What a map made of the source's tensors.
+#[derive(Serialize)]
+struct Mapped<'a> {
+    key: &'a str,
+    from: &'a [String],
+    transform: &'a str,
+    loss: String,
+}
+
+pub fn run(args: &Convert, out: &mut Output) -> Result<Exit, Error> {
+    let source = interop::open(&args.source)?;
+    write(&*source, std::slice::from_ref(&args.source), &args.dest, &args.writing, out)
+}
+
+pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
+    let sources = args.sources.iter().map(interop::open).collect::<Result<Vec<_>, _>>()?;
+    let all = sources.iter().map(|source| &**source);
+    let average = match args.decay {
+        Some(decay) => map::Average::exponential(all, decay)?,
+        None => map::Average::uniform(all)?,
+    };
+    write(&average, &args.sources, &args.dest, &args.writing, out)
+}
+
+/// The map that the arguments ask for, applied one part after the other.
+fn write(
+    source: &dyn TensorSource,
+    sources: &[PathBuf],
+    dest: &Path,
+    writing: &Writing,
+    out: &mut Output,
+) -> Result<Exit, Error> {
+    let mut wanted = match &writing.map {
+        Some(path) => NameMap::open(path)?,
+        None => NameMap::new(),
+    };
+    if !writing.only.is_empty() {
+        wanted = wanted.include(&writing.only);
+    }
+    let mapped = wanted.apply(source)?;
+    // The second map is about the names of the first.
+    let cast = match &writing.dtype {
+        Some(name) => cast(&mapped, name)?,
+        None => NameMap::new(),
+    };
+    let mapped_twice = cast.apply(&mapped)?;
+    let written = convert(&mapped_twice, dest, format(dest, writing.to)?)?;
+    let shown: Vec<&Mapping> = mapped.mappings().iter().chain(mapped_twice.mappings()).collect();
+    let values = mapped_twice.values().len();
+    out.line(format!("{}: {}", dest.display(), human::count(written.tensors, "tensor")));
+    for mapping in shown.iter().filter(|mapping| !mapping.transform.is_empty()) {
+        out.line(format!("  {} = {} ({})", mapping.key, mapping.transform, mapping.loss));
+    }
+    for (key, reason) in &written.left_out {
+        out.note(format!("{key} is left out: {reason}"));
+    }
+    let mapped = shown.iter().map(|mapping| Mapped {
+        key: &mapping.key,
+        from: &mapping.from,
+        transform: &mapping.transform,
+        loss: mapping.loss.to_string(),
+    });
+    out.document(&Converted {
+        sources: sources.iter().map(|path| text(path)).collect(),
+        path: text(dest),
+        tensors: written.tensors,
+        values,
+        mapped: mapped.collect(),
+        left_out: &written.left_out,
+    });
+    Ok(Exit::Fine)
+}
+
+/// All floats as `name`.
+fn cast(source: &dyn TensorSource, name: &str) -> Result<NameMap, Error> {
+    let floats = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
+    let dtype = floats.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
+    let dtype = dtype.ok_or_else(|| Error::Usage(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
+    let others = source.tensors().iter().filter(|(_, spec)| floats.contains(&spec.dtype) && spec.dtype != dtype);
+    Ok(others.fold(NameMap::new(), |map, (key, _)| map.define(key, Transform::of(key).cast(dtype))))
+}
+
+/// What is asked for, or what the name says.
+fn format(dest: &Path, to: Option<To>) -> Result<Format, Error> {
+    let suffix = dest.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default();
+    Ok(match (to, suffix) {
+        (Some(To::Checkpoint), _) => Format::Checkpoint,
+        (Some(To::Safetensors), _) | (None, "safetensors") => Format::Safetensors,
+        (Some(To::Pytorch), _) | (None, "pt" | "pth" | "bin") => Format::PyTorch,
+        (Some(To::Tensorflow), _) => Format::TensorFlow,
+        (None, "h5" | "keras" | "npz" | "ot" | "index") => {
+            let reason = format!("files of the suffix .{suffix} are not written; say with --to which format is wanted");
+            return Err(Error::Usage(reason));
+        }
+        (None, _) => Format::Checkpoint,
+    })
+}

@@ -1,0 +1,114 @@
+//! `ckpt convert`, `average`, `map` and `diff` between formats.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use tch_checkpoint::{Checkpoint, Counter, TensorSource, Trackable, interop};
+
+fn ckpt(args: &[&str], directory: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ckpt")).args(args).current_dir(directory).output().unwrap()
+}
+
+fn ok(args: &[&str], directory: &Path) -> String {
+    let output = ckpt(args, directory);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn fixture(path: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path).to_str().unwrap().to_string()
+}
+
+fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
+    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
+    source.read(key, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn there_and_back_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let source = fixture("pytorch/a_state_dict/seq2seq.pt");
+    for to in ["ours", "x.safetensors", "x.pt"] {
+        ok(&["convert", &source, to], dir);
+        let map = dir.join("names.map");
+        // In a checkpoint of this crate all is below `model`.
+        fs::write(&map, if to == "ours" { "map 1\nadd_prefix model/\n" } else { "map 1\n" }).unwrap();
+        let output = ckpt(&["diff", &source, to, "--map", "names.map"], dir);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        // A safetensors file says that it is of PyTorch; else there is no difference.
+        let differences = if to == "x.safetensors" { "1 difference; equal: 37 tensors" } else { "\nequal: 37 tensors" };
+        assert!(shown.contains(differences), "{shown}");
+        assert!(ok(&["verify", "ours"], dir).contains("ours"));
+    }
+    let key = interop::open(&source).unwrap().tensors().keys().next().unwrap().clone();
+    ok(&["convert", "x.pt", "half.safetensors", "--only", &key, "--dtype", "f16"], dir);
+    let half = interop::open(dir.join("half.safetensors")).unwrap();
+    assert_eq!(
+        half.tensors().iter().map(|(key, spec)| (key.as_str(), spec.dtype.name())).collect::<Vec<_>>(),
+        [(key.as_str(), "F16")]
+    );
+    let output = ckpt(&["diff", "x.pt", "half.safetensors"], dir);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && shown.contains("dtype") && shown.contains("only in A"), "{shown}");
+}
+
+#[test]
+fn nothing_is_written_when_something_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let source = fixture("pytorch/a_state_dict/seq2seq.pt");
+    fs::write(dir.join("bad.map"), "map 1\na = transpos(b)\n").unwrap();
+    for (args, wanted) in [
+        (&["convert", &source, "to", "--map", "bad.map"][..], "bad.map, line 2, column 5"),
+        (&["convert", &source, "to", "--only", "nothing*"], "there is nothing for"),
+        (&["convert", &source, "to.h5"], "--to"),
+        (&["convert", &source, "to", "--dtype", "I8"], "--dtype is"),
+        (&["convert", "missing", "to"], "no checkpoint"),
+    ] {
+        let output = ckpt(args, dir);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && shown.contains(wanted), "{args:?}: {shown}");
+    }
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
+}
+
+#[test]
+fn a_proposed_map_converts() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let keras = fixture("layers/keras_layers.weights.h5");
+    // What is wanted: names and layouts of tch.
+    fs::write(dir.join("tch.map"), "map 1\nm/dense = keras.dense(dense)\nm/gru = keras.gru(gru)\nonly m\n").unwrap();
+    ok(&["convert", &keras, "wanted", "--map", "tch.map"], dir);
+    let shown = ok(&["map", &keras, "wanted", "--output", "found.map"], dir);
+    assert!(shown.starts_with("3 lines"), "{shown}");
+    let text = fs::read_to_string(dir.join("found.map")).unwrap();
+    assert!(text.contains("/m/gru = keras.gru(") && text.contains("# not used: "), "{text}");
+    ok(&["convert", &keras, "found", "--map", "found.map"], dir);
+    ok(&["diff", "found", "wanted"], dir);
+    let document = ok(&["--json", "map", &keras, "wanted"], dir);
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["missing"], serde_json::json!([]));
+    // Not over what is there.
+    assert_eq!(ckpt(&["map", &keras, "wanted", "--output", "found.map"], dir).status.code(), Some(2));
+}
+
+#[test]
+fn averages_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    for name in ["a", "b"] {
+        ok(&["convert", &fixture("pytorch/a_state_dict/seq2seq.pt"), name], dir);
+    }
+    ok(&["average", "a", "b", "--out", "mean.safetensors", "--decay", "0.5"], dir);
+    let (mean, a) = (interop::open(dir.join("mean.safetensors")).unwrap(), interop::open(dir.join("a")).unwrap());
+    let key = a.tensors().keys().next().unwrap();
+    let name = key.replace('/', ".");
+    // Half of both is the same.
+    assert!(read(&*mean, &name) == read(&*a, key));
+    let other = Checkpoint::new().track("x", Counter::new(1).node()).unwrap().write(dir.join("other")).unwrap();
+    assert_eq!(ckpt(&["average", "a", other.to_str().unwrap(), "--out", "no"], dir).status.code(), Some(2));
+}
