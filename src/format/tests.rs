@@ -535,7 +535,7 @@ fn hostile_manifests_of_right_digest_are_refused_with_a_reason() {
     assert_eq!(Manifest::from_bytes(&seal(&text)), Ok(manifest));
     let cases = [
         // The frame.
-        ("\"version\":1,", "\"version\":4,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":5,\"new\":[{}],", "use a newer crate"),
         ("\"version\":1,", "\"version\":2,", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":{},\n", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":null,\n", "invalid"),
@@ -659,7 +659,7 @@ fn hostile_indexes_of_right_digest_are_refused_with_a_reason() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = "{\"format\":\"tch-checkpoint\",\"version\":4,\n\"anything\":[[[]]] whatever\n";
+    let newer = "{\"format\":\"tch-checkpoint\",\"version\":5,\n\"anything\":[[[]]] whatever\n";
     assert!(matches!(Manifest::from_bytes(&seal(newer)), Err(FormatError::Unsupported(_))));
     let mut damaged = seal(newer);
     damaged[40] ^= 1;
