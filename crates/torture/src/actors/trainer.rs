@@ -124,6 +124,16 @@ impl Trainer {
         if run.is_at(step) { Ok(()) } else { Err(Error::Object { name: "checkpoint".into(), reason }) }
     }
 
+    /// How many whole checkpoints of the manager are newer: one that was killed has saved more than it could tell.
+    fn newer(&self, manager: &str, step: i64) -> usize {
+        let number = |name: &str| name.strip_prefix(manager)?.strip_prefix('-')?.parse::<i64>().ok();
+        let newer = names(&self.root, |name| number(name).is_some_and(|number| number > step));
+        newer
+            .iter()
+            .filter(|name| number(name).is_some_and(|step| self.wrong(&self.root.join(name), step).is_ok()))
+            .count()
+    }
+
     /// Looks at everything, while the actor does nothing.
     pub(super) fn look(&mut self, said: &mut Said, report: &mut ActorReport) {
         let mut broken = |what: String| report.violations.push(what);
@@ -144,13 +154,13 @@ impl Trainer {
             }
             let _ = fs::remove_dir_all(path);
         }
-        // What another removes at its last save before it is killed was the oldest.
-        for (name, steps) in &said.others {
-            for step in steps.iter().rev().take(KEEP - 1) {
-                let name = format!("{name}-{step}");
+        for (manager, steps) in &said.others {
+            for step in steps.iter().rev().take(KEEP) {
+                let name = format!("{manager}-{step}");
                 let path = self.root.join(&name);
                 if !said.is_touched(&name, &path)
                     && let Err(e) = self.wrong(&path, *step)
+                    && self.newer(manager, *step) < KEEP
                 {
                     broken(format!("{name}, by a manager of another name: {e}"));
                 }
