@@ -84,7 +84,7 @@ pub(crate) fn save_with_assets(
     let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.assets = (assets.write)(&*staging)?;
     for asset in users {
-        let captured = asset.write(&unchanged, directory, &*staging)?.captured;
+        let captured = asset.write(unchanged.from(), None, directory, &*staging)?.captured;
         manifest.assets.insert(captured.name, captured.entry);
     }
     manifest.files = written.files;

@@ -151,7 +151,10 @@ pub(crate) fn save(
     }
     let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.files = written.files;
-    let write = |asset: Captured| asset.write(&unchanged, directory, &*staging);
+    let write = |asset: Captured| {
+        let earlier = unchanged.earlier(&asset.name).cloned();
+        asset.write(unchanged.from(), earlier.as_ref(), directory, &*staging)
+    };
     let assets = assets.into_iter().map(write).collect::<Result<Vec<_>>>()?;
     let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
     manifest.assets = entries.collect();

@@ -1,11 +1,11 @@
 //! Files of the user's own that are saved beside the components.
 
-use super::unchanged::{Earlier, Unchanged};
 use crate::error::{Error, Result};
 use crate::format::{AssetEntry, Digest, EXAMPLES_FILE, INDEX_FILE, MANIFEST_FILE, PROGRAM_FILE, SAVED_MODEL_FILE};
 use crate::name;
 use crate::repository::{Directory, Finished, Transaction};
 use crate::source::{CHUNK, Source};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
@@ -137,6 +137,20 @@ impl fmt::Debug for Asset {
     }
 }
 
+/// An asset of the last checkpoint.
+#[derive(Clone)]
+pub(crate) struct Earlier {
+    pub entry: AssetEntry,
+    /// What the user's file was; `None` where that does not tell whether it has changed.
+    pub stamp: Option<FileStamp>,
+    /// What the checkpoint's file was when it was finished.
+    pub finished: Finished,
+    /// Whether one checkpoint more may have that file.
+    pub may_share: bool,
+    /// The checkpoints that have it.
+    pub shares: BTreeSet<String>,
+}
+
 /// What tells a file from what it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileStamp {
@@ -209,16 +223,17 @@ pub(crate) struct SavedAsset {
 }
 
 impl Captured {
-    /// Writes it, or gives the file of the last checkpoint a second name.
+    /// Writes it, or gives the file of the checkpoint `last` a second name: it is the `earlier` asset.
     pub(crate) fn write(
         mut self,
-        unchanged: &Unchanged,
+        last: &str,
+        earlier: Option<&Earlier>,
         directory: &Directory,
         staging: &dyn Transaction,
     ) -> Result<SavedAsset> {
-        let earlier = unchanged.earlier(&self.name).filter(|earlier| earlier.entry == self.entry);
+        let earlier = earlier.filter(|earlier| earlier.entry == self.entry);
         if let Some(earlier) = earlier.filter(|earlier| earlier.may_share) {
-            match staging.reuse(&self.name, unchanged.from(), &earlier.finished) {
+            match staging.reuse(&self.name, last, &earlier.finished) {
                 Ok(()) => return Ok(SavedAsset { captured: self, finished: None }),
                 Err(e) => log::debug!("{} is written again: {e}", self.name),
             }
@@ -232,7 +247,7 @@ impl Captured {
         };
         match self.bytes.take() {
             Some(bytes) => bytes.chunks(CHUNK).try_for_each(&mut write)?,
-            None => Source::open_in(directory, unchanged.from())?.verify_asset(&self.name, &mut write)?,
+            None => Source::open_in(directory, last)?.verify_asset(&self.name, &mut write)?,
         }
         let finished = file.finish(written)?;
         Ok(SavedAsset { captured: self, finished: Some(finished) })

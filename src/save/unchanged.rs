@@ -7,9 +7,9 @@
 //! file.
 
 use super::plan::{AllSeen, Plan, PlannedFile};
-use super::tracked::{FileStamp, SavedAsset};
+use super::tracked::{Earlier, SavedAsset};
 use crate::error::Error;
-use crate::format::{AssetEntry, Digest, Manifest};
+use crate::format::{Digest, Manifest};
 use crate::graph::{Seen, bytes_as};
 use crate::parallel;
 use crate::repository::Finished;
@@ -43,20 +43,6 @@ impl Memo {
         let all = self.kept.iter().all(|name| shares.contains(name));
         self.kept.is_empty() || !all && shares.len() < MAX_SHARES
     }
-}
-
-/// An asset of the last checkpoint.
-#[derive(Clone)]
-pub(crate) struct Earlier {
-    pub entry: AssetEntry,
-    /// What the user's file was; `None` where that does not tell whether it has changed.
-    pub stamp: Option<FileStamp>,
-    /// What the checkpoint's file was when it was finished.
-    pub finished: Finished,
-    /// Whether one checkpoint more may have that file.
-    pub may_share: bool,
-    /// The checkpoints that have it.
-    shares: BTreeSet<String>,
 }
 
 struct MemoFile {
