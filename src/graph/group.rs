@@ -86,11 +86,10 @@ impl Survey {
         survey
     }
 
-    /// What those say that are asked one by one, at their places.
-    pub(crate) fn look_alone(&self) -> Vec<Seen> {
-        let mut seen = vec![Seen::default(); self.count];
+    /// Writes what those say that are asked one by one, at their places; `seen` gets the length for all.
+    pub(crate) fn look_alone(&self, seen: &mut Vec<Seen>) {
+        seen.resize(self.count, Seen::default());
         self.alone.iter().for_each(|(place, leaf)| seen[*place] = Seen::of(&**leaf));
-        seen
     }
 
     /// Adds what the others say; holds those of them that `held` names, as [`TensorGroup::look`] does.

@@ -166,9 +166,10 @@ impl Taken {
     ) -> Result<Option<Taken>> {
         let lazy = background.lazy(plan)?;
         image.fit(plan, |file| lazy.is_in(file).then_some(true))?;
-        let alone = plan.survey().look_alone();
+        let mut seen = lazy.spare_seen();
+        plan.survey().look_alone(Arc::make_mut(&mut seen));
         let begin = || {
-            let begun = Capture::begin(plan.clone(), lazy, alone, is_checked, image, background.others);
+            let begun = Capture::begin(plan.clone(), lazy, seen, is_checked, image, background.others);
             begun.map_err(Some)?.ok_or(None)
         };
         match graph::enter(&plan.gates, begin) {

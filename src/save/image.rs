@@ -12,7 +12,7 @@ use super::plan::{AllSeen, Plan, PlannedTensor};
 use super::samples::Samples;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
-use crate::graph::{Hold, Seen, TensorPin, Touched};
+use crate::graph::{Hold, TensorPin, Touched};
 use crate::sync::{
     Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
     RwLockWriteGuard,
@@ -144,13 +144,14 @@ impl Capture {
     pub(crate) fn begin(
         plan: Arc<Plan>,
         lazy: Arc<Lazy>,
-        mut seen: Vec<Seen>,
+        mut seen: AllSeen,
         is_checked: bool,
         image: &mut Image,
         others: Others,
     ) -> Result<Option<(Arc<Touched>, Arc<Capture>)>> {
-        plan.survey().look_together(if others.wait { lazy.is_lazy() } else { &[] }, &mut seen);
-        if is_checked && !plan.fits(&seen) {
+        let all = Arc::make_mut(&mut seen);
+        plan.survey().look_together(if others.wait { lazy.is_lazy() } else { &[] }, all);
+        if is_checked && !plan.fits(all) {
             return Ok(None);
         }
         let mut touched = lazy.touched.clone();
@@ -167,12 +168,13 @@ impl Capture {
         }
         let pins = Pins { lazy: Some(lazy.clone()), fresh };
         for &place in &lazy.alone {
-            seen[place].set_version(version(&plan.tensors[place], pins.get(place)));
+            all[place].set_version(version(&plan.tensors[place], pins.get(place)));
         }
-        let samples = others.watched.then(|| Samples::take(&lazy.sampled, &pins));
+        lazy.keep_seen(&seen);
+        let samples = others.watched.then(|| Samples::take(lazy.spare_samples(), &lazy.sampled, &pins));
         let capture = Capture {
             image: RwLock::new(std::mem::take(image)),
-            seen: Arc::new(seen),
+            seen,
             pins,
             samples,
             next: AtomicUsize::new(0),
@@ -249,7 +251,7 @@ impl Capture {
             gatherer.gather(span, chunk, buffer.as_mut_slice(), |source| self.lazy.is_behind(span, source))?;
             let Some(samples) = &self.samples else { continue };
             for part in chunk.parts.iter().filter(|part| self.lazy.is_behind(span, part.source)) {
-                let fits = samples.fit(plan, part, &buffer.as_slice()[part.at.clone()]);
+                let fits = samples.fit(part, &buffer.as_slice()[part.at.clone()]);
                 if let (Source::Tensor(place), false) = (part.source, fits) {
                     return Err(Failure::changed(&plan.tensors[place].key));
                 }
@@ -292,6 +294,12 @@ impl Hold for Capture {
         }
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.none_left.wait_while(left, |left| *left > 0));
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.samples.take().into_iter().for_each(|samples| self.lazy.keep_samples(samples));
     }
 }
 

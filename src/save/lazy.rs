@@ -1,11 +1,11 @@
 //! What may be copied behind the call of a save, and what of it stays the same from one save of a plan to the next.
 
 use super::chunk::{Chunk, Source, Span};
-use super::plan::{Plan, PlannedTensor};
-use super::samples::Sampled;
+use super::plan::{AllSeen, Plan, PlannedTensor};
+use super::samples::{Sampled, Samples};
 use crate::error::{Error, Result};
 use crate::graph::{Area, TensorPin, Touched};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::ops::Range;
 
 /// The memory of tensors of at most so many bytes is held from one save to the next: while the plan is current it is the
@@ -33,6 +33,9 @@ pub(crate) struct Lazy {
     pub(super) jobs: Vec<Job>,
     /// Of every span the chunks that have something which is copied at the call.
     pub(super) at_call: Vec<Vec<usize>>,
+    /// Memory for what a capture notes, used again by the next one: to touch it for the first time takes longer than to
+    /// fill it.
+    spare: Mutex<(AllSeen, Samples)>,
 }
 
 /// Consecutive chunks of a span, copied by one thread.
@@ -79,6 +82,7 @@ impl Lazy {
             in_file,
             jobs: Vec::new(),
             at_call: Vec::new(),
+            spare: Mutex::default(),
         };
         for (place, span) in plan.spans.iter().enumerate() {
             let at_call = |chunk: &Chunk| chunk.parts.iter().any(|part| !lazy.is_behind(span, part.source));
@@ -92,6 +96,26 @@ impl Lazy {
     /// By place in `Plan::tensors`.
     pub(crate) fn is_lazy(&self) -> &[bool] {
         &self.is_lazy
+    }
+
+    pub(crate) fn spare_seen(&self) -> AllSeen {
+        std::mem::take(&mut self.spare().0)
+    }
+
+    pub(super) fn keep_seen(&self, seen: &AllSeen) {
+        self.spare().0 = seen.clone();
+    }
+
+    pub(super) fn spare_samples(&self) -> Samples {
+        std::mem::take(&mut self.spare().1)
+    }
+
+    pub(super) fn keep_samples(&self, samples: Samples) {
+        self.spare().1 = samples;
+    }
+
+    fn spare(&self) -> MutexGuard<'_, (AllSeen, Samples)> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a source of the span is copied behind the call.

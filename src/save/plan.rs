@@ -68,7 +68,8 @@ pub(crate) struct PlannedTensor {
 impl Plan {
     /// What the tensors say of themselves now, then what those of the aliases do.
     pub(crate) fn look(&self) -> Vec<Seen> {
-        let mut seen = self.survey.look_alone();
+        let mut seen = Vec::new();
+        self.survey.look_alone(&mut seen);
         self.survey.look_together(&[], &mut seen);
         seen
     }

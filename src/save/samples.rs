@@ -15,13 +15,16 @@ const WIDEST: usize = 8;
 
 struct Sample {
     /// By place in `Plan::tensors`.
-    tensor: usize,
+    tensor: u32,
+    /// Of the element.
+    size: u32,
     /// In the tensor's bytes.
     offset: usize,
     value: [u8; WIDEST],
 }
 
 /// Elements of tensors. Those of one tensor follow each other, in the order of their places.
+#[derive(Default)]
 pub(super) struct Samples {
     samples: Vec<Sample>,
     /// The first of every tensor, by place in `Plan::tensors`; past the end where there is none.
@@ -62,14 +65,22 @@ impl Sampled {
 
 impl Samples {
     /// Looks at the first and the last element of every tensor that is pinned, and at others, spread by bytes; at other
-    /// places every time.
-    pub(super) fn take(sampled: &Sampled, pins: &Pins) -> Samples {
+    /// places every time. `spare` gives the memory.
+    pub(super) fn take(spare: Samples, sampled: &Sampled, pins: &Pins) -> Samples {
+        let mut samples = spare;
+        samples.choose(sampled, pins);
+        samples.read(pins);
+        samples
+    }
+
+    fn choose(&mut self, sampled: &Sampled, pins: &Pins) {
         let Sampled { tensors, bytes, planned } = sampled;
         let mut random = Random(RandomState::new().hash_one(0));
         let (count, ends) = (tensors.len() as u64, 2 * tensors.len() as u64);
-        let most = MOST.min(ends.saturating_add(*bytes)) as usize;
-        let (samples, elements) = (Vec::with_capacity(most), Vec::with_capacity(most));
-        let mut looks = Looks { samples, elements, firsts: vec![u32::MAX; *planned] };
+        self.samples.clear();
+        self.samples.reserve(MOST.min(ends.saturating_add(*bytes)) as usize);
+        self.firsts.clear();
+        self.firsts.resize(*planned, u32::MAX);
         // Of too many tensors not all get a look.
         let first = if ends > MOST { random.below(count) } else { 0 };
         let end = first + MOST / 2;
@@ -79,71 +90,61 @@ impl Samples {
         let (mut begin, mut stretch_begin, mut next) = (0, 0u64, random.below(stretch));
         for tensor in (0..).zip(tensors).filter(|(i, _)| is_looked_at(*i)).map(|(_, tensor)| tensor) {
             let Some(pin) = pins.get(tensor.place) else { continue };
-            let memory = pin.memory();
             let end = begin + tensor.elements * tensor.size;
-            looks.firsts[tensor.place] = looks.samples.len() as u32;
-            looks.add(tensor, pin, memory, 0);
+            self.firsts[tensor.place] = self.samples.len() as u32;
+            self.add(tensor, pin, 0);
             while next < end {
-                looks.add(tensor, pin, memory, (next - begin) >> tensor.size.trailing_zeros());
+                self.add(tensor, pin, (next - begin) >> tensor.size.trailing_zeros());
                 stretch_begin = stretch_begin.saturating_add(stretch);
                 next = stretch_begin.saturating_add(random.below(stretch));
             }
-            looks.add(tensor, pin, memory, tensor.elements - 1);
+            self.add(tensor, pin, tensor.elements - 1);
             begin = end;
         }
-        looks.take()
+    }
+
+    /// An element to look at. One that is not in plain memory is looked at now.
+    fn add(&mut self, tensor: &Tensor, pin: &dyn TensorPin, element: u64) {
+        let (mut value, size) = ([0; WIDEST], tensor.size as usize);
+        let offset = element as usize * size;
+        let in_memory = pin.memory().is_some_and(|memory| offset + size <= memory.len());
+        if in_memory || pin.sample(element, &mut value[..size]) {
+            self.samples.push(Sample { tensor: tensor.place as u32, size: tensor.size as u32, offset, value });
+        }
+    }
+
+    /// Looks at the chosen elements, one right after the other: their memory is cold, and the processor then waits for many
+    /// of them at a time.
+    fn read(&mut self, pins: &Pins) {
+        let (mut current, mut memory): (Option<u32>, Option<&[u8]>) = (None, None);
+        for Sample { tensor, size, offset, value } in &mut self.samples {
+            if current != Some(*tensor) {
+                current = Some(*tensor);
+                memory = pins.get(*tensor as usize).and_then(|pin| pin.memory());
+            }
+            match memory.and_then(|memory| memory.get(*offset..*offset + *size as usize)) {
+                // The common size, as one read.
+                Some(&[a, b, c, d]) => value[..4].copy_from_slice(&[a, b, c, d]),
+                Some(element) => value[..element.len()].copy_from_slice(element),
+                None => {}
+            }
+        }
     }
 
     /// Whether the bytes of a part, copied, have all samples as they were.
-    pub(super) fn fit(&self, plan: &Plan, part: &Part, bytes: &[u8]) -> bool {
+    pub(super) fn fit(&self, part: &Part, bytes: &[u8]) -> bool {
         let Source::Tensor(place) = part.source else { return true };
-        let size = plan.tensors[place].spec.dtype.size();
         let of_tensor =
             self.firsts.get(place).and_then(|&first| self.samples.get(first as usize..)).unwrap_or_default();
-        let before = of_tensor.partition_point(|sample| sample.tensor == place && sample.offset < part.from);
+        let is_of = |sample: &Sample| sample.tensor as usize == place;
+        let before = of_tensor.partition_point(|sample| is_of(sample) && sample.offset < part.from);
         let until = part.from + bytes.len();
         // An element that is cut by the border of two parts is not compared.
         let same = |sample: &Sample| {
-            let at = sample.offset - part.from;
+            let (at, size) = (sample.offset - part.from, sample.size as usize);
             bytes.get(at..at + size).is_none_or(|bytes| *bytes == sample.value[..size])
         };
-        of_tensor[before..].iter().take_while(|sample| sample.tensor == place && sample.offset < until).all(same)
-    }
-}
-
-/// Samples to be taken. Their memory is read in the end, one right after the other: it is cold, and the processor then waits
-/// for many at a time.
-struct Looks<'a> {
-    samples: Vec<Sample>,
-    /// The elements of the samples; nothing for one that is taken already.
-    elements: Vec<&'a [u8]>,
-    firsts: Vec<u32>,
-}
-
-impl<'a> Looks<'a> {
-    /// `memory` is that of the pin.
-    fn add(&mut self, tensor: &Tensor, pin: &dyn TensorPin, memory: Option<&'a [u8]>, element: u64) {
-        let (size, mut value) = (tensor.size as usize, [0; WIDEST]);
-        let offset = element as usize * size;
-        let element = match memory {
-            Some(memory) => memory.get(offset..offset + size),
-            None => pin.sample(element, &mut value[..size]).then_some(&[][..]),
-        };
-        if let Some(element) = element {
-            self.samples.push(Sample { tensor: tensor.place, offset, value });
-            self.elements.push(element);
-        }
-    }
-
-    fn take(mut self) -> Samples {
-        for (sample, element) in self.samples.iter_mut().zip(self.elements) {
-            match element {
-                // The common size, as one read.
-                &[a, b, c, d] => sample.value[..4].copy_from_slice(&[a, b, c, d]),
-                _ => sample.value[..element.len()].copy_from_slice(element),
-            }
-        }
-        Samples { samples: self.samples, firsts: self.firsts }
+        of_tensor[before..].iter().take_while(|sample| is_of(sample) && sample.offset < until).all(same)
     }
 }
 
