@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Error, RestoreOptions, Variables, optim,
-    verify_checkpoint,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Dtype, Durability, Error, RestoreOptions, Rng,
+    Variables, optim, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -465,6 +465,55 @@ fn a_plan_is_made_anew_when_a_tensor_does_not_fit_it() -> Outcome {
         manager.wait()?;
         assert_eq!(saved(&saved_at, "t").len() as i64, 2 + step);
         t.set_data(&Tensor::ones([3 + step], FLOAT));
+    }
+    Ok(())
+}
+
+/// Some leaves are asked one by one, aliases come after all tensors, and memory and types change between saves.
+#[test]
+fn what_is_asked_together_stays_in_its_place() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut vs = VarStore::new(Device::Cpu);
+    let weights: Vec<Tensor> = (0..40).map(|i| variable(&vs, &format!("layer{i}"), 1 + 1500 * (i % 5), 0.0)).collect();
+    let frozen = variable(&vs, "frozen", 10, 5.0).set_requires_grad(false);
+    let _tied = (vs.root() / "again").add("w", weights[7].shallow_clone(), true);
+    let mut sgd = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&vs, 1.0)?;
+    let checkpoint = Checkpoint::new().track("rng", Rng::global())?.track("optimizer", &sgd)?;
+    let checkpoint = checkpoint.track("rng too", Rng::global())?.track("model", Variables::of(&vs))?;
+    let mut manager = manager(checkpoint, dir.path());
+    let mut states: Vec<(PathBuf, Vec<Vec<f32>>, bool)> = Vec::new();
+    for step in 1..=12 {
+        weights.iter().for_each(|w| backward(w, f64::from(step)));
+        sgd.step();
+        match step {
+            4 => vs.double(),
+            6 => vs.float(),
+            8 => weights[3].shallow_clone().set_data(&Tensor::full([4501], 3.0, FLOAT)),
+            9 => drop(frozen.set_requires_grad(true)),
+            10 => drop(frozen.set_requires_grad(false)),
+            _ => {}
+        }
+        let path = manager.save_at(i64::from(step))?;
+        states.push((path, weights.iter().map(live).collect(), frozen.requires_grad()));
+    }
+    manager.close()?;
+    for (path, state, is_trained) in states {
+        let reader = CheckpointReader::open(&path)?;
+        let tensors = &reader.manifest().tensors;
+        for (i, state) in state.iter().enumerate() {
+            let record = &tensors[&format!("model/layer{i}.w")];
+            assert_eq!(record.requires_grad, Some(true));
+            let bytes = reader.tensor(&format!("model/layer{i}.w"))?;
+            let values: Vec<f32> = match record.spec.dtype {
+                Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+                _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            };
+            assert!(values == *state, "{path:?} layer {i}");
+        }
+        assert_eq!(tensors["model/again.w"].pieces, tensors["model/layer7.w"].pieces);
+        assert_eq!(tensors["model/frozen.w"].requires_grad, Some(is_trained));
+        assert_eq!(tensors["rng/cpu"].requires_grad, None);
+        assert!(verify_checkpoint(&path).is_intact());
     }
     Ok(())
 }
