@@ -10,9 +10,11 @@
 //!
 //! Beyond that: `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
 //! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
-//! save after only the decoder has changed).
+//! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a background
+//! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder).
 
 mod state;
+mod trained;
 mod training;
 
 use state::State;
@@ -59,6 +61,12 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     };
     let folder = dir.join(&measure);
     let _ = fs::remove_dir_all(&folder);
+    if let "trained_stall" | "fine_tune_stall" = measure.as_str() {
+        let seconds = trained::stall(&size, measure == "fine_tune_stall", &folder)?.as_secs_f64();
+        println!("{{\"measure\":{measure:?},\"seconds\":{seconds}}}");
+        let _ = fs::remove_dir_all(&folder);
+        return Ok(());
+    }
     let state = State::new(&size)?;
     let before = resident("VmRSS:");
     let bench = Bench { state, folder, threads };

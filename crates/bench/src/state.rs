@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{Checkpoint, Child, Collection, Counter, Gate, Guarded, Node, Trackable};
 
 /// Name, shape, and whether it has slots.
-type Spec = (String, Vec<i64>, bool);
+pub type Spec = (String, Vec<i64>, bool);
 
 pub struct State {
     gate: Gate,
@@ -107,7 +107,7 @@ impl Collection for Part {
 }
 
 /// What the state of a size consists of.
-fn specs(size: &str) -> Result<Vec<Spec>, Box<dyn Error>> {
+pub fn specs(size: &str) -> Result<Vec<Spec>, Box<dyn Error>> {
     let mut specs: Vec<Spec> = Vec::new();
     let mut add = |name: String, shape: &[i64]| specs.push((name, shape.to_vec(), true));
     match size {
