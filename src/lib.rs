@@ -106,7 +106,7 @@ pub use graph::{
 };
 #[doc(hidden)]
 pub use graph::{Seen, TensorGroup};
-pub use manager::retention;
+pub use manager::retention::{self, Goal};
 pub use manager::{
     Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, Pruned,
     checkpoints, latest_checkpoint, list_checkpoints,
@@ -126,7 +126,7 @@ pub use tch_checkpoint_derive::Trackable;
 #[cfg(feature = "torch")]
 pub use torch::{Ema, Export, GradScaler, Rng, SavedModel, SignatureDef, Swa, Variables, optim};
 pub use training::{
-    Batches, BestMetric, EarlyStopping, Goal, OneCycle, Permutation, ReduceOnPlateau, Schedule, Shuffle, Stop,
+    Batches, BestMetric, EarlyStopping, OneCycle, Permutation, ReduceOnPlateau, Schedule, Shuffle, Stop,
 };
 
 /// The README's code compiles.

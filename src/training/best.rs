@@ -1,32 +1,22 @@
 //! The best value of a metric, and when to stop.
 
 use crate::graph::{Node, Trackable, Value};
+use crate::manager::retention::Goal;
 use serde::{Deserialize, Serialize};
 
-/// Whether a metric is better when it is lower or higher.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Goal {
-    /// Lower is better: a loss, an error rate.
-    Minimize,
-    /// Higher is better: an accuracy.
-    Maximize,
+/// What every other value is better than.
+pub(super) fn worst(goal: Goal) -> f64 {
+    match goal {
+        Goal::Minimize => f64::INFINITY,
+        Goal::Maximize => f64::NEG_INFINITY,
+    }
 }
 
-impl Goal {
-    /// What every other value is better than.
-    pub(super) fn worst(self) -> f64 {
-        match self {
-            Goal::Minimize => f64::INFINITY,
-            Goal::Maximize => f64::NEG_INFINITY,
-        }
-    }
-
-    /// Whether `new` is better than `old` by more than `min_change`.
-    fn is_better(self, new: f64, old: f64, min_change: f64) -> bool {
-        match self {
-            Goal::Minimize => new < old - min_change,
-            Goal::Maximize => new > old + min_change,
-        }
+/// Whether `new` is better than `old` by more than `min_change`.
+fn is_better(goal: Goal, new: f64, old: f64, min_change: f64) -> bool {
+    match goal {
+        Goal::Minimize => new < old - min_change,
+        Goal::Maximize => new > old + min_change,
     }
 }
 
@@ -74,7 +64,7 @@ impl BestMetric {
     pub fn observe(&self, step: i64, value: f64) -> bool {
         self.best.update(|best| {
             let is_better = match best {
-                Some(best) => self.goal.is_better(value, best.value, self.min_change),
+                Some(best) => is_better(self.goal, value, best.value, self.min_change),
                 None => !value.is_nan(),
             };
             if is_better {
@@ -198,16 +188,16 @@ impl EarlyStopping {
                 return state.stop;
             }
             state.bad = if is_best { 0 } else { state.bad.saturating_add(1) };
-            state.stop = if !value.is_finite() || self.divergence.is_some_and(|limit| goal.is_better(limit, value, 0.0))
-            {
-                Stop::Diverged
-            } else if self.target.is_some_and(|target| !goal.is_better(target, value, 0.0)) {
-                Stop::Reached
-            } else if state.bad >= self.patience {
-                Stop::NoImprovement
-            } else {
-                Stop::No
-            };
+            state.stop =
+                if !value.is_finite() || self.divergence.is_some_and(|limit| is_better(goal, limit, value, 0.0)) {
+                    Stop::Diverged
+                } else if self.target.is_some_and(|target| !is_better(goal, target, value, 0.0)) {
+                    Stop::Reached
+                } else if state.bad >= self.patience {
+                    Stop::NoImprovement
+                } else {
+                    Stop::No
+                };
             state.stop
         })
     }

@@ -7,7 +7,7 @@ mod permutation;
 mod plateau;
 mod schedule;
 
-pub use best::{BestMetric, EarlyStopping, Goal, Stop};
+pub use best::{BestMetric, EarlyStopping, Stop};
 pub use order::Batches;
 pub use permutation::{Permutation, Shuffle};
 pub use plateau::ReduceOnPlateau;

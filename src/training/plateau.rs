@@ -1,7 +1,8 @@
 //! A learning rate that is reduced when a metric stops to improve.
 
-use super::best::Goal;
+use super::best::worst;
 use crate::graph::{Node, Trackable, Value};
+use crate::manager::retention::Goal;
 use serde::{Deserialize, Serialize};
 
 /// Reduces the learning rate when a metric has not improved for some time, as PyTorch's `ReduceLROnPlateau`.
@@ -136,7 +137,7 @@ impl ReduceOnPlateau {
     }
 
     fn is_better(&self, metric: f64, best: Option<f64>) -> bool {
-        let best = best.unwrap_or(self.goal.worst());
+        let best = best.unwrap_or(worst(self.goal));
         match (self.goal, self.absolute) {
             (Goal::Minimize, false) => metric < best * (1.0 - self.threshold),
             (Goal::Minimize, true) => metric < best - self.threshold,
