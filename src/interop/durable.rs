@@ -32,6 +32,7 @@ impl DurableFile {
     }
 
     /// Makes the content durable, for a file in a [`DurableDirectory`].
+    #[cfg(feature = "huggingface")]
     #[cfg(feature = "pytorch")]
     pub(crate) fn sync(mut self) -> Result<()> {
         self.is_done = true;
@@ -56,6 +57,7 @@ fn sync_directory(path: &Path) -> Result<()> {
 }
 
 /// A new directory being filled beside its place.
+#[cfg(feature = "huggingface")]
 #[cfg(feature = "pytorch")]
 #[derive(Debug)]
 pub(crate) struct DurableDirectory {
@@ -65,6 +67,7 @@ pub(crate) struct DurableDirectory {
 }
 
 #[cfg(feature = "pytorch")]
+#[cfg(feature = "huggingface")]
 impl DurableDirectory {
     /// Begins a directory that will be `path`, where nothing is.
     pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
@@ -108,12 +111,14 @@ impl DurableDirectory {
 }
 
 #[cfg(feature = "pytorch")]
+#[cfg(feature = "huggingface")]
 fn already_there(path: &Path) -> Error {
     let hint = "write into a new directory, or remove this one before".to_string();
     Error::AlreadyExists { path: path.to_path_buf(), hint }
 }
 
 #[cfg(feature = "pytorch")]
+#[cfg(feature = "huggingface")]
 impl Drop for DurableDirectory {
     fn drop(&mut self) {
         if !self.is_done {

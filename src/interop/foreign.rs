@@ -76,6 +76,7 @@ impl Foreign {
     }
 
     /// What was found, without the bytes of the file.
+    #[cfg(feature = "huggingface")]
     pub(crate) fn into_found(self) -> Found {
         let Foreign { stored, order, values, unreadable, checks, .. } = self;
         Found { stored, order, values, unreadable, checks, file_bytes: 0 }

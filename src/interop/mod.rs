@@ -23,6 +23,8 @@ mod ours;
 mod probe;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
+#[cfg(feature = "pytorch")]
+mod seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 mod slot;
 #[cfg(feature = "pytorch")]
@@ -34,6 +36,8 @@ mod view;
 #[cfg(feature = "pytorch")]
 mod zip;
 
+#[cfg(feature = "pytorch")]
+pub use seal::seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 pub use slot::Slot;
 #[cfg(feature = "pytorch")]
@@ -104,7 +108,7 @@ impl ReadOptions {
 }
 
 /// Opens the checkpoint at `path`, of whatever format: a file, a directory, or the prefix of a TensorFlow bundle. A
-/// checkpoint of this crate is one of them.
+/// checkpoint of this crate is one of them. Where a seal lies beside it (`PATH.seal.json`), all is compared with that.
 ///
 /// # Errors
 /// [`Error::NotFound`](crate::Error::NotFound) when nothing is there;
@@ -131,7 +135,10 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>> {
 /// # Errors
 /// As for [`open`].
 pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
-    detect::open(path.as_ref(), options)
+    let source = detect::open(path.as_ref(), options)?;
+    #[cfg(feature = "pytorch")]
+    let source = seal::with_seal(path.as_ref(), source)?;
+    Ok(source)
 }
 
 /// What a file that was written holds, and what not.

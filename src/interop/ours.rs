@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+/// What the format is called.
+pub(super) const FORMAT: &str = "tch-checkpoint";
+
 pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
     let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE));
     is_ours.then(|| Ok(Box::new(Ours::open(probe.path)?) as Box<dyn TensorSource>))
@@ -60,7 +63,7 @@ impl Ours {
 
 impl TensorSource for Ours {
     fn format(&self) -> &'static str {
-        "tch-checkpoint"
+        FORMAT
     }
 
     fn path(&self) -> &Path {

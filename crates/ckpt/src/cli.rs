@@ -38,6 +38,7 @@ pub enum Command {
     Convert(Convert),
     Average(Average),
     Map(Map),
+    Seal(Seal),
 }
 
 /// Lists the checkpoints in a folder, oldest first, and what else a save or a manager left there
@@ -95,7 +96,7 @@ Exit codes:
   1  at least one is damaged: a changed, missing or added byte, or a missing file
   2  at least one could not be read, or a folder holds no checkpoint; others may be damaged")]
 pub struct Verify {
-    /// Checkpoints, or folders of checkpoints
+    /// Checkpoints, folders of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
 }
@@ -176,6 +177,24 @@ pub struct Average {
     pub decay: Option<f64>,
     #[command(flatten)]
     pub writing: Writing,
+}
+
+/// Writes digests beside checkpoints of other tools, PATH.seal.json, that later reads are compared with
+///
+/// `ckpt verify`, `convert` and `diff`, and restores, then verify every element, also where the format has no checksum.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt seal model.safetensors
+  ckpt verify model.safetensors
+
+Exit codes:
+  0  all are sealed
+  2  one could not be read, is damaged, or has a seal already")]
+pub struct Seal {
+    /// Files, directories, or prefixes of TensorFlow checkpoints
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod ls;
 mod names;
 mod output;
 mod problem;
+mod seal;
 mod show;
 mod table;
 mod target;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(args, &mut out),
         Command::Average(args) => convert::average(args, &mut out),
         Command::Map(args) => names::run(args, &mut out),
+        Command::Seal(args) => seal::run(args, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {
         out.error(&error);

@@ -7,7 +7,7 @@ use crate::problem::{Kind, Problem, text};
 use crate::target::{Place, lost_manifest, no_checkpoint_in, what_is};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use tch_checkpoint::{CheckpointReader, Error, Listing, verify_checkpoint};
+use tch_checkpoint::{CheckpointReader, Error, Listing, interop, verify_checkpoint};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -49,8 +49,9 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
         match what_is(path) {
             Ok(Place::Checkpoint) => verification.note(path, check(path), out),
             Ok(Place::LostManifest) => verification.note(path, Found::problem(&lost_manifest(path)), out),
+            Ok(Place::Folder(_)) if is_foreign(path) => verification.note(path, foreign_folder(path), out),
             Ok(Place::Folder(listing)) => verification.folder(path, &listing, out),
-            Err(error) => verification.note(path, Found::problem(&error), out),
+            Err(error) => verification.note(path, foreign(path, &error), out),
         }
     }
     verification.sum_up(out);
@@ -72,6 +73,25 @@ struct Found {
 impl Found {
     fn problem(error: &Error) -> Found {
         Found { problems: vec![Problem::of(error)], unexpected: Vec::new() }
+    }
+}
+
+/// Whether a folder is a checkpoint of another tool.
+fn is_foreign(path: &Path) -> bool {
+    interop::open(path).is_ok()
+}
+
+fn foreign_folder(path: &Path) -> Found {
+    foreign(path, &no_checkpoint_in(path))
+}
+
+/// Reads all of another tool's checkpoint that has a checksum or a digest in a seal. `error` is what there is to say where there
+/// is none.
+fn foreign(path: &Path, error: &Error) -> Found {
+    match interop::open(path).and_then(|source| source.verify()) {
+        Ok(()) => Found::default(),
+        Err(Error::NotFound { .. }) => Found::problem(error),
+        Err(problem) => Found::problem(&problem),
     }
 }
 

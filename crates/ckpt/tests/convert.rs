@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use tch_checkpoint::{Checkpoint, Counter, TensorSource, Trackable, interop};
+use tch_checkpoint::{Checkpoint, Counter, TensorSource, Trackable, VerifiedBy, interop};
 
 fn ckpt(args: &[&str], directory: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ckpt")).args(args).current_dir(directory).output().unwrap()
@@ -111,4 +111,41 @@ fn averages_are_written() {
     assert!(read(&*mean, &name) == read(&*a, key));
     let other = Checkpoint::new().track("x", Counter::new(1).node()).unwrap().write(dir.join("other")).unwrap();
     assert_eq!(ckpt(&["average", "a", other.to_str().unwrap(), "--out", "no"], dir).status.code(), Some(2));
+}
+
+#[test]
+fn a_seal_finds_what_no_checksum_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    ok(&["convert", &fixture("pytorch/a_state_dict/seq2seq.pt"), "x.safetensors"], dir);
+    let file = dir.join("x.safetensors");
+    let good = fs::read(&file).unwrap();
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    // The format has no checksum.
+    fs::write(&file, &bad).unwrap();
+    ok(&["verify", "x.safetensors"], dir);
+    fs::write(&file, &good).unwrap();
+    ok(&["seal", "x.safetensors"], dir);
+    ok(&["verify", "x.safetensors"], dir);
+    assert_eq!(ckpt(&["seal", "x.safetensors"], dir).status.code(), Some(2));
+    let key = interop::open(&file).unwrap().tensors().keys().next().unwrap().clone();
+    assert_eq!(interop::open(&file).unwrap().verified_by(&key), VerifiedBy::Digest);
+    fs::write(&file, &bad).unwrap();
+    let output = ckpt(&["verify", "x.safetensors"], dir);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && shown.contains("is not what was sealed"), "{shown}");
+    // Neither is it converted.
+    assert_eq!(ckpt(&["convert", "x.safetensors", "to"], dir).status.code(), Some(2));
+    assert!(!dir.join("to").exists());
+    // Another file under the same name, and a broken seal.
+    ok(&["convert", &fixture("pytorch/i_tch/seq2seq.npz"), "y.safetensors", "--only", "*bias*"], dir);
+    fs::copy(dir.join("y.safetensors"), &file).unwrap();
+    assert_eq!(ckpt(&["verify", "x.safetensors"], dir).status.code(), Some(1));
+    fs::write(dir.join("x.safetensors.seal.json"), "{").unwrap();
+    assert_eq!(ckpt(&["verify", "x.safetensors"], dir).status.code(), Some(1));
+    let own = ckpt(&["convert", "y.safetensors", "own"], dir);
+    assert!(own.status.success());
+    assert_eq!(ckpt(&["seal", "own"], dir).status.code(), Some(2));
 }

@@ -1,0 +1,24 @@
+//! `ckpt seal`: digests beside checkpoints of other tools.
+
+use crate::cli::Seal;
+use crate::output::{Exit, Output};
+use crate::problem::text;
+use serde::Serialize;
+use tch_checkpoint::{Error, interop};
+
+/// The JSON document.
+#[derive(Serialize)]
+struct Sealed {
+    seals: Vec<String>,
+}
+
+pub fn run(args: &Seal, out: &mut Output) -> Result<Exit, Error> {
+    let mut seals = Vec::new();
+    for path in &args.paths {
+        let seal = interop::seal(path)?;
+        out.line(format!("sealed      {}", path.display()));
+        seals.push(text(&seal));
+    }
+    out.document(&Sealed { seals });
+    Ok(Exit::Fine)
+}

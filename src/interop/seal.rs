@@ -1,0 +1,238 @@
+//! Seals: digests of another tool's checkpoint, in a small file beside it.
+
+use super::durable::DurableFile;
+use crate::dtype::{Dtype, TensorSpec};
+use crate::error::{Error, Result};
+use crate::format::{Digest, Hasher};
+use crate::name;
+use crate::source::{TensorSource, VerifiedBy, room};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What follows the name of what is sealed.
+const SUFFIX: &str = ".seal.json";
+
+/// The longest seal.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// How many bytes are read at a time.
+const CHUNK: u64 = 1 << 20;
+
+/// The file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seal {
+    /// The version of this form: 1.
+    seal: u32,
+    /// The format that was sealed.
+    format: String,
+    /// XXH3-128 of every tensor's elements, row-major and little-endian.
+    tensors: BTreeMap<String, Entry>,
+    /// XXH3-128 of all values, as the JSON of one object.
+    values: Digest,
+}
+
+#[derive(Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    digest: Digest,
+}
+
+/// Where the seal of `path` is.
+fn place(path: &Path) -> PathBuf {
+    // Without the separator that a directory's path may end in.
+    let mut text = path.components().as_path().as_os_str().to_os_string();
+    text.push(SUFFIX);
+    PathBuf::from(text)
+}
+
+/// Writes the digests of all tensors and values of the checkpoint at `path`, of another tool, into a file beside it,
+/// `PATH.seal.json`; returns its path. [`open`](super::open), and with it restores and `ckpt verify`, compare what they read with
+/// the seal from then on, as with the digests of this crate's own checkpoints. What has a checksum is verified before.
+///
+/// A seal finds accidents, not forgers: who changes the file can seal it anew.
+///
+/// # Errors
+/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::Usage`] for a checkpoint of
+/// this crate, which has its digests; otherwise as for [`open`](super::open).
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::{VerifiedBy, interop};
+/// interop::seal("model.safetensors")?;
+/// let source = interop::open("model.safetensors")?;
+/// assert_eq!(source.verified_by("encoder.weight"), VerifiedBy::Digest);
+/// # Ok(())
+/// # }
+/// ```
+pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
+    let path = path.as_ref();
+    let source = super::detect::open(path, &super::ReadOptions::default())?;
+    if source.format() == super::ours::FORMAT {
+        let reason = format!("{} is a checkpoint of this crate: its manifest has the digests", path.display());
+        return Err(Error::Usage(reason));
+    }
+    let place = place(path);
+    if std::fs::symlink_metadata(&place).is_ok() {
+        let hint = "remove the seal, and seal anew, if what is there now is right".to_string();
+        return Err(Error::AlreadyExists { path: place, hint });
+    }
+    source.verify()?;
+    let mut tensors = BTreeMap::new();
+    for (key, spec) in source.tensors() {
+        let digest = digest(&*source, key)?;
+        tensors.insert(key.clone(), Entry { dtype: spec.dtype, shape: spec.shape.clone(), digest });
+    }
+    let values = digest_of_values(&*source);
+    let seal = Seal { seal: 1, format: source.format().to_string(), tensors, values };
+    let text = serde_json::to_string(&seal).map_err(|e| Error::Usage(format!("the seal cannot be written: {e}")))?;
+    let file = DurableFile::create(&place)?;
+    file.write_at(0, text.as_bytes())?;
+    file.publish()?;
+    Ok(place)
+}
+
+/// The digest of a tensor, read piece by piece.
+fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
+    let spec = source.tensors().get(key).ok_or_else(|| Error::object(key, "there is no such tensor"))?;
+    let size = spec.dtype.size() as u64;
+    let (count, step) = (spec.bytes().unwrap_or_default() / size, CHUNK / size);
+    let mut buffer = room(key, Some((count * size).min(CHUNK)))?;
+    let mut hasher = Hasher::new();
+    let mut at = 0;
+    while at < count {
+        let end = (at + step).min(count);
+        let chunk = &mut buffer[..((end - at) * size) as usize];
+        source.read_range(key, at..end, chunk)?;
+        hasher.update(chunk);
+        at = end;
+    }
+    Ok(hasher.finish())
+}
+
+fn digest_of_values(source: &dyn TensorSource) -> Digest {
+    let all: serde_json::Map<String, Value> =
+        source.values().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    Digest::of(Value::Object(all).to_string().as_bytes())
+}
+
+/// The source with its seal, if it has one.
+pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Box<dyn TensorSource>> {
+    if source.format() == super::ours::FORMAT {
+        return Ok(source);
+    }
+    let place = place(path);
+    let mut bytes = Vec::new();
+    match File::open(&place).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(source),
+        Err(e) => return Err(Error::io("read", &place, e)),
+        Ok(_) if bytes.len() as u64 > MAX_BYTES => {
+            return Err(Error::damaged(&place, format!("it is longer than {MAX_BYTES} bytes")));
+        }
+        Ok(_) => {}
+    }
+    let seal: Seal = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::damaged(&place, name::short_message(format!("it is no seal: {e}"))))?;
+    if seal.seal != 1 {
+        return Err(Error::Unsupported { path: place, reason: format!("version {} of seals is not known", seal.seal) });
+    }
+    let differing = |key: &String| {
+        let sealed = seal.tensors.get(key).map(|entry| TensorSpec::new(entry.dtype, entry.shape.clone()));
+        sealed.as_ref() != source.tensors().get(key)
+    };
+    if let Some(key) = source.tensors().keys().chain(seal.tensors.keys()).find(|key| differing(key)) {
+        let reason = format!("the tensor {} is not what was sealed in {}", name::shown(key), place.display());
+        return Err(Error::damaged(source.path(), reason));
+    }
+    if digest_of_values(&*source) != seal.values {
+        return Err(Error::damaged(
+            source.path(),
+            format!("its values are not what was sealed in {}", place.display()),
+        ));
+    }
+    Ok(Box::new(Sealed { source, place, seal }))
+}
+
+/// A source whose digests are known.
+#[derive(Debug)]
+struct Sealed {
+    source: Box<dyn TensorSource>,
+    place: PathBuf,
+    seal: Seal,
+}
+
+impl Sealed {
+    fn check(&self, key: &str, found: Digest) -> Result<()> {
+        match self.seal.tensors.get(key) {
+            Some(entry) if entry.digest == found => Ok(()),
+            _ => {
+                let key = name::shown(key);
+                let reason = format!("the tensor {key} is not what was sealed in {}", self.place.display());
+                Err(Error::damaged(self.source.path(), reason))
+            }
+        }
+    }
+}
+
+impl TensorSource for Sealed {
+    fn format(&self) -> &'static str {
+        self.source.format()
+    }
+
+    fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        self.source.tensors()
+    }
+
+    fn order(&self) -> Vec<&str> {
+        self.source.order()
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        self.source.values()
+    }
+
+    fn value(&self, key: &str) -> Option<Value> {
+        self.source.value(key)
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        self.source.unreadable()
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.source.first_alias(key)
+    }
+
+    fn verified_by(&self, _: &str) -> VerifiedBy {
+        VerifiedBy::Digest
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        self.source.read(key, target)?;
+        self.check(key, Digest::of(target))
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        self.source.read_range(key, range, target)
+    }
+
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        self.check(key, digest(&*self.source, key)?)
+    }
+
+    fn verify(&self) -> Result<()> {
+        self.source.verify()?;
+        self.tensors().keys().try_for_each(|key| self.verify_tensor(key))
+    }
+}
