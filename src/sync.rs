@@ -17,7 +17,6 @@ pub(crate) use from::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock
 #[cfg(shuttle)]
 pub(crate) mod thread {
     use super::{Arc, AtomicBool, Ordering};
-    pub(crate) use shuttle::thread::{spawn, yield_now};
 
     pub(crate) struct Builder(shuttle::thread::Builder);
 

@@ -11,7 +11,6 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::Arc;
 use shuttle::thread;
 use std::path::Path;
-use tch_checkpoint::Checkpoint;
 use tch_checkpoint::internal::{Disk, Posix, Source};
 use tch_checkpoint::{Background, CheckpointManager, Overlap};
 
