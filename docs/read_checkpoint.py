@@ -15,8 +15,8 @@ from safetensors import safe_open
 def load(folder):
     with open(f"{folder}/manifest.json", encoding="utf-8") as file:
         manifest = json.load(file)
-    if manifest["format"] != "tch-checkpoint" or manifest["version"] not in (1, 2, 3):
-        raise ValueError(f"{folder} is not a checkpoint of version 1, 2 or 3")
+    if manifest["format"] != "tch-checkpoint" or manifest["version"] not in (1, 2, 3, 4):
+        raise ValueError(f"{folder} is not a checkpoint of version 1, 2, 3 or 4")
     files = {name: safe_open(f"{folder}/{name}", framework="np") for name in manifest["files"]}
     tensors = {}
     for key, record in manifest["tensors"].items():

@@ -10,7 +10,9 @@ use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
-use crate::save::{self, AllSeen, Captured, Header, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset};
+use crate::save::{
+    self, AllSeen, Captured, Header, Health, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset,
+};
 use crate::source::TensorSource;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -254,6 +256,19 @@ impl Checkpoint {
     /// up. Costs nothing unless set.
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.options.observer = Observer::new(report);
+        self
+    }
+
+    /// What a save notes of the values of tensors of float types (F64, F32, F16, BF16, the F8 types but F8_E8M0, and
+    /// C64). Defaults to [`Health::Finite`].
+    ///
+    /// ```
+    /// use tch_checkpoint::{Checkpoint, Health};
+    /// let checkpoint = Checkpoint::new().health(Health::Statistics);
+    /// # let _ = checkpoint;
+    /// ```
+    pub fn health(mut self, health: Health) -> Self {
+        self.options.health = health;
         self
     }
 
@@ -518,9 +533,16 @@ impl Checkpoint {
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
     pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
-        let options = RestoreOptions::new();
-        let opened = Opened::open(&self.storage, path.as_ref(), &options)?;
-        self.read_opened(opened, &options)
+        self.read_with(path, &RestoreOptions::new())
+    }
+
+    /// As [`read`](Checkpoint::read), allowing what `options` allow.
+    ///
+    /// # Errors
+    /// As for [`restore`](Checkpoint::restore).
+    pub fn read_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let opened = Opened::open(&self.storage, path.as_ref(), options)?;
+        self.read_opened(opened, options)
     }
 
     fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {

@@ -49,6 +49,19 @@ pub enum Error {
         /// Where it was.
         path: PathBuf,
     },
+    /// Values that are NaN or infinite were to be saved, and the manager was asked to refuse them; nothing was changed.
+    #[error(
+        "{} was not saved: there are values that are not finite in {}; restore an earlier checkpoint, or save all the same \
+        (`OnUnhealthy::Keep`)",
+        path.display(),
+        listed(tensors)
+    )]
+    Unhealthy {
+        /// The checkpoint that was to be saved.
+        path: PathBuf,
+        /// The keys of the tensors.
+        tensors: Vec<String>,
+    },
     /// The checkpoint at `path` is pinned, so it is not removed.
     #[error("{} is pinned ({}): take the pins away first (`unpin`)", path.display(), pins.join(", "))]
     Pinned {
@@ -174,6 +187,15 @@ pub enum Error {
     /// An option or argument makes no sense.
     #[error("{0}")]
     Usage(String),
+}
+
+/// The first of some names, and how many more there are.
+pub(crate) fn listed(names: &[String]) -> String {
+    match names {
+        [] => "no".to_string(),
+        [name] => name.clone(),
+        [name, others @ ..] => format!("{name} and {} more", others.len()),
+    }
 }
 
 /// What to do about an error of the system.

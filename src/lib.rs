@@ -56,6 +56,8 @@
 //! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
 //! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools, see [`interop`].
 //!
+//! * `signals` (default): [`Preemption`] on a signal.
+//!
 //! # What is not promised
 //!
 //! A disk that says "done" and is not, and a checkpoint that somebody writes into while it is restored, are beyond this
@@ -106,10 +108,13 @@ pub use graph::{
 };
 #[doc(hidden)]
 pub use graph::{Seen, TensorGroup};
+#[cfg(feature = "signals")]
+pub use manager::Signal;
 pub use manager::retention::{self, Goal};
+pub use manager::save_policy;
 pub use manager::{
-    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Listed, Listing, Overlap, Pruned,
-    checkpoints, latest_checkpoint, list_checkpoints,
+    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, Listed, Listing,
+    OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, Step, checkpoints, latest_checkpoint, list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;
@@ -119,6 +124,7 @@ pub use restore::{
     Difference, PassedOver, Report, RestoreOptions, RestoreStatus, SkipReason, Skipped, Started, Trainable,
     TrainableDifference,
 };
+pub use save::Health;
 pub use save::UserAsset as Asset;
 pub use source::{TensorSource, VerifiedBy};
 #[cfg(feature = "derive")]

@@ -74,7 +74,7 @@ fn a_step_right_after_the_call_never_tears_what_is_saved() -> Outcome {
         optimizer.step(generation);
         buffers.iter().for_each(|buffer| buffer.bytes().fill(generation));
         step.set(generation.into());
-        let path = manager.save_at(generation.into())?;
+        let path = manager.save_at(generation)?;
         // The next forward pass changes the buffers at once, and the next step everything else.
         buffers.iter().for_each(|buffer| buffer.bytes().fill(255));
         step.set(-1);
@@ -109,7 +109,7 @@ fn many_saves_and_steps_without_waiting() -> Outcome {
     let mut manager = builder.background(Background::new()).open()?;
     for step in 1..=200u8 {
         optimizer.step(step);
-        manager.save_at(step.into())?;
+        manager.save_at(step)?;
     }
     manager.close()?;
     for step in 1..=200u8 {
@@ -387,8 +387,8 @@ fn a_panic_in_one_save_does_not_let_writers_pass_another() -> Outcome {
     let mut second = builder.background(Background::new()).open()?;
     for generation in 1..=10u8 {
         optimizer.step(generation);
-        first.save_at(generation.into())?;
-        let path = second.save_at(generation.into())?;
+        first.save_at(generation)?;
+        let path = second.save_at(generation)?;
         optimizer.step(200);
         assert!(first.wait().is_err());
         second.wait()?;
@@ -407,7 +407,7 @@ fn a_restore_of_another_checkpoint_waits_for_the_save() -> Outcome {
     let mut manager = builder.background(Background::new()).open()?;
     for generation in 1..=10u8 {
         optimizer.step(generation);
-        let path = manager.save_at(generation.into())?;
+        let path = manager.save_at(generation)?;
         if generation % 2 == 0 {
             Checkpoint::new().track("part", &optimizer.tensors[0])?.restore(&older)?;
         } else {

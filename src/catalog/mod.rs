@@ -28,6 +28,8 @@ pub(crate) struct Found {
     pub earlier: Vec<Follows>,
     /// As in the manifest.
     pub counted_from: Option<DateTime<Utc>>,
+    /// The keys of tensors with values that are not finite.
+    pub non_finite: Vec<String>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
     /// Names and texts.
@@ -52,8 +54,9 @@ impl Found {
         let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
         let (follows, earlier) = (manifest.follows.clone(), manifest.earlier.clone());
         let counted_from = manifest.counted_from;
+        let non_finite = manifest.non_finite().map(str::to_string).collect();
         let (pins, notes) = (BTreeMap::new(), BTreeMap::new());
-        let mut found = Found { entry, follows, earlier, counted_from, pins, notes, tensors, values };
+        let mut found = Found { entry, follows, earlier, counted_from, non_finite, pins, notes, tensors, values };
         found.take_in(marks);
         found
     }

@@ -101,8 +101,20 @@ pub struct AssetEntry {
     pub digest: Digest,
 }
 
+/// What a save noted of the values of a tensor of a float type. The parts of complex numbers count as values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// How many values are NaN or infinite.
+    pub non_finite: u64,
+    /// The square root of the sum of the squares of the finite values, good to about five digits.
+    pub norm: f64,
+    /// The least and the greatest finite value; `None` where there is none.
+    pub range: Option<(f64, f64)>,
+}
+
 /// A tensor of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TensorRecord {
     /// Type and shape.
     pub spec: TensorSpec,
@@ -112,6 +124,8 @@ pub struct TensorRecord {
     pub pieces: Vec<Piece>,
     /// Whether it was a variable that required a gradient; `None` where that has no meaning or was not recorded.
     pub requires_grad: Option<bool>,
+    /// What was noted of its values; `None` where nothing was. Unless asked for, only what is not finite is noted.
+    pub statistics: Option<Statistics>,
 }
 
 /// Elements of a tensor that lie in one file, one after another, under one name.
@@ -167,6 +181,12 @@ impl Manifest {
         lineage
     }
 
+    /// The keys of the tensors with values that are not finite, as far as that was noted.
+    pub fn non_finite(&self) -> impl Iterator<Item = &str> {
+        let is_it = |record: &TensorRecord| record.statistics.is_some_and(|statistics| statistics.non_finite > 0);
+        self.tensors.iter().filter(move |(_, record)| is_it(record)).map(|(key, _)| key.as_str())
+    }
+
     /// The length of all files, without the manifest.
     pub fn bytes(&self) -> u64 {
         let assets = self.assets.values().map(|asset| asset.bytes);
@@ -196,7 +216,7 @@ impl Manifest {
 
     /// The lowest version that has what this manifest has.
     fn version(&self) -> u64 {
-        if self.counted_from.is_some() {
+        if self.counted_from.is_some() || self.tensors.values().any(|record| record.statistics.is_some()) {
             return 4;
         }
         let non_finite = self.metrics.values().any(|value| !value.is_finite());
@@ -220,9 +240,10 @@ impl Manifest {
             json::append_map(&mut text, "assets", &self.assets, json::append)?;
         }
         json::append_map(&mut text, "tensors", &self.tensors, |text, tensor| {
-            let TensorRecord { spec, digest, pieces, requires_grad } = tensor;
+            let TensorRecord { spec, digest, pieces, requires_grad, statistics } = tensor;
+            let statistics = statistics.map(StatisticsText::from);
             let (dtype, shape, requires_grad) = (spec.dtype.name(), &spec.shape, *requires_grad);
-            json::append(text, &RecordOut { dtype, shape, digest, pieces, requires_grad })
+            json::append(text, &RecordOut { dtype, shape, digest, pieces, requires_grad, statistics })
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
         json::append_map(&mut text, "metrics", &self.metrics, |text, value| json::append(text, &json::Metric(*value)))?;
@@ -385,6 +406,43 @@ struct RecordOut<'a> {
     pieces: &'a [Piece],
     #[serde(skip_serializing_if = "Option::is_none")]
     requires_grad: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    statistics: Option<StatisticsText>,
+}
+
+/// The JSON of [`Statistics`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatisticsText {
+    norm: f64,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    min: Option<f64>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    max: Option<f64>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    non_finite: Option<u64>,
+}
+
+impl From<Statistics> for StatisticsText {
+    fn from(statistics: Statistics) -> StatisticsText {
+        let Statistics { non_finite, norm, range } = statistics;
+        let (min, max) = range.unzip();
+        StatisticsText { norm, min, max, non_finite: (non_finite > 0).then_some(non_finite) }
+    }
+}
+
+impl StatisticsText {
+    fn known(self, key: &str) -> Result<Statistics, FormatError> {
+        let range = self.min.zip(self.max);
+        let is_right = self.min.is_some() == self.max.is_some()
+            && self.norm >= 0.0
+            && range.is_none_or(|(min, max)| min <= max)
+            && self.non_finite != Some(0);
+        if !is_right {
+            return Err(damaged(format!("the statistics of the tensor {key:?} contradict each other")));
+        }
+        Ok(Statistics { non_finite: self.non_finite.unwrap_or(0), norm: self.norm, range })
+    }
 }
 
 /// A tensor's JSON, as read.
@@ -400,6 +458,8 @@ struct RecordIn<'a> {
     pieces: Vec<Piece>,
     #[serde(default, deserialize_with = "present")]
     requires_grad: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    statistics: Option<StatisticsText>,
 }
 
 /// A list that takes no more memory than it needs in the most frequent case, that of one piece.
@@ -426,8 +486,10 @@ impl RecordIn<'_> {
         let dtype = dtype_named(&self.dtype).ok_or_else(|| {
             FormatError::Unsupported(format!("the tensor {key:?} is of the unknown element type {:?}", self.dtype))
         })?;
+        let statistics = self.statistics.map(|text| text.known(key)).transpose()?;
         let spec = TensorSpec { dtype, shape: self.shape.0 };
-        Ok(TensorRecord { spec, digest: self.digest, pieces: self.pieces, requires_grad: self.requires_grad })
+        let (digest, pieces, requires_grad) = (self.digest, self.pieces, self.requires_grad);
+        Ok(TensorRecord { spec, digest, pieces, requires_grad, statistics })
     }
 }
 

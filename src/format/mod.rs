@@ -19,7 +19,8 @@ mod tests;
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry, MAX_INDEX_BYTES};
 pub use manifest::{
-    AssetEntry, FileEntry, Follows, HeaderEntry, MAX_EARLIER, MAX_MANIFEST_BYTES, Manifest, Piece, TensorRecord,
+    AssetEntry, FileEntry, Follows, HeaderEntry, MAX_EARLIER, MAX_MANIFEST_BYTES, Manifest, Piece, Statistics,
+    TensorRecord,
 };
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 

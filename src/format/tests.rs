@@ -39,7 +39,13 @@ fn add_file(manifest: &mut Manifest, component: &str, layout: &safetensors::Layo
         let digest = Digest::of(&bytes[tensor.begin as usize..tensor.end as usize]);
         let piece =
             Piece { file: file.clone(), name: tensor.name.clone(), begin: tensor.begin, end: tensor.end, slice: None };
-        let record = TensorRecord { spec: tensor.spec.clone(), digest, pieces: vec![piece], requires_grad: None };
+        let record = TensorRecord {
+            spec: tensor.spec.clone(),
+            digest,
+            pieces: vec![piece],
+            requires_grad: None,
+            statistics: None,
+        };
         manifest.tensors.insert(format!("{}/{}", name::key([component]), tensor.name), record);
     }
 }
@@ -92,7 +98,7 @@ fn sample() -> (Manifest, BTreeMap<String, Vec<u8>>) {
     let spec = TensorSpec::new(Dtype::I32, [5, 2]);
     manifest.tensors.insert(
         "decoder/large".to_string(),
-        TensorRecord { spec, digest: hasher.finish(), pieces, requires_grad: None },
+        TensorRecord { spec, digest: hasher.finish(), pieces, requires_grad: None, statistics: None },
     );
 
     let values = [
@@ -832,6 +838,37 @@ fn version_4_is_read_as_it_was_written_and_is_needed() {
     }
 }
 
+#[test]
+fn statistics_are_read_as_they_were_written() {
+    let (mut manifest, _) = sample();
+    let note = |manifest: &mut Manifest, key: &str, non_finite, norm, range| {
+        manifest.tensors.get_mut(key).unwrap().statistics = Some(Statistics { non_finite, norm, range });
+    };
+    note(&mut manifest, "my encoder/embedding.weight", 0, 1.5, Some((-1.0, 0.25)));
+    note(&mut manifest, "my encoder/gru.weight", 4, 0.0, None);
+    note(&mut manifest, "my encoder/gru.half", 1, f64::MAX, Some((-0.5, -0.5)));
+    let text = manifest.to_bytes().unwrap();
+    golden("v4/statistics.json", &text);
+    assert_eq!(Manifest::from_bytes(&text).as_ref(), Ok(&manifest));
+    assert_eq!(manifest.non_finite().collect::<Vec<_>>(), ["my encoder/gru.half", "my encoder/gru.weight"]);
+    let text = unseal(&text);
+    for (from, to) in [
+        ("\"version\":4", "\"version\":3"),
+        ("\"non_finite\":4", "\"non_finite\":0"),
+        ("\"non_finite\":4", "\"non_finite\":-1"),
+        ("\"norm\":1.5", "\"norm\":-1.5"),
+        ("\"norm\":1.5,", ""),
+        ("\"min\":-1.0", "\"min\":1.0"),
+        ("\"min\":-1.0,", ""),
+        ("\"min\":-1.0", "\"min\":null"),
+        ("\"statistics\":{\"norm\":1.5", "\"statistics\":{\"new\":1,\"norm\":1.5"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let changed = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
+        assert!(matches!(changed, Err(FormatError::Damaged(_))), "{to}: {changed:?}");
+    }
+}
+
 /// The sample with what only version 3 has: a checkpoint that it follows, metrics that are no numbers, and which
 /// variables require a gradient.
 fn sample_of_version_3() -> Manifest {
@@ -1094,6 +1131,7 @@ fn speed() {
                     digest: Digest::of(key.as_bytes()),
                     pieces: vec![piece],
                     requires_grad: None,
+                    statistics: None,
                 };
                 manifest.tensors.insert(key, record);
             }

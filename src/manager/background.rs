@@ -8,6 +8,7 @@ use crate::name::matches;
 use crate::save::{self, Capture, Failure, Header, Image, Lazy, Others, Plan, SaveOptions, Unchanged};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// How a manager saves in the background.
 ///
@@ -198,6 +199,8 @@ pub(super) struct Before {
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,
     pub begun: bool,
+    /// When the save before was made.
+    pub last_save_at: Instant,
 }
 
 impl InFlight {

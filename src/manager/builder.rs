@@ -2,16 +2,46 @@
 
 use super::background::Background;
 use super::ledger::Ledger;
+use super::preemption::Preemption;
 use super::retention::{Every, Latest, Retention, RetentionPolicy};
+use super::save_policy::{EverySteps, SavePolicy};
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::repository::{Directory, OpenOptions};
+use crate::restore::RestoreOptions;
 use crate::save::{Held, Image};
 use crate::sync::{Arc, Mutex};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// What a manager does about a state with values that are NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnUnhealthy {
+    /// Saves it. The checkpoint counts for no policy, and is passed over by
+    /// [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
+    #[default]
+    Keep,
+    /// Does not save it: the call, or with a background save the next one, returns
+    /// [`Error::Unhealthy`](crate::Error::Unhealthy).
+    Fail,
+}
+
+/// What [`CheckpointManager::save_if_due`] does when a save fails. Calls that save in any case return the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnSaveError {
+    /// It returns the error.
+    #[default]
+    Return,
+    /// It logs the error and returns `None`. The save is due again at the next call.
+    Continue {
+        /// When so many calls in a row have failed, the last error is returned.
+        give_up_after: u32,
+    },
+}
 
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {
@@ -23,8 +53,16 @@ pub struct CheckpointManagerBuilder {
     keep_every: Option<Duration>,
     policies: Vec<Arc<dyn RetentionPolicy>>,
     protect_restored: usize,
-    interval: u64,
+    keep_unhealthy: usize,
+    on_unhealthy: OnUnhealthy,
+    restore_unhealthy: bool,
+    /// What `save_every` was set to, if it was.
+    interval: Option<u64>,
+    save_policies: Vec<Box<dyn SavePolicy>>,
+    on_save_error: OnSaveError,
+    preemption: Option<Preemption>,
     init: Option<Init>,
+    initialize_from: Option<(PathBuf, RestoreOptions)>,
     background: Option<Background>,
     recycle: bool,
     fresh_start: bool,
@@ -53,8 +91,15 @@ impl CheckpointManagerBuilder {
             keep_every: None,
             policies: Vec::new(),
             protect_restored: 1,
-            interval: 1,
+            keep_unhealthy: 1,
+            on_unhealthy: OnUnhealthy::default(),
+            restore_unhealthy: false,
+            interval: None,
+            save_policies: Vec::new(),
+            on_save_error: OnSaveError::default(),
+            preemption: None,
             init: None,
+            initialize_from: None,
             background: None,
             recycle: true,
             fresh_start: false,
@@ -110,9 +155,50 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// How many steps apart [`CheckpointManager::save_if_due`] saves; 1 unless set.
+    /// What happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
+    pub fn on_unhealthy(mut self, on_unhealthy: OnUnhealthy) -> Self {
+        self.on_unhealthy = on_unhealthy;
+        self
+    }
+
+    /// How many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy keeps such a
+    /// checkpoint, and it takes no other one's place.
+    pub fn keep_unhealthy(mut self, keep: usize) -> Self {
+        self.keep_unhealthy = keep;
+        self
+    }
+
+    /// Lets [`restore_or_initialize`](CheckpointManager::restore_or_initialize) take a checkpoint with values that are NaN
+    /// or infinite. Unless set, it passes over such checkpoints.
+    pub fn restore_unhealthy(mut self) -> Self {
+        self.restore_unhealthy = true;
+        self
+    }
+
+    /// How many steps apart [`CheckpointManager::save_if_due`] saves: [`EverySteps`]. Defaults to 1, or, if there is a policy
+    /// of [`save_when`](CheckpointManagerBuilder::save_when), to what that says.
     pub fn save_every(mut self, steps: u64) -> Self {
-        self.interval = steps;
+        self.interval = Some(steps);
+        self
+    }
+
+    /// Adds a [save policy](crate::save_policy). [`CheckpointManager::save_if_due`] saves if any of the policies says so,
+    /// [`save_every`](CheckpointManagerBuilder::save_every) included.
+    pub fn save_when(mut self, policy: impl SavePolicy + 'static) -> Self {
+        self.save_policies.push(Box::new(policy));
+        self
+    }
+
+    /// What [`CheckpointManager::save_if_due`] does when a save fails. Defaults to [`OnSaveError::Return`].
+    pub fn on_save_error(mut self, on_save_error: OnSaveError) -> Self {
+        self.on_save_error = on_save_error;
+        self
+    }
+
+    /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves, and
+    /// returns when that is durable. It does so once. [`CheckpointManager::preempted`] tells the loop to stop.
+    pub fn preemption(mut self, preemption: Preemption) -> Self {
+        self.preemption = Some(preemption);
         self
     }
 
@@ -126,6 +212,26 @@ impl CheckpointManagerBuilder {
     /// called again by the next `restore_or_initialize`.
     pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         self.init = Some(Box::new(init));
+        self
+    }
+
+    /// Reads the checkpoint at `path` when there is nothing to resume in the directory: a warm start from another run, or
+    /// from a file of another tool. It comes after the function given to [`init`](CheckpointManagerBuilder::init). The run
+    /// is a new one: steps, the counter of saves and what the first checkpoint follows are not those of that checkpoint.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tch_checkpoint::Error> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::{CheckpointManager, RestoreOptions};
+    /// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/fine-tuned")
+    ///     .initialize_from("checkpoints/pretrained/ckpt-1000", RestoreOptions::new().skip("optimizer"))
+    ///     .open()?;
+    /// manager.restore_or_initialize()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn initialize_from(mut self, path: impl AsRef<Path>, options: RestoreOptions) -> Self {
+        self.initialize_from = Some((path.as_ref().to_path_buf(), options));
         self
     }
 
@@ -183,8 +289,12 @@ impl CheckpointManagerBuilder {
     /// # Errors
     /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the folder,
     /// [`Error::Io`].
-    pub fn open(self) -> Result<CheckpointManager> {
+    pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
+        let default = || if self.save_policies.is_empty() { Some(1) } else { None };
+        if let Some(steps) = self.interval.or_else(default) {
+            self.save_policies.push(Box::new(EverySteps(steps)));
+        }
         let storage = self.checkpoint.storage();
         let options = self.checkpoint.open_options();
         let options = OpenOptions { recycle: self.recycle, lock: options.lock && !self.without_lock, ..options };
@@ -207,14 +317,23 @@ impl CheckpointManagerBuilder {
             checkpoint,
             directory,
             name: self.name,
-            interval: self.interval,
+            save_policies: self.save_policies,
+            last_save_at: Instant::now(),
+            previous_step: None,
+            on_save_error: self.on_save_error,
+            failures: 0,
+            preemption: self.preemption,
+            saved_for_end: false,
             init: self.init,
+            initialize_from: self.initialize_from,
             ledger: Arc::new(Mutex::new(ledger)),
             held,
             head: None,
             begun: false,
             restores: 0,
             fresh_start: self.fresh_start,
+            restore_unhealthy: self.restore_unhealthy,
+            refuse_unhealthy: self.on_unhealthy == OnUnhealthy::Fail,
             last_step: None,
             background: self.background,
             in_flight: None,
@@ -229,7 +348,7 @@ impl CheckpointManagerBuilder {
         if self.max_to_keep == Some(Some(0)) {
             return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
         }
-        if self.interval == 0 {
+        if self.interval == Some(0) {
             return usage("save_every is 0: it must be at least 1 step".into());
         }
         if self.name.is_empty() || self.name.starts_with('.') || self.name.contains(['/', '\\', '\0']) {
@@ -245,6 +364,7 @@ impl CheckpointManagerBuilder {
         policies.extend(latest.map(|keep| Arc::new(Latest(keep)) as Arc<dyn RetentionPolicy>));
         policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
         let retention = Retention::new(policies, superseded_after).protect_restored(self.protect_restored);
+        let retention = retention.keep_unhealthy(self.keep_unhealthy);
         Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }
 }

@@ -7,14 +7,21 @@ mod directory;
 mod ledger;
 mod listing;
 mod marks;
+mod preemption;
 mod recover;
 pub mod retention;
+pub mod save_policy;
+mod watcher;
 mod why;
 
 pub use background::{Background, Overlap};
-pub use builder::CheckpointManagerBuilder;
+pub use builder::{CheckpointManagerBuilder, OnSaveError, OnUnhealthy};
 pub use directory::{CheckpointDirectory, Pruned};
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
+pub use preemption::Preemption;
+#[cfg(feature = "signals")]
+pub use preemption::Signal;
+pub use watcher::CheckpointWatcher;
 
 use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::number_of;
@@ -22,14 +29,17 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::repository::Directory;
-use crate::save::{self, AllSeen, Header, Held, Image, Memo, Plan, Stamp, Unchanged};
+use crate::restore::RestoreOptions;
+use crate::save::{self, AllSeen, Header, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order, Taken};
 use commit::{Commit, EarlyMarks};
 use ledger::Ledger;
 use retention::CheckpointInfo;
+use save_policy::{SaveContext, SavePolicy};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Writes numbered checkpoints into a folder, keeps the newest `max_to_keep`, and restores the newest intact one.
 ///
@@ -67,8 +77,20 @@ pub struct CheckpointManager {
     checkpoint: Checkpoint,
     directory: Directory,
     name: String,
-    interval: u64,
+    save_policies: Vec<Box<dyn SavePolicy>>,
+    /// When a state was saved or restored last.
+    last_save_at: Instant,
+    /// The step of the last call that asked whether a save is due.
+    previous_step: Option<u64>,
+    on_save_error: OnSaveError,
+    /// How many of those calls in a row have failed.
+    failures: u32,
+    preemption: Option<Preemption>,
+    /// Whether the state was saved because the end was requested.
+    saved_for_end: bool,
     init: Option<Init>,
+    /// What is read when there is nothing to restore.
+    initialize_from: Option<(PathBuf, RestoreOptions)>,
     ledger: Arc<Mutex<Ledger>>,
     held: Arc<Held>,
     /// The checkpoint restored or saved last: the next one follows it.
@@ -79,6 +101,10 @@ pub struct CheckpointManager {
     restores: u64,
     /// Whether a new run may begin beside another one.
     fresh_start: bool,
+    /// Whether a checkpoint with values that are not finite is restored like any other.
+    restore_unhealthy: bool,
+    /// Whether such values are an error of the save.
+    refuse_unhealthy: bool,
     /// The step of the last save or restore: where the next interval begins.
     last_step: Option<u64>,
     background: Option<Background>,
@@ -178,7 +204,7 @@ impl CheckpointManager {
             let root = self.directory.root().display();
             Error::Usage(format!("{root} holds a checkpoint with the highest number there is; move it away"))
         })?;
-        self.save_as(number, None, number, BTreeMap::new(), superseded)
+        self.save_as(number.unsigned_abs(), None, number, BTreeMap::new(), superseded)
     }
 
     /// Saves now, numbered by `step`: `ckpt-240`. When the checkpoint of that step is the one saved or restored last and
@@ -187,7 +213,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] when something else has that name.
-    pub fn save_at(&mut self, step: i64) -> Result<PathBuf> {
+    pub fn save_at(&mut self, step: impl Step) -> Result<PathBuf> {
         self.save_with_metrics::<&str>(step, [])
     }
 
@@ -198,27 +224,30 @@ impl CheckpointManager {
     /// As for [`save_at`](CheckpointManager::save_at).
     pub fn save_with_metrics<N: Into<String>>(
         &mut self,
-        step: i64,
+        step: impl Step,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<PathBuf> {
-        let metrics: BTreeMap<String, f64> = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let number = step_number(step)?;
+        let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        self.save_step(step_number(step)?, metrics)
+    }
+
+    fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
         self.settle()?;
         self.look_at_restores();
         if self.last_step == Some(number)
-            && let Some(path) = self.saved_already(step, &metrics)?
+            && let Some(path) = self.saved_already(number, &metrics)?
         {
             return Ok(path);
         }
-        let name = format!("{}-{step}", self.name);
+        let name = format!("{}-{number}", self.name);
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
-        self.save_as(step, Some(number), counter, metrics, superseded)
+        self.save_as(number, Some(number), counter, metrics, superseded)
     }
 
     /// The checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it gets
     /// the metrics.
-    fn saved_already(&mut self, step: i64, metrics: &BTreeMap<String, f64>) -> Result<Option<PathBuf>> {
+    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<PathBuf>> {
         let name = format!("{}-{step}", self.name);
         let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
         let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
@@ -251,14 +280,79 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
-    pub fn save_if_due(&mut self, step: i64) -> Result<Option<PathBuf>> {
+    pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<PathBuf>> {
+        self.save_if_due_with_metrics::<&str, _>(step, || [])
+    }
+
+    /// As [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is called
+    /// only when it saves, and before anything is captured.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let dir = folder.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let step = Counter::new(0);
+    /// let checkpoint = Checkpoint::new().track("step", &step)?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir).save_every(10).open()?;
+    /// let evaluate = || 0.25;
+    /// while step.get() < 20 {
+    ///     step.increment();
+    ///     manager.save_if_due_with_metrics(step.get(), || [("loss", evaluate())])?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`save_if_due`](CheckpointManager::save_if_due).
+    pub fn save_if_due_with_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
+        &mut self,
+        step: impl Step,
+        metrics: impl FnOnce() -> M,
+    ) -> Result<Option<PathBuf>> {
         let number = step_number(step)?;
+        let result = self.save_number_if_due(number, metrics);
+        match (&result, self.on_save_error) {
+            (Ok(Some(_)), _) => self.failures = 0,
+            (Err(error), OnSaveError::Continue { give_up_after }) => {
+                self.failures += 1;
+                if self.failures < give_up_after {
+                    log::error!("a save failed, and the training goes on: {error}");
+                    return Ok(None);
+                }
+                self.failures = 0;
+            }
+            _ => {}
+        }
+        result
+    }
+
+    fn save_number_if_due<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
+        &mut self,
+        number: u64,
+        metrics: impl FnOnce() -> M,
+    ) -> Result<Option<PathBuf>> {
         if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
             self.settle()?;
         }
         self.look_at_restores();
         let went_back = self.last_step.is_some_and(|last| number < last) && !is_broken(Rule::StepBack);
-        if !went_back && number < self.last_step.unwrap_or(0).saturating_add(self.interval) {
+        if self.preempted() && !self.saved_for_end {
+            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let path = self.save_step(number, metrics)?;
+            self.settle()?;
+            self.saved_for_end = true;
+            return Ok(Some(path));
+        }
+        let context = SaveContext {
+            previous: self.previous_step.replace(number),
+            last_saved: self.last_step,
+            since_last_save: self.last_save_at.elapsed(),
+            is_saving: self.is_saving(),
+            ..SaveContext::new(number)
+        };
+        if !went_back && !self.save_policies.iter().any(|policy| policy.is_due(&context)) {
             return Ok(None);
         }
         if self.waits_for_the_step() {
@@ -268,7 +362,8 @@ impl CheckpointManager {
         if skips && self.in_flight.is_some() {
             return Ok(None);
         }
-        self.save_at(step).map(Some)
+        let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+        self.save_step(number, metrics).map(Some)
     }
 
     /// Whether a save that is due waits for gradients to be used: not for ever, as it can hold them too.
@@ -349,7 +444,7 @@ impl CheckpointManager {
     /// Nothing is in flight when this is called.
     fn save_as(
         &mut self,
-        number: i64,
+        number: u64,
         step: Option<u64>,
         counter: i64,
         metrics: BTreeMap<String, f64>,
@@ -373,11 +468,13 @@ impl CheckpointManager {
             Unchanged::since(&ledger.memo, &plan, seen)
         };
         let header = header.with_assets(self.checkpoint.capture_assets(Some(&unchanged))?);
-        let options = self.checkpoint.options().clone();
+        let refuse_unhealthy = self.refuse_unhealthy;
+        let options = SaveOptions { refuse_unhealthy, ..self.checkpoint.options().clone() };
         let commit = Commit::new(self.ledger.clone(), name, superseded);
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
-            let before = Before { last_step, save_counter, head: self.head.clone(), begun: self.begun };
+            let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
+            let before = Before { last_step, save_counter, head, begun, last_save_at };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, unchanged, header, commit, options, before });
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
@@ -390,6 +487,7 @@ impl CheckpointManager {
         }
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
+        self.last_save_at = Instant::now();
         self.head = Some(id);
         self.begun = true;
         Ok(path)
@@ -436,6 +534,7 @@ impl CheckpointManager {
         result.map_err(|failure| {
             // It is due again, and is planned anew.
             (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
+            self.last_save_at = before.last_save_at;
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
             // And written whole: a file of the last checkpoint may have been what failed it.
@@ -445,6 +544,32 @@ impl CheckpointManager {
             }
             failure.error
         })
+    }
+
+    /// Whether the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), so that the loop should stop.
+    pub fn preempted(&self) -> bool {
+        self.preemption.as_ref().is_some_and(Preemption::is_requested)
+    }
+
+    /// Whether a save is being written in the background.
+    pub fn is_saving(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
+    }
+
+    /// As [`wait`](CheckpointManager::wait), for at most `timeout`. Returns whether everything that was saved is durable.
+    ///
+    /// # Errors
+    /// As for [`wait`](CheckpointManager::wait).
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<bool> {
+        let began = Instant::now();
+        while self.is_saving() {
+            let left = timeout.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(left.min(Duration::from_millis(1)));
+        }
+        self.settle().map(|()| true)
     }
 
     /// Waits until everything that was saved is durable.
@@ -485,6 +610,11 @@ const MOST_STEPS_WAITED: u64 = 100;
 /// How many calls it waits at most.
 const MOST_CALLS_WAITED: u64 = 1000;
 
-fn step_number(step: i64) -> Result<u64> {
-    u64::try_from(step).map_err(|_| Error::Usage(format!("a step is 0 or more, this is {step}")))
+/// A training step: any integer that is 0 or more.
+pub trait Step: TryInto<u64> + Copy + std::fmt::Display {}
+
+impl<T: TryInto<u64> + Copy + std::fmt::Display> Step for T {}
+
+fn step_number(step: impl Step) -> Result<u64> {
+    step.try_into().map_err(|_| Error::Usage(format!("a step is 0 or more, this is {step}")))
 }

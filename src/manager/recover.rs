@@ -1,11 +1,12 @@
 //! Where a run begins: the newest intact checkpoint, one that the user names, or nothing.
 
 use super::CheckpointManager;
-use crate::catalog::{Catalog, number_of};
-use crate::error::{Error, Result};
+use crate::catalog::{Catalog, Found, number_of};
+use crate::error::{Error, Result, listed};
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 impl CheckpointManager {
     /// Restores the newest intact checkpoint into the tracked objects; in an empty folder calls the init function
@@ -34,7 +35,21 @@ impl CheckpointManager {
         self.settle()?;
         self.directory.check()?;
         self.look_again()?;
-        let names: Vec<String> = self.ledger().known.iter().rev().map(|found| found.entry.name.clone()).collect();
+        let (healthy, unhealthy): (Vec<Found>, Vec<Found>) = {
+            let ledger = self.ledger();
+            let takes = |found: &Found| found.non_finite.is_empty() || self.restore_unhealthy;
+            ledger.known.iter().rev().cloned().partition(takes)
+        };
+        let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();
+        let root = self.directory.root().to_path_buf();
+        let mut passed_by: Vec<PassedOver> = unhealthy
+            .into_iter()
+            .map(|found| {
+                let what = listed(&found.non_finite);
+                let reason = format!("there are values that are not finite in {what}");
+                PassedOver { path: root.join(found.entry.name), reason }
+            })
+            .collect();
         let mut first_error = None;
         for name in names {
             self.ledger().free_numbers(&name)?;
@@ -42,7 +57,10 @@ impl CheckpointManager {
             let restored = self.checkpoint.restore_own(&path, options).inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
-                    let passed_over = std::mem::take(&mut self.ledger().passed_over);
+                    let mut passed_over = std::mem::take(&mut self.ledger().passed_over);
+                    let restored = self.place_of(&name);
+                    passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
+                    passed_over.append(&mut passed_by);
                     return Ok(Started { restored: Some(status), passed_over });
                 }
                 Err(error) if error.is_damage() => {
@@ -56,6 +74,14 @@ impl CheckpointManager {
             if let Some(error) = first_error {
                 return Err(error);
             }
+            if let Some(passed) = passed_by.first() {
+                let reason = format!(
+                    "none that is there is healthy: {}; `CheckpointManagerBuilder::restore_unhealthy` takes it all the same, \
+                     `fresh_start` begins anew",
+                    passed.reason
+                );
+                return Err(Error::NotFound { path: passed.path.clone(), reason });
+            }
             if let Some(reason) = self.ledger().why_not_afresh() {
                 return Err(Error::NotFound { path: self.directory.root().to_path_buf(), reason });
             }
@@ -64,9 +90,21 @@ impl CheckpointManager {
             init()?;
         }
         self.init = None;
+        if let Some((path, options)) = &self.initialize_from {
+            self.checkpoint.read_with(path, options)?;
+        }
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(Started { restored: None, passed_over })
+    }
+
+    /// Where a checkpoint stands among the known ones.
+    fn place_of(&self, name: &str) -> Option<usize> {
+        self.ledger().known.iter().position(|found| found.entry.name == name)
+    }
+
+    fn place_of_path(&self, path: &Path) -> Option<usize> {
+        self.place_of(path.file_name()?.to_str()?)
     }
 
     /// Looks again at what could not be looked at, and at everything if something was removed.
@@ -105,6 +143,7 @@ impl CheckpointManager {
         // What comes from another tool has no step.
         if !status.lineage().is_empty() {
             self.last_step = status.step();
+            self.last_save_at = Instant::now();
         }
     }
 

@@ -12,6 +12,7 @@ mod lazy;
 mod plan;
 mod same;
 mod samples;
+mod scan;
 mod tracked;
 mod unchanged;
 mod write;
@@ -27,7 +28,7 @@ pub use tracked::Asset as UserAsset;
 pub(crate) use tracked::Captured;
 pub(crate) use unchanged::{Memo, Unchanged};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest, TensorRecord};
 use crate::graph::Seen;
 use crate::parallel;
@@ -46,8 +47,26 @@ pub(crate) struct SaveOptions {
     pub chunk_bytes: Option<usize>,
     /// A component larger than this is split into several files.
     pub max_file_bytes: u64,
+    /// What is noted of the values of float tensors.
+    pub health: Health,
+    /// Whether a state with values that are not finite is not saved.
+    pub refuse_unhealthy: bool,
     /// Who wants to know how far it is.
     pub observer: Observer,
+}
+
+/// What a save notes of the values of tensors of float types, in the pass that digests them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Health {
+    /// Nothing. No checkpoint counts as unhealthy.
+    Off,
+    /// Which tensors have values that are NaN or infinite.
+    #[default]
+    Finite,
+    /// Of every tensor norm, minimum, maximum and how many values are not finite. Adds about 60 bytes per tensor to the
+    /// manifest.
+    Statistics,
 }
 
 impl Default for SaveOptions {
@@ -56,6 +75,8 @@ impl Default for SaveOptions {
             threads: parallel::default_threads(),
             chunk_bytes: None,
             max_file_bytes: 16 << 30,
+            health: Health::default(),
+            refuse_unhealthy: false,
             observer: Observer::default(),
         }
     }
@@ -151,6 +172,12 @@ pub(crate) fn save(
     }
     let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
     manifest.files = written.files;
+    if options.refuse_unhealthy {
+        let tensors: Vec<String> = manifest.non_finite().map(str::to_string).collect();
+        if !tensors.is_empty() {
+            return Err(Error::Unhealthy { path: directory.path(name), tensors });
+        }
+    }
     let write = |asset: Captured| {
         let earlier = unchanged.earlier(&asset.name).cloned();
         asset.write(unchanged.from(), earlier.as_ref(), directory, &*staging)

@@ -9,7 +9,7 @@
 use super::plan::{AllSeen, Plan, PlannedFile};
 use super::tracked::{Earlier, SavedAsset};
 use crate::error::Error;
-use crate::format::{Digest, Manifest};
+use crate::format::{Digest, Manifest, Statistics};
 use crate::graph::{Seen, bytes_as};
 use crate::parallel;
 use crate::repository::Finished;
@@ -49,6 +49,7 @@ struct MemoFile {
     header: Arc<[u8]>,
     versions: Versions,
     digests: Vec<Digest>,
+    statistics: Vec<Option<Statistics>>,
     /// What the file was when it was finished.
     finished: Finished,
     /// The checkpoints that have this very file.
@@ -64,6 +65,8 @@ pub(crate) struct Unchanged {
     from: String,
     /// For every file of the plan: the digests its tensors had, if they may have them still.
     digests: Vec<Option<Vec<Digest>>>,
+    /// What was noted of the tensors of those files.
+    statistics: Vec<Vec<Option<Statistics>>>,
     /// Which of them are known to be unchanged.
     proved: Vec<bool>,
     no_links: bool,
@@ -103,7 +106,9 @@ impl Unchanged {
             (name.clone(), Earlier { may_share, shares, ..earlier.clone() })
         });
         let (from, assets) = (memo.name.clone(), assets.collect());
-        Unchanged { from, digests, proved, no_links: memo.no_links, seen, shared, assets }
+        let noted = |file: &PlannedFile| memo.files.get(&file.name).map(|known| known.statistics.clone());
+        let statistics = plan.files.iter().map(|file| noted(file).unwrap_or_default()).collect();
+        Unchanged { from, digests, statistics, proved, no_links: memo.no_links, seen, shared, assets }
     }
 
     /// Looks at the files that may be unchanged, now, at the call: those that are need not be captured. Not at those of
@@ -134,6 +139,11 @@ impl Unchanged {
     /// What the tensors have said of themselves.
     pub(super) fn seen(&self) -> &[Seen] {
         &self.seen
+    }
+
+    /// What was noted of the tensors of a file that may be unchanged, in their order.
+    pub(super) fn statistics(&self, place: usize) -> &[Option<Statistics>] {
+        self.statistics.get(place).map_or(&[], Vec::as_slice)
     }
 
     /// The last checkpoint.
@@ -193,13 +203,15 @@ impl Unchanged {
         for (i, file) in plan.files.iter().enumerate() {
             let digest = |&place: &usize| Some(manifest.tensors.get(&plan.tensors[place].key)?.digest);
             let Some(digests) = file.tensors.iter().map(digest).collect() else { continue };
+            let record = |&place: &usize| manifest.tensors.get(&plan.tensors[place].key);
+            let statistics = file.tensors.iter().map(|place| record(place)?.statistics).collect();
             let before = self.shared[i].take().filter(|_| linked[i]);
             let fresh = || finished[i].map(|finished| (finished, BTreeSet::new()));
             let Some((finished, mut shares)) = before.or_else(fresh) else { continue };
             shares.insert(name.to_string());
             let versions = versions(plan, file, &self.seen).collect();
             let header = file.header.clone();
-            files.insert(file.name.clone(), MemoFile { header, versions, digests, finished, shares });
+            files.insert(file.name.clone(), MemoFile { header, versions, digests, statistics, finished, shares });
         }
         let mut known = HashMap::new();
         for SavedAsset { captured, finished } in assets {

@@ -3,15 +3,16 @@
 //! bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the others go
 //! on; small files are synced together in the end.
 
-use super::SaveOptions;
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Part, Source, Span};
 use super::gather::{Gatherer, Pins};
 use super::image::Image;
 use super::plan::{Plan, PlannedFile};
+use super::scan::Scan;
 use super::unchanged::Unchanged;
+use super::{Health, SaveOptions};
 use crate::error::{Error, Result};
-use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, TensorRecord};
+use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, Statistics, TensorRecord};
 use crate::parallel;
 use crate::progress::Tally;
 use crate::repository::{Directory, Finished, PAGE, StagedFile, Transaction};
@@ -96,7 +97,7 @@ pub(super) fn write(
 ) -> Result<Written> {
     let threads = parallel::worth(options.threads, plan.bytes());
     let tally = options.observer.begin(plan.bytes());
-    let mut digests = vec![Digest::of(&[]); plan.tensors.len()];
+    let mut noted = vec![Noted { digest: Digest::of(&[]), statistics: None }; plan.tensors.len()];
     let mut files = Vec::with_capacity(plan.files.len());
     let mut cannot_link = false;
     for (place, planned) in plan.files.iter().enumerate() {
@@ -110,7 +111,9 @@ pub(super) fn write(
             let linked = unchanged.shared(place).map(|(earlier, is)| staging.reuse(&planned.name, earlier, &is));
             match linked {
                 Some(Ok(())) => {
-                    known.into_iter().for_each(|(tensor, digest)| digests[tensor] = digest);
+                    for ((tensor, digest), statistics) in known.into_iter().zip(unchanged.statistics(place)) {
+                        noted[tensor] = Noted { digest, statistics: *statistics };
+                    }
                     tally.add(planned.bytes);
                     files.push(None);
                     continue;
@@ -134,13 +137,20 @@ pub(super) fn write(
     let written = plan.files.iter().zip(&linked).filter(|(_, linked)| !**linked);
     staging.make_room(&written.map(|(planned, _)| planned.bytes).collect::<Vec<u64>>());
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
-    let digests = Mutex::new(digests);
+    let noted = Mutex::new(noted);
     let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
     let nothing_pinned = Pins::default();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
         let Some(file) = &files[span.file] else { return Ok(()) };
         let staged = file.open(staging, &plan.files[span.file])?;
-        let mut writer = SpanWriter { plan, file: &**staged, tally: &tally, current: None, digests: Vec::new() };
+        let mut writer = SpanWriter {
+            plan,
+            file: &**staged,
+            tally: &tally,
+            health: options.health,
+            current: None,
+            done: Vec::new(),
+        };
         let mut gatherer = Gatherer::new(plan, &nothing_pinned);
         for (i, chunk) in span.chunks.iter().enumerate() {
             if let From::Image(image) = &file.from {
@@ -165,27 +175,28 @@ pub(super) fn write(
         let finished = writer.finish();
         if let From::Last(last) = &file.from {
             let known = unchanged.known(plan, span.file).unwrap_or_default();
-            if let Some((place, _)) = finished.iter().find(|one| !known.contains(one)) {
+            let is_known = |(place, noted): &(usize, Noted)| known.contains(&(*place, noted.digest));
+            if let Some((place, _)) = finished.iter().find(|one| !is_known(one)) {
                 let reason = format!("the tensor {:?} has changed since it was written", plan.tensors[*place].key);
                 return Err(Error::damaged(last.path.join(&plan.files[span.file].name), reason));
             }
         }
-        let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, digest) in finished {
-            digests[place] = digest;
+        let mut all = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, noted) in finished {
+            all[place] = noted;
         }
-        drop(digests);
+        drop(all);
         file.wrote(staged, plan.files[span.file].bytes)
     };
     parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
-    let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let noted = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
     let finished = files.into_iter().map(|file| file.and_then(|file| file.finished.into_inner())).collect();
     let entry = |planned: &PlannedFile| {
         let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
         (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
     };
     let files = plan.files.iter().map(entry).collect();
-    Ok(Written { files, tensors: records(plan, &digests), linked, finished, cannot_link })
+    Ok(Written { files, tensors: records(plan, &noted), linked, finished, cannot_link })
 }
 
 /// A chunk, or parts of it that stay in the core's cache from being gathered to being written: what is written directly
@@ -203,14 +214,28 @@ fn pieces(chunk: &Chunk, is_direct: bool) -> Vec<Cow<'_, Chunk>> {
     (0..chunk.length).step_by(CACHED).map(piece).collect()
 }
 
+/// What the pass over a tensor's bytes comes to.
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    digest: Digest,
+    statistics: Option<Statistics>,
+}
+
+/// A tensor of which more bytes follow.
+struct Pass {
+    hasher: Hasher,
+    scan: Option<Scan>,
+}
+
 /// Digests and writes the chunks of one span, in order.
 struct SpanWriter<'a> {
     plan: &'a Plan,
     file: &'a dyn StagedFile,
     tally: &'a Tally,
     /// The large tensor that the last chunk ended in.
-    current: Option<(usize, Hasher)>,
-    digests: Vec<(usize, Digest)>,
+    current: Option<(usize, Pass)>,
+    done: Vec<(usize, Noted)>,
+    health: Health,
 }
 
 impl SpanWriter<'_> {
@@ -249,36 +274,57 @@ impl SpanWriter<'_> {
         let Source::Tensor(place) = part.source else { return };
         let range = &self.plan.tensors[place].range;
         if bytes.len() as u64 == range.end - range.start {
-            return self.digests.push((place, Digest::of(bytes)));
+            let scan = self.scan(place).map(|mut scan| {
+                scan.update(bytes);
+                scan
+            });
+            let statistics = self.statistics(scan);
+            return self.done.push((place, Noted { digest: Digest::of(bytes), statistics }));
         }
         if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
             self.next(Some(place));
         }
-        if let Some((_, hasher)) = &mut self.current {
-            hasher.update(bytes);
+        if let Some((_, pass)) = &mut self.current {
+            pass.hasher.update(bytes);
+            if let Some(scan) = &mut pass.scan {
+                scan.update(bytes);
+            }
         }
+    }
+
+    fn scan(&self, place: usize) -> Option<Scan> {
+        let dtype = self.plan.tensors[place].spec.dtype;
+        if self.health == Health::Off { None } else { Scan::of(dtype) }
+    }
+
+    /// What of a finished scan is recorded.
+    fn statistics(&self, scan: Option<Scan>) -> Option<Statistics> {
+        let statistics = scan?.finish();
+        (statistics.non_finite > 0 || self.health == Health::Statistics).then_some(statistics)
     }
 
     fn next(&mut self, place: Option<usize>) {
-        let next = place.map(|place| (place, Hasher::new()));
-        if let Some((done, hasher)) = std::mem::replace(&mut self.current, next) {
-            self.digests.push((done, hasher.finish()));
+        let next = place.map(|place| (place, Pass { hasher: Hasher::new(), scan: self.scan(place) }));
+        if let Some((done, pass)) = std::mem::replace(&mut self.current, next) {
+            let statistics = self.statistics(pass.scan);
+            self.done.push((done, Noted { digest: pass.hasher.finish(), statistics }));
         }
     }
 
-    fn finish(mut self) -> Vec<(usize, Digest)> {
+    fn finish(mut self) -> Vec<(usize, Noted)> {
         self.next(None);
-        self.digests
+        self.done
     }
 }
 
 /// The manifest's entries: one for every key, those of shared memory pointing to the same bytes.
-fn records(plan: &Plan, digests: &[Digest]) -> BTreeMap<String, TensorRecord> {
+fn records(plan: &Plan, noted: &[Noted]) -> BTreeMap<String, TensorRecord> {
     let record = |file: &PlannedFile, place: usize| {
         let tensor = &plan.tensors[place];
         let (begin, end) = (tensor.range.start, tensor.range.end);
         let piece = Piece { file: file.name.clone(), name: tensor.name_in_file.clone(), begin, end, slice: None };
-        TensorRecord { spec: tensor.spec.clone(), digest: digests[place], pieces: vec![piece], requires_grad: None }
+        let (spec, Noted { digest, statistics }) = (tensor.spec.clone(), noted[place]);
+        TensorRecord { spec, digest, pieces: vec![piece], requires_grad: None, statistics }
     };
     let places = plan.files.iter().flat_map(|file| file.tensors.iter().map(move |&place| (file, place)));
     let mut records: BTreeMap<String, TensorRecord> =

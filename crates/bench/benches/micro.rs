@@ -74,7 +74,7 @@ fn manifest(tensors: usize) -> Manifest {
         let spec = TensorSpec::new(Dtype::F32, [16, 16]);
         manifest.tensors.insert(
             format!("encoder/layer{i}.weight"),
-            TensorRecord { spec, digest, pieces: vec![piece], requires_grad: None },
+            TensorRecord { spec, digest, pieces: vec![piece], requires_grad: None, statistics: None },
         );
     }
     manifest

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use crate::policies::Policies;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -11,14 +12,17 @@ Examples:
   ckpt verify checkpoints/*
   ckpt diff checkpoints/one-go checkpoints/resumed && echo the same bits
   ckpt convert encoder.pt encoder --map encoder.map
+  ckpt best --metric loss checkpoints/pronounce
+  ckpt prune --latest 3 --best loss:min:2 checkpoints/pronounce
 
 Exit codes:
   0  done; verify: everything is intact; diff: the states are equal
   1  verify: something is damaged; diff: the states differ
   2  the arguments make no sense, or something could not be read; what could be is printed all the same";
 
-/// Looks into checkpoints of training loops: lists, shows, verifies, compares and converts them. Changes no checkpoint, takes
-/// no lock, and is safe to use beside a running training.
+/// Looks into checkpoints of training loops: lists, shows, verifies, compares and converts them, and says which of them stay.
+/// All but `pin`, `unpin` and `prune --yes` change no checkpoint; all but `prune --yes` take no lock and are safe beside a
+/// running training.
 #[derive(Debug, Parser)]
 #[command(name = "ckpt", version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -39,6 +43,125 @@ pub enum Command {
     Average(Average),
     Map(Map),
     Seal(Seal),
+    Latest(LatestOf),
+    Best(BestOf),
+    Why(Why),
+    Prune(Prune),
+    Pin(Pin),
+    Unpin(Unpin),
+}
+
+/// Prints the path of the newest checkpoint of a directory
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+  0  printed
+  2  there is no checkpoint, or it could not be read")]
+pub struct LatestOf {
+    /// The directory of checkpoints
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub directory: PathBuf,
+}
+
+/// Prints the path of the checkpoint with the best value of a metric
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt best --metric loss checkpoints/pronounce
+  ckpt best --metric accuracy --max checkpoints/pronounce
+
+Exit codes:
+  0  printed
+  2  no checkpoint has a finite value of it, or one could not be read")]
+pub struct BestOf {
+    /// The metric; lower is better
+    #[arg(long)]
+    pub metric: String,
+    /// Higher is better
+    #[arg(long)]
+    pub max: bool,
+    /// The directory of checkpoints
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub directory: PathBuf,
+}
+
+/// Says of each checkpoint what keeps it if the given policies decide, and what would end that
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt why --latest 3 --best loss:min:2 checkpoints/pronounce
+
+Exit codes:
+  0  printed
+  2  the directory could not be read")]
+pub struct Why {
+    #[command(flatten)]
+    pub policies: Policies,
+    /// The directory of checkpoints
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// Removes the checkpoints that none of the given policies keeps
+///
+/// Without `--yes` it only says what would be removed. The newest checkpoint, the newest healthy one, pinned ones and those
+/// that are kept for good stay in any case. Nothing is removed while a checkpoint that stays has lost files, or while a
+/// manager writes into the directory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt prune --latest 3 checkpoints/pronounce         what would be removed
+  ckpt prune --latest 3 --yes checkpoints/pronounce   remove it
+
+Exit codes:
+  0  done
+  2  something was to be removed and was not, or the directory could not be read or locked")]
+pub struct Prune {
+    #[command(flatten)]
+    pub policies: Policies,
+    /// Remove, and not only say what would be removed
+    #[arg(long)]
+    pub yes: bool,
+    /// The directory of checkpoints
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+/// Keeps a checkpoint until it is unpinned
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt pin checkpoints/pronounce/ckpt-240 paper 'the numbers of table 2'
+
+Exit codes:
+  0  pinned
+  2  there is no such checkpoint, it was removed at this moment, or it could not be written")]
+pub struct Pin {
+    /// The checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// The name of the pin; it replaces one of the same name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Why
+    #[arg(value_name = "NOTE")]
+    pub note: Option<String>,
+}
+
+/// Takes a pin away
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes:
+  0  unpinned
+  1  there was no such pin
+  2  there is no such checkpoint, or it could not be written")]
+pub struct Unpin {
+    /// The checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// The name of the pin
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 /// Lists the checkpoints in a folder, oldest first, and what else a save or a manager left there

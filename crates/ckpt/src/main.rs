@@ -1,5 +1,4 @@
-//! `ckpt`: looks into checkpoints from the command line, and converts them. It changes no checkpoint, takes no lock, and needs
-//! no libtorch.
+//! `ckpt`: looks into checkpoints from the command line, converts them, and says which of them stay. Needs no libtorch.
 
 mod cli;
 mod convert;
@@ -8,9 +7,11 @@ mod diff_formats;
 mod elements;
 mod escape;
 mod human;
+mod keep;
 mod ls;
 mod names;
 mod output;
+mod policies;
 mod problem;
 mod seal;
 mod show;
@@ -36,6 +37,12 @@ fn main() -> ExitCode {
         Command::Average(args) => convert::average(args, &mut out),
         Command::Map(args) => names::run(args, &mut out),
         Command::Seal(args) => seal::run(args, &mut out),
+        Command::Latest(args) => keep::latest(args, &mut out),
+        Command::Best(args) => keep::best(args, &mut out),
+        Command::Why(args) => keep::why(args, &mut out),
+        Command::Prune(args) => keep::prune(args, &mut out),
+        Command::Pin(args) => keep::pin(args, &mut out),
+        Command::Unpin(args) => keep::unpin(args, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {
         out.error(&error);

@@ -46,6 +46,13 @@ impl Display for Explanation {
 pub enum KeptBy {
     /// It is the newest one.
     Newest,
+    /// It is the newest healthy one.
+    NewestHealthy,
+    /// It is one of the newest unhealthy ones.
+    Unhealthy {
+        /// How many of them stay.
+        keep: usize,
+    },
     /// It is marked as kept for good, or has a mark that this version cannot read.
     Permanent,
     /// It is pinned.
@@ -75,6 +82,10 @@ impl Display for KeptBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KeptBy::Newest => f.write_str("it is the newest, until another one is saved"),
+            KeptBy::NewestHealthy => f.write_str("it is the newest healthy one, until another one is saved"),
+            KeptBy::Unhealthy { keep } => {
+                write!(f, "it is among the newest {keep} with values that are not finite, which no policy keeps")
+            }
             KeptBy::Permanent => f.write_str("it is marked as kept for good"),
             KeptBy::Pin { name, note } if note.is_empty() => {
                 write!(f, "it is pinned as {name:?}, until that is taken away")
@@ -97,6 +108,8 @@ pub(crate) struct Retention {
     pub superseded_after: Option<usize>,
     /// How many newer ones must exist before what a run was restored from may be removed.
     protect_restored: usize,
+    /// How many unhealthy ones stay.
+    keep_unhealthy: usize,
 }
 
 /// What to do with checkpoints that are too many.
@@ -108,7 +121,7 @@ pub(crate) struct Verdict {
     pub preserve: Vec<String>,
 }
 
-/// Keeps all: no `max_to_keep`, and no policy.
+/// Keeps all: `max_to_keep` is none.
 #[derive(Debug)]
 struct All;
 
@@ -120,17 +133,23 @@ impl RetentionPolicy for All {
 
 impl Retention {
     pub(crate) fn new(policies: Vec<Arc<dyn RetentionPolicy>>, superseded_after: Option<usize>) -> Retention {
-        Retention { policies, superseded_after, protect_restored: 1 }
+        Retention { policies, superseded_after, protect_restored: 1, keep_unhealthy: 1 }
     }
 
     /// Also keeps all that no policy keeps.
     pub(crate) fn keep_all(mut self) -> Retention {
         self.policies.push(Arc::new(All));
+        self.keep_unhealthy = usize::MAX;
         self
     }
 
     pub(crate) fn protect_restored(mut self, newer: usize) -> Retention {
         self.protect_restored = newer;
+        self
+    }
+
+    pub(crate) fn keep_unhealthy(mut self, keep: usize) -> Retention {
+        self.keep_unhealthy = keep;
         self
     }
 
@@ -147,6 +166,14 @@ impl Retention {
         if let Some(newest) = explanations.last_mut() {
             newest.kept_by.push(KeptBy::Newest);
         }
+        let (healthy, unhealthy): (Vec<usize>, Vec<usize>) =
+            (0..checkpoints.len()).partition(|&at| checkpoints[at].is_healthy());
+        if let Some(&newest) = healthy.last().filter(|newest| **newest + 1 < checkpoints.len()) {
+            explanations[newest].kept_by.push(KeptBy::NewestHealthy);
+        }
+        for &at in unhealthy.iter().rev().take(self.keep_unhealthy) {
+            explanations[at].kept_by.push(KeptBy::Unhealthy { keep: self.keep_unhealthy });
+        }
         for Explanation { checkpoint, kept_by } in &mut explanations {
             if checkpoint.permanent {
                 kept_by.push(KeptBy::Permanent);
@@ -156,25 +183,31 @@ impl Retention {
         }
         let all_restored: HashSet<&Follows> = restored_from(checkpoints).chain(restored).collect();
         for (at, info) in checkpoints.iter().enumerate() {
-            let newer = checkpoints.len() - at - 1;
+            let newer = healthy.iter().filter(|newer| **newer > at).count();
             let needed = self.protect_restored;
             let is_it = info.id.as_ref().is_some_and(|id| all_restored.contains(id));
             if is_it && newer < needed && !is_broken(Rule::Restored) {
                 explanations[at].kept_by.push(KeptBy::Restored { newer, needed });
             }
         }
+        let infos: Vec<CheckpointInfo> = healthy.iter().map(|&at| checkpoints[at].clone()).collect();
         for policy in &self.policies {
-            let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(checkpoints, now))).unwrap_or_default();
-            let is_complete = reasons.len() == checkpoints.len();
+            let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(&infos, now))).unwrap_or_default();
+            let is_complete = reasons.len() == infos.len();
             if !is_complete {
                 log::warn!("the retention policy {policy:?} does not say what it keeps, so nothing is removed");
             }
             let reasons = reasons.into_iter().chain(std::iter::repeat(None));
-            for (explanation, reason) in explanations.iter_mut().zip(reasons) {
+            for (&at, reason) in healthy.iter().zip(reasons) {
                 let unsaid = || Reason::new("what it keeps is not known");
                 if let Some(reason) = if is_complete { reason } else { Some(unsaid()) } {
-                    explanation.kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
+                    explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
                 }
+            }
+            // Then nothing is removed, and unhealthy ones are no exception.
+            for &at in unhealthy.iter().filter(|_| !is_complete) {
+                let reason = Reason::new("what it keeps is not known");
+                explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
             }
         }
         explanations
@@ -207,8 +240,9 @@ impl Retention {
         opened: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Option<DateTime<Utc>> {
-        let now = if checkpoints.is_empty() { opened.min(now) } else { now };
-        self.policies.iter().find_map(|policy| policy.counted_from(checkpoints, now))
+        let healthy: Vec<CheckpointInfo> = checkpoints.iter().filter(|info| info.is_healthy()).cloned().collect();
+        let now = if healthy.is_empty() { opened.min(now) } else { now };
+        self.policies.iter().find_map(|policy| policy.counted_from(&healthy, now))
     }
 }
 

@@ -26,6 +26,9 @@ pub struct CheckpointInfo {
     pub pins: BTreeMap<String, String>,
     /// What was noted about it: names and texts.
     pub notes: BTreeMap<String, String>,
+    /// The keys of tensors with values that are NaN or infinite, as far as that was noted
+    /// ([`Health`](crate::Health)).
+    pub non_finite: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,
     pub(crate) id: Option<Follows>,
@@ -45,11 +48,17 @@ impl CheckpointInfo {
             permanent: false,
             pins: BTreeMap::new(),
             notes: BTreeMap::new(),
+            non_finite: Vec::new(),
             counted_from: None,
             id: None,
             follows: None,
             earlier: Vec::new(),
         }
+    }
+
+    /// Whether nothing was noted that says otherwise.
+    pub fn is_healthy(&self) -> bool {
+        self.non_finite.is_empty()
     }
 
     /// What is saved now as `name`.
@@ -83,6 +92,7 @@ impl From<&Found> for CheckpointInfo {
             permanent: entry.preserved,
             pins: found.pins.clone(),
             notes: found.notes.clone(),
+            non_finite: found.non_finite.clone(),
             counted_from: found.counted_from,
             id: Some(found.id()),
             follows: found.follows.clone(),

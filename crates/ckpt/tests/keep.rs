@@ -1,0 +1,116 @@
+//! `ckpt latest`, `best`, `why`, `prune`, `pin` and `unpin`, run as a user runs them.
+
+use serde_json::Value as Json;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, checkpoints};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn ckpt(args: &[&str], dir: &Path) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
+    let output = command.args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn json(args: &[&str], dir: &Path) -> Json {
+    let (_, out, err) = ckpt(&[args, &["--json"]].concat(), dir);
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out} {err}"))
+}
+
+/// Six checkpoints with losses, in `run` below the directory.
+fn run(dir: &Path) -> Result<CheckpointManager, tch_checkpoint::Error> {
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash).track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.join("run")).max_to_keep(None).open()?;
+    for (number, loss) in [(1, 0.5), (2, 0.2), (3, 0.9), (4, f64::NAN), (5, 0.3), (6, 0.4)] {
+        step.set(number);
+        manager.save_with_metrics(number, [("val:loss", loss)])?;
+    }
+    Ok(manager)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let paths = checkpoints(dir.join("run")).unwrap();
+    paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn latest_and_best_print_a_path() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    assert_eq!(ckpt(&["latest", "run"], dir.path()).1, "run/ckpt-6\n");
+    assert_eq!(ckpt(&["best", "--metric", "val:loss", "run"], dir.path()).1, "run/ckpt-2\n");
+    assert_eq!(ckpt(&["best", "--max", "--metric", "val:loss", "run"], dir.path()).1, "run/ckpt-3\n");
+    let document = json(&["best", "--metric", "val:loss", "run"], dir.path());
+    assert_eq!((&document["name"], &document["step"], &document["value"]), (&"ckpt-2".into(), &2.into(), &0.2.into()));
+    let (code, out, err) = ckpt(&["best", "--metric", "accuracy", "run"], dir.path());
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert!(err.contains("no checkpoint has a finite value of the metric \"accuracy\""), "{err}");
+    assert_eq!(ckpt(&["latest", "nowhere"], dir.path()).0, Some(2));
+    Ok(())
+}
+
+#[test]
+fn prune_says_what_it_would_remove_and_removes_it_when_told() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let manager = run(dir.path())?;
+    let policies = ["--latest", "1", "--best", "val:loss:min:1", "--steps", "1,3"];
+    let prune = |more: &[&'static str]| ckpt(&[&["prune"], &policies[..], more, &["run"]].concat(), dir.path());
+    let (code, out, err) = prune(&[]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("ckpt-4 is removed: no policy keeps it\n"), "{out}");
+    assert!(out.contains("ckpt-2 stays: Best {"), "{out}");
+    assert!(err.contains("--yes"), "{err}");
+    assert_eq!(names(dir.path()).len(), 6);
+    // Beside a manager.
+    let (code, _, err) = prune(&["--yes"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("in use by another writer"), "{err}");
+    manager.close()?;
+    assert_eq!(ckpt(&["pin", "run/ckpt-5", "paper", "table 2"], dir.path()).0, Some(0));
+    let document = json(&[&["why"], &policies[..], &["run"]].concat(), dir.path());
+    let kept: Vec<bool> = document["checkpoints"].as_array().unwrap().iter().map(|row| row["kept"] == true).collect();
+    assert_eq!(kept, [true, true, true, false, true, true]);
+    assert!(document["checkpoints"][4]["kept_by"][0].as_str().unwrap().contains("pinned as \"paper\" (table 2)"));
+    let (code, out, err) = prune(&["--yes"]);
+    assert_eq!((code, out.as_str()), (Some(0), "removed run/ckpt-4\n"), "{err}");
+    assert_eq!(names(dir.path()), ["ckpt-1", "ckpt-2", "ckpt-3", "ckpt-5", "ckpt-6"]);
+    Ok(())
+}
+
+#[test]
+fn a_pin_is_taken_away_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    let document = json(&["pin", "run/ckpt-1", "p"], dir.path());
+    assert_eq!((&document["pin"], &document["pinned"]), (&"p".into(), &true.into()));
+    assert_eq!(ckpt(&["unpin", "ckpt-1", "p"], &dir.path().join("run")).0, Some(0));
+    assert_eq!(ckpt(&["unpin", "run/ckpt-1", "p"], dir.path()).0, Some(1));
+    assert_eq!(ckpt(&["pin", "run/ckpt-9", "p"], dir.path()).0, Some(2));
+    Ok(())
+}
+
+#[test]
+fn policies_that_make_no_sense_are_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for policy in [
+        &[][..],
+        &["--latest", "0"],
+        &["--best", "loss"],
+        &["--best", "loss:best:1"],
+        &["--best", "loss:min:0"],
+        &["--best", ":min:1"],
+        &["--every", "6"],
+        &["--every", "0h"],
+        &["--every", "ü"],
+        &["--younger-than", "99999999999999999999d"],
+        &["--steps", "one"],
+    ] {
+        let (code, _, err) = ckpt(&[&["why"], policy, &["."]].concat(), dir.path());
+        assert_eq!(code, Some(2), "{policy:?}: {err}");
+    }
+    assert_eq!(ckpt(&["why", "--every", "36h", "--younger-than", "2d", "."], dir.path()).0, Some(0));
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! A request to end soon: a signal, a limit of the wall time, or the program's own.
+
+#[cfg(feature = "signals")]
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A request to end soon, for a manager to save and for the training loop to stop. Clones share it, so that it can be
+/// polled from anywhere, inside a long step too.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path().join("run");
+/// use std::time::Duration;
+/// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Preemption};
+///
+/// let preemption = Preemption::new().after(Duration::from_secs(12 * 3600));
+/// // With the feature `signals`: .on_signals([Signal::Term, Signal::Usr1])?
+/// let step = Counter::new(0);
+/// let checkpoint = Checkpoint::new().track("step", &step)?;
+/// let mut manager =
+///     CheckpointManager::builder(checkpoint, &dir).save_every(1000).preemption(preemption.clone()).open()?;
+/// while step.get() < 100 {
+///     step.increment();
+/// #   if step.get() == 7 { preemption.request(); }
+///     manager.save_if_due(step.get())?; // saves when the end was requested
+///     if manager.preempted() {
+///         break;
+///     }
+/// }
+/// manager.close()?;
+/// # assert_eq!(step.get(), 7);
+/// # assert!(dir.join("ckpt-7").exists());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Preemption {
+    requested: Arc<AtomicBool>,
+    signalled: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+}
+
+/// A signal that asks a process to end.
+#[cfg(feature = "signals")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// `SIGTERM`: what a batch system or a container runtime sends before it kills.
+    Term,
+    /// `SIGINT`: Ctrl+C in a terminal.
+    Int,
+    /// `SIGHUP`: the terminal is gone.
+    Hup,
+    /// `SIGUSR1`: what `sbatch --signal=USR1@120` sends 120 seconds before the end.
+    Usr1,
+    /// `SIGUSR2`.
+    Usr2,
+}
+
+#[cfg(feature = "signals")]
+impl Signal {
+    fn number(self) -> i32 {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+        match self {
+            Signal::Term => SIGTERM,
+            Signal::Int => SIGINT,
+            Signal::Hup => SIGHUP,
+            Signal::Usr1 => SIGUSR1,
+            Signal::Usr2 => SIGUSR2,
+        }
+    }
+}
+
+impl Preemption {
+    /// Nothing is requested.
+    pub fn new() -> Preemption {
+        Preemption::default()
+    }
+
+    /// Requests the end when so much time has passed from now on: a limit of the wall time, less what the last save takes.
+    #[must_use]
+    pub fn after(mut self, limit: Duration) -> Preemption {
+        self.deadline = Instant::now().checked_add(limit);
+        self
+    }
+
+    /// Requests the end when one of these signals comes. The handler only sets a flag. When another one of them comes after
+    /// that, the process ends at once, with the exit code 128 and the signal's number added; checkpoints that are durable
+    /// stay.
+    ///
+    /// Without this the crate installs no handler. The handlers stay until the process ends. Handlers that were there
+    /// before are called, too.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system refuses a handler.
+    #[cfg(feature = "signals")]
+    pub fn on_signals(self, signals: impl IntoIterator<Item = Signal>) -> Result<Preemption> {
+        for signal in signals {
+            let number = signal.number();
+            let refused = |e| Error::io("set a handler for", format!("the signal {signal:?}"), e);
+            // In this order: the second signal finds the flag set.
+            signal_hook::flag::register_conditional_shutdown(number, 128 + number, self.signalled.clone())
+                .map_err(refused)?;
+            signal_hook::flag::register(number, self.signalled.clone()).map_err(refused)?;
+        }
+        Ok(self)
+    }
+
+    /// Requests the end.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the end is requested. It never ceases to be.
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+            || self.signalled.load(Ordering::Relaxed)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}

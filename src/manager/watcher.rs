@@ -1,0 +1,158 @@
+//! Waiting for new checkpoints, in a process beside the one that trains.
+
+use super::directory::CheckpointDirectory;
+use super::retention::CheckpointInfo;
+use crate::error::{Error, Result};
+use crate::format::Follows;
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Yields the checkpoints of a directory as they are committed, as TensorFlow's `tf.train.checkpoints_iterator`.
+///
+/// By default only the newest is yielded when it is another than before; those in between are skipped. It looks once per
+/// second, and waits for ever. The first item is the newest checkpoint that is there already.
+///
+/// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
+/// [`Error::Removed`], or completes, since it reads through the directory that it opened. Go on with the next one.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let dir = folder.path().join("run");
+/// use std::time::Duration;
+/// use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointWatcher, Counter};
+/// # let step = Counter::new(3);
+/// # Checkpoint::new().track("step", &step)?.save(dir.join("ckpt"))?;
+/// let checkpoints = CheckpointDirectory::new(&dir);
+/// for checkpoint in CheckpointWatcher::new(&dir).timeout(Duration::from_millis(10)) {
+///     let checkpoint = checkpoint?;
+///     // Restore `dir.join(&checkpoint.name)`, evaluate, and note the result:
+///     checkpoints.add_metrics(&checkpoint.name, [("accuracy", 0.9)])?;
+/// }
+/// # assert_eq!(checkpoints.latest()?.map(|info| info.metrics["accuracy"]), Some(0.9));
+/// # Ok(())
+/// # }
+/// ```
+pub struct CheckpointWatcher {
+    directory: CheckpointDirectory,
+    path: PathBuf,
+    timeout: Option<Duration>,
+    min_interval: Duration,
+    poll: Duration,
+    each: bool,
+    stop: Option<Box<dyn FnMut() -> bool + Send>>,
+    /// What was yielded: names with what they were.
+    yielded: HashSet<(String, Option<Follows>)>,
+    /// When the last one was yielded.
+    last: Option<Instant>,
+}
+
+impl fmt::Debug for CheckpointWatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckpointWatcher")
+            .field("path", &self.path)
+            .field("timeout", &self.timeout)
+            .field("min_interval", &self.min_interval)
+            .field("poll", &self.poll)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CheckpointWatcher {
+    /// Watches the directory at `path`, which need not be there yet.
+    pub fn new(path: impl AsRef<Path>) -> CheckpointWatcher {
+        CheckpointWatcher {
+            directory: CheckpointDirectory::new(&path),
+            path: path.as_ref().to_path_buf(),
+            timeout: None,
+            min_interval: Duration::ZERO,
+            poll: Duration::from_secs(1),
+            each: false,
+            stop: None,
+            yielded: HashSet::new(),
+            last: None,
+        }
+    }
+
+    /// Ends when no new checkpoint came for this long. Defaults to never.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> CheckpointWatcher {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Waits at least this long between two items. Defaults to 0.
+    #[must_use]
+    pub fn min_interval(mut self, interval: Duration) -> CheckpointWatcher {
+        self.min_interval = interval;
+        self
+    }
+
+    /// How long to wait between two looks. Defaults to 1 second, and is at least 1 millisecond.
+    #[must_use]
+    pub fn poll(mut self, interval: Duration) -> CheckpointWatcher {
+        self.poll = interval.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Yields every checkpoint that is there when it looks, oldest first, and not only the newest.
+    #[must_use]
+    pub fn each(mut self) -> CheckpointWatcher {
+        self.each = true;
+        self
+    }
+
+    /// Ends when `stop` returns true. It is asked before every look.
+    #[must_use]
+    pub fn stop_when(mut self, stop: impl FnMut() -> bool + Send + 'static) -> CheckpointWatcher {
+        self.stop = Some(Box::new(stop));
+        self
+    }
+
+    /// The next one that is new.
+    fn look(&self) -> Result<Option<CheckpointInfo>> {
+        let mut found = match self.directory.checkpoints() {
+            // It is removed as it is looked at: the next look tells.
+            Err(error) if error.is_damage() || matches!(error, Error::Removed { .. }) => return Ok(None),
+            result => result?,
+        };
+        if !self.each {
+            found.drain(..found.len().saturating_sub(1));
+        }
+        let is_new = |info: &CheckpointInfo| !self.yielded.contains(&(info.name.clone(), info.id.clone()));
+        Ok(found.into_iter().find(is_new))
+    }
+}
+
+/// An error is what kept it from looking; the next call looks again.
+impl Iterator for CheckpointWatcher {
+    type Item = Result<CheckpointInfo>;
+
+    fn next(&mut self) -> Option<Result<CheckpointInfo>> {
+        if let Some(last) = self.last {
+            std::thread::sleep(self.min_interval.saturating_sub(last.elapsed()));
+        }
+        let began = Instant::now();
+        loop {
+            if self.stop.as_mut().is_some_and(|stop| stop()) {
+                return None;
+            }
+            match self.look() {
+                Ok(Some(info)) => {
+                    self.yielded.insert((info.name.clone(), info.id.clone()));
+                    self.last = Some(Instant::now());
+                    return Some(Ok(info));
+                }
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+            let left = self.timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+            if left == Some(Duration::ZERO) {
+                return None;
+            }
+            std::thread::sleep(left.map_or(self.poll, |left| left.min(self.poll)));
+        }
+    }
+}

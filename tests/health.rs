@@ -1,0 +1,222 @@
+//! Checkpoints with values that are not finite: noted, kept apart from the healthy ones, and not what a run restarts from.
+
+mod common;
+
+use common::Memory;
+use std::path::Path;
+use tch_checkpoint::retention::{Best, Goal, KeptBy};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
+    Error, Health, OnUnhealthy,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A model that diverges.
+struct Run {
+    weights: Memory,
+    frozen: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { weights: Memory::seeded(3000, 1), frozen: Memory::seeded(100, 2) }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::new().track("weights", &self.weights).unwrap().track("frozen", &self.frozen).unwrap()
+    }
+
+    fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
+        CheckpointManager::builder(self.checkpoint(), dir)
+    }
+
+    fn set(&self, at: usize, value: f32) {
+        self.weights.bytes()[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
+    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
+}
+
+#[test]
+fn the_healthy_ones_stay_and_are_what_a_run_restarts_from() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let open = |run: &Run| {
+            let builder = run.builder(dir.path()).max_to_keep(3);
+            if background { builder.background(Background::new()).open() } else { builder.open() }
+        };
+        let mut manager = open(&run)?;
+        for step in 1..=5 {
+            run.set(7, step as f32);
+            manager.save_at(step)?;
+        }
+        // From here on it diverges.
+        for step in 6..=9 {
+            run.set(2999, if step % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY });
+            manager.save_at(step)?;
+        }
+        manager.close()?;
+        assert_eq!(steps(dir.path())?, [3, 4, 5, 9]);
+        let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        assert_eq!(found[3].non_finite, ["weights"]);
+        assert!(found[..3].iter().all(|info| info.is_healthy()));
+
+        let again = Run::new();
+        let mut manager = open(&again)?;
+        let started = manager.restore_or_initialize()?;
+        assert_eq!(started.restored.as_ref().and_then(|status| status.step()), Some(5));
+        assert_eq!(started.passed_over.len(), 1);
+        assert!(started.passed_over[0].reason.contains("not finite in weights"), "{}", started.passed_over[0].reason);
+        assert_eq!(again.weights.bytes()[28..32], 5f32.to_le_bytes());
+        manager.save_at(6)?;
+        manager.wait()?;
+        assert_eq!(steps(dir.path())?, [4, 5, 6]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unhealthy_one_is_restored_when_asked_for() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.set(0, f32::NAN);
+    run.builder(dir.path()).open()?.save_at(1)?;
+    let error = run.builder(dir.path()).open()?.restore_or_initialize().unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains("restore_unhealthy"), "{error}");
+    let again = Run::new();
+    let mut manager = again.builder(dir.path()).restore_unhealthy().open()?;
+    assert!(manager.restore_or_initialize()?.restored.is_some());
+    assert_eq!(*again.weights.bytes(), *run.weights.bytes());
+    assert!(again.builder(dir.path().join("other").as_path()).open()?.restore_or_initialize()?.restored.is_none());
+    Ok(())
+}
+
+#[test]
+fn refused_values_are_an_error_and_nothing_is_committed() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let builder = run.builder(dir.path()).on_unhealthy(OnUnhealthy::Fail);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_at(1)?;
+        run.set(5, f32::INFINITY);
+        let error = manager.save_at(2).and_then(|_| manager.wait()).unwrap_err();
+        assert!(matches!(&error, Error::Unhealthy { tensors, .. } if *tensors == ["weights"]), "{error}");
+        run.set(5, 1.0);
+        manager.save_at(2)?;
+        manager.close()?;
+        assert_eq!(steps(dir.path())?, [1, 2]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_unhealthy_one_counts_for_no_policy() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager =
+        run.builder(dir.path()).max_to_keep(1).keep(Best::new("loss", Goal::Minimize, 1)).keep_unhealthy(2).open()?;
+    for (step, value, loss) in [(1, 1.0, 0.5), (2, f32::NAN, 0.1), (3, f32::NAN, 0.2), (4, f32::NAN, 0.3)] {
+        run.set(0, value);
+        manager.save_with_metrics(step, [("loss", loss)])?;
+    }
+    assert_eq!(steps(dir.path())?, [1, 3, 4]);
+    let explained = manager.explain();
+    assert!(explained[0].kept_by.contains(&KeptBy::NewestHealthy), "{}", explained[0]);
+    assert_eq!(explained[1].kept_by, [KeptBy::Unhealthy { keep: 2 }]);
+    run.set(0, 2.0);
+    manager.save_with_metrics(5, [("loss", 0.9)])?;
+    assert_eq!(steps(dir.path())?, [1, 3, 4, 5]);
+    Ok(())
+}
+
+/// The figures of a tensor, whatever the paths by which its bytes were digested.
+#[test]
+fn statistics_are_those_of_the_values() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let floats: Vec<f32> = (0..700_001).map(|i| ((i % 1000) as f32 - 300.0) / 8.0).collect();
+    let large = Memory::f32(&[floats.len() as u64], floats.iter().copied());
+    let half = |values: &[u16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let doubles: Vec<u8> = [1e200, -3e200, f64::NAN, 0.5].into_iter().flat_map(f64::to_le_bytes).collect();
+    let tensors = [
+        ("large", large),
+        // 1, -2, infinity, NaN, and the least value above 0.
+        ("f16", Memory::new(Dtype::F16, &[5], half(&[0x3c00, 0xc000, 0x7c00, 0x7e00, 0x0001]))),
+        ("bf16", Memory::new(Dtype::BF16, &[3], half(&[0x3f80, 0xc000, 0xff80]))),
+        ("f64", Memory::new(Dtype::F64, &[4], doubles)),
+        // 1, -1.5, 448, NaN.
+        ("e4m3", Memory::new(Dtype::F8E4m3, &[4], vec![0x38, 0xbc, 0x7e, 0x7f])),
+        // 1, -1.5, infinity, NaN.
+        ("e5m2", Memory::new(Dtype::F8E5m2, &[4], vec![0x3c, 0xbe, 0x7c, 0x7f])),
+        ("empty", Memory::f32(&[0], [])),
+        ("integers", Memory::new(Dtype::I64, &[1], vec![0xff; 8])),
+        ("small", Memory::f32(&[2], [1e-30, -1e-30])),
+        ("huge", Memory::f32(&[2], [3e38, -3e38])),
+    ];
+    let mut manifests = Vec::new();
+    for (number, threads, chunk, background) in [(1, 1, 4096, false), (2, 2, 1 << 20, false), (3, 2, 1 << 16, true)] {
+        let mut checkpoint = Checkpoint::new().health(Health::Statistics).threads(threads).chunk_bytes(chunk);
+        for (name, tensor) in &tensors {
+            checkpoint.add(name, tensor)?;
+        }
+        let builder =
+            CheckpointManager::builder(checkpoint, dir.path()).fresh_start().checkpoint_name(format!("c{number}"));
+        let builder = if background { builder.background(Background::new()) } else { builder };
+        let mut manager = builder.open()?;
+        let path = manager.save_at(1)?;
+        manager.close()?;
+        manifests.push(CheckpointReader::open(path)?.manifest().clone());
+    }
+    let expected = |key: &str| -> Option<(u64, f64, Option<(f64, f64)>)> {
+        let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+        let wide: Vec<f64> = floats.iter().map(|value| f64::from(*value)).collect();
+        match key {
+            "large" => Some((0, norm(&wide), Some((-37.5, 87.375)))),
+            "f16" => Some((2, norm(&[1.0, 2.0, 2f64.powi(-24)]), Some((-2.0, 1.0)))),
+            "bf16" => Some((1, norm(&[1.0, 2.0]), Some((-2.0, 1.0)))),
+            "f64" => Some((1, f64::MAX, Some((-3e200, 1e200)))),
+            "e4m3" => Some((1, norm(&[1.0, 1.5, 448.0]), Some((-1.5, 448.0)))),
+            "e5m2" => Some((2, norm(&[1.0, 1.5]), Some((-1.5, 1.0)))),
+            "small" => Some((0, norm(&[f64::from(1e-30f32); 2]), Some((f64::from(-1e-30f32), f64::from(1e-30f32))))),
+            "huge" => Some((0, norm(&[f64::from(3e38f32); 2]), Some((f64::from(-3e38f32), f64::from(3e38f32))))),
+            _ => None,
+        }
+    };
+    for manifest in &manifests {
+        for (key, record) in &manifest.tensors {
+            let Some((non_finite, norm, range)) = expected(key) else {
+                assert_eq!(record.statistics, None, "{key}");
+                continue;
+            };
+            let statistics = record.statistics.ok_or(key.clone())?;
+            assert_eq!((statistics.non_finite, statistics.range), (non_finite, range), "{key}");
+            assert!((statistics.norm - norm).abs() <= 1e-5 * norm, "{key}: {} instead of {norm}", statistics.norm);
+        }
+        // Not by how the bytes arrived.
+        let figures = |m: &tch_checkpoint::format::Manifest| -> Vec<_> {
+            m.tensors.values().map(|record| record.statistics).collect()
+        };
+        assert_eq!(figures(manifest), figures(&manifests[0]));
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_is_not_finite_is_noted_unless_more_is_asked_for() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let text = |path: &Path| std::fs::read_to_string(path.join("manifest.json"));
+    let healthy = run.checkpoint().save(dir.path().join("a"))?;
+    assert!(text(&healthy)?.starts_with("{\"format\":\"tch-checkpoint\",\"version\":1,"));
+    run.set(0, f32::NAN);
+    let unhealthy = run.checkpoint().save(dir.path().join("b"))?;
+    assert_eq!(text(&unhealthy)?.matches("statistics").count(), 1);
+    let off = run.checkpoint().health(Health::Off).save(dir.path().join("c"))?;
+    assert!(!text(&off)?.contains("statistics"));
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! A run that is asked to end saves, and the next process goes on exactly from there.
+
+mod common;
+
+use common::Memory;
+use std::path::Path;
+use std::time::Duration;
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Preemption};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+struct Run {
+    step: Counter,
+    weights: Memory,
+}
+
+impl Run {
+    fn new() -> Run {
+        Run { step: Counter::new(0), weights: Memory::seeded(20_000, 0) }
+    }
+
+    fn builder(&self, dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
+        let checkpoint = Checkpoint::new().track("step", &self.step)?.track("weights", &self.weights)?;
+        Ok(CheckpointManager::builder(checkpoint, dir).save_every(1_000_000))
+    }
+
+    fn train(&self) -> i64 {
+        let step = self.step.increment();
+        *self.weights.bytes() = Memory::seeded(20_000, step as u64).bytes().clone();
+        step
+    }
+
+    fn is_at(&self, step: i64) -> bool {
+        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(20_000, step as u64).bytes()
+    }
+}
+
+#[test]
+fn a_request_saves_once_and_durably() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let (run, preemption) = (Run::new(), Preemption::new());
+        let builder = run.builder(dir.path())?.preemption(preemption.clone());
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        assert_eq!(manager.save_if_due(run.train())?, None);
+        assert!(!manager.preempted());
+        preemption.request();
+        assert!(manager.preempted());
+        let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
+        assert!(path.join("manifest.json").exists(), "durable when the call returns");
+        assert_eq!(manager.save_if_due(run.train())?, None);
+        drop(manager);
+        let again = Run::new();
+        again.builder(dir.path())?.open()?.restore_or_initialize()?;
+        assert!(again.is_at(2));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_limit_of_time_is_a_request() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let preemption = Preemption::new().after(Duration::from_millis(100));
+    let mut manager = run.builder(dir.path())?.preemption(preemption).open()?;
+    let mut saved = Vec::new();
+    while !manager.preempted() {
+        saved.extend(manager.save_if_due(run.train())?);
+    }
+    saved.extend(manager.save_if_due(run.train())?);
+    assert_eq!(saved.len(), 1);
+    Ok(())
+}
+
+#[cfg(feature = "signals")]
+mod signals {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, ChildStdout, Command, Stdio};
+    use tch_checkpoint::{Signal, latest_checkpoint, verify_checkpoint};
+
+    /// The process that is asked to end, where the environment says that this is it: trains until then, or for ever.
+    #[test]
+    fn child() -> Outcome {
+        let Some(dir) = std::env::var_os("PREEMPTION_DIR") else { return Ok(()) };
+        let run = Run::new();
+        let preemption = Preemption::new().on_signals([Signal::Term, Signal::Usr1])?;
+        let mut manager = run.builder(Path::new(&dir))?.preemption(preemption).background(Background::new()).open()?;
+        manager.restore_or_initialize()?;
+        assert!(run.is_at(run.step.get()));
+        println!("begins");
+        loop {
+            manager.save_if_due(run.train())?;
+            if manager.preempted() && std::env::var_os("PREEMPTION_IGNORED").is_none() {
+                break;
+            }
+        }
+        println!("ends at {}", run.step.get());
+        Ok(manager.close()?)
+    }
+
+    fn begin(dir: &Path, ignores: bool) -> Result<(Child, BufReader<ChildStdout>), std::io::Error> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--exact", "signals::child", "--nocapture"]).env("PREEMPTION_DIR", dir);
+        if ignores {
+            command.env("PREEMPTION_IGNORED", "1");
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut out = BufReader::new(child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?);
+        wait_for(&mut out, "begins")?;
+        Ok((child, out))
+    }
+
+    /// Reads up to a line that has these words.
+    fn wait_for(out: &mut BufReader<ChildStdout>, words: &str) -> Result<String, std::io::Error> {
+        let mut line = String::new();
+        while !line.contains(words) {
+            line.clear();
+            if out.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(line)
+    }
+
+    fn signal(child: &Child, name: &str) -> Result<(), std::io::Error> {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status()?;
+        assert!(status.success());
+        Ok(())
+    }
+
+    /// `PREEMPTION_SIGNALS` in the environment sets how many.
+    #[test]
+    fn a_signal_at_any_moment_ends_with_a_verified_checkpoint() -> Outcome {
+        let count = std::env::var("PREEMPTION_SIGNALS").ok().and_then(|count| count.parse().ok()).unwrap_or(6);
+        let dir = tempfile::tempdir()?;
+        let mut reached = 0;
+        for number in 0..count {
+            let (mut child, mut out) = begin(dir.path(), false)?;
+            std::thread::sleep(Duration::from_micros(7_919 * number % 40_000));
+            signal(&child, if number % 2 == 0 { "TERM" } else { "USR1" })?;
+            let line = wait_for(&mut out, "ends at")?;
+            assert!(child.wait()?.success());
+            let step: i64 = line.trim().rsplit(' ').next().ok_or("no step")?.parse()?;
+            let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
+            assert!(latest.ends_with(format!("ckpt-{step}")), "{} at {step}", latest.display());
+            assert!(verify_checkpoint(&latest).is_intact());
+            let again = Run::new();
+            again.builder(dir.path())?.open()?.restore_or_initialize()?;
+            assert!(again.is_at(step) && step > reached);
+            reached = step;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_second_signal_ends_at_once() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (mut child, _out) = begin(dir.path(), true)?;
+        signal(&child, "TERM")?;
+        // Until the first one has been handled: its checkpoint is there.
+        while latest_checkpoint(dir.path())?.is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        signal(&child, "TERM")?;
+        assert_eq!(child.wait()?.code(), Some(128 + 15));
+        let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
+        assert!(verify_checkpoint(&latest).is_intact());
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! When a manager saves, and what it does when a save fails.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tch_checkpoint::save_policy::{AtSteps, Continuous, EveryDuration, EverySteps, First, SaveContext, SavePolicy};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn builder(dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
+    let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    Ok(CheckpointManager::builder(checkpoint, dir).max_to_keep(None))
+}
+
+fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
+    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
+}
+
+/// A context.
+fn at(step: u64, previous: impl Into<Option<u64>>, last_saved: impl Into<Option<u64>>) -> SaveContext {
+    let mut context = SaveContext::new(step);
+    (context.previous, context.last_saved) = (previous.into(), last_saved.into());
+    context
+}
+
+#[test]
+fn policies_alone() {
+    assert!(EverySteps(5).is_due(&at(5, 4, None)) && !EverySteps(5).is_due(&at(4, 3, None)));
+    assert!(EverySteps(5).is_due(&at(12, 11, 7)) && !EverySteps(5).is_due(&at(11, 10, 7)));
+    assert!(EverySteps(u64::MAX).is_due(&at(u64::MAX, 11, 7)), "it does not overflow");
+    let milestones = AtSteps::new([3, 10]);
+    assert!(milestones.is_due(&at(3, 2, 1)) && !milestones.is_due(&at(4, 3, 3)));
+    assert!(milestones.is_due(&at(12, 8, 3)), "one that was skipped");
+    assert!(milestones.is_due(&at(4, 3, 1)), "one that could not be saved");
+    assert!(!milestones.is_due(&at(12, None, None)) && milestones.is_due(&at(10, None, None)));
+    assert!(!milestones.is_due(&at(9, 11, 8)) && !milestones.is_due(&at(2, 11, 11)));
+    assert!(First.is_due(&at(7, None, None)) && !First.is_due(&at(7, None, 0)));
+    let mut context = at(2, 1, 1);
+    assert!(!EveryDuration(Duration::from_secs(2)).is_due(&context) && Continuous.is_due(&context));
+    (context.since_last_save, context.is_saving) = (Duration::from_secs(2), true);
+    assert!(EveryDuration(Duration::from_secs(2)).is_due(&context) && !Continuous.is_due(&context));
+}
+
+#[test]
+fn policies_combine_and_go_on_after_a_restart() -> Outcome {
+    let whole = tempfile::tempdir()?;
+    let open = |dir: &Path| builder(dir)?.save_every(10).save_when(AtSteps::new([3, 14])).save_when(First).open();
+    let mut manager = open(whole.path())?;
+    for step in 1..=30 {
+        manager.save_if_due(step)?;
+    }
+    assert_eq!(steps(whole.path())?, [1, 3, 13, 14, 24]);
+    let dir = tempfile::tempdir()?;
+    for (from, to) in [(1, 8), (4, 13), (14, 30)] {
+        let mut manager = open(dir.path())?;
+        manager.restore_or_initialize()?;
+        for step in from..=to {
+            manager.save_if_due(step)?;
+        }
+    }
+    assert_eq!(steps(dir.path())?, [1, 3, 13, 14, 24]);
+    // Alone, without the default of every step.
+    let dir = tempfile::tempdir()?;
+    let mut manager = builder(dir.path())?.save_when(AtSteps::new([2])).open()?;
+    for step in 1..=4 {
+        manager.save_if_due(step)?;
+    }
+    assert_eq!(steps(dir.path())?, [2]);
+    Ok(())
+}
+
+#[test]
+fn a_duration_begins_with_the_last_save() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut manager = builder(dir.path())?.save_when(EveryDuration(Duration::from_millis(300))).open()?;
+    assert_eq!(manager.save_if_due(1)?, None);
+    std::thread::sleep(Duration::from_millis(310));
+    assert!(manager.save_if_due(2)?.is_some());
+    assert_eq!(manager.save_if_due(3)?, None);
+    std::thread::sleep(Duration::from_millis(310));
+    assert!(manager.save_if_due(4)?.is_some());
+    Ok(())
+}
+
+#[test]
+fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut manager = builder(dir.path())?.on_save_error(OnSaveError::Continue { give_up_after: 3 }).open()?;
+    assert!(manager.save_if_due(1)?.is_some());
+    // Something else has the names of the next checkpoints.
+    for step in 2..=6 {
+        fs::write(dir.path().join(format!("ckpt-{step}")), "mine")?;
+    }
+    assert_eq!(manager.save_if_due(2)?, None);
+    assert_eq!(manager.save_if_due(3)?, None);
+    assert!(matches!(manager.save_if_due(4), Err(Error::AlreadyExists { .. })));
+    assert_eq!(manager.save_if_due(5)?, None, "it counts anew");
+    // Those that save in any case return the error.
+    assert!(manager.save_at(6).is_err());
+    assert!(manager.save_if_due(7)?.is_some());
+    assert!(matches!(manager.save_if_due(-1), Err(Error::Usage(_))));
+    assert_eq!(steps(dir.path())?, [1, 7]);
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! How a run begins beside others, how an evaluator follows it, and steps and metrics of any save.
+
+mod common;
+
+use common::Memory;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointWatcher, Counter, Error, RestoreOptions,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn run(dir: &Path, max_to_keep: usize) -> Result<(Counter, CheckpointManager), Error> {
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().track("step", &step)?;
+    Ok((step, CheckpointManager::builder(checkpoint, dir).max_to_keep(max_to_keep).save_every(2).open()?))
+}
+
+#[test]
+fn a_warm_start_reads_another_run_only_when_there_is_nothing_to_resume() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (pretrained, fine_tuned) = (dir.path().join("pretrained"), dir.path().join("fine-tuned"));
+    let weights = Memory::seeded(100, 1);
+    let checkpoint = |weights: &Memory, step: &Counter| -> Result<Checkpoint, Error> {
+        Checkpoint::new().track("weights", weights)?.track("step", step)
+    };
+    let mut manager = CheckpointManager::builder(checkpoint(&weights, &Counter::new(9))?, &pretrained).open()?;
+    let from = manager.save_at(9)?;
+    manager.close()?;
+    for resumed in [false, true] {
+        let (live, step) = (Memory::seeded(100, 2), Counter::new(0));
+        let mut manager = CheckpointManager::builder(checkpoint(&live, &step)?, &fine_tuned)
+            .initialize_from(&from, RestoreOptions::new().skip("step"))
+            .open()?;
+        let started = manager.restore_or_initialize()?;
+        assert_eq!(started.restored.is_some(), resumed);
+        assert_eq!(step.get(), i64::from(resumed));
+        let expected = if resumed { Memory::seeded(100, 3) } else { weights.clone() };
+        assert_eq!(*live.bytes(), *expected.bytes());
+        if !resumed {
+            assert_eq!(manager.checkpoint().save_counter(), 0);
+            *live.bytes() = Memory::seeded(100, 3).bytes().clone();
+            step.increment();
+            let saved = manager.save_at(1)?;
+            let manifest = tch_checkpoint::CheckpointReader::open(saved)?.manifest().clone();
+            assert_eq!(manifest.follows, None);
+        }
+        manager.close()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_evaluator_sees_the_newest_or_each_until_none_comes() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("run");
+    let quick = |watcher: CheckpointWatcher| watcher.poll(Duration::from_millis(2)).timeout(Duration::from_millis(400));
+    let names = |watcher: CheckpointWatcher| -> Result<Vec<String>, Error> {
+        watcher.map(|info| info.map(|info| info.name)).collect()
+    };
+    // The directory is not there yet.
+    assert_eq!(names(quick(CheckpointWatcher::new(&path)).timeout(Duration::ZERO))?, [] as [&str; 0]);
+    let (_, mut manager) = run(&path, 2)?;
+    let trained = path.clone();
+    let evaluator = std::thread::spawn(move || {
+        let checkpoints = CheckpointDirectory::new(&trained);
+        let mut seen = Vec::new();
+        for info in quick(CheckpointWatcher::new(&trained)).each() {
+            let info = info?;
+            match checkpoints.add_metrics(&info.name, [("seen", 1.0)]) {
+                Ok(()) | Err(Error::Removed { .. } | Error::NotFound { .. }) => seen.push(info.name),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(seen)
+    });
+    for step in 1..=5 {
+        manager.save_at(step)?;
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    let seen = evaluator.join().map_err(|_| "it panicked")??;
+    let mut sorted = seen.clone();
+    sorted.sort();
+    sorted.dedup();
+    assert_eq!(seen, sorted, "each once, and in order");
+    assert_eq!(seen.last().map(String::as_str), Some("ckpt-5"));
+    // Only the newest, at once.
+    assert_eq!(names(quick(CheckpointWatcher::new(&path)).timeout(Duration::ZERO))?, ["ckpt-5"]);
+    assert_eq!(names(quick(CheckpointWatcher::new(&path)).each().timeout(Duration::ZERO))?, ["ckpt-4", "ckpt-5"]);
+    let mut asked = 0;
+    let stopped = CheckpointWatcher::new(&path).poll(Duration::from_millis(1)).stop_when(move || {
+        asked += 1;
+        asked > 3
+    });
+    assert_eq!(names(stopped)?, ["ckpt-5"]);
+    let began = Instant::now();
+    let slow = quick(CheckpointWatcher::new(&path)).each().min_interval(Duration::from_millis(150));
+    assert_eq!(slow.take(2).count(), 2);
+    assert!(began.elapsed() >= Duration::from_millis(150));
+    Ok(())
+}
+
+#[test]
+fn metrics_come_with_a_save_that_is_due_and_are_not_computed_otherwise() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (step, mut manager) = run(dir.path(), 9)?;
+    let mut evaluations = 0;
+    for _ in 0..6 {
+        let now = step.increment();
+        manager.save_if_due_with_metrics(now, || {
+            evaluations += 1;
+            [("loss", now as f64)]
+        })?;
+    }
+    assert_eq!(evaluations, 3);
+    let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
+    assert_eq!(found.iter().map(|info| info.metrics["loss"]).collect::<Vec<_>>(), [2.0, 4.0, 6.0]);
+    Ok(())
+}
+
+#[test]
+fn a_step_is_any_integer_that_is_not_negative() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (_, mut manager) = run(dir.path(), 9)?;
+    manager.save_at(1u8)?;
+    manager.save_at(2usize)?;
+    let last = manager.save_at(u64::MAX)?;
+    assert!(last.ends_with(format!("ckpt-{}", u64::MAX)));
+    assert!(matches!(manager.save_at(-1i64), Err(Error::Usage(text)) if text.contains("-1")));
+    assert_eq!(CheckpointDirectory::new(dir.path()).latest()?.and_then(|info| info.step), Some(u64::MAX));
+    Ok(())
+}
+
+#[test]
+fn a_wait_with_a_limit_tells_whether_all_is_durable() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let weights = Memory::seeded(1 << 20, 1);
+    let checkpoint = Checkpoint::new().track("weights", &weights)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+    assert!(!manager.is_saving() && manager.wait_timeout(Duration::ZERO)?);
+    let path = manager.save_at(1)?;
+    let durable = manager.wait_timeout(Duration::ZERO)?;
+    assert!(!durable || path.join("manifest.json").exists());
+    assert!(manager.wait_timeout(Duration::from_secs(600))?);
+    assert!(path.join("manifest.json").exists() && !manager.is_saving());
+    Ok(())
+}
