@@ -184,7 +184,7 @@ fn expected(array: &Array, step: &Step) -> Option<Array> {
             if let Some(place) = new.get_mut(*open) {
                 *place = 1;
                 let rest: u64 = new.iter().product();
-                if rest == 0 || count % rest != 0 {
+                if rest == 0 || !count.is_multiple_of(rest) {
                     return None;
                 }
                 new[*open] = count / rest;
@@ -215,7 +215,7 @@ fn expected(array: &Array, step: &Step) -> Option<Array> {
         }
         Step::Blocks(d, count, order) => {
             let d = has(*d)?;
-            if shape[d] % count != 0 || order.iter().any(|block| block >= count) {
+            if !shape[d].is_multiple_of(*count) || order.iter().any(|block| block >= count) {
                 return None;
             }
             let length = shape[d] / count;

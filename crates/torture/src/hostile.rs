@@ -6,10 +6,11 @@ use super::sim::{Files, SimDisk};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use tch_checkpoint::CheckpointManager;
 use tch_checkpoint::format::safetensors::{LENGTH_BYTES, parse_header};
 use tch_checkpoint::format::{Digest, Index, Manifest};
 use tch_checkpoint::internal::{Disk, Kind};
+use tch_checkpoint::map::NameMap;
+use tch_checkpoint::{CheckpointManager, Error};
 use tch_checkpoint::{internal, name};
 
 /// What must hold, or why it does not.
@@ -160,4 +161,28 @@ mod tests {
             }
         }
     }
+}
+
+/// As the text of a map: it is refused with a place in it, or comes back from its own text.
+pub fn map(bytes: &[u8]) -> Verdict {
+    let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
+    // Half of them behind the first line, without which a fuzzer would not get far.
+    for text in [text.to_string(), format!("map 1\n{text}")] {
+        match text.parse::<NameMap>() {
+            Ok(map) => {
+                let again = map.to_string().parse::<NameMap>();
+                must(again.as_ref().is_ok_and(|again| *again == map), || {
+                    format!("{map} is not read again: {again:?}")
+                })?;
+            }
+            Err(Error::Map { line, column, .. }) => {
+                let lines = text.lines().count().max(1);
+                must((1..=lines).contains(&line) && column >= 1, || {
+                    format!("line {line}, column {column} of {text:?}")
+                })?;
+            }
+            Err(error) => return Err(format!("{text:?}: {error}")),
+        }
+    }
+    Ok(())
 }

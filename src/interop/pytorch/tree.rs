@@ -70,7 +70,11 @@ impl Walk<'_> {
                 self.left = left;
                 Ok(())
             }
-            None => Err(refuse(path, "its objects contain one another so often that there would be too many names")),
+            None => Err(refuse(
+                path,
+                "names and values would take more memory than its objects account for, as when they contain one another \
+                 again and again; save the tensors alone (`torch.save(model.state_dict(), path)`)",
+            )),
         }
     }
 
