@@ -1,6 +1,6 @@
 //! One language for names and layouts: what of a source is wanted, under which names, and made of what.
 //!
-//! A [`NameMap`] is a list of statements that a [`TensorSource`](crate::TensorSource) goes through one after the other. It is written
+//! A [`NameMap`] is a list of statements that a [`TensorSource`] goes through one after the other. It is written
 //! as Rust calls or as a text; `docs/maps.md` in the repository specifies the text. [`Mapped`] is the source as the map
 //! shows it, and a `TensorSource` itself: what restores, writes or compares sources takes it.
 

@@ -145,7 +145,7 @@ pub trait LockFile: Send + Sync {
 
 /// A file being written. Write, `sync` where durability asks for it, drop.
 pub trait WriteFile: Send + Sync {
-    /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`], the
+    /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`](crate::repository::PAGE), the
     /// bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
