@@ -88,6 +88,8 @@ impl Survey {
 
     /// Writes what those say that are asked one by one, at their places; `seen` gets the length for all.
     pub(crate) fn look_alone(&self, seen: &mut Vec<Seen>) {
+        // Filled in order, so that the processor has it at hand when the others say what they do in another order.
+        seen.clear();
         seen.resize(self.count, Seen::default());
         self.alone.iter().for_each(|(place, leaf)| seen[*place] = Seen::of(&**leaf));
     }
