@@ -66,9 +66,12 @@ impl RetentionPolicy for Every {
         let last = self.scan(checkpoints, DateTime::<Utc>::MAX_UTC).1;
         let recorded = checkpoints.iter().rev().find_map(|info| info.counted_from);
         if last.is_some_and(|last| last > now) {
-            // That counting begins anew is told by another time than the one before.
-            let another = now.checked_sub_signed(TimeDelta::nanoseconds(1)).filter(|_| recorded == Some(now));
-            return Some(another.unwrap_or(now));
+            // That counting begins anew is told by another time than all before.
+            let mut from = now;
+            while checkpoints.iter().any(|info| info.counted_from == Some(from)) {
+                from = from.checked_sub_signed(TimeDelta::nanoseconds(1)).unwrap_or(now);
+            }
+            return Some(from);
         }
         let oldest = || checkpoints.first().map(|first| first.saved_at);
         Some(recorded.or_else(oldest).unwrap_or(now).min(now))
