@@ -12,6 +12,8 @@ use std::time::Duration;
 /// with this policy is first opened in an empty directory, or with the oldest checkpoint it finds there. It is marked as
 /// kept for good when no other policy keeps it any more; then it stays also when the policies change.
 ///
+/// Use one policy of this kind: what one keeps for good, another one counts from.
+///
 /// The intervals are measured between the times at which checkpoints were saved. Where the clock was set back, so that a
 /// checkpoint was saved before the last one that was kept, an interval begins with that checkpoint. TensorFlow forgets
 /// all its checkpoints in that case.
