@@ -12,6 +12,9 @@ use tch_checkpoint::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// How many values are not finite, the norm, and the range.
+type Figures = (u64, f64, Option<(f64, f64)>);
+
 /// A model that diverges.
 struct Run {
     weights: Memory,
@@ -172,7 +175,7 @@ fn statistics_are_those_of_the_values() -> Outcome {
         manager.close()?;
         manifests.push(CheckpointReader::open(path)?.manifest().clone());
     }
-    let expected = |key: &str| -> Option<(u64, f64, Option<(f64, f64)>)> {
+    let expected = |key: &str| -> Option<Figures> {
         let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
         let wide: Vec<f64> = floats.iter().map(|value| f64::from(*value)).collect();
         match key {

@@ -11,7 +11,7 @@ use tch_checkpoint::{
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn builder(dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
-    let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    let checkpoint = Checkpoint::new().track("step", Counter::new(0))?;
     Ok(CheckpointManager::builder(checkpoint, dir).max_to_keep(None))
 }
 

@@ -1,6 +1,6 @@
 //! Policies with one mistake each: the comparison with the oracle must find every one.
 
-use super::model::{check, histories, policy};
+use super::model::{Maker, check, histories, policy};
 use super::oracle::Rule;
 use chrono::{DateTime, Utc};
 use proptest::strategy::{Strategy, ValueTree};
@@ -103,7 +103,7 @@ fn mutant(which: usize, rule: &Rule) -> Box<dyn RetentionPolicy> {
 }
 
 /// All mutants as functions: the comparison takes no closure.
-const MUTANTS: [fn(&Rule) -> Box<dyn RetentionPolicy>; 18] = [
+const MUTANTS: [Maker; 18] = [
     |rule| mutant(0, rule),
     |rule| mutant(1, rule),
     |rule| mutant(2, rule),
