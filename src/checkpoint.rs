@@ -286,12 +286,12 @@ impl Checkpoint {
     }
 
     /// Saves as `PREFIX-N`, N being the counter of saves, which this increments: `save("dir/ckpt")` writes
-    /// `dir/ckpt-1`, then `dir/ckpt-2`. The folder is created if need be, and its index kept. Returns the path.
+    /// `dir/ckpt-1`, then `dir/ckpt-2`. The directory is created if need be, and its index kept. Returns the path.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] rather than overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for what
-    /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the folder. On any error
-    /// the folder and the counter are as before.
+    /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the directory. On any error
+    /// the directory and the counter are as before.
     pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
         let prefix = prefix.as_ref();
         let number = self.next_save()?;
@@ -322,7 +322,7 @@ impl Checkpoint {
         counter.checked_add(1).ok_or_else(|| Error::Usage(format!("the counter of saves cannot go beyond {counter}")))
     }
 
-    /// Saves into a folder of which a manager of this checkpoint, or nobody, has the lock.
+    /// Saves into a directory of which a manager of this checkpoint, or nobody, has the lock.
     fn save_alone(
         &mut self,
         directory: &Directory,
@@ -590,7 +590,7 @@ fn file_name(path: &Path) -> Result<&str> {
     })
 }
 
-/// Adds a checkpoint to the index of its folder, keeping what that says of the others that are still there.
+/// Adds a checkpoint to the index of its directory, keeping what that says of the others that are still there.
 fn update_index(directory: &Directory, held: &Held, name: &str, manifest: &Manifest) -> Result<()> {
     let there = directory.scan()?.names;
     held.update_index(directory, |index| {

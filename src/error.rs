@@ -15,7 +15,7 @@ pub enum Error {
     Io {
         /// What was tried, as a verb: "create", "write", "sync" …
         action: &'static str,
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
         /// What the system answered.
         #[source]
@@ -28,7 +28,7 @@ pub enum Error {
         free.map(|free| format!(", {free} are free")).unwrap_or_default()
     )]
     NoSpace {
-        /// The file or folder that was to be written.
+        /// The file or directory that was to be written.
         path: PathBuf,
         /// Bytes the checkpoint needs.
         needed: u64,
@@ -140,10 +140,10 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
-    /// Another manager writes into this folder.
+    /// Another manager writes into this directory.
     #[error("{} is in use by another writer ({holder}); one writer a folder: close it, or use another folder", path.display())]
     Locked {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the lock file says of its holder.
         holder: String,

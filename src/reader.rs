@@ -33,7 +33,7 @@ pub struct CheckpointReader {
 }
 
 impl CheckpointReader {
-    /// Opens the checkpoint in the folder `path`. Its files stay readable while this lives, even when it is pruned.
+    /// Opens the checkpoint in the directory `path`. Its files stay readable while this lives, even when it is pruned.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
@@ -42,7 +42,7 @@ impl CheckpointReader {
         Ok(CheckpointReader { source: Source::open(&Posix::default(), path.as_ref())? })
     }
 
-    /// The folder.
+    /// The directory.
     pub fn path(&self) -> &Path {
         &self.source.path
     }

@@ -191,7 +191,7 @@ fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
     assert!(matches!(again, Error::NotFound { .. }) && again.to_string().contains("weights"), "{again}");
     drop(manager);
 
-    // Nor when it is found at the opening, nor in the next process, to which it is only a folder moved aside.
+    // Nor when it is found at the opening, nor in the next process, to which it is only a directory moved aside.
     let run = Run::new();
     let count = initialized.clone();
     let open = |dir: &Path| {

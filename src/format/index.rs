@@ -16,7 +16,7 @@ pub const MAX_INDEX_BYTES: usize = 64 * 1024 * 1024;
 const ENVELOPE: Envelope =
     Envelope { format: "tch-checkpoint-index", version: 2, max_bytes: MAX_INDEX_BYTES, what: "index" };
 
-/// What a manager knows of its folder, so that it need not read every manifest. Any of it can be lost or stale.
+/// What a manager knows of its directory, so that it need not read every manifest. Any of it can be lost or stale.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Index {
@@ -32,7 +32,7 @@ pub struct Index {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IndexEntry {
-    /// Its folder's name.
+    /// Its directory's name.
     pub name: String,
     /// As in its manifest.
     pub sequence: u64,
@@ -129,7 +129,7 @@ impl Index {
     }
 }
 
-/// A checkpoint's name is its user's choice; here it must not lead out of the folder or stand for something else there.
+/// A checkpoint's name is its user's choice; here it must not lead out of the directory or stand for something else there.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {
         return Ok(());

@@ -36,10 +36,10 @@ use crate::error::Error;
 use crate::name::short_message;
 use std::path::Path;
 
-/// The name of the manifest in a checkpoint's folder.
+/// The name of the manifest in a checkpoint's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// The name of the index in a manager's folder.
+/// The name of the index in a manager's directory.
 pub const INDEX_FILE: &str = "checkpoint.json";
 
 /// The most dimensions a tensor may have (libtorch's own limit).

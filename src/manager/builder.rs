@@ -1,4 +1,4 @@
-//! What can be set of a manager, and what happens when it opens a folder.
+//! What can be set of a manager, and what happens when it opens a directory.
 
 use super::background::Background;
 use super::ledger::Ledger;
@@ -287,7 +287,7 @@ impl CheckpointManagerBuilder {
     /// looked at now is an error of the restore or save that follows, not of this call.
     ///
     /// # Errors
-    /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the folder,
+    /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the directory,
     /// [`Error::Io`].
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;

@@ -1,4 +1,4 @@
-//! Looking into a folder of checkpoints without opening it for writing.
+//! Looking into a directory of checkpoints without opening it for writing.
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::format::IndexEntry;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
 use std::path::{Path, PathBuf};
 
-/// What is in a folder of checkpoints; see [`list_checkpoints`].
+/// What is in a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
@@ -37,7 +37,7 @@ pub struct Listing {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The checkpoint's folder.
+    /// The checkpoint's directory.
     pub path: PathBuf,
     /// What its manifest and its marks say of it.
     pub entry: IndexEntry,
@@ -47,16 +47,16 @@ pub struct Listed {
     pub values: usize,
 }
 
-/// Looks at everything in a folder of checkpoints, sound or not. Takes no lock; works on a read-only file system; a
-/// folder that is not there has nothing in it. Manifests and file sizes are read, not the tensors: that is
+/// Looks at everything in a directory of checkpoints, sound or not. Takes no lock; works on a read-only file system; a
+/// directory that is not there has nothing in it. Manifests and file sizes are read, not the tensors: that is
 /// [`verify_checkpoint`](crate::verify_checkpoint).
 ///
-/// A folder that is no whole checkpoint counts as a damaged one when it holds a manifest or a component file or the index
+/// A directory that is no whole checkpoint counts as a damaged one when it holds a manifest or a component file or the index
 /// knows it; any other, such as those of other programs and `lost+found`, is left out. What is removed while this looks
 /// is not listed.
 ///
 /// # Errors
-/// [`Error::Io`] when the folder cannot be listed.
+/// [`Error::Io`] when the directory cannot be listed.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -91,10 +91,10 @@ pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
     Ok(listing)
 }
 
-/// How often to look again at a folder that changes.
+/// How often to look again at a directory that changes.
 const LOOKS: usize = 10;
 
-/// What is in the folder, and the names of what was not there any more when it was looked at.
+/// What is in the directory, and the names of what was not there any more when it was looked at.
 fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
@@ -121,13 +121,13 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     Ok((listing, catalog.vanished))
 }
 
-/// The checkpoints in a folder that are whole as far as manifests and file sizes tell, oldest first; see
-/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a folder that is
+/// The checkpoints in a directory that are whole as far as manifests and file sizes tell, oldest first; see
+/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a directory that is
 /// not there has none.
 ///
 /// # Errors
-/// [`Error::Io`] when the folder, or a checkpoint in it, cannot be looked at now, and [`Error::Unsupported`] when a newer
-/// version wrote one: it may be the newest. [`Error::NotFound`] when the folder is a link that leads nowhere.
+/// [`Error::Io`] when the directory, or a checkpoint in it, cannot be looked at now, and [`Error::Unsupported`] when a newer
+/// version wrote one: it may be the newest. [`Error::NotFound`] when the directory is a link that leads nowhere.
 /// [`Error::Undecided`] when nothing tells which of two is the latest. [`list_checkpoints`] lists what there is all the
 /// same.
 pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {

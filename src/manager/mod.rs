@@ -1,4 +1,4 @@
-//! `CheckpointManager`: numbered checkpoints in a folder, old ones removed, the newest intact one restored.
+//! `CheckpointManager`: numbered checkpoints in a directory, old ones removed, the newest intact one restored.
 
 mod background;
 mod builder;
@@ -41,7 +41,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Writes numbered checkpoints into a folder, keeps the newest `max_to_keep`, and restores the newest intact one.
+/// Writes numbered checkpoints into a directory, keeps the newest `max_to_keep`, and restores the newest intact one.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,7 +64,7 @@ use std::time::{Duration, Instant};
 /// # }
 /// ```
 ///
-/// One manager a folder writes, held off from each other by a lock that a dead process cannot leave behind; any number
+/// One manager a directory writes, held off from each other by a lock that a dead process cannot leave behind; any number
 /// of readers need none. It removes only checkpoints that carry its name and a number, after the new one is durable.
 /// A checkpoint found damaged is moved aside (`damaged-ckpt-80-…`), never removed.
 ///
@@ -127,7 +127,7 @@ impl std::fmt::Debug for CheckpointManager {
 }
 
 impl CheckpointManager {
-    /// Begins a manager of `checkpoint` in the folder `directory`; see the builder for what can be set.
+    /// Begins a manager of `checkpoint` in the directory `directory`; see the builder for what can be set.
     pub fn builder(checkpoint: Checkpoint, directory: impl AsRef<Path>) -> CheckpointManagerBuilder {
         CheckpointManagerBuilder::new(checkpoint, directory.as_ref())
     }
@@ -142,7 +142,7 @@ impl CheckpointManager {
         &mut self.checkpoint
     }
 
-    /// The folder.
+    /// The directory.
     pub fn directory(&self) -> &Path {
         self.directory.root()
     }
@@ -182,7 +182,7 @@ impl CheckpointManager {
     /// it is, the number after the highest one there is taken; nothing is overwritten. Returns the path.
     ///
     /// # Errors
-    /// As for [`Checkpoint::save`]; the folder, the counter and the list are then as before. With
+    /// As for [`Checkpoint::save`]; the directory, the counter and the list are then as before. With
     /// [`background`](CheckpointManagerBuilder::background) also what the last save met, once; then this one has not
     /// begun. [`Error::AlreadyExists`] for the first save of a run of which nothing was restored into a directory that
     /// holds another one; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
@@ -580,7 +580,7 @@ impl CheckpointManager {
         self.settle()
     }
 
-    /// Ends the manager: everything saved is durable, and the folder is free for another, when this returns.
+    /// Ends the manager: everything saved is durable, and the directory is free for another, when this returns.
     ///
     /// # Errors
     /// What the save in the background met, if no call has returned it yet.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 impl CheckpointManager {
-    /// Restores the newest intact checkpoint into the tracked objects; in an empty folder calls the init function
+    /// Restores the newest intact checkpoint into the tracked objects; in an empty directory calls the init function
     /// instead. Damaged checkpoints are passed over, moved aside, and listed in what is returned.
     ///
     /// The newest is the head of the chain in which each checkpoint follows the one that was restored or saved before it.
@@ -154,7 +154,7 @@ impl CheckpointManager {
     /// unless this says so.
     ///
     /// # Errors
-    /// [`Error::Usage`] when it is no checkpoint of this manager's name in its folder; [`Error::NotFound`] when there is
+    /// [`Error::Usage`] when it is no checkpoint of this manager's name in its directory; [`Error::NotFound`] when there is
     /// nothing of that name.
     pub fn pass_over(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
         self.settle()?;

@@ -85,7 +85,7 @@ impl Default for SaveOptions {
 /// What a checkpoint says of itself, beside its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamp {
-    /// One more than the highest of the folder.
+    /// One more than the highest of the directory.
     pub sequence: u64,
     /// The run that writes.
     pub run: String,
@@ -150,7 +150,7 @@ pub(crate) struct Saved {
 }
 
 /// Writes the planned state as the checkpoint `name` of `directory`, from the live tensors or from `image`. Durable
-/// when this returns; on an error the folder is as it was. `ready` is called when all is written and nothing of it has
+/// when this returns; on an error the directory is as it was. `ready` is called when all is written and nothing of it has
 /// its name yet; an error of it ends the save.
 #[expect(clippy::too_many_arguments, reason = "what a save consists of")]
 pub(crate) fn save(

@@ -5,8 +5,8 @@
 //! on the CPU needs only the headers and three libraries out of it, and two small libraries that
 //! `libtorch_cpu.so` names; the 3 GB of CUDA packages that `pip install torch` would bring stay away.
 //!
-//! All happens in a folder beside the final one, which appears by a rename when it is whole. An interrupted run
-//! leaves only that folder behind, and the next run removes it and starts over.
+//! All happens in a directory beside the final one, which appears by a rename when it is whole. An interrupted run
+//! leaves only that directory behind, and the next run removes it and starts over.
 
 use crate::Result;
 use crate::libtorch::OTHER_WAYS;
@@ -38,7 +38,7 @@ mod linux {
         platform: &'static str,
         sha256: &'static str,
         megabytes: u64,
-        /// From a name in the wheel to a name in the folder, as `unpack.py` wants them.
+        /// From a name in the wheel to a name in the directory, as `unpack.py` wants them.
         takes: &'static [&'static str],
     }
 
@@ -77,7 +77,7 @@ mod linux {
 
     const UNPACK: &str = include_str!("unpack.py");
 
-    /// The libtorch folder in the cache, made if it is not there.
+    /// The libtorch directory in the cache, made if it is not there.
     pub fn libtorch(cache: &Path) -> Result<PathBuf> {
         let folder = cache.join(format!("libtorch-{VERSION}-cpu-x86_64"));
         if is_whole(&folder) {
@@ -120,7 +120,7 @@ mod linux {
         Ok(file)
     }
 
-    /// What interrupted runs have left, and a folder that somebody has taken files out of.
+    /// What interrupted runs have left, and a directory that somebody has taken files out of.
     fn remove_leftovers(cache: &Path, folder: &Path) -> Result<()> {
         let entries = fs::read_dir(cache).map_err(|error| format!("cannot read {}: {error}", cache.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
@@ -169,7 +169,7 @@ mod linux {
         }
     }
 
-    /// Makes the folder inside `partial` and gives it its name.
+    /// Makes the directory inside `partial` and gives it its name.
     fn make(partial: &Path, folder: &Path) -> Result<()> {
         let new = partial.join("libtorch");
         let total: u64 = WHEELS.iter().map(|wheel| wheel.megabytes).sum();
@@ -208,7 +208,7 @@ mod linux {
             .arg(&downloads)
             .arg("--requirement")
             .arg(&requirements)
-            // The system's temporary folder may be small, or memory.
+            // The system's temporary directory may be small, or memory.
             .env("TMPDIR", &temporary)
             // Nothing gets installed, so it does not matter whether there is a virtual environment.
             .env("PIP_REQUIRE_VIRTUALENV", "0")

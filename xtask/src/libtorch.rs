@@ -107,7 +107,7 @@ fn make_link(link: &Path, folder: &Path) -> Result<()> {
     Err(format!("make {} lead to {}", link.display(), folder.display()))
 }
 
-/// The folder in the user's cache that all checkouts share. The XDG rules say to ignore a relative path.
+/// The directory in the user's cache that all checkouts share. The XDG rules say to ignore a relative path.
 fn cache_dir(xdg_cache_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
     xdg_cache_home
         .filter(|path| path.is_absolute())

@@ -110,7 +110,7 @@ fn cargo(args: &[OsString]) -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("`cargo {shown}` failed: {status}")) }
 }
 
-/// The root of the checkout: the folder above this package.
+/// The root of the checkout: the directory above this package.
 fn checkout() -> Result<PathBuf> {
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .ok_or("start this program as `cargo xtask`, inside a checkout of tch-checkpoint")?;

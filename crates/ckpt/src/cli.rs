@@ -164,7 +164,7 @@ pub struct Unpin {
     pub name: String,
 }
 
-/// Lists the checkpoints in a folder, oldest first, and what else a save or a manager left there
+/// Lists the checkpoints in a directory, oldest first, and what else a save or a manager left there
 ///
 /// Reads manifests and file sizes, not the tensors: `ckpt verify` does that.
 #[derive(Debug, Args)]
@@ -177,7 +177,7 @@ Exit codes:
   0  listed, be it an empty folder or one with damaged checkpoints
   2  there is no such folder, or it could not be read")]
 pub struct Ls {
-    /// The folder of checkpoints
+    /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
     pub folder: PathBuf,
 }
@@ -195,7 +195,7 @@ Exit codes:
   1  the checkpoint is damaged: its manifest, or a file is missing or of another length
   2  there is no checkpoint, or it could not be read")]
 pub struct Show {
-    /// A checkpoint, or a folder of checkpoints for its latest
+    /// A checkpoint, or a directory of checkpoints for its latest
     #[arg(value_name = "CHECKPOINT")]
     pub path: PathBuf,
     /// Only tensors and values whose name fits; `*` stands for any text, `/` included
@@ -205,7 +205,7 @@ pub struct Show {
 
 /// Reads every byte and checks that it is what was written
 ///
-/// In a folder of checkpoints every checkpoint is checked, but not those that a manager moved aside as damaged,
+/// In a directory of checkpoints every checkpoint is checked, but not those that a manager moved aside as damaged,
 /// nor unfinished ones: name them to have them checked. Files in a checkpoint that its manifest does not list are shown
 /// as unexpected; they are no damage.
 #[derive(Debug, Args)]
@@ -219,7 +219,7 @@ Exit codes:
   1  at least one is damaged: a changed, missing or added byte, or a missing file
   2  at least one could not be read, or a folder holds no checkpoint; others may be damaged")]
 pub struct Verify {
-    /// Checkpoints, folders of checkpoints, or checkpoints of other tools
+    /// Checkpoints, directories of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
 }
@@ -240,7 +240,7 @@ Exit codes:
   1  they differ
   2  one of them could not be read, or is damaged")]
 pub struct Diff {
-    /// A checkpoint, or a folder of checkpoints for its latest
+    /// A checkpoint, or a directory of checkpoints for its latest
     #[arg(value_name = "A")]
     pub a: PathBuf,
     /// Another one

@@ -1,4 +1,4 @@
-//! `ckpt ls`: what is in a folder of checkpoints.
+//! `ckpt ls`: what is in a directory of checkpoints.
 
 use crate::cli::Ls;
 use crate::human;
@@ -92,7 +92,7 @@ pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
     Ok(Exit::Fine)
 }
 
-/// Looks at the folder; says clearly when there is something else.
+/// Looks at the directory; says clearly when there is something else.
 fn listing(path: &Path) -> Result<Listing, Error> {
     match what_is(path)? {
         Place::Folder(listing) => Ok(*listing),

@@ -4,10 +4,10 @@ use serde::Serialize;
 use std::path::Path;
 use tch_checkpoint::Error;
 
-/// What is wrong with a file or a folder.
+/// What is wrong with a file or a directory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
-    /// The file or folder; `null` when it is about neither.
+    /// The file or directory; `null` when it is about neither.
     pub path: Option<String>,
     pub kind: Kind,
     pub reason: String,
@@ -44,7 +44,7 @@ impl Problem {
         }
     }
 
-    /// For people: the path as seen from the folder `checkpoint`, and the reason.
+    /// For people: the path as seen from the directory `checkpoint`, and the reason.
     pub fn within(&self, checkpoint: &Path) -> String {
         let path = self.path.as_deref().map(Path::new);
         let inside = path.map(|path| path.strip_prefix(checkpoint).unwrap_or(path)).map(text);

@@ -12,7 +12,7 @@ use tch_checkpoint::{CheckpointReader, Error, Listing, list_checkpoints};
 /// An open checkpoint.
 pub struct Target {
     pub reader: CheckpointReader,
-    /// The folder whose latest checkpoint it is, where the path was that of the folder.
+    /// The directory whose latest checkpoint it is, where the path was that of the directory.
     pub latest_of: Option<PathBuf>,
 }
 
@@ -29,7 +29,7 @@ pub struct TargetJson {
 }
 
 impl Target {
-    /// Opens the checkpoint at `path`, or the latest in the folder `path`.
+    /// Opens the checkpoint at `path`, or the latest in the directory `path`.
     pub fn open(path: &Path, out: &mut Output) -> Result<Target, Error> {
         match what_is(path)? {
             Place::Checkpoint => Ok(Target { reader: CheckpointReader::open(path)?, latest_of: None }),
@@ -38,7 +38,7 @@ impl Target {
         }
     }
 
-    /// Opens the latest checkpoint in the folder `path`.
+    /// Opens the latest checkpoint in the directory `path`.
     fn latest(path: &Path, mut listing: Listing, out: &mut Output) -> Result<Target, Error> {
         let mut reader = open_latest(path, &listing);
         for _ in 0..ATTEMPTS {
@@ -69,7 +69,7 @@ impl Target {
         }
     }
 
-    /// The path, and that it is the latest of its folder where that was asked for.
+    /// The path, and that it is the latest of its directory where that was asked for.
     pub fn title(&self) -> String {
         let path = self.reader.path().display();
         match &self.latest_of {
@@ -79,7 +79,7 @@ impl Target {
     }
 }
 
-/// How often to look again for the latest checkpoint, in a folder in which they come and go.
+/// How often to look again for the latest checkpoint, in a directory in which they come and go.
 const ATTEMPTS: usize = 10;
 
 fn open_latest(folder: &Path, listing: &Listing) -> Result<CheckpointReader, Error> {
@@ -109,7 +109,7 @@ pub fn what_is(path: &Path) -> Result<Place, Error> {
         Ok(found) if !found.is_dir() => return not_found("this is a file; a checkpoint is a folder"),
         Ok(_) => {}
     }
-    // Whatever has the manifest's name: if it is a folder or leads nowhere, that is damage.
+    // Whatever has the manifest's name: if it is a directory or leads nowhere, that is damage.
     if fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok() {
         return Ok(Place::Checkpoint);
     }
@@ -140,7 +140,7 @@ pub fn lost_manifest(path: &Path) -> Error {
     Error::Damaged { path: path.join(MANIFEST_FILE), reason: "the file is missing".to_string() }
 }
 
-/// The error for a folder without any whole checkpoint.
+/// The error for a directory without any whole checkpoint.
 pub fn no_checkpoint_in(path: &Path) -> Error {
     let mut reason = "this folder holds no whole checkpoint".to_string();
     let below = folders_below(path);
@@ -151,7 +151,7 @@ pub fn no_checkpoint_in(path: &Path) -> Error {
     Error::NotFound { path: path.to_path_buf(), reason }
 }
 
-/// The folders in `path` in which checkpoints were saved, by name.
+/// The directories in `path` in which checkpoints were saved, by name.
 pub fn folders_below(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> =

@@ -36,7 +36,7 @@ enum State {
     Unreadable,
 }
 
-/// What was not checked, in a folder of checkpoints.
+/// What was not checked, in a directory of checkpoints.
 #[derive(Serialize)]
 struct Skipped {
     path: String,
@@ -76,7 +76,7 @@ impl Found {
     }
 }
 
-/// Whether a folder is a checkpoint of another tool.
+/// Whether a directory is a checkpoint of another tool.
 fn is_foreign(path: &Path) -> bool {
     interop::open(path).is_ok()
 }
@@ -106,7 +106,7 @@ fn check(path: &Path) -> Found {
 }
 
 impl Verification {
-    /// Checks all of a folder's checkpoints, oldest first.
+    /// Checks all of a directory's checkpoints, oldest first.
     fn folder(&mut self, folder: &Path, listing: &Listing, out: &mut Output) {
         let whole = listing.checkpoints.iter().map(|listed| listed.path.as_path());
         let damaged = listing.damaged.iter().map(|(path, _)| path.as_path());

@@ -114,7 +114,7 @@ impl Model {
     }
 }
 
-/// A folder with one checkpoint of a model.
+/// A directory with one checkpoint of a model.
 fn one_checkpoint() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     Model::new().train(dir.path(), &[8]);
@@ -342,7 +342,7 @@ fn verify_takes_folders_and_tells_damage_from_what_cannot_be_read() {
     assert_eq!(ran.out.lines().filter(|line| line.starts_with("intact")).count(), 3, "{ran:?}");
     assert!(ran.out.ends_with("\n3 checkpoints: 3 intact, 0 damaged\n"), "{ran:?}");
 
-    // What was moved aside is no concern of the folder any more, until it is named.
+    // What was moved aside is no concern of the directory any more, until it is named.
     let aside = root.join(marked("a/damaged-ckpt-1"));
     fs::rename(root.join("a/ckpt-1"), &aside).unwrap();
     fs::write(aside.join("manifest.json"), "{}").unwrap();
@@ -418,7 +418,7 @@ fn ls_lists_by_commit_sequence_with_all_there_is_to_know() {
     assert_eq!(document["checkpoints"][2], expected);
     assert_eq!(document["checkpoints"][0]["latest"], false);
 
-    // A folder that is the current one.
+    // A directory that is the current one.
     let output = command().arg("ls").current_dir(path).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), ran.out);
 }
@@ -492,7 +492,7 @@ fn ls_is_clear_about_empty_and_missing_folders() {
     assert_eq!(ran.out, format!("no whole checkpoint in {}\n", path.display()));
     assert_eq!(json_on("ls", &[path]).1, json!({"folder": path, "latest": null, "checkpoints": [], "others": []}));
 
-    // One folder too high.
+    // One directory too high.
     Model::new().train(&path.join("run"), &[1]);
     assert!(on("ls", &[path]).out.contains(path.join("run").to_str().unwrap()));
 
@@ -562,7 +562,7 @@ fn show_shows_components_files_tensors_and_values() {
     assert_eq!(document["tensors"][2]["same_as"], "decoder/embedding");
     assert_eq!(document["components"][0]["name"], "best");
 
-    // The folder stands for its latest.
+    // The directory stands for its latest.
     let ran = on("show", &[dir.path()]);
     let first = format!("{} (the latest in {})", checkpoint.display(), dir.path().display());
     assert_eq!((ran.code, ran.out.lines().next()), (Some(0), Some(first.as_str())));

@@ -7,7 +7,7 @@
 //! * I5: what has the name of a checkpoint is a good one.
 //! * I6: recovery leaves nothing behind, comes to the same when repeated, and the next save works.
 //! * I8: nothing stays open or locked.
-//! * I9: nothing outside the folder is touched. I10: nothing of the user's is touched.
+//! * I9: nothing outside the directory is touched. I10: nothing of the user's is touched.
 //!
 //! I7 (a failed save changes nothing) is the fault injector's.
 
@@ -17,10 +17,10 @@ use std::path::Path;
 use std::sync::Arc;
 use tch_checkpoint::internal::{Directory, OpenOptions, Posix, Source};
 
-/// The folder of checkpoints on the simulated disk.
+/// The directory of checkpoints on the simulated disk.
 pub(super) const ROOT: &str = "/data/run";
 
-/// What users may have in the folder.
+/// What users may have in the directory.
 pub(super) const STRANGERS: [&str; 6] = [
     "/data/run/notes.txt",
     "/data/run/ckpt-007/file",

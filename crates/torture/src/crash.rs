@@ -1,6 +1,6 @@
 //! Every state a disk can be in after a crash, at every point of a run.
 //!
-//! **Weak model**, all that POSIX promises: of the changes of names that no sync of their folder covers, any subset
+//! **Weak model**, all that POSIX promises: of the changes of names that no sync of their directory covers, any subset
 //! may have reached the device; of the written parts and lengths that no sync of the file covers, any subset; syncing
 //! a file does not make its name durable.
 //!
@@ -28,7 +28,7 @@ const CHOICE: usize = 2000;
 /// Which crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// A crash of a run that begins in an empty folder.
+    /// A crash of a run that begins in an empty directory.
     First,
     /// After a crash, a second one during recovery or the next saves.
     Second,
@@ -513,7 +513,7 @@ impl Device {
         }
     }
 
-    /// Drops what concerns only folders and files that no state has a name for.
+    /// Drops what concerns only directories and files that no state has a name for.
     fn forget_unreachable(&mut self) {
         let mut reachable = vec![false; self.files.nodes.len()];
         let mut queue = vec![TOP];

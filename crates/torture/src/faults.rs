@@ -400,7 +400,7 @@ fn steps(disk: &SimDisk) -> Vec<i64> {
     steps
 }
 
-/// Opens, restores, and saves 3 and 4 into a folder that has 2 (and 1); what fails is looked at, and tried again.
+/// Opens, restores, and saves 3 and 4 into a directory that has 2 (and 1); what fails is looked at, and tried again.
 fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report: &mut FaultReport) {
     report.runs += 1;
     let disk = SimDisk::new(start.clone(), 0);
@@ -612,7 +612,7 @@ mod tests {
         Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now())
     }
 
-    /// What removing a checkpoint says whose move to the trash fails, and whether its folder is still there.
+    /// What removing a checkpoint says whose move to the trash fails, and whether its directory is still there.
     fn remove(there: bool, errno: rustix::io::Errno) -> (tch_checkpoint::Result<()>, bool) {
         let disk = SimDisk::new(Files::default(), 1);
         let sim = disk.clone();

@@ -90,7 +90,7 @@ pub fn header(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As names in a folder of checkpoints, one a line, those of folders with a slash at the end: opening it removes no
+/// As names in a directory of checkpoints, one a line, those of directories with a slash at the end: opening it removes no
 /// more than what carries our marks. And as a name of a component and a path of keys.
 pub fn names(bytes: &[u8]) -> Verdict {
     let text = String::from_utf8_lossy(bytes);
@@ -101,7 +101,7 @@ pub fn names(bytes: &[u8]) -> Verdict {
     let lines: BTreeSet<&str> = text.lines().filter(usable).take(20).collect();
     let disk = SimDisk::new(Files::default(), 0);
     for line in &lines {
-        // The second of a file and a folder of one name would stand in the first's place.
+        // The second of a file and a directory of one name would stand in the first's place.
         let other = line.strip_suffix('/').map_or_else(|| format!("{line}/"), str::to_string);
         if !lines.contains(other.as_str()) {
             disk.put(&format!("{ROOT}/{line}"), b"a user's");
@@ -122,7 +122,7 @@ pub fn names(bytes: &[u8]) -> Verdict {
                 nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
             })
         };
-        // A folder with the name of a checkpoint that is none is moved aside.
+        // A directory with the name of a checkpoint that is none is moved aside.
         let numbered = name.strip_prefix("ckpt-").is_some_and(|number| number.parse::<u64>().is_ok());
         let aside = || after.iter().any(|now| now.name.to_string_lossy().starts_with(&format!("damaged-{name}-")));
         let there = after.contains(&entry) || entry.kind == Kind::Directory && numbered && aside();

@@ -41,8 +41,8 @@ pub fn kill_child(folder: &Path, keep: usize, at: u64) -> tch_checkpoint::Result
     manager.close()
 }
 
-/// Kills the process that `command` starts (it is given the folder, how many to keep, and the operation) before every
-/// operation, in a folder under `scratch`: each time the next process goes on where the last one was killed.
+/// Kills the process that `command` starts (it is given the directory, how many to keep, and the operation) before every
+/// operation, in a directory under `scratch`: each time the next process goes on where the last one was killed.
 pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Command) -> io::Result<KillReport> {
     let mut report = KillReport::default();
     for keep in [1, 2] {
@@ -72,7 +72,7 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
     Ok(report)
 }
 
-/// What breaks a promise in what a reader finds in the folder, and then a manager in a copy of it: the next process is
+/// What breaks a promise in what a reader finds in the directory, and then a manager in a copy of it: the next process is
 /// to find what the killed one left.
 pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
     let mut violations = Vec::new();
@@ -85,7 +85,7 @@ pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64,
         }
         Err(e) => broken(format!("it cannot be listed: {e}")),
     }
-    // Killed before it made the folder, there is none.
+    // Killed before it made the directory, there is none.
     if !folder.exists() {
         if acknowledged > 0 {
             broken(format!("{acknowledged} was acknowledged, there is no folder"));

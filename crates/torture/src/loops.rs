@@ -74,7 +74,7 @@ pub(super) fn why_not(kind: FileSystem) -> Option<String> {
 }
 
 impl Loop {
-    /// Makes the file system, empty, under the folder `scratch`, and mounts it.
+    /// Makes the file system, empty, under the directory `scratch`, and mounts it.
     pub(super) fn make(kind: FileSystem, scratch: &Path) -> io::Result<Loop> {
         let made = Loop { kind, outer: scratch.join("outer"), inner: scratch.join("inner") };
         for folder in [&made.outer, &made.inner] {

@@ -203,7 +203,7 @@ impl Disk for MutantDisk {
     }
 }
 
-/// A folder, by the path it was opened by.
+/// A directory, by the path it was opened by.
 #[derive(Debug)]
 struct MutantDir {
     dir: Arc<dyn Dir>,

@@ -46,7 +46,7 @@ pub struct PowerReport {
     pub violations: Vec<String>,
 }
 
-/// A run goes on for so many cuts in the same folder.
+/// A run goes on for so many cuts in the same directory.
 const CUTS_A_RUN: u64 = 8;
 
 /// What the process saves, and how, is a function of this number.
@@ -81,7 +81,7 @@ pub fn power_child(folder: &Path, seed: u64, durability: Durability) -> tch_chec
     manager.close()
 }
 
-/// Cuts the power of a file system made under `scratch` while the process that `command` starts, given the folder and the
+/// Cuts the power of a file system made under `scratch` while the process that `command` starts, given the directory and the
 /// seed, works in it. To be run in a mount namespace of its own.
 pub fn power(
     scratch: &Path,
@@ -130,7 +130,7 @@ pub fn power(
 fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(Cut, Vec<i64>)> {
     let said = lines(&mut child);
     let mut saved = Vec::new();
-    // Sometimes while it opens the folder, mostly during a save or the removal after it.
+    // Sometimes while it opens the directory, mostly during a save or the removal after it.
     let (wait_for, deadline) = (random.below(7), Instant::now() + Duration::from_secs(120));
     while saved.len() < wait_for {
         match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

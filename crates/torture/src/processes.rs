@@ -39,7 +39,7 @@ fn setup(random: &mut Random) -> Setup {
     Setup { components: 3, frozen: 1, bytes: 70_000, background: random.one_in(2), ..Setup::default() }
 }
 
-/// The newest step that was acknowledged, in a file beside the folder.
+/// The newest step that was acknowledged, in a file beside the directory.
 struct Acknowledged(PathBuf);
 
 impl Acknowledged {
@@ -151,7 +151,7 @@ fn wrong(run: &Run, step: i64, acknowledged: i64) -> Option<String> {
     (!right).then(|| format!("BROKEN: TORN: the values are not those of step {step}"))
 }
 
-/// Lets the processes that `command` starts, given role, folder and seed, work in a folder under `scratch` for so long,
+/// Lets the processes that `command` starts, given role, directory and seed, work in a directory under `scratch` for so long,
 /// and kills one of them every now and then.
 pub fn processes(
     scratch: &Path,

@@ -26,7 +26,7 @@ pub(super) struct Setup {
     pub atoms: usize,
     /// Saves are written by a thread.
     pub(super) background: bool,
-    /// The folder of checkpoints is there already, with files of the user's in it.
+    /// The directory of checkpoints is there already, with files of the user's in it.
     pub strangers: bool,
     pub durability: Durability,
 }

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch_checkpoint::format::Digest;
 use tch_checkpoint::internal::{Dir, Disk, Entry, FileId, Kind, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 
-/// A file or folder, apart from its names: its place in [`Files::nodes`].
+/// A file or directory, apart from its names: its place in [`Files::nodes`].
 pub(super) type Id = usize;
 
-/// The folder everything is in.
+/// The directory everything is in.
 pub(super) const TOP: Id = 0;
 
-/// A name in a folder.
+/// A name in a directory.
 #[derive(Debug, Clone)]
 pub(super) struct Name {
     pub text: Arc<str>,
@@ -66,7 +66,7 @@ pub(super) enum Node {
     Link(PathBuf),
 }
 
-/// Folders and files, as they are in memory, on the device, or after a crash.
+/// Directories and files, as they are in memory, on the device, or after a crash.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     pub nodes: Vec<Node>,
@@ -103,7 +103,7 @@ impl Rename {
     }
 }
 
-/// A folder's entries before a change.
+/// A directory's entries before a change.
 pub(super) struct Undo {
     folder: Id,
     entries: Vec<(Name, Id)>,
@@ -271,7 +271,7 @@ struct State {
     remote: bool,
     /// Into how many parts a write is cut that a crash can tear apart.
     atoms: usize,
-    /// What was tried that must not be: a path outside the folder, say.
+    /// What was tried that must not be: a path outside the directory, say.
     outrages: Vec<String>,
     /// Files that somebody sees are given to be overwritten all the same.
     careless: bool,
@@ -354,7 +354,7 @@ impl SimDisk {
         }
     }
 
-    /// What is in a folder.
+    /// What is in a directory.
     pub(super) fn names(&self, path: &Path) -> Vec<String> {
         let mut state = self.state();
         let Ok(folder) = state.resolve(path) else { return Vec::new() };
@@ -407,7 +407,7 @@ impl SimDisk {
         self.state().record(Op::Saved(step));
     }
 
-    /// Puts a file there as if it had always been, with the folders it is in.
+    /// Puts a file there as if it had always been, with the directories it is in.
     pub(super) fn put(&self, path: &str, bytes: &[u8]) {
         let mut state = self.state();
         let recorded = state.ops.take();
@@ -454,7 +454,7 @@ impl State {
         if folder == other {
             self.rename(Rename::Move { folder, from: name, to: new, id, over: false });
         } else {
-            // Two folders: the two names can reach the device one without the other.
+            // Two directories: the two names can reach the device one without the other.
             self.rename(Rename::Add { folder: other, name: new, id });
             self.rename(Rename::Remove { folder, name, id });
         }
@@ -500,7 +500,7 @@ impl State {
         Ok(Name::new(&text))
     }
 
-    /// What has the name in a folder.
+    /// What has the name in a directory.
     fn child(&mut self, folder: Id, name: &OsStr) -> io::Result<Id> {
         let name = self.name(name)?;
         match self.files.nodes[folder] {

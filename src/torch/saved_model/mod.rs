@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-/// A model that runs without the code that made it: a folder with a TorchScript program, its signatures, examples, and
+/// A model that runs without the code that made it: a directory with a TorchScript program, its signatures, examples, and
 /// a whole checkpoint.
 ///
 /// ```no_run
@@ -66,12 +66,12 @@ impl fmt::Debug for SavedModel {
 }
 
 impl SavedModel {
-    /// Begins to export the model whose variables are in `vs` into the folder `dir`, which must not exist yet.
+    /// Begins to export the model whose variables are in `vs` into the directory `dir`, which must not exist yet.
     pub fn export<'a>(dir: impl AsRef<Path>, vs: &'a VarStore) -> Export<'a> {
         Export::new(dir.as_ref(), vs)
     }
 
-    /// Loads the saved model in the folder `dir` onto a device. Every byte of the program is verified before libtorch
+    /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before libtorch
     /// looks at it. It evaluates: what training does in dropout or batch norm is not in it.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl SavedModel {
         &self.info
     }
 
-    /// The folder it was loaded from.
+    /// The directory it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -239,7 +239,7 @@ impl SavedModel {
         Ok(status)
     }
 
-    /// Saves the program with its present weights into the folder `dir`, beside what `checkpoint` tracks: one made by
+    /// Saves the program with its present weights into the directory `dir`, beside what `checkpoint` tracks: one made by
     /// [`checkpoint`](SavedModel::checkpoint), with more tracked if you like. The examples' outputs are computed anew.
     ///
     /// # Errors
@@ -257,7 +257,7 @@ impl SavedModel {
 
     /// From a checkpoint to a saved model, without the model's code and without training: saves this program with the
     /// weights of the checkpoint at `from`, and beside it all else that checkpoint holds (optimizer, step, values), into
-    /// the folder `dir`. This model has the checkpoint's weights then.
+    /// the directory `dir`. This model has the checkpoint's weights then.
     ///
     /// The way back needs nothing: a saved model is a checkpoint, and [`Checkpoint::restore`] takes its path.
     ///

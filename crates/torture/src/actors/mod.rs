@@ -144,7 +144,7 @@ pub struct Beside {
     pub wanders: bool,
 }
 
-/// Lets the actor that `command` starts, given folder and seed, do so many things while a manager works.
+/// Lets the actor that `command` starts, given directory and seed, do so many things while a manager works.
 ///
 /// # Errors
 /// When the actor cannot be started, or ends.

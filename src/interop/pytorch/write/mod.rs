@@ -14,7 +14,7 @@ use pickler::Pickler;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The one folder of the archive: the same for every file, so that its bytes are.
+/// The one directory of the archive: the same for every file, so that its bytes are.
 const TOP: &str = "archive";
 
 /// Where tensors begin, for readers that map the file into memory.
