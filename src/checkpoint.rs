@@ -120,7 +120,7 @@ impl Checkpoint {
     /// options of that restore; of several such restores the newest counts.
     ///
     /// # Errors
-    /// [`Error::Name`] when the name is taken or cannot be used, here or below `object`; the errors of
+    /// [`Error::InvalidName`] when the name is taken or cannot be used, here or below `object`; the errors of
     /// [`restore`](Checkpoint::restore) when a waiting value does not fit, [`Error::NotFound`] when its checkpoint was
     /// removed meanwhile.
     pub fn track(mut self, name: &str, object: impl Trackable) -> Result<Self> {
@@ -191,7 +191,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Name`] for a name that no asset can have, or that another one has.
+    /// [`Error::InvalidName`] for a name that no asset can have, or that another one has.
     pub fn asset(mut self, asset: UserAsset) -> Result<Self> {
         asset.check_name()?;
         if let Some(other) = self.assets.iter().find(|other| other.name().eq_ignore_ascii_case(asset.name())) {
@@ -319,7 +319,9 @@ impl Checkpoint {
     /// What the counter of saves will be after the next one.
     pub(crate) fn next_save(&self) -> Result<i64> {
         let counter = self.save_counter.get();
-        counter.checked_add(1).ok_or_else(|| Error::Usage(format!("the counter of saves cannot go beyond {counter}")))
+        counter
+            .checked_add(1)
+            .ok_or_else(|| Error::InvalidArgument(format!("the counter of saves cannot go beyond {counter}")))
     }
 
     /// Saves into a directory of which a manager of this checkpoint, or nobody, has the lock.
@@ -586,7 +588,10 @@ fn file_name(path: &Path) -> Result<&str> {
     // What this crate itself calls so.
     let name = name.filter(|name| ![INDEX_FILE, MANIFEST_FILE].contains(name) && before_aside(name).is_none());
     name.ok_or_else(|| {
-        Error::Usage(format!("{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`", path.display()))
+        Error::InvalidArgument(format!(
+            "{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`",
+            path.display()
+        ))
     })
 }
 

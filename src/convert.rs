@@ -48,7 +48,7 @@ const COMPONENT: &str = "model";
 ///
 /// # Errors
 /// [`Error::AlreadyExists`] where a checkpoint, directory or TensorFlow prefix is there already (files are replaced);
-/// [`Error::Name`] for names that the format cannot hold; the errors of reading and writing. Nothing is there then.
+/// [`Error::InvalidName`] for names that the format cannot hold; the errors of reading and writing. Nothing is there then.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

@@ -105,7 +105,7 @@ pub enum Error {
     },
     /// A name in the object graph cannot be used.
     #[error("the name {name:?} cannot be used: {reason}")]
-    Name {
+    InvalidName {
         /// The name, with its path in the graph.
         name: String,
         /// Why, and what to do.
@@ -186,7 +186,7 @@ pub enum Error {
     },
     /// An option or argument makes no sense.
     #[error("{0}")]
-    Usage(String),
+    InvalidArgument(String),
 }
 
 /// The first of some names, and how many more there are.
@@ -281,7 +281,7 @@ impl Error {
     }
 
     pub(crate) fn name(name: impl Into<String>, reason: impl Into<String>) -> Error {
-        Error::Name { name: name.into(), reason: reason.into() }
+        Error::InvalidName { name: name.into(), reason: reason.into() }
     }
 
     /// Whether the checkpoint itself is bad or gone, for good, so that an older one is worth trying. An error of the

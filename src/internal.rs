@@ -37,7 +37,7 @@ pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
 /// Whether a component may have this name.
 ///
 /// # Errors
-/// [`Error::Name`](crate::Error::Name) when not.
+/// [`Error::InvalidName`](crate::Error::InvalidName) when not.
 pub fn check_component(name: &str) -> Result<()> {
     crate::name::check_component(name)
 }

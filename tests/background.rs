@@ -235,7 +235,7 @@ fn a_state_above_the_budget_is_saved_before_the_call_returns() -> Outcome {
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(background).open()?;
     let path = manager.save_at(1)?;
     assert_eq!(manager.latest_checkpoint(), Some(path));
-    assert!(matches!(manager.save_at(-3), Err(Error::Usage(_))));
+    assert!(matches!(manager.save_at(-3), Err(Error::InvalidArgument(_))));
     Ok(())
 }
 

@@ -324,7 +324,7 @@ fn names_that_cannot_be_are_refused_before_anything_is_written() -> Outcome {
         ("m", Node::group([("x", tensor.node()), ("x", Memory::seeded(1, 2).node())])),
     ] {
         let error = Checkpoint::new().track(name, object).unwrap_err();
-        assert!(matches!(error, Error::Name { .. }), "{name}: {error}");
+        assert!(matches!(error, Error::InvalidName { .. }), "{name}: {error}");
     }
     let taken = Checkpoint::new().track("x", &tensor)?.track("x", &tensor).unwrap_err();
     assert!(taken.to_string().contains("tracked already"));
@@ -397,7 +397,7 @@ fn errors_say_what_where_and_what_to_do() -> Outcome {
     let folder = checkpoint.restore(dir.path()).unwrap_err();
     assert!(folder.to_string().contains("holds checkpoints"), "{folder}");
     let usage = checkpoint.save(dir.path().join("..")).unwrap_err();
-    assert!(matches!(usage, Error::Usage(_)), "{usage}");
+    assert!(matches!(usage, Error::InvalidArgument(_)), "{usage}");
     let file = dir.path().join("file");
     fs::write(&file, "x")?;
     let not_a_folder = checkpoint.save(file.join("ckpt")).unwrap_err();

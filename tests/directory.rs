@@ -256,11 +256,11 @@ fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     let error = run.builder(dir.path()).checkpoint_name("n".repeat(190)).open().unwrap_err();
-    assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("shorter"), "{error}");
+    assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains("shorter"), "{error}");
     let error = run.checkpoint().save(dir.path().join("n".repeat(216))).unwrap_err();
-    assert!(matches!(error, Error::Usage(_)), "{error}");
+    assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     let error = run.checkpoint().write(dir.path().join("é".repeat(106))).unwrap_err();
-    assert!(matches!(error, Error::Usage(_)), "{error}");
+    assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     // The longest that is allowed goes through its whole life.
     let name = "n".repeat(189);
     let mut manager = run.builder(dir.path()).checkpoint_name(&name).open()?;

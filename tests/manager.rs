@@ -445,10 +445,10 @@ fn settings_that_make_no_sense_are_refused() {
         (builder().keep_every(std::time::Duration::ZERO), "keep_every"),
     ] {
         let error = builder.open().unwrap_err();
-        assert!(matches!(&error, Error::Usage(text) if text.contains(word)), "{error}");
+        assert!(matches!(&error, Error::InvalidArgument(text) if text.contains(word)), "{error}");
     }
     let mut manager = builder().open().unwrap();
-    assert!(matches!(manager.save_at(-1), Err(Error::Usage(_))));
+    assert!(matches!(manager.save_at(-1), Err(Error::InvalidArgument(_))));
     assert!(
         manager.save_with_metrics(1, [("loss", f64::NAN)]).is_ok(),
         "a bad figure is no reason to lose a checkpoint"
@@ -618,7 +618,7 @@ fn a_checkpoint_may_have_any_name() -> Outcome {
     }
     // A name that begins with a dot would never be found again.
     let run = Run::new();
-    assert!(matches!(run.builder(dir.path()).checkpoint_name(".hidden").open(), Err(Error::Usage(_))));
-    assert!(matches!(run.checkpoint().save(dir.path().join(".hidden")), Err(Error::Usage(_))));
+    assert!(matches!(run.builder(dir.path()).checkpoint_name(".hidden").open(), Err(Error::InvalidArgument(_))));
+    assert!(matches!(run.checkpoint().save(dir.path().join(".hidden")), Err(Error::InvalidArgument(_))));
     Ok(())
 }

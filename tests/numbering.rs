@@ -96,7 +96,7 @@ fn whatever_has_a_number_its_number_is_taken() -> Outcome {
     fs::create_dir(dir.path().join(format!("ckpt-{}", i64::MAX)))?;
     fs::create_dir(dir.path().join("ckpt-9"))?;
     let error = manager.save().unwrap_err();
-    assert!(matches!(&error, Error::Usage(text) if text.contains("highest number")), "{error}");
+    assert!(matches!(&error, Error::InvalidArgument(text) if text.contains("highest number")), "{error}");
     Ok(())
 }
 
@@ -537,7 +537,7 @@ fn an_init_function_that_failed_is_called_again() -> Outcome {
     let mut calls = 0;
     let init = move || {
         calls += 1;
-        if calls == 1 { Err(Error::Usage("not yet".into())) } else { Ok(()) }
+        if calls == 1 { Err(Error::InvalidArgument("not yet".into())) } else { Ok(()) }
     };
     let mut manager = Run::new().builder(dir.path()).init(init).open()?;
     assert!(manager.restore_or_initialize().is_err());
@@ -565,7 +565,10 @@ fn sound_checkpoints_of_another_name_are_no_fresh_start() -> Outcome {
 fn a_checkpoint_cannot_take_the_place_of_the_index() -> Outcome {
     let dir = tempfile::tempdir()?;
     for name in ["checkpoint.json", "manifest.json", "damaged-ckpt-1-0123456789abcdef0123456789abcdef"] {
-        assert!(matches!(Run::new().checkpoint().write(dir.path().join(name)), Err(Error::Usage(_))), "{name}");
+        assert!(
+            matches!(Run::new().checkpoint().write(dir.path().join(name)), Err(Error::InvalidArgument(_))),
+            "{name}"
+        );
     }
     Ok(())
 }

@@ -566,7 +566,10 @@ fn an_object_that_contains_itself_is_refused() {
         }
     }
     let refusal = Checkpoint::new().track("loop", Node::collection(Itself)).unwrap_err();
-    assert!(matches!(refusal, Error::Name { .. }) && refusal.to_string().contains("contain itself"), "{refusal}");
+    assert!(
+        matches!(refusal, Error::InvalidName { .. }) && refusal.to_string().contains("contain itself"),
+        "{refusal}"
+    );
 }
 
 // ------------------------------------------------------------------------------------------ half restored

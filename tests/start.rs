@@ -127,7 +127,7 @@ fn a_step_is_any_integer_that_is_not_negative() -> Outcome {
     manager.save_at(2usize)?;
     let last = manager.save_at(u64::MAX)?;
     assert!(last.ends_with(format!("ckpt-{}", u64::MAX)));
-    assert!(matches!(manager.save_at(-1i64), Err(Error::Usage(text)) if text.contains("-1")));
+    assert!(matches!(manager.save_at(-1i64), Err(Error::InvalidArgument(text)) if text.contains("-1")));
     assert_eq!(CheckpointDirectory::new(dir.path()).latest()?.and_then(|info| info.step), Some(u64::MAX));
     Ok(())
 }

@@ -57,10 +57,10 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for everything that [`from_bytes`](Index::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Index::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the index"))?;
-        let text = self.lines().map_err(|e| Error::Usage(format!("the index cannot be written: {e}")))?;
+        let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the index cannot be written: {e}")))?;
         ENVELOPE.close(text).map_err(|e| e.unwritable("the index"))
     }
 

@@ -197,11 +197,11 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be written
+    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be written
     /// can be read.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the manifest"))?;
-        let text = self.lines().map_err(|e| Error::Usage(format!("the manifest cannot be written: {e}")))?;
+        let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the manifest cannot be written: {e}")))?;
         ENVELOPE.close(text).map_err(|e| match self.heaviest() {
             Some(key) => Error::object(key, format!("the manifest cannot be written with this value: {e}")),
             None => e.unwritable("the manifest"),

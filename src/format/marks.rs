@@ -122,10 +122,10 @@ impl Mark {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for everything that [`from_bytes`](Mark::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Mark::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         check_run(&self.of.run).map_err(|e| e.unwritable("the mark"))?;
-        let text = self.lines().map_err(|e| Error::Usage(format!("the mark cannot be written: {e}")))?;
+        let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the mark cannot be written: {e}")))?;
         ENVELOPE.close(text).map_err(|e| e.unwritable("the mark"))
     }
 

@@ -73,7 +73,7 @@ impl FormatError {
 
     /// The crate's error for something that must not be written, because it would be refused when read.
     fn unwritable(self, what: &str) -> Error {
-        Error::Usage(format!("{what} cannot be written: {self}"))
+        Error::InvalidArgument(format!("{what} cannot be written: {self}"))
     }
 }
 

@@ -61,8 +61,8 @@ pub struct Placed {
 ///
 /// # Errors
 ///
-/// [`Error::Name`] for a name twice, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for more than
-/// 64 dimensions and for more bytes than a file can have; [`Error::Usage`] when the header would be above 100 MB.
+/// [`Error::InvalidName`] for a name twice, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for more than
+/// 64 dimensions and for more bytes than a file can have; [`Error::InvalidArgument`] when the header would be above 100 MB.
 ///
 /// ```
 /// use tch_checkpoint::{Dtype, TensorSpec, format::safetensors::layout};
@@ -119,7 +119,7 @@ pub(super) fn layout_within(tensors: Vec<(String, TensorSpec)>, max_header: u64)
     json.resize(data_start - LENGTH_BYTES, b' ');
     let length = json.len() as u64;
     if length > max_header {
-        return Err(Error::Usage(format!(
+        return Err(Error::InvalidArgument(format!(
             "{} tensors in one safetensors file would need a header of {length} bytes, {max_header} are allowed; \
              track them as more than one component",
             tensors.len()

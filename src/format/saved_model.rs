@@ -212,12 +212,12 @@ impl SavedModelInfo {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] for everything that [`from_bytes`](SavedModelInfo::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](SavedModelInfo::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let version = if self.is_extended() { VERSION } else { PLAIN };
         let versioned = SavedModelInfo { version, ..self.clone() };
-        let text =
-            serde_json::to_vec_pretty(&versioned).map_err(|e| Error::Usage(format!("{SAVED_MODEL_FILE}: {e}")))?;
+        let text = serde_json::to_vec_pretty(&versioned)
+            .map_err(|e| Error::InvalidArgument(format!("{SAVED_MODEL_FILE}: {e}")))?;
         SavedModelInfo::from_bytes(&text).map_err(|e| e.unwritable(SAVED_MODEL_FILE))?;
         Ok(text)
     }

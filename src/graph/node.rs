@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// Tracking keeps a handle to the object's state, not a copy and not a borrow: what changes later is what is saved later.
 ///
 /// Objects form a tree. The same tensor or value may be in it under several names, but an object must not contain
-/// itself: a graph that nests deeper than 64 objects is an error ([`Error::Name`](crate::Error::Name)) when it is
+/// itself: a graph that nests deeper than 64 objects is an error ([`Error::InvalidName`](crate::Error::InvalidName)) when it is
 /// tracked. Leave the way back (a layer's handle to its model, say) out of `node`.
 ///
 /// ```

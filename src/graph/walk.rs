@@ -231,7 +231,7 @@ mod tests {
             ("m", Node::group([("twice", counter.clone()), ("twice", counter.clone())])),
             ("m", Node::group([("x".repeat(300), counter.clone())])),
         ] {
-            assert!(matches!(names(&one(name, node)), Err(Error::Name { .. })), "{name}");
+            assert!(matches!(names(&one(name, node)), Err(Error::InvalidName { .. })), "{name}");
         }
         let both = vec![("Encoder".to_string(), counter.clone()), ("encoder".to_string(), counter)];
         assert!(names(&both).err().unwrap().to_string().contains("case"));

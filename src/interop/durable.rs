@@ -20,7 +20,9 @@ pub(crate) struct DurableFile {
 impl DurableFile {
     /// Begins a file that will be `path`.
     pub(crate) fn create(path: &Path) -> Result<DurableFile> {
-        let name = path.file_name().ok_or_else(|| Error::Usage(format!("{} is no name of a file", path.display())))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| Error::InvalidArgument(format!("{} is no name of a file", path.display())))?;
         let temporary = path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), nonce()));
         let file = File::options().write(true).create_new(true).open(&temporary);
         let file = file.map_err(|e| Error::io("create", &temporary, e))?;
@@ -71,8 +73,9 @@ pub(crate) struct DurableDirectory {
 impl DurableDirectory {
     /// Begins a directory that will be `path`, where nothing is.
     pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
-        let name =
-            path.file_name().ok_or_else(|| Error::Usage(format!("{} is no name of a directory", path.display())))?;
+        let name = path
+            .file_name()
+            .ok_or_else(|| Error::InvalidArgument(format!("{} is no name of a directory", path.display())))?;
         if fs::symlink_metadata(path).is_ok() {
             return Err(already_there(path));
         }

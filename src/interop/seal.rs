@@ -60,7 +60,7 @@ fn place(path: &Path) -> PathBuf {
 /// A seal finds accidents, not forgers: who changes the file can seal it anew.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::Usage`] for a checkpoint of
+/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::InvalidArgument`] for a checkpoint of
 /// this crate, which has its digests; otherwise as for [`open`](super::open).
 ///
 /// ```no_run
@@ -77,7 +77,7 @@ pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
     let source = super::detect::open(path, &super::ReadOptions::default())?;
     if source.format() == super::ours::FORMAT {
         let reason = format!("{} is a checkpoint of this crate: its manifest has the digests", path.display());
-        return Err(Error::Usage(reason));
+        return Err(Error::InvalidArgument(reason));
     }
     let place = place(path);
     if std::fs::symlink_metadata(&place).is_ok() {
@@ -92,7 +92,8 @@ pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
     }
     let values = digest_of_values(&*source);
     let seal = Seal { seal: 1, format: source.format().to_string(), tensors, values };
-    let text = serde_json::to_string(&seal).map_err(|e| Error::Usage(format!("the seal cannot be written: {e}")))?;
+    let text =
+        serde_json::to_string(&seal).map_err(|e| Error::InvalidArgument(format!("the seal cannot be written: {e}")))?;
     let file = DurableFile::create(&place)?;
     file.write_at(0, text.as_bytes())?;
     file.publish()?;

@@ -287,7 +287,7 @@ impl CheckpointManagerBuilder {
     /// looked at now is an error of the restore or save that follows, not of this call.
     ///
     /// # Errors
-    /// [`Error::Usage`] for settings that make no sense, [`Error::Locked`] when another writer has the directory,
+    /// [`Error::InvalidArgument`] for settings that make no sense, [`Error::Locked`] when another writer has the directory,
     /// [`Error::Io`].
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
@@ -344,7 +344,7 @@ impl CheckpointManagerBuilder {
     }
 
     fn retention(&self) -> Result<Retention> {
-        let usage = |text: String| Err(Error::Usage(text));
+        let usage = |text: String| Err(Error::InvalidArgument(text));
         if self.max_to_keep == Some(Some(0)) {
             return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
         }

@@ -257,7 +257,8 @@ impl Ledger {
     pub(super) fn why_unreachable(&self) -> Option<Error> {
         let (name, _) = self.unreachable.first()?;
         let path = self.path(name);
-        let again = || Error::Usage(format!("{} could not be looked at before; restore first", path.display()));
+        let again =
+            || Error::InvalidArgument(format!("{} could not be looked at before; restore first", path.display()));
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 

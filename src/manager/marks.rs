@@ -110,5 +110,5 @@ impl CheckpointManager {
 /// The checkpoint's name in its directory.
 pub(super) fn name_of(path: &Path) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
-    name.ok_or_else(|| Error::Usage(format!("{} does not end in the name of a checkpoint", path.display())))
+    name.ok_or_else(|| Error::InvalidArgument(format!("{} does not end in the name of a checkpoint", path.display())))
 }

@@ -202,7 +202,7 @@ impl CheckpointManager {
         let number = highest.map_or(Some(counter), |highest| i64::try_from(highest).ok()?.checked_add(1));
         let number = number.ok_or_else(|| {
             let root = self.directory.root().display();
-            Error::Usage(format!("{root} holds a checkpoint with the highest number there is; move it away"))
+            Error::InvalidArgument(format!("{root} holds a checkpoint with the highest number there is; move it away"))
         })?;
         self.save_as(number.unsigned_abs(), None, number, BTreeMap::new(), superseded)
     }
@@ -616,5 +616,5 @@ pub trait Step: TryInto<u64> + Copy + std::fmt::Display {}
 impl<T: TryInto<u64> + Copy + std::fmt::Display> Step for T {}
 
 fn step_number(step: impl Step) -> Result<u64> {
-    step.try_into().map_err(|_| Error::Usage(format!("a step is 0 or more, this is {step}")))
+    step.try_into().map_err(|_| Error::InvalidArgument(format!("a step is 0 or more, this is {step}")))
 }

@@ -154,7 +154,7 @@ impl CheckpointManager {
     /// unless this says so.
     ///
     /// # Errors
-    /// [`Error::Usage`] when it is no checkpoint of this manager's name in its directory; [`Error::NotFound`] when there is
+    /// [`Error::InvalidArgument`] when it is no checkpoint of this manager's name in its directory; [`Error::NotFound`] when there is
     /// nothing of that name.
     pub fn pass_over(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
         self.settle()?;
@@ -163,7 +163,9 @@ impl CheckpointManager {
         let there = path.parent().is_some_and(|parent| self.is_here(parent));
         let Some(name) = name.filter(|_| there) else {
             let (path, manager, root) = (path.display(), &self.name, self.directory.root().display());
-            return Err(Error::Usage(format!("{path} is no checkpoint called `{manager}-` and a number in {root}")));
+            return Err(Error::InvalidArgument(format!(
+                "{path} is no checkpoint called `{manager}-` and a number in {root}"
+            )));
         };
         if self.directory.must_be_free(name).is_ok() {
             let reason = "there is nothing of that name".to_string();

@@ -42,7 +42,7 @@ impl<'a> Average<'a> {
     /// The arithmetic mean.
     ///
     /// # Errors
-    /// [`Error::Usage`] without a source; [`Error::Object`] for a tensor that a source lacks or has with another dtype or
+    /// [`Error::InvalidArgument`] without a source; [`Error::Object`] for a tensor that a source lacks or has with another dtype or
     /// shape.
     pub fn uniform(sources: impl IntoIterator<Item = &'a dyn TensorSource>) -> Result<Average<'a>> {
         Average::weighted(sources.into_iter().map(|source| (source, 1.0)))
@@ -52,13 +52,13 @@ impl<'a> Average<'a> {
     /// with the first, as `torch.optim.swa_utils.get_ema_avg_fn` has it.
     ///
     /// # Errors
-    /// As for [`uniform`](Average::uniform); [`Error::Usage`] for a `decay` outside of 0 to 1.
+    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for a `decay` outside of 0 to 1.
     pub fn exponential(sources: impl IntoIterator<Item = &'a dyn TensorSource>, decay: f64) -> Result<Average<'a>> {
         if !(0.0..=1.0).contains(&decay) {
-            return Err(Error::Usage(format!("a decay lies between 0 and 1, {decay} does not")));
+            return Err(Error::InvalidArgument(format!("a decay lies between 0 and 1, {decay} does not")));
         }
         let sources: Vec<_> = sources.into_iter().collect();
-        let count = i32::try_from(sources.len()).map_err(|_| Error::Usage("too many sources".to_string()))?;
+        let count = i32::try_from(sources.len()).map_err(|_| Error::InvalidArgument("too many sources".to_string()))?;
         let weight = |at: i32| match at {
             0 => decay.powi(count - 1),
             at => (1.0 - decay) * decay.powi(count - 1 - at),
@@ -70,18 +70,18 @@ impl<'a> Average<'a> {
     /// The mean with these weights, which are divided by their sum.
     ///
     /// # Errors
-    /// As for [`uniform`](Average::uniform); [`Error::Usage`] for weights that are negative, not finite, or all 0.
+    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for weights that are negative, not finite, or all 0.
     pub fn weighted(sources: impl IntoIterator<Item = (&'a dyn TensorSource, f64)>) -> Result<Average<'a>> {
         let mut sources: Vec<(&dyn TensorSource, f64)> = sources.into_iter().collect();
         let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
         if sources.iter().any(|(_, weight)| *weight < 0.0) || !sum.is_finite() || sum <= 0.0 {
-            return Err(Error::Usage(
+            return Err(Error::InvalidArgument(
                 "an average needs sources, and weights from 0 on of which one is above".to_string(),
             ));
         }
         sources.iter_mut().for_each(|(_, weight)| *weight /= sum);
         let Some((last, _)) = sources.last().copied() else {
-            return Err(Error::Usage("an average needs sources".to_string()));
+            return Err(Error::InvalidArgument("an average needs sources".to_string()));
         };
         for (source, _) in &sources {
             check(*source, last)?;

@@ -406,7 +406,7 @@ impl<'a> State<'a> {
         for (key, entry) in self.entries {
             if name::path(&key).is_none() {
                 let reason = format!("{} is no key: a name is empty or badly escaped", name::shown(&key));
-                return Err(Error::Usage(format!("{}: {reason}", source.path().display())));
+                return Err(Error::InvalidArgument(format!("{}: {reason}", source.path().display())));
             }
             match entry {
                 Entry::Unreadable(reason) => drop(unreadable.insert(key, reason)),

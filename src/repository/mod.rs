@@ -137,7 +137,7 @@ pub trait Repository: Debug + Send + Sync {
     /// Whether a checkpoint can have this name, and be set aside and removed later.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) when not.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when not.
     fn check_name(&self, _name: &str) -> Result<()> {
         Ok(())
     }

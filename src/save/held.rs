@@ -45,7 +45,9 @@ impl Held {
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
         *sequence = sequence.checked_add(1).ok_or_else(|| {
             let root = self.directory.root().display();
-            Error::Usage(format!("a checkpoint in {root} has the highest sequence there is, {sequence}; move it away"))
+            Error::InvalidArgument(format!(
+                "a checkpoint in {root} has the highest sequence there is, {sequence}; move it away"
+            ))
         })?;
         Ok(*sequence)
     }

@@ -188,7 +188,7 @@ fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Opti
     let mut file = File::open(path).map_err(failed)?;
     let before = file.metadata().map_err(failed)?;
     if !before.is_file() {
-        return Err(Error::Usage(format!("the asset {} is not a file", path.display())));
+        return Err(Error::InvalidArgument(format!("the asset {} is not a file", path.display())));
     }
     let stamp = FileStamp::of(&before);
     let is_settled = stamp.is_settled();

@@ -138,7 +138,7 @@ impl GradScaler {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] when they are unscaled already; [`Error::Object`] when libtorch refuses them.
+    /// [`Error::InvalidArgument`] when they are unscaled already; [`Error::Object`] when libtorch refuses them.
     pub fn unscale(&mut self, optimizer: &Optimizer) -> Result<bool> {
         if !self.enabled {
             return Ok(true);
@@ -146,7 +146,7 @@ impl GradScaler {
         if self.unscaled.contains_key(&optimizer.id()) {
             let reason =
                 "the gradients of this optimizer are unscaled already; call `GradScaler::update` after its step";
-            return Err(Error::Usage(reason.to_string()));
+            return Err(Error::InvalidArgument(reason.to_string()));
         }
         // As PyTorch: the reciprocal in double precision, rounded once.
         let inverse = (1.0 / f64::from(self.factor())) as f32;

@@ -78,10 +78,12 @@ impl Batches {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] if there are no items, or none in a batch.
+    /// [`Error::InvalidArgument`] if there are no items, or none in a batch.
     pub fn new(items: usize, batch: usize) -> Result<Batches> {
         if items == 0 || batch == 0 {
-            return Err(Error::Usage(format!("batches of {batch} of {items} items; both must be at least 1")));
+            return Err(Error::InvalidArgument(format!(
+                "batches of {batch} of {items} items; both must be at least 1"
+            )));
         }
         let position = Position { items, seed: None, epoch: 0, done: 0 };
         Ok(Batches { items, batch, drop_last: false, state: Arc::new(Mutex::new(State { position, order: None })) })

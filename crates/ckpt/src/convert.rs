@@ -99,7 +99,7 @@ fn write(
 fn cast(source: &dyn TensorSource, name: &str) -> Result<NameMap, Error> {
     let floats = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
     let dtype = floats.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
-    let dtype = dtype.ok_or_else(|| Error::Usage(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
+    let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
     let others = source.tensors().iter().filter(|(_, spec)| floats.contains(&spec.dtype) && spec.dtype != dtype);
     Ok(others.fold(NameMap::new(), |map, (key, _)| map.define(key, Transform::of(key).cast(dtype))))
 }
@@ -114,7 +114,7 @@ fn format(dest: &Path, to: Option<To>) -> Result<Format, Error> {
         (Some(To::Tensorflow), _) => Format::TensorFlow,
         (None, "h5" | "keras" | "npz" | "ot" | "index") => {
             let reason = format!("files of the suffix .{suffix} are not written; say with --to which format is wanted");
-            return Err(Error::Usage(reason));
+            return Err(Error::InvalidArgument(reason));
         }
         (None, _) => Format::Checkpoint,
     })

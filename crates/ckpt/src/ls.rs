@@ -96,7 +96,7 @@ pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
 fn listing(path: &Path) -> Result<Listing, Error> {
     match what_is(path)? {
         Place::Folder(listing) => Ok(*listing),
-        Place::Checkpoint | Place::LostManifest => Err(Error::Usage(format!(
+        Place::Checkpoint | Place::LostManifest => Err(Error::InvalidArgument(format!(
             "{} is a checkpoint, not a folder of checkpoints; look into it with `ckpt show`",
             path.display()
         ))),

@@ -54,8 +54,8 @@ impl SaveOptions {
 /// that are the same elements are written under each of their names. Values are left out, and listed in the result.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] when the directory is there (a file is replaced); [`Error::Name`] for two tensors of one
-/// name; [`Error::Usage`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
+/// [`Error::AlreadyExists`] when the directory is there (a file is replaced); [`Error::InvalidName`] for two tensors of one
+/// name; [`Error::InvalidArgument`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -91,7 +91,7 @@ pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOpt
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        let mut text = serde_json::to_vec_pretty(&index).map_err(|e| Error::Usage(e.to_string()))?;
+        let mut text = serde_json::to_vec_pretty(&index).map_err(|e| Error::InvalidArgument(e.to_string()))?;
         text.push(b'\n');
         let file = directory.file("model.safetensors.index.json")?;
         file.write_at(0, &text)?;
@@ -118,7 +118,7 @@ fn names<'a>(source: &'a dyn TensorSource, options: &SaveOptions) -> Result<(BTr
     }
     if names.is_empty() {
         let what = options.only.as_deref().map(|key| format!(" under the key {key:?}")).unwrap_or_default();
-        return Err(Error::Usage(format!("{} has no tensor{what}", source.path().display())));
+        return Err(Error::InvalidArgument(format!("{} has no tensor{what}", source.path().display())));
     }
     let values = source.values().keys().filter(|key| inside(key).is_some());
     written.left_out.extend(values.map(|key| (key.clone(), "safetensors files hold tensors only".to_string())));

@@ -206,7 +206,7 @@ fn write_tensor(source: &dyn TensorSource, key: &str, dtype: u32, data: &Durable
 
 fn write_state(prefix: &Path) -> Result<()> {
     let Some(name) = prefix.file_name().and_then(|name| name.to_str()) else {
-        return Err(Error::Usage(format!("{} is no name for a checkpoint", prefix.display())));
+        return Err(Error::InvalidArgument(format!("{} is no name for a checkpoint", prefix.display())));
     };
     let state = DurableFile::create(&prefix.with_file_name(place::STATE))?;
     state.write_at(0, CheckpointState::new(name).to_string().as_bytes())?;

@@ -38,7 +38,7 @@ const PADDING: [u8; 2] = *b"FB";
 const FLAGS: u16 = 0x0800;
 
 fn too_many(what: &str) -> Error {
-    Error::Usage(format!("a zip archive cannot hold {what}"))
+    Error::InvalidArgument(format!("a zip archive cannot hold {what}"))
 }
 
 impl<'a> ZipWriter<'a> {
@@ -75,7 +75,7 @@ impl<'a> ZipWriter<'a> {
             }
         })?;
         if done != size {
-            return Err(Error::Usage(format!("the record {name:?} has {done} bytes, {size} were announced")));
+            return Err(Error::InvalidArgument(format!("the record {name:?} has {done} bytes, {size} were announced")));
         }
         let crc = crc.finalize();
         let mut header = Vec::with_capacity((begin - offset) as usize);

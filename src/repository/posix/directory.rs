@@ -337,7 +337,7 @@ impl Repository for PosixDirectory {
         if name.len() <= most {
             return Ok(());
         }
-        Err(Error::Usage(format!(
+        Err(Error::InvalidArgument(format!(
             "the checkpoint's name {name:?} has {} bytes, number included; it may have {most}, since what is added to it \
              while it is written or removed must fit into a file name; choose a shorter one",
             name.len()

@@ -69,7 +69,7 @@ impl Ema {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that cannot be saved.
+    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that cannot be saved.
     pub fn new(variables: impl Into<Variables>, decay: f64) -> Result<Ema> {
         Ema::with(State::new(variables.into(), None)?, decay)
     }
@@ -163,7 +163,7 @@ impl Ema {
     ///
     /// # Errors
     ///
-    /// [`Error::Usage`] if `decay` is not within `0.0 ..= 1.0`.
+    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`.
     pub fn set_decay(&mut self, decay: f64) -> Result<()> {
         self.decay = checked(decay)?;
         Ok(())
@@ -173,9 +173,9 @@ impl Ema {
 fn checked(decay: f64) -> Result<f64> {
     match (0.0..=1.0).contains(&decay) {
         true => Ok(decay),
-        false => {
-            Err(Error::Usage(format!("the decay of an average is {decay}; it must be within 0 and 1, such as 0.999")))
-        }
+        false => Err(Error::InvalidArgument(format!(
+            "the decay of an average is {decay}; it must be within 0 and 1, such as 0.999"
+        ))),
     }
 }
 

@@ -165,7 +165,7 @@ impl State {
     /// As [`sync`](State::sync), where the averages are about to be used.
     pub(super) fn ready(&mut self) -> Result<()> {
         if self.is_swapped {
-            return Err(Error::Usage(IS_SWAPPED.to_string()));
+            return Err(Error::InvalidArgument(IS_SWAPPED.to_string()));
         }
         self.sync()
     }

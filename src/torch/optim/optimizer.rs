@@ -39,7 +39,10 @@ fn or_panic<T>(result: Result<T>) -> T {
 impl Optimizer {
     pub(super) fn new(vs: &VarStore, options: StepOptions) -> Result<Optimizer> {
         options::check(&options).map_err(|reason| {
-            Error::Usage(format!("the optimizer {} cannot be built: {reason}", options::name(options.algorithm)))
+            Error::InvalidArgument(format!(
+                "the optimizer {} cannot be built: {reason}",
+                options::name(options.algorithm)
+            ))
         })?;
         let mut state = State::new(vs.variables_.clone(), options);
         state.sync()?;
@@ -273,7 +276,9 @@ impl Optimizer {
         state.sync()?;
         let count = state.groups.len();
         let options = state.groups.get_mut(group).ok_or_else(|| {
-            Error::Usage(format!("the optimizer has no parameter group {group}; there are {count}, counted from 0"))
+            Error::InvalidArgument(format!(
+                "the optimizer has no parameter group {group}; there are {count}, counted from 0"
+            ))
         })?;
         change(options);
         Ok(())

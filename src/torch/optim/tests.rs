@@ -188,7 +188,7 @@ fn gradients_are_clipped_and_cleared() {
 fn options_out_of_range_do_not_build() {
     let vs = VarStore::new(Device::Cpu);
     let usage = |result: crate::Result<Optimizer>| match result {
-        Err(Error::Usage(text)) => text,
+        Err(Error::InvalidArgument(text)) => text,
         _ => panic!("a usage error"),
     };
     assert!(usage(Adam::default().build(&vs, -1.0)).contains("Adam cannot be built: the learning rate is -1"));

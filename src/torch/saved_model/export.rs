@@ -113,7 +113,9 @@ impl<'a> Export<'a> {
         weights::note_keys(self.vs, &variables, checkpoint, &mut info)?;
         info.metadata = std::mem::take(&mut self.metadata);
         if self.signatures.is_empty() {
-            return Err(Error::Usage("a saved model needs a signature; add one with `Export::signature`".to_string()));
+            return Err(Error::InvalidArgument(
+                "a saved model needs a signature; add one with `Export::signature`".to_string(),
+            ));
         }
         let live: Vec<&ProgramVariable> = variables.iter().chain(&others).collect();
         let before = Untouched::note(live).map_err(|reason| Error::object("saved model", reason))?;

@@ -116,22 +116,22 @@ impl SavedModel {
     /// also where the exported closure changed its own in place.
     ///
     /// # Errors
-    /// [`Error::Usage`] for inputs that are not what the signature says: of another type or shape, or different in lengths
+    /// [`Error::InvalidArgument`] for inputs that are not what the signature says: of another type or shape, or different in lengths
     /// that are the same in all examples; [`Error::Object`] for what libtorch refuses.
     pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let asked = self.signature(signature)?;
         if asked.inputs.len() != inputs.len() {
             let (is, given) = (asked.inputs.len(), inputs.len());
-            return Err(Error::Usage(format!("`{signature}` has {is} inputs, {given} were given")));
+            return Err(Error::InvalidArgument(format!("`{signature}` has {is} inputs, {given} were given")));
         }
         for (info, input) in asked.inputs.iter().zip(inputs) {
             let kind = shape_and_type(input)?;
             if let Some(reason) = info.refuses(kind.dtype, &kind.shape) {
-                return Err(Error::Usage(format!("`{signature}`: {reason}")));
+                return Err(Error::InvalidArgument(format!("`{signature}`: {reason}")));
             }
         }
         if let Some(reason) = lengths::refused(&self.info, signature, inputs) {
-            return Err(Error::Usage(format!("`{signature}`: {reason}")));
+            return Err(Error::InvalidArgument(format!("`{signature}`: {reason}")));
         }
         self.run_unchecked(signature, inputs)
     }
@@ -143,7 +143,7 @@ impl SavedModel {
     fn signature(&self, name: &str) -> Result<&Signature> {
         self.info.signatures.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.info.signatures.keys().map(String::as_str).collect();
-            Error::Usage(format!("the saved model has no signature `{name}`; it has {}", known.join(", ")))
+            Error::InvalidArgument(format!("the saved model has no signature `{name}`; it has {}", known.join(", ")))
         })
     }
 
@@ -222,7 +222,7 @@ impl SavedModel {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Name`] for names that a checkpoint cannot have.
+    /// [`Error::InvalidName`] for names that a checkpoint cannot have.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let objects = weights::objects(&self.vs, &self.info);
         objects.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
@@ -269,7 +269,7 @@ impl SavedModel {
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
         let Some(name) = dir.file_name().and_then(|name| name.to_str()) else {
-            return Err(Error::Usage(format!("{} does not end in a name for a saved model", dir.display())));
+            return Err(Error::InvalidArgument(format!("{} does not end in a name for a saved model", dir.display())));
         };
         let directory = Directory::new(&Posix::default(), parent_of(dir), &OpenOptions::default());
         export::write_assets(&self.program, &info, &self.examples_now()?, |assets| {
@@ -302,7 +302,7 @@ fn open(dir: &Path) -> Result<(SavedModelInfo, CheckpointReader)> {
 fn shape_and_type(tensor: &Tensor) -> Result<crate::dtype::TensorSpec> {
     // A view, such as an expanded one, is fine as an input.
     let shown = if tensor.is_contiguous() { tensor.shallow_clone() } else { tensor.contiguous() };
-    examine(&shown).map(|(spec, ..)| spec).map_err(|reason| Error::Usage(format!("an input: {reason}")))
+    examine(&shown).map(|(spec, ..)| spec).map_err(|reason| Error::InvalidArgument(format!("an input: {reason}")))
 }
 
 fn is_near(got: &Tensor, expected: &Tensor, tolerance: f64) -> Result<bool, String> {

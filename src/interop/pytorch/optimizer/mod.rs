@@ -103,7 +103,7 @@ struct Parameter {
 ///
 /// # Errors
 /// [`Error::Object`] when there is no such state, or it is of an algorithm or has an option that `optim` does not have;
-/// [`Error::Usage`] when the names do not fit, with those that would.
+/// [`Error::InvalidArgument`] when the names do not fit, with those that would.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -127,8 +127,8 @@ pub fn optimizer_state<'a>(
     for id in &ids {
         parameters.push(parameter(source, key, id, groups.slots)?);
     }
-    let names =
-        names(&ids, &parameters, options).map_err(|reason| Error::Usage(format!("the optimizer {key:?}: {reason}")))?;
+    let names = names(&ids, &parameters, options)
+        .map_err(|reason| Error::InvalidArgument(format!("the optimizer {key:?}: {reason}")))?;
 
     let mut state = OptimizerState {
         source,

@@ -71,7 +71,7 @@ impl SaveOptions {
 /// bytes. Memory is bounded: of a source with tensors above 32 MiB that has checksums everything is verified before.
 ///
 /// # Errors
-/// [`Error::Usage`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
+/// [`Error::InvalidArgument`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
 /// `path` is left as it was.
 ///
 /// ```

@@ -36,7 +36,10 @@ pub(super) fn plan(source: &dyn TensorSource, options: &SaveOptions) -> Result<(
     if let Some(only) = &options.only {
         let mut keys = source.tensors().keys().chain(source.values().keys());
         if !keys.any(|key| inside(key).is_some()) {
-            return Err(Error::Usage(format!("{} has nothing under the key {only:?}", source.path().display())));
+            return Err(Error::InvalidArgument(format!(
+                "{} has nothing under the key {only:?}",
+                source.path().display()
+            )));
         }
     }
     let optimizer = |key: &str| {
@@ -60,7 +63,9 @@ pub(super) fn plan(source: &dyn TensorSource, options: &SaveOptions) -> Result<(
         }
         let path = if options.flat && !path.is_empty() { vec![path.join(".")] } else { path };
         if !root.insert(&path, object) {
-            return Err(Error::Usage(format!("{key:?} would have the same name as another object of the file")));
+            return Err(Error::InvalidArgument(format!(
+                "{key:?} would have the same name as another object of the file"
+            )));
         }
         written.tensors += usize::from(is_tensor);
     }
@@ -69,7 +74,9 @@ pub(super) fn plan(source: &dyn TensorSource, options: &SaveOptions) -> Result<(
         let object = optimizer_state(source, key, groups, &mut written)?;
         let path = name::path(&place).unwrap_or_default();
         if !root.insert(&path, object) {
-            return Err(Error::Usage(format!("{key:?} would have the same name as another object of the file")));
+            return Err(Error::InvalidArgument(format!(
+                "{key:?} would have the same name as another object of the file"
+            )));
         }
     }
     for (key, reason) in source.unreadable() {
@@ -122,7 +129,7 @@ fn optimizer_state(
     groups: &[Vec<String>],
     written: &mut Written,
 ) -> Result<Object> {
-    let usage = |reason: String| Error::Usage(format!("the optimizer {key:?}: {reason}"));
+    let usage = |reason: String| Error::InvalidArgument(format!("the optimizer {key:?}: {reason}"));
     let options = source.values().get(&format!("{key}/param_groups")).and_then(Value::as_array);
     let options = options.ok_or_else(|| usage("the source has no `param_groups` of it".to_string()))?;
     if options.len() != groups.len() {
