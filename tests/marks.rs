@@ -2,13 +2,14 @@
 
 mod common;
 
+use chrono::{DateTime, Utc};
 use common::Memory;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{Manifest, Mark, MarkKind};
-use tch_checkpoint::retention::{Best, Goal, KeptBy, Latest, RetentionPolicy};
+use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy, Latest, Reason, RetentionPolicy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability,
     Error,
@@ -61,6 +62,34 @@ fn late_metrics_of_another_process_decide_what_stays() -> Outcome {
     assert_eq!(steps(dir.path())?, [2, 7]);
     assert_eq!(evaluator.best("accuracy", Goal::Maximize)?.ok_or("none")?.metrics["accuracy"], 0.9);
     Ok(())
+}
+
+/// The first one is kept for good, and its metric, which came later, is better than the others'.
+#[test]
+fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let best = || Best::new("loss", Goal::Minimize, 1);
+    let mut manager = run.builder(dir.path()).max_to_keep(2).keep(best()).keep(FirstForGood).open()?;
+    run.train(&mut manager, 3)?;
+    assert!(dir.path().join("ckpt-1/mark-permanent.json").exists());
+    let evaluator = CheckpointDirectory::new(dir.path());
+    evaluator.add_metrics("ckpt-2", [("loss", 0.5)])?;
+    evaluator.add_metrics("ckpt-1", [("loss", 0.1)])?;
+    run.train(&mut manager, 1)?;
+    assert_eq!(steps(dir.path())?, [1, 3, 4]);
+    Ok(())
+}
+
+/// Keeps the first step for good.
+#[derive(Debug)]
+struct FirstForGood;
+
+impl RetentionPolicy for FirstForGood {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        let is_first = |info: &CheckpointInfo| info.step == Some(1);
+        checkpoints.iter().map(|info| is_first(info).then(|| Reason::new("its step is 1").for_good())).collect()
+    }
 }
 
 #[test]

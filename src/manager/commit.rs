@@ -86,7 +86,8 @@ impl Commit {
         known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         self.ledger().seen = seen;
-        known.iter_mut().filter(|found| !found.entry.preserved).for_each(|found| self.read_marks(found));
+        // Also in those that are kept for good: what is noted in them decides whether others are among the best.
+        known.iter_mut().for_each(|found| self.read_marks(found));
         let retention = self.ledger().retention.clone();
         let verdict = retention.decide(&infos(&known), restored.as_ref(), self.directory.now());
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {

@@ -182,6 +182,11 @@ impl Line {
             self.own = own;
             self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
             self.own.retain(|made| made.there);
+            // Nobody has restored the one that takes the place of one of the same value, which was removed by hand.
+            let all = self.own.iter_mut().chain(&mut self.aside).map(|made| &mut made.came_from);
+            all.chain([&mut self.restored, &mut self.came_from]).for_each(|from| {
+                from.take_if(|from| *from == value);
+            });
             let (permanent, pinned, metrics) = (false, false, BTreeMap::new());
             let (there, is_damaged) = (true, false);
             self.orders.insert(value, order);
