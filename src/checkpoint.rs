@@ -1,5 +1,6 @@
 //! `Checkpoint`: named objects, saved and restored together.
 
+use crate::callback;
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
@@ -556,6 +557,7 @@ impl Checkpoint {
 
     /// Matches, verifies, applies.
     fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
+        callback::refuse()?;
         let saved = origin.saved();
         let request = Request { saved: &saved, origin, options, torn: &self.torn, given: &BTreeSet::new() };
         let matching = match_objects(&self.objects.list(), &request)?;
@@ -572,6 +574,20 @@ impl Checkpoint {
             Err(error) => return Err(error),
         }
         Ok(done)
+    }
+
+    /// Whether a restore that stopped half-way may have left objects partly overwritten.
+    pub(crate) fn is_torn(&self) -> bool {
+        !self.torn.is_empty()
+    }
+
+    /// The error of a restore that could not mend what an earlier one has left: the objects are not as they were.
+    pub(crate) fn explain_torn(&self, path: &Path, error: Error) -> Error {
+        match error {
+            error @ Error::PartlyRestored { .. } => error,
+            error if self.is_torn() => Error::PartlyRestored { path: path.to_path_buf(), source: Box::new(error) },
+            error => error,
+        }
     }
 
     /// Puts a restore in the place of earlier ones, for what its checkpoint has.

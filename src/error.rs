@@ -140,6 +140,16 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A checkpoint was saved and is durable, and a function given to
+    /// [`on_saved`](crate::CheckpointManagerBuilder::on_saved) failed or panicked.
+    #[error("{} was saved and is durable, but a function given to `on_saved` failed: {source}", path.display())]
+    Callback {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What the function returned, or what it panicked with.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Another manager writes into this directory.
     #[error("{} is in use by another writer ({holder}); one writer a folder: close it, or use another folder", path.display())]
     Locked {

@@ -70,6 +70,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)
 )]
 
+mod callback;
 mod catalog;
 mod checkpoint;
 mod contents;
@@ -114,7 +115,8 @@ pub use manager::retention::{self, Goal};
 pub use manager::save_policy;
 pub use manager::{
     Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, Listed, Listing,
-    OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, Step, checkpoints, latest_checkpoint, list_checkpoints,
+    OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, SavedCheckpoint, Step, checkpoints, latest_checkpoint,
+    list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;

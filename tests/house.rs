@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 24] = [
+const ROOMS: [&str; 25] = [
     "error",
     "sync",
     "name",
     "dtype",
     "parallel",
     "progress",
+    "callback",
     "graph",
     "format",
     "repository",

@@ -142,9 +142,12 @@ pub enum Overlap {
     Skip,
 }
 
+/// What became of a save; the inner result is that of what was called when it was durable.
+type Written = std::result::Result<Result<()>, Failure>;
+
 /// A save that is being written.
 pub(super) struct InFlight {
-    thread: JoinHandle<std::result::Result<(), Failure>>,
+    thread: JoinHandle<Written>,
     capture: Arc<Capture>,
     entered: Arc<Mutex<Option<Entered>>>,
     /// The step that the next interval begins with if this save fails.
@@ -226,7 +229,7 @@ impl InFlight {
     }
 
     /// Waits, and gives the memory back for the next save.
-    pub(super) fn wait(self) -> (Image, Before, std::result::Result<(), Failure>) {
+    pub(super) fn wait(self) -> (Image, Before, Written) {
         let panicked = |_| Err(Error::object("save", "the thread that wrote the checkpoint panicked").into());
         let result = self.thread.join().unwrap_or_else(panicked);
         // Had the thread panicked, the registry would hold the capture, and that the tensors, for ever.
@@ -247,7 +250,7 @@ fn write(
     header: Header,
     commit: Commit,
     options: &SaveOptions,
-) -> std::result::Result<(), Failure> {
+) -> Written {
     capture.finish();
     leave(entered);
     if let Some(failure) = capture.failure() {
@@ -258,6 +261,5 @@ fn write(
     let (directory, name) = (&commit.directory, &commit.name);
     let saved =
         save::save(&capture.plan, Some(&image), unchanged, directory, name, header, options, || commit.ready())?;
-    commit.done(saved);
-    Ok(())
+    Ok(commit.done(saved))
 }

@@ -2,6 +2,7 @@
 
 use super::background::Background;
 use super::ledger::Ledger;
+use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
 use super::retention::{Every, Latest, Retention, RetentionPolicy};
 use super::save_policy::{EverySteps, SavePolicy};
@@ -60,6 +61,7 @@ pub struct CheckpointManagerBuilder {
     interval: Option<u64>,
     save_policies: Vec<Box<dyn SavePolicy>>,
     on_save_error: OnSaveError,
+    on_saved: OnSaved,
     preemption: Option<Preemption>,
     init: Option<Init>,
     initialize_from: Option<(PathBuf, RestoreOptions)>,
@@ -97,6 +99,7 @@ impl CheckpointManagerBuilder {
             interval: None,
             save_policies: Vec::new(),
             on_save_error: OnSaveError::default(),
+            on_saved: OnSaved::default(),
             preemption: None,
             init: None,
             initialize_from: None,
@@ -192,6 +195,39 @@ impl CheckpointManagerBuilder {
     /// What [`CheckpointManager::save_if_due`] does when a save fails. Defaults to [`OnSaveError::Return`].
     pub fn on_save_error(mut self, on_save_error: OnSaveError) -> Self {
         self.on_save_error = on_save_error;
+        self
+    }
+
+    /// Calls `function` after each checkpoint that was saved, when it is durable and what it makes superfluous is removed:
+    /// to copy it elsewhere, to start an evaluation, to log. With a background save it is called in the thread that writes,
+    /// and the next save waits for it. May be called several times.
+    ///
+    /// An error or a panic of the function is returned as [`Error::Callback`], as an error of that save would be: by this
+    /// call, or with a background save by the next one. The checkpoint stays, and the save is not due again. In the function
+    /// every call of a manager and every restore is an error; a [`CheckpointReader`](crate::CheckpointReader) and a
+    /// [`CheckpointDirectory`](crate::CheckpointDirectory) can be used. Do not lock what the training holds while it calls the
+    /// manager.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    /// let log = dir.join("saved.log");
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir)
+    ///     .on_saved(move |saved| std::fs::write(&log, format!("{} bytes", saved.info.bytes)))
+    ///     .open()?;
+    /// manager.save_at(1)?;
+    /// assert_eq!(std::fs::read_to_string(dir.join("saved.log"))?, "0 bytes");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_saved<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        self,
+        function: impl FnMut(&SavedCheckpoint) -> std::result::Result<(), E> + Send + 'static,
+    ) -> Self {
+        self.on_saved.add(function);
         self
     }
 
@@ -322,6 +358,7 @@ impl CheckpointManagerBuilder {
             previous_step: None,
             on_save_error: self.on_save_error,
             failures: 0,
+            on_saved: self.on_saved,
             preemption: self.preemption,
             saved_for_end: false,
             init: self.init,

@@ -2,6 +2,8 @@
 //! No lock that the training waits for is held meanwhile.
 
 use super::ledger::{Ledger, infos};
+use super::on_saved::{OnSaved, SavedCheckpoint};
+use super::retention::CheckpointInfo;
 use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
 use crate::error::{Error, Result};
@@ -23,6 +25,7 @@ pub(super) struct Commit {
     held: Arc<Held>,
     /// Marks for it that were given before it was durable.
     pub early: EarlyMarks,
+    on_saved: OnSaved,
 }
 
 /// Marks for a checkpoint that is still being written; `None` when it is durable and takes them itself.
@@ -35,7 +38,22 @@ impl Commit {
             (ledger.directory.clone(), ledger.held.clone())
         };
         let early = Arc::new(Mutex::new(Some(Vec::new())));
-        Commit { ledger, name, supersedes, moved: Mutex::default(), directory, held, early }
+        Commit {
+            ledger,
+            name,
+            supersedes,
+            moved: Mutex::default(),
+            directory,
+            held,
+            early,
+            on_saved: OnSaved::default(),
+        }
+    }
+
+    /// Calls these functions when it is done.
+    pub(super) fn then(mut self, on_saved: OnSaved) -> Commit {
+        self.on_saved = on_saved;
+        self
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -68,7 +86,16 @@ impl Commit {
 
     /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
     /// it, fails nothing: it is tried again at the next save.
-    pub(super) fn done(self, saved: Saved) {
+    ///
+    /// # Errors
+    /// [`Error::Callback`] when a function given to `on_saved` fails.
+    pub(super) fn done(self, saved: Saved) -> Result<()> {
+        let path = saved.path.clone();
+        let found = self.take_in(saved);
+        self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found) })
+    }
+
+    fn take_in(&self, saved: Saved) -> Found {
         let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
         self.write_early_marks(&mut found);
         let (mut known, restored, mut seen) = {
@@ -117,6 +144,7 @@ impl Commit {
             log::warn!("the index could not be written: {e}; the checkpoints are found without it");
             self.held.forget_index(&self.directory);
         }
+        found
     }
 
     /// Writes the marks that were given while the checkpoint was written.

@@ -1,6 +1,7 @@
 //! What is noted about a checkpoint after its save: metrics, pins, texts.
 
 use super::{CheckpointManager, commit};
+use crate::callback;
 use crate::catalog::{Marks, remove_mark, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
@@ -69,6 +70,7 @@ impl CheckpointManager {
     }
 
     fn mark(&mut self, path: &Path, kinds: Vec<MarkKind>) -> Result<()> {
+        callback::refuse()?;
         let name = name_of(path)?;
         if kinds.is_empty() {
             return Ok(());

@@ -7,6 +7,7 @@ mod directory;
 mod ledger;
 mod listing;
 mod marks;
+mod on_saved;
 mod preemption;
 mod recover;
 pub mod retention;
@@ -18,11 +19,13 @@ pub use background::{Background, Overlap};
 pub use builder::{CheckpointManagerBuilder, OnSaveError, OnUnhealthy};
 pub use directory::{CheckpointDirectory, Pruned};
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
+pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
 pub use preemption::Signal;
 pub use watcher::CheckpointWatcher;
 
+use crate::callback;
 use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::number_of;
 use crate::checkpoint::Checkpoint;
@@ -35,6 +38,7 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order, Taken};
 use commit::{Commit, EarlyMarks};
 use ledger::Ledger;
+use on_saved::OnSaved;
 use retention::CheckpointInfo;
 use save_policy::{SaveContext, SavePolicy};
 use std::collections::BTreeMap;
@@ -85,6 +89,7 @@ pub struct CheckpointManager {
     on_save_error: OnSaveError,
     /// How many of those calls in a row have failed.
     failures: u32,
+    on_saved: OnSaved,
     preemption: Option<Preemption>,
     /// Whether the state was saved because the end was requested.
     saved_for_end: bool,
@@ -470,7 +475,8 @@ impl CheckpointManager {
         let header = header.with_assets(self.checkpoint.capture_assets(Some(&unchanged))?);
         let refuse_unhealthy = self.refuse_unhealthy;
         let options = SaveOptions { refuse_unhealthy, ..self.checkpoint.options().clone() };
-        let commit = Commit::new(self.ledger.clone(), name, superseded);
+        let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
+        let mut after = Ok(());
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
@@ -483,14 +489,14 @@ impl CheckpointManager {
             let (directory, name) = (&self.directory, &commit.name);
             let saved = save::save(&plan, None, unchanged, directory, name, header, &options, || commit.ready());
             let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
-            commit.done(saved);
+            after = commit.done(saved);
         }
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
         self.last_save_at = Instant::now();
         self.head = Some(id);
         self.begun = true;
-        Ok(path)
+        after.map(|()| path)
     }
 
     /// What is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the background.
@@ -524,6 +530,7 @@ impl CheckpointManager {
 
     /// Waits for the save in flight, if there is one.
     fn settle(&mut self) -> Result<()> {
+        callback::refuse()?;
         self.directory.check_process()?;
         let Some(in_flight) = self.in_flight.take() else {
             return Ok(());
@@ -531,7 +538,7 @@ impl CheckpointManager {
         let (image, before, result) = in_flight.wait();
         self.early = None;
         self.image = image;
-        result.map_err(|failure| {
+        result.unwrap_or_else(|failure| {
             // It is due again, and is planned anew.
             (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
             self.last_save_at = before.last_save_at;
@@ -542,7 +549,7 @@ impl CheckpointManager {
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
             }
-            failure.error
+            Err(failure.error)
         })
     }
 
@@ -551,7 +558,8 @@ impl CheckpointManager {
         self.preemption.as_ref().is_some_and(Preemption::is_requested)
     }
 
-    /// Whether a save is being written in the background.
+    /// Whether a save is being written in the background, or the functions given to
+    /// [`on_saved`](CheckpointManagerBuilder::on_saved) are called after it.
     pub fn is_saving(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
     }
@@ -561,6 +569,7 @@ impl CheckpointManager {
     /// # Errors
     /// As for [`wait`](CheckpointManager::wait).
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<bool> {
+        callback::refuse()?;
         let began = Instant::now();
         while self.is_saving() {
             let left = timeout.saturating_sub(began.elapsed());

@@ -3,6 +3,7 @@
 use super::CheckpointManager;
 use crate::catalog::{Catalog, Found, number_of};
 use crate::error::{Error, Result, listed};
+use crate::format::Manifest;
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
 use std::path::{Path, PathBuf};
@@ -15,8 +16,16 @@ impl CheckpointManager {
     /// The newest is the head of the chain in which each checkpoint follows the one that was restored or saved before it.
     /// A checkpoint of another run that was copied beside it is left alone.
     ///
+    /// Every byte is read once and verified while it is read. Manifests, file lengths and headers are checked before the first
+    /// write. If a damaged tensor is found after that, an older checkpoint overwrites all that was touched. Only if none can,
+    /// the objects are left partly overwritten: the error is [`Error::PartlyRestored`], and nothing can be saved until a
+    /// restore has succeeded. [`restore`](CheckpointManager::restore) verifies all of a checkpoint before it changes
+    /// anything.
+    ///
     /// # Errors
     /// [`Error::Mismatch`] when the newest intact checkpoint does not fit the objects; no object has changed.
+    /// [`Error::PartlyRestored`] when a checkpoint was found damaged after objects had begun to change, and no older one could
+    /// be restored over it.
     /// [`Error::Io`] when a checkpoint cannot be looked at now: to go on without it would be to lose it, and
     /// [`pass_over`](CheckpointManager::pass_over) does. [`Error::Undecided`] when nothing tells which of two is the
     /// newest. When there are checkpoints and none is intact, or only those of another name, the error of the newest, or
@@ -51,24 +60,36 @@ impl CheckpointManager {
             })
             .collect();
         let mut first_error = None;
-        for name in names {
-            self.ledger().free_numbers(&name)?;
-            let path = self.directory.root().join(&name);
-            let restored = self.checkpoint.restore_own(&path, options).inspect(|status| self.note_restore(status));
+        for (at, name) in names.iter().enumerate() {
+            let fallbacks = &names[at + 1..];
+            self.ledger().free_numbers(name)?;
+            let path = self.directory.root().join(name);
+            let restored = self.restore_in_one_pass(&path, fallbacks, options);
+            let restored = restored.inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
                     let mut passed_over = std::mem::take(&mut self.ledger().passed_over);
-                    let restored = self.place_of(&name);
+                    let restored = self.place_of(name);
                     passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
                     passed_over.append(&mut passed_by);
                     return Ok(Started { restored: Some(status), passed_over });
                 }
                 Err(error) if error.is_damage() => {
-                    self.ledger().pass_over(&name, &error, Some(Aside::Damaged));
+                    let cause = if let Error::PartlyRestored { source, .. } = &error { source } else { &error };
+                    self.ledger().pass_over(name, cause, Some(Aside::Damaged));
                     first_error.get_or_insert(error);
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.checkpoint.explain_torn(&path, error)),
             }
+        }
+        // Nothing begins afresh with objects that are partly overwritten.
+        if self.checkpoint.is_torn() {
+            let nothing = || "there is no older checkpoint to restore over it".to_string();
+            let error = first_error.unwrap_or_else(|| {
+                let reason = self.ledger().why_not_afresh().unwrap_or_else(nothing);
+                Error::NotFound { path: root.clone(), reason }
+            });
+            return Err(self.checkpoint.explain_torn(&root, error));
         }
         if !self.fresh_start {
             if let Some(error) = first_error {
@@ -96,6 +117,32 @@ impl CheckpointManager {
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(Started { restored: None, passed_over })
+    }
+
+    /// Restores the checkpoint at `path`, reading every byte once and verifying it while it is read. Verifies it before it
+    /// changes anything where the options would let one of the `fallbacks` lack what it would overwrite.
+    fn restore_in_one_pass(
+        &mut self,
+        path: &Path,
+        fallbacks: &[String],
+        options: &RestoreOptions,
+    ) -> Result<RestoreStatus> {
+        // Without an exception every fallback must have all values anyway.
+        if options.verifies_first() && (!options.has_exceptions() || self.fall_back(path, fallbacks)) {
+            return self.checkpoint.restore_own(path, &options.clone().verify_while_reading());
+        }
+        self.checkpoint.restore_own(path, options)
+    }
+
+    /// Whether each of these checkpoints has all tensors of the one at `path`, with the same types and shapes.
+    fn fall_back(&self, path: &Path, fallbacks: &[String]) -> bool {
+        let manifest = |name: &str| self.directory.manifest(name).ok();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(first) = name.and_then(manifest) else { return false };
+        let has = |other: &Manifest| {
+            first.tensors.iter().all(|(key, one)| other.tensors.get(key).is_some_and(|other| other.spec == one.spec))
+        };
+        !fallbacks.is_empty() && fallbacks.iter().all(|name| manifest(name).is_some_and(|other| has(&other)))
     }
 
     /// Where a checkpoint stands among the known ones.

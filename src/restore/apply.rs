@@ -21,6 +21,9 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
             let runs = runs(&jobs);
             let bytes = jobs.iter().map(Job::bytes).sum();
             let threads = parallel::worth(options.threads, bytes);
+            if options.verify != Verify::Never {
+                source.manifest.files.keys().try_for_each(|file| source.verify_header(file))?;
+            }
             let check = |tally: &Tally| verify(&runs, source, threads, tally);
             let put = |tally: &Tally| read(&runs, source, options.verify != Verify::Never, threads, tally);
             in_passes(&matching, &source.path, bytes, options, check, put)?;
@@ -180,11 +183,8 @@ fn each_of_run(
     Ok(())
 }
 
-/// Checks every byte that [`read`] will use, and the headers of the files they are in.
+/// Checks every byte that [`read`] will use.
 fn verify(runs: &[&[Job<'_>]], source: &Source, threads: usize, tally: &Tally) -> Result<()> {
-    for file in source.manifest.files.keys() {
-        source.verify_header(file)?;
-    }
     parallel::for_each(runs, threads, Vec::new, |run, buffer| {
         match run {
             [job] => source.verify_tensor(job.key, job.record, buffer)?,

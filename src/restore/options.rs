@@ -204,6 +204,16 @@ impl RestoreOptions {
         self
     }
 
+    /// Whether digests are looked at before anything changes.
+    pub(crate) fn verifies_first(&self) -> bool {
+        self.verify == Verify::First
+    }
+
+    /// Whether an object may be left without a value.
+    pub(crate) fn has_exceptions(&self) -> bool {
+        !self.missing.is_empty() || !self.mismatched.is_empty()
+    }
+
     /// Whether the saved flag is to be set.
     pub(crate) fn takes_saved_trainable(&self) -> bool {
         self.trainable == Some(Trainable::Saved)

@@ -1,0 +1,67 @@
+//! What is called after a checkpoint is durable.
+
+use super::retention::CheckpointInfo;
+use crate::callback;
+use crate::error::{Error, Result};
+use crate::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::path::PathBuf;
+
+/// A checkpoint that is durable, as the function given to
+/// [`on_saved`](crate::CheckpointManagerBuilder::on_saved) gets it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct SavedCheckpoint {
+    /// The checkpoint's directory.
+    pub path: PathBuf,
+    /// What is known of it: step, metrics, size, health.
+    pub info: CheckpointInfo,
+}
+
+/// What a function given to `on_saved` may return as its error.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+type Function = dyn FnMut(&SavedCheckpoint) -> std::result::Result<(), Failure> + Send;
+
+/// The functions, in the order in which they were given.
+#[derive(Clone, Default)]
+pub(super) struct OnSaved(Arc<Mutex<Vec<Box<Function>>>>);
+
+impl OnSaved {
+    pub(super) fn add<E: Into<Failure>>(
+        &self,
+        mut function: impl FnMut(&SavedCheckpoint) -> std::result::Result<(), E> + Send + 'static,
+    ) {
+        let function = move |saved: &SavedCheckpoint| function(saved).map_err(Into::into);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(function));
+    }
+
+    /// Calls all of them.
+    ///
+    /// # Errors
+    /// [`Error::Callback`] for the first that fails; the others are called all the same.
+    pub(super) fn call(&self, saved: impl FnOnce() -> SavedCheckpoint) -> Result<()> {
+        let mut functions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if functions.is_empty() {
+            return Ok(());
+        }
+        let saved = saved();
+        let mut first = Ok(());
+        for function in functions.iter_mut() {
+            let result = callback::call(|| function(&saved)).unwrap_or_else(|panic| Err(panic.into()));
+            let Err(source) = result else { continue };
+            if first.is_err() {
+                log::error!("{}: a function given to `on_saved` failed: {source}", saved.path.display());
+            } else {
+                first = Err(Error::Callback { path: saved.path.clone(), source });
+            }
+        }
+        first
+    }
+}
+
+impl fmt::Debug for OnSaved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} functions", self.0.lock().unwrap_or_else(PoisonError::into_inner).len())
+    }
+}
