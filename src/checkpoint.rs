@@ -214,7 +214,9 @@ impl Checkpoint {
         if self.assets.len() != manifest.assets.len() {
             return Ok(false);
         }
-        let has = |asset: &UserAsset| Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry));
+        let has = |asset: &UserAsset| -> Result<bool> {
+            Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry))
+        };
         self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
     }
 
@@ -302,7 +304,7 @@ impl Checkpoint {
         self.save_counter.set(number);
         self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
         if let Err(e) = update_index(&directory, &held, &name, &manifest) {
-            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+            log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
         }
         Ok(path)
     }

@@ -102,7 +102,7 @@ mod training;
 pub use checkpoint::Checkpoint;
 pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
-pub use error::{Error, Result};
+pub use error::{BoxError, Error, Result};
 pub use graph::{
     Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,

@@ -1,6 +1,7 @@
 //! Doing many independent things on a few threads.
 
 use crate::error::{Error, Result};
+use std::any::Any;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -39,7 +40,7 @@ pub(crate) fn for_each<J: Sync, S>(
     std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads.min(jobs.len())).map(|_| scope.spawn(run)).collect();
         let own = run();
-        let panicked = || Err(Error::object("checkpoint", "a thread that read or wrote it panicked"));
-        helpers.into_iter().map(|helper| helper.join().unwrap_or_else(|_| panicked())).fold(own, Result::and)
+        let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("read or write a checkpoint", &*panic));
+        helpers.into_iter().map(|helper| helper.join().unwrap_or_else(panicked)).fold(own, Result::and)
     })
 }

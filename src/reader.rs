@@ -60,11 +60,11 @@ impl CheckpointReader {
     /// The elements of the tensor `key`: row-major, little-endian, verified.
     ///
     /// # Errors
-    /// [`Error::Object`] when there is no such tensor or it does not fit into memory, [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Object`] when there is no such tensor, [`Error::OutOfMemory`], [`Error::Damaged`], [`Error::Io`].
     pub fn tensor(&self, key: &str) -> Result<Vec<u8>> {
         let record = self.record(key)?;
         let length = record.spec.bytes().and_then(|bytes| usize::try_from(bytes).ok());
-        let too_large = || Error::object(key, "the tensor is larger than memory");
+        let too_large = || Error::out_of_memory(format!("the tensor {key}"), record.spec.bytes());
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length.ok_or_else(too_large)?).map_err(|_| too_large())?;
         bytes.resize(length.unwrap_or_default(), 0);
@@ -110,13 +110,13 @@ impl CheckpointReader {
     /// The bytes of the asset `name`, verified: of a saved model its signatures, say.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::Object`] when it
-    /// does not fit into memory; [`Error::Io`].
+    /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::OutOfMemory`];
+    /// [`Error::Io`].
     pub fn asset(&self, name: &str) -> Result<Vec<u8>> {
         let length = self.manifest().assets.get(name).map_or(0, |entry| entry.bytes);
         let mut bytes = Vec::new();
         let room = usize::try_from(length).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
-        room.ok_or_else(|| Error::object(name, "the file is larger than memory"))?;
+        room.ok_or_else(|| Error::out_of_memory(name, length))?;
         self.source.verify_asset(name, |chunk| {
             bytes.extend_from_slice(chunk);
             Ok(())

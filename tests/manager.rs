@@ -189,7 +189,7 @@ fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
     // It was found damaged while it was read, so the objects are not as they were.
     assert!(matches!(error, Error::PartlyRestored { .. }), "{error}");
     let again = manager.restore_or_initialize().unwrap_err();
-    assert!(matches!(again, Error::PartlyRestored { .. }) && again.to_string().contains("weights"), "{again}");
+    assert!(matches!(again, Error::PartlyRestored { .. }) && format!("{again:#}").contains("weights"), "{again:#}");
     drop(manager);
 
     // Nor when it is found at the opening, nor in the next process, to which it is only a directory moved aside.

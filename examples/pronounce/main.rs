@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     match train(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pronounce: {error}");
+            eprintln!("pronounce: {error:#}");
             ExitCode::FAILURE
         }
     }

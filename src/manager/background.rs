@@ -8,6 +8,7 @@ use crate::name::matches;
 use crate::save::{self, Capture, Failure, Header, Image, Lazy, Others, Plan, SaveOptions, Unchanged};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
+use std::any::Any;
 use std::time::Instant;
 
 /// How a manager saves in the background.
@@ -220,7 +221,7 @@ impl InFlight {
         let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, entered, before }),
-            Err(e) => Err(Error::io("start a thread for", ".", e)),
+            Err(e) => Err(Error::Thread { task: "write the checkpoint", source: e }),
         }
     }
 
@@ -230,7 +231,7 @@ impl InFlight {
 
     /// Waits, and gives the memory back for the next save.
     pub(super) fn wait(self) -> (Image, Before, Written) {
-        let panicked = |_| Err(Error::object("save", "the thread that wrote the checkpoint panicked").into());
+        let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("write the checkpoint", &*panic).into());
         let result = self.thread.join().unwrap_or_else(panicked);
         // Had the thread panicked, the registry would hold the capture, and that the tensors, for ever.
         leave(&self.entered);

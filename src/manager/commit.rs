@@ -121,7 +121,7 @@ impl Commit {
             // Before the decision is acted upon: what it says must never be forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
                 Ok(()) => found.entry.preserved = true,
-                Err(e) => log::warn!("{} could not be marked as kept for good: {e}", found.entry.name),
+                Err(e) => log::warn!("{} could not be marked as kept for good: {e:#}", found.entry.name),
             }
         }
         let (mut victims, kept): (Vec<Found>, Vec<Found>) =
@@ -141,7 +141,7 @@ impl Commit {
         self.remove(victims);
         self.remove_superseded();
         if let Err(e) = noted.or_else(|_| self.write_index()) {
-            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+            log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
             self.held.forget_index(&self.directory);
         }
         found
@@ -152,7 +152,7 @@ impl Commit {
         let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
         for kind in early.unwrap_or_default() {
             if let Err(e) = write_mark(&self.directory, &self.name, found.id(), kind) {
-                log::warn!("what was noted about {} while it was written is lost: {e}", self.name);
+                log::warn!("what was noted about {} while it was written is lost: {e:#}", self.name);
             }
         }
     }
@@ -163,7 +163,7 @@ impl Commit {
             Ok(_) if is_broken(Rule::FreshMarks) => {}
             Ok(files) => found.take_in(Marks::among(&files, &found.id())),
             // It is not removed either: that reads them again.
-            Err(e) => log::debug!("the marks of {} cannot be read: {e}", found.entry.name),
+            Err(e) => log::debug!("the marks of {} cannot be read: {e:#}", found.entry.name),
         }
     }
 
@@ -190,7 +190,7 @@ impl Commit {
                 Ok(false) => stuck.push(look(&self.directory, &found.entry.name).unwrap_or(found)),
                 Err(e) => {
                     let name = &found.entry.name;
-                    log::warn!("the old checkpoint {name} could not be removed: {e}; it will be tried again");
+                    log::warn!("the old checkpoint {name} could not be removed: {e:#}; it will be tried again");
                     stuck.push(found);
                 }
             }
@@ -216,7 +216,7 @@ impl Commit {
             match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
                 Ok(false) => {}
-                Err(e) => log::warn!("{aside} could not be removed: {e}; it will be tried again"),
+                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it will be tried again"),
             }
         }
     }
@@ -233,7 +233,7 @@ impl Drop for Commit {
         let moved = std::mem::take(&mut *self.moved());
         for (aside, found) in moved {
             if let Err(e) = self.directory.release(&aside, &found.entry.name) {
-                log::warn!("{aside} could not be given back its name: {e}");
+                log::warn!("{aside} could not be given back its name: {e:#}");
                 let mut ledger = self.ledger();
                 ledger.known.retain(|known| known.entry.name != found.entry.name);
                 ledger.superseded.push((aside, found));

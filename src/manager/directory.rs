@@ -186,7 +186,7 @@ impl CheckpointDirectory {
             match self.directory.remove(&name, &id, &stays) {
                 Ok(true) => pruned.removed.push(path),
                 Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
-                Err(e) => pruned.spared.push((path, e.to_string())),
+                Err(e) => pruned.spared.push((path, format!("{e:#}"))),
             }
         }
         self.tidy_index(&held);
@@ -219,7 +219,7 @@ impl CheckpointDirectory {
             index.latest = index.latest.take().filter(|name| self.directory.has(name).unwrap_or(true));
         });
         if let Err(e) = noted {
-            log::warn!("the index could not be written: {e}; the checkpoints are found without it");
+            log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
         }
     }
 

@@ -230,7 +230,7 @@ impl Ledger {
             if which(found) {
                 found.entry.preserved = true;
                 if let Err(e) = write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
-                    log::warn!("that {} is kept for good could not be written into it: {e}", found.entry.name);
+                    log::warn!("that {} is kept for good could not be written into it: {e:#}", found.entry.name);
                 }
             }
         }
@@ -239,18 +239,18 @@ impl Ledger {
     /// Takes a checkpoint that is not restored out of the list, and out of the numbering if `aside` says so.
     pub(super) fn pass_over(&mut self, name: &str, error: &Error, aside: Option<Aside>) {
         let mut path = self.path(name);
-        log::warn!("{} is passed over: {error}", path.display());
+        log::warn!("{} is passed over: {error:#}", path.display());
         match aside.map(|aside| self.directory.quarantine(name, aside)) {
             Some(Ok(aside)) => path = self.path(&aside),
             // It must leave it before the run comes to its number.
             None => self.stuck.push(name.to_string()),
             Some(Err(e)) => {
-                log::warn!("{} could not be moved aside: {e}", path.display());
+                log::warn!("{} could not be moved aside: {e:#}", path.display());
                 self.stuck.push(name.to_string());
             }
         }
         self.forget(name);
-        self.passed_over.push(PassedOver { path, reason: error.to_string() });
+        self.passed_over.push(PassedOver { path, reason: format!("{error:#}") });
     }
 
     /// Why the first of those that cannot be looked at cannot. It stays among them: the next call must say so too.

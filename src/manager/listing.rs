@@ -134,7 +134,7 @@ pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let listing = list_checkpoints(directory)?;
     for (path, error) in listing.damaged {
         match error.is_damage() {
-            true => log::debug!("{} is not listed: {error}", path.display()),
+            true => log::debug!("{} is not listed: {error:#}", path.display()),
             false => return Err(error),
         }
     }

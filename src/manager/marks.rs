@@ -88,7 +88,7 @@ impl CheckpointManager {
         }
         self.look_at_marks(name);
         if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
-            log::warn!("the index could not be written: {e}; what was noted is found without it");
+            log::warn!("the index could not be written: {e:#}; what was noted is found without it");
         }
         Ok(())
     }

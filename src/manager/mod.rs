@@ -323,7 +323,7 @@ impl CheckpointManager {
             (Err(error), OnSaveError::Continue { give_up_after }) => {
                 self.failures += 1;
                 if self.failures < give_up_after {
-                    log::error!("a save failed, and the training goes on: {error}");
+                    log::error!("a save failed, and the training goes on: {error:#}");
                     return Ok(None);
                 }
                 self.failures = 0;
@@ -607,7 +607,7 @@ impl Drop for CheckpointManager {
             return;
         }
         if let Err(e) = self.settle() {
-            log::error!("the last save failed: {e}");
+            log::error!("the last save failed: {e:#}");
         }
         self.directory.clear_spares();
     }

@@ -225,7 +225,7 @@ impl CheckpointManager {
             Ok(aside) => ledger.path(&aside),
             // Its number stays taken.
             Err(e) => {
-                log::warn!("{name} is passed over and keeps its number: {e}");
+                log::warn!("{name} is passed over and keeps its number: {e:#}");
                 ledger.path(name)
             }
         };

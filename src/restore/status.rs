@@ -95,7 +95,7 @@ impl RestoreStatus {
 
     fn assert_matched(&self) -> Result<Report> {
         let now = self.pending.report();
-        let report = now.map_err(|e| Error::Assertion(format!("{}: {e}", self.path().display())))?;
+        let report = now.map_err(|e| Error::Assertion(format!("{}: {e:#}", self.path().display())))?;
         let skipped = report.skipped.iter().filter(|skipped| skipped.why != SkipReason::Requested);
         let without: Vec<&str> =
             report.missing.iter().chain(skipped.map(|skipped| &skipped.key)).map(String::as_str).collect();

@@ -13,10 +13,8 @@ impl PageBuffer {
         if capacity == 0 {
             return Ok(PageBuffer(None));
         }
-        let memory = MmapOptions::new().len(capacity).map_anon().map_err(|e| {
-            let e = std::io::Error::new(e.kind(), format!("no {capacity} bytes of memory to copy the state to: {e}"));
-            Error::io("save", ".", e)
-        })?;
+        let refused = |_| Error::out_of_memory("a copy of the state", capacity as u64);
+        let memory = MmapOptions::new().len(capacity).map_anon().map_err(refused)?;
         // Without them it is only slower.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);

@@ -17,6 +17,7 @@ use crate::sync::{
     Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
     RwLockWriteGuard,
 };
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The chunks of a plan's spans, in memory.
@@ -287,7 +288,7 @@ impl Hold for Capture {
                 continue;
             }
             // A panic is this save's failure, not that of the writer who helps with it.
-            let panicked = |_| Err(Error::object("save", "copying the state panicked").into());
+            let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("copy the state", &*panic).into());
             if let Err(failure) = catch_unwind(AssertUnwindSafe(|| self.run(job))).unwrap_or_else(panicked) {
                 self.fail(failure);
             }

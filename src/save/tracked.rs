@@ -197,7 +197,7 @@ fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Opti
     }
     let mut bytes = Vec::new();
     let room = usize::try_from(before.len()).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
-    room.ok_or_else(|| Error::object(path.to_string_lossy(), "the file is larger than memory; track its parts"))?;
+    room.ok_or_else(|| Error::out_of_memory(path.to_string_lossy(), before.len()))?;
     file.read_to_end(&mut bytes).map_err(failed)?;
     if FileStamp::of(&file.metadata().map_err(failed)?) != stamp || bytes.len() as u64 != stamp.bytes {
         let reason = "the asset was changed while it was being read; save when it is complete";
@@ -235,7 +235,7 @@ impl Captured {
         if let Some(earlier) = earlier.filter(|earlier| earlier.may_share) {
             match staging.reuse(&self.name, last, &earlier.finished) {
                 Ok(()) => return Ok(SavedAsset { captured: self, finished: None }),
-                Err(e) => log::debug!("{} is written again: {e}", self.name),
+                Err(e) => log::debug!("{} is written again: {e:#}", self.name),
             }
         }
         let file = staging.create(&self.name, 0)?;

@@ -118,7 +118,7 @@ pub(super) fn write(
                     files.push(None);
                     continue;
                 }
-                Some(Err(e)) => log::debug!("{} is written again: {e}", planned.name),
+                Some(Err(e)) => log::debug!("{} is written again: {e:#}", planned.name),
                 None => {}
             }
             cannot_link = true;

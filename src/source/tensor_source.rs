@@ -122,7 +122,7 @@ pub trait TensorSource: Debug + Send + Sync {
 
 /// Memory of `bytes` bytes for the tensor `key`, or an error that says that there is none.
 pub(crate) fn room(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
-    let too_large = || Error::object(key, "the tensor is larger than memory");
+    let too_large = || Error::out_of_memory(format!("the tensor {key}"), bytes);
     let length = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(too_large)?;
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(length).map_err(|_| too_large())?;

@@ -213,8 +213,7 @@ impl GradScaler {
     /// As for [`step`](GradScaler::step), and when the backward pass fails.
     pub fn backward_step(&mut self, optimizer: &mut Optimizer, loss: &Tensor) -> Result<bool> {
         optimizer.f_zero_grad()?;
-        let failed = |e: tch::TchError| Error::object("optimizer", format!("the backward pass failed: {e}"));
-        self.scale(loss).f_backward().map_err(failed)?;
+        self.scale(loss).f_backward().map_err(|e| Error::torch("the backward pass", e))?;
         let is_stepped = self.step(optimizer)?;
         self.update();
         Ok(is_stepped)

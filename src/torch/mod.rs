@@ -1,6 +1,7 @@
 //! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and `unsafe`.
 
 mod average;
+mod error;
 mod grad_scaler;
 pub mod optim;
 mod part;

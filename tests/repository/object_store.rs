@@ -270,7 +270,7 @@ impl Prefix {
 
     /// The key of a mark of the checkpoint `of`.
     fn mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<String> {
-        let removed = || Error::Removed { path: self.root.join(checkpoint) };
+        let removed = || Error::removed(self.root.join(checkpoint));
         let found = self.committed(checkpoint).ok_or_else(removed)?;
         let commit = self.bucket.get(&found.commit).unwrap_or_default();
         match Manifest::from_bytes(&commit[AT.min(commit.len())..]) {
@@ -291,7 +291,7 @@ impl Prefix {
     /// Gives a commit another name. Its files stay where they are.
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let path = self.root.join(from);
-        let missing = |path| Error::Io { action: "move", path, source: io::ErrorKind::NotFound.into() };
+        let missing = |path| Error::io("move", path, io::ErrorKind::NotFound.into());
         let commit = self.bucket.get(&self.commit(from)).ok_or_else(|| missing(path))?;
         assert!(self.bucket.create(&self.commit(to), &commit));
         self.bucket.delete(&self.commit(from));
@@ -350,7 +350,7 @@ impl Repository for Prefix {
         let key = format!("{}.lock", self.key);
         match self.bucket.create(&key, b"held") {
             true => Ok(Lock::new(Arc::new(Held(self.bucket.clone(), key)))),
-            false => Err(Error::Locked { path: self.root.clone(), holder: "another writer".into() }),
+            false => Err(Error::locked(&self.root, "another writer")),
         }
     }
 
@@ -432,14 +432,13 @@ impl Transaction for Writing<'_> {
     }
 
     fn reuse(&self, file: &str, _earlier: &str, _finished: &Finished) -> Result<()> {
-        Err(Error::Object { name: file.to_string(), reason: "a store has no links".into() })
+        Err(Error::object(file, "a store has no links"))
     }
 
     fn commit(mut self: Box<Self>, manifest: &[u8], _threads: usize) -> Result<()> {
         let commit = [self.at.as_bytes(), manifest].concat();
         self.done = self.prefix.bucket.create(&self.prefix.commit(&self.name), &commit);
-        let (path, hint) = (self.prefix.root.join(&self.name), String::new());
-        if self.done { Ok(()) } else { Err(Error::AlreadyExists { path, hint }) }
+        if self.done { Ok(()) } else { Err(Error::already_exists(self.prefix.root.join(&self.name))) }
     }
 }
 

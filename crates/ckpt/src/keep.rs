@@ -69,7 +69,7 @@ fn print_found(
     out: &mut Output,
 ) -> Result<Exit, Error> {
     let Some(info) = found else {
-        return Err(Error::NotFound { path: directory.to_path_buf(), reason: missing.to_string() });
+        return Err(Error::not_found(directory, missing));
     };
     let path = text(&directory.join(&info.name));
     out.line(&path);

@@ -36,7 +36,7 @@ pub fn run(args: &Map, out: &mut Output) -> Result<Exit, Error> {
     if let Some(path) = &args.output {
         let file = OpenOptions::new().write(true).create_new(true).open(path);
         let written = file.and_then(|mut file| file.write_all(proposal.to_string().as_bytes()));
-        written.map_err(|source| Error::Io { action: "write", path: path.clone(), source })?;
+        written.map_err(|e| Error::io("write", path, e))?;
     }
     let count = |sureness| proposal.lines.iter().filter(|line| line.sureness == sureness).count();
     if args.output.is_none() {

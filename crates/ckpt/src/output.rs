@@ -90,7 +90,7 @@ impl Output {
     /// Reports the error that ended the command.
     pub fn error(&mut self, error: &Error) {
         self.flush();
-        complain(&error.to_string());
+        complain(&format!("{error:#}"));
         self.document(&Failure { error: Problem::of(error) });
     }
 

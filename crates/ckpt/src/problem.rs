@@ -35,12 +35,12 @@ impl Problem {
     pub fn of(error: &Error) -> Problem {
         let about = |path: &Path, kind, reason: String| Problem { path: Some(text(path)), kind, reason };
         match error {
-            Error::Damaged { path, reason } => about(path, Kind::Damaged, reason.clone()),
-            Error::Unsupported { path, reason } => about(path, Kind::Unsupported, reason.clone()),
-            Error::NotFound { path, reason } => about(path, Kind::NotFound, reason.clone()),
-            Error::Link { path, hint } => about(path, Kind::Link, format!("it is a symbolic link: {hint}")),
-            Error::Io { action, path, source } => about(path, Kind::Io, format!("cannot {action} it: {source}")),
-            other => Problem { path: None, kind: Kind::Other, reason: other.to_string() },
+            Error::Damaged { path, reason, .. } => about(path, Kind::Damaged, reason.clone()),
+            Error::Unsupported { path, reason, .. } => about(path, Kind::Unsupported, reason.clone()),
+            Error::NotFound { path, reason, .. } => about(path, Kind::NotFound, reason.clone()),
+            Error::Link { path, hint, .. } => about(path, Kind::Link, format!("it is a symbolic link: {hint}")),
+            Error::Io { action, path, source, .. } => about(path, Kind::Io, format!("cannot {action} it: {source}")),
+            other => Problem { path: None, kind: Kind::Other, reason: format!("{other:#}") },
         }
     }
 

@@ -102,10 +102,10 @@ pub enum Place {
 /// # Errors
 /// [`Error::NotFound`] when there is nothing, or a file; [`Error::Io`].
 pub fn what_is(path: &Path) -> Result<Place, Error> {
-    let not_found = |reason: &str| Err(Error::NotFound { path: path.to_path_buf(), reason: reason.to_string() });
+    let not_found = |reason: &str| Err(Error::not_found(path, reason));
     match fs::metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return not_found("there is nothing of that name"),
-        Err(source) => return Err(Error::Io { action: "look for", path: path.to_path_buf(), source }),
+        Err(e) => return Err(Error::io("look for", path, e)),
         Ok(found) if !found.is_dir() => return not_found("this is a file; a checkpoint is a folder"),
         Ok(_) => {}
     }
@@ -137,7 +137,7 @@ fn is_listed_as_damaged(path: &Path) -> bool {
 
 /// The error for a checkpoint whose manifest is gone.
 pub fn lost_manifest(path: &Path) -> Error {
-    Error::Damaged { path: path.join(MANIFEST_FILE), reason: "the file is missing".to_string() }
+    Error::damaged(path.join(MANIFEST_FILE), "the file is missing")
 }
 
 /// The error for a directory without any whole checkpoint.
@@ -148,7 +148,7 @@ pub fn no_checkpoint_in(path: &Path) -> Error {
         let more = if below.len() > 1 { format!(" and {} more folders", below.len() - 1) } else { String::new() };
         reason.push_str(&format!("; {}{more} in it may", first.display()));
     }
-    Error::NotFound { path: path.to_path_buf(), reason }
+    Error::not_found(path, reason)
 }
 
 /// The directories in `path` in which checkpoints were saved, by name.

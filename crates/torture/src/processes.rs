@@ -75,7 +75,7 @@ pub fn process_child(role: &str, folder: &Path, seed: u64) -> Result<()> {
 }
 
 fn failed(path: impl AsRef<Path>, source: std::io::Error) -> Error {
-    Error::Io { action: "write", path: path.as_ref().to_path_buf(), source }
+    Error::io("write", path, source)
 }
 
 fn say(line: &str) -> Result<()> {

@@ -1,7 +1,6 @@
 //! Writing zip archives: stored records only, aligned, without time stamps; the same records give the same bytes.
 
 use crate::error::{Error, Result};
-use std::io;
 
 /// Where an archive is written to.
 pub(crate) trait Sink {
@@ -167,7 +166,7 @@ fn put32(bytes: &mut Vec<u8>, field: u32) {
 impl Sink for Vec<u8> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = usize::try_from(offset).ok().and_then(|at| at.checked_add(bytes.len()));
-        let end = end.ok_or_else(|| Error::io("write", "memory", io::ErrorKind::OutOfMemory.into()))?;
+        let end = end.ok_or_else(|| Error::out_of_memory("the archive", None))?;
         if self.len() < end {
             self.resize(end, 0);
         }

@@ -401,5 +401,8 @@ fn cannot_sync(e: &io::Error) -> bool {
 }
 
 fn no_promise(path: &Path, e: &io::Error) {
-    log::warn!("{} cannot be synced ({e}): whether names in it survive a power cut cannot be promised", path.display());
+    log::warn!(
+        "{} cannot be synced ({e:#}): whether names in it survive a power cut cannot be promised",
+        path.display()
+    );
 }

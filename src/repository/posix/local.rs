@@ -313,7 +313,7 @@ impl LockFile for LocalLock {
     fn release(&self) {
         // A process that was forked from this one has the file open too: closing it would not be enough.
         if let Err(e) = self.file.unlock() {
-            log::warn!("the lock could not be given back before the process ends: {e}");
+            log::warn!("the lock could not be given back before the process ends: {e:#}");
         }
     }
 }

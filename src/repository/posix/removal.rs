@@ -38,7 +38,7 @@ impl PosixDirectory {
                 return Ok(true);
             }
             Err(error) if error.is_damage() || matches!(error, Error::Link { .. }) => {
-                log::warn!("{} is not removed but moved aside: {error}", path.display());
+                log::warn!("{} is not removed but moved aside: {error:#}", path.display());
                 return self.move_aside(name, Aside::Damaged).map(|_| true);
             }
             Err(error) => return Err(error),
@@ -89,7 +89,7 @@ impl PosixDirectory {
                 }
             }
             // A power cut could bring back the name: it must not be that of half a checkpoint.
-            Err(e) => log::warn!("{trash} is removed when the directory is next opened: {e}"),
+            Err(e) => log::warn!("{trash} is removed when the directory is next opened: {e:#}"),
         }
         Ok(true)
     }
@@ -117,7 +117,7 @@ impl PosixDirectory {
         let failed = match removed {
             Ok(Ok(())) => return self.freed(),
             Ok(Err(e)) => e.to_string(),
-            Err(e) => e.to_string(),
+            Err(e) => format!("{e:#}"),
         };
         let path = self.path(name);
         log::warn!(

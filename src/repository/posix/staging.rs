@@ -230,7 +230,7 @@ impl Drop for Staging<'_> {
         }
         if let Err(e) = remove_all(&*self.root, self.staged.as_ref(), 0) {
             let path = self.directory.path(&self.staged);
-            log::warn!("could not remove {}: {e}; it is removed when the directory is next opened", path.display());
+            log::warn!("could not remove {}: {e:#}; it is removed when the directory is next opened", path.display());
         }
     }
 }

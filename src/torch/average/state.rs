@@ -333,7 +333,7 @@ impl Swapped {
 impl Drop for Swapped {
     fn drop(&mut self) {
         if let Err(error) = self.undo() {
-            log::error!("the variables could not be given their own values back: {error}");
+            log::error!("the variables could not be given their own values back: {error:#}");
         }
     }
 }

@@ -33,7 +33,7 @@ pub struct Optimizer(Shared);
 /// be worse than stopping.
 #[allow(clippy::panic, reason = "the documented behaviour of the methods without `f_`")]
 fn or_panic<T>(result: Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}"))
+    result.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 impl Optimizer {
@@ -162,7 +162,7 @@ impl Optimizer {
     /// New gradients. The lock is free during the backward pass, which changes no parameter.
     fn backward(&mut self, loss: &Tensor) -> Result<()> {
         self.f_zero_grad()?;
-        loss.f_backward().map_err(|e| Error::object("optimizer", format!("the backward pass failed: {e}")))
+        loss.f_backward().map_err(|e| Error::torch("the backward pass", e))
     }
 
     /// Multiplies all gradients by `inverse`; says whether all of them are finite.

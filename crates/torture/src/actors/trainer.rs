@@ -99,7 +99,7 @@ impl Trainer {
                 false
             }
             // And here: the one with the higher number.
-            Err(Error::Undecided { first, second }) => {
+            Err(Error::Undecided { first, second, .. }) => {
                 let number = |path: &Path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<i64>().ok();
                 let older = if number(&first) < number(&second) { first } else { second };
                 self.acknowledged.retain(|step| Some(*step) != number(&older));
@@ -121,7 +121,7 @@ impl Trainer {
         let run = Run::new(&setup());
         run.checkpoint(Arc::new(System::default()))?.restore(path)?;
         let reason = format!("it does not hold step {step}");
-        if run.is_at(step) { Ok(()) } else { Err(Error::Object { name: "checkpoint".into(), reason }) }
+        if run.is_at(step) { Ok(()) } else { Err(Error::object("checkpoint", reason)) }
     }
 
     /// How many whole checkpoints of the manager are newer: one that was killed has saved more than it could tell.

@@ -1,0 +1,180 @@
+//! What an error reads like.
+
+use super::{Error, listed};
+use rustix::io::Errno;
+use std::error::Error as _;
+use std::fmt::{self, Display, Formatter};
+use std::io;
+
+impl Display for Error {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut source = self.source();
+        match self {
+            Error::Io { action, path, source: answer } => {
+                write!(f, "cannot {action} {}", path.display())?;
+                // The remedy is easier to understand after what it remedies.
+                if f.alternate() {
+                    write!(f, ": {answer}")?;
+                    source = answer.source();
+                }
+                write!(f, "{}{}", remedy(action, answer), way_on(action))?;
+            }
+            other => other.message(f)?,
+        }
+        while let (true, Some(error)) = (f.alternate(), source) {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// Writes what happened, where, and what to do.
+    fn message(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
+            Error::NoSpace { path, needed, free } => {
+                write!(f, "no space left for {}: {needed} bytes are needed", path.display())?;
+                if let Some(free) = free {
+                    write!(f, ", {free} are free")?;
+                }
+                f.write_str("; free some space, or keep fewer checkpoints (`max_to_keep`)")
+            }
+            Error::NotFound { path, reason } => write!(f, "no checkpoint at {}: {reason}", path.display()),
+            Error::Removed { path } => write!(
+                f,
+                "{} was removed or moved aside meanwhile: nothing was noted in it; choose one that is there",
+                path.display()
+            ),
+            Error::Unhealthy { path, tensors } => write!(
+                f,
+                "{} was not saved: there are values that are not finite in {}; restore an earlier checkpoint, or save all \
+                 the same (`OnUnhealthy::Keep`)",
+                path.display(),
+                listed(tensors)
+            ),
+            Error::Pinned { path, pins } => {
+                write!(f, "{} is pinned ({}): take the pins away first (`unpin`)", path.display(), pins.join(", "))
+            }
+            Error::Damaged { path, reason } => write!(f, "{} is damaged: {reason}", path.display()),
+            Error::Link { path, hint } => write!(f, "{} is a symbolic link: {hint}", path.display()),
+            Error::Moved { path, reason } => {
+                write!(f, "{} is not the one that was opened: {reason}", path.display())
+            }
+            Error::Unsupported { path, reason } => {
+                write!(f, "{} cannot be read by this version: {reason}", path.display())
+            }
+            Error::InvalidName { name, reason } => write!(f, "the name {name:?} cannot be used: {reason}"),
+            Error::Object { name, reason } => write!(f, "{name}: {reason}"),
+            Error::Mismatch { path, report } => {
+                write!(f, "{} does not match the tracked objects: {report}", path.display())
+            }
+            Error::Assertion(what) | Error::InvalidArgument(what) => f.write_str(what),
+            Error::PartlyRestored { path, .. } => write!(
+                f,
+                "restoring {} stopped half-way, the objects are partly overwritten; restore another checkpoint before going \
+                 on",
+                path.display()
+            ),
+            Error::Callback { path, .. } => {
+                write!(f, "{} was saved and is durable, but a function given to `on_saved` failed", path.display())
+            }
+            Error::Locked { path, holder } => write!(
+                f,
+                "{} is in use by another writer ({holder}); a directory has one writer: close it, or use another directory",
+                path.display()
+            ),
+            Error::AlreadyExists { path, hint } => {
+                write!(f, "{} exists already and was left as it is; {hint}", path.display())
+            }
+            Error::Undecided { first, second } => write!(
+                f,
+                "{} and {} are of different runs, and nothing tells which one to go on from; restore one of them by its \
+                 path (`CheckpointManager::restore`), or move the other one out of the directory",
+                first.display(),
+                second.display()
+            ),
+            Error::Map { path, line, column, reason } => {
+                match path {
+                    Some(path) => write!(f, "{}", path.display())?,
+                    None => f.write_str("map")?,
+                }
+                write!(f, ", line {line}, column {column}: {reason}")
+            }
+            Error::OutOfMemory { what, bytes } => {
+                write!(f, "there is not enough memory for {what}")?;
+                if let Some(bytes) = bytes {
+                    write!(f, " ({bytes} bytes)")?;
+                }
+                f.write_str("; free some, or use a machine that has more")
+            }
+            Error::Thread { task, .. } => {
+                write!(f, "no thread could be started to {task}; end other threads, or raise the limit (`ulimit -u`)")
+            }
+            Error::Panicked { task, message } => {
+                write!(f, "the thread that was to {task} panicked ({message}); standard error shows where")
+            }
+            #[cfg(feature = "torch")]
+            Error::Torch { what, .. } => write!(f, "{what} failed"),
+        }
+    }
+}
+
+/// What to do about an error of the system.
+fn remedy(action: &str, error: &io::Error) -> &'static str {
+    let errno = Errno::from_io_error(error);
+    let has_none = matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::BADF));
+    match (action, errno) {
+        ("lock", _) if has_none => {
+            return "; the file system has no locks for this file: see to it that nobody else writes there, and renounce \
+                    the lock (`without_lock()`)";
+        }
+        ("sync" | "sync the directory", _) if has_none => {
+            return "; the file system cannot make this durable: save to another one, or renounce surviving a power cut \
+                    (`Durability::ProcessCrash`)";
+        }
+        (_, Some(Errno::FBIG)) => {
+            return "; the file system, or a limit (`ulimit -f`), allows no larger file: split components into smaller \
+                    files (`max_file_bytes`)";
+        }
+        (_, Some(Errno::NAMETOOLONG)) => return "; choose a shorter name",
+        _ => {}
+    }
+    match errno {
+        Some(Errno::IO) => "; the device or its connection fails: see the system's log, and save to another one",
+        Some(Errno::ROFS) => "; the file system is read-only: mount it for writing, or save to another one",
+        Some(Errno::ACCESS | Errno::PERM) => "; give this user the right to do that, or use another directory",
+        Some(Errno::MFILE | Errno::NFILE) => "; close some files, or raise the limit (`ulimit -n`)",
+        Some(Errno::NOMEM) => "; free some memory",
+        Some(Errno::STALE | Errno::NOTCONN | Errno::HOSTDOWN | Errno::NODEV) => AWAY,
+        Some(Errno::INTR | Errno::AGAIN | Errno::TIMEDOUT | Errno::BUSY) => "; try again",
+        _ if linux_says(error, &[121]) => AWAY, // EREMOTEIO
+        _ => "",
+    }
+}
+
+const AWAY: &str = "; the file system or its server is away: try again, or mount it again";
+
+/// Whether the error has one of these numbers, which only Linux knows.
+pub(super) fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
+    cfg!(target_os = "linux") && error.raw_os_error().is_some_and(|number| numbers.contains(&number))
+}
+
+/// What to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
+fn way_on(action: &str) -> &'static str {
+    match action {
+        "read" | "open" | "open the checkpoint" | "list the checkpoint" => {
+            "; to go on without this checkpoint, which may be a newer one: `CheckpointManager::pass_over`"
+        }
+        _ => "",
+    }
+}
+
+/// Whether the same call can succeed later, without anyone changing anything.
+pub(super) fn is_transient(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    let is_away = [Errno::STALE, Errno::NOTCONN, Errno::HOSTDOWN, Errno::NODEV];
+    let is_busy = [Errno::INTR, Errno::AGAIN, Errno::TIMEDOUT, Errno::BUSY, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    errno.is_some_and(|errno| is_away.contains(&errno) || is_busy.contains(&errno)) || linux_says(error, &[121])
+}
