@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
 use crate::interop::Written;
 #[cfg(feature = "huggingface")]
@@ -180,7 +180,7 @@ struct FromSource {
 }
 
 impl TensorLeaf for FromSource {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
         Ok(self.spec.clone())
     }
 
@@ -194,18 +194,18 @@ impl TensorLeaf for FromSource {
         })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
         let (reply, answer) = channel();
         let request = Request { key: self.key.clone(), reply };
         let sent = self.requests.lock().unwrap_or_else(PoisonError::into_inner).send(request);
         let closed = || "its source is closed".to_string();
         sent.map_err(|_| closed())?;
         let bytes = answer.recv().map_err(|_| closed())?;
-        bytes.map(|bytes| Box::new(bytes) as Box<dyn TensorBytes>).map_err(|e| e.to_string())
+        Ok(Box::new(bytes?))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
-        Err("a source is only read".to_string())
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+        Err("a source is only read".into())
     }
 }
 
@@ -213,11 +213,11 @@ impl TensorLeaf for FromSource {
 struct Fixed(Value);
 
 impl ValueLeaf for Fixed {
-    fn save(&self) -> Result<Value, String> {
+    fn save(&self) -> Result<Value, BoxError> {
         Ok(self.0.clone())
     }
 
-    fn load(&self, _: &Value) -> Result<ValueApply, String> {
-        Err("a source is only read".to_string())
+    fn load(&self, _: &Value) -> Result<ValueApply, BoxError> {
+        Err("a source is only read".into())
     }
 }

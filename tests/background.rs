@@ -30,7 +30,7 @@ impl Optimizer {
 }
 
 impl Collection for Optimizer {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(self.tensors.iter().enumerate().map(|(i, tensor)| Child::new(i.to_string(), tensor.node())).collect())
     }
 
@@ -157,7 +157,7 @@ struct Awkward {
 }
 
 impl TensorLeaf for Awkward {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(self.spec.clone())
     }
 
@@ -165,7 +165,7 @@ impl TensorLeaf for Awkward {
         Some(tch_checkpoint::Identity { device: "x".into(), address: 42, spec: self.spec.clone(), strides: vec![] })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         assert!(!self.panics, "awkward");
         while !self.release.load(Ordering::SeqCst) {
             std::thread::yield_now();
@@ -173,7 +173,7 @@ impl TensorLeaf for Awkward {
         Ok(Box::new(vec![7; 100]))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Err("it is read only".into())
     }
 }
@@ -181,7 +181,7 @@ impl TensorLeaf for Awkward {
 struct Owner(Gate);
 
 impl Collection for Owner {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(Vec::new())
     }
 
@@ -261,7 +261,7 @@ impl Counting {
 }
 
 impl TensorLeaf for Counting {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(TensorSpec::new(Dtype::U8, [self.0.lock().unwrap().0.len() as u64]))
     }
 
@@ -270,7 +270,7 @@ impl TensorLeaf for Counting {
         Some(tch_checkpoint::Identity { device: "y".into(), address, spec: self.spec().ok()?, strides: vec![] })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         Ok(Box::new(self.0.lock().unwrap().0.clone()))
     }
 
@@ -278,7 +278,7 @@ impl TensorLeaf for Counting {
         Some(self.0.lock().unwrap().1)
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Err("it is read only".into())
     }
 }
@@ -286,7 +286,7 @@ impl TensorLeaf for Counting {
 struct Behind(Gate, usize);
 
 impl Collection for Behind {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(Vec::new())
     }
 

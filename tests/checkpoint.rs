@@ -243,11 +243,11 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
 struct Slots(std::sync::Arc<std::sync::Mutex<BTreeMap<String, Memory>>>);
 
 impl Collection for Slots {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(self.0.lock().unwrap().iter().map(|(name, slot)| Child::new(name, slot.node())).collect())
     }
 
-    fn create(&self, _: &str, saved: &Saved) -> Result<Option<Node>, String> {
+    fn create(&self, _: &str, saved: &Saved) -> Result<Option<Node>, tch_checkpoint::BoxError> {
         let spec = saved.tensor.clone().ok_or("not a tensor")?;
         let slot = Memory::new(spec.dtype, &spec.shape, vec![0; spec.bytes().unwrap() as usize]);
         Ok(Some(slot.node()))
@@ -357,10 +357,10 @@ fn nothing_is_ever_overwritten() -> Outcome {
 fn an_object_that_cannot_be_saved_is_named_and_nothing_is_written() -> Outcome {
     struct Broken;
     impl tch_checkpoint::ValueLeaf for Broken {
-        fn save(&self) -> Result<serde_json::Value, String> {
+        fn save(&self) -> Result<serde_json::Value, tch_checkpoint::BoxError> {
             Err("it is on strike".into())
         }
-        fn load(&self, _: &serde_json::Value) -> Result<tch_checkpoint::ValueApply, String> {
+        fn load(&self, _: &serde_json::Value) -> Result<tch_checkpoint::ValueApply, tch_checkpoint::BoxError> {
             Err("it is on strike".into())
         }
     }

@@ -531,7 +531,7 @@ fn files_of_removed_checkpoints_are_overwritten_only_when_nobody_sees_them() -> 
 struct Versioned(Memory, Arc<AtomicUsize>);
 
 impl tch_checkpoint::TensorLeaf for Versioned {
-    fn spec(&self) -> Result<tch_checkpoint::TensorSpec, String> {
+    fn spec(&self) -> Result<tch_checkpoint::TensorSpec, tch_checkpoint::BoxError> {
         self.0.spec()
     }
 
@@ -539,7 +539,7 @@ impl tch_checkpoint::TensorLeaf for Versioned {
         self.0.identity()
     }
 
-    fn bytes(&self) -> Result<Box<dyn tch_checkpoint::TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn tch_checkpoint::TensorBytes>, tch_checkpoint::BoxError> {
         tch_checkpoint::TensorLeaf::bytes(&self.0)
     }
 
@@ -547,7 +547,7 @@ impl tch_checkpoint::TensorLeaf for Versioned {
         Some(self.1.load(Ordering::SeqCst) as u64)
     }
 
-    fn target(&self) -> Result<Box<dyn tch_checkpoint::TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn tch_checkpoint::TensorTarget>, tch_checkpoint::BoxError> {
         self.0.target()
     }
 }

@@ -463,17 +463,17 @@ fn errors_point_at_the_place_and_name_what_is_near() {
 struct Half;
 
 impl TensorFunction for Half {
-    fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, String> {
+    fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         match inputs {
             [spec] if spec.shape.len() == 1 => Ok(TensorSpec::new(spec.dtype, [spec.shape[0] / 2])),
-            _ => Err("takes one vector".to_string()),
+            _ => Err("takes one vector".into()),
         }
     }
 
-    fn apply(&self, _: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, String> {
+    fn apply(&self, _: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, tch_checkpoint::BoxError> {
         let half = &inputs[0][..inputs[0].len() / 2];
         let large = half.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).find(|x| *x > 100.0);
-        large.map_or(Ok(half.to_vec()), |x| Err(format!("{x} is above 100")))
+        large.map_or(Ok(half.to_vec()), |x| Err(format!("{x} is above 100").into()))
     }
 }
 

@@ -212,17 +212,17 @@ struct Slots {
 }
 
 impl Collection for Slots {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let group = |slot: &Memory| group([("m", slot.node())]);
         Ok(self.slots.lock().unwrap().iter().map(|(name, slot)| Child::new(name, group(slot))).collect())
     }
 
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, String> {
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, tch_checkpoint::BoxError> {
         let spec = saved.children["m"].tensor.clone().ok_or("not a tensor")?;
         match self.shapes.get(name) {
             Some(&wanted) if spec.shape != [wanted] => {
-                Err(format!("the slot is {spec}, the variable needs [{wanted}]"))
+                Err(format!("the slot is {spec}, the variable needs [{wanted}]").into())
             }
             _ => Ok(Some(group([("m", Memory::seeded(spec.shape[0], 0).node())]))),
         }
@@ -469,7 +469,7 @@ impl Store {
 }
 
 impl Collection for Store {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(self.0.lock().unwrap().iter().map(|(name, tensor)| Child::new(name, tensor.node())).collect())
     }
 }
@@ -561,7 +561,7 @@ fn an_object_that_contains_itself_is_refused() {
     #[derive(Clone)]
     struct Itself;
     impl Collection for Itself {
-        fn children(&self) -> Result<Vec<Child>, String> {
+        fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
             Ok(vec![Child::new("again", Node::collection(Itself))])
         }
     }

@@ -20,7 +20,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 struct Frozen(Memory);
 
 impl TensorLeaf for Frozen {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         self.0.spec()
     }
 
@@ -28,7 +28,7 @@ impl TensorLeaf for Frozen {
         self.0.identity()
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         TensorLeaf::bytes(&self.0)
     }
 
@@ -36,7 +36,7 @@ impl TensorLeaf for Frozen {
         Some(1)
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         self.0.target()
     }
 }

@@ -1,6 +1,7 @@
 //! What `#[derive(Trackable)]` makes a node of.
 
 use super::node::{Child, Collection, Kind, Node};
+use crate::error::BoxError;
 
 /// A field of a struct that derives [`Trackable`](super::Trackable).
 #[doc(hidden)]
@@ -40,11 +41,12 @@ impl Field {
 struct NotAGroup(&'static str);
 
 impl Collection for NotAGroup {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         Err(format!(
             "the field `{}` is marked `#[track(flatten)]`, but it is a tensor, a value, or an object whose children come and go; \
              remove the attribute, or flatten a struct, list or map",
             self.0
-        ))
+        )
+        .into())
     }
 }

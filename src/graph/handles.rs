@@ -2,6 +2,7 @@
 
 use super::leaf::{ValueApply, ValueLeaf};
 use super::node::{Node, Trackable};
+use crate::error::BoxError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -45,11 +46,11 @@ impl Counter {
 }
 
 impl ValueLeaf for Counter {
-    fn save(&self) -> Result<serde_json::Value, String> {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
         Ok(self.get().into())
     }
 
-    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
         let value = saved
             .as_i64()
             .ok_or_else(|| format!("a counter needs a whole number, the checkpoint has {}", kind(saved)))?;
@@ -139,9 +140,9 @@ impl<T: fmt::Debug> fmt::Debug for Value<T> {
 }
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
-    fn save(&self) -> Result<serde_json::Value, String> {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
         if *self.updated_by() == Some(thread::current().id()) {
-            return Err("it is being updated by this thread; save after `Value::update` has returned".to_string());
+            return Err("it is being updated by this thread; save after `Value::update` has returned".into());
         }
         let saved = encode(&*self.lock())?;
         // Not every type reads what it writes, and CBOR is read to a certain depth only.
@@ -155,7 +156,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
         Ok(saved)
     }
 
-    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, String> {
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
         let value: T = decode(saved).map_err(|reason| match reason.contains("missing field") {
             // What serde says when a struct has got a field since.
             true => format!("{reason}; a field that was added since needs `#[serde(default)]`"),
@@ -295,7 +296,7 @@ mod tests {
             Value::new(deep(0)).load(&saved).unwrap()();
         }
         for levels in [130, 300] {
-            let refusal = Value::new(deep(levels)).save().unwrap_err();
+            let refusal = Value::new(deep(levels)).save().unwrap_err().to_string();
             assert!(refusal.contains("nest it less"), "{refusal}");
         }
     }
@@ -310,7 +311,7 @@ mod tests {
     #[test]
     fn a_value_of_another_type_is_refused_and_nothing_changes() {
         let count = Value::new(7u8);
-        let refusal = count.load(&serde_json::json!("seven")).err().unwrap();
+        let refusal = count.load(&serde_json::json!("seven")).err().unwrap().to_string();
         assert!(refusal.contains("does not fit"), "{refusal}");
         assert!(count.load(&serde_json::json!({ "$cbor": "zz" })).is_err());
         assert_eq!(count.get(), 7);

@@ -2,17 +2,15 @@
 
 use super::group::TensorGroup;
 use crate::dtype::TensorSpec;
+use crate::error::BoxError;
 use std::hash::{DefaultHasher, Hash, Hasher};
-
-/// Reasons and refusals of leaves are plain sentences; the graph adds the name of the object.
-type Reason = String;
 
 /// A tensor that can be saved and restored in place.
 ///
 /// The `torch` feature implements it for libtorch's tensors; implement it for tensors of another library.
 pub trait TensorLeaf: Send + Sync {
     /// Type and shape, as they are now; an error says why this tensor cannot be saved.
-    fn spec(&self) -> Result<TensorSpec, Reason>;
+    fn spec(&self) -> Result<TensorSpec, BoxError>;
 
     /// Which memory it shows, if that can be shared with another leaf. Leaves of equal identity are saved once.
     fn identity(&self) -> Option<Identity> {
@@ -20,11 +18,11 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// The elements in row-major order, little-endian, without copying where the memory is laid out so.
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, Reason>;
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError>;
 
     /// Copies the elements into `target`, which has the length that `spec` gives; an error when the tensor is not of
     /// this type and shape any more. For many small tensors an own implementation is faster than this one.
-    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), Reason> {
+    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), BoxError> {
         target.copy_from_slice(bytes_as(self, spec)?.as_slice());
         Ok(())
     }
@@ -42,7 +40,7 @@ pub trait TensorLeaf: Send + Sync {
     /// Takes hold of the memory that the tensor has now, for a save in the background to read it later, from any thread,
     /// whatever becomes of the tensor. `spec` is what the tensor is expected to be. `None` where it can only be read
     /// through this leaf; that is then done behind the call too.
-    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, Reason> {
+    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, BoxError> {
         if !self.is_plain_memory() {
             return Ok(None);
         }
@@ -79,7 +77,7 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Opens the tensor for overwriting in place.
-    fn target(&self) -> Result<Box<dyn TensorTarget>, Reason>;
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError>;
 
     /// Whether a checkpoint may lack it without that being an error (the random state of a second GPU, say).
     fn is_optional(&self) -> bool {
@@ -93,29 +91,29 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Sets what [`requires_grad`](TensorLeaf::requires_grad) returns; called only where that is `Some`.
-    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), Reason> {
+    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), BoxError> {
         let _ = requires_grad;
         Ok(())
     }
 }
 
 /// The tensor's bytes, if it still has this type and shape.
-pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> Result<Box<dyn TensorBytes>, Reason> {
+pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> Result<Box<dyn TensorBytes>, BoxError> {
     let now = leaf.spec()?;
     if now != *spec {
-        return Err(format!("it was {spec} and became {now} while it was being saved"));
+        return Err(format!("it was {spec} and became {now} while it was being saved").into());
     }
     let bytes = leaf.bytes()?;
     match spec.bytes() == Some(bytes.as_slice().len() as u64) {
         true => Ok(bytes),
-        false => Err("its size changed while it was being saved".to_string()),
+        false => Err("its size changed while it was being saved".into()),
     }
 }
 
 /// The memory that a tensor had when it was [pinned](TensorLeaf::pin), kept for as long as this lives.
 pub trait TensorPin: Send + Sync {
     /// The elements in row-major order, little-endian, as that memory has them now.
-    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, Reason>;
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError>;
 
     /// The memory itself, where it is laid out as [`bytes`](TensorPin::bytes).
     fn memory(&self) -> Option<&[u8]>;
@@ -144,7 +142,7 @@ pub trait TensorPin: Send + Sync {
 struct PinnedBytes(Box<dyn TensorBytes>);
 
 impl TensorPin for PinnedBytes {
-    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, Reason> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError> {
         Ok(Box::new(Borrowed(self.0.as_slice())))
     }
 
@@ -179,7 +177,7 @@ pub trait TensorTarget: Send {
     fn as_mut_slice(&mut self) -> &mut [u8];
 
     /// Puts what was written into the tensor, where `as_mut_slice` was not its own memory.
-    fn finish(self: Box<Self>) -> Result<(), Reason>;
+    fn finish(self: Box<Self>) -> Result<(), BoxError>;
 }
 
 /// What tells one piece of tensor memory from another: equal identities show the same elements in the same order.
@@ -201,10 +199,10 @@ pub type ValueApply = Box<dyn FnOnce() + Send>;
 /// A small value (a counter, a configuration, a learning rate) that is saved in the manifest itself.
 pub trait ValueLeaf: Send + Sync {
     /// The value as JSON.
-    fn save(&self) -> Result<serde_json::Value, Reason>;
+    fn save(&self) -> Result<serde_json::Value, BoxError>;
 
     /// Checks that `saved` can be restored, and returns what restores it. Nothing changes before that is called.
-    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, Reason>;
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError>;
 
     /// Returns what restores the parts of `saved` that fit, when [`load`](ValueLeaf::load) has refused it and
     /// [`RestoreOptions::allow_mismatch`](crate::RestoreOptions::allow_mismatch) allows that. `None`, the default, keeps

@@ -3,6 +3,7 @@
 use super::gate::Guarded;
 use super::leaf::{TensorLeaf, ValueLeaf};
 use crate::dtype::TensorSpec;
+use crate::error::BoxError;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -79,11 +80,11 @@ impl fmt::Debug for Node {
 /// An object whose children come and go: a `VarStore`, an optimizer's slots.
 pub trait Collection: Send + Sync {
     /// The children as they are now; an error says which one cannot be tracked, and why.
-    fn children(&self) -> Result<Vec<Child>, String>;
+    fn children(&self) -> Result<Vec<Child>, BoxError>;
 
     /// A restore found `name` in the checkpoint and not here: a new, detached child for it to fill, if this object
     /// can make one. It is handed to [`Collection::replace`] when the whole restore has succeeded, else dropped.
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, String> {
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
         let _ = (name, saved);
         Ok(None)
     }

@@ -202,6 +202,7 @@ impl Walker<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::BoxError;
     use crate::graph::{Child, Collection, Counter, Trackable};
 
     fn names(objects: &[(String, Node)]) -> Result<Vec<(String, String)>> {
@@ -242,7 +243,7 @@ mod tests {
         #[derive(Clone)]
         struct Itself;
         impl Collection for Itself {
-            fn children(&self) -> Result<Vec<Child>, String> {
+            fn children(&self) -> Result<Vec<Child>, BoxError> {
                 Ok(vec![Child::new("again", Node::collection(Itself))])
             }
         }

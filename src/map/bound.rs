@@ -196,7 +196,7 @@ impl Bound {
             Expr::Function(function, parts) => {
                 let parts = all(parts)?;
                 let specs: Vec<TensorSpec> = parts.iter().map(|part| part.spec.clone()).collect();
-                let spec = function.function.spec(&specs).map_err(|e| format!("{}: {e}", function.name))?;
+                let spec = function.function.spec(&specs).map_err(|e| format!("{}: {e:#}", function.name))?;
                 Bound::new(Op::Function(function.clone()), parts, spec, function.function.loss())
             }
         }
@@ -264,7 +264,7 @@ impl Bound {
         if let Op::Function(function) = &self.op {
             let specs: Vec<TensorSpec> = self.inputs.iter().map(|input| input.spec.clone()).collect();
             let made = function.function.apply(&specs, parts);
-            let made = made.map_err(|e| failed(format!("{}: {e}", function.name)))?;
+            let made = made.map_err(|e| failed(format!("{}: {e:#}", function.name)))?;
             return match bytes == Some(made.len() as u64) {
                 true => Ok(made),
                 false => Err(failed(format!("{} made {} bytes, not {}", function.name, made.len(), self.spec))),

@@ -30,8 +30,8 @@ const MAX_DEPTH: usize = 64;
 /// # use tch_checkpoint::TensorSpec;
 /// # struct Reverse;
 /// # impl TensorFunction for Reverse {
-/// #     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, String> { Ok(inputs[0].clone()) }
-/// #     fn apply(&self, _: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, String> { Ok(inputs[0].clone()) }
+/// #     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, tch_checkpoint::BoxError> { Ok(inputs[0].clone()) }
+/// #     fn apply(&self, _: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, tch_checkpoint::BoxError> { Ok(inputs[0].clone()) }
 /// # }
 /// let map = Functions::new().with("reverse", Reverse).parse("map 1\na = reverse(b)\n")?;
 /// # let _ = map;

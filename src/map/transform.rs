@@ -2,6 +2,7 @@
 
 use super::pattern::Pattern;
 use crate::dtype::{Dtype, TensorSpec};
+use crate::error::BoxError;
 use std::fmt;
 use std::sync::Arc;
 
@@ -34,17 +35,17 @@ impl fmt::Display for Loss {
 ///
 /// ```
 /// use tch_checkpoint::map::{Loss, TensorFunction};
-/// use tch_checkpoint::TensorSpec;
+/// use tch_checkpoint::{BoxError, TensorSpec};
 ///
 /// /// Reverses the bytes.
 /// struct Reverse;
 ///
 /// impl TensorFunction for Reverse {
-///     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, String> {
-///         inputs.first().cloned().ok_or_else(|| "takes one tensor".to_string())
+///     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, BoxError> {
+///         Ok(inputs.first().cloned().ok_or("takes one tensor")?)
 ///     }
 ///
-///     fn apply(&self, _: &[TensorSpec], mut inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, String> {
+///     fn apply(&self, _: &[TensorSpec], mut inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, BoxError> {
 ///         let mut bytes = inputs.pop().unwrap_or_default();
 ///         bytes.reverse();
 ///         Ok(bytes)
@@ -60,14 +61,14 @@ pub trait TensorFunction: Send + Sync {
     ///
     /// # Errors
     /// A sentence that says why the function cannot be applied to such tensors.
-    fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, String>;
+    fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, BoxError>;
 
     /// Computes the elements, row-major and little-endian, of exactly the length that [`spec`](TensorFunction::spec)
     /// says. It may be called several times for one tensor, from several threads, and must give the same each time.
     ///
     /// # Errors
     /// A sentence that says what is wrong with the elements.
-    fn apply(&self, specs: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, String>;
+    fn apply(&self, specs: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, BoxError>;
 
     /// What is lost. Defaults to [`Loss::Unknown`].
     fn loss(&self) -> Loss {

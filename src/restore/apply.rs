@@ -3,7 +3,7 @@
 use super::matching::Matching;
 use super::options::{RestoreOptions, Verify};
 use super::origin::{Any, Origin};
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::{self, TensorLeaf, Touched};
 use crate::parallel;
@@ -226,11 +226,11 @@ fn fill(
     bytes: Option<u64>,
     put: impl FnOnce(&mut [u8]) -> Result<()>,
 ) -> Result<()> {
-    let failed = |reason| Error::object(key, reason);
+    let failed = |reason: BoxError| Error::object(key, reason);
     let mut target = leaf.target().map_err(failed)?;
     let memory = target.as_mut_slice();
     if bytes != Some(memory.len() as u64) {
-        return Err(failed("its size changed while it was being restored".to_string()));
+        return Err(failed("its size changed while it was being restored".into()));
     }
     put(memory)?;
     target.finish().map_err(failed)

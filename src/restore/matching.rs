@@ -172,7 +172,7 @@ impl Matcher<'_> {
                 if self.request.options.may_mismatch(&key) {
                     self.matching.values.extend(leaf.load_partly(&value));
                 }
-                self.mismatch(key, reason);
+                self.mismatch(key, format!("{reason:#}"));
             }
         }
         Ok(())
@@ -295,9 +295,9 @@ impl Matcher<'_> {
                 }
                 Ok(None) => {}
                 Err(reason) if self.all_may_mismatch(saved, &below.key) => {
-                    self.matching.report.skip(&below.key, SkipReason::Mismatch(reason));
+                    self.matching.report.skip(&below.key, SkipReason::Mismatch(format!("{reason:#}")));
                 }
-                Err(reason) => self.mismatch(below.key, reason),
+                Err(reason) => self.mismatch(below.key, format!("{reason:#}")),
             }
         }
         Ok(created)

@@ -3,7 +3,7 @@
 use super::chunk::{Chunk, Source, Span};
 use super::lazy::Lazy;
 use super::plan::Plan;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
 use std::sync::Arc;
 
@@ -71,13 +71,13 @@ impl<'a> Gatherer<'a> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != place) {
             self.open = None;
             let tensor = &self.plan.tensors[place];
-            let failed = |reason| Error::object(&tensor.key, reason);
+            let failed = |reason: BoxError| Error::object(&tensor.key, reason);
             let bytes = match self.pins.get(place) {
                 Some(pin) => pin.bytes().map_err(failed)?,
                 None => bytes_as(&*tensor.leaf, &tensor.spec).map_err(failed)?,
             };
             if bytes.as_slice().len() as u64 != tensor.range.end - tensor.range.start {
-                return Err(failed("its size changed while it was being saved".to_string()));
+                return Err(failed("its size changed while it was being saved".into()));
             }
             self.open = Some((place, bytes));
         }
@@ -99,15 +99,15 @@ mod tests {
     struct Numbered(usize, usize);
 
     impl TensorLeaf for Numbered {
-        fn spec(&self) -> Result<TensorSpec, String> {
+        fn spec(&self) -> Result<TensorSpec, BoxError> {
             Ok(TensorSpec::new(Dtype::U8, [self.1 as u64]))
         }
-        fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+        fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
             let mut bytes = vec![(self.0 * 7) as u8; self.1];
             bytes.chunks_mut(1000).enumerate().for_each(|(i, row)| row[0] = i as u8);
             Ok(Box::new(bytes))
         }
-        fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+        fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
             Err("read only".into())
         }
     }

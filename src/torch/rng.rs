@@ -3,6 +3,7 @@
 use super::shim::{self, GeneratorDevice};
 use super::tensor::{bytes_of, examine};
 use crate::dtype::TensorSpec;
+use crate::error::BoxError;
 use crate::graph::{Child, Collection, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
 use tch::Tensor;
 
@@ -35,7 +36,7 @@ impl Trackable for Rng {
 }
 
 impl Collection for Rng {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         let mut children = vec![Child::new("cpu", Node::tensor(Generator { device: GeneratorDevice::Cpu, index: 0 }))];
         for (device, name) in [(GeneratorDevice::Cuda, "cuda"), (GeneratorDevice::Mps, "mps")] {
             for index in 0..shim::count_generators(device)? {
@@ -59,15 +60,15 @@ struct Generator {
 }
 
 impl TensorLeaf for Generator {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
         Ok(examine(&self.state()?)?.0)
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
-        bytes_of(&self.state()?)
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        Ok(bytes_of(&self.state()?)?)
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
         let state = self.state()?;
         let bytes = vec![0; examine(&state)?.2.bytes];
         Ok(Box::new(NewState { generator: *self, state, bytes }))
@@ -96,10 +97,10 @@ impl TensorTarget for NewState {
         &mut self.bytes
     }
 
-    fn finish(mut self: Box<Self>) -> Result<(), String> {
+    fn finish(mut self: Box<Self>) -> Result<(), BoxError> {
         shim::fill(&self.state, &mut self.bytes)?;
-        shim::set_generator_state(self.generator.device, self.generator.index, &self.state)
-            .map_err(|reason| format!("libtorch refuses this state, its generator is as it was: {reason}"))
+        Ok(shim::set_generator_state(self.generator.device, self.generator.index, &self.state)
+            .map_err(|reason| format!("libtorch refuses this state, its generator is as it was: {reason}"))?)
     }
 }
 
@@ -143,7 +144,7 @@ mod tests {
         let before = cpu().bytes().unwrap().as_slice().to_vec();
         let mut target = cpu().target().unwrap();
         target.as_mut_slice().fill(0xff);
-        let refusal = target.finish().unwrap_err();
+        let refusal = target.finish().unwrap_err().to_string();
         assert!(refusal.contains("as it was"), "{refusal}");
         assert_eq!(cpu().bytes().unwrap().as_slice(), before);
         let state = shim::zeros(0, &[3]).unwrap();

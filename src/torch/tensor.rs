@@ -2,6 +2,7 @@
 
 use super::shim::{self, Info, Memory, NoMemory, Pinned, Tensors};
 use crate::dtype::{Dtype, TensorSpec};
+use crate::error::BoxError;
 use crate::graph::{
     Area, Identity, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget, Touched, Trackable,
     bytes_as, wait_for,
@@ -160,8 +161,8 @@ impl Leaf {
 }
 
 impl TensorLeaf for Leaf {
-    fn spec(&self) -> Result<TensorSpec, String> {
-        self.with(|tensor| examine(tensor).map(|(spec, ..)| spec))
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
+        Ok(self.with(|tensor| examine(tensor).map(|(spec, ..)| spec))?)
     }
 
     fn identity(&self) -> Option<Identity> {
@@ -175,11 +176,11 @@ impl TensorLeaf for Leaf {
         Some(Identity { device: info.device, address: memory.data as usize, spec, strides })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
-        self.with(bytes_of)
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        Ok(self.with(bytes_of)?)
     }
 
-    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), String> {
+    fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), BoxError> {
         let copied = |number| self.with(|tensor| shim::copy_plain(tensor, number, &spec.shape, target));
         if scalar_type(spec.dtype).is_some_and(copied) {
             return Ok(());
@@ -217,11 +218,11 @@ impl TensorLeaf for Leaf {
         Some(self.0.object).filter(|object| *object != 0)
     }
 
-    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, String> {
+    fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, BoxError> {
         let pin = |number| self.with(|tensor| pin(tensor, number, spec));
         match scalar_type(spec.dtype).map(pin).transpose()?.flatten() {
             Some(pin) => Ok(Some(Box::new(pin))),
-            None => Err(format!("it is no longer {spec}, or shows no memory of its own any more")),
+            None => Err(format!("it is no longer {spec}, or shows no memory of its own any more").into()),
         }
     }
 
@@ -232,11 +233,11 @@ impl TensorLeaf for Leaf {
         self.with(|tensor| tensor.is_leaf().then(|| tensor.requires_grad()))
     }
 
-    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), String> {
-        self.with(|tensor| tensor.f_set_requires_grad(requires_grad)).map(drop).map_err(|e| e.to_string())
+    fn set_requires_grad(&self, requires_grad: bool) -> Result<(), BoxError> {
+        Ok(self.with(|tensor| tensor.f_set_requires_grad(requires_grad)).map(drop)?)
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
         let (tensor, (spec, _, memory)) =
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;
         if memory.cpu && memory.contiguous && !memory.lazy {
@@ -328,10 +329,10 @@ fn pin(tensor: &Tensor, number: i32, spec: &TensorSpec) -> Result<Option<Pin>, S
 }
 
 impl TensorPin for Pin {
-    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError> {
         match self.pinned.plain {
             true => Ok(Box::new(PinnedSlice(&self.pinned))),
-            false => copied(&self.pinned.read()?).map(|bytes| bytes as Box<dyn TensorBytes>),
+            false => Ok(copied(&self.pinned.read()?)?),
         }
     }
 
@@ -411,11 +412,11 @@ impl TensorTarget for InPlace {
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 
-    fn finish(mut self: Box<Self>) -> Result<(), String> {
+    fn finish(mut self: Box<Self>) -> Result<(), BoxError> {
         if self.is_bool {
             make_bools(self.as_mut_slice());
         }
-        shim::written(&self.tensor)
+        Ok(shim::written(&self.tensor)?)
     }
 }
 
@@ -431,15 +432,15 @@ impl TensorTarget for Buffered {
         &mut self.buffer
     }
 
-    fn finish(mut self: Box<Self>) -> Result<(), String> {
+    fn finish(mut self: Box<Self>) -> Result<(), BoxError> {
         let now = examine(&self.tensor)?.0;
         if now != self.spec {
-            return Err(format!("it was {} and became {now} while it was being restored", self.spec));
+            return Err(format!("it was {} and became {now} while it was being restored", self.spec).into());
         }
         if now.dtype == Dtype::Bool {
             make_bools(&mut self.buffer);
         }
-        shim::fill(&self.tensor, &mut self.buffer)
+        Ok(shim::fill(&self.tensor, &mut self.buffer)?)
     }
 }
 

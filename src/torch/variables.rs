@@ -1,6 +1,7 @@
 //! The variables of a `VarStore`, whole or under a prefix.
 
 use super::shim::{self, object};
+use crate::error::BoxError;
 use crate::graph::{Child, Collection, Node, Trackable};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -108,14 +109,14 @@ impl Trackable for Variables {
 }
 
 impl Collection for Variables {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         let table = lock(&self.table);
         let below = self.below(&table)?;
         let mut children = Vec::with_capacity(below.len());
         let renamed = Renamed::of(&self.table, &table.named_variables);
         for (name, (full, tensor)) in below {
             if let Some(reason) = renamed.why(full) {
-                return Err(reason);
+                return Err(reason.into());
             }
             children.push(Child {
                 name: name.to_string(),
@@ -163,7 +164,7 @@ impl Variables {
         let renamed = Renamed::of(&self.table, &table.named_variables);
         let listed = self.below(&table)?.into_iter().map(|(name, (full, tensor))| {
             if let Some(reason) = renamed.why(full) {
-                return Err(reason);
+                return Err(reason.into());
             }
             Ok(Listed {
                 name: name.to_string(),
@@ -345,7 +346,8 @@ mod tests {
 
     #[test]
     fn an_unknown_prefix_lists_those_there_are() {
-        let refusal = |vs: &VarStore, prefix: &str| Variables::of(vs).under(prefix).children().err().unwrap();
+        let refusal =
+            |vs: &VarStore, prefix: &str| Variables::of(vs).under(prefix).children().err().unwrap().to_string();
         let vs = store(&["model.encoder.w", "decoder.w", "bias"]);
         assert!(refusal(&vs, "encoder").ends_with("there are decoder, model, model.encoder"));
         assert!(refusal(&vs, "bias").contains("track the tensor itself"));
@@ -358,7 +360,7 @@ mod tests {
     fn a_second_variable_of_the_same_name_is_refused() {
         let vs = store(&["other.w", "encoder.w", "encoder.w"]);
         assert!(vs.variables().contains_key("encoder.w__2"));
-        let refusal = Variables::of(&vs).children().err().unwrap();
+        let refusal = Variables::of(&vs).children().err().unwrap().to_string();
         assert!(
             refusal.contains("may have been created as \"encoder.w\"") && refusal.contains("\"encoder.w__2\""),
             "{refusal}"
@@ -367,7 +369,7 @@ mod tests {
         assert_eq!(names(&Variables::of(&vs).under("other")), ["w"]);
         // Unless the user says that the names are his own, which holds for the whole store.
         let vs = store(&["other", "stage", "stage__1", "stage__2"]);
-        assert!(Variables::of(&vs).children().err().unwrap().contains("allow_numbered_names"));
+        assert!(Variables::of(&vs).children().err().unwrap().to_string().contains("allow_numbered_names"));
         assert_eq!(names(&Variables::of(&vs).allow_numbered_names()).len(), 4);
         assert_eq!(names(&Variables::of(&vs)).len(), 4);
         // Names that only look a little like it.

@@ -1,7 +1,7 @@
 //! The order of the data, resumed in the middle of an epoch.
 
 use super::permutation::{Permutation, Shuffle};
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::graph::{Node, Trackable, ValueApply, ValueLeaf};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -192,11 +192,11 @@ impl Trackable for Batches {
 }
 
 impl ValueLeaf for Batches {
-    fn save(&self) -> std::result::Result<serde_json::Value, String> {
-        serde_json::to_value(self.normal(self.lock().position)).map_err(|e| e.to_string())
+    fn save(&self) -> std::result::Result<serde_json::Value, BoxError> {
+        Ok(serde_json::to_value(self.normal(self.lock().position))?)
     }
 
-    fn load(&self, saved: &serde_json::Value) -> std::result::Result<ValueApply, String> {
+    fn load(&self, saved: &serde_json::Value) -> std::result::Result<ValueApply, BoxError> {
         let position: Position = serde_json::from_value(saved.clone())
             .map_err(|e| format!("the position in a data set is expected, not {saved}: {e}"))?;
         if position.items != self.items {
@@ -204,16 +204,18 @@ impl ValueLeaf for Batches {
                 "the checkpoint's data set has {} items and this one {}, so that its order is another one; leave the \
                  component out with `RestoreOptions::skip` to begin a new epoch",
                 position.items, self.items
-            ));
+            )
+            .into());
         }
         if position.done > position.items {
-            return Err(format!("{} of {} items are done", position.done, position.items));
+            return Err(format!("{} of {} items are done", position.done, position.items).into());
         }
         if position.seed.is_some() != self.lock().position.seed.is_some() {
             let (saved, own) = if position.seed.is_some() { ("shuffles", "not") } else { ("does not shuffle", "does") };
             return Err(format!(
                 "the run of the checkpoint {saved}, this one {own}; set `Batches::shuffle` as it was there"
-            ));
+            )
+            .into());
         }
         let handle = self.clone();
         Ok(Box::new(move || *handle.lock() = State { position, order: None }))
@@ -281,7 +283,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let batches = Batches::new(10, 4).unwrap().shuffle(1);
-        let refusal = |saved: serde_json::Value| batches.load(&saved).err().unwrap();
+        let refusal = |saved: serde_json::Value| batches.load(&saved).err().unwrap().to_string();
         let saved = |items: u64, done: u64| serde_json::json!({"items": items, "seed": 1, "epoch": 0, "done": done});
         assert!(refusal(saved(11, 0)).contains("11 items"));
         assert!(refusal(saved(10, 11)).contains("11 of 10"));

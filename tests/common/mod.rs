@@ -49,7 +49,7 @@ impl Trackable for Memory {
 }
 
 impl TensorLeaf for Memory {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(self.0.spec.clone())
     }
 
@@ -59,11 +59,11 @@ impl TensorLeaf for Memory {
         (!self.bytes().is_empty()).then(|| Identity { device: "memory".into(), address, strides: vec![], spec })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         Ok(Box::new(Memory::bytes(self).clone()))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Ok(Box::new(Target { tensor: self.clone(), buffer: vec![0; Memory::bytes(self).len()] }))
     }
 }
@@ -78,7 +78,7 @@ impl TensorTarget for Target {
         &mut self.buffer
     }
 
-    fn finish(self: Box<Self>) -> Result<(), String> {
+    fn finish(self: Box<Self>) -> Result<(), tch_checkpoint::BoxError> {
         *self.tensor.bytes() = self.buffer;
         Ok(())
     }

@@ -24,15 +24,15 @@ fn digest(bencher: Bencher<'_, '_>, bytes: usize) {
 struct Small;
 
 impl TensorLeaf for Small {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(TensorSpec::new(Dtype::U8, [8]))
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         Ok(Box::new(vec![0; 8]))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Err("it is only planned".into())
     }
 }

@@ -92,7 +92,7 @@ struct Part {
 }
 
 impl Collection for Part {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(self.tensors.iter().map(|(name, node, _)| Child::new(name.clone(), node.clone())).collect())
     }
 

@@ -47,7 +47,7 @@ impl Trackable for Memory {
 }
 
 impl TensorLeaf for Memory {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(TensorSpec::new(Dtype::U8, [self.get().len() as u64]))
     }
 
@@ -61,11 +61,11 @@ impl TensorLeaf for Memory {
         Some(self.get().version)
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         Ok(Box::new(self.get().bytes.clone()))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Ok(Box::new(Target { tensor: self.clone(), buffer: vec![0; self.get().len()] }))
     }
 }
@@ -80,7 +80,7 @@ impl TensorTarget for Target {
         &mut self.buffer
     }
 
-    fn finish(self: Box<Self>) -> Result<(), String> {
+    fn finish(self: Box<Self>) -> Result<(), tch_checkpoint::BoxError> {
         self.tensor.set(self.buffer);
         Ok(())
     }

@@ -26,7 +26,7 @@ impl Words {
 }
 
 impl TensorLeaf for Words {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
         Ok(TensorSpec::new(Dtype::I64, [self.0.len() as u64]))
     }
 
@@ -35,12 +35,12 @@ impl TensorLeaf for Words {
         Some(Identity { device: "memory".into(), address, strides: vec![1], spec: self.spec().ok()? })
     }
 
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
         let bytes: Vec<u8> = self.0.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
         Ok(Box::new(bytes))
     }
 
-    fn target(&self) -> Result<Box<dyn TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
         Err("it is only saved".into())
     }
 }
@@ -75,7 +75,7 @@ impl Optimizer {
 }
 
 impl Collection for Optimizer {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
         Ok(self.tensors.iter().enumerate().map(|(i, tensor)| Child::new(i.to_string(), tensor.node())).collect())
     }
 

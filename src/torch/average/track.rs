@@ -1,6 +1,7 @@
 //! Averages in the graph: a tensor for every variable, under its name, and how often was averaged.
 
 use super::state::{IS_SWAPPED, Progress, Shared};
+use crate::error::BoxError;
 use crate::graph::{Child, Collection, Guarded, Node, ValueApply, ValueLeaf};
 use crate::torch::shim;
 use crate::torch::tensor::Leaf;
@@ -15,16 +16,17 @@ pub(super) fn node(shared: &Shared) -> Node {
 }
 
 impl Collection for Shared {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         let mut state = self.lock();
         if state.is_swapped {
-            return Err(IS_SWAPPED.to_string());
+            return Err(IS_SWAPPED.into());
         }
-        state.sync().map_err(|e| e.to_string())?;
+        state.sync()?;
         if state.names.contains_key(PROGRESS) {
             return Err(format!(
                 "a variable is called {PROGRESS:?}, which is the name of the count of updates; rename it"
-            ));
+            )
+            .into());
         }
         let mut children = vec![Child::new(PROGRESS, Node::value(Count(self.clone())))];
         children.extend(state.names.iter().filter_map(|(name, named)| {
@@ -58,11 +60,11 @@ impl Collection for Shared {
 struct Count(Shared);
 
 impl ValueLeaf for Count {
-    fn save(&self) -> Result<Value, String> {
-        serde_json::to_value(self.0.lock().progress).map_err(|e| e.to_string())
+    fn save(&self) -> Result<Value, BoxError> {
+        Ok(serde_json::to_value(self.0.lock().progress)?)
     }
 
-    fn load(&self, saved: &Value) -> Result<ValueApply, String> {
+    fn load(&self, saved: &Value) -> Result<ValueApply, BoxError> {
         let progress: Progress = serde_json::from_value(saved.clone())
             .map_err(|e| format!("the counts of updates are expected, not {saved}: {e}"))?;
         let shared = self.0.clone();

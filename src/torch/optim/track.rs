@@ -2,6 +2,7 @@
 
 use super::options::{self, Slot};
 use super::state::{Detached, MAX_GROUPS, Shared, Slots, State, check_spec};
+use crate::error::BoxError;
 use crate::graph::{Child, Collection, Guarded, Node, Saved, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
 use crate::torch::tensor::{Leaf, examine, scalar_type};
@@ -25,8 +26,8 @@ pub(super) fn node(shared: &Shared) -> Node {
 
 /// What a checked value changes.
 type Change = Box<dyn FnOnce(&mut State) + Send>;
-type Save = fn(&mut State) -> Result<Value, String>;
-type Load = fn(&mut State, &Value) -> Result<Change, String>;
+type Save = fn(&mut State) -> Result<Value, BoxError>;
+type Load = fn(&mut State, &Value) -> Result<Change, BoxError>;
 type LoadPartly = fn(&mut State, &Value) -> Option<Change>;
 
 /// A value of the optimizer.
@@ -45,11 +46,11 @@ impl Setting {
 }
 
 impl ValueLeaf for Setting {
-    fn save(&self) -> Result<Value, String> {
+    fn save(&self) -> Result<Value, BoxError> {
         (self.save)(&mut self.shared.lock())
     }
 
-    fn load(&self, saved: &Value) -> Result<ValueApply, String> {
+    fn load(&self, saved: &Value) -> Result<ValueApply, BoxError> {
         let change = (self.load)(&mut self.shared.lock(), saved)?;
         Ok(self.apply(change))
     }
@@ -60,11 +61,11 @@ impl ValueLeaf for Setting {
     }
 }
 
-fn save_algorithm(state: &mut State) -> Result<Value, String> {
+fn save_algorithm(state: &mut State) -> Result<Value, BoxError> {
     Ok(options::name(state.algorithm).into())
 }
 
-fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, String> {
+fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let own = options::name(state.algorithm);
     if saved.as_str() == Some(own) {
         return Ok(Box::new(|state| {
@@ -77,25 +78,26 @@ fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, String> {
     Err(format!(
         "the checkpoint is of the optimizer {saved}, this one is {own}; restore it into {saved}, or leave the optimizer \
          out with `RestoreOptions::skip` and its name, so that it begins as it was built"
-    ))
+    )
+    .into())
 }
 
-fn save_defaults(state: &mut State) -> Result<Value, String> {
-    options::to_json(&state.defaults)
+fn save_defaults(state: &mut State) -> Result<Value, BoxError> {
+    Ok(options::to_json(&state.defaults)?)
 }
 
-fn load_defaults(state: &mut State, saved: &Value) -> Result<Change, String> {
+fn load_defaults(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let defaults = options::from_json(state.algorithm, saved)?;
     Ok(Box::new(move |state| state.defaults = defaults))
 }
 
-fn save_groups(state: &mut State) -> Result<Value, String> {
-    state.sync().map_err(|e| e.to_string())?;
-    state.groups.iter().map(options::to_json).collect()
+fn save_groups(state: &mut State) -> Result<Value, BoxError> {
+    state.sync()?;
+    Ok(state.groups.iter().map(options::to_json).collect::<Result<_, _>>()?)
 }
 
-fn load_groups(state: &mut State, saved: &Value) -> Result<Change, String> {
-    state.sync().map_err(|e| e.to_string())?;
+fn load_groups(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
+    state.sync()?;
     let groups = groups_of(state, saved)?;
     if groups.len() < state.groups.len() {
         return Err(format!(
@@ -103,7 +105,8 @@ fn load_groups(state: &mut State, saved: &Value) -> Result<Change, String> {
              options, and leaves the additional ones those they have",
             groups.len(),
             state.groups.len()
-        ));
+        )
+        .into());
     }
     Ok(set_groups(groups))
 }
@@ -129,11 +132,11 @@ fn set_groups(groups: Vec<StepOptions>) -> Change {
     })
 }
 
-fn save_steps(state: &mut State) -> Result<Value, String> {
+fn save_steps(state: &mut State) -> Result<Value, BoxError> {
     Ok(state.steps.into())
 }
 
-fn load_steps(_: &mut State, saved: &Value) -> Result<Change, String> {
+fn load_steps(_: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let steps = saved.as_u64().ok_or_else(|| format!("a number of steps is expected, not {saved}"))?;
     Ok(Box::new(move |state| state.steps = steps))
 }
@@ -142,9 +145,9 @@ fn load_steps(_: &mut State, saved: &Value) -> Result<Change, String> {
 struct AllSlots(Shared);
 
 impl Collection for AllSlots {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         let mut state = self.0.lock();
-        state.sync().map_err(|e| e.to_string())?;
+        state.sync()?;
         state.restoring = false;
         let mut children = Vec::new();
         for (place, parameter) in state.parameters.iter().enumerate() {
@@ -160,14 +163,14 @@ impl Collection for AllSlots {
         Ok(children)
     }
 
-    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Node>, String> {
+    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
         let mut state = self.0.lock();
-        state.sync().map_err(|e| e.to_string())?;
+        state.sync()?;
         let missing = options::slots(state.algorithm)
             .iter()
             .find(|slot| is_stepped(saved) && !slot.is_optional && !saved.children.contains_key(slot.name));
         if let Some(slot) = missing {
-            return Err(format!("the checkpoint has no slot `{}` of it", slot.name));
+            return Err(format!("the checkpoint has no slot `{}` of it", slot.name).into());
         }
         let mut leaves = Vec::new();
         for (name, saved) in &saved.children {
@@ -262,7 +265,7 @@ struct VariableSlots {
 }
 
 impl Collection for VariableSlots {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         let state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(Vec::new()) };
         let slots = options::slots(state.algorithm).iter().zip(&parameter.slots);
@@ -280,7 +283,7 @@ impl Collection for VariableSlots {
         Ok(children)
     }
 
-    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Node>, String> {
+    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
         let mut state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(None) };
         let Some(variable) = parameter.names.clone()?.into_iter().next() else { return Ok(None) };

@@ -1,7 +1,7 @@
 //! The variables of a program: from a `VarStore` and back into one, and under which keys a checkpoint has them.
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::format::{SavedModelInfo, Variable};
 use crate::graph::{Child, Collection, Identity, Leaf as TrackedLeaf, LeafObject, Node, TensorLeaf, Trackable};
 use crate::name;
@@ -183,7 +183,7 @@ impl Tree {
 struct Fixed(Vec<Child>);
 
 impl Collection for Fixed {
-    fn children(&self) -> Result<Vec<Child>, String> {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
         Ok(self.0.clone())
     }
 }

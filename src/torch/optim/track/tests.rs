@@ -1,6 +1,7 @@
 use super::super::{Adam, AdamW, Optimizer, OptimizerConfig, RmsProp, Sgd};
 use super::*;
 use crate::dtype::{Dtype, TensorSpec};
+use crate::error::BoxError;
 use crate::graph::{LeafObject, Trackable, walk};
 use std::collections::BTreeMap;
 use tch::nn::VarStore;
@@ -17,9 +18,9 @@ fn save(optimizer: &Optimizer) -> Checkpoint {
     try_save(optimizer).unwrap()
 }
 
-fn try_save(optimizer: &Optimizer) -> Result<Checkpoint, String> {
+fn try_save(optimizer: &Optimizer) -> Result<Checkpoint, BoxError> {
     let mut checkpoint = Checkpoint { values: BTreeMap::new(), tensors: BTreeMap::new() };
-    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())?.leaves {
+    for leaf in walk(&[("o".to_string(), optimizer.node())])?.leaves {
         match leaf.object {
             LeafObject::Value(value) => {
                 // Through text, as a manifest does it.
@@ -62,9 +63,9 @@ struct Planned {
     writes: Vec<(Node, Vec<u8>)>,
 }
 
-fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, String> {
+fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, BoxError> {
     let mut planned = Planned { values: Vec::new(), collections: Vec::new(), writes: Vec::new() };
-    for leaf in walk(&[("o".to_string(), optimizer.node())]).map_err(|e| e.to_string())?.leaves {
+    for leaf in walk(&[("o".to_string(), optimizer.node())])?.leaves {
         if let LeafObject::Value(value) = leaf.object {
             planned.values.push(value.load(&checkpoint.values[&leaf.key])?);
         }
@@ -88,7 +89,7 @@ fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, Strin
             } else if slots.may_lack(&child.name) {
                 dropped.push(child.name);
             } else {
-                return Err(format!("{} is missing", child.name));
+                return Err(format!("{} is missing", child.name).into());
             }
         }
         for (name, saved) in saved.children.iter().filter(|(name, _)| !live.contains(name)) {
@@ -117,13 +118,13 @@ fn plan(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<Planned, Strin
 struct Again(std::sync::Arc<dyn crate::graph::TensorLeaf>);
 
 impl crate::graph::TensorLeaf for Again {
-    fn spec(&self) -> Result<TensorSpec, String> {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
         self.0.spec()
     }
-    fn bytes(&self) -> Result<Box<dyn crate::graph::TensorBytes>, String> {
+    fn bytes(&self) -> Result<Box<dyn crate::graph::TensorBytes>, BoxError> {
         self.0.bytes()
     }
-    fn target(&self) -> Result<Box<dyn crate::graph::TensorTarget>, String> {
+    fn target(&self) -> Result<Box<dyn crate::graph::TensorTarget>, BoxError> {
         self.0.target()
     }
 }
@@ -143,7 +144,7 @@ fn apply(planned: Planned) {
     }
 }
 
-fn restore(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<(), String> {
+fn restore(optimizer: &Optimizer, checkpoint: &Checkpoint) -> Result<(), BoxError> {
     plan(optimizer, checkpoint).map(apply)
 }
 
@@ -393,21 +394,21 @@ fn another_algorithm_is_refused_by_name() {
     model.train(&mut sgd, 0..1);
     let checkpoint = save(&sgd);
     let adam = Adam::default().build(&model.vs, 0.1).unwrap();
-    let refusal = restore(&adam, &checkpoint).unwrap_err();
+    let refusal = restore(&adam, &checkpoint).unwrap_err().to_string();
     assert!(refusal.contains("SGD") && refusal.contains("this one is Adam"), "{refusal}");
     let adamw = AdamW::default().build(&model.vs, 0.1).unwrap();
     assert!(restore(&adam, &save(&adamw)).is_err());
     let saved = checkpoint.state();
     let all = AllSlots(adam.shared().clone());
     let mut alien = saved["layer.w"].clone();
-    assert!(all.create("layer.w", &alien).unwrap_err().contains("no slot `step`"));
+    assert!(all.create("layer.w", &alien).unwrap_err().to_string().contains("no slot `step`"));
     for (name, dtype, shape) in [("step", Dtype::F32, vec![]), ("exp_avg", Dtype::F32, vec![5, 3])] {
         alien
             .children
             .insert(name.to_string(), Saved { tensor: Some(TensorSpec::new(dtype, shape)), ..Saved::default() });
     }
     alien.children.insert("exp_avg_sq".to_string(), alien.children["exp_avg"].clone());
-    assert!(all.create("layer.w", &alien).unwrap_err().contains("Adam keeps no slot `momentum_buffer`"));
+    assert!(all.create("layer.w", &alien).unwrap_err().to_string().contains("Adam keeps no slot `momentum_buffer`"));
     alien.children.remove("momentum_buffer");
     assert!(all.create("layer.w", &alien).unwrap().is_some());
 }
@@ -428,12 +429,12 @@ fn slots_of_another_shape_or_type_are_refused() {
     ] {
         let mut bad = good.clone();
         bad.children.get_mut(slot).unwrap().tensor = Some(spec.clone());
-        let refusal = all.create("layer.w", &bad).unwrap_err();
+        let refusal = all.create("layer.w", &bad).unwrap_err().to_string();
         assert!(refusal.contains(slot) && refusal.contains(&spec.to_string()), "{refusal}");
     }
     let mut bad = good.clone();
     bad.children.get_mut("step").unwrap().tensor = None;
-    assert!(all.create("layer.w", &bad).unwrap_err().contains("not a tensor"));
+    assert!(all.create("layer.w", &bad).unwrap_err().to_string().contains("not a tensor"));
 }
 
 #[test]
@@ -516,7 +517,7 @@ fn parameter_groups_must_be_known() {
     let of_one = save(&Sgd::default().build(&one, 0.5).unwrap());
     let mut optimizer = Sgd::default().build(&two.vs, 0.1).unwrap();
     let of_two = save(&optimizer);
-    let refusal = restore(&optimizer, &of_one).unwrap_err();
+    let refusal = restore(&optimizer, &of_one).unwrap_err().to_string();
     assert!(refusal.contains("1 parameter groups, the optimizer 2"), "{refusal}");
     // The other way round, they wait for variables to come.
     let mut single = Sgd::default().build(&one, 0.5).unwrap();
@@ -525,7 +526,7 @@ fn parameter_groups_must_be_known() {
     assert!(single.f_set_lr_group(2, 0.3).unwrap_err().to_string().contains("no parameter group 2; there are 2"));
     assert_eq!(optimizer.lr_group(2), None);
     optimizer.set_lr_group(1, f64::NAN);
-    assert!(try_save(&optimizer).unwrap_err().contains("not a number"));
+    assert!(try_save(&optimizer).unwrap_err().to_string().contains("not a number"));
     single.set_lr(0.25);
     assert_eq!((single.lr(), single.lr_group(1)), (0.25, Some(0.25)));
 }
@@ -537,7 +538,7 @@ fn state_without_a_name_to_rely_on_is_not_saved() {
     let mut optimizer = Adam::default().build(&vs, 0.1).unwrap();
     variables[1].sum(Kind::Float).backward();
     optimizer.step();
-    assert!(try_save(&optimizer).unwrap_err().contains("may have been created as \"w\""));
+    assert!(try_save(&optimizer).unwrap_err().to_string().contains("may have been created as \"w\""));
 
     let vs = VarStore::new(Device::Cpu);
     let stray = vs.root().zeros("w", &[2]);
@@ -545,7 +546,7 @@ fn state_without_a_name_to_rely_on_is_not_saved() {
     let mut optimizer = Adam::default().build(&vs, 0.1).unwrap();
     stray.sum(Kind::Float).backward();
     optimizer.step();
-    assert!(try_save(&optimizer).unwrap_err().contains("has no name"));
+    assert!(try_save(&optimizer).unwrap_err().to_string().contains("has no name"));
 }
 
 #[test]
