@@ -79,6 +79,7 @@ mod dtype;
 mod error;
 pub mod format;
 mod graph;
+pub mod inspect;
 #[doc(hidden)]
 pub mod internal;
 pub mod interop;

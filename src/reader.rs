@@ -113,15 +113,7 @@ impl CheckpointReader {
     /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::OutOfMemory`];
     /// [`Error::Io`].
     pub fn asset(&self, name: &str) -> Result<Vec<u8>> {
-        let length = self.manifest().assets.get(name).map_or(0, |entry| entry.bytes);
-        let mut bytes = Vec::new();
-        let room = usize::try_from(length).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
-        room.ok_or_else(|| Error::out_of_memory(name, length))?;
-        self.source.verify_asset(name, |chunk| {
-            bytes.extend_from_slice(chunk);
-            Ok(())
-        })?;
-        Ok(bytes)
+        asset(&self.source, name)
     }
 
     /// Writes the asset `name` to the file `path`, in place of what is there: verified, durable, all of it or nothing.
@@ -144,12 +136,7 @@ impl CheckpointReader {
     /// # Errors
     /// As for [`asset`](CheckpointReader::asset).
     pub fn saved_model(&self) -> Result<Option<SavedModelInfo>> {
-        let Some(entry) = self.manifest().assets.get(SAVED_MODEL_FILE) else {
-            return Ok(None);
-        };
-        check_saved_model_length(entry.bytes).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))?;
-        let bytes = self.asset(SAVED_MODEL_FILE)?;
-        SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(self.path().join(SAVED_MODEL_FILE)))
+        saved_model(&self.source)
     }
 
     /// Checks every byte of every file, and that the files' headers say what the manifest says. Bytes that several
@@ -221,6 +208,29 @@ impl CheckpointReader {
         others.sort();
         Ok(others)
     }
+}
+
+fn asset(source: &Source, name: &str) -> Result<Vec<u8>> {
+    let length = source.manifest.assets.get(name).map_or(0, |entry| entry.bytes);
+    let mut bytes = Vec::new();
+    let room = usize::try_from(length).ok().and_then(|length| bytes.try_reserve_exact(length).ok());
+    room.ok_or_else(|| Error::out_of_memory(name, length))?;
+    source.verify_asset(name, |chunk| {
+        bytes.extend_from_slice(chunk);
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Reads the description of a saved model; see [`CheckpointReader::saved_model`].
+pub(crate) fn saved_model(source: &Source) -> Result<Option<SavedModelInfo>> {
+    let Some(entry) = source.manifest.assets.get(SAVED_MODEL_FILE) else {
+        return Ok(None);
+    };
+    let path = source.path.join(SAVED_MODEL_FILE);
+    check_saved_model_length(entry.bytes).map_err(|e| e.at(&path))?;
+    let bytes = asset(source, SAVED_MODEL_FILE)?;
+    SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(&path))
 }
 
 /// What verifying a checkpoint found.

@@ -28,6 +28,7 @@ const ROOMS: [&str; 25] = [
     "contents",
     "part",
     "manager",
+    "inspect",
     "internal",
     "training",
     "torch",

@@ -219,6 +219,10 @@ impl TensorSource for Sealed {
         VerifiedBy::Digest
     }
 
+    fn digest(&self, key: &str) -> Option<Digest> {
+        self.seal.tensors.get(key).map(|entry| entry.digest)
+    }
+
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         self.source.read(key, target)?;
         self.check(key, Digest::of(target))

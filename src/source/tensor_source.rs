@@ -2,6 +2,8 @@
 
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
+use crate::format::Digest;
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -9,7 +11,8 @@ use std::ops::Range;
 use std::path::Path;
 
 /// How far the bytes of a tensor can be verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum VerifiedBy {
     /// The file has no checksum of the bytes: only lengths, bounds and structure are checked.
@@ -79,6 +82,13 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// How far [`read`](TensorSource::read) verifies the tensor `key`.
     fn verified_by(&self, key: &str) -> VerifiedBy;
+
+    /// Returns the digest of the elements of the tensor `key`, as recorded when it was written or sealed. Defaults to
+    /// `None`.
+    fn digest(&self, key: &str) -> Option<Digest> {
+        let _ = key;
+        None
+    }
 
     /// Reads all elements of the tensor `key` into `target`, row-major and little-endian, and verifies them as far as
     /// [`verified_by`](TensorSource::verified_by) says. `target` has exactly the tensor's length in bytes.

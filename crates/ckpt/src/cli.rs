@@ -179,7 +179,7 @@ Exit codes:
 pub struct Ls {
     /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
-    pub folder: PathBuf,
+    pub directory: PathBuf,
 }
 
 /// Shows what a checkpoint holds: components, files, tensors, values

@@ -1,9 +1,8 @@
 //! `ckpt convert` and `ckpt average`: any readable checkpoint, or the average of several, in another format.
 
 use crate::cli::{Average, Convert, To, Writing};
-use crate::human;
+use crate::human::{self, text};
 use crate::output::{Exit, Output};
-use crate::problem::text;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

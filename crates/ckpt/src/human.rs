@@ -1,7 +1,7 @@
-//! Sizes, times and counts for people.
+//! Sizes, times, counts and paths as text.
 
 use chrono::{DateTime, Local, Utc};
-use std::collections::BTreeMap;
+use std::path::Path;
 
 /// `512 B`, `1.5 KiB`, `20.0 GiB`.
 pub fn bytes(bytes: u64) -> String {
@@ -38,8 +38,8 @@ pub fn count(count: usize, thing: &str) -> String {
 }
 
 /// `loss=0.25 per=0.5`.
-pub fn metrics(metrics: &BTreeMap<String, f64>) -> String {
-    let metrics: Vec<String> = metrics.iter().map(|(name, value)| format!("{name}={}", figure(*value))).collect();
+pub fn metrics<'a>(metrics: impl Iterator<Item = (&'a str, f64)>) -> String {
+    let metrics: Vec<String> = metrics.map(|(name, value)| format!("{name}={}", figure(value))).collect();
     metrics.join(" ")
 }
 
@@ -52,7 +52,12 @@ pub fn figure(value: f64) -> String {
     }
 }
 
-/// A number that may not be there.
+/// A path as text. Bytes that are not Unicode become `U+FFFD`.
+pub fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A number, or `-` if there is none.
 pub fn number<N: ToString>(number: Option<N>) -> String {
     number.map_or_else(|| "-".to_string(), |number| number.to_string())
 }

@@ -3,8 +3,6 @@
 mod cli;
 mod convert;
 mod diff;
-mod diff_formats;
-mod elements;
 mod escape;
 mod human;
 mod keep;
@@ -12,7 +10,6 @@ mod ls;
 mod names;
 mod output;
 mod policies;
-mod problem;
 mod seal;
 mod show;
 mod table;
@@ -31,8 +28,7 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(args, &mut out),
         Command::Show(args) => show::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
-        Command::Diff(args) if diff::is_of_own(args) => diff::run(args, &mut out),
-        Command::Diff(args) => diff_formats::run(args, &mut out),
+        Command::Diff(args) => diff::run(args, &mut out),
         Command::Convert(args) => convert::run(args, &mut out),
         Command::Average(args) => convert::average(args, &mut out),
         Command::Map(args) => names::run(args, &mut out),

@@ -1,9 +1,8 @@
 //! `ckpt map`: proposes a map from one checkpoint to the names and layouts of another.
 
 use crate::cli::Map;
-use crate::human;
+use crate::human::{self, text};
 use crate::output::{Exit, Output};
-use crate::problem::text;
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io::Write;

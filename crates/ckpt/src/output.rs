@@ -1,11 +1,11 @@
 //! What goes to standard output and standard error, and the exit code.
 
 use crate::escape;
-use crate::problem::Problem;
 use serde::Serialize;
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
 use std::process::ExitCode;
 use tch_checkpoint::Error;
+use tch_checkpoint::inspect::Problem;
 
 /// The exit codes, the higher the more serious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

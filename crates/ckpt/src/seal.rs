@@ -1,8 +1,8 @@
 //! `ckpt seal`: digests beside checkpoints of other tools.
 
 use crate::cli::Seal;
+use crate::human::text;
 use crate::output::{Exit, Output};
-use crate::problem::text;
 use serde::Serialize;
 use tch_checkpoint::{Error, interop};
 

@@ -375,7 +375,7 @@ fn verify_takes_folders_and_tells_damage_from_what_cannot_be_read() {
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.out.contains("UNREADABLE") && ran.out.contains("3 checkpoints: 1 intact, 1 damaged, 1 unreadable"));
     }
-    assert!(on("verify", &[root]).out.contains("/a and 1 more folder"), "the hint where to look");
+    assert!(on("verify", &[root]).out.contains("/a and 1 more in it may"), "the hint where to look");
     assert_eq!(ckpt(["verify"]).code, Some(2));
 
     let newer =
@@ -408,10 +408,10 @@ fn ls_lists_by_commit_sequence_with_all_there_is_to_know() {
 
     let (code, document) = json_on("ls", &[path]);
     assert_eq!(code, Some(0));
-    assert_eq!((&document["latest"], &document["folder"]), (&json!("ckpt-3"), &json!(path.to_str())));
+    assert_eq!((&document["latest"], &document["directory"]), (&json!("ckpt-3"), &json!(path.to_str())));
     assert_eq!(document["others"], json!([]));
     let expected = json!({
-        "name": "ckpt-3", "path": path.join("ckpt-3").to_str(), "latest": true, "preserved": false, "step": 3,
+        "name": "ckpt-3", "path": path.join("ckpt-3").to_str(), "latest": true, "permanent": false, "step": 3,
         "sequence": 3, "run": manifest.run, "saved_at": manifest.saved_at, "bytes": size, "tensors": 4, "values": 2,
         "metrics": {"loss": 1.0 / 3.0},
     });
@@ -432,7 +432,7 @@ fn ls_says_which_are_kept_for_good() {
     let mut hints = Index::from_bytes(&fs::read(&index).unwrap()).unwrap();
     hints.checkpoints[0].preserved = true;
     fs::write(&index, hints.to_bytes().unwrap()).unwrap();
-    assert!(on("ls", &[path]).out.contains("kept for good"));
+    assert!(on("ls", &[path]).out.contains("permanent"));
     // The index is a hint: without it all is there but that.
     fs::write(&index, "nonsense").unwrap();
     let ran = on("ls", &[path]);
@@ -466,7 +466,7 @@ fn ls_hides_nothing_that_is_not_whole() {
     assert!(reason(&aside_4).contains("`ckpt verify`"), "{ran:?}");
     assert_eq!(reason(&aside_5), "moved aside decoder.safetensors: the file is missing");
     assert!(reason(&tmp).starts_with("unfinished save"), "{ran:?}");
-    assert!(reason(&trash).starts_with("removed its files"), "{ran:?}");
+    assert!(reason(&trash).starts_with("removed the next save"), "{ran:?}");
     for name in ["plots", ".git", ".tmp-mine", "notes.txt", ".lock", "checkpoint.json"] {
         assert!(!ran.out.contains(name), "{name} is none of ours: {ran:?}");
     }
@@ -490,7 +490,10 @@ fn ls_is_clear_about_empty_and_missing_folders() {
     let ran = on("ls", &[path]);
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
     assert_eq!(ran.out, format!("no whole checkpoint in {}\n", path.display()));
-    assert_eq!(json_on("ls", &[path]).1, json!({"folder": path, "latest": null, "checkpoints": [], "others": []}));
+    assert_eq!(
+        json_on("ls", &[path]).1,
+        json!({"directory": path, "latest": null, "undecided": null, "checkpoints": [], "others": [], "below": []})
+    );
 
     // One directory too high.
     Model::new().train(&path.join("run"), &[1]);
@@ -580,7 +583,7 @@ fn show_filters_by_name() {
     assert_eq!((&document["values"], &document["tensors"]), (&json!({"step": 8}), &json!([])));
     assert_eq!(document["totals"]["tensors"], 4, "totals are of the whole checkpoint");
     let ran = ckpt(["show", "--filter", "nothing", path]);
-    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "no name fits \"nothing\" among 4 tensors and 2 values\n"));
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "no name matches \"nothing\" among 4 tensors and 2 values\n"));
 }
 
 #[test]
@@ -597,7 +600,7 @@ fn show_tells_damaged_from_missing() {
     // The latest whole one is not the latest that was saved: that has to be said.
     let ran = on("show", &[dir.path()]);
     assert!(ran.code == Some(0) && ran.out.contains("ckpt-8 (the latest in"), "{ran:?}");
-    assert!(ran.err.contains("ckpt-9 was passed over: encoder.safetensors: the file is missing"), "{ran:?}");
+    assert!(ran.err.contains("ckpt-9 was skipped: encoder.safetensors: the file is missing"), "{ran:?}");
 
     fs::remove_file(checkpoint.join("manifest.json")).unwrap();
     assert_eq!(on("show", &[&checkpoint]).code, Some(1));

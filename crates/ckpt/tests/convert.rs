@@ -149,3 +149,35 @@ fn a_seal_finds_what_no_checksum_does() {
     assert!(own.status.success());
     assert_eq!(ckpt(&["seal", "own"], dir).status.code(), Some(2));
 }
+
+/// Every command that reads takes checkpoints of other tools.
+#[test]
+fn files_of_other_tools_are_shown_verified_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let file = fixture("pytorch/a_state_dict/seq2seq.pt");
+    let shown = ok(&["show", &file], dir);
+    for part in ["format       PyTorch (zip)", "verified by  checksums of the format", "encoder.gru.weight_ih_l0 "] {
+        assert!(shown.contains(part), "{part}\n{shown}");
+    }
+    let shown = ok(&["show", "--json", &fixture("tensorflow/b_dtypes/dtypes")], dir);
+    let document: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&document["step"], &document["verified_by"]), (&serde_json::Value::Null, &"container".into()));
+    assert_eq!(document["files"].as_array().unwrap().len(), 2, "{document}");
+
+    ok(&["convert", &file, "x.safetensors"], dir);
+    assert!(ok(&["verify", "x.safetensors"], dir).contains("(structure only: the format has no checksums)"));
+    // Only the metadata of safetensors are no part of the other file.
+    let output = ckpt(&["diff", &file, "x.safetensors"], dir);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("__metadata__/format") && text.ends_with("1 difference; equal: 37 tensors and 0 values\n"),
+        "{text}"
+    );
+    ok(&["convert", &file, "half.safetensors", "--dtype", "F16"], dir);
+    let output = ckpt(&["diff", "x.safetensors", "half.safetensors"], dir);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && text.contains("in A, F16"), "{text}");
+    // It is no directory of checkpoints.
+    assert_eq!(ckpt(&["ls", "x.safetensors"], dir).status.code(), Some(2));
+}

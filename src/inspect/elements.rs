@@ -1,36 +1,28 @@
 //! How the elements of two tensors of one type differ.
 
-use crate::human;
+use crate::dtype::Dtype;
 use serde::Serialize;
-use std::fmt;
-use tch_checkpoint::Dtype;
 
-/// The comparison of two tensors, element by element.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Compared {
-    /// How many there are.
+/// How the elements of two tensors of one type and shape differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ElementDiff {
+    /// The number of elements.
     pub total: u64,
-    /// How many do not have the same bits.
+    /// The number of elements whose bits differ.
     pub differing: u64,
-    /// The largest distance between two elements, over all pairs for which it is a finite number; of complex numbers
-    /// the absolute value of their difference. `null` when there is no such pair, and for truth values.
+    /// The largest finite distance between two elements; for complex numbers, the absolute value of their difference.
+    /// `None` if there is no finite distance, and for booleans.
     pub largest_difference: Option<f64>,
-    /// How many of the differing pairs have no finite distance: one is NaN or infinite.
+    /// The number of differing pairs without a finite distance: one of the two is NaN or infinite.
     pub not_finite: u64,
 }
 
-impl Compared {
-    /// Of nothing yet.
-    pub fn new() -> Compared {
-        Compared { total: 0, differing: 0, largest_difference: None, not_finite: 0 }
-    }
-}
-
-/// Compares elements of type `dtype`, little-endian, as many in `a` as in `b`, and adds what it finds to `compared`.
-pub fn compare(compared: &mut Compared, dtype: Dtype, a: &[u8], b: &[u8]) {
+/// Compares little-endian elements of type `dtype`, the same number in `a` and `b`, and adds the result to `compared`.
+pub(super) fn compare(compared: &mut ElementDiff, dtype: Dtype, a: &[u8], b: &[u8]) {
     let size = dtype.size();
     compared.total += (a.len() / size) as u64;
-    // Most of two similar tensors is equal: that is seen faster in blocks. 4096 is a multiple of every element size.
+    // Similar tensors are mostly equal, which is found faster in blocks. 4096 is a multiple of every element size.
     for (a, b) in a.chunks(4096).zip(b.chunks(4096)).filter(|(a, b)| a != b) {
         for (a, b) in a.chunks_exact(size).zip(b.chunks_exact(size)).filter(|(a, b)| a != b) {
             compared.differing += 1;
@@ -67,7 +59,7 @@ fn distance(dtype: Dtype, a: &[u8], b: &[u8]) -> Option<f64> {
             // hypot(infinity, NaN) is infinite: not finite either.
             Some(re.hypot(im))
         }
-        // Bool, and types that this tool does not know.
+        // Booleans.
         _ => None,
     }
 }
@@ -124,26 +116,13 @@ fn power_of_two(bits: u64) -> f64 {
     if bits == 255 { f64::NAN } else { 2f64.powi(bits as i32 - 127) }
 }
 
-impl fmt::Display for Compared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} elements", self.differing, self.total)?;
-        if let Some(largest) = self.largest_difference {
-            write!(f, ", by at most {}", human::figure(largest))?;
-        }
-        match self.not_finite {
-            0 => Ok(()),
-            count => write!(f, ", {count} of them NaN or infinite in A or B"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn floats(a: &[f32], b: &[f32]) -> Compared {
+    fn floats(a: &[f32], b: &[f32]) -> ElementDiff {
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        let mut compared = Compared::new();
+        let mut compared = ElementDiff::default();
         compare(&mut compared, Dtype::F32, &bytes(a), &bytes(b));
         compared
     }
@@ -151,10 +130,9 @@ mod tests {
     #[test]
     fn differences_are_counted_and_measured() {
         let compared = floats(&[1.0, 2.0, -3.0, 0.0], &[1.0, 2.5, -4.0, -0.0]);
-        assert_eq!(compared, Compared { total: 4, differing: 3, largest_difference: Some(1.0), not_finite: 0 });
+        assert_eq!(compared, ElementDiff { total: 4, differing: 3, largest_difference: Some(1.0), not_finite: 0 });
         let compared = floats(&[f32::NAN, 1.0, f32::INFINITY, 0.0], &[f32::NAN, f32::NAN, 1.0, 0.5]);
-        assert_eq!(compared, Compared { total: 4, differing: 3, largest_difference: Some(0.5), not_finite: 2 });
-        assert_eq!(compared.to_string(), "3 of 4 elements, by at most 0.5, 2 of them NaN or infinite in A or B");
+        assert_eq!(compared, ElementDiff { total: 4, differing: 3, largest_difference: Some(0.5), not_finite: 2 });
     }
 
     #[test]
@@ -166,7 +144,7 @@ mod tests {
         b[4999] -= 8.0;
         assert_eq!(
             floats(&a, &b),
-            Compared { total: 5000, differing: 3, largest_difference: Some(8.0), not_finite: 0 }
+            ElementDiff { total: 5000, differing: 3, largest_difference: Some(8.0), not_finite: 0 }
         );
     }
 

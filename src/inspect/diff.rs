@@ -1,0 +1,279 @@
+//! Whether two checkpoints hold the same state, and what differs.
+
+use super::elements::{self, ElementDiff};
+use super::target::{Overview, Target};
+use crate::dtype::{Dtype, TensorSpec};
+use crate::error::{Error, Result};
+use crate::format::{AssetEntry, Hasher};
+use crate::source::{TensorSource, VerifiedBy};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The result of [`diff`].
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Diff<'a> {
+    /// Whether the states are equal, bit for bit.
+    pub equal: bool,
+    /// The first checkpoint.
+    pub a: Overview,
+    /// The second checkpoint.
+    pub b: Overview,
+    /// What differs: tensors and values by key, then the files of saved models.
+    pub differences: Vec<DiffEntry<'a>>,
+    /// The number of tensors that are equal in both.
+    pub equal_tensors: usize,
+    /// The number of values that are equal in both.
+    pub equal_values: usize,
+}
+
+/// A tensor, value or file that differs between two checkpoints.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct DiffEntry<'a> {
+    /// The key, or the name of the file.
+    pub key: &'a str,
+    /// How it differs.
+    pub kind: DiffKind,
+    /// What the first checkpoint has under the key.
+    pub a: Option<DiffSide<'a>>,
+    /// What the second checkpoint has under the key.
+    pub b: Option<DiffSide<'a>>,
+    /// How the elements of two tensors of the same type and shape differ. `None` if too many tensors share their bytes
+    /// to read each of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elements: Option<ElementDiff>,
+}
+
+/// How two entries of one key differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiffKind {
+    /// Only the first checkpoint has it.
+    OnlyInA,
+    /// Only the second checkpoint has it.
+    OnlyInB,
+    /// A tensor in one, a value in the other.
+    TensorOrValue,
+    /// Tensors of different types.
+    Dtype,
+    /// Tensors of different shapes.
+    Shape,
+    /// Tensors of different types and shapes.
+    DtypeAndShape,
+    /// Tensors with different elements.
+    Content,
+    /// Different values.
+    Value,
+    /// Different files of two saved models, such as their programs.
+    Asset,
+}
+
+/// What a checkpoint has under a key.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum DiffSide<'a> {
+    /// A tensor.
+    Tensor {
+        /// The element type.
+        dtype: Dtype,
+        /// The size of each dimension.
+        shape: &'a [u64],
+    },
+    /// A value.
+    Value {
+        /// The value, as JSON.
+        value: &'a Value,
+    },
+    /// A file of a saved model.
+    Asset {
+        /// Its length and digest.
+        asset: &'a AssetEntry,
+    },
+}
+
+/// Compares the state in two checkpoints: tensors and values by key, and the files of two saved models.
+///
+/// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, and verified.
+/// Step, time, run, sequence, metrics, save counter and the division into files are not part of the state. Values are
+/// compared by their JSON text, elements by their bits.
+///
+/// # Errors
+/// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
+pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
+    diff_as(a, a.source(), b)
+}
+
+/// As [`diff`], with the first checkpoint under other names: `named` is its [`source`](Target::source) behind a
+/// [`NameMap`](crate::map::NameMap), for example.
+///
+/// # Errors
+/// As for [`diff`].
+pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) -> Result<Diff<'a>> {
+    let sides = [named, b.source()];
+    let mut diff = Diff {
+        equal: true,
+        a: a.overview(),
+        b: b.overview(),
+        differences: Vec::new(),
+        equal_tensors: 0,
+        equal_values: 0,
+    };
+    let mut budget = Budget(a.tensor_bytes().saturating_add(b.tensor_bytes()).saturating_mul(READS));
+    for key in &keys(sides[0]) | &keys(sides[1]) {
+        let entries = sides.map(|source| Entry::of(source, key));
+        match compare(key, entries, sides, &mut budget)? {
+            Some((kind, elements)) => {
+                let [a, b] = entries.map(|entry| entry.map(Entry::side));
+                diff.differences.push(DiffEntry { key, kind, a, b, elements });
+            }
+            None if matches!(entries[0], Some(Entry::Tensor(_))) => diff.equal_tensors += 1,
+            None => diff.equal_values += 1,
+        }
+    }
+    diff.differences.extend(assets(a, b));
+    diff.equal = diff.differences.is_empty();
+    Ok(diff)
+}
+
+/// The files of two saved models that differ. That only one of two checkpoints is a saved model is no difference in state.
+fn assets<'a>(a: &'a Target, b: &'a Target) -> Vec<DiffEntry<'a>> {
+    let (Some(a), Some(b)) = (a.own_source(), b.own_source()) else { return Vec::new() };
+    let (a, b) = (&a.manifest.assets, &b.manifest.assets);
+    if a.is_empty() || b.is_empty() {
+        return Vec::new();
+    }
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).collect();
+    let side = |assets: &'a BTreeMap<String, AssetEntry>, name| assets.get(name).map(|asset| DiffSide::Asset { asset });
+    let entry = |name: &'a String| {
+        let (a, b) = (side(a, name), side(b, name));
+        DiffEntry { key: name, kind: DiffKind::Asset, a, b, elements: None }
+    };
+    names.into_iter().map(entry).collect()
+}
+
+fn keys(source: &dyn TensorSource) -> BTreeSet<&str> {
+    source.tensors().keys().chain(source.values().keys()).map(String::as_str).collect()
+}
+
+/// What a source has under a key.
+#[derive(Clone, Copy)]
+enum Entry<'a> {
+    Tensor(&'a TensorSpec),
+    Value(&'a Value),
+}
+
+impl<'a> Entry<'a> {
+    fn of(source: &'a dyn TensorSource, key: &str) -> Option<Entry<'a>> {
+        let tensor = source.tensors().get(key).map(Entry::Tensor);
+        tensor.or_else(|| source.values().get(key).map(Entry::Value))
+    }
+
+    fn side(self) -> DiffSide<'a> {
+        match self {
+            Entry::Tensor(spec) => DiffSide::Tensor { dtype: spec.dtype, shape: &spec.shape },
+            Entry::Value(value) => DiffSide::Value { value },
+        }
+    }
+}
+
+/// How the two entries of a key differ.
+fn compare(
+    key: &str,
+    entries: [Option<Entry<'_>>; 2],
+    sides: [&dyn TensorSource; 2],
+    budget: &mut Budget,
+) -> Result<Option<(DiffKind, Option<ElementDiff>)>> {
+    let kind = match entries {
+        [None, None] => return Ok(None),
+        [Some(_), None] => DiffKind::OnlyInA,
+        [None, Some(_)] => DiffKind::OnlyInB,
+        [Some(Entry::Value(a)), Some(Entry::Value(b))] if is_same(a, b) => return Ok(None),
+        [Some(Entry::Value(_)), Some(Entry::Value(_))] => DiffKind::Value,
+        [Some(Entry::Tensor(a)), Some(Entry::Tensor(b))] => match (a.dtype == b.dtype, a.shape == b.shape) {
+            (false, false) => DiffKind::DtypeAndShape,
+            (false, true) => DiffKind::Dtype,
+            (true, false) => DiffKind::Shape,
+            (true, true) => return budget.compare(key, a, sides),
+        },
+        [Some(_), Some(_)] => DiffKind::TensorOrValue,
+    };
+    Ok(Some((kind, None)))
+}
+
+/// Compares as text, which distinguishes 0.0 from -0.0. The keys of objects have the same order in both.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let [a, b] = [a, b].map(Value::to_string);
+    a == b
+}
+
+/// How many bytes of elements may still be read. Bytes that many keys share are not read for each of them.
+struct Budget(u64);
+
+/// How often the bytes of both checkpoints are read at most.
+const READS: u64 = 4;
+
+/// Bytes of a tensor that are compared at a time: whole elements of every type.
+const CHUNK: u64 = 512 << 10;
+
+impl Budget {
+    /// Compares the elements of the tensor `key`, of one type and shape in both.
+    fn compare(
+        &mut self,
+        key: &str,
+        spec: &TensorSpec,
+        sides: [&dyn TensorSource; 2],
+    ) -> Result<Option<(DiffKind, Option<ElementDiff>)>> {
+        let digests = sides.map(|source| source.digest(key));
+        let differ = match digests {
+            [Some(a), Some(b)] if a == b => return Ok(None),
+            [Some(_), Some(_)] => true,
+            _ => false,
+        };
+        let bytes = spec.bytes().unwrap_or(u64::MAX);
+        // Where the digests do not tell whether two tensors differ, the elements are read in any case.
+        match self.0.checked_sub(bytes.saturating_mul(2)) {
+            Some(left) => self.0 = left,
+            None if differ => return Ok(Some((DiffKind::Content, None))),
+            None => {}
+        }
+        let elements = read(key, spec, sides)?;
+        Ok((differ || elements.differing > 0).then_some((DiffKind::Content, Some(elements))))
+    }
+}
+
+/// Reads both tensors and compares their elements, which are verified as far as each source allows.
+fn read(key: &str, spec: &TensorSpec, sides: [&dyn TensorSource; 2]) -> Result<ElementDiff> {
+    for source in sides {
+        // A checksum of the container is over more than the elements: it is verified before.
+        if source.verified_by(key) != VerifiedBy::Nothing && source.digest(key).is_none() {
+            source.verify_tensor(key)?;
+        }
+    }
+    let size = spec.dtype.size() as u64;
+    let count = spec.bytes().unwrap_or_default() / size;
+    let mut found = ElementDiff::default();
+    let mut readers = sides.map(|source| (source, Hasher::new(), Vec::new()));
+    let mut at = 0;
+    while at < count {
+        let end = (at + CHUNK / size).min(count);
+        for (source, hasher, buffer) in &mut readers {
+            buffer.resize(((end - at) * size) as usize, 0);
+            source.read_range(key, at..end, buffer)?;
+            hasher.update(buffer);
+        }
+        elements::compare(&mut found, spec.dtype, &readers[0].2, &readers[1].2);
+        at = end;
+    }
+    for (source, hasher, _) in readers {
+        if source.digest(key).is_some_and(|digest| digest != hasher.finish()) {
+            // Reports what is wrong, unless it was so for a moment only.
+            source.verify_tensor(key)?;
+            return Err(Error::damaged(source.path(), format!("the tensor {key:?} changed while it was read")));
+        }
+    }
+    Ok(found)
+}

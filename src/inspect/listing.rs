@@ -1,0 +1,206 @@
+//! What is in a directory of checkpoints.
+
+use super::problem::{Problem, ProblemKind};
+use super::target::{Place, directories_below, place};
+use super::{lossy, lossy_all};
+use crate::error::{Error, Result};
+use crate::format::MANIFEST_FILE;
+use crate::manager::{Listed, Listing};
+use crate::reader::CheckpointReader;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The content of a directory of checkpoints; see [`list`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DirectoryListing {
+    /// The directory.
+    #[serde(serialize_with = "lossy")]
+    pub directory: PathBuf,
+    /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names two.
+    pub latest: Option<String>,
+    /// The names of two checkpoints of different runs, if nothing decides which one is the newest.
+    pub undecided: Option<(String, String)>,
+    /// The whole checkpoints, oldest first by commit sequence.
+    pub checkpoints: Vec<CheckpointEntry>,
+    /// What else this crate left in the directory, by state and name.
+    pub others: Vec<OtherEntry>,
+    /// Directories of checkpoints directly in this one. Empty if this one has checkpoints of its own.
+    #[serde(serialize_with = "lossy_all")]
+    pub below: Vec<PathBuf>,
+}
+
+/// A checkpoint that is whole as far as its manifest and its file sizes tell.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CheckpointEntry {
+    /// The name of its directory.
+    pub name: String,
+    /// Its directory.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Whether it is the newest.
+    pub latest: bool,
+    /// Whether it is kept permanently.
+    pub permanent: bool,
+    /// The training step, if it has one.
+    pub step: Option<u64>,
+    /// Its commit sequence.
+    pub sequence: u64,
+    /// The run that saved it.
+    pub run: String,
+    /// When it was saved, by the clock of the machine that saved it.
+    pub saved_at: DateTime<Utc>,
+    /// Bytes of all its files, including the manifest.
+    pub bytes: u64,
+    /// The number of tensors.
+    pub tensors: usize,
+    /// The number of values.
+    pub values: usize,
+    /// Its metrics.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// An entry of the directory that this crate made and that is no whole checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct OtherEntry {
+    /// The name.
+    pub name: String,
+    /// The path.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// What it is.
+    pub state: OtherState,
+    /// Why it is no whole checkpoint.
+    pub reason: String,
+}
+
+/// The state of an [`OtherEntry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OtherState {
+    /// A damaged checkpoint.
+    Damaged,
+    /// A checkpoint that cannot be read now, or by this version.
+    Unreadable,
+    /// A symbolic link, which is not followed.
+    Link,
+    /// A checkpoint that a manager found damaged or skipped, and renamed.
+    MovedAside,
+    /// A checkpoint that a run abandoned when it went back to an older one.
+    Superseded,
+    /// A save in progress, or one whose process died.
+    UnfinishedSave,
+    /// A removed checkpoint whose files are kept for reuse.
+    Removed,
+}
+
+/// Lists everything in a directory of checkpoints, intact or not.
+///
+/// Reads manifests and file sizes, not tensors; [`verify`](super::verify) reads those. Takes no lock.
+///
+/// # Errors
+/// [`Error::NotFound`] if the directory does not exist; [`Error::InvalidArgument`] if `path` is a checkpoint; [`Error::Io`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use tch_checkpoint::{Checkpoint, Counter, inspect};
+/// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+/// checkpoint.save(dir.join("ckpt"))?;
+/// let listing = inspect::list(dir)?;
+/// assert_eq!(listing.latest.as_deref(), Some("ckpt-1"));
+/// assert_eq!(listing.checkpoints[0].values, 1);
+/// # Ok(())
+/// # }
+/// ```
+pub fn list(path: impl AsRef<Path>) -> Result<DirectoryListing> {
+    let path = path.as_ref();
+    match place(path)? {
+        Place::Directory(listing) => Ok(of(path, &listing)),
+        Place::Checkpoint | Place::LostManifest | Place::Foreign(_) => Err(Error::InvalidArgument(format!(
+            "{} is a checkpoint, not a directory of checkpoints; show it with `ckpt show`",
+            path.display()
+        ))),
+    }
+}
+
+fn of(path: &Path, listing: &Listing) -> DirectoryListing {
+    let latest = match listing.undecided {
+        Some(_) => None,
+        None => listing.checkpoints.len().checked_sub(1),
+    };
+    let entries = listing.checkpoints.iter().enumerate();
+    let checkpoints: Vec<CheckpointEntry> = entries.map(|(at, listed)| entry(listed, Some(at) == latest)).collect();
+    DirectoryListing {
+        directory: path.to_path_buf(),
+        latest: latest.and_then(|at| checkpoints.get(at)).map(|entry| entry.name.clone()),
+        undecided: listing.undecided.as_ref().map(|(first, second)| (name_of(first), name_of(second))),
+        below: if checkpoints.is_empty() { directories_below(path) } else { Vec::new() },
+        checkpoints,
+        others: others(listing),
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn entry(Listed { path, entry, tensors, values, .. }: &Listed, latest: bool) -> CheckpointEntry {
+    let manifest = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
+    CheckpointEntry {
+        name: entry.name.clone(),
+        path: path.clone(),
+        latest,
+        permanent: entry.preserved,
+        step: entry.step,
+        sequence: entry.sequence,
+        run: entry.run.clone(),
+        saved_at: entry.saved_at,
+        bytes: entry.bytes.saturating_add(manifest),
+        tensors: *tensors,
+        values: *values,
+        metrics: entry.metrics.clone(),
+    }
+}
+
+fn others(listing: &Listing) -> Vec<OtherEntry> {
+    let other =
+        |path: &Path, state, reason: String| OtherEntry { name: name_of(path), path: path.into(), state, reason };
+    let damaged = listing.damaged.iter().map(|(path, error)| {
+        let problem = Problem::of(error);
+        let is_damage = matches!(problem.kind, ProblemKind::Damaged | ProblemKind::NotFound);
+        other(path, if is_damage { OtherState::Damaged } else { OtherState::Unreadable }, problem.within(path))
+    });
+    let known: HashSet<&PathBuf> = listing.damaged.iter().map(|(path, _)| path).collect();
+    let links = listing.links.iter().filter(|path| !known.contains(path));
+    let links = links.map(|path| other(path, OtherState::Link, "a symbolic link, which is not followed".to_string()));
+    let aside = listing.moved_aside.iter().map(|path| {
+        let reason = match CheckpointReader::open(path) {
+            Ok(_) => "a manager found it damaged; `ckpt verify` on it reports where".to_string(),
+            Err(error) => Problem::of(&error).within(path),
+        };
+        other(path, OtherState::MovedAside, reason)
+    });
+    let with = |paths: &[PathBuf], state, reason: &str| -> Vec<OtherEntry> {
+        paths.iter().map(|path| other(path, state, reason.to_string())).collect()
+    };
+    let superseded = with(
+        &listing.superseded,
+        OtherState::Superseded,
+        "abandoned when the run went back to an older checkpoint; removed once newer ones replace it",
+    );
+    let saves = with(
+        &listing.unfinished_saves,
+        OtherState::UnfinishedSave,
+        "in progress, or left behind by a process that died",
+    );
+    let removed = with(&listing.removed, OtherState::Removed, "the next save overwrites its files, or removes them");
+    damaged.chain(links).chain(aside).chain(superseded).chain(saves).chain(removed).collect()
+}

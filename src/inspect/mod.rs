@@ -1,0 +1,78 @@
+//! What is in checkpoints and directories of checkpoints, as data.
+//!
+//! The command-line tool `ckpt` is built on this module: each of its commands calls one function, and `--json` prints
+//! the returned struct. The fields are described in `docs/ckpt.md` in the repository. Nothing here needs libtorch or
+//! changes a checkpoint, except [`prune`].
+//!
+//! * [`list`]: everything in a directory of checkpoints, intact or not.
+//! * [`Target::open`], [`Target::summary`]: the content of one checkpoint, of any format that [`interop`] reads.
+//! * [`verify`]: whether every byte is what was written.
+//! * [`diff`]: which tensors and values differ between two checkpoints.
+//! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! use tch_checkpoint::inspect::{self, Target};
+//! use tch_checkpoint::{Checkpoint, Counter};
+//!
+//! let step = Counter::new(7);
+//! let checkpoint = Checkpoint::new().track("step", &step)?;
+//! let a = checkpoint.write(dir.join("a"))?;
+//! step.set(8);
+//! let b = checkpoint.write(dir.join("b"))?;
+//!
+//! let (a, b) = (Target::open(a)?, Target::open(b)?);
+//! let diff = inspect::diff(&a, &b)?;
+//! assert_eq!(diff.differences[0].key, "step");
+//! assert_eq!(serde_json::to_value(&diff)?["differences"][0]["b"]["value"], 8);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`interop`]: crate::interop
+
+mod diff;
+mod elements;
+mod listing;
+mod problem;
+mod retention;
+mod summary;
+mod target;
+mod verify;
+
+pub use diff::{Diff, DiffEntry, DiffKind, DiffSide, diff, diff_as};
+pub use elements::ElementDiff;
+pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
+pub use problem::{Problem, ProblemKind};
+pub use retention::{FoundCheckpoint, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune};
+pub use summary::{ComponentSummary, FileSummary, Summary, TensorSummary, Totals};
+pub use target::{Overview, Target};
+pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
+
+use serde::Serializer;
+use std::path::{Path, PathBuf};
+
+/// A path as text. Bytes that are not Unicode become `U+FFFD`.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Serializes a path as [`text`].
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// Serializes paths as [`text`].
+fn lossy_all<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
+/// Serializes a path that may be absent as [`text`].
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => serializer.serialize_some(&path.to_string_lossy()),
+        None => serializer.serialize_none(),
+    }
+}

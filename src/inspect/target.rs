@@ -1,0 +1,275 @@
+//! What a path stands for: a checkpoint of any format, or the latest in a directory.
+
+use super::problem::Problem;
+use super::{lossy, lossy_option};
+use crate::error::{Error, Result};
+use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
+use crate::interop::{self, Ours};
+use crate::manager::{Listing, list_checkpoints};
+use crate::reader::{CheckpointReader, saved_model};
+use crate::source::{Source, TensorSource};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// An open checkpoint of any format.
+#[derive(Debug)]
+pub struct Target {
+    opened: Opened,
+    latest_of: Option<PathBuf>,
+    skipped: Vec<(PathBuf, Error)>,
+}
+
+#[derive(Debug)]
+enum Opened {
+    Own(Box<Ours>),
+    Foreign(Box<dyn TensorSource>),
+}
+
+/// Which checkpoint a [`Target`] is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Overview {
+    /// The file or directory.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// The name of the format; `tch-checkpoint` for checkpoints of this crate.
+    pub format: &'static str,
+    /// The directory whose latest checkpoint it is, if the directory was opened.
+    #[serde(serialize_with = "lossy_option")]
+    pub latest_of: Option<PathBuf>,
+    /// The training step, if the checkpoint has one.
+    pub step: Option<u64>,
+    /// When it was saved. `None` for other formats.
+    pub saved_at: Option<DateTime<Utc>>,
+    /// Its commit sequence. `None` for other formats.
+    pub sequence: Option<u64>,
+    /// The run that saved it. `None` for other formats.
+    pub run: Option<String>,
+    /// How many times its `Checkpoint` had saved, as far as it counts.
+    pub save_counter: Option<i64>,
+}
+
+impl Target {
+    /// Opens the checkpoint at `path`, of any format that [`interop::open`] recognizes. If `path` is a directory of
+    /// checkpoints, opens the latest.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no checkpoint; [`Error::Undecided`] if a directory has two latest checkpoints;
+    /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path();
+    /// use tch_checkpoint::inspect::Target;
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+    /// checkpoint.save(dir.join("ckpt"))?;
+    /// let path = checkpoint.save(dir.join("ckpt"))?;
+    /// let latest = Target::open(dir)?;
+    /// assert_eq!(latest.source().path(), path);
+    /// assert_eq!(latest.overview().latest_of.as_deref(), Some(dir));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open(path: impl AsRef<Path>) -> Result<Target> {
+        let path = path.as_ref();
+        match place(path)? {
+            Place::Checkpoint => Ok(Target::own(CheckpointReader::open(path)?)),
+            Place::LostManifest => Err(lost_manifest(path)),
+            Place::Directory(listing) => Target::latest(path, *listing),
+            Place::Foreign(source) => {
+                Ok(Target { opened: Opened::Foreign(source), latest_of: None, skipped: Vec::new() })
+            }
+        }
+    }
+
+    fn own(reader: CheckpointReader) -> Target {
+        Target { opened: Opened::Own(Box::new(Ours::new(reader.source))), latest_of: None, skipped: Vec::new() }
+    }
+
+    /// Opens the latest checkpoint in the directory `path`.
+    fn latest(path: &Path, mut listing: Listing) -> Result<Target> {
+        let mut reader = open_latest(path, &listing);
+        for _ in 0..ATTEMPTS {
+            match listing.checkpoints.last() {
+                // A newer checkpoint replaced it in the meantime.
+                Some(latest) if reader.is_err() && !latest.path.exists() => {}
+                _ => break,
+            }
+            listing = list_checkpoints(path)?;
+            reader = open_latest(path, &listing);
+        }
+        Ok(Target { latest_of: Some(path.to_path_buf()), skipped: listing.damaged, ..Target::own(reader?) })
+    }
+
+    /// Returns the tensors and values.
+    pub fn source(&self) -> &dyn TensorSource {
+        match &self.opened {
+            Opened::Own(ours) => &**ours,
+            Opened::Foreign(source) => &**source,
+        }
+    }
+
+    /// Returns the checkpoints of the directory that are damaged or cannot be read, with the reason. Empty unless a
+    /// directory of checkpoints was opened.
+    pub fn skipped(&self) -> &[(PathBuf, Error)] {
+        &self.skipped
+    }
+
+    /// Returns which checkpoint this is.
+    pub fn overview(&self) -> Overview {
+        let manifest = self.own_source().map(|source| &source.manifest);
+        Overview {
+            path: self.source().path().to_path_buf(),
+            format: self.source().format(),
+            latest_of: self.latest_of.clone(),
+            step: manifest.and_then(|manifest| manifest.step),
+            saved_at: manifest.map(|manifest| manifest.saved_at),
+            sequence: manifest.map(|manifest| manifest.sequence),
+            run: manifest.map(|manifest| manifest.run.clone()),
+            save_counter: manifest.and_then(|manifest| manifest.save_counter),
+        }
+    }
+
+    /// A checkpoint of this crate as it is stored.
+    pub(super) fn own_source(&self) -> Option<&Source> {
+        match &self.opened {
+            Opened::Own(ours) => Some(&ours.source),
+            Opened::Foreign(_) => None,
+        }
+    }
+
+    /// The description of a saved model.
+    pub(super) fn saved_model(&self) -> Result<Option<SavedModelInfo>> {
+        self.own_source().map_or(Ok(None), saved_model)
+    }
+
+    /// Bytes of the tensors, each storage once.
+    pub(super) fn tensor_bytes(&self) -> u64 {
+        if let Some(source) = self.own_source() {
+            return source.manifest.bytes();
+        }
+        let source = self.source();
+        let own = source.tensors().iter().filter(|(key, _)| source.first_alias(key) == key.as_str());
+        own.fold(0, |sum, (_, spec)| sum.saturating_add(spec.bytes().unwrap_or(u64::MAX)))
+    }
+}
+
+/// How many times to look again for the latest checkpoint of a directory in which checkpoints come and go.
+const ATTEMPTS: usize = 10;
+
+fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> {
+    if let Some((first, second)) = &listing.undecided {
+        return Err(Error::Undecided { first: first.clone(), second: second.clone() });
+    }
+    let Some(latest) = listing.checkpoints.last() else {
+        let damaged = listing
+            .damaged
+            .first()
+            .map(|(path, error)| format!("; {} cannot be used: {}", path.display(), Problem::of(error).within(path)));
+        return Err(Error::not_found(directory, no_checkpoint_in(directory) + &damaged.unwrap_or_default()));
+    };
+    CheckpointReader::open(&latest.path)
+}
+
+/// What is at a path.
+pub(super) enum Place {
+    /// A checkpoint of this crate, intact or not.
+    Checkpoint,
+    /// A checkpoint of this crate without its manifest.
+    LostManifest,
+    /// Any other directory: one of checkpoints, or an empty one.
+    Directory(Box<Listing>),
+    /// A checkpoint of another tool.
+    Foreign(Box<dyn TensorSource>),
+}
+
+/// Finds out what is at `path`.
+///
+/// # Errors
+/// [`Error::NotFound`] for nothing; otherwise as for [`interop::open`] and [`list_checkpoints`].
+pub(super) fn place(path: &Path) -> Result<Place> {
+    match fs::metadata(path) {
+        // The prefix of a TensorFlow checkpoint is the name of no file.
+        Err(e) if e.kind() == ErrorKind::NotFound => return foreign(path),
+        Err(source) => return Err(Error::io("look for", path, source)),
+        Ok(found) if !found.is_dir() => return foreign(path),
+        Ok(_) => {}
+    }
+    // Anything of the manifest's name counts: a directory or a dangling link of that name is damage.
+    if fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok() {
+        return Ok(Place::Checkpoint);
+    }
+    let listing = list_checkpoints(path)?;
+    let has_some = !listing.checkpoints.is_empty() || !listing.damaged.is_empty() || !listing.moved_aside.is_empty();
+    if has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok() {
+        return Ok(Place::Directory(Box::new(listing)));
+    }
+    // Component files alone are what a checkpoint without its manifest has, too: they count as another tool's
+    // only beside one of that tool's own files.
+    if (has_component_file(path) && !has_foreign_description(path)) || is_listed_as_damaged(path) {
+        return Ok(Place::LostManifest);
+    }
+    match interop::open(path) {
+        Err(Error::Unsupported { .. } | Error::NotFound { .. }) => Ok(Place::Directory(Box::new(listing))),
+        source => Ok(Place::Foreign(source?)),
+    }
+}
+
+fn foreign(path: &Path) -> Result<Place> {
+    interop::open(path).map(Place::Foreign)
+}
+
+fn names(path: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+fn has_component_file(path: &Path) -> bool {
+    names(path).any(|name| name.ends_with(".safetensors"))
+}
+
+/// Whether Hugging Face's own description or index is there.
+fn has_foreign_description(path: &Path) -> bool {
+    names(path).any(|name| name == "config.json" || name == "adapter_config.json" || name.ends_with(".index.json"))
+}
+
+/// Whether the directory around `path` has it as a checkpoint that lost its manifest.
+fn is_listed_as_damaged(path: &Path) -> bool {
+    let Some(name) = path.file_name() else { return false };
+    if has_foreign_description(path) {
+        return false;
+    }
+    let around = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let listing = list_checkpoints(around).unwrap_or_default();
+    listing.damaged.iter().any(|(damaged, _)| damaged.file_name() == Some(name))
+}
+
+/// The error for a checkpoint whose manifest is missing.
+pub(super) fn lost_manifest(path: &Path) -> Error {
+    Error::damaged(path.join(MANIFEST_FILE), "the file is missing")
+}
+
+/// The reason why a directory has no whole checkpoint to offer, and where one may be.
+pub(super) fn no_checkpoint_in(path: &Path) -> String {
+    let mut reason = "this directory holds no whole checkpoint".to_string();
+    let below = directories_below(path);
+    if let Some(first) = below.first() {
+        let more = if below.len() > 1 { format!(" and {} more", below.len() - 1) } else { String::new() };
+        reason.push_str(&format!("; {}{more} in it may hold some", first.display()));
+    }
+    reason
+}
+
+/// The directories in `path` in which checkpoints were saved, by name.
+pub(super) fn directories_below(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut below: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|directory| directory.join(INDEX_FILE).is_file()).collect();
+    below.sort();
+    below
+}

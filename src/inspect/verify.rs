@@ -1,0 +1,203 @@
+//! Whether every byte is what was written.
+
+use super::problem::{Problem, ProblemKind};
+use super::target::{Place, lost_manifest, no_checkpoint_in, place};
+use super::{lossy, lossy_all};
+use crate::error::Error;
+use crate::manager::Listing;
+use crate::reader::{CheckpointReader, Verification, verify_checkpoint};
+use crate::source::{TensorSource, VerifiedBy};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// The result of [`verify`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[must_use = "check `intact`"]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Whether every checkpoint is intact and nothing was unreadable.
+    pub intact: bool,
+    /// The checkpoints that were verified, and the paths at which there was none.
+    pub checkpoints: Vec<VerifiedCheckpoint>,
+    /// What was not verified in directories of checkpoints.
+    pub skipped: Vec<SkippedPath>,
+}
+
+/// The result for one checkpoint, or for a path at which there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VerifiedCheckpoint {
+    /// The checkpoint.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// The result.
+    pub state: VerifyState,
+    /// How far every tensor was verified. `None` if the checkpoint could not be opened.
+    pub verified_by: Option<VerifiedBy>,
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+    /// Files that the manifest does not list. They do not make a checkpoint damaged.
+    #[serde(serialize_with = "lossy_all")]
+    pub unexpected: Vec<PathBuf>,
+}
+
+/// The result of verifying a checkpoint, from best to worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum VerifyState {
+    /// Every byte is what was written, as far as the format can tell.
+    Intact,
+    /// Bytes were changed, are missing or were added.
+    Damaged,
+    /// The checkpoint could not be read.
+    Unreadable,
+}
+
+/// An entry of a directory of checkpoints that was not verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SkippedPath {
+    /// The path.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Why it was skipped.
+    pub reason: &'static str,
+}
+
+/// A result that [`verify_with`] passes on as soon as it is known.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum VerifyItem<'a> {
+    /// A checkpoint was verified.
+    Checkpoint(&'a VerifiedCheckpoint),
+    /// Something was skipped.
+    Skipped(&'a SkippedPath),
+}
+
+/// Reads every byte of the checkpoints at `paths` and compares it with what was written.
+///
+/// A path is a checkpoint of any format, or a directory of checkpoints, all of which are verified except those that a
+/// manager moved aside. Checkpoints of other tools are verified as far as their format, or a seal beside them, allows.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// use tch_checkpoint::{Checkpoint, Counter, inspect};
+/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.path().join("seven"))?;
+/// assert!(inspect::verify([&path]).intact);
+/// std::fs::write(path.join("manifest.json"), "overwritten")?;
+/// let report = inspect::verify([&path]);
+/// assert_eq!(report.checkpoints[0].state, inspect::VerifyState::Damaged);
+/// # Ok(())
+/// # }
+/// ```
+pub fn verify<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> VerifyReport {
+    verify_with(paths, |_| {})
+}
+
+/// As [`verify`]; calls `each` with every result as soon as it is known.
+pub fn verify_with<P: AsRef<Path>>(
+    paths: impl IntoIterator<Item = P>,
+    each: impl FnMut(VerifyItem<'_>),
+) -> VerifyReport {
+    let mut run = Run { report: VerifyReport { intact: true, ..VerifyReport::default() }, each };
+    for path in paths {
+        let path = path.as_ref();
+        match place(path) {
+            Ok(Place::Checkpoint) => run.checked(path, own(path)),
+            Ok(Place::LostManifest) => run.checked(path, Found::problem(&lost_manifest(path))),
+            Ok(Place::Foreign(source)) => run.checked(path, foreign(&*source)),
+            Ok(Place::Directory(listing)) => run.directory(path, &listing),
+            Err(error) => run.checked(path, Found::problem(&error)),
+        }
+    }
+    run.report
+}
+
+/// What verifying one checkpoint found.
+struct Found {
+    verified_by: Option<VerifiedBy>,
+    problems: Vec<Problem>,
+    unexpected: Vec<PathBuf>,
+}
+
+impl Found {
+    fn problem(error: &Error) -> Found {
+        Found { verified_by: None, problems: vec![Problem::of(error)], unexpected: Vec::new() }
+    }
+}
+
+/// Reads all of a checkpoint of this crate.
+fn own(path: &Path) -> Found {
+    // An open checkpoint stays readable even if it is removed meanwhile.
+    let (opened, Verification { problems, unexpected }) = match CheckpointReader::open(path) {
+        Ok(reader) => (true, reader.verify()),
+        Err(_) => (false, verify_checkpoint(path)),
+    };
+    let problems = problems.iter().map(Problem::of).collect();
+    Found { verified_by: opened.then_some(VerifiedBy::Digest), problems, unexpected }
+}
+
+/// Reads everything in another tool's checkpoint that has a checksum, or a digest in a seal.
+fn foreign(source: &dyn TensorSource) -> Found {
+    let verified_by = source.tensors().keys().map(|key| source.verified_by(key)).min();
+    let problems = source.verify().err().iter().map(Problem::of).collect();
+    Found { verified_by: Some(verified_by.unwrap_or(VerifiedBy::Nothing)), problems, unexpected: Vec::new() }
+}
+
+struct Run<F> {
+    report: VerifyReport,
+    each: F,
+}
+
+impl<F: FnMut(VerifyItem<'_>)> Run<F> {
+    /// Verifies all checkpoints of a directory, oldest first.
+    fn directory(&mut self, directory: &Path, listing: &Listing) {
+        let whole = listing.checkpoints.iter().map(|listed| listed.path.as_path());
+        let damaged = listing.damaged.iter().map(|(path, _)| path.as_path());
+        let mut checked = 0;
+        for path in whole.chain(damaged) {
+            let found = match place(path) {
+                Ok(Place::LostManifest) => Found::problem(&lost_manifest(path)),
+                _ => own(path),
+            };
+            checked += 1;
+            if !found.problems.is_empty() && !path.exists() {
+                self.skip(path, "it was removed meanwhile");
+                continue;
+            }
+            self.checked(path, found);
+        }
+        let rest = [
+            (&listing.moved_aside, "moved aside as damaged"),
+            (&listing.superseded, "superseded"),
+            (&listing.unfinished_saves, "an unfinished save"),
+            (&listing.removed, "removed"),
+        ];
+        for (paths, reason) in rest {
+            paths.iter().for_each(|path| self.skip(path, reason));
+        }
+        if checked == 0 {
+            self.checked(directory, Found::problem(&Error::not_found(directory, no_checkpoint_in(directory))));
+        }
+    }
+
+    fn checked(&mut self, path: &Path, Found { verified_by, problems, unexpected }: Found) {
+        let state = match problems.iter().any(|problem| problem.kind != ProblemKind::Damaged) {
+            true => VerifyState::Unreadable,
+            false if problems.is_empty() => VerifyState::Intact,
+            false => VerifyState::Damaged,
+        };
+        self.report.intact &= state == VerifyState::Intact;
+        let checked = VerifiedCheckpoint { path: path.to_path_buf(), state, verified_by, problems, unexpected };
+        (self.each)(VerifyItem::Checkpoint(&checked));
+        self.report.checkpoints.push(checked);
+    }
+
+    fn skip(&mut self, path: &Path, reason: &'static str) {
+        let skipped = SkippedPath { path: path.to_path_buf(), reason };
+        (self.each)(VerifyItem::Skipped(&skipped));
+        self.report.skipped.push(skipped);
+    }
+}
