@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In the order of imports: a room may use those before it.
-const ROOMS: [&str; 25] = [
+const ROOMS: &[&str] = &[
     "error",
     "sync",
     "name",
