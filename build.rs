@@ -32,6 +32,7 @@ mod torch {
         )?;
         add_rpath(&libraries);
         compile_shim(&libraries);
+        tell_version(&libraries);
         Ok(())
     }
 
@@ -42,6 +43,33 @@ mod torch {
         println!("cargo::metadata=LIBTORCH={}", libraries.display());
     }
 
+    /// Where libtorch's headers are.
+    fn include(libraries: &Path) -> PathBuf {
+        match env::var_os("LIBTORCH_INCLUDE") {
+            Some(root) => PathBuf::from(root).join("include"),
+            None => libraries.with_file_name("include"),
+        }
+    }
+
+    /// Tells the crate the version that the headers name.
+    fn tell_version(libraries: &Path) {
+        const HEADERS: [&str; 2] = ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"];
+        let number = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name))?;
+            line.trim().parse::<u32>().ok()
+        };
+        let version = HEADERS.iter().find_map(|header| {
+            let text = std::fs::read_to_string(include(libraries).join(header)).ok()?;
+            let part = |name| number(&text, name);
+            let (major, minor, patch) =
+                (part("TORCH_VERSION_MAJOR")?, part("TORCH_VERSION_MINOR")?, part("TORCH_VERSION_PATCH")?);
+            Some(format!("{major}.{minor}.{patch}"))
+        });
+        if let Some(version) = version {
+            println!("cargo::rustc-env=TCH_CHECKPOINT_LIBTORCH_VERSION={version}");
+        }
+    }
+
     /// With the same flags as torch-sys, so that both mean the same classes.
     fn compile_shim(libraries: &Path) {
         for file in SOURCES.iter().chain(&HEADERS) {
@@ -49,10 +77,7 @@ mod torch {
         }
         println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
         println!("cargo::rerun-if-env-changed=LIBTORCH_CXX11_ABI");
-        let include = match env::var_os("LIBTORCH_INCLUDE") {
-            Some(root) => PathBuf::from(root).join("include"),
-            None => libraries.with_file_name("include"),
-        };
+        let include = include(libraries);
         let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).files(SOURCES);

@@ -4,9 +4,11 @@ use crate::callback;
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
-use crate::graph::{Counter, Node, Trackable, Tracked, Unfinished};
+use crate::graph::{self, Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
+use crate::parallel;
 use crate::progress::{Observer, Progress};
+use crate::provenance::Provenance;
 use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage, before_aside, nonce, parent_of};
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
@@ -14,7 +16,9 @@ use crate::restore::{
 use crate::save::{
     self, AllSeen, Captured, Header, Health, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset,
 };
+use crate::snapshot::Snapshot;
 use crate::source::TensorSource;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +54,8 @@ pub struct Checkpoint {
     objects: Tracked,
     /// Files of the user's own.
     assets: Vec<UserAsset>,
+    /// What every save records.
+    metadata: BTreeMap<String, serde_json::Value>,
     save_counter: Counter,
     storage: Arc<dyn Storage>,
     run: String,
@@ -93,6 +99,7 @@ impl Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
             assets: Vec::new(),
+            metadata: BTreeMap::new(),
             save_counter: Counter::new(0),
             storage: Arc::new(Posix::default()),
             run: nonce(),
@@ -201,6 +208,51 @@ impl Checkpoint {
         }
         self.assets.push(asset);
         Ok(self)
+    }
+
+    /// Records `value` with every save from now on, under `name`: the hyperparameters of the run, the configuration of the data.
+    /// It takes the place of a value of the same name. It is no part of the state: a restore ignores it, and
+    /// [`CheckpointReader::metadata`](crate::CheckpointReader::metadata) and
+    /// [`CheckpointDirectory::metadata`](crate::CheckpointDirectory::metadata) read it before there is a model.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path();
+    /// use tch_checkpoint::{Checkpoint, CheckpointReader, Counter};
+    /// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?.metadata("layers", &3)?;
+    /// let path = checkpoint.write(dir.join("seven"))?;
+    ///
+    /// let layers: Option<usize> = CheckpointReader::open(path)?.metadata("layers")?;
+    /// assert_eq!(layers, Some(3)); // Builds the model with it, then restores.
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] when the value cannot be serialized.
+    pub fn metadata<T: Serialize + ?Sized>(mut self, name: impl Into<String>, value: &T) -> Result<Self> {
+        self.set_metadata(name, value)?;
+        Ok(self)
+    }
+
+    /// As [`metadata`](Checkpoint::metadata), for a checkpoint that exists already.
+    ///
+    /// # Errors
+    /// As for [`metadata`](Checkpoint::metadata).
+    pub fn set_metadata<T: Serialize + ?Sized>(&mut self, name: impl Into<String>, value: &T) -> Result<()> {
+        let name = name.into();
+        let value = graph::encode(value).map_err(|reason| Error::object(&name, reason))?;
+        self.metadata.insert(name, value);
+        Ok(())
+    }
+
+    /// Records where the run comes from with every save, as the metadata called `provenance`.
+    ///
+    /// # Errors
+    /// As for [`metadata`](Checkpoint::metadata).
+    pub fn provenance(self, provenance: &Provenance) -> Result<Self> {
+        self.metadata("provenance", provenance)
     }
 
     /// The user's own files as they are now.
@@ -359,6 +411,11 @@ impl Checkpoint {
         self.held = Some(held);
     }
 
+    /// A manager has saved this one, or, after a save that failed, had saved it before.
+    pub(crate) fn set_follows(&mut self, follows: Option<Follows>) {
+        self.follows = follows;
+    }
+
     /// The checkpoint that was restored or saved last, and how many were restored by now.
     pub(crate) fn restored(&self) -> (Option<&Follows>, u64) {
         (self.follows.as_ref(), self.restores)
@@ -391,11 +448,7 @@ impl Checkpoint {
     /// What is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save if nothing has
     /// changed since.
     pub(crate) fn plan(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
-        if let Some(key) = self.torn.first() {
-            let reason = "a restore that stopped half-way may have left it partly overwritten; restore a checkpoint that \
-                          has it before saving, or `untrack` the object";
-            return Err(Error::object(key, reason));
-        }
+        self.refuse_torn()?;
         if let Some(plan) = &self.planned {
             let seen = plan.look();
             if plan.fits(&seen) && plan.fits_collections() {
@@ -441,8 +494,21 @@ impl Checkpoint {
     /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
         let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
-        let (metrics, counted_from) = (BTreeMap::new(), None);
-        Stamp { sequence: 0, run, step: None, save_counter: 0, metrics, follows, earlier, counted_from }
+        let (metrics, counted_from, metadata) = (BTreeMap::new(), None, self.metadata.clone());
+        let (unclean, without) = (false, Vec::new());
+        Stamp {
+            sequence: 0,
+            run,
+            step: None,
+            save_counter: 0,
+            metrics,
+            follows,
+            earlier,
+            counted_from,
+            metadata,
+            unclean,
+            without,
+        }
     }
 
     pub(crate) fn directory(&self, root: &Path) -> Directory {
@@ -541,6 +607,52 @@ impl Checkpoint {
         self.read_with(path, &RestoreOptions::new())
     }
 
+    /// Copies the state of all tracked objects into memory, to go back to it with [`rollback`](Checkpoint::rollback).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let step = Counter::new(5);
+    /// let mut checkpoint = Checkpoint::new().track("step", &step)?;
+    /// let good = checkpoint.snapshot()?;
+    /// step.set(6); // A step after which the loss is NaN.
+    /// checkpoint.rollback(&good)?;
+    /// assert_eq!(step.get(), 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] for what could not be saved either, or when there is not enough memory.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        self.refuse_torn()?;
+        let mut snapshot = Snapshot::of(&self.objects.list(), parallel::default_threads())?;
+        snapshot.save_counter = self.save_counter.get();
+        (snapshot.follows, snapshot.earlier) = (self.follows.clone(), self.earlier.clone());
+        Ok(snapshot)
+    }
+
+    /// Restores a snapshot into the tracked objects: in place, all of it or nothing, and as exactly as a restore from a
+    /// checkpoint. Tensors, slots of optimizers, values, counters and random state are then those of the snapshot. Waits for
+    /// a background save to copy what would be overwritten.
+    ///
+    /// The run goes on from the checkpoint that it had restored or saved before the snapshot: the next save of a manager takes
+    /// the place of later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad` stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the objects are not those of the snapshot any more: one was tracked since, or has another
+    /// shape. No object has changed then.
+    pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
+        self.apply(&Origin::any(snapshot), &RestoreOptions::new().without_verification())?;
+        self.save_counter.set(snapshot.save_counter);
+        if snapshot.follows.is_some() {
+            self.follows.clone_from(&snapshot.follows);
+            self.earlier.clone_from(&snapshot.earlier);
+            self.restores += 1;
+        }
+        Ok(())
+    }
+
     /// As [`read`](Checkpoint::read), allowing what `options` allow.
     ///
     /// # Errors
@@ -576,6 +688,13 @@ impl Checkpoint {
             Err(error) => return Err(error),
         }
         Ok(done)
+    }
+
+    fn refuse_torn(&self) -> Result<()> {
+        let Some(key) = self.torn.first() else { return Ok(()) };
+        let reason = "a restore that stopped half-way may have left it partly overwritten; restore a checkpoint that has it \
+                      before saving, or `untrack` the object";
+        Err(Error::object(key, reason))
     }
 
     /// Whether a restore that stopped half-way may have left objects partly overwritten.

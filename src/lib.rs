@@ -89,10 +89,12 @@ pub mod name;
 mod parallel;
 mod part;
 mod progress;
+mod provenance;
 mod reader;
 mod repository;
 mod restore;
 mod save;
+mod snapshot;
 mod source;
 mod sync;
 #[cfg(feature = "torch")]
@@ -121,6 +123,7 @@ pub use manager::{
 };
 pub use part::Part;
 pub use progress::Progress;
+pub use provenance::Provenance;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use repository::Durability;
 pub use restore::{
@@ -129,6 +132,7 @@ pub use restore::{
 };
 pub use save::Health;
 pub use save::UserAsset as Asset;
+pub use snapshot::Snapshot;
 pub use source::{TensorSource, VerifiedBy};
 #[cfg(feature = "derive")]
 pub use tch_checkpoint_derive::Trackable;

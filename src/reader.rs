@@ -5,10 +5,12 @@ use crate::error::{Error, Result};
 use crate::format::{
     Digest, Manifest, SAVED_MODEL_FILE, SavedModelInfo, TensorRecord, check_saved_model_length, is_mark_file,
 };
+use crate::graph;
 use crate::interop::durable::DurableFile;
 use crate::parallel;
 use crate::repository::{MANIFEST, Posix};
 use crate::source::Source;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -105,6 +107,17 @@ impl CheckpointReader {
     fn record(&self, key: &str) -> Result<&TensorRecord> {
         let missing = || Error::object(key, format!("{} has no tensor of this name", self.path().display()));
         self.source.manifest.tensors.get(key).ok_or_else(missing)
+    }
+
+    /// Returns what the program recorded as `name` ([`Checkpoint::metadata`](crate::Checkpoint::metadata)); `None` where it
+    /// recorded nothing under that name. Without a type,
+    /// [`Manifest::metadata`](crate::format::Manifest::metadata) has all of it.
+    ///
+    /// # Errors
+    /// [`Error::Object`] when it does not fit the type.
+    pub fn metadata<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let value = self.manifest().metadata.get(name).map(graph::decode);
+        value.transpose().map_err(|reason| Error::object(name, reason))
     }
 
     /// The bytes of the asset `name`, verified: of a saved model its signatures, say.

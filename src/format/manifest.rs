@@ -18,7 +18,7 @@ use std::fmt;
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint", version: 4, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+    Envelope { format: "tch-checkpoint", version: 5, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
 /// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,9 @@ pub struct Manifest {
     pub values: BTreeMap<String, serde_json::Value>,
     /// The metrics that were given with the save. NaN and infinities are kept as they are.
     pub metrics: BTreeMap<String, f64>,
+    /// What the program recorded about the run and this save, by name, as JSON. It is no part of the state: a restore
+    /// ignores it.
+    pub metadata: BTreeMap<String, serde_json::Value>,
     /// Where this save stands among the saves into its folder: higher is later. At most 2⁶³. Neither step nor clock has
     /// a say.
     pub sequence: u64,
@@ -54,6 +57,11 @@ pub struct Manifest {
     /// The time from which the intervals of the manager's `keep_every` were counted when this was saved; `None` where
     /// there is no such policy.
     pub counted_from: Option<DateTime<Utc>>,
+    /// Whether the state was saved after an error, when it could not be told whether it belongs together. No restart takes
+    /// such a checkpoint.
+    pub unclean: bool,
+    /// The components that were tracked and left out of this save, sorted; empty where it is complete.
+    pub without: Vec<String>,
 }
 
 /// The most earlier runs that a manifest names.
@@ -156,12 +164,15 @@ impl Manifest {
             tensors: BTreeMap::new(),
             values: BTreeMap::new(),
             metrics: BTreeMap::new(),
+            metadata: BTreeMap::new(),
             sequence,
             run: run.into(),
             saved_at,
             follows: None,
             earlier: Vec::new(),
             counted_from: None,
+            unclean: false,
+            without: Vec::new(),
         }
     }
 
@@ -216,6 +227,9 @@ impl Manifest {
 
     /// The lowest version that has what this manifest has.
     fn version(&self) -> u64 {
+        if !self.metadata.is_empty() || self.unclean || !self.without.is_empty() {
+            return 5;
+        }
         if self.counted_from.is_some() || self.tensors.values().any(|record| record.statistics.is_some()) {
             return 4;
         }
@@ -247,9 +261,14 @@ impl Manifest {
         })?;
         json::append_map(&mut text, "values", &self.values, |text, value| json::append(text, &Sorted(value)))?;
         json::append_map(&mut text, "metrics", &self.metrics, |text, value| json::append(text, &json::Metric(*value)))?;
+        if !self.metadata.is_empty() {
+            let append = |text: &mut Vec<u8>, value: &serde_json::Value| json::append(text, &Sorted(value));
+            json::append_map(&mut text, "metadata", &self.metadata, append)?;
+        }
         let (sequence, run, saved_at) = (self.sequence, self.run.clone(), self.saved_at);
         let (follows, earlier, counted_from) = (self.follows.clone(), self.earlier.clone(), self.counted_from);
-        let commit = Commit { sequence, run, saved_at, follows, earlier, counted_from };
+        let (unclean, without) = (self.unclean, self.without.clone());
+        let commit = Commit { sequence, run, saved_at, follows, earlier, counted_from, unclean, without };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
         text.extend_from_slice(b",\n");
@@ -292,12 +311,15 @@ impl Manifest {
             tensors: tensors.collect::<Result<_, FormatError>>()?,
             values: text.values.0,
             metrics: text.metrics.0.into_iter().map(|(name, value)| (name, value.0)).collect(),
+            metadata: text.metadata.map(|metadata| metadata.0).unwrap_or_default(),
             sequence: text.commit.sequence,
             run: text.commit.run,
             saved_at: text.commit.saved_at,
             follows: text.commit.follows,
             earlier: text.commit.earlier,
             counted_from: text.commit.counted_from,
+            unclean: text.commit.unclean,
+            without: text.commit.without,
         };
         if manifest.version() > version {
             let newer = manifest.version();
@@ -371,6 +393,8 @@ struct Text<'a> {
     tensors: Unique<RecordIn<'a>>,
     values: Values,
     metrics: Unique<json::Metric>,
+    #[serde(default, deserialize_with = "present")]
+    metadata: Option<Values>,
     commit: Commit,
     #[serde(rename = "xxh3_128")]
     _digest: IgnoredAny,
@@ -389,6 +413,10 @@ struct Commit {
     earlier: Vec<Follows>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     counted_from: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unclean: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    without: Vec<String>,
 }
 
 /// A field that may be missing, but not null.
@@ -515,11 +543,28 @@ impl Manifest {
         self.check_files()?;
         self.check_keys()?;
         let mut left = json::MAX_NODES;
-        for (key, value) in &self.values {
+        for (key, value) in self.values.iter().chain(&self.metadata) {
             json::check_bounds(value, &mut left, 0)
                 .map_err(|reason| damaged(format!("the value {key:?}: {reason}")))?;
         }
+        check_count("metadata", self.metadata.len())?;
+        self.check_without()?;
         self.check_ranges()
+    }
+
+    /// What is left out is not there.
+    fn check_without(&self) -> Result<(), FormatError> {
+        if !self.without.is_sorted_by(|a, b| a < b) {
+            return Err(damaged("the components that it leaves out are not sorted, or one of them is there twice"));
+        }
+        let is_in = |key: &String| {
+            let component = key.split('/').next().and_then(name::path).and_then(|mut path| path.pop());
+            component.is_some_and(|component| self.without.binary_search(&component).is_ok())
+        };
+        match self.tensors.keys().chain(self.values.keys()).find(|key| !self.without.is_empty() && is_in(key)) {
+            Some(key) => Err(damaged(format!("it leaves out the component of {}, and has it", name::shown(key)))),
+            None => Ok(()),
+        }
     }
 
     fn check_files(&self) -> Result<(), FormatError> {

@@ -541,7 +541,7 @@ fn hostile_manifests_of_right_digest_are_refused_with_a_reason() {
     assert_eq!(Manifest::from_bytes(&seal(&text)), Ok(manifest));
     let cases = [
         // The frame.
-        ("\"version\":1,", "\"version\":5,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":6,\"new\":[{}],", "use a newer crate"),
         ("\"version\":1,", "\"version\":2,", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":{},\n", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":null,\n", "invalid"),
@@ -665,7 +665,7 @@ fn hostile_indexes_of_right_digest_are_refused_with_a_reason() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = "{\"format\":\"tch-checkpoint\",\"version\":5,\n\"anything\":[[[]]] whatever\n";
+    let newer = "{\"format\":\"tch-checkpoint\",\"version\":6,\n\"anything\":[[[]]] whatever\n";
     assert!(matches!(Manifest::from_bytes(&seal(newer)), Err(FormatError::Unsupported(_))));
     let mut damaged = seal(newer);
     damaged[40] ^= 1;
@@ -836,6 +836,40 @@ fn version_4_is_read_as_it_was_written_and_is_needed() {
         let changed = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
         assert!(matches!(changed, Err(FormatError::Damaged(_))), "{to}: {changed:?}");
     }
+}
+
+#[test]
+fn version_5_is_read_as_it_was_written_and_is_needed() {
+    let (mut manifest, _) = sample();
+    manifest.metadata.insert("hyperparameters".to_string(), serde_json::json!({ "layers": 2, "dropout": 0.1 }));
+    manifest.metadata.insert("data/split".to_string(), serde_json::json!("train"));
+    manifest.unclean = true;
+    manifest.without = vec!["averages".to_string(), "optimizer".to_string()];
+    let text = manifest.to_bytes().unwrap();
+    golden("v5/ckpt-1500/manifest.json", &text);
+    assert_eq!(Manifest::from_bytes(&text).as_ref(), Ok(&manifest));
+    let text = unseal(&text);
+    let dropped = |from: &str| text.replacen(from, "", 1);
+    for changed in [
+        text.replacen("\"version\":5", "\"version\":4", 1),
+        text.replacen("\"unclean\":true", "\"unclean\":null", 1),
+        text.replacen("\"unclean\":true", "\"unclean\":1", 1),
+        text.replacen("[\"averages\",\"optimizer\"]", "[\"optimizer\",\"averages\"]", 1),
+        text.replacen("[\"averages\",\"optimizer\"]", "[\"optimizer\",\"optimizer\"]", 1),
+        text.replacen("[\"averages\",\"optimizer\"]", "[\"my encoder\",\"optimizer\"]", 1),
+        text.replacen("\"metadata\":{", "\"metadata\":{\n\"data/split\":1,", 1),
+    ] {
+        assert_ne!(changed, text);
+        let read = Manifest::from_bytes(&seal(&changed));
+        assert!(matches!(read, Err(FormatError::Damaged(_))), "{changed}: {read:?}");
+    }
+    // Each of the three alone needs the version.
+    for alone in [",\"unclean\":true", ",\"without\":[\"averages\",\"optimizer\"]"] {
+        assert!(Manifest::from_bytes(&seal(&dropped(alone))).is_ok(), "{alone}");
+    }
+    let mut alone = sample().0;
+    alone.unclean = true;
+    assert!(alone.to_bytes().unwrap().starts_with(b"{\"format\":\"tch-checkpoint\",\"version\":5,"));
 }
 
 #[test]

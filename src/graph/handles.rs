@@ -187,7 +187,8 @@ fn kind(saved: &serde_json::Value) -> String {
 /// The only key of the JSON object that stands for a value in CBOR.
 const CBOR: &str = "$cbor";
 
-fn encode<T: Serialize>(value: &T) -> Result<serde_json::Value, String> {
+/// A value as JSON; what JSON cannot hold as CBOR in it.
+pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<serde_json::Value, String> {
     let failed = |e: &dyn fmt::Display| format!("the value cannot be serialized: {e}");
     let mut cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;
     if fits_json(&cbor) {
@@ -200,7 +201,8 @@ fn encode<T: Serialize>(value: &T) -> Result<serde_json::Value, String> {
     Ok(serde_json::json!({ CBOR: hex }))
 }
 
-fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T, String> {
+/// What [`encode`] gave.
+pub(crate) fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T, String> {
     let failed = |e: &dyn fmt::Display| format!("the saved value does not fit the type: {e}");
     let hex = saved.as_object().filter(|object| object.len() == 1).and_then(|object| object.get(CBOR)?.as_str());
     let Some(hex) = hex else {

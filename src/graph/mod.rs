@@ -16,6 +16,7 @@ pub use gate::{Gate, Guarded};
 pub(crate) use group::Survey;
 pub use group::{Seen, TensorGroup};
 pub use handles::{Counter, Value};
+pub(crate) use handles::{decode, encode};
 pub(crate) use leaf::bytes_as;
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorPin, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::Kind;

@@ -9,6 +9,7 @@ use crate::save::{self, Capture, Failure, Header, Image, Lazy, Others, Plan, Sav
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// How a manager saves in the background.
@@ -203,6 +204,8 @@ pub(super) struct Before {
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,
     pub begun: bool,
+    /// What it was to record.
+    pub metadata: BTreeMap<String, serde_json::Value>,
     /// When the save before was made.
     pub last_save_at: Instant,
 }

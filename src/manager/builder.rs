@@ -14,6 +14,7 @@ use crate::repository::{Directory, OpenOptions};
 use crate::restore::RestoreOptions;
 use crate::save::{Held, Image};
 use crate::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -376,6 +377,7 @@ impl CheckpointManagerBuilder {
             in_flight: None,
             early: None,
             waits_since: None,
+            next_metadata: BTreeMap::new(),
             image: Image::default(),
         })
     }

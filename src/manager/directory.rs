@@ -6,9 +6,11 @@ use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, Reten
 use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
+use crate::graph;
 use crate::repository::{Directory, OpenOptions, Posix};
 use crate::save::Held;
 use crate::sync::Arc;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -127,6 +129,17 @@ impl CheckpointDirectory {
     pub fn get(&self, checkpoint: impl AsRef<Path>) -> Result<CheckpointInfo> {
         let name = name_of(checkpoint.as_ref())?;
         Ok(CheckpointInfo::from(&catalog::look(&self.directory, name)?))
+    }
+
+    /// Returns what the program recorded with a checkpoint as `name`
+    /// ([`Checkpoint::metadata`](crate::Checkpoint::metadata)), if it did: to build the model that it was trained with.
+    ///
+    /// # Errors
+    /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] when it does not fit the type.
+    pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl AsRef<Path>, name: &str) -> Result<Option<T>> {
+        let manifest = self.directory.manifest(name_of(checkpoint.as_ref())?)?;
+        let value = manifest.metadata.get(name).map(graph::decode);
+        value.transpose().map_err(|reason| Error::object(name, reason))
     }
 
     /// Says of each checkpoint what keeps it if `policies` decide, by the rules of a manager: for each manager's name, of

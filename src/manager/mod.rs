@@ -31,6 +31,7 @@ use crate::catalog::number_of;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::graph;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
 use crate::save::{self, AllSeen, Header, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
@@ -41,6 +42,7 @@ use ledger::Ledger;
 use on_saved::OnSaved;
 use retention::CheckpointInfo;
 use save_policy::{SaveContext, SavePolicy};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -118,6 +120,8 @@ pub struct CheckpointManager {
     early: Option<(String, EarlyMarks)>,
     /// A save is due and waits for gradients to be used: the optimizer's steps when that began, and the calls since.
     waits_since: Option<(u64, u64)>,
+    /// What the next save records.
+    next_metadata: BTreeMap<String, serde_json::Value>,
     /// Memory of the last save in the background.
     image: Image,
 }
@@ -154,6 +158,34 @@ impl CheckpointManager {
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records `value` with the next save only, under `name`; it takes the place of what
+    /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. A save that fails leaves it for the
+    /// next one.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, Counter};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir).open()?;
+    /// manager.set_next_metadata("samples", &["never odd", "or even"])?;
+    /// let path = manager.save_at(1)?;
+    /// let samples: Option<Vec<String>> = CheckpointDirectory::new(&dir).metadata(path, "samples")?;
+    /// assert_eq!(samples.ok_or("none")?.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] when the value cannot be serialized.
+    pub fn set_next_metadata<T: Serialize + ?Sized>(&mut self, name: impl Into<String>, value: &T) -> Result<()> {
+        let name = name.into();
+        let value = graph::encode(value).map_err(|reason| Error::object(&name, reason))?;
+        self.next_metadata.insert(name, value);
+        Ok(())
     }
 
     /// The newest checkpoint. One that is still being written does not count.
@@ -240,6 +272,7 @@ impl CheckpointManager {
         self.settle()?;
         self.look_at_restores();
         if self.last_step == Some(number)
+            && self.next_metadata.is_empty()
             && let Some(path) = self.saved_already(number, &metrics)?
         {
             return Ok(path);
@@ -462,7 +495,8 @@ impl CheckpointManager {
         let follows = self.follows(&superseded);
         let id = Follows { run: stamp.run.clone(), sequence };
         let counted_from = self.ledger().counted_from(&superseded);
-        let stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, counted_from, ..stamp };
+        let mut stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, counted_from, ..stamp };
+        stamp.metadata.extend(self.next_metadata.clone());
         let next = CheckpointInfo::of_save(&name, &stamp, self.directory.now());
         let path = self.directory.root().join(&name);
         let header = Header::of(stamp, &plan)?;
@@ -480,7 +514,8 @@ impl CheckpointManager {
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
-            let before = Before { last_step, save_counter, head, begun, last_save_at };
+            let metadata = self.next_metadata.clone();
+            let before = Before { last_step, save_counter, head, begun, last_save_at, metadata };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, unchanged, header, commit, options, before });
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
@@ -491,9 +526,11 @@ impl CheckpointManager {
             let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
             after = commit.done(saved);
         }
+        self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
         self.last_save_at = Instant::now();
+        self.checkpoint.set_follows(Some(id.clone()));
         self.head = Some(id);
         self.begun = true;
         after.map(|()| path)
@@ -540,8 +577,12 @@ impl CheckpointManager {
         self.image = image;
         result.unwrap_or_else(|failure| {
             // It is due again, and is planned anew.
+            self.checkpoint.set_follows(before.head.clone());
             (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
             self.last_save_at = before.last_save_at;
+            before.metadata.into_iter().for_each(|(name, value)| {
+                self.next_metadata.entry(name).or_insert(value);
+            });
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
             // And written whole: a file of the last checkpoint may have been what failed it.

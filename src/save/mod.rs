@@ -98,6 +98,12 @@ pub(crate) struct Stamp {
     pub earlier: Vec<Follows>,
     /// For the policies of a manager that count intervals.
     pub counted_from: Option<DateTime<Utc>>,
+    /// What the program records about the run and this save.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+    /// Whether it may not belong together.
+    pub unclean: bool,
+    /// The components that are tracked and left out, sorted.
+    pub without: Vec<String>,
 }
 
 /// What a save writes beside tensors: taken at the call, whenever the tensors follow.
@@ -137,6 +143,9 @@ impl Header {
         manifest.earlier.retain(|earlier| stamp.follows.as_ref().is_some_and(|follows| follows != earlier));
         manifest.follows = stamp.follows;
         manifest.counted_from = stamp.counted_from;
+        manifest.metadata = stamp.metadata;
+        manifest.unclean = stamp.unclean;
+        manifest.without = stamp.without;
         manifest
     }
 }

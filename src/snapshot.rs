@@ -1,0 +1,156 @@
+//! A state in memory, to go back to without the disk.
+
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::Follows;
+use crate::graph::{LeafObject, Node, walk};
+use crate::parallel;
+use crate::source::{TensorSource, VerifiedBy, room};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// The state of the tracked objects at one moment, in memory: made by [`Checkpoint::snapshot`](crate::Checkpoint::snapshot)
+/// and restored by [`Checkpoint::rollback`](crate::Checkpoint::rollback), as often as needed.
+#[must_use = "a snapshot takes as much memory as the state"]
+pub struct Snapshot {
+    tensors: BTreeMap<String, TensorSpec>,
+    bytes: BTreeMap<String, Vec<u8>>,
+    /// The keys that show the memory of another one.
+    aliases: BTreeMap<String, String>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+    pub(crate) save_counter: i64,
+    pub(crate) follows: Option<Follows>,
+    pub(crate) earlier: Vec<Follows>,
+}
+
+impl Snapshot {
+    /// Copies the state of these objects.
+    pub(crate) fn of(objects: &[(String, Node)], threads: usize) -> Result<Snapshot> {
+        let mut snapshot = Snapshot {
+            tensors: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            values: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            save_counter: 0,
+            follows: None,
+            earlier: Vec::new(),
+        };
+        let (mut seen, mut leaves) = (HashMap::new(), Vec::new());
+        for leaf in walk(objects)?.leaves {
+            let failed = |reason| Error::object(&leaf.key, reason);
+            match leaf.object {
+                LeafObject::Value(value) => {
+                    snapshot.values.insert(leaf.key.clone(), value.save().map_err(failed)?);
+                }
+                LeafObject::Tensor(tensor) => {
+                    let spec = tensor.spec().map_err(failed)?;
+                    snapshot.tensors.insert(leaf.key.clone(), spec.clone());
+                    let first =
+                        tensor.identity().map(|identity| seen.entry(identity).or_insert(leaf.key.clone()).clone());
+                    match first.filter(|first| *first != leaf.key) {
+                        Some(first) => drop(snapshot.aliases.insert(leaf.key, first)),
+                        None => leaves.push((leaf.key, spec, tensor, OnceLock::new())),
+                    }
+                }
+            }
+        }
+        let bytes = leaves.iter().filter_map(|(_, spec, ..)| spec.bytes()).fold(0, u64::saturating_add);
+        parallel::for_each(
+            &leaves,
+            parallel::worth(threads, bytes),
+            || (),
+            |(key, spec, tensor, copy), _| {
+                let mut bytes = room(key, spec.bytes())?;
+                tensor.copy_to(spec, &mut bytes).map_err(|reason| Error::object(key, reason))?;
+                let _ = copy.set(bytes);
+                Ok(())
+            },
+        )?;
+        let copies = leaves.into_iter().filter_map(|(key, _, _, copy)| Some((key, copy.into_inner()?)));
+        snapshot.bytes = copies.collect();
+        Ok(snapshot)
+    }
+
+    /// How many bytes of memory the tensors take.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    fn elements(&self, key: &str) -> Result<(&TensorSpec, &[u8])> {
+        let found = self.tensors.get(key).zip(self.bytes.get(self.first_alias(key)));
+        let (spec, bytes) = found.ok_or_else(|| Error::object(key, "the snapshot has no such tensor"))?;
+        Ok((spec, bytes))
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("tensors", &self.tensors.len())
+            .field("values", &self.values.len())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TensorSource for Snapshot {
+    fn format(&self) -> &'static str {
+        "snapshot"
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("snapshot")
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.tensors
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    fn value(&self, key: &str) -> Option<Value> {
+        self.values.get(key).cloned()
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
+        self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn verified_by(&self, _key: &str) -> VerifiedBy {
+        VerifiedBy::Nothing
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        let (_, bytes) = self.elements(key)?;
+        if bytes.len() != target.len() {
+            return Err(Error::object(key, "its size is another one than in the snapshot"));
+        }
+        target.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        let (spec, bytes) = self.elements(key)?;
+        let at = |element: u64| usize::try_from(element.saturating_mul(spec.dtype.size() as u64)).unwrap_or(usize::MAX);
+        let part = bytes.get(at(range.start)..at(range.end)).filter(|part| part.len() == target.len());
+        let part = part.ok_or_else(|| Error::object(key, "the snapshot does not have these elements"))?;
+        target.copy_from_slice(part);
+        Ok(())
+    }
+
+    fn verify(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! What a program records about its run and about a save, read before there is a model.
+
+mod common;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Error, Provenance,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Hyperparameters {
+    layers: usize,
+    /// JSON has no such number.
+    clip: f64,
+    names: BTreeMap<u8, String>,
+}
+
+fn hyperparameters() -> Hyperparameters {
+    Hyperparameters { layers: 3, clip: f64::INFINITY, names: BTreeMap::from([(7, "seven".to_string())]) }
+}
+
+fn manager(dir: &Path, background: bool) -> Result<CheckpointManager, Error> {
+    let checkpoint = Checkpoint::new().track("step", Counter::new(0))?.metadata("model", &hyperparameters())?;
+    let builder = CheckpointManager::builder(checkpoint, dir);
+    if background { builder.background(Background::new()).open() } else { builder.open() }
+}
+
+#[test]
+fn it_is_there_before_the_model_and_with_every_save() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let mut manager = manager(dir.path(), background)?;
+        manager.set_next_metadata("sample", "never odd or even")?;
+        manager.set_next_metadata("model", &1)?;
+        manager.save_at(1)?;
+        manager.save_at(2)?;
+        manager.checkpoint_mut().set_metadata("phase", "fine-tuning")?;
+        let last = manager.save_at(3)?;
+        manager.close()?;
+
+        let directory = CheckpointDirectory::new(dir.path());
+        assert_eq!(directory.metadata("ckpt-1", "sample")?, Some("never odd or even".to_string()));
+        assert_eq!(directory.metadata("ckpt-1", "model")?, Some(1));
+        assert_eq!(directory.metadata::<String>("ckpt-2", "sample")?, None);
+        assert_eq!(directory.metadata("ckpt-2", "model")?, Some(hyperparameters()));
+        let reader = CheckpointReader::open(last)?;
+        assert_eq!(reader.metadata("phase")?, Some("fine-tuning".to_string()));
+        assert_eq!(reader.manifest().metadata.len(), 2);
+        let refusal = reader.metadata::<Vec<u8>>("phase").unwrap_err();
+        assert!(matches!(&refusal, Error::Object { name, .. } if name == "phase"), "{refusal}");
+        // It is no part of the state.
+        Checkpoint::new().track("step", Counter::new(0))?.restore(reader.path())?.assert_consumed()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_it_the_version_is_that_of_before() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let version = |checkpoint: Checkpoint, name: &str| -> Result<String, Box<dyn std::error::Error>> {
+        let mut checkpoint = checkpoint.track("step", Counter::new(0))?;
+        let path = checkpoint.write(dir.path().join(name))?;
+        Ok(std::fs::read_to_string(path.join("manifest.json"))?.lines().next().unwrap_or_default().to_string())
+    };
+    assert_eq!(version(Checkpoint::new(), "a")?, "{\"format\":\"tch-checkpoint\",\"version\":1,");
+    assert_eq!(version(Checkpoint::new().metadata("a", &1)?, "b")?, "{\"format\":\"tch-checkpoint\",\"version\":5,");
+    Ok(())
+}
+
+/// A save that fails leaves what it was to record for the next one, in the background too.
+#[test]
+fn a_failed_save_does_not_use_it_up() -> Outcome {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tch_checkpoint::OnUnhealthy;
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let weights = common::Memory::f32(&[2], [f32::NAN, 1.0]);
+        let called = Arc::new(AtomicBool::new(false));
+        let seen = called.clone();
+        let builder = CheckpointManager::builder(Checkpoint::new().track("weights", &weights)?, dir.path());
+        let builder = builder.on_unhealthy(OnUnhealthy::Fail).on_saved(move |_| {
+            seen.store(true, Ordering::SeqCst);
+            Ok::<(), Error>(())
+        });
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.set_next_metadata("sample", &1)?;
+        assert!(manager.save_at(1).and_then(|_| manager.wait()).is_err());
+        assert!(!called.load(Ordering::SeqCst), "nothing was saved, so nothing is called");
+        weights.bytes()[..4].copy_from_slice(&1f32.to_le_bytes());
+        let path = manager.save_at(1)?;
+        manager.close()?;
+        assert_eq!(CheckpointReader::open(path)?.metadata("sample")?, Some(1));
+    }
+    Ok(())
+}
+
+#[test]
+fn where_a_run_comes_from_is_recorded_on_request_and_nothing_else_is() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let provenance = Provenance::new().dirty(false);
+    let mut checkpoint = Checkpoint::new().track("step", Counter::new(0))?.provenance(&provenance)?;
+    let path = checkpoint.write(dir.path().join("one"))?;
+    assert_eq!(CheckpointReader::open(&path)?.metadata("provenance")?, Some(provenance));
+    let text = std::fs::read_to_string(path.join("manifest.json"))?;
+    for (name, value) in std::env::vars().filter(|(_, value)| value.len() > 8 && value.contains('/')) {
+        assert!(!text.contains(&value), "the manifest has the value of {name}");
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Going back to a state in memory.
+
+mod common;
+
+use common::Memory;
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Value, checkpoints};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+struct Run {
+    weights: Vec<Memory>,
+    step: Counter,
+    best: Value<f64>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let weights = [0, 1, 5000, 300_000].map(|count| Memory::seeded(count, seed + count)).to_vec();
+        Run { weights, step: Counter::new(0), best: Value::new(f64::INFINITY) }
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        let checkpoint = Checkpoint::new().track("weights", &self.weights)?;
+        // Shared memory under a second name.
+        checkpoint.track("tied", &self.weights[2])?.track("step", &self.step)?.track("best", &self.best)
+    }
+
+    fn train(&self) -> i64 {
+        for weights in &self.weights {
+            weights.bytes().iter_mut().for_each(|byte| *byte = byte.wrapping_mul(3).wrapping_add(1));
+        }
+        self.best.set(1.0 / self.step.increment() as f64);
+        self.step.get()
+    }
+
+    fn state(&self) -> (Vec<Vec<u8>>, i64, u64) {
+        let weights = self.weights.iter().map(|weights| weights.bytes().clone()).collect();
+        (weights, self.step.get(), self.best.get().to_bits())
+    }
+}
+
+#[test]
+fn everything_is_as_it_was_as_often_as_wanted() -> Outcome {
+    let run = Run::new(1);
+    let mut checkpoint = run.checkpoint()?;
+    let first = (checkpoint.snapshot()?, run.state());
+    run.train();
+    let second = (checkpoint.snapshot()?, run.state());
+    assert_eq!(second.0.bytes(), 4 * (1 + 5000 + 300_000), "shared memory is copied once");
+    for (snapshot, state) in [&first, &second, &first, &first] {
+        run.train();
+        checkpoint.rollback(snapshot)?;
+        assert!(run.state() == *state);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_changes_nothing() -> Outcome {
+    let run = Run::new(1);
+    let mut checkpoint = run.checkpoint()?;
+    let snapshot = checkpoint.snapshot()?;
+    run.train();
+    checkpoint.add("more", Counter::new(0))?;
+    let before = run.state();
+    let error = checkpoint.rollback(&snapshot).unwrap_err();
+    assert!(matches!(&error, Error::Mismatch { report, .. } if report.missing == ["more"]), "{error}");
+    assert!(run.state() == before);
+    checkpoint.untrack("more");
+    checkpoint.rollback(&snapshot)?;
+    // An object less is no difference.
+    checkpoint.untrack("tied");
+    checkpoint.rollback(&snapshot)?;
+    Ok(())
+}
+
+/// The later checkpoints are of a path that the run does not take.
+#[test]
+fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(1);
+        let builder = CheckpointManager::builder(run.checkpoint()?, dir.path());
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_at(run.train())?;
+        manager.save_at(run.train())?;
+        let (good, state) = (manager.checkpoint().snapshot()?, run.state());
+        manager.save_at(run.train())?;
+        manager.save_at(run.train())?;
+        manager.checkpoint_mut().rollback(&good)?;
+        assert!(run.state() == state);
+        // The step went back, so a save is due.
+        assert_eq!(run.train(), 3);
+        let path = manager.save_if_due(3)?.ok_or("it is due")?;
+        manager.close()?;
+        let names: Vec<_> =
+            checkpoints(dir.path())?.iter().filter_map(|path| Some(path.file_name()?.to_owned())).collect();
+        assert_eq!(names, ["ckpt-1", "ckpt-2", "ckpt-3"]);
+        let second = CheckpointReader::open(dir.path().join("ckpt-2"))?.manifest().id();
+        let manifest = CheckpointReader::open(path)?.manifest().clone();
+        assert_eq!((manifest.follows, manifest.save_counter), (Some(second), Some(3)));
+        let again = Run::new(2);
+        CheckpointManager::builder(again.checkpoint()?, dir.path()).open()?.restore_or_initialize()?;
+        assert!(again.state() == run.state());
+    }
+    Ok(())
+}
+
+/// What a restore that stopped half-way has left gets its values from a snapshot too.
+#[test]
+fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(1);
+    let mut checkpoint = run.checkpoint()?;
+    let path = checkpoint.write(dir.path().join("bad"))?;
+    let file = path.join("weights.safetensors");
+    let mut bytes = std::fs::read(&file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    std::fs::write(&file, bytes)?;
+    run.train();
+    let (snapshot, state) = (checkpoint.snapshot()?, run.state());
+    let options = tch_checkpoint::RestoreOptions::new().verify_while_reading();
+    assert!(matches!(checkpoint.restore_with(&path, &options), Err(Error::PartlyRestored { .. })));
+    assert!(checkpoint.snapshot().is_err());
+    checkpoint.rollback(&snapshot)?;
+    assert!(run.state() == state);
+    checkpoint.write(dir.path().join("good"))?;
+    Ok(())
+}
+
+#[cfg(feature = "torch")]
+mod torch {
+    use super::Outcome;
+    use tch::nn::{self, ModuleT, VarStore};
+    use tch::{Device, Kind, Tensor};
+    use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Ema, Rng, Variables, optim};
+
+    /// After going back the training takes the same course, bit for bit: slots, random numbers and averages included.
+    #[test]
+    fn the_same_steps_follow() -> Outcome {
+        tch::manual_seed(3);
+        let vs = VarStore::new(Device::Cpu);
+        let root = vs.root();
+        let net = nn::seq_t()
+            .add(nn::linear(&root / "a", 20, 30, Default::default()))
+            .add(nn::batch_norm1d(&root / "n", 30, Default::default()))
+            .add_fn_t(|xs, train| xs.dropout(0.5, train))
+            .add(nn::linear(&root / "b", 30, 1, Default::default()));
+        let mut optimizer = optim::AdamW::default().build(&vs, 1e-2)?;
+        let mut ema = Ema::new(&vs, 0.9)?;
+        let checkpoint = Checkpoint::new()
+            .track("model", Variables::of(&vs))?
+            .track("optimizer", &optimizer)?
+            .track("ema", &ema)?
+            .track("rng", Rng::global())?;
+        let dir = tempfile::tempdir()?;
+        let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+        let addresses: Vec<_> = vs.trainable_variables().iter().map(Tensor::data_ptr).collect();
+        let mut train = |steps: usize| -> Result<Vec<f64>, tch_checkpoint::Error> {
+            let mut losses = Vec::new();
+            for _ in 0..steps {
+                let xs = Tensor::randn([16, 20], (Kind::Float, Device::Cpu));
+                let loss = net.forward_t(&xs, true).square().mean(Kind::Float);
+                optimizer.backward_step(&loss);
+                ema.update()?;
+                losses.push(loss.double_value(&[]));
+            }
+            Ok(losses)
+        };
+        // Before the first step the optimizer has no slots.
+        let fresh = manager.checkpoint().snapshot()?;
+        let from_the_start = train(4)?;
+        let good = manager.checkpoint().snapshot()?;
+        let course = train(5)?;
+        // A background save is still copying what is overwritten.
+        manager.save_at(9)?;
+        manager.checkpoint_mut().rollback(&good)?;
+        assert_eq!(train(5)?, course);
+        manager.checkpoint_mut().rollback(&fresh)?;
+        assert_eq!(train(4)?, from_the_start);
+        assert_eq!(train(5)?, course);
+        manager.close()?;
+        assert!(tch_checkpoint::verify_checkpoint(dir.path().join("ckpt-9")).is_intact());
+        assert_eq!(vs.trainable_variables().iter().map(Tensor::data_ptr).collect::<Vec<_>>(), addresses);
+        Ok(())
+    }
+}
