@@ -97,15 +97,16 @@ mod save;
 mod snapshot;
 mod source;
 mod sync;
+mod text;
 #[cfg(feature = "torch")]
-#[allow(unsafe_code, reason = "the only room that calls C++")]
+#[allow(unsafe_code, reason = "the only layer that calls C++")]
 mod torch;
 mod training;
 
 pub use checkpoint::Checkpoint;
 pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
-pub use error::{BoxError, Error, Result};
+pub use error::{BoxError, Difference, Error, Report, Result, SkipReason, Skipped, TrainableDifference};
 pub use graph::{
     Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
@@ -126,10 +127,7 @@ pub use progress::Progress;
 pub use provenance::Provenance;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use repository::Durability;
-pub use restore::{
-    Difference, PassedOver, Report, RestoreOptions, RestoreStatus, SkipReason, Skipped, Started, Trainable,
-    TrainableDifference,
-};
+pub use restore::{PassedOver, RestoreOptions, RestoreStatus, Started, Trainable};
 pub use save::Health;
 pub use save::UserAsset as Asset;
 pub use snapshot::Snapshot;

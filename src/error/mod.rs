@@ -1,6 +1,11 @@
 //! The one public error: few kinds, each of which a caller can act on, always with the path or the name.
 
 mod display;
+mod mapping;
+mod report;
+
+pub use mapping::{Loss, Mapping};
+pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
 
 use std::any::Any;
 use std::io;
@@ -151,7 +156,7 @@ pub enum Error {
         /// The checkpoint.
         path: PathBuf,
         /// All differences.
-        report: Box<crate::restore::Report>,
+        report: Box<Report>,
     },
     /// An assertion on a [`RestoreStatus`](crate::RestoreStatus) does not hold.
     Assertion(String),

@@ -1,8 +1,6 @@
-//! Many tensors, asked together: what a save asks of all of them while the training waits.
+//! What a save asks of many tensors in one call.
 
-use super::leaf::TensorLeaf;
 use std::any::Any;
-use std::sync::Arc;
 
 /// What a tensor says of itself at one moment.
 #[doc(hidden)]
@@ -21,9 +19,7 @@ const SAYS_REQUIRES_GRAD: u8 = 4;
 const REQUIRES_GRAD: u8 = 8;
 
 impl Seen {
-    /// Asks one tensor.
-    fn of(leaf: &dyn TensorLeaf) -> Seen {
-        let (generation, version, requires_grad) = (leaf.generation(), leaf.version(), leaf.requires_grad());
+    pub(super) fn new(generation: Option<u64>, version: Option<u64>, requires_grad: Option<bool>) -> Seen {
         let says = [
             (generation.is_some(), SAYS_GENERATION),
             (version.is_some(), SAYS_VERSION),
@@ -34,17 +30,17 @@ impl Seen {
         Seen { generation: generation.unwrap_or_default(), version: version.unwrap_or_default(), says }
     }
 
-    /// As [`TensorLeaf::generation`].
+    /// As [`TensorLeaf::generation`](crate::TensorLeaf::generation).
     pub(crate) fn generation(&self) -> Option<u64> {
         (self.says & SAYS_GENERATION != 0).then_some(self.generation)
     }
 
-    /// As [`TensorLeaf::version`].
+    /// As [`TensorLeaf::version`](crate::TensorLeaf::version).
     pub(crate) fn version(&self) -> Option<u64> {
         (self.says & SAYS_VERSION != 0).then_some(self.version)
     }
 
-    /// As [`TensorLeaf::requires_grad`].
+    /// As [`TensorLeaf::requires_grad`](crate::TensorLeaf::requires_grad).
     pub(crate) fn requires_grad(&self) -> Option<bool> {
         (self.says & SAYS_REQUIRES_GRAD != 0).then_some(self.says & REQUIRES_GRAD != 0)
     }
@@ -58,50 +54,9 @@ impl Seen {
 /// Tensors of one library. One call for thousands of them takes a fraction of the time of one call for each.
 #[doc(hidden)]
 pub trait TensorGroup: Any + Send + Sync {
-    /// Asks all of them; writes what each says to the place in `seen` that it [joined](TensorLeaf::join) with. Holds those
+    /// Asks all of them; writes what each says to the place in `seen` that it [joined](crate::TensorLeaf::join) with. Holds those
     /// that `held` names by the same places, none where it is empty: from now on whoever writes to one of them by means of
     /// its library waits before that for the saves that read its memory, as far as the library can. Called on the thread
     /// that calls the save, by one thread at a time.
     fn look(&self, held: &[bool], seen: &mut [Seen]);
-}
-
-/// Tensors that are asked together: those of one library in one call, the others one by one.
-#[derive(Default)]
-pub(crate) struct Survey {
-    count: usize,
-    group: Option<Box<dyn TensorGroup>>,
-    /// Those that are not in the group, with their places.
-    alone: Vec<(usize, Arc<dyn TensorLeaf>)>,
-}
-
-impl Survey {
-    pub(crate) fn new(leaves: Vec<Arc<dyn TensorLeaf>>) -> Survey {
-        let mut survey = Survey { count: leaves.len(), ..Survey::default() };
-        let mut leaves: Vec<_> = leaves.into_iter().enumerate().collect();
-        // Objects that were made one after the other are neighbours in memory, and faster to look at in this order.
-        leaves.sort_by_cached_key(|(_, leaf)| leaf.variable());
-        leaves.retain(|(place, leaf)| !leaf.join(*place, &mut survey.group));
-        leaves.sort_unstable_by_key(|(place, _)| *place);
-        survey.alone = leaves;
-        survey
-    }
-
-    /// Writes what those say that are asked one by one, at their places; `seen` gets the length for all.
-    pub(crate) fn look_alone(&self, seen: &mut Vec<Seen>) {
-        // Filled in order, so that the processor has it at hand when the others say what they do in another order.
-        seen.clear();
-        seen.resize(self.count, Seen::default());
-        self.alone.iter().for_each(|(place, leaf)| seen[*place] = Seen::of(&**leaf));
-    }
-
-    /// Adds what the others say; holds those of them that `held` names, as [`TensorGroup::look`] does.
-    pub(crate) fn look_together(&self, held: &[bool], seen: &mut [Seen]) {
-        if let Some(group) = &self.group {
-            group.look(held, seen);
-        }
-    }
-
-    pub(crate) fn is_alone(&self, place: usize) -> bool {
-        self.alone.binary_search_by_key(&place, |(place, _)| *place).is_ok()
-    }
 }

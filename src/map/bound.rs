@@ -1,9 +1,9 @@
 //! A transform that has met its source: dtypes and shapes are known and fit, and elements can be computed.
 
 use super::cast;
-use super::transform::{Expr, Function, Loss};
+use super::transform::{Expr, Function};
 use crate::dtype::TensorSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Loss, Result};
 use crate::source::{TensorSource, VerifiedBy, room};
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Elements of one type as another.
 
-use super::transform::Loss;
 use crate::dtype::Dtype;
+use crate::error::Loss;
 use half::{bf16, f16};
 
 /// What a conversion loses.

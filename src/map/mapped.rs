@@ -5,9 +5,9 @@ use super::pattern::Pattern;
 use super::preset::{self, Layer, Preset};
 use super::statement::{Definition, Kind, Statement};
 use super::text::check_stars;
-use super::transform::{Expr, Loss};
+use super::transform::Expr;
 use crate::dtype::TensorSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Loss, Mapping, Result};
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
@@ -34,20 +34,6 @@ pub struct Mapped<'a> {
     left_out: Vec<String>,
     /// The tensor that was computed last, for reading it piece by piece.
     last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
-}
-
-/// What one tensor or value of a [`Mapped`] source is made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Mapping {
-    /// Its key.
-    pub key: String,
-    /// The keys of the source.
-    pub from: Vec<String>,
-    /// The transform, as the text form has it; empty for what is only renamed.
-    pub transform: String,
-    /// What is lost.
-    pub loss: Loss,
 }
 
 impl Mapped<'_> {

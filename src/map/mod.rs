@@ -15,12 +15,13 @@ mod statement;
 mod text;
 mod transform;
 
+pub use crate::error::{Loss, Mapping};
 pub use average::Average;
-pub use mapped::{Mapped, Mapping};
+pub use mapped::Mapped;
 pub use preset::Preset;
 pub use propose::{Proposal, Proposed, Sureness, propose};
 pub use text::Functions;
-pub use transform::{Loss, TensorFunction, Transform};
+pub use transform::{TensorFunction, Transform};
 
 pub(crate) use pattern::Pattern;
 use statement::{Definition, Kind, Statement};

@@ -2,34 +2,9 @@
 
 use super::pattern::Pattern;
 use crate::dtype::{Dtype, TensorSpec};
-use crate::error::BoxError;
+use crate::error::{BoxError, Loss};
 use std::fmt;
 use std::sync::Arc;
-
-/// How much of a tensor a [`Transform`] loses. Ordered by gravity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Loss {
-    /// Nothing: the source can be made of the result again.
-    Nothing,
-    /// Values are rounded.
-    Precision,
-    /// Elements are left out, or added together.
-    Elements,
-    /// A function of the user does not say.
-    Unknown,
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Loss::Nothing => "loses nothing",
-            Loss::Precision => "rounds values",
-            Loss::Elements => "leaves elements out",
-            Loss::Unknown => "loses what its function loses",
-        })
-    }
-}
 
 /// A function of the user's own, for [`Transform::function`].
 ///

@@ -2,9 +2,8 @@
 
 use super::options::RestoreOptions;
 use super::origin::Origin;
-use super::report::{Report, SkipReason, TrainableDifference, spec_differs};
 use crate::dtype::TensorSpec;
-use crate::error::{Error, Result};
+use crate::error::{Error, Report, Result, SkipReason, TrainableDifference};
 use crate::graph::{
     Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply, ValueLeaf,
 };
@@ -196,7 +195,7 @@ impl Matcher<'_> {
         };
         let live = leaf.spec().map_err(|reason| Error::object(&key, reason))?;
         if live != *spec {
-            self.mismatch(key, spec_differs(&live, spec));
+            self.mismatch(key, format!("the object is {live}, the checkpoint has {spec}"));
             return Ok(());
         }
         match leaf.identity() {

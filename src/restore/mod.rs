@@ -7,7 +7,6 @@ mod opened;
 mod options;
 mod origin;
 mod pending;
-mod report;
 mod status;
 
 pub(crate) use apply::run;
@@ -16,5 +15,4 @@ pub(crate) use opened::{About, Opened, with_names};
 pub use options::{RestoreOptions, Trainable};
 pub(crate) use origin::Origin;
 pub(crate) use pending::{Pending, Restored, check};
-pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
 pub use status::{PassedOver, RestoreStatus, Started};

@@ -1,10 +1,10 @@
 //! What a restore returns: TensorFlow's assertions, over the objects as they are now.
 
 use super::pending::Pending;
-use super::report::{Report, SkipReason, listed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Report, Result, SkipReason};
 use crate::format::Follows;
 use crate::source::VerifiedBy;
+use crate::text::listed;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

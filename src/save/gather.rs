@@ -3,6 +3,7 @@
 use super::chunk::{Chunk, Source, Span};
 use super::lazy::Lazy;
 use super::plan::Plan;
+use super::samples::Pinned;
 use crate::error::{BoxError, Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
 use std::sync::Arc;
@@ -16,8 +17,8 @@ pub(super) struct Pins {
     pub fresh: Vec<Option<Box<dyn TensorPin>>>,
 }
 
-impl Pins {
-    pub(super) fn get(&self, place: usize) -> Option<&dyn TensorPin> {
+impl Pinned for Pins {
+    fn get(&self, place: usize) -> Option<&dyn TensorPin> {
         let fresh = self.fresh.get(place).and_then(Option::as_deref);
         fresh.or_else(|| self.lazy.as_ref()?.kept(place))
     }

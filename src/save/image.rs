@@ -4,12 +4,13 @@
 //! training goes on, from memory that was taken hold of at the call; whoever comes to write before that is done helps with
 //! the rest. That nobody has written all the same is checked, by version counters and sampled elements.
 
+use super::behind::pin;
 use super::buffer::PageBuffer;
 use super::chunk::Source;
 use super::gather::{Gatherer, Pins};
-use super::lazy::{Job, Lazy, pin};
-use super::plan::{AllSeen, Plan, PlannedTensor};
-use super::samples::Samples;
+use super::lazy::{AllSeen, Job, Lazy};
+use super::plan::{Plan, PlannedTensor};
+use super::samples::{Pinned, Samples};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::graph::{Hold, TensorPin, Touched};

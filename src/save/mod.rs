@@ -3,6 +3,7 @@
 
 #[cfg(feature = "torch")]
 mod asset;
+mod behind;
 mod buffer;
 mod chunk;
 mod gather;
@@ -21,8 +22,8 @@ mod write;
 pub(crate) use asset::{Asset, Assets, copy_with_assets, save_with_assets, write_asset};
 pub(crate) use held::Held;
 pub(crate) use image::{Capture, Failure, Image, Others};
-pub(crate) use lazy::Lazy;
-pub(crate) use plan::{AllSeen, Plan, plan};
+pub(crate) use lazy::{AllSeen, Lazy};
+pub(crate) use plan::{Plan, plan};
 pub(crate) use same::is_saved;
 pub use tracked::Asset as UserAsset;
 pub(crate) use tracked::Captured;

@@ -16,9 +16,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the tensors of a plan have said of themselves, in the order of [`Plan::look`].
-pub(crate) type AllSeen = Arc<Vec<Seen>>;
-
 /// What a save writes.
 #[derive(Default)]
 pub(crate) struct Plan {
@@ -37,7 +34,7 @@ pub(crate) struct Plan {
     generations: Vec<Option<u64>>,
     /// The collections, with their generations.
     collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
-    lazy: Mutex<Option<Arc<Lazy>>>,
+    pub(super) lazy: Mutex<Option<Arc<Lazy>>>,
 }
 
 /// A safetensors file.
@@ -93,17 +90,6 @@ impl Plan {
     /// Whether it was captured before.
     pub(crate) fn was_captured(&self) -> bool {
         self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// What may be copied behind the call: the tensors that `is_lazy` names. It is asked once: where it would name others,
-    /// the plan has to be made anew.
-    pub(crate) fn lazy(&self, is_lazy: impl Fn(&PlannedTensor) -> bool) -> Result<Arc<Lazy>> {
-        let mut lazy = self.lazy.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lazy) = &*lazy {
-            return Ok(lazy.clone());
-        }
-        let new = Arc::new(Lazy::new(self, self.tensors.iter().map(is_lazy).collect())?);
-        Ok(lazy.insert(new).clone())
     }
 
     /// The values, as they are now.

@@ -2,8 +2,7 @@
 //! writers that move no version counter.
 
 use super::chunk::{Part, Source};
-use super::gather::Pins;
-use super::plan::Plan;
+use crate::dtype::TensorSpec;
 use crate::graph::TensorPin;
 use std::hash::{BuildHasher, RandomState};
 
@@ -49,31 +48,41 @@ struct Tensor {
 }
 
 impl Sampled {
-    pub(super) fn new(plan: &Plan, places: &[usize]) -> Sampled {
-        let tensor = |&place: &usize| {
-            let spec = &plan.tensors[place].spec;
+    /// `tensors` has place, specification and address of each; `planned` is the number of all tensors of the plan.
+    pub(super) fn new<'a>(
+        tensors: impl Iterator<Item = (usize, &'a TensorSpec, Option<usize>)>,
+        planned: usize,
+    ) -> Sampled {
+        let tensor = |(place, spec, address): (usize, &TensorSpec, Option<usize>)| {
             let size = spec.dtype.size() as u64;
             let elements = spec.bytes()? / size;
-            (elements > 0 && size <= WIDEST as u64).then_some(Tensor { place, elements, size })
+            (elements > 0 && size <= WIDEST as u64).then_some((address, Tensor { place, elements, size }))
         };
-        let mut tensors: Vec<_> = places.iter().filter_map(tensor).collect();
-        tensors.sort_by_key(|tensor| plan.tensors[tensor.place].address);
+        let mut tensors: Vec<_> = tensors.filter_map(tensor).collect();
+        tensors.sort_by_key(|(address, _)| *address);
+        let tensors: Vec<Tensor> = tensors.into_iter().map(|(_, tensor)| tensor).collect();
         let bytes = tensors.iter().map(|tensor| tensor.elements * tensor.size).sum();
-        Sampled { tensors, bytes, planned: plan.tensors.len() }
+        Sampled { tensors, bytes, planned }
     }
+}
+
+/// The memory of tensors, by place in `Plan::tensors`.
+pub(super) trait Pinned {
+    /// Returns the memory of a tensor that is held.
+    fn get(&self, place: usize) -> Option<&dyn TensorPin>;
 }
 
 impl Samples {
     /// Looks at the first and the last element of every tensor that is pinned, and at others, spread by bytes; at other
     /// places every time. `spare` gives the memory.
-    pub(super) fn take(spare: Samples, sampled: &Sampled, pins: &Pins) -> Samples {
+    pub(super) fn take(spare: Samples, sampled: &Sampled, pins: &impl Pinned) -> Samples {
         let mut samples = spare;
         samples.choose(sampled, pins);
         samples.read(pins);
         samples
     }
 
-    fn choose(&mut self, sampled: &Sampled, pins: &Pins) {
+    fn choose(&mut self, sampled: &Sampled, pins: &impl Pinned) {
         let Sampled { tensors, bytes, planned } = sampled;
         let mut random = Random(RandomState::new().hash_one(0));
         let (count, ends) = (tensors.len() as u64, 2 * tensors.len() as u64);
@@ -115,7 +124,7 @@ impl Samples {
 
     /// Looks at the chosen elements, one right after the other: their memory is cold, and the processor then waits for many
     /// of them at a time.
-    fn read(&mut self, pins: &Pins) {
+    fn read(&mut self, pins: &impl Pinned) {
         let (mut current, mut memory): (Option<u32>, Option<&[u8]>) = (None, None);
         for Sample { tensor, size, offset, value } in &mut self.samples {
             if current != Some(*tensor) {

@@ -6,7 +6,8 @@
 //! is kept, a file is always given another name; where two are kept, never; else as long as one of the others has another
 //! file.
 
-use super::plan::{AllSeen, Plan, PlannedFile};
+use super::lazy::AllSeen;
+use super::plan::{Plan, PlannedFile};
 use super::tracked::{Earlier, SavedAsset};
 use crate::error::Error;
 use crate::format::{Digest, Manifest, Statistics};

@@ -1,13 +1,9 @@
 //! What a restore matched and what it did not, by name.
 
-use crate::dtype::TensorSpec;
-use crate::map::Mapping;
-use crate::name;
+use super::mapping::Mapping;
+use crate::text::{SHOWN, listed, short_message, shown};
 use std::collections::BTreeMap;
 use std::fmt;
-
-/// How many names of a kind a message lists.
-const SHOWN: usize = 10;
 
 /// Every object and every saved value, by whether they found each other.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -78,7 +74,7 @@ pub struct TrainableDifference {
 
 impl Report {
     pub(crate) fn mismatch(&mut self, key: &str, reason: String) {
-        self.mismatched.push(Difference { key: key.to_string(), reason: name::short_message(reason) });
+        self.mismatched.push(Difference { key: key.to_string(), reason: short_message(reason) });
     }
 
     pub(crate) fn skip(&mut self, key: &str, why: SkipReason) {
@@ -91,20 +87,15 @@ impl Report {
     }
 }
 
-/// What differs between a live tensor and a saved one.
-pub(super) fn spec_differs(live: &TensorSpec, saved: &TensorSpec) -> String {
-    format!("the object is {live}, the checkpoint has {saved}")
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separate = separator();
         for Difference { key, reason } in self.mismatched.iter().take(SHOWN) {
-            write!(f, "{}{}: {reason}", separate(), name::shown(key))?;
+            write!(f, "{}{}: {reason}", separate(), shown(key))?;
         }
         more(f, self.mismatched.len(), "different")?;
         for key in self.missing.iter().take(SHOWN) {
-            write!(f, "{}{} is not in the checkpoint", separate(), name::shown(key))?;
+            write!(f, "{}{} is not in the checkpoint", separate(), shown(key))?;
             if let Some(near) = self.nearest.get(key) {
                 write!(f, " (it has {})", listed(near.iter().map(String::as_str)))?;
             }
@@ -118,7 +109,7 @@ impl fmt::Display for Report {
         }
         for TrainableDifference { key, saved } in self.trainable.iter().take(SHOWN) {
             let (saved, live) = if *saved { ("trainable", "frozen") } else { ("frozen", "trainable") };
-            write!(f, "{}{} was saved {saved} and is {live}", separate(), name::shown(key))?;
+            write!(f, "{}{} was saved {saved} and is {live}", separate(), shown(key))?;
         }
         more(f, self.trainable.len(), "whose `requires_grad` differs")?;
         if !self.trainable.is_empty() {
@@ -139,19 +130,11 @@ impl Report {
         let Some((_, key)) = mismatched.or(missing) else { return Ok(()) };
         f.write_str(". To restore all the rest, allow it with `RestoreOptions`: ")?;
         for (option, key) in missing.into_iter().chain(mismatched) {
-            write!(f, "{option}({}), ", name::shown(key))?;
+            write!(f, "{option}({}), ", shown(key))?;
         }
         let component = key.split('/').next().unwrap_or_default();
-        write!(f, "or skip({}) to leave that object as it is (`*` stands for any text)", name::shown(component))
+        write!(f, "or skip({}) to leave that object as it is (`*` stands for any text)", shown(component))
     }
-}
-
-/// The first of some names, as a message shows them.
-pub(super) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let count = names.len();
-    let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| name::shown(name).to_string()).collect();
-    let more = count - shown.len();
-    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 fn separator() -> impl FnMut() -> &'static str {

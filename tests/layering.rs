@@ -1,11 +1,13 @@
-//! The rooms of `docs/architecture.md`: a room imports only from the rooms above it, and `unsafe` stays where it is allowed.
+//! The layers of `docs/architecture.md`: a layer imports only from the layers above it, no imports form a circle, and `unsafe`
+//! stays where it is allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// In the order of imports: a room may use those before it.
-const ROOMS: &[&str] = &[
+/// The layers, top to bottom: a layer imports only from those before it.
+const LAYERS: &[&str] = &[
+    "text",
     "error",
     "sync",
     "name",
@@ -36,15 +38,8 @@ const ROOMS: &[&str] = &[
     "torch",
 ];
 
-/// Imports that go up all the same, with the reason.
-const EXCEPTIONS: [(&str, &str); 2] = [
-    // The error carries the restore's report, and says how a format's refusal reads.
-    ("error", "restore"),
-    ("error", "dtype"),
-];
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         match path.is_dir() {
             true => files(&path, found),
@@ -58,19 +53,19 @@ fn sources() -> Vec<(String, PathBuf, String)> {
     sources_of("src")
 }
 
-fn sources_of(folder: &str) -> Vec<(String, PathBuf, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+fn sources_of(directory: &str) -> Vec<(String, PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
     let mut found = Vec::new();
     files(&src, &mut found);
-    let room = |path: &Path| {
+    let layer = |path: &Path| {
         let first =
             path.strip_prefix(&src).unwrap().components().next().unwrap().as_os_str().to_string_lossy().into_owned();
         first.trim_end_matches(".rs").to_string()
     };
-    found.into_iter().map(|path| (room(&path), path.clone(), code(&fs::read_to_string(path).unwrap()))).collect()
+    found.into_iter().map(|path| (layer(&path), path.clone(), code(&fs::read_to_string(path).unwrap()))).collect()
 }
 
-/// Without comments and unit tests, which may look anywhere.
+/// Removes comments, and unit tests, which may import from anywhere.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
@@ -78,28 +73,26 @@ fn code(text: &str) -> String {
 
 #[test]
 fn imports_go_down() {
-    let place = |room: &str| ROOMS.iter().position(|known| *known == room);
+    let place = |layer: &str| LAYERS.iter().position(|known| *known == layer);
     let mut wrong = Vec::new();
-    for (room, path, text) in sources() {
-        let Some(own) = place(&room) else {
-            assert!(room == "lib", "{} is in no room of docs/architecture.md", path.display());
+    for (layer, path, text) in sources() {
+        let Some(own) = place(&layer) else {
+            assert!(layer == "lib", "{} is in no layer of docs/architecture.md", path.display());
             continue;
         };
         for (at, _) in text.match_indices("crate::") {
             let used: String = text[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let up = place(&used).is_some_and(|used| used > own);
-            let excused =
-                EXCEPTIONS.iter().any(|(from, to)| *from == room && *to == used) || path.ends_with("tests.rs");
-            if up && !excused {
+            if up && !path.ends_with("tests.rs") {
                 wrong.push(format!("{} uses crate::{used}", path.display()));
             }
         }
     }
-    assert!(wrong.is_empty(), "imports run up the list of rooms:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "these imports go up the list of layers:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn unsafe_stays_in_the_torch_room() {
+fn unsafe_is_confined_to_the_torch_layer() {
     let allowed =
         |path: &Path| path.ends_with("posix/lease.rs") || path.components().any(|part| part.as_os_str() == "torch");
     for (_, path, text) in sources() {
@@ -117,42 +110,30 @@ fn the_tool_uses_the_public_api_only() {
     let tool = sources_of("crates/ckpt/src");
     assert!(!tool.is_empty());
     for (_, path, text) in tool {
-        assert!(!text.contains("tch_checkpoint::internal"), "{} uses the inside", path.display());
+        assert!(!text.contains("tch_checkpoint::internal"), "{} uses `internal`", path.display());
     }
 }
 
 #[test]
-fn libtorch_is_seen_in_one_room() {
+fn only_the_torch_layer_uses_tch() {
     let seen: Vec<_> = sources().into_iter().filter(|(_, _, text)| text.contains("tch::")).collect();
     assert!(!seen.is_empty());
-    for (room, path, _) in seen {
-        assert!(room == "torch", "{} sees tch", path.display());
+    for (layer, path, _) in seen {
+        assert!(layer == "torch", "{} uses tch", path.display());
     }
 }
 
 #[test]
-fn the_inside_is_for_other_packages() {
-    for (room, path, text) in sources() {
-        assert!(room == "lib" || !text.contains("crate::internal"), "{} uses it", path.display());
+fn only_other_packages_use_internal() {
+    for (layer, path, text) in sources() {
+        assert!(layer == "lib" || !text.contains("crate::internal"), "{} uses `internal`", path.display());
     }
 }
 
 /// A module's path, without `crate`.
 type Module = Vec<String>;
 
-/// Imports that may close a circle, with the reason.
-const CIRCLES: [(&str, &str); 4] = [
-    // The error carries the restore's report.
-    ("error", "restore::report"),
-    // A leaf joins a group, which asks its leaves.
-    ("graph::leaf", "graph::group"),
-    // A plan keeps what is made of it from save to save.
-    ("save::plan", "save::lazy"),
-    // Where the samples lie stays the same too; they are read from what is held.
-    ("save::lazy", "save::samples"),
-];
-
-/// The paths that begin at `at`: one, or those in braces. Returns where they end.
+/// Adds the paths that begin at `at`, one or those in braces, to `found`. Returns where they end.
 fn paths(text: &str, mut at: usize, mut path: Module, found: &mut Vec<Module>) -> usize {
     let blank = |at: usize| text[at..].len() - text[at..].trim_start().len();
     loop {
@@ -180,7 +161,7 @@ fn paths(text: &str, mut at: usize, mut path: Module, found: &mut Vec<Module>) -
     }
 }
 
-/// What a module's text uses of this crate, as whole paths.
+/// Returns the paths in this crate that a module's text uses, from the root.
 fn used(module: &[String], text: &str) -> Vec<Module> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -202,7 +183,7 @@ fn used(module: &[String], text: &str) -> Vec<Module> {
     found.into_iter().map(whole).collect()
 }
 
-/// All modules with their texts.
+/// Returns all modules with their texts.
 fn modules() -> BTreeMap<Module, String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let module = |path: &Path| {
@@ -214,8 +195,8 @@ fn modules() -> BTreeMap<Module, String> {
     sources.map(|(_, path, text)| (module(&path), text)).collect()
 }
 
-/// What the modules hand on by another path: from the path to the item's own.
-fn handed_on(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Module> {
+/// Returns the re-exports: from the path to the path of the item.
+fn reexports(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Module> {
     let mut all = BTreeMap::new();
     for (module, text) in modules {
         for (at, _) in
@@ -235,15 +216,15 @@ fn handed_on(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Module> {
     all
 }
 
-/// Which modules each module imports from, but for what is excused. A module and those it is in count as one: it hands on
-/// what they have.
-fn imports(excused: &[(&str, &str)]) -> BTreeMap<Module, BTreeSet<Module>> {
+/// Returns the modules that each module imports from. A module and the modules around it count as one, since they re-export
+/// what it has.
+fn imports() -> BTreeMap<Module, BTreeSet<Module>> {
     let modules = modules();
-    let handed_on = handed_on(&modules);
+    let reexports = reexports(&modules);
     let resolve = |mut path: Module| {
         for _ in 0..10 {
             let own = (0..=path.len()).rev().find(|&length| modules.contains_key(&path[..length])).unwrap_or(0);
-            match handed_on.get(&path[..path.len().min(own + 1)]) {
+            match reexports.get(&path[..path.len().min(own + 1)]) {
                 Some(whole) if own < path.len() => path = [&whole[..], &path[own + 1..]].concat(),
                 _ => return path[..own].to_vec(),
             }
@@ -252,13 +233,12 @@ fn imports(excused: &[(&str, &str)]) -> BTreeMap<Module, BTreeSet<Module>> {
     };
     let imports = |module: &Module, text: &String| -> BTreeSet<Module> {
         let all = used(module, text).into_iter().map(resolve);
-        let excused = |to: &Module| excused.contains(&(&module.join("::"), &to.join("::")));
-        all.filter(|to| !to.starts_with(module) && !module.starts_with(to) && !excused(to)).collect()
+        all.filter(|to| !to.starts_with(module) && !module.starts_with(to)).collect()
     };
     modules.iter().map(|(module, text)| (module.clone(), imports(module, text))).collect()
 }
 
-/// Modules each of which imports from the next, and the last from the first.
+/// Returns modules each of which imports from the next, and the last from the first, if there are such.
 fn circle(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Option<Vec<String>> {
     let mut done = BTreeSet::new();
     fn visit(
@@ -283,8 +263,8 @@ fn circle(imports: &BTreeMap<Module, BTreeSet<Module>>) -> Option<Vec<String>> {
 
 #[test]
 fn imports_make_no_circle() {
-    let imports = imports(&CIRCLES);
-    // What is written is read: a path, names in braces, a name that a module hands on.
+    let imports = imports();
+    // The imports are found: by path, in braces, and through a re-export.
     let module = |path: &str| -> Module { path.split("::").map(str::to_string).collect() };
     for (from, to) in
         [("save::plan", "save::chunk"), ("save::write", "format::digest"), ("manager::ledger", "catalog::chain")]
@@ -293,19 +273,15 @@ fn imports_make_no_circle() {
         assert!(found.contains(&module(to)), "{from} imports from {to}, not only {found:?}");
     }
     assert_eq!(circle(&imports), None);
-    for place in 0..CIRCLES.len() {
-        let others = [&CIRCLES[..place], &CIRCLES[place + 1..]].concat();
-        assert!(circle(&self::imports(&others)).is_some(), "{:?} needs no excuse", CIRCLES[place]);
-    }
-    // And a circle would be found.
+    // A circle would be found.
     let mut back = imports.clone();
     back.get_mut(&module("format::digest")).unwrap().insert(module("save::write"));
     let found = circle(&back).expect("digests that import from what writes them");
     assert!(found.contains(&"format::digest".to_string()) && found.contains(&"save::write".to_string()), "{found:?}");
 }
 
-/// A walk of directories is asked for in one place: what a path of another tool's checkpoint leads to. Repositories list
-/// single directories, and follow no link.
+/// Directories are walked in one place, where a path may be a directory of another tool's checkpoints. Repositories list
+/// single directories and follow no links.
 #[test]
 fn directories_are_walked_in_one_place() {
     let walking: Vec<_> = sources().into_iter().filter(|(_, _, text)| text.contains("walkdir::")).collect();

@@ -1,0 +1,49 @@
+//! Names and texts from files in messages, shortened: they can have any length.
+
+use std::fmt;
+
+/// Quotes a name for a message, shortened to [`MAX_SHOWN`] bytes: names out of files can have any length.
+pub(crate) fn shown(name: &str) -> impl fmt::Display {
+    struct Shown<'a>(&'a str);
+    impl fmt::Display for Shown<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let short = start_of(self.0, MAX_SHOWN);
+            write!(f, "{short:?}")?;
+            if short.len() < self.0.len() { write!(f, "… ({} bytes)", self.0.len()) } else { Ok(()) }
+        }
+    }
+    Shown(name)
+}
+
+/// How many bytes of a name a message shows.
+const MAX_SHOWN: usize = 300;
+
+/// At most the first `bytes` bytes of a text.
+fn start_of(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or_default()]
+}
+
+/// A message of at most about [`MAX_MESSAGE`] bytes: what others wrote of a file may quote all of it.
+pub(crate) fn short_message(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        let length = message.len();
+        message.truncate(start_of(&message, MAX_MESSAGE).len());
+        message.push_str(&format!("… ({length} bytes)"));
+    }
+    message
+}
+
+/// The longest message about a file, in bytes.
+const MAX_MESSAGE: usize = 2000;
+
+/// How many names of a kind a message lists.
+pub(crate) const SHOWN: usize = 10;
+
+/// The first of some names, as a message shows them.
+pub(crate) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = names.len();
+    let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| shown(name).to_string()).collect();
+    let more = count - shown.len();
+    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
