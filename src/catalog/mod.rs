@@ -30,6 +30,12 @@ pub(crate) struct Found {
     pub counted_from: Option<DateTime<Utc>>,
     /// The keys of tensors with values that are not finite.
     pub non_finite: Vec<String>,
+    /// As in the manifest.
+    pub unclean: bool,
+    /// As in the manifest.
+    pub without: Vec<String>,
+    /// The names of its metadata.
+    pub metadata: Vec<String>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
     /// Names and texts.
@@ -56,7 +62,22 @@ impl Found {
         let counted_from = manifest.counted_from;
         let non_finite = manifest.non_finite().map(str::to_string).collect();
         let (pins, notes) = (BTreeMap::new(), BTreeMap::new());
-        let mut found = Found { entry, follows, earlier, counted_from, non_finite, pins, notes, tensors, values };
+        let (unclean, without) = (manifest.unclean, manifest.without.clone());
+        let metadata = manifest.metadata.keys().cloned().collect();
+        let mut found = Found {
+            entry,
+            follows,
+            earlier,
+            counted_from,
+            non_finite,
+            unclean,
+            without,
+            metadata,
+            pins,
+            notes,
+            tensors,
+            values,
+        };
         found.take_in(marks);
         found
     }

@@ -22,10 +22,24 @@ pub struct Diff<'a> {
     pub b: Overview,
     /// What differs: tensors and values by key, then the files of saved models.
     pub differences: Vec<DiffEntry<'a>>,
+    /// The metadata that differs, by name. It is not part of the state.
+    pub metadata: Vec<MetadataDiff<'a>>,
     /// The number of tensors that are equal in both.
     pub equal_tensors: usize,
     /// The number of values that are equal in both.
     pub equal_values: usize,
+}
+
+/// Metadata that differs between two checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MetadataDiff<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// What was recorded with the first checkpoint.
+    pub a: Option<&'a Value>,
+    /// What was recorded with the second checkpoint.
+    pub b: Option<&'a Value>,
 }
 
 /// A tensor, value or file that differs between two checkpoints.
@@ -119,6 +133,7 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
         a: a.overview(),
         b: b.overview(),
         differences: Vec::new(),
+        metadata: metadata(a, b),
         equal_tensors: 0,
         equal_values: 0,
     };
@@ -137,6 +152,15 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
     diff.differences.extend(assets(a, b));
     diff.equal = diff.differences.is_empty();
     Ok(diff)
+}
+
+/// The metadata that differs. Only checkpoints of this crate have any.
+fn metadata<'a>(a: &'a Target, b: &'a Target) -> Vec<MetadataDiff<'a>> {
+    let (Some(a), Some(b)) = (a.own_source(), b.own_source()) else { return Vec::new() };
+    let (a, b) = (&a.manifest.metadata, &b.manifest.metadata);
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let diff = names.into_iter().map(|name| MetadataDiff { name, a: a.get(name), b: b.get(name) });
+    diff.filter(|diff| diff.a != diff.b).collect()
 }
 
 /// The files of two saved models that differ. That only one of two checkpoints is a saved model is no difference in state.

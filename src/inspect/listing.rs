@@ -62,6 +62,14 @@ pub struct CheckpointEntry {
     pub values: usize,
     /// Its metrics.
     pub metrics: BTreeMap<String, f64>,
+    /// The names of the metadata that was recorded with it.
+    pub metadata: Vec<String>,
+    /// The keys of tensors with values that are NaN or infinite, as far as that was recorded.
+    pub non_finite: Vec<String>,
+    /// Whether it was saved after an error, when the state may not have belonged together.
+    pub unclean: bool,
+    /// The components that were tracked and that it does not have.
+    pub without: Vec<String>,
 }
 
 /// An entry of the directory that this crate made and that is no whole checkpoint.
@@ -152,7 +160,8 @@ fn name_of(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn entry(Listed { path, entry, tensors, values, .. }: &Listed, latest: bool) -> CheckpointEntry {
+fn entry(listed: &Listed, latest: bool) -> CheckpointEntry {
+    let Listed { path, entry, tensors, values, .. } = listed;
     let manifest = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
     CheckpointEntry {
         name: entry.name.clone(),
@@ -167,6 +176,10 @@ fn entry(Listed { path, entry, tensors, values, .. }: &Listed, latest: bool) -> 
         tensors: *tensors,
         values: *values,
         metrics: entry.metrics.clone(),
+        metadata: listed.metadata.clone(),
+        non_finite: listed.non_finite.clone(),
+        unclean: listed.unclean,
+        without: listed.without.clone(),
     }
 }
 

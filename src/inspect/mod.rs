@@ -42,7 +42,7 @@ mod summary;
 mod target;
 mod verify;
 
-pub use diff::{Diff, DiffEntry, DiffKind, DiffSide, diff, diff_as};
+pub use diff::{Diff, DiffEntry, DiffKind, DiffSide, MetadataDiff, diff, diff_as};
 pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
 pub use problem::{Problem, ProblemKind};

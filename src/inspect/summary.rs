@@ -26,6 +26,12 @@ pub struct Summary<'a> {
     pub verified_by: VerifiedBy,
     /// The metrics that its manifest records.
     pub metrics: BTreeMap<&'a str, f64>,
+    /// The metadata that was recorded with it, by name.
+    pub metadata: BTreeMap<&'a str, &'a Value>,
+    /// Whether it was saved after an error, when the state may not have belonged together.
+    pub unclean: bool,
+    /// The components that were tracked and that it does not have.
+    pub without: &'a [String],
     /// What the checkpoint holds at the top level, by name: the tracked objects.
     pub components: Vec<ComponentSummary<'a>>,
     /// The files.
@@ -156,11 +162,15 @@ impl Target {
             None => files_at(source.path()),
         };
         let values = source.values();
+        let metadata = manifest.into_iter().flat_map(|manifest| &manifest.metadata);
         let metrics = manifest.into_iter().flat_map(|manifest| &manifest.metrics);
         Ok(Summary {
             overview: self.overview(),
             verified_by: source.tensors().keys().map(|key| source.verified_by(key)).min().unwrap_or(VerifiedBy::Digest),
             metrics: metrics.map(|(name, value)| (name.as_str(), *value)).collect(),
+            metadata: metadata.map(|(name, value)| (name.as_str(), value)).collect(),
+            unclean: manifest.is_some_and(|manifest| manifest.unclean),
+            without: manifest.map_or(&[], |manifest| manifest.without.as_slice()),
             totals: Totals {
                 components: components.len(),
                 tensors: source.tensors().len(),

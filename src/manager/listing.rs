@@ -1,6 +1,6 @@
 //! Looking into a directory of checkpoints without opening it for writing.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Found};
 use crate::error::{Error, Result};
 use crate::format::IndexEntry;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
@@ -45,6 +45,14 @@ pub struct Listed {
     pub tensors: usize,
     /// How many small values it has.
     pub values: usize,
+    /// The names of the [metadata](crate::Checkpoint::metadata) that was recorded with it.
+    pub metadata: Vec<String>,
+    /// The keys of tensors with values that are NaN or infinite, as far as that was noted.
+    pub non_finite: Vec<String>,
+    /// Whether it was saved after an error, when the state may not have belonged together.
+    pub unclean: bool,
+    /// The components that were tracked and that it does not have.
+    pub without: Vec<String>,
 }
 
 /// Looks at everything in a directory of checkpoints, sound or not. Takes no lock; works on a read-only file system; a
@@ -106,8 +114,8 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
         checkpoints: found
             .into_iter()
             .map(|found| {
-                let (tensors, values) = (found.tensors, found.values);
-                Listed { path: path(&found.entry.name), entry: found.entry, tensors, values }
+                let Found { entry, non_finite, unclean, without, metadata, tensors, values, .. } = found;
+                Listed { path: path(&entry.name), entry, tensors, values, metadata, non_finite, unclean, without }
             })
             .collect(),
         undecided: undecided.map(|(first, second)| (path(&first), path(&second))),

@@ -46,7 +46,7 @@ impl CheckpointManager {
         self.look_again()?;
         let (healthy, unhealthy): (Vec<Found>, Vec<Found>) = {
             let ledger = self.ledger();
-            let takes = |found: &Found| found.non_finite.is_empty() || self.restore_unhealthy;
+            let takes = |found: &Found| why_not_taken(found, self.restore_unhealthy).is_none();
             ledger.known.iter().rev().cloned().partition(takes)
         };
         let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();
@@ -54,8 +54,7 @@ impl CheckpointManager {
         let mut passed_by: Vec<PassedOver> = unhealthy
             .into_iter()
             .map(|found| {
-                let what = listed(&found.non_finite);
-                let reason = format!("there are values that are not finite in {what}");
+                let reason = why_not_taken(&found, self.restore_unhealthy).unwrap_or_default();
                 PassedOver { path: root.join(found.entry.name), reason }
             })
             .collect();
@@ -238,4 +237,16 @@ impl CheckpointManager {
         let root = self.directory.root();
         parent == root || parent.canonicalize().ok().is_some_and(|parent| root.canonicalize().ok() == Some(parent))
     }
+}
+
+/// Why a run is not resumed from a checkpoint that is whole.
+fn why_not_taken(found: &Found, restore_unhealthy: bool) -> Option<String> {
+    if found.unclean {
+        return Some("it was saved after an error, and its state may not belong together".to_string());
+    }
+    if !found.without.is_empty() {
+        return Some(format!("it does not have the component {}", listed(&found.without)));
+    }
+    let is_taken = found.non_finite.is_empty() || restore_unhealthy;
+    (!is_taken).then(|| format!("there are values that are not finite in {}", listed(&found.non_finite)))
 }

@@ -41,6 +41,7 @@ fn print(diff: &Diff<'_>, out: &mut Output) {
     let (tensors, values) = (human::count(diff.equal_tensors, "tensor"), human::count(diff.equal_values, "value"));
     if diff.equal {
         out.line(format!("equal: {tensors} and {values}"));
+        print_metadata(diff, out);
         return;
     }
     let mut table = Table::new([("DIFFERS", Align::Left), ("NAME", Align::Left), ("HOW", Align::Left)]);
@@ -50,6 +51,23 @@ fn print(diff: &Diff<'_>, out: &mut Output) {
     table.print(out);
     out.line("");
     out.line(format!("{}; equal: {tensors} and {values}", human::count(diff.differences.len(), "difference")));
+    print_metadata(diff, out);
+}
+
+/// What was recorded with the two checkpoints; no part of the state.
+fn print_metadata(diff: &Diff<'_>, out: &mut Output) {
+    if diff.metadata.is_empty() {
+        return;
+    }
+    out.line("");
+    let mut table = Table::new([("METADATA", Align::Left), ("A", Align::Left), ("B", Align::Left)]);
+    let shown = |value: Option<&serde_json::Value>| {
+        value.map_or_else(String::new, |value| human::excerpt(&value.to_string(), 0, SHOWN))
+    };
+    for entry in &diff.metadata {
+        table.row([entry.name.to_string(), shown(entry.a), shown(entry.b)]);
+    }
+    table.print(out);
 }
 
 fn kind(kind: DiffKind) -> &'static str {

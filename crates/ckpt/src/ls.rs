@@ -33,8 +33,16 @@ fn print_checkpoints(listing: &DirectoryListing, out: &mut Output) {
         ("", Align::Left),
     ]);
     for entry in &listing.checkpoints {
-        let marks = [(entry.latest, "latest"), (entry.permanent, "permanent")];
-        let marks: Vec<&str> = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
+        let marks = [
+            (entry.latest, "latest"),
+            (entry.permanent, "permanent"),
+            (!entry.non_finite.is_empty(), "not finite"),
+            (entry.unclean, "unclean"),
+        ];
+        let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| mark.to_string());
+        let mut marks: Vec<String> = marks.collect();
+        marks.extend(entry.without.iter().map(|component| format!("without {component}")));
+        marks.extend(entry.metadata.iter().map(|name| format!("has {name}")));
         table.row([
             entry.name.clone(),
             human::number(entry.step),

@@ -25,6 +25,7 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
     if args.filter.is_none() {
         print_head(&summary, out);
         print_components(&summary, out);
+        print_json("METADATA", summary.metadata.iter(), out);
         print_saved_model(&summary, out);
     }
     print_tensors(&summary, out);
@@ -69,6 +70,12 @@ fn print_head(summary: &Summary<'_>, out: &mut Output) {
             row("format", overview.format.to_string());
             row("verified by", verified_by(summary.verified_by).to_string());
         }
+    }
+    if summary.unclean {
+        row("unclean", "saved after an error; the state may not belong together".to_string());
+    }
+    if !summary.without.is_empty() {
+        row("without", summary.without.join(", "));
     }
     if !summary.metrics.is_empty() {
         row("metrics", human::metrics(summary.metrics.iter().map(|(name, value)| (*name, *value))));

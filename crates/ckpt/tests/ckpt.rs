@@ -413,7 +413,7 @@ fn ls_lists_by_commit_sequence_with_all_there_is_to_know() {
     let expected = json!({
         "name": "ckpt-3", "path": path.join("ckpt-3").to_str(), "latest": true, "permanent": false, "step": 3,
         "sequence": 3, "run": manifest.run, "saved_at": manifest.saved_at, "bytes": size, "tensors": 4, "values": 2,
-        "metrics": {"loss": 1.0 / 3.0},
+        "metrics": {"loss": 1.0 / 3.0}, "metadata": [], "non_finite": [], "unclean": false, "without": [],
     });
     assert_eq!(document["checkpoints"][2], expected);
     assert_eq!(document["checkpoints"][0]["latest"], false);
@@ -570,6 +570,36 @@ fn show_shows_components_files_tensors_and_values() {
     let first = format!("{} (the latest in {})", checkpoint.display(), dir.path().display());
     assert_eq!((ran.code, ran.out.lines().next()), (Some(0), Some(first.as_str())));
     assert_eq!(json_on("show", &[dir.path()]).1["latest_of"], json!(dir.path().to_str()));
+}
+
+#[test]
+fn metadata_is_shown_and_compared_and_is_no_state() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let dir = folder.path();
+    let model = Model::new();
+    let mut plain = model.checkpoint();
+    plain.save(dir.join("ckpt"))?;
+    let mut told = model.checkpoint().metadata("hyperparameters", &json!({ "layers": 2 }))?;
+    let path = told.write(dir.join("other"))?;
+    let first = dir.join("ckpt-1");
+
+    let shown = on("show", &[&path]);
+    assert!(shown.out.contains("METADATA") && shown.out.contains("{\"layers\":2}"), "{}", shown.out);
+    assert_eq!(json_on("show", &[&path]).1["metadata"], json!({ "hyperparameters": { "layers": 2 } }));
+    let listed = on("ls", &[dir]);
+    assert!(listed.row("other").contains(&"has"), "{}", listed.out);
+    let document = json_on("ls", &[dir]).1;
+    let entries = document["checkpoints"].as_array().ok_or("no list")?;
+    let entry = entries.iter().find(|entry| entry["name"] == "other").ok_or("not listed")?;
+    assert_eq!(entry["metadata"], json!(["hyperparameters"]));
+
+    let ran = on("diff", &[&first, &path]);
+    assert!(ran.code == Some(0) && ran.out.contains("equal") && ran.out.contains("METADATA"), "{}", ran.out);
+    let document = json_on("diff", &[&first, &path]).1;
+    assert_eq!(document["equal"], json!(true));
+    let expected = json!([{ "name": "hyperparameters", "a": null, "b": { "layers": 2 } }]);
+    assert_eq!(document["metadata"], expected);
+    Ok(())
 }
 
 #[test]

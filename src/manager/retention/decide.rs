@@ -48,6 +48,8 @@ pub enum KeptBy {
     Newest,
     /// It is the newest healthy one.
     NewestHealthy,
+    /// It is the newest healthy one that a run can be resumed from exactly.
+    NewestComplete,
     /// It is one of the newest unhealthy ones.
     Unhealthy {
         /// How many of them stay.
@@ -83,8 +85,11 @@ impl Display for KeptBy {
         match self {
             KeptBy::Newest => f.write_str("it is the newest, until another one is saved"),
             KeptBy::NewestHealthy => f.write_str("it is the newest healthy one, until another one is saved"),
+            KeptBy::NewestComplete => {
+                f.write_str("it is the newest healthy one with all components, until another one is saved")
+            }
             KeptBy::Unhealthy { keep } => {
-                write!(f, "it is among the newest {keep} with values that are not finite, which no policy keeps")
+                write!(f, "it is among the newest {keep} unhealthy ones, which no policy keeps")
             }
             KeptBy::Permanent => f.write_str("it is marked as kept for good"),
             KeptBy::Pin { name, note } if note.is_empty() => {
@@ -170,6 +175,10 @@ impl Retention {
             (0..checkpoints.len()).partition(|&at| checkpoints[at].is_healthy());
         if let Some(&newest) = healthy.last().filter(|newest| **newest + 1 < checkpoints.len()) {
             explanations[newest].kept_by.push(KeptBy::NewestHealthy);
+        }
+        let complete = healthy.iter().copied().rfind(|&at| checkpoints[at].is_complete());
+        if let Some(newest) = complete.filter(|newest| healthy.last() != Some(newest)) {
+            explanations[newest].kept_by.push(KeptBy::NewestComplete);
         }
         for &at in unhealthy.iter().rev().take(self.keep_unhealthy) {
             explanations[at].kept_by.push(KeptBy::Unhealthy { keep: self.keep_unhealthy });

@@ -29,6 +29,11 @@ pub struct CheckpointInfo {
     /// The keys of tensors with values that are NaN or infinite, as far as that was noted
     /// ([`Health`](crate::Health)).
     pub non_finite: Vec<String>,
+    /// Whether it was saved after an error, when the state may not have belonged together
+    /// ([`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure)).
+    pub unclean: bool,
+    /// The components that were tracked and that it does not have: left out of the save, or removed since.
+    pub without: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,
     pub(crate) id: Option<Follows>,
@@ -49,6 +54,8 @@ impl CheckpointInfo {
             pins: BTreeMap::new(),
             notes: BTreeMap::new(),
             non_finite: Vec::new(),
+            unclean: false,
+            without: Vec::new(),
             counted_from: None,
             id: None,
             follows: None,
@@ -56,9 +63,15 @@ impl CheckpointInfo {
         }
     }
 
-    /// Whether nothing was noted that says otherwise.
+    /// Whether all values are finite, as far as that was noted, and the state was not saved after an error that may have
+    /// torn it.
     pub fn is_healthy(&self) -> bool {
-        self.non_finite.is_empty()
+        self.non_finite.is_empty() && !self.unclean
+    }
+
+    /// Whether it has all components that were tracked, so that a run can be resumed from it exactly.
+    pub fn is_complete(&self) -> bool {
+        self.without.is_empty()
     }
 
     /// What is saved now as `name`.
@@ -66,6 +79,8 @@ impl CheckpointInfo {
         CheckpointInfo {
             step: stamp.step,
             metrics: stamp.metrics.clone(),
+            unclean: stamp.unclean,
+            without: stamp.without.clone(),
             counted_from: stamp.counted_from,
             id: Some(Follows { run: stamp.run.clone(), sequence: stamp.sequence }),
             follows: stamp.follows.clone(),
@@ -93,6 +108,8 @@ impl From<&Found> for CheckpointInfo {
             pins: found.pins.clone(),
             notes: found.notes.clone(),
             non_finite: found.non_finite.clone(),
+            unclean: found.unclean,
+            without: found.without.clone(),
             counted_from: found.counted_from,
             id: Some(found.id()),
             follows: found.follows.clone(),
