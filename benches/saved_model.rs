@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 use tch::nn::{self, Module, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_checkpoint::{Checkpoint, Durability, SavedModel, SignatureDef, Variables};
+use tch_checkpoint::{Checkpoint, Durability, SaveOptions, SavedModel, SignatureDef, Variables};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -94,10 +94,11 @@ fn measure_one(measure: &str, dir: &Path) -> Outcome<()> {
             let forward = SignatureDef::new("forward", |x| vec![gru.seq(&embedding.forward(&x[0])).0.apply(&out)]);
             let forward = forward.example([batch(2, 10)]).example([batch(3, 7)]);
             let durability = if measure == "export" { Durability::PowerLoss } else { Durability::ProcessCrash };
-            let checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?;
-            let mut checkpoint = checkpoint.durability(durability);
+            let mut checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?;
+            let options = SaveOptions::new().durability(durability);
             let (before, start) = (resident("VmRSS:")?, Instant::now());
-            SavedModel::export(&path, &vs).checkpoint(&mut checkpoint).signature(forward).write()?;
+            let export = SavedModel::export(&path, &vs).checkpoint(&mut checkpoint).save_options(options);
+            export.signature(forward).write()?;
             (before, start.elapsed())
         }
         other => return Err(format!("there is no measure {other:?}").into()),

@@ -1,20 +1,19 @@
 //! `Checkpoint`: named objects, saved and restored together.
 
 use crate::callback;
-use crate::catalog::{Found, Marks};
+use crate::catalog::{Found, Marks, Sequences};
 use crate::error::{Error, Result};
-use crate::format::{Follows, INDEX_FILE, MANIFEST_FILE, Manifest};
+use crate::format::{Follows, Manifest};
 use crate::graph::{self, Counter, Node, Trackable, Tracked, Unfinished};
 use crate::name;
 use crate::parallel;
-use crate::progress::{Observer, Progress};
 use crate::provenance::Provenance;
-use crate::repository::{Directory, Durability, OpenOptions, PAGE, Posix, Storage, before_aside, nonce, parent_of};
+use crate::repository::{Directory, Posix, Storage, checkpoint_name, nonce, parent_of};
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
 };
 use crate::save::{
-    self, AllSeen, Captured, Header, Health, Held, Memo, Plan, SaveOptions, Stamp, Unchanged, UserAsset,
+    self, AllSeen, AssetStream, Held, Plan, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset, check_names,
 };
 use crate::snapshot::Snapshot;
 use crate::source::TensorSource;
@@ -59,9 +58,6 @@ pub struct Checkpoint {
     save_counter: Counter,
     storage: Arc<dyn Storage>,
     run: String,
-    durability: Durability,
-    without_lock: bool,
-    options: SaveOptions,
     /// The plan of the last save.
     planned: Option<Arc<Plan>>,
     /// The checkpoint that was restored, or saved by `save`, last: the next one follows it.
@@ -72,6 +68,8 @@ pub struct Checkpoint {
     restores: u64,
     /// The directory that a manager of this checkpoint writes into.
     held: Option<Arc<Held>>,
+    /// Of the directory that was saved into last.
+    sequences: Sequences,
     /// Restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
     /// Tensors that a restore which stopped half-way may have left partly overwritten.
@@ -103,14 +101,12 @@ impl Checkpoint {
             save_counter: Counter::new(0),
             storage: Arc::new(Posix::default()),
             run: nonce(),
-            durability: Durability::default(),
-            without_lock: false,
-            options: SaveOptions::default(),
             planned: None,
             follows: None,
             earlier: Vec::new(),
             restores: 0,
             held: None,
+            sequences: Sequences::default(),
             pending: Vec::new(),
             torn: BTreeSet::new(),
         }
@@ -255,12 +251,6 @@ impl Checkpoint {
         self.metadata("provenance", provenance)
     }
 
-    /// The user's own files as they are now.
-    pub(crate) fn capture_assets(&self, unchanged: Option<&Unchanged>) -> Result<Vec<Captured>> {
-        let earlier = |asset: &UserAsset| unchanged.and_then(|unchanged| unchanged.earlier(asset.name()));
-        self.assets.iter().map(|asset| asset.capture(earlier(asset))).collect()
-    }
-
     /// Whether a checkpoint has the user's own files as they are now.
     pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
         if self.assets.len() != manifest.assets.len() {
@@ -270,69 +260,6 @@ impl Checkpoint {
             Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry))
         };
         self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
-    }
-
-    /// What a finished save survives; [`Durability::PowerLoss`] unless set.
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = durability;
-        self
-    }
-
-    /// Takes no lock in [`save`](Checkpoint::save) and [`write`](Checkpoint::write): for file systems that have none
-    /// (`ENOLCK`, `ENOSYS`). Nothing then keeps another process from writing into the directory at the same time: see to
-    /// that by other means. A manager has [an option of its own](crate::CheckpointManagerBuilder::without_lock).
-    pub fn without_lock(mut self) -> Self {
-        self.without_lock = true;
-        self
-    }
-
-    /// How many threads write a save; by default one a processor, at most 8.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.options.threads = threads.max(1);
-        self.planned = None;
-        self
-    }
-
-    /// How many bytes a thread gathers, digests and writes at a time, rounded up to pages of 4 KiB, at most 1 GiB; unless
-    /// set 4 MiB, and 64 KiB for files under 8 MiB. Every thread that writes needs memory for one.
-    ///
-    /// ```
-    /// use tch_checkpoint::Checkpoint;
-    /// let checkpoint = Checkpoint::new().chunk_bytes(1 << 20).threads(2);
-    /// # let _ = checkpoint;
-    /// ```
-    pub fn chunk_bytes(mut self, bytes: usize) -> Self {
-        self.options.chunk_bytes = Some(bytes.clamp(1, 1 << 30).next_multiple_of(PAGE));
-        self.planned = None;
-        self
-    }
-
-    /// Calls `report` after every few megabytes of a save, from the threads that write; what it does there holds them
-    /// up. Costs nothing unless set.
-    pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        self.options.observer = Observer::new(report);
-        self
-    }
-
-    /// What a save notes of the values of tensors of float types (F64, F32, F16, BF16, the F8 types but F8_E8M0, and
-    /// C64). Defaults to [`Health::Finite`].
-    ///
-    /// ```
-    /// use tch_checkpoint::{Checkpoint, Health};
-    /// let checkpoint = Checkpoint::new().health(Health::Statistics);
-    /// # let _ = checkpoint;
-    /// ```
-    pub fn health(mut self, health: Health) -> Self {
-        self.options.health = health;
-        self
-    }
-
-    /// Components with more bytes than this are split into several files (`encoder-00001-of-00003.safetensors`);
-    /// 16 GiB unless set. A single tensor is never split.
-    pub fn max_file_bytes(mut self, bytes: u64) -> Self {
-        self.options.max_file_bytes = bytes.max(1);
-        self.planned = None;
-        self
     }
 
     /// How often this state was saved by [`save`](Checkpoint::save) or a manager; part of every checkpoint.
@@ -348,14 +275,23 @@ impl Checkpoint {
     /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the directory. On any error
     /// the directory and the counter are as before.
     pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
+        self.save_with(prefix, &SaveOptions::new())
+    }
+
+    /// As [`save`](Checkpoint::save), with `options`.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn save_with(&mut self, prefix: impl AsRef<Path>, options: &SaveOptions) -> Result<PathBuf> {
         let prefix = prefix.as_ref();
         let number = self.next_save()?;
-        let name = format!("{}-{number}", file_name(prefix)?);
-        let directory = self.directory(parent_of(prefix));
-        let (path, manifest, held) = self.save_alone(&directory, &name, number)?;
+        let name = format!("{}-{number}", checkpoint_name(prefix)?);
+        let target = Target { directory: self.directory(parent_of(prefix), options), name: &name };
+        let stamp = Stamp { save_counter: number, ..self.stamp() };
+        let (path, manifest, held) = self.save_alone(&target, stamp, options, Vec::new())?;
         self.save_counter.set(number);
         self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
-        if let Err(e) = update_index(&directory, &held, &name, &manifest) {
+        if let Err(e) = update_index(&target.directory, &held, &name, &manifest) {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
         }
         Ok(path)
@@ -366,9 +302,44 @@ impl Checkpoint {
     /// # Errors
     /// As for [`save`](Checkpoint::save).
     pub fn write(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
-        let path = path.as_ref();
-        let directory = self.directory(parent_of(path));
-        Ok(self.save_alone(&directory, file_name(path)?, self.save_counter.get())?.0)
+        self.write_with(path, &SaveOptions::new())
+    }
+
+    /// As [`write`](Checkpoint::write), with `options`.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn write_with(&mut self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<PathBuf> {
+        self.write_with_assets(path, options, [])
+    }
+
+    /// As [`write_with`](Checkpoint::write_with), with files that only this checkpoint gets, besides those that every
+    /// checkpoint has ([`asset`](Checkpoint::asset)). See [`AssetStream`] for an example.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for a name that no asset can have, or that another one has;
+    /// what the assets' writers return.
+    pub fn write_with_assets<'a>(
+        &mut self,
+        path: impl AsRef<Path>,
+        options: &SaveOptions,
+        assets: impl IntoIterator<Item = AssetStream<'a>>,
+    ) -> Result<PathBuf> {
+        self.write_at_step(path.as_ref(), None, options, assets.into_iter().collect())
+    }
+
+    /// As [`write_with_assets`](Checkpoint::write_with_assets); the checkpoint records the step.
+    pub(crate) fn write_at_step(
+        &mut self,
+        path: &Path,
+        step: Option<u64>,
+        options: &SaveOptions,
+        assets: Vec<AssetStream<'_>>,
+    ) -> Result<PathBuf> {
+        check_names(&assets, self.assets.iter().map(UserAsset::name))?;
+        let target = Target { directory: self.directory(parent_of(path), options), name: checkpoint_name(path)? };
+        let stamp = Stamp { step, save_counter: self.save_counter(), ..self.stamp() };
+        Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 
     /// What the counter of saves will be after the next one.
@@ -382,27 +353,39 @@ impl Checkpoint {
     /// Saves into a directory of which a manager of this checkpoint, or nobody, has the lock.
     fn save_alone(
         &mut self,
-        directory: &Directory,
-        name: &str,
-        counter: i64,
+        target: &Target<'_>,
+        stamp: Stamp,
+        options: &SaveOptions,
+        assets: Vec<AssetStream<'_>>,
     ) -> Result<(PathBuf, Manifest, Arc<Held>)> {
-        let (plan, seen) = self.plan()?;
+        let Target { directory, name } = target;
+        let (plan, seen) = self.plan(options)?;
         let held = self.hold(directory)?;
-        let stamp = Stamp { sequence: held.next_sequence()?, save_counter: counter, ..self.stamp() };
-        let header = Header::of(stamp, &plan)?;
-        let unchanged = Unchanged::since(&Memo::default(), &plan, seen);
-        let header = header.with_assets(self.capture_assets(None)?);
+        let stamp = Stamp { sequence: held.next_sequence()?, ..stamp };
+        let unchanged = Unchanged::since_nothing(&plan, seen);
+        let request = self.request(plan, unchanged, stamp, options)?;
         directory.must_be_free(name)?;
-        let saved = save::save(&plan, None, unchanged, directory, name, header, &self.options, || Ok(()));
+        let saved = request.run(None, directory, name, assets, || Ok(()));
         let saved = saved.inspect_err(|_| self.forget_plan())?;
         Ok((saved.path, saved.manifest, held))
     }
 
+    /// Requests a save of what is planned, with the values and the user's own files as they are now.
+    pub(crate) fn request(
+        &self,
+        plan: Arc<Plan>,
+        unchanged: Unchanged,
+        stamp: Stamp,
+        options: &SaveOptions,
+    ) -> Result<SaveRequest> {
+        SaveRequest::new(plan, unchanged, stamp, &self.assets, options)
+    }
+
     /// The lock of a directory: that of the manager, if it is this directory that it writes into.
-    fn hold(&self, directory: &Directory) -> Result<Arc<Held>> {
+    fn hold(&mut self, directory: &Directory) -> Result<Arc<Held>> {
         match self.held.as_ref().filter(|held| held.is_of(directory)) {
             Some(held) => Ok(held.clone()),
-            None => Held::take(directory).map(Arc::new),
+            None => Held::take_again(directory, &mut self.sequences).map(Arc::new),
         }
     }
 
@@ -421,25 +404,6 @@ impl Checkpoint {
         (self.follows.as_ref(), self.restores)
     }
 
-    /// As [`write`](Checkpoint::write), with other files beside the components.
-    #[cfg(feature = "torch")]
-    pub(crate) fn write_with_assets(
-        &mut self,
-        path: &Path,
-        step: Option<u64>,
-        assets: save::Assets<'_>,
-    ) -> Result<PathBuf> {
-        let directory = self.directory(parent_of(path));
-        let name = file_name(path)?;
-        let (plan, seen) = self.plan()?;
-        let held = self.hold(&directory)?;
-        let stamp = Stamp { sequence: held.next_sequence()?, step, save_counter: self.save_counter(), ..self.stamp() };
-        directory.must_be_free(name)?;
-        let header = Header::of(stamp, &plan)?.with_assets(self.capture_assets(None)?);
-        let saved = save::save_with_assets(&plan, seen, &directory, name, header, &self.options, assets);
-        saved.inspect_err(|_| self.forget_plan())
-    }
-
     /// An update of a tracked object that has begun and is not complete, and the object's name.
     pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
         self.objects.unfinished()
@@ -447,15 +411,15 @@ impl Checkpoint {
 
     /// What is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save if nothing has
     /// changed since.
-    pub(crate) fn plan(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
+    pub(crate) fn plan(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, AllSeen)> {
         self.refuse_torn()?;
-        if let Some(plan) = &self.planned {
+        if let Some(plan) = self.planned.as_ref().filter(|plan| plan.fits_options(options)) {
             let seen = plan.look();
             if plan.fits(&seen) && plan.fits_collections() {
                 return Ok((plan.clone(), Arc::new(seen)));
             }
         }
-        let plan = Arc::new(save::plan(&self.objects.list(), &self.options)?);
+        let plan = Arc::new(save::plan(&self.objects.list(), options)?);
         let seen = Arc::new(plan.look());
         // One with gradients that are going to be used would keep their memory.
         self.planned = self.unfinished().is_none().then(|| plan.clone());
@@ -464,14 +428,13 @@ impl Checkpoint {
 
     /// As [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None` stands
     /// for what they say.
-    pub(crate) fn plan_to_capture(&mut self) -> Result<(Arc<Plan>, Option<AllSeen>)> {
-        match self
-            .planned
-            .as_ref()
-            .filter(|plan| self.torn.is_empty() && plan.was_captured() && plan.fits_collections())
-        {
+    pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {
+        let is_current = |plan: &&Arc<Plan>| {
+            self.torn.is_empty() && plan.was_captured() && plan.fits_options(options) && plan.fits_collections()
+        };
+        match self.planned.as_ref().filter(is_current) {
             Some(plan) => Ok((plan.clone(), None)),
-            None => self.plan().map(|(plan, seen)| (plan, Some(seen))),
+            None => self.plan(options).map(|(plan, seen)| (plan, Some(seen))),
         }
     }
 
@@ -511,20 +474,12 @@ impl Checkpoint {
         }
     }
 
-    pub(crate) fn directory(&self, root: &Path) -> Directory {
-        Directory::new(&*self.storage, root, &self.open_options())
-    }
-
-    pub(crate) fn open_options(&self) -> OpenOptions {
-        OpenOptions { durability: self.durability, lock: !self.without_lock, recycle: false }
+    fn directory(&self, root: &Path, options: &SaveOptions) -> Directory {
+        Directory::new(&*self.storage, root, &options.open_options())
     }
 
     pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.storage
-    }
-
-    pub(crate) fn options(&self) -> &SaveOptions {
-        &self.options
     }
 
     pub(crate) fn set_save_counter(&self, counter: i64) {
@@ -720,16 +675,10 @@ impl Checkpoint {
     }
 }
 
-fn file_name(path: &Path) -> Result<&str> {
-    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
-    // What this crate itself calls so.
-    let name = name.filter(|name| ![INDEX_FILE, MANIFEST_FILE].contains(name) && before_aside(name).is_none());
-    name.ok_or_else(|| {
-        Error::InvalidArgument(format!(
-            "{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`",
-            path.display()
-        ))
-    })
+/// Where a checkpoint is to be saved.
+struct Target<'a> {
+    directory: Directory,
+    name: &'a str,
 }
 
 /// Adds a checkpoint to the index of its directory, keeping what that says of the others that are still there.

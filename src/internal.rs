@@ -52,7 +52,7 @@ pub fn is_plain_file_name(name: &str) -> bool {
 /// # Errors
 /// Those of a save before it writes.
 pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
-    Ok(save::plan(objects, &SaveOptions::default())?.bytes())
+    Ok(save::plan(objects, &SaveOptions::new())?.bytes())
 }
 
 /// How many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is preserved.

@@ -128,8 +128,8 @@ pub use provenance::Provenance;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use repository::Durability;
 pub use restore::{PassedOver, RestoreOptions, RestoreStatus, Started, Trainable};
-pub use save::Health;
 pub use save::UserAsset as Asset;
+pub use save::{AssetStream, Health, SaveOptions};
 pub use snapshot::Snapshot;
 pub use source::{TensorSource, VerifiedBy};
 #[cfg(feature = "derive")]

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How far a save or a restore is, in bytes of the component files.
 ///
 /// ```
-/// use tch_checkpoint::{Checkpoint, Progress};
-/// let checkpoint = Checkpoint::new().on_progress(|progress: Progress| {
+/// use tch_checkpoint::{Progress, SaveOptions};
+/// let options = SaveOptions::new().on_progress(|progress: Progress| {
 ///     eprint!("\r{:3.0} %", progress.percent());
 /// });
-/// # let _ = checkpoint;
+/// # let _ = options;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -8,7 +8,8 @@ use crate::format::{
 use crate::graph;
 use crate::interop::durable::DurableFile;
 use crate::parallel;
-use crate::repository::{MANIFEST, Posix};
+use crate::repository::{Directory, MANIFEST, Posix, checkpoint_name, parent_of};
+use crate::save::{self, AssetStream, SaveOptions};
 use crate::source::Source;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashSet};
@@ -142,6 +143,36 @@ impl CheckpointReader {
             Ok(())
         })?;
         file.publish()
+    }
+
+    /// Copies the checkpoint to `path`, verified, with `assets` besides its own files, or in the place of those of the same
+    /// names. The copy does not count as a step of the run: it follows no checkpoint. Returns the path.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path();
+    /// use tch_checkpoint::{AssetStream, Checkpoint, CheckpointReader, Counter, SaveOptions};
+    /// let path = Checkpoint::new().track("step", Counter::new(7))?.write(dir.join("seven"))?;
+    /// let card = AssetStream::new("card.md", 8, |out| out.write_all(b"# Seven\n"));
+    /// let copy = CheckpointReader::open(path)?.copy_to(dir.join("published"), &SaveOptions::new(), [card])?;
+    /// assert_eq!(CheckpointReader::open(copy)?.asset("card.md")?, b"# Seven\n");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when it is not what was written; otherwise as for
+    /// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets). Nothing is at `path` then.
+    pub fn copy_to<'a>(
+        &self,
+        path: impl AsRef<Path>,
+        options: &SaveOptions,
+        assets: impl IntoIterator<Item = AssetStream<'a>>,
+    ) -> Result<PathBuf> {
+        let (path, assets) = (path.as_ref(), assets.into_iter().collect());
+        let directory = Directory::new(&Posix::default(), parent_of(path), &options.open_options());
+        save::copy(&self.source, &directory, checkpoint_name(path)?, options, assets)
     }
 
     /// What a saved model says of itself; `None` for a checkpoint that is none. The program is not looked at.

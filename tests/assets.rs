@@ -5,7 +5,9 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-use tch_checkpoint::{Asset, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Value};
+use tch_checkpoint::{
+    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, SaveOptions, Value,
+};
 
 fn inode(checkpoint: &Path, name: &str) -> u64 {
     fs::metadata(checkpoint.join(name)).unwrap().ino()
@@ -166,4 +168,56 @@ fn a_saved_model_has_them_too() {
     assert!(reader.verify().is_intact());
     assert_eq!(reader.asset("tokenizer.json").unwrap(), b"{}");
     SavedModel::load(&path, Device::Cpu).unwrap();
+}
+
+/// Of one save: streamed, refused as a whole when the writer fails, and no clash with those of every save.
+#[test]
+fn a_save_can_have_files_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let options = SaveOptions::new();
+    let mut checkpoint = Checkpoint::new().track("step", Counter::new(3)).unwrap();
+    checkpoint = checkpoint.asset(Asset::writer("words.txt", |out| out.write_all(b"a b"))).unwrap();
+    let large: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let write_large = |out: &mut dyn Write| large.chunks(1000).try_for_each(|chunk| out.write_all(chunk));
+    let stream = || AssetStream::new("replay.bin", 3_000_000, write_large);
+    let path = checkpoint.write_with_assets(at("with"), &options, [stream()]).unwrap();
+    let reader = CheckpointReader::open(&path).unwrap();
+    assert!(reader.verify().is_intact());
+    assert_eq!(reader.manifest().assets.keys().collect::<Vec<_>>(), ["replay.bin", "words.txt"]);
+    assert_eq!(reader.asset("replay.bin").unwrap(), large);
+    let next = checkpoint.write(at("next")).unwrap();
+    assert_eq!(CheckpointReader::open(&next).unwrap().manifest().assets.len(), 1);
+
+    for names in [&["words.TXT"][..], &["a", "A"], &["manifest.json"], &["x/y"], &["step.safetensors"]] {
+        let streams = names.iter().map(|name| AssetStream::new(*name, 0, |_| Ok(())));
+        let refusal = checkpoint.write_with_assets(at("refused"), &options, streams).unwrap_err();
+        assert!(matches!(refusal, Error::InvalidName { .. }), "{names:?}: {refusal}");
+    }
+    let fails = |error: fn() -> std::io::Error| {
+        AssetStream::new("half", 0, move |out| {
+            out.write_all(b"half of it")?;
+            Err(error())
+        })
+    };
+    let failed = |stream| checkpoint.write_with_assets(at("failed"), &options, [stream]).unwrap_err().to_string();
+    assert!(
+        [fails(|| std::io::Error::other("no tokens"))].map(failed)[0].contains("half: its writer failed: no tokens")
+    );
+    assert!(!at("failed").exists() && !at("refused").exists());
+
+    // A copy has the rest of the files too, verified.
+    let other = AssetStream::new("words.txt", 1, |out| out.write_all(b"c"));
+    let copy = reader.copy_to(at("copy"), &options, [other]).unwrap();
+    let copied = CheckpointReader::open(&copy).unwrap();
+    assert!(copied.verify().is_intact() && copied.manifest().follows.is_none());
+    assert_eq!(
+        (copied.asset("words.txt").unwrap(), copied.asset("replay.bin").unwrap()),
+        (b"c".to_vec(), large.clone())
+    );
+    assert_eq!(copied.manifest().values["step"], 3);
+    let mut file = fs::File::options().write(true).open(path.join("replay.bin")).unwrap();
+    file.write_all(&[large[0] ^ 1]).unwrap();
+    assert!(matches!(reader.copy_to(at("bad"), &options, []), Err(Error::Damaged { .. })));
+    assert!(!at("bad").exists());
 }

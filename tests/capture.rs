@@ -5,7 +5,7 @@ use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointManager, CheckpointReader, Dtype, Durability, Error, RestoreOptions, Rng,
-    Variables, optim, verify_checkpoint,
+    SaveOptions, Variables, optim, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -24,8 +24,9 @@ fn manager(checkpoint: Checkpoint, dir: &Path) -> CheckpointManager {
 }
 
 fn manager_with(checkpoint: Checkpoint, dir: &Path, background: Background) -> CheckpointManager {
-    let checkpoint = checkpoint.durability(Durability::ProcessCrash);
-    CheckpointManager::builder(checkpoint, dir).max_to_keep(None).background(background).open().unwrap()
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    let builder = CheckpointManager::builder(checkpoint, dir).save_options(options);
+    builder.max_to_keep(None).background(background).open().unwrap()
 }
 
 /// The floats of a saved tensor.
@@ -539,9 +540,9 @@ fn a_blocking_save_digests_what_it_writes() -> Outcome {
         });
         for (name, durability) in [("a", Durability::ProcessCrash), ("b", Durability::PowerLoss)] {
             let mut checkpoint = Checkpoint::new().track("w", &w).unwrap().track("small", &small).unwrap();
-            checkpoint = checkpoint.durability(durability);
+            let options = SaveOptions::new().durability(durability);
             for i in 0..10 {
-                let path = checkpoint.write(dir.path().join(format!("{name}{i}"))).unwrap();
+                let path = checkpoint.write_with(dir.path().join(format!("{name}{i}")), &options).unwrap();
                 problems.extend(verify_checkpoint(&path).problems);
             }
         }
@@ -577,8 +578,8 @@ fn stall() -> Outcome {
         } else {
             checkpoint.add("model", Variables::of(&vs))?;
         }
-        let checkpoint = checkpoint.durability(Durability::ProcessCrash);
-        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1);
+        let options = SaveOptions::new().durability(Durability::ProcessCrash);
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).save_options(options);
         let mut manager = builder.background(Background::new()).open()?;
         let (mut times, mut worked_for) = (Vec::new(), Vec::new());
         for step in 1..=8 {

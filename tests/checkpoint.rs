@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, Progress, RestoreOptions, Saved,
-    Trackable, Value, latest_checkpoint,
+    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, Progress, RestoreOptions,
+    SaveOptions, Saved, Trackable, Value, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -69,7 +69,7 @@ fn the_same_state_gives_the_same_bytes() -> Outcome {
     let dir = tempfile::tempdir()?;
     let model = Model::new(3);
     let a = checkpoint_of(&model).write(dir.path().join("a"))?;
-    let b = checkpoint_of(&model).threads(5).chunk_bytes(1).write(dir.path().join("b"))?;
+    let b = checkpoint_of(&model).write_with(dir.path().join("b"), &SaveOptions::new().threads(5).chunk_bytes(1))?;
     assert_eq!(fs::read(a.join("model.safetensors"))?, fs::read(b.join("model.safetensors"))?);
     let lines = |path: &std::path::Path| {
         fs::read_to_string(path.join("manifest.json")).map(|text| text.lines().map(String::from).collect::<Vec<_>>())
@@ -376,7 +376,9 @@ fn an_object_that_cannot_be_saved_is_named_and_nothing_is_written() -> Outcome {
 fn a_large_component_is_split_and_comes_back() -> Outcome {
     let dir = tempfile::tempdir()?;
     let tensors: Vec<Memory> = (0..10).map(|i| Memory::seeded(1000, i)).collect();
-    let path = Checkpoint::new().max_file_bytes(9000).track("big", &tensors)?.write(dir.path().join("c"))?;
+    let path = Checkpoint::new()
+        .track("big", &tensors)?
+        .write_with(dir.path().join("c"), &SaveOptions::new().max_file_bytes(9000))?;
     assert!(
         path.join("big-00001-of-00005.safetensors").exists() && path.join("big-00005-of-00005.safetensors").exists()
     );
@@ -431,8 +433,9 @@ fn progress_counts_every_byte_once_or_twice() {
         let seen = seen.clone();
         move |progress| seen.lock().unwrap().push(progress)
     };
-    let mut checkpoint = Checkpoint::new().on_progress(note(&seen)).track("weights", &weights).unwrap();
-    let path = checkpoint.save(folder.path().join("ckpt")).unwrap();
+    let mut checkpoint = Checkpoint::new().track("weights", &weights).unwrap();
+    let options = SaveOptions::new().on_progress(note(&seen));
+    let path = checkpoint.save_with(folder.path().join("ckpt"), &options).unwrap();
     let file = path.join("weights.safetensors").metadata().unwrap().len();
     let saved = std::mem::take(&mut *seen.lock().unwrap());
     assert!(saved.len() > 3 && saved.iter().all(|progress| progress.total == file), "{saved:?}");

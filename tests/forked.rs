@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Variables, optim};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, SaveOptions, Variables, optim,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -19,8 +21,9 @@ fn a_child_does_not_wait_for_the_threads_of_its_parent() -> Outcome {
     let sgd = optim::Sgd::default().build(&vs, 1.0)?;
     let dir = tempfile::tempdir()?;
     let checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?.track("optimizer", &sgd)?;
-    let checkpoint = checkpoint.durability(Durability::ProcessCrash);
-    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).save_options(options);
+    let mut manager = builder.background(Background::new()).open()?;
     let mut data: Tensor = w.data();
     for step in 1..=5 {
         let path = manager.save_at(step)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, OnUnhealthy,
+    Error, Health, OnUnhealthy, SaveOptions,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -163,14 +163,15 @@ fn statistics_are_those_of_the_values() -> Outcome {
     ];
     let mut manifests = Vec::new();
     for (number, threads, chunk, background) in [(1, 1, 4096, false), (2, 2, 1 << 20, false), (3, 2, 1 << 16, true)] {
-        let mut checkpoint = Checkpoint::new().health(Health::Statistics).threads(threads).chunk_bytes(chunk);
+        let mut checkpoint = Checkpoint::new();
+        let options = SaveOptions::new().health(Health::Statistics).threads(threads).chunk_bytes(chunk);
         for (name, tensor) in &tensors {
             checkpoint.add(name, tensor)?;
         }
         let builder =
             CheckpointManager::builder(checkpoint, dir.path()).fresh_start().checkpoint_name(format!("c{number}"));
         let builder = if background { builder.background(Background::new()) } else { builder };
-        let mut manager = builder.open()?;
+        let mut manager = builder.save_options(options).open()?;
         let path = manager.save_at(1)?;
         manager.close()?;
         manifests.push(CheckpointReader::open(path)?.manifest().clone());
@@ -219,7 +220,7 @@ fn only_what_is_not_finite_is_noted_unless_more_is_asked_for() -> Outcome {
     run.set(0, f32::NAN);
     let unhealthy = run.checkpoint().save(dir.path().join("b"))?;
     assert_eq!(text(&unhealthy)?.matches("statistics").count(), 1);
-    let off = run.checkpoint().health(Health::Off).save(dir.path().join("c"))?;
+    let off = run.checkpoint().save_with(dir.path().join("c"), &SaveOptions::new().health(Health::Off))?;
     assert!(!text(&off)?.contains("statistics"));
     Ok(())
 }

@@ -12,7 +12,7 @@ use tch_checkpoint::format::{Manifest, Mark, MarkKind};
 use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy, Latest, Reason, RetentionPolicy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability,
-    Error,
+    Error, SaveOptions,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -25,8 +25,9 @@ impl Run {
     }
 
     fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
-        let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash);
-        CheckpointManager::builder(checkpoint.track("step", &self.0).unwrap(), dir)
+        let options = SaveOptions::new().durability(Durability::ProcessCrash);
+        let checkpoint = Checkpoint::new().track("step", &self.0).unwrap();
+        CheckpointManager::builder(checkpoint, dir).save_options(options)
     }
 
     fn train(&self, manager: &mut CheckpointManager, steps: usize) -> Outcome {
@@ -155,9 +156,10 @@ fn a_pinned_checkpoint_stays_when_the_run_goes_back() -> Outcome {
 fn a_checkpoint_that_is_still_written_gets_its_marks() -> Outcome {
     let dir = tempfile::tempdir()?;
     let weights = Memory::seeded(4 << 20, 1);
-    let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash).track("weights", &weights)?;
+    let checkpoint = Checkpoint::new().track("weights", &weights)?;
     let best = Best::new("accuracy", Goal::Maximize, 1);
     let mut manager = CheckpointManager::builder(checkpoint, dir.path())
+        .save_options(SaveOptions::new().durability(Durability::ProcessCrash))
         .max_to_keep(1)
         .keep(best)
         .background(Background::new())

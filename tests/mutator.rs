@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Ema, RestoreOptions, Swa, Variables, optim,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Ema, RestoreOptions, SaveOptions, Swa,
+    Variables, optim,
 };
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -168,8 +169,7 @@ impl Program {
     fn checkpoint(&self) -> Checkpoint {
         let all = || Checkpoint::new().track("model", Variables::of(&self.vs))?.track("alias", &self.alias);
         let all = all().and_then(|all| all.track("optimizer", &self.optimizer)?.track("ema", &self.ema));
-        let all = all.and_then(|all| all.track("swa", &self.swa)).unwrap();
-        all.durability(Durability::ProcessCrash)
+        all.and_then(|all| all.track("swa", &self.swa)).unwrap()
     }
 
     fn forward(&self, random: &mut Random) -> Tensor {
@@ -392,8 +392,10 @@ fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, others: Other
         if matches!(others, Others::AreWatched | Others::Pass) {
             background = background.without_hooks();
         }
-        let checkpoint = program.checkpoint().threads(1 + random.below(2) as usize);
-        let builder = CheckpointManager::builder(checkpoint, dir.path().join("run")).max_to_keep(1);
+        let options = SaveOptions::new().durability(Durability::ProcessCrash);
+        let options = options.threads(1 + random.below(2) as usize);
+        let builder = CheckpointManager::builder(program.checkpoint(), dir.path().join("run")).max_to_keep(1);
+        let builder = builder.save_options(options.clone());
         let mut manager = builder.background(background).open().unwrap();
         let mut blocking = program.checkpoint();
         for step in 1..=24 {
@@ -407,7 +409,7 @@ fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, others: Other
             }
             let state = program.state();
             if random.below(8) == 0 {
-                let path = blocking.write(dir.path().join(format!("blocking-{step}"))).unwrap();
+                let path = blocking.write_with(dir.path().join(format!("blocking-{step}")), &options).unwrap();
                 assert!(is_state(&path, &state), "a blocking save, seed {seed}");
                 std::fs::remove_dir_all(path).unwrap();
             }

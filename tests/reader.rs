@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::Manifest;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, Durability, Error, Node, Trackable, latest_checkpoint,
-    verify_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, Durability, Error, Node, SaveOptions, Trackable,
+    latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -21,12 +21,13 @@ fn what_is_removed_while_it_is_opened_is_not_called_damaged() -> Outcome {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| -> Outcome {
         let writer = scope.spawn(|| {
-            let mut checkpoint = Checkpoint::new().durability(Durability::ProcessCrash);
+            let mut checkpoint = Checkpoint::new();
             for n in 0..20 {
                 checkpoint = checkpoint.track(&format!("part{n}"), Memory::seeded(8, n)).unwrap();
             }
             let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).recycle(false);
-            let mut manager = builder.open().unwrap();
+            let options = SaveOptions::new().durability(Durability::ProcessCrash);
+            let mut manager = builder.save_options(options).open().unwrap();
             let started = Instant::now();
             for step in 0.. {
                 manager.save_at(step).unwrap();
@@ -90,7 +91,9 @@ fn parts_of_a_tensor_are_read_and_checked_at_the_end() -> Outcome {
     let dir = tempfile::tempdir()?;
     let tensor = Memory::seeded(1000, 3);
     // Several pieces.
-    let path = Checkpoint::new().max_file_bytes(8192).track("t", &tensor)?.write(dir.path().join("one"))?;
+    let path = Checkpoint::new()
+        .track("t", &tensor)?
+        .write_with(dir.path().join("one"), &SaveOptions::new().max_file_bytes(8192))?;
     let reader = CheckpointReader::open(&path)?;
     let whole = reader.tensor("t")?;
     for (offset, length) in [(0, 4000), (0, 1), (3999, 1), (1000, 2500), (4000, 0)] {

@@ -10,8 +10,9 @@ use object_store::{PART, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tch_checkpoint::internal::{self, OpenOptions, Posix, Repository, Storage, checkpoint_in};
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Dtype, Error};
+use tch_checkpoint::format::Follows;
+use tch_checkpoint::internal::{self, OpenOptions, Posix, Repository, Source, Storage, checkpoint_in};
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Dtype, Error, SaveOptions};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -44,12 +45,13 @@ impl Run {
     }
 
     fn checkpoint(&self) -> Result<Checkpoint> {
-        let checkpoint = checkpoint_in(self.storage.clone()).threads(3).chunk_bytes(1 << 20);
+        let checkpoint = checkpoint_in(self.storage.clone());
         checkpoint.track("step", &self.step)?.track("large", &self.large)?.track("small", &self.small)
     }
 
     fn open(&self, background: bool) -> Result<CheckpointManager> {
-        let builder = CheckpointManager::builder(self.checkpoint()?, &self.root).max_to_keep(2);
+        let options = SaveOptions::new().threads(3).chunk_bytes(1 << 20);
+        let builder = CheckpointManager::builder(self.checkpoint()?, &self.root).max_to_keep(2).save_options(options);
         if background { builder.background(Background::new()).open() } else { builder.open() }
     }
 
@@ -172,6 +174,45 @@ fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
         assert!(run.is_at(1));
         Ok(())
     })
+}
+
+/// A write needs to know the highest sequence of the directory, and not to read all manifests for it.
+#[test]
+fn a_write_reads_no_manifest_twice() -> Outcome {
+    let store = Store::default();
+    let step = Counter::new(0);
+    let new = || checkpoint_in(Arc::new(store.clone())).track("step", &step);
+    let mut checkpoint = new()?;
+    let path = |number: u64| Path::new("bucket/run").join(format!("c{number}"));
+    let mut write = |number: u64| -> Result<u64> {
+        let before = store.0.reads.load(Ordering::SeqCst);
+        checkpoint.write(path(number))?;
+        Ok(store.0.reads.load(Ordering::SeqCst) - before)
+    };
+    let reads = (0..40).map(&mut write).collect::<Result<Vec<u64>>>()?;
+    let first = reads[1];
+    // What a read of a manifest costs: the first write had none to read.
+    assert!(first > 0 && reads[1..].iter().all(|&reads| reads == first), "{reads:?}");
+    // What others wrote is read, also in the place of one that was known, and counts.
+    let mut other = new()?;
+    other.write(path(100))?;
+    let repository = run_of(&store);
+    assert!(repository.remove("c7", &id(&store, 7)?, &|_| false)?);
+    other.write(path(7))?;
+    let reads = write(41)?;
+    assert_eq!(reads, 3 * first, "the last of ours, and two others");
+    let sequences = [39, 100, 7, 41].map(|number| id(&store, number).map(|id| id.sequence).unwrap_or(0));
+    assert_eq!(sequences, [40, 41, 42, 43]);
+    Ok(())
+}
+
+fn run_of(store: &Store) -> Arc<dyn Repository> {
+    store.repository(Path::new("bucket/run"), &OpenOptions::default())
+}
+
+fn id(store: &Store, number: u64) -> Result<Follows> {
+    let manifest = Source::open(store, &Path::new("bucket/run").join(format!("c{number}")))?.manifest;
+    Ok(Follows { run: manifest.run, sequence: manifest.sequence })
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch::nn::{self, Module, OptimizerConfig, RNN, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, Variables, optim};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Durability, SaveOptions, Variables, optim,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -18,9 +20,11 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 fn manager(vs: &VarStore, dir: &Path) -> CheckpointManager {
     let optimizer = optim::Sgd::default().build(vs, 1.0).unwrap();
     let checkpoint = Checkpoint::new().track("model", Variables::of(vs)).unwrap();
-    let checkpoint = checkpoint.track("optimizer", &optimizer).unwrap().durability(Durability::ProcessCrash);
+    let checkpoint = checkpoint.track("optimizer", &optimizer).unwrap();
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
     let background = Background::new().without_detection();
-    CheckpointManager::builder(checkpoint, dir).max_to_keep(2).background(background).open().unwrap()
+    let builder = CheckpointManager::builder(checkpoint, dir).save_options(options);
+    builder.max_to_keep(2).background(background).open().unwrap()
 }
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {

@@ -4,10 +4,12 @@ pub(crate) mod broken;
 mod chain;
 mod marks;
 mod rule;
+mod sequences;
 
 pub(crate) use chain::{Chain, Link};
 pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
+pub(crate) use sequences::Sequences;
 
 use crate::error::{Error, Result};
 use crate::format::{Follows, Index, IndexEntry, Manifest};
@@ -291,27 +293,6 @@ pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
     let source = Source::open_in(directory, name)?;
     let marks = Marks::read(directory, name, &source.manifest)?;
     Ok(Found::new(name, &source.manifest, marks))
-}
-
-/// The highest sequence in a directory, by the manifests alone.
-///
-/// # Errors
-/// Where a checkpoint cannot be looked at: what is saved next must be later than it, whatever it is.
-pub(crate) fn highest_sequence(directory: &Directory, scan: &Scan) -> Result<u64> {
-    let index = directory.index();
-    let indexed = index.iter().flat_map(|index| &index.checkpoints);
-    let indexed = indexed.filter(|entry| scan.names.contains(&entry.name)).map(|entry| entry.sequence);
-    let mut highest = indexed.max().unwrap_or(0);
-    let known = rule::indexed(index.as_ref());
-    let aside = scan.aside.iter().map(|(_, name)| (name, false));
-    for (name, counts) in scan.checkpoints.iter().map(|name| (name, true)).chain(aside) {
-        match directory.manifest(name) {
-            Ok(manifest) => highest = highest.max(manifest.sequence),
-            Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &known, name, &e) => return Err(e),
-            Err(_) => {}
-        }
-    }
-    Ok(highest)
 }
 
 /// Whether what is wrong with a checkpoint stays so, as far as this version is concerned.

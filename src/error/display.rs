@@ -128,7 +128,7 @@ fn remedy(action: &str, error: &io::Error) -> &'static str {
     match (action, errno) {
         ("lock", _) if has_none => {
             return "; the file system has no locks for this file: see to it that nobody else writes there, and renounce \
-                    the lock (`without_lock()`)";
+                    the lock (`SaveOptions::without_lock`)";
         }
         ("sync" | "sync the directory", _) if has_none => {
             return "; the file system cannot make this durable: save to another one, or renounce surviving a power cut \
@@ -136,7 +136,7 @@ fn remedy(action: &str, error: &io::Error) -> &'static str {
         }
         (_, Some(Errno::FBIG)) => {
             return "; the file system, or a limit (`ulimit -f`), allows no larger file: split components into smaller \
-                    files (`max_file_bytes`)";
+                    files (`SaveOptions::max_file_bytes`)";
         }
         (_, Some(Errno::NAMETOOLONG)) => return "; choose a shorter name",
         _ => {}

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{self, Entered, Hold};
 use crate::name::matches;
-use crate::save::{self, Capture, Failure, Header, Image, Lazy, Others, Plan, SaveOptions, Unchanged};
+use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::any::Any;
@@ -189,10 +189,8 @@ impl Taken {
 /// What is to be saved, and what the thread that does it needs.
 pub(super) struct Order {
     pub taken: Taken,
-    pub unchanged: Unchanged,
-    pub header: Header,
+    pub request: SaveRequest,
     pub commit: Commit,
-    pub options: SaveOptions,
     pub before: Before,
 }
 
@@ -213,14 +211,11 @@ pub(super) struct Before {
 impl InFlight {
     /// Copies what may not be copied later, and lets a thread go on with it.
     pub(super) fn start(order: Order) -> Result<InFlight> {
-        let Order { taken: Taken { entered, capture }, mut unchanged, header, commit, options, before } = order;
-        // The training needs the processors more.
-        let options = SaveOptions { threads: options.threads.div_ceil(2), ..options };
-        unchanged.prove(&capture.plan, |file| capture.is_behind(file), options.threads);
-        capture.copy_now(|file| unchanged.is_proved(file))?;
+        let Order { taken: Taken { entered, capture }, mut request, commit, before } = order;
+        request.capture_now(&capture)?;
         let entered = Arc::new(Mutex::new(Some(entered)));
         let (job, leave) = (capture.clone(), entered.clone());
-        let work = move || write(&job, &leave, unchanged, header, commit, &options);
+        let work = move || write(&job, &leave, request, commit);
         let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, entered, before }),
@@ -247,14 +242,7 @@ fn leave(entered: &Mutex<Option<Entered>>) {
 }
 
 /// Everything that happens behind the call.
-fn write(
-    capture: &Capture,
-    entered: &Mutex<Option<Entered>>,
-    unchanged: Unchanged,
-    header: Header,
-    commit: Commit,
-    options: &SaveOptions,
-) -> Written {
+fn write(capture: &Capture, entered: &Mutex<Option<Entered>>, request: SaveRequest, commit: Commit) -> Written {
     capture.finish();
     leave(entered);
     if let Some(failure) = capture.failure() {
@@ -262,8 +250,6 @@ fn write(
     }
     commit.begin()?;
     let image = capture.image();
-    let (directory, name) = (&commit.directory, &commit.name);
-    let saved =
-        save::save(&capture.plan, Some(&image), unchanged, directory, name, header, options, || commit.ready())?;
+    let saved = request.run(Some(&image), &commit.directory, &commit.name, Vec::new(), || commit.ready())?;
     Ok(commit.done(saved))
 }

@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::repository::{Directory, OpenOptions};
 use crate::restore::RestoreOptions;
-use crate::save::{Held, Image};
+use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ pub struct CheckpointManagerBuilder {
     background: Option<Background>,
     recycle: bool,
     fresh_start: bool,
-    without_lock: bool,
+    options: SaveOptions,
 }
 
 impl std::fmt::Debug for CheckpointManagerBuilder {
@@ -107,7 +107,7 @@ impl CheckpointManagerBuilder {
             background: None,
             recycle: true,
             fresh_start: false,
-            without_lock: false,
+            options: SaveOptions::new(),
         }
     }
 
@@ -288,6 +288,22 @@ impl CheckpointManagerBuilder {
         self
     }
 
+    /// Sets how every checkpoint is saved. Defaults to [`SaveOptions::new`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tch_checkpoint::Error> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::{CheckpointManager, Durability, SaveOptions};
+    /// let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    /// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/run").save_options(options).open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn save_options(mut self, options: SaveOptions) -> Self {
+        self.options = options;
+        self
+    }
+
     /// Allows a new run in a directory that holds the checkpoints of another one.
     ///
     /// Unless set, the first save is an error when nothing of the directory was restored and it holds checkpoints of this
@@ -311,14 +327,6 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Takes no lock: for file systems that have none (`ENOLCK`, `ENOSYS`). Nothing then keeps two managers, or two
-    /// processes, from writing into the directory at the same time and removing each other's checkpoints: see to that
-    /// by other means.
-    pub fn without_lock(mut self) -> Self {
-        self.without_lock = true;
-        self
-    }
-
     /// Opens the folder: creates it if need be, takes its lock, removes what a dead writer left half-done, and finds
     /// the checkpoints by looking at them; the index is only a hint. What is damaged is moved aside. What cannot be
     /// looked at now is an error of the restore or save that follows, not of this call.
@@ -333,8 +341,7 @@ impl CheckpointManagerBuilder {
             self.save_policies.push(Box::new(EverySteps(steps)));
         }
         let storage = self.checkpoint.storage();
-        let options = self.checkpoint.open_options();
-        let options = OpenOptions { recycle: self.recycle, lock: options.lock && !self.without_lock, ..options };
+        let options = OpenOptions { recycle: self.recycle, ..self.options.open_options() };
         // Paths then lead here whatever the working directory is.
         let directory = Directory::new(storage, &storage.absolute(&self.directory)?, &options);
         directory.create()?;
@@ -352,6 +359,7 @@ impl CheckpointManagerBuilder {
         checkpoint.set_held(held.clone());
         Ok(CheckpointManager {
             checkpoint,
+            options: self.options,
             directory,
             name: self.name,
             save_policies: self.save_policies,

@@ -34,7 +34,7 @@ use crate::format::Follows;
 use crate::graph;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
-use crate::save::{self, AllSeen, Header, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{self, AllSeen, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order, Taken};
 use commit::{Commit, EarlyMarks};
@@ -81,6 +81,7 @@ use std::time::{Duration, Instant};
 /// checkpoint can be looked at. A checkpoint whose number comes again is superseded in the same way.
 pub struct CheckpointManager {
     checkpoint: Checkpoint,
+    options: SaveOptions,
     directory: Directory,
     name: String,
     save_policies: Vec<Box<dyn SavePolicy>>,
@@ -296,9 +297,9 @@ impl CheckpointManager {
             Err(error) if error.is_damage() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (plan, seen) = self.checkpoint.plan()?;
-        let is_saved = save::is_saved(&plan, &seen, &manifest, self.checkpoint.options().threads)?
-            && self.checkpoint.has_assets(&manifest)?;
+        let (plan, seen) = self.checkpoint.plan(&self.options)?;
+        let is_saved =
+            save::is_saved(&plan, &seen, &manifest, self.options.threads)? && self.checkpoint.has_assets(&manifest)?;
         if !is_broken(Rule::SameStep) && !is_saved {
             return Ok(None);
         }
@@ -499,16 +500,14 @@ impl CheckpointManager {
         stamp.metadata.extend(self.next_metadata.clone());
         let next = CheckpointInfo::of_save(&name, &stamp, self.directory.now());
         let path = self.directory.root().join(&name);
-        let header = Header::of(stamp, &plan)?;
         let unchanged = {
             let mut ledger = self.ledger();
             let beside = ledger.beside(next);
             ledger.memo.keep(beside);
             Unchanged::since(&ledger.memo, &plan, seen)
         };
-        let header = header.with_assets(self.checkpoint.capture_assets(Some(&unchanged))?);
-        let refuse_unhealthy = self.refuse_unhealthy;
-        let options = SaveOptions { refuse_unhealthy, ..self.checkpoint.options().clone() };
+        let request = self.checkpoint.request(plan, unchanged, stamp, &self.options)?;
+        let request = request.refuse_unhealthy(self.refuse_unhealthy);
         let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
         let mut after = Ok(());
         if let Some(taken) = taken {
@@ -517,12 +516,11 @@ impl CheckpointManager {
             let metadata = self.next_metadata.clone();
             let before = Before { last_step, save_counter, head, begun, last_save_at, metadata };
             let early = (commit.name.clone(), commit.early.clone());
-            let started = InFlight::start(Order { taken, unchanged, header, commit, options, before });
+            let started = InFlight::start(Order { taken, request, commit, before });
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {
-            let (directory, name) = (&self.directory, &commit.name);
-            let saved = save::save(&plan, None, unchanged, directory, name, header, &options, || commit.ready());
+            let saved = request.run(None, &self.directory, &commit.name, Vec::new(), || commit.ready());
             let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
             after = commit.done(saved);
         }
@@ -539,7 +537,7 @@ impl CheckpointManager {
     /// What is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the background.
     fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
         while let Some(background) = self.background.clone() {
-            let (plan, seen) = self.checkpoint.plan_to_capture()?;
+            let (plan, seen) = self.checkpoint.plan_to_capture(&self.options)?;
             if plan.bytes() > background.budget {
                 break;
             }
@@ -550,7 +548,7 @@ impl CheckpointManager {
                 None => self.checkpoint.forget_plan(),
             }
         }
-        let (plan, seen) = self.checkpoint.plan()?;
+        let (plan, seen) = self.checkpoint.plan(&self.options)?;
         Ok((plan, seen, None))
     }
 

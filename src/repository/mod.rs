@@ -11,7 +11,7 @@ mod reading;
 pub use directory::Directory;
 pub use memory::Memory;
 pub use names::{Aside, before_aside};
-pub(crate) use names::{MANIFEST, TRASH, nonce, parent_of};
+pub(crate) use names::{MANIFEST, TRASH, checkpoint_name, nonce, parent_of};
 pub use posix::{Dir, Disk, LocalDisk, LockFile, Posix, WriteFile, hold_lease};
 pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest};
 

@@ -1,5 +1,6 @@
 //! What the names in a directory of checkpoints mean.
 
+use crate::error::{Error, Result};
 use std::path::Path;
 
 /// The file that makes a directory a checkpoint.
@@ -62,6 +63,19 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// The name of the checkpoint that `path` leads to.
+pub(crate) fn checkpoint_name(path: &Path) -> Result<&str> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+    // What this crate itself calls so.
+    let name = name.filter(|name| ![INDEX, MANIFEST].contains(name) && before_aside(name).is_none());
+    name.ok_or_else(|| {
+        Error::InvalidArgument(format!(
+            "{} does not end in a name for a checkpoint, such as `checkpoints/ckpt`",
+            path.display()
+        ))
+    })
 }
 
 /// A name no other has: 128 random bits in hexadecimal.

@@ -1,119 +1,192 @@
-//! Files of a checkpoint that are no components: written from the beginning to the end, under one digest.
+//! Files of a checkpoint that are no components, written from the beginning to the end under one digest.
 
-use super::{AllSeen, Header, Held, Memo, Plan, SaveOptions, Unchanged, write};
-use crate::error::Result;
+use super::tracked::check_asset_name;
+use super::{Held, SaveOptions};
+use crate::error::{Error, Result};
 use crate::format::{AssetEntry, Hasher};
 use crate::parallel;
-use crate::repository::{Directory, StagedFile, Transaction};
+use crate::repository::{Directory, StagedFile, Transaction, nonce};
 use crate::source::{CHUNK, Source};
 use chrono::Utc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
+/// A file that one save writes beside the components, under a digest, without its content being held in memory. Given to
+/// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
+/// [`CheckpointReader::copy_to`](crate::CheckpointReader::copy_to).
+///
+/// [`Asset`](crate::Asset) is a file that every save of a checkpoint has.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let dir = directory.path();
+/// use std::io::Write;
+/// use tch_checkpoint::{AssetStream, Checkpoint, CheckpointReader, Counter, SaveOptions};
+///
+/// let replay: Vec<u64> = (0..1000).collect();
+/// let asset = AssetStream::new("replay.bin", 8 * replay.len() as u64, |out| {
+///     replay.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
+/// });
+/// let mut checkpoint = Checkpoint::new().track("step", Counter::new(7))?;
+/// let path = checkpoint.write_with_assets(dir.join("ckpt"), &SaveOptions::new(), [asset])?;
+/// assert_eq!(CheckpointReader::open(path)?.asset("replay.bin")?.len(), 8000);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "an asset is written by the save that it is given to"]
+pub struct AssetStream<'a> {
+    pub(super) name: String,
+    /// About how many bytes it has.
+    pub(super) bytes: u64,
+    write: Box<WriteOnce<'a>>,
+}
+
+type WriteOnce<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;
+
+impl<'a> AssetStream<'a> {
+    /// Creates an asset called `name`, whose content `write` writes when the components are written. `bytes` is about how
+    /// many it writes: the save refuses to begin if the file system has less room. There is no buffer between `write` and
+    /// the file, so write large pieces.
+    ///
+    /// If `write` returns an error the save fails with [`Error::Object`], or with the crate's own [`Error`] if that is the
+    /// inner error of the [`io::Error`]; nothing of the checkpoint remains.
+    pub fn new(
+        name: impl Into<String>,
+        bytes: u64,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a,
+    ) -> AssetStream<'a> {
+        AssetStream { name: name.into(), bytes, write: Box::new(write) }
+    }
+
+    /// The name that the file has in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn write(self, staging: &dyn Transaction) -> Result<(String, AssetEntry)> {
+        let mut file = AssetFile::create(staging, &self.name)?;
+        (self.write)(&mut file).map_err(|error| match error.downcast::<Error>() {
+            Ok(error) => error,
+            Err(error) => Error::object(&self.name, format!("its writer failed: {error}")),
+        })?;
+        Ok((self.name, file.finish()?))
+    }
+}
+
+impl fmt::Debug for AssetStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AssetStream").field("name", &self.name).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// Checks the names of assets, of which `others` are written too.
+pub(crate) fn check_names<'a>(streams: &'a [AssetStream<'_>], others: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let mut names: HashSet<String> = others.into_iter().map(str::to_ascii_lowercase).collect();
+    for AssetStream { name, .. } in streams {
+        check_asset_name(name)?;
+        if !names.insert(name.to_ascii_lowercase()) {
+            return Err(Error::name(name, "another asset of the checkpoint has this name; choose another"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes assets. Returns their entries by name.
+pub(super) fn write_streams(
+    streams: Vec<AssetStream<'_>>,
+    staging: &dyn Transaction,
+) -> Result<BTreeMap<String, AssetEntry>> {
+    streams.into_iter().map(|stream| stream.write(staging)).collect()
+}
+
 /// A file being written.
-pub(crate) struct Asset<'a> {
+struct AssetFile<'a> {
     file: Box<dyn StagedFile + 'a>,
     bytes: u64,
     hasher: Hasher,
 }
 
-impl<'a> Asset<'a> {
-    pub(crate) fn create(staging: &'a dyn Transaction, name: &str) -> Result<Asset<'a>> {
-        Ok(Asset { file: staging.create(name, 0)?, bytes: 0, hasher: Hasher::new() })
+impl<'a> AssetFile<'a> {
+    fn create(staging: &'a dyn Transaction, name: &str) -> Result<AssetFile<'a>> {
+        Ok(AssetFile { file: staging.create(name, 0)?, bytes: 0, hasher: Hasher::new() })
     }
 
-    /// Appends `bytes`.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(self.bytes, bytes)?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
-    /// The content is durable when the checkpoint is published, where durability asks for it.
-    pub(crate) fn finish(self) -> Result<AssetEntry> {
+    /// Ends the file. It is durable when the checkpoint is committed.
+    fn finish(self) -> Result<AssetEntry> {
         self.file.finish(self.bytes)?;
         Ok(AssetEntry { bytes: self.bytes, digest: self.hasher.finish() })
     }
 }
 
-/// Writes a whole asset.
-pub(crate) fn write_asset(staging: &dyn Transaction, name: &str, bytes: &[u8]) -> Result<AssetEntry> {
-    let mut asset = Asset::create(staging, name)?;
-    asset.write(bytes)?;
-    asset.finish()
+impl Write for AssetFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.append(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Copies a component's file from another checkpoint.
 fn copy_file(source: &Source, name: &str, bytes: u64, staging: &dyn Transaction) -> Result<()> {
-    let mut copy = Asset::create(staging, name)?;
+    let mut copy = AssetFile::create(staging, name)?;
     let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
     while copy.bytes < bytes {
         let length = (bytes - copy.bytes).min(CHUNK as u64) as usize;
         source.read(name, copy.bytes, &mut buffer[..length])?;
-        copy.write(&buffer[..length])?;
+        copy.append(&buffer[..length])?;
     }
     copy.finish().map(drop)
 }
 
-/// Writes assets, and returns their entries by name.
-type WriteAssets<'a> = dyn FnMut(&dyn Transaction) -> Result<BTreeMap<String, AssetEntry>> + 'a;
-
-/// What writes the assets of a checkpoint, when its components are written.
-pub(crate) struct Assets<'a> {
-    /// About how many bytes they will take.
-    pub bytes: u64,
-    pub write: &'a mut WriteAssets<'a>,
+/// Copies an asset from another checkpoint, verified.
+fn copy_asset(source: &Source, name: &str, staging: &dyn Transaction) -> Result<(String, AssetEntry)> {
+    let mut copy = AssetFile::create(staging, name)?;
+    source.verify_asset(name, |bytes| copy.append(bytes))?;
+    Ok((name.to_string(), copy.finish()?))
 }
 
-/// As [`save`], from the live tensors and with assets.
-pub(crate) fn save_with_assets(
-    plan: &Plan,
-    seen: AllSeen,
-    directory: &Directory,
-    name: &str,
-    mut header: Header,
-    options: &SaveOptions,
-    assets: Assets<'_>,
-) -> Result<PathBuf> {
-    let users = std::mem::take(&mut header.assets);
-    let bytes = users.iter().fold(assets.bytes, |sum, asset| sum.saturating_add(asset.entry.bytes));
-    let staging = directory.begin(name, plan.bytes().saturating_add(bytes))?;
-    let unchanged = Unchanged::since(&Memo::default(), plan, seen);
-    let written = write::write(plan, None, &unchanged, directory, &*staging, options)?;
-    let mut manifest = header.into_manifest(plan, unchanged.seen(), written.tensors, directory.now());
-    manifest.assets = (assets.write)(&*staging)?;
-    for asset in users {
-        let captured = asset.write(unchanged.from(), None, directory, &*staging)?.captured;
-        manifest.assets.insert(captured.name, captured.entry);
-    }
-    manifest.files = written.files;
-    staging.commit(&manifest.to_bytes()?, options.threads)?;
-    Ok(directory.path(name))
-}
-
-/// Saves the state of another checkpoint, verified, with other assets.
-pub(crate) fn copy_with_assets(
+/// Saves the state of another checkpoint, verified, as `name` of `directory`. `assets` are added; those of the other
+/// checkpoint that have the same names are left out.
+pub(crate) fn copy(
     source: &Source,
     directory: &Directory,
     name: &str,
-    run: String,
-    assets: Assets<'_>,
+    options: &SaveOptions,
+    assets: Vec<AssetStream<'_>>,
 ) -> Result<PathBuf> {
+    check_names(&assets, [])?;
     let old = &source.manifest;
     old.files.keys().try_for_each(|file| source.verify_header(file))?;
     let tensors: Vec<_> = old.tensors.iter().collect();
-    parallel::for_each(&tensors, parallel::default_threads(), Vec::new, |(key, record), buffer| {
+    parallel::for_each(&tensors, options.threads, Vec::new, |(key, record), buffer| {
         source.verify_tensor(key, record, buffer)
     })?;
     let held = Held::take(directory)?;
-    let staging = directory.begin(name, old.bytes().saturating_add(assets.bytes))?;
+    let bytes = assets.iter().fold(old.bytes(), |sum, asset| sum.saturating_add(asset.bytes));
+    let staging = directory.begin(name, bytes)?;
     old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &*staging))?;
+    let replaced: HashSet<String> = assets.iter().map(|asset| asset.name.to_ascii_lowercase()).collect();
+    let kept = old.assets.keys().filter(|name| !replaced.contains(&name.to_ascii_lowercase()));
+    let kept: BTreeMap<_, _> = kept.map(|name| copy_asset(source, name, &*staging)).collect::<Result<_>>()?;
     let mut manifest = old.clone();
-    (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, run, Utc::now());
+    (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, nonce(), Utc::now());
     manifest.follows = None;
     manifest.earlier.clear();
-    manifest.assets = (assets.write)(&*staging)?;
-    staging.commit(&manifest.to_bytes()?, parallel::default_threads())?;
+    manifest.assets = write_streams(assets, &*staging)?;
+    manifest.assets.extend(kept);
+    staging.commit(&manifest.to_bytes()?, options.threads)?;
     Ok(directory.path(name))
 }

@@ -1,7 +1,7 @@
 //! A file's bytes, cut for the threads: spans of whole tensors, one thread each at a time, and in them chunks that
 //! begin and end on pages, written one by one.
 
-use super::SaveOptions;
+use super::options::Layout;
 use crate::repository::{DIRECT, PAGE};
 use std::ops::Range;
 
@@ -55,11 +55,11 @@ pub(super) fn spans(
     bytes: u64,
     header: usize,
     tensors: impl Iterator<Item = (usize, Range<u64>)>,
-    options: &SaveOptions,
+    layout: &Layout,
 ) -> Vec<Span> {
-    let target = bytes.div_ceil(options.threads.max(1) as u64).max(MIN_SPAN);
+    let target = bytes.div_ceil(layout.threads.max(1) as u64).max(MIN_SPAN);
     let mut spans = Vec::new();
-    let capacity = options.chunk_bytes.unwrap_or(if bytes < DIRECT { SMALL_CHUNK } else { CHUNK });
+    let capacity = layout.chunk_bytes.unwrap_or(if bytes < DIRECT { SMALL_CHUNK } else { CHUNK });
     let mut cutter = Cutter::new(0, capacity);
     cutter.add(Source::Header, header);
     for (tensor, range) in tensors {

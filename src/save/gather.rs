@@ -92,8 +92,8 @@ mod tests {
     use crate::dtype::{Dtype, TensorSpec};
     use crate::graph::{TensorLeaf, TensorTarget};
     use crate::repository::PAGE;
-    use crate::save::SaveOptions;
     use crate::save::chunk::{CHUNK, spans};
+    use crate::save::options::Layout;
     use crate::save::plan::{PlannedFile, PlannedTensor};
     use proptest::prelude::*;
 
@@ -130,7 +130,7 @@ mod tests {
             let file = PlannedFile { name: "f".into(), header: header.into(), bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
             let chunk_bytes = pages.map(|pages| pages * PAGE);
             let in_file = file.tensors.iter().map(|&tensor| (tensor, tensors[tensor].range.clone()));
-            let spans = spans(0, file.bytes, file.header.len(), in_file, &SaveOptions { threads, chunk_bytes, ..SaveOptions::default() });
+            let spans = spans(0, file.bytes, file.header.len(), in_file, &Layout { threads, chunk_bytes, ..Layout::default() });
             let mut plan = Plan::default();
             plan.files.push(file);
             plan.tensors = tensors;

@@ -1,6 +1,6 @@
 //! The right to write into a directory, and what goes with it: the next sequence, and the index to oneself.
 
-use crate::catalog;
+use crate::catalog::Sequences;
 use crate::error::{Error, Result};
 use crate::format::Index;
 use crate::repository::{Directory, Lock};
@@ -19,13 +19,17 @@ pub(crate) struct Held {
 impl Held {
     /// Takes the lock of a directory, creating it if need be, and looks for its highest sequence.
     pub(crate) fn take(directory: &Directory) -> Result<Held> {
+        Held::take_again(directory, &mut Sequences::default())
+    }
+
+    /// As [`take`](Held::take), where `sequences` are those that it found before.
+    pub(crate) fn take_again(directory: &Directory, sequences: &mut Sequences) -> Result<Held> {
         directory.create()?;
         let lock = directory.lock()?;
         let scan = directory.scan_for_writing()?;
         // What a save or a removal left whose process died.
         directory.sweep(&scan.leftovers);
-        let highest = catalog::highest_sequence(directory, &scan)?;
-        Ok(Held::new(directory, lock, highest))
+        Ok(Held::new(directory, lock, sequences.highest(directory, &scan)?))
     }
 
     /// The directory whose lock this is; `highest` is its highest sequence.

@@ -1,9 +1,9 @@
 //! From live objects to files: which tensor goes where. Nothing is written, so whatever cannot be saved is
 //! refused here, by name.
 
-use super::SaveOptions;
 use super::chunk::{self, Span};
 use super::lazy::Lazy;
+use super::options::{Layout, SaveOptions};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::TensorRecord;
@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
+    /// How the bytes are divided.
+    layout: Layout,
     /// The files' bytes, cut for the threads that write them.
     pub spans: Vec<Span>,
     /// The gates that tensors are behind.
@@ -87,6 +89,11 @@ impl Plan {
         self.generations.iter().zip(seen).all(|(then, now)| then.is_some() && *then == now.generation())
     }
 
+    /// Whether a save with these options divides its bytes in the same way.
+    pub(crate) fn fits_options(&self, options: &SaveOptions) -> bool {
+        self.layout == options.layout()
+    }
+
     /// Whether it was captured before.
     pub(crate) fn was_captured(&self) -> bool {
         self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
@@ -141,7 +148,7 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     for (leaf, generation) in walked.leaves.into_iter().zip(generations) {
         planner.add(leaf, generation)?;
     }
-    planner.finish(options)
+    planner.finish(options.layout())
 }
 
 #[derive(Default)]
@@ -201,10 +208,10 @@ impl Planner {
         Ok(())
     }
 
-    fn finish(mut self, options: &SaveOptions) -> Result<Plan> {
+    fn finish(mut self, layout: Layout) -> Result<Plan> {
         let mut files = Vec::new();
         for (component, places) in std::mem::take(&mut self.components) {
-            let parts = self.split(places, options.max_file_bytes);
+            let parts = self.split(places, layout.max_file_bytes);
             let stem = name::file_stem(&component);
             let count = parts.len();
             for (i, part) in parts.into_iter().enumerate() {
@@ -221,12 +228,13 @@ impl Planner {
         }
         let spans = |(place, file): (usize, &PlannedFile)| {
             let tensors = file.tensors.iter().map(|&tensor| (tensor, self.tensors[tensor].range.clone()));
-            chunk::spans(place, file.bytes, file.header.len(), tensors, options)
+            chunk::spans(place, file.bytes, file.header.len(), tensors, &layout)
         };
         let spans = files.iter().enumerate().flat_map(spans).collect();
         let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
         Ok(Plan {
             files,
+            layout,
             survey: Survey::new(leaves.cloned().collect()),
             generations: self.generations.concat(),
             collections: self.collections,

@@ -85,19 +85,11 @@ impl Asset {
 
     /// Whether a checkpoint can have a file of this name.
     pub(crate) fn check_name(&self) -> Result<()> {
-        let lower = self.name.to_ascii_lowercase();
-        let reason = if !name::is_plain_file_name(&self.name) {
-            "an asset's name has letters, digits, `.`, `-`, `_` and `%` of ASCII, and does not begin with `.`; choose \
-             another with `Asset::named`"
-        } else if lower.ends_with(name::COMPONENT_EXTENSION)
-            || RESERVED.contains(&lower.as_str())
-            || lower.starts_with("mark-")
-        {
-            "files of this name are the checkpoint's own; choose another with `Asset::named`"
-        } else {
-            return Ok(());
-        };
-        Err(Error::name(&self.name, reason))
+        check_asset_name(&self.name)?;
+        if SAVED_MODEL.contains(&self.name.to_ascii_lowercase().as_str()) {
+            return Err(Error::name(&self.name, RESERVED_NAME));
+        }
+        Ok(())
     }
 
     /// The content as it is now.
@@ -124,8 +116,27 @@ impl Asset {
     }
 }
 
-/// Names in lower case that a checkpoint itself uses.
-const RESERVED: [&str; 5] = [MANIFEST_FILE, INDEX_FILE, SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
+/// Checks that a file of this name can be an asset.
+pub(super) fn check_asset_name(name: &str) -> Result<()> {
+    let lower = name.to_ascii_lowercase();
+    let reason = if !name::is_plain_file_name(name) {
+        "an asset's name has letters, digits, `.`, `-`, `_` and `%` of ASCII, and does not begin with `.`; choose another \
+         (`Asset::named`)"
+    } else if lower.ends_with(name::COMPONENT_EXTENSION)
+        || [MANIFEST_FILE, INDEX_FILE].contains(&lower.as_str())
+        || lower.starts_with("mark-")
+    {
+        RESERVED_NAME
+    } else {
+        return Ok(());
+    };
+    Err(Error::name(name, reason))
+}
+
+const RESERVED_NAME: &str = "files of this name are the checkpoint's own; choose another (`Asset::named`)";
+
+/// The names, in lower case, of the assets that make a checkpoint a saved model.
+const SAVED_MODEL: [&str; 3] = [SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
 
 impl fmt::Debug for Asset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

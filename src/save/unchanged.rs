@@ -112,6 +112,11 @@ impl Unchanged {
         Unchanged { from, digests, statistics, proved, no_links: memo.no_links, seen, shared, assets }
     }
 
+    /// Where there is no last checkpoint.
+    pub(crate) fn since_nothing(plan: &Plan, seen: AllSeen) -> Unchanged {
+        Unchanged::since(&Memo::default(), plan, seen)
+    }
+
     /// Looks at the files that may be unchanged, now, at the call: those that are need not be captured. Not at those of
     /// which something `is_behind` the call.
     pub(crate) fn prove(&mut self, plan: &Plan, is_behind: impl Fn(usize) -> bool, threads: usize) {

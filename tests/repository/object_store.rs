@@ -28,6 +28,8 @@ pub const PART: usize = 6 << 20;
 pub struct Bucket {
     objects: Mutex<BTreeMap<String, Object>>,
     tags: AtomicU64,
+    /// Reads of files.
+    pub reads: AtomicU64,
     /// Parts that were uploaded.
     pub parts: AtomicU64,
 }
@@ -226,6 +228,7 @@ impl ReadFile for Reading {
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.bucket.reads.fetch_add(1, Ordering::SeqCst);
         if offset + buffer.len() as u64 > self.stat.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -25,7 +25,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions};
+use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions, SaveOptions};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -115,11 +115,12 @@ impl Bench {
     }
 
     fn manager(&self, durability: Durability, background: bool) -> Outcome<CheckpointManager> {
-        let mut checkpoint = self.state.checkpoint()?.durability(durability);
+        let mut options = SaveOptions::new().durability(durability);
         if let Some(threads) = self.threads {
-            checkpoint = checkpoint.threads(threads);
+            options = options.threads(threads);
         }
-        let builder = CheckpointManager::builder(checkpoint, &self.folder).max_to_keep(1);
+        let builder = CheckpointManager::builder(self.state.checkpoint()?, &self.folder);
+        let builder = builder.max_to_keep(1).save_options(options);
         Ok(if background { builder.background(Background::new()).open()? } else { builder.open()? })
     }
 

@@ -16,8 +16,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{AssetEntry, Digest, Index, Manifest};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, Dtype, Durability, Error, Value, list_checkpoints,
-    verify_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, Dtype, Durability, Error, SaveOptions, Value,
+    list_checkpoints, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -657,7 +657,8 @@ fn diff_is_silent_about_everything_but_state() {
     assert_eq!((&document["equal_tensors"], &document["equal_values"]), (&json!(4), &json!(2)));
     assert_eq!((&document["a"]["latest_of"], &document["b"]["sequence"]), (&Json::Null, &json!(3)));
 
-    let split = model.checkpoint().max_file_bytes(60).write(dir.path().join("split")).unwrap();
+    let split =
+        model.checkpoint().write_with(dir.path().join("split"), &SaveOptions::new().max_file_bytes(60)).unwrap();
     assert_eq!(on("diff", &[&a, &split]).code, Some(0));
 }
 
@@ -865,8 +866,9 @@ fn it_works_beside_a_running_training() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::new();
     // Without syncing, so that there is more to miss.
-    let checkpoint = model.checkpoint().durability(Durability::ProcessCrash);
-    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).open().unwrap();
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    let builder = CheckpointManager::builder(model.checkpoint(), dir.path()).save_options(options);
+    let mut manager = builder.max_to_keep(1).open().unwrap();
     manager.save_at(0).unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, checkpoints};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, checkpoints};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -22,8 +22,10 @@ fn json(args: &[&str], dir: &Path) -> Json {
 /// Six checkpoints with losses, in `run` below the directory.
 fn run(dir: &Path) -> Result<CheckpointManager, tch_checkpoint::Error> {
     let step = Counter::new(0);
-    let checkpoint = Checkpoint::new().durability(Durability::ProcessCrash).track("step", &step)?;
-    let mut manager = CheckpointManager::builder(checkpoint, dir.join("run")).max_to_keep(None).open()?;
+    let checkpoint = Checkpoint::new().track("step", &step)?;
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    let builder = CheckpointManager::builder(checkpoint, dir.join("run")).save_options(options);
+    let mut manager = builder.max_to_keep(None).open()?;
     for (number, loss) in [(1, 0.5), (2, 0.2), (3, 0.9), (4, f64::NAN), (5, 0.3), (6, 0.4)] {
         step.set(number);
         manager.save_with_metrics(number, [("val:loss", loss)])?;

@@ -19,7 +19,7 @@ use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
 use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
-use tch_checkpoint::{CheckpointDirectory, CheckpointManager, latest_checkpoint};
+use tch_checkpoint::{CheckpointDirectory, CheckpointManager, SaveOptions, latest_checkpoint};
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +102,8 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
 fn foreign_run(dir: &Path) -> tch_checkpoint::Result<()> {
     let _ = fs::remove_dir_all(dir);
     let state = State::new();
-    let mut manager = CheckpointManager::builder(state.checkpoint()?, dir).max_to_keep(2).open()?;
+    let builder = CheckpointManager::builder(state.checkpoint()?, dir).save_options(State::options());
+    let mut manager = builder.max_to_keep(2).open()?;
     for step in 1000..1060 {
         state.set(-step);
         manager.save_at(step)?;
@@ -124,8 +125,11 @@ impl State {
 
     fn checkpoint(&self) -> tch_checkpoint::Result<Checkpoint> {
         let system = Arc::new(self.system.clone());
-        let checkpoint = checkpoint_on(system).durability(Durability::ProcessCrash).threads(1);
-        checkpoint.track("value", &self.value)?.track("tensor", self.tensor.clone())
+        checkpoint_on(system).track("value", &self.value)?.track("tensor", self.tensor.clone())
+    }
+
+    fn options() -> SaveOptions {
+        SaveOptions::new().durability(Durability::ProcessCrash).threads(1)
     }
 
     fn set(&self, value: i64) {
@@ -223,6 +227,7 @@ impl History {
         let fresh = self.random.one_in(8);
         let checkpoint = self.state.checkpoint().map_err(|e| e.to_string())?;
         let mut builder = CheckpointManager::builder(checkpoint, &self.dir)
+            .save_options(State::options())
             .checkpoint_name(NAMES[self.name])
             .max_to_keep(self.rules.latest)
             .protect_restored(self.rules.restored)

@@ -10,7 +10,7 @@ use tch_checkpoint::format::safetensors::{LENGTH_BYTES, parse_header};
 use tch_checkpoint::format::{Digest, Index, Manifest};
 use tch_checkpoint::internal::{Disk, Kind};
 use tch_checkpoint::map::NameMap;
-use tch_checkpoint::{CheckpointManager, Error};
+use tch_checkpoint::{CheckpointManager, Error, SaveOptions};
 use tch_checkpoint::{internal, name};
 
 /// What must hold, or why it does not.
@@ -110,8 +110,9 @@ pub fn names(bytes: &[u8]) -> Verdict {
     disk.put(&format!("{ROOT}/"), &[]);
     let list = || disk.open_dir(Path::new(ROOT)).and_then(|dir| dir.list()).map_err(|e| e.to_string());
     let before = list()?;
-    let checkpoint = tch_checkpoint::internal::checkpoint_on(Arc::new(disk.clone())).threads(1);
-    let manager = CheckpointManager::builder(checkpoint, ROOT).open().map_err(|e| format!("it does not open: {e}"))?;
+    let checkpoint = tch_checkpoint::internal::checkpoint_on(Arc::new(disk.clone()));
+    let builder = CheckpointManager::builder(checkpoint, ROOT).save_options(SaveOptions::new().threads(1));
+    let manager = builder.open().map_err(|e| format!("it does not open: {e}"))?;
     must(manager.checkpoints().is_empty(), || format!("{:?} are checkpoints", manager.checkpoints()))?;
     drop(manager);
     let after = list()?;

@@ -8,10 +8,10 @@ use super::sim::SimDisk;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::Arc;
-use tch_checkpoint::Checkpoint;
 use tch_checkpoint::CheckpointManager;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
+use tch_checkpoint::SaveOptions;
 use tch_checkpoint::internal::Disk;
 
 fn numbered(disk: &SimDisk, root: &str) -> Vec<String> {
@@ -81,27 +81,28 @@ fn a_checkpoint_that_became_a_link_is_neither_removed_nor_followed() {
 }
 
 /// What opening and saving says where these operations fail with this number, and what it says with the remedy.
-fn with(only: Only, errno: Errno, remedy: fn(Checkpoint) -> Checkpoint) -> (String, Result<(), String>) {
-    let save = |remedy: fn(Checkpoint) -> Checkpoint| {
+fn with(only: Only, errno: Errno, remedy: fn(SaveOptions) -> SaveOptions) -> (String, Result<(), String>) {
+    let save = |remedy: fn(SaveOptions) -> SaveOptions| {
         let setup = Setup::default();
         let disk = SimDisk::new(empty_disk(&setup), 0);
         let plan = Plan::of(only, Fault::Errno(errno.raw_os_error()), &[0], true);
         let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-        let mut checkpoint = remedy(Run::new(&setup).checkpoint(shared).unwrap());
-        checkpoint.save(format!("{ROOT}/ckpt")).map(drop).map_err(|e| e.to_string())
+        let run = Run::new(&setup);
+        let mut checkpoint = run.checkpoint(shared).unwrap();
+        checkpoint.save_with(format!("{ROOT}/ckpt"), &remedy(run.options())).map(drop).map_err(|e| e.to_string())
     };
-    (save(|checkpoint| checkpoint).err().unwrap_or_default(), save(remedy))
+    (save(|options| options).err().unwrap_or_default(), save(remedy))
 }
 
 #[test]
 fn each_lack_of_the_file_system_has_a_remedy_that_is_named_and_works() {
     for errno in [Errno::NOSYS, Errno::NOLCK, Errno::NOTSUP, Errno::INVAL] {
-        let (error, remedied) = with(Only::Locks, errno, Checkpoint::without_lock);
-        assert!(error.contains("without_lock()"), "{error}");
+        let (error, remedied) = with(Only::Locks, errno, SaveOptions::without_lock);
+        assert!(error.contains("without_lock"), "{error}");
         remedied.unwrap();
     }
     for errno in [Errno::NOTSUP, Errno::INVAL] {
-        let (error, remedied) = with(Only::Syncs, errno, |checkpoint| checkpoint.durability(Durability::ProcessCrash));
+        let (error, remedied) = with(Only::Syncs, errno, |options| options.durability(Durability::ProcessCrash));
         assert!(error.contains("Durability::ProcessCrash"), "{error}");
         remedied.unwrap();
     }
@@ -114,7 +115,8 @@ fn without_a_sync_of_the_parent_nothing_is_refused() {
     // The first sync is that of the parent: a squashfs, say.
     let plan = Plan::of(Only::Syncs, Fault::Errno(Errno::INVAL.raw_os_error()), &[0], false);
     let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-    Run::new(&setup).checkpoint(shared).unwrap().save(format!("{ROOT}/ckpt")).unwrap();
+    let run = Run::new(&setup);
+    run.checkpoint(shared).unwrap().save_with(format!("{ROOT}/ckpt"), &run.options()).unwrap();
 }
 
 #[test]
@@ -127,7 +129,8 @@ fn what_a_distant_file_system_could_not_take_is_an_error_without_durability_too(
         }
         let plan = Plan::of(Only::Syncs, Fault::Errno(Errno::NOSPC.raw_os_error()), &[0], true);
         let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-        let saved = Run::new(&setup).checkpoint(shared).unwrap().save(format!("{ROOT}/ckpt"));
+        let run = Run::new(&setup);
+        let saved = run.checkpoint(shared).unwrap().save_with(format!("{ROOT}/ckpt"), &run.options());
         assert_eq!(matches!(saved, Err(Error::NoSpace { .. })), remote, "{saved:?}");
     }
 }

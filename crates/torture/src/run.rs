@@ -9,7 +9,7 @@ use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Result;
 use tch_checkpoint::internal::Disk;
-use tch_checkpoint::{Background, CheckpointManager};
+use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
 use tch_checkpoint::{RestoreOptions, Started};
 
 /// What is saved, and how.
@@ -61,8 +61,13 @@ impl Run {
         Run { setup: setup.clone(), step: Counter::new(-1), parts: parts.collect() }
     }
 
+    /// How it saves: with one thread, so that the order of operations is always the same.
+    pub(super) fn options(&self) -> SaveOptions {
+        SaveOptions::new().durability(self.setup.durability).threads(1)
+    }
+
     pub(super) fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
-        let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk).durability(self.setup.durability).threads(1);
+        let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk);
         checkpoint.add("step", self.step.clone())?;
         for (i, part) in self.parts.iter().enumerate() {
             checkpoint.add(&format!("part{i}"), part.clone())?;
@@ -71,7 +76,8 @@ impl Run {
     }
 
     pub(super) fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
-        let builder = CheckpointManager::builder(self.checkpoint(disk)?, root).max_to_keep(self.setup.keep);
+        let builder = CheckpointManager::builder(self.checkpoint(disk)?, root).save_options(self.options());
+        let builder = builder.max_to_keep(self.setup.keep);
         match self.setup.background {
             true => builder.background(Background::new()).open(),
             false => builder.open(),

@@ -12,7 +12,7 @@ use shuttle::sync::Arc;
 use shuttle::thread;
 use std::path::Path;
 use tch_checkpoint::internal::{Disk, Posix, Source};
-use tch_checkpoint::{Background, CheckpointManager, Overlap};
+use tch_checkpoint::{Background, CheckpointManager, Overlap, SaveOptions};
 
 /// Tries so many schedules, as many as the environment says.
 fn try_schedules(scenario: impl Fn() + Send + Sync + 'static) {
@@ -43,10 +43,11 @@ impl Run {
             None => sim,
             Some((fault, at)) => Arc::new(FaultDisk::new(sim, Plan::new(fault, &[at], false))),
         };
-        let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk).threads(1);
+        let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk);
         checkpoint.add("model", self.optimizer.clone()).unwrap();
         checkpoint.add("buffer", self.buffer.clone()).unwrap();
         let builder = CheckpointManager::builder(checkpoint, ROOT).max_to_keep(None);
+        let builder = builder.save_options(SaveOptions::new().threads(1));
         builder.background(Background::new().overlap(overlap)).open().unwrap()
     }
 

@@ -8,7 +8,7 @@ use tch_checkpoint::CheckpointReader;
 use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Result;
-use tch_checkpoint::{Background, CheckpointManager};
+use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -30,11 +30,12 @@ pub fn stamp(folder: &Path, saves: u64, seed: u64, careless: bool) -> Result<Sta
     let buffers = [Words::new(5), Words::new(3000)];
     let count = Counter::new(0);
     // What is durable is another question.
-    let mut checkpoint = Checkpoint::new().threads(1 + random.below(2)).durability(Durability::ProcessCrash);
+    let options = SaveOptions::new().threads(1 + random.below(2)).durability(Durability::ProcessCrash);
+    let mut checkpoint = Checkpoint::new();
     checkpoint.add("model", optimizer.clone())?;
     checkpoint.add("buffers", buffers.clone())?;
     checkpoint.add("count", count.clone())?;
-    let builder = CheckpointManager::builder(checkpoint, folder).max_to_keep(2);
+    let builder = CheckpointManager::builder(checkpoint, folder).max_to_keep(2).save_options(options);
     let mut manager = builder.background(Background::new()).open()?;
     let overwrite = |stamp: u64| {
         buffers.iter().for_each(|buffer| buffer.fill(stamp));

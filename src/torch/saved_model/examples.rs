@@ -4,10 +4,10 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{TensorEntry, layout, parse_header};
 use crate::format::{EXAMPLES_FILE, Signature, TensorInfo};
-use crate::save::Asset;
 use crate::torch::shim;
 use crate::torch::tensor::{bytes_of, examine, scalar_type};
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 use std::path::Path;
 use tch::Tensor;
 
@@ -32,8 +32,12 @@ pub(super) fn bytes(examples: &Examples) -> u64 {
 }
 
 /// Writes the file.
-pub(super) fn write(file: &mut Asset<'_>, signatures: &BTreeMap<String, Signature>, examples: &Examples) -> Result<()> {
-    let failed = |reason| Error::object(EXAMPLES_FILE, reason);
+pub(super) fn write(
+    file: &mut dyn Write,
+    signatures: &BTreeMap<String, Signature>,
+    examples: &Examples,
+) -> io::Result<()> {
+    let failed = |reason| io::Error::other(Error::object(EXAMPLES_FILE, reason));
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for (signature, info) in signatures {
         for (place, example) in examples.get(signature).into_iter().flatten().enumerate() {
@@ -44,10 +48,11 @@ pub(super) fn write(file: &mut Asset<'_>, signatures: &BTreeMap<String, Signatur
         }
     }
     let spec = |(name, tensor): &(String, Tensor)| Ok((name.clone(), examine(tensor).map_err(failed)?.0));
-    let layout = layout(tensors.iter().map(spec).collect::<Result<Vec<(String, TensorSpec)>>>()?)?;
-    file.write(&layout.header)?;
+    let specs = tensors.iter().map(spec).collect::<io::Result<Vec<(String, TensorSpec)>>>()?;
+    let layout = layout(specs).map_err(io::Error::other)?;
+    file.write_all(&layout.header)?;
     for placed in &layout.tensors {
-        file.write(bytes_of(&tensors[placed.index].1).map_err(failed)?.as_slice())?;
+        file.write_all(bytes_of(&tensors[placed.index].1).map_err(failed)?.as_slice())?;
     }
     Ok(())
 }

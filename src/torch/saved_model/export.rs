@@ -6,15 +6,13 @@ use super::untouched::Untouched;
 use super::weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::format::{
-    AssetEntry, EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable,
-};
-use crate::repository::Transaction;
-use crate::save::{Asset, Assets, write_asset};
+use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable};
+use crate::save::{AssetStream, SaveOptions};
 use crate::torch::program::{Failure, Program, ProgramVariable};
 use crate::torch::variables::Variables;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 use tch::nn::VarStore;
@@ -27,6 +25,7 @@ pub struct Export<'a> {
     signatures: Vec<SignatureDef<'a>>,
     checkpoint: Option<&'a mut Checkpoint>,
     step: Option<u64>,
+    options: SaveOptions,
     metadata: BTreeMap<String, serde_json::Value>,
 }
 
@@ -46,6 +45,7 @@ impl<'a> Export<'a> {
             signatures: vec![],
             checkpoint: None,
             step: None,
+            options: SaveOptions::new(),
             metadata: BTreeMap::new(),
         }
     }
@@ -73,6 +73,12 @@ impl<'a> Export<'a> {
     /// The training step, for the manifest.
     pub fn step(mut self, step: u64) -> Self {
         self.step = Some(step);
+        self
+    }
+
+    /// Sets how it is saved. Defaults to [`SaveOptions::new`].
+    pub fn save_options(mut self, options: SaveOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -131,7 +137,7 @@ impl<'a> Export<'a> {
         drop(before);
         let (program, examples) = traced?;
         let step = self.step;
-        write_assets(&program, &info, &examples, |assets| checkpoint.write_with_assets(&self.dir, step, assets))
+        checkpoint.write_at_step(&self.dir, step, &self.options, assets(&program, &info, &examples)?)
     }
 
     /// The exported variables, and nothing else.
@@ -224,31 +230,25 @@ fn compare(program: &Program, name: &str, example: &Example, signature: &Signatu
     Ok(())
 }
 
-/// Hands what writes the program, its description and its examples to `write`.
-pub(super) fn write_assets(
-    program: &Program,
-    info: &SavedModelInfo,
-    examples: &Examples,
-    write: impl FnOnce(Assets<'_>) -> Result<PathBuf>,
-) -> Result<PathBuf> {
+/// The files that make a checkpoint a saved model.
+pub(super) fn assets<'a>(
+    program: &'a Program,
+    info: &'a SavedModelInfo,
+    examples: &'a Examples,
+) -> Result<Vec<AssetStream<'a>>> {
     let description = info.to_bytes()?;
     let bytes = program.bytes().map_err(|reason| Error::object("saved model", reason))?;
-    let bytes = bytes + examples::bytes(examples) + description.len() as u64;
-    let mut write_all = |staging: &dyn Transaction| {
-        let mut file = Asset::create(staging, PROGRAM_FILE)?;
-        program.write(|bytes| file.write(bytes)).map_err(|failure| match failure {
+    let write_program = |out: &mut dyn Write| {
+        program.write(|bytes| out.write_all(bytes)).map_err(|failure| match failure {
             Failure::Callback(error) => error,
-            Failure::Torch(reason) => Error::object(PROGRAM_FILE, reason),
-        })?;
-        let program = file.finish()?;
-        let mut file = Asset::create(staging, EXAMPLES_FILE)?;
-        examples::write(&mut file, &info.signatures, examples)?;
-        let entries: [(&str, AssetEntry); 3] = [
-            (PROGRAM_FILE, program),
-            (EXAMPLES_FILE, file.finish()?),
-            (SAVED_MODEL_FILE, write_asset(staging, SAVED_MODEL_FILE, &description)?),
-        ];
-        Ok(entries.map(|(name, entry)| (name.to_string(), entry)).into())
+            Failure::Torch(reason) => io::Error::other(Error::object(PROGRAM_FILE, reason)),
+        })
     };
-    write(Assets { bytes, write: &mut write_all })
+    Ok(vec![
+        AssetStream::new(PROGRAM_FILE, bytes, write_program),
+        AssetStream::new(EXAMPLES_FILE, examples::bytes(examples), |out| {
+            examples::write(out, &info.signatures, examples)
+        }),
+        AssetStream::new(SAVED_MODEL_FILE, description.len() as u64, move |out| out.write_all(&description)),
+    ])
 }

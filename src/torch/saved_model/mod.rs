@@ -15,9 +15,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SavedModelInfo, Signature};
 use crate::reader::CheckpointReader;
-use crate::repository::{Directory, OpenOptions, Posix, nonce, parent_of};
 use crate::restore::RestoreStatus;
-use crate::save;
+use crate::save::SaveOptions;
 use crate::torch::program::{Failure, Program};
 use crate::torch::tensor::examine;
 use definition::{same_bits, subject};
@@ -250,9 +249,7 @@ impl SavedModel {
         info.device = weights::device_name(self.vs.device());
         weights::note_keys(&self.vs, &variables, checkpoint, &mut info)?;
         let examples = self.examples_now()?;
-        export::write_assets(&self.program, &info, &examples, |assets| {
-            checkpoint.write_with_assets(dir.as_ref(), None, assets)
-        })
+        checkpoint.write_with_assets(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
     }
 
     /// From a checkpoint to a saved model, without the model's code and without training: saves this program with the
@@ -264,17 +261,12 @@ impl SavedModel {
     /// # Errors
     /// As for [`restore_weights`](SavedModel::restore_weights) and [`Export::write`].
     pub fn save_from(&mut self, from: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<PathBuf> {
-        let (from, dir) = (CheckpointReader::open(from)?, dir.as_ref());
+        let from = CheckpointReader::open(from)?;
         self.restore_weights(from.path())?;
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
-        let Some(name) = dir.file_name().and_then(|name| name.to_str()) else {
-            return Err(Error::InvalidArgument(format!("{} does not end in a name for a saved model", dir.display())));
-        };
-        let directory = Directory::new(&Posix::default(), parent_of(dir), &OpenOptions::default());
-        export::write_assets(&self.program, &info, &self.examples_now()?, |assets| {
-            save::copy_with_assets(&from.source, &directory, name, nonce(), assets)
-        })
+        let examples = self.examples_now()?;
+        from.copy_to(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
     }
 
     /// The examples' inputs, with the outputs for the present weights.

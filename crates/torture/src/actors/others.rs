@@ -16,7 +16,8 @@ pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnM
     let run = Run::new(&setup());
     let open = || {
         let checkpoint = run.checkpoint(Arc::new(System::default()))?;
-        CheckpointManager::builder(checkpoint, root).checkpoint_name(name).max_to_keep(KEEP).fresh_start().open()
+        let builder = CheckpointManager::builder(checkpoint, root).save_options(run.options());
+        builder.checkpoint_name(name).max_to_keep(KEEP).fresh_start().open()
     };
     let mut opened = open();
     for _ in 0..30 {

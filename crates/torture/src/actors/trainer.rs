@@ -74,10 +74,11 @@ impl Trainer {
         if self.beside.wanders && self.root.parent().is_some_and(|above| std::env::set_current_dir(above).is_ok()) {
             root = PathBuf::from("run");
         }
-        let opened = self
-            .run
-            .checkpoint(disk(self.beside.careless))
-            .and_then(|checkpoint| CheckpointManager::builder(checkpoint, root).max_to_keep(KEEP).fresh_start().open());
+        let options = self.run.options();
+        let opened = self.run.checkpoint(disk(self.beside.careless)).and_then(|checkpoint| {
+            let builder = CheckpointManager::builder(checkpoint, root).save_options(options);
+            builder.max_to_keep(KEEP).fresh_start().open()
+        });
         let mut manager = match opened {
             Ok(manager) => manager,
             Err(_) => return false,

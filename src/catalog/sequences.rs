@@ -1,0 +1,50 @@
+//! The highest sequence of a directory, without reading a manifest twice.
+
+use super::{is_final, rule};
+use crate::error::Result;
+use crate::repository::{Directory, FileId, Scan, Stat};
+use std::collections::HashMap;
+
+/// The sequences of a directory's checkpoints, as far as their manifests were read. Each is good for as long as the
+/// checkpoint is the same directory, in which nothing was added, renamed or removed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sequences {
+    directory: Option<FileId>,
+    known: HashMap<String, (Stat, u64)>,
+}
+
+impl Sequences {
+    /// The highest sequence of `directory`, which was scanned under its lock. Reads the manifests that are new since the
+    /// last call, and asks the system about the others.
+    ///
+    /// # Errors
+    /// Where a checkpoint cannot be looked at: what is saved next must be later than it, whatever it is.
+    pub(crate) fn highest(&mut self, directory: &Directory, scan: &Scan) -> Result<u64> {
+        let id = directory.id();
+        if id.is_none() || self.directory != id {
+            *self = Sequences { directory: id, known: HashMap::new() };
+        }
+        let index = directory.index();
+        let indexed = index.iter().flat_map(|index| &index.checkpoints);
+        let indexed = indexed.filter(|entry| scan.names.contains(&entry.name)).map(|entry| entry.sequence);
+        let mut highest = indexed.max().unwrap_or(0);
+        let indexed = rule::indexed(index.as_ref());
+        let root = directory.dir().ok();
+        let mut before = std::mem::take(&mut self.known);
+        let aside = scan.aside.iter().map(|(_, name)| (name, false));
+        for (name, counts) in scan.checkpoints.iter().map(|name| (name, true)).chain(aside) {
+            // Before the manifest is read: what takes its place meanwhile is not taken for it.
+            let stat = root.as_ref().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+            let known = before.remove(name).filter(|(then, _)| Some(*then) == stat).map(|(_, sequence)| Ok(sequence));
+            match known.unwrap_or_else(|| directory.manifest(name).map(|manifest| manifest.sequence)) {
+                Ok(sequence) => {
+                    highest = highest.max(sequence);
+                    self.known.extend(stat.map(|stat| (name.clone(), (stat, sequence))));
+                }
+                Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &indexed, name, &e) => return Err(e),
+                Err(_) => {}
+            }
+        }
+        Ok(highest)
+    }
+}

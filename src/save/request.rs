@@ -1,0 +1,156 @@
+//! A save: assembled by the call that saves, run from the live tensors or from what was captured of them.
+
+use super::asset::{AssetStream, write_streams};
+use super::image::{Capture, Image};
+use super::options::SaveOptions;
+use super::plan::Plan;
+use super::tracked::{Asset, Captured, SavedAsset};
+use super::unchanged::{Memo, Unchanged};
+use super::write;
+use crate::error::{Error, Result};
+use crate::format::{Follows, Manifest, TensorRecord};
+use crate::repository::{Directory, Transaction};
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a checkpoint says of itself, beside its content.
+#[derive(Debug, Clone)]
+pub(crate) struct Stamp {
+    /// One more than the highest of the directory.
+    pub sequence: u64,
+    /// The run that writes.
+    pub run: String,
+    pub step: Option<u64>,
+    pub save_counter: i64,
+    pub metrics: BTreeMap<String, f64>,
+    /// The checkpoint restored or saved before.
+    pub follows: Option<Follows>,
+    /// The checkpoints of earlier runs that this run came from, latest first.
+    pub earlier: Vec<Follows>,
+    /// For the policies of a manager that count intervals.
+    pub counted_from: Option<DateTime<Utc>>,
+    /// What the program records about the run and this save.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+    /// Whether it may not belong together.
+    pub unclean: bool,
+    /// The components that are tracked and left out, sorted.
+    pub without: Vec<String>,
+}
+
+/// What a save consists of. All but the tensors is as it was when the request was made.
+pub(crate) struct SaveRequest {
+    plan: Arc<Plan>,
+    stamp: Stamp,
+    values: BTreeMap<String, serde_json::Value>,
+    assets: Vec<Captured>,
+    /// The last checkpoint, as far as its files can serve again.
+    unchanged: Unchanged,
+    options: SaveOptions,
+    refuse_unhealthy: bool,
+}
+
+/// A checkpoint that was saved.
+pub(crate) struct Saved {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+    /// What to compare the next save with.
+    pub memo: Memo,
+}
+
+impl SaveRequest {
+    /// Requests a save of `plan`, with the values and the user's own files as they are now.
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        unchanged: Unchanged,
+        stamp: Stamp,
+        assets: &[Asset],
+        options: &SaveOptions,
+    ) -> Result<SaveRequest> {
+        let values = plan.values()?;
+        let assets = assets.iter().map(|asset| asset.capture(unchanged.earlier(asset.name())));
+        let assets = assets.collect::<Result<_>>()?;
+        Ok(SaveRequest { plan, stamp, values, assets, unchanged, options: options.clone(), refuse_unhealthy: false })
+    }
+
+    /// Whether values that are not finite are an error.
+    pub(crate) fn refuse_unhealthy(self, refuse_unhealthy: bool) -> SaveRequest {
+        SaveRequest { refuse_unhealthy, ..self }
+    }
+
+    /// Prepares for being run behind the training: the files that may be unchanged are looked at now, and `capture` copies
+    /// the rest of what may not be copied later.
+    pub(crate) fn capture_now(&mut self, capture: &Capture) -> Result<()> {
+        // The training needs the processors more.
+        self.options.threads = self.options.threads.div_ceil(2);
+        self.unchanged.prove(&self.plan, |file| capture.is_behind(file), self.options.threads);
+        capture.copy_now(|file| self.unchanged.is_proved(file))
+    }
+
+    /// Writes the checkpoint `name` of `directory`, from `image`, or from the live tensors where there is none, and with
+    /// the assets `streams`. Durable when this returns; on an error the directory is as it was. `ready` is called when all
+    /// is written and nothing of it has its name yet; an error of it ends the save.
+    pub(crate) fn run(
+        mut self,
+        image: Option<&Image>,
+        directory: &Directory,
+        name: &str,
+        streams: Vec<AssetStream<'_>>,
+        ready: impl FnOnce() -> Result<()>,
+    ) -> Result<Saved> {
+        let assets = self.assets.iter().map(|asset| asset.entry.bytes);
+        let bytes = assets.chain(streams.iter().map(|stream| stream.bytes));
+        let bytes = bytes.fold(self.plan.bytes(), u64::saturating_add);
+        let staging = directory.begin(name, bytes)?;
+        let written = write::write(&self.plan, image, &self.unchanged, directory, &*staging, &self.options)?;
+        if written.cannot_link {
+            self.unchanged.cannot_link();
+        }
+        let mut manifest = self.manifest(written.tensors, directory.now());
+        manifest.files = written.files;
+        if self.refuse_unhealthy {
+            let tensors: Vec<String> = manifest.non_finite().map(str::to_string).collect();
+            if !tensors.is_empty() {
+                return Err(Error::Unhealthy { path: directory.path(name), tensors });
+            }
+        }
+        manifest.assets = write_streams(streams, &*staging)?;
+        let assets = self.write_assets(directory, &*staging)?;
+        let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
+        manifest.assets.extend(entries);
+        ready()?;
+        staging.commit(&manifest.to_bytes()?, self.options.threads)?;
+        let path = directory.path(name);
+        let SaveRequest { plan, unchanged, .. } = self;
+        let memo = unchanged.into_memo(&plan, name, &manifest, &written.linked, &written.finished, assets);
+        Ok(Saved { path, manifest, memo })
+    }
+
+    fn write_assets(&mut self, directory: &Directory, staging: &dyn Transaction) -> Result<Vec<SavedAsset>> {
+        let write = |asset: Captured| {
+            let earlier = self.unchanged.earlier(&asset.name);
+            asset.write(self.unchanged.from(), earlier, directory, staging)
+        };
+        std::mem::take(&mut self.assets).into_iter().map(write).collect()
+    }
+
+    fn manifest(&mut self, mut tensors: BTreeMap<String, TensorRecord>, saved_at: DateTime<Utc>) -> Manifest {
+        let stamp = self.stamp.clone();
+        self.plan.note_trainable(self.unchanged.seen(), &mut tensors);
+        let mut manifest = Manifest::new(stamp.sequence, stamp.run, saved_at);
+        manifest.step = stamp.step;
+        manifest.save_counter = Some(stamp.save_counter);
+        manifest.tensors = tensors;
+        manifest.values = std::mem::take(&mut self.values);
+        manifest.metrics = stamp.metrics;
+        manifest.earlier = stamp.earlier;
+        manifest.earlier.retain(|earlier| stamp.follows.as_ref().is_some_and(|follows| follows != earlier));
+        manifest.follows = stamp.follows;
+        manifest.counted_from = stamp.counted_from;
+        manifest.metadata = stamp.metadata;
+        manifest.unclean = stamp.unclean;
+        manifest.without = stamp.without;
+        manifest
+    }
+}
