@@ -1,4 +1,4 @@
-//! What a checkpoint would save, before it is saved.
+//! The content of the next save, before it is saved.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
@@ -8,8 +8,8 @@ use crate::name;
 use std::collections::HashMap;
 use std::fmt;
 
-/// What tracked objects hold at one moment: names, types, shapes and sizes of all tensors, all values, and which tensors share
-/// their memory. Made by [`Checkpoint::contents`]. Its [`Display`](fmt::Display) is a tree.
+/// The content of tracked objects at one moment: names, types, shapes and sizes of all tensors, all values, and which
+/// tensors share memory. Returned by [`Checkpoint::contents`]. Its [`Display`](fmt::Display) form is a tree.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -39,7 +39,7 @@ pub struct Contents {
 pub struct ContentsEntry {
     /// Its key in the manifest, such as `encoder/weight`.
     pub key: String,
-    /// What is there.
+    /// The tensor or value.
     pub content: Content,
 }
 
@@ -52,21 +52,21 @@ pub enum Content {
     Tensor {
         /// Type and shape.
         spec: TensorSpec,
-        /// Whether it is a variable that requires a gradient; `None` where that has no meaning.
+        /// Whether it is a variable that requires a gradient; `None` if that has no meaning.
         requires_grad: Option<bool>,
-        /// The key of the entry before that shows the same memory: both are saved once, under the name of that one.
+        /// The key of an earlier entry with the same memory. Both are saved once, under that key.
         same_as: Option<String>,
     },
     /// A value.
     #[non_exhaustive]
     Value {
-        /// As it would be saved.
+        /// The value as it would be saved.
         json: serde_json::Value,
     },
 }
 
 impl Contents {
-    /// Of these objects.
+    /// Returns the content of these objects.
     pub(crate) fn of(objects: &[(String, Node)]) -> Result<Contents> {
         let mut seen = HashMap::new();
         let mut entries = Vec::new();
@@ -90,19 +90,19 @@ impl Contents {
         Ok(Contents { entries })
     }
 
-    /// All tensors and values, in order of key.
+    /// Returns all tensors and values, in order of key.
     pub fn entries(&self) -> &[ContentsEntry] {
         &self.entries
     }
 
-    /// The bytes of all tensors, those that share memory once.
+    /// Returns the number of bytes of all tensors. Tensors that share memory count once.
     pub fn bytes(&self) -> u64 {
         bytes(&self.entries)
     }
 }
 
 impl ContentsEntry {
-    /// The bytes that a save writes for it; 0 for a value, and for a tensor that another entry saves.
+    /// Returns the number of bytes that a save writes for it: 0 for a value, and for a tensor that another entry saves.
     pub fn bytes(&self) -> u64 {
         match &self.content {
             Content::Tensor { spec, same_as: None, .. } => spec.bytes().unwrap_or(u64::MAX),
@@ -115,14 +115,14 @@ fn bytes(entries: &[ContentsEntry]) -> u64 {
     entries.iter().fold(0, |sum, entry| sum.saturating_add(entry.bytes()))
 }
 
-/// Tensors, their bytes, and values.
+/// Returns the number of tensors, their bytes, and the number of values as text.
 fn summary(entries: &[ContentsEntry]) -> String {
     let tensors = entries.iter().filter(|entry| matches!(entry.content, Content::Tensor { .. })).count();
     let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     format!("{} ({}), {}", count(tensors, "tensor"), size(bytes(entries)), count(entries.len() - tensors, "value"))
 }
 
-/// With three digits, in the units of the SI.
+/// Formats a size with three digits and SI units.
 fn size(bytes: u64) -> String {
     let (mut value, mut units) = (bytes as f64, ["B", "kB", "MB", "GB", "TB", "PB", "EB"].iter());
     let mut unit = units.next();
@@ -142,7 +142,7 @@ impl fmt::Display for Contents {
     }
 }
 
-/// The children of an object, `entries` being all below it and `depth` how many names it has.
+/// Writes the children of an object; `entries` are all entries below it, and `depth` is the number of its names.
 fn branches(f: &mut fmt::Formatter<'_>, entries: &[ContentsEntry], depth: usize, indent: &str) -> fmt::Result {
     let name_of = |entry: &ContentsEntry| entry.key.split('/').nth(depth).unwrap_or_default().to_string();
     let mut rest = entries;
@@ -165,7 +165,7 @@ fn branches(f: &mut fmt::Formatter<'_>, entries: &[ContentsEntry], depth: usize,
     Ok(())
 }
 
-/// The longest value that is shown whole.
+/// The longest value that is shown in full, in characters.
 const SHOWN: usize = 60;
 
 fn describe(f: &mut fmt::Formatter<'_>, content: &Content) -> fmt::Result {
@@ -192,7 +192,7 @@ fn describe(f: &mut fmt::Formatter<'_>, content: &Content) -> fmt::Result {
 }
 
 impl Checkpoint {
-    /// What would be saved now. Reads no elements.
+    /// Returns what a save would write now. Reads no elements.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -203,7 +203,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] names what cannot be saved, and why.
+    /// [`Error::Object`] if an object cannot be saved.
     pub fn contents(&self) -> Result<Contents> {
         Contents::of(&self.objects())
     }

@@ -40,15 +40,16 @@ pub enum Format {
 /// Where tensors and values go whose key is one name: the components of a checkpoint are made of more.
 const COMPONENT: &str = "model";
 
-/// Writes what `source` has to `path`: verified as it is read, as far as its format allows, durable, and whole or not at all.
-/// A [`Mapped`](crate::map::Mapped) source is written under its new names.
+/// Writes what `source` has to `path`: verified as it is read, as far as its format allows, durable, and whole or not
+/// at all. A [`Mapped`](crate::map::Mapped) source is written under its new names.
 ///
 /// In a checkpoint of this crate the first name of a key is the component, and its file. What has only one name, as all
 /// has in safetensors files, becomes `model/NAME`. What the format cannot hold is left out, and listed.
 ///
 /// # Errors
 /// [`Error::AlreadyExists`] where a checkpoint, directory or TensorFlow prefix is there already (files are replaced);
-/// [`Error::InvalidName`] for names that the format cannot hold; the errors of reading and writing. Nothing is there then.
+/// [`Error::InvalidName`] for names that the format cannot hold; the errors of reading and writing. Nothing is there
+/// then.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

@@ -14,15 +14,15 @@ macro_rules! dtypes {
         }
 
         impl Dtype {
-            /// Every type there is.
+            /// All types.
             pub const ALL: &'static [Dtype] = &[$(Dtype::$variant),*];
 
-            /// The name in a safetensors header and in a manifest, such as `F32`.
+            /// Returns the name in a safetensors header and in a manifest, such as `F32`.
             pub const fn name(self) -> &'static str {
                 match self { $(Dtype::$variant => $name),* }
             }
 
-            /// Bytes an element takes.
+            /// Returns the number of bytes per element.
             pub const fn size(self) -> usize {
                 match self { $(Dtype::$variant => $size),* }
             }
@@ -95,12 +95,12 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// A type and a shape.
+    /// Creates a specification from a type and a shape.
     pub fn new(dtype: Dtype, shape: impl Into<Vec<u64>>) -> TensorSpec {
         TensorSpec { dtype, shape: shape.into() }
     }
 
-    /// Bytes all elements take; `None` when that is more than a `u64` holds.
+    /// Returns the number of bytes of all elements, or `None` if it exceeds a `u64`.
     pub fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.dtype.size() as u64, |product, &length| product.checked_mul(length))
     }

@@ -29,12 +29,12 @@ pub fn checkpoint_in(storage: Arc<dyn Storage>) -> Checkpoint {
     Checkpoint::new().with_storage(storage)
 }
 
-/// As [`checkpoint_in`], on another disk than the operating system's.
+/// Like [`checkpoint_in`], on another disk than the operating system's.
 pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
     checkpoint_in(Arc::new(Posix::new(disk)))
 }
 
-/// Whether a component may have this name.
+/// Returns whether a component may have this name.
 ///
 /// # Errors
 /// [`Error::InvalidName`](crate::Error::InvalidName) when not.
@@ -42,7 +42,7 @@ pub fn check_component(name: &str) -> Result<()> {
     crate::name::check_component(name)
 }
 
-/// Whether a manifest may name this file.
+/// Returns `true` if a manifest may name this file.
 pub fn is_plain_file_name(name: &str) -> bool {
     crate::name::is_plain_file_name(name)
 }
@@ -55,7 +55,8 @@ pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
     Ok(save::plan(objects, &SaveOptions::new())?.bytes())
 }
 
-/// How many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is preserved.
+/// Returns how many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is
+/// preserved.
 pub fn removed(checkpoints: &[(String, DateTime<Utc>)]) -> usize {
     let infos = checkpoints.iter().map(|(name, saved_at)| CheckpointInfo::new(name, *saved_at));
     let infos: Vec<CheckpointInfo> = infos.collect();
@@ -81,7 +82,7 @@ pub fn pytorch_archive(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     interop::pytorch::archive_of(records)
 }
 
-/// The pickle of an archive of PyTorch.
+/// Returns the pickle of an archive of PyTorch.
 ///
 /// # Errors
 /// Those of reading one.

@@ -1,4 +1,4 @@
-//! Names: the one rule by which objects, tensors and files are named.
+//! Names of objects, tensors and files.
 //!
 //! * An object's **path** is the names from the root down to it. A name is any non-empty text of at most 255 bytes.
 //! * Its **key** in the manifest is the path joined by `/`; inside a name `%`, `/` and control characters are
@@ -9,10 +9,10 @@
 use crate::error::{Error, Result};
 pub(crate) use crate::text::{short_message, shown};
 
-/// The longest name, in bytes.
+/// The maximum length of a name, in bytes.
 pub const MAX_NAME: usize = 255;
 
-/// The most names in a path: a component, and what nests in it 64 levels deep.
+/// The maximum number of names in a path: a component and 64 levels below it.
 pub const MAX_NAMES: usize = 65;
 
 /// The extension of component files, with the dot.
@@ -52,7 +52,7 @@ fn unescape(text: &str) -> Option<String> {
     (escape(&name) == text).then_some(name)
 }
 
-/// The key of a path.
+/// Returns the key of a path.
 ///
 /// ```
 /// use tch_checkpoint::name::{key, path};
@@ -71,7 +71,7 @@ pub fn key<S: AsRef<str>>(path: impl IntoIterator<Item = S>) -> String {
     key
 }
 
-/// The path of a key; `None` when the text is not a key: also when it has more than [`MAX_NAMES`] names.
+/// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.
 pub fn path(key: &str) -> Option<Vec<String>> {
     if key.split('/').nth(MAX_NAMES).is_some() {
         return None;
@@ -79,7 +79,7 @@ pub fn path(key: &str) -> Option<Vec<String>> {
     key.split('/').map(|part| unescape(part).filter(|name| !name.is_empty())).collect()
 }
 
-/// The file stem of a component, without extension.
+/// Returns the file stem of a component, without extension.
 ///
 /// ```
 /// assert_eq!(tch_checkpoint::name::file_stem("my encoder"), "my%20encoder");
@@ -95,7 +95,7 @@ pub fn file_stem(component: &str) -> String {
         }
     }
     if is_device_name(&stem) {
-        // Windows takes CON, NUL, COM1 … for devices, whatever the extension.
+        // On Windows, CON, NUL, COM1 … are devices, whatever the extension.
         stem = format!("%{:02X}{}", stem.as_bytes()[0], &stem[1..]);
     }
     stem
@@ -109,13 +109,13 @@ fn is_device_name(stem: &str) -> bool {
     matches!(base.as_str(), "CON" | "PRN" | "AUX" | "NUL") || numbered("COM") || numbered("LPT")
 }
 
-/// Whether a manifest may name this file: what [`file_stem`] makes, nothing that leads elsewhere.
+/// Returns `true` if a manifest may name this file: a plain name as [`file_stem`] returns, without a path.
 pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'%');
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
 }
 
-/// Whether `text`, such as a key, fits `pattern`, in which `*` stands for any text, `/` included.
+/// Returns `true` if `text`, such as a key, matches `pattern`, in which `*` matches any text, including `/`.
 ///
 /// ```
 /// use tch_checkpoint::name::matches;
@@ -144,7 +144,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     true
 }
 
-/// Checks one name of a path. `parent` is the key of the object it is to be a child of, for the message.
+/// Checks one name of a path. `parent` is the key of its parent, for the message.
 pub(crate) fn check(parent: &str, name: &str) -> Result<()> {
     let full = || if parent.is_empty() { name.to_string() } else { format!("{parent}/{name}") };
     if name.is_empty() {
@@ -156,7 +156,7 @@ pub(crate) fn check(parent: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks the name of a component: its file's name must fit too.
+/// Checks the name of a component, whose file name must be valid, too.
 pub(crate) fn check_component(name: &str) -> Result<()> {
     check("", name)?;
     if file_stem(name).len() > 200 {
@@ -165,18 +165,17 @@ pub(crate) fn check_component(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Of `candidates`, the one most like `name`, if any is alike at all: a hint for messages. It does a bounded amount of
-/// work, whatever it is given: names longer than [`MAX_NAME`] are not looked at, and after [`MAX_WORK`] steps the best so
-/// far is the answer.
+/// Returns the most similar of `candidates`, if any is similar enough, as a hint for messages. The work is bounded:
+/// names longer than [`MAX_NAME`] are ignored, and after [`MAX_WORK`] steps the best candidate so far is returned.
 pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut left = MAX_WORK;
     nearest_within(name, candidates, &mut left)
 }
 
-/// How many steps a hint may take: comparisons of two bytes.
+/// The maximum number of steps for a hint: comparisons of two bytes.
 const MAX_WORK: usize = 4_000_000;
 
-/// [`nearest`], with the steps that are left.
+/// Like [`nearest`], with the number of steps that are left.
 fn nearest_within<'a>(name: &str, candidates: impl Iterator<Item = &'a str>, left: &mut usize) -> Option<&'a str> {
     if name.len() > MAX_NAME {
         return None;
@@ -184,7 +183,7 @@ fn nearest_within<'a>(name: &str, candidates: impl Iterator<Item = &'a str>, lef
     let letters = letters(name);
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {
-        // A hint that differs in more than a third is none.
+        // A candidate that differs in more than a third is not similar.
         let most = best.map_or(name.len().max(candidate.len()) / 3, |(distance, _)| distance);
         let too_long = candidate.len() > MAX_NAME || name.len().abs_diff(candidate.len()) > most;
         if !work(left, if too_long { 1 } else { 256 + candidate.len() }) {
@@ -204,28 +203,28 @@ fn nearest_within<'a>(name: &str, candidates: impl Iterator<Item = &'a str>, lef
     best.map(|(_, candidate)| candidate)
 }
 
-/// Takes `steps` from what is left; whether there were as many.
+/// Subtracts `steps` from `left`. Returns `false` if there were fewer.
 fn work(left: &mut usize, steps: usize) -> bool {
     let enough = *left >= steps;
     *left = left.saturating_sub(steps);
     enough
 }
 
-/// How often each byte is in a text.
+/// Counts each byte of a text.
 fn letters(text: &str) -> [i32; 256] {
     let mut counts = [0; 256];
     text.bytes().for_each(|byte| counts[usize::from(byte)] += 1);
     counts
 }
 
-/// A lower bound of the distance of two texts: one step changes the counts of two bytes by one.
+/// Returns a lower bound of the distance of two texts: one step changes the counts of at most two bytes by one.
 fn at_least(a: &[i32; 256], b: &str) -> usize {
     let b = letters(b);
     let differing: u32 = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).sum();
     differing.div_ceil(2) as usize
 }
 
-/// Levenshtein's distance in bytes.
+/// Returns the Levenshtein distance in bytes.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -5,15 +5,15 @@ use std::any::Any;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// How many threads read and write unless the user says: one a processor, at most 8.
+/// Returns how many threads read and write unless the user says: one a processor, at most 8.
 pub(crate) fn default_threads() -> usize {
     // Asking the system means reading files of its control groups: once is enough.
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(8))
 }
 
-/// How many of `threads` are worth starting for so many bytes: waking one can take longer than it saves, when libtorch's
-/// own threads still spin on its processor.
+/// Returns how many of `threads` are worth starting for so many bytes: waking one can take longer than it saves, when
+/// libtorch's own threads still spin on its processor.
 pub(crate) fn worth(threads: usize, bytes: u64) -> usize {
     const EACH: u64 = 8 << 20;
     threads.min(usize::try_from(1 + bytes / EACH).unwrap_or(usize::MAX))

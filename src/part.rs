@@ -1,4 +1,4 @@
-//! A part of a checkpoint, by its name.
+//! A tracked object, by its name.
 
 use crate::checkpoint::Checkpoint;
 use crate::contents::Contents;
@@ -7,10 +7,10 @@ use crate::graph::{Node, Trackable};
 use crate::restore::{RestoreOptions, RestoreStatus};
 use std::path::{Path, PathBuf};
 
-/// A tracked object, as [`Checkpoint::get`] gives it back: a live handle to its state, which can be looked at, saved and
+/// A tracked object, returned by [`Checkpoint::get`]: a live handle to its state, which can be inspected, saved and
 /// restored alone, and tracked in another checkpoint.
 ///
-/// With the feature `torch`, `Part::tensors` gives its tensors.
+/// With the feature `torch`, `Part::tensors` returns its tensors.
 #[derive(Debug, Clone)]
 pub struct Part {
     name: String,
@@ -18,7 +18,7 @@ pub struct Part {
 }
 
 impl Checkpoint {
-    /// The object that is tracked under `name`, as `checkpoint.encoder` is in TensorFlow; `None` if there is none.
+    /// Returns the object that is tracked under `name`, as `checkpoint.encoder` does in TensorFlow, or `None`.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,12 +42,12 @@ impl Checkpoint {
 }
 
 impl Part {
-    /// The name it is tracked under.
+    /// Returns the name it is tracked under.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it holds now.
+    /// Returns its current content.
     ///
     /// # Errors
     /// As for [`Checkpoint::contents`].
@@ -55,7 +55,7 @@ impl Part {
         Contents::of(&[(self.name.clone(), self.node.clone())])
     }
 
-    /// Saves it alone, as [`Checkpoint::write`].
+    /// Saves it alone; see [`Checkpoint::write`].
     ///
     /// # Errors
     /// As for [`Checkpoint::write`].
@@ -63,7 +63,7 @@ impl Part {
         self.alone()?.write(path)
     }
 
-    /// Restores it alone, from a checkpoint that may have more.
+    /// Restores it alone, from a checkpoint that may have other objects.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
@@ -71,7 +71,7 @@ impl Part {
         self.restore_with(path, &RestoreOptions::new())
     }
 
-    /// As [`restore`](Part::restore), allowing what `options` allow.
+    /// Like [`restore`](Part::restore), allowing what `options` allow.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].

@@ -1,10 +1,10 @@
-//! How far a save or a restore is.
+//! The progress of a save or a restore.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How far a save or a restore is, in bytes of the component files.
+/// The progress of a save or a restore, in bytes of the component files.
 ///
 /// ```
 /// use tch_checkpoint::{Progress, SaveOptions};
@@ -16,20 +16,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Written so far, or read: a restore that verifies first counts every byte twice.
+    /// Bytes written or read so far. A restore that verifies first counts every byte twice.
     pub done: u64,
-    /// What `done` will be at the end.
+    /// The final value of `done`.
     pub total: u64,
 }
 
 impl Progress {
-    /// `done` of `total`, from 0 to 100.
+    /// Returns `done` in percent of `total`.
     pub fn percent(&self) -> f64 {
         if self.total == 0 { 100.0 } else { 100.0 * self.done as f64 / self.total as f64 }
     }
 }
 
-/// Who wants to know; nobody by default.
+/// An optional progress callback.
 #[derive(Clone, Default)]
 pub(crate) struct Observer(Option<Arc<dyn Fn(Progress) + Send + Sync>>);
 
@@ -44,7 +44,7 @@ impl Observer {
         Observer(Some(Arc::new(report)))
     }
 
-    /// Begins to count up to `total` bytes.
+    /// Starts to count up to `total` bytes.
     pub(crate) fn begin(&self, total: u64) -> Tally {
         Tally { observer: self.clone(), done: AtomicU64::new(0), total }
     }
@@ -58,7 +58,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// So many bytes more.
+    /// Adds `bytes` to the count.
     pub(crate) fn add(&self, bytes: u64) {
         if let Some(report) = &self.observer.0 {
             let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;

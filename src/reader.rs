@@ -1,4 +1,4 @@
-//! `CheckpointReader`: a checkpoint's content without any object to restore into, and without libtorch.
+//! `CheckpointReader`: the content of a checkpoint, without objects to restore into and without libtorch.
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Reads a checkpoint: names, types, shapes, values, bytes; and verifies all of it.
+/// Reads and verifies a checkpoint: names, types, shapes, values, bytes.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,7 +36,8 @@ pub struct CheckpointReader {
 }
 
 impl CheckpointReader {
-    /// Opens the checkpoint in the directory `path`. Its files stay readable while this lives, even when it is pruned.
+    /// Opens the checkpoint in the directory `path`. Its files stay readable while this reader lives, even if the
+    /// checkpoint is pruned.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
@@ -45,22 +46,22 @@ impl CheckpointReader {
         Ok(CheckpointReader { source: Source::open(&Posix::default(), path.as_ref())? })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.source.path
     }
 
-    /// Everything but the tensors' bytes.
+    /// Returns the manifest: everything except the tensors' bytes.
     pub fn manifest(&self) -> &Manifest {
         &self.source.manifest
     }
 
-    /// Type and shape of the tensor `key`, if there is one.
+    /// Returns the type and shape of the tensor `key`, if there is one.
     pub fn spec(&self, key: &str) -> Option<&TensorSpec> {
         self.source.manifest.tensors.get(key).map(|record| &record.spec)
     }
 
-    /// The elements of the tensor `key`: row-major, little-endian, verified.
+    /// Returns the elements of the tensor `key`: row-major, little-endian, verified.
     ///
     /// # Errors
     /// [`Error::Object`] when there is no such tensor, [`Error::OutOfMemory`], [`Error::Damaged`], [`Error::Io`].
@@ -75,8 +76,9 @@ impl CheckpointReader {
         Ok(bytes)
     }
 
-    /// Fills `buffer` with bytes of the tensor `key`, from its byte `offset` on: for a tensor that is not to be in memory
-    /// as a whole. They are not verified; [`check_digest`](CheckpointReader::check_digest) does that at the end.
+    /// Fills `buffer` with bytes of the tensor `key`, starting at its byte `offset`. Use this to read a tensor in
+    /// pieces. The bytes are not verified; call [`check_digest`](CheckpointReader::check_digest) with the digest of all
+    /// of them at the end.
     ///
     /// # Errors
     /// [`Error::Object`] when there is no such tensor or it ends before, [`Error::Damaged`], [`Error::Io`].
@@ -97,7 +99,7 @@ impl CheckpointReader {
         }
     }
 
-    /// Compares `digest`, of all bytes of the tensor `key` in order, with that of what was written.
+    /// Compares `digest`, which covers all bytes of the tensor `key` in order, with the recorded digest.
     ///
     /// # Errors
     /// [`Error::Object`] when there is no such tensor, [`Error::Damaged`] when the digest differs.
@@ -110,9 +112,9 @@ impl CheckpointReader {
         self.source.manifest.tensors.get(key).ok_or_else(missing)
     }
 
-    /// Returns what the program recorded as `name` ([`Checkpoint::metadata`](crate::Checkpoint::metadata)); `None` where it
-    /// recorded nothing under that name. Without a type,
-    /// [`Manifest::metadata`](crate::format::Manifest::metadata) has all of it.
+    /// Returns the metadata that the program recorded as `name`
+    /// ([`Checkpoint::metadata`](crate::Checkpoint::metadata)), or `None`.
+    /// [`Manifest::metadata`](crate::format::Manifest::metadata) has all metadata without a type.
     ///
     /// # Errors
     /// [`Error::Object`] when it does not fit the type.
@@ -121,7 +123,7 @@ impl CheckpointReader {
         value.transpose().map_err(|reason| Error::object(name, reason))
     }
 
-    /// The bytes of the asset `name`, verified: of a saved model its signatures, say.
+    /// Returns the bytes of the asset `name`, verified.
     ///
     /// # Errors
     /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::OutOfMemory`];
@@ -130,10 +132,10 @@ impl CheckpointReader {
         asset(&self.source, name)
     }
 
-    /// Writes the asset `name` to the file `path`, in place of what is there: verified, durable, all of it or nothing.
+    /// Writes the asset `name` to the file `path`, verified, atomically and durably. Replaces an existing file.
     ///
     /// # Errors
-    /// As for [`asset`](CheckpointReader::asset), but for memory; [`Error::Io`] when the file cannot be written.
+    /// As for [`asset`](CheckpointReader::asset), except `OutOfMemory`; [`Error::Io`] if the file cannot be written.
     pub fn copy_asset(&self, name: &str, path: impl AsRef<Path>) -> Result<()> {
         let file = DurableFile::create(path.as_ref())?;
         let mut written = 0;
@@ -145,8 +147,8 @@ impl CheckpointReader {
         file.publish()
     }
 
-    /// Copies the checkpoint to `path`, verified, with `assets` besides its own files, or in the place of those of the same
-    /// names. The copy does not count as a step of the run: it follows no checkpoint. Returns the path.
+    /// Copies the checkpoint to `path`, verified, with `assets` besides its own files, or in the place of those of the
+    /// same names. The copy does not count as a step of the run: it follows no checkpoint. Returns the path.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -175,7 +177,8 @@ impl CheckpointReader {
         save::copy(&self.source, &directory, checkpoint_name(path)?, options, assets)
     }
 
-    /// What a saved model says of itself; `None` for a checkpoint that is none. The program is not looked at.
+    /// Returns the description of a saved model, or `None` if the checkpoint is not a saved model. Does not read the
+    /// program.
     ///
     /// # Errors
     /// As for [`asset`](CheckpointReader::asset).
@@ -183,7 +186,7 @@ impl CheckpointReader {
         saved_model(&self.source)
     }
 
-    /// Checks every byte of every file, and that the files' headers say what the manifest says. Bytes that several
+    /// Verifies every byte of every file, and that the headers of the files agree with the manifest. Bytes that several
     /// tensors share are read once.
     pub fn verify(&self) -> Verification {
         let problems = Mutex::new(Vec::new());
@@ -223,11 +226,11 @@ impl CheckpointReader {
         verification
     }
 
-    /// The tensors whose files are open; of those that are one tensor under several keys the first.
+    /// Returns the tensors whose files are open. Of a tensor under several keys, only the first is included.
     fn tensors_to_verify(&self) -> Vec<(&String, &TensorRecord)> {
         let mut seen = HashSet::new();
         let is_open = |record: &TensorRecord| record.pieces.iter().all(|piece| self.source.has_file(&piece.file));
-        // Tensors that share their first piece share all.
+        // Tensors that share their first piece share all pieces.
         let mut is_first = |record: &TensorRecord| {
             record.pieces.first().is_none_or(|piece| seen.insert((piece.file.clone(), piece.name.clone())))
         };
@@ -235,9 +238,9 @@ impl CheckpointReader {
         tensors.filter(|(_, record)| is_open(record) && is_first(record)).collect()
     }
 
-    /// What is in the directory and not in the manifest, and is no mark; sorted.
+    /// Returns the files in the directory that are neither in the manifest nor marks, sorted.
     fn unexpected(&self) -> Result<Vec<PathBuf>> {
-        // Removed meanwhile: what is open is all there is.
+        // If it was removed meanwhile, only the open files are left.
         let names = self.source.names()?;
         let manifest = &self.source.manifest;
         let is_ours = |name: &str| {
@@ -277,30 +280,31 @@ pub(crate) fn saved_model(source: &Source) -> Result<Option<SavedModelInfo>> {
     SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(&path))
 }
 
-/// What verifying a checkpoint found.
+/// The result of verifying a checkpoint.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 #[must_use = "a checkpoint is intact only if `is_intact` says so"]
 pub struct Verification {
-    /// All that is wrong, in a fixed order: bytes that are not what was written, files that are missing, headers that
-    /// disagree with the manifest, and what could not be read.
+    /// Everything that is wrong, in a fixed order: changed bytes, missing files, headers that disagree with the
+    /// manifest, and read errors.
     pub problems: Vec<Error>,
-    /// Files and directories that the manifest does not list, sorted: somebody else's notes, say. They are no damage, and
-    /// no reader looks at them. The marks of a manager (`mark-*.json`, `.tmp-mark-*`) are not among them.
+    /// Files and directories that the manifest does not list, sorted. They do not count as damage, and no reader uses
+    /// them. The marks of a manager (`mark-*.json`, `.tmp-mark-*`) are not included.
     pub unexpected: Vec<PathBuf>,
 }
 
 impl Verification {
-    /// Whether every byte is what was written. Unexpected files do not count.
+    /// Returns `true` if every byte is what was written. Unexpected files do not matter.
     pub fn is_intact(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// Checks every byte of the checkpoint in the directory `path`.
+/// Verifies every byte of the checkpoint in the directory `path`.
 ///
-/// As [`CheckpointReader::open`] and [`CheckpointReader::verify`], but a file that is missing or has another length
-/// does not keep the others from being checked; what keeps the checkpoint from being opened at all is a problem too.
+/// Like [`CheckpointReader::open`] followed by [`CheckpointReader::verify`], but verifies the other files if one is
+/// missing or has another length. An error that prevents the checkpoint from being opened is reported as a problem,
+/// too.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

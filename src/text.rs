@@ -1,4 +1,4 @@
-//! Names and texts from files in messages, shortened: they can have any length.
+//! How messages show names and texts from files, which can have any length: shortened.
 
 use std::fmt;
 
@@ -15,16 +15,16 @@ pub(crate) fn shown(name: &str) -> impl fmt::Display {
     Shown(name)
 }
 
-/// How many bytes of a name a message shows.
+/// The maximum length of a name in a message, in bytes.
 const MAX_SHOWN: usize = 300;
 
-/// At most the first `bytes` bytes of a text.
+/// Returns at most the first `bytes` bytes of a text.
 fn start_of(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or_default()]
 }
 
-/// A message of at most about [`MAX_MESSAGE`] bytes: what others wrote of a file may quote all of it.
+/// Returns a message of at most about [`MAX_MESSAGE`] bytes: what others wrote of a file may quote all of it.
 pub(crate) fn short_message(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
         let length = message.len();
@@ -34,13 +34,13 @@ pub(crate) fn short_message(mut message: String) -> String {
     message
 }
 
-/// The longest message about a file, in bytes.
+/// The maximum length of a message about a file, in bytes.
 const MAX_MESSAGE: usize = 2000;
 
-/// How many names of a kind a message lists.
+/// The maximum number of names per kind in a message.
 pub(crate) const SHOWN: usize = 10;
 
-/// The first of some names, as a message shows them.
+/// Returns the first of some names, as a message shows them.
 pub(crate) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let count = names.len();
     let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| shown(name).to_string()).collect();

@@ -1,10 +1,11 @@
 //! Which checkpoint is the newest: the head of the chain in which each follows the one before. Pure functions.
 //!
 //! A checkpoint follows the one that its manifest names. Where that one is gone (rotated, removed by hand) it follows
-//! the latest of the same run before it, and where there is none, of the runs that its own came from. Checkpoints that name none (those of format versions 1 and 2, and the first of
-//! a run) follow one another in the order of their sequences. Where two follow the same one, the run went back: the one
-//! that was saved later counts. What follows nothing that is here begins another tree; of several trees that counts
-//! which the index knows, or the predecessor of which it knows, and if that does not tell them apart, nothing does.
+//! the latest of the same run before it, and where there is none, of the runs that its own came from. Checkpoints that
+//! name none (those of format versions 1 and 2, and the first of a run) follow one another in the order of their
+//! sequences. Where two follow the same one, the run went back: the one that was saved later counts. What follows
+//! nothing that is here begins another tree; of several trees that counts which the index knows, or the predecessor of
+//! which it knows, and if that does not tell them apart, nothing does.
 
 use crate::format::Follows;
 use chrono::{DateTime, Utc};
@@ -72,7 +73,7 @@ pub(super) fn order(
     Ok(Chain { own: names(mine), others: names(others) })
 }
 
-/// All of `links` that are in one tree with the checkpoint `id`.
+/// Returns all of `links` that are in one tree with the checkpoint `id`.
 pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
     let mut sorted: Vec<&Link> = links.iter().collect();
     sorted.sort_by_key(|link| (link.id.sequence, link.saved_at, &link.id.run, &link.name));
@@ -106,17 +107,17 @@ impl<'a> Earlier<'a> {
         Earlier { sorted, by_id, by_run, without_follows }
     }
 
-    /// The checkpoint `id`, if it was saved before the sequence `before`.
+    /// Returns the checkpoint `id`, if it was saved before the sequence `before`.
     fn with_id(&self, id: &Follows, before: u64) -> Option<usize> {
         self.by_id.get(id).copied().filter(|_| id.sequence < before)
     }
 
-    /// The last of `run` before the sequence `before`.
+    /// Returns the last of `run` before the sequence `before`.
     fn of_run(&self, run: &str, before: u64) -> Option<usize> {
         self.last_of(self.by_run.get(run)?, before)
     }
 
-    /// The last that follows none by its manifest, before the sequence `before`.
+    /// Returns the last that follows none by its manifest, before the sequence `before`.
     fn of_none(&self, before: u64) -> Option<usize> {
         self.last_of(&self.without_follows, before)
     }
@@ -127,8 +128,8 @@ impl<'a> Earlier<'a> {
     }
 }
 
-/// How many steps through those that left the numbering are gone in all: so many for each checkpoint, and so many beside.
-/// Runs that went back come nowhere near it.
+/// How many steps through those that left the numbering are gone in all: so many for each checkpoint, and so many
+/// beside. Runs that went back come nowhere near it.
 const STEPS_EACH: usize = 8;
 const STEPS_BESIDE: usize = 100_000;
 
@@ -164,7 +165,7 @@ fn parent(
     earlier.of_none(own).map(|found| (found, Sure::BySequence))
 }
 
-/// The trees that belong to this directory's run, the one with the newest first.
+/// Returns the trees that belong to this directory's run, the one with the newest first.
 fn own_trees(
     sorted: &[&Link],
     trees: &[usize],
@@ -217,7 +218,7 @@ fn head(root: usize, parents: &[Option<(usize, Sure)>]) -> usize {
 mod tests {
     use super::*;
 
-    /// As [`parent`], by looking at every other one.
+    /// Like [`parent`], by looking at every other one.
     fn parent_by_looking<'a>(
         sorted: &[&'a Link],
         at: usize,

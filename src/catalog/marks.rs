@@ -19,7 +19,7 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    /// Whether nothing removes the checkpoint.
+    /// Returns `true` if nothing removes the checkpoint.
     pub(crate) fn stays(&self) -> bool {
         self.permanent || !self.pins.is_empty() && !is_broken(Rule::Pins)
     }
@@ -30,7 +30,7 @@ impl Marks {
         Ok(Marks::among(&directory.marks(name)?, &of))
     }
 
-    /// What these mark files say of the checkpoint `of`.
+    /// Returns what these mark files say of the checkpoint `of`.
     pub(crate) fn among(files: &[(String, Vec<u8>)], of: &Follows) -> Marks {
         let mut marks = Marks::default();
         for (file, bytes) in files {

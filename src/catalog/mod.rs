@@ -47,7 +47,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// What `manifest` and `marks` say of the checkpoint `name`.
+    /// Returns what `manifest` and `marks` say of the checkpoint `name`.
     pub(crate) fn new(name: &str, manifest: &Manifest, marks: Marks) -> Found {
         let entry = IndexEntry {
             name: name.to_string(),
@@ -91,7 +91,7 @@ impl Found {
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 
-    /// Whether `marks` say something that was not known, and that may keep it.
+    /// Returns `true` if `marks` say something that was not known, and that may keep it.
     pub(crate) fn is_told_more_by(&self, marks: &Marks) -> bool {
         let known = |(name, value): (&String, &f64)| {
             self.entry.metrics.get(name).is_some_and(|known| known.to_bits() == value.to_bits())
@@ -129,8 +129,8 @@ pub(crate) struct Catalog {
     pub superseded: Vec<(String, Option<Found>)>,
     /// Those out of the numbering for all other reasons, by name.
     pub set_aside: Vec<String>,
-    /// Symbolic links, by name. They are not followed; those called like a checkpoint that would be newer than those that
-    /// are found are among the unreachable.
+    /// Symbolic links, by name. They are not followed; those called like a checkpoint that would be newer than those
+    /// that are found are among the unreachable.
     pub links: Vec<String>,
     /// Leftovers of saves and removals.
     pub leftovers: Vec<String>,
@@ -189,8 +189,8 @@ impl Catalog {
         }
     }
 
-    /// The highest sequence that anything here has. What cannot be read counts as far as the index tells: what is
-    /// saved now is later.
+    /// Returns the highest sequence that anything here has. What cannot be read counts as far as the index tells: what
+    /// is saved now is later.
     pub(crate) fn sequence(&self) -> u64 {
         let found = self.found.iter().chain(self.superseded.iter().filter_map(|(_, found)| found.as_ref()));
         let indexed = self.index.iter().flat_map(|index| &index.checkpoints);
@@ -198,7 +198,7 @@ impl Catalog {
         found.map(|found| found.entry.sequence).chain(indexed).max().unwrap_or(0)
     }
 
-    /// The checkpoints called `manager` and a number, in the order in which they follow one another.
+    /// Returns the checkpoints called `manager` and a number, in the order in which they follow one another.
     ///
     /// # Errors
     /// The names of two of which nothing tells which one the run should go on from.
@@ -218,7 +218,7 @@ impl Catalog {
         chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
     }
 
-    /// All whole ones, the newest last. Of different names the one with the highest sequence is the newest.
+    /// Returns all whole ones, the newest last. Of different names the one with the highest sequence is the newest.
     ///
     /// # Errors
     /// The names of two of one name of which nothing tells which is the newer one; all are returned with it.
@@ -256,20 +256,20 @@ impl Catalog {
         (all, undecided)
     }
 
-    /// What left the numbering for any reason but that a run went back, and was called `manager` and a number.
+    /// Returns what left the numbering for any reason but that a run went back, and was called `manager` and a number.
     pub(crate) fn set_aside_of<'a>(&'a self, manager: &'a str) -> impl Iterator<Item = &'a String> {
         let of = move |name: &&String| before_aside(name).and_then(|(_, name)| number_of(manager, name)).is_some();
         self.set_aside.iter().filter(of)
     }
 }
 
-/// All that are in one tree with the checkpoint `id`, whether or not they left the numbering.
+/// Returns all that are in one tree with the checkpoint `id`, whether or not they left the numbering.
 pub(crate) fn tree_of<'a>(all: impl Iterator<Item = &'a Found>, id: &Follows) -> HashSet<Follows> {
     let links: Vec<Link> = all.map(Found::link).collect();
     chain::tree_of(&links, id)
 }
 
-/// The chain of `found` to which the checkpoints `ids` belong.
+/// Returns the chain of `found` to which the checkpoints `ids` belong.
 pub(crate) fn chain_with<'a>(
     found: &[Found],
     superseded: impl Iterator<Item = &'a Found>,
@@ -295,7 +295,7 @@ pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
     Ok(Found::new(name, &source.manifest, marks))
 }
 
-/// Whether what is wrong with a checkpoint stays so, as far as this version is concerned.
+/// Returns `true` if what is wrong with a checkpoint stays so, as far as this version is concerned.
 pub(crate) fn is_final(error: &Error) -> bool {
     error.is_damage() || matches!(error, Error::Unsupported { .. })
 }

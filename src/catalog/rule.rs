@@ -6,26 +6,26 @@ use crate::name::COMPONENT_EXTENSION;
 use crate::repository::{Directory, MANIFEST};
 use std::collections::HashSet;
 
-/// The number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.
+/// Returns the number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.
 pub(crate) fn number_of(manager: &str, name: &str) -> Option<u64> {
     numbered(name).filter(|(before, _)| *before == manager).map(|(_, number)| number)
 }
 
-/// The manager's name and the number, of a name that has both.
+/// Returns the manager's name and the number, of a name that has both.
 pub(crate) fn numbered(name: &str) -> Option<(&str, u64)> {
     let (manager, digits) = name.rsplit_once('-')?;
     let number: u64 = digits.parse().ok()?;
     (number.to_string() == digits && !manager.is_empty()).then_some((manager, number))
 }
 
-/// The names that the index knows.
+/// Returns the names that the index knows.
 pub(super) fn indexed(index: Option<&Index>) -> HashSet<String> {
     index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.clone()).collect()
 }
 
-/// Whether the directory `name`, which `error` keeps from being opened as a checkpoint, is one of ours: it has a
-/// manifest of whatever content, or a component, or the index knows it. One that cannot be looked into is ours if the
-/// index knows it, or it is called like a checkpoint.
+/// Returns `true` if the directory `name`, which `error` keeps from being opened as a checkpoint, is one of ours: it
+/// has a manifest of whatever content, or a component, or the index knows it. One that cannot be looked into is ours if
+/// the index knows it, or it is called like a checkpoint.
 pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &str, error: &Error) -> bool {
     if indexed.contains(name) {
         return true;

@@ -19,17 +19,17 @@ use twox_hash::XxHash3_128;
 pub struct Digest([u8; 16]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(XxHash3_128::oneshot(bytes).to_be_bytes())
     }
 
-    /// The 16 bytes, most significant first.
+    /// Returns the 16 bytes, most significant first.
     pub fn to_bytes(self) -> [u8; 16] {
         self.0
     }
 
-    /// The 32 hexadecimal digits.
+    /// Returns the 32 hexadecimal digits.
     fn hex(self) -> [u8; 32] {
         let mut hex = [0; 32];
         for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
@@ -120,7 +120,7 @@ impl Hasher {
         self.0.write(bytes);
     }
 
-    /// The digest of everything so far.
+    /// Returns the digest of everything so far.
     pub fn finish(&self) -> Digest {
         Digest(self.0.finish_128().to_be_bytes())
     }

@@ -25,7 +25,7 @@ impl Envelope {
         format!("{{\"format\":\"{}\",\"version\":", self.format)
     }
 
-    /// The first line of a text of `version`.
+    /// Returns the first line of a text of `version`.
     pub(super) fn open(&self, version: u64) -> Vec<u8> {
         format!("{}{version},\n", self.first_line_start()).into_bytes()
     }

@@ -53,7 +53,7 @@ pub struct IndexEntry {
 }
 
 impl Index {
-    /// The text of the file, one checkpoint a line.
+    /// Returns the text of the file, one checkpoint a line.
     ///
     /// # Errors
     ///
@@ -64,13 +64,13 @@ impl Index {
         ENVELOPE.close(text).map_err(|e| e.unwritable("the index"))
     }
 
-    /// The lowest version that has what this index has.
+    /// Returns the lowest version that has what this index has.
     fn version(&self) -> u64 {
         let mut metrics = self.checkpoints.iter().flat_map(|entry| entry.metrics.values());
         if metrics.all(|value| value.is_finite()) { 1 } else { 2 }
     }
 
-    /// All lines but the last.
+    /// Returns all lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
         let mut text = ENVELOPE.open(self.version());
         text.extend_from_slice(b"\"latest\":");
@@ -129,7 +129,8 @@ impl Index {
     }
 }
 
-/// A checkpoint's name is its user's choice; here it must not lead out of the directory or stand for something else there.
+/// A checkpoint's name is its user's choice; here it must not lead out of the directory or stand for something else
+/// there.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {
         return Ok(());

@@ -136,7 +136,7 @@ pub(super) fn read_metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     Ok(metrics.into_iter().map(|(name, value)| (name, value.0)).collect())
 }
 
-/// The entries as a map; an error when a key is there twice.
+/// Returns the entries as a map; an error when a key is there twice.
 fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -256,8 +256,8 @@ fn too_many_parts() -> String {
     format!("the values have more than {MAX_NODES} parts; {AS_A_TENSOR}")
 }
 
-/// Checks that what this JSON describes takes memory in proportion to its text, before any of it is allocated. A list of
-/// objects with one short entry each takes about 100 times its text.
+/// Checks that what this JSON describes takes memory in proportion to its text, before any of it is allocated. A list
+/// of objects with one short entry each takes about 100 times its text.
 pub(super) fn check_memory(text: &[u8]) -> Result<(), FormatError> {
     if memory(text) <= MEMORY_BESIDE + MEMORY_TIMES * text.len() {
         return Ok(());

@@ -57,8 +57,8 @@ pub struct Manifest {
     /// The time from which the intervals of the manager's `keep_every` were counted when this was saved; `None` where
     /// there is no such policy.
     pub counted_from: Option<DateTime<Utc>>,
-    /// Whether the state was saved after an error, when it could not be told whether it belongs together. No restart takes
-    /// such a checkpoint.
+    /// Whether the state was saved after an error, when it could not be told whether it belongs together. No restart
+    /// takes such a checkpoint.
     pub unclean: bool,
     /// The components that were tracked and left out of this save, sorted; empty where it is complete.
     pub without: Vec<String>,
@@ -192,24 +192,24 @@ impl Manifest {
         lineage
     }
 
-    /// The keys of the tensors with values that are not finite, as far as that was noted.
+    /// Returns the keys of the tensors with values that are not finite, as far as that was noted.
     pub fn non_finite(&self) -> impl Iterator<Item = &str> {
         let is_it = |record: &TensorRecord| record.statistics.is_some_and(|statistics| statistics.non_finite > 0);
         self.tensors.iter().filter(move |(_, record)| is_it(record)).map(|(key, _)| key.as_str())
     }
 
-    /// The length of all files, without the manifest.
+    /// Returns the length of all files, without the manifest.
     pub fn bytes(&self) -> u64 {
         let assets = self.assets.values().map(|asset| asset.bytes);
         self.files.values().map(|file| file.bytes).chain(assets).fold(0, u64::saturating_add)
     }
 
-    /// The text of the file. Of two manifests of the same state the last two lines differ, and no other.
+    /// Returns the text of the file. Of two manifests of the same state the last two lines differ, and no other.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be written
-    /// can be read.
+    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be
+    /// written can be read.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the manifest"))?;
         let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the manifest cannot be written: {e}")))?;
@@ -219,13 +219,13 @@ impl Manifest {
         })
     }
 
-    /// The value that takes most memory for its text.
+    /// Returns the value that takes most memory for its text.
     fn heaviest(&self) -> Option<&str> {
         let memory = |value: &serde_json::Value| json::memory(value.to_string().as_bytes());
         self.values.iter().max_by_key(|(_, value)| memory(value)).map(|(key, _)| key.as_str())
     }
 
-    /// The lowest version that has what this manifest has.
+    /// Returns the lowest version that has what this manifest has.
     fn version(&self) -> u64 {
         if !self.metadata.is_empty() || self.unclean || !self.without.is_empty() {
             return 5;
@@ -240,7 +240,7 @@ impl Manifest {
         if self.assets.is_empty() { 1 } else { 2 }
     }
 
-    /// All lines but the last.
+    /// Returns all lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
         let version = self.version();
         let mut text = ENVELOPE.open(version);
@@ -490,7 +490,7 @@ struct RecordIn<'a> {
     statistics: Option<StatisticsText>,
 }
 
-/// A list that takes no more memory than it needs in the most frequent case, that of one piece.
+/// Returns a list that takes no more memory than it needs in the most frequent case, that of one piece.
 fn pieces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Piece>, D::Error> {
     struct Pieces;
     impl<'de> Visitor<'de> for Pieces {
@@ -552,7 +552,7 @@ impl Manifest {
         self.check_ranges()
     }
 
-    /// What is left out is not there.
+    /// Returns what is left out is not there.
     fn check_without(&self) -> Result<(), FormatError> {
         if !self.without.is_sorted_by(|a, b| a < b) {
             return Err(damaged("the components that it leaves out are not sorted, or one of them is there twice"));
@@ -636,15 +636,16 @@ struct Range<'a> {
 }
 
 impl Range<'_> {
-    /// The lengths of the piece's dimensions.
+    /// Returns the lengths of the piece's dimensions.
     fn shape(&self) -> impl Iterator<Item = u64> {
         let first = self.piece.slice.as_ref().and_then(|slice| slice.first()).map(|[_, length]| *length);
         let whole = self.record.spec.shape.iter().copied();
         whole.enumerate().map(move |(i, length)| if i == 0 { first.unwrap_or(length) } else { length })
     }
 
-    /// Whether both are the same piece of one tensor that has two keys. Of such tensors all pieces are the same, so that
-    /// no byte is read for the digests of two. The first pieces compare the whole lists; the others have the same first.
+    /// Returns `true` if both are the same piece of one tensor that has two keys. Of such tensors all pieces are the
+    /// same, so that no byte is read for the digests of two. The first pieces compare the whole lists; the others have
+    /// the same first.
     fn is_tied_to(&self, other: &Range<'_>) -> bool {
         let (a, b) = (self.record, other.record);
         let lists_agree = if self.index == 0 { a.pieces == b.pieces } else { a.pieces.first() == b.pieces.first() };
@@ -656,7 +657,7 @@ impl Range<'_> {
     }
 }
 
-/// The pieces are the whole tensor, and have the bytes of their shape.
+/// Returns the pieces are the whole tensor, and have the bytes of their shape.
 fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> Result<(), FormatError> {
     if spec.shape.len() > MAX_RANK {
         return Err(damaged(format!("the tensor {key:?} has more than {MAX_RANK} dimensions")));
@@ -692,7 +693,7 @@ fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> 
     if complete { Ok(()) } else { Err(damaged(format!("a part of the tensor {key:?} is in no file"))) }
 }
 
-/// The length in the first dimension of a slice that begins at `next` and is whole in the other dimensions.
+/// Returns the length in the first dimension of a slice that begins at `next` and is whole in the other dimensions.
 fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) -> Result<u64, FormatError> {
     let fits = slice.len() == spec.shape.len()
         && slice
@@ -711,7 +712,7 @@ fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) 
     }
 }
 
-/// The ranges are disjoint or the same tensor, and leave nothing between header and end.
+/// Returns the ranges are disjoint or the same tensor, and leave nothing between header and end.
 fn check_file_ranges(file: &str, entry: &FileEntry, ranges: &mut [Range<'_>]) -> Result<(), FormatError> {
     ranges.sort_by(|a, b| {
         let order = |range: &Range<'_>| (range.piece.begin, range.piece.end);
@@ -743,7 +744,7 @@ fn check_file_ranges(file: &str, entry: &FileEntry, ranges: &mut [Range<'_>]) ->
     Ok(())
 }
 
-/// Whether this is a key: names of allowed length, escaped as [`name::key`] does.
+/// Returns `true` if this is a key: names of allowed length, escaped as [`name::key`] does.
 fn is_key(key: &str) -> bool {
     let simple = |part: &str| {
         !part.is_empty() && part.len() <= name::MAX_NAME && part.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'%')
@@ -753,8 +754,8 @@ fn is_key(key: &str) -> bool {
         || name::path(key).is_some_and(|names| names.iter().all(|name| name.len() <= name::MAX_NAME))
 }
 
-/// Checks that the tree of the names in these sorted keys takes memory in proportion to the manifest. `least` is the least
-/// that an entry takes in the text beside its key.
+/// Checks that the tree of the names in these sorted keys takes memory in proportion to the manifest. `least` is the
+/// least that an entry takes in the text beside its key.
 fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Result<(), FormatError> {
     let (mut parents, mut bytes) = (0, 0);
     let mut previous = "";
@@ -771,12 +772,12 @@ fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Resul
     Err(damaged(format!("its keys nest too deep for their length: {parents} objects have no more than {bytes} bytes")))
 }
 
-/// How many objects with other objects in them there may be: so many, and one more for so many bytes of the manifest. Such
-/// an object takes about 1000 bytes of memory in a restore.
+/// How many objects with other objects in them there may be: so many, and one more for so many bytes of the manifest.
+/// Such an object takes about 1000 bytes of memory in a restore.
 const PARENTS_BESIDE: usize = 16_000;
 const BYTES_PER_PARENT: usize = 16;
 
-/// The highest [`Manifest::sequence`]: far from what 64 bits hold, so that there is always a later one.
+/// Returns the highest [`Manifest::sequence`]: far from what 64 bits hold, so that there is always a later one.
 pub(super) fn check_sequence(sequence: u64) -> Result<(), FormatError> {
     if sequence <= MAX_SEQUENCE {
         return Ok(());

@@ -80,7 +80,7 @@ enum Kind {
     Note { name: String, text: String },
 }
 
-/// Whether a file of this name in a checkpoint's directory is a mark: `mark-….json`.
+/// Returns `true` if a file of this name in a checkpoint's directory is a mark: `mark-….json`.
 pub fn is_mark_file(file: &str) -> bool {
     file.len() > PREFIX.len() + EXTENSION.len() && file.starts_with(PREFIX) && file.ends_with(EXTENSION)
 }
@@ -91,7 +91,7 @@ impl Mark {
         Mark { of, kind }
     }
 
-    /// The name of its file. A mark replaces the one of the same name.
+    /// Returns the name of its file. A mark replaces the one of the same name.
     ///
     /// ```
     /// use tch_checkpoint::format::{Follows, Mark, MarkKind};
@@ -110,7 +110,7 @@ impl Mark {
         }
     }
 
-    /// The lowest version that has what this mark has.
+    /// Returns the lowest version that has what this mark has.
     fn version(&self) -> u64 {
         match self.kind {
             MarkKind::Permanent | MarkKind::Metric { .. } => 1,
@@ -118,7 +118,7 @@ impl Mark {
         }
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Mark {
         ENVELOPE.close(text).map_err(|e| e.unwritable("the mark"))
     }
 
-    /// All lines but the last.
+    /// Returns all lines but the last.
     fn lines(&self) -> Result<Vec<u8>, String> {
         let kind = match &self.kind {
             MarkKind::Permanent => Kind::Permanent,
@@ -172,7 +172,7 @@ impl Mark {
     }
 }
 
-/// The file of a mark that has a name of its own.
+/// Returns the file of a mark that has a name of its own.
 fn named(kind: &str, name: &str) -> String {
     let stem = name::file_stem(name);
     let stem = if stem.len() <= 200 { stem } else { Digest::of(name.as_bytes()).to_string() };

@@ -61,7 +61,7 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    /// The crate's error, with the file that held the bytes.
+    /// Returns the crate's error, with the file that held the bytes.
     pub(crate) fn at(self, path: impl AsRef<Path>) -> Error {
         match self {
             FormatError::Damaged(reason) => Error::damaged(path, reason),
@@ -71,7 +71,7 @@ impl FormatError {
         }
     }
 
-    /// The crate's error for something that must not be written, because it would be refused when read.
+    /// Returns the crate's error for something that must not be written, because it would be refused when read.
     fn unwritable(self, what: &str) -> Error {
         Error::InvalidArgument(format!("{what} cannot be written: {self}"))
     }
@@ -82,7 +82,7 @@ fn damaged(reason: impl Into<String>) -> FormatError {
     FormatError::Damaged(short_message(reason.into()))
 }
 
-/// The element type of this name, if this version knows it.
+/// Returns the element type of this name, if this version knows it.
 fn dtype_named(name: &str) -> Option<Dtype> {
     Dtype::ALL.iter().copied().find(|dtype| dtype.name() == name)
 }

@@ -61,8 +61,9 @@ pub struct Placed {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidName`] for a name twice, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for more than
-/// 64 dimensions and for more bytes than a file can have; [`Error::InvalidArgument`] when the header would be above 100 MB.
+/// [`Error::InvalidName`] for a name twice, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for more
+/// than 64 dimensions and for more bytes than a file can have; [`Error::InvalidArgument`] when the header would be
+/// above 100 MB.
 ///
 /// ```
 /// use tch_checkpoint::{Dtype, TensorSpec, format::safetensors::layout};
@@ -154,7 +155,7 @@ fn check_names(tensors: &[Placed]) -> Result<()> {
     Ok(())
 }
 
-/// A name that is there twice, if there is one.
+/// Returns a name that is there twice, if there is one.
 fn first_twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
@@ -187,7 +188,7 @@ pub struct TensorEntry {
     pub end: u64,
 }
 
-/// How many bytes of a file to hand to [`parse_header`]: all those before the data section.
+/// Returns how many bytes of a file to hand to [`parse_header`]: all those before the data section.
 ///
 /// `start` is the first [`LENGTH_BYTES`] bytes of the file, or more, or the whole file when it is shorter.
 ///

@@ -160,13 +160,13 @@ const RESERVED: [&str; 38] = [
     "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training", "torch",
 ];
 
-/// Whether a name cannot be one in a program.
+/// Returns `true` if a name cannot be one in a program.
 fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name)
 }
 
-/// Why a variable of this name cannot be in a program, if it cannot. The rule is that of TorchScript's own text, which a
-/// file of it is read from.
+/// Why a variable of this name cannot be in a program, if it cannot. The rule is that of TorchScript's own text, which
+/// a file of it is read from.
 #[cfg(feature = "torch")]
 pub(crate) fn unexportable(variable: &str) -> Option<String> {
     let rule = "the names of an exported model's variables have printable ASCII characters other than `\"` and `\\`, between \
@@ -181,7 +181,7 @@ pub(crate) fn unexportable(variable: &str) -> Option<String> {
     Some(format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it"))
 }
 
-/// The name of an input, output or method: one that is a name in Python and TorchScript too.
+/// Returns the name of an input, output or method: one that is a name in Python and TorchScript too.
 pub(crate) fn is_identifier(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let starts = name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic());
@@ -203,12 +203,12 @@ impl SavedModelInfo {
         }
     }
 
-    /// Whether it says something that version 1 has no place for.
+    /// Returns `true` if it says something that version 1 has no place for.
     fn is_extended(&self) -> bool {
         !self.same_lengths.is_empty() || !self.other_keys.is_empty()
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     ///
     /// # Errors
     ///

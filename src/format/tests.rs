@@ -136,7 +136,7 @@ fn seal(text: &str) -> Vec<u8> {
     format!("{text}\"xxh3_128\":\"{}\"}}\n", Digest::of(text.as_bytes())).into_bytes()
 }
 
-/// The text without its last line.
+/// Returns the text without its last line.
 fn unseal(bytes: &[u8]) -> String {
     let text = std::str::from_utf8(bytes).unwrap();
     text[..text.len() - "\"xxh3_128\":\"\"}\n".len() - 32].to_string()
@@ -760,7 +760,7 @@ fn the_bytes_written_are_those_of_the_golden_files() {
     golden("v1/checkpoint.json", &sample_index().to_bytes().unwrap());
 }
 
-/// The sample as a saved model: with assets, so of version 2.
+/// Returns the sample as a saved model: with assets, so of version 2.
 fn sample_with_assets() -> (Manifest, BTreeMap<String, Vec<u8>>) {
     let (mut manifest, files) = sample();
     let mut info = SavedModelInfo::new("cpu");
@@ -903,8 +903,8 @@ fn statistics_are_read_as_they_were_written() {
     }
 }
 
-/// The sample with what only version 3 has: a checkpoint that it follows, metrics that are no numbers, and which
-/// variables require a gradient.
+/// Returns the sample with what only version 3 has: a checkpoint that it follows, metrics that are no numbers, and
+/// which variables require a gradient.
 fn sample_of_version_3() -> Manifest {
     let (mut manifest, _) = sample();
     manifest.follows = Some(Follows { run: RUN.to_string(), sequence: 16 });
@@ -1117,7 +1117,8 @@ fn the_python_reader_reads_the_sample() {
 
 // ---- Speed, to be looked at: cargo test --release --no-default-features --lib speed -- --ignored --nocapture
 
-/// Seconds this thread has computed, so that other programs on the machine do not count; elsewhere than on Linux, seconds.
+/// Seconds this thread has computed, so that other programs on the machine do not count; elsewhere than on Linux,
+/// seconds.
 fn cpu_seconds(start: Instant) -> f64 {
     let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = schedstat.split(' ').next().and_then(|field| field.parse::<f64>().ok());

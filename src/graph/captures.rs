@@ -1,20 +1,20 @@
-//! The captures of this process that are not finished: which memory, variables and gates they still read behind.
+//! The unfinished captures of this process: the memory, variables and gates that they still read.
 //!
-//! A save in the background enters its capture here before its call returns. Whoever is about to write waits for the
-//! captures that it concerns, and does some of their copying meanwhile. Nothing being captured, that costs one atomic read.
+//! A background save registers its capture here before its call returns. A writer waits for the captures that overlap
+//! what it is about to write, and helps to copy. If no capture is unfinished, this costs one atomic read.
 
 use super::gate::Gate;
 use super::leaf::{Identity, TensorLeaf};
 use crate::sync::{Arc, AtomicUsize, Mutex, MutexGuard, Ordering, PoisonError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What reads memory that must not change until it has finished.
+/// A reader of memory that must not change until the reader has finished.
 pub(crate) trait Hold: Send + Sync {
-    /// Returns when it reads no more; the caller's thread does some of the work.
+    /// Returns once nothing is read anymore. The caller's thread does part of the work.
     fn finish(&self);
 }
 
-/// Consecutive memory of a device.
+/// A range of consecutive memory of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Area {
     /// A hash of the device's name.
@@ -30,12 +30,12 @@ impl Area {
         Area { device: hasher.finish(), begin, end: begin.saturating_add(bytes) }
     }
 
-    /// As many bytes of the same device, at another address.
+    /// Returns an area of the same device and length at another address.
     pub(crate) fn moved_to(self, address: usize) -> Area {
         Area { begin: address, end: address.saturating_add(self.end - self.begin), ..self }
     }
 
-    /// From the first to the last element, with the gaps between them.
+    /// Returns the area from the first to the last element, including gaps.
     pub(crate) fn of(identity: &Identity) -> Area {
         let Identity { device, address, spec, strides } = identity;
         let steps = spec.shape.iter().zip(strides);
@@ -48,14 +48,13 @@ impl Area {
     }
 }
 
-/// What is about to be written, or is being read: memory, and the variables that it is the memory of. A variable may have
-/// other memory by now than when it was captured; writing to it is waited for all the same, since its version counter
-/// moves.
+/// Memory that is about to be written or is being read, and the variables it belongs to. A variable may have other
+/// memory than when it was captured; a write to it waits nevertheless, because it changes the version counter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Touched {
     areas: Vec<Area>,
     variables: Vec<usize>,
-    /// Some of it is not known.
+    /// Part of it is unknown, so everything counts as touched.
     anything: bool,
     /// Both are sorted, and the areas joined, so that they can be searched.
     is_ordered: bool,
@@ -72,7 +71,7 @@ impl Touched {
         self.variables.extend(variable);
     }
 
-    /// A tensor that will be written. One that does not tell its memory may have any.
+    /// Adds a tensor that will be written. A tensor that does not report its memory may overlap any other.
     pub(crate) fn add_leaf(&mut self, leaf: &dyn TensorLeaf) {
         match leaf.identity() {
             Some(identity) => self.add_area(Area::of(&identity)),
@@ -81,7 +80,7 @@ impl Touched {
         self.add_variable(leaf.variable());
     }
 
-    /// Makes it ready for searching. A capture that is entered without this is made ready by the first who waits.
+    /// Sorts the ranges so that they can be searched. If a capture is registered unsorted, the first waiter sorts it.
     pub(crate) fn order(&mut self) {
         self.is_ordered = true;
         self.variables.sort_unstable();
@@ -95,7 +94,7 @@ impl Touched {
         });
     }
 
-    /// Whether something of `other` is in this.
+    /// Returns `true` if this overlaps `other`.
     fn meets(&self, other: &Touched) -> bool {
         let overlaps = |area: &Area| {
             let after = self.areas.partition_point(|own| (own.device, own.begin) < (area.device, area.end));
@@ -110,8 +109,8 @@ impl Touched {
 
 struct Entry {
     number: usize,
-    /// The process that copies. A child that was forked meanwhile has the entry, but not the threads that would finish it, and
-    /// memory of its own.
+    /// The process that copies. A forked child has the entry, but neither the threads that would finish it nor the same
+    /// memory.
     process: u32,
     touched: Arc<Touched>,
     gates: Vec<Gate>,
@@ -119,7 +118,7 @@ struct Entry {
 }
 
 struct Registry {
-    /// How many captures are not finished, those being entered included.
+    /// The number of unfinished captures, including those being registered.
     unfinished: AtomicUsize,
     entries: Mutex<Vec<Entry>>,
     numbers: AtomicUsize,
@@ -139,7 +138,7 @@ impl Registry {
 #[cfg(not(shuttle))]
 static REGISTRY: Registry = Registry::new();
 
-// One for every schedule that is tried.
+// One per tried schedule.
 #[cfg(shuttle)]
 shuttle::lazy_static! {
     static ref REGISTRY: Registry = Registry {
@@ -149,7 +148,7 @@ shuttle::lazy_static! {
     };
 }
 
-/// A capture in the registry; dropping this takes it out.
+/// A capture in the registry. Dropping this removes it.
 pub(crate) struct Entered(usize);
 
 impl Drop for Entered {
@@ -160,13 +159,13 @@ impl Drop for Entered {
             place.map(|place| entries.swap_remove(place))
         };
         REGISTRY.unfinished.fetch_sub(1, Ordering::AcqRel);
-        // What it held is let go without the lock.
+        // What it held is dropped without the lock.
         drop(removed);
     }
 }
 
-/// Enters the capture that `begin` makes. Writers that come meanwhile wait until it is there, and those behind `gates`
-/// that are writing are waited for before.
+/// Registers the capture that `begin` makes. Waits for writers behind `gates` first; writers that arrive during `begin`
+/// wait until it returns.
 pub(crate) fn enter<H: Hold + 'static, E>(
     gates: &[Gate],
     begin: impl FnOnce() -> Result<(Arc<Touched>, Arc<H>), E>,
@@ -183,7 +182,7 @@ pub(crate) fn enter<H: Hold + 'static, E>(
     Ok((Entered(number), hold))
 }
 
-/// Counts back when a capture could not be begun.
+/// Decrements the count if a capture could not be started.
 struct Begun;
 
 impl Drop for Begun {
@@ -192,8 +191,8 @@ impl Drop for Begun {
     }
 }
 
-/// Returns when no unfinished capture reads any of what `written` tells. Every writer of this crate calls this before its
-/// first write.
+/// Waits until no unfinished capture reads anything that `written` returns. Every writer of this crate calls this
+/// before its first write.
 pub(crate) fn wait_for(written: impl FnOnce() -> Touched) {
     if REGISTRY.unfinished.load(Ordering::Acquire) == 0 {
         return;
@@ -208,12 +207,13 @@ pub(crate) fn wait_for(written: impl FnOnce() -> Touched) {
 }
 
 impl Gate {
-    /// Returns when tensors may be changed; helps with what is still to be copied before.
+    /// Waits until the tensors behind the gate may be changed, and helps to copy what is left.
     pub fn pass(&self) {
         wait_at(self);
     }
 
-    /// Returns when what `written` tells may be changed. No capture behind this gate begins before the result is dropped.
+    /// Waits until what `written` returns may be changed. No capture behind this gate starts before the result is
+    /// dropped.
     #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "only libtorch's optimizers write"))]
     pub(crate) fn write(&self, written: impl FnOnce() -> Touched) -> MutexGuard<'_, ()> {
         let writing = self.lock();
@@ -222,7 +222,7 @@ impl Gate {
     }
 }
 
-/// Returns when no unfinished capture is behind the gate.
+/// Waits until no unfinished capture is behind the gate.
 fn wait_at(gate: &Gate) {
     if REGISTRY.unfinished.load(Ordering::Acquire) > 0 {
         wait_for_those(|entry| entry.gates.iter().any(|one| one.is(gate)));

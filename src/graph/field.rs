@@ -1,4 +1,4 @@
-//! What `#[derive(Trackable)]` makes a node of.
+//! The fields from which `#[derive(Trackable)]` builds a node.
 
 use super::node::{Child, Collection, Kind, Node};
 use crate::error::BoxError;
@@ -13,17 +13,17 @@ pub struct Field {
 }
 
 impl Field {
-    /// Tracked under its name.
+    /// Returns a field that is tracked under its name.
     pub fn named(name: &'static str, node: Node) -> Field {
         Field { name, node, is_flattened: false }
     }
 
-    /// Its children are tracked as if they were fields.
+    /// Returns a field whose children are tracked as if they were fields.
     pub fn flattened(name: &'static str, node: Node) -> Field {
         Field { name, node, is_flattened: true }
     }
 
-    /// The node of a struct with these fields.
+    /// Returns the node of a struct with these fields.
     pub fn node_of(fields: impl IntoIterator<Item = Field>) -> Node {
         let mut children = Vec::new();
         for field in fields {
@@ -37,7 +37,7 @@ impl Field {
     }
 }
 
-/// Says, when it is tracked, which field cannot be flattened.
+/// A node that reports, when it is tracked, which field cannot be flattened.
 struct NotAGroup(&'static str);
 
 impl Collection for NotAGroup {

@@ -1,13 +1,14 @@
-//! The gate between whoever changes tensors and a save that is still copying them.
+//! The barrier between code that changes tensors and a background save that still copies them.
 
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::collections::HashSet;
 use std::fmt;
 
-/// What a writer goes through before every change to tensors that saves in the background copy behind the call:
-/// those of [`Guarded::addresses`]. It waits for the saves that are still copying, and helps with what is left.
+/// A barrier between a writer of tensors and background saves. A writer calls [`pass`](Gate::pass) before each change
+/// to the tensors in [`Guarded::addresses`], which a background save copies after its call has returned. `pass` waits
+/// for the saves that are still copying, and helps to copy what is left.
 ///
-/// The optimizers of this crate need none: they wait by themselves.
+/// The optimizers of this crate need no gate: they wait by themselves.
 ///
 /// ```
 /// use tch_checkpoint::Gate;
@@ -18,12 +19,12 @@ use std::fmt;
 pub struct Gate(Arc<Mutex<()>>);
 
 impl Gate {
-    /// An open gate.
+    /// Creates an open gate.
     pub fn new() -> Gate {
         Gate::default()
     }
 
-    /// Holds all of these gates; every thread takes them in the same order.
+    /// Locks all of these gates. Every thread locks them in the same order.
     pub(super) fn lock_all(gates: &[Gate]) -> Vec<MutexGuard<'_, ()>> {
         let mut gates: Vec<&Gate> = gates.iter().collect();
         gates.sort_by_key(|gate| gate.address());
@@ -50,7 +51,7 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// Which tensors change only after passing a gate.
+/// Tensors that are changed only after [`Gate::pass`].
 #[derive(Debug, Clone, Default)]
 pub struct Guarded {
     /// The gate.

@@ -2,14 +2,15 @@
 
 use std::any::Any;
 
-/// What a tensor says of itself at one moment.
+/// What a tensor reports about itself at one moment.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Seen {
     generation: u64,
     version: u64,
-    /// Which of these it says, and whether it requires a gradient; as `tcp_seen` in torch/shim.cpp.
+    /// Which of these are set, and whether the tensor requires a gradient; the layout is that of `tcp_seen` in
+    /// torch/shim.cpp.
     says: u8,
 }
 
@@ -30,17 +31,17 @@ impl Seen {
         Seen { generation: generation.unwrap_or_default(), version: version.unwrap_or_default(), says }
     }
 
-    /// As [`TensorLeaf::generation`](crate::TensorLeaf::generation).
+    /// Like [`TensorLeaf::generation`](crate::TensorLeaf::generation).
     pub(crate) fn generation(&self) -> Option<u64> {
         (self.says & SAYS_GENERATION != 0).then_some(self.generation)
     }
 
-    /// As [`TensorLeaf::version`](crate::TensorLeaf::version).
+    /// Like [`TensorLeaf::version`](crate::TensorLeaf::version).
     pub(crate) fn version(&self) -> Option<u64> {
         (self.says & SAYS_VERSION != 0).then_some(self.version)
     }
 
-    /// As [`TensorLeaf::requires_grad`](crate::TensorLeaf::requires_grad).
+    /// Like [`TensorLeaf::requires_grad`](crate::TensorLeaf::requires_grad).
     pub(crate) fn requires_grad(&self) -> Option<bool> {
         (self.says & SAYS_REQUIRES_GRAD != 0).then_some(self.says & REQUIRES_GRAD != 0)
     }
@@ -51,12 +52,13 @@ impl Seen {
     }
 }
 
-/// Tensors of one library. One call for thousands of them takes a fraction of the time of one call for each.
+/// Tensors of one library that are asked together: one call for thousands of tensors takes a fraction of the time of
+/// one call per tensor.
 #[doc(hidden)]
 pub trait TensorGroup: Any + Send + Sync {
-    /// Asks all of them; writes what each says to the place in `seen` that it [joined](crate::TensorLeaf::join) with. Holds those
-    /// that `held` names by the same places, none where it is empty: from now on whoever writes to one of them by means of
-    /// its library waits before that for the saves that read its memory, as far as the library can. Called on the thread
-    /// that calls the save, by one thread at a time.
+    /// Asks all tensors and writes what each reports to `seen`, at the place with which it
+    /// [joined](crate::TensorLeaf::join). Holds the tensors at the places that `held` names, none if it is empty: from
+    /// then on writes through the library wait for the saves that read their memory, as far as the library supports
+    /// that. Called on the thread that calls the save, by one thread at a time.
     fn look(&self, held: &[bool], seen: &mut [Seen]);
 }

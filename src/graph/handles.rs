@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-/// A counter that is saved with the model: the step, the epoch. Clones count together.
+/// A counter that is saved with the model, such as the step or the epoch. Clones share the count.
 ///
 /// ```
 /// use tch_checkpoint::Counter;
@@ -22,12 +22,12 @@ use std::thread::{self, ThreadId};
 pub struct Counter(Arc<AtomicI64>);
 
 impl Counter {
-    /// A counter that starts at `value`.
+    /// Creates a counter that starts at `value`.
     pub fn new(value: i64) -> Counter {
         Counter(Arc::new(AtomicI64::new(value)))
     }
 
-    /// The count.
+    /// Returns the count.
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::SeqCst)
     }
@@ -37,7 +37,7 @@ impl Counter {
         self.0.store(value, Ordering::SeqCst);
     }
 
-    /// Adds one, and returns the new count. At [`i64::MAX`] the count stays there.
+    /// Adds one and returns the new count. Saturates at [`i64::MAX`].
     pub fn increment(&self) -> i64 {
         let next = |count: i64| Some(count.saturating_add(1));
         let before = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
@@ -65,8 +65,9 @@ impl Trackable for Counter {
     }
 }
 
-/// Any value that serde knows, saved with the model; clones share it. Saved as JSON, floats exactly; what JSON
-/// has no form for (NaN, infinities, maps with keys other than text) is saved as CBOR in hexadecimal.
+/// A value of any serde type that is saved with the model. Clones share the value. It is saved as JSON, with exact
+/// floats; values that JSON cannot represent (NaN, infinities, maps with keys other than text) are saved as CBOR in
+/// hexadecimal.
 ///
 /// ```
 /// use tch_checkpoint::Value;
@@ -79,12 +80,12 @@ pub struct Value<T>(Arc<Shared<T>>);
 
 struct Shared<T> {
     value: Mutex<T>,
-    /// The thread that is in [`Value::update`].
+    /// The thread that is running [`Value::update`].
     updated_by: Mutex<Option<ThreadId>>,
 }
 
 impl<T> Value<T> {
-    /// A handle to `value`.
+    /// Creates a handle to `value`.
     pub fn new(value: T) -> Value<T> {
         Value(Arc::new(Shared { value: Mutex::new(value), updated_by: Mutex::new(None) }))
     }
@@ -94,7 +95,7 @@ impl<T> Value<T> {
         *self.lock() = value;
     }
 
-    /// Changes the value in place. The value is locked meanwhile: a save that `change` begins is an error.
+    /// Changes the value in place. The value is locked while `change` runs: a save inside `change` is an error.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let mut value = self.lock();
         *self.updated_by() = Some(thread::current().id());
@@ -111,7 +112,7 @@ impl<T> Value<T> {
     }
 }
 
-/// Ends an update, also one that panics.
+/// Ends an update, even if it panics.
 struct Ends<'a>(&'a Mutex<Option<ThreadId>>);
 
 impl Drop for Ends<'_> {
@@ -121,7 +122,7 @@ impl Drop for Ends<'_> {
 }
 
 impl<T: Clone> Value<T> {
-    /// A copy of the value.
+    /// Returns a copy of the value.
     pub fn get(&self) -> T {
         self.lock().clone()
     }
@@ -145,7 +146,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
             return Err("it is being updated by this thread; save after `Value::update` has returned".into());
         }
         let saved = encode(&*self.lock())?;
-        // Not every type reads what it writes, and CBOR is read to a certain depth only.
+        // Not every type reads what it writes, and CBOR is read to a limited depth only.
         if saved.get(CBOR).is_some() {
             decode::<T>(&saved).map_err(|e| {
                 format!(
@@ -158,7 +159,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
         let value: T = decode(saved).map_err(|reason| match reason.contains("missing field") {
-            // What serde says when a struct has got a field since.
+            // serde's message for a struct that has gained a field.
             true => format!("{reason}; a field that was added since needs `#[serde(default)]`"),
             false => reason,
         })?;
@@ -173,7 +174,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Trackable for Value<T> {
     }
 }
 
-/// What a saved value is, without quoting what may be long.
+/// Returns the kind of a saved value, without quoting text that may be long.
 fn kind(saved: &serde_json::Value) -> String {
     use serde_json::Value as Json;
     match saved {
@@ -184,10 +185,10 @@ fn kind(saved: &serde_json::Value) -> String {
     }
 }
 
-/// The only key of the JSON object that stands for a value in CBOR.
+/// The only key of the JSON object that represents a value in CBOR.
 const CBOR: &str = "$cbor";
 
-/// A value as JSON; what JSON cannot hold as CBOR in it.
+/// Encodes a value as JSON, or as CBOR inside of JSON where JSON cannot represent it.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<serde_json::Value, String> {
     let failed = |e: &dyn fmt::Display| format!("the value cannot be serialized: {e}");
     let mut cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;
@@ -201,7 +202,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<serde_json::Val
     Ok(serde_json::json!({ CBOR: hex }))
 }
 
-/// What [`encode`] gave.
+/// Decodes what [`encode`] returned.
 pub(crate) fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T, String> {
     let failed = |e: &dyn fmt::Display| format!("the saved value does not fit the type: {e}");
     let hex = saved.as_object().filter(|object| object.len() == 1).and_then(|object| object.get(CBOR)?.as_str());
@@ -215,7 +216,7 @@ pub(crate) fn decode<T: DeserializeOwned>(saved: &serde_json::Value) -> Result<T
     ciborium::from_reader(bytes.as_slice()).map_err(|e| failed(&e))
 }
 
-/// Orders the entries of maps by their keys, so that the same value always gives the same bytes.
+/// Sorts the entries of maps by key, so that equal values have equal bytes.
 fn sort(value: &mut ciborium::Value) {
     match value {
         ciborium::Value::Array(items) => items.iter_mut().for_each(sort),
@@ -231,7 +232,7 @@ fn sort(value: &mut ciborium::Value) {
     }
 }
 
-/// Whether JSON holds the value without loss.
+/// Returns `true` if JSON represents the value without loss.
 fn fits_json(value: &ciborium::Value) -> bool {
     use ciborium::Value as Cbor;
     match value {

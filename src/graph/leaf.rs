@@ -1,4 +1,4 @@
-//! What the graph knows of a leaf: bytes out, bytes in, with type, shape and identity.
+//! The leaves of the graph: tensors and values that are read as bytes and restored in place.
 
 use super::group::TensorGroup;
 use crate::dtype::TensorSpec;
@@ -7,39 +7,43 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A tensor that can be saved and restored in place.
 ///
-/// The `torch` feature implements it for libtorch's tensors; implement it for tensors of another library.
+/// The feature `torch` implements this trait for the tensors of libtorch. Implement it for tensors of another library.
 pub trait TensorLeaf: Send + Sync {
-    /// Type and shape, as they are now; an error says why this tensor cannot be saved.
+    /// Returns the current type and shape, or an error if this tensor cannot be saved.
     fn spec(&self) -> Result<TensorSpec, BoxError>;
 
-    /// Which memory it shows, if that can be shared with another leaf. Leaves of equal identity are saved once.
+    /// Returns the identity of the tensor's memory, if it can be shared with another leaf. Leaves of equal identity are
+    /// saved once. Defaults to `None`.
     fn identity(&self) -> Option<Identity> {
         None
     }
 
-    /// The elements in row-major order, little-endian, without copying where the memory is laid out so.
+    /// Returns the elements in row-major order, little-endian. Does not copy if the memory has this layout.
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError>;
 
-    /// Copies the elements into `target`, which has the length that `spec` gives; an error when the tensor is not of
-    /// this type and shape any more. For many small tensors an own implementation is faster than this one.
+    /// Copies the elements into `target`, whose length is that of `spec`. Returns an error if the tensor no longer has
+    /// this type and shape. The default implementation calls [`bytes`](TensorLeaf::bytes); for many small tensors, a
+    /// direct implementation is faster.
     fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), BoxError> {
         target.copy_from_slice(bytes_as(self, spec)?.as_slice());
         Ok(())
     }
 
-    /// Whether [`bytes`](TensorLeaf::bytes) shows the tensor's own memory, so that it costs nothing.
+    /// Returns `true` if [`bytes`](TensorLeaf::bytes) borrows the tensor's storage without copying. Defaults to
+    /// `false`.
     fn is_plain_memory(&self) -> bool {
         false
     }
 
-    /// A number that moves whenever the elements change in a way that the tensor knows of; `None` if it knows of none.
+    /// Returns a version counter that increases with every tracked in-place modification, or `None` if the tensor has
+    /// none.
     fn version(&self) -> Option<u64> {
         None
     }
 
-    /// Takes hold of the memory that the tensor has now, for a save in the background to read it later, from any thread,
-    /// whatever becomes of the tensor. `spec` is what the tensor is expected to be. `None` where it can only be read
-    /// through this leaf; that is then done behind the call too.
+    /// Pins the tensor's current memory, so that a background save can read it later from any thread, whatever happens
+    /// to the tensor. `spec` is the expected type and shape. Returns `None` if the tensor can only be read through this
+    /// leaf, which the background save then does.
     fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, BoxError> {
         if !self.is_plain_memory() {
             return Ok(None);
@@ -47,9 +51,9 @@ pub trait TensorLeaf: Send + Sync {
         Ok(Some(Box::new(PinnedBytes(bytes_as(self, spec)?))))
     }
 
-    /// A number that moves whenever [`spec`](TensorLeaf::spec) or [`identity`](TensorLeaf::identity) would give
-    /// something else: what a save is planned with is planned anew then. `None` if it cannot be told. For many tensors
-    /// an own implementation is faster than this one.
+    /// Returns a number that changes whenever [`spec`](TensorLeaf::spec) or [`identity`](TensorLeaf::identity) would
+    /// return something else, so that the save has to be planned again. `None` means unknown. The default
+    /// implementation hashes both; a direct implementation is faster.
     fn generation(&self) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
         self.spec().ok()?.hash(&mut hasher);
@@ -57,47 +61,48 @@ pub trait TensorLeaf: Send + Sync {
         Some(hasher.finish())
     }
 
-    /// Which tensor object it is, whatever memory that has at the moment: equal for handles to one object.
+    /// Identifies the tensor object, whatever memory it has: handles to the same object return the same number.
+    /// Defaults to `None`.
     fn variable(&self) -> Option<usize> {
         None
     }
 
-    /// The leaf itself, for who knows its type.
+    /// Returns the leaf for a downcast.
     #[doc(hidden)]
     fn as_any(&self) -> Option<&dyn std::any::Any> {
         None
     }
 
-    /// Joins `group`, or begins it where there is none yet, to be asked together with others, of which `place` tells it;
-    /// `false`, the default, for a tensor that is asked alone.
+    /// Joins `group`, or creates it, so that the tensor is asked together with others; `place` is its place among them.
+    /// Returns `false`, the default, if the tensor is to be asked alone.
     #[doc(hidden)]
     fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
         let _ = (place, group);
         false
     }
 
-    /// Opens the tensor for overwriting in place.
+    /// Opens the tensor to be overwritten in place.
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError>;
 
-    /// Whether a checkpoint may lack it without that being an error (the random state of a second GPU, say).
+    /// Returns `true` if a checkpoint may lack it, such as the random state of a second GPU. Defaults to `false`.
     fn is_optional(&self) -> bool {
         false
     }
 
-    /// Whether it is a variable that requires a gradient; `None` where that has no meaning. Saved with the tensor, and
-    /// compared with the saved flag by a restore. Defaults to `None`.
+    /// Returns whether it is a variable that requires a gradient, or `None` if that has no meaning. The flag is saved
+    /// with the tensor, and a restore compares it with the saved one. Defaults to `None`.
     fn requires_grad(&self) -> Option<bool> {
         None
     }
 
-    /// Sets what [`requires_grad`](TensorLeaf::requires_grad) returns; called only where that is `Some`.
+    /// Sets what [`requires_grad`](TensorLeaf::requires_grad) returns. Called only if that is `Some`.
     fn set_requires_grad(&self, requires_grad: bool) -> Result<(), BoxError> {
         let _ = requires_grad;
         Ok(())
     }
 }
 
-/// The tensor's bytes, if it still has this type and shape.
+/// Returns the tensor's bytes if it still has this type and shape.
 pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> Result<Box<dyn TensorBytes>, BoxError> {
     let now = leaf.spec()?;
     if now != *spec {
@@ -110,35 +115,35 @@ pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> R
     }
 }
 
-/// The memory that a tensor had when it was [pinned](TensorLeaf::pin), kept for as long as this lives.
+/// The memory that a tensor had when it was [pinned](TensorLeaf::pin), kept alive by this value.
 pub trait TensorPin: Send + Sync {
-    /// The elements in row-major order, little-endian, as that memory has them now.
+    /// Returns the current elements of that memory in row-major order, little-endian.
     fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError>;
 
-    /// The memory itself, where it is laid out as [`bytes`](TensorPin::bytes).
+    /// Returns the memory itself, if it has the layout of [`bytes`](TensorPin::bytes).
     fn memory(&self) -> Option<&[u8]>;
 
-    /// Copies an element, by its place in row-major order, into `target`, which has its size; says whether that costs
-    /// next to nothing, and was done.
+    /// Copies the element at a place in row-major order into `target`, which has the size of an element. Returns
+    /// `false` if that would be expensive, and copies nothing.
     fn sample(&self, element: u64, target: &mut [u8]) -> bool {
         let begin = usize::try_from(element).ok().and_then(|element| element.checked_mul(target.len()));
         let bytes = begin.and_then(|begin| self.memory()?.get(begin..begin + target.len()));
         bytes.map(|bytes| target.copy_from_slice(bytes)).is_some()
     }
 
-    /// As [`TensorLeaf::version`], of the tensor that was pinned, as it is now. Asked from any thread.
+    /// Like [`TensorLeaf::version`], for the tensor that was pinned. Called from any thread.
     fn version(&self) -> Option<u64> {
         None
     }
 
-    /// The address of the first element, where that may be another than the tensor had before it was pinned.
+    /// Returns the address of the first element, if it may differ from the address before the tensor was pinned.
     #[doc(hidden)]
     fn address(&self) -> Option<usize> {
         None
     }
 }
 
-/// The bytes of a tensor that is plain memory.
+/// The bytes of a tensor in plain memory.
 struct PinnedBytes(Box<dyn TensorBytes>);
 
 impl TensorPin for PinnedBytes {
@@ -159,9 +164,9 @@ impl TensorBytes for Borrowed<'_> {
     }
 }
 
-/// A tensor's bytes; holds the memory for as long as it lives.
+/// A tensor's bytes. Keeps the memory alive.
 pub trait TensorBytes: Send + Sync {
-    /// All elements, row-major, little-endian.
+    /// Returns all elements, row-major, little-endian.
     fn as_slice(&self) -> &[u8];
 }
 
@@ -171,16 +176,16 @@ impl TensorBytes for Vec<u8> {
     }
 }
 
-/// A tensor open for overwriting.
+/// A tensor that is open to be overwritten.
 pub trait TensorTarget: Send {
-    /// Room for all elements, row-major, little-endian. Where the tensor's memory is laid out so, this is that memory.
+    /// Returns a buffer for all elements, row-major, little-endian: the tensor's own memory if it has this layout.
     fn as_mut_slice(&mut self) -> &mut [u8];
 
-    /// Puts what was written into the tensor, where `as_mut_slice` was not its own memory.
+    /// Copies the buffer into the tensor, if `as_mut_slice` did not return the tensor's own memory.
     fn finish(self: Box<Self>) -> Result<(), BoxError>;
 }
 
-/// What tells one piece of tensor memory from another: equal identities show the same elements in the same order.
+/// The identity of tensor memory: tensors of equal identity have the same elements in the same order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The device, such as `cpu` or `cuda:0`.
@@ -189,24 +194,24 @@ pub struct Identity {
     pub address: usize,
     /// Type and shape.
     pub spec: TensorSpec,
-    /// The step from one element to the next in every dimension, in elements.
+    /// The stride of each dimension, in elements.
     pub strides: Vec<i64>,
 }
 
-/// Puts a checked value into its object.
+/// Writes a checked value into its object.
 pub type ValueApply = Box<dyn FnOnce() + Send>;
 
-/// A small value (a counter, a configuration, a learning rate) that is saved in the manifest itself.
+/// A small value, such as a counter or a learning rate, that is saved in the manifest.
 pub trait ValueLeaf: Send + Sync {
-    /// The value as JSON.
+    /// Returns the value as JSON.
     fn save(&self) -> Result<serde_json::Value, BoxError>;
 
-    /// Checks that `saved` can be restored, and returns what restores it. Nothing changes before that is called.
+    /// Checks that `saved` can be restored and returns a function that restores it. Changes nothing by itself.
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError>;
 
-    /// Returns what restores the parts of `saved` that fit, when [`load`](ValueLeaf::load) has refused it and
-    /// [`RestoreOptions::allow_mismatch`](crate::RestoreOptions::allow_mismatch) allows that. `None`, the default, keeps
-    /// the whole value.
+    /// Returns a function that restores the matching parts of `saved`. Called if [`load`](ValueLeaf::load) has refused
+    /// `saved` and [`RestoreOptions::allow_mismatch`](crate::RestoreOptions::allow_mismatch) allows it. `None`, the
+    /// default, keeps the present value.
     fn load_partly(&self, saved: &serde_json::Value) -> Option<ValueApply> {
         let _ = saved;
         None

@@ -1,4 +1,4 @@
-//! `Trackable`, the one trait of the graph, and `Node`, the live handle that it gives.
+//! `Trackable`, the trait of everything that can be tracked, and `Node`, the live handle that it returns.
 
 use super::gate::Guarded;
 use super::leaf::{TensorLeaf, ValueLeaf};
@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-/// What a [`Checkpoint`](crate::Checkpoint) can track.
+/// An object that a [`Checkpoint`](crate::Checkpoint) can track.
 ///
-/// Tracking keeps a handle to the object's state, not a copy and not a borrow: what changes later is what is saved later.
+/// Tracking keeps a handle to the object's state, neither a copy nor a borrow: a save writes the state at that time.
 ///
 /// Objects form a tree. The same tensor or value may be in it under several names, but an object must not contain
-/// itself: a graph that nests deeper than 64 objects is an error ([`Error::InvalidName`](crate::Error::InvalidName)) when it is
-/// tracked. Leave the way back (a layer's handle to its model, say) out of `node`.
+/// itself: a graph that nests deeper than 64 objects is an error ([`Error::InvalidName`](crate::Error::InvalidName))
+/// when it is tracked. Leave back references, such as a layer's handle to its model, out of `node`.
 ///
 /// ```
 /// use tch_checkpoint::{Counter, Node, Trackable, Value};
@@ -28,7 +28,7 @@ use std::sync::Arc;
 /// }
 /// ```
 pub trait Trackable {
-    /// A handle to this object's part of the graph.
+    /// Returns a handle to this object's part of the graph.
     fn node(&self) -> Node;
 }
 
@@ -45,22 +45,22 @@ pub(crate) enum Kind {
 }
 
 impl Node {
-    /// A leaf that holds a tensor.
+    /// Creates a leaf that holds a tensor.
     pub fn tensor(leaf: impl TensorLeaf + 'static) -> Node {
         Node(Kind::Tensor(Arc::new(leaf)))
     }
 
-    /// A leaf that holds a small value.
+    /// Creates a leaf that holds a small value.
     pub fn value(leaf: impl ValueLeaf + 'static) -> Node {
         Node(Kind::Value(Arc::new(leaf)))
     }
 
-    /// An object with these children.
+    /// Creates an object with these children.
     pub fn group<N: Into<String>>(children: impl IntoIterator<Item = (N, Node)>) -> Node {
         Node(Kind::Group(Arc::new(children.into_iter().map(|(name, node)| (name.into(), node)).collect())))
     }
 
-    /// An object whose children come and go.
+    /// Creates an object whose children come and go.
     pub fn collection(collection: impl Collection + 'static) -> Node {
         Node(Kind::Collection(Arc::new(collection)))
     }
@@ -77,82 +77,83 @@ impl fmt::Debug for Node {
     }
 }
 
-/// An object whose children come and go: a `VarStore`, an optimizer's slots.
+/// An object whose children come and go, such as a `VarStore` or an optimizer's slots.
 pub trait Collection: Send + Sync {
-    /// The children as they are now; an error says which one cannot be tracked, and why.
+    /// Returns the current children, or an error that names a child that cannot be tracked.
     fn children(&self) -> Result<Vec<Child>, BoxError>;
 
-    /// A restore found `name` in the checkpoint and not here: a new, detached child for it to fill, if this object
-    /// can make one. It is handed to [`Collection::replace`] when the whole restore has succeeded, else dropped.
+    /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to
+    /// restore into, or `None`. If the whole restore succeeds, the child is passed to [`Collection::replace`];
+    /// otherwise it is dropped.
     fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
         let _ = (name, saved);
         Ok(None)
     }
 
-    /// Whether a restore from a checkpoint that lacks the child `name` may go on: such a child is then
-    /// removed in [`Collection::replace`].
+    /// Returns `true` if a checkpoint may lack the child `name`, which is then removed in [`Collection::replace`].
     fn may_lack(&self, name: &str) -> bool {
         let _ = name;
         false
     }
 
-    /// As [`may_lack`](Collection::may_lack), where it depends on what the checkpoint has of this object. Defaults to
-    /// `may_lack`.
+    /// Like [`may_lack`](Collection::may_lack), if the answer depends on what the checkpoint has of this object.
+    /// Defaults to `may_lack`.
     fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
         let _ = saved;
         self.may_lack(name)
     }
 
-    /// The tensors, here or elsewhere in the graph, that change only after passing a gate of this object. A save in
-    /// the background copies all others before it returns.
+    /// Returns the tensors, here or elsewhere in the graph, that change only after [`Gate::pass`](crate::Gate::pass) on
+    /// a gate of this object. A background save copies all other tensors before it returns.
     fn guarded(&self) -> Option<Guarded> {
         None
     }
 
-    /// A number that moves whenever [`children`](Collection::children) or [`guarded`](Collection::guarded) would give
-    /// something else; `None` if that is not known, and they are asked at every save. The tensors below are asked
-    /// themselves ([`TensorLeaf::generation`](crate::TensorLeaf::generation)).
+    /// Returns a number that changes whenever [`children`](Collection::children) or [`guarded`](Collection::guarded)
+    /// would return something else. `None` means unknown: both are then called at every save. The tensors below are
+    /// asked separately ([`TensorLeaf::generation`](crate::TensorLeaf::generation)).
     fn generation(&self) -> Option<u64> {
         None
     }
 
-    /// Whether [`generation`](Collection::generation) also moves when a collection below would give something else.
-    /// Otherwise, as by default, each of these is asked at every save.
+    /// Returns `true` if [`generation`](Collection::generation) also changes when a collection below changes. Defaults
+    /// to `false`: each collection below is asked at every save.
     fn generation_covers_collections(&self) -> bool {
         false
     }
 
-    /// The names of children that a restore created and that nothing uses yet: an optimizer's slots for a variable that
-    /// the model does not have. The values count as unused in the [`Report`](crate::Report) until something takes them.
+    /// Returns the names of children that a restore created and that nothing uses yet, such as an optimizer's slots for
+    /// a variable that the model lacks. Their values count as unused in the [`Report`](crate::Report) until something
+    /// uses them.
     fn waiting(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Why the state is between two steps, so that a checkpoint of it could not be resumed exactly: gradients that no
-    /// step has used. `None`, the default, where a save may happen at any time.
+    /// Returns why the state is between two steps, such as gradients that no step has used, so that a checkpoint could
+    /// not be resumed exactly. `None`, the default, allows a save at any time.
     fn unfinished(&self) -> Option<Unfinished> {
         None
     }
 
-    /// Ends a restore that has succeeded: takes the created children in, and drops those the checkpoint lacks. All
-    /// tensors and values are restored before.
+    /// Completes a successful restore: adds the created children and removes those that the checkpoint lacks. All
+    /// tensors and values have been restored before.
     fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
         let _ = (created, dropped);
     }
 }
 
-/// An update that has begun and is not complete.
+/// An update that has started and is not complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unfinished {
     /// What a checkpoint would lack, and what to do about it.
     pub reason: String,
-    /// How many updates were completed before.
+    /// The number of completed updates.
     pub steps: u64,
 }
 
 impl Unfinished {
-    /// An update that follows `steps` others.
+    /// Creates a description of an update after `steps` completed ones.
     pub fn new(reason: impl Into<String>, steps: u64) -> Unfinished {
         Unfinished { reason: reason.into(), steps }
     }
@@ -165,23 +166,24 @@ pub struct Child {
     pub name: String,
     /// Its part of the graph.
     pub node: Node,
-    /// Its name in the safetensors file, where that differs from its path in the component: a `VarStore`'s own full name.
+    /// Its name in the safetensors file, where that differs from its path in the component: a `VarStore`'s own full
+    /// name.
     pub name_in_file: Option<String>,
 }
 
 impl Child {
-    /// A child whose name in the file is its path in the component.
+    /// Creates a child whose name in the file is its path in the component.
     pub fn new(name: impl Into<String>, node: Node) -> Child {
         Child { name: name.into(), node, name_in_file: None }
     }
 }
 
-/// What a checkpoint holds below some object.
+/// What a checkpoint has below an object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Saved {
     /// Children, by name.
     pub children: BTreeMap<String, Saved>,
-    /// The tensor saved here, if one is.
+    /// The tensor saved here, if any.
     pub tensor: Option<TensorSpec>,
     /// Whether a value is saved here.
     pub has_value: bool,
@@ -211,8 +213,8 @@ impl<T: Trackable + ?Sized> Trackable for Arc<T> {
     }
 }
 
-/// A list: its elements are named `0`, `1`, … The list as it is at this moment. After appending,
-/// [`Checkpoint::untrack`](crate::Checkpoint::untrack) it and track it again.
+/// A list: its elements are named `0`, `1`, … The list is tracked as it is at this moment. After appending, call
+/// [`Checkpoint::untrack`](crate::Checkpoint::untrack) and track it again.
 impl<T: Trackable> Trackable for [T] {
     fn node(&self) -> Node {
         Node::group(self.iter().enumerate().map(|(i, item)| (i.to_string(), item.node())))

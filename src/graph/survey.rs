@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub(crate) struct Survey {
     count: usize,
     group: Option<Box<dyn TensorGroup>>,
-    /// Those that are not in the group, with their places.
+    /// The tensors that are not in the group, with their places.
     alone: Vec<(usize, Arc<dyn TensorLeaf>)>,
 }
 
@@ -17,7 +17,7 @@ impl Survey {
     pub(crate) fn new(leaves: Vec<Arc<dyn TensorLeaf>>) -> Survey {
         let mut survey = Survey { count: leaves.len(), ..Survey::default() };
         let mut leaves: Vec<_> = leaves.into_iter().enumerate().collect();
-        // Objects that were made one after the other are neighbours in memory, and faster to look at in this order.
+        // Objects that were created one after another are neighbours in memory, so this order is faster.
         leaves.sort_by_cached_key(|(_, leaf)| leaf.variable());
         leaves.retain(|(place, leaf)| !leaf.join(*place, &mut survey.group));
         leaves.sort_unstable_by_key(|(place, _)| *place);
@@ -25,15 +25,15 @@ impl Survey {
         survey
     }
 
-    /// Writes what those say that are asked one by one, at their places; `seen` gets the length for all.
+    /// Writes what the tensors outside of the group report to their places in `seen`, which is resized for all tensors.
     pub(crate) fn look_alone(&self, seen: &mut Vec<Seen>) {
-        // Filled in order, so that the processor has it at hand when the others say what they do in another order.
+        // Filled in order, so that it is in the processor's cache when the group writes to it in another order.
         seen.clear();
         seen.resize(self.count, Seen::default());
         self.alone.iter().for_each(|(place, leaf)| seen[*place] = see(&**leaf));
     }
 
-    /// Adds what the others say; holds those of them that `held` names, as [`TensorGroup::look`] does.
+    /// Adds what the tensors of the group report, and holds those that `held` names; see [`TensorGroup::look`].
     pub(crate) fn look_together(&self, held: &[bool], seen: &mut [Seen]) {
         if let Some(group) = &self.group {
             group.look(held, seen);

@@ -1,4 +1,4 @@
-//! The objects that a checkpoint tracks, shared with the statuses of its restores, which look at them later.
+//! The objects that a checkpoint tracks, shared with the statuses of its restores, which read them later.
 
 use super::node::{Kind, Node, Unfinished};
 use super::walk::{component_stem, same_file, walk_one};
@@ -14,10 +14,10 @@ pub(crate) struct Tracked(Arc<Mutex<Objects>>);
 #[derive(Default)]
 struct Objects {
     list: Vec<(String, Node)>,
-    /// What tells an object from one that was tracked under the same name before.
+    /// Distinguishes an object from one that was tracked under the same name before.
     ids: HashMap<String, u64>,
     last_id: u64,
-    /// The names, by what tells their files apart.
+    /// The names, by the stems of their files.
     stems: HashMap<String, String>,
 }
 
@@ -26,22 +26,22 @@ impl Tracked {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The objects as they are now.
+    /// Returns the current objects.
     pub(crate) fn list(&self) -> Vec<(String, Node)> {
         self.lock().list.clone()
     }
 
-    /// The numbers of the objects, by name: another object under the same name has another one.
+    /// Returns the numbers of the objects, by name. Another object under the same name has another number.
     pub(crate) fn ids(&self) -> HashMap<String, u64> {
         self.lock().ids.clone()
     }
 
-    /// The number of one object.
+    /// Returns the number of one object.
     pub(crate) fn id(&self, name: &str) -> Option<u64> {
         self.lock().ids.get(name).copied()
     }
 
-    /// Adds an object. Looks at nothing but it, so that tracking many takes time in proportion.
+    /// Adds an object. Examines only this object, so that tracking n objects takes time in proportion to n.
     pub(crate) fn add(&self, name: &str, node: Node) -> Result<()> {
         let stem = component_stem(name)?;
         walk_one(name, &node)?;
@@ -61,12 +61,12 @@ impl Tracked {
         Ok(())
     }
 
-    /// An update that has begun and is not complete, in an object that is tracked itself or in a group.
+    /// Returns an update that has started and is not complete, in an object that is tracked itself or in a group.
     pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
         self.list().into_iter().find_map(|(name, node)| Some((name, unfinished(&node)?)))
     }
 
-    /// Takes an object out; `false` if there is none of that name.
+    /// Removes an object. Returns `false` if there is none of that name.
     pub(crate) fn remove(&self, name: &str) -> bool {
         let mut objects = self.lock();
         let Some(place) = objects.list.iter().position(|(taken, _)| taken == name) else { return false };

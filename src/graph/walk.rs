@@ -7,7 +7,7 @@ use crate::name;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// How deep objects may nest; a collection that contains itself ends here.
+/// The maximum depth of objects. A collection that contains itself ends here.
 const MAX_DEPTH: usize = name::MAX_NAMES - 1;
 
 /// A leaf and its names.
@@ -23,7 +23,7 @@ pub(crate) struct Leaf {
     pub may_be_lacked: bool,
 }
 
-/// What the collections above a place say of all below them.
+/// What the collections above a place say about everything below them.
 #[derive(Clone, Copy, Default)]
 struct Above {
     may_be_lacked: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Walked {
     pub covered: Vec<bool>,
 }
 
-/// All leaves and collections below these named objects.
+/// Returns all leaves and collections below these named objects.
 pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Walked> {
     let mut found = Walked::default();
     let mut stems = HashSet::new();
@@ -61,7 +61,7 @@ pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Walked> {
     Ok(found)
 }
 
-/// All leaves and collections of one component.
+/// Returns all leaves and collections of one component.
 pub(crate) fn walk_one(component: &str, node: &Node) -> Result<Walked> {
     let mut found = Walked::default();
     walk_into(component, node, &mut found)?;
@@ -73,13 +73,13 @@ fn walk_into(component: &str, node: &Node, found: &mut Walked) -> Result<()> {
     walker.visit(node, Place::of_component(component)?, Above::default())
 }
 
-/// What tells a component's file from those of others on every file system. Checks the name.
+/// Returns the stem of a component's file, distinct on every file system. Checks the name.
 pub(crate) fn component_stem(component: &str) -> Result<String> {
     name::check_component(component)?;
     Ok(name::file_stem(component).to_lowercase())
 }
 
-/// Why two components of one stem are refused.
+/// Returns the error for two components of one stem.
 pub(crate) fn same_file(component: &str) -> Error {
     Error::name(
         component,
@@ -87,11 +87,11 @@ pub(crate) fn same_file(component: &str) -> Error {
     )
 }
 
-/// Where in the graph a visitor stands; checks the names on the way down.
+/// A position in the graph. Checks the names on the way down.
 pub(crate) struct Place<'a> {
     component: &'a str,
     pub key: String,
-    /// The path below the component, or what a collection wants instead; `None` at the component itself.
+    /// The path below the component, or the name that a collection gives instead; `None` at the component itself.
     in_file: Option<String>,
     depth: usize,
 }
@@ -102,7 +102,7 @@ impl<'a> Place<'a> {
         Ok(Place { component, key: name::key([component]), in_file: None, depth: 0 })
     }
 
-    /// The place of a child; `name_in_file` as in [`Child`](super::Child).
+    /// Returns the place of a child; `name_in_file` as in [`Child`](super::Child).
     pub(crate) fn child(&self, name: &str, name_in_file: Option<&str>) -> Result<Place<'a>> {
         name::check(&self.key, name)?;
         let own_key = name::key([name]);
@@ -120,7 +120,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The names of an object's children: each only once.
+/// The names of an object's children, each allowed once.
 #[derive(Default)]
 pub(crate) struct Siblings<'a>(HashSet<&'a str>);
 
@@ -133,7 +133,7 @@ impl<'a> Siblings<'a> {
     }
 }
 
-/// The names of a component's tensors in its file: each only once, and none that the format reserves.
+/// The names of a component's tensors in its file, each allowed once, and none that the format reserves.
 #[derive(Default)]
 pub(crate) struct FileNames(HashSet<String>);
 

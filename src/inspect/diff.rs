@@ -111,9 +111,9 @@ pub enum DiffSide<'a> {
 
 /// Compares the state in two checkpoints: tensors and values by key, and the files of two saved models.
 ///
-/// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, and verified.
-/// Step, time, run, sequence, metrics, save counter and the division into files are not part of the state. Values are
-/// compared by their JSON text, elements by their bits.
+/// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, and
+/// verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of the state.
+/// Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
 /// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
@@ -121,7 +121,7 @@ pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
     diff_as(a, a.source(), b)
 }
 
-/// As [`diff`], with the first checkpoint under other names: `named` is its [`source`](Target::source) behind a
+/// Like [`diff`], with the first checkpoint under other names: `named` is its [`source`](Target::source) behind a
 /// [`NameMap`](crate::map::NameMap), for example.
 ///
 /// # Errors
@@ -154,7 +154,7 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
     Ok(diff)
 }
 
-/// The metadata that differs. Only checkpoints of this crate have any.
+/// Returns the metadata that differs. Only checkpoints of this crate have any.
 fn metadata<'a>(a: &'a Target, b: &'a Target) -> Vec<MetadataDiff<'a>> {
     let (Some(a), Some(b)) = (a.own_source(), b.own_source()) else { return Vec::new() };
     let (a, b) = (&a.manifest.metadata, &b.manifest.metadata);
@@ -163,7 +163,8 @@ fn metadata<'a>(a: &'a Target, b: &'a Target) -> Vec<MetadataDiff<'a>> {
     diff.filter(|diff| diff.a != diff.b).collect()
 }
 
-/// The files of two saved models that differ. That only one of two checkpoints is a saved model is no difference in state.
+/// Returns the files of two saved models that differ. That only one of two checkpoints is a saved model is no
+/// difference in state.
 fn assets<'a>(a: &'a Target, b: &'a Target) -> Vec<DiffEntry<'a>> {
     let (Some(a), Some(b)) = (a.own_source(), b.own_source()) else { return Vec::new() };
     let (a, b) = (&a.manifest.assets, &b.manifest.assets);

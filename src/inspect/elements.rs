@@ -38,7 +38,7 @@ pub(super) fn compare(compared: &mut ElementDiff, dtype: Dtype, a: &[u8], b: &[u
     }
 }
 
-/// The distance between two elements; not finite where one of them is not; `None` for types without distances.
+/// Returns the distance between two elements; not finite where one of them is not; `None` for types without distances.
 fn distance(dtype: Dtype, a: &[u8], b: &[u8]) -> Option<f64> {
     let real = |part: &dyn Fn(&[u8]) -> f64| Some((part(a) - part(b)).abs());
     match dtype {
@@ -64,12 +64,12 @@ fn distance(dtype: Dtype, a: &[u8], b: &[u8]) -> Option<f64> {
     }
 }
 
-/// At most 8 bytes as a number.
+/// Returns at most 8 bytes as a number.
 fn unsigned(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-/// At most 8 bytes as a number in two's complement.
+/// Returns at most 8 bytes as a number in two's complement.
 fn signed(bytes: &[u8]) -> i64 {
     let unused = 64 - 8 * bytes.len() as u32;
     (unsigned(bytes) << unused) as i64 >> unused

@@ -20,7 +20,8 @@ pub struct DirectoryListing {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: PathBuf,
-    /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names two.
+    /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
+    /// two.
     pub latest: Option<String>,
     /// The names of two checkpoints of different runs, if nothing decides which one is the newest.
     pub undecided: Option<(String, String)>,
@@ -113,7 +114,8 @@ pub enum OtherState {
 /// Reads manifests and file sizes, not tensors; [`verify`](super::verify) reads those. Takes no lock.
 ///
 /// # Errors
-/// [`Error::NotFound`] if the directory does not exist; [`Error::InvalidArgument`] if `path` is a checkpoint; [`Error::Io`].
+/// [`Error::NotFound`] if the directory does not exist; [`Error::InvalidArgument`] if `path` is a checkpoint;
+/// [`Error::Io`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

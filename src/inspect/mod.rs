@@ -54,7 +54,7 @@ pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, Veri
 use serde::Serializer;
 use std::path::{Path, PathBuf};
 
-/// A path as text. Bytes that are not Unicode become `U+FFFD`.
+/// Returns a path as text. Bytes that are not Unicode become `U+FFFD`.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

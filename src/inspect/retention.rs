@@ -84,7 +84,8 @@ pub fn latest(directory: impl AsRef<Path>) -> Result<FoundCheckpoint> {
     found_in(directory, found, |_| None, || "it has no checkpoint".to_string())
 }
 
-/// Returns the checkpoint in `directory` with the best finite value of `metric`, the newer one of two with the same value.
+/// Returns the checkpoint in `directory` with the best finite value of `metric`, the newer one of two with the same
+/// value.
 ///
 /// # Errors
 /// [`Error::NotFound`] if no checkpoint has a finite value; otherwise as for [`CheckpointDirectory::best`].

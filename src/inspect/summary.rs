@@ -92,7 +92,8 @@ pub struct TensorSummary<'a> {
     pub xxh3_128: Option<Digest>,
     /// The names of the files that hold it. Empty for other formats.
     pub files: BTreeSet<&'a str>,
-    /// The first key that has the same elements, if that is another one. Keys of more than 200 characters are shortened.
+    /// The first key that has the same elements, if that is another one. Keys of more than 200 characters are
+    /// shortened.
     pub same_as: Option<String>,
 }
 
@@ -113,7 +114,8 @@ pub struct Totals {
 }
 
 impl Target {
-    /// Returns the content: components, files, tensors, values and, for a saved model, its signatures. No tensor is read.
+    /// Returns the content: components, files, tensors, values and, for a saved model, its signatures. No tensor is
+    /// read.
     ///
     /// With a `filter`, only tensors and values whose key matches are included; `*` matches any text, including `/`.
     ///
@@ -188,7 +190,7 @@ impl Target {
     }
 }
 
-/// At most [`SAME_AS`] characters of a key.
+/// Returns at most [`SAME_AS`] characters of a key.
 fn shortened(key: &str) -> String {
     match key.char_indices().nth(SAME_AS) {
         None => key.to_string(),
@@ -196,7 +198,7 @@ fn shortened(key: &str) -> String {
     }
 }
 
-/// The files that hold the tensor `key`.
+/// Returns the files that hold the tensor `key`.
 fn files_of<'a>(manifest: Option<&'a Manifest>, key: &str) -> impl Iterator<Item = &'a str> {
     let record = manifest.and_then(|manifest| manifest.tensors.get(key));
     record.into_iter().flat_map(|record| &record.pieces).map(|piece| piece.file.as_str())
@@ -236,7 +238,7 @@ fn component_of<'a, 'b>(
     })
 }
 
-/// The files that a manifest lists, and the manifest.
+/// Returns the files that a manifest lists, and the manifest.
 fn own_files(path: &Path, manifest: &Manifest) -> Vec<FileSummary> {
     let length = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
     let files = manifest.files.iter().map(|(name, file)| (name.as_str(), file.bytes));
@@ -245,7 +247,7 @@ fn own_files(path: &Path, manifest: &Manifest) -> Vec<FileSummary> {
     all.map(|(name, bytes)| FileSummary { name: name.to_string(), bytes }).collect()
 }
 
-/// The file at `path`, the files in the directory `path`, or those of the TensorFlow prefix `path`; by name.
+/// Returns the file at `path`, the files in the directory `path`, or those of the TensorFlow prefix `path`; by name.
 fn files_at(path: &Path) -> Vec<FileSummary> {
     let name_of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let prefix = name_of(path);

@@ -143,12 +143,12 @@ impl Target {
         }
     }
 
-    /// The description of a saved model.
+    /// Returns the description of a saved model.
     pub(super) fn saved_model(&self) -> Result<Option<SavedModelInfo>> {
         self.own_source().map_or(Ok(None), saved_model)
     }
 
-    /// Bytes of the tensors, each storage once.
+    /// Returns bytes of the tensors, each storage once.
     pub(super) fn tensor_bytes(&self) -> u64 {
         if let Some(source) = self.own_source() {
             return source.manifest.bytes();
@@ -233,12 +233,12 @@ fn has_component_file(path: &Path) -> bool {
     names(path).any(|name| name.ends_with(".safetensors"))
 }
 
-/// Whether Hugging Face's own description or index is there.
+/// Returns `true` if Hugging Face's own description or index is there.
 fn has_foreign_description(path: &Path) -> bool {
     names(path).any(|name| name == "config.json" || name == "adapter_config.json" || name.ends_with(".index.json"))
 }
 
-/// Whether the directory around `path` has it as a checkpoint that lost its manifest.
+/// Returns `true` if the directory around `path` has it as a checkpoint that lost its manifest.
 fn is_listed_as_damaged(path: &Path) -> bool {
     let Some(name) = path.file_name() else { return false };
     if has_foreign_description(path) {
@@ -249,12 +249,12 @@ fn is_listed_as_damaged(path: &Path) -> bool {
     listing.damaged.iter().any(|(damaged, _)| damaged.file_name() == Some(name))
 }
 
-/// The error for a checkpoint whose manifest is missing.
+/// Returns the error for a checkpoint whose manifest is missing.
 pub(super) fn lost_manifest(path: &Path) -> Error {
     Error::damaged(path.join(MANIFEST_FILE), "the file is missing")
 }
 
-/// The reason why a directory has no whole checkpoint to offer, and where one may be.
+/// Returns the reason why a directory has no whole checkpoint to offer, and where one may be.
 pub(super) fn no_checkpoint_in(path: &Path) -> String {
     let mut reason = "this directory holds no whole checkpoint".to_string();
     let below = directories_below(path);
@@ -265,7 +265,7 @@ pub(super) fn no_checkpoint_in(path: &Path) -> String {
     reason
 }
 
-/// The directories in `path` in which checkpoints were saved, by name.
+/// Returns the directories in `path` in which checkpoints were saved, by name.
 pub(super) fn directories_below(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut below: Vec<PathBuf> =

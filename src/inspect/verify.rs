@@ -96,7 +96,7 @@ pub fn verify<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> VerifyRepor
     verify_with(paths, |_| {})
 }
 
-/// As [`verify`]; calls `each` with every result as soon as it is known.
+/// Like [`verify`]; calls `each` with every result as soon as it is known.
 pub fn verify_with<P: AsRef<Path>>(
     paths: impl IntoIterator<Item = P>,
     each: impl FnMut(VerifyItem<'_>),

@@ -34,7 +34,7 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Bytes as they are in the file.
+    /// Returns bytes as they are in the file.
     pub(crate) fn stored(name: impl Into<String>, stored: Input, crc: Option<u32>) -> Blob {
         let len = stored.len();
         Blob { name: name.into(), stored, encoding: Encoding::Stored, len, crc, verified: AtomicBool::new(false) }
@@ -91,7 +91,7 @@ impl Blob {
         Ok(())
     }
 
-    /// All of it, at most `most` bytes, verified.
+    /// Returns all of it, at most `most` bytes, verified.
     pub(crate) fn read_vec(&self, most: u64) -> Result<Vec<u8>> {
         if self.len > most {
             return Err(self.damaged(format!("it has {} bytes, at most {most} are allowed", self.len)));

@@ -75,7 +75,7 @@ impl Foreign {
         Ok(Foreign { format, path, specs, stored, order, aliases, values, unreadable, checks })
     }
 
-    /// What was found, without the bytes of the file.
+    /// Returns what was found, without the bytes of the file.
     #[cfg(feature = "huggingface")]
     pub(crate) fn into_found(self) -> Found {
         let Foreign { stored, order, values, unreadable, checks, .. } = self;

@@ -47,14 +47,14 @@ impl fmt::Debug for Input {
 }
 
 impl Input {
-    /// All of a file.
+    /// Returns all of a file.
     pub(crate) fn open(path: &Path) -> Result<Input> {
         let file = open_file(path)?;
         let stamp = Stamp::of(&file).map_err(|e| Error::io("open", path, e))?;
         Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file), stamp), start: 0, len: stamp.len })
     }
 
-    /// Bytes in memory that stand for a file.
+    /// Returns bytes in memory that stand for a file.
     pub(crate) fn memory(path: &Path, bytes: impl Into<Arc<[u8]>>) -> Input {
         let bytes = bytes.into();
         let len = bytes.len() as u64;

@@ -85,7 +85,7 @@ impl ReadOptions {
         self
     }
 
-    /// Whether a file that holds objects of unknown classes is opened all the same. They are listed as
+    /// Returns whether a file that holds objects of unknown classes is opened all the same. They are listed as
     /// [`unreadable`](TensorSource::unreadable); nothing of them is executed in either case. Defaults to `false`: such
     /// a file is refused, and the error names the class.
     pub fn unknown_objects(mut self, allowed: bool) -> Self {
@@ -93,7 +93,7 @@ impl ReadOptions {
         self
     }
 
-    /// Whether tensors of `tensors` bytes may come from `files` bytes; else what to say.
+    /// Returns whether tensors of `tensors` bytes may come from `files` bytes; else what to say.
     #[cfg(feature = "pytorch")]
     pub(crate) fn check_expansion(&self, tensors: u64, files: u64) -> Result<(), String> {
         if tensors <= FREE_EXPANSION.max(files.saturating_mul(self.max_expansion)) {
@@ -130,7 +130,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>> {
     open_with(path, &ReadOptions::default())
 }
 
-/// As [`open`], with options.
+/// Like [`open`], with options.
 ///
 /// # Errors
 /// As for [`open`].

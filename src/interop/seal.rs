@@ -54,14 +54,15 @@ fn place(path: &Path) -> PathBuf {
 }
 
 /// Writes the digests of all tensors and values of the checkpoint at `path`, of another tool, into a file beside it,
-/// `PATH.seal.json`; returns its path. [`open`](super::open), and with it restores and `ckpt verify`, compare what they read with
-/// the seal from then on, as with the digests of this crate's own checkpoints. What has a checksum is verified before.
+/// `PATH.seal.json`; returns its path. [`open`](super::open), and with it restores and `ckpt verify`, compare what they
+/// read with the seal from then on, as with the digests of this crate's own checkpoints. What has a checksum is
+/// verified before.
 ///
 /// A seal finds accidents, not forgers: who changes the file can seal it anew.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::InvalidArgument`] for a checkpoint of
-/// this crate, which has its digests; otherwise as for [`open`](super::open).
+/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::InvalidArgument`]
+/// for a checkpoint of this crate, which has its digests; otherwise as for [`open`](super::open).
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -100,7 +101,7 @@ pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// The digest of a tensor, read piece by piece.
+/// Returns the digest of a tensor, read piece by piece.
 fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
     let spec = source.tensors().get(key).ok_or_else(|| Error::object(key, "there is no such tensor"))?;
     let size = spec.dtype.size() as u64;

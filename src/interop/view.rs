@@ -71,7 +71,7 @@ pub(crate) struct Stored {
     pub parts: Vec<Part>,
 }
 
-/// The strides of elements that lie one after the other, last dimension first.
+/// Returns the strides of elements that lie one after the other, last dimension first.
 pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
     let mut stride = vec![1; shape.len()];
     for d in (1..shape.len()).rev() {
@@ -80,7 +80,7 @@ pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
     stride
 }
 
-/// The strides of elements that lie one after the other, first dimension first.
+/// Returns the strides of elements that lie one after the other, first dimension first.
 pub(crate) fn column_major(shape: &[u64]) -> Vec<u64> {
     let mut stride = vec![1; shape.len()];
     for d in 1..shape.len() {
@@ -96,7 +96,7 @@ impl Stored {
         Stored { spec, parts: vec![Part { begin, shape, view }] }
     }
 
-    /// What two names of the same elements have in common.
+    /// Returns what two names of the same elements have in common.
     pub(crate) fn identity(&self) -> Option<(*const Blob, u64, Vec<u64>, Change, &TensorSpec)> {
         let [part] = self.parts.as_slice() else { return None };
         let view = &part.view;
@@ -200,7 +200,7 @@ impl Part {
     }
 }
 
-/// The loops in the order of the source's bytes, with those that are one joined.
+/// Returns the loops in the order of the source's bytes, with those that are one joined.
 fn merge(mut loops: Vec<Loop>) -> Vec<Loop> {
     loops.sort_by_key(|own| std::cmp::Reverse((own.source, own.target)));
     let mut merged: Vec<Loop> = Vec::with_capacity(loops.len());
@@ -294,7 +294,7 @@ impl View {
         Ok(())
     }
 
-    /// As [`copy`](View::copy), of elements that lie in a compressed blob in another order.
+    /// Like [`copy`](View::copy), of elements that lie in a compressed blob in another order.
     fn copy_inflated(
         &self,
         source: u64,
@@ -336,7 +336,7 @@ impl Window<'_> {
     }
 }
 
-/// Whether two boxes have an element in common. Sorted along the first dimension, few have to be compared.
+/// Returns `true` if two boxes have an element in common. Sorted along the first dimension, few have to be compared.
 pub(crate) fn overlap(parts: &[Part]) -> bool {
     let mut boxes: Vec<&Part> = parts.iter().filter(|part| !part.shape.contains(&0)).collect();
     boxes.sort_by(|a, b| a.begin.cmp(&b.begin));
@@ -366,7 +366,7 @@ mod tests {
         Stored::new(TensorSpec::new(Dtype::I16, shape), view)
     }
 
-    /// The numbers one by one.
+    /// Returns the numbers one by one.
     fn expected(shape: &[u64], stride: &[u64], offset: u64) -> Vec<u8> {
         let count: u64 = shape.iter().product();
         let number = |mut i: u64| {

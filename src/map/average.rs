@@ -13,12 +13,12 @@ use std::path::Path;
 /// Elements that are added up at a time.
 const CHUNK: u64 = 64 << 10;
 
-/// The average of several sources: of every tensor of F16, BF16, F32 or F64, element by element, in 64 bits and rounded once.
-/// Tensors of other types (counters, random state) and values are those of the last source.
+/// The average of several sources: of every tensor of F16, BF16, F32 or F64, element by element, in 64 bits and rounded
+/// once. Tensors of other types (counters, random state) and values are those of the last source.
 ///
-/// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) puts it into the live model,
-/// [`convert`](crate::convert::convert) writes it as a new checkpoint. Two tensors of one name must have one dtype and shape,
-/// and all sources the same names; leave out what differs with a [`NameMap`](super::NameMap).
+/// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) puts it into the live
+/// model, [`convert`](crate::convert::convert) writes it as a new checkpoint. Two tensors of one name must have one
+/// dtype and shape, and all sources the same names; leave out what differs with a [`NameMap`](super::NameMap).
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -39,17 +39,17 @@ pub struct Average<'a> {
 }
 
 impl<'a> Average<'a> {
-    /// The arithmetic mean.
+    /// Returns the arithmetic mean.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a source; [`Error::Object`] for a tensor that a source lacks or has with another dtype or
-    /// shape.
+    /// [`Error::InvalidArgument`] without a source; [`Error::Object`] for a tensor that a source lacks or has with
+    /// another dtype or shape.
     pub fn uniform(sources: impl IntoIterator<Item = &'a dyn TensorSource>) -> Result<Average<'a>> {
         Average::weighted(sources.into_iter().map(|source| (source, 1.0)))
     }
 
-    /// The exponential moving average, the oldest source first: `average = decay * average + (1 - decay) * next`, beginning
-    /// with the first, as `torch.optim.swa_utils.get_ema_avg_fn` has it.
+    /// Returns the exponential moving average, the oldest source first: `average = decay * average + (1 - decay) *
+    /// next`, beginning with the first, as `torch.optim.swa_utils.get_ema_avg_fn` has it.
     ///
     /// # Errors
     /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for a `decay` outside of 0 to 1.
@@ -67,10 +67,11 @@ impl<'a> Average<'a> {
         Average::weighted(sources.into_iter().zip(weights))
     }
 
-    /// The mean with these weights, which are divided by their sum.
+    /// Returns the mean with these weights, which are divided by their sum.
     ///
     /// # Errors
-    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for weights that are negative, not finite, or all 0.
+    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for weights that are negative, not finite, or
+    /// all 0.
     pub fn weighted(sources: impl IntoIterator<Item = (&'a dyn TensorSource, f64)>) -> Result<Average<'a>> {
         let mut sources: Vec<(&dyn TensorSource, f64)> = sources.into_iter().collect();
         let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
@@ -118,7 +119,7 @@ impl<'a> Average<'a> {
     }
 }
 
-/// Whether elements of this type are averaged.
+/// Returns `true` if elements of this type are averaged.
 fn is_averaged(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }

@@ -56,7 +56,7 @@ impl Bound {
         Arc::new(Bound { spec: spec.clone(), loss: Loss::Nothing, steps: 0, may_fail: false, op, inputs: Vec::new() })
     }
 
-    /// The key of the source's tensor, if it is that as it is.
+    /// Returns the key of the source's tensor, if it is that as it is.
     pub(super) fn plain(&self) -> Option<&str> {
         match &self.op {
             Op::Source(key) => Some(key),
@@ -93,7 +93,7 @@ impl Bound {
         }
     }
 
-    /// What equal tensors have in common.
+    /// Returns what equal tensors have in common.
     pub(super) fn signature(&self, source: &dyn TensorSource) -> String {
         match &self.op {
             Op::Source(key) => format!("{:?}", source.first_alias(key)),
@@ -217,7 +217,7 @@ impl Bound {
         if self.may_fail { self.read(key, source).map(drop) } else { Ok(()) }
     }
 
-    /// Whether a range of it can be had without all of it.
+    /// Returns `true` if a range of it can be had without all of it.
     pub(super) fn streams(&self) -> bool {
         match &self.op {
             Op::Source(_) | Op::Zeros => true,
@@ -226,7 +226,7 @@ impl Bound {
         }
     }
 
-    /// Its elements `range`, where it [`streams`](Bound::streams). Verifies nothing.
+    /// Returns its elements `range`, where it [`streams`](Bound::streams). Verifies nothing.
     pub(super) fn read_range(&self, key: &str, source: &dyn TensorSource, range: Range<u64>) -> Result<Vec<u8>> {
         let bytes = (range.end - range.start).checked_mul(self.spec.dtype.size() as u64);
         match (&self.op, self.inputs.as_slice()) {
@@ -244,7 +244,7 @@ impl Bound {
         }
     }
 
-    /// All its elements, verified as far as they can be.
+    /// Returns all its elements, verified as far as they can be.
     pub(super) fn read(&self, key: &str, source: &dyn TensorSource) -> Result<Vec<u8>> {
         match &self.op {
             Op::Source(from) => {
@@ -364,7 +364,7 @@ impl Rows {
     }
 }
 
-/// The place of a dimension that may be counted from the end, and its length.
+/// Returns the place of a dimension that may be counted from the end, and its length.
 fn dimension(spec: &TensorSpec, dim: i64) -> Result<(usize, u64), Refusal> {
     let rank = spec.shape.len() as i64;
     let place = if dim < 0 { dim.saturating_add(rank) } else { dim };

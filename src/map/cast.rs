@@ -4,7 +4,7 @@ use crate::dtype::Dtype;
 use crate::error::Loss;
 use half::{bf16, f16};
 
-/// What a conversion loses.
+/// Returns what a conversion loses.
 ///
 /// # Errors
 /// A sentence, where there is no conversion.
@@ -30,7 +30,7 @@ pub(super) fn loss(from: Dtype, to: Dtype) -> Result<Loss, String> {
     }
 }
 
-/// Whether the conversion depends on the elements.
+/// Returns `true` if the conversion depends on the elements.
 pub(super) fn may_fail(from: Dtype, to: Dtype) -> bool {
     let integer = |dtype| matches!(kind(dtype), Some(Kind::Integer { .. }));
     from != to && integer(from) && integer(to)
@@ -143,7 +143,8 @@ fn integers<const N: usize>(bytes: &[u8], to: Dtype, read: impl Fn([u8; N]) -> i
     })
 }
 
-/// The number rounded to odd: what is rounded once more, to fewer bits, comes out as if it had been rounded once.
+/// Returns the number rounded to odd: what is rounded once more, to fewer bits, comes out as if it had been rounded
+/// once.
 fn odd(number: i128) -> f64 {
     let near = number as f64;
     if near as i128 == number || near.to_bits() & 1 == 1 {
@@ -153,7 +154,7 @@ fn odd(number: i128) -> f64 {
     f64::from_bits(if further { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 
-/// As [`odd`], of a number of 64 bits in 32.
+/// Like [`odd`], of a number of 64 bits in 32.
 fn odd_single(number: f64) -> f32 {
     let near = number as f32;
     if f64::from(near) == number || number.is_nan() || near.to_bits() & 1 == 1 {

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A source under the names that a [`NameMap`](super::NameMap) gives it.
 ///
-/// Tensors are computed when they are read. One that is only renamed, cast, reshaped or added is read piece by piece where
-/// that is asked for; any other needs memory for all of it and of what it is made of.
+/// Tensors are computed when they are read. One that is only renamed, cast, reshaped or added is read piece by piece
+/// where that is asked for; any other needs memory for all of it and of what it is made of.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     source: &'a dyn TensorSource,
@@ -37,12 +37,12 @@ pub struct Mapped<'a> {
 }
 
 impl Mapped<'_> {
-    /// What has another name than in the source, or is transformed; by key.
+    /// Returns what has another name than in the source, or is transformed; by key.
     pub fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
-    /// The keys of the source that went into nothing.
+    /// Returns the keys of the source that went into nothing.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
     }
@@ -57,7 +57,7 @@ impl Mapped<'_> {
         })
     }
 
-    /// All elements of a tensor that is computed as a whole.
+    /// Returns all elements of a tensor that is computed as a whole.
     fn computed(&self, key: &str, bound: &Bound) -> Result<Arc<Vec<u8>>> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| known == key) {
@@ -254,7 +254,7 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// What to say of a name that is not there.
+    /// Returns what to say of a name that is not there.
     fn unknown(&self, what: &str, name: &str) -> String {
         let near = name::nearest(name, self.entries.keys().take(10_000).map(String::as_str));
         let near = near.map(|near| format!("; the nearest is {}", name::shown(near))).unwrap_or_default();
@@ -507,7 +507,7 @@ const OPTIMIZERS: [&str; 8] = [
     "optimizer_weights",
 ];
 
-/// The keys of objects that have parameter groups, with a `/` behind.
+/// Returns the keys of objects that have parameter groups, with a `/` behind.
 fn optimizers<'k>(keys: impl Iterator<Item = &'k String>) -> BTreeSet<String> {
     let groups = |key: &str| {
         let at = key.find("param_groups")?;

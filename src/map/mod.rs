@@ -89,8 +89,8 @@ impl NameMap {
     }
 
     /// Leaves out optimizers: what is at or below a name `optimizer`, `optimizers`, `optim`, `opt`, `optimizer_state`,
-    /// `optimizer_state_dict`, `optimizer_states` or `optimizer_weights`, or below an object that has `param_groups`, whatever
-    /// it is called; and TensorFlow's slot variables.
+    /// `optimizer_state_dict`, `optimizer_states` or `optimizer_weights`, or below an object that has `param_groups`,
+    /// whatever it is called; and TensorFlow's slot variables.
     pub fn weights(self) -> NameMap {
         self.with(Kind::Weights)
     }
@@ -110,25 +110,25 @@ impl NameMap {
         self.define(to, Transform::of(from))
     }
 
-    /// Defines the tensor `name`. What it is made of does not come out under its own name, but definitions that follow at
-    /// once can use it as well. A pattern defines a tensor for each name that fits the first pattern in `transform`.
+    /// Defines the tensor `name`. What it is made of does not come out under its own name, but definitions that follow
+    /// at once can use it as well. A pattern defines a tensor for each name that fits the first pattern in `transform`.
     pub fn define(self, name: &str, transform: Transform) -> NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: false }))
     }
 
-    /// As [`define`](NameMap::define), of a name that has no stars, whatever characters it has.
+    /// Like [`define`](NameMap::define), of a name that has no stars, whatever characters it has.
     pub(crate) fn define_literal(self, name: &str, transform: Transform) -> NameMap {
         let name = Pattern::from_parts(vec![name.to_string()]);
         self.with(Kind::Define(Definition { name, expr: transform.0, optional: false }))
     }
 
-    /// As [`define`](NameMap::define), but without an error where the source has none of what it is made of.
+    /// Like [`define`](NameMap::define), but without an error where the source has none of what it is made of.
     pub fn define_optional(self, name: &str, transform: Transform) -> NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: true }))
     }
 
-    /// Defines all variables of the layer `name` from the layer `from` of another tool: `NAME.weight` and so on, as tch's
-    /// modules call them. A layer's name is what stands before the `.` or `/`. With stars, of every such layer.
+    /// Defines all variables of the layer `name` from the layer `from` of another tool: `NAME.weight` and so on, as
+    /// tch's modules call them. A layer's name is what stands before the `.` or `/`. With stars, of every such layer.
     ///
     /// ```
     /// use tch_checkpoint::map::{NameMap, Preset};
@@ -159,8 +159,8 @@ impl NameMap {
     /// Shows `source` under these names. All that can be known without reading elements is checked.
     ///
     /// # Errors
-    /// [`Error::Map`](crate::Error::Map): a name that is not there, with the nearest; shapes that do not fit; two tensors of
-    /// one name.
+    /// [`Error::Map`](crate::Error::Map): a name that is not there, with the nearest; shapes that do not fit; two
+    /// tensors of one name.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

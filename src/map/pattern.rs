@@ -24,7 +24,7 @@ impl Pattern {
         self.parts.len().saturating_sub(1)
     }
 
-    /// The name, if it has no star.
+    /// Returns the name, if it has no star.
     pub(crate) fn plain(&self) -> Option<&str> {
         match self.parts.as_slice() {
             [name] => Some(name),
@@ -32,7 +32,8 @@ impl Pattern {
         }
     }
 
-    /// What the stars stand for in `text`: each as little as possible, from left to right, the last one the rest.
+    /// Returns what the stars stand for in `text`: each as little as possible, from left to right, the last one the
+    /// rest.
     pub(crate) fn captures<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
         let (first, parts) = self.parts.split_first()?;
         let mut rest = text.strip_prefix(first.as_str())?;
@@ -49,7 +50,7 @@ impl Pattern {
         Some(captures)
     }
 
-    /// The name with `captures` in the places of the stars; a name without stars stays as it is.
+    /// Returns the name with `captures` in the places of the stars; a name without stars stays as it is.
     pub(crate) fn fill(&self, captures: &[&str]) -> String {
         let mut parts = self.parts.iter();
         let mut name = parts.next().cloned().unwrap_or_default();
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// All ways in which the stars can stand for something, in the order of the shortest first.
+    /// Returns all ways in which the stars can stand for something, in the order of the shortest first.
     fn ways(parts: &[String], text: &str) -> Vec<Vec<String>> {
         let Some((first, rest)) = parts.split_first() else { return Vec::new() };
         let Some(text) = text.strip_prefix(first.as_str()) else { return Vec::new() };

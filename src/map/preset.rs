@@ -11,9 +11,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Preset {
-    /// Any module of PyTorch but those with a preset of their own: linear, convolutions, normalizations, embeddings, LSTM,
-    /// GRU, and modules of these. All keep their names and layouts; `num_batches_tracked`, which tch does not have, is left
-    /// out.
+    /// Any module of PyTorch but those with a preset of their own: linear, convolutions, normalizations, embeddings,
+    /// LSTM, GRU, and modules of these. All keep their names and layouts; `num_batches_tracked`, which tch does not
+    /// have, is left out.
     TorchModule,
     /// `torch.nn.MultiheadAttention` as four linear layers: `q_proj`, `k_proj`, `v_proj` and `out_proj`.
     TorchMultiheadAttention,
@@ -56,7 +56,7 @@ impl Preset {
         Preset::KerasMultiHeadAttention,
     ];
 
-    /// The name in texts, such as `keras.gru`.
+    /// Returns the name in texts, such as `keras.gru`.
     pub fn name(self) -> &'static str {
         match self {
             Preset::TorchModule => "torch.module",
@@ -83,21 +83,21 @@ impl fmt::Display for Preset {
 
 /// What a preset knows of the source.
 pub(super) trait Layer {
-    /// The key of a variable: by its name, or by its number in a `vars` group of Keras. `part` is a text that one of the
-    /// names on the way begins with. `None` where there is none.
+    /// Returns the key of a variable: by its name, or by its number in a `vars` group of Keras. `part` is a text that
+    /// one of the names on the way begins with. `None` where there is none.
     ///
     /// # Errors
     /// A sentence, where there are several.
     fn find(&self, part: &str, name: &str, number: usize) -> Result<Option<String>, String>;
 
-    /// The shape of a variable.
+    /// Returns the shape of a variable.
     fn shape(&self, key: &str) -> Vec<u64>;
 
-    /// The names below the layer, behind a separator.
+    /// Returns the names below the layer, behind a separator.
     fn names(&self) -> Vec<(String, String)>;
 }
 
-/// The definitions of a layer's variables: the name below the layer, and what it is made of.
+/// Returns the definitions of a layer's variables: the name below the layer, and what it is made of.
 pub(super) fn definitions(preset: Preset, layer: &dyn Layer) -> Result<Vec<(String, Expr)>, String> {
     let mut all = Definitions { layer, made: Vec::new() };
     match preset {
@@ -179,7 +179,7 @@ pub(super) fn definitions(preset: Preset, layer: &dyn Layer) -> Result<Vec<(Stri
     }
 }
 
-/// A name as it is, without stars.
+/// Returns a name as it is, without stars.
 fn own(key: &str) -> Transform {
     Transform(Expr::Source(Pattern::from_parts(vec![key.to_string()])))
 }
@@ -214,7 +214,7 @@ impl Definitions<'_> {
         self.layer.names().into_iter().find(|(known, _)| known == name).map(|(_, key)| key)
     }
 
-    /// How many dimensions of a kernel are of space.
+    /// Returns how many dimensions of a kernel are of space.
     fn spatial(&self, kernel: &str) -> Result<i64, String> {
         let rank = self.layer.shape(kernel).len() as i64;
         if rank < 3 {
@@ -224,7 +224,7 @@ impl Definitions<'_> {
         }
     }
 
-    /// The variables of a GRU (3 gates: Keras has z, r, h, torch r, z, n) or an LSTM (4, in the same order).
+    /// Returns the variables of a GRU (3 gates: Keras has z, r, h, torch r, z, n) or an LSTM (4, in the same order).
     fn recurrent(&mut self, part: &str, suffix: &str, gates: u64) -> Result<(), String> {
         let in_order = |from: Transform, dim: i64| if gates == 3 { from.blocks(dim, 3, [1, 0, 2]) } else { from };
         for (name, number, to) in [("kernel", 0, "weight_ih_l0"), ("recurrent_kernel", 1, "weight_hh_l0")] {

@@ -56,7 +56,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// The map: its source shown under the wanted names, and nothing else.
+    /// Returns the map: its source shown under the wanted names, and nothing else.
     pub fn map(&self) -> NameMap {
         let map = self.lines.iter().fold(NameMap::new(), |map, line| map.then(line.line.clone()));
         if self.lines.is_empty() { map } else { map.only([&self.prefix]).remove_prefix(&format!("{}/", self.prefix)) }
@@ -82,8 +82,9 @@ impl fmt::Display for Proposal {
 /// The most comparisons of two names.
 const MAX_WORK: usize = 2_000_000;
 
-/// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, `kernel` with `weight` and the like;
-/// shapes must fit, as they are or transposed. Recurrent layers of Keras become presets. Optimizers are left out.
+/// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, `kernel` with `weight` and
+/// the like; shapes must fit, as they are or transposed. Recurrent layers of Keras become presets. Optimizers are left
+/// out.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -327,7 +328,7 @@ fn is_recurrent(key: &str) -> bool {
     key.ends_with("recurrent_kernel") || key.ends_with("cell/vars/1")
 }
 
-/// The layer that a recurrent kernel is of; of two directions the layer around both.
+/// Returns the layer that a recurrent kernel is of; of two directions the layer around both.
 fn layer_of(key: &str, both: bool) -> Option<String> {
     let mut names: Vec<&str> = key.split('/').collect();
     names.pop()?;
@@ -343,7 +344,7 @@ fn layer_of(key: &str, both: bool) -> Option<String> {
     (!names.is_empty()).then(|| names.join("/"))
 }
 
-/// The words of a name, in the terms of one tool.
+/// Returns the words of a name, in the terms of one tool.
 fn words(name: &str) -> Vec<String> {
     let parts = name.split(['/', '.', ':', '-', '_']).filter(|part| !part.is_empty() && *part != "vars");
     let mut words = Vec::new();
@@ -365,12 +366,12 @@ fn words(name: &str) -> Vec<String> {
 /// Words that tell nothing of the layer.
 const COMMON: [&str; 9] = ["weight", "bias", "running", "mean", "var", "model", "module", "layers", "0"];
 
-/// Whether two names have a word in common that tells something.
+/// Returns `true` if two names have a word in common that tells something.
 fn speak_of_the_same(a: &[String], b: &[String]) -> bool {
     a.iter().any(|word| !COMMON.contains(&word.as_str()) && b.contains(word))
 }
 
-/// How much two names have in common, from 0 to 1; the later words count more.
+/// Returns how much two names have in common, from 0 to 1; the later words count more.
 fn score(a: &[String], b: &[String]) -> f64 {
     let weight = |words: &[String], at: usize| 1.0 + at as f64 / words.len().max(1) as f64;
     let sum = |words: &[String]| (0..words.len()).map(|at| weight(words, at)).sum::<f64>();

@@ -69,7 +69,7 @@ impl Functions {
         })
     }
 
-    /// As [`parse`](Functions::parse), of the file `path`.
+    /// Like [`parse`](Functions::parse), of the file `path`.
     ///
     /// # Errors
     /// [`Error::Map`], [`Error::Io`].
@@ -143,7 +143,7 @@ fn parse(text: &str, functions: &BTreeMap<String, Function>) -> Result<NameMap, 
 
 type Step<T> = std::result::Result<T, (usize, String)>;
 
-/// The tokens of a line, and the end.
+/// Returns the tokens of a line, and the end.
 fn lex(line: &str) -> Step<Vec<Lexed>> {
     let chars: Vec<char> = line.chars().collect();
     let mut tokens = Vec::new();
@@ -186,7 +186,7 @@ fn lex(line: &str) -> Step<Vec<Lexed>> {
     Ok(tokens.into_iter().chain([end]).map(lexed).collect())
 }
 
-/// A name in quotes, from the first to behind the last.
+/// Returns a name in quotes, from the first to behind the last.
 fn quoted(chars: &[char], at: &mut usize) -> Step<Pattern> {
     let begin = *at;
     let mut parts = vec![String::new()];
@@ -250,7 +250,7 @@ impl<'a> Parser<'a> {
         Err((self.column(), reason.into()))
     }
 
-    /// What stands there, for a message.
+    /// Returns what stands there, for a message.
     fn found(&self) -> String {
         match self.peek() {
             Token::End => "the end of the line".to_string(),
@@ -266,7 +266,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Whether `mark` comes next; then it is passed.
+    /// Returns `true` if `mark` comes next; then it is passed.
     fn passes(&mut self, mark: char) -> bool {
         let is_there = *self.peek() == Token::Mark(mark);
         self.at += usize::from(is_there);
@@ -336,7 +336,7 @@ impl<'a> Parser<'a> {
         Ok(names)
     }
 
-    /// A name without stars behind a word.
+    /// Returns a name without stars behind a word.
     fn literal(&mut self) -> Step<String> {
         self.at += 1;
         let column = self.column();
@@ -364,7 +364,7 @@ impl<'a> Parser<'a> {
         Ok(Kind::Define(Definition { name, expr, optional }))
     }
 
-    /// The preset that is called here.
+    /// Returns the preset that is called here.
     fn preset(&self) -> Option<Preset> {
         let is_call = matches!(self.tokens.get(self.at + 1).map(|lexed| &lexed.token), Some(Token::Mark('(')));
         let text = self.lexed().text.as_str();
@@ -531,7 +531,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The end of a range: a number, or nothing.
+/// Returns the end of a range: a number, or nothing.
 fn bound(text: &str) -> Option<Option<u64>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }

@@ -45,7 +45,7 @@ pub trait TensorFunction: Send + Sync {
     /// A sentence that says what is wrong with the elements.
     fn apply(&self, specs: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, BoxError>;
 
-    /// What is lost. Defaults to [`Loss::Unknown`].
+    /// Returns what is lost. Defaults to [`Loss::Unknown`].
     fn loss(&self) -> Loss {
         Loss::Unknown
     }
@@ -112,13 +112,14 @@ impl Transform {
         parts.into_iter().map(|part| part.0).collect()
     }
 
-    /// The source's tensor of this name, as it is. `*` in it stands for the same text as in the name that is defined.
+    /// Returns the source's tensor of this name, as it is. `*` in it stands for the same text as in the name that is
+    /// defined.
     pub fn of(name: &str) -> Transform {
         Transform(Expr::Source(Pattern::new(name)))
     }
 
-    /// Converts the elements to `dtype`: floats are rounded to the nearest, ties to even, and integers must fit. From floats
-    /// to integers, to booleans, and to 8-bit floats there is no conversion.
+    /// Converts the elements to `dtype`: floats are rounded to the nearest, ties to even, and integers must fit. From
+    /// floats to integers, to booleans, and to 8-bit floats there is no conversion.
     pub fn cast(self, dtype: Dtype) -> Transform {
         Transform(Expr::Cast(self.boxed(), dtype))
     }
@@ -133,7 +134,8 @@ impl Transform {
         Transform(Expr::Transpose(self.boxed(), Some(axes.into())))
     }
 
-    /// Gives the same elements, in row-major order, another shape. One dimension may be `None`: it follows from the others.
+    /// Gives the same elements, in row-major order, another shape. One dimension may be `None`: it follows from the
+    /// others.
     pub fn reshape(self, shape: impl Into<Vec<Option<u64>>>) -> Transform {
         Transform(Expr::Reshape(self.boxed(), shape.into()))
     }
@@ -148,8 +150,8 @@ impl Transform {
         Transform(Expr::Slice(self.boxed(), dim, start.into(), end.into()))
     }
 
-    /// Divides a dimension into `count` equal blocks, and takes the blocks `order`: gates of a recurrent layer, say, or one
-    /// of three projections.
+    /// Divides a dimension into `count` equal blocks, and takes the blocks `order`: gates of a recurrent layer, say, or
+    /// one of three projections.
     pub fn blocks(self, dim: i64, count: u64, order: impl Into<Vec<u64>>) -> Transform {
         Transform(Expr::Blocks(self.boxed(), dim, count, order.into()))
     }
@@ -189,7 +191,7 @@ impl Transform {
         Transform(Expr::Zeros(self.boxed()))
     }
 
-    /// What `function` makes of some tensors. `name` stands for it in texts.
+    /// Returns what `function` makes of some tensors. `name` stands for it in texts.
     pub fn function(
         name: &str,
         function: impl TensorFunction + 'static,
@@ -201,7 +203,7 @@ impl Transform {
 }
 
 impl Expr {
-    /// The names of tensors in it, from left to right.
+    /// Returns the names of tensors in it, from left to right.
     pub(crate) fn sources(&self) -> Vec<&Pattern> {
         let mut found = Vec::new();
         self.each_source(&mut |name| found.push(name));
@@ -234,7 +236,7 @@ impl fmt::Display for Transform {
     }
 }
 
-/// A list as the text form has it.
+/// Returns a list as the text form has it.
 fn list<T: fmt::Display>(items: &[T]) -> String {
     format!("[{}]", items.iter().map(T::to_string).collect::<Vec<_>>().join(", "))
 }

@@ -33,7 +33,7 @@ impl Directory {
         self.root().join(name)
     }
 
-    /// Whether both are the same directory, whatever paths they were opened by.
+    /// Returns `true` if both are the same directory, whatever paths they were opened by.
     pub(crate) fn is_same(&self, other: &Directory) -> bool {
         self.id().is_some_and(|id| other.id() == Some(id))
     }
@@ -43,31 +43,32 @@ impl Directory {
         self.dir().map(|_| self.open(name))
     }
 
-    /// What is in the directory `name` of this one.
+    /// Returns what is in the directory `name` of this one.
     pub(crate) fn names_in(&self, name: &str) -> Result<Vec<OsString>> {
         let entries = self.open_in(name)?.and_then(|dir| dir.list());
         let entries = entries.map_err(|e| Error::io("list the checkpoint", self.path(name), e))?;
         Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 
-    /// Whether anything has this name.
+    /// Returns `true` if anything has this name.
     pub(crate) fn has(&self, name: &str) -> Result<bool> {
         let stat = self.dir()?.stat_of(name.as_ref()).map_err(|e| Error::io("look for", self.path(name), e))?;
         Ok(stat.is_some())
     }
 
-    /// Whether nothing has the name `name`, so that a checkpoint can get it.
+    /// Returns whether nothing has the name `name`, so that a checkpoint can get it.
     pub(crate) fn must_be_free(&self, name: &str) -> Result<()> {
         if self.has(name)? { Err(Error::already_exists(self.path(name))) } else { Ok(()) }
     }
 
-    /// Whether `name` is a directory, as far as the system tells.
+    /// Returns `true` if `name` is a directory, as far as the system tells.
     pub(crate) fn may_hold(&self, name: &str) -> bool {
         let stat = self.dir().map(|root| root.stat_of(name.as_ref()));
         !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
     }
 
-    /// Whether the checkpoint `name` has its manifest, and files of at least as many `bytes`. Cheap: no file is read.
+    /// Returns `true` if the checkpoint `name` has its manifest, and files of at least as many `bytes`. Cheap: no file
+    /// is read.
     pub(crate) fn looks_whole(&self, name: &str, bytes: u64) -> bool {
         let Ok(dir) = self.open(name) else { return false };
         let Ok(entries) = dir.list() else { return false };
@@ -84,12 +85,12 @@ impl Directory {
         read_manifest(&*dir, &path)
     }
 
-    /// What the system says of the manifest of the checkpoint `name`; `None` also where it says nothing.
+    /// Returns what the system says of the manifest of the checkpoint `name`; `None` also where it says nothing.
     pub(crate) fn stat_of_manifest(&self, name: &str) -> Option<Stat> {
         self.open(name).ok()?.stat_of(MANIFEST.as_ref()).ok()?
     }
 
-    /// The index, if there is a sound one.
+    /// Returns the index, if there is a sound one.
     pub fn index(&self) -> Option<Index> {
         let bytes = read_whole(&*self.dir().ok()?, INDEX, &self.path(INDEX), MAX_INDEX_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
@@ -106,7 +107,7 @@ impl Directory {
         self.remove_small(INDEX);
     }
 
-    /// The mark files of a checkpoint with their bytes, by name.
+    /// Returns the mark files of a checkpoint with their bytes, by name.
     pub(crate) fn marks(&self, checkpoint: &str) -> Result<Vec<(String, Vec<u8>)>> {
         let path = self.path(checkpoint);
         let dir = self.open_in(checkpoint)?.map_err(|e| Error::io("open the checkpoint", &path, e))?;

@@ -74,7 +74,7 @@ impl ReadFile for File {
     }
 }
 
-/// What is in a directory, as what reads it sees it.
+/// Returns what is in a directory, as what reads it sees it.
 fn read(files: &BTreeMap<String, File>, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
     let file = name.to_str().and_then(|name| files.get(name)).ok_or(io::ErrorKind::NotFound)?;
     Ok(Box::new(file.clone()))

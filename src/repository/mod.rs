@@ -1,6 +1,6 @@
 //! Where checkpoints live: [`Repository`] is the protocol by which they come and go, [`Transaction`] one that is being
-//! written. `posix` is a directory of a file system, `memory` one in memory. An object store fits too: nothing here needs
-//! a rename or a link, and files are written in any order of their parts.
+//! written. `posix` is a directory of a file system, `memory` one in memory. An object store fits too: nothing here
+//! needs a rename or a link, and files are written in any order of their parts.
 
 mod directory;
 mod memory;
@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 /// What the paths that a user gives lead to.
 pub trait Storage: Debug + Send + Sync {
-    /// The path from the root, whatever the working directory will be.
+    /// Returns the path from the root, whatever the working directory will be.
     ///
     /// # Errors
     /// When that cannot be found out.
@@ -35,7 +35,7 @@ pub trait Storage: Debug + Send + Sync {
         Ok(path.to_path_buf())
     }
 
-    /// The directory of checkpoints at `root`. Nothing is opened or created yet.
+    /// Returns the directory of checkpoints at `root`. Nothing is opened or created yet.
     fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository>;
 
     /// Opens one checkpoint for reading. Symbolic links in the path are followed: the user gave it.
@@ -73,31 +73,31 @@ pub trait Repository: Debug + Send + Sync {
     /// Which one it is, whatever path it was opened by; `None` when it cannot be opened.
     fn id(&self) -> Option<FileId>;
 
-    /// The time now, which checkpoints are stamped with and rotation goes by.
+    /// Returns the time now, which checkpoints are stamped with and rotation goes by.
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
     }
 
-    /// The directory itself, for reading.
+    /// Returns the directory itself, for reading.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) of the kind "not found" when there is none.
     fn dir(&self) -> Result<Arc<dyn OpenDir>>;
 
-    /// Opens the checkpoint `name` for reading. Links are not followed. What is opened stays readable, or says that it is
-    /// gone, but never changes into another checkpoint.
+    /// Opens the checkpoint `name` for reading. Links are not followed. What is opened stays readable, or says that it
+    /// is gone, but never changes into another checkpoint.
     ///
     /// # Errors
     /// Of the kind `NotFound` when there is nothing of that name.
     fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>>;
 
-    /// What the directory holds; nothing where there is none.
+    /// Returns what the directory holds; nothing where there is none.
     ///
     /// # Errors
     /// When it cannot be listed.
     fn scan(&self) -> Result<Scan>;
 
-    /// As [`scan`](Repository::scan). First makes durable what a predecessor that died may have left undone, so that
+    /// Like [`scan`](Repository::scan). First makes durable what a predecessor that died may have left undone, so that
     /// nothing is acted upon that a power cut could still undo.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ pub trait Repository: Debug + Send + Sync {
     /// [`Error::Locked`](crate::Error::Locked) when another writer has it.
     fn lock(&self) -> Result<Lock>;
 
-    /// Whether this process may use it: not one that was forked from the process that opened it.
+    /// Returns whether this process may use it: not one that was forked from the process that opened it.
     ///
     /// # Errors
     /// [`Error::Moved`](crate::Error::Moved) when it may not.
@@ -126,7 +126,7 @@ pub trait Repository: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Whether the path still leads to what was opened, and the lock is still held.
+    /// Returns whether the path still leads to what was opened, and the lock is still held.
     ///
     /// # Errors
     /// [`Error::Moved`](crate::Error::Moved) or [`Error::Locked`](crate::Error::Locked) when not.
@@ -134,7 +134,7 @@ pub trait Repository: Debug + Send + Sync {
         self.check_process()
     }
 
-    /// Whether a checkpoint can have this name, and be set aside and removed later.
+    /// Returns whether a checkpoint can have this name, and be set aside and removed later.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when not.
@@ -142,8 +142,8 @@ pub trait Repository: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Begins the checkpoint `name`, for which about `bytes` will be written. Another one may have that name until this one
-    /// is committed: it is then set aside just before.
+    /// Begins the checkpoint `name`, for which about `bytes` will be written. Another one may have that name until this
+    /// one is committed: it is then set aside just before.
     ///
     /// # Errors
     /// When it cannot be begun.
@@ -157,8 +157,8 @@ pub trait Repository: Debug + Send + Sync {
     /// When it cannot be told what it is, or it cannot be taken out.
     fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool>;
 
-    /// Sets the checkpoint `name`, or whatever has that name, aside: the name is free, and nothing of it is lost. Returns
-    /// its new name, which is durable and tells why ([`before_aside`]).
+    /// Sets the checkpoint `name`, or whatever has that name, aside: the name is free, and nothing of it is lost.
+    /// Returns its new name, which is durable and tells why ([`before_aside`]).
     ///
     /// # Errors
     /// When there is nothing of that name, or it cannot be moved.
@@ -170,8 +170,8 @@ pub trait Repository: Debug + Send + Sync {
     /// When it cannot be moved.
     fn release(&self, aside: &str, name: &str) -> Result<()>;
 
-    /// Writes a small file beside the checkpoints, such as the index, durably, in the place of what has its name, in one
-    /// step.
+    /// Writes a small file beside the checkpoints, such as the index, durably, in the place of what has its name, in
+    /// one step.
     ///
     /// # Errors
     /// When it cannot be written; the file is then as before.
@@ -180,8 +180,8 @@ pub trait Repository: Debug + Send + Sync {
     /// Removes the small file `file`, as far as that goes.
     fn remove_small(&self, file: &str);
 
-    /// Adds the mark `file` to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step.
-    /// Needs no lock: whoever removes a checkpoint reads its marks again when it has left its name.
+    /// Adds the mark `file` to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one
+    /// step. Needs no lock: whoever removes a checkpoint reads its marks again when it has left its name.
     ///
     /// # Errors
     /// [`Error::Removed`](crate::Error::Removed) when that checkpoint is not there any more, or was removed meanwhile.
@@ -217,15 +217,15 @@ pub trait Transaction: Send + Sync {
     /// When it cannot be created.
     fn create(&self, file: &str, bytes: u64) -> Result<Box<dyn StagedFile + '_>>;
 
-    /// Gives this checkpoint the file of the checkpoint `earlier`, without its bytes being written again, if it is still
-    /// what it was when it was `finished`.
+    /// Gives this checkpoint the file of the checkpoint `earlier`, without its bytes being written again, if it is
+    /// still what it was when it was `finished`.
     ///
     /// # Errors
     /// When it is not, or that cannot be done here; the file is then written.
     fn reuse(&self, file: &str, earlier: &str, finished: &Finished) -> Result<()>;
 
-    /// Makes the checkpoint one, with this manifest: durable when this returns, and never visible without all its files.
-    /// Syncs with so many `threads`.
+    /// Makes the checkpoint one, with this manifest: durable when this returns, and never visible without all its
+    /// files. Syncs with so many `threads`.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) when the name is taken. After any error there is no
@@ -241,7 +241,7 @@ pub trait StagedFile: Send + Sync {
     /// When they cannot be written.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Whether it had better be written in long pieces of whole [pages](PAGE).
+    /// Returns `true` if it had better be written in long pieces of whole [pages](PAGE).
     fn is_direct(&self) -> bool {
         false
     }
@@ -325,23 +325,23 @@ pub const PAGE: usize = 4096;
 /// A directory that is open for reading. It stays the same one whatever becomes of its name. All names are single
 /// components; a symbolic link of that name is never followed.
 pub trait OpenDir: Debug + Send + Sync {
-    /// The directory itself.
+    /// Returns the directory itself.
     fn stat(&self) -> io::Result<Stat>;
 
-    /// What has this name, if anything has.
+    /// Returns what has this name, if anything has.
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>>;
 
-    /// What is in the directory, unsorted.
+    /// Returns what is in the directory, unsorted.
     fn list(&self) -> io::Result<Vec<Entry>>;
 
-    /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are errors
-    /// of the kind `InvalidInput`, whose text says what is there. Never waits for the other end of a pipe.
+    /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are
+    /// errors of the kind `InvalidInput`, whose text says what is there. Never waits for the other end of a pipe.
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>>;
 }
 
 /// A file being read.
 pub trait ReadFile: Send + Sync {
-    /// The file as it is now.
+    /// Returns the file as it is now.
     fn stat(&self) -> io::Result<Stat>;
 
     /// Fills `buffer` from `offset`; an error if the file ends before.

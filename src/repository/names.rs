@@ -45,19 +45,20 @@ pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
     PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
 }
 
-/// Whether a name is one that this module gave to what is being written or removed. All others are the user's.
+/// Returns `true` if a name is one that this module gave to what is being written or removed. All others are the
+/// user's.
 pub(crate) fn is_leftover(name: &str) -> bool {
     without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
 }
 
-/// The name that was marked with a prefix and a nonce; `None` when it was not.
+/// Returns the name that was marked with a prefix and a nonce; `None` when it was not.
 pub(crate) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
     let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     (nonce.len() == NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
 }
 
-/// The directory a path lies in.
+/// Returns the directory a path lies in.
 pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -65,7 +66,7 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// The name of the checkpoint that `path` leads to.
+/// Returns the name of the checkpoint that `path` leads to.
 pub(crate) fn checkpoint_name(path: &Path) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
     // What this crate itself calls so.
@@ -78,7 +79,7 @@ pub(crate) fn checkpoint_name(path: &Path) -> Result<&str> {
     })
 }
 
-/// A name no other has: 128 random bits in hexadecimal.
+/// Returns a name no other has: 128 random bits in hexadecimal.
 pub(crate) fn nonce() -> String {
     let mut bits = [0; NONCE_DIGITS / 2];
     if !random(&mut bits) {

@@ -71,8 +71,8 @@ fn not_a_checkpoint(dir: &dyn OpenDir, path: &Path) -> Error {
     Error::NotFound { path: path.to_path_buf(), reason }
 }
 
-/// The mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be is returned
-/// without its bytes.
+/// Returns the mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be is
+/// returned without its bytes.
 pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let entries = dir.list().map_err(|e| Error::io("list the checkpoint", path, e))?;
     let mut names: Vec<String> = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
@@ -91,7 +91,7 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Path) -> Result<Vec<(String, Ve
     Ok(marks)
 }
 
-/// Whether opening a directory failed since it is none: a file, or a symbolic link.
+/// Returns `true` if opening a directory failed since it is none: a file, or a symbolic link.
 pub(crate) fn is_no_directory(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
 }

@@ -84,7 +84,7 @@ struct AnyJob<'a> {
     leaf: &'a Arc<dyn TensorLeaf>,
 }
 
-/// The tensors in the order of the file.
+/// Returns the tensors in the order of the file.
 fn any_jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], any: &Any<'_>) -> Vec<AnyJob<'a>> {
     let order: HashMap<&str, usize> = any.source.order().into_iter().enumerate().map(|(at, key)| (key, at)).collect();
     let bytes = |key: &str| any.source.tensors().get(key).and_then(|spec| spec.bytes()).unwrap_or_default();
@@ -131,13 +131,13 @@ impl<'a> Job<'a> {
         self.record.spec.bytes().unwrap_or_default()
     }
 
-    /// Its bytes, where they are one piece.
+    /// Returns its bytes, where they are one piece.
     fn piece(&self) -> Option<&'a Piece> {
         self.record.pieces.first().filter(|_| self.record.pieces.len() == 1)
     }
 }
 
-/// The tensors in the order of the files, so that neighbours can be read at once.
+/// Returns the tensors in the order of the files, so that neighbours can be read at once.
 fn jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], source: &'a Source) -> Vec<Job<'a>> {
     let records = &source.manifest.tensors;
     let job = |(key, leaf): &'a (String, _)| Some(Job { key, record: records.get(key)?, leaf });

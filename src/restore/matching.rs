@@ -261,7 +261,8 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    /// Has the collection make the children that the checkpoint has and it lacks. A child is taken in whole or not at all.
+    /// Has the collection make the children that the checkpoint has and it lacks. A child is taken in whole or not at
+    /// all.
     fn create(
         &mut self,
         collection: &Arc<dyn Collection>,
@@ -302,7 +303,7 @@ impl Matcher<'_> {
         Ok(created)
     }
 
-    /// Whether everything that the checkpoint has at `key` and below may differ.
+    /// Returns `true` if everything that the checkpoint has at `key` and below may differ.
     fn all_may_mismatch(&self, saved: &Saved, key: &str) -> bool {
         let is_leaf = saved.tensor.is_some() || saved.has_value;
         (!is_leaf || self.request.options.may_mismatch(key))
@@ -355,7 +356,7 @@ impl Matcher<'_> {
     }
 }
 
-/// The keys of a set that are those of the object at `place` and of what is below it.
+/// Returns the keys of a set that are those of the object at `place` and of what is below it.
 pub(super) fn below<'a>(keys: &'a BTreeSet<String>, place: &str) -> impl Iterator<Item = &'a String> {
     let prefix = format!("{place}/");
     let under = keys.range(prefix.clone()..).take_while(move |key| key.starts_with(&prefix));

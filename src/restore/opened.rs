@@ -64,7 +64,7 @@ impl Opened {
         }
     }
 
-    /// As [`open`](Opened::open), of checkpoints of this crate.
+    /// Like [`open`](Opened::open), of checkpoints of this crate.
     pub(crate) fn open_ours(storage: &Arc<dyn Storage>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
         Source::open(&**storage, path).map(|source| Opened::ours(source, options))
     }
@@ -147,7 +147,7 @@ pub(crate) fn with_names<R>(
     }
 }
 
-/// Whether a manifest is that of the same save.
+/// Returns `true` if a manifest is that of the same save.
 fn is_same(a: &Manifest, b: &Manifest) -> bool {
     a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
 }
@@ -181,7 +181,7 @@ impl Stamp {
         Stamp(files)
     }
 
-    /// Whether all of these files are there unchanged; there may be others now.
+    /// Returns `true` if all of these files are there unchanged; there may be others now.
     fn is_in(&self, now: &Stamp) -> bool {
         !self.0.is_empty() && self.0.iter().all(|file| now.0.binary_search(file).is_ok())
     }

@@ -38,10 +38,10 @@ use std::sync::Arc;
 ///
 /// * **Another head** (a number of classes, say), the rest goes on with its optimizer: `allow_mismatch("model/head.*")`
 ///   and `allow_mismatch("optimizer/state/head.*")`. The head keeps its values, and the optimizer begins anew with it.
-/// * **Another optimizer** (Adam to SGD): `skip("optimizer")`. All else is restored, and the new optimizer begins as it was
-///   built. To take over what fits instead (the moments of Adam in AdamW), `allow_mismatch("optimizer/*")`.
-/// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups that the checkpoint has get their
-///   saved options, the additional ones keep those they have.
+/// * **Another optimizer** (Adam to SGD): `skip("optimizer")`. All else is restored, and the new optimizer begins as it
+///   was built. To take over what fits instead (the moments of Adam in AdamW), `allow_mismatch("optimizer/*")`.
+/// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups that the checkpoint has get
+///   their saved options, the additional ones keep those they have.
 /// * **One more field in a saved struct** ([`Value`](crate::Value)): `#[serde(default)]` on the field. Or
 ///   `allow_mismatch("progress")`, which keeps the whole value as it is.
 /// * **One more object**: `allow_missing("ema/*")`.
@@ -114,7 +114,7 @@ impl Default for RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// The strict default.
+    /// Returns the strict default.
     pub fn new() -> RestoreOptions {
         RestoreOptions::default()
     }
@@ -125,26 +125,26 @@ impl RestoreOptions {
         self
     }
 
-    /// Objects whose key matches `pattern` keep their values when the checkpoint's do not fit: tensors of another type or
-    /// shape, values of another type, slots that an optimizer cannot use. Of the options of parameter groups those
+    /// Objects whose key matches `pattern` keep their values when the checkpoint's do not fit: tensors of another type
+    /// or shape, values of another type, slots that an optimizer cannot use. Of the options of parameter groups those
     /// that fit are restored.
     pub fn allow_mismatch(mut self, pattern: impl Into<String>) -> Self {
         self.mismatched.push(pattern.into());
         self
     }
 
-    /// Leaves objects whose key matches `pattern`, and all below them, out of the restore: they keep their values, whatever
-    /// the checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. What the
-    /// checkpoint has under such keys does not count as unused, and the assertions of
+    /// Leaves objects whose key matches `pattern`, and all below them, out of the restore: they keep their values,
+    /// whatever the checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. What
+    /// the checkpoint has under such keys does not count as unused, and the assertions of
     /// [`RestoreStatus`](crate::RestoreStatus) do not ask for it.
     pub fn skip(mut self, pattern: impl Into<String>) -> Self {
         self.skipped.push(pattern.into());
         self
     }
 
-    /// Restores what the checkpoint has under the names that `map` gives, transformed as it says. It is checked as a whole before
-    /// anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. The exceptions name objects, by their
-    /// own keys. A `requires_grad` that was saved is not compared.
+    /// Restores what the checkpoint has under the names that `map` gives, transformed as it says. It is checked as a
+    /// whole before anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. The exceptions name
+    /// objects, by their own keys. A `requires_grad` that was saved is not compared.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -164,16 +164,17 @@ impl RestoreOptions {
         self
     }
 
-    /// Decides what happens to variables whose `requires_grad` differs from what was saved. Unless set, a restore leaves the
-    /// flags as they are and lists them in [`Report::trainable`](crate::Report::trainable), and `restore_or_initialize`
-    /// is refused: a run that was interrupted would go on with other variables frozen.
+    /// Decides what happens to variables whose `requires_grad` differs from what was saved. Unless set, a restore
+    /// leaves the flags as they are and lists them in [`Report::trainable`](crate::Report::trainable), and
+    /// `restore_or_initialize` is refused: a run that was interrupted would go on with other variables frozen.
     pub fn trainable(mut self, which: Trainable) -> Self {
         self.trainable = Some(which);
         self
     }
 
-    /// Restores in one pass instead of two: every byte is still checked, but as it is put into the objects. Faster;
-    /// a damaged file is then found when some objects have changed already ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
+    /// Restores in one pass instead of two: every byte is still checked, but as it is put into the objects. Faster; a
+    /// damaged file is then found when some objects have changed already
+    /// ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
     pub fn verify_while_reading(mut self) -> Self {
         self.verify = Verify::WhileReading;
         self
@@ -204,17 +205,17 @@ impl RestoreOptions {
         self
     }
 
-    /// Whether digests are looked at before anything changes.
+    /// Returns `true` if digests are looked at before anything changes.
     pub(crate) fn verifies_first(&self) -> bool {
         self.verify == Verify::First
     }
 
-    /// Whether an object may be left without a value.
+    /// Returns `true` if an object may be left without a value.
     pub(crate) fn has_exceptions(&self) -> bool {
         !self.missing.is_empty() || !self.mismatched.is_empty()
     }
 
-    /// Whether the saved flag is to be set.
+    /// Returns `true` if the saved flag is to be set.
     pub(crate) fn takes_saved_trainable(&self) -> bool {
         self.trainable == Some(Trainable::Saved)
     }
@@ -227,12 +228,12 @@ impl RestoreOptions {
         any_matches(&self.mismatched, key)
     }
 
-    /// Whether the object at `key` itself is left out.
+    /// Returns `true` if the object at `key` itself is left out.
     pub(crate) fn skips_here(&self, key: &str) -> bool {
         any_matches(&self.skipped, key)
     }
 
-    /// Whether the object at `key` is left out, itself or with an object that it is part of.
+    /// Returns `true` if the object at `key` is left out, itself or with an object that it is part of.
     pub(crate) fn skips(&self, key: &str) -> bool {
         if self.skipped.is_empty() {
             return false;

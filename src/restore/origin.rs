@@ -38,7 +38,7 @@ impl<'a> Origin<'a> {
         Origin::Any(Any { source, digests: Mutex::default(), mappings: source.mappings() })
     }
 
-    /// What of this a map has renamed or transformed.
+    /// Returns what of this a map has renamed or transformed.
     pub(crate) fn mappings(&self) -> &[Mapping] {
         match self {
             Origin::Ours(_) => &[],
@@ -53,7 +53,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// What there is, as a tree.
+    /// Returns what there is, as a tree.
     pub(crate) fn saved(&self) -> Saved {
         match self {
             Origin::Ours(source) => source.saved(),
@@ -61,7 +61,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// The keys of all tensors and values, in order.
+    /// Returns the keys of all tensors and values, in order.
     pub(crate) fn keys(&self) -> Vec<&String> {
         let mut keys: Vec<&String> = match self {
             Origin::Ours(source) => source.manifest.tensors.keys().chain(source.manifest.values.keys()).collect(),
@@ -78,7 +78,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// The value for the object `key`.
+    /// Returns the value for the object `key`.
     ///
     /// # Errors
     /// Those of reading a number that the source holds as a tensor.
@@ -92,12 +92,12 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// Whether a value takes all that there is below its key.
+    /// Returns `true` if a value takes all that there is below its key.
     pub(crate) fn has_branches(&self) -> bool {
         matches!(self, Origin::Any(_))
     }
 
-    /// Whether two tensors have the same elements.
+    /// Returns `true` if two tensors have the same elements.
     pub(crate) fn are_same(&self, a: &str, b: &str) -> Result<bool> {
         match self {
             Origin::Ours(source) => {
@@ -151,7 +151,7 @@ impl Any<'_> {
         Ok(self.source.tensors().get(a) == self.source.tensors().get(b) && self.digest(a)? == self.digest(b)?)
     }
 
-    /// The digest of a tensor's elements, read piece by piece.
+    /// Returns the digest of a tensor's elements, read piece by piece.
     fn digest(&self, key: &str) -> Result<Digest> {
         let mut hasher = Hasher::new();
         self.for_each_chunk(key, |chunk| hasher.update(chunk))?;
@@ -179,8 +179,8 @@ impl Any<'_> {
         known.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.source.path().display())))
     }
 
-    /// Reads all of a tensor, and checks it as far as that can be: what has no checksum must be the same when it is read
-    /// once more.
+    /// Reads all of a tensor, and checks it as far as that can be: what has no checksum must be the same when it is
+    /// read once more.
     pub(super) fn verify(&self, key: &str) -> Result<()> {
         if self.source.verified_by(key) != VerifiedBy::Nothing {
             return self.source.verify_tensor(key);

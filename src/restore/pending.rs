@@ -103,12 +103,12 @@ impl Pending {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nothing waits any more.
+    /// Returns `true` if nothing waits any more.
     pub(crate) fn is_over(&self) -> bool {
         self.state().whence.is_none()
     }
 
-    /// Whether something waits for an object called `name`.
+    /// Returns `true` if something waits for an object called `name`.
     pub(crate) fn waits_for(&self, name: &str) -> bool {
         below(&self.state().waiting, &name::key([name])).next().is_some()
     }
@@ -168,12 +168,12 @@ impl Pending {
         Error::NotFound { path: self.about.path.clone(), reason }
     }
 
-    /// The report, whatever has become of the objects.
+    /// Returns the report, whatever has become of the objects.
     pub(crate) fn report_of_the_restore(&self) -> Report {
         self.state().report.clone()
     }
 
-    /// The report, with the objects as they are now.
+    /// Returns the report, with the objects as they are now.
     pub(crate) fn report(&self) -> Result<Report> {
         let walked = walk(&self.tracked.list())?;
         let ids = self.tracked.ids();
@@ -256,7 +256,7 @@ pub(crate) fn check(matching: &Matching, path: &Path, options: &RestoreOptions) 
     Err(Error::Mismatch { path: path.to_path_buf(), report: Box::new(report.clone()) })
 }
 
-/// The first name of a key.
+/// Returns the first name of a key.
 fn component(key: &str) -> &str {
     key.split('/').next().unwrap_or(key)
 }

@@ -39,17 +39,17 @@ impl RestoreStatus {
         RestoreStatus { pending }
     }
 
-    /// The checkpoint.
+    /// Returns the checkpoint.
     pub fn path(&self) -> &Path {
         &self.pending.about.path
     }
 
-    /// The step it was saved at, if it was saved with one.
+    /// Returns the step it was saved at, if it was saved with one.
     pub fn step(&self) -> Option<u64> {
         self.pending.about.step
     }
 
-    /// The checkpoint, and those of earlier runs that it goes back to; none of a file of another tool.
+    /// Returns the checkpoint, and those of earlier runs that it goes back to; none of a file of another tool.
     pub(crate) fn lineage(&self) -> &[Follows] {
         &self.pending.about.lineage
     }
@@ -64,8 +64,8 @@ impl RestoreStatus {
         self.pending.about.save_counter
     }
 
-    /// What was matched, what has no value, what is unused by now. Looks at the objects as they are; where they cannot be
-    /// saved any more, the report is that of the restore.
+    /// Returns what was matched, what has no value, what is unused by now. Looks at the objects as they are; where they
+    /// cannot be saved any more, the report is that of the restore.
     pub fn report(&self) -> Report {
         self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
     }
@@ -83,9 +83,9 @@ impl RestoreStatus {
         })
     }
 
-    /// Every tracked object got its value from the checkpoint, also those that were tracked or created since; but for what
-    /// [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out. Objects that another exception left as they were
-    /// did not get it.
+    /// Every tracked object got its value from the checkpoint, also those that were tracked or created since; but for
+    /// what [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out. Objects that another exception left as they
+    /// were did not get it.
     ///
     /// # Errors
     /// [`Error::Assertion`], with the names.

@@ -1,5 +1,5 @@
-//! What a checkpoint is read from: a directory that is held open, and its files, of which the first [`HELD`] are held
-//! open too. Those stay readable until they are dropped, even when the checkpoint is pruned meanwhile.
+//! An open checkpoint: a directory that is held open, and its files, of which the first [`HELD`] are held open too.
+//! These stay readable until they are dropped, even if the checkpoint is pruned.
 
 mod tensor_source;
 
@@ -24,17 +24,18 @@ use std::sync::Arc;
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
 pub(crate) const CHUNK: usize = 512 << 10;
 
-/// How often to look again at a checkpoint that another takes the place of.
+/// How many times to open a checkpoint again that another one replaces.
 const ATTEMPTS: usize = 10;
 
-/// So many files of a checkpoint are held open; the others are opened for each reading, and must be the same then.
+/// The number of files of a checkpoint that are held open. The others are opened for each read and must not have
+/// changed.
 const HELD: usize = 256;
 
 /// A checkpoint that is open for reading.
 pub struct Source {
     /// Where it was opened.
     pub path: PathBuf,
-    /// What its manifest says.
+    /// Its manifest.
     pub manifest: Manifest,
     dir: Arc<dyn OpenDir>,
     files: BTreeMap<String, SourceFile>,
@@ -52,14 +53,14 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    /// Opens the checkpoint in the directory `path`: its manifest must be sound, and all its files be there in full
-    /// length. Symbolic links that the path leads through are followed.
+    /// Opens the checkpoint in the directory `path`. The manifest must be valid, and all files must exist with their
+    /// full length. Follows symbolic links in the path.
     pub fn open(storage: &dyn Storage, path: &Path) -> Result<Source> {
         let (source, problems) = Source::open_what_is_whole(storage, path)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
-    /// Opens the checkpoint `name` of a directory of checkpoints. A symbolic link of that name is refused.
+    /// Opens the checkpoint `name` of a directory of checkpoints. Refuses a symbolic link of that name.
     pub(crate) fn open_in(directory: &Directory, name: &str) -> Result<Source> {
         directory.dir()?;
         let open = || directory.open(name);
@@ -67,7 +68,7 @@ impl Source {
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
-    /// As [`open`](Source::open), but files that cannot be opened or have another length are left out, and returned
+    /// Like [`open`](Source::open), but leaves out files that cannot be opened or have another length, and returns them
     /// as problems.
     pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Path) -> Result<(Source, Vec<Error>)> {
         Source::open_again_and_again(&|| storage.open(path), path)
@@ -84,7 +85,7 @@ impl Source {
             if problems.is_empty() {
                 return Ok((source, problems));
             }
-            // Beside a writer the checkpoint may have been removed, or replaced, since its manifest was read.
+            // A writer may have removed or replaced the checkpoint since its manifest was read.
             let id = |dir: &dyn OpenDir| dir.stat().map(|stat| stat.id).ok();
             match open() {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(removed(path)),
@@ -115,12 +116,12 @@ impl Source {
         (Source { path: path.to_path_buf(), manifest, dir, files }, problems)
     }
 
-    /// Whether the file `name` can be read.
+    /// Returns `true` if the file `name` can be read.
     pub(crate) fn has_file(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
-    /// The names in the checkpoint's directory; none when it was removed meanwhile.
+    /// Returns the names in the checkpoint's directory, or none if it was removed meanwhile.
     pub(crate) fn names(&self) -> Result<Vec<OsString>> {
         match self.dir.list() {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -129,7 +130,7 @@ impl Source {
         }
     }
 
-    /// Fills `buffer` from `offset` of a file.
+    /// Fills `buffer` from a file, starting at `offset`.
     pub(crate) fn read(&self, file: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let path = self.path.join(file);
         let Some(known) = self.files.get(file) else {
@@ -144,15 +145,16 @@ impl Source {
             }
         };
         let read = match open.read_exact_at(offset, buffer) {
-            // A device that is asked again may read what it could not.
+            // A second attempt may succeed.
             Err(e) if is_unreadable_data(&e) => open.read_exact_at(offset, buffer),
             read => read,
         };
         read.map_err(|e| self.read_failed(&path, e))
     }
 
-    /// A file that ends early is a damaged one, whatever its length was at the opening; and so is one that the device
-    /// cannot read, if it can read the directory and the manifest: else the device may be what is missing.
+    /// A file that ends early is damaged, whatever its length was when it was opened. So is a file that the device
+    /// cannot read although it can read the directory and the manifest; if it cannot read those either, the device may
+    /// be unavailable.
     fn read_failed(&self, path: &Path, e: std::io::Error) -> Error {
         if e.kind() == std::io::ErrorKind::UnexpectedEof {
             return Error::damaged(path, "the file ends early");
@@ -166,7 +168,7 @@ impl Source {
         }
     }
 
-    /// Opens a file that is not held open, and must be the one that was looked at.
+    /// Opens a file that is not held open. It must be the file that was checked when the checkpoint was opened.
     fn open_again(&self, name: &str, known: &SourceFile, path: &Path) -> Result<Box<dyn ReadFile>> {
         let opened = self.dir.open(name.as_ref()).and_then(|file| Ok((file.stat()?.id, file)));
         match opened {
@@ -185,8 +187,8 @@ impl Source {
         self.verify_start(name, "its header", entry.header.bytes, entry.header.digest, |_| Ok(()))
     }
 
-    /// Checks everything before the tensors of the file `name`, and reads it; `None` for a file that the manifest does not
-    /// list.
+    /// Checks everything before the tensors of the file `name`, and reads it; `None` for a file that the manifest does
+    /// not list.
     pub(crate) fn read_header(&self, name: &str) -> Result<Option<Header>> {
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(None);
@@ -199,7 +201,7 @@ impl Source {
         parse_header(&header, entry.bytes).map(Some).map_err(|e| e.at(self.path.join(name)))
     }
 
-    /// Checks all of the asset `name`, and passes its bytes on.
+    /// Checks the whole asset `name` and passes its bytes to `with`.
     pub(crate) fn verify_asset(&self, name: &str, with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Some(entry) = self.manifest.assets.get(name) else {
             return Err(Error::damaged(self.path.join(name), "the manifest does not list this file"));
@@ -235,7 +237,7 @@ impl Source {
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
     pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
-        // Most tensors are small: for them a whole chunk of memory would be dearer than their bytes.
+        // Most tensors are small: allocating a whole chunk would cost more than reading them.
         let largest = record.pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(0);
         let needed = largest.min(CHUNK as u64) as usize;
         if buffer.len() < needed {
@@ -253,7 +255,7 @@ impl Source {
         self.check_tensor(key, record, hasher.finish())
     }
 
-    /// Reads a tensor into `target`, which has its exact size, and checks the digest of what came if it is to `verify`.
+    /// Reads a tensor into `target`, which has its exact size. Checks the digest if `verify` is set.
     pub fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
         let mut hasher = Hasher::new();
         let mut rest = target;
@@ -276,7 +278,7 @@ impl Source {
         if verify { self.check_tensor(key, record, hasher.finish()) } else { Ok(()) }
     }
 
-    /// Reads tensors that follow one another in a file, at once, into `buffer`.
+    /// Reads tensors that are consecutive in a file into `buffer`, in one read.
     pub(crate) fn read_run(&self, run: Range<u64>, file: &str, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize((run.end - run.start) as usize, 0);
         self.read(file, run.start, buffer)
@@ -291,14 +293,15 @@ impl Source {
         Err(changed(&file, &format!("the tensor {}", name::shown(key)), found, record.digest))
     }
 
-    /// What the checkpoint holds, as a tree.
+    /// Returns what the checkpoint holds, as a tree.
     pub(crate) fn saved(&self) -> Saved {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
         tree(tensors, self.manifest.values.keys())
     }
 }
 
-/// Opens a file of a checkpoint, which must have the length it was written with; looks at it only if it is not to be held.
+/// Opens a file of a checkpoint, which must have the length it was written with. Only checks it if it is not to be held
+/// open.
 fn open_whole(dir: &dyn OpenDir, name: &str, path: &Path, bytes: u64, hold: bool) -> Result<SourceFile> {
     let missing = || Error::damaged(path, "the file is missing");
     let open = || if hold { dir.open(name.as_ref()).map(Some) } else { Ok(None) };
@@ -323,13 +326,13 @@ fn open_whole(dir: &dyn OpenDir, name: &str, path: &Path, bytes: u64, hold: bool
     }
 }
 
-/// The error for a checkpoint that was there a moment ago.
+/// Returns the error for a checkpoint that was removed while it was being opened.
 fn removed(path: &Path) -> Error {
     let reason = "it was removed while it was being opened; ask `latest_checkpoint` for the newest".to_string();
     Error::NotFound { path: path.to_path_buf(), reason }
 }
 
-/// Tensors and values as a tree.
+/// Returns tensors and values as a tree.
 pub(crate) fn tree<'a>(
     tensors: impl Iterator<Item = (&'a String, &'a TensorSpec)>,
     values: impl Iterator<Item = &'a String>,
@@ -344,7 +347,7 @@ pub(crate) fn tree<'a>(
     root
 }
 
-/// The place of a key in the tree, made if need be.
+/// Returns the node of a key in the tree, created if necessary.
 fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
     let path = name::path(key).unwrap_or_default();
     path.into_iter().fold(root, |node, part| node.children.entry(part).or_default())

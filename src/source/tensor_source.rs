@@ -1,4 +1,4 @@
-//! `TensorSource`: what tensors and values are read from, whatever the format of the files.
+//! `TensorSource`: named tensors and values in files of any format.
 
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
@@ -25,30 +25,29 @@ pub enum VerifiedBy {
 
 /// A set of named tensors and values, open for reading.
 ///
-/// Keys are those of [`name::key`](crate::name::key): the names from the root to the leaf, joined by `/`. Opening a source
-/// reads and checks everything but the elements of tensors, so that names, types, shapes and values are known without
-/// reading them.
+/// Keys are those of [`name::key`](crate::name::key): the names from the root to the leaf, joined by `/`. Opening a
+/// source reads and checks everything except the elements of tensors.
 pub trait TensorSource: Debug + Send + Sync {
-    /// The name of the format, such as `PyTorch (zip)`.
+    /// Returns the name of the format, such as `PyTorch (zip)`.
     fn format(&self) -> &'static str;
 
-    /// The file or directory.
+    /// Returns the file or directory.
     fn path(&self) -> &Path;
 
-    /// Dtype and shape of every tensor, by key.
+    /// Returns the type and shape of every tensor, by key.
     fn tensors(&self) -> &BTreeMap<String, TensorSpec>;
 
-    /// The keys of the tensors in the order of the file, where that has one; else in the order of their text. PyTorch
-    /// numbers parameters in that order.
+    /// Returns the keys of the tensors in the order of the file, or sorted if the file has no order. PyTorch numbers
+    /// parameters in this order.
     fn order(&self) -> Vec<&str> {
         self.tensors().keys().map(String::as_str).collect()
     }
 
-    /// Values that are no tensors, by key, as JSON.
+    /// Returns everything that is not a tensor, by key, as JSON.
     fn values(&self) -> &BTreeMap<String, Value>;
 
-    /// The value `key`: the one of that key, or an object of all that are under it, where nothing else is. Formats that
-    /// have trees of their own do not tell an object from a branch.
+    /// Returns the value of `key`, or an object of the values below `key` if there are no tensors below it. Formats
+    /// with trees of their own do not distinguish the two.
     fn value(&self, key: &str) -> Option<Value> {
         if let Some(value) = self.values().get(key) {
             return Some(value.clone());
@@ -71,16 +70,16 @@ pub trait TensorSource: Debug + Send + Sync {
         (!object.is_empty()).then_some(Value::Object(object))
     }
 
-    /// What the source holds and this crate cannot: the reason, by key. Such an entry is in none of the other maps.
+    /// Returns the entries that this crate cannot read: the reason, by key. Such an entry is in none of the other maps.
     fn unreadable(&self) -> &BTreeMap<String, String>;
 
-    /// The first key, in order, of the tensors that are the same elements as `key` (tied weights): `key` itself where
-    /// there is no other.
+    /// Returns the first key, in sorted order, of the tensors that share their elements with `key` (tied weights), or
+    /// `key` itself if there is no other.
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
         key
     }
 
-    /// How far [`read`](TensorSource::read) verifies the tensor `key`.
+    /// Returns how far [`read`](TensorSource::read) verifies the tensor `key`.
     fn verified_by(&self, key: &str) -> VerifiedBy;
 
     /// Returns the digest of the elements of the tensor `key`, as recorded when it was written or sealed. Defaults to
@@ -91,24 +90,25 @@ pub trait TensorSource: Debug + Send + Sync {
     }
 
     /// Reads all elements of the tensor `key` into `target`, row-major and little-endian, and verifies them as far as
-    /// [`verified_by`](TensorSource::verified_by) says. `target` has exactly the tensor's length in bytes.
+    /// [`verified_by`](TensorSource::verified_by) reports. `target` has exactly the tensor's length in bytes.
     ///
     /// # Errors
     /// [`Error::Object`](crate::Error::Object) for an unknown key or a target of another length;
     /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io).
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()>;
 
-    /// Reads the elements `range` of the tensor `key`, counted in row-major order, into `target`. Bounded in memory by
-    /// the length of `target`, a small buffer, and what one compressed chunk of the format takes. Verifies nothing that
-    /// needs the other elements.
+    /// Reads the elements `range` of the tensor `key`, counted in row-major order, into `target`. Memory is bounded by
+    /// the length of `target`, a small buffer, and one compressed chunk of the format. Does not verify checksums that
+    /// cover other elements, too.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()>;
 
-    /// Checks the elements of the tensor `key` as far as [`verified_by`](TensorSource::verified_by) says, without giving
-    /// them. Where nothing verifies them, nothing is read. Defaults to [`read`](TensorSource::read) into memory of the
-    /// tensor's size; formats of this crate need a small buffer.
+    /// Verifies the elements of the tensor `key` as far as [`verified_by`](TensorSource::verified_by) reports, without
+    /// returning them. Reads nothing if nothing can be verified. The default implementation calls
+    /// [`read`](TensorSource::read) with a buffer of the tensor's size; the formats of this crate need a small buffer
+    /// only.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).
@@ -123,14 +123,14 @@ pub trait TensorSource: Debug + Send + Sync {
         self.read(key, &mut buffer)
     }
 
-    /// Checks everything in the files that has a checksum, in bounded memory.
+    /// Verifies everything in the files that has a checksum, in bounded memory.
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged) with the first difference; [`Error::Io`](crate::Error::Io).
     fn verify(&self) -> Result<()>;
 }
 
-/// Memory of `bytes` bytes for the tensor `key`, or an error that says that there is none.
+/// Allocates `bytes` bytes for the tensor `key`, or returns an error.
 pub(crate) fn room(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
     let too_large = || Error::out_of_memory(format!("the tensor {key}"), bytes);
     let length = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(too_large)?;
@@ -140,8 +140,8 @@ pub(crate) fn room(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// One element as JSON: an integer, a boolean, or a float of at most 64 bits. `None` for other types, and for what JSON
-/// cannot hold.
+/// Returns one element as JSON: an integer, a boolean, or a float of at most 64 bits. `None` for other types and for
+/// values that JSON cannot represent.
 pub(crate) fn number(dtype: Dtype, bytes: &[u8]) -> Option<Value> {
     macro_rules! read {
         ($type:ty) => {

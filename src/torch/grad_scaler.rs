@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use tch::Tensor;
 
-/// Scales the loss so that gradients in float16 do not vanish, and adapts the scale, as PyTorch's `torch.amp.GradScaler`.
+/// Scales the loss so that gradients in float16 do not vanish, and adapts the scale, as PyTorch's
+/// `torch.amp.GradScaler`.
 ///
-/// A step whose gradients are not all finite is skipped, and the scale is reduced by the back-off factor; after enough steps in a
-/// row that were not skipped it grows. The scale and the number of these steps are saved and restored; the options are the
-/// program's. bfloat16 has the range of float32 and needs no scaler.
+/// A step whose gradients are not all finite is skipped, and the scale is reduced by the back-off factor; after enough
+/// steps in a row that were not skipped it grows. The scale and the number of these steps are saved and restored; the
+/// options are the program's. bfloat16 has the range of float32 and needs no scaler.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -108,20 +109,20 @@ impl GradScaler {
         self
     }
 
-    /// Whether it does anything. Without it, which is for training in full precision with the same program, losses stay as
-    /// they are and no step is skipped. Defaults to true.
+    /// Returns whether it does anything. Without it, which is for training in full precision with the same program,
+    /// losses stay as they are and no step is skipped. Defaults to true.
     #[must_use]
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.enabled = enabled;
         self
     }
 
-    /// The scale as it is now.
+    /// Returns the scale as it is now.
     pub fn factor(&self) -> f32 {
         if self.enabled { self.state.get().scale } else { 1.0 }
     }
 
-    /// The loss, multiplied by the scale.
+    /// Returns the loss, multiplied by the scale.
     ///
     /// # Panics
     ///
@@ -133,8 +134,8 @@ impl GradScaler {
         }
     }
 
-    /// Divides the gradients of the optimizer's variables by the scale, so that they can be clipped; [`step`](GradScaler::step)
-    /// does it otherwise. Returns whether all of them are finite.
+    /// Divides the gradients of the optimizer's variables by the scale, so that they can be clipped;
+    /// [`step`](GradScaler::step) does it otherwise. Returns whether all of them are finite.
     ///
     /// # Errors
     ///
@@ -155,8 +156,8 @@ impl GradScaler {
         Ok(is_finite)
     }
 
-    /// A step of the optimizer, unless a gradient is infinite or not a number: then the gradients are discarded. Returns
-    /// whether there was a step.
+    /// A step of the optimizer, unless a gradient is infinite or not a number: then the gradients are discarded.
+    /// Returns whether there was a step.
     ///
     /// # Errors
     ///
@@ -180,8 +181,8 @@ impl GradScaler {
         Ok(is_finite)
     }
 
-    /// Adapts the scale; to be called once after the steps of all optimizers. Without a step since the last time it changes
-    /// nothing.
+    /// Adapts the scale; to be called once after the steps of all optimizers. Without a step since the last time it
+    /// changes nothing.
     pub fn update(&mut self) {
         self.unscaled.clear();
         let (is_stepped, is_skipped) = (self.is_stepped, self.is_step_skipped);
@@ -206,7 +207,8 @@ impl GradScaler {
         });
     }
 
-    /// New gradients of `loss`, [`step`](GradScaler::step), [`update`](GradScaler::update). Returns whether there was a step.
+    /// New gradients of `loss`, [`step`](GradScaler::step), [`update`](GradScaler::update). Returns whether there was a
+    /// step.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and `unsafe`.
+//! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and
+//! `unsafe`.
 
 mod average;
 mod error;

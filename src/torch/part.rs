@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 impl Part {
-    /// Its tensors, by their names below it; a tensor that is tracked itself has the empty name. They are live handles:
-    /// changing one in place changes the object. Tensors of other libraries are left out.
+    /// Returns its tensors, by their names below it; a tensor that is tracked itself has the empty name. They are live
+    /// handles: changing one in place changes the object. Tensors of other libraries are left out.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -134,14 +134,15 @@ impl<F, E> Call<F, E> {
         1
     }
 
-    /// What libtorch refused, where a method of tch has made a panic of that: while tracing, it refuses more than otherwise.
+    /// Returns what libtorch refused, where a method of tch has made a panic of that: while tracing, it refuses more
+    /// than otherwise.
     fn torch_refusal(&self) -> Option<String> {
         let Some(Err(panic)) = &self.met else { return None };
         let (_, reason) = panic.downcast_ref::<String>()?.split_once("value: Torch(\"")?;
         Some(reason.split("\\n").next().unwrap_or_default().to_string())
     }
 
-    /// The error that was met; goes on with a panic.
+    /// Returns the error that was met; goes on with a panic.
     fn met(self) -> Option<E> {
         match self.met? {
             Ok(error) => Some(error),
@@ -194,8 +195,8 @@ impl Program {
     }
 
     /// Adds a method, traced from `closure` with every example; all have as many inputs as there are names. The first
-    /// `given` examples decide what the numbers in the program are, the others only confirm it. `others` are variables that
-    /// the program has not, and may not have as constants either.
+    /// `given` examples decide what the numbers in the program are, the others only confirm it. `others` are variables
+    /// that the program has not, and may not have as constants either.
     pub(super) fn trace(
         &mut self,
         name: &str,
@@ -266,7 +267,7 @@ impl Program {
         })
     }
 
-    /// The program as it will be read from a file, over the same variables.
+    /// Returns the program as it will be read from a file, over the same variables.
     pub(super) fn reread(&self) -> Result<Program, String> {
         // SAFETY: the program lives.
         Program::made(|out| check(unsafe { tcp_program_reread(self.0, out) }))
@@ -295,7 +296,7 @@ impl Program {
         result(state, message)
     }
 
-    /// How many bytes [`write`](Program::write) hands over, nearly.
+    /// Returns how many bytes [`write`](Program::write) hands over, nearly.
     pub(super) fn bytes(&self) -> Result<u64, String> {
         let mut bytes = 0;
         // SAFETY: the program and the number live.
@@ -303,8 +304,8 @@ impl Program {
         Ok(bytes)
     }
 
-    /// Reads a program of `size` bytes, which `read` fills in from any offset, onto the device `to`. What it does on the
-    /// device `from` it does there too.
+    /// Reads a program of `size` bytes, which `read` fills in from any offset, onto the device `to`. What it does on
+    /// the device `from` it does there too.
     pub(super) fn read<E>(
         size: usize,
         from: &str,
@@ -344,7 +345,7 @@ impl Program {
         Ok(Program(program))
     }
 
-    /// All parameters and buffers, as the program holds them: not copies.
+    /// Returns all parameters and buffers, as the program holds them: not copies.
     pub(super) fn variables(&self) -> Result<Vec<ProgramVariable>, String> {
         unsafe extern "C" fn visit(
             data: *mut c_void,
@@ -367,7 +368,7 @@ impl Program {
         Ok(found)
     }
 
-    /// How many inputs a method has.
+    /// Returns how many inputs a method has.
     pub(super) fn inputs(&self, name: &str) -> Result<usize, String> {
         let name = c_string(name)?;
         let mut inputs = 0;

@@ -23,7 +23,7 @@ use tch::Tensor;
 pub struct Rng(());
 
 impl Rng {
-    /// The default generators, which all of libtorch shares.
+    /// Returns the default generators, which all of libtorch shares.
     pub fn global() -> Rng {
         Rng(())
     }

@@ -81,7 +81,7 @@ pub(crate) struct StepOptions {
 }
 
 impl StepOptions {
-    /// All zero: for the rest of what an algorithm does not read.
+    /// Returns all zero: for the rest of what an algorithm does not read.
     pub(crate) fn new(algorithm: Algorithm, lr: f64) -> StepOptions {
         StepOptions {
             algorithm,
@@ -170,7 +170,7 @@ unsafe extern "C" {
     fn tcp_exchange(one: *const C_tensor, other: *const C_tensor) -> *mut c_char;
 }
 
-/// What the C++ side answered.
+/// Returns what the C++ side answered.
 pub(super) fn check(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
@@ -327,8 +327,8 @@ pub(crate) struct Tensors {
     end: usize,
 }
 
-// SAFETY: the C++ side holds tensors by atomic counts. What it is asked only reads them, as [`version`] and [`fingerprint`]
-// do; the hook is set by one thread at a time.
+// SAFETY: the C++ side holds tensors by atomic counts. What it is asked only reads them, as [`version`] and
+// [`fingerprint`] do; the hook is set by one thread at a time.
 unsafe impl Send for Tensors {}
 // SAFETY: as above.
 unsafe impl Sync for Tensors {}
@@ -351,9 +351,9 @@ impl Tensors {
         added
     }
 
-    /// Writes what they say of themselves to their places. From now on libtorch calls `wait` before the next write to the
-    /// memory of those that `held` names by place, whoever writes. Must not be called on two threads at a time unless nothing
-    /// is held.
+    /// Writes what they say of themselves to their places. From now on libtorch calls `wait` before the next write to
+    /// the memory of those that `held` names by place, whoever writes. Must not be called on two threads at a time
+    /// unless nothing is held.
     pub(crate) fn look(&self, held: &[bool], wait: Wait, seen: &mut [Seen]) {
         if self.end == 0 || seen.len() < self.end {
             return;
@@ -370,7 +370,7 @@ impl Drop for Tensors {
     }
 }
 
-/// As [`fingerprint`].
+/// Like [`fingerprint`].
 ///
 /// # Safety
 /// The tensor lives.
@@ -413,7 +413,7 @@ impl Pinned {
         self.data as usize
     }
 
-    /// The elements, where they are [plain](Pinned::plain). Others may write to them at any time.
+    /// Returns the elements, where they are [plain](Pinned::plain). Others may write to them at any time.
     pub(crate) fn memory(&self) -> Option<&[u8]> {
         if self.bytes == 0 {
             return self.plain.then_some(&[]);
@@ -431,7 +431,7 @@ impl Pinned {
         unsafe { ptr::copy_nonoverlapping(self.data.add(offset), target.as_mut_ptr(), target.len()) };
     }
 
-    /// A copy in row-major order, of memory that is not plain.
+    /// Returns a copy in row-major order, of memory that is not plain.
     pub(crate) fn read(&self) -> Result<Tensor, String> {
         // SAFETY: the pin lives, and has an alias if its memory is not plain.
         made(|out| unsafe { tcp_read_pinned(self.pin, out) })
@@ -457,7 +457,7 @@ pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
     unsafe { version_at(tensor.as_ptr()) }
 }
 
-/// As [`version`].
+/// Like [`version`].
 ///
 /// # Safety
 /// The tensor lives.
@@ -466,20 +466,21 @@ pub(crate) unsafe fn version_at(tensor: *const C_tensor) -> Option<u64> {
     u64::try_from(unsafe { tcp_version(tensor) }).ok()
 }
 
-/// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory; says whether it did.
+/// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory; says whether it
+/// did.
 pub(crate) fn copy_plain(tensor: &Tensor, scalar_type: i32, shape: &[u64], target: &mut [u8]) -> bool {
     let (out, bytes) = (target.as_mut_ptr().cast(), target.len());
     // SAFETY: the tensor lives; the shape and the target have the lengths that go with them.
     unsafe { tcp_copy_plain(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), out, bytes) }
 }
 
-/// The values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.
+/// Returns the values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.
 pub(crate) fn on_cpu(tensor: &Tensor) -> Result<Tensor, String> {
     // SAFETY: the tensor lives.
     made(|out| unsafe { tcp_on_cpu(tensor.as_ptr(), out) })
 }
 
-/// The memory of a contiguous CPU tensor, for writing; call [`written`] afterwards.
+/// Returns the memory of a contiguous CPU tensor, for writing; call [`written`] afterwards.
 pub(crate) fn open(tensor: &Tensor) -> Result<*mut u8, String> {
     let mut data = ptr::null_mut();
     // SAFETY: the tensor lives.
@@ -523,7 +524,7 @@ pub(crate) enum GeneratorDevice {
     Mps = 13,
 }
 
-/// How many default generators of that kind there are.
+/// Returns how many default generators of that kind there are.
 pub(crate) fn count_generators(device: GeneratorDevice) -> Result<i32, String> {
     let mut count = 0;
     // SAFETY: the count is ours to write to.
@@ -531,7 +532,7 @@ pub(crate) fn count_generators(device: GeneratorDevice) -> Result<i32, String> {
     i32::try_from(count).map_err(|e| e.to_string())
 }
 
-/// The state of a default generator: bytes, on the CPU.
+/// Returns the state of a default generator: bytes, on the CPU.
 pub(crate) fn generator_state(device: GeneratorDevice, index: i32) -> Result<Tensor, String> {
     // SAFETY: only numbers go in.
     made(|out| unsafe { tcp_get_generator_state(device as i32, index, out) })
@@ -598,13 +599,13 @@ pub(crate) fn note_gradient(parameter: &Tensor, used: &mut UsedGradient) -> Resu
     check(unsafe { tcp_note_gradients(&parameter, 1, &mut used.0) })
 }
 
-/// Whether a parameter has a gradient that no step has used.
+/// Returns `true` if a parameter has a gradient that no step has used.
 pub(crate) fn has_unused_gradient(parameter: &Tensor, used: &UsedGradient) -> bool {
     // SAFETY: the tensor lives; the other is null or what `tcp_note_gradients` made.
     unsafe { tcp_has_unused_gradient(parameter.as_ptr(), used.0) }
 }
 
-/// Whether a parameter's gradient is zero everywhere, or there is none.
+/// Returns `true` if a parameter's gradient is zero everywhere, or there is none.
 pub(crate) fn gradient_is_zero(parameter: &Tensor) -> Result<bool, String> {
     let mut zero = false;
     // SAFETY: the tensor lives.
@@ -675,8 +676,9 @@ pub(crate) fn unscale(params: &[&Tensor], inverse: f64) -> Result<bool, String> 
     Ok(finite)
 }
 
-/// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages of
-/// types other than floating-point and complex numbers are always copies. Shapes are compared before anything is written.
+/// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages
+/// of types other than floating-point and complex numbers are always copies. Shapes are compared before anything is
+/// written.
 pub(crate) fn average(averages: &[&Tensor], tensors: &[&Tensor], weight: f64) -> Result<(), StepError> {
     if averages.len() != tensors.len() {
         return Err(StepError { place: None, reason: "there are more averages than tensors, or fewer".to_string() });

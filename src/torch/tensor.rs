@@ -87,8 +87,8 @@ pub(super) fn examine(tensor: &Tensor) -> Result<(TensorSpec, Info, Memory), Str
     Ok((spec, info, memory))
 }
 
-/// Whether two indices may lead to the same memory: unless, in the order of their steps, every dimension steps over
-/// all that the ones before it reach.
+/// Returns `true` if two indices may lead to the same memory: unless, in the order of their steps, every dimension
+/// steps over all that the ones before it reach.
 fn elements_may_overlap(memory: &Memory) -> bool {
     if memory.sizes.contains(&0) {
         return false;
@@ -145,7 +145,7 @@ impl Leaf {
         Arc::downgrade(&self.0)
     }
 
-    /// The leaf again, if anyone has kept it.
+    /// Returns the leaf again, if anyone has kept it.
     pub(super) fn upgrade(weak: &Weak<Held>) -> Option<Leaf> {
         weak.upgrade().map(Leaf)
     }
@@ -253,8 +253,9 @@ impl TensorLeaf for Leaf {
 /// What is asked of a tensor without a lock: of thousands of them, at every save, while training waits.
 struct Glance(*const C_tensor);
 
-// SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces. Both
-// questions only read; libtorch's version counter is atomic, and the fingerprint is asked for on the thread that saves.
+// SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
+// Both questions only read; libtorch's version counter is atomic, and the fingerprint is asked for on the thread that
+// saves.
 unsafe impl Send for Glance {}
 // SAFETY: as above.
 unsafe impl Sync for Glance {}
@@ -291,7 +292,7 @@ pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> 
     copied(&shim::on_cpu(tensor)?)
 }
 
-/// The bytes of a tensor that is row-major in CPU memory, and nobody else's.
+/// Returns the bytes of a tensor that is row-major in CPU memory, and nobody else's.
 fn copied(copy: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
     let (spec, ..) = examine(copy)?;
     let pinned = scalar_type(spec.dtype).map(|number| Pinned::new(copy, number, &spec.shape)).transpose()?.flatten();

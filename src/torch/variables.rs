@@ -26,9 +26,9 @@ pub(super) fn lock(table: &Table) -> MutexGuard<'_, tch::nn::Variables> {
 /// name in the store, without the prefix; in the safetensors file it has the store's own full name, so that
 /// `VarStore::load` reads the file too.
 ///
-/// A variable that tch may have renamed (`weight__7`) because another one had its name is refused: the number depends on
-/// the order in which the model was built. Give the second one a name of its own; where the names are your own, say so
-/// with [`allow_numbered_names`](Variables::allow_numbered_names).
+/// A variable that tch may have renamed (`weight__7`) because another one had its name is refused: the number depends
+/// on the order in which the model was built. Give the second one a name of its own; where the names are your own, say
+/// so with [`allow_numbered_names`](Variables::allow_numbered_names).
 ///
 /// ```no_run
 /// use tch::{Device, nn};
@@ -47,7 +47,7 @@ pub struct Variables {
 }
 
 impl Variables {
-    /// All variables of `vs`.
+    /// Returns all variables of `vs`.
     pub fn of(vs: &VarStore) -> Variables {
         Variables { table: vs.variables_.clone(), prefix: None }
     }
@@ -65,9 +65,9 @@ impl Variables {
         Variables { table: self.table, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) }
     }
 
-    /// Says that names such as `stage__1` beside `stage` are those that the program gave, and not what tch made of a name
-    /// that was taken. It holds for the `VarStore`: for all its `Variables` and optimizers. Unless said, such names are
-    /// refused.
+    /// Says that names such as `stage__1` beside `stage` are those that the program gave, and not what tch made of a
+    /// name that was taken. It holds for the `VarStore`: for all its `Variables` and optimizers. Unless said, such
+    /// names are refused.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -157,7 +157,7 @@ pub(super) struct Listed {
 }
 
 impl Variables {
-    /// The variables as they are now, in order of name.
+    /// Returns the variables as they are now, in order of name.
     pub(super) fn list(&self) -> Result<Vec<Listed>, String> {
         let table = lock(&self.table);
         let trainable: HashSet<usize> = table.trainable_variables.iter().map(|one| object(&one.tensor)).collect();
@@ -176,7 +176,7 @@ impl Variables {
         listed.collect()
     }
 
-    /// How many trainable and named variables the store has: variables are only ever added to it.
+    /// Returns how many trainable and named variables the store has: variables are only ever added to it.
     pub(super) fn counts(&self) -> (usize, usize) {
         let table = lock(&self.table);
         (table.trainable_variables.len(), table.named_variables.len())
@@ -233,7 +233,7 @@ impl<'a> Renamed<'a> {
         Renamed { named, allowed }
     }
 
-    /// The sentence that refuses `name`, unless it is right.
+    /// Returns the sentence that refuses `name`, unless it is right.
     pub(super) fn why(&self, name: &str) -> Option<String> {
         let (original, number) = name.rsplit_once("__")?;
         let count: usize = number.parse().ok()?;

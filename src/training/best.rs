@@ -4,7 +4,7 @@ use crate::graph::{Node, Trackable, Value};
 use crate::manager::retention::Goal;
 use serde::{Deserialize, Serialize};
 
-/// What every other value is better than.
+/// Returns what every other value is better than.
 pub(super) fn worst(goal: Goal) -> f64 {
     match goal {
         Goal::Minimize => f64::INFINITY,
@@ -12,7 +12,7 @@ pub(super) fn worst(goal: Goal) -> f64 {
     }
 }
 
-/// Whether `new` is better than `old` by more than `min_change`.
+/// Returns `true` if `new` is better than `old` by more than `min_change`.
 fn is_better(goal: Goal, new: f64, old: f64, min_change: f64) -> bool {
     match goal {
         Goal::Minimize => new < old - min_change,
@@ -74,12 +74,12 @@ impl BestMetric {
         })
     }
 
-    /// The best value.
+    /// Returns the best value.
     pub fn value(&self) -> Option<f64> {
         self.best.get().map(|best| best.value)
     }
 
-    /// The step of the best value.
+    /// Returns the step of the best value.
     pub fn step(&self) -> Option<i64> {
         self.best.get().map(|best| best.step)
     }
@@ -105,8 +105,8 @@ pub enum Stop {
     Reached,
 }
 
-/// Says when to stop: when a metric has not improved for some time, has diverged, or is good enough. Its state survives a
-/// restart, also that it has said to stop. Clones share the state.
+/// Says when to stop: when a metric has not improved for some time, has diverged, or is good enough. Its state survives
+/// a restart, also that it has said to stop. Clones share the state.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -137,7 +137,7 @@ struct State {
 }
 
 impl Stop {
-    /// Whether it is time to stop.
+    /// Returns `true` if it is time to stop.
     pub fn is_stop(self) -> bool {
         self != Stop::No
     }
@@ -178,8 +178,8 @@ impl EarlyStopping {
         self
     }
 
-    /// Takes in the value of a step. What it says once it goes on to say, whatever comes: call [`reset`](EarlyStopping::reset)
-    /// to train on all the same.
+    /// Takes in the value of a step. What it says once it goes on to say, whatever comes: call
+    /// [`reset`](EarlyStopping::reset) to train on all the same.
     pub fn observe(&self, step: i64, value: f64) -> Stop {
         let is_best = value.is_finite() && self.best.observe(step, value);
         let goal = self.best.goal;
@@ -202,7 +202,7 @@ impl EarlyStopping {
         })
     }
 
-    /// What it said last, a restored run's included.
+    /// Returns what it said last, a restored run's included.
     pub fn stop(&self) -> Stop {
         self.state.get().stop
     }
@@ -212,7 +212,7 @@ impl EarlyStopping {
         self.state.set(State { bad: 0, stop: Stop::No });
     }
 
-    /// The best value so far, and its step.
+    /// Returns the best value so far, and its step.
     pub fn best(&self) -> &BestMetric {
         &self.best
     }

@@ -6,11 +6,11 @@ use crate::graph::{Node, Trackable, ValueApply, ValueLeaf};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The batches of a data set, epoch after epoch: indices of items, in a random order or in that of the data. A run that is
-/// resumed in the middle of an epoch gets the batch that would have come next.
+/// The batches of a data set, epoch after epoch: indices of items, in a random order or in that of the data. A run that
+/// is resumed in the middle of an epoch gets the batch that would have come next.
 ///
-/// Saved are the number of items, the seed, the epoch, and how many items of it are done; not an order. The order of an epoch is a
-/// [`Shuffle`]. Clones share the position.
+/// Saved are the number of items, the seed, the epoch, and how many items of it are done; not an order. The order of an
+/// epoch is a [`Shuffle`]. Clones share the position.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -32,19 +32,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// The position is one in the items of the epoch. After a restore
 ///
-/// * with another batch size the next batch begins with the item that would have come next, and every item of the epoch still
-///   comes once; where batches end differs from the run before;
-/// * with another number of workers, or machines, nothing changes if a batch means that of all of them together: each takes
-///   its part of it, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker is another batch size of all
-///   when the number of workers changes;
-/// * with another seed in the program, the checkpoint's stays: a new order would repeat items of the epoch and leave out
-///   others;
-/// * with another number of items the restore is refused: the order would be another one. To go on with more data, leave the
-///   component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which begins a new epoch.
+/// * with another batch size the next batch begins with the item that would have come next, and every item of the epoch
+///   still comes once; where batches end differs from the run before;
+/// * with another number of workers, or machines, nothing changes if a batch means that of all of them together: each
+///   takes its part of it, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker is another
+///   batch size of all when the number of workers changes;
+/// * with another seed in the program, the checkpoint's stays: a new order would repeat items of the epoch and leave
+///   out others;
+/// * with another number of items the restore is refused: the order would be another one. To go on with more data,
+///   leave the component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which begins a new epoch.
 ///
 /// Loading ahead: take batches with [`next`](Iterator::next) where they are used, not where they are loaded, so that a
-/// checkpoint counts those that were trained on. [`ahead`](Batches::ahead) gives the indices of later batches to whoever loads
-/// them.
+/// checkpoint counts those that were trained on. [`ahead`](Batches::ahead) gives the indices of later batches to
+/// whoever loads them.
 ///
 /// Data that is read in order and only once needs no more than a [`Counter`](crate::Counter).
 #[derive(Debug, Clone)]
@@ -96,36 +96,36 @@ impl Batches {
         self
     }
 
-    /// Leaves out the last batch of an epoch where it would be shorter than the others. With fewer items than a batch has, the
-    /// only batch of an epoch is not left out.
+    /// Leaves out the last batch of an epoch where it would be shorter than the others. With fewer items than a batch
+    /// has, the only batch of an epoch is not left out.
     #[must_use]
     pub fn drop_last(mut self) -> Batches {
         self.drop_last = self.items >= self.batch;
         self
     }
 
-    /// How many batches a whole epoch has.
+    /// Returns how many batches a whole epoch has.
     pub fn per_epoch(&self) -> usize {
         if self.drop_last { self.items / self.batch } else { self.items.div_ceil(self.batch) }
     }
 
-    /// The epoch of the next batch, counted from 0.
+    /// Returns the epoch of the next batch, counted from 0.
     pub fn epoch(&self) -> u64 {
         self.normal(self.lock().position).epoch
     }
 
-    /// How many items of the epoch are done.
+    /// Returns how many items of the epoch are done.
     pub fn position(&self) -> usize {
         self.normal(self.lock().position).done
     }
 
-    /// The batches that are left of this epoch.
+    /// Returns the batches that are left of this epoch.
     pub fn rest_of_epoch(&mut self) -> impl Iterator<Item = Vec<usize>> + '_ {
         let epoch = self.epoch();
         std::iter::from_fn(move || (self.epoch() == epoch).then(|| self.take_next()))
     }
 
-    /// The batch that comes after `n` others, the next one being `ahead(0)`; takes none.
+    /// Returns the batch that comes after `n` others, the next one being `ahead(0)`; takes none.
     pub fn ahead(&self, n: usize) -> Vec<usize> {
         let state = &mut *self.lock();
         let mut position = self.normal(state.position);
@@ -146,7 +146,7 @@ impl Batches {
         if self.drop_last { items / self.batch } else { items.div_ceil(self.batch) }
     }
 
-    /// The same position where there is a next batch in the epoch.
+    /// Returns the same position where there is a next batch in the epoch.
     fn normal(&self, position: Position) -> Position {
         match self.left(position) {
             0 => Position { epoch: position.epoch.saturating_add(1), done: 0, ..position },

@@ -6,14 +6,15 @@ const ROUNDS: usize = 12;
 /// Halves of fewer bits than three do not give all orders of few items equally often.
 const MIN_BITS: u32 = 6;
 
-/// Random orders of `0 .. len`, a new one for every epoch, computed one place at a time: 10^9 items need no more memory than
-/// ten. The same seed gives the same orders, on every machine and in every version of this crate.
+/// Random orders of `0 .. len`, a new one for every epoch, computed one place at a time: 10^9 items need no more memory
+/// than ten. The same seed gives the same orders, on every machine and in every version of this crate.
 ///
-/// The order is a bijection of `0 .. 2^b`, the smallest power of two that is not below `len` (at least 64): an alternating
-/// Feistel network of 12 rounds over the bits of the place. Places that it leads out of `0 .. len` go through it again until they are inside ("cycle
-/// walking": Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), on average less than twice from 64 items on. The round function is
-/// the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). At last all
-/// places are rotated by a random distance. It is meant for training, not for secrecy.
+/// The order is a bijection of `0 .. 2^b`, the smallest power of two that is not below `len` (at least 64): an
+/// alternating Feistel network of 12 rounds over the bits of the place. Places that it leads out of `0 .. len` go
+/// through it again until they are inside ("cycle walking": Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+/// 2002), on average less than twice from 64 items on. The round function is the finalizer of SplitMix64 (Steele, Lea
+/// and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). At last all places are rotated by a random
+/// distance. It is meant for training, not for secrecy.
 ///
 /// ```
 /// use tch_checkpoint::Shuffle;
@@ -37,7 +38,7 @@ impl Shuffle {
         Shuffle { len, seed }
     }
 
-    /// The order of an epoch.
+    /// Returns the order of an epoch.
     pub fn epoch(&self, epoch: u64) -> Permutation {
         // Two rounds of mixing, so that neighbouring seeds and epochs have nothing in common.
         let mut state = mix(mix(self.seed.wrapping_add(GOLDEN)) ^ epoch.wrapping_mul(GOLDEN).wrapping_add(GOLDEN));
@@ -57,7 +58,7 @@ impl Shuffle {
 /// 2^64 divided by the golden ratio: the step of SplitMix64.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The finalizer of SplitMix64.
+/// Returns the finalizer of SplitMix64.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -76,7 +77,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// The number at a place; `None` from the end on.
+    /// Returns the number at a place; `None` from the end on.
     pub fn get(&self, place: usize) -> Option<usize> {
         let mut x = place as u64;
         if x >= self.len {
@@ -94,17 +95,17 @@ impl Permutation {
         usize::try_from(if x < room { x + self.rotation } else { x - room }).ok()
     }
 
-    /// All numbers in order.
+    /// Returns all numbers in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         (0..).map_while(|place| self.get(place))
     }
 
-    /// How many numbers there are.
+    /// Returns how many numbers there are.
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -124,7 +125,7 @@ impl Permutation {
     }
 }
 
-/// The upper bits of a number.
+/// Returns the upper bits of a number.
 fn upper(x: u64, bits: u32) -> u64 {
     x.checked_shr(64 - bits).unwrap_or(0)
 }

@@ -71,7 +71,8 @@ impl ReduceOnPlateau {
         self
     }
 
-    /// How many observations in a row may be no improvement before the one that reduces the learning rate. Defaults to 10.
+    /// How many observations in a row may be no improvement before the one that reduces the learning rate. Defaults to
+    /// 10.
     #[must_use]
     pub fn patience(mut self, observations: u64) -> Self {
         self.patience = observations;
@@ -146,18 +147,18 @@ impl ReduceOnPlateau {
         }
     }
 
-    /// The learning rate as it is now.
+    /// Returns the learning rate as it is now.
     pub fn lr(&self) -> f64 {
         self.state.get().lr
     }
 
-    /// The learning rate as a part of the one that it began with: for parameter groups with rates of their own, or to scale a
-    /// [`Schedule`](super::Schedule).
+    /// Returns the learning rate as a part of the one that it began with: for parameter groups with rates of their own,
+    /// or to scale a [`Schedule`](super::Schedule).
     pub fn scale(&self) -> f64 {
         self.state.get().lr / self.initial
     }
 
-    /// The best value so far.
+    /// Returns the best value so far.
     pub fn best(&self) -> Option<f64> {
         self.state.get().best
     }

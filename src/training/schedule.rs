@@ -4,11 +4,11 @@ use std::f64::consts::PI;
 
 /// A learning rate, or any other number, as a function of the step.
 ///
-/// A schedule has no state: it need not be saved, and a run that is resumed continues with the values it would have had. The
-/// step is counted from 0: `at(0)` is the value for the first step. Steps below 0 are taken as 0.
+/// A schedule has no state: it need not be saved, and a run that is resumed continues with the values it would have
+/// had. The step is counted from 0: `at(0)` is the value for the first step. Steps below 0 are taken as 0.
 ///
-/// The values are those of PyTorch's schedulers in their closed form; they differ from the values that PyTorch computes step by
-/// step in the last digits only (docs/training.md).
+/// The values are those of PyTorch's schedulers in their closed form; they differ from the values that PyTorch computes
+/// step by step in the last digits only (docs/training.md).
 ///
 /// ```
 /// use tch_checkpoint::Schedule;
@@ -52,7 +52,7 @@ struct Phase {
 }
 
 impl Schedule {
-    /// The same value at every step.
+    /// Returns the same value at every step.
     pub fn constant(value: f64) -> Schedule {
         Schedule(Kind::Constant(value))
     }
@@ -67,8 +67,8 @@ impl Schedule {
         Schedule(Kind::Step { initial, gamma, every: every.max(1) })
     }
 
-    /// `initial`, multiplied by `gamma` at every milestone (PyTorch's `MultiStepLR`). A milestone that is given twice counts
-    /// twice.
+    /// `initial`, multiplied by `gamma` at every milestone (PyTorch's `MultiStepLR`). A milestone that is given twice
+    /// counts twice.
     pub fn multi_step(initial: f64, gamma: f64, milestones: impl IntoIterator<Item = u64>) -> Schedule {
         let mut milestones: Vec<u64> = milestones.into_iter().collect();
         milestones.sort_unstable();
@@ -80,22 +80,22 @@ impl Schedule {
         Schedule(Kind::Exponential { initial, gamma })
     }
 
-    /// `(initial - end) * (1 - step / steps)^power + end`, and `end` from `steps` on (PyTorch's `PolynomialLR` where `end` is
-    /// 0).
+    /// `(initial - end) * (1 - step / steps)^power + end`, and `end` from `steps` on (PyTorch's `PolynomialLR` where
+    /// `end` is 0).
     pub fn polynomial(initial: f64, end: f64, power: f64, steps: u64) -> Schedule {
         Schedule(Kind::Polynomial { initial, end, power, steps })
     }
 
-    /// Half a cosine from `initial` to `min` in `steps` steps, then `min` (PyTorch's `CosineAnnealingLR`, which rises again
-    /// after `T_max`; for that use [`cosine_restarts`](Schedule::cosine_restarts)).
+    /// Half a cosine from `initial` to `min` in `steps` steps, then `min` (PyTorch's `CosineAnnealingLR`, which rises
+    /// again after `T_max`; for that use [`cosine_restarts`](Schedule::cosine_restarts)).
     ///
     /// Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     pub fn cosine(initial: f64, min: f64, steps: u64) -> Schedule {
         Schedule(Kind::Cosine { initial, min, steps })
     }
 
-    /// Cosines from `initial` to `min`, the first of `first` steps, each further one `factor` times as long as the one before
-    /// (PyTorch's `CosineAnnealingWarmRestarts`). A `first` or `factor` of 0 is 1.
+    /// Cosines from `initial` to `min`, the first of `first` steps, each further one `factor` times as long as the one
+    /// before (PyTorch's `CosineAnnealingWarmRestarts`). A `first` or `factor` of 0 is 1.
     pub fn cosine_restarts(initial: f64, min: f64, first: u64, factor: u64) -> Schedule {
         Schedule(Kind::CosineRestarts { initial, min, first: first.max(1), factor: factor.max(1) })
     }
@@ -106,7 +106,7 @@ impl Schedule {
         Schedule(Kind::InverseSqrt { peak, warm_up: warm_up.max(1) })
     }
 
-    /// The schedule of the Transformer: [`inverse_sqrt`](Schedule::inverse_sqrt) with the peak
+    /// Returns the schedule of the Transformer: [`inverse_sqrt`](Schedule::inverse_sqrt) with the peak
     /// `1 / sqrt(model_size * warm_up)`.
     ///
     /// Vaswani et al., "Attention Is All You Need", 2017, section 5.3, where steps are counted from 1.
@@ -115,8 +115,9 @@ impl Schedule {
         Schedule::inverse_sqrt(1.0 / (model_size.max(1) as f64 * warm_up as f64).sqrt(), warm_up)
     }
 
-    /// Rises linearly for `steps` steps, from `factor` times the first value of this schedule to that value; then follows this
-    /// schedule from its own step 0 on. As PyTorch's `SequentialLR` of a `LinearLR` and this one, which allow no `factor` of 0.
+    /// Rises linearly for `steps` steps, from `factor` times the first value of this schedule to that value; then
+    /// follows this schedule from its own step 0 on. As PyTorch's `SequentialLR` of a `LinearLR` and this one, which
+    /// allow no `factor` of 0.
     #[must_use]
     pub fn warm_up(self, steps: u64, factor: f64) -> Schedule {
         let first = self.at(0);
@@ -136,7 +137,7 @@ impl Schedule {
         Schedule(Kind::Sequence { first: Box::new(self), until, next: Box::new(next) })
     }
 
-    /// The value for the step that follows `step` others.
+    /// Returns the value for the step that follows `step` others.
     pub fn at(&self, step: i64) -> f64 {
         self.value(u64::try_from(step).unwrap_or(0))
     }
@@ -183,7 +184,7 @@ fn cosine(initial: f64, min: f64, part: f64) -> f64 {
     min + (initial - min) * (1.0 + (PI * part).cos()) / 2.0
 }
 
-/// The step within its period, and the period's length.
+/// Returns the step within its period, and the period's length.
 fn restart(mut step: u64, first: u64, factor: u64) -> (u64, u64) {
     if factor == 1 {
         return (step % first, first);
@@ -213,7 +214,8 @@ fn one_cycle(phases: &[Phase], linear: bool, step: f64) -> f64 {
     f64::NAN
 }
 
-/// The one-cycle policy: up to a maximum, and down to far below the beginning (PyTorch's `OneCycleLR`, with its defaults).
+/// The one-cycle policy: up to a maximum, and down to far below the beginning (PyTorch's `OneCycleLR`, with its
+/// defaults).
 ///
 /// Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", 2017.
 ///
@@ -255,13 +257,13 @@ impl OneCycle {
         }
     }
 
-    /// The learning rate.
+    /// Returns the learning rate.
     pub fn rate(&self) -> Schedule {
         let first = self.max / self.div_factor;
         self.schedule(first, self.max, first / self.final_div_factor)
     }
 
-    /// The momentum that goes with it: from `max` to `base` while the learning rate rises, and back.
+    /// Returns the momentum that goes with it: from `max` to `base` while the learning rate rises, and back.
     pub fn momentum(&self, base: f64, max: f64) -> Schedule {
         self.schedule(max, base, max)
     }

@@ -34,7 +34,7 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Where DCP's writer says which slice of a tensor a file has.
 const SHARDING: &str = "DCP_SHARDING_INFO";
 
-/// Whether a directory with these names is one of Hugging Face.
+/// Returns `true` if a directory with these names is one of Hugging Face.
 pub(super) fn is_one(names: &BTreeSet<String>) -> bool {
     SINGLE.iter().any(|name| names.contains(*name))
         || names.iter().any(|name| index_of(name) || name.ends_with(".safetensors"))
@@ -74,7 +74,7 @@ fn finish(path: &Path, is_pickle: bool, found: Found, options: &ReadOptions) -> 
     Foreign::new(format, path, found, options)
 }
 
-/// All of one shard, by key.
+/// Returns all of one shard, by key.
 fn shard(path: &Path, options: &ReadOptions) -> Result<Found> {
     let input = Input::open(path)?;
     let mut start = vec![0; input.len().min(16) as usize];

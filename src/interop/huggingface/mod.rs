@@ -44,7 +44,7 @@ fn open_file(path: &Path, options: &ReadOptions) -> Result<Foreign> {
     Foreign::new("safetensors", path, found, options)
 }
 
-/// Whether a file can begin so.
+/// Returns `true` if a file can begin so.
 fn is_safetensors(start: &[u8]) -> bool {
     let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|length| length <= MAX_HEADER) && start.get(8) == Some(&b'{')

@@ -54,8 +54,8 @@ impl SaveOptions {
 /// that are the same elements are written under each of their names. Values are left out, and listed in the result.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] when the directory is there (a file is replaced); [`Error::InvalidName`] for two tensors of one
-/// name; [`Error::InvalidArgument`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
+/// [`Error::AlreadyExists`] when the directory is there (a file is replaced); [`Error::InvalidName`] for two tensors of
+/// one name; [`Error::InvalidArgument`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

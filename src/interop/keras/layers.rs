@@ -24,7 +24,7 @@ pub(super) fn aliases(file: &File) -> Vec<(Vec<String>, usize)> {
     found
 }
 
-/// How many variables each `vars` group has.
+/// Returns how many variables each `vars` group has.
 fn counts(file: &File) -> BTreeMap<Vec<String>, usize> {
     let mut counts = BTreeMap::new();
     for (path, _) in &file.paths {
@@ -38,7 +38,7 @@ fn counts(file: &File) -> BTreeMap<Vec<String>, usize> {
     counts
 }
 
-/// The names of the layers on the way to `…/vars/N`, and the variable's.
+/// Returns the names of the layers on the way to `…/vars/N`, and the variable's.
 fn keras3(groups: &Groups, path: &[String], counts: &BTreeMap<Vec<String>, usize>, rank: usize) -> Option<Vec<String>> {
     let [object @ .., vars, number] = path else {
         return None;
@@ -71,7 +71,7 @@ fn class(name: &str) -> &str {
     }
 }
 
-/// The name of a variable of a layer of this class that has `count` variables.
+/// Returns the name of a variable of a layer of this class that has `count` variables.
 fn variable(class: &str, number: usize, count: usize, rank: usize) -> Option<&'static str> {
     let names: &[&str] = match (class, count) {
         ("cell" | "gru_cell" | "lstm_cell" | "simple_rnn_cell", 2 | 3) => &["kernel", "recurrent_kernel", "bias"],
@@ -119,7 +119,7 @@ pub(super) fn without_output(weight: &str) -> &str {
     weight.strip_suffix(":0").unwrap_or(weight)
 }
 
-/// What a Keras 2 optimizer keeps: the names of the variable and of the slot, and the dataset.
+/// Returns what a Keras 2 optimizer keeps: the names of the variable and of the slot, and the dataset.
 pub(super) fn keras2_slots(file: &File) -> Vec<(String, String, usize)> {
     let mut found = Vec::new();
     for (path, dataset) in &file.paths {

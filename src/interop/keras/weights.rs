@@ -59,13 +59,13 @@ impl Weights {
     /// Opens an HDF5 file, a `.keras` archive, or the index of sharded weights: told by content.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Damaged`]; [`Error::Unsupported`] where the file needs what this crate does not read,
-    /// leads into another file, or expands beyond [`ReadOptions::max_expansion`]; [`Error::Io`].
+    /// [`Error::NotFound`]; [`Error::Damaged`]; [`Error::Unsupported`] where the file needs what this crate does not
+    /// read, leads into another file, or expands beyond [`ReadOptions::max_expansion`]; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Weights> {
         Weights::open_with(path, &ReadOptions::default())
     }
 
-    /// As [`open`](Weights::open), with options.
+    /// Like [`open`](Weights::open), with options.
     ///
     /// # Errors
     /// As for [`open`](Weights::open).
@@ -129,12 +129,12 @@ impl Weights {
         Ok(weights)
     }
 
-    /// What the optimizer keeps for variables, where the file names it: in files of Keras 2.
+    /// Returns what the optimizer keeps for variables, where the file names it: in files of Keras 2.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// What the optimizer keeps for `variables`, which are all trainable variables in the order of the model's
+    /// Returns what the optimizer keeps for `variables`, which are all trainable variables in the order of the model's
     /// `trainable_variables`. For files of Keras 3, and `.keras` files, in which only the order tells it.
     ///
     /// ```no_run
@@ -148,8 +148,8 @@ impl Weights {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] for an unknown variable, and where the number or the shapes of the optimizer's variables do not
-    /// fit these.
+    /// [`Error::Object`] for an unknown variable, and where the number or the shapes of the optimizer's variables do
+    /// not fit these.
     pub fn slots_of(&self, variables: &[&str]) -> Result<Vec<Slot>> {
         let key = |number: usize| format!("optimizer/vars/{number}");
         let count = (0..).take_while(|number| self.tensors.contains_key(&key(*number))).count();
@@ -203,7 +203,7 @@ impl Weights {
         Ok(slots)
     }
 
-    /// All keys of the same tensor, in order.
+    /// Returns all keys of the same tensor, in order.
     pub fn aliases(&self, key: &str) -> impl Iterator<Item = &str> {
         let place = self.by_key.get(key).copied();
         self.by_key.iter().filter(move |(_, other)| Some(**other) == place).map(|(key, _)| key.as_str())
@@ -296,7 +296,7 @@ impl Weights {
     }
 }
 
-/// The weights of a `.keras` archive.
+/// Returns the weights of a `.keras` archive.
 fn member(input: Input) -> Result<(File, Arc<Blob>)> {
     let archive = Archive::open(input)?;
     let input = archive.input();
@@ -314,7 +314,7 @@ fn member(input: Input) -> Result<(File, Arc<Blob>)> {
     Ok((file, member.clone()))
 }
 
-/// What an HDF5 file is called.
+/// Returns what an HDF5 file is called.
 fn format(file: &File) -> &'static str {
     let has = |path: &[&str]| {
         let path: Vec<String> = path.iter().map(|name| name.to_string()).collect();
@@ -327,7 +327,7 @@ fn format(file: &File) -> &'static str {
     if vars { "Keras (.weights.h5)" } else { "HDF5" }
 }
 
-/// The key of a path of names.
+/// Returns the key of a path of names.
 fn key(path: &[String]) -> String {
     let names = path.iter().map(|name| if name.is_empty() { "." } else { name });
     let key = name::key(names);

@@ -17,7 +17,7 @@ pub(super) struct Header {
     pub shape: Vec<u64>,
 }
 
-/// The element type that is a number, and whether it is big-endian.
+/// Returns the element type that is a number, and whether it is big-endian.
 pub(super) fn number(descr: &str) -> Option<(TorchType, bool)> {
     numpy_type(descr)
 }
@@ -90,7 +90,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     text[1..].split_once(quote)
 }
 
-/// The place after the bracket that closes the first one.
+/// Returns the place after the bracket that closes the first one.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     for (i, byte) in text.bytes().enumerate() {

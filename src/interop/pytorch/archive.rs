@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// The versions of the format that torch reads.
 const VERSIONS: std::ops::RangeInclusive<u64> = 1..=10;
 
-/// Whether there is a pickle where torch has one.
+/// Returns `true` if there is a pickle where torch has one.
 pub(super) fn is_torch(archive: &Archive) -> bool {
     archive.records().keys().any(|name| name.split_once('/').is_some_and(|(_, rest)| rest == "data.pkl"))
 }
@@ -76,7 +76,7 @@ impl Contents {
         Ok(Contents { archive, arena, root, is_script, top, big_endian })
     }
 
-    /// The storages of the archive.
+    /// Returns the storages of the archive.
     pub(super) fn storages(&self) -> Records<'_> {
         let has_checksums = self.archive.records().values().any(|record| record.has_checksum());
         Records { contents: self, has_checksums }
@@ -125,8 +125,8 @@ pub(super) fn open(archive: Archive, options: &ReadOptions) -> Result<Foreign> {
 }
 
 impl Contents {
-    /// Whether it is what `VarStore::save` writes: one module with tensors only. Their names have a bar for each dot,
-    /// which is undone.
+    /// Returns `true` if it is what `VarStore::save` writes: one module with tensors only. Their names have a bar for
+    /// each dot, which is undone.
     fn undo_bars(&mut self) -> bool {
         use super::pickle::Node;
         let Node::Object(root) = self.arena.node(self.root) else { return false };

@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 /// Gives tensors their bytes.
 pub(super) trait Binder {
-    /// The tensor, or why it cannot be held.
+    /// Returns the tensor, or why it cannot be held.
     fn bind(&mut self, arena: &Arena, id: Id) -> Result<Result<Stored, String>>;
 
-    /// Whether the tensor was bound before under another name.
+    /// Returns `true` if the tensor was bound before under another name.
     fn is_known(&self, id: Id) -> bool {
         let _ = id;
         false
@@ -25,7 +25,7 @@ pub(super) trait Binder {
 
 /// Where the storages of a file are.
 pub(super) trait Storages {
-    /// The bytes of a storage, `None` when they were left out, and whether they are big-endian.
+    /// Returns the bytes of a storage, `None` when they were left out, and whether they are big-endian.
     fn storage(&mut self, storage: &StorageRef) -> Result<(Option<Arc<Blob>>, bool)>;
 }
 

@@ -221,7 +221,7 @@ impl<'a> Metadata<'a> {
         items.iter().map(|&item| self.number(item)).collect()
     }
 
-    /// The path of a flattened name: texts of dictionaries, and positions in lists.
+    /// Returns the path of a flattened name: texts of dictionaries, and positions in lists.
     fn path_of(&self, planner: Id, name: &str) -> Option<Vec<Step>> {
         let path = self.arena.items(self.arena.field(planner, name)?).filter(|path| path.len() <= MAX_DEPTH)?;
         let step = |&step: &Id| match self.arena.text(step) {

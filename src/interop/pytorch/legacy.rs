@@ -73,7 +73,7 @@ pub(super) fn open(input: Input, options: &ReadOptions) -> Result<Foreign> {
     Foreign::new("PyTorch (before 1.6)", input.path(), found, options)
 }
 
-/// The storages, each a number of elements and these.
+/// Returns the storages, each a number of elements and these.
 fn storages(input: &Input, mut at: u64, keys: &[&str], arena: &Arena) -> Result<ByKey> {
     let mut wanted: HashMap<&str, &StorageRef> = HashMap::new();
     for storage in &arena.storages {

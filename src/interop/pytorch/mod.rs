@@ -32,7 +32,7 @@ pub use optimizer::{OptimizerOptions, OptimizerState, optimizer_state};
 pub(crate) use types::TorchType;
 pub use write::{SaveOptions, save};
 
-/// The type of a numpy descriptor such as `<f4`, and whether it is big-endian.
+/// Returns the type of a numpy descriptor such as `<f4`, and whether it is big-endian.
 pub(crate) fn numpy_type(descr: &str) -> Option<(TorchType, bool)> {
     let dtype = types::NumpyDtype::parse(descr)?;
     Some((dtype.torch_type()?, dtype.big_endian))
@@ -50,7 +50,7 @@ pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn Ten
     Ok(Box::new(source))
 }
 
-/// The name of what the first bytes of a file say, if it is one of these.
+/// Returns the name of what the first bytes of a file say, if it is one of these.
 fn kind(start: &[u8]) -> Option<Kind> {
     if start.starts_with(b"PK\x03\x04") {
         return Some(Kind::Zip);
@@ -112,7 +112,7 @@ pub(crate) fn archive_of(records: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The pickle of an archive.
+/// Returns the pickle of an archive.
 pub(crate) fn pickle_of(path: &Path) -> Result<Vec<u8>> {
     let input = Input::open(path)?;
     let archive = super::zip::Archive::open(input.clone())?;

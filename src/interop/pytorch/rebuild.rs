@@ -120,7 +120,7 @@ fn span(arena: &mut Arena, span: Span) -> Step<Id> {
     arena.add(Node::Storage(place))
 }
 
-/// A list of lengths, none of them negative.
+/// Returns a list of lengths, none of them negative.
 fn lengths(arena: &Arena, id: Id, what: &str) -> Step<Vec<u64>> {
     let items = arena.items(id).ok_or_else(|| format!("its {what} is no tuple"))?;
     if items.len() > MAX_RANK {

@@ -131,7 +131,7 @@ fn known(dialect: Dialect, module: &str, name: &str) -> Option<Known> {
     })
 }
 
-/// The type of a class such as `torch.FloatTensor`.
+/// Returns the type of a class such as `torch.FloatTensor`.
 pub(super) fn tensor_class(name: &str) -> Option<StorageType> {
     StorageType::named("torch", &format!("{}Storage", name.strip_suffix("Tensor").filter(|name| !name.is_empty())?))
 }
@@ -262,7 +262,7 @@ impl Rules for TorchRules {
 }
 
 impl TorchRules {
-    /// The storage `key`, the same for every time it is named.
+    /// Returns the storage `key`, the same for every time it is named.
     pub(super) fn storage(&mut self, arena: &mut Arena, key: &str, kind: StorageType, elements: u64) -> Step<u32> {
         let bytes = elements.checked_mul(kind.size()).filter(|&bytes| bytes <= i64::MAX as u64);
         let bytes = bytes.ok_or_else(|| format!("the storage {key:?} would have {elements} elements"))?;

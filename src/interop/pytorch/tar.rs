@@ -28,7 +28,7 @@ fn octal(field: &[u8]) -> Option<u64> {
     if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
-/// The members, by name.
+/// Returns the members, by name.
 fn members(input: &Input) -> Result<BTreeMap<String, Input>> {
     let damaged = |reason: &str| input.damaged(format!("the tar file: {reason}"));
     let mut members = BTreeMap::new();
@@ -102,7 +102,7 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    /// The next pickle: numbers, texts and classes of storages.
+    /// Returns the next pickle: numbers, texts and classes of storages.
     fn pickle(&mut self) -> Result<(Arena, Id)> {
         let mut reader = PickleReader::at(self.blob, self.at);
         let read = plain(self.input, &mut reader, &format!("the member `{}`", self.blob.name()))?;

@@ -137,7 +137,7 @@ impl Walk<'_> {
         result
     }
 
-    /// The entries of a dictionary by the text of their key, the last of each.
+    /// Returns the entries of a dictionary by the text of their key, the last of each.
     fn named(&mut self, path: &[String], entries: &[(Id, Id)]) -> Result<Vec<(String, Id)>, Problem> {
         self.charge(path, 24 * entries.len())?;
         let mut named: Vec<(String, Id)> = Vec::with_capacity(entries.len());
@@ -190,7 +190,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Whether there is a tensor, or what cannot be held, anywhere under a node.
+    /// Returns `true` if there is a tensor, or what cannot be held, anywhere under a node.
     fn holds(&mut self, path: &[String], id: Id, depth: usize) -> Result<bool, Problem> {
         if depth > MAX_DEPTH {
             return Err(refuse(path, "it nests deeper than 100 levels"));
@@ -370,7 +370,7 @@ fn big_int(bytes: &[u8]) -> Option<u64> {
     low.first_chunk().filter(|_| is_positive).map(|low| u64::from_le_bytes(*low))
 }
 
-/// The parts of a path as Python joins them: the first may be a root.
+/// Returns the parts of a path as Python joins them: the first may be a root.
 fn joined(parts: &[&str]) -> String {
     let text = parts.join("/");
     match text.strip_prefix("//") {

@@ -16,22 +16,22 @@ macro_rules! torch_types {
         pub(crate) enum TorchType { $($variant),* }
 
         impl TorchType {
-            /// The type that torch calls `torch.NAME`.
+            /// Returns the type that torch calls `torch.NAME`.
             pub(crate) fn named(name: &str) -> Option<TorchType> {
                 match name { $($name => Some(TorchType::$variant),)* _ => None }
             }
 
-            /// Its name in torch, without the module.
+            /// Returns its name in torch, without the module.
             pub(crate) fn name(self) -> &'static str {
                 match self { $(TorchType::$variant => $name),* }
             }
 
-            /// Bytes an element takes in a storage.
+            /// Returns bytes an element takes in a storage.
             pub(crate) fn size(self) -> u64 {
                 match self { $(TorchType::$variant => $size),* }
             }
 
-            /// The same type in safetensors files, if there is one.
+            /// Returns the same type in safetensors files, if there is one.
             pub(crate) fn dtype(self) -> Option<Dtype> {
                 match self { $(TorchType::$variant => $dtype),* }
             }
@@ -75,7 +75,7 @@ torch_types! {
 }
 
 impl TorchType {
-    /// How many numbers an element consists of.
+    /// Returns how many numbers an element consists of.
     pub(crate) fn parts(self) -> u64 {
         if matches!(self, TorchType::C32 | TorchType::C64 | TorchType::C128) { 2 } else { 1 }
     }
@@ -90,7 +90,7 @@ pub(crate) enum StorageType {
 }
 
 impl StorageType {
-    /// The class `module.name`.
+    /// Returns the class `module.name`.
     pub(crate) fn named(module: &str, name: &str) -> Option<StorageType> {
         if (module, name) == ("torch.storage", "UntypedStorage") || (module, name) == ("torch", "UntypedStorage") {
             return Some(StorageType::Untyped);
@@ -121,7 +121,7 @@ impl StorageType {
         Some(StorageType::Of(torch_type))
     }
 
-    /// Bytes of what its number of elements counts.
+    /// Returns bytes of what its number of elements counts.
     pub(crate) fn size(self) -> u64 {
         match self {
             StorageType::Of(torch_type) => torch_type.size(),
@@ -130,7 +130,8 @@ impl StorageType {
     }
 }
 
-/// The torch type of a dtype, and the class of its storage, where there is one. The others are in untyped storages.
+/// Returns the torch type of a dtype, and the class of its storage, where there is one. The others are in untyped
+/// storages.
 pub(crate) fn torch_class(dtype: Dtype) -> (TorchType, Option<&'static str>) {
     match dtype {
         Dtype::Bool => (TorchType::Bool, Some("BoolStorage")),
@@ -167,7 +168,7 @@ impl NumpyDtype {
         Some(NumpyDtype { kind: kind.bytes().next()?, size: size.parse().ok()?, big_endian })
     }
 
-    /// The same type of torch, complex128 among them.
+    /// Returns the same type of torch, complex128 among them.
     pub(crate) fn torch_type(self) -> Option<TorchType> {
         Some(match (self.kind, self.size) {
             (b'b', 1) => TorchType::Bool,

@@ -73,7 +73,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Bytes of all elements.
+    /// Returns bytes of all elements.
     fn bytes(&self) -> u64 {
         match self.slices.is_empty() {
             true => self.entry.size,
@@ -81,7 +81,7 @@ impl Stored {
         }
     }
 
-    /// The entries that have bytes.
+    /// Returns the entries that have bytes.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let whole = self.slices.is_empty().then_some(&self.entry);
         whole.into_iter().chain(self.slices.iter().map(|slice| &slice.entry))
@@ -95,8 +95,8 @@ impl std::fmt::Debug for Bundle {
 }
 
 impl Bundle {
-    /// Opens the checkpoint `path`: its prefix, its `.index` file, a directory with a state file `checkpoint`, whose newest
-    /// checkpoint is opened, or a SavedModel's directory.
+    /// Opens the checkpoint `path`: its prefix, its `.index` file, a directory with a state file `checkpoint`, whose
+    /// newest checkpoint is opened, or a SavedModel's directory.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Damaged`] where a checksum does not match, a data file is missing or too short, or
@@ -128,7 +128,7 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// What the names of the checkpoint's files begin with.
+    /// Returns what the names of the checkpoint's files begin with.
     pub fn prefix(&self) -> &Path {
         &self.prefix
     }
@@ -144,24 +144,24 @@ impl Bundle {
         Some(self.stored(key)?.kind.name)
     }
 
-    /// The shape of a tensor, also of an [`unreadable`](TensorSource::unreadable) one.
+    /// Returns the shape of a tensor, also of an [`unreadable`](TensorSource::unreadable) one.
     pub fn shape(&self, key: &str) -> Option<&[u64]> {
         Some(&self.stored(key)?.entry.shape)
     }
 
-    /// All keys of the same variable, in order.
+    /// Returns all keys of the same variable, in order.
     pub fn aliases(&self, key: &str) -> impl Iterator<Item = &str> {
         self.stored(key).into_iter().flat_map(|stored| stored.keys.iter().map(String::as_str))
     }
 
-    /// What optimizers keep for variables: slot variables, the lists of Keras' newer optimizers, and TensorFlow 1's slots,
-    /// which are known by their names.
+    /// Returns what optimizers keep for variables: slot variables, the lists of Keras' newer optimizers, and TensorFlow
+    /// 1's slots, which are known by their names.
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// The elements of a tensor of any type as they are in the file, verified. Strings are in their encoded form, slice by
-    /// slice; types below 8 bits take a byte for each element.
+    /// Returns the elements of a tensor of any type as they are in the file, verified. Strings are in their encoded
+    /// form, slice by slice; types below 8 bits take a byte for each element.
     ///
     /// # Errors
     /// [`Error::Object`] for an unknown key; [`Error::Damaged`], [`Error::Io`].
@@ -200,7 +200,7 @@ impl Bundle {
         })
     }
 
-    /// The bytes of an entry whose range has been checked.
+    /// Returns the bytes of an entry whose range has been checked.
     fn bytes(&self, entry: &Entry) -> Result<Vec<u8>> {
         self.shard(entry.shard)?.read_vec(entry.offset..entry.offset.saturating_add(entry.size), u64::MAX)
     }
@@ -402,7 +402,7 @@ impl Bundle {
         Ok(Ok(strings::to_json(&elements, &stored.entry.shape)))
     }
 
-    /// The strings of an entry, verified.
+    /// Returns the strings of an entry, verified.
     fn decode<'a>(&self, stored: &Stored, entry: &Entry, bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> {
         strings::decode(bytes, entry.elements().unwrap_or(u64::MAX), entry.crc).map_err(|reason| {
             let reason = format!("{reason} ({})", String::from_utf8_lossy(&stored.name));
@@ -507,7 +507,7 @@ fn unknown(key: &str) -> Error {
     Error::object(key, "there is no such tensor in the checkpoint")
 }
 
-/// The tensors of a table's entries.
+/// Returns the tensors of a table's entries.
 fn stored(entries: table::Entries) -> Parsed<(Header, Vec<Stored>)> {
     let mut entries = entries.into_iter().peekable();
     let header = entries.next_if(|(key, _)| key.is_empty()).ok_or("the index has no header")?;

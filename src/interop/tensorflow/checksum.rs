@@ -2,12 +2,12 @@
 
 const DELTA: u32 = 0xa282_ead8;
 
-/// The masked form of a CRC.
+/// Returns the masked form of a CRC.
 pub(super) fn mask(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(DELTA)
 }
 
-/// The masked CRC-32C of `bytes`.
+/// Returns the masked CRC-32C of `bytes`.
 pub(super) fn masked(bytes: &[u8]) -> u32 {
     mask(crc32c::crc32c(bytes))
 }

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 impl Bundle {
-    /// Writes the checkpoint again under another prefix: byte for byte the same, unless its files have holes. Every tensor
-    /// is verified on the way. The new checkpoint is complete and durable when its `.index` file appears.
+    /// Writes the checkpoint again under another prefix: byte for byte the same, unless its files have holes. Every
+    /// tensor is verified on the way. The new checkpoint is complete and durable when its `.index` file appears.
     ///
     /// ```no_run
     /// # use tch_checkpoint::interop::tensorflow::Bundle;

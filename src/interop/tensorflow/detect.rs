@@ -22,7 +22,7 @@ pub(crate) fn detect(probe: &Probe<'_>, _options: &ReadOptions) -> Option<Result
     is_ours.then(|| Bundle::open(path).map(|bundle| Box::new(bundle) as Box<dyn TensorSource>))
 }
 
-/// Whether the file ends as an index does.
+/// Returns `true` if the file ends as an index does.
 fn is_table(path: &Path) -> bool {
     let Ok(file) = Input::open(path) else {
         return false;

@@ -1,4 +1,5 @@
-//! Paths through the object graph: by how many names each object can be reached, and what optimizers keep for variables.
+//! Paths through the object graph: by how many names each object can be reached, and what optimizers keep for
+//! variables.
 
 use super::messages::Object;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +21,8 @@ pub(super) struct Path {
     pub objects: Vec<u32>,
 }
 
-/// For each object that `wanted` names, the ways that lead to it. No object is passed twice on a way, so that cycles end.
+/// For each object that `wanted` names, the ways that lead to it. No object is passed twice on a way, so that cycles
+/// end.
 pub(super) fn paths(objects: &[Object], wanted: impl Fn(u32) -> bool) -> Vec<Vec<Path>> {
     struct Step<'a> {
         object: u32,
@@ -83,7 +85,7 @@ pub(super) struct Kept {
     pub slot: u32,
 }
 
-/// All that optimizers keep for variables: slot variables, and the lists of Keras' newer optimizers.
+/// Returns all that optimizers keep for variables: slot variables, and the lists of Keras' newer optimizers.
 pub(super) fn kept(objects: &[Object]) -> Vec<Kept> {
     let mut all = Vec::new();
     let by_full_name = by_full_name(objects);
@@ -121,7 +123,7 @@ pub(super) fn kept(objects: &[Object]) -> Vec<Kept> {
     all
 }
 
-/// The variables of a list, with their positions.
+/// Returns the variables of a list, with their positions.
 fn items(objects: &[Object], list: u32) -> impl Iterator<Item = (u32, usize)> {
     let children = objects.get(list as usize).map_or(&[][..], |list| &list.children);
     children.iter().filter_map(|(id, name)| {

@@ -202,7 +202,7 @@ pub(super) struct SlotVariable {
     pub slot: u32,
 }
 
-/// The objects of the graph, the root first.
+/// Returns the objects of the graph, the root first.
 pub(super) fn parse_graph(bytes: &[u8]) -> Parsed<Vec<Object>> {
     let mut objects = Vec::new();
     for field in Fields(bytes) {
@@ -275,7 +275,7 @@ fn object(bytes: &[u8]) -> Parsed<Object> {
     Ok(object)
 }
 
-/// The graph as bytes.
+/// Returns the graph as bytes.
 pub(super) fn encode_graph(objects: &[Object]) -> Vec<u8> {
     let mut out = Vec::new();
     for object in objects {

@@ -1,16 +1,17 @@
 //! TensorFlow's checkpoints: bundles of version 2, as `tf.train.Checkpoint`, `tf.train.Saver`, `model.save_weights` and
 //! SavedModel write them.
 //!
-//! A checkpoint with the prefix `ckpt-5` is the files `ckpt-5.index` and `ckpt-5.data-00000-of-00001` (or more of these).
-//! [`Bundle::open`] takes the prefix, the `.index` file, a directory with a state file `checkpoint`, or a SavedModel's
-//! directory.
+//! A checkpoint with the prefix `ckpt-5` is the files `ckpt-5.index` and `ckpt-5.data-00000-of-00001` (or more of
+//! these). [`Bundle::open`] takes the prefix, the `.index` file, a directory with a state file `checkpoint`, or a
+//! SavedModel's directory.
 //!
 //! # Names
 //!
-//! The objects of a checkpoint form a graph, in which one variable is usually reached by several paths. A bundle offers every
-//! path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) tells which are the same variable.
-//! TensorFlow's own key, such as `model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE`, becomes the path `model/layer/kernel`.
-//! A name-based checkpoint (TensorFlow 1) has its names as they are. An empty name is written as `.`.
+//! The objects of a checkpoint form a graph, in which one variable is usually reached by several paths. A bundle offers
+//! every path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) tells which are the same
+//! variable. TensorFlow's own key, such as `model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE`, becomes the path
+//! `model/layer/kernel`. A name-based checkpoint (TensorFlow 1) has its names as they are. An empty name is written as
+//! `.`.
 //!
 //! What optimizers keep for variables is offered under the optimizer's path, the variable's, and PyTorch's name for the
 //! slot where there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`].
@@ -23,8 +24,8 @@
 //!
 //! # Written
 //!
-//! [`write()`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for objects of
-//! the same names. [`Bundle::copy_to`] writes a bundle again, byte for byte.
+//! [`write()`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for
+//! objects of the same names. [`Bundle::copy_to`] writes a bundle again, byte for byte.
 //!
 //! # Verified
 //!

@@ -7,7 +7,7 @@ pub(super) const VARIABLE_VALUE: &str = "VARIABLE_VALUE";
 /// What stands before the name of an attribute.
 const ATTRIBUTES: &str = ".ATTRIBUTES";
 
-/// The names that a key of TensorFlow is made of, without what marks a variable:
+/// Returns the names that a key of TensorFlow is made of, without what marks a variable:
 /// `model/l..1/kernel/.ATTRIBUTES/VARIABLE_VALUE` is `model`, `l.1`, `kernel`.
 pub(super) fn path(key: &str) -> Vec<String> {
     let mut parts: Vec<&str> = key.split('/').collect();
@@ -20,12 +20,12 @@ pub(super) fn path(key: &str) -> Vec<String> {
     parts.into_iter().map(unescape).collect()
 }
 
-/// The names that a name-based checkpoint's key is made of: nothing is escaped there.
+/// Returns the names that a name-based checkpoint's key is made of: nothing is escaped there.
 pub(super) fn plain_path(key: &str) -> Vec<String> {
     key.split('/').map(str::to_string).collect()
 }
 
-/// The key for a path of names: an empty name, which keys cannot have, is written as a point.
+/// Returns the key for a path of names: an empty name, which keys cannot have, is written as a point.
 pub(super) fn key<S: AsRef<str>>(path: impl IntoIterator<Item = S>) -> String {
     let path =
         path.into_iter().map(|name| if name.as_ref().is_empty() { ".".into() } else { name.as_ref().to_string() });
@@ -53,12 +53,12 @@ fn unescape(name: &str) -> String {
     plain + rest
 }
 
-/// A name as TensorFlow writes it in keys.
+/// Returns a name as TensorFlow writes it in keys.
 pub(super) fn escape(name: &str) -> String {
     name.replace('.', "..").replace('/', ".S")
 }
 
-/// The key of the variable at a path of names.
+/// Returns the key of the variable at a path of names.
 pub(super) fn variable_key(path: &[String]) -> String {
     let names: Vec<String> = path.iter().map(|name| escape(name)).collect();
     format!("{}/{ATTRIBUTES}/{VARIABLE_VALUE}", names.join("/"))

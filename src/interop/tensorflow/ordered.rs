@@ -9,7 +9,7 @@ pub(super) struct Extent {
     pub length: Option<u64>,
 }
 
-/// The key under which the slice of a tensor is stored.
+/// Returns the key under which the slice of a tensor is stored.
 pub(super) fn slice_key(name: &[u8], extents: &[Extent]) -> Vec<u8> {
     let mut key = vec![0];
     for byte in name {
@@ -74,7 +74,7 @@ fn number(bytes: &mut &[u8]) -> Option<u64> {
     Some(take(bytes, u64::from(length))?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
-/// What the first bytes are combined with, by the number of bytes.
+/// Returns what the first bytes are combined with, by the number of bytes.
 fn header(length: usize) -> [u8; 2] {
     match length {
         9 => [0xff, 0x80],

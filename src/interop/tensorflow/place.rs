@@ -8,14 +8,14 @@ use std::path::{Component, Path, PathBuf};
 /// The name of the state file.
 pub(super) const STATE: &str = "checkpoint";
 
-/// The path with `suffix` behind its last name.
+/// Returns the path with `suffix` behind its last name.
 pub(super) fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(prefix);
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// The `.index` file of a prefix.
+/// Returns the `.index` file of a prefix.
 pub(super) fn index(prefix: &Path) -> PathBuf {
     with_suffix(prefix, ".index")
 }
@@ -25,7 +25,7 @@ pub(super) fn data(prefix: &Path, shard: u32, shards: u32) -> PathBuf {
     with_suffix(prefix, &format!(".data-{shard:05}-of-{shards:05}"))
 }
 
-/// The prefix that `path` means: it may be the prefix, its `.index` file, or a directory.
+/// Returns the prefix that `path` means: it may be the prefix, its `.index` file, or a directory.
 pub(super) fn prefix(path: &Path) -> Result<PathBuf> {
     if path.is_dir() {
         return prefix_in(path);
@@ -43,7 +43,7 @@ pub(super) fn prefix(path: &Path) -> Result<PathBuf> {
     Err(Error::NotFound { path: index(path), reason })
 }
 
-/// The prefix that a directory means.
+/// Returns the prefix that a directory means.
 fn prefix_in(directory: &Path) -> Result<PathBuf> {
     if is_saved_model(directory) {
         return Ok(directory.join("variables").join("variables"));
@@ -65,12 +65,13 @@ fn prefix_in(directory: &Path) -> Result<PathBuf> {
     Err(Error::NotFound { path: directory.to_path_buf(), reason })
 }
 
-/// Whether the directory is a SavedModel's.
+/// Returns `true` if the directory is a SavedModel's.
 pub(super) fn is_saved_model(directory: &Path) -> bool {
     ["saved_model.pb", "saved_model.pbtxt"].iter().any(|name| directory.join(name).exists())
 }
 
-/// A path of a state file as a path in the directory. Absolute ones are common, and the directory may have been moved.
+/// Returns a path of a state file as a path in the directory. Absolute ones are common, and the directory may have been
+/// moved.
 fn inside(directory: &Path, path: &Path) -> Option<PathBuf> {
     if path.is_absolute() {
         return Some(directory.join(path.file_name()?)).filter(|prefix| index(prefix).exists());

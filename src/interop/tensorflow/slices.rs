@@ -90,7 +90,7 @@ impl Slice {
         self.run_start(element / self.run) + element % self.run
     }
 
-    /// The first run for which `before` no longer holds.
+    /// Returns the first run for which `before` no longer holds.
     fn partition(&self, before: impl Fn(u64) -> bool) -> u64 {
         let (mut low, mut high) = (0, self.runs);
         while low < high {

@@ -199,7 +199,7 @@ impl Tokens<'_> {
         }
     }
 
-    /// The text up to the closing quote.
+    /// Returns the text up to the closing quote.
     fn text(&mut self, quote: u8) -> Parsed<String> {
         let mut bytes = Vec::new();
         loop {

@@ -4,7 +4,7 @@ use super::checksum::mask;
 use super::wire::{Parsed, put_varint, take, varint};
 use serde_json::Value;
 
-/// The elements of a tensor of `count` strings, whose checksums hold.
+/// Returns the elements of a tensor of `count` strings, whose checksums hold.
 pub(super) fn decode(bytes: &[u8], count: u64, crc: u32) -> Parsed<Vec<&[u8]>> {
     let wrong = || "a tensor of strings is not readable".to_string();
     let mut rest = bytes;
@@ -27,7 +27,7 @@ pub(super) fn decode(bytes: &[u8], count: u64, crc: u32) -> Parsed<Vec<&[u8]>> {
     }
 }
 
-/// The encoded elements, and the masked checksum of the entry.
+/// Returns the encoded elements, and the masked checksum of the entry.
 pub(super) fn encode(elements: &[&[u8]]) -> (Vec<u8>, u32) {
     let lengths: Vec<u64> = elements.iter().map(|element| element.len() as u64).collect();
     let mut bytes = Vec::new();
@@ -51,7 +51,7 @@ fn crc_of_lengths(lengths: &[u64]) -> u32 {
     })
 }
 
-/// The strings as JSON: text, or `{"hex": …}` where it is not UTF-8; lists of lists by the shape.
+/// Returns the strings as JSON: text, or `{"hex": …}` where it is not UTF-8; lists of lists by the shape.
 pub(super) fn to_json(elements: &[&[u8]], shape: &[u64]) -> Value {
     let mut values: Vec<Value> = elements.iter().map(|element| element_to_json(element)).collect();
     if values.is_empty() {

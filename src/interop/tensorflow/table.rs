@@ -39,7 +39,7 @@ impl Handle {
     }
 }
 
-/// All entries of the table `file`. Every block's checksum is verified, and that keys increase.
+/// Returns all entries of the table `file`. Every block's checksum is verified, and that keys increase.
 pub(super) fn parse(file: &[u8]) -> Parsed<Entries> {
     let Some(body) = file.len().checked_sub(FOOTER) else {
         return Err(format!("it has {} bytes, fewer than a TensorFlow index ends with", file.len()));
@@ -81,7 +81,7 @@ pub(super) fn parse(file: &[u8]) -> Parsed<Entries> {
     Ok(all)
 }
 
-/// The body of a block whose checksum holds.
+/// Returns the body of a block whose checksum holds.
 fn block<'a>(blocks: &'a [u8], handle: &Handle) -> Parsed<&'a [u8]> {
     let range = usize::try_from(handle.offset).ok().zip(usize::try_from(handle.size).ok());
     let whole = range.and_then(|(offset, size)| {
@@ -102,7 +102,7 @@ fn block<'a>(blocks: &'a [u8], handle: &Handle) -> Parsed<&'a [u8]> {
     }
 }
 
-/// The entries of a block's body. `budget` is what keys may still take.
+/// Returns the entries of a block's body. `budget` is what keys may still take.
 fn entries(body: &[u8], budget: &mut usize) -> Parsed<Entries> {
     let wrong = || "a block of the table is not readable".to_string();
     let count = body.last_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes) as usize).ok_or_else(wrong)?;
@@ -210,7 +210,7 @@ impl BlockWriter {
         self.body.is_empty()
     }
 
-    /// Bytes of the finished block. An empty one has a restart too.
+    /// Returns bytes of the finished block. An empty one has a restart too.
     fn size(&self) -> usize {
         self.body.len() + 4 * self.restarts.len().max(1) + 4
     }

@@ -26,7 +26,7 @@ const fn without(name: &'static str, size: u64) -> Option<Type> {
     Some(Type { name, size, dtype: None })
 }
 
-/// The type of this number, if there is one.
+/// Returns the type of this number, if there is one.
 pub(super) fn by_number(number: u32) -> Option<Type> {
     match number {
         1 => of("float32", 4, Dtype::F32),
@@ -68,13 +68,13 @@ pub(super) fn by_number(number: u32) -> Option<Type> {
     }
 }
 
-/// The number of the type that holds the same bytes.
+/// Returns the number of the type that holds the same bytes.
 pub(super) fn number(dtype: Dtype) -> Option<u32> {
     // From the end, so that the plain integers come before the quantized ones.
     (1..=33).rev().find(|number| by_number(*number).and_then(|known| known.dtype) == Some(dtype)).map(plain)
 }
 
-/// The plain integer in place of a quantized one.
+/// Returns the plain integer in place of a quantized one.
 fn plain(number: u32) -> u32 {
     match number {
         11 => 6,

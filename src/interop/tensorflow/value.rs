@@ -43,7 +43,7 @@ pub(super) fn encode(value: &Value) -> Option<Encoded> {
     Some(Encoded { dtype: types::number(dtype)?, shape, bytes, crc: None })
 }
 
-/// The bytes of a text, or of what [`strings::to_json`] makes of bytes that are no text.
+/// Returns the bytes of a text, or of what [`strings::to_json`] makes of bytes that are no text.
 fn text(value: &Value) -> Option<Vec<u8>> {
     if let Some(text) = value.as_str() {
         return Some(text.as_bytes().to_vec());

@@ -69,7 +69,7 @@ pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The first `count` bytes, and `bytes` is moved behind them.
+/// Returns the first `count` bytes, and `bytes` is moved behind them.
 pub(super) fn take<'a>(bytes: &mut &'a [u8], count: u64) -> Option<&'a [u8]> {
     let count = usize::try_from(count).ok()?;
     let (head, tail) = bytes.split_at_checked(count)?;

@@ -51,8 +51,8 @@ impl WriteOptions {
         self
     }
 
-    /// Whether the directory's file `checkpoint` is written, which names this checkpoint as the newest, and the only one,
-    /// as `tf.train.Checkpoint.save` does. Defaults to `true`.
+    /// Returns whether the directory's file `checkpoint` is written, which names this checkpoint as the newest, and the
+    /// only one, as `tf.train.Checkpoint.save` does. Defaults to `true`.
     pub fn state_file(mut self, is_written: bool) -> Self {
         self.state_file = is_written;
         self
@@ -61,13 +61,13 @@ impl WriteOptions {
 
 /// Writes `source` as the TensorFlow checkpoint `prefix`, such as `export/ckpt-1`. The directory must exist.
 ///
-/// The keys of the source become paths of objects: for `model/dense/kernel`, `tf.train.Checkpoint(model=…)` restores the
-/// variable `kernel` of the attribute `dense` of `model`. Tensors with several keys become one variable with several paths.
-/// Values become variables too: numbers `int64` and `float64`, texts `string`. What TensorFlow cannot hold is left out:
-/// it is returned by key, with the reason.
+/// The keys of the source become paths of objects: for `model/dense/kernel`, `tf.train.Checkpoint(model=…)` restores
+/// the variable `kernel` of the attribute `dense` of `model`. Tensors with several keys become one variable with
+/// several paths. Values become variables too: numbers `int64` and `float64`, texts `string`. What TensorFlow cannot
+/// hold is left out: it is returned by key, with the reason.
 ///
-/// Everything is verified as far as `source` can. The checkpoint is complete and durable when its `.index` file appears; the same
-/// source gives the same bytes.
+/// Everything is verified as far as `source` can. The checkpoint is complete and durable when its `.index` file
+/// appears; the same source gives the same bytes.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -213,7 +213,7 @@ fn write_state(prefix: &Path) -> Result<()> {
     state.publish()
 }
 
-/// The number at the end of a prefix: 5 for `ckpt-5`.
+/// Returns the number at the end of a prefix: 5 for `ckpt-5`.
 fn number_of(prefix: &Path) -> Option<i64> {
     prefix.file_name()?.to_str()?.rsplit_once('-')?.1.parse().ok()
 }
@@ -238,7 +238,7 @@ struct Graph {
 }
 
 impl Tree {
-    /// The variable of this key, made with all above it; `None` where there is one, or for the root.
+    /// Returns the variable of this key, made with all above it; `None` where there is one, or for the root.
     fn add(&mut self, key: &str) -> Option<usize> {
         let path = name::path(key)?;
         let at = path.iter().fold(0, |at, name| self.child(at, name));

@@ -141,7 +141,7 @@ fn find_end(input: &Input) -> Result<End> {
     Ok(found)
 }
 
-/// The zip64 end record before the end record at `end`, if there is one.
+/// Returns the zip64 end record before the end record at `end`, if there is one.
 fn find_end64(input: &Input, end: u64) -> Result<Option<End>> {
     let damaged = |reason: &str| input.damaged(format!("the zip archive: {reason}"));
     let Some(locator_at) = end.checked_sub(LOCATOR) else {
@@ -173,7 +173,7 @@ fn find_end64(input: &Input, end: u64) -> Result<Option<End>> {
     read().ok_or_else(wrong).map(Some)
 }
 
-/// The next entry of the directory.
+/// Returns the next entry of the directory.
 fn entry(fields: &mut Fields<'_>) -> Option<Entry> {
     if fields.take(4)? != b"PK\x01\x02" {
         return None;

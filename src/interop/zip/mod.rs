@@ -65,17 +65,17 @@ impl Archive {
         &self.input
     }
 
-    /// The record `name`.
+    /// Returns the record `name`.
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Blob>> {
         self.records.get(name)
     }
 
-    /// The records by name.
+    /// Returns the records by name.
     pub(crate) fn records(&self) -> &BTreeMap<String, Arc<Blob>> {
         &self.records
     }
 
-    /// The names in the order of the directory.
+    /// Returns the names in the order of the directory.
     pub(crate) fn order(&self) -> &[String] {
         &self.order
     }

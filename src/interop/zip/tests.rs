@@ -35,7 +35,8 @@ fn more_records_than_16_bits_count_need_zip64() {
     assert_eq!(archive.records().len(), 66_000);
 }
 
-/// Whatever byte is changed: the archive is refused, or each record is what it was, or its checksum says that it is not.
+/// Whatever byte is changed: the archive is refused, or each record is what it was, or its checksum says that it is
+/// not.
 #[test]
 fn no_changed_byte_changes_a_record() {
     let bytes = archive(&[("x/a", b"one"), ("x/b", b"two and three")]);

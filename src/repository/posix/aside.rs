@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::io;
 
 impl PosixDirectory {
-    /// Moves a checkpoint, or whatever has its name, out of the numbering; returns its new name, which is durable. Reads
-    /// nothing of it.
+    /// Moves a checkpoint, or whatever has its name, out of the numbering; returns its new name, which is durable.
+    /// Reads nothing of it.
     pub(super) fn move_aside(&self, name: &str, aside: Aside) -> Result<String> {
         self.check()?;
         let root = self.open_root()?;

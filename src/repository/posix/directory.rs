@@ -78,7 +78,7 @@ impl PosixDirectory {
         self.disk.absolute(&self.root).map_err(|e| Error::io("find out the absolute path of", &self.root, e))
     }
 
-    /// The open directory; an error of the kind "not found" when there is none.
+    /// Returns the open directory; an error of the kind "not found" when there is none.
     pub(super) fn open_root(&self) -> Result<&Arc<dyn Dir>> {
         self.opened().map(|open| &open.dir)
     }
@@ -139,8 +139,8 @@ impl PosixDirectory {
         }
     }
 
-    /// Whether files are synced: for durability, or since a file system that is not local tells only then that it could
-    /// not take what was written.
+    /// Returns `true` if files are synced: for durability, or since a file system that is not local tells only then
+    /// that it could not take what was written.
     pub(super) fn syncs_files(&self) -> bool {
         self.options.durability == Durability::PowerLoss || !self.opened().is_ok_and(|open| open.is_local)
     }
@@ -160,7 +160,7 @@ impl PosixDirectory {
         self.shared.freed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether something was removed since this was last asked.
+    /// Returns `true` if something was removed since this was last asked.
     pub(super) fn take_freed(&self) -> bool {
         self.shared.freed.swap(false, Ordering::Relaxed)
     }
@@ -247,8 +247,8 @@ impl Repository for PosixDirectory {
         self.scan()
     }
 
-    // A directory that is there may have been made by someone who died, or did not care, before its name was durable: that
-    // is made up for.
+    // A directory that is there may have been made by someone who died, or did not care, before its name was durable:
+    // that is made up for.
     fn create(&self) -> Result<()> {
         let path = self.absolute()?;
         let (mut missing, mut at) = (Vec::new(), path.as_path());
@@ -395,7 +395,7 @@ impl Repository for PosixDirectory {
     }
 }
 
-/// Whether the file system has no sync for what was to be synced, rather than that it failed.
+/// Returns `true` if the file system has no sync for what was to be synced, rather than that it failed.
 fn cannot_sync(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::ROFS))
 }

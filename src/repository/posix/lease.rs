@@ -2,8 +2,8 @@
 
 use std::fs::File;
 
-/// Whether no other open file, in this process or another, shows this one; mapped memory counts as open. Asks for
-/// a lease for writing, which the system grants only then, and gives it back.
+/// Returns `true` if no other open file, in this process or another, shows this one; mapped memory counts as open. Asks
+/// for a lease for writing, which the system grants only then, and gives it back.
 ///
 /// Who opens the file while the lease is held makes the system send a signal, by default SIGIO, which ends a process
 /// that does not expect it. SIGURG, which is ignored by default, is chosen first; never a real-time signal, in whose
@@ -22,7 +22,7 @@ pub fn hold_lease(file: &File) -> bool {
     return false;
 }
 
-/// Whether the system granted the lease.
+/// Returns `true` if the system granted the lease.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "there is no safe wrapper of F_SETSIG and F_SETLEASE")]
 fn set_lease(file: &File, kind: libc::c_int) -> bool {

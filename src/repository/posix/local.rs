@@ -85,8 +85,8 @@ impl LocalDir {
         Ok(File::from(rustix::fs::open(path, OFlags::RDONLY | CLOSED_ON_EXEC, Mode::empty())?))
     }
 
-    /// Whether an old file differs from a new one in this directory in nothing but its content: owner, group, mode,
-    /// names of extended attributes.
+    /// Returns whether an old file differs from a new one in this directory in nothing but its content: owner, group,
+    /// mode, names of extended attributes.
     fn is_like_new(&self, file: &File) -> io::Result<bool> {
         // A file without a name, which goes when it is closed.
         let flags = OFlags::TMPFILE | OFlags::WRONLY | CLOSED_ON_EXEC;
@@ -390,7 +390,7 @@ fn kind_of(file_type: FileType) -> Kind {
     }
 }
 
-/// The names of a file's extended attributes, which access control lists are among.
+/// Returns the names of a file's extended attributes, which access control lists are among.
 fn attributes(file: &File) -> io::Result<Vec<u8>> {
     let mut names = [0; 4096];
     match rustix::fs::flistxattr(file, &mut names[..]) {

@@ -50,7 +50,7 @@ impl Drop for Held {
     }
 }
 
-/// What the lock file says.
+/// Returns what the lock file says.
 pub(super) fn holder() -> String {
     format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"))
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 pub(crate) const STAGED_MARK: &str = ".tmp-mark-";
 
 impl PosixDirectory {
-    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs no
-    /// lock: whoever removes a checkpoint reads its marks again after renaming it.
+    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs
+    /// no lock: whoever removes a checkpoint reads its marks again after renaming it.
     pub(super) fn write_mark(&self, checkpoint: &str, of: &Follows, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
         let path = self.path(checkpoint);
@@ -45,7 +45,8 @@ impl PosixDirectory {
         self.must_still_be(&*dir, checkpoint)
     }
 
-    /// Takes a mark away from the checkpoint `of`, which is called `checkpoint`, durably. Returns whether there was one.
+    /// Takes a mark away from the checkpoint `of`, which is called `checkpoint`, durably. Returns whether there was
+    /// one.
     pub(super) fn take_mark(&self, checkpoint: &str, of: &Follows, name: &str) -> Result<bool> {
         self.check_process()?;
         let path = self.path(checkpoint);
@@ -68,7 +69,7 @@ impl PosixDirectory {
         }
     }
 
-    /// The directory of the checkpoint `of`.
+    /// Returns the directory of the checkpoint `of`.
     fn checkpoint_of(&self, checkpoint: &str, of: &Follows) -> Result<Arc<dyn Dir>> {
         let path = self.path(checkpoint);
         let dir = self.open_root()?.open_dir(checkpoint.as_ref()).map_err(|e| checkpoint_failed(&path, e))?;
@@ -79,8 +80,8 @@ impl PosixDirectory {
         if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::Removed { path }) }
     }
 
-    /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of the
-    /// mark.
+    /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of
+    /// the mark.
     fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
         let own = dir.stat().map_err(|e| Error::io("look at", self.path(checkpoint), e))?.id;
         for _ in 0..LOOKS.0 {

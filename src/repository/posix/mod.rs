@@ -1,5 +1,5 @@
-//! Checkpoints in directories of a file system, over narrow traits of file operations, so that the same protocol runs on
-//! the operating system and on a simulated disk. Every promise about durability is a sequence of these calls.
+//! Checkpoints in directories of a file system, over narrow traits of file operations, so that the same protocol runs
+//! on the operating system and on a simulated disk. Every promise about durability is a sequence of these calls.
 //!
 //! A directory is opened once, by the path that the user gave, and is an open directory from then on. Everything
 //! below it is reached from there, by names of one component, and no symbolic link is followed on the way.
@@ -33,14 +33,14 @@ use std::sync::Arc;
 pub struct Posix(Arc<dyn Disk>);
 
 impl Posix {
-    /// Those of `disk`.
+    /// Returns those of `disk`.
     pub fn new(disk: Arc<dyn Disk>) -> Posix {
         Posix(disk)
     }
 }
 
 impl Default for Posix {
-    /// The operating system's.
+    /// Returns the operating system's.
     fn default() -> Posix {
         Posix(Arc::new(LocalDisk))
     }
@@ -62,13 +62,13 @@ impl Storage for Posix {
 
 /// A file system, as far as paths are concerned: those that the user gives.
 pub trait Disk: Send + Sync + Debug {
-    /// The path from the root directory, whatever the working directory will be.
+    /// Returns the path from the root directory, whatever the working directory will be.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
 
     /// Opens a directory. Symbolic links in the path are followed: the user gave it.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
 
-    /// The time now, which checkpoints are stamped with and rotation goes by.
+    /// Returns the time now, which checkpoints are stamped with and rotation goes by.
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
     }
@@ -119,15 +119,15 @@ pub trait Dir: OpenDir {
     /// Makes the names in the directory durable: created, renamed and removed ones.
     fn sync(&self) -> io::Result<()>;
 
-    /// Bytes that can still be written to the file system, where it tells.
+    /// Returns bytes that can still be written to the file system, where it tells.
     fn free_space(&self) -> io::Result<Option<u64>>;
 
-    /// How many bytes a name may have.
+    /// Returns how many bytes a name may have.
     fn name_limit(&self) -> usize {
         255
     }
 
-    /// Whether the file system is known to be local: nobody reaches its files past this system.
+    /// Returns `true` if the file system is known to be local: nobody reaches its files past this system.
     fn is_local(&self) -> bool;
 
     /// Takes the lock file `name`, creating it if need be, and writes `holder` into it; `None` when another has it.
@@ -136,7 +136,7 @@ pub trait Dir: OpenDir {
 
 /// A lock file that is held. Dying gives it back too.
 pub trait LockFile: Send + Sync {
-    /// The file.
+    /// Returns the file.
     fn id(&self) -> FileId;
 
     /// Gives it back, whoever else has the file open.
@@ -145,8 +145,8 @@ pub trait LockFile: Send + Sync {
 
 /// A file being written. Write, `sync` where durability asks for it, drop.
 pub trait WriteFile: Send + Sync {
-    /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of [`PAGE`](crate::repository::PAGE), the
-    /// bytes may go to the device directly.
+    /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of
+    /// [`PAGE`](crate::repository::PAGE), the bytes may go to the device directly.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Ends the file after `length` bytes: a recycled one may have been longer.
@@ -156,6 +156,6 @@ pub trait WriteFile: Send + Sync {
     /// may have dropped the data and would answer "done".
     fn sync(&self) -> io::Result<()>;
 
-    /// The file as it is now.
+    /// Returns the file as it is now.
     fn stat(&self) -> io::Result<Stat>;
 }

@@ -15,10 +15,11 @@ use std::sync::Arc;
 const MAX_DEPTH: usize = 64;
 
 impl PosixDirectory {
-    /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable removes
-    /// its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that it `stays`.
-    /// What has the name but is another commit is left alone, and what no longer tells which one it is is moved aside. An
-    /// error after the first step is only logged: the leftovers are removed when the directory is next opened.
+    /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable
+    /// removes its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that
+    /// it `stays`. What has the name but is another commit is left alone, and what no longer tells which one it is is
+    /// moved aside. An error after the first step is only logged: the leftovers are removed when the directory is next
+    /// opened.
     pub(super) fn remove_commit(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         let root = self.open_root()?;
@@ -50,7 +51,8 @@ impl PosixDirectory {
         let trash = format!("{TRASH}{bare}-{}", nonce());
         match root.rename_new(name.as_ref(), trash.as_ref()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-            // A directory of an overlay's lower layer cannot be renamed: without its manifest it is no checkpoint either.
+            // A directory of an overlay's lower layer cannot be renamed: without its manifest it is no checkpoint
+            // either.
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
                 let manifest = path.join(MANIFEST);
                 dir.remove_file(MANIFEST.as_ref()).map_err(|e| Error::io("remove", &manifest, e))?;
@@ -94,7 +96,7 @@ impl PosixDirectory {
         Ok(true)
     }
 
-    /// Whether the name leads to the directory that was looked at.
+    /// Returns `true` if the name leads to the directory that was looked at.
     fn is_still(&self, dir: &dyn Dir, name: &str) -> bool {
         let now = self.open_root().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
         now.is_some_and(|now| dir.stat().is_ok_and(|stat| stat.id == now.id))

@@ -40,7 +40,7 @@ impl Spares {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
@@ -70,7 +70,8 @@ impl Spares {
         Ok(())
     }
 
-    /// A spare of about `bytes` bytes, moved to `to` as `new` and open for overwriting, if there is one that nobody sees.
+    /// A spare of about `bytes` bytes, moved to `to` as `new` and open for overwriting, if there is one that nobody
+    /// sees.
     pub(super) fn take(
         &self,
         root: &dyn Dir,
@@ -92,7 +93,7 @@ impl Spares {
         None
     }
 
-    /// How many of `bytes`, the lengths of files to come, will find spares, and take no new room.
+    /// Returns how many of `bytes`, the lengths of files to come, will find spares, and take no new room.
     pub(super) fn covers(&self, lengths: impl Iterator<Item = u64>) -> u64 {
         let left = Spares { files: Mutex::new(self.lock().clone()), least: self.least };
         lengths.filter_map(|length| left.nearest(length).map(|spare| spare.bytes.min(length))).sum()

@@ -80,8 +80,8 @@ impl Staging<'_> {
         self.root.free_space().ok().flatten()
     }
 
-    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a device
-    /// that loses what it said was written there must be none, rather than that of an older checkpoint.
+    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a
+    /// device that loses what it said was written there must be none, rather than that of an older checkpoint.
     fn create_new(&self, name: &str, direct: bool) -> Result<PosixFile<'_>> {
         let path = self.path(name);
         let file = self.dir.create(name.as_ref(), direct);
@@ -114,7 +114,7 @@ impl Staging<'_> {
         }
     }
 
-    /// What is to get the name is what was written here: nobody took away a file, or the directory.
+    /// Returns what is to get the name is what was written here: nobody took away a file, or the directory.
     fn look(&self) -> Result<()> {
         for (name, bytes) in self.files.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let path = self.path(name);
@@ -207,8 +207,8 @@ impl Transaction for Staging<'_> {
             Ok(()) => {
                 let synced = directory.sync(&*self.root, directory.root());
                 if let Err(e) = synced.and_then(|()| directory.check()).and_then(|()| self.is_there(&self.name)) {
-                    // Not durable, or not there, so not done: take the name back before saying so. The files may go only
-                    // when that is durable, else a power cut could bring back the name without them.
+                    // Not durable, or not there, so not done: take the name back before saying so. The files may go
+                    // only when that is durable, else a power cut could bring back the name without them.
                     let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
                     self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
                     return Err(e);
@@ -245,8 +245,8 @@ struct PosixFile<'a> {
     staging: &'a Staging<'a>,
     file: Box<dyn WriteFile>,
     name: String,
-    /// It is written past the page cache: without a sync that takes the bytes faster than the device, with one they must
-    /// reach it anyway.
+    /// It is written past the page cache: without a sync that takes the bytes faster than the device, with one they
+    /// must reach it anyway.
     direct: bool,
 }
 

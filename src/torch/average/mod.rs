@@ -14,12 +14,12 @@ use tch::Tensor;
 /// The exponential moving average of a model's variables: for evaluation, for publishing, and for target networks.
 ///
 /// Every [`update`](Ema::update) sets each average to `decay * average + (1 - decay) * variable`, by libtorch's `lerp`
-/// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages begin with the values that the variables have when the `Ema`
-/// is made. Variables that are added to the store later are taken in by the next update. Averages of half precision and
-/// bfloat16 are kept in single precision: a step of `1 - decay` is too small for these types.
+/// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages begin with the values that the variables have when the
+/// `Ema` is made. Variables that are added to the store later are taken in by the next update. Averages of half
+/// precision and bfloat16 are kept in single precision: a step of `1 - decay` is too small for these types.
 ///
-/// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are copied at
-/// every update, unless [`average_buffers`](Ema::average_buffers) is set. Integers are always copied.
+/// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are
+/// copied at every update, unless [`average_buffers`](Ema::average_buffers) is set. Integers are always copied.
 ///
 /// ```no_run
 /// use tch::{Device, nn};
@@ -44,18 +44,18 @@ use tch::Tensor;
 /// # What is saved
 ///
 /// Averages are saved under the names of their variables, so that `VarStore::load` reads `ema.safetensors` as it reads
-/// `model.safetensors`. The value `averaging` has the number of calls and of updates. Decay and the other options are not saved:
-/// they are those of the program. A checkpoint that was made without the `Ema` is restored with
-/// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so that the
-/// averages begin with the restored variables.
+/// `model.safetensors`. The value `averaging` has the number of calls and of updates. Decay and the other options are
+/// not saved: they are those of the program. A checkpoint that was made without the `Ema` is restored with
+/// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so
+/// that the averages begin with the restored variables.
 ///
-/// A save in the background may copy the averages while training continues: an update waits for it, as the step of an optimizer
-/// does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.
+/// A save in the background may copy the averages while training continues: an update waits for it, as the step of an
+/// optimizer does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.
 ///
 /// # Target networks
 ///
-/// The target of a reinforcement learning algorithm (Polyak averaging with `tau = 1 - decay`) is an `Ema` whose averages are
-/// the variables of a second model: see [`for_target`](Ema::for_target).
+/// The target of a reinforcement learning algorithm (Polyak averaging with `tau = 1 - decay`) is an `Ema` whose
+/// averages are the variables of a second model: see [`for_target`](Ema::for_target).
 pub struct Ema {
     shared: Shared,
     decay: f64,
@@ -69,15 +69,17 @@ impl Ema {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that cannot be saved.
+    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that
+    /// cannot be saved.
     pub fn new(variables: impl Into<Variables>, decay: f64) -> Result<Ema> {
         Ema::with(State::new(variables.into(), None)?, decay)
     }
 
-    /// Averages that are the variables of another model: the target network. They are set to the values of the variables
-    /// of the same names at once, and moved towards them by every update.
+    /// Averages that are the variables of another model: the target network. They are set to the values of the
+    /// variables of the same names at once, and moved towards them by every update.
     ///
-    /// The target must not be trained or written otherwise. It need not be tracked: tracking the `Ema` saves its variables.
+    /// The target must not be trained or written otherwise. It need not be tracked: tracking the `Ema` saves its
+    /// variables.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -108,8 +110,9 @@ impl Ema {
         Ok(Ema { shared: Shared::new(state), decay: checked(decay)?, warm_up: false, every: 1 })
     }
 
-    /// Begins with a small decay: update `n`, counted from 0, uses the smaller of the decay and `(1 + n) / (10 + n)`, as
-    /// `tf.train.ExponentialMovingAverage` does with `num_updates`. The averages then forget the initial values soon.
+    /// Begins with a small decay: update `n`, counted from 0, uses the smaller of the decay and `(1 + n) / (10 + n)`,
+    /// as `tf.train.ExponentialMovingAverage` does with `num_updates`. The averages then forget the initial values
+    /// soon.
     #[must_use]
     pub fn warm_up(mut self) -> Ema {
         self.warm_up = true;
@@ -154,7 +157,7 @@ impl Ema {
         if self.warm_up { self.decay.min((1.0 + n) / (10.0 + n)) } else { self.decay }
     }
 
-    /// The decay after the warm-up.
+    /// Returns the decay after the warm-up.
     pub fn decay(&self) -> f64 {
         self.decay
     }
@@ -182,10 +185,10 @@ fn checked(decay: f64) -> Result<f64> {
 /// The uniform average of a model's variables over several moments of the training: stochastic weight averaging
 /// (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018).
 ///
-/// Every [`update`](Swa::update) moves each average by `1 / (n + 1)` of its difference from the variable, `n` being the number
-/// of updates before, as PyTorch's `get_swa_multi_avg_fn` does. The first update copies the variables. Buffers are copied
-/// unless [`average_buffers`](Swa::average_buffers) is set: recompute the statistics of batch normalization with averaged
-/// variables before relying on them.
+/// Every [`update`](Swa::update) moves each average by `1 / (n + 1)` of its difference from the variable, `n` being the
+/// number of updates before, as PyTorch's `get_swa_multi_avg_fn` does. The first update copies the variables. Buffers
+/// are copied unless [`average_buffers`](Swa::average_buffers) is set: recompute the statistics of batch normalization
+/// with averaged variables before relying on them.
 ///
 /// What is saved, and what happens to background saves, is as for [`Ema`].
 ///
@@ -249,9 +252,9 @@ macro_rules! averages {
                 /// Calls `evaluate` while the variables have the averages' values, and gives them their own back
                 /// afterwards, bit for bit, also when `evaluate` panics.
                 ///
-                /// The values are exchanged in the variables' own memory, so that everything that shows it sees them. Do
-                /// not train within `evaluate`. A checkpoint that tracks the averages can be neither saved nor restored
-                /// there; one that tracks the variables only saves the averages under the variables' names.
+                /// The values are exchanged in the variables' own memory, so that everything that shows it sees them.
+                /// Do not train within `evaluate`. A checkpoint that tracks the averages can be neither saved nor
+                /// restored there; one that tracks the variables only saves the averages under the variables' names.
                 ///
                 /// # Errors
                 ///
@@ -285,25 +288,26 @@ macro_rules! averages {
                     Ok(())
                 }
 
-                /// How many updates were averaged, those before a restored checkpoint was saved included.
+                /// Returns how many updates were averaged, those before a restored checkpoint was saved included.
                 pub fn updates(&self) -> u64 {
                     self.shared.lock().progress.updates
                 }
 
-                /// The average of a variable, by its name. The tensor is the average itself: changing it in place
-                /// changes the average. `None` if there is no such variable.
+                /// Returns the average of a variable, by its name. The tensor is the average itself: changing it in
+                /// place changes the average. `None` if there is no such variable.
                 pub fn average(&self, variable: &str) -> Option<Tensor> {
                     self.shared.lock().average(variable)
                 }
 
-                /// All averages, by the names of their variables; each is the average itself.
+                /// Returns all averages, by the names of their variables; each is the average itself.
                 pub fn averages(&self) -> BTreeMap<String, Tensor> {
                     let state = self.shared.lock();
                     let average = |name: &String| Some((name.clone(), state.average(name)?));
                     state.names.keys().filter_map(average).collect()
                 }
 
-                /// What an update passes before it changes the averages. Pass it too before changing them by hand.
+                /// Returns what an update passes before it changes the averages. Pass it too before changing them by
+                /// hand.
                 pub fn gate(&self) -> Gate {
                     self.shared.lock().gate.clone()
                 }

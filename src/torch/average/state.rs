@@ -162,7 +162,7 @@ impl State {
         Ok(())
     }
 
-    /// As [`sync`](State::sync), where the averages are about to be used.
+    /// Like [`sync`](State::sync), where the averages are about to be used.
     pub(super) fn ready(&mut self) -> Result<()> {
         if self.is_swapped {
             return Err(Error::InvalidArgument(IS_SWAPPED.to_string()));
@@ -214,7 +214,7 @@ impl State {
         self.entries.iter().try_for_each(copied)
     }
 
-    /// The average of a variable.
+    /// Returns the average of a variable.
     pub(super) fn average(&self, name: &str) -> Option<Tensor> {
         Some(self.entries.get(self.names.get(name)?.place)?.average.shallow_clone())
     }

@@ -35,26 +35,27 @@
 //! | | RMSprop: `step`, `square_avg`, with momentum `momentum_buffer`, centered `grad_avg` |
 //! | | all: `grad`, the gradient, where no step has used it |
 //!
-//! `<variable>` is the variable's name in the `VarStore`; a tied variable has its slots under each of its names, so that a
-//! model with any one of them finds them. Slots of a variable that the model does not have yet are kept, and used when
-//! it is added; until then they are unused in the restore's report. Restoring is exact: options are set back, and the slots
-//! of a variable that had none when the checkpoint was saved are dropped. Options are restored as they were saved, also where
-//! a schedule has taken them out of the ranges that [`OptimizerConfig::build`] accepts. There can be 10,000 parameter
-//! groups.
+//! `<variable>` is the variable's name in the `VarStore`; a tied variable has its slots under each of its names, so
+//! that a model with any one of them finds them. Slots of a variable that the model does not have yet are kept, and
+//! used when it is added; until then they are unused in the restore's report. Restoring is exact: options are set back,
+//! and the slots of a variable that had none when the checkpoint was saved are dropped. Options are restored as they
+//! were saved, also where a schedule has taken them out of the ranges that [`OptimizerConfig::build`] accepts. There
+//! can be 10,000 parameter groups.
 //!
 //! # Accumulated gradients
 //!
 //! Gradients are not saved after a step has used them. Between two steps, while gradients are accumulated over several
-//! backward passes, [`CheckpointManager::save_if_due`](crate::CheckpointManager::save_if_due) waits for the step; every other
-//! save includes the gradients, and a restore puts them back, so that the run goes on exactly. Gradients that are not going to
-//! be used (those that a generator's loss leaves in the discriminator) are gradients that no step has used: call
-//! [`zero_grad`](Optimizer::zero_grad) before saving.
+//! backward passes, [`CheckpointManager::save_if_due`](crate::CheckpointManager::save_if_due) waits for the step; every
+//! other save includes the gradients, and a restore puts them back, so that the run goes on exactly. Gradients that are
+//! not going to be used (those that a generator's loss leaves in the discriminator) are gradients that no step has
+//! used: call [`zero_grad`](Optimizer::zero_grad) before saving.
 //!
 //! # How it differs from tch
 //!
 //! * Steps go through libtorch's fused kernels where it has them (SGD, Adam and AdamW; CPU and CUDA; float, double,
-//!   half and bfloat16, but for SGD in low precision on the CPU, where libtorch's kernel is wrong). They are faster, and round differently in the last bit;
-//!   [`set_fused(false)`](Optimizer::set_fused) computes what tch computes, bit by bit.
+//!   half and bfloat16, but for SGD in low precision on the CPU, where libtorch's kernel is wrong). They are faster,
+//!   and round differently in the last bit; [`set_fused(false)`](Optimizer::set_fused) computes what tch computes, bit
+//!   by bit.
 //! * A variable that is in the store under two names is stepped once, as in PyTorch.
 //! * Slots follow a variable that is moved to another device or type.
 

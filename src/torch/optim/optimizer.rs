@@ -49,7 +49,7 @@ impl Optimizer {
         Ok(Optimizer(Shared::new(state)))
     }
 
-    /// What the nodes in the graph share with it.
+    /// Returns what the nodes in the graph share with it.
     #[cfg(test)]
     pub(super) fn shared(&self) -> &Shared {
         &self.0
@@ -170,7 +170,7 @@ impl Optimizer {
         self.gradients(|params| shim::unscale(params, inverse))
     }
 
-    /// What tells it from other optimizers that live.
+    /// Returns what tells it from other optimizers that live.
     pub(in crate::torch) fn id(&self) -> usize {
         self.0.id()
     }
@@ -181,18 +181,18 @@ impl Optimizer {
         change(&state.tensors()).map_err(|reason| Error::object("optimizer", reason))
     }
 
-    /// The learning rate of group 0.
+    /// Returns the learning rate of group 0.
     pub fn lr(&self) -> f64 {
         let state = self.0.lock();
         state.groups.first().unwrap_or(&state.defaults).lr
     }
 
-    /// The learning rate of a parameter group; `None` if there is no such group.
+    /// Returns the learning rate of a parameter group; `None` if there is no such group.
     pub fn lr_group(&self, group: usize) -> Option<f64> {
         self.0.lock().groups.get(group).map(|group| group.lr)
     }
 
-    /// How many parameter groups there are; [`tch::nn::Path::set_group`] makes them.
+    /// Returns how many parameter groups there are; [`tch::nn::Path::set_group`] makes them.
     pub fn groups(&self) -> usize {
         self.0.lock().groups.len()
     }
@@ -284,8 +284,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// What a step passes before it changes anything. Pass it too before you change parameters or slots by hand (a
-    /// moving average, a limit on weights): a save in the background may still be copying them.
+    /// Returns what a step passes before it changes anything. Pass it too before you change parameters or slots by hand
+    /// (a moving average, a limit on weights): a save in the background may still be copying them.
     ///
     /// ```no_run
     /// # fn limit(optimizer: &tch_checkpoint::optim::Optimizer, weight: &mut tch::Tensor) {
@@ -297,7 +297,7 @@ impl Optimizer {
         self.0.lock().gate.clone()
     }
 
-    /// All trainable variables.
+    /// Returns all trainable variables.
     pub fn trainable_variables(&self) -> Vec<Tensor> {
         let mut state = self.0.lock();
         // What cannot be taken in is reported by the next step.
@@ -305,8 +305,8 @@ impl Optimizer {
         state.parameters.iter().map(|parameter| parameter.tensor.shallow_clone()).collect()
     }
 
-    /// The slots of a variable, by PyTorch's names: `exp_avg`, `momentum_buffer` … The tensors are the optimizer's
-    /// own: changing them in place changes its state. `None` for a variable that has not been stepped.
+    /// Returns the slots of a variable, by PyTorch's names: `exp_avg`, `momentum_buffer` … The tensors are the
+    /// optimizer's own: changing them in place changes its state. `None` for a variable that has not been stepped.
     ///
     /// ```no_run
     /// # fn look(optimizer: &tch_checkpoint::optim::Optimizer) {

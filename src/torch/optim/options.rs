@@ -29,7 +29,7 @@ pub(super) const GRADIENT: Slot = optional("grad");
 /// The place of [`GRADIENT`], after those of all slots.
 pub(super) const GRADIENT_PLACE: usize = SLOTS;
 
-/// The slot called `name`, and its place; [`GRADIENT`] too.
+/// Returns the slot called `name`, and its place; [`GRADIENT`] too.
 pub(super) fn slot_named(algorithm: Algorithm, name: &str) -> Option<(usize, Slot)> {
     let own = slots(algorithm).iter().copied().enumerate();
     own.chain([(GRADIENT_PLACE, GRADIENT)]).find(|(_, slot)| slot.name == name)
@@ -80,7 +80,7 @@ pub(super) fn check(o: &StepOptions) -> Result<(), String> {
     Ok(())
 }
 
-/// The options as an entry of PyTorch's `param_groups`.
+/// Returns the options as an entry of PyTorch's `param_groups`.
 pub(super) fn to_json(o: &StepOptions) -> Result<Value, String> {
     let numbers = [o.lr, o.weight_decay, o.momentum, o.dampening, o.beta1, o.beta2, o.eps, o.alpha];
     if numbers.iter().any(|number| !number.is_finite()) {
@@ -102,8 +102,8 @@ pub(super) fn to_json(o: &StepOptions) -> Result<Value, String> {
     })
 }
 
-/// Undoes [`to_json`], for every number that it lets through: ranges are a matter of building an optimizer, and what was
-/// saved must come back. An option that this version does not know is refused: it would be lost.
+/// Undoes [`to_json`], for every number that it lets through: ranges are a matter of building an optimizer, and what
+/// was saved must come back. An option that this version does not know is refused: it would be lost.
 pub(super) fn from_json(algorithm: Algorithm, saved: &Value) -> Result<StepOptions, String> {
     let fields = saved.as_object().ok_or_else(|| format!("a group's options are expected, not {saved}"))?;
     let mut o = StepOptions::new(algorithm, number(fields, "lr")?);

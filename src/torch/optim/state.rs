@@ -52,7 +52,7 @@ pub(super) struct Parameter {
 /// What the optimizers that step a variable share: a gradient that one of them has used is used.
 static USED: Mutex<BTreeMap<usize, Weak<Mutex<UsedGradient>>>> = Mutex::new(BTreeMap::new());
 
-/// The entry of a variable, which the caller keeps alive.
+/// Returns the entry of a variable, which the caller keeps alive.
 fn used_gradient(object: usize) -> Arc<Mutex<UsedGradient>> {
     let mut all = USED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(used) = all.get(&object).and_then(Weak::upgrade) {
@@ -69,7 +69,7 @@ fn forget_used_gradients() {
 }
 
 impl Parameter {
-    /// Whether a step would use the gradient for the first time.
+    /// Returns `true` if a step would use the gradient for the first time.
     pub(super) fn has_unused_gradient(&self) -> bool {
         shim::has_unused_gradient(&self.tensor, &self.used())
     }
@@ -78,7 +78,7 @@ impl Parameter {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is anything of it to save.
+    /// Returns `true` if there is anything of it to save.
     pub(super) fn has_state(&self) -> bool {
         self.slots.iter().any(Option::is_some) || self.has_unused_gradient()
     }
@@ -251,9 +251,9 @@ impl State {
         self.parameters.iter().map(|parameter| &parameter.tensor).chain(self.slots())
     }
 
-    /// What only steps change: slots, and the variables that require a gradient now, with the gate that a step passes
-    /// before. A variable that is frozen may be changed by anyone, as a momentum encoder is; so may a part of a larger
-    /// memory by the rest of it.
+    /// Returns what only steps change: slots, and the variables that require a gradient now, with the gate that a step
+    /// passes before. A variable that is frozen may be changed by anyone, as a momentum encoder is; so may a part of a
+    /// larger memory by the rest of it.
     pub(super) fn guarded(&self) -> Guarded {
         let address = |tensor| {
             let memory = shim::info(tensor).ok()?.memory.ok()?;
@@ -280,7 +280,7 @@ impl State {
         hasher.finish()
     }
 
-    /// The tensors of all parameters.
+    /// Returns the tensors of all parameters.
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
         self.parameters.iter().map(|parameter| &parameter.tensor).collect()
     }
@@ -318,7 +318,7 @@ impl State {
         noted.try_for_each(|noted| noted.map_err(|reason| Error::object("optimizer", reason)))
     }
 
-    /// The variables with a gradient other than zero that no step has used: how many, and the first.
+    /// Returns the variables with a gradient other than zero that no step has used: how many, and the first.
     pub(super) fn unused_gradients(&self) -> Option<(usize, String)> {
         // What cannot be looked at is not known to be zero.
         let waits = |parameter: &&Parameter| {
@@ -331,8 +331,8 @@ impl State {
     }
 }
 
-/// The slots that a restore has left for a variable that is new, in the variable's layout and on its device after
-/// the first step.
+/// Returns the slots that a restore has left for a variable that is new, in the variable's layout and on its device
+/// after the first step.
 fn take_pending(
     pending: &mut BTreeMap<String, Vec<(usize, Tensor)>>,
     names: &[String],
@@ -353,7 +353,7 @@ fn take_pending(
     Ok(slots)
 }
 
-/// Whether a saved slot is that of a variable of type and shape `variable`.
+/// Returns whether a saved slot is that of a variable of type and shape `variable`.
 pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
     let count = TensorSpec::new(Dtype::F32, []);
     let wanted = if slot.is_count { &count } else { variable };

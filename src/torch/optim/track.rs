@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::HashSet;
 use tch::Tensor;
 
-/// The optimizer's part of the graph.
+/// Returns the optimizer's part of the graph.
 pub(super) fn node(shared: &Shared) -> Node {
     let setting = |save, load| Node::value(Setting { shared: shared.clone(), save, load, load_partly: None });
     let groups =
@@ -111,7 +111,7 @@ fn load_groups(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     Ok(set_groups(groups))
 }
 
-/// The groups that the checkpoint has, where the optimizer has more.
+/// Returns the groups that the checkpoint has, where the optimizer has more.
 fn load_known_groups(state: &mut State, saved: &Value) -> Option<Change> {
     state.sync().ok()?;
     Some(set_groups(groups_of(state, saved).ok()?))
@@ -329,12 +329,12 @@ impl Collection for VariableSlots {
     }
 }
 
-/// Whether a checkpoint has slots of a variable: before its first step there is a gradient at most.
+/// Returns `true` if a checkpoint has slots of a variable: before its first step there is a gradient at most.
 fn is_stepped(saved: &Saved) -> bool {
     saved.children.is_empty() || saved.children.keys().any(|name| name != options::GRADIENT.name)
 }
 
-/// The slot that the same restore makes for another name of the variable: tied weights have one state.
+/// Returns the slot that the same restore makes for another name of the variable: tied weights have one state.
 fn made_for_another_name(
     state: &State,
     variable: &str,
@@ -389,7 +389,7 @@ fn remember(state: &mut State, variable: &str, leaves: &[(Slot, usize, Leaf)]) {
     state.detached.push(Detached { variable: variable.to_string(), slots });
 }
 
-/// The detached slots of a variable that a restore has just filled.
+/// Returns the detached slots of a variable that a restore has just filled.
 fn recall(state: &mut State, variable: &str) -> Option<Vec<(usize, Tensor)>> {
     let last = state.detached.iter().rposition(|detached| detached.variable == variable)?;
     let detached = state.detached.remove(last);

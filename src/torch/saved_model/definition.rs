@@ -13,17 +13,17 @@ use tch::Tensor;
 /// The live model's closure.
 type Closure<'a> = Box<dyn FnMut(&[Tensor]) -> Vec<Tensor> + 'a>;
 
-/// A method of a program to be exported: a closure over the live model, its inputs' and outputs' names, and at least two
-/// examples of inputs.
+/// A method of a program to be exported: a closure over the live model, its inputs' and outputs' names, and at least
+/// two examples of inputs.
 ///
 /// The closure evaluates: it gives `train = false` to dropout and to layers that ask. Lengths in which the examples
-/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and others are refused when
-/// it runs. Free lengths that are equal in all examples are one, and inputs in which they differ are refused. So give
-/// examples that differ in all sizes that shall be free, each in its own way.
+/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and others are refused
+/// when it runs. Free lengths that are equal in all examples are one, and inputs in which they differ are refused. So
+/// give examples that differ in all sizes that shall be free, each in its own way.
 ///
 /// The export also calls the closure with inputs of other sizes, made from the examples, and refuses it where it does
-/// something else there than the examples say. It may panic for them; such sizes are left out. (In a program that aborts
-/// on a panic, this is not done, and more examples are asked for.)
+/// something else there than the examples say. It may panic for them; such sizes are left out. (In a program that
+/// aborts on a panic, this is not done, and more examples are asked for.)
 ///
 /// ```no_run
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -57,8 +57,8 @@ impl fmt::Debug for SignatureDef<'_> {
 }
 
 impl<'a> SignatureDef<'a> {
-    /// The method `name`, which does what `closure` does: tensors in, tensors out. The one called `forward` is what
-    /// calling the module runs in Python.
+    /// Returns the method `name`, which does what `closure` does: tensors in, tensors out. The one called `forward` is
+    /// what calling the module runs in Python.
     pub fn new(name: impl Into<String>, closure: impl FnMut(&[Tensor]) -> Vec<Tensor> + 'a) -> SignatureDef<'a> {
         let closure = Box::new(closure);
         SignatureDef { name: name.into(), closure, inputs: vec![], outputs: vec![], examples: vec![] }
@@ -82,7 +82,7 @@ impl<'a> SignatureDef<'a> {
         self
     }
 
-    /// What the live model gives for an example.
+    /// Returns what the live model gives for an example.
     pub(super) fn call(&mut self, example: &[Tensor]) -> Vec<Tensor> {
         // The closure may change its inputs in place.
         let inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
@@ -121,7 +121,7 @@ impl<'a> SignatureDef<'a> {
         program.trace(&self.name, &self.inputs, &copies, self.examples.len(), others, &mut *self.closure)
     }
 
-    /// The free lengths that are equal in all examples.
+    /// Returns the free lengths that are equal in all examples.
     pub(super) fn same_lengths(&self) -> Vec<Vec<Length>> {
         let classes = lengths::free(&self.examples);
         let several = classes.into_iter().filter(|class| class.len() > 1);
@@ -129,7 +129,7 @@ impl<'a> SignatureDef<'a> {
         several.map(|class| class.into_iter().map(name).collect()).collect()
     }
 
-    /// What is wrong with it, seen before anything runs. Names the inputs.
+    /// Returns what is wrong with it, seen before anything runs. Names the inputs.
     pub(super) fn check(&mut self) -> Result<()> {
         let refuse = |reason: String| Err(Error::object(subject(&self.name), reason));
         if !is_identifier(&self.name) {
@@ -215,7 +215,7 @@ fn infos(names: &[String], examples: &[Vec<Tensor>]) -> Result<Vec<TensorInfo>, 
     Ok(infos)
 }
 
-/// Whether two tensors have the same type, shape and bits.
+/// Returns `true` if two tensors have the same type, shape and bits.
 pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool, String> {
     let (a, b) = (a.contiguous(), b.contiguous());
     if examine(&a)?.0 != examine(&b)?.0 {

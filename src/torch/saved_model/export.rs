@@ -50,8 +50,8 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Exports only the variables below `prefix`, such as `encoder`; called again, those below another one too. They keep
-    /// their full names. Without this all variables of the store are exported.
+    /// Exports only the variables below `prefix`, such as `encoder`; called again, those below another one too. They
+    /// keep their full names. Without this all variables of the store are exported.
     pub fn under(mut self, prefix: impl Into<String>) -> Self {
         self.prefixes.push(prefix.into());
         self
@@ -140,7 +140,7 @@ impl<'a> Export<'a> {
         checkpoint.write_at_step(&self.dir, step, &self.options, assets(&program, &info, &examples)?)
     }
 
-    /// The exported variables, and nothing else.
+    /// Returns the exported variables, and nothing else.
     fn own_checkpoint(&self) -> Result<Checkpoint> {
         let variables = Variables::of(self.vs);
         if self.prefixes.is_empty() {
@@ -150,7 +150,7 @@ impl<'a> Export<'a> {
         self.prefixes.iter().try_fold(Checkpoint::new(), track)
     }
 
-    /// The program, with all signatures, and what the live model gives for their examples.
+    /// Returns the program, with all signatures, and what the live model gives for their examples.
     fn trace(
         &mut self,
         variables: &[ProgramVariable],
@@ -189,7 +189,7 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Whether a variable is the prefix itself or below it; a prefix is whole components.
+/// Returns `true` if a variable is the prefix itself or below it; a prefix is whole components.
 fn is_below(variable: &str, prefix: &str) -> bool {
     variable.strip_prefix(prefix.trim_end_matches('.')).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

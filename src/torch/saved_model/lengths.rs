@@ -6,7 +6,7 @@ use tch::Tensor;
 /// Lengths that are one, as (input, dimension).
 pub(super) type Class = Vec<(usize, usize)>;
 
-/// The free lengths, in classes of those that are equal in all examples: these are one length.
+/// Returns the free lengths, in classes of those that are equal in all examples: these are one length.
 pub(super) fn free(examples: &[Vec<Tensor>]) -> Vec<Class> {
     let mut classes: Vec<(Vec<i64>, Class)> = Vec::new();
     let inputs = examples.first().map_or(0, Vec::len);

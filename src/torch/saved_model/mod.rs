@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-/// A model that runs without the code that made it: a directory with a TorchScript program, its signatures, examples, and
-/// a whole checkpoint.
+/// A model that runs without the code that made it: a directory with a TorchScript program, its signatures, examples,
+/// and a whole checkpoint.
 ///
 /// ```no_run
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -70,8 +70,8 @@ impl SavedModel {
         Export::new(dir.as_ref(), vs)
     }
 
-    /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before libtorch
-    /// looks at it. It evaluates: what training does in dropout or batch norm is not in it.
+    /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before
+    /// libtorch looks at it. It evaluates: what training does in dropout or batch norm is not in it.
     ///
     /// # Errors
     /// [`Error::NotFound`] where there is none, also for a checkpoint without a program; [`Error::Damaged`],
@@ -106,17 +106,17 @@ impl SavedModel {
         &self.info
     }
 
-    /// The directory it was loaded from.
+    /// Returns the directory it was loaded from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`. The inputs are left as they are,
-    /// also where the exported closure changed its own in place.
+    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`. The inputs are left as they
+    /// are, also where the exported closure changed its own in place.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for inputs that are not what the signature says: of another type or shape, or different in lengths
-    /// that are the same in all examples; [`Error::Object`] for what libtorch refuses.
+    /// [`Error::InvalidArgument`] for inputs that are not what the signature says: of another type or shape, or
+    /// different in lengths that are the same in all examples; [`Error::Object`] for what libtorch refuses.
     pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let asked = self.signature(signature)?;
         if asked.inputs.len() != inputs.len() {
@@ -173,7 +173,7 @@ impl SavedModel {
         Err(Error::Assertion(format!("{path} gives other outputs than the exported model: {}", off.join(", "))))
     }
 
-    /// What the program gives for an example.
+    /// Returns what the program gives for an example.
     fn outputs(&self, name: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_device(self.vs.device()).copy()).collect();
         let inputs: Vec<&Tensor> = inputs.iter().collect();
@@ -186,13 +186,13 @@ impl SavedModel {
         examples::read(&self.path, &reader.asset(EXAMPLES_FILE)?, &self.info.signatures)
     }
 
-    /// The variables, under the names that they had in the store that was exported. They are the program's own: an
-    /// optimizer of this store trains the program, and a restore into it gives the program other weights.
+    /// Returns the variables, under the names that they had in the store that was exported. They are the program's own:
+    /// an optimizer of this store trains the program, and a restore into it gives the program other weights.
     pub fn var_store(&self) -> &VarStore {
         &self.vs
     }
 
-    /// The trainable variables, by name.
+    /// Returns the trainable variables, by name.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let all = self.vs.variables();
         let trainable = self.info.variables.iter().filter(|(_, variable)| variable.trainable);
@@ -227,8 +227,8 @@ impl SavedModel {
         objects.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
     }
 
-    /// Takes the weights of the checkpoint at `path`: one of the same training run, or any with the same names, types and
-    /// shapes. All of them or none.
+    /// Takes the weights of the checkpoint at `path`: one of the same training run, or any with the same names, types
+    /// and shapes. All of them or none.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
@@ -238,8 +238,9 @@ impl SavedModel {
         Ok(status)
     }
 
-    /// Saves the program with its present weights into the directory `dir`, beside what `checkpoint` tracks: one made by
-    /// [`checkpoint`](SavedModel::checkpoint), with more tracked if you like. The examples' outputs are computed anew.
+    /// Saves the program with its present weights into the directory `dir`, beside what `checkpoint` tracks: one made
+    /// by [`checkpoint`](SavedModel::checkpoint), with more tracked if you like. The examples' outputs are computed
+    /// anew.
     ///
     /// # Errors
     /// As for [`Export::write`].
@@ -253,8 +254,8 @@ impl SavedModel {
     }
 
     /// From a checkpoint to a saved model, without the model's code and without training: saves this program with the
-    /// weights of the checkpoint at `from`, and beside it all else that checkpoint holds (optimizer, step, values), into
-    /// the directory `dir`. This model has the checkpoint's weights then.
+    /// weights of the checkpoint at `from`, and beside it all else that checkpoint holds (optimizer, step, values),
+    /// into the directory `dir`. This model has the checkpoint's weights then.
     ///
     /// The way back needs nothing: a saved model is a checkpoint, and [`Checkpoint::restore`] takes its path.
     ///
@@ -269,7 +270,7 @@ impl SavedModel {
         from.copy_to(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
     }
 
-    /// The examples' inputs, with the outputs for the present weights.
+    /// Returns the examples' inputs, with the outputs for the present weights.
     fn examples_now(&self) -> Result<Examples> {
         let mut examples = self.examples()?;
         for (name, examples) in &mut examples {

@@ -10,8 +10,8 @@ const PROBES: [usize; 2] = [LEVELS, 4];
 const LARGE: u64 = 1 << 16;
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
-/// here too. Their elements are elements of the examples, so that words stay words. None in a program that aborts where a
-/// closure panics.
+/// here too. Their elements are elements of the examples, so that words stay words. None in a program that aborts where
+/// a closure panics.
 pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let classes = lengths::free(examples);
     if cfg!(panic = "abort") {
@@ -35,7 +35,7 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     (0..count).filter_map(probe).collect()
 }
 
-/// How many elements an example has with these lengths.
+/// Returns how many elements an example has with these lengths.
 fn elements_resized(example: &[Tensor], classes: &[Class], sizes: &[i64]) -> u64 {
     let mut shapes: Vec<Vec<i64>> = example.iter().map(Tensor::size).collect();
     for (class, &size) in classes.iter().zip(sizes) {

@@ -28,8 +28,8 @@ impl<'a> Untouched<'a> {
         Ok(Untouched { variables, versions, buffers, generators })
     }
 
-    /// The variables that were changed. Of buffers the bits are compared: batch norm changes its own behind libtorch's
-    /// back, without counting.
+    /// Returns the variables that were changed. Of buffers the bits are compared: batch norm changes its own behind
+    /// libtorch's back, without counting.
     pub(super) fn changed(&self) -> Vec<&'a ProgramVariable> {
         let now = versions(&self.variables);
         let places = 0..self.variables.len();

@@ -23,7 +23,7 @@ pub(super) fn device_name(device: Device) -> String {
     }
 }
 
-/// The variables of a store, by name.
+/// Returns the variables of a store, by name.
 pub(super) fn of_store(vs: &VarStore) -> Result<Vec<ProgramVariable>> {
     let table = lock(&vs.variables_);
     let object = |tensor: &Tensor| shim::info(tensor).map(|info| info.object).unwrap_or(0);
@@ -102,13 +102,13 @@ pub(super) fn note_keys(
     Ok(())
 }
 
-/// Whether a tensor's name in its file is that of the variable, with or without names of objects before it.
+/// Returns `true` if a tensor's name in its file is that of the variable, with or without names of objects before it.
 fn is_named(name_in_file: &str, variable: &str) -> bool {
     let rest = |name: &str| name_in_file.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'));
     rest(variable) || rest(&name::key([variable]))
 }
 
-/// The parameter groups of the trainable tensors, by tensor object.
+/// Returns the parameter groups of the trainable tensors, by tensor object.
 fn groups(vs: &VarStore) -> HashMap<usize, u64> {
     let table = lock(&vs.variables_);
     let trainable = table.trainable_variables.iter();
@@ -143,7 +143,7 @@ pub(super) fn into_store(
     Ok(vs)
 }
 
-/// The variables as objects of a checkpoint, under the keys that they were saved with.
+/// Returns the variables as objects of a checkpoint, under the keys that they were saved with.
 pub(super) fn objects(vs: &VarStore, known: &SavedModelInfo) -> Vec<(String, Node)> {
     let table = lock(&vs.variables_);
     let mut root = Tree::default();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub(in crate::interop::keras) struct Attributes(BTreeMap<String, Vec<String>>);
 
 impl Attributes {
-    /// The one text of the attribute `name`.
+    /// Returns the one text of the attribute `name`.
     pub(in crate::interop::keras) fn text(&self, name: &str) -> Option<&str> {
         match &self.0.get(name)?[..] {
             [text] => Some(text),
@@ -18,7 +18,7 @@ impl Attributes {
         }
     }
 
-    /// The list `name`. Long ones are in parts: `name0`, `name1` …
+    /// Returns the list `name`. Long ones are in parts: `name0`, `name1` …
     pub(in crate::interop::keras) fn list(&self, name: &str) -> Option<Vec<&str>> {
         if let Some(whole) = self.0.get(name) {
             return Some(whole.iter().map(String::as_str).collect());
@@ -55,7 +55,7 @@ impl Attributes {
     }
 }
 
-/// The texts that `count` elements are; nothing for elements of another kind.
+/// Returns the texts that `count` elements are; nothing for elements of another kind.
 pub(super) fn texts(metadata: &Metadata<'_>, kind: &Type, count: u64, bytes: &[u8]) -> Result<Vec<String>> {
     if !matches!(kind.kind, Kind::FixedText | Kind::Text) || count == 0 {
         return Ok(Vec::new());

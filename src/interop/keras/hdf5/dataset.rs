@@ -57,7 +57,7 @@ pub(super) struct Chunk {
 pub(super) type Indices = BTreeMap<u64, Arc<Vec<Chunk>>>;
 
 impl Dataset {
-    /// The dataset of a header.
+    /// Returns the dataset of a header.
     pub(super) fn parse(
         metadata: &Metadata<'_>,
         messages: &[(u16, Vec<u8>)],
@@ -97,17 +97,17 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// What it holds, if that are numbers.
+    /// Returns what it holds, if that are numbers.
     pub(in crate::interop::keras) fn spec(&self) -> Option<TensorSpec> {
         Some(TensorSpec { dtype: self.dtype.clone().ok()?, shape: self.shape.clone() })
     }
 
-    /// Bytes of all elements.
+    /// Returns bytes of all elements.
     pub(in crate::interop::keras) fn bytes(&self) -> u64 {
         self.shape.iter().fold(self.kind.size, |all, length| all.saturating_mul(*length))
     }
 
-    /// Bytes that must be in memory at once to read any element.
+    /// Returns bytes that must be in memory at once to read any element.
     pub(in crate::interop::keras) fn chunk_bytes(&self) -> u64 {
         match &self.layout {
             Layout::Chunked { chunk, .. } => {
@@ -117,7 +117,7 @@ impl Dataset {
         }
     }
 
-    /// Whether every byte has a checksum in the file.
+    /// Returns `true` if every byte has a checksum in the file.
     pub(in crate::interop::keras) fn is_checksummed(&self) -> bool {
         let Layout::Chunked { filters, index, .. } = &self.layout else {
             return false;
@@ -249,7 +249,7 @@ impl Dataset {
     }
 }
 
-/// The element that stands for those never written.
+/// Returns the element that stands for those never written.
 fn fill(metadata: &Metadata<'_>, new: Option<&[u8]>, old: Option<&[u8]>, size: u64) -> Result<Vec<u8>> {
     let value = match (new, old) {
         (Some(message), _) => {
@@ -340,7 +340,7 @@ fn layout(
     }
 }
 
-/// The chunks of a tree.
+/// Returns the chunks of a tree.
 fn index(metadata: &Metadata<'_>, tree: u64, rank: usize) -> Result<Vec<Chunk>> {
     let mut chunks = Vec::new();
     for (key, address) in leaves(metadata, tree, 1, 8 + 8 * (rank as u64 + 1))? {

@@ -15,7 +15,7 @@ pub(super) enum Filter {
     Other(u16),
 }
 
-/// The filters of a message.
+/// Returns the filters of a message.
 pub(super) fn parse(metadata: &Metadata<'_>, message: &[u8]) -> Result<Vec<Filter>> {
     let mut cursor = metadata.cursor(message);
     let (version, count) = (cursor.u8()?, cursor.u8()?);
@@ -39,7 +39,7 @@ pub(super) fn parse(metadata: &Metadata<'_>, message: &[u8]) -> Result<Vec<Filte
     Ok(filters)
 }
 
-/// The bytes that were written, of which there are `length`. Filters whose bit is set in `mask` were skipped.
+/// Returns the bytes that were written, of which there are `length`. Filters whose bit is set in `mask` were skipped.
 pub(super) fn undo(filters: &[Filter], mask: u32, mut bytes: Vec<u8>, length: usize) -> Result<Vec<u8>, String> {
     for (i, filter) in filters.iter().enumerate().rev() {
         if i < 32 && mask >> i & 1 == 1 {
@@ -59,7 +59,7 @@ pub(super) fn undo(filters: &[Filter], mask: u32, mut bytes: Vec<u8>, length: us
     }
 }
 
-/// At most `most` bytes, and no byte more.
+/// Returns at most `most` bytes, and no byte more.
 fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
     let mut inflated = Vec::new();
     let mut decoder = flate2::read::ZlibDecoder::new(bytes).take(most as u64 + 1);
@@ -70,7 +70,7 @@ fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Bytes were sorted by their place in the element.
+/// Returns bytes were sorted by their place in the element.
 fn unshuffle(bytes: &[u8], size: usize) -> Vec<u8> {
     let count = bytes.len() / size;
     let mut plain = Vec::with_capacity(bytes.len());
@@ -81,7 +81,7 @@ fn unshuffle(bytes: &[u8], size: usize) -> Vec<u8> {
     plain
 }
 
-/// The sum at the end holds; it is left out.
+/// Returns the sum at the end holds; it is left out.
 fn check_fletcher(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let Some(length) = bytes.len().checked_sub(4) else {
         return Err("a chunk is shorter than its checksum".into());

@@ -38,7 +38,7 @@ pub(super) fn node(metadata: &Metadata<'_>, address: u64, kind: u8, key: u64) ->
     Ok(Node { level, children: children? })
 }
 
-/// The addresses below the leaves of a tree, with their keys. Levels decrease, so that no cycle is possible.
+/// Returns the addresses below the leaves of a tree, with their keys. Levels decrease, so that no cycle is possible.
 pub(super) fn leaves(metadata: &Metadata<'_>, root: u64, kind: u8, key: u64) -> Result<Vec<(Vec<u8>, u64)>> {
     let mut found = Vec::new();
     let mut open = vec![(root, None)];
@@ -55,7 +55,7 @@ pub(super) fn leaves(metadata: &Metadata<'_>, root: u64, kind: u8, key: u64) -> 
     Ok(found)
 }
 
-/// The names of the group that a symbol table message describes.
+/// Returns the names of the group that a symbol table message describes.
 pub(super) fn links(metadata: &Metadata<'_>, message: &[u8]) -> Result<Vec<(String, Link)>> {
     let mut cursor = metadata.cursor(message);
     let (tree, heap) = (cursor.u64()?, cursor.u64()?);

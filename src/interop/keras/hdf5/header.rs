@@ -6,7 +6,7 @@ use crate::error::Result;
 /// Blocks of one header.
 const MAX_BLOCKS: usize = 4096;
 
-/// The messages of an object, without those that say nothing about its data.
+/// Returns the messages of an object, without those that say nothing about its data.
 pub(super) fn messages(metadata: &Metadata<'_>, address: u64) -> Result<Vec<(u16, Vec<u8>)>> {
     let start = metadata.read(address, 16)?;
     if start.starts_with(b"OHDR") {

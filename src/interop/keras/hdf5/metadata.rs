@@ -51,13 +51,13 @@ impl<'a> Metadata<'a> {
         Ok(())
     }
 
-    /// The `length` bytes at `address`.
+    /// Returns the `length` bytes at `address`.
     pub(super) fn read(&self, address: u64, length: u64) -> Result<Vec<u8>> {
         self.charge(length)?;
         self.input.read_vec(address..address.saturating_add(length), u64::MAX)
     }
 
-    /// As [`read`](Metadata::read), after a signature of four bytes, which is not returned.
+    /// Like [`read`](Metadata::read), after a signature of four bytes, which is not returned.
     pub(super) fn read_signed(&self, signature: &[u8; 4], address: u64, length: u64) -> Result<Vec<u8>> {
         let bytes = self.read(address, length)?;
         match bytes.strip_prefix(signature) {
@@ -71,7 +71,7 @@ impl<'a> Metadata<'a> {
         Cursor { bytes, metadata: self }
     }
 
-    /// The text of variable length that the 16 bytes `reference` lead to.
+    /// Returns the text of variable length that the 16 bytes `reference` lead to.
     pub(super) fn text(&self, reference: &[u8]) -> Result<Vec<u8>> {
         let mut cursor = self.cursor(reference);
         let (length, address, number) = (cursor.u32()? as usize, cursor.u64()?, cursor.u32()?);
@@ -159,7 +159,7 @@ impl<'b> Cursor<'b, '_, '_> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Bytes up to a NUL, which is passed; as many more as fill `multiple` with the bytes and the NUL.
+    /// Returns bytes up to a NUL, which is passed; as many more as fill `multiple` with the bytes and the NUL.
     pub(super) fn name(&mut self, multiple: usize) -> Result<&'b [u8]> {
         let end = self.bytes.iter().position(|byte| *byte == 0);
         let end = end.ok_or_else(|| self.metadata.damaged("a name has no end"))?;

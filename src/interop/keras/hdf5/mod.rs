@@ -1,5 +1,6 @@
-//! The part of HDF5 that Keras uses, and h5py by default: superblock 0, object headers of version 1, symbol tables; datasets
-//! in one piece or in chunks, with the filters that every HDF5 has. Anything that leads into another file is refused.
+//! The part of HDF5 that Keras uses, and h5py by default: superblock 0, object headers of version 1, symbol tables;
+//! datasets in one piece or in chunks, with the filters that every HDF5 has. Anything that leads into another file is
+//! refused.
 
 mod attributes;
 mod dataset;
@@ -98,7 +99,7 @@ impl File {
     }
 }
 
-/// The address of the root group.
+/// Returns the address of the root group.
 fn superblock(metadata: &Metadata<'_>) -> Result<u64> {
     let start = metadata.read(0, metadata.input.len().min(100))?;
     let Some(rest) = start.strip_prefix(&SIGNATURE) else {
@@ -182,7 +183,7 @@ impl Names<'_> {
         Ok(())
     }
 
-    /// The object that a soft link in the group `from` leads to; `None` where there is none.
+    /// Returns the object that a soft link in the group `from` leads to; `None` where there is none.
     fn resolve(&self, from: &[String], text: &str, hops: &mut usize) -> Result<Option<u64>> {
         *hops = match hops.checked_sub(1) {
             Some(left) => left,

@@ -144,7 +144,7 @@ fn boolean(cursor: &mut Cursor<'_, '_, '_>, members: u32, size: u64) -> Result<K
     enumeration()
 }
 
-/// The lengths of a dataspace; `None` where it has no elements at all, not even one.
+/// Returns the lengths of a dataspace; `None` where it has no elements at all, not even one.
 pub(super) fn shape(metadata: &Metadata<'_>, bytes: &[u8]) -> Result<Option<Vec<u64>>> {
     let mut cursor = metadata.cursor(bytes);
     let (version, rank, _flags) = (cursor.u8()?, usize::from(cursor.u8()?), cursor.u8()?);

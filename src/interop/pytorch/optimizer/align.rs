@@ -20,7 +20,8 @@ pub(super) fn align(shapes: &[Option<&[u64]>], variables: &[(String, Vec<u64>)])
     }
     let fits = |i: usize, skipped: usize| shapes[i].is_none_or(|shape| variables[i + skipped].1 == shape);
     let width = free + 1;
-    // `first[i][s]`: whether the first i parameters can be given to the first i + s variables; `last`, the others to the others.
+    // `first[i][s]`: whether the first i parameters can be given to the first i + s variables; `last`, the others to
+    // the others.
     let mut first = vec![false; (n + 1) * width];
     first[..width].fill(true);
     for i in 0..n {

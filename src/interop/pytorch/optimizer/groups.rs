@@ -110,7 +110,7 @@ fn algorithm(fields: &Map<String, Value>, wanted: Option<&str>) -> Result<&'stat
     }
 }
 
-/// The options that `optim` has, with torch's defaults for those that older files lack.
+/// Returns the options that `optim` has, with torch's defaults for those that older files lack.
 fn options(algorithm: &str, fields: &Map<String, Value>) -> Result<Value, String> {
     if fields.get("maximize").and_then(Value::as_bool) == Some(true) {
         return Err("it maximizes (`maximize`), which `optim` does not".to_string());

@@ -169,7 +169,7 @@ fn under(key: &str, part: &str) -> String {
     if key.is_empty() { part.to_string() } else { format!("{key}/{part}") }
 }
 
-/// The entries `key/state/ID/…`.
+/// Returns the entries `key/state/ID/…`.
 fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> Result<Parameter> {
     let prefix = under(key, &format!("state/{}/", name::key([id])));
     let mut parameter = Parameter::default();
@@ -221,7 +221,7 @@ fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
     })
 }
 
-/// A name for each parameter.
+/// Returns a name for each parameter.
 fn names(ids: &[&str], parameters: &[Parameter], options: &OptimizerOptions) -> Result<Vec<String>, String> {
     if ids.iter().any(|id| id.parse::<u64>().is_err()) {
         // Distributed checkpoints have names already.

@@ -50,7 +50,7 @@ pub(crate) fn unpickle(reader: &mut PickleReader<'_>, arena: &mut Arena, rules: 
     }
 }
 
-/// What is said of a global that is not on the list.
+/// Returns what is said of a global that is not on the list.
 pub(crate) fn not_allowed(global: &str) -> String {
     format!("the global `{global}` is not allowed: only tensors and plain data are read, and nothing is executed")
 }

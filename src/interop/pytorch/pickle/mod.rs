@@ -226,7 +226,7 @@ impl Arena {
         }
     }
 
-    /// The items of a tuple or a list.
+    /// Returns the items of a tuple or a list.
     pub(crate) fn items(&self, id: Id) -> Option<&[Id]> {
         match self.node(id) {
             Node::Tuple(items) => Some(items),
@@ -250,7 +250,7 @@ impl Arena {
         }
     }
 
-    /// The value of a text key in a dictionary: the last, as Python has it.
+    /// Returns the value of a text key in a dictionary: the last, as Python has it.
     pub(crate) fn field(&self, dict: Id, name: &str) -> Option<Id> {
         self.dict(dict)?.iter().rev().find(|(key, _)| self.text(*key) == Some(name)).map(|(_, value)| *value)
     }
@@ -258,19 +258,19 @@ impl Arena {
 
 /// What globals, calls and persistent ids mean. A method that gives `None` does not know the global.
 pub(crate) trait Rules {
-    /// Whether a global may be there at all.
+    /// Returns `true` if a global may be there at all.
     fn allows(&self, module: &str, name: &str) -> bool;
 
-    /// What `module.name(*args)` is: an existing node or a new one.
+    /// Returns what `module.name(*args)` is: an existing node or a new one.
     fn call(&mut self, arena: &mut Arena, global: u32, args: Id) -> Step<Id>;
 
-    /// What `class.__new__(class, *args)` is.
+    /// Returns what `class.__new__(class, *args)` is.
     fn new_object(&mut self, arena: &mut Arena, global: u32, args: Id) -> Step<Id>;
 
     /// Gives the state of an object to it.
     fn build(&mut self, arena: &mut Arena, object: Id, state: Id) -> Step<()>;
 
-    /// What a persistent id stands for.
+    /// Returns what a persistent id stands for.
     fn persistent(&mut self, arena: &mut Arena, id: Id) -> Step<Id>;
 
     /// A global as a value that is not called.

@@ -29,12 +29,12 @@ impl<'a> PickleReader<'a> {
         PickleReader { blob, buffer: Vec::new(), start: offset, at: 0 }
     }
 
-    /// Bytes before the next one.
+    /// Returns bytes before the next one.
     pub(crate) fn position(&self) -> u64 {
         self.start + self.at as u64
     }
 
-    /// Bytes that are left.
+    /// Returns bytes that are left.
     pub(crate) fn left(&self) -> u64 {
         self.blob.len().saturating_sub(self.position())
     }
@@ -68,7 +68,7 @@ impl<'a> PickleReader<'a> {
         Ok(array)
     }
 
-    /// The next `length` bytes. No memory is taken for more than is there.
+    /// Returns the next `length` bytes. No memory is taken for more than is there.
     pub(crate) fn bytes(&mut self, length: u64) -> Step<Vec<u8>> {
         if length > self.left() {
             return Err(format!("{length} bytes should follow, {} are left", self.left()).into());
@@ -90,7 +90,7 @@ impl<'a> PickleReader<'a> {
         Ok(bytes)
     }
 
-    /// The bytes before the next line feed.
+    /// Returns the bytes before the next line feed.
     pub(crate) fn line(&mut self, most: usize) -> Step<Vec<u8>> {
         let mut line = Vec::new();
         loop {

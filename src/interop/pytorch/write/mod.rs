@@ -71,8 +71,8 @@ impl SaveOptions {
 /// bytes. Memory is bounded: of a source with tensors above 32 MiB that has checksums everything is verified before.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
-/// `path` is left as it was.
+/// [`Error::InvalidArgument`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of
+/// reading. `path` is left as it was.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -107,7 +107,7 @@ pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOpt
     Ok(written)
 }
 
-/// The pickle, and the tensors in the order of their storages.
+/// Returns the pickle, and the tensors in the order of their storages.
 fn pickle<'a>(source: &'a dyn TensorSource, root: &'a Object, tensors: &mut Vec<&'a str>) -> Result<Vec<u8>> {
     let mut pickler = Pickler::new();
     object(&mut pickler, source, root, tensors)?;

@@ -23,7 +23,7 @@ pub(super) enum Key {
     Text(String),
 }
 
-/// The root of the file, and what is not in it.
+/// Returns the root of the file, and what is not in it.
 pub(super) fn plan(source: &dyn TensorSource, options: &SaveOptions) -> Result<(Object, Written)> {
     let mut written = Written::default();
     let inside = |key: &str| -> Option<String> {
@@ -175,7 +175,7 @@ fn optimizer_state(
     ]))
 }
 
-/// The options that torch's optimizer expects to find, beside those that ours has.
+/// Returns the options that torch's optimizer expects to find, beside those that ours has.
 fn defaults(algorithm: &str) -> Map<String, Value> {
     let mut all = Map::new();
     for name in ["maximize", "differentiable", "capturable"] {

@@ -37,7 +37,7 @@ fn try_save(optimizer: &Optimizer) -> Result<Checkpoint, BoxError> {
 }
 
 impl Checkpoint {
-    /// The slots of every variable, as a restore gives them to a collection.
+    /// Returns the slots of every variable, as a restore gives them to a collection.
     fn state(&self) -> BTreeMap<String, Saved> {
         let mut state: BTreeMap<String, Saved> = BTreeMap::new();
         for (key, (spec, _)) in &self.tensors {
