@@ -64,6 +64,7 @@ pub struct CheckpointManagerBuilder {
     on_save_error: OnSaveError,
     on_saved: OnSaved,
     preemption: Option<Preemption>,
+    unclean_on_failure: bool,
     init: Option<Init>,
     initialize_from: Option<(PathBuf, RestoreOptions)>,
     background: Option<Background>,
@@ -102,6 +103,7 @@ impl CheckpointManagerBuilder {
             on_save_error: OnSaveError::default(),
             on_saved: OnSaved::default(),
             preemption: None,
+            unclean_on_failure: false,
             init: None,
             initialize_from: None,
             background: None,
@@ -236,6 +238,15 @@ impl CheckpointManagerBuilder {
     /// returns when that is durable. It does so once. [`CheckpointManager::preempted`] tells the loop to stop.
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);
+        self
+    }
+
+    /// Saves the state when a [guarded](CheckpointManager::guard) loop fails, also if it cannot be told whether the state
+    /// belongs together. Such a checkpoint is marked as unclean: no restart takes it, it counts for no policy, and the newest
+    /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) stay. Its number is that of the step, or, if that is taken,
+    /// one more than the highest there is. Unless set, nothing is saved then.
+    pub fn unclean_on_failure(mut self) -> Self {
+        self.unclean_on_failure = true;
         self
     }
 
@@ -385,6 +396,8 @@ impl CheckpointManagerBuilder {
             in_flight: None,
             early: None,
             waits_since: None,
+            guard: None,
+            unclean_on_failure: self.unclean_on_failure,
             next_metadata: BTreeMap::new(),
             image: Image::default(),
         })

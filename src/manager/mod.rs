@@ -4,6 +4,7 @@ mod background;
 mod builder;
 mod commit;
 mod directory;
+mod guard;
 mod ledger;
 mod listing;
 mod marks;
@@ -38,6 +39,7 @@ use crate::save::{self, AllSeen, Held, Image, Memo, Plan, SaveOptions, Stamp, Un
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order, Taken};
 use commit::{Commit, EarlyMarks};
+use guard::Guard;
 use ledger::Ledger;
 use on_saved::OnSaved;
 use retention::CheckpointInfo;
@@ -121,10 +123,27 @@ pub struct CheckpointManager {
     early: Option<(String, EarlyMarks)>,
     /// A save is due and waits for gradients to be used: the optimizer's steps when that began, and the calls since.
     waits_since: Option<(u64, u64)>,
+    /// What is known of the state while the training loop is guarded.
+    guard: Option<Guard>,
+    /// Whether a state that may be torn is saved when the loop fails.
+    unclean_on_failure: bool,
     /// What the next save records.
     next_metadata: BTreeMap<String, serde_json::Value>,
     /// Memory of the last save in the background.
     image: Image,
+}
+
+/// A save: what it is called, and what it takes the place of.
+struct Next {
+    number: u64,
+    step: Option<u64>,
+    counter: i64,
+    metrics: BTreeMap<String, f64>,
+    superseded: Vec<String>,
+    /// Whether the state may not belong together.
+    unclean: bool,
+    /// The components that are left out, sorted.
+    without: Vec<String>,
 }
 
 /// What is called when there is nothing to restore.
@@ -229,20 +248,26 @@ impl CheckpointManager {
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
+        let number = self.free_number(counter.unsigned_abs(), &superseded)?;
+        let counter = i64::try_from(number).unwrap_or(counter);
+        self.save_next(Next { superseded, ..Next::new(number, None, counter) })
+    }
+
+    /// This number, or the one after the highest that is taken if it is taken itself. The names that are `superseded` are
+    /// free.
+    fn free_number(&self, number: u64, superseded: &[String]) -> Result<u64> {
         let mut names = self.directory.scan()?.names;
         if is_broken(Rule::Names) {
             names = self.ledger().known.iter().map(|found| found.entry.name.clone()).collect();
         }
         let numbers = names.iter().filter(|name| !superseded.contains(name));
         let numbers: Vec<u64> = numbers.filter_map(|name| number_of(&self.name, name)).collect();
-        let taken = numbers.iter().any(|&number| i64::try_from(number) == Ok(counter));
-        let highest = numbers.into_iter().max().filter(|_| taken);
-        let number = highest.map_or(Some(counter), |highest| i64::try_from(highest).ok()?.checked_add(1));
-        let number = number.ok_or_else(|| {
+        let highest = numbers.iter().copied().max().filter(|_| numbers.contains(&number));
+        let number = highest.map_or(Some(number), |highest| highest.checked_add(1));
+        number.filter(|number| i64::try_from(*number).is_ok()).ok_or_else(|| {
             let root = self.directory.root().display();
             Error::InvalidArgument(format!("{root} holds a checkpoint with the highest number there is; move it away"))
-        })?;
-        self.save_as(number.unsigned_abs(), None, number, BTreeMap::new(), superseded)
+        })
     }
 
     /// Saves now, numbered by `step`: `ckpt-240`. When the checkpoint of that step is the one saved or restored last and
@@ -266,7 +291,10 @@ impl CheckpointManager {
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<PathBuf> {
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        self.save_step(step_number(step)?, metrics)
+        let step = step_number(step)?;
+        let result = self.save_step(step, metrics);
+        self.note_state(Some(step), result.is_ok());
+        result
     }
 
     fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
@@ -281,7 +309,7 @@ impl CheckpointManager {
         let name = format!("{}-{number}", self.name);
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
-        self.save_as(number, Some(number), counter, metrics, superseded)
+        self.save_next(Next { metrics, superseded, ..Next::new(number, Some(number), counter) })
     }
 
     /// The checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it gets
@@ -352,6 +380,7 @@ impl CheckpointManager {
     ) -> Result<Option<PathBuf>> {
         let number = step_number(step)?;
         let result = self.save_number_if_due(number, metrics);
+        self.note_state(Some(number), matches!(result, Ok(Some(_))));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
             (Err(error), OnSaveError::Continue { give_up_after }) => {
@@ -481,16 +510,16 @@ impl CheckpointManager {
     }
 
     /// Nothing is in flight when this is called.
-    fn save_as(
-        &mut self,
-        number: u64,
-        step: Option<u64>,
-        counter: i64,
-        metrics: BTreeMap<String, f64>,
-        superseded: Vec<String>,
-    ) -> Result<PathBuf> {
-        let name = format!("{}-{number}", self.name);
+    fn save_next(&mut self, next: Next) -> Result<PathBuf> {
         let (plan, seen, taken) = self.take_hold()?;
+        self.save_planned(next, plan, seen, taken)
+    }
+
+    /// As [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before this
+    /// returns.
+    fn save_planned(&mut self, next: Next, plan: Arc<Plan>, seen: AllSeen, taken: Option<Taken>) -> Result<PathBuf> {
+        let Next { number, step, counter, metrics, superseded, unclean, without } = next;
+        let name = format!("{}-{number}", self.name);
         let sequence = self.held.next_sequence()?;
         let stamp = self.checkpoint.stamp();
         let follows = self.follows(&superseded);
@@ -498,6 +527,7 @@ impl CheckpointManager {
         let counted_from = self.ledger().counted_from(&superseded);
         let mut stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, counted_from, ..stamp };
         stamp.metadata.extend(self.next_metadata.clone());
+        (stamp.unclean, stamp.without) = (unclean, without);
         let next = CheckpointInfo::of_save(&name, &stamp, self.directory.now());
         let path = self.directory.root().join(&name);
         let unchanged = {
@@ -548,8 +578,13 @@ impl CheckpointManager {
                 None => self.checkpoint.forget_plan(),
             }
         }
-        let (plan, seen) = self.checkpoint.plan(&self.options)?;
+        let (plan, seen) = self.plan_now()?;
         Ok((plan, seen, None))
+    }
+
+    /// What is to be saved, and how its tensors are at the moment.
+    fn plan_now(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
+        self.checkpoint.plan(&self.options)
     }
 
     /// What the next checkpoint follows: the one restored or saved last, or what that follows if it takes its place.

@@ -16,6 +16,7 @@ const SMALL_CHUNK: usize = 64 << 10;
 const MIN_SPAN: u64 = 16 << 20;
 
 /// A part of a file: whole tensors; the first of a file has the header too.
+#[derive(Clone)]
 pub(crate) struct Span {
     /// The file's place in `Plan::files`.
     pub file: usize,

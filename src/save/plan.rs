@@ -40,6 +40,7 @@ pub(crate) struct Plan {
 }
 
 /// A safetensors file.
+#[derive(Clone)]
 pub(crate) struct PlannedFile {
     pub name: String,
     pub header: Arc<[u8]>,
@@ -49,6 +50,7 @@ pub(crate) struct PlannedFile {
 }
 
 /// A tensor and its place.
+#[derive(Clone)]
 pub(crate) struct PlannedTensor {
     pub key: String,
     pub name_in_file: String,
@@ -106,6 +108,30 @@ impl Plan {
             Ok((key.clone(), value))
         };
         self.values.iter().map(save).collect()
+    }
+
+    /// The same plan, with other leaves for some of the tensors, by their places, and for the values, by their keys.
+    pub(super) fn with_leaves(
+        &self,
+        mut tensors: BTreeMap<usize, Arc<dyn TensorLeaf>>,
+        mut values: BTreeMap<String, Arc<dyn ValueLeaf>>,
+    ) -> Plan {
+        let tensor = |(place, tensor): (usize, &PlannedTensor)| match tensors.remove(&place) {
+            Some(leaf) => PlannedTensor { leaf, address: None, area: None, guarded: false, ..tensor.clone() },
+            None => tensor.clone(),
+        };
+        let value = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
+            (key.clone(), values.remove(key).unwrap_or_else(|| leaf.clone()))
+        };
+        Plan {
+            tensors: self.tensors.iter().enumerate().map(tensor).collect(),
+            values: self.values.iter().map(value).collect(),
+            files: self.files.clone(),
+            aliases: self.aliases.clone(),
+            spans: self.spans.clone(),
+            gates: self.gates.clone(),
+            ..Plan::default()
+        }
     }
 
     /// The keys, in the order in which the tensors are [seen](Plan::look).

@@ -82,6 +82,21 @@ impl Samples {
         samples
     }
 
+    /// Looks at the same elements once more.
+    pub(super) fn look_again(&mut self, pins: &impl Pinned) {
+        self.read(pins);
+    }
+
+    /// The place of a tensor of which an element is not what it was.
+    pub(super) fn changed(&self, pins: &impl Pinned) -> Option<usize> {
+        let differs = |Sample { tensor, size, offset, value }: &&Sample| {
+            let memory = pins.get(*tensor as usize).and_then(|pin| pin.memory());
+            let now = memory.and_then(|memory| memory.get(*offset..*offset + *size as usize));
+            now.is_some_and(|now| *now != value[..*size as usize])
+        };
+        self.samples.iter().find(differs).map(|sample| sample.tensor as usize)
+    }
+
     fn choose(&mut self, sampled: &Sampled, pins: &impl Pinned) {
         let Sampled { tensors, bytes, planned } = sampled;
         let mut random = Random(RandomState::new().hash_one(0));

@@ -1,0 +1,147 @@
+//! What becomes of the state when the training loop ends by an error or a panic.
+
+use super::{CheckpointManager, Next};
+use crate::error::Result;
+use crate::save::Noted;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+
+/// What is known of the state at the last call of the manager.
+#[derive(Default)]
+pub(super) struct Guard {
+    noted: Option<Noted>,
+    step: Option<u64>,
+    /// Whether that call saved it, or it was restored.
+    is_saved: bool,
+}
+
+impl CheckpointManager {
+    /// Calls `train`, which holds the training loop, and saves the state if it returns an error or panics. The error or the
+    /// panic is then passed on, whatever becomes of the save: what the save meets is only logged.
+    ///
+    /// At the end of each call that may save with a step ([`save_if_due`](CheckpointManager::save_if_due),
+    /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied; of the
+    /// tensors, version counters and up to 8,192 elements are noted. When the loop fails, these copies are saved with the
+    /// tensors, as the checkpoint of that call's step, if no tracked tensor has changed since. So a failure in a forward or
+    /// backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has changed, nothing is
+    /// saved, and the log names the tensor; with
+    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved as it is, in a checkpoint
+    /// that is marked as unclean and that no restart takes. Call the manager after each step: what changes between two calls
+    /// cannot be told from what changed in a step that failed.
+    ///
+    /// A process that is killed, that aborts, or that is built with `panic = "abort"` saves nothing.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let step = Counter::new(0);
+    /// let checkpoint = Checkpoint::new().track("step", &step)?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir).save_every(1000).open()?;
+    /// let result: Result<(), std::io::Error> = manager.guard(|manager| {
+    ///     while step.get() < 50 {
+    ///         step.increment();
+    ///         manager.save_if_due(step.get()).map_err(std::io::Error::other)?;
+    ///     }
+    ///     Err(std::io::Error::other("the data is gone"))
+    /// });
+    /// assert!(result.is_err());
+    /// assert!(dir.join("ckpt-50").exists());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What `train` returns.
+    pub fn guard<T, E>(&mut self, train: impl FnOnce(&mut CheckpointManager) -> Result<T, E>) -> Result<T, E> {
+        self.guard = Some(Guard::default());
+        self.note_state(self.last_step, true);
+        let result = catch_unwind(AssertUnwindSafe(|| train(self)));
+        let guard = self.guard.take().unwrap_or_default();
+        match result {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                self.save_after_failure(guard, "an error");
+                Err(error)
+            }
+            Err(panic) => {
+                self.save_after_failure(guard, "a panic");
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Notes the state at the end of a call, for the guard.
+    pub(super) fn note_state(&mut self, step: Option<u64>, is_saved: bool) {
+        let Some(guard) = &mut self.guard else { return };
+        let before = guard.noted.take();
+        let noted = self.plan_now().and_then(|(plan, seen)| Noted::take(plan, seen, before));
+        let noted = noted.inspect_err(|e| log::warn!("the state cannot be noted for the guard: {e:#}")).ok();
+        self.guard = Some(Guard { noted, step, is_saved });
+    }
+
+    /// Saves what can be saved; never fails.
+    fn save_after_failure(&mut self, guard: Guard, what: &str) {
+        let saved = catch_unwind(AssertUnwindSafe(|| self.try_after_failure(guard)));
+        match saved {
+            Ok(Ok(Ok(path))) => log::warn!("the loop ended by {what}; its state is in {}", path.display()),
+            Ok(Ok(Err(why))) => log::warn!("the loop ended by {what}, and nothing was saved: {why}"),
+            Ok(Err(error)) => log::error!("the loop ended by {what}, and its state could not be saved: {error:#}"),
+            Err(_) => log::error!("the loop ended by {what}, and saving its state panicked"),
+        }
+    }
+
+    /// Where the state is now, or why it was not saved.
+    fn try_after_failure(&mut self, guard: Guard) -> Result<Result<PathBuf, String>> {
+        let was_writing = self.in_flight.is_some();
+        let settled = self.settle();
+        let is_saved = guard.is_saved && settled.is_ok();
+        if let Err(error) = settled {
+            log::error!("the save in the background failed: {error:#}");
+        }
+        let (Some(noted), Some(step)) = (guard.noted, guard.step) else {
+            return self.save_unclean(None, "the manager was not called with a step before".to_string());
+        };
+        if let Some(key) = noted.changed() {
+            let why = format!("{key} has changed since the manager was called at step {step}");
+            return self.save_unclean(Some(step), why);
+        }
+        if is_saved {
+            let what = if was_writing { "it was just being saved" } else { "it is saved already" };
+            log::debug!("step {step}: {what}");
+            return Ok(Ok(self.directory.path(&format!("{}-{step}", self.name))));
+        }
+        let (plan, seen) = noted.into_plan();
+        self.look_at_restores();
+        let name = format!("{}-{step}", self.name);
+        let superseded = self.superseded_by(Some(&name))?;
+        let counter = self.checkpoint.next_save()?;
+        let next = Next { superseded, ..Next::new(step, Some(step), counter) };
+        self.save_planned(next, plan, seen, None).map(Ok)
+    }
+
+    /// Saves the state as it is, marked, where that was asked for.
+    fn save_unclean(&mut self, step: Option<u64>, why: String) -> Result<Result<PathBuf, String>> {
+        if !self.unclean_on_failure {
+            return Ok(Err(why));
+        }
+        log::warn!("the state is saved all the same, marked as unclean: {why}");
+        self.look_at_restores();
+        let counter = self.checkpoint.next_save()?;
+        let number = self.free_number(step.unwrap_or(counter.unsigned_abs()), &[])?;
+        let (plan, seen) = self.plan_now()?;
+        let superseded = self.superseded_by(None)?;
+        let next = Next { superseded, unclean: true, ..Next::new(number, step, counter) };
+        self.save_planned(next, plan, seen, None).map(Ok)
+    }
+}
+
+impl Next {
+    /// The save of a number, without metrics, that takes no other one's place.
+    pub(super) fn new(number: u64, step: Option<u64>, counter: i64) -> Next {
+        let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Next { number, step, counter, metrics, superseded, unclean: false, without }
+    }
+}

@@ -1,0 +1,321 @@
+//! A training loop that ends by an error or a panic: nothing is lost if nothing has changed since the last call, nothing is
+//! saved that may be torn, and the error is never hidden.
+
+mod common;
+
+use common::Memory;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tch_checkpoint::{
+    Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Dtype,
+    Error, Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value,
+    latest_checkpoint, verify_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A tensor of another library, too large to be copied: it counts its changes, or shows its memory.
+#[derive(Clone)]
+struct Large(Arc<Inner>);
+
+struct Inner {
+    bytes: Mutex<Vec<u8>>,
+    version: Option<AtomicU64>,
+    /// Whether its memory can be looked at.
+    is_shown: bool,
+}
+
+const BYTES: usize = 200_000;
+
+impl Large {
+    fn new(counts: bool, is_shown: bool) -> Large {
+        let version = counts.then(AtomicU64::default);
+        Large(Arc::new(Inner { bytes: Mutex::new(vec![0; BYTES]), version, is_shown }))
+    }
+
+    fn fill(&self, value: u8) {
+        self.0.bytes.lock().unwrap().fill(value);
+        if let Some(version) = &self.0.version {
+            version.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn get(&self) -> Vec<u8> {
+        self.0.bytes.lock().unwrap().clone()
+    }
+}
+
+impl Trackable for Large {
+    fn node(&self) -> Node {
+        Node::tensor(self.clone())
+    }
+}
+
+impl TensorLeaf for Large {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
+        Ok(TensorSpec::new(Dtype::U8, [BYTES as u64]))
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let address = Arc::as_ptr(&self.0) as usize;
+        Some(Identity { device: "large".into(), address, strides: vec![1], spec: self.spec().ok()? })
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        Ok(Box::new(self.get()))
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(self.0.version.as_ref()?.load(Ordering::SeqCst))
+    }
+
+    fn pin(&self, _spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, BoxError> {
+        Ok(self.0.is_shown.then(|| {
+            let bytes = self.0.bytes.lock().unwrap();
+            Box::new(Shown { address: bytes.as_ptr() as usize, _owner: self.clone() }) as Box<dyn TensorPin>
+        }))
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+        Ok(Box::new(Target(self.clone(), vec![0; BYTES])))
+    }
+}
+
+/// The memory of a [`Large`], which is never moved.
+struct Shown {
+    address: usize,
+    _owner: Large,
+}
+
+impl TensorPin for Shown {
+    fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError> {
+        Ok(Box::new(self.memory().unwrap_or_default().to_vec()))
+    }
+
+    fn memory(&self) -> Option<&[u8]> {
+        // SAFETY: the owner lives as long, its vector is never resized, and these tests have one thread.
+        Some(unsafe { std::slice::from_raw_parts(self.address as *const u8, BYTES) })
+    }
+}
+
+struct Target(Large, Vec<u8>);
+
+impl TensorTarget for Target {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.1
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), BoxError> {
+        *self.0.0.bytes.lock().unwrap() = self.1;
+        Ok(())
+    }
+}
+
+/// A loop: a large tensor, small state that changes in every pass, a counter and a value.
+struct Run {
+    large: Large,
+    random: Memory,
+    step: Counter,
+    note: Value<String>,
+}
+
+impl Run {
+    fn new(counts: bool, is_shown: bool) -> Run {
+        let (random, step) = (Memory::seeded(100, 0), Counter::new(0));
+        Run { large: Large::new(counts, is_shown), random, step, note: Value::new(String::new()) }
+    }
+
+    fn builder(&self, dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
+        let checkpoint = Checkpoint::new().track("large", &self.large)?.track("random", &self.random)?;
+        let checkpoint = checkpoint.track("step", &self.step)?.track("note", &self.note)?;
+        Ok(CheckpointManager::builder(checkpoint, dir).save_every(1000))
+    }
+
+    /// All that an optimizer's step changes.
+    fn update(&self) -> i64 {
+        self.large.fill(self.step.increment() as u8);
+        self.pass();
+        self.step.get()
+    }
+
+    /// What a forward pass changes.
+    fn pass(&self) {
+        let next = self.random.bytes()[0] as u64 + 7 * self.step.get() as u64 + 1;
+        *self.random.bytes() = Memory::seeded(100, next).bytes().clone();
+        self.note.set(format!("{}-{next}", self.step.get()));
+    }
+
+    fn state(&self) -> (Vec<u8>, Vec<u8>, i64, String) {
+        (self.large.get(), self.random.bytes().clone(), self.step.get(), self.note.get())
+    }
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    Ok(CheckpointDirectory::new(dir).checkpoints()?.into_iter().map(|info| info.name).collect())
+}
+
+/// The kinds of tensors of which a change can be told.
+const TOLD: [(bool, bool); 3] = [(true, false), (false, true), (true, true)];
+
+#[test]
+fn the_state_of_the_last_call_is_saved_by_an_error_and_by_a_panic() -> Outcome {
+    for ((counts, is_shown), panics, background) in
+        TOLD.iter().flat_map(|&kind| [(kind, false, false), (kind, true, true)])
+    {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(counts, is_shown);
+        let builder = run.builder(dir.path())?;
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        let mut state = None;
+        let guarded = catch_unwind(AssertUnwindSafe(|| {
+            manager.guard(|manager| {
+                for _ in 0..7 {
+                    manager.save_if_due(run.update())?;
+                    state = Some(run.state());
+                }
+                // The next step: counters and random numbers move, tensors do not.
+                run.step.increment();
+                run.pass();
+                if panics { panic!("a bug in the model") } else { Err::<(), _>(Error::Assertion("no data".into())) }
+            })
+        }));
+        match guarded {
+            Ok(result) => assert!(!panics && result.unwrap_err().to_string() == "no data"),
+            Err(panic) => assert!(panics && panic.downcast_ref::<&str>() == Some(&"a bug in the model")),
+        }
+        assert_eq!(names(dir.path())?, ["ckpt-7"]);
+        assert!(verify_checkpoint(dir.path().join("ckpt-7")).is_intact());
+        // The objects themselves are left as they are.
+        assert_eq!(run.step.get(), 8);
+        let again = Run::new(counts, is_shown);
+        manager.close()?;
+        let mut manager = again.builder(dir.path())?.open()?;
+        let started = manager.restore_or_initialize()?;
+        assert_eq!(started.restored.and_then(|status| status.step()), Some(7));
+        assert!(Some(again.state()) == state);
+        // It goes on as if nothing had happened.
+        manager.save_at(again.update())?;
+        assert_eq!(names(dir.path())?, ["ckpt-7", "ckpt-8"]);
+    }
+    Ok(())
+}
+
+/// A manager is opened, restored, and its loop fails in the midst of the step after `calls` calls.
+fn torn(dir: &Path, kind: (bool, bool), unclean: bool, calls: usize) -> Result<Run, Error> {
+    let run = Run::new(kind.0, kind.1);
+    let builder = run.builder(dir)?;
+    let mut manager = if unclean { builder.unclean_on_failure().open()? } else { builder.open()? };
+    manager.restore_or_initialize()?;
+    let result = manager.guard(|manager| {
+        for _ in 0..calls {
+            manager.save_if_due(run.update())?;
+        }
+        run.large.fill(200);
+        Err::<(), _>(Error::Assertion("in the midst of a step".into()))
+    });
+    assert!(result.is_err());
+    manager.close()?;
+    Ok(run)
+}
+
+#[test]
+fn what_may_be_torn_is_not_saved() -> Outcome {
+    for kind in TOLD.into_iter().chain([(false, false)]) {
+        let dir = tempfile::tempdir()?;
+        torn(dir.path(), kind, false, 3)?;
+        assert_eq!(names(dir.path())?, [""; 0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn on_request_it_is_saved_and_marked_and_no_restart_takes_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let first = Run::new(true, false);
+    let mut manager = first.builder(dir.path())?.open()?;
+    manager.save_at(first.update())?;
+    manager.close()?;
+    let run = torn(dir.path(), (true, false), true, 3)?;
+    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-4"]);
+    let info = CheckpointDirectory::new(dir.path()).get("ckpt-4")?;
+    assert!(info.unclean && !info.is_healthy() && info.step == Some(4));
+    // It has the state, for whoever wants to look at it.
+    let looked = Run::new(true, false);
+    let mut manager = looked.builder(dir.path())?.restore_unhealthy().open()?;
+    manager.restore(dir.path().join("ckpt-4"))?;
+    assert!(looked.state() == run.state());
+    manager.close()?;
+    // No restart takes it, and it leaves the numbering when the run goes on.
+    let again = Run::new(true, false);
+    let mut manager = again.builder(dir.path())?.restore_unhealthy().open()?;
+    let started = manager.restore_or_initialize()?;
+    assert_eq!(started.restored.and_then(|status| status.step()), Some(1));
+    assert!(started.passed_over[0].reason.contains("after an error"), "{}", started.passed_over[0].reason);
+    manager.save_at(again.update())?;
+    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-2"]);
+    Ok(())
+}
+
+#[test]
+fn an_unclean_state_never_takes_the_place_of_a_good_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let mut manager = run.builder(dir.path())?.unclean_on_failure().open()?;
+    let good = manager.guard(|manager| {
+        manager.save_at(run.update())?;
+        run.large.fill(200);
+        Err::<(), _>(Error::Assertion("in the midst of a step".into()))
+    });
+    assert!(good.is_err());
+    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-2"]);
+    let directory = CheckpointDirectory::new(dir.path());
+    assert!(!directory.get("ckpt-1")?.unclean && directory.get("ckpt-2")?.unclean);
+    Ok(())
+}
+
+#[test]
+fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let mut manager = run.builder(dir.path())?.background(Background::new()).open()?;
+    let result = manager.guard(|manager| {
+        manager.save_if_due(run.update())?;
+        manager.save_at(run.update())?;
+        Err::<(), _>(Error::Assertion("no data".into()))
+    });
+    assert!(result.is_err());
+    let before = latest_checkpoint(dir.path())?.ok_or("nothing is there")?;
+    assert!(before.ends_with("ckpt-2"));
+    let sequence =
+        |path: &Path| -> Result<u64, Error> { Ok(tch_checkpoint::CheckpointReader::open(path)?.manifest().sequence) };
+    assert_eq!(sequence(&before)?, 1);
+    assert_eq!(manager.guard(|manager| manager.save_if_due(run.update()))?, None);
+    assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    // A restored state that nothing has changed is there already.
+    manager.close()?;
+    let again = Run::new(true, false);
+    let mut manager = again.builder(dir.path())?.open()?;
+    manager.restore_or_initialize()?;
+    assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
+    assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    Ok(())
+}
+
+/// The error of the loop is what is returned, also when its state cannot be saved.
+#[test]
+fn a_save_that_fails_hides_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path().join("run");
+    let run = Run::new(true, false);
+    let mut manager = run.builder(&root)?.on_saved(|_| -> Result<(), BoxError> { panic!("later") }).open()?;
+    let result = manager.guard(|manager| {
+        manager.save_if_due(run.update())?;
+        std::fs::rename(&root, dir.path().join("away")).unwrap();
+        Err::<(), _>(Error::Assertion("no data".into()))
+    });
+    assert_eq!(result.unwrap_err().to_string(), "no data");
+    assert!(!root.exists());
+    Ok(())
+}
