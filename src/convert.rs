@@ -1,4 +1,4 @@
-//! Any source as a checkpoint of this crate, or as files of another tool.
+//! Writes any source as a checkpoint of this crate, or as files of another tool.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
@@ -20,36 +20,36 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// What [`convert`] writes.
+/// The format that [`convert`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
     /// A checkpoint of this crate.
     Checkpoint,
-    /// A file of safetensors, if the path ends in `.safetensors`, else a directory of Hugging Face.
+    /// A safetensors file if the path ends in `.safetensors`, otherwise a Hugging Face directory.
     #[cfg(feature = "huggingface")]
     Safetensors,
     /// A file for `torch.load`.
     #[cfg(feature = "pytorch")]
     PyTorch,
-    /// A checkpoint of TensorFlow; the path is its prefix.
+    /// A TensorFlow checkpoint; the path is its prefix.
     #[cfg(feature = "tensorflow")]
     TensorFlow,
 }
 
-/// Where tensors and values go whose key is one name: the components of a checkpoint are made of more.
+/// The component of tensors and values whose key is a single name.
 const COMPONENT: &str = "model";
 
-/// Writes what `source` has to `path`: verified as it is read, as far as its format allows, durable, and whole or not
-/// at all. A [`Mapped`](crate::map::Mapped) source is written under its new names.
+/// Writes the content of `source` to `path`, atomically and durably. The source is verified as it is read, as far as
+/// its format allows. A [`Mapped`](crate::map::Mapped) source is written under its new names.
 ///
-/// In a checkpoint of this crate the first name of a key is the component, and its file. What has only one name, as all
-/// has in safetensors files, becomes `model/NAME`. What the format cannot hold is left out, and listed.
+/// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
+/// safetensors files, becomes `model/NAME`. Entries that the format cannot hold are left out and listed in the result.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] where a checkpoint, directory or TensorFlow prefix is there already (files are replaced);
-/// [`Error::InvalidName`] for names that the format cannot hold; the errors of reading and writing. Nothing is there
-/// then.
+/// [`Error::AlreadyExists`] if a checkpoint, directory or TensorFlow prefix exists (files are replaced);
+/// [`Error::InvalidName`] for names that the format cannot hold; errors of reading and writing. After an error, nothing
+/// is left at `path`.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -97,7 +97,7 @@ fn checkpoint(source: &dyn TensorSource, path: &Path) -> Result<Written> {
     let answer = || loop {
         let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Request { key, reply }) = next else { return };
-        // Who asked may have given up.
+        // The requester may have given up.
         let _ = reply.send(read(source, &key));
     };
     let write = move || {
@@ -107,7 +107,7 @@ fn checkpoint(source: &dyn TensorSource, path: &Path) -> Result<Written> {
         }
         checkpoint.write(path)
     };
-    // Leaves outlive every borrow, so that a source is read by the threads that hold it.
+    // Leaves outlive every borrow, so the source is read by separate threads that hold it.
     thread::scope(|scope| {
         (0..READERS).for_each(|_| drop(scope.spawn(answer)));
         write()
@@ -116,7 +116,7 @@ fn checkpoint(source: &dyn TensorSource, path: &Path) -> Result<Written> {
     Ok(Written { tensors: source.tensors().len(), left_out })
 }
 
-/// So many threads read.
+/// The number of threads that read.
 const READERS: usize = 2;
 
 fn read(source: &dyn TensorSource, key: &str) -> Result<Vec<u8>> {
@@ -165,7 +165,7 @@ fn both(key: &str) -> Error {
     Error::name(name::shown(key).to_string(), reason)
 }
 
-/// A tensor that is wanted.
+/// A request for a tensor.
 struct Request {
     key: String,
     reply: Sender<Result<Vec<u8>>>,
@@ -175,7 +175,7 @@ struct Request {
 struct FromSource {
     key: String,
     spec: TensorSpec,
-    /// Equal for the same elements.
+    /// Equal for tensors that share their elements.
     address: usize,
     requests: Mutex<Sender<Request>>,
 }

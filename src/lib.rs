@@ -26,43 +26,46 @@
 //!
 //! # Saving without stopping
 //!
-//! With [`Background`] a save returns as soon as the state can no longer be torn, and a thread writes it. What an
-//! optimizer of `optim` changes is copied while training goes on; its next step waits at a [`Gate`] for the rest.
+//! With [`Background`], a save returns as soon as a consistent snapshot is guaranteed, and a background thread writes
+//! it. Tensors that an optimizer of `optim` changes are copied while training continues; the optimizer's next step
+//! waits at a [`Gate`] until they have been copied.
 //!
 //! # Restoring
 //!
-//! [`Checkpoint::restore`] is all or nothing: exact types and shapes, every byte verified first, and an error that lists
-//! all differences otherwise. [`RestoreOptions`] allows exceptions by name. The [`RestoreStatus`] has TensorFlow's
-//! assertions; what is tracked later is filled when it is tracked.
+//! [`Checkpoint::restore`] is all-or-nothing: it requires exact types and shapes and verifies every byte before it
+//! changes anything. Otherwise it returns an error that lists all differences. [`RestoreOptions`] allows exceptions by
+//! name. The [`RestoreStatus`] has TensorFlow's assertions; what is tracked later is filled when it is tracked.
 //!
 //! # The rest of a training loop
 //!
-//! Averages of weights (`Ema`, `Swa`), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data ([`Batches`]),
-//! when to stop ([`EarlyStopping`]) and loss scaling (`GradScaler`): small objects that stand alone and are resumed exactly. See
-//! `docs/training.md`.
+//! Averages of weights (`Ema`, `Swa`), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data
+//! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling (`GradScaler`): small independent objects that
+//! resume exactly. See `docs/training.md`.
 //!
 //! # Running without the model's code
 //!
 //! `SavedModel` exports a model as a TorchScript program beside a checkpoint: see `docs/saved_model.md`.
 //!
-//! # Looking into checkpoints
+//! # Inspecting checkpoints
 //!
-//! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`] (`default-features = false`), and the command-line tool
-//! `ckpt` (package `tch-checkpoint-cli`) need no libtorch. The format is specified in `docs/format.md`; its structs are in [`format`](mod@format).
+//! [`CheckpointReader`], [`checkpoints`], [`latest_checkpoint`], [`inspect`], and the command-line tool `ckpt` (package
+//! `tch-checkpoint-cli`) need no libtorch (`default-features = false`). The format is specified in `docs/format.md`;
+//! its structs are in [`format`](mod@format).
 //!
 //! # Features
 //!
 //! * `derive` (default): `#[derive(Trackable)]`.
-//! * `torch` (default): everything that sees libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
-//! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools, see [`interop`].
+//! * `torch` (default): everything that needs libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
+//! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools; see [`interop`].
 //!
 //! * `signals` (default): [`Preemption`] on a signal.
 //!
-//! # What is not promised
+//! # Limits
 //!
-//! A disk that says "done" and is not, and a checkpoint that somebody writes into while it is restored, are beyond this
-//! crate; the digests find the first when it is restored, and the second unless it happens between verifying and reading.
-//! The digests find accidents, not forgers. macOS is built for, and Windows is not.
+//! The crate cannot protect against storage that acknowledges writes and then loses them, or against another process
+//! that modifies a checkpoint during a restore. Digests detect the former when the checkpoint is restored, and the
+//! latter unless it happens between verifying and reading. They detect accidental corruption, not tampering. Linux and
+//! macOS are supported; Windows is not.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![deny(unsafe_op_in_unsafe_fn, unsafe_code)]
 #![cfg_attr(

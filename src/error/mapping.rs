@@ -1,8 +1,8 @@
-//! What a map made of one key: a part of the restore's report.
+//! What a map did with one key, as reported by a restore.
 
 use std::fmt;
 
-/// What one tensor or value of a [`Mapped`](crate::map::Mapped) source is made of.
+/// How one tensor or value of a [`Mapped`](crate::map::Mapped) source is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Mapping {
@@ -10,23 +10,23 @@ pub struct Mapping {
     pub key: String,
     /// The keys of the source.
     pub from: Vec<String>,
-    /// The transform, as the text form has it; empty for what is only renamed.
+    /// The transform in text form. Empty if the entry is only renamed.
     pub transform: String,
     /// What is lost.
     pub loss: Loss,
 }
 
-/// How much of a tensor a [`Transform`](crate::map::Transform) loses. Ordered by gravity.
+/// How much of a tensor a [`Transform`](crate::map::Transform) loses, in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Loss {
-    /// Nothing: the source can be made of the result again.
+    /// Nothing: the source can be computed from the result.
     Nothing,
     /// Values are rounded.
     Precision,
-    /// Elements are left out, or added together.
+    /// Elements are left out or added.
     Elements,
-    /// A function of the user does not say.
+    /// Unknown, because a user-defined function does not report it.
     Unknown,
 }
 

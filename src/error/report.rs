@@ -1,31 +1,31 @@
-//! What a restore matched and what it did not, by name.
+//! The report of a restore: what matched and what did not, by name.
 
 use super::mapping::Mapping;
 use crate::text::{SHOWN, listed, short_message, shown};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Every object and every saved value, by whether they found each other.
+/// The tracked objects and saved values, grouped by whether they matched.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
     /// Keys that were restored.
     pub matched: Vec<String>,
-    /// Tracked objects for which the checkpoint has no value, and no exception allows that.
+    /// Tracked objects for which the checkpoint has no value, unless an exception allows it.
     pub missing: Vec<String>,
-    /// Tracked objects whose value in the checkpoint does not fit, and no exception allows that.
+    /// Tracked objects whose value in the checkpoint does not fit, unless an exception allows it.
     pub mismatched: Vec<Difference>,
-    /// What an exception of [`RestoreOptions`](crate::RestoreOptions) left as it was.
+    /// Objects that an exception of [`RestoreOptions`](crate::RestoreOptions) left unchanged.
     pub skipped: Vec<Skipped>,
-    /// Saved values that no tracked object took. They wait for objects that are tracked later.
+    /// Saved values that no tracked object used. They are kept for objects that are tracked later.
     pub unused: Vec<String>,
-    /// What [`RestoreOptions::map`](crate::RestoreOptions::map) gave another name or transformed, of the restored keys: of
-    /// which tensors it was made, how, and whether that loses information.
+    /// The restored keys that [`RestoreOptions::map`](crate::RestoreOptions::map) renamed or transformed, with their
+    /// inputs and what was lost.
     pub mapped: Vec<Mapping>,
-    /// Unused saved values that may be meant by a missing name: that of the nearest text first, then those of its type and
-    /// shape. At most 3 each, for the first 20 missing names.
+    /// Unused saved values that may correspond to a missing name: first the one with the nearest name, then those of
+    /// its type and shape. At most 3 each, for the first 20 missing names.
     pub nearest: BTreeMap<String, Vec<String>>,
-    /// Variables that require a gradient here and did not when they were saved, or the other way round.
+    /// Variables that require a gradient now and did not when they were saved, or vice versa.
     pub trainable: Vec<TrainableDifference>,
 }
 
@@ -39,13 +39,13 @@ pub struct Difference {
     pub reason: String,
 }
 
-/// An object that kept its value, with all below it.
+/// An object that kept its value, together with everything below it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Skipped {
     /// The object's key.
     pub key: String,
-    /// Which exception it was.
+    /// The exception that applied.
     pub why: SkipReason,
 }
 
@@ -57,17 +57,17 @@ pub enum SkipReason {
     Missing,
     /// The checkpoint's value does not fit, for this reason ([`allow_mismatch`](crate::RestoreOptions::allow_mismatch)).
     Mismatch(String),
-    /// It was left out of the restore ([`skip`](crate::RestoreOptions::skip)).
+    /// It was excluded from the restore ([`skip`](crate::RestoreOptions::skip)).
     Requested,
 }
 
-/// A variable whose `requires_grad` is not what was saved.
+/// A variable whose `requires_grad` differs from the saved one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrainableDifference {
     /// The variable's key.
     pub key: String,
-    /// Whether it required a gradient when it was saved. Live it is the opposite, unless the restore has
+    /// Whether it required a gradient when it was saved. The live variable is the opposite, unless the restore has
     /// [set it](crate::Trainable::Saved).
     pub saved: bool,
 }
@@ -123,7 +123,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// How to restore all the rest.
+    /// Writes how to restore everything else.
     fn remedies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let missing = self.missing.first().map(|key| ("allow_missing", key));
         let mismatched = self.mismatched.first().map(|difference| ("allow_mismatch", &difference.key));

@@ -1,4 +1,5 @@
-//! A run of bytes that a format stores as one: a record of an archive, a storage, a tensor. Stored or deflated.
+//! A range of bytes that a format stores as one unit, such as a record of an archive, a storage or a tensor; stored or
+//! deflated.
 
 use super::input::Input;
 use crate::error::{Error, Result};
@@ -6,7 +7,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes read at a time: few enough to be checked before they leave the core's cache.
+/// Bytes read at a time: few enough to stay in the core's cache until they are checked.
 pub(crate) const CHUNK: usize = 256 << 10;
 
 /// Compressed bytes read at a time.
@@ -16,11 +17,11 @@ const COMPRESSED_CHUNK: u64 = 32 << 10;
 #[derive(Debug)]
 enum Encoding {
     Stored,
-    /// With where the last read ended: the next one often begins there.
+    /// With the position where the last read ended: the next one often continues there.
     Deflated(Mutex<Option<Box<Cursor>>>),
 }
 
-/// A run of bytes, read by position.
+/// A range of bytes, read by position.
 #[derive(Debug)]
 pub(crate) struct Blob {
     /// What it is called in messages.
@@ -29,7 +30,7 @@ pub(crate) struct Blob {
     encoding: Encoding,
     len: u64,
     crc: Option<u32>,
-    /// Whether the checksum was compared already.
+    /// Whether the checksum has been compared.
     verified: AtomicBool,
 }
 
@@ -40,7 +41,7 @@ impl Blob {
         Blob { name: name.into(), stored, encoding: Encoding::Stored, len, crc, verified: AtomicBool::new(false) }
     }
 
-    /// `len` bytes, deflated.
+    /// Creates a blob of `len` deflated bytes.
     pub(crate) fn deflated(name: impl Into<String>, stored: Input, len: u64, crc: Option<u32>) -> Blob {
         let encoding = Encoding::Deflated(Mutex::new(None));
         Blob { name: name.into(), stored, encoding, len, crc, verified: AtomicBool::new(false) }
@@ -58,12 +59,12 @@ impl Blob {
         self.crc.is_some()
     }
 
-    /// Where its bytes are, if they are there as they are.
+    /// Returns the position of its bytes, if they are stored as they are.
     pub(crate) fn input(&self) -> Option<&Input> {
         matches!(self.encoding, Encoding::Stored).then_some(&self.stored)
     }
 
-    /// An [`Error::Damaged`] about it.
+    /// Returns an [`Error::Damaged`] about it.
     pub(crate) fn damaged(&self, reason: impl AsRef<str>) -> Error {
         self.stored.damaged(format!("{}: {}", self.name, reason.as_ref()))
     }
@@ -91,14 +92,14 @@ impl Blob {
         Ok(())
     }
 
-    /// Returns all of it, at most `most` bytes, verified.
+    /// Returns all bytes, at most `most`, verified.
     pub(crate) fn read_vec(&self, most: u64) -> Result<Vec<u8>> {
         if self.len > most {
             return Err(self.damaged(format!("it has {} bytes, at most {most} are allowed", self.len)));
         }
         let mut bytes = Vec::new();
         let mut at = 0;
-        // Grows with what is there: a length that is a lie costs nothing.
+        // Grows as bytes are read: a false length costs nothing.
         while at < self.len {
             let length = (self.len - at).min(CHUNK as u64) as usize;
             bytes.resize(at as usize + length, 0);
@@ -109,7 +110,7 @@ impl Blob {
         Ok(bytes)
     }
 
-    /// Fills `target`, which has its length, and verifies what came.
+    /// Fills `target`, which has the blob's length, and verifies the bytes.
     pub(crate) fn read_all(&self, target: &mut [u8]) -> Result<()> {
         let mut hasher = crc32fast::Hasher::new();
         let mut at = 0;
@@ -123,7 +124,7 @@ impl Blob {
         self.check(hasher.finalize())
     }
 
-    /// Compares its checksum, if it has one and that was not done before.
+    /// Compares the checksum, if there is one that has not been compared.
     pub(crate) fn verify(&self) -> Result<()> {
         if self.crc.is_none() || self.verified.load(Ordering::Relaxed) {
             return Ok(());
@@ -131,7 +132,7 @@ impl Blob {
         self.verify_again()
     }
 
-    /// Compares its checksum, if it has one.
+    /// Compares the checksum, if there is one.
     pub(crate) fn verify_again(&self) -> Result<()> {
         if self.crc.is_none() {
             return Ok(());
@@ -161,7 +162,7 @@ impl Blob {
         }
     }
 
-    /// Fills `target` with what follows in a deflated blob.
+    /// Fills `target` with the next bytes of a deflated blob.
     fn inflate(&self, cursor: &mut Cursor, target: &mut [u8]) -> Result<()> {
         let mut done = 0;
         while done < target.len() {
@@ -173,7 +174,7 @@ impl Blob {
         }
         cursor.at += done as u64;
         if cursor.at == self.len {
-            // Not a byte more may come.
+            // No more bytes may follow.
             while !cursor.is_at_end {
                 self.refill(cursor)?;
                 if self.step(cursor, &mut [0])? > 0 {
@@ -184,7 +185,7 @@ impl Blob {
         Ok(())
     }
 
-    /// Reads compressed bytes when all were used.
+    /// Reads more compressed bytes if all have been used.
     fn refill(&self, cursor: &mut Cursor) -> Result<()> {
         if cursor.used == cursor.buffer.len() && cursor.read < self.stored.len() {
             let length = (self.stored.len() - cursor.read).min(COMPRESSED_CHUNK);
@@ -196,7 +197,7 @@ impl Blob {
         Ok(())
     }
 
-    /// One call of the decompressor: how many bytes it gave.
+    /// Calls the decompressor once. Returns the number of bytes it produced.
     fn step(&self, cursor: &mut Cursor, target: &mut [u8]) -> Result<usize> {
         let (before_in, before_out) = (cursor.state.total_in(), cursor.state.total_out());
         let input = &cursor.buffer[cursor.used..];
@@ -213,17 +214,17 @@ impl Blob {
     }
 }
 
-/// Where in a deflated blob a read has ended.
+/// The position in a deflated blob where a read has ended.
 #[derive(Debug)]
 struct Cursor {
     state: Decompress,
-    /// Bytes that came out of it.
+    /// Decompressed bytes so far.
     at: u64,
     is_at_end: bool,
-    /// Compressed bytes, of which the first `used` are done with.
+    /// Compressed bytes, of which the first `used` have been used.
     buffer: Vec<u8>,
     used: usize,
-    /// Compressed bytes that were read.
+    /// Compressed bytes read so far.
     read: u64,
 }
 

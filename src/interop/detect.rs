@@ -1,4 +1,4 @@
-//! Which format something is, by content.
+//! Detects the format of a path by its content.
 
 use super::probe::{Probe, probe};
 use super::{ReadOptions, ours};
@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::source::TensorSource;
 use std::path::Path;
 
-/// Opens what is of its format; `None` for anything else.
+/// Opens a path if it is of the detector's format; returns `None` for anything else.
 pub(crate) type Detector = fn(&Probe<'_>, &ReadOptions) -> Option<Result<Box<dyn TensorSource>>>;
 
-/// One or more for each format, tried in order.
+/// One or more per format, tried in order.
 const DETECTORS: &[Detector] = &[
     ours::detect,
     #[cfg(feature = "tensorflow")]

@@ -1,4 +1,4 @@
-//! Files and directories that appear under their name only when all of them is on disk.
+//! Files and directories that get their names only when they are completely on disk.
 
 #[cfg(feature = "pytorch")]
 use super::zip::Sink;
@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A file being written beside the one that it will replace.
+/// A file that is written beside the one that it will replace.
 #[derive(Debug)]
 pub(crate) struct DurableFile {
     path: PathBuf,
@@ -18,7 +18,7 @@ pub(crate) struct DurableFile {
 }
 
 impl DurableFile {
-    /// Begins a file that will be `path`.
+    /// Creates a file that will become `path`.
     pub(crate) fn create(path: &Path) -> Result<DurableFile> {
         let name = path
             .file_name()
@@ -41,7 +41,7 @@ impl DurableFile {
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
     }
 
-    /// Makes the content durable, gives the file its name in one step, in place of what had it, and makes that durable.
+    /// Makes the content durable, renames the file atomically, replacing an existing one, and makes the name durable.
     pub(crate) fn publish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::io("rename", &self.temporary, e))?;
@@ -58,7 +58,7 @@ fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(|e| Error::io("sync", path, e))
 }
 
-/// A new directory being filled beside its place.
+/// A new directory that is filled beside its final place.
 #[cfg(feature = "huggingface")]
 #[cfg(feature = "pytorch")]
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub(crate) struct DurableDirectory {
 #[cfg(feature = "pytorch")]
 #[cfg(feature = "huggingface")]
 impl DurableDirectory {
-    /// Begins a directory that will be `path`, where nothing is.
+    /// Creates a directory that will become `path`, which must not exist.
     pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
         let name = path
             .file_name()
@@ -86,7 +86,7 @@ impl DurableDirectory {
         Ok(DurableDirectory { path: path.to_path_buf(), temporary, is_done: false })
     }
 
-    /// Begins a file in it; to be ended by [`DurableFile::sync`].
+    /// Creates a file in it, to be completed by [`DurableFile::sync`].
     pub(crate) fn file(&self, name: &str) -> Result<DurableFile> {
         let path = self.temporary.join(name);
         let file =
@@ -94,14 +94,14 @@ impl DurableDirectory {
         Ok(DurableFile { path: path.clone(), temporary: path, file, is_done: false })
     }
 
-    /// Makes it durable and gives it its name in one step, unless something has that by now.
+    /// Makes it durable and renames it atomically, unless something has that name by now.
     pub(crate) fn publish(mut self) -> Result<()> {
         sync_directory(&self.temporary)?;
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         let renamed = rustix::fs::renameat_with(rustix::fs::CWD, &self.temporary, rustix::fs::CWD, &self.path, flags);
         let renamed = match renamed.map_err(std::io::Error::from) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(already_there(&self.path)),
-            // A file system without that flag: a plain rename replaces nothing but an empty directory.
+            // On a file system without that flag, a plain rename replaces at most an empty directory.
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
                 fs::rename(&self.temporary, &self.path)
             }
@@ -133,7 +133,7 @@ impl Drop for DurableDirectory {
 impl Drop for DurableFile {
     fn drop(&mut self) {
         if !self.is_done {
-            // What is left over has a name that says so.
+            // Leftovers have a name that marks them as such.
             let _ = fs::remove_file(&self.temporary);
         }
     }

@@ -1,4 +1,4 @@
-//! What all formats whose tensors are views of bytes have in common: the one implementation of [`TensorSource`].
+//! The implementation of [`TensorSource`] for all formats whose tensors are views of bytes.
 
 use super::ReadOptions;
 use super::blob::Blob;
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A file, or several, of another tool.
+/// One or several files of another tool.
 #[derive(Debug)]
 pub(crate) struct Foreign {
     format: &'static str,
@@ -21,24 +21,24 @@ pub(crate) struct Foreign {
     stored: BTreeMap<String, Stored>,
     /// Keys in the order of the file.
     order: Vec<String>,
-    /// Keys that are the same elements as another, which comes first in order.
+    /// Keys that share their elements with another key, which is the first of them.
     aliases: BTreeMap<String, String>,
     values: BTreeMap<String, Value>,
     unreadable: BTreeMap<String, String>,
-    /// All that has a checksum.
+    /// Everything that has a checksum.
     checks: Vec<Arc<Blob>>,
 }
 
-/// What was found in the files.
+/// The content of the files.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub stored: BTreeMap<String, Stored>,
-    /// Keys of tensors in the order of the file; those that are not in it come last.
+    /// Keys of tensors in the order of the file. Keys that are missing here come last.
     pub order: Vec<String>,
     pub values: BTreeMap<String, Value>,
     pub unreadable: BTreeMap<String, String>,
     pub checks: Vec<Arc<Blob>>,
-    /// Bytes of all the files.
+    /// Bytes of all files.
     pub file_bytes: u64,
 }
 
@@ -66,7 +66,7 @@ impl Foreign {
             let packed = tensor.parts.iter().filter(|part| part.view.blob.input().is_none());
             inflated = packed.fold(inflated, |sum, part| sum.saturating_add(part.view.blob.len()));
         }
-        // Reading a tensor out of a compressed blob takes the time of all of it.
+        // Reading one tensor of a compressed blob takes as long as reading the whole blob.
         options
             .check_expansion(bytes.max(inflated), file_bytes)
             .map_err(|reason| Error::Unsupported { path: path.to_path_buf(), reason })?;
@@ -75,7 +75,7 @@ impl Foreign {
         Ok(Foreign { format, path, specs, stored, order, aliases, values, unreadable, checks })
     }
 
-    /// Returns what was found, without the bytes of the file.
+    /// Returns the content, without the bytes of the file.
     #[cfg(feature = "huggingface")]
     pub(crate) fn into_found(self) -> Found {
         let Foreign { stored, order, values, unreadable, checks, .. } = self;
@@ -124,7 +124,7 @@ impl TensorSource for Foreign {
 
     fn verified_by(&self, key: &str) -> VerifiedBy {
         let parts = self.stored.get(key).map(|tensor| tensor.parts.as_slice()).unwrap_or_default();
-        // No bytes have no checksum; they are verified where others are.
+        // Empty tensors have no checksum; they count as verified where others are.
         let is_empty = |blob: &Blob| blob.len() == 0 && self.checks.iter().any(|other| other.has_checksum());
         let has_checksum = parts.iter().all(|part| part.view.blob.has_checksum() || is_empty(&part.view.blob));
         if has_checksum && !parts.is_empty() { VerifiedBy::Container } else { VerifiedBy::Nothing }

@@ -1,4 +1,4 @@
-//! Bytes of a file, or of a part of one, that are read by position.
+//! Bytes of a file or of a part of a file, read by position.
 
 use super::probe::open_file;
 use crate::error::{Error, Result};
@@ -10,14 +10,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-/// What bytes are read from.
+/// The origin of bytes.
 #[derive(Clone)]
 enum Bytes {
     File(Arc<File>, Stamp),
     Memory(Arc<[u8]>),
 }
 
-/// What a file looked like when it was opened.
+/// The state of a file when it was opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     len: u64,
@@ -54,7 +54,7 @@ impl Input {
         Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file), stamp), start: 0, len: stamp.len })
     }
 
-    /// Returns bytes in memory that stand for a file.
+    /// Creates an input from bytes in memory.
     pub(crate) fn memory(path: &Path, bytes: impl Into<Arc<[u8]>>) -> Input {
         let bytes = bytes.into();
         let len = bytes.len() as u64;
@@ -69,13 +69,13 @@ impl Input {
         self.len
     }
 
-    /// A part of it; `None` when that is outside.
+    /// Returns a part of it, or `None` if the range is outside.
     pub(crate) fn slice(&self, range: Range<u64>) -> Option<Input> {
         let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
         Some(Input { start: self.start + range.start, len, ..self.clone() })
     }
 
-    /// Fills `buffer` from `offset`. A file that was changed since it was opened is an error.
+    /// Fills `buffer` from `offset`. A file that has changed since it was opened is an error.
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len);
         let Some(_) = end else {
@@ -114,12 +114,12 @@ impl Input {
         Ok(buffer)
     }
 
-    /// An [`Error::Damaged`] about this file.
+    /// Returns an [`Error::Damaged`] about this file.
     pub(crate) fn damaged(&self, reason: impl Into<String>) -> Error {
         Error::damaged(&self.path, reason)
     }
 
-    /// An [`Error::Unsupported`] about this file.
+    /// Returns an [`Error::Unsupported`] about this file.
     pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
         Error::Unsupported { path: self.path.to_path_buf(), reason: reason.into() }
     }

@@ -1,8 +1,8 @@
 //! Checkpoints of other tools: PyTorch, Hugging Face, TensorFlow, Keras, tch.
 //!
-//! Each format is read as a [`TensorSource`]. Nothing in a file is executed or imported, and time and
-//! memory are bounded by the size of the file. [`open`] recognizes the format by content: file names mean nothing.
-//! `docs/formats.md` in the repository lists what is read, written and verified of each format.
+//! Each format is read as a [`TensorSource`]. Nothing in a file is executed or imported, and time and memory are
+//! bounded by the size of the file. [`open`] recognizes the format by content, not by file name. `docs/formats.md` in
+//! the repository lists what is read, written and verified of each format.
 
 #[cfg(feature = "pytorch")]
 mod blob;
@@ -50,7 +50,7 @@ use crate::source::TensorSource;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// How much a file may ask for, and what to do with what this crate does not know.
+/// Limits for a file, and how to treat unknown objects.
 ///
 /// ```
 /// use tch_checkpoint::interop::ReadOptions;
@@ -66,7 +66,7 @@ pub struct ReadOptions {
     pub(crate) unknown_objects: bool,
 }
 
-/// Bytes of tensors that are allowed whatever the length of the file.
+/// Bytes of tensors that are always allowed, whatever the length of the file.
 #[cfg(feature = "pytorch")]
 const FREE_EXPANSION: u64 = 64 << 20;
 
@@ -77,9 +77,9 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
-    /// Sets how many times the bytes of the files all tensors together may take; 64 MiB are always allowed. Formats
-    /// can describe terabytes in a few bytes (one element that is expanded, compression, fill values). What is beyond
-    /// is refused when the source is opened. Defaults to 100.
+    /// Sets the maximum size of all tensors together, as a multiple of the size of the files. 64 MiB are always
+    /// allowed. Formats can describe terabytes in a few bytes (expanded elements, compression, fill values); a source
+    /// beyond the limit is refused when it is opened. Defaults to 100.
     pub fn max_expansion(mut self, times: u64) -> Self {
         self.max_expansion = times;
         self
@@ -107,13 +107,13 @@ impl ReadOptions {
     }
 }
 
-/// Opens the checkpoint at `path`, of whatever format: a file, a directory, or the prefix of a TensorFlow bundle. A
-/// checkpoint of this crate is one of them. Where a seal lies beside it (`PATH.seal.json`), all is compared with that.
+/// Opens the checkpoint at `path`: a file, a directory, or the prefix of a TensorFlow bundle, of any format including
+/// this crate's own. If there is a seal beside it (`PATH.seal.json`), everything is compared with the seal.
 ///
 /// # Errors
-/// [`Error::NotFound`](crate::Error::NotFound) when nothing is there;
-/// [`Error::Unsupported`](crate::Error::Unsupported) for a format that is not known, or that needs what this version
-/// does not read; [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
+/// [`Error::NotFound`](crate::Error::NotFound) if nothing is there; [`Error::Unsupported`](crate::Error::Unsupported)
+/// for an unknown format, or for features of a format that this version does not read;
+/// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -141,12 +141,12 @@ pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dy
     Ok(source)
 }
 
-/// What a file that was written holds, and what not.
+/// The result of writing a file: what it contains and what was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Written {
-    /// Names of tensors that are in it.
+    /// The number of tensor names in it.
     pub tensors: usize,
-    /// What the format cannot hold, or the source could not give: the reason, by key.
+    /// Entries that the format cannot hold or the source could not read: the reason, by key.
     pub left_out: BTreeMap<String, String>,
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// What the format is called.
+/// The name of the format.
 pub(super) const FORMAT: &str = "tch-checkpoint";
 
 pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
@@ -24,7 +24,7 @@ pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dy
 pub(crate) struct Ours {
     pub source: Source,
     tensors: BTreeMap<String, TensorSpec>,
-    /// Keys of tensors that have the bytes of another, which comes first in order.
+    /// Keys of tensors that share their bytes with another key, which is the first of them.
     aliases: BTreeMap<String, String>,
     unreadable: BTreeMap<String, String>,
 }
@@ -34,7 +34,7 @@ impl Ours {
         Ok(Ours::new(Source::open(&Posix::default(), path)?))
     }
 
-    /// A checkpoint that is open already.
+    /// Creates a source from an open checkpoint.
     pub(crate) fn new(source: Source) -> Ours {
         let records = &source.manifest.tensors;
         let tensors = records.iter().map(|(key, record)| (key.clone(), record.spec.clone())).collect();
@@ -109,7 +109,7 @@ impl TensorSource for Ours {
         if record.spec.bytes().is_none_or(|bytes| end > bytes) {
             return Err(Error::object(key, format!("elements {range:?} are outside a tensor of {}", record.spec)));
         }
-        // Where the piece at hand begins, counted in bytes of the tensor.
+        // The start of the current piece, in bytes of the tensor.
         let mut at = 0;
         for piece in &record.pieces {
             let next = at + (piece.end - piece.begin);

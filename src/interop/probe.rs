@@ -1,4 +1,4 @@
-//! What detectors of formats look at.
+//! What detectors of formats examine.
 
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -7,23 +7,23 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Bytes of a file that detectors see.
+/// The number of bytes of a file that detectors examine.
 const START: u64 = 1024;
 
-/// The most names of a directory that detectors see.
+/// The maximum number of names in a directory that detectors examine.
 const MAX_NAMES: usize = 1 << 20;
 
-/// What a detector looks at.
+/// What a detector examines.
 pub(crate) struct Probe<'a> {
-    /// The path that the user gave. There may be nothing: a TensorFlow bundle is given by the prefix of its files.
+    /// The user's path. Nothing needs to exist there: the path of a TensorFlow bundle is the prefix of its files.
     pub path: &'a Path,
-    /// The first bytes, where it is a file.
+    /// The first bytes, if it is a file.
     pub start: Option<Vec<u8>>,
-    /// The names in it, where it is a directory.
+    /// The names in it, if it is a directory.
     pub names: Option<BTreeSet<String>>,
 }
 
-/// Looks at what is at `path`.
+/// Examines what is at `path`.
 pub(super) fn probe(path: &Path) -> Result<Probe<'_>> {
     let failed = |action, e| Error::io(action, path, e);
     let metadata = match fs::metadata(path) {
@@ -46,7 +46,7 @@ pub(super) fn probe(path: &Path) -> Result<Probe<'_>> {
 
 /// Opens a regular file, following links (the cache of Hugging Face consists of them).
 pub(crate) fn open_file(path: &Path) -> Result<File> {
-    // O_NONBLOCK: opening a pipe must not wait for its other end.
+    // O_NONBLOCK, so that opening a pipe does not wait for its other end.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,

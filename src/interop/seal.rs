@@ -14,20 +14,20 @@ use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What follows the name of what is sealed.
+/// The suffix of a seal's file name.
 const SUFFIX: &str = ".seal.json";
 
-/// The longest seal.
+/// The maximum length of a seal in bytes.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// How many bytes are read at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// The file.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Seal {
-    /// The version of this form: 1.
+    /// The version of the file's format: 1.
     seal: u32,
     /// The format that was sealed.
     format: String,
@@ -45,24 +45,25 @@ struct Entry {
     digest: Digest,
 }
 
-/// Where the seal of `path` is.
+/// Returns the path of the seal of `path`.
 fn place(path: &Path) -> PathBuf {
-    // Without the separator that a directory's path may end in.
+    // Without a trailing separator.
     let mut text = path.components().as_path().as_os_str().to_os_string();
     text.push(SUFFIX);
     PathBuf::from(text)
 }
 
-/// Writes the digests of all tensors and values of the checkpoint at `path`, of another tool, into a file beside it,
-/// `PATH.seal.json`; returns its path. [`open`](super::open), and with it restores and `ckpt verify`, compare what they
-/// read with the seal from then on, as with the digests of this crate's own checkpoints. What has a checksum is
-/// verified before.
+/// Writes the digests of all tensors and values of another tool's checkpoint at `path` to a file beside it,
+/// `PATH.seal.json`, and returns the path of that file. From then on, [`open`](super::open), restores and `ckpt verify`
+/// compare what they read with the seal, as with the digests of this crate's own checkpoints. Verifies everything that
+/// has a checksum first.
 ///
-/// A seal finds accidents, not forgers: who changes the file can seal it anew.
+/// A seal detects accidental corruption, not tampering: whoever changes the file can also write a new seal.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] where a seal is: remove it before if what is there now is right. [`Error::InvalidArgument`]
-/// for a checkpoint of this crate, which has its digests; otherwise as for [`open`](super::open).
+/// [`Error::AlreadyExists`] if there is a seal: remove it first if the present content is right.
+/// [`Error::InvalidArgument`] for a checkpoint of this crate, which has digests of its own; otherwise as for
+/// [`open`](super::open).
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -125,7 +126,7 @@ fn digest_of_values(source: &dyn TensorSource) -> Digest {
     Digest::of(Value::Object(all).to_string().as_bytes())
 }
 
-/// The source with its seal, if it has one.
+/// Wraps the source with its seal, if it has one.
 pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Box<dyn TensorSource>> {
     if source.format() == super::ours::FORMAT {
         return Ok(source);
@@ -162,7 +163,7 @@ pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Bo
     Ok(Box::new(Sealed { source, place, seal }))
 }
 
-/// A source whose digests are known.
+/// A source with a seal.
 #[derive(Debug)]
 struct Sealed {
     source: Box<dyn TensorSource>,

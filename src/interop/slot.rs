@@ -1,16 +1,16 @@
-//! What optimizers keep for variables, by the names of either side.
+//! The slots of optimizers, with the names of other tools and of this crate.
 
-/// What an optimizer keeps for a variable: a moment, a momentum, an accumulator.
+/// The state that an optimizer keeps for a variable: a moment, a momentum or an accumulator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Slot {
-    /// The key of the optimizer; `optimizer` where the file does not name it.
+    /// The key of the optimizer; `optimizer` if the file does not name it.
     pub optimizer: String,
     /// The key of the variable.
     pub variable: String,
     /// The file's name for the slot: `m`, `v`, `momentum`, `velocity` …
     pub name: String,
-    /// PyTorch's name for it, which this crate's optimizers use too: `exp_avg` for `m` …
+    /// PyTorch's name for it, which this crate's optimizers use as well: `exp_avg` for `m` …
     pub torch: Option<&'static str>,
     /// The key of the slot's tensor.
     pub key: String,

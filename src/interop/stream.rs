@@ -1,15 +1,15 @@
-//! Tensors handed over piece by piece, for writers.
+//! Tensors that are read in pieces, for writers.
 
 use crate::error::{Error, Result};
 use crate::source::{TensorSource, VerifiedBy};
 
-/// The longest tensor that is read at once.
+/// The size of the largest tensor that is read in one piece, in bytes.
 const AT_ONCE: u64 = 32 << 20;
 
-/// Bytes that are read at a time of a longer one.
+/// The size of the pieces of a larger one, in bytes.
 const CHUNK: u64 = 4 << 20;
 
-/// Verifies all of a source that has checksums, when a tensor is too long to be verified as it is read.
+/// Verifies the whole source if a tensor is too large to be verified as it is read.
 pub(super) fn verify_before_streaming<'a>(
     source: &dyn TensorSource,
     keys: impl Iterator<Item = &'a str>,
@@ -18,7 +18,7 @@ pub(super) fn verify_before_streaming<'a>(
     if long.any(|key| source.verified_by(key) != VerifiedBy::Nothing) { source.verify() } else { Ok(()) }
 }
 
-/// Hands over the bytes of a tensor, piece by piece, verified unless it is a long one.
+/// Passes the bytes of a tensor on in pieces, verified unless the tensor is large.
 pub(super) fn for_each_chunk(
     source: &dyn TensorSource,
     key: &str,

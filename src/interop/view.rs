@@ -1,4 +1,4 @@
-//! Tensors as views of stored bytes: any strides, either order of bytes, in one part or several.
+//! Tensors as views of stored bytes: any strides, either byte order, in one or several parts.
 
 use super::blob::Blob;
 use crate::dtype::TensorSpec;
@@ -6,16 +6,16 @@ use crate::error::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes that are read ahead at most.
+/// The maximum number of bytes to read ahead.
 const WINDOW: usize = 256 << 10;
 
-/// Elements that are further apart than this many bytes are read one by one.
+/// Elements that are further apart than this, in bytes, are read one by one.
 const FAR: u64 = 4096;
 
-/// The longest compressed run that is unpacked as a whole, for tensors that do not lie in it in order.
+/// The size of the largest compressed range that is unpacked as a whole, for tensors whose elements are not in order.
 const MAX_INFLATED: u64 = 64 << 20;
 
-/// What is done to stored elements.
+/// A transformation of stored elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(crate) struct Change {
     /// Bytes that are reversed together; 0 or 1 for none.
@@ -54,7 +54,7 @@ pub(crate) struct View {
     pub change: Change,
 }
 
-/// A box of a tensor, and where its elements are.
+/// A box of a tensor, and the position of its elements.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     /// Its first element.
@@ -67,11 +67,11 @@ pub(crate) struct Part {
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub spec: TensorSpec,
-    /// They cover the tensor, and do not overlap.
+    /// They cover the tensor and do not overlap.
     pub parts: Vec<Part>,
 }
 
-/// Returns the strides of elements that lie one after the other, last dimension first.
+/// Returns the strides of contiguous elements, with the last dimension first.
 pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
     let mut stride = vec![1; shape.len()];
     for d in (1..shape.len()).rev() {
@@ -80,7 +80,7 @@ pub(crate) fn row_major(shape: &[u64]) -> Vec<u64> {
     stride
 }
 
-/// Returns the strides of elements that lie one after the other, first dimension first.
+/// Returns the strides of contiguous elements, with the first dimension first.
 pub(crate) fn column_major(shape: &[u64]) -> Vec<u64> {
     let mut stride = vec![1; shape.len()];
     for d in 1..shape.len() {
@@ -90,17 +90,17 @@ pub(crate) fn column_major(shape: &[u64]) -> Vec<u64> {
 }
 
 impl Stored {
-    /// A tensor that is one view.
+    /// Creates a tensor of one view.
     pub(crate) fn new(spec: TensorSpec, view: View) -> Stored {
         let (begin, shape) = (vec![0; spec.shape.len()], spec.shape.clone());
         Stored { spec, parts: vec![Part { begin, shape, view }] }
     }
 
-    /// Returns what two names of the same elements have in common.
+    /// Returns a value that is equal for two names of the same elements.
     pub(crate) fn identity(&self) -> Option<(*const Blob, u64, Vec<u64>, Change, &TensorSpec)> {
         let [part] = self.parts.as_slice() else { return None };
         let view = &part.view;
-        // The stride of a dimension of length 1 means nothing.
+        // The stride of a dimension of length 1 has no effect.
         let stride = view.stride.iter().zip(&part.shape).map(|(&stride, &length)| if length == 1 { 0 } else { stride });
         (self.spec.bytes() != Some(0))
             .then(|| (Arc::as_ptr(&view.blob), view.begin, stride.collect(), view.change, &self.spec))
@@ -142,7 +142,7 @@ impl View {
     }
 }
 
-/// Cuts a row-major range into boxes: of each dimension but one either one index or all of them.
+/// Splits a row-major range into boxes: each dimension but one has either one index or all of them.
 fn for_each_box(shape: &[u64], range: Range<u64>, mut with: impl FnMut(&[u64], &[u64]) -> Result<()>) -> Result<()> {
     let stride = row_major(shape);
     let mut at = range.start;
@@ -153,7 +153,7 @@ fn for_each_box(shape: &[u64], range: Range<u64>, mut with: impl FnMut(&[u64], &
             lo.push(rest / stride.max(1) % length.max(1));
             rest %= stride.max(1);
         }
-        // The outermost dimension along which whole slices follow.
+        // The outermost dimension along which only whole slices follow.
         let along = (0..shape.len()).find(|&d| at.is_multiple_of(stride[d]) && range.end - at >= stride[d]);
         let mut lengths = vec![1; shape.len()];
         let taken = match along {
@@ -170,7 +170,7 @@ fn for_each_box(shape: &[u64], range: Range<u64>, mut with: impl FnMut(&[u64], &
     Ok(())
 }
 
-/// One loop of a copy: how often, and how far source and target go each time, in elements.
+/// One loop of a copy: the number of iterations, and the strides of source and target in elements.
 #[derive(Debug, Clone, Copy)]
 struct Loop {
     length: u64,
@@ -179,7 +179,7 @@ struct Loop {
 }
 
 impl Part {
-    /// Copies what is both in this part and in the box at `lo` to its place in `target`, whose first element is the
+    /// Copies the intersection of this part with the box at `lo` to its place in `target`, whose first element is the
     /// element `first` of the tensor.
     fn copy(&self, lo: &[u64], lengths: &[u64], shape: &[u64], size: u64, first: u64, target: &mut [u8]) -> Result<()> {
         let target_stride = row_major(shape);
@@ -200,7 +200,7 @@ impl Part {
     }
 }
 
-/// Returns the loops in the order of the source's bytes, with those that are one joined.
+/// Returns the loops in the order of the source's bytes, with contiguous ones merged.
 fn merge(mut loops: Vec<Loop>) -> Vec<Loop> {
     loops.sort_by_key(|own| std::cmp::Reverse((own.source, own.target)));
     let mut merged: Vec<Loop> = Vec::with_capacity(loops.len());
@@ -230,7 +230,7 @@ impl View {
         let (mut source, mut place) = (source, place);
         loop {
             self.row(&mut window, source, place, inner, size, target)?;
-            // The innermost of the outer loops goes first.
+            // The innermost of the outer loops runs first.
             let mut d = loops.len();
             loop {
                 let Some(next) = d.checked_sub(1) else { return Ok(()) };
@@ -271,7 +271,7 @@ impl View {
             self.change.apply(to);
             return Ok(());
         }
-        // As many elements at a time as lie close together.
+        // As many elements at a time as are close together.
         let together = match inner.source * size {
             0 => inner.length,
             step if step > FAR => 1,
@@ -294,7 +294,7 @@ impl View {
         Ok(())
     }
 
-    /// Like [`copy`](View::copy), of elements that lie in a compressed blob in another order.
+    /// Like [`copy`](View::copy), for elements in another order in a compressed blob.
     fn copy_inflated(
         &self,
         source: u64,
@@ -312,7 +312,7 @@ impl View {
     }
 }
 
-/// Bytes of a blob that were read lately. Reads further ahead the longer reads follow one another.
+/// Recently read bytes of a blob. Reads further ahead the longer reads are sequential.
 struct Window<'a> {
     blob: &'a Blob,
     start: u64,
@@ -336,7 +336,8 @@ impl Window<'_> {
     }
 }
 
-/// Returns `true` if two boxes have an element in common. Sorted along the first dimension, few have to be compared.
+/// Returns `true` if two boxes have an element in common. Sorts along the first dimension, so that few boxes are
+/// compared.
 pub(crate) fn overlap(parts: &[Part]) -> bool {
     let mut boxes: Vec<&Part> = parts.iter().filter(|part| !part.shape.contains(&0)).collect();
     boxes.sort_by(|a, b| a.begin.cmp(&b.begin));

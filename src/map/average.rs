@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// Elements that are added up at a time.
+/// The number of elements that are added at a time.
 const CHUNK: u64 = 64 << 10;
 
-/// The average of several sources: of every tensor of F16, BF16, F32 or F64, element by element, in 64 bits and rounded
-/// once. Tensors of other types (counters, random state) and values are those of the last source.
+/// The average of several sources. Tensors of F16, BF16, F32 and F64 are averaged element by element, in 64 bits and
+/// rounded once. Tensors of other types (counters, random state) and values are those of the last source.
 ///
-/// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) puts it into the live
-/// model, [`convert`](crate::convert::convert) writes it as a new checkpoint. Two tensors of one name must have one
-/// dtype and shape, and all sources the same names; leave out what differs with a [`NameMap`](super::NameMap).
+/// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) restores it into live
+/// objects, and [`convert`](crate::convert::convert) writes it as a new checkpoint. All sources must have the same
+/// names, with equal types and shapes; leave out what differs with a [`NameMap`](super::NameMap).
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -48,8 +48,9 @@ impl<'a> Average<'a> {
         Average::weighted(sources.into_iter().map(|source| (source, 1.0)))
     }
 
-    /// Returns the exponential moving average, the oldest source first: `average = decay * average + (1 - decay) *
-    /// next`, beginning with the first, as `torch.optim.swa_utils.get_ema_avg_fn` has it.
+    /// Returns the exponential moving average, the oldest source first:
+    /// `average = decay * average + (1 - decay) * next`, starting with the first, as in
+    /// `torch.optim.swa_utils.get_ema_avg_fn`.
     ///
     /// # Errors
     /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for a `decay` outside of 0 to 1.
@@ -95,7 +96,7 @@ impl<'a> Average<'a> {
         self.last.tensors().get(key).ok_or_else(unknown)
     }
 
-    /// Adds up elements that `read` gives of each source.
+    /// Adds the elements that `read` returns for each source.
     fn add_up(
         &self,
         key: &str,
@@ -124,7 +125,7 @@ fn is_averaged(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
-/// Compares what two sources have.
+/// Checks that two sources have the same tensors.
 fn check(source: &dyn TensorSource, other: &dyn TensorSource) -> Result<()> {
     let one_way = |a: &dyn TensorSource, b: &dyn TensorSource| {
         let differing = a.tensors().iter().find(|(key, spec)| b.tensors().get(*key) != Some(*spec));
@@ -163,7 +164,7 @@ impl TensorSource for Average<'_> {
     }
 
     fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
-        // Tied in the last, but perhaps not in all.
+        // Tied in the last source, but perhaps not in all.
         let first = self.last.first_alias(key);
         let is_tied = self.sources.iter().all(|(source, _)| source.first_alias(key) == source.first_alias(first));
         if is_tied { first } else { key }

@@ -1,4 +1,4 @@
-//! A transform that has met its source: dtypes and shapes are known and fit, and elements can be computed.
+//! A transform bound to its source: dtypes and shapes are known and fit, and elements can be computed.
 
 use super::cast;
 use super::transform::{Expr, Function};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// So many steps may lead to one tensor, so that a short map cannot ask for endless work.
+/// The maximum number of steps for one tensor, so that a short map cannot request unbounded work.
 const MAX_STEPS: u64 = 4096;
 
 /// A tensor that can be computed.
@@ -17,9 +17,9 @@ const MAX_STEPS: u64 = 4096;
 pub(super) struct Bound {
     pub spec: TensorSpec,
     pub loss: Loss,
-    /// How many steps lead to it.
+    /// The number of steps that produce it.
     steps: u64,
-    /// Whether the computation depends on the elements and may refuse them.
+    /// Whether the computation depends on the elements and may fail.
     may_fail: bool,
     op: Op,
     inputs: Vec<Arc<Bound>>,
@@ -33,14 +33,14 @@ enum Op {
     /// The same bytes.
     Reshape,
     Permute(Vec<usize>),
-    /// These ranges along a dimension, one after the other, all of them so many times.
+    /// These ranges along a dimension, concatenated, and repeated so many times.
     Take {
         dim: usize,
         ranges: Vec<Range<u64>>,
         times: u64,
     },
     Concat(usize),
-    /// Up to the length of the result, with this element.
+    /// Pads to the length of the result with this element.
     Pad(usize, Vec<u8>),
     Add,
     Zeros,
@@ -50,13 +50,13 @@ enum Op {
 type Refusal = String;
 
 impl Bound {
-    /// A source's tensor as it is.
+    /// Creates a tensor of the source, unchanged.
     pub(super) fn source(key: &str, spec: &TensorSpec) -> Arc<Bound> {
         let op = Op::Source(key.to_string());
         Arc::new(Bound { spec: spec.clone(), loss: Loss::Nothing, steps: 0, may_fail: false, op, inputs: Vec::new() })
     }
 
-    /// Returns the key of the source's tensor, if it is that as it is.
+    /// Returns the key of the source's tensor, if it is unchanged.
     pub(super) fn plain(&self) -> Option<&str> {
         match &self.op {
             Op::Source(key) => Some(key),
@@ -64,13 +64,13 @@ impl Bound {
         }
     }
 
-    /// Adds the keys of the source's tensors that it is made of.
+    /// Adds the keys of the source's tensors that it is computed from.
     pub(super) fn keys<'a>(&'a self, found: &mut BTreeSet<&'a str>) {
         found.extend(self.plain());
         self.inputs.iter().for_each(|input| input.keys(found));
     }
 
-    /// How it is made of the source's tensors.
+    /// Returns the text of its computation from the source's tensors.
     pub(super) fn shown(&self) -> String {
         let inputs: Vec<String> = self.inputs.iter().map(|input| input.shown()).collect();
         let inputs = inputs.join(", ");
@@ -93,7 +93,7 @@ impl Bound {
         }
     }
 
-    /// Returns what equal tensors have in common.
+    /// Returns a text that is the same for equal tensors.
     pub(super) fn signature(&self, source: &dyn TensorSource) -> String {
         match &self.op {
             Op::Source(key) => format!("{:?}", source.first_alias(key)),
@@ -124,7 +124,7 @@ impl Bound {
         Ok(Arc::new(Bound { spec, loss, steps, may_fail, op, inputs }))
     }
 
-    /// Binds an expression, of whose names `find` knows the tensors.
+    /// Binds an expression; `find` returns the tensor of each name.
     pub(super) fn of(
         expr: &Expr,
         find: &mut dyn FnMut(&super::pattern::Pattern) -> Result<Arc<Bound>, Refusal>,
@@ -202,14 +202,14 @@ impl Bound {
         }
     }
 
-    /// How far its elements can be verified: as far as all that it is made of.
+    /// Returns how far its elements can be verified: the least of everything that it is computed from.
     pub(super) fn verified_by(&self, source: &dyn TensorSource) -> VerifiedBy {
         let mut keys = BTreeSet::new();
         self.keys(&mut keys);
         keys.into_iter().map(|key| source.verified_by(key)).min().unwrap_or(VerifiedBy::Nothing)
     }
 
-    /// Checks all that it is made of, and that it can be computed.
+    /// Verifies everything that it is computed from, and that it can be computed.
     pub(super) fn verify(&self, key: &str, source: &dyn TensorSource) -> Result<()> {
         let mut keys = BTreeSet::new();
         self.keys(&mut keys);
@@ -217,7 +217,7 @@ impl Bound {
         if self.may_fail { self.read(key, source).map(drop) } else { Ok(()) }
     }
 
-    /// Returns `true` if a range of it can be had without all of it.
+    /// Returns `true` if a range of it can be computed without the rest.
     pub(super) fn streams(&self) -> bool {
         match &self.op {
             Op::Source(_) | Op::Zeros => true,
@@ -226,7 +226,7 @@ impl Bound {
         }
     }
 
-    /// Returns its elements `range`, where it [`streams`](Bound::streams). Verifies nothing.
+    /// Returns its elements `range`, if it [`streams`](Bound::streams). Verifies nothing.
     pub(super) fn read_range(&self, key: &str, source: &dyn TensorSource, range: Range<u64>) -> Result<Vec<u8>> {
         let bytes = (range.end - range.start).checked_mul(self.spec.dtype.size() as u64);
         match (&self.op, self.inputs.as_slice()) {
@@ -257,7 +257,7 @@ impl Bound {
         }
     }
 
-    /// Makes its elements of those of its inputs.
+    /// Computes its elements from those of its inputs.
     fn compute(&self, key: &str, mut parts: Vec<Vec<u8>>) -> Result<Vec<u8>> {
         let failed = |reason: String| Error::object(key, reason);
         let bytes = self.spec.bytes();
@@ -317,7 +317,7 @@ impl Bound {
         }
     }
 
-    /// Puts parts one behind the other along a dimension.
+    /// Concatenates parts along a dimension.
     fn join(&self, key: &str, dim: usize, parts: &[Vec<u8>]) -> Result<Vec<u8>> {
         let mut target = reserve(key, self.spec.bytes())?;
         let rows: Vec<(Rows, &Vec<u8>)> =
@@ -332,7 +332,7 @@ impl Bound {
     }
 }
 
-/// No bytes, and room for so many.
+/// Returns an empty buffer with capacity for so many bytes.
 fn reserve(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
     let mut target = room(key, bytes)?;
     target.clear();
@@ -341,11 +341,11 @@ fn reserve(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
 
 /// A tensor's bytes as rows along a dimension.
 struct Rows {
-    /// How many rows.
+    /// The number of rows.
     outer: usize,
-    /// Steps in each.
+    /// The number of steps per row.
     length: usize,
-    /// Bytes of a step.
+    /// The number of bytes per step.
     inner: usize,
 }
 
@@ -357,14 +357,14 @@ impl Rows {
         Rows { outer: product(before), length, inner: product(after) * spec.dtype.size() }
     }
 
-    /// Each row. Rows without bytes are rows all the same.
+    /// Returns the rows, including rows without bytes.
     fn of_bytes<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let length = self.length * self.inner;
         (0..self.outer).map(move |at| bytes.get(at * length..(at + 1) * length).unwrap_or_default())
     }
 }
 
-/// Returns the place of a dimension that may be counted from the end, and its length.
+/// Resolves a dimension that may be counted from the end. Returns its index and length.
 fn dimension(spec: &TensorSpec, dim: i64) -> Result<(usize, u64), Refusal> {
     let rank = spec.shape.len() as i64;
     let place = if dim < 0 { dim.saturating_add(rank) } else { dim };
@@ -501,7 +501,7 @@ fn repeat(inner: Arc<Bound>, times: &[u64]) -> Result<Arc<Bound>, Refusal> {
 
 /// Copies the elements of a tensor in the order of other axes.
 fn permuted(from: &[u8], spec: &TensorSpec, axes: &[usize], target: &mut [u8]) {
-    // Dimensions at the end that stay in their place belong to the element.
+    // Trailing dimensions that keep their place count as part of the element.
     let kept = axes.iter().enumerate().rev().take_while(|(place, axis)| place == *axis).count();
     let (moved, _) = axes.split_at(axes.len() - kept);
     let element = spec.shape[axes.len() - kept..].iter().product::<u64>() as usize * spec.dtype.size();
@@ -522,7 +522,7 @@ fn permuted(from: &[u8], spec: &TensorSpec, axes: &[usize], target: &mut [u8]) {
     }
 }
 
-/// [`each`], of elements of a length that the compiler knows.
+/// Like [`each`], for elements whose length is known at compile time.
 fn walk<const N: usize>(from: &[u8], loops: &[(usize, usize)], target: &mut [u8]) {
     fn inner<const N: usize>(
         from: &[u8],

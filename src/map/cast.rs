@@ -1,4 +1,4 @@
-//! Elements of one type as another.
+//! Conversion of elements from one type to another.
 
 use crate::dtype::Dtype;
 use crate::error::Loss;
@@ -7,7 +7,7 @@ use half::{bf16, f16};
 /// Returns what a conversion loses.
 ///
 /// # Errors
-/// A sentence, where there is no conversion.
+/// The reason, if there is no conversion.
 pub(super) fn loss(from: Dtype, to: Dtype) -> Result<Loss, String> {
     if from == to {
         return Ok(Loss::Nothing);
@@ -37,7 +37,7 @@ pub(super) fn may_fail(from: Dtype, to: Dtype) -> bool {
 }
 
 enum Kind {
-    /// How many bits a magnitude has at most.
+    /// The maximum number of bits of a magnitude.
     Integer { bits: u32 },
     /// Bits of the significand, and of the exponent.
     Float { bits: u32, range: u32 },
@@ -65,7 +65,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 /// Converts elements.
 ///
 /// # Errors
-/// A sentence: an integer that does not fit, or no such conversion.
+/// The reason: an integer that does not fit, or no such conversion.
 pub(super) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>, String> {
     if from == to {
         return Ok(bytes.to_vec());
@@ -89,7 +89,7 @@ pub(super) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>, Stri
     }
 }
 
-/// Every element as an array of its bytes.
+/// Returns every element as an array of bytes.
 fn elements<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.as_chunks().0.iter().copied()
 }
@@ -134,7 +134,7 @@ fn integers<const N: usize>(bytes: &[u8], to: Dtype, read: impl Fn([u8; N]) -> i
             }
             all
         }
-        // At most 64 bits: the conversion to 16 bits goes by way of a number that keeps which way to round.
+        // The conversion to 16 bits uses an intermediate number that preserves the direction of rounding.
         Dtype::F16 => numbers.flat_map(|x| half_of(odd(x)).to_le_bytes()).collect(),
         Dtype::BF16 => numbers.flat_map(|x| brain_of(odd(x)).to_le_bytes()).collect(),
         Dtype::F32 => numbers.flat_map(|x| (x as f32).to_le_bytes()).collect(),
@@ -143,8 +143,7 @@ fn integers<const N: usize>(bytes: &[u8], to: Dtype, read: impl Fn([u8; N]) -> i
     })
 }
 
-/// Returns the number rounded to odd: what is rounded once more, to fewer bits, comes out as if it had been rounded
-/// once.
+/// Returns the number rounded to odd, so that rounding the result again to fewer bits equals rounding once.
 fn odd(number: i128) -> f64 {
     let near = number as f64;
     if near as i128 == number || near.to_bits() & 1 == 1 {
@@ -154,7 +153,7 @@ fn odd(number: i128) -> f64 {
     f64::from_bits(if further { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 
-/// Like [`odd`], of a number of 64 bits in 32.
+/// Like [`odd`], from 64 bits to 32.
 fn odd_single(number: f64) -> f32 {
     let near = number as f32;
     if f64::from(near) == number || number.is_nan() || near.to_bits() & 1 == 1 {
@@ -164,7 +163,7 @@ fn odd_single(number: f64) -> f32 {
     f32::from_bits(if further { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 
-/// Rounded once, whatever instructions the processor has.
+/// Rounds once, independent of the processor's instructions.
 fn half_of(number: f64) -> f16 {
     f16::from_f32(odd_single(number))
 }
@@ -173,10 +172,10 @@ fn brain_of(number: f64) -> bf16 {
     bf16::from_f32(odd_single(number))
 }
 
-/// Sums of floats of one type.
+/// Adds floats of one type.
 ///
 /// # Errors
-/// A sentence, for another type.
+/// The reason, for another type.
 pub(super) fn add(dtype: Dtype, sum: &mut [u8], other: &[u8]) -> Result<(), String> {
     fn each<const N: usize>(sum: &mut [u8], other: &[u8], add: impl Fn([u8; N], [u8; N]) -> [u8; N]) {
         for (a, b) in sum.as_chunks_mut().0.iter_mut().zip(other.as_chunks().0) {
@@ -193,17 +192,17 @@ pub(super) fn add(dtype: Dtype, sum: &mut [u8], other: &[u8]) -> Result<(), Stri
     Ok(())
 }
 
-/// One element of the value `value`.
+/// Returns one element with the value `value`.
 ///
 /// # Errors
-/// A sentence, where the type does not hold it.
+/// The reason, if the type cannot represent it.
 pub(super) fn element(dtype: Dtype, value: f64) -> Result<Vec<u8>, String> {
     if value == 0.0 && value.is_sign_positive() {
         return Ok(vec![0; dtype.size()]);
     }
     match kind(dtype) {
         Some(Kind::Float { .. }) => cast(&value.to_le_bytes(), Dtype::F64, dtype),
-        // 2^53: whole numbers up to there are exact.
+        // 2^53: integers up to here are exact.
         Some(Kind::Integer { .. }) if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 => {
             cast(&(value as i64).to_le_bytes(), Dtype::I64, dtype)
         }

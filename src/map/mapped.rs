@@ -1,4 +1,4 @@
-//! A source as a map shows it.
+//! A source under the names of a map.
 
 use super::bound::Bound;
 use super::pattern::Pattern;
@@ -16,10 +16,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A source under the names that a [`NameMap`](super::NameMap) gives it.
+/// A source under the names that a [`NameMap`](super::NameMap) assigns.
 ///
-/// Tensors are computed when they are read. One that is only renamed, cast, reshaped or added is read piece by piece
-/// where that is asked for; any other needs memory for all of it and of what it is made of.
+/// Tensors are computed when they are read. A tensor that is only renamed, cast, reshaped or added can be read in
+/// pieces. Any other needs memory for the whole tensor and for its inputs.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     source: &'a dyn TensorSource,
@@ -27,22 +27,22 @@ pub struct Mapped<'a> {
     tensors: BTreeMap<String, Arc<Bound>>,
     values: BTreeMap<String, Value>,
     unreadable: BTreeMap<String, String>,
-    /// Keys that are the same as another, which comes first in order.
+    /// Keys that are equal to another key, which is the first of them.
     aliases: BTreeMap<String, String>,
     order: Vec<String>,
     mappings: Vec<Mapping>,
     left_out: Vec<String>,
-    /// The tensor that was computed last, for reading it piece by piece.
+    /// The tensor that was computed last, to be read in pieces.
     last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
 }
 
 impl Mapped<'_> {
-    /// Returns what has another name than in the source, or is transformed; by key.
+    /// Returns the entries that are renamed or transformed, by key.
     pub fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
-    /// Returns the keys of the source that went into nothing.
+    /// Returns the keys of the source that are not used.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
     }
@@ -147,11 +147,11 @@ impl TensorSource for Mapped<'_> {
     }
 }
 
-/// What is there between two statements.
+/// The entries between two statements.
 #[derive(Clone)]
 enum Entry {
     Tensor(Arc<Bound>),
-    /// Of this key in the source.
+    /// The value of this key in the source.
     Value(String),
     Unreadable(String),
 }
@@ -159,7 +159,7 @@ enum Entry {
 struct State<'a> {
     source: &'a dyn TensorSource,
     entries: BTreeMap<String, Entry>,
-    /// What definitions in a row have used.
+    /// The entries that consecutive definitions have used.
     used: BTreeSet<String>,
 }
 
@@ -224,14 +224,14 @@ impl<'a> State<'a> {
         }
     }
 
-    /// What definitions used is not there any more.
+    /// Removes the entries that definitions have used.
     fn forget_used(&mut self) {
         for key in std::mem::take(&mut self.used) {
             self.entries.remove(&key);
         }
     }
 
-    /// Keeps what fits one of the patterns; each must fit something.
+    /// Keeps the entries that match one of the patterns. Each pattern must match something.
     fn keep(&mut self, patterns: &[Pattern], fits: impl Fn(&Pattern, &str) -> bool) -> Step<()> {
         for pattern in patterns {
             if !self.entries.keys().any(|key| fits(pattern, key)) {
@@ -254,7 +254,7 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Returns what to say of a name that is not there.
+    /// Returns the message for an unknown name.
     fn unknown(&self, what: &str, name: &str) -> String {
         let near = name::nearest(name, self.entries.keys().take(10_000).map(String::as_str));
         let near = near.map(|near| format!("; the nearest is {}", name::shown(near))).unwrap_or_default();
@@ -277,7 +277,7 @@ impl<'a> State<'a> {
         if fitting.is_empty() && !optional {
             return Err(self.unknown("there is nothing for", &driver.to_string()));
         }
-        // All are made of what was there before.
+        // All are computed from the entries before.
         let mut all = Vec::new();
         for key in &fitting {
             let captures = driver.captures(key).unwrap_or_default();
@@ -304,12 +304,12 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Defines the variables of every layer that fits.
+    /// Defines the variables of every layer that matches.
     fn layer(&mut self, name: &Pattern, preset: Preset, from: &Pattern) -> Step<()> {
         if from.stars() != name.stars() {
             return Err(format!("{from} has {} stars, {name} has {}", from.stars(), name.stars()));
         }
-        // What stands before each separator may be the layer.
+        // The text before each separator may be the layer.
         let ends = |key: &str| key.match_indices(['/', '.']).map(|(end, _)| end).collect::<Vec<_>>();
         let mut layers: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for key in self.entries.keys() {
@@ -334,7 +334,7 @@ impl<'a> State<'a> {
             for (key, (entry, used)) in made {
                 self.insert(key, entry, used)?;
             }
-            // All of the layer went in.
+            // The whole layer was used.
             let below = [format!("{layer}/"), format!("{layer}.")];
             let rest = self.entries.keys().filter(|key| below.iter().any(|below| key.starts_with(below)));
             let is_other = |key: &&String| !key.starts_with(&format!("{to}."));
@@ -354,7 +354,7 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Makes what an expression says, of the entries as they are; and what it used.
+    /// Evaluates an expression on the present entries. Returns the result and the names it used.
     fn make(&self, expr: &Expr, captures: &[&str]) -> Step<(Entry, BTreeSet<String>)> {
         let mut used = BTreeSet::new();
         if let Expr::Source(name) = expr {
@@ -444,7 +444,7 @@ struct LayerOf<'s, 'a> {
 impl Layer for LayerOf<'_, '_> {
     fn find(&self, part: &str, name: &str, number: usize) -> Step<Option<String>> {
         let leads_there = |path: &[&str]| {
-            // Keras puts an underscore before some parts.
+            // Keras prefixes some parts with an underscore.
             part.is_empty() || path.iter().any(|name| name.trim_start_matches('_').starts_with(part))
         };
         let names = self.names();
@@ -495,7 +495,7 @@ fn taken(key: &str) -> String {
     format!("there is a {} already; exclude it or give one of the two another name", name::shown(key))
 }
 
-/// What optimizers are called.
+/// Names of optimizers.
 const OPTIMIZERS: [&str; 8] = [
     "optimizer",
     "optimizers",
@@ -519,7 +519,7 @@ fn optimizers<'k>(keys: impl Iterator<Item = &'k String>) -> BTreeSet<String> {
 }
 
 fn is_of_optimizer(key: &str, optimizers: &BTreeSet<String>) -> bool {
-    // What has no name above it is the whole file.
+    // A key without a name above it belongs to the whole file.
     key.split('/').any(|name| OPTIMIZERS.contains(&name) || name == ".OPTIMIZER_SLOT")
         || key.match_indices('/').any(|(at, _)| optimizers.contains(&key[..=at]))
         || optimizers.contains("")

@@ -1,8 +1,8 @@
-//! One language for names and layouts: what of a source is wanted, under which names, and made of what.
+//! A language for names and layouts: selects, renames and transforms the tensors and values of a source.
 //!
-//! A [`NameMap`] is a list of statements that a [`TensorSource`] goes through one after the other. It is written
-//! as Rust calls or as a text; `docs/maps.md` in the repository specifies the text. [`Mapped`] is the source as the map
-//! shows it, and a `TensorSource` itself: what restores, writes or compares sources takes it.
+//! A [`NameMap`] is a list of statements that are applied to a [`TensorSource`] in order. It is written as Rust calls
+//! or as text; `docs/maps.md` in the repository specifies the text. [`NameMap::apply`] returns a [`Mapped`] source,
+//! which is a `TensorSource` itself, so that it can be restored, written and compared.
 
 mod average;
 mod bound;
@@ -31,10 +31,10 @@ use crate::source::TensorSource;
 use std::fmt;
 use std::path::Path;
 
-/// Which tensors and values of a source are wanted, and under which names.
+/// Selects, renames and transforms the tensors and values of a source.
 ///
-/// Without statements all come out as they are. Each statement changes what the ones before it have left. Patterns are
-/// names in which `*` stands for any text, `/` included.
+/// Without statements, everything is kept unchanged. Each statement changes the result of the ones before it. Patterns
+/// are names in which `*` matches any text, including `/`.
 ///
 /// ```
 /// use tch_checkpoint::map::{NameMap, Transform};
@@ -62,73 +62,76 @@ pub struct NameMap {
 }
 
 impl NameMap {
-    /// A map that changes nothing.
+    /// Creates a map that changes nothing.
     pub fn new() -> NameMap {
         NameMap::default()
     }
 
     fn with(mut self, kind: Kind) -> NameMap {
-        // Where it stands in the text.
+        // The position in the text.
         self.statements.push(Statement::new(kind, self.statements.len() + 2, 1));
         self
     }
 
-    /// Keeps these objects and what is below them: names that are one of `names`, or go on behind it with `/` or `.`.
+    /// Keeps these objects and everything below them: names that equal one of `names`, or continue it with `/` or `.`.
     pub fn only<N: AsRef<str>>(self, names: impl IntoIterator<Item = N>) -> NameMap {
         self.with(Kind::Only(names.into_iter().map(|name| Pattern::new(name.as_ref())).collect()))
     }
 
-    /// Keeps what fits one of `patterns`.
+    /// Keeps the names that match one of `patterns`.
     pub fn include<N: AsRef<str>>(self, patterns: impl IntoIterator<Item = N>) -> NameMap {
         self.with(Kind::Include(patterns.into_iter().map(|name| Pattern::new(name.as_ref())).collect()))
     }
 
-    /// Leaves out what fits one of `patterns`. It is no error if nothing does.
+    /// Leaves out the names that match one of `patterns`. It is not an error if none does.
     pub fn exclude<N: AsRef<str>>(self, patterns: impl IntoIterator<Item = N>) -> NameMap {
         self.with(Kind::Exclude(patterns.into_iter().map(|name| Pattern::new(name.as_ref())).collect()))
     }
 
-    /// Leaves out optimizers: what is at or below a name `optimizer`, `optimizers`, `optim`, `opt`, `optimizer_state`,
-    /// `optimizer_state_dict`, `optimizer_states` or `optimizer_weights`, or below an object that has `param_groups`,
-    /// whatever it is called; and TensorFlow's slot variables.
+    /// Leaves out optimizers: everything at or below a name `optimizer`, `optimizers`, `optim`, `opt`,
+    /// `optimizer_state`, `optimizer_state_dict`, `optimizer_states` or `optimizer_weights`, or below an object that
+    /// has `param_groups`, whatever its name; and TensorFlow's slot variables.
     pub fn weights(self) -> NameMap {
         self.with(Kind::Weights)
     }
 
-    /// Puts `prefix` before every name: with its `/` or `.`, `model/` say.
+    /// Adds `prefix` to every name. Include the separator, as in `model/`.
     pub fn add_prefix(self, prefix: &str) -> NameMap {
         self.with(Kind::AddPrefix(prefix.to_string()))
     }
 
-    /// Takes `prefix` from the names that begin with it. The others stay as they are.
+    /// Removes `prefix` from the names that start with it. The others are unchanged.
     pub fn remove_prefix(self, prefix: &str) -> NameMap {
         self.with(Kind::RemovePrefix(prefix.to_string()))
     }
 
-    /// Calls `from` `to`. With as many `*` in `to` as in `from`, these stand for the same texts, in order.
+    /// Renames `from` to `to`. Each `*` in `to` is replaced by the text that the `*` at the same place in `from`
+    /// matched.
     pub fn rename(self, from: &str, to: &str) -> NameMap {
         self.define(to, Transform::of(from))
     }
 
-    /// Defines the tensor `name`. What it is made of does not come out under its own name, but definitions that follow
-    /// at once can use it as well. A pattern defines a tensor for each name that fits the first pattern in `transform`.
+    /// Defines the tensor `name`. Its inputs are no longer kept under their own names, but definitions that follow
+    /// immediately can use them as well. A pattern defines a tensor for each name that matches the first pattern in
+    /// `transform`.
     pub fn define(self, name: &str, transform: Transform) -> NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: false }))
     }
 
-    /// Like [`define`](NameMap::define), of a name that has no stars, whatever characters it has.
+    /// Like [`define`](NameMap::define), for a name in which `*` is an ordinary character.
     pub(crate) fn define_literal(self, name: &str, transform: Transform) -> NameMap {
         let name = Pattern::from_parts(vec![name.to_string()]);
         self.with(Kind::Define(Definition { name, expr: transform.0, optional: false }))
     }
 
-    /// Like [`define`](NameMap::define), but without an error where the source has none of what it is made of.
+    /// Like [`define`](NameMap::define), but it is not an error if the source has none of the inputs.
     pub fn define_optional(self, name: &str, transform: Transform) -> NameMap {
         self.with(Kind::Define(Definition { name: Pattern::new(name), expr: transform.0, optional: true }))
     }
 
-    /// Defines all variables of the layer `name` from the layer `from` of another tool: `NAME.weight` and so on, as
-    /// tch's modules call them. A layer's name is what stands before the `.` or `/`. With stars, of every such layer.
+    /// Defines all variables of the layer `name` from the layer `from` of another tool, with the names of tch's
+    /// modules: `NAME.weight` and so on. A layer's name is the text before the `.` or `/`. With stars, defines every
+    /// matching layer.
     ///
     /// ```
     /// use tch_checkpoint::map::{NameMap, Preset};
@@ -140,7 +143,7 @@ impl NameMap {
         self.with(Kind::Layer(Pattern::new(name), preset, Pattern::new(from)))
     }
 
-    /// The statements of `other` after those of this map.
+    /// Appends the statements of `other`.
     pub fn then(mut self, other: NameMap) -> NameMap {
         for statement in other.statements {
             self = self.with(statement.kind);
@@ -148,7 +151,7 @@ impl NameMap {
         self
     }
 
-    /// Reads the map in the file `path`.
+    /// Reads a map from the file `path`.
     ///
     /// # Errors
     /// [`Error::Map`](crate::Error::Map) with line and column; [`Error::Io`](crate::Error::Io).
@@ -156,11 +159,11 @@ impl NameMap {
         Functions::new().open(path)
     }
 
-    /// Shows `source` under these names. All that can be known without reading elements is checked.
+    /// Applies the map to `source`. Checks everything that can be checked without reading elements.
     ///
     /// # Errors
-    /// [`Error::Map`](crate::Error::Map): a name that is not there, with the nearest; shapes that do not fit; two
-    /// tensors of one name.
+    /// [`Error::Map`](crate::Error::Map): an unknown name, with the nearest one; shapes that do not fit; two tensors of
+    /// the same name.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -178,7 +181,7 @@ impl NameMap {
     }
 }
 
-/// The text form.
+/// Writes the text form.
 impl fmt::Display for NameMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", text::HEADER)?;

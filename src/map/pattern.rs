@@ -1,21 +1,21 @@
-//! Names with stars, and what the stars stand for.
+//! Names with stars, and the texts that the stars match.
 
 use std::fmt;
 
-/// A name in which `*` stands for any text, `/` included.
+/// A name in which `*` matches any text, including `/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pattern {
-    /// The text before, between and behind the stars.
+    /// The texts before, between and after the stars.
     parts: Vec<String>,
 }
 
 impl Pattern {
-    /// `text` as it is: every `*` in it is a star.
+    /// Creates a pattern in which every `*` of `text` is a star.
     pub(crate) fn new(text: &str) -> Pattern {
         Pattern { parts: text.split('*').map(str::to_string).collect() }
     }
 
-    /// From the text around the stars.
+    /// Creates a pattern from the texts around the stars.
     pub(crate) fn from_parts(parts: Vec<String>) -> Pattern {
         Pattern { parts }
     }
@@ -24,7 +24,7 @@ impl Pattern {
         self.parts.len().saturating_sub(1)
     }
 
-    /// Returns the name, if it has no star.
+    /// Returns the name if it has no star.
     pub(crate) fn plain(&self) -> Option<&str> {
         match self.parts.as_slice() {
             [name] => Some(name),
@@ -32,7 +32,7 @@ impl Pattern {
         }
     }
 
-    /// Returns what the stars stand for in `text`: each as little as possible, from left to right, the last one the
+    /// Returns the texts that the stars match: each as short as possible, from left to right; the last one matches the
     /// rest.
     pub(crate) fn captures<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
         let (first, parts) = self.parts.split_first()?;
@@ -50,7 +50,7 @@ impl Pattern {
         Some(captures)
     }
 
-    /// Returns the name with `captures` in the places of the stars; a name without stars stays as it is.
+    /// Replaces the stars with `captures`. A name without stars is unchanged.
     pub(crate) fn fill(&self, captures: &[&str]) -> String {
         let mut parts = self.parts.iter();
         let mut name = parts.next().cloned().unwrap_or_default();
@@ -62,7 +62,7 @@ impl Pattern {
     }
 }
 
-/// As the text form has it.
+/// Writes the text form.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.parts.concat();

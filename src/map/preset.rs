@@ -1,4 +1,4 @@
-//! Layers of other tools in the names and layouts of tch, which are PyTorch's.
+//! Layers of other tools with the names and layouts of tch, which are those of PyTorch.
 
 use super::pattern::Pattern;
 use super::transform::{Expr, Transform};
@@ -6,14 +6,14 @@ use std::fmt;
 
 /// A kind of layer whose variables have other names or another layout in tch.
 ///
-/// The outputs are the same numbers only where the layers have the same options: Keras' `BatchNormalization` and
-/// `LayerNormalization` have an epsilon of 1e-3 unless set, torch's of 1e-5.
+/// The outputs are equal only if the layers have the same options: the epsilon of `BatchNormalization` and
+/// `LayerNormalization` defaults to 1e-3 in Keras and to 1e-5 in torch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Preset {
-    /// Any module of PyTorch but those with a preset of their own: linear, convolutions, normalizations, embeddings,
-    /// LSTM, GRU, and modules of these. All keep their names and layouts; `num_batches_tracked`, which tch does not
-    /// have, is left out.
+    /// Any module of PyTorch without a preset of its own: linear, convolutions, normalizations, embeddings, LSTM, GRU,
+    /// and modules of these. All keep their names and layouts; `num_batches_tracked`, which tch does not have, is left
+    /// out.
     TorchModule,
     /// `torch.nn.MultiheadAttention` as four linear layers: `q_proj`, `k_proj`, `v_proj` and `out_proj`.
     TorchMultiheadAttention,
@@ -23,7 +23,7 @@ pub enum Preset {
     KerasEmbedding,
     /// Keras' `Conv1D` to `Conv3D`, and `Conv1DTranspose` to `Conv3DTranspose` as transposed convolutions.
     KerasConv,
-    /// Keras' `DepthwiseConv1D` and `DepthwiseConv2D` as convolutions with a group for each input channel.
+    /// Keras' `DepthwiseConv1D` and `DepthwiseConv2D` as convolutions with one group per input channel.
     KerasDepthwiseConv,
     /// Keras' `BatchNormalization`.
     KerasBatchNorm,
@@ -40,7 +40,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// All there are.
+    /// All presets.
     pub const ALL: &'static [Preset] = &[
         Preset::TorchModule,
         Preset::TorchMultiheadAttention,
@@ -81,23 +81,23 @@ impl fmt::Display for Preset {
     }
 }
 
-/// What a preset knows of the source.
+/// The part of a source that a preset can access.
 pub(super) trait Layer {
-    /// Returns the key of a variable: by its name, or by its number in a `vars` group of Keras. `part` is a text that
-    /// one of the names on the way begins with. `None` where there is none.
+    /// Returns the key of a variable: by its name, or by its number in a `vars` group of Keras. `part` is a prefix of
+    /// one of the names on the way. `None` if there is none.
     ///
     /// # Errors
-    /// A sentence, where there are several.
+    /// The reason, if there are several.
     fn find(&self, part: &str, name: &str, number: usize) -> Result<Option<String>, String>;
 
     /// Returns the shape of a variable.
     fn shape(&self, key: &str) -> Vec<u64>;
 
-    /// Returns the names below the layer, behind a separator.
+    /// Returns the names below the layer, without the separator.
     fn names(&self) -> Vec<(String, String)>;
 }
 
-/// Returns the definitions of a layer's variables: the name below the layer, and what it is made of.
+/// Returns the definitions of a layer's variables: the name below the layer, and its expression.
 pub(super) fn definitions(preset: Preset, layer: &dyn Layer) -> Result<Vec<(String, Expr)>, String> {
     let mut all = Definitions { layer, made: Vec::new() };
     match preset {
@@ -179,7 +179,7 @@ pub(super) fn definitions(preset: Preset, layer: &dyn Layer) -> Result<Vec<(Stri
     }
 }
 
-/// Returns a name as it is, without stars.
+/// Returns a transform of a name in which `*` is an ordinary character.
 fn own(key: &str) -> Transform {
     Transform(Expr::Source(Pattern::from_parts(vec![key.to_string()])))
 }
@@ -194,7 +194,7 @@ impl Definitions<'_> {
         self.made.push((name.to_string(), transform.0));
     }
 
-    /// A variable that the layer must have.
+    /// Returns the key of a variable that the layer must have.
     fn need(&self, part: &str, name: &str, number: usize) -> Result<String, String> {
         self.layer.find(part, name, number)?.ok_or_else(|| {
             let part = if part.is_empty() { String::new() } else { format!(" of its part {part}…") };
@@ -202,7 +202,7 @@ impl Definitions<'_> {
         })
     }
 
-    /// One that it may have, as it is.
+    /// Keeps a variable that the layer may have, unchanged.
     fn keep(&mut self, part: &str, name: &str, number: usize, to: &str) -> Result<(), String> {
         if let Some(key) = self.layer.find(part, name, number)? {
             self.add(to, own(&key));
@@ -214,7 +214,7 @@ impl Definitions<'_> {
         self.layer.names().into_iter().find(|(known, _)| known == name).map(|(_, key)| key)
     }
 
-    /// Returns how many dimensions of a kernel are of space.
+    /// Returns the number of spatial dimensions of a kernel.
     fn spatial(&self, kernel: &str) -> Result<i64, String> {
         let rank = self.layer.shape(kernel).len() as i64;
         if rank < 3 {

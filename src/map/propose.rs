@@ -1,4 +1,4 @@
-//! A map from one source to another, guessed from names, shapes and order.
+//! Proposes a map from one source to another, based on names, shapes and order.
 
 use super::{NameMap, Preset, Transform};
 use crate::dtype::TensorSpec;
@@ -6,15 +6,15 @@ use crate::source::TensorSource;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// How sure a [`Proposed`] line is. Ordered from the least.
+/// The confidence of a [`Proposed`] line, in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Sureness {
-    /// Only shape and order speak for it. Look at it.
+    /// Only shape and order suggest it. Review it.
     Guess,
-    /// Names have parts in common, and shapes fit.
+    /// The names have parts in common, and the shapes fit.
     Likely,
-    /// The names say the same, and no other of that shape does.
+    /// The names agree, and no other name of that shape does.
     Sure,
 }
 
@@ -32,38 +32,38 @@ impl fmt::Display for Sureness {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Proposed {
-    /// The tensor, or the layer, that is wanted.
+    /// The target tensor or layer.
     pub name: String,
-    /// What it would be made of, as a map's text has it.
+    /// Its inputs, in the text form of a map.
     pub made_of: String,
-    /// How sure that is.
+    /// The confidence.
     pub sureness: Sureness,
     line: NameMap,
 }
 
-/// What [`propose`] found.
+/// The result of [`propose`].
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Proposal {
-    /// What each wanted tensor would be made of, by name.
+    /// The proposed inputs of each target tensor, by name.
     pub lines: Vec<Proposed>,
-    /// Wanted tensors for which nothing fits.
+    /// Target tensors for which nothing fits.
     pub missing: Vec<String>,
-    /// Tensors of the source that nothing needs.
+    /// Tensors of the source that are not used.
     pub unused: Vec<String>,
-    /// What nothing in the source is called.
+    /// A prefix that no name of the source has.
     prefix: String,
 }
 
 impl Proposal {
-    /// Returns the map: its source shown under the wanted names, and nothing else.
+    /// Returns the map, which contains the target names only.
     pub fn map(&self) -> NameMap {
         let map = self.lines.iter().fold(NameMap::new(), |map, line| map.then(line.line.clone()));
         if self.lines.is_empty() { map } else { map.only([&self.prefix]).remove_prefix(&format!("{}/", self.prefix)) }
     }
 }
 
-/// The map as a text, with a comment for each line that says how sure it is.
+/// Writes the text form, with a comment per line that states the confidence.
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = self.map().to_string();
@@ -79,12 +79,12 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// The most comparisons of two names.
+/// The maximum number of comparisons of two names.
 const MAX_WORK: usize = 2_000_000;
 
-/// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, `kernel` with `weight` and
-/// the like; shapes must fit, as they are or transposed. Recurrent layers of Keras become presets. Optimizers are left
-/// out.
+/// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, with `kernel` equal to
+/// `weight` and the like. Shapes must fit, possibly transposed. Recurrent layers of Keras become presets. Optimizers
+/// are left out.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,7 +105,7 @@ pub fn propose(from: &dyn TensorSource, to: &dyn TensorSource) -> Proposal {
         kept.retain(|key, _| source.first_alias(key) == key || !source.tensors().contains_key(source.first_alias(key)));
         kept
     };
-    // Every name of a variable may be the telling one.
+    // Any name of a variable may be the decisive one.
     let all = NameMap::new().weights().apply(from).map(|mapped| mapped.tensors().clone());
     let sources = all.unwrap_or_else(|_| from.tensors().clone());
     let mut wanted = weights(to);
@@ -129,16 +129,16 @@ fn places(source: &dyn TensorSource) -> BTreeMap<String, usize> {
 struct Proposing<'a> {
     from: &'a dyn TensorSource,
     sources: &'a BTreeMap<String, TensorSpec>,
-    /// First aliases.
+    /// The first alias of each used tensor.
     used: BTreeSet<String>,
     lines: Vec<Proposed>,
     prefix: &'a str,
 }
 
-/// A pair that fits.
+/// A pair of tensors that fits.
 struct Pair<'a> {
     score: f64,
-    /// How far apart the two are in their files, from 0 to 1.
+    /// The distance of the two in their files, from 0 to 1.
     apart: f64,
     wanted: &'a str,
     source: &'a str,
@@ -154,7 +154,7 @@ enum How {
 }
 
 impl Proposing<'_> {
-    /// GRU and LSTM layers: their gates and biases are not told by shapes.
+    /// Matches GRU and LSTM layers, whose gates and biases cannot be recognized by shape.
     fn recurrent(&mut self, wanted: &mut BTreeMap<String, TensorSpec>) {
         let layers: Vec<(String, TensorSpec)> = wanted
             .iter()
@@ -204,7 +204,7 @@ impl Proposing<'_> {
         }
     }
 
-    /// All the others, the best pairs first.
+    /// Matches all other tensors, the best pairs first.
     fn tensors(
         &mut self,
         wanted: &mut BTreeMap<String, TensorSpec>,
@@ -241,7 +241,7 @@ impl Proposing<'_> {
             let order = b.score.total_cmp(&a.score).then(a.apart.total_cmp(&b.apart));
             order.then_with(|| (a.wanted, a.source).cmp(&(b.wanted, b.source)))
         });
-        // Of each wanted name the best two scores, to tell whether one stands out.
+        // The two best scores per target name, to decide whether one stands out.
         let mut best: BTreeMap<&str, Vec<(f64, &str)>> = BTreeMap::new();
         for pair in &pairs {
             let known = best.entry(pair.wanted).or_default();
@@ -300,7 +300,7 @@ fn is_float(spec: &TensorSpec) -> bool {
     matches!(spec.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
 }
 
-/// How one tensor becomes the other, as far as shapes and Keras' names tell.
+/// Returns how one tensor becomes the other, based on shapes and Keras' names.
 fn how(source: &str, from: &TensorSpec, wanted: &str, to: &TensorSpec) -> Option<How> {
     if from.dtype != to.dtype && !(is_float(from) && is_float(to)) {
         return None;
@@ -344,7 +344,7 @@ fn layer_of(key: &str, both: bool) -> Option<String> {
     (!names.is_empty()).then(|| names.join("/"))
 }
 
-/// Returns the words of a name, in the terms of one tool.
+/// Returns the words of a name, translated to the terms of one tool.
 fn words(name: &str) -> Vec<String> {
     let parts = name.split(['/', '.', ':', '-', '_']).filter(|part| !part.is_empty() && *part != "vars");
     let mut words = Vec::new();
@@ -363,15 +363,15 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// Words that tell nothing of the layer.
+/// Words that do not identify a layer.
 const COMMON: [&str; 9] = ["weight", "bias", "running", "mean", "var", "model", "module", "layers", "0"];
 
-/// Returns `true` if two names have a word in common that tells something.
+/// Returns `true` if two names have an identifying word in common.
 fn speak_of_the_same(a: &[String], b: &[String]) -> bool {
     a.iter().any(|word| !COMMON.contains(&word.as_str()) && b.contains(word))
 }
 
-/// Returns how much two names have in common, from 0 to 1; the later words count more.
+/// Returns the similarity of two names, from 0 to 1. Later words weigh more.
 fn score(a: &[String], b: &[String]) -> f64 {
     let weight = |words: &[String], at: usize| 1.0 + at as f64 / words.len().max(1) as f64;
     let sum = |words: &[String]| (0..words.len()).map(|at| weight(words, at)).sum::<f64>();

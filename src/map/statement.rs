@@ -1,4 +1,4 @@
-//! What a map consists of.
+//! The statements of a map.
 
 use super::pattern::Pattern;
 use super::preset::Preset;
@@ -13,7 +13,7 @@ pub(crate) struct Statement {
     pub column: usize,
 }
 
-/// Statements are equal wherever they stand.
+/// Statements are equal independent of their position.
 impl PartialEq for Statement {
     fn eq(&self, other: &Statement) -> bool {
         self.kind == other.kind
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
 pub(crate) struct Definition {
     pub name: Pattern,
     pub expr: Expr,
-    /// Whether the source may lack what it is made of.
+    /// Whether the source may lack its inputs.
     pub optional: bool,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A text without stars.
+/// Returns a pattern of a text without stars.
 fn literal(text: &str) -> Pattern {
     Pattern::from_parts(vec![text.to_string()])
 }

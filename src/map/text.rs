@@ -1,4 +1,4 @@
-//! Maps as texts. `docs/maps.md` specifies them.
+//! The text form of maps, specified in `docs/maps.md`.
 
 use super::NameMap;
 use super::pattern::Pattern;
@@ -17,13 +17,13 @@ use std::sync::Arc;
 /// The first statement.
 pub(super) const HEADER: &str = "map 1";
 
-/// The longest text.
+/// The maximum length of a text in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// How deep functions may nest.
+/// The maximum nesting depth of functions.
 const MAX_DEPTH: usize = 64;
 
-/// Functions of the user's own that a text may call.
+/// User-defined functions that a text may call.
 ///
 /// ```
 /// # use tch_checkpoint::map::{Functions, TensorFunction};
@@ -43,12 +43,12 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// None.
+    /// Creates an empty set.
     pub fn new() -> Functions {
         Functions::default()
     }
 
-    /// One more, under a name that no function of the language has.
+    /// Adds a function, under a name that no function of the language has.
     #[must_use]
     pub fn with(mut self, name: &str, function: impl TensorFunction + 'static) -> Functions {
         let function = Function { name: name.to_string(), function: Arc::new(function) };
@@ -56,7 +56,7 @@ impl Functions {
         self
     }
 
-    /// Reads a text that may call these functions.
+    /// Parses a text that may call these functions.
     ///
     /// # Errors
     /// [`Error::Map`] with line and column.
@@ -69,7 +69,7 @@ impl Functions {
         })
     }
 
-    /// Like [`parse`](Functions::parse), of the file `path`.
+    /// Like [`parse`](Functions::parse), for the file `path`.
     ///
     /// # Errors
     /// [`Error::Map`], [`Error::Io`].
@@ -90,7 +90,7 @@ impl Functions {
     }
 }
 
-/// What is wrong, and where.
+/// An error and its position.
 struct Wrong {
     line: usize,
     column: usize,
@@ -99,9 +99,9 @@ struct Wrong {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
-    /// A word; a function's name, a number and a range are words too.
+    /// A word. Names of functions, numbers and ranges are words, too.
     Word(Pattern),
-    /// In quotes: always a name.
+    /// A text in quotes, which is always a name.
     Quoted(Pattern),
     Mark(char),
     End,
@@ -110,7 +110,7 @@ enum Token {
 struct Lexed {
     token: Token,
     column: usize,
-    /// The characters as they stand there.
+    /// The characters as written.
     text: String,
 }
 
@@ -143,7 +143,7 @@ fn parse(text: &str, functions: &BTreeMap<String, Function>) -> Result<NameMap, 
 
 type Step<T> = std::result::Result<T, (usize, String)>;
 
-/// Returns the tokens of a line, and the end.
+/// Returns the tokens of a line, followed by an end token.
 fn lex(line: &str) -> Step<Vec<Lexed>> {
     let chars: Vec<char> = line.chars().collect();
     let mut tokens = Vec::new();
@@ -186,7 +186,7 @@ fn lex(line: &str) -> Step<Vec<Lexed>> {
     Ok(tokens.into_iter().chain([end]).map(lexed).collect())
 }
 
-/// Returns a name in quotes, from the first to behind the last.
+/// Parses a name in quotes, from the first quote to behind the last.
 fn quoted(chars: &[char], at: &mut usize) -> Step<Pattern> {
     let begin = *at;
     let mut parts = vec![String::new()];
@@ -250,7 +250,7 @@ impl<'a> Parser<'a> {
         Err((self.column(), reason.into()))
     }
 
-    /// Returns what stands there, for a message.
+    /// Returns the present token for a message.
     fn found(&self) -> String {
         match self.peek() {
             Token::End => "the end of the line".to_string(),
@@ -266,7 +266,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Returns `true` if `mark` comes next; then it is passed.
+    /// Consumes `mark` if it comes next. Returns whether it did.
     fn passes(&mut self, mark: char) -> bool {
         let is_there = *self.peek() == Token::Mark(mark);
         self.at += usize::from(is_there);
@@ -326,7 +326,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// One or more names behind a word.
+    /// Parses one or more names after a word.
     fn names(&mut self) -> Step<Vec<Pattern>> {
         self.at += 1;
         let mut names = vec![self.name("a name")?];
@@ -336,7 +336,7 @@ impl<'a> Parser<'a> {
         Ok(names)
     }
 
-    /// Returns a name without stars behind a word.
+    /// Parses a name without stars after a word.
     fn literal(&mut self) -> Step<String> {
         self.at += 1;
         let column = self.column();
@@ -427,7 +427,7 @@ impl<'a> Parser<'a> {
         Ok(expr)
     }
 
-    /// A function of one tensor, behind that.
+    /// Parses the arguments of a function after its tensor.
     fn unary(&mut self, function: &str, inner: Box<Expr>) -> Step<Expr> {
         Ok(match function {
             "cast" => {
@@ -502,13 +502,13 @@ impl<'a> Parser<'a> {
         Ok(dim)
     }
 
-    /// A dimension behind a comma.
+    /// Parses a dimension after a comma.
     fn number(&mut self) -> Step<i64> {
         self.expect(',')?;
         self.value(|text| text.parse().ok(), "a dimension")
     }
 
-    /// A length behind a comma.
+    /// Parses a length after a comma.
     fn length(&mut self) -> Step<u64> {
         self.expect(',')?;
         self.value(|text| text.parse().ok(), "a length")
@@ -531,7 +531,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Returns the end of a range: a number, or nothing.
+/// Parses the end of a range: a number, or nothing.
 fn bound(text: &str) -> Option<Option<u64>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }
@@ -552,7 +552,8 @@ const FUNCTIONS: [&str; 13] = [
     "zeros",
 ];
 
-/// Every name in an expression has as many stars as the defined name, or none; and that has none if none has.
+/// Checks that every name in an expression has as many stars as the defined name or none, and that the defined name has
+/// none if no name has any.
 pub(super) fn check_stars(name: &Pattern, expr: &Expr) -> Result<(), String> {
     let stars = name.stars();
     let mut most = 0;

@@ -1,4 +1,4 @@
-//! What is made of a source's tensors, before any of them is known.
+//! Transforms of tensors, independent of a source.
 
 use super::pattern::Pattern;
 use crate::dtype::{Dtype, TensorSpec};
@@ -6,7 +6,7 @@ use crate::error::{BoxError, Loss};
 use std::fmt;
 use std::sync::Arc;
 
-/// A function of the user's own, for [`Transform::function`].
+/// A user-defined function for [`Transform::function`].
 ///
 /// ```
 /// use tch_checkpoint::map::{Loss, TensorFunction};
@@ -35,14 +35,14 @@ pub trait TensorFunction: Send + Sync {
     /// Returns the dtype and shape of the result. Called before anything is read.
     ///
     /// # Errors
-    /// A sentence that says why the function cannot be applied to such tensors.
+    /// The reason why the function cannot be applied to such tensors.
     fn spec(&self, inputs: &[TensorSpec]) -> Result<TensorSpec, BoxError>;
 
-    /// Computes the elements, row-major and little-endian, of exactly the length that [`spec`](TensorFunction::spec)
-    /// says. It may be called several times for one tensor, from several threads, and must give the same each time.
+    /// Computes the elements, row-major and little-endian, with exactly the length of [`spec`](TensorFunction::spec).
+    /// It may be called several times for one tensor, from several threads, and must return the same result each time.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with the elements.
+    /// The reason why the elements are refused.
     fn apply(&self, specs: &[TensorSpec], inputs: Vec<Vec<u8>>) -> Result<Vec<u8>, BoxError>;
 
     /// Returns what is lost. Defaults to [`Loss::Unknown`].
@@ -70,8 +70,8 @@ impl PartialEq for Function {
     }
 }
 
-/// Makes a tensor of a source's tensors. Shapes are checked when the map meets a source, elements are computed when the
-/// tensor is read. Dimensions are counted from 0, or from the end with negative numbers.
+/// A computation of a tensor from tensors of a source. Shapes are checked when the map is applied to a source; elements
+/// are computed when the tensor is read. Dimensions are counted from 0, or from the end if negative.
 ///
 /// ```
 /// use tch_checkpoint::Dtype;
@@ -86,9 +86,9 @@ pub struct Transform(pub(crate) Expr);
 pub(crate) enum Expr {
     Source(Pattern),
     Cast(Box<Expr>, Dtype),
-    /// Without axes all dimensions are reversed.
+    /// Without axes, all dimensions are reversed.
     Transpose(Box<Expr>, Option<Vec<i64>>),
-    /// `None` is the dimension that follows from the others.
+    /// `None` is the dimension that is inferred from the others.
     Reshape(Box<Expr>, Vec<Option<u64>>),
     Flatten(Box<Expr>, i64, i64),
     Slice(Box<Expr>, i64, Option<u64>, Option<u64>),
@@ -112,14 +112,13 @@ impl Transform {
         parts.into_iter().map(|part| part.0).collect()
     }
 
-    /// Returns the source's tensor of this name, as it is. `*` in it stands for the same text as in the name that is
-    /// defined.
+    /// Returns the source's tensor of this name, unchanged. A `*` in it matches the same text as in the defined name.
     pub fn of(name: &str) -> Transform {
         Transform(Expr::Source(Pattern::new(name)))
     }
 
-    /// Converts the elements to `dtype`: floats are rounded to the nearest, ties to even, and integers must fit. From
-    /// floats to integers, to booleans, and to 8-bit floats there is no conversion.
+    /// Converts the elements to `dtype`: floats are rounded to the nearest, ties to even, and integers must fit. There
+    /// is no conversion from floats to integers, to booleans, or to 8-bit floats.
     pub fn cast(self, dtype: Dtype) -> Transform {
         Transform(Expr::Cast(self.boxed(), dtype))
     }
@@ -129,39 +128,39 @@ impl Transform {
         Transform(Expr::Transpose(self.boxed(), None))
     }
 
-    /// Puts the dimensions in the order of `axes`.
+    /// Permutes the dimensions to the order of `axes`.
     pub fn permute(self, axes: impl Into<Vec<i64>>) -> Transform {
         Transform(Expr::Transpose(self.boxed(), Some(axes.into())))
     }
 
-    /// Gives the same elements, in row-major order, another shape. One dimension may be `None`: it follows from the
+    /// Changes the shape of the same elements in row-major order. One dimension may be `None`: it is inferred from the
     /// others.
     pub fn reshape(self, shape: impl Into<Vec<Option<u64>>>) -> Transform {
         Transform(Expr::Reshape(self.boxed(), shape.into()))
     }
 
-    /// Makes one dimension of those from `first` to `last`.
+    /// Merges the dimensions from `first` to `last` into one.
     pub fn flatten(self, first: i64, last: i64) -> Transform {
         Transform(Expr::Flatten(self.boxed(), first, last))
     }
 
-    /// Takes the elements `start..end` along a dimension; `None` is its beginning or its end.
+    /// Takes the elements `start..end` along a dimension; `None` means its start or its end.
     pub fn slice(self, dim: i64, start: impl Into<Option<u64>>, end: impl Into<Option<u64>>) -> Transform {
         Transform(Expr::Slice(self.boxed(), dim, start.into(), end.into()))
     }
 
-    /// Divides a dimension into `count` equal blocks, and takes the blocks `order`: gates of a recurrent layer, say, or
-    /// one of three projections.
+    /// Divides a dimension into `count` equal blocks, and selects the blocks `order`, such as the gates of a recurrent
+    /// layer or one of three projections.
     pub fn blocks(self, dim: i64, count: u64, order: impl Into<Vec<u64>>) -> Transform {
         Transform(Expr::Blocks(self.boxed(), dim, count, order.into()))
     }
 
-    /// Puts tensors one behind the other along a dimension that they have.
+    /// Concatenates tensors along an existing dimension.
     pub fn concat(dim: i64, parts: impl IntoIterator<Item = Transform>) -> Transform {
         Transform(Expr::Concat(dim, Transform::all(parts)))
     }
 
-    /// Puts tensors of one shape one behind the other along a new dimension.
+    /// Stacks tensors of one shape along a new dimension.
     pub fn stack(dim: i64, parts: impl IntoIterator<Item = Transform>) -> Transform {
         Transform(Expr::Stack(dim, Transform::all(parts)))
     }
@@ -171,12 +170,12 @@ impl Transform {
         Transform(Expr::Repeat(self.boxed(), times.into()))
     }
 
-    /// Lengthens a dimension to `length` with elements of the value `value`.
+    /// Pads a dimension to `length` with elements of the value `value`.
     pub fn pad(self, dim: i64, length: u64, value: f64) -> Transform {
         Transform(Expr::Pad(self.boxed(), dim, length, value))
     }
 
-    /// Shortens a dimension to `length`.
+    /// Truncates a dimension to `length`.
     pub fn truncate(self, dim: i64, length: u64) -> Transform {
         Transform(Expr::Truncate(self.boxed(), dim, length))
     }
@@ -186,12 +185,12 @@ impl Transform {
         Transform(Expr::Add(Transform::all(parts)))
     }
 
-    /// Zeros of this dtype and shape.
+    /// Returns zeros of this dtype and shape.
     pub fn zeros(self) -> Transform {
         Transform(Expr::Zeros(self.boxed()))
     }
 
-    /// Returns what `function` makes of some tensors. `name` stands for it in texts.
+    /// Returns the result of `function` on some tensors. `name` denotes it in texts.
     pub fn function(
         name: &str,
         function: impl TensorFunction + 'static,
@@ -236,7 +235,7 @@ impl fmt::Display for Transform {
     }
 }
 
-/// Returns a list as the text form has it.
+/// Returns a list in the text form.
 fn list<T: fmt::Display>(items: &[T]) -> String {
     format!("[{}]", items.iter().map(T::to_string).collect::<Vec<_>>().join(", "))
 }

@@ -10,9 +10,9 @@ use tch::Tensor;
 /// Scales the loss so that gradients in float16 do not vanish, and adapts the scale, as PyTorch's
 /// `torch.amp.GradScaler`.
 ///
-/// A step whose gradients are not all finite is skipped, and the scale is reduced by the back-off factor; after enough
-/// steps in a row that were not skipped it grows. The scale and the number of these steps are saved and restored; the
-/// options are the program's. bfloat16 has the range of float32 and needs no scaler.
+/// A step whose gradients are not all finite is skipped, and the scale is multiplied by the back-off factor. After
+/// enough consecutive steps that were not skipped, the scale grows. The scale and the number of these steps are saved
+/// and restored; the options are not. bfloat16 has the range of float32 and needs no scaler.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -37,7 +37,7 @@ use tch::Tensor;
 /// ```
 ///
 /// Save after [`update`](GradScaler::update): a checkpoint that is made between [`unscale`](GradScaler::unscale) and
-/// [`step`](GradScaler::step) does not know that its gradients are unscaled already.
+/// [`step`](GradScaler::step) does not record that its gradients are already unscaled.
 #[derive(Debug)]
 pub struct GradScaler {
     growth: f64,
@@ -47,16 +47,16 @@ pub struct GradScaler {
     state: Value<State>,
     /// The optimizers whose gradients are unscaled, and whether all were finite.
     unscaled: HashMap<usize, bool>,
-    /// Whether a step since the last update had gradients that are not finite.
+    /// Whether a step since the last update had non-finite gradients.
     is_step_skipped: bool,
     is_stepped: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct State {
-    /// As in PyTorch a number of single precision.
+    /// Single precision, as in PyTorch.
     scale: f32,
-    /// Steps in a row that were not skipped, since the scale has changed.
+    /// Consecutive steps that were not skipped since the scale changed.
     steps: u64,
 }
 
@@ -67,7 +67,7 @@ impl Default for GradScaler {
 }
 
 impl GradScaler {
-    /// With PyTorch's defaults.
+    /// Creates a scaler with PyTorch's defaults.
     pub fn new() -> GradScaler {
         GradScaler {
             growth: 2.0,
@@ -81,43 +81,44 @@ impl GradScaler {
         }
     }
 
-    /// The first scale. Defaults to 65,536. A power of two changes no digit of a gradient.
+    /// Sets the initial scale. Defaults to 65,536. A power of two does not round gradients.
     #[must_use]
     pub fn initial_scale(self, scale: f32) -> Self {
         self.state.update(|state| state.scale = scale);
         self
     }
 
-    /// What the scale is multiplied by when it grows. Defaults to 2.
+    /// Sets the factor by which the scale grows. Defaults to 2.
     #[must_use]
     pub fn growth_factor(mut self, factor: f64) -> Self {
         self.growth = factor;
         self
     }
 
-    /// What the scale is multiplied by after a skipped step. Defaults to 0.5.
+    /// Sets the factor of the scale after a skipped step. Defaults to 0.5.
     #[must_use]
     pub fn back_off_factor(mut self, factor: f64) -> Self {
         self.back_off = factor;
         self
     }
 
-    /// After how many steps in a row that were not skipped the scale grows. Defaults to 2,000; 0 is 1.
+    /// Sets the number of consecutive steps that were not skipped after which the scale grows. Defaults to 2,000; 0 is
+    /// taken as 1.
     #[must_use]
     pub fn growth_interval(mut self, steps: u64) -> Self {
         self.interval = steps.max(1);
         self
     }
 
-    /// Returns whether it does anything. Without it, which is for training in full precision with the same program,
-    /// losses stay as they are and no step is skipped. Defaults to true.
+    /// Sets whether the scaler is active. If it is not, losses stay unchanged and no step is skipped, so that the same
+    /// program can train in full precision. Defaults to `true`.
     #[must_use]
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.enabled = enabled;
         self
     }
 
-    /// Returns the scale as it is now.
+    /// Returns the current scale.
     pub fn factor(&self) -> f32 {
         if self.enabled { self.state.get().scale } else { 1.0 }
     }
@@ -126,7 +127,7 @@ impl GradScaler {
     ///
     /// # Panics
     ///
-    /// Where libtorch cannot multiply the tensor, as methods of `tch::Tensor` do.
+    /// If libtorch cannot multiply the tensor, like methods of `tch::Tensor`.
     pub fn scale(&self, loss: &Tensor) -> Tensor {
         match self.enabled {
             true => loss * f64::from(self.factor()),
@@ -139,7 +140,7 @@ impl GradScaler {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] when they are unscaled already; [`Error::Object`] when libtorch refuses them.
+    /// [`Error::InvalidArgument`] if they are unscaled already; [`Error::Object`] when libtorch refuses them.
     pub fn unscale(&mut self, optimizer: &Optimizer) -> Result<bool> {
         if !self.enabled {
             return Ok(true);
@@ -156,8 +157,8 @@ impl GradScaler {
         Ok(is_finite)
     }
 
-    /// A step of the optimizer, unless a gradient is infinite or not a number: then the gradients are discarded.
-    /// Returns whether there was a step.
+    /// Steps the optimizer, unless a gradient is infinite or NaN: then the gradients are discarded. Returns whether the
+    /// optimizer stepped.
     ///
     /// # Errors
     ///
@@ -173,7 +174,7 @@ impl GradScaler {
         };
         match is_finite {
             true => optimizer.f_step()?,
-            // Nothing may use them, and a save must not wait for their step.
+            // The gradients must not be used, and a save must not wait for their step.
             false => optimizer.f_zero_grad()?,
         }
         self.is_stepped = true;
@@ -181,8 +182,8 @@ impl GradScaler {
         Ok(is_finite)
     }
 
-    /// Adapts the scale; to be called once after the steps of all optimizers. Without a step since the last time it
-    /// changes nothing.
+    /// Adapts the scale. Call it once after the steps of all optimizers. Does nothing if there was no step since the
+    /// last call.
     pub fn update(&mut self) {
         self.unscaled.clear();
         let (is_stepped, is_skipped) = (self.is_stepped, self.is_step_skipped);
@@ -207,12 +208,12 @@ impl GradScaler {
         });
     }
 
-    /// New gradients of `loss`, [`step`](GradScaler::step), [`update`](GradScaler::update). Returns whether there was a
-    /// step.
+    /// Computes new gradients of `loss` and calls [`step`](GradScaler::step) and [`update`](GradScaler::update).
+    /// Returns whether the optimizer stepped.
     ///
     /// # Errors
     ///
-    /// As for [`step`](GradScaler::step), and when the backward pass fails.
+    /// As for [`step`](GradScaler::step), and if the backward pass fails.
     pub fn backward_step(&mut self, optimizer: &mut Optimizer, loss: &Tensor) -> Result<bool> {
         optimizer.f_zero_grad()?;
         self.scale(loss).f_backward().map_err(|e| Error::torch("the backward pass", e))?;

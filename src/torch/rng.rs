@@ -1,4 +1,4 @@
-//! The state of libtorch's random numbers.
+//! The state of libtorch's random number generators.
 
 use super::shim::{self, GeneratorDevice};
 use super::tensor::{bytes_of, examine};
@@ -8,10 +8,10 @@ use crate::graph::{Child, Collection, Node, TensorBytes, TensorLeaf, TensorTarge
 use tch::Tensor;
 
 /// The states of libtorch's default generators, from which initialization, dropout and sampling draw: of the CPU
-/// (`cpu`) and of every GPU (`cuda:0` …, `mps:0`). Saved and restored, so that a resumed run draws the same numbers
-/// as one that was never stopped; a seed alone would start over.
+/// (`cpu`) and of every GPU (`cuda:0` …, `mps:0`). They are saved and restored, so that a resumed run draws the same
+/// numbers as an uninterrupted one; a seed alone would start over.
 ///
-/// A checkpoint of a machine with fewer GPUs can be restored: the generators that it lacks stay as they are.
+/// A checkpoint of a machine with fewer GPUs can be restored: missing generators stay unchanged.
 ///
 /// ```no_run
 /// use tch_checkpoint::{Rng, Trackable};
@@ -47,7 +47,7 @@ impl Collection for Rng {
     }
 
     fn generation(&self) -> Option<u64> {
-        // A process keeps the devices that it has.
+        // The devices of a process do not change.
         Some(0)
     }
 }
@@ -85,7 +85,7 @@ impl Generator {
     }
 }
 
-/// A state that is being read in; the generator takes it whole, at the end.
+/// A state that is being read. The generator is set once it is complete.
 struct NewState {
     generator: Generator,
     state: Tensor,

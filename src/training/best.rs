@@ -1,10 +1,10 @@
-//! The best value of a metric, and when to stop.
+//! The best value of a metric, and early stopping.
 
 use crate::graph::{Node, Trackable, Value};
 use crate::manager::retention::Goal;
 use serde::{Deserialize, Serialize};
 
-/// Returns what every other value is better than.
+/// Returns the value that every other value improves on.
 pub(super) fn worst(goal: Goal) -> f64 {
     match goal {
         Goal::Minimize => f64::INFINITY,
@@ -20,7 +20,7 @@ fn is_better(goal: Goal, new: f64, old: f64, min_change: f64) -> bool {
     }
 }
 
-/// The best value of a metric so far and the step it was seen at; both survive a restart. Clones share them.
+/// Tracks the best value of a metric and its step. Both survive a restart. Clones share the state.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -48,19 +48,19 @@ struct Best {
 }
 
 impl BestMetric {
-    /// Nothing observed yet.
+    /// Creates a tracker that has observed nothing.
     pub fn new(goal: Goal) -> BestMetric {
         BestMetric { goal, min_change: 0.0, best: Value::new(None) }
     }
 
-    /// Only a change by more than this is an improvement. Defaults to 0.
+    /// Sets the minimum change that counts as an improvement. Defaults to 0.
     #[must_use]
     pub fn min_change(mut self, change: f64) -> Self {
         self.min_change = change;
         self
     }
 
-    /// Takes in the value of a step. Returns whether it is the best so far. NaN never is.
+    /// Records the value of a step. Returns whether it is the best so far; NaN never is.
     pub fn observe(&self, step: i64, value: f64) -> bool {
         self.best.update(|best| {
             let is_better = match best {
@@ -91,11 +91,11 @@ impl Trackable for BestMetric {
     }
 }
 
-/// What [`EarlyStopping::observe`] advises.
+/// The result of [`EarlyStopping::observe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Stop {
-    /// Goes on.
+    /// Continue.
     No,
     /// There was no improvement for longer than the patience.
     NoImprovement,
@@ -105,8 +105,8 @@ pub enum Stop {
     Reached,
 }
 
-/// Says when to stop: when a metric has not improved for some time, has diverged, or is good enough. Its state survives
-/// a restart, also that it has said to stop. Clones share the state.
+/// Decides when to stop: when a metric has not improved for some time, has diverged, or is good enough. Its state,
+/// including the decision to stop, survives a restart. Clones share the state.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -144,42 +144,43 @@ impl Stop {
 }
 
 impl EarlyStopping {
-    /// With a patience of 3.
+    /// Creates the decision with a patience of 3.
     pub fn new(goal: Goal) -> EarlyStopping {
         let state = Value::new(State { bad: 0, stop: Stop::No });
         EarlyStopping { patience: 3, divergence: None, target: None, best: BestMetric::new(goal), state }
     }
 
-    /// After how many observations in a row without an improvement to stop. Defaults to 3; 0 is 1.
+    /// Sets the number of consecutive observations without an improvement after which to stop. Defaults to 3; 0 is
+    /// taken as 1.
     #[must_use]
     pub fn patience(mut self, observations: u64) -> Self {
         self.patience = observations.max(1);
         self
     }
 
-    /// Only a change by more than this is an improvement. Defaults to 0.
+    /// Sets the minimum change that counts as an improvement. Defaults to 0.
     #[must_use]
     pub fn min_change(mut self, change: f64) -> Self {
         self.best = self.best.min_change(change);
         self
     }
 
-    /// Stops at once when the metric is worse than this. None by default.
+    /// Stops as soon as the metric is worse than this. Not set by default.
     #[must_use]
     pub fn divergence(mut self, limit: f64) -> Self {
         self.divergence = Some(limit);
         self
     }
 
-    /// Stops at once when the metric is at least this good. None by default.
+    /// Stops as soon as the metric is at least this good. Not set by default.
     #[must_use]
     pub fn target(mut self, target: f64) -> Self {
         self.target = Some(target);
         self
     }
 
-    /// Takes in the value of a step. What it says once it goes on to say, whatever comes: call
-    /// [`reset`](EarlyStopping::reset) to train on all the same.
+    /// Records the value of a step. A decision to stop is final, whatever values follow; call
+    /// [`reset`](EarlyStopping::reset) to continue training.
     pub fn observe(&self, step: i64, value: f64) -> Stop {
         let is_best = value.is_finite() && self.best.observe(step, value);
         let goal = self.best.goal;
@@ -202,17 +203,17 @@ impl EarlyStopping {
         })
     }
 
-    /// Returns what it said last, a restored run's included.
+    /// Returns the last decision, including that of a restored run.
     pub fn stop(&self) -> Stop {
         self.state.get().stop
     }
 
-    /// Begins to count the patience anew, and keeps the best value.
+    /// Restarts the count of the patience and keeps the best value.
     pub fn reset(&self) {
         self.state.set(State { bad: 0, stop: Stop::No });
     }
 
-    /// Returns the best value so far, and its step.
+    /// Returns the best value so far and its step.
     pub fn best(&self) -> &BestMetric {
         &self.best
     }

@@ -1,5 +1,5 @@
-//! Small objects of a training loop that need no libtorch: schedules, the order of the data, when to stop. Each stands
-//! alone; what has state is [`Trackable`](crate::Trackable).
+//! Small independent objects of a training loop that need no libtorch: schedules, the order of the data, early
+//! stopping. Those with state are [`Trackable`](crate::Trackable).
 
 mod best;
 mod order;

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The batches of a data set, epoch after epoch: indices of items, in a random order or in that of the data. A run that
-/// is resumed in the middle of an epoch gets the batch that would have come next.
+/// is resumed in the middle of an epoch continues with the batch that would have come next.
 ///
-/// Saved are the number of items, the seed, the epoch, and how many items of it are done; not an order. The order of an
-/// epoch is a [`Shuffle`]. Clones share the position.
+/// It saves the number of items, the seed, the epoch and the number of items done in the epoch, but no order: the order
+/// of an epoch is computed by [`Shuffle`]. Clones share the position.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -30,23 +30,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// # What stays exact
 ///
-/// The position is one in the items of the epoch. After a restore
+/// The position counts items of the epoch. After a restore
 ///
-/// * with another batch size the next batch begins with the item that would have come next, and every item of the epoch
-///   still comes once; where batches end differs from the run before;
-/// * with another number of workers, or machines, nothing changes if a batch means that of all of them together: each
-///   takes its part of it, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker is another
-///   batch size of all when the number of workers changes;
-/// * with another seed in the program, the checkpoint's stays: a new order would repeat items of the epoch and leave
-///   out others;
-/// * with another number of items the restore is refused: the order would be another one. To go on with more data,
-///   leave the component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which begins a new epoch.
+/// * with another batch size, the next batch starts with the item that would have come next, and every item of the
+///   epoch is still used once; only the boundaries of batches differ;
+/// * with another number of workers or machines, nothing changes if a batch is that of all workers together and each
+///   takes its part, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker changes the total
+///   batch size with the number of workers;
+/// * with another seed in the program, the checkpoint's seed is kept: a new order would repeat items of the epoch and
+///   omit others;
+/// * with another number of items, the restore is refused, because the order would differ. To continue with more data,
+///   leave the component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which starts a new epoch.
 ///
-/// Loading ahead: take batches with [`next`](Iterator::next) where they are used, not where they are loaded, so that a
-/// checkpoint counts those that were trained on. [`ahead`](Batches::ahead) gives the indices of later batches to
-/// whoever loads them.
+/// To load data ahead, call [`next`](Iterator::next) where batches are used, not where they are loaded, so that a
+/// checkpoint counts the batches that were trained on. [`ahead`](Batches::ahead) returns the indices of later batches
+/// for loading.
 ///
-/// Data that is read in order and only once needs no more than a [`Counter`](crate::Counter).
+/// For data that is read once and in order, a [`Counter`](crate::Counter) is enough.
 #[derive(Debug, Clone)]
 pub struct Batches {
     items: usize,
@@ -58,7 +58,7 @@ pub struct Batches {
 #[derive(Debug)]
 struct State {
     position: Position,
-    /// The order of the epoch, where it is known.
+    /// The order of the epoch, if it has been computed.
     order: Option<(u64, Permutation)>,
 }
 
@@ -66,7 +66,7 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Position {
     items: usize,
-    /// None: in the order of the data.
+    /// `None` for the order of the data.
     seed: Option<u64>,
     epoch: u64,
     /// Items of the epoch that are done.
@@ -74,7 +74,8 @@ struct Position {
 }
 
 impl Batches {
-    /// Batches of `batch` of `items` items, in the order of the data; the last batch of an epoch may be shorter.
+    /// Creates batches of `batch` items out of `items`, in the order of the data. The last batch of an epoch may be
+    /// shorter.
     ///
     /// # Errors
     ///
@@ -89,22 +90,21 @@ impl Batches {
         Ok(Batches { items, batch, drop_last: false, state: Arc::new(Mutex::new(State { position, order: None })) })
     }
 
-    /// In a random order, another one in every epoch. A restored checkpoint's seed replaces this one.
+    /// Sets a random order, a new one in every epoch. The seed of a restored checkpoint replaces this one.
     #[must_use]
     pub fn shuffle(self, seed: u64) -> Batches {
         self.lock().position.seed = Some(seed);
         self
     }
 
-    /// Leaves out the last batch of an epoch where it would be shorter than the others. With fewer items than a batch
-    /// has, the only batch of an epoch is not left out.
+    /// Omits the last batch of an epoch if it would be shorter than the others, unless it is the only one.
     #[must_use]
     pub fn drop_last(mut self) -> Batches {
         self.drop_last = self.items >= self.batch;
         self
     }
 
-    /// Returns how many batches a whole epoch has.
+    /// Returns the number of batches per epoch.
     pub fn per_epoch(&self) -> usize {
         if self.drop_last { self.items / self.batch } else { self.items.div_ceil(self.batch) }
     }
@@ -114,18 +114,18 @@ impl Batches {
         self.normal(self.lock().position).epoch
     }
 
-    /// Returns how many items of the epoch are done.
+    /// Returns the number of items of the epoch that are done.
     pub fn position(&self) -> usize {
         self.normal(self.lock().position).done
     }
 
-    /// Returns the batches that are left of this epoch.
+    /// Returns the remaining batches of this epoch.
     pub fn rest_of_epoch(&mut self) -> impl Iterator<Item = Vec<usize>> + '_ {
         let epoch = self.epoch();
         std::iter::from_fn(move || (self.epoch() == epoch).then(|| self.take_next()))
     }
 
-    /// Returns the batch that comes after `n` others, the next one being `ahead(0)`; takes none.
+    /// Returns the batch that follows after `n` others, without advancing; `ahead(0)` is the next one.
     pub fn ahead(&self, n: usize) -> Vec<usize> {
         let state = &mut *self.lock();
         let mut position = self.normal(state.position);
@@ -140,7 +140,7 @@ impl Batches {
         self.batch_at(state, position)
     }
 
-    /// Batches of the epoch from a position on.
+    /// Returns the number of batches of the epoch from a position on.
     fn left(&self, position: Position) -> usize {
         let items = self.items - position.done;
         if self.drop_last { items / self.batch } else { items.div_ceil(self.batch) }
@@ -176,7 +176,7 @@ impl Batches {
     }
 }
 
-/// Never ends: after the last batch of an epoch comes the first one of the next.
+/// Never ends: the last batch of an epoch is followed by the first one of the next epoch.
 impl Iterator for Batches {
     type Item = Vec<usize>;
 

@@ -1,20 +1,20 @@
-//! A random order of many items that takes no memory.
+//! A random order of many items in constant memory.
 
-/// How often a half of a place is mixed with the other.
+/// The number of rounds of the Feistel network.
 const ROUNDS: usize = 12;
 
-/// Halves of fewer bits than three do not give all orders of few items equally often.
+/// With halves of less than three bits, the orders of few items are not equally frequent.
 const MIN_BITS: u32 = 6;
 
-/// Random orders of `0 .. len`, a new one for every epoch, computed one place at a time: 10^9 items need no more memory
-/// than ten. The same seed gives the same orders, on every machine and in every version of this crate.
+/// Random orders of `0 .. len`, a new one per epoch, computed one place at a time in constant memory. The same seed
+/// produces the same orders on every machine and in every version of this crate.
 ///
 /// The order is a bijection of `0 .. 2^b`, the smallest power of two that is not below `len` (at least 64): an
 /// alternating Feistel network of 12 rounds over the bits of the place. Places that it leads out of `0 .. len` go
 /// through it again until they are inside ("cycle walking": Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
 /// 2002), on average less than twice from 64 items on. The round function is the finalizer of SplitMix64 (Steele, Lea
-/// and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). At last all places are rotated by a random
-/// distance. It is meant for training, not for secrecy.
+/// and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). Finally, all places are rotated by a random
+/// distance. The order is not cryptographically secure.
 ///
 /// ```
 /// use tch_checkpoint::Shuffle;
@@ -33,14 +33,14 @@ pub struct Shuffle {
 }
 
 impl Shuffle {
-    /// Orders of `len` items.
+    /// Creates orders of `len` items.
     pub fn new(len: usize, seed: u64) -> Shuffle {
         Shuffle { len, seed }
     }
 
     /// Returns the order of an epoch.
     pub fn epoch(&self, epoch: u64) -> Permutation {
-        // Two rounds of mixing, so that neighbouring seeds and epochs have nothing in common.
+        // Two rounds of mixing, so that neighbouring seeds and epochs are unrelated.
         let mut state = mix(mix(self.seed.wrapping_add(GOLDEN)) ^ epoch.wrapping_mul(GOLDEN).wrapping_add(GOLDEN));
         let mut next = || {
             state = state.wrapping_add(GOLDEN);
@@ -58,7 +58,7 @@ impl Shuffle {
 /// 2^64 divided by the golden ratio: the step of SplitMix64.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Returns the finalizer of SplitMix64.
+/// Applies the finalizer of SplitMix64.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -77,20 +77,20 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// Returns the number at a place; `None` from the end on.
+    /// Returns the number at a place, or `None` past the end.
     pub fn get(&self, place: usize) -> Option<usize> {
         let mut x = place as u64;
         if x >= self.len {
             return None;
         }
-        // It comes back to `place` at the latest.
+        // The cycle returns to `place` at the latest.
         loop {
             x = self.permuted(x);
             if x < self.len {
                 break;
             }
         }
-        // Without an overflow: both are below `len`.
+        // Cannot overflow: both are below `len`.
         let room = self.len - self.rotation;
         usize::try_from(if x < room { x + self.rotation } else { x - room }).ok()
     }
@@ -100,22 +100,22 @@ impl Permutation {
         (0..).map_while(|place| self.get(place))
     }
 
-    /// Returns how many numbers there are.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Returns `true` if there are none.
+    /// Returns `true` if there are no items.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// A bijection of the numbers of `low + high` bits.
+    /// Applies a bijection of the numbers of `low + high` bits.
     fn permuted(&self, x: u64) -> u64 {
         let mask = |bits: u32| (1u64 << bits) - 1;
         let (mut a, mut b) = (x >> self.low, x & mask(self.low));
         for (round, key) in self.keys.iter().enumerate() {
-            // The upper bits of a product are the better ones.
+            // The upper bits of a product are mixed better.
             match round % 2 {
                 0 => a ^= upper(mix(b ^ key), self.high),
                 _ => b ^= upper(mix(a ^ key), self.low),

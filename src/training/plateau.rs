@@ -1,14 +1,14 @@
-//! A learning rate that is reduced when a metric stops to improve.
+//! A learning rate that is reduced when a metric stops improving.
 
 use super::best::worst;
 use crate::graph::{Node, Trackable, Value};
 use crate::manager::retention::Goal;
 use serde::{Deserialize, Serialize};
 
-/// Reduces the learning rate when a metric has not improved for some time, as PyTorch's `ReduceLROnPlateau`.
+/// Reduces the learning rate when a metric has not improved for some time, like PyTorch's `ReduceLROnPlateau`.
 ///
-/// Its state (learning rate, best value, patience that is left, cooldown) is saved and restored. The options are the
-/// program's. Clones share the state.
+/// Its state (learning rate, best value, remaining patience, cooldown) is saved and restored; the options are not.
+/// Clones share the state.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -47,7 +47,7 @@ struct State {
 }
 
 impl ReduceOnPlateau {
-    /// Begins with the learning rate `lr`.
+    /// Creates the reduction with the initial learning rate `lr`.
     pub fn new(lr: f64, goal: Goal) -> ReduceOnPlateau {
         let state = State { lr, best: None, bad: 0, cooldown: 0 };
         ReduceOnPlateau {
@@ -64,57 +64,57 @@ impl ReduceOnPlateau {
         }
     }
 
-    /// What the learning rate is multiplied by. Defaults to 0.1.
+    /// Sets the factor of a reduction. Defaults to 0.1.
     #[must_use]
     pub fn factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// How many observations in a row may be no improvement before the one that reduces the learning rate. Defaults to
-    /// 10.
+    /// Sets how many consecutive observations without an improvement are tolerated before the learning rate is reduced.
+    /// Defaults to 10.
     #[must_use]
     pub fn patience(mut self, observations: u64) -> Self {
         self.patience = observations;
         self
     }
 
-    /// What counts as an improvement: a change by more than this part of the best value. Defaults to 0.0001.
+    /// Sets the relative change of the best value that counts as an improvement. Defaults to 0.0001.
     #[must_use]
     pub fn threshold(mut self, relative: f64) -> Self {
         (self.threshold, self.absolute) = (relative, false);
         self
     }
 
-    /// What counts as an improvement: a change by more than this.
+    /// Sets the absolute change that counts as an improvement, instead of a relative one.
     #[must_use]
     pub fn absolute_threshold(mut self, change: f64) -> Self {
         (self.threshold, self.absolute) = (change, true);
         self
     }
 
-    /// How many observations after a reduction do not count. Defaults to 0.
+    /// Sets the number of observations after a reduction that do not count. Defaults to 0.
     #[must_use]
     pub fn cooldown(mut self, observations: u64) -> Self {
         self.cooldown = observations;
         self
     }
 
-    /// The learning rate is never reduced below this. Defaults to 0.
+    /// Sets the minimum learning rate. Defaults to 0.
     #[must_use]
     pub fn min_lr(mut self, lr: f64) -> Self {
         self.min = lr;
         self
     }
 
-    /// A reduction by no more than this is not made. Defaults to 1e-8.
+    /// Sets the minimum reduction; smaller ones are not applied. Defaults to 1e-8.
     #[must_use]
     pub fn eps(mut self, eps: f64) -> Self {
         self.eps = eps;
         self
     }
 
-    /// Takes in a value of the metric. Returns whether the learning rate was reduced. NaN is no improvement.
+    /// Records a value of the metric. Returns whether the learning rate was reduced. NaN is not an improvement.
     pub fn observe(&self, metric: f64) -> bool {
         self.state.update(|state| {
             match self.is_better(metric, state.best) {
@@ -147,13 +147,13 @@ impl ReduceOnPlateau {
         }
     }
 
-    /// Returns the learning rate as it is now.
+    /// Returns the current learning rate.
     pub fn lr(&self) -> f64 {
         self.state.get().lr
     }
 
-    /// Returns the learning rate as a part of the one that it began with: for parameter groups with rates of their own,
-    /// or to scale a [`Schedule`](super::Schedule).
+    /// Returns the current learning rate divided by the initial one, for parameter groups with rates of their own or to
+    /// scale a [`Schedule`](super::Schedule).
     pub fn scale(&self) -> f64 {
         self.state.get().lr / self.initial
     }

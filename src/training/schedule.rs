@@ -1,14 +1,14 @@
-//! Schedules: numbers that are functions of the step.
+//! Schedules: values that are functions of the step.
 
 use std::f64::consts::PI;
 
 /// A learning rate, or any other number, as a function of the step.
 ///
-/// A schedule has no state: it need not be saved, and a run that is resumed continues with the values it would have
-/// had. The step is counted from 0: `at(0)` is the value for the first step. Steps below 0 are taken as 0.
+/// A schedule has no state, so it need not be saved: a resumed run continues with the same values. Steps are counted
+/// from 0: `at(0)` is the value for the first step. Negative steps are taken as 0.
 ///
-/// The values are those of PyTorch's schedulers in their closed form; they differ from the values that PyTorch computes
-/// step by step in the last digits only (docs/training.md).
+/// The values are those of PyTorch's schedulers in their closed form; they differ only in the last digits from the
+/// values that PyTorch computes step by step (docs/training.md).
 ///
 /// ```
 /// use tch_checkpoint::Schedule;
@@ -45,7 +45,7 @@ enum Kind {
 /// A part of a one-cycle schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Phase {
-    /// The last step, which may be a fraction.
+    /// The last step, possibly fractional.
     end: f64,
     from: f64,
     to: f64,
@@ -57,51 +57,52 @@ impl Schedule {
         Schedule(Kind::Constant(value))
     }
 
-    /// From `from` to `to` in `steps` equal steps, then `to` (PyTorch's `LinearLR`).
+    /// Goes from `from` to `to` in `steps` equal steps and stays at `to` (PyTorch's `LinearLR`).
     pub fn linear(from: f64, to: f64, steps: u64) -> Schedule {
         Schedule(Kind::Linear { from, to, steps })
     }
 
-    /// `initial`, multiplied by `gamma` after every `every` steps (PyTorch's `StepLR`). An `every` of 0 is 1.
+    /// Multiplies `initial` by `gamma` after every `every` steps (PyTorch's `StepLR`). An `every` of 0 is taken as 1.
     pub fn step(initial: f64, gamma: f64, every: u64) -> Schedule {
         Schedule(Kind::Step { initial, gamma, every: every.max(1) })
     }
 
-    /// `initial`, multiplied by `gamma` at every milestone (PyTorch's `MultiStepLR`). A milestone that is given twice
-    /// counts twice.
+    /// Multiplies `initial` by `gamma` at every milestone (PyTorch's `MultiStepLR`). A duplicate milestone counts
+    /// twice.
     pub fn multi_step(initial: f64, gamma: f64, milestones: impl IntoIterator<Item = u64>) -> Schedule {
         let mut milestones: Vec<u64> = milestones.into_iter().collect();
         milestones.sort_unstable();
         Schedule(Kind::MultiStep { initial, gamma, milestones })
     }
 
-    /// `initial`, multiplied by `gamma` after every step (PyTorch's `ExponentialLR`).
+    /// Multiplies `initial` by `gamma` after every step (PyTorch's `ExponentialLR`).
     pub fn exponential(initial: f64, gamma: f64) -> Schedule {
         Schedule(Kind::Exponential { initial, gamma })
     }
 
-    /// `(initial - end) * (1 - step / steps)^power + end`, and `end` from `steps` on (PyTorch's `PolynomialLR` where
-    /// `end` is 0).
+    /// Computes `(initial - end) * (1 - step / steps)^power + end`, and `end` from `steps` on (PyTorch's `PolynomialLR`
+    /// if `end` is 0).
     pub fn polynomial(initial: f64, end: f64, power: f64, steps: u64) -> Schedule {
         Schedule(Kind::Polynomial { initial, end, power, steps })
     }
 
-    /// Half a cosine from `initial` to `min` in `steps` steps, then `min` (PyTorch's `CosineAnnealingLR`, which rises
-    /// again after `T_max`; for that use [`cosine_restarts`](Schedule::cosine_restarts)).
+    /// Follows half a cosine from `initial` to `min` in `steps` steps and stays at `min` (PyTorch's
+    /// `CosineAnnealingLR`, which rises again after `T_max`; for that use
+    /// [`cosine_restarts`](Schedule::cosine_restarts)).
     ///
     /// Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
     pub fn cosine(initial: f64, min: f64, steps: u64) -> Schedule {
         Schedule(Kind::Cosine { initial, min, steps })
     }
 
-    /// Cosines from `initial` to `min`, the first of `first` steps, each further one `factor` times as long as the one
-    /// before (PyTorch's `CosineAnnealingWarmRestarts`). A `first` or `factor` of 0 is 1.
+    /// Repeats half cosines from `initial` to `min`: the first takes `first` steps, each other one `factor` times as
+    /// many as the one before (PyTorch's `CosineAnnealingWarmRestarts`). A `first` or `factor` of 0 is taken as 1.
     pub fn cosine_restarts(initial: f64, min: f64, first: u64, factor: u64) -> Schedule {
         Schedule(Kind::CosineRestarts { initial, min, first: first.max(1), factor: factor.max(1) })
     }
 
     /// Rises linearly to `peak` in `warm_up` steps, then falls with the square root of the step:
-    /// `peak * min(s / warm_up, sqrt(warm_up / s))`, where `s = step + 1`. A `warm_up` of 0 is 1.
+    /// `peak * min(s / warm_up, sqrt(warm_up / s))`, where `s = step + 1`. A `warm_up` of 0 is taken as 1.
     pub fn inverse_sqrt(peak: f64, warm_up: u64) -> Schedule {
         Schedule(Kind::InverseSqrt { peak, warm_up: warm_up.max(1) })
     }
@@ -124,8 +125,8 @@ impl Schedule {
         Schedule::linear(first * factor, first, steps).then(steps, self)
     }
 
-    /// Follows this schedule until step `until`; from there on `next`, which begins at its own step 0 (PyTorch's
-    /// `SequentialLR` with the milestone `until`).
+    /// Follows this schedule until step `until`, and then `next` from its step 0 (PyTorch's `SequentialLR` with the
+    /// milestone `until`).
     ///
     /// ```
     /// use tch_checkpoint::Schedule;
@@ -179,7 +180,7 @@ fn power(base: f64, exponent: u64) -> f64 {
     base.powf(exponent as f64)
 }
 
-/// Half a cosine, of which `part` is over.
+/// Returns the value of half a cosine, of which the fraction `part` is over.
 fn cosine(initial: f64, min: f64, part: f64) -> f64 {
     min + (initial - min) * (1.0 + (PI * part).cos()) / 2.0
 }
@@ -189,7 +190,7 @@ fn restart(mut step: u64, first: u64, factor: u64) -> (u64, u64) {
     if factor == 1 {
         return (step % first, first);
     }
-    // At most 64 times: each period is at least twice as long.
+    // At most 64 iterations: each period is at least twice as long.
     let mut length = first;
     while step >= length {
         step -= length;
@@ -214,7 +215,7 @@ fn one_cycle(phases: &[Phase], linear: bool, step: f64) -> f64 {
     f64::NAN
 }
 
-/// The one-cycle policy: up to a maximum, and down to far below the beginning (PyTorch's `OneCycleLR`, with its
+/// The one-cycle policy: rises to a maximum and falls far below the initial value (PyTorch's `OneCycleLR`, with its
 /// defaults).
 ///
 /// Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", 2017.
@@ -227,24 +228,25 @@ fn one_cycle(phases: &[Phase], linear: bool, step: f64) -> f64 {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OneCycle {
-    /// The highest value. 1 unless set.
+    /// The highest value. Defaults to 1.
     pub max: f64,
-    /// How many steps the cycle has; afterwards the last value stays.
+    /// The number of steps of the cycle; afterwards the value is constant.
     pub steps: u64,
-    /// Which part of the steps the value rises in. 0.3 unless set.
+    /// The fraction of the steps in which the value rises. Defaults to 0.3.
     pub rise: f64,
-    /// The first value is the highest one divided by this. 25 unless set.
+    /// The highest value divided by the first one. Defaults to 25.
     pub div_factor: f64,
-    /// The last value is the first one divided by this. 10,000 unless set.
+    /// The first value divided by the last one. Defaults to 10,000.
     pub final_div_factor: f64,
-    /// Rises and falls linearly, not as a cosine. False unless set.
+    /// Whether the value rises and falls linearly instead of as a cosine. Defaults to `false`.
     pub linear: bool,
-    /// Falls to the first value in as many steps as it has risen in, then on to the last one. False unless set.
+    /// Whether the value falls to the first value in as many steps as it rose, and then to the last one. Defaults to
+    /// `false`.
     pub three_phases: bool,
 }
 
 impl OneCycle {
-    /// A cycle of `steps` steps with PyTorch's defaults.
+    /// Creates a cycle of `steps` steps with PyTorch's defaults.
     pub fn new(steps: u64) -> OneCycle {
         OneCycle {
             max: 1.0,
@@ -263,7 +265,7 @@ impl OneCycle {
         self.schedule(first, self.max, first / self.final_div_factor)
     }
 
-    /// Returns the momentum that goes with it: from `max` to `base` while the learning rate rises, and back.
+    /// Returns the matching momentum: from `max` to `base` while the learning rate rises, and back.
     pub fn momentum(&self, base: f64, max: f64) -> Schedule {
         self.schedule(max, base, max)
     }

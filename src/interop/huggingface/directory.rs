@@ -1,4 +1,4 @@
-//! Directories: which files belong together.
+//! Directories of Hugging Face: which files belong together.
 
 use super::{damaged, safetensors};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use std::path::Path;
 
 const INDEX: &str = ".index.json";
 
-/// Single files, the first there is.
+/// Names of single files, in order of preference.
 const SINGLE: [&str; 6] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
@@ -31,10 +31,10 @@ const SINGLE: [&str; 6] = [
 const MAX_INDEX: u64 = 100 << 20;
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Where DCP's writer says which slice of a tensor a file has.
+/// The metadata in which DCP's writer records which slice of a tensor a file has.
 const SHARDING: &str = "DCP_SHARDING_INFO";
 
-/// Returns `true` if a directory with these names is one of Hugging Face.
+/// Returns `true` if a directory with these names is a Hugging Face directory.
 pub(super) fn is_one(names: &BTreeSet<String>) -> bool {
     SINGLE.iter().any(|name| names.contains(*name))
         || names.iter().any(|name| index_of(name) || name.ends_with(".safetensors"))
@@ -74,7 +74,7 @@ fn finish(path: &Path, is_pickle: bool, found: Found, options: &ReadOptions) -> 
     Foreign::new(format, path, found, options)
 }
 
-/// Returns all of one shard, by key.
+/// Returns the tensors of one shard, by key.
 fn shard(path: &Path, options: &ReadOptions) -> Result<Found> {
     let input = Input::open(path)?;
     let mut start = vec![0; input.len().min(16) as usize];
@@ -92,7 +92,7 @@ struct Index {
     weight_map: WeightMap,
 }
 
-/// Shards by tensor. A name twice is refused.
+/// The shard of each tensor. Duplicate names are refused.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -138,7 +138,7 @@ pub(super) fn open_index(directory: &Path, path: &Path, options: &ReadOptions) -
         return Err(damaged(path, format!("of its {count} shards these are missing: {}", missing.join(", "))));
     }
     let mut found = Found { file_bytes: input.len(), ..Found::default() };
-    // Which shard a tensor was found in.
+    // The shard in which each tensor was found.
     let mut homes: BTreeMap<String, &String> = BTreeMap::new();
     for file in files {
         let own = shard(&directory.join(file), options)?;
@@ -181,7 +181,7 @@ fn is_plain(file: &str) -> bool {
     !file.is_empty() && !file.contains(['/', '\\', '\0']) && file != "." && file != ".."
 }
 
-/// Says of an output layer that is tied to the embedding, and therefore in no file, where its elements are.
+/// Adds a note about an output layer that is tied to the embedding and therefore not stored.
 fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
     let path = directory.join("config.json");
     if !path.exists() {
@@ -189,7 +189,7 @@ fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
     }
     let input = Input::open(&path)?;
     let bytes = input.read_vec(0..input.len(), MAX_CONFIG)?;
-    // What a model needs beside its tensors is no part of this: a config that is not right is not looked at.
+    // The configuration is not needed for the tensors: an invalid one is ignored.
     let config: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let is_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));
     const HEAD: &str = "lm_head.weight";
@@ -209,7 +209,7 @@ fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
     Ok(found)
 }
 
-/// Files without an index: one, all of `NAME-00001-of-0000N.safetensors`, or slices written by DCP.
+/// Opens files without an index: one file, all of `NAME-00001-of-0000N.safetensors`, or slices written by DCP.
 fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> Result<Foreign> {
     let unsupported = |reason: String| Error::Unsupported { path: directory.to_path_buf(), reason };
     if let [file] = files {
@@ -249,20 +249,20 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
     finish(directory, false, with_config(directory, found)?, options)
 }
 
-/// `NAME-00001-of-00003.safetensors`: the name, and how many there are.
+/// Parses `NAME-00001-of-00003.safetensors`. Returns the name and the number of files.
 fn numbered(file: &str) -> Option<(&str, u32)> {
     let (rest, count) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (stem, _) = rest.rsplit_once('-')?;
     Some((stem, count.parse().ok().filter(|&count| count <= 100_000)?))
 }
 
-/// Where slices of tensors begin, as a file's header has it.
+/// The offsets of slices of tensors, as in a file's header.
 #[derive(Deserialize)]
 struct Slice {
     saved_offsets: Vec<u64>,
 }
 
-/// Tensors of which each file has a slice. Their shape is what the slices cover.
+/// Joins tensors of which each file has a slice. Their shape is what the slices cover.
 fn slices(directory: &Path, contents: Vec<(&String, safetensors::Contents)>) -> Result<Found> {
     let mut found = Found::default();
     let mut parts: BTreeMap<String, Vec<Stored>> = BTreeMap::new();

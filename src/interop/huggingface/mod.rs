@@ -1,6 +1,6 @@
 //! Files of Hugging Face: safetensors, alone or in shards with an index, and shards of PyTorch files.
 //!
-//! Names of tensors are one name each, dots and all, as in `state_dict`.
+//! The name of a tensor is one name, including its dots, as in `state_dict`.
 
 mod directory;
 mod safetensors;
@@ -25,7 +25,7 @@ use std::path::Path;
 /// therefore not stored, are listed as [`unreadable`](TensorSource::unreadable).
 ///
 /// # Errors
-/// [`Error::Unsupported`] when it is none of these; [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
+/// [`Error::Unsupported`] if it is none of these; [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
 pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     let path = path.as_ref();
     let source = if path.is_dir() { directory::open(path, options)? } else { open_file(path, options)? };
@@ -44,7 +44,7 @@ fn open_file(path: &Path, options: &ReadOptions) -> Result<Foreign> {
     Foreign::new("safetensors", path, found, options)
 }
 
-/// Returns `true` if a file can begin so.
+/// Returns `true` if a safetensors file can start with these bytes.
 fn is_safetensors(start: &[u8]) -> bool {
     let length = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|length| length <= MAX_HEADER) && start.get(8) == Some(&b'{')

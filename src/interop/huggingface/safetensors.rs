@@ -11,7 +11,7 @@ use crate::name;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a file holds.
+/// The content of a file.
 pub(super) struct Contents {
     pub input: Input,
     /// By name, not by key.
@@ -38,7 +38,7 @@ pub(super) fn read(input: Input) -> Result<Contents> {
 }
 
 impl Contents {
-    /// As a source of its own. The texts of the header are values under `__metadata__`.
+    /// Returns the content as a source. The texts of the header are values under `__metadata__`.
     pub(super) fn alone(self) -> Found {
         let values = self.metadata.iter().map(|(name, text)| (name::key(["__metadata__", name]), text.clone().into()));
         Found {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What is written, and in how many files.
+/// Options of [`save`].
 ///
 /// ```
 /// use tch_checkpoint::interop::huggingface::SaveOptions;
@@ -32,14 +32,14 @@ impl Default for SaveOptions {
 }
 
 impl SaveOptions {
-    /// Writes what is under `key` alone, without that in the names.
+    /// Sets the key to write: only entries below `key` are written, without `key` in their names.
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
         self
     }
 
-    /// Sets the most bytes of tensors in a shard; a tensor that is larger gets one alone. Defaults to 5 GB, as in
-    /// Hugging Face's own tools.
+    /// Sets the maximum size of a shard, in bytes of its tensors. A larger tensor gets a shard of its own. Defaults to
+    /// 5 GB, as in Hugging Face's tools.
     pub fn max_shard_bytes(mut self, bytes: u64) -> Self {
         self.max_shard_bytes = bytes;
         self
@@ -48,14 +48,15 @@ impl SaveOptions {
 
 /// Writes the tensors of a source for tools that read Hugging Face's formats. The names of a key are joined by dots.
 ///
-/// With a `path` that ends in `.safetensors` that is the one file. Any other `path` is a new directory, with
-/// `model.safetensors`, or `model-00001-of-0000N.safetensors` and `model.safetensors.index.json` where one shard is not
-/// enough. File or directory appear in one step, when all is on disk; the same source gives the same bytes. Tensors
-/// that are the same elements are written under each of their names. Values are left out, and listed in the result.
+/// A `path` that ends in `.safetensors` becomes one file. Any other `path` becomes a new directory with
+/// `model.safetensors`, or with `model-00001-of-0000N.safetensors` and `model.safetensors.index.json` if one shard is
+/// not enough. The file or directory appears atomically when everything is on disk. The same source produces the same
+/// bytes. Tensors that share their elements are written under each of their names. Values are left out and listed in
+/// the result.
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] when the directory is there (a file is replaced); [`Error::InvalidName`] for two tensors of
-/// one name; [`Error::InvalidArgument`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
+/// [`Error::AlreadyExists`] if the directory exists (a file is replaced); [`Error::InvalidName`] for two tensors of one
+/// name; [`Error::InvalidArgument`], [`Error::NoSpace`], [`Error::Io`]; the errors of reading.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -101,7 +102,7 @@ pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOpt
     Ok(written)
 }
 
-/// Keys of tensors by the name they get, and what is left out.
+/// Returns the keys of tensors by the names they get, and what is left out.
 fn names<'a>(source: &'a dyn TensorSource, options: &SaveOptions) -> Result<(BTreeMap<String, &'a str>, Written)> {
     let inside = |key: &str| match options.only.as_deref() {
         None => Some(key.to_string()),
@@ -128,7 +129,7 @@ fn names<'a>(source: &'a dyn TensorSource, options: &SaveOptions) -> Result<(BTr
     Ok((names, written))
 }
 
-/// As many names to a file as fit.
+/// Assigns names to files, as many per file as fit.
 fn shards<'a>(
     source: &dyn TensorSource,
     names: BTreeMap<String, &'a str>,

@@ -5,11 +5,11 @@ use crate::interop::blob::Blob;
 use crate::interop::pytorch::TorchType;
 use crate::interop::pytorch::numpy_type;
 
-/// The longest header that is read; NumPy's own limit is 10,000 characters.
+/// The maximum length of a header in bytes; NumPy's own limit is 10,000 characters.
 const MAX_HEADER: u64 = 64 << 10;
 
 pub(super) struct Header {
-    /// Where the elements begin.
+    /// The offset of the elements.
     pub begin: u64,
     /// The element type; `None` for a record of several.
     pub descr: Option<String>,
@@ -17,7 +17,7 @@ pub(super) struct Header {
     pub shape: Vec<u64>,
 }
 
-/// Returns the element type that is a number, and whether it is big-endian.
+/// Returns the numeric element type, and whether it is big-endian.
 pub(super) fn number(descr: &str) -> Option<(TorchType, bool)> {
     numpy_type(descr)
 }
@@ -48,7 +48,7 @@ impl Header {
     }
 }
 
-/// `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`, in any order.
+/// Parses `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`, in any order.
 fn parse(text: &str) -> Option<(Option<String>, bool, Vec<u64>)> {
     let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim_start();
     let (mut descr, mut fortran, mut shape) = (None, None, None);
@@ -57,7 +57,7 @@ fn parse(text: &str) -> Option<(Option<String>, bool, Vec<u64>)> {
         rest = after.trim_start().strip_prefix(':')?.trim_start();
         match key {
             "descr" if rest.starts_with('[') => {
-                // A record: its fields are not looked at.
+                // The fields of a record are not parsed.
                 rest = &rest[closing(rest)?..];
                 descr = Some(None);
             }

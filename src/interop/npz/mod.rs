@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 const EXTENSION: &str = ".npy";
 
-/// Opens an archive of NumPy. Arrays that are no numbers (objects, texts, records) are listed as
+/// Opens an archive of NumPy. Arrays that are not numeric (objects, texts, records) are listed as
 /// [`unreadable`](TensorSource::unreadable).
 ///
 /// # Errors
-/// [`Error::Unsupported`] when it is no such archive; [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
+/// [`Error::Unsupported`] if it is not such an archive; [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
 pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     let source = open_archive(Archive::open(Input::open(path.as_ref())?)?, options)?;
     Ok(Box::new(source))
@@ -35,7 +35,7 @@ fn is_npz(archive: &Archive) -> bool {
 
 pub(super) fn detect(probe: &Probe<'_>, options: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
     probe.start.as_ref().filter(|start| start.starts_with(b"PK\x03\x04"))?;
-    // What is wrong with an archive is said by who comes before.
+    // Errors in an archive are reported by the detectors before this one.
     let archive = Archive::open(Input::open(probe.path).ok()?).ok().filter(is_npz)?;
     Some(open_archive(archive, options).map(|source| Box::new(source) as Box<dyn TensorSource>))
 }
@@ -61,7 +61,7 @@ fn open_archive(archive: Archive, options: &ReadOptions) -> Result<Foreign> {
     Foreign::new("NumPy (npz)", input.path(), found, options)
 }
 
-/// One array, or why it cannot be held.
+/// Returns one array, or the reason why it cannot be represented.
 fn array(blob: &Arc<Blob>) -> Result<Result<Stored, String>> {
     let damaged = |reason: String| -> Error { blob.damaged(reason) };
     let Header { begin, descr, fortran, shape } = Header::read(blob)?;

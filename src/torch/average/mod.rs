@@ -14,9 +14,9 @@ use tch::Tensor;
 /// The exponential moving average of a model's variables: for evaluation, for publishing, and for target networks.
 ///
 /// Every [`update`](Ema::update) sets each average to `decay * average + (1 - decay) * variable`, by libtorch's `lerp`
-/// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages begin with the values that the variables have when the
-/// `Ema` is made. Variables that are added to the store later are taken in by the next update. Averages of half
-/// precision and bfloat16 are kept in single precision: a step of `1 - decay` is too small for these types.
+/// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages start with the values of the variables when the `Ema` is
+/// created. Variables that are added to the store later are included by the next update. Averages of half precision and
+/// bfloat16 are kept in single precision: a step of `1 - decay` is too small for these types.
 ///
 /// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are
 /// copied at every update, unless [`average_buffers`](Ema::average_buffers) is set. Integers are always copied.
@@ -45,11 +45,11 @@ use tch::Tensor;
 ///
 /// Averages are saved under the names of their variables, so that `VarStore::load` reads `ema.safetensors` as it reads
 /// `model.safetensors`. The value `averaging` has the number of calls and of updates. Decay and the other options are
-/// not saved: they are those of the program. A checkpoint that was made without the `Ema` is restored with
+/// not saved. A checkpoint without the `Ema` is restored with
 /// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so
-/// that the averages begin with the restored variables.
+/// that the averages start with the restored variables.
 ///
-/// A save in the background may copy the averages while training continues: an update waits for it, as the step of an
+/// A background save may copy the averages while training continues: an update waits for it, as the step of an
 /// optimizer does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.
 ///
 /// # Target networks
@@ -64,21 +64,21 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Averages of the variables of a `VarStore` (`&vs`), or of some of them
+    /// Creates averages of the variables of a `VarStore` (`&vs`), or of some of them
     /// (`Variables::of(&vs).under("encoder")`).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] names a variable that
-    /// cannot be saved.
+    /// [`Error::InvalidArgument`] if `decay` is not within `0.0 ..= 1.0`. [`Error::Object`] for a variable that cannot
+    /// be saved.
     pub fn new(variables: impl Into<Variables>, decay: f64) -> Result<Ema> {
         Ema::with(State::new(variables.into(), None)?, decay)
     }
 
-    /// Averages that are the variables of another model: the target network. They are set to the values of the
-    /// variables of the same names at once, and moved towards them by every update.
+    /// Creates averages that are the variables of another model, the target network. They are set to the values of the
+    /// variables of the same names immediately, and moved towards them by every update.
     ///
-    /// The target must not be trained or written otherwise. It need not be tracked: tracking the `Ema` saves its
+    /// The target must not be trained or written by anything else. It need not be tracked: tracking the `Ema` saves its
     /// variables.
     ///
     /// ```no_run
@@ -101,7 +101,7 @@ impl Ema {
     ///
     /// # Errors
     ///
-    /// As for [`new`](Ema::new), and [`Error::Object`] names a variable that the target lacks or has in another shape.
+    /// As for [`new`](Ema::new), and [`Error::Object`] for a variable that the target lacks or has in another shape.
     pub fn for_target(variables: impl Into<Variables>, target: impl Into<Variables>, decay: f64) -> Result<Ema> {
         Ema::with(State::new(variables.into(), Some(target.into()))?, decay)
     }
@@ -110,34 +110,34 @@ impl Ema {
         Ok(Ema { shared: Shared::new(state), decay: checked(decay)?, warm_up: false, every: 1 })
     }
 
-    /// Begins with a small decay: update `n`, counted from 0, uses the smaller of the decay and `(1 + n) / (10 + n)`,
+    /// Starts with a small decay: update `n`, counted from 0, uses the smaller of the decay and `(1 + n) / (10 + n)`,
     /// as `tf.train.ExponentialMovingAverage` does with `num_updates`. The averages then forget the initial values
-    /// soon.
+    /// quickly.
     #[must_use]
     pub fn warm_up(mut self) -> Ema {
         self.warm_up = true;
         self
     }
 
-    /// Updates the averages in every `n`-th call of [`update`](Ema::update) only. Defaults to 1; 0 is 1.
+    /// Updates the averages only in every `n`-th call of [`update`](Ema::update). Defaults to 1; 0 is taken as 1.
     #[must_use]
     pub fn every(mut self, n: u64) -> Ema {
         self.every = n.max(1);
         self
     }
 
-    /// Averages floating-point buffers as it averages trainable variables. By default buffers are copied.
+    /// Averages floating-point buffers like trainable variables. By default, buffers are copied.
     #[must_use]
     pub fn average_buffers(self) -> Ema {
         self.shared.lock().average_buffers = true;
         self
     }
 
-    /// Moves the averages towards the variables; to be called after every step of the optimizer.
+    /// Moves the averages towards the variables. Call it after every step of the optimizer.
     ///
     /// # Errors
     ///
-    /// [`Error::Object`] names a variable whose shape has changed. No average has changed then.
+    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then.
     pub fn update(&mut self) -> Result<()> {
         let mut state = self.shared.lock();
         let calls = state.progress.calls.saturating_add(1);
@@ -182,7 +182,7 @@ fn checked(decay: f64) -> Result<f64> {
     }
 }
 
-/// The uniform average of a model's variables over several moments of the training: stochastic weight averaging
+/// The uniform average of a model's variables over several points of the training: stochastic weight averaging
 /// (Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018).
 ///
 /// Every [`update`](Swa::update) moves each average by `1 / (n + 1)` of its difference from the variable, `n` being the
@@ -212,17 +212,17 @@ pub struct Swa {
 }
 
 impl Swa {
-    /// Averages of the variables of a `VarStore` (`&vs`), or of some of them
+    /// Creates averages of the variables of a `VarStore` (`&vs`), or of some of them
     /// (`Variables::of(&vs).under("encoder")`).
     ///
     /// # Errors
     ///
-    /// [`Error::Object`] names a variable that cannot be saved.
+    /// [`Error::Object`] for a variable that cannot be saved.
     pub fn new(variables: impl Into<Variables>) -> Result<Swa> {
         Ok(Swa { shared: Shared::new(State::new(variables.into(), None)?) })
     }
 
-    /// Averages floating-point buffers as it averages trainable variables. By default buffers are copied.
+    /// Averages floating-point buffers like trainable variables. By default, buffers are copied.
     #[must_use]
     pub fn average_buffers(self) -> Swa {
         self.shared.lock().average_buffers = true;
@@ -233,7 +233,7 @@ impl Swa {
     ///
     /// # Errors
     ///
-    /// [`Error::Object`] names a variable whose shape has changed. No average has changed then.
+    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then.
     pub fn update(&mut self) -> Result<()> {
         let mut state = self.shared.lock();
         let n = state.progress.updates;
