@@ -172,10 +172,16 @@ impl Ledger {
             };
             self.mark_permanent(|found| preserved(found));
         } else if self.counted_from(&[]).is_some() {
-            // Before there were marks only the index knew: then all that could be are preserved.
+            // Before there were marks only the index knew: then all that could be are preserved. Such checkpoints name none
+            // that they follow; later only the first of a run does.
             let older = self.known.len().saturating_sub(self.retention.superseded_after.unwrap_or(usize::MAX));
-            let names: Vec<String> = self.known[..older].iter().map(|found| found.entry.name.clone()).collect();
-            self.mark_permanent(|found| found.follows.is_none() && names.contains(&found.entry.name));
+            let names_none = |found: &&Found| found.follows.is_none() && found.counted_from.is_none();
+            let without: Vec<&Found> = self.known.iter().filter(names_none).collect();
+            let is_first =
+                |found: &Found| without.iter().filter(|other| other.entry.run == found.entry.run).count() == 1;
+            let old = self.known[..older].iter().filter(|found| names_none(found) && !is_first(found));
+            let names: Vec<String> = old.map(|found| found.entry.name.clone()).collect();
+            self.mark_permanent(|found| names.contains(&found.entry.name));
         }
         self.known.iter().for_each(|found| self.directory.sweep_marks(&found.entry.name));
         for (name, error) in damaged {

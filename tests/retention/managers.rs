@@ -117,6 +117,23 @@ fn a_broken_policy_removes_nothing() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_lost_index_keeps_nothing_for_good() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let hour = Duration::from_secs(3600);
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep(EveryNSteps(1)).keep_every(hour).open()?;
+    run.train(&mut manager, &[0.0; 2])?;
+    manager.close()?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(hour).open()?;
+    manager.restore_or_initialize()?;
+    run.train(&mut manager, &[0.0])?;
+    assert!(manager.preserved_checkpoints().is_empty());
+    assert_eq!(steps(dir.path())?, [3]);
+    Ok(())
+}
+
 /// Keeps even steps for good.
 #[derive(Debug)]
 struct EvenForGood;
