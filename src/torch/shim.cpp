@@ -232,6 +232,16 @@ template <class T> void prefetch(const T *object) {
   __builtin_prefetch(begin + sizeof(T) - 1);
 }
 
+// Fetches the counter of a tensor's versions.
+void prefetch_counter(const c10::TensorImpl &object) {
+  // It is behind the one pointer that this is.
+  static_assert(sizeof(c10::VariableVersion) == sizeof(void *));
+  const void *counter;
+  memcpy(&counter, &object.version_counter(), sizeof counter);
+  if (counter)
+    __builtin_prefetch(static_cast<const char *>(counter) + 16);
+}
+
 // Calls `visit` with every place and tensor. What is known of a tensor is spread over memory: it is fetched some tensors
 // ahead, so that the cache misses of several tensors overlap.
 template <class At, class Visit> void for_each_ahead(size_t n, const At &at, const Visit &visit) {
@@ -245,12 +255,7 @@ template <class At, class Visit> void for_each_ahead(size_t n, const At &at, con
       const c10::TensorImpl &object = *at(i + PARTS).unsafeGetTensorImpl();
       if (object.has_storage())
         prefetch(object.unsafe_storage().unsafeGetStorageImpl());
-      // The counter of versions is behind the one pointer that this is.
-      static_assert(sizeof(c10::VariableVersion) == sizeof(void *));
-      const void *counter;
-      memcpy(&counter, &object.version_counter(), sizeof counter);
-      if (counter)
-        __builtin_prefetch(static_cast<const char *>(counter) + 16);
+      prefetch_counter(object);
       if (const auto *autograd = object.autograd_meta())
         prefetch(static_cast<const torch::autograd::AutogradMeta *>(autograd));
     }
@@ -614,41 +619,77 @@ char *tcp_clip_grad_norm(at::Tensor *const *params, size_t n, double max, double
 // ---------------------------------------------------------------------------------------------- optimizer steps
 
 // The gradient that a parameter was stepped with last: the tensor object, which the weak reference keeps from being
-// taken for another one at its address, and how often it had been changed.
+// taken for another one at its address, and how often it had been changed. Optimizers on several threads share it.
 struct tcp_used {
-  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> grad;
-  int64_t version;
+  std::optional<c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> grad;
+  int64_t version = 0;
 };
+
+// Held while any of them is read or written.
+std::mutex used_lock;
+
+tcp_used *tcp_new_used() { return new (std::nothrow) tcp_used; }
 
 void tcp_free_used(tcp_used *used) { delete used; }
 
-// Notes the gradients of the parameters as used; `used` has one pointer per parameter, null where there is none yet.
-char *tcp_note_gradients(at::Tensor *const *params, size_t n, tcp_used **used) {
+void tcp_forget_used(tcp_used *used) {
+  std::lock_guard<std::mutex> lock(used_lock);
+  if (used)
+    used->grad.reset();
+}
+
+// Notes the gradients of the parameters as used.
+char *tcp_note_gradients(const at::Tensor *const *params, size_t n, tcp_used *const *used) {
   return guarded([&] {
+    std::lock_guard<std::mutex> lock(used_lock);
     for (size_t i = 0; i < n; i++) {
-      const at::Tensor &grad = params[i]->grad();
-      if (!grad.defined()) {
-        delete std::exchange(used[i], nullptr);
-        continue;
-      }
-      c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weak(grad.getIntrusivePtr());
       if (!used[i])
-        used[i] = new tcp_used{std::move(weak), version(grad)};
-      else
-        *used[i] = tcp_used{std::move(weak), version(grad)};
+        throw std::bad_alloc();
+      const at::Tensor &grad = params[i]->grad();
+      used[i]->grad.reset();
+      if (grad.defined()) {
+        used[i]->grad.emplace(grad.getIntrusivePtr());
+        used[i]->version = version(grad);
+      }
     }
   });
 }
 
-// Whether the parameter has a gradient that no step has used.
-bool tcp_has_unused_gradient(const at::Tensor *param, const tcp_used *used) {
-  try {
-    const at::Tensor &grad = param->grad();
-    if (!grad.defined())
-      return false;
-    return !used || used->grad._unsafe_get_target() != grad.unsafeGetTensorImpl() || used->version != version(grad);
-  } catch (...) {
-    return false;
+// Of each parameter whether it has a gradient that no step has used. As in `for_each_ahead`, what is needed of the next
+// ones is fetched meanwhile: for the gradients of thousands of parameters this is most of the time.
+void tcp_unused_gradients(const at::Tensor *const *params, const tcp_used *const *used, size_t n, bool *unused) {
+  constexpr size_t HANDLE = 32, OBJECT = 24, AUTOGRAD = 16, GRADIENT = 8, COUNTER = 4;
+  const auto autograd = [&](size_t i) -> const torch::autograd::AutogradMeta * {
+    return params[i]->defined()
+               ? static_cast<const torch::autograd::AutogradMeta *>(params[i]->unsafeGetTensorImpl()->autograd_meta())
+               : nullptr;
+  };
+  std::lock_guard<std::mutex> lock(used_lock);
+  for (size_t i = 0; i < n; i++) {
+    if (i + HANDLE < n) {
+      __builtin_prefetch(params[i + HANDLE]);
+      __builtin_prefetch(used[i + HANDLE]);
+    }
+    if (i + OBJECT < n)
+      prefetch(params[i + OBJECT]->unsafeGetTensorImpl());
+    if (i + AUTOGRAD < n)
+      if (const auto *meta = autograd(i + AUTOGRAD))
+        __builtin_prefetch(&meta->grad_);
+    if (i + GRADIENT < n)
+      if (const auto *meta = autograd(i + GRADIENT))
+        prefetch(meta->grad_.unsafeGetTensorImpl());
+    if (i + COUNTER < n)
+      if (const auto *meta = autograd(i + COUNTER); meta && meta->grad_.defined())
+        prefetch_counter(*meta->grad_.unsafeGetTensorImpl());
+    unused[i] = false;
+    try {
+      const at::Tensor &grad = params[i]->grad();
+      if (grad.defined())
+        unused[i] = !used[i] || !used[i]->grad || used[i]->grad->_unsafe_get_target() != grad.unsafeGetTensorImpl() ||
+                    used[i]->version != version(grad);
+    } catch (...) {
+      // A parameter without gradients.
+    }
   }
 }
 

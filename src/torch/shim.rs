@@ -142,8 +142,10 @@ unsafe extern "C" {
     fn tcp_get_generator_state(device_type: i32, index: i32, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_set_generator_state(device_type: i32, index: i32, state: *const C_tensor) -> *mut c_char;
     fn tcp_free_used(used: *mut c_void);
-    fn tcp_note_gradients(params: *const *const C_tensor, n: usize, used: *mut *mut c_void) -> *mut c_char;
-    fn tcp_has_unused_gradient(param: *const C_tensor, used: *const c_void) -> bool;
+    fn tcp_new_used() -> *mut c_void;
+    fn tcp_forget_used(used: *mut c_void);
+    fn tcp_note_gradients(params: *const *const C_tensor, n: usize, used: *const *mut c_void) -> *mut c_char;
+    fn tcp_unused_gradients(params: *const *const C_tensor, used: *const *mut c_void, n: usize, unused: *mut bool);
     fn tcp_gradient_is_zero(param: *const C_tensor, zero: *mut bool) -> *mut c_char;
     fn tcp_gradient(param: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_set_gradient(param: *const C_tensor, grad: *const C_tensor) -> *mut c_char;
@@ -571,38 +573,52 @@ pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String
     Ok(total)
 }
 
-/// Which gradient a parameter was stepped with last.
+/// Which gradient a parameter was stepped with last; null where there was no memory for it.
 #[derive(Debug)]
 pub(crate) struct UsedGradient(*mut c_void);
 
-// SAFETY: it is a weak reference to a tensor, whose count is atomic, and a number.
+// SAFETY: what it points to is read and written under a lock of the C++ side.
 unsafe impl Send for UsedGradient {}
+// SAFETY: as above.
+unsafe impl Sync for UsedGradient {}
 
 impl UsedGradient {
     /// None yet.
     pub(crate) fn none() -> UsedGradient {
-        UsedGradient(ptr::null_mut())
+        // SAFETY: nothing goes in; what comes out is ours, or null where there is no memory.
+        UsedGradient(unsafe { tcp_new_used() })
+    }
+
+    /// Forgets the gradient: the parameter has got another one.
+    pub(crate) fn forget(&self) {
+        // SAFETY: it is null or lives.
+        unsafe { tcp_forget_used(self.0) }
     }
 }
 
 impl Drop for UsedGradient {
     fn drop(&mut self) {
-        // SAFETY: it is null or was made by `tcp_note_gradients`, and nobody else has it.
+        // SAFETY: it is null or was made by `tcp_new_used`, and nobody else has it.
         unsafe { tcp_free_used(self.0) }
     }
 }
 
-/// Notes that the gradient of a parameter was used.
-pub(crate) fn note_gradient(parameter: &Tensor, used: &mut UsedGradient) -> Result<(), String> {
-    let parameter = parameter.as_ptr();
-    // SAFETY: the tensor lives, and both lists are of one element.
-    check(unsafe { tcp_note_gradients(&parameter, 1, &mut used.0) })
+/// Notes that the gradients of these parameters were used.
+pub(crate) fn note_gradients<'a>(
+    parameters: impl Iterator<Item = (&'a Tensor, &'a UsedGradient)>,
+) -> Result<(), String> {
+    let (tensors, used): (Vec<_>, Vec<_>) = parameters.map(|(tensor, used)| (tensor.as_ptr(), used.0)).unzip();
+    // SAFETY: the tensors and what was made by `tcp_new_used` live, and both lists have this length.
+    check(unsafe { tcp_note_gradients(tensors.as_ptr(), tensors.len(), used.as_ptr()) })
 }
 
-/// Returns `true` if a parameter has a gradient that no step has used.
-pub(crate) fn has_unused_gradient(parameter: &Tensor, used: &UsedGradient) -> bool {
-    // SAFETY: the tensor lives; the other is null or what `tcp_note_gradients` made.
-    unsafe { tcp_has_unused_gradient(parameter.as_ptr(), used.0) }
+/// Returns of each parameter, in order, whether it has a gradient that no step has used.
+pub(crate) fn unused_gradients<'a>(parameters: impl Iterator<Item = (&'a Tensor, &'a UsedGradient)>) -> Vec<bool> {
+    let (tensors, used): (Vec<_>, Vec<_>) = parameters.map(|(tensor, used)| (tensor.as_ptr(), used.0)).unzip();
+    let mut unused = vec![false; tensors.len()];
+    // SAFETY: as above; the third list has this length too.
+    unsafe { tcp_unused_gradients(tensors.as_ptr(), used.as_ptr(), tensors.len(), unused.as_mut_ptr()) };
+    unused
 }
 
 /// Returns `true` if a parameter's gradient is zero everywhere, or there is none.

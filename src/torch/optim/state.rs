@@ -46,19 +46,19 @@ pub(super) struct Parameter {
     pub group: usize,
     pub slots: Slots,
     /// The gradient of its last step, by whichever optimizer.
-    used: Arc<Mutex<UsedGradient>>,
+    used: Arc<UsedGradient>,
 }
 
 /// What the optimizers that step a variable share: a gradient that one of them has used is used.
-static USED: Mutex<BTreeMap<usize, Weak<Mutex<UsedGradient>>>> = Mutex::new(BTreeMap::new());
+static USED: Mutex<BTreeMap<usize, Weak<UsedGradient>>> = Mutex::new(BTreeMap::new());
 
 /// Returns the entry of a variable, which the caller keeps alive.
-fn used_gradient(object: usize) -> Arc<Mutex<UsedGradient>> {
+fn used_gradient(object: usize) -> Arc<UsedGradient> {
     let mut all = USED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(used) = all.get(&object).and_then(Weak::upgrade) {
         return used;
     }
-    let used = Arc::new(Mutex::new(UsedGradient::none()));
+    let used = Arc::new(UsedGradient::none());
     all.insert(object, Arc::downgrade(&used));
     used
 }
@@ -71,11 +71,7 @@ fn forget_used_gradients() {
 impl Parameter {
     /// Returns `true` if a step would use the gradient for the first time.
     pub(super) fn has_unused_gradient(&self) -> bool {
-        shim::has_unused_gradient(&self.tensor, &self.used())
-    }
-
-    fn used(&self) -> MutexGuard<'_, UsedGradient> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        shim::unused_gradients(std::iter::once((&self.tensor, &*self.used)))[0]
     }
 
     /// Returns `true` if there is anything of it to save.
@@ -108,7 +104,7 @@ impl Parameter {
         if let Err(reason) = shim::set_gradient(&self.tensor, gradient) {
             log::error!("a gradient could not be restored: {reason}");
         }
-        *self.used() = UsedGradient::none();
+        self.used.forget();
     }
 }
 
@@ -268,14 +264,11 @@ impl State {
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        // Slots are tensors of the graph, which are asked themselves; variables need not be.
-        shim::fingerprints(self.parameters.iter().map(|parameter| &parameter.tensor)).hash(&mut hasher);
-        shim::objects(self.slots()).hash(&mut hasher);
-        for (place, parameter) in self.parameters.iter().enumerate() {
-            if parameter.has_unused_gradient() {
-                let gradient = shim::gradient(&parameter.tensor);
-                (place, gradient.map_or(0, |gradient| shim::fingerprint(&gradient))).hash(&mut hasher);
-            }
+        // What is saved of them is asked itself.
+        shim::objects(self.written()).hash(&mut hasher);
+        for (place, parameter) in self.unused() {
+            let gradient = shim::gradient(&parameter.tensor);
+            (place, gradient.map_or(0, |gradient| shim::fingerprint(&gradient))).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -313,18 +306,26 @@ impl State {
             Error::object(name.map_or("optimizer", String::as_str), failure.reason)
         })?;
         self.steps += 1;
-        let mut noted =
-            self.parameters.iter().map(|parameter| shim::note_gradient(&parameter.tensor, &mut parameter.used()));
-        noted.try_for_each(|noted| noted.map_err(|reason| Error::object("optimizer", reason)))
+        let gradients = self.parameters.iter().map(|parameter| (&parameter.tensor, &*parameter.used));
+        shim::note_gradients(gradients).map_err(|reason| Error::object("optimizer", reason))
+    }
+
+    /// The parameters with a gradient that no step has used, with their places.
+    fn unused(&self) -> impl Iterator<Item = (usize, &Parameter)> {
+        let unused =
+            shim::unused_gradients(self.parameters.iter().map(|parameter| (&parameter.tensor, &*parameter.used)));
+        self.parameters
+            .iter()
+            .zip(unused)
+            .enumerate()
+            .filter_map(|(place, (parameter, is_unused))| is_unused.then_some((place, parameter)))
     }
 
     /// Returns the variables with a gradient other than zero that no step has used: how many, and the first.
     pub(super) fn unused_gradients(&self) -> Option<(usize, String)> {
         // What cannot be looked at is not known to be zero.
-        let waits = |parameter: &&Parameter| {
-            parameter.has_unused_gradient() && !shim::gradient_is_zero(&parameter.tensor).unwrap_or(false)
-        };
-        let mut waiting = self.parameters.iter().filter(waits);
+        let waits = |parameter: &&Parameter| !shim::gradient_is_zero(&parameter.tensor).unwrap_or(false);
+        let mut waiting = self.unused().map(|(_, parameter)| parameter).filter(waits);
         let first = waiting.next()?;
         let name = first.names.as_ref().ok().and_then(|names| names.first()).map_or("without a name", String::as_str);
         Some((1 + waiting.count(), name.to_string()))
