@@ -426,6 +426,25 @@ impl Checkpoint {
         Ok((plan, seen))
     }
 
+    /// As [`plan`](Checkpoint::plan), of some of the tracked objects; with the names of the others.
+    pub(crate) fn plan_only(
+        &self,
+        only: &BTreeSet<String>,
+        options: &SaveOptions,
+    ) -> Result<(Arc<Plan>, AllSeen, Vec<String>)> {
+        self.refuse_torn()?;
+        let (objects, others): (Vec<_>, Vec<_>) =
+            self.objects.list().into_iter().partition(|(name, _)| only.contains(name));
+        if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
+            return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
+        }
+        let plan = Arc::new(save::plan(&objects, options)?);
+        let seen = Arc::new(plan.look());
+        let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
+        without.sort();
+        Ok((plan, seen, without))
+    }
+
     /// As [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None` stands
     /// for what they say.
     pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {

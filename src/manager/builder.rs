@@ -26,6 +26,10 @@ pub enum OnUnhealthy {
     /// [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
     #[default]
     Keep,
+    /// Does not save it, and logs a warning: [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the next
+    /// save is due when it would be after this one. Calls that save in any case return
+    /// [`Error::Unhealthy`](crate::Error::Unhealthy). A background save is dropped.
+    Skip,
     /// Does not save it: the call, or with a background save the next one, returns
     /// [`Error::Unhealthy`](crate::Error::Unhealthy).
     Fail,
@@ -56,6 +60,8 @@ pub struct CheckpointManagerBuilder {
     policies: Vec<Arc<dyn RetentionPolicy>>,
     protect_restored: usize,
     keep_unhealthy: usize,
+    keep_damaged: Option<usize>,
+    restore_incomplete: bool,
     on_unhealthy: OnUnhealthy,
     restore_unhealthy: bool,
     /// What `save_every` was set to, if it was.
@@ -96,6 +102,8 @@ impl CheckpointManagerBuilder {
             policies: Vec::new(),
             protect_restored: 1,
             keep_unhealthy: 1,
+            keep_damaged: Some(3),
+            restore_incomplete: false,
             on_unhealthy: OnUnhealthy::default(),
             restore_unhealthy: false,
             interval: None,
@@ -171,6 +179,22 @@ impl CheckpointManagerBuilder {
     /// checkpoint, and it takes no other one's place.
     pub fn keep_unhealthy(mut self, keep: usize) -> Self {
         self.keep_unhealthy = keep;
+        self
+    }
+
+    /// How many of the checkpoints that were found damaged and moved aside (`damaged-…`) stay: those of the highest numbers.
+    /// Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. A damaged checkpoint with a pin, a note or a mark
+    /// that it is kept for good always stays. What was [passed over](CheckpointManager::pass_over) is never removed.
+    pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
+        self.keep_damaged = keep.into();
+        self
+    }
+
+    /// Lets [`restore_or_initialize`](CheckpointManager::restore_or_initialize) take a checkpoint that lacks components
+    /// ([`Preemption::save_only`](crate::Preemption::save_only)). These components are then left as they are. Unless set, it
+    /// passes over such checkpoints: the run could not be resumed exactly.
+    pub fn restore_incomplete(mut self) -> Self {
+        self.restore_incomplete = true;
         self
     }
 
@@ -390,7 +414,8 @@ impl CheckpointManagerBuilder {
             restores: 0,
             fresh_start: self.fresh_start,
             restore_unhealthy: self.restore_unhealthy,
-            refuse_unhealthy: self.on_unhealthy == OnUnhealthy::Fail,
+            restore_incomplete: self.restore_incomplete,
+            on_unhealthy: self.on_unhealthy,
             last_step: None,
             background: self.background,
             in_flight: None,
@@ -424,7 +449,7 @@ impl CheckpointManagerBuilder {
         policies.extend(latest.map(|keep| Arc::new(Latest(keep)) as Arc<dyn RetentionPolicy>));
         policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
         let retention = Retention::new(policies, superseded_after).protect_restored(self.protect_restored);
-        let retention = retention.keep_unhealthy(self.keep_unhealthy);
+        let retention = retention.keep_unhealthy(self.keep_unhealthy).keep_damaged(self.keep_damaged);
         Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }
 }

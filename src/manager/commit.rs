@@ -11,6 +11,7 @@ use crate::format::{IndexEntry, MarkKind};
 use crate::repository::{Aside, Directory};
 use crate::save::{Held, Saved};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// A checkpoint on its way into the ledger.
 pub(super) struct Commit {
@@ -26,6 +27,7 @@ pub(super) struct Commit {
     /// Marks for it that were given before it was durable.
     pub early: EarlyMarks,
     on_saved: OnSaved,
+    began: Instant,
 }
 
 /// Marks for a checkpoint that is still being written; `None` when it is durable and takes them itself.
@@ -47,6 +49,7 @@ impl Commit {
             held,
             early,
             on_saved: OnSaved::default(),
+            began: Instant::now(),
         }
     }
 
@@ -105,6 +108,7 @@ impl Commit {
             ledger.known.push(found.clone());
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
+            ledger.last_took = Some(self.began.elapsed());
             (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, &found);
@@ -140,6 +144,7 @@ impl Commit {
         let noted = self.write_index();
         self.remove(victims);
         self.remove_superseded();
+        self.remove_damaged();
         if let Err(e) = noted.or_else(|_| self.write_index()) {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
             self.held.forget_index(&self.directory);
@@ -215,6 +220,20 @@ impl Commit {
             let id = found.id();
             match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
+                Ok(false) => {}
+                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it will be tried again"),
+            }
+        }
+    }
+
+    /// Removes those found damaged that are more than stay, unless a mark keeps one.
+    fn remove_damaged(&self) {
+        let damaged = self.ledger().damaged_to_remove();
+        for aside in damaged {
+            // Whatever its manifest was: a mark that may keep it does.
+            let stays = |marks: &[(String, Vec<u8>)]| marks.iter().any(|(name, _)| !name.starts_with("mark-metric-"));
+            match self.directory.discard(&aside, &stays) {
+                Ok(true) => self.ledger().damaged.retain(|name| *name != aside),
                 Ok(false) => {}
                 Err(e) => log::warn!("{aside} could not be removed: {e:#}; it will be tried again"),
             }

@@ -5,13 +5,14 @@ use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
-use crate::repository::{Aside, Directory, Stat};
+use crate::repository::{Aside, Directory, Stat, before_aside};
 use crate::restore::PassedOver;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The checkpoints of a directory that have the manager's name.
 pub(super) struct Ledger {
@@ -40,6 +41,10 @@ pub(super) struct Ledger {
     pub passed_over: Vec<PassedOver>,
     /// Those that an earlier process moved aside.
     pub set_aside: Vec<String>,
+    /// Those that were found damaged, by this process or an earlier one, by their names now.
+    pub damaged: Vec<String>,
+    /// How long the last save took until it was durable.
+    pub last_took: Option<Duration>,
     /// Checkpoints of other managers' names.
     pub strangers: Vec<String>,
     /// What the last checkpoint was made of.
@@ -116,6 +121,8 @@ impl Ledger {
             restored: None,
             passed_over: Vec::new(),
             set_aside: Vec::new(),
+            damaged: Vec::new(),
+            last_took: None,
             strangers: Vec::new(),
             memo: Memo::default(),
             seen: Seen::default(),
@@ -147,6 +154,8 @@ impl Ledger {
         let chain = catalog.chain(&self.name);
         let mine = |name: &str| number_of(&self.name, name).is_some();
         self.set_aside = catalog.set_aside_of(&self.name).cloned().collect();
+        let is_damaged = |name: &&String| matches!(before_aside(name), Some((Aside::Damaged, _)));
+        self.damaged = self.set_aside.iter().filter(is_damaged).cloned().collect();
         let (found, strangers): (Vec<Found>, Vec<Found>) =
             catalog.found.into_iter().partition(|found| mine(&found.entry.name));
         self.strangers = strangers.into_iter().map(|found| found.entry.name).collect();
@@ -247,7 +256,10 @@ impl Ledger {
         let mut path = self.path(name);
         log::warn!("{} is passed over: {error:#}", path.display());
         match aside.map(|aside| self.directory.quarantine(name, aside)) {
-            Some(Ok(aside)) => path = self.path(&aside),
+            Some(Ok(aside)) => {
+                path = self.path(&aside);
+                self.damaged.push(aside);
+            }
             // It must leave it before the run comes to its number.
             None => self.stuck.push(name.to_string()),
             Some(Err(e)) => {
@@ -266,6 +278,15 @@ impl Ledger {
         let again =
             || Error::InvalidArgument(format!("{} could not be looked at before; restore first", path.display()));
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
+    }
+
+    /// The names of those found damaged that are more than stay, the oldest first as far as numbers tell.
+    pub(super) fn damaged_to_remove(&self) -> Vec<String> {
+        let number = |name: &String| before_aside(name).and_then(|(_, name)| number_of(&self.name, name));
+        let mut damaged = self.damaged.clone();
+        damaged.sort_by_key(|name| (number(name), name.clone()));
+        damaged.truncate(damaged.len().saturating_sub(self.retention.keep_damaged.unwrap_or(usize::MAX)));
+        damaged
     }
 
     /// Takes a checkpoint out of all lists.

@@ -74,7 +74,8 @@ use std::time::{Duration, Instant};
 ///
 /// One manager a directory writes, held off from each other by a lock that a dead process cannot leave behind; any number
 /// of readers need none. It removes only checkpoints that carry its name and a number, after the new one is durable.
-/// A checkpoint found damaged is moved aside (`damaged-ckpt-80-…`), never removed.
+/// A checkpoint found damaged is moved aside (`damaged-ckpt-80-…`); the newest 3 of these stay
+/// ([`keep_damaged`](CheckpointManagerBuilder::keep_damaged)).
 ///
 /// # Going back
 /// When an older checkpoint is restored and the run goes on from there, the first save moves the later ones out of the
@@ -113,8 +114,10 @@ pub struct CheckpointManager {
     fresh_start: bool,
     /// Whether a checkpoint with values that are not finite is restored like any other.
     restore_unhealthy: bool,
-    /// Whether such values are an error of the save.
-    refuse_unhealthy: bool,
+    /// Whether a checkpoint that lacks components is restored like any other.
+    restore_incomplete: bool,
+    /// What is done about such values by a save.
+    on_unhealthy: OnUnhealthy,
     /// The step of the last save or restore: where the next interval begins.
     last_step: Option<u64>,
     background: Option<Background>,
@@ -379,7 +382,14 @@ impl CheckpointManager {
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<PathBuf>> {
         let number = step_number(step)?;
-        let result = self.save_number_if_due(number, metrics);
+        let result = self.save_number_if_due(number, metrics).or_else(|error| match (error, self.on_unhealthy) {
+            (error @ Error::Unhealthy { .. }, OnUnhealthy::Skip) => {
+                log::warn!("the save is skipped: {error:#}");
+                (self.last_step, self.last_save_at) = (Some(number), Instant::now());
+                Ok(None)
+            }
+            (error, _) => Err(error),
+        });
         self.note_state(Some(number), matches!(result, Ok(Some(_))));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
@@ -408,8 +418,7 @@ impl CheckpointManager {
         let went_back = self.last_step.is_some_and(|last| number < last) && !is_broken(Rule::StepBack);
         if self.preempted() && !self.saved_for_end {
             let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
-            let path = self.save_step(number, metrics)?;
-            self.settle()?;
+            let path = self.save_for_end(number, metrics)?;
             self.saved_for_end = true;
             return Ok(Some(path));
         }
@@ -537,7 +546,7 @@ impl CheckpointManager {
             Unchanged::since(&ledger.memo, &plan, seen)
         };
         let request = self.checkpoint.request(plan, unchanged, stamp, &self.options)?;
-        let request = request.refuse_unhealthy(self.refuse_unhealthy);
+        let request = request.refuse_unhealthy(self.on_unhealthy != OnUnhealthy::Keep);
         let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
         let mut after = Ok(());
         if let Some(taken) = taken {
@@ -610,9 +619,12 @@ impl CheckpointManager {
         self.image = image;
         result.unwrap_or_else(|failure| {
             // It is due again, and is planned anew.
+            let is_skipped = self.on_unhealthy == OnUnhealthy::Skip && matches!(failure.error, Error::Unhealthy { .. });
+            if !is_skipped {
+                (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
+            }
             self.checkpoint.set_follows(before.head.clone());
-            (self.last_step, self.head, self.begun) = (before.last_step, before.head, before.begun);
-            self.last_save_at = before.last_save_at;
+            (self.head, self.begun) = (before.head, before.begun);
             before.metadata.into_iter().for_each(|(name, value)| {
                 self.next_metadata.entry(name).or_insert(value);
             });
@@ -622,6 +634,10 @@ impl CheckpointManager {
             self.ledger().memo = Memo::default();
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
+            }
+            if is_skipped {
+                log::warn!("the save is dropped: {:#}", failure.error);
+                return Ok(());
             }
             Err(failure.error)
         })

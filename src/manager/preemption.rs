@@ -1,9 +1,13 @@
 //! A request to end soon: a signal, a limit of the wall time, or the program's own.
 
+use super::{CheckpointManager, Next};
 #[cfg(feature = "signals")]
-use crate::error::{Error, Result};
-use std::sync::Arc;
+use crate::error::Error;
+use crate::error::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A request to end soon, for a manager to save and for the training loop to stop. Clones share it, so that it can be
@@ -41,6 +45,11 @@ pub struct Preemption {
     requested: Arc<AtomicBool>,
     signalled: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    /// When the request was first seen.
+    seen: Arc<OnceLock<Instant>>,
+    grace: Option<Duration>,
+    /// The components of the last save, if not all of them.
+    only: Option<Arc<BTreeSet<String>>>,
 }
 
 /// A signal that asks a process to end.
@@ -87,6 +96,36 @@ impl Preemption {
         self
     }
 
+    /// Says how long the process may still take after the request, for
+    /// [`save_only`](Preemption::save_only) to decide by. It counts from the moment at which
+    /// [`is_requested`](Preemption::is_requested) is first asked after the request: ask in long steps too.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Preemption {
+        self.grace = Some(grace);
+        self
+    }
+
+    /// Saves only these components, such as the weights, where the full state would take too long. Without
+    /// [`grace`](Preemption::grace) it always saves only these. With it, the full state is saved if twice the time that the
+    /// last save took fits into what is left.
+    ///
+    /// The checkpoint is marked. [`restore_or_initialize`](CheckpointManager::restore_or_initialize) passes it over, since the
+    /// run cannot be resumed from it exactly, unless
+    /// [`restore_incomplete`](crate::CheckpointManagerBuilder::restore_incomplete) is set. The newest complete checkpoint stays
+    /// beside it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tch_checkpoint::Preemption;
+    /// let preemption = Preemption::new().grace(Duration::from_secs(30)).save_only(["model", "step"]);
+    /// # let _ = preemption;
+    /// ```
+    #[must_use]
+    pub fn save_only<N: Into<String>>(mut self, components: impl IntoIterator<Item = N>) -> Preemption {
+        self.only = Some(Arc::new(components.into_iter().map(Into::into).collect()));
+        self
+    }
+
     /// Requests the end when one of these signals comes. The handler only sets a flag. When another one of them comes after
     /// that, the process ends at once, with the exit code 128 and the signal's number added; checkpoints that are durable
     /// stay.
@@ -116,8 +155,43 @@ impl Preemption {
 
     /// Whether the end is requested. It never ceases to be.
     pub fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Relaxed)
+        let is_requested = self.requested.load(Ordering::Relaxed)
             || self.signalled.load(Ordering::Relaxed)
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if is_requested {
+            self.seen.get_or_init(Instant::now);
+        }
+        is_requested
+    }
+
+    /// The components to save, where a full save, of which the last took so long, would not be durable in time.
+    fn components(&self, last_took: Option<Duration>) -> Option<&BTreeSet<String>> {
+        let only = self.only.as_deref()?;
+        let Some(grace) = self.grace else { return Some(only) };
+        let passed = self.seen.get().map_or(Duration::ZERO, Instant::elapsed);
+        let needed = last_took.map_or(Duration::MAX, |took| took.saturating_mul(2));
+        (grace.saturating_sub(passed) < needed).then_some(only)
+    }
+}
+
+impl CheckpointManager {
+    /// Saves what there is time for, and returns when it is durable.
+    pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+        self.settle()?;
+        let last_took = self.ledger().last_took;
+        let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();
+        // A checkpoint of this step that is complete stays so.
+        let name = format!("{}-{number}", self.name);
+        let is_there = self.ledger().known.iter().any(|found| found.entry.name == name);
+        let Some(only) = only.filter(|_| !is_there) else {
+            let path = self.save_step(number, metrics)?;
+            return self.settle().map(|()| path);
+        };
+        self.look_at_restores();
+        let superseded = self.superseded_by(Some(&name))?;
+        let counter = self.checkpoint.next_save()?;
+        let (plan, seen, without) = self.checkpoint.plan_only(&only, &self.options)?;
+        let next = Next { metrics, superseded, without, ..Next::new(number, Some(number), counter) };
+        self.save_planned(next, plan, seen, None)
     }
 }

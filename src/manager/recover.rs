@@ -4,6 +4,7 @@ use super::CheckpointManager;
 use crate::catalog::{Catalog, Found, number_of};
 use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
+use crate::name;
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
 use std::path::{Path, PathBuf};
@@ -46,36 +47,39 @@ impl CheckpointManager {
         self.look_again()?;
         let (healthy, unhealthy): (Vec<Found>, Vec<Found>) = {
             let ledger = self.ledger();
-            let takes = |found: &Found| why_not_taken(found, self.restore_unhealthy).is_none();
+            let takes = |found: &Found| self.why_not_taken(found).is_none();
             ledger.known.iter().rev().cloned().partition(takes)
         };
+        let without: Vec<Vec<String>> = healthy.iter().map(|found| found.without.clone()).collect();
         let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();
         let root = self.directory.root().to_path_buf();
         let mut passed_by: Vec<PassedOver> = unhealthy
             .into_iter()
             .map(|found| {
-                let reason = why_not_taken(&found, self.restore_unhealthy).unwrap_or_default();
+                let reason = self.why_not_taken(&found).unwrap_or_default();
                 PassedOver { path: root.join(found.entry.name), reason }
             })
             .collect();
         let mut first_error = None;
-        for (at, name) in names.iter().enumerate() {
+        for (at, checkpoint) in names.iter().enumerate() {
             let fallbacks = &names[at + 1..];
-            self.ledger().free_numbers(name)?;
-            let path = self.directory.root().join(name);
+            self.ledger().free_numbers(checkpoint)?;
+            let path = self.directory.root().join(checkpoint);
+            let skip = |options: RestoreOptions, component: &String| options.skip(name::key([component]));
+            let options = &without[at].iter().fold(options.clone(), skip);
             let restored = self.restore_in_one_pass(&path, fallbacks, options);
             let restored = restored.inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
                     let mut passed_over = std::mem::take(&mut self.ledger().passed_over);
-                    let restored = self.place_of(name);
+                    let restored = self.place_of(checkpoint);
                     passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
                     passed_over.append(&mut passed_by);
                     return Ok(Started { restored: Some(status), passed_over });
                 }
                 Err(error) if error.is_damage() => {
                     let cause = if let Error::PartlyRestored { source, .. } = &error { source } else { &error };
-                    self.ledger().pass_over(name, cause, Some(Aside::Damaged));
+                    self.ledger().pass_over(checkpoint, cause, Some(Aside::Damaged));
                     first_error.get_or_insert(error);
                 }
                 Err(error) => return Err(self.checkpoint.explain_torn(&path, error)),
@@ -96,7 +100,7 @@ impl CheckpointManager {
             }
             if let Some(passed) = passed_by.first() {
                 let reason = format!(
-                    "none that is there is healthy: {}; `CheckpointManagerBuilder::restore_unhealthy` takes it all the same, \
+                    "none that is there can be resumed: {}; `CheckpointManagerBuilder::restore_unhealthy` takes it all the same, \
                      `fresh_start` begins anew",
                     passed.reason
                 );
@@ -116,6 +120,19 @@ impl CheckpointManager {
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(Started { restored: None, passed_over })
+    }
+
+    /// Why a run is not resumed from a checkpoint that is whole.
+    fn why_not_taken(&self, found: &Found) -> Option<String> {
+        if found.unclean {
+            return Some("it was saved after an error, and its state may not belong together".to_string());
+        }
+        if !found.without.is_empty() && !self.restore_incomplete {
+            let without = listed(&found.without);
+            return Some(format!("it lacks the component {without} (`restore_incomplete` takes it all the same)"));
+        }
+        let is_taken = found.non_finite.is_empty() || self.restore_unhealthy;
+        (!is_taken).then(|| format!("there are values that are not finite in {}", listed(&found.non_finite)))
     }
 
     /// Restores the checkpoint at `path`, reading every byte once and verifying it while it is read. Verifies it before it
@@ -237,16 +254,4 @@ impl CheckpointManager {
         let root = self.directory.root();
         parent == root || parent.canonicalize().ok().is_some_and(|parent| root.canonicalize().ok() == Some(parent))
     }
-}
-
-/// Why a run is not resumed from a checkpoint that is whole.
-fn why_not_taken(found: &Found, restore_unhealthy: bool) -> Option<String> {
-    if found.unclean {
-        return Some("it was saved after an error, and its state may not belong together".to_string());
-    }
-    if !found.without.is_empty() {
-        return Some(format!("it does not have the component {}", listed(&found.without)));
-    }
-    let is_taken = found.non_finite.is_empty() || restore_unhealthy;
-    (!is_taken).then(|| format!("there are values that are not finite in {}", listed(&found.non_finite)))
 }

@@ -256,6 +256,20 @@ impl Repository for MemoryDirectory {
         Ok(true)
     }
 
+    fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
+        if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {
+            return Ok(false);
+        }
+        let root = self.opened()?;
+        let mut state = lock(&root.state);
+        let Some(checkpoint) = state.checkpoints.get(aside).cloned() else { return Ok(true) };
+        if stays(&marks_in(&*checkpoint, &self.path.join(aside))?) {
+            return Ok(false);
+        }
+        state.checkpoints.remove(aside);
+        Ok(true)
+    }
+
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String> {
         let new = aside.new_name(name);
         self.rename(name, &new).map(|()| new)

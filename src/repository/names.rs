@@ -18,7 +18,7 @@ pub(crate) const NONCE_DIGITS: usize = 32;
 /// Why a checkpoint left the numbering, which the first part of its new name tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aside {
-    /// It was found damaged. Never removed by this crate.
+    /// It was found damaged. A manager removes all but the newest few.
     Damaged,
     /// It could not be read, and an older one was restored in its place. Never removed by this crate.
     PassedOver,

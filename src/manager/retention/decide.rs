@@ -115,6 +115,8 @@ pub(crate) struct Retention {
     protect_restored: usize,
     /// How many unhealthy ones stay.
     keep_unhealthy: usize,
+    /// How many of those that were found damaged stay; `None` for all.
+    pub keep_damaged: Option<usize>,
 }
 
 /// What to do with checkpoints that are too many.
@@ -138,13 +140,18 @@ impl RetentionPolicy for All {
 
 impl Retention {
     pub(crate) fn new(policies: Vec<Arc<dyn RetentionPolicy>>, superseded_after: Option<usize>) -> Retention {
-        Retention { policies, superseded_after, protect_restored: 1, keep_unhealthy: 1 }
+        Retention { policies, superseded_after, protect_restored: 1, keep_unhealthy: 1, keep_damaged: None }
     }
 
     /// Also keeps all that no policy keeps.
     pub(crate) fn keep_all(mut self) -> Retention {
         self.policies.push(Arc::new(All));
-        self.keep_unhealthy = usize::MAX;
+        (self.keep_unhealthy, self.keep_damaged) = (usize::MAX, None);
+        self
+    }
+
+    pub(crate) fn keep_damaged(mut self, keep: Option<usize>) -> Retention {
+        self.keep_damaged = keep;
         self
     }
 

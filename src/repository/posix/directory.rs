@@ -352,6 +352,10 @@ impl Repository for PosixDirectory {
         self.remove_commit(name, id, stays)
     }
 
+    fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
+        self.discard_damaged(aside, stays)
+    }
+
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String> {
         self.move_aside(name, aside)
     }

@@ -96,6 +96,35 @@ impl PosixDirectory {
         Ok(true)
     }
 
+    /// Removes what was moved aside as damaged; `false`, and nothing has changed, when its marks say that it `stays`, or it
+    /// is no directory of that kind.
+    pub(super) fn discard_damaged(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
+        self.check()?;
+        if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {
+            return Ok(false);
+        }
+        let root = self.open_root()?;
+        let path = self.path(aside);
+        let dir = match root.open_dir(aside.as_ref()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(e) if is_no_directory(&e) => return Ok(false),
+            result => result.map_err(|e| Error::io("open the checkpoint", &path, e))?,
+        };
+        if stays(&marks_in(&*dir, &path)?) {
+            return Ok(false);
+        }
+        let bare = before_aside(aside).map_or(aside, |(_, before)| before);
+        let trash = format!("{TRASH}{bare}-{}", nonce());
+        root.rename_new(aside.as_ref(), trash.as_ref()).map_err(|e| Error::io("move to the trash", &path, e))?;
+        // A mark may have been written meanwhile.
+        if !self.is_still(&*dir, &trash) || !matches!(marks_in(&*dir, &path), Ok(marks) if !stays(&marks)) {
+            return self.give_back(aside, &trash, "it was marked or exchanged at this moment").map(|()| false);
+        }
+        self.sync(&**root, self.root())?;
+        self.remove_leftover(&trash);
+        Ok(true)
+    }
+
     /// Returns `true` if the name leads to the directory that was looked at.
     fn is_still(&self, dir: &dyn Dir, name: &str) -> bool {
         let now = self.open_root().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
