@@ -111,8 +111,8 @@ pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{BoxError, Difference, Error, Report, Result, SkipReason, Skipped, TrainableDifference};
 pub use graph::{
-    Child, Collection, Counter, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf, TensorPin,
-    TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
+    Child, Collection, Counter, Created, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf,
+    TensorPin, TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
 };
 #[doc(hidden)]
 pub use graph::{Seen, TensorGroup};

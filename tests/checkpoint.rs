@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, CheckpointReader, Child, Collection, Counter, Dtype, Error, Node, Progress, RestoreOptions,
+    Checkpoint, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Node, Progress, RestoreOptions,
     SaveOptions, Saved, Trackable, Value, latest_checkpoint,
 };
 
@@ -247,22 +247,19 @@ impl Collection for Slots {
         Ok(self.0.lock().unwrap().iter().map(|(name, slot)| Child::new(name, slot.node())).collect())
     }
 
-    fn create(&self, _: &str, saved: &Saved) -> Result<Option<Node>, tch_checkpoint::BoxError> {
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, tch_checkpoint::BoxError> {
         let spec = saved.tensor.clone().ok_or("not a tensor")?;
         let slot = Memory::new(spec.dtype, &spec.shape, vec![0; spec.bytes().unwrap() as usize]);
-        Ok(Some(slot.node()))
+        let (slots, name, node) = (self.0.clone(), name.to_string(), slot.node());
+        Ok(Some(Created::new(node, move || drop(slots.lock().unwrap().insert(name, slot)))))
     }
 
     fn may_lack(&self, _: &str) -> bool {
         true
     }
 
-    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
-        let mut slots = self.0.lock().unwrap();
-        slots.retain(|name, _| !dropped.contains(name));
-        for (name, _) in created {
-            slots.insert(name, Memory::seeded(1, 0));
-        }
+    fn remove(&self, names: &[String]) {
+        self.0.lock().unwrap().retain(|name, _| !names.contains(name));
     }
 }
 
@@ -287,6 +284,20 @@ fn collections_follow_the_checkpoint_only_when_the_whole_restore_succeeds() -> O
 
     Checkpoint::new().track("opt", &live)?.track("n", Counter::new(0))?.restore(&path)?.assert_consumed()?;
     assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["exp_avg"]);
+    assert_eq!(*live.0.lock().unwrap()["exp_avg"].bytes(), *Memory::seeded(8, 1).bytes());
+
+    // Nothing tells a collection that was empty from one that was not there: below an object that the checkpoint has it
+    // was empty, and below one that it lacks it stays as it is.
+    let with = |name: &str, slots: &Slots| {
+        let node = Node::group([("n", Counter::new(2).node()), ("slots", slots.node())]);
+        Checkpoint::new().track(name, node)
+    };
+    let path = with("opt", &Slots::default())?.write(dir.path().join("empty"))?;
+    let options = RestoreOptions::new().allow_missing("other/*");
+    with("other", &live)?.restore_with(&path, &options)?;
+    assert_eq!(live.0.lock().unwrap().len(), 1);
+    with("opt", &live)?.restore(&path)?.assert_consumed()?;
+    assert!(live.0.lock().unwrap().is_empty());
     Ok(())
 }
 

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, Child, Collection, Counter, Error, Node, Report, RestoreOptions, Saved, SkipReason, Trackable, Value,
+    Checkpoint, Child, Collection, Counter, Created, Error, Node, Report, RestoreOptions, Saved, SkipReason, Trackable,
+    Value,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -218,13 +219,17 @@ impl Collection for Slots {
         Ok(self.slots.lock().unwrap().iter().map(|(name, slot)| Child::new(name, group(slot))).collect())
     }
 
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, tch_checkpoint::BoxError> {
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, tch_checkpoint::BoxError> {
         let spec = saved.children["m"].tensor.clone().ok_or("not a tensor")?;
         match self.shapes.get(name) {
             Some(&wanted) if spec.shape != [wanted] => {
                 Err(format!("the slot is {spec}, the variable needs [{wanted}]").into())
             }
-            _ => Ok(Some(group([("m", Memory::seeded(spec.shape[0], 0).node())]))),
+            _ => {
+                let (slots, name, slot) = (self.slots.clone(), name.to_string(), Memory::seeded(spec.shape[0], 0));
+                let adopt = move |slot| drop(slots.lock().unwrap().insert(name, slot));
+                Ok(Some(Created::new(group([("m", slot.node())]), move || adopt(slot))))
+            }
         }
     }
 
@@ -232,13 +237,8 @@ impl Collection for Slots {
         true
     }
 
-    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
-        let mut slots = self.slots.lock().unwrap();
-        slots.retain(|name, _| !dropped.contains(name));
-        for (name, _) in created {
-            let count = self.shapes.get(&name).copied().unwrap_or(1);
-            slots.insert(name, Memory::seeded(count, 0));
-        }
+    fn remove(&self, names: &[String]) {
+        self.slots.lock().unwrap().retain(|name, _| !names.contains(name));
     }
 }
 

@@ -82,15 +82,63 @@ pub trait Collection: Send + Sync {
     /// Returns the current children, or an error that names a child that cannot be tracked.
     fn children(&self) -> Result<Vec<Child>, BoxError>;
 
-    /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to
-    /// restore into, or `None`. If the whole restore succeeds, the child is passed to [`Collection::replace`];
-    /// otherwise it is dropped.
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
+    /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to restore
+    /// into, with a function that adds it to the collection, or `None`.
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use std::sync::{Arc, Mutex};
+    /// use tch_checkpoint::{BoxError, Checkpoint, Child, Collection, Counter, Created, Node, Saved, Trackable};
+    ///
+    /// /// How often each word was seen.
+    /// #[derive(Clone, Default)]
+    /// struct Words(Arc<Mutex<BTreeMap<String, Counter>>>);
+    ///
+    /// impl Collection for Words {
+    ///     fn children(&self) -> Result<Vec<Child>, BoxError> {
+    ///         let words = self.0.lock().map_err(|e| e.to_string())?;
+    ///         Ok(words.iter().map(|(word, count)| Child::new(word, count.node())).collect())
+    ///     }
+    ///
+    ///     fn create(&self, word: &str, _: &Saved) -> Result<Option<Created>, BoxError> {
+    ///         let (words, word, count) = (self.0.clone(), word.to_string(), Counter::new(0));
+    ///         Ok(Some(Created::new(count.node(), move || {
+    ///             if let Ok(mut words) = words.lock() {
+    ///                 words.insert(word, count);
+    ///             }
+    ///         })))
+    ///     }
+    ///
+    ///     fn may_lack(&self, _: &str) -> bool {
+    ///         true
+    ///     }
+    ///
+    ///     fn remove(&self, names: &[String]) {
+    ///         if let Ok(mut words) = self.0.lock() {
+    ///             words.retain(|word, _| !names.contains(word));
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// let seen = Words::default();
+    /// seen.0.lock().map_err(|e| e.to_string())?.insert("odd".to_string(), Counter::new(3));
+    /// let path = Checkpoint::new().track("words", Node::collection(seen))?.write(directory.path().join("ckpt"))?;
+    ///
+    /// let fresh = Words::default();
+    /// Checkpoint::new().track("words", Node::collection(fresh.clone()))?.restore(path)?.assert_consumed()?;
+    /// assert_eq!(fresh.0.lock().map_err(|e| e.to_string())?["odd"].get(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
         let _ = (name, saved);
         Ok(None)
     }
 
-    /// Returns `true` if a checkpoint may lack the child `name`, which is then removed in [`Collection::replace`].
+    /// Returns `true` if a checkpoint may lack the child `name`. The child is then [removed](Collection::remove), unless the
+    /// checkpoint also lacks the object that this collection is a part of.
     fn may_lack(&self, name: &str) -> bool {
         let _ = name;
         false
@@ -135,10 +183,35 @@ pub trait Collection: Send + Sync {
         None
     }
 
-    /// Completes a successful restore: adds the created children and removes those that the checkpoint lacks. All
-    /// tensors and values have been restored before.
-    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
-        let _ = (created, dropped);
+    /// Removes the children `names`, which the checkpoint lacks and [may lack](Collection::may_lack). Called when the whole
+    /// restore has succeeded: after all tensors and values are restored, and before [created](Collection::create) children
+    /// are adopted.
+    fn remove(&self, names: &[String]) {
+        let _ = names;
+    }
+}
+
+/// A new child of a collection, to be restored before it is added. Returned by [`Collection::create`].
+#[must_use = "a restore fills it"]
+pub struct Created {
+    pub(crate) node: Node,
+    pub(crate) adopt: Adopt,
+}
+
+/// Adds a created child to its collection.
+pub(crate) type Adopt = Box<dyn FnOnce() + Send>;
+
+impl Created {
+    /// Creates a child whose part of the graph is `node`. `adopt` adds it to the collection: it is called when the whole
+    /// restore has succeeded, and dropped otherwise.
+    pub fn new(node: Node, adopt: impl FnOnce() + Send + 'static) -> Created {
+        Created { node, adopt: Box::new(adopt) }
+    }
+}
+
+impl fmt::Debug for Created {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Created").field("node", &self.node).finish_non_exhaustive()
     }
 }
 

@@ -48,7 +48,10 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
         })?;
     }
     for replacement in matching.collections {
-        replacement.collection.replace(replacement.created, replacement.dropped);
+        if !replacement.dropped.is_empty() {
+            replacement.collection.remove(&replacement.dropped);
+        }
+        replacement.adopt.into_iter().for_each(|adopt| adopt());
     }
     Ok(())
 }

@@ -5,7 +5,8 @@ use super::origin::Origin;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Report, Result, SkipReason, TrainableDifference};
 use crate::graph::{
-    Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply, ValueLeaf,
+    Adopt, Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply,
+    ValueLeaf,
 };
 use crate::name;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -27,8 +28,18 @@ pub(crate) struct Matching {
 /// How a collection's children change.
 pub(crate) struct Replacement {
     pub collection: Arc<dyn Collection>,
-    pub created: Vec<(String, Node)>,
     pub dropped: Vec<String>,
+    /// Adds the created children.
+    pub adopt: Vec<Adopt>,
+}
+
+/// What a checkpoint has of a collection without children: nothing tells it from one that is not there.
+static EMPTY: Saved = Saved { children: BTreeMap::new(), tensor: None, has_value: false };
+
+/// What is saved of a child of an object of which `parent` is saved.
+fn saved_of<'a>(parent: Option<&'a Saved>, name: &str, child: &Node) -> Option<&'a Saved> {
+    let saved = parent?.children.get(name);
+    saved.or_else(|| matches!(child.0, Kind::Collection(_)).then_some(&EMPTY))
 }
 
 /// What is to be restored, and what is known of the objects.
@@ -55,7 +66,7 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     };
     for (name, node) in objects {
         matcher.files = FileNames::default();
-        matcher.visit(node, request.saved.children.get(name), Place::of_component(name)?)?;
+        matcher.visit(node, saved_of(Some(request.saved), name, node), Place::of_component(name)?)?;
     }
     let Matcher { mut matching, wanted, .. } = matcher;
     let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
@@ -145,7 +156,7 @@ impl Matcher<'_> {
                 for (name, child) in children.iter() {
                     let below = place.child(name, None)?;
                     siblings.add(name, &below)?;
-                    self.visit(child, saved.and_then(|saved| saved.children.get(name)), below)?;
+                    self.visit(child, saved_of(saved, name, child), below)?;
                 }
                 Ok(())
             }
@@ -249,14 +260,14 @@ impl Matcher<'_> {
             siblings.add(&child.name, &below)?;
             match saved.and_then(|saved| saved.children.get(&child.name)) {
                 None if may_lack(&child.name) && !self.request.options.skips_here(&below.key) => {
-                    dropped.push(child.name.clone());
+                    dropped.extend(saved.is_some().then(|| child.name.clone()));
                 }
-                saved => self.visit(&child.node, saved, below)?,
+                _ => self.visit(&child.node, saved_of(saved, &child.name, &child.node), below)?,
             }
         }
-        let created = self.create(collection, &children, saved, place)?;
-        if !created.is_empty() || !dropped.is_empty() {
-            self.matching.collections.push(Replacement { collection: collection.clone(), created, dropped });
+        let adopt = self.create(collection, &children, saved, place)?;
+        if !adopt.is_empty() || !dropped.is_empty() {
+            self.matching.collections.push(Replacement { collection: collection.clone(), dropped, adopt });
         }
         Ok(())
     }
@@ -269,9 +280,9 @@ impl Matcher<'_> {
         children: &[Child],
         saved: Option<&Saved>,
         place: &Place<'_>,
-    ) -> Result<Vec<(String, Node)>> {
+    ) -> Result<Vec<Adopt>> {
         let live: HashSet<&str> = children.iter().map(|child| child.name.as_str()).collect();
-        let mut created = Vec::new();
+        let mut adopt = Vec::new();
         for (name, saved) in saved.iter().flat_map(|saved| &saved.children) {
             if live.contains(name.as_str()) {
                 continue;
@@ -285,11 +296,11 @@ impl Matcher<'_> {
                 continue;
             }
             match collection.create(name, saved) {
-                Ok(Some(node)) => {
+                Ok(Some(created)) => {
                     let mark = self.mark();
-                    self.visit(&node, Some(saved), below)?;
+                    self.visit(&created.node, Some(saved), below)?;
                     match self.mark().not_matched == mark.not_matched {
-                        true => created.push((name.clone(), node)),
+                        true => adopt.push(created.adopt),
                         false => self.go_back(&mark),
                     }
                 }
@@ -300,7 +311,7 @@ impl Matcher<'_> {
                 Err(reason) => self.mismatch(below.key, format!("{reason:#}")),
             }
         }
-        Ok(created)
+        Ok(adopt)
     }
 
     /// Returns `true` if everything that the checkpoint has at `key` and below may differ.

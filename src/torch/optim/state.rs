@@ -108,13 +108,6 @@ impl Parameter {
     }
 }
 
-/// Slots that a restore fills and that are not in use yet: they become a variable's when the restore has succeeded,
-/// and vanish with it otherwise.
-pub(super) struct Detached {
-    pub variable: String,
-    pub slots: Vec<(usize, Weak<Held>)>,
-}
-
 pub(super) struct State {
     pub algorithm: Algorithm,
     /// What a new group begins with.
@@ -123,13 +116,12 @@ pub(super) struct State {
     pub parameters: Vec<Parameter>,
     /// Restored slots of variables that are not in the store yet, by name; with their places.
     pub pending: BTreeMap<String, Vec<(usize, Tensor)>>,
-    pub detached: Vec<Detached>,
+    /// The slots that a restore is filling of variables with several names, by the places of variable and slot.
+    pub made_for_tied: HashMap<(usize, usize), Weak<Held>>,
     pub steps: u64,
     pub fused: bool,
     /// What has to be passed before parameters and slots change.
     pub gate: Gate,
-    /// A restore has set the options, and is about to exchange the slots.
-    pub restoring: bool,
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
@@ -145,11 +137,10 @@ impl State {
             groups: vec![options],
             parameters: Vec::new(),
             pending: BTreeMap::new(),
-            detached: Vec::new(),
+            made_for_tied: HashMap::new(),
             steps: 0,
             fused: true,
             gate: Gate::new(),
-            restoring: false,
             table,
             places: HashMap::new(),
             seen: (0, 0),

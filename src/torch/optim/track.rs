@@ -1,9 +1,9 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{Detached, MAX_GROUPS, Shared, Slots, State, check_spec};
+use super::state::{MAX_GROUPS, Shared, Slots, State, check_spec};
 use crate::error::BoxError;
-use crate::graph::{Child, Collection, Guarded, Node, Saved, Unfinished, ValueApply, ValueLeaf};
+use crate::graph::{Child, Collection, Created, Guarded, Node, Saved, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
 use crate::torch::tensor::{Leaf, examine, scalar_type};
 use serde_json::Value;
@@ -68,11 +68,8 @@ fn save_algorithm(state: &mut State) -> Result<Value, BoxError> {
 fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let own = options::name(state.algorithm);
     if saved.as_str() == Some(own) {
-        return Ok(Box::new(|state| {
-            // What an earlier restore has left for variables to come is not of this checkpoint.
-            state.pending.clear();
-            state.restoring = true;
-        }));
+        // What an earlier restore has left for variables to come is not of this checkpoint.
+        return Ok(Box::new(|state| state.pending.clear()));
     }
     let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
     Err(format!(
@@ -148,7 +145,6 @@ impl Collection for AllSlots {
     fn children(&self) -> Result<Vec<Child>, BoxError> {
         let mut state = self.0.lock();
         state.sync()?;
-        state.restoring = false;
         let mut children = Vec::new();
         for (place, parameter) in state.parameters.iter().enumerate() {
             if parameter.has_state() {
@@ -163,7 +159,7 @@ impl Collection for AllSlots {
         Ok(children)
     }
 
-    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
+    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
         let mut state = self.0.lock();
         state.sync()?;
         let missing = options::slots(state.algorithm)
@@ -172,16 +168,21 @@ impl Collection for AllSlots {
         if let Some(slot) = missing {
             return Err(format!("the checkpoint has no slot `{}` of it", slot.name).into());
         }
-        let mut leaves = Vec::new();
-        for (name, saved) in &saved.children {
-            leaves.push(match made_for_another_name(&state, variable, name, saved)? {
-                Some(leaf) => leaf,
-                None => detached_slot(&state, variable, name, saved)?,
-            });
-        }
-        let children: Vec<_> = leaves.iter().map(|(slot, _, leaf)| (slot.name, Node::tensor(leaf.clone()))).collect();
-        remember(&mut state, variable, &leaves);
-        Ok(Some(Node::group(children)))
+        let slots = saved.children.iter().map(|(name, saved)| new_slot(&mut state, variable, name, saved));
+        let slots = slots.collect::<Result<Vec<NewSlot>, String>>()?;
+        let node = Node::group(slots.iter().map(|slot| (slot.name, Node::tensor(slot.leaf.clone()))));
+        let (shared, variable) = (self.0.clone(), variable.to_string());
+        Ok(Some(Created::new(node, move || {
+            let mut state = shared.lock();
+            match state.place(&variable) {
+                Some(place) => {
+                    let parameter = &mut state.parameters[place];
+                    parameter.slots = Slots::default();
+                    parameter.take(restored(slots));
+                }
+                None => drop(state.pending.insert(variable, restored(slots))),
+            }
+        })))
     }
 
     fn may_lack(&self, _: &str) -> bool {
@@ -224,12 +225,9 @@ impl Collection for AllSlots {
         state.pending.keys().cloned().collect()
     }
 
-    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+    fn remove(&self, variables: &[String]) {
         let mut state = self.0.lock();
-        // Values are restored before collections. Where none were, the checkpoint has no optimizer at all, and the
-        // slots it lacks stay.
-        let dropped = if std::mem::take(&mut state.restoring) { dropped } else { Vec::new() };
-        let dropped: HashSet<&String> = dropped.iter().collect();
+        let dropped: HashSet<&String> = variables.iter().collect();
         for variable in &dropped {
             let Some(place) = state.place(variable) else { continue };
             // A checkpoint that has it under another of its names has it.
@@ -239,19 +237,6 @@ impl Collection for AllSlots {
                 parameter.slots = Slots::default();
                 if parameter.has_unused_gradient() {
                     parameter.set_gradient(None);
-                }
-            }
-        }
-        for (variable, _) in &created {
-            let Some(restored) = recall(&mut state, variable) else { continue };
-            match state.place(variable) {
-                Some(place) => {
-                    let parameter = &mut state.parameters[place];
-                    parameter.slots = Slots::default();
-                    parameter.take(restored);
-                }
-                None => {
-                    state.pending.insert(variable.clone(), restored);
                 }
             }
         }
@@ -283,17 +268,18 @@ impl Collection for VariableSlots {
         Ok(children)
     }
 
-    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Node>, BoxError> {
+    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
         let mut state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(None) };
         let Some(variable) = parameter.names.clone()?.into_iter().next() else { return Ok(None) };
-        let leaf = match made_for_another_name(&state, &variable, slot, saved)? {
-            Some(leaf) => leaf,
-            None => detached_slot(&state, &variable, slot, saved)?,
-        };
-        let node = Node::tensor(leaf.2.clone());
-        remember(&mut state, &variable, &[leaf]);
-        Ok(Some(node))
+        let slot = new_slot(&mut state, &variable, slot, saved)?;
+        let node = Node::tensor(slot.leaf.clone());
+        let (shared, place) = (self.shared.clone(), self.place);
+        Ok(Some(Created::new(node, move || {
+            if let Some(parameter) = shared.lock().parameters.get_mut(place) {
+                parameter.take(restored(vec![slot]));
+            }
+        })))
     }
 
     fn may_lack(&self, name: &str) -> bool {
@@ -312,15 +298,11 @@ impl Collection for VariableSlots {
         Some(0)
     }
 
-    fn replace(&self, created: Vec<(String, Node)>, dropped: Vec<String>) {
+    fn remove(&self, slots: &[String]) {
         let mut state = self.shared.lock();
-        let names = state.parameters.get(self.place).and_then(|parameter| parameter.names.clone().ok());
-        let Some(variable) = names.and_then(|names| names.into_iter().next()) else { return };
         let algorithm = state.algorithm;
-        let restored: Vec<_> = created.iter().filter_map(|_| recall(&mut state, &variable)).flatten().collect();
         let Some(parameter) = state.parameters.get_mut(self.place) else { return };
-        parameter.take(restored);
-        for (place, _) in dropped.iter().filter_map(|name| options::slot_named(algorithm, name)) {
+        for (place, _) in slots.iter().filter_map(|name| options::slot_named(algorithm, name)) {
             match parameter.slots.get_mut(place) {
                 Some(slot) => *slot = None,
                 None => parameter.set_gradient(None),
@@ -334,66 +316,47 @@ fn is_stepped(saved: &Saved) -> bool {
     saved.children.is_empty() || saved.children.keys().any(|name| name != options::GRADIENT.name)
 }
 
-/// Returns the slot that the same restore makes for another name of the variable: tied weights have one state.
-fn made_for_another_name(
-    state: &State,
-    variable: &str,
-    name: &str,
-    saved: &Saved,
-) -> Result<Option<(Slot, usize, Leaf)>, String> {
-    let Some(place) = state.place(variable) else { return Ok(None) };
-    let Some((of_slot, slot)) = options::slot_named(state.algorithm, name) else { return Ok(None) };
-    let others = state
-        .detached
-        .iter()
-        .rev()
-        .filter(|detached| detached.variable != variable && state.place(&detached.variable) == Some(place));
-    let leaf = others
-        .flat_map(|detached| &detached.slots)
-        .filter(|(other, _)| *other == of_slot)
-        .find_map(|(_, leaf)| Leaf::upgrade(leaf));
-    let Some(leaf) = leaf else { return Ok(None) };
-    let spec = saved.tensor.as_ref().ok_or_else(|| format!("the slot `{name}` is not a tensor in the checkpoint"))?;
-    check_spec(slot, spec, &examine(&state.parameters[place].tensor)?.0)?;
-    Ok(Some((slot, of_slot, leaf)))
+/// A slot for a restore to fill.
+struct NewSlot {
+    name: &'static str,
+    /// Among those of its variable.
+    place: usize,
+    leaf: Leaf,
 }
 
-/// A slot for a restore to fill: like the variable if there is one, else as it was saved, on the CPU.
-fn detached_slot(state: &State, variable: &str, name: &str, saved: &Saved) -> Result<(Slot, usize, Leaf), String> {
+/// The tensors of slots that were filled, by place.
+fn restored(slots: Vec<NewSlot>) -> Vec<(usize, Tensor)> {
+    slots.into_iter().map(|slot| (slot.place, slot.leaf.tensor())).collect()
+}
+
+/// Makes a slot: like the variable if there is one, else as it was saved, on the CPU. Under all names of a tied variable it
+/// is the same one.
+fn new_slot(state: &mut State, variable: &str, name: &str, saved: &Saved) -> Result<NewSlot, String> {
     let algorithm = options::name(state.algorithm);
     let (place, slot) = options::slot_named(state.algorithm, name)
         .ok_or_else(|| format!("{algorithm} keeps no slot `{name}`; is the checkpoint of another optimizer?"))?;
     let spec = saved.tensor.as_ref().ok_or_else(|| format!("the slot `{name}` is not a tensor in the checkpoint"))?;
-    let parameter = state.place(variable).map(|place| &state.parameters[place].tensor);
-    let variable = match parameter {
-        Some(tensor) => examine(tensor)?.0,
+    let of_variable = state.place(variable);
+    let parameter = of_variable.map(|place| &state.parameters[place]);
+    let wanted = match parameter {
+        Some(parameter) => examine(&parameter.tensor)?.0,
         None => spec.clone(),
     };
-    check_spec(slot, spec, &variable)?;
-    let tensor = match parameter {
-        Some(tensor) if !slot.is_count => shim::zeros_like(tensor)?,
+    check_spec(slot, spec, &wanted)?;
+    let is_tied = parameter.is_some_and(|parameter| parameter.names.as_ref().is_ok_and(|names| names.len() > 1));
+    let tied = of_variable.filter(|_| is_tied).map(|of_variable| (of_variable, place));
+    let made = tied.and_then(|tied| Leaf::upgrade(state.made_for_tied.get(&tied)?));
+    let leaf = match (made, parameter) {
+        (Some(leaf), _) => leaf,
+        (None, Some(parameter)) if !slot.is_count => Leaf::new(&shim::zeros_like(&parameter.tensor)?),
         _ => {
             let number = scalar_type(spec.dtype).ok_or_else(|| format!("libtorch has no type {}", spec.dtype))?;
             let shape: Result<Vec<i64>, _> = spec.shape.iter().map(|&length| i64::try_from(length)).collect();
-            shim::zeros(number, &shape.map_err(|_| format!("the slot `{name}` is too large: {spec}"))?)?
+            Leaf::new(&shim::zeros(number, &shape.map_err(|_| format!("the slot `{name}` is too large: {spec}"))?)?)
         }
     };
-    Ok((slot, place, Leaf::new(&tensor)))
-}
-
-/// Keeps track of detached slots for as long as the restore keeps them.
-fn remember(state: &mut State, variable: &str, leaves: &[(Slot, usize, Leaf)]) {
-    let is_kept = |detached: &Detached| detached.slots.iter().all(|(_, leaf)| leaf.strong_count() > 0);
-    state.detached.retain(is_kept);
-    let slots = leaves.iter().map(|(_, place, leaf)| (*place, leaf.downgrade())).collect();
-    state.detached.push(Detached { variable: variable.to_string(), slots });
-}
-
-/// Returns the detached slots of a variable that a restore has just filled.
-fn recall(state: &mut State, variable: &str) -> Option<Vec<(usize, Tensor)>> {
-    let last = state.detached.iter().rposition(|detached| detached.variable == variable)?;
-    let detached = state.detached.remove(last);
-    detached.slots.iter().map(|(place, leaf)| Some((*place, Leaf::upgrade(leaf)?.tensor()))).collect()
+    state.made_for_tied.extend(tied.map(|tied| (tied, leaf.downgrade())));
+    Ok(NewSlot { name: slot.name, place, leaf })
 }
 
 #[cfg(test)]
