@@ -1,4 +1,4 @@
-//! Digests: XXH3 in its 128-bit form. Against accidents, not against an adversary.
+//! Digests: XXH3 in its 128-bit form. They detect accidental corruption, not tampering.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -7,7 +7,7 @@ use twox_hash::XxHash3_128;
 
 /// The XXH3-128 digest of some bytes (seed 0), in the algorithm's canonical byte order (most significant first).
 ///
-/// As text it is exactly 32 lower-case hexadecimal digits, as `xxhsum -H2` prints them.
+/// Its text form is exactly 32 lower-case hexadecimal digits, as printed by `xxhsum -H2`.
 ///
 /// ```
 /// use tch_checkpoint::format::Digest;
@@ -52,7 +52,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The text is not a digest: that takes exactly 32 lower-case hexadecimal digits.
+/// The error for a text that is not a digest: exactly 32 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is exactly 32 lower-case hexadecimal digits")]
 pub struct NotADigest;
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A digest of bytes that come one chunk after another.
+/// Computes the digest of bytes in chunks.
 ///
 /// ```
 /// use tch_checkpoint::format::{Digest, Hasher};
@@ -110,12 +110,12 @@ impl<'de> Deserialize<'de> for Digest {
 pub struct Hasher(XxHash3_128);
 
 impl Hasher {
-    /// Nothing hashed yet.
+    /// Creates a hasher of no bytes.
     pub fn new() -> Hasher {
         Hasher::default()
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.write(bytes);
     }

@@ -1,18 +1,18 @@
-//! What the manifest and the index have in common, in every version: a first line that says what the text is and
-//! which version, and a last line with the digest of all bytes before it.
+//! The common form of the manifest, the index and marks in every version: a first line with the format and the version,
+//! and a last line with the digest of all bytes before it.
 
 use super::json::check_memory;
 use super::{Digest, FormatError, damaged};
 
 /// A kind of text.
 pub(super) struct Envelope {
-    /// What the first line's `format` says.
+    /// The `format` in the first line.
     pub format: &'static str,
     /// The newest version this crate reads.
     pub version: u64,
-    /// The longest text.
+    /// The maximum length of a text in bytes.
     pub max_bytes: usize,
-    /// What a message calls it.
+    /// Its name in messages.
     pub what: &'static str,
 }
 
@@ -42,7 +42,7 @@ impl Envelope {
         Ok(text)
     }
 
-    /// Checks length, first line, digest and version, which it returns; what is inside is left to be parsed.
+    /// Checks length, first line, digest and version. Returns the version. Does not parse the content.
     pub(super) fn check(&self, bytes: &[u8]) -> Result<u64, FormatError> {
         self.check_length(bytes.len())?;
         let what = self.what;
@@ -62,7 +62,7 @@ impl Envelope {
             }
             Some(_) => {}
         }
-        // The bytes are what some writer wrote: from here on a difference is a version, not an accident.
+        // The bytes are what a writer wrote: from here on, a difference is due to the version.
         let digits = rest.split(|&byte| byte == b',').next().unwrap_or_default();
         let canonical = digits.first() != Some(&b'0') && digits.iter().all(u8::is_ascii_digit);
         match std::str::from_utf8(digits).ok().filter(|_| canonical).and_then(|digits| digits.parse::<u64>().ok()) {

@@ -1,4 +1,4 @@
-//! The index of a manager's folder: a hint. The truth is which checkpoints lie in the folder.
+//! The index of a manager's directory: a cache. The checkpoints in the directory are the truth.
 
 use super::envelope::Envelope;
 use super::json;
@@ -10,13 +10,13 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 
-/// The longest index, in bytes. Look at the file's length before reading it.
+/// The maximum length of an index, in bytes. Check the length of the file before reading it.
 pub const MAX_INDEX_BYTES: usize = 64 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
     Envelope { format: "tch-checkpoint-index", version: 2, max_bytes: MAX_INDEX_BYTES, what: "index" };
 
-/// What a manager knows of its directory, so that it need not read every manifest. Any of it can be lost or stale.
+/// A cache of a directory's checkpoints, so that a manager need not read every manifest. It may be lost or stale.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Index {
@@ -24,7 +24,7 @@ pub struct Index {
     pub latest: Option<String>,
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<IndexEntry>,
-    /// When the last checkpoint was saved that is kept for good (`keep_checkpoint_every_n_hours`).
+    /// When the last permanent checkpoint was saved.
     pub last_preserved: Option<DateTime<Utc>>,
 }
 
@@ -48,23 +48,23 @@ pub struct IndexEntry {
     /// As in its manifest.
     #[serde(serialize_with = "json::write_metrics", deserialize_with = "json::read_metrics")]
     pub metrics: BTreeMap<String, f64>,
-    /// Whether it is kept for good.
+    /// Whether it is kept permanently.
     pub preserved: bool,
 }
 
 impl Index {
-    /// Returns the text of the file, one checkpoint a line.
+    /// Returns the text of the file, with one checkpoint per line.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Index::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for an index that [`from_bytes`](Index::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the index"))?;
         let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the index cannot be written: {e}")))?;
         ENVELOPE.close(text).map_err(|e| e.unwritable("the index"))
     }
 
-    /// Returns the lowest version that has what this index has.
+    /// Returns the lowest version that can represent this index.
     fn version(&self) -> u64 {
         let mut metrics = self.checkpoints.iter().flat_map(|entry| entry.metrics.values());
         if metrics.all(|value| value.is_finite()) { 1 } else { 2 }
@@ -93,7 +93,7 @@ impl Index {
     /// # Errors
     ///
     /// [`FormatError::Unsupported`] for an index of a newer version, [`FormatError::Damaged`] for every other
-    /// difference from what a writer writes. Neither is a reason to stop: the checkpoints themselves say all of it.
+    /// difference from what a writer writes. Neither is fatal: all of it follows from the checkpoints themselves.
     ///
     /// ```
     /// use tch_checkpoint::format::Index;
@@ -129,8 +129,7 @@ impl Index {
     }
 }
 
-/// A checkpoint's name is its user's choice; here it must not lead out of the directory or stand for something else
-/// there.
+/// The user chooses a checkpoint's name. It must not lead out of the directory, or be the name of something else in it.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {
         return Ok(());
@@ -146,7 +145,7 @@ struct Text {
     _format: IgnoredAny,
     #[serde(rename = "version")]
     _version: IgnoredAny,
-    // Without `deserialize_with`, a field that may be null may be missing too.
+    // Without `deserialize_with`, a field that may be null may also be missing.
     #[serde(deserialize_with = "Option::deserialize")]
     latest: Option<String>,
     #[serde(deserialize_with = "Option::deserialize")]

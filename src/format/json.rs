@@ -1,4 +1,4 @@
-//! JSON as the format has it: no key twice, bounded, and written in one way only.
+//! JSON as used by the format: no duplicate keys, bounded, and with one way to write a value.
 
 use super::{FormatError, damaged};
 use crate::name::shown;
@@ -11,17 +11,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// The deepest nesting of a value.
+/// The maximum nesting depth of a value.
 pub(super) const MAX_DEPTH: usize = 100;
 
-/// The most numbers, texts, lists and so on in all values of a manifest together.
+/// The maximum number of numbers, texts, lists and so on in all values of a manifest together.
 pub(super) const MAX_NODES: usize = 10_000_000;
 
-/// What is read may take this many bytes of memory for each of its text, and [`MEMORY_BESIDE`] more.
+/// A text may take this many bytes of memory per byte of text, and [`MEMORY_BESIDE`] more.
 const MEMORY_TIMES: usize = 64;
 const MEMORY_BESIDE: usize = 16 << 20;
 
-/// The most entries of a map: files, tensors, metrics, a header's texts.
+/// The maximum number of entries of a map: files, tensors, metrics, a header's texts.
 pub(super) const MAX_ENTRIES: usize = 4_000_000;
 
 /// Appends `item` to `text` as JSON, without white space.
@@ -29,7 +29,7 @@ pub(super) fn append<T: Serialize + ?Sized>(text: &mut Vec<u8>, item: &T) -> Res
     serde_json::to_writer(text, item).map_err(|e| e.to_string())
 }
 
-/// Appends `"name":{` and the entries, each on a line of its own, in the map's order, and `},`.
+/// Appends `"name":{` and the entries, each on its own line, in the order of the map, and `},`.
 pub(super) fn append_map<V>(
     text: &mut Vec<u8>,
     name: &str,
@@ -50,7 +50,7 @@ pub(super) fn append_map<V>(
     Ok(())
 }
 
-/// An object with any keys, none of them twice.
+/// An object with any keys, without duplicates.
 pub(super) struct Unique<V>(pub BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
@@ -76,7 +76,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
     }
 }
 
-/// [`Unique`], for `deserialize_with`.
+/// Reads [`Unique`], for `deserialize_with`.
 pub(super) fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, V>, D::Error> {
@@ -125,18 +125,18 @@ impl<'de> Deserialize<'de> for Metric {
     }
 }
 
-/// Metrics, for `serialize_with`.
+/// Writes metrics, for `serialize_with`.
 pub(super) fn write_metrics<S: Serializer>(metrics: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(metrics.iter().map(|(name, value)| (name, Metric(*value))))
 }
 
-/// Metrics, none of them twice, for `deserialize_with`.
+/// Reads metrics without duplicates, for `deserialize_with`.
 pub(super) fn read_metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
     let metrics = Unique::<Metric>::deserialize(deserializer)?.0;
     Ok(metrics.into_iter().map(|(name, value)| (name, value.0)).collect())
 }
 
-/// Returns the entries as a map; an error when a key is there twice.
+/// Returns the entries as a map, or an error if a key appears twice.
 fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -145,7 +145,7 @@ fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, Strin
     }
 }
 
-/// Values by key; no key twice in them, at any depth.
+/// Values by key, without duplicate keys at any depth.
 pub(super) struct Values(pub BTreeMap<String, Value>);
 
 impl<'de> Deserialize<'de> for Values {
@@ -169,14 +169,14 @@ impl<'de> Deserialize<'de> for Values {
     }
 }
 
-/// Reads a [`Value`] without a key twice. (`Value`'s own reader takes the last and says nothing.)
+/// Reads a [`Value`] without duplicate keys. (`Value`'s own reader silently takes the last one.)
 #[derive(Clone, Copy)]
 struct Strict<'a> {
-    /// How many more nodes there may be.
+    /// The number of nodes that are left.
     left: &'a Cell<usize>,
 }
 
-/// How serde_json hands over numbers where some crate of the program has its `arbitrary_precision` on.
+/// The form in which serde_json passes numbers if a crate in the program enables its feature `arbitrary_precision`.
 const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
@@ -249,15 +249,15 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// What to do with a value that is too large, or has too many parts.
+/// The remedy for a value that is too large or has too many parts.
 const AS_A_TENSOR: &str = "track it as a tensor";
 
 fn too_many_parts() -> String {
     format!("the values have more than {MAX_NODES} parts; {AS_A_TENSOR}")
 }
 
-/// Checks that what this JSON describes takes memory in proportion to its text, before any of it is allocated. A list
-/// of objects with one short entry each takes about 100 times its text.
+/// Checks that the values of this JSON take memory in proportion to its text, before allocating them. A list of objects
+/// with one short entry each takes about 100 times its text.
 pub(super) fn check_memory(text: &[u8]) -> Result<(), FormatError> {
     if memory(text) <= MEMORY_BESIDE + MEMORY_TIMES * text.len() {
         return Ok(());
@@ -268,7 +268,7 @@ pub(super) fn check_memory(text: &[u8]) -> Result<(), FormatError> {
     )))
 }
 
-/// About the memory that a JSON text takes when it is read: what `docs/format.md` says of it.
+/// Estimates the memory that a JSON text takes when it is read, as specified in `docs/format.md`.
 pub(super) fn memory(text: &[u8]) -> usize {
     let mut memory = 0;
     let mut bytes = text.iter().copied().peekable();
@@ -294,7 +294,7 @@ pub(super) fn memory(text: &[u8]) -> usize {
     memory
 }
 
-/// Counts what a value consists of, down from `left`; says what is too much.
+/// Counts the parts of a value down from `left`. Returns what is too much.
 pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err(format!("it nests deeper than {MAX_DEPTH}; {AS_A_TENSOR}"));
@@ -311,7 +311,7 @@ pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Res
     }
 }
 
-/// A value with the keys of its objects in order, whatever order the program's serde_json keeps them in.
+/// A value whose objects are written with sorted keys, whatever order serde_json keeps.
 pub(super) struct Sorted<'a>(pub &'a Value);
 
 impl Serialize for Sorted<'_> {

@@ -1,4 +1,4 @@
-//! The manifest: what a checkpoint consists of, and what proves that it is whole.
+//! The manifest: the content of a checkpoint, with digests.
 
 use super::envelope::Envelope;
 use super::json::{self, Sorted, Unique, Values};
@@ -14,60 +14,61 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-/// The longest manifest, in bytes: enough for about two million tensors. Look at the file's length before reading it.
+/// The maximum length of a manifest, in bytes: enough for about two million tensors. Check the length of the file
+/// before reading it.
 pub const MAX_MANIFEST_BYTES: usize = 512 * 1024 * 1024;
 
 const ENVELOPE: Envelope =
     Envelope { format: "tch-checkpoint", version: 5, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
-/// What a checkpoint consists of: its files, tensors and values, with the digests that prove them whole.
+/// The content of a checkpoint: files, tensors and values, with digests.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Manifest {
-    /// The training step, where there is one.
+    /// The training step, if there is one.
     pub step: Option<u64>,
-    /// How many times the checkpoint's object was saved, this save included.
+    /// The number of times that the `Checkpoint` was saved, including this save.
     pub save_counter: Option<i64>,
-    /// The safetensors files by name. Each byte of each file is under one digest at least: the header's or a tensor's.
+    /// The safetensors files by name. Each byte of each file is covered by at least one digest: the header's or a
+    /// tensor's.
     pub files: BTreeMap<String, FileEntry>,
-    /// Other files by name, each under a digest: of a saved model its program, signatures and examples.
+    /// Other files by name, each with a digest, such as the program, signatures and examples of a saved model.
     pub assets: BTreeMap<String, AssetEntry>,
     /// The tensors by key (see [`name`]). Two keys whose pieces are the same are one tensor under two names.
     pub tensors: BTreeMap<String, TensorRecord>,
     /// The small values by key, as JSON.
     pub values: BTreeMap<String, serde_json::Value>,
-    /// The metrics that were given with the save. NaN and infinities are kept as they are.
+    /// The metrics that were given with the save. NaN and infinities are preserved.
     pub metrics: BTreeMap<String, f64>,
-    /// What the program recorded about the run and this save, by name, as JSON. It is no part of the state: a restore
+    /// What the program recorded about the run and this save, by name, as JSON. It is not part of the state: a restore
     /// ignores it.
     pub metadata: BTreeMap<String, serde_json::Value>,
-    /// Where this save stands among the saves into its folder: higher is later. At most 2⁶³. Neither step nor clock has
-    /// a say.
+    /// The order of this save among the saves into its directory: higher is later, whatever the step and the clock. At
+    /// most 2⁶³.
     pub sequence: u64,
-    /// The run that saved it: 32 lower-case hexadecimal digits, random for every run.
+    /// The run that saved it: 32 lower-case hexadecimal digits, random per run.
     pub run: String,
-    /// When it was saved, for people.
+    /// When it was saved, for information.
     pub saved_at: DateTime<Utc>,
-    /// The checkpoint that the saving program had restored or saved before; `None` where there was none, and in
-    /// manifests of versions 1 and 2, which do not tell.
+    /// The checkpoint that the saving program had restored or saved before. `None` if there was none, and in manifests
+    /// of versions 1 and 2, which do not record it.
     pub follows: Option<Follows>,
-    /// Where the run came from: of each earlier run the checkpoint that was restored from it, latest first, at most
-    /// [`MAX_EARLIER`]. `follows` is not repeated. It leads back when what `follows` names has been removed.
+    /// The origin of the run: the checkpoint that was restored from each earlier run, latest first, at most
+    /// [`MAX_EARLIER`], without `follows`. It is used if the checkpoint that `follows` names has been removed.
     pub earlier: Vec<Follows>,
-    /// The time from which the intervals of the manager's `keep_every` were counted when this was saved; `None` where
+    /// The time from which the intervals of the manager's `keep_every` were counted when this was saved; `None` if
     /// there is no such policy.
     pub counted_from: Option<DateTime<Utc>>,
-    /// Whether the state was saved after an error, when it could not be told whether it belongs together. No restart
-    /// takes such a checkpoint.
+    /// Whether the state was saved after an error and may be inconsistent. Restarts do not use such a checkpoint.
     pub unclean: bool,
-    /// The components that were tracked and left out of this save, sorted; empty where it is complete.
+    /// The tracked components that were left out of this save, sorted. Empty if the checkpoint is complete.
     pub without: Vec<String>,
 }
 
-/// The most earlier runs that a manifest names.
+/// The maximum number of earlier runs in a manifest.
 pub const MAX_EARLIER: usize = 8;
 
-/// Which checkpoint another one goes on from.
+/// The checkpoint that another one follows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Follows {
@@ -83,7 +84,7 @@ pub struct Follows {
 pub struct FileEntry {
     /// The length of the whole file.
     pub bytes: u64,
-    /// What comes before the data section.
+    /// The part before the data section.
     pub header: HeaderEntry,
 }
 
@@ -93,31 +94,31 @@ pub struct FileEntry {
 pub struct HeaderEntry {
     /// Its length; the data section starts there.
     pub bytes: u64,
-    /// The digest of all of it: the 8 bytes of the length, the JSON and the padding.
+    /// Its digest, over the 8 bytes of the length, the JSON and the padding.
     #[serde(rename = "xxh3_128")]
     pub digest: Digest,
 }
 
-/// A file of a checkpoint that is no component.
+/// A file of a checkpoint that is not a component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AssetEntry {
     /// The length of the file.
     pub bytes: u64,
-    /// The digest of all of it.
+    /// Its digest.
     #[serde(rename = "xxh3_128")]
     pub digest: Digest,
 }
 
-/// What a save noted of the values of a tensor of a float type. The parts of complex numbers count as values.
+/// Statistics of the values of a float tensor, recorded by a save. The parts of complex numbers count as values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Statistics {
-    /// How many values are NaN or infinite.
+    /// The number of values that are NaN or infinite.
     pub non_finite: u64,
-    /// The square root of the sum of the squares of the finite values, good to about five digits.
+    /// The L2 norm of the finite values, accurate to about five digits.
     pub norm: f64,
-    /// The least and the greatest finite value; `None` where there is none.
+    /// The smallest and the largest finite value; `None` if there is none.
     pub range: Option<(f64, f64)>,
 }
 
@@ -128,15 +129,15 @@ pub struct TensorRecord {
     pub spec: TensorSpec,
     /// The digest of all its elements, row-major and little-endian.
     pub digest: Digest,
-    /// Where the elements are: one piece that is the whole tensor, or pieces along the first dimension, in order.
+    /// The location of the elements: one piece for the whole tensor, or pieces along the first dimension, in order.
     pub pieces: Vec<Piece>,
-    /// Whether it was a variable that required a gradient; `None` where that has no meaning or was not recorded.
+    /// Whether it was a variable that required a gradient; `None` if that has no meaning or was not recorded.
     pub requires_grad: Option<bool>,
-    /// What was noted of its values; `None` where nothing was. Unless asked for, only what is not finite is noted.
+    /// Statistics of its values, if recorded. By default, they are recorded only for tensors with non-finite values.
     pub statistics: Option<Statistics>,
 }
 
-/// Elements of a tensor that lie in one file, one after another, under one name.
+/// Consecutive elements of a tensor in one file, under one name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Piece {
@@ -148,13 +149,13 @@ pub struct Piece {
     pub begin: u64,
     /// The byte after the last one.
     pub end: u64,
-    /// Which part of the tensor this is, as start and length in every dimension; `None` for all of it.
+    /// The slice of the tensor, as start and length per dimension; `None` for the whole tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<Vec<[u64; 2]>>,
 }
 
 impl Manifest {
-    /// A manifest of nothing yet.
+    /// Creates an empty manifest.
     pub fn new(sequence: u64, run: impl Into<String>, saved_at: DateTime<Utc>) -> Manifest {
         Manifest {
             step: None,
@@ -176,12 +177,13 @@ impl Manifest {
         }
     }
 
-    /// Which checkpoint it is, whatever it is called: what marks and later manifests name it by.
+    /// Returns the identity of the checkpoint, independent of its name, by which marks and later manifests refer to it.
     pub fn id(&self) -> Follows {
         Follows { run: self.run.clone(), sequence: self.sequence }
     }
 
-    /// This checkpoint and those of earlier runs that it goes back to: what one that follows it has as `earlier`.
+    /// Returns this checkpoint and those of earlier runs that it goes back to: the `earlier` of a checkpoint that
+    /// follows it.
     pub(crate) fn lineage(&self) -> Vec<Follows> {
         let mut lineage = vec![self.id()];
         for earlier in self.follows.iter().chain(&self.earlier) {
@@ -192,24 +194,23 @@ impl Manifest {
         lineage
     }
 
-    /// Returns the keys of the tensors with values that are not finite, as far as that was noted.
+    /// Returns the keys of the tensors with non-finite values, as far as they were recorded.
     pub fn non_finite(&self) -> impl Iterator<Item = &str> {
         let is_it = |record: &TensorRecord| record.statistics.is_some_and(|statistics| statistics.non_finite > 0);
         self.tensors.iter().filter(move |(_, record)| is_it(record)).map(|(key, _)| key.as_str())
     }
 
-    /// Returns the length of all files, without the manifest.
+    /// Returns the total length of all files, without the manifest.
     pub fn bytes(&self) -> u64 {
         let assets = self.assets.values().map(|asset| asset.bytes);
         self.files.values().map(|file| file.bytes).chain(assets).fold(0, u64::saturating_add)
     }
 
-    /// Returns the text of the file. Of two manifests of the same state the last two lines differ, and no other.
+    /// Returns the text of the file. Two manifests of the same state differ only in the last two lines.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Manifest::from_bytes) would refuse: what can be
-    /// written can be read.
+    /// [`Error::InvalidArgument`] for a manifest that [`from_bytes`](Manifest::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         self.check().map_err(|e| e.unwritable("the manifest"))?;
         let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the manifest cannot be written: {e}")))?;
@@ -219,13 +220,13 @@ impl Manifest {
         })
     }
 
-    /// Returns the value that takes most memory for its text.
+    /// Returns the value that takes the most memory relative to its text.
     fn heaviest(&self) -> Option<&str> {
         let memory = |value: &serde_json::Value| json::memory(value.to_string().as_bytes());
         self.values.iter().max_by_key(|(_, value)| memory(value)).map(|(key, _)| key.as_str())
     }
 
-    /// Returns the lowest version that has what this manifest has.
+    /// Returns the lowest version that can represent this manifest.
     fn version(&self) -> u64 {
         if !self.metadata.is_empty() || self.unclean || !self.without.is_empty() {
             return 5;
@@ -279,9 +280,9 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`FormatError::Unsupported`] for a manifest of a newer version, and for what the format has room for but this
-    /// reader does not read; [`FormatError::Damaged`] for every other difference from what a writer writes, every
-    /// changed bit included.
+    /// [`FormatError::Unsupported`] for a manifest of a newer version, and for features of the format that this reader
+    /// does not read; [`FormatError::Damaged`] for every other difference from what a writer writes, including every
+    /// changed bit.
     ///
     /// ```
     /// use tch_checkpoint::format::Manifest;
@@ -331,9 +332,9 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Checks that the files' headers say of each tensor what the manifest says, and have no tensor more: that other
-    /// programs, which read the headers, read the same. `headers` are those of the files by name; a file without one is
-    /// not looked at.
+    /// Checks that the headers of the files agree with the manifest and have no other tensors, so that other programs,
+    /// which read the headers, read the same tensors. `headers` has the headers by file name; a file without one is
+    /// skipped.
     ///
     /// # Errors
     ///
@@ -373,7 +374,7 @@ impl Manifest {
     }
 }
 
-/// A manifest's JSON. `format`, `version` and the digest are [`ENVELOPE`]'s affair.
+/// A manifest's JSON. `format`, `version` and the digest are handled by [`ENVELOPE`].
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Text<'a> {
@@ -400,7 +401,7 @@ struct Text<'a> {
     _digest: IgnoredAny,
 }
 
-/// All that differs between two saves of the same state.
+/// Everything that differs between two saves of the same state.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Commit {
@@ -419,12 +420,12 @@ struct Commit {
     without: Vec<String>,
 }
 
-/// A field that may be missing, but not null.
+/// Reads a field that may be missing, but not null.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// A tensor's JSON, to be written.
+/// A tensor's JSON for writing.
 #[derive(Serialize)]
 struct RecordOut<'a> {
     dtype: &'a str,
@@ -473,7 +474,7 @@ impl StatisticsText {
     }
 }
 
-/// A tensor's JSON, as read.
+/// A tensor's JSON for reading.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RecordIn<'a> {
@@ -490,7 +491,7 @@ struct RecordIn<'a> {
     statistics: Option<StatisticsText>,
 }
 
-/// Returns a list that takes no more memory than it needs in the most frequent case, that of one piece.
+/// Reads a list that takes no more memory than necessary in the most frequent case, one piece.
 fn pieces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Piece>, D::Error> {
     struct Pieces;
     impl<'de> Visitor<'de> for Pieces {
@@ -521,7 +522,7 @@ impl RecordIn<'_> {
     }
 }
 
-/// What a reader relies on; a writer is held to it too.
+/// Invariants that readers rely on, and that writers must keep as well.
 impl Manifest {
     fn check(&self) -> Result<(), FormatError> {
         let counts = [("files", self.files.len()), ("assets", self.assets.len()), ("tensors", self.tensors.len())];
@@ -552,7 +553,7 @@ impl Manifest {
         self.check_ranges()
     }
 
-    /// Returns what is left out is not there.
+    /// Checks that components that are left out are absent.
     fn check_without(&self) -> Result<(), FormatError> {
         if !self.without.is_sorted_by(|a, b| a < b) {
             return Err(damaged("the components that it leaves out are not sorted, or one of them is there twice"));
@@ -604,7 +605,8 @@ impl Manifest {
         }
     }
 
-    /// Every tensor is there, whole; and every byte of every file belongs to the header or to one tensor of the file.
+    /// Checks that every tensor is complete, and that every byte of every file belongs to the header or to one tensor
+    /// of the file.
     fn check_ranges(&self) -> Result<(), FormatError> {
         let mut ranges: BTreeMap<&str, Vec<Range<'_>>> =
             self.files.keys().map(|file| (file.as_str(), vec![])).collect();
@@ -626,12 +628,12 @@ impl Manifest {
     }
 }
 
-/// A piece, and the tensor it is of.
+/// A piece and its tensor.
 struct Range<'a> {
     key: &'a str,
     record: &'a TensorRecord,
     piece: &'a Piece,
-    /// Which of the tensor's pieces it is.
+    /// Its index among the tensor's pieces.
     index: usize,
 }
 
@@ -643,9 +645,9 @@ impl Range<'_> {
         whole.enumerate().map(move |(i, length)| if i == 0 { first.unwrap_or(length) } else { length })
     }
 
-    /// Returns `true` if both are the same piece of one tensor that has two keys. Of such tensors all pieces are the
-    /// same, so that no byte is read for the digests of two. The first pieces compare the whole lists; the others have
-    /// the same first.
+    /// Returns `true` if both are the same piece of one tensor that has two keys. All pieces of such tensors are equal,
+    /// so that no byte is read for two digests. The first pieces compare the whole lists; the others have the same
+    /// first piece.
     fn is_tied_to(&self, other: &Range<'_>) -> bool {
         let (a, b) = (self.record, other.record);
         let lists_agree = if self.index == 0 { a.pieces == b.pieces } else { a.pieces.first() == b.pieces.first() };
@@ -657,7 +659,7 @@ impl Range<'_> {
     }
 }
 
-/// Returns the pieces are the whole tensor, and have the bytes of their shape.
+/// Checks that the pieces cover the whole tensor and have the bytes of their shape.
 fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> Result<(), FormatError> {
     if spec.shape.len() > MAX_RANK {
         return Err(damaged(format!("the tensor {key:?} has more than {MAX_RANK} dimensions")));
@@ -693,7 +695,7 @@ fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> 
     if complete { Ok(()) } else { Err(damaged(format!("a part of the tensor {key:?} is in no file"))) }
 }
 
-/// Returns the length in the first dimension of a slice that begins at `next` and is whole in the other dimensions.
+/// Returns the length in the first dimension of a slice that starts at `next` and is complete in the other dimensions.
 fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) -> Result<u64, FormatError> {
     let fits = slice.len() == spec.shape.len()
         && slice
@@ -712,7 +714,7 @@ fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) 
     }
 }
 
-/// Returns the ranges are disjoint or the same tensor, and leave nothing between header and end.
+/// Checks that the ranges are disjoint or the same tensor, and leave no gap between the header and the end.
 fn check_file_ranges(file: &str, entry: &FileEntry, ranges: &mut [Range<'_>]) -> Result<(), FormatError> {
     ranges.sort_by(|a, b| {
         let order = |range: &Range<'_>| (range.piece.begin, range.piece.end);
@@ -744,12 +746,12 @@ fn check_file_ranges(file: &str, entry: &FileEntry, ranges: &mut [Range<'_>]) ->
     Ok(())
 }
 
-/// Returns `true` if this is a key: names of allowed length, escaped as [`name::key`] does.
+/// Returns `true` if this is a key: names of valid length, escaped as in [`name::key`].
 fn is_key(key: &str) -> bool {
     let simple = |part: &str| {
         !part.is_empty() && part.len() <= name::MAX_NAME && part.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'%')
     };
-    // Most keys have nothing to unescape; the allocations of the general case would be felt at a million of them.
+    // Most keys have nothing to unescape; the allocations of the general case would be slow for a million keys.
     key.split('/').all(simple) && key.split('/').nth(name::MAX_NAMES).is_none()
         || name::path(key).is_some_and(|names| names.iter().all(|name| name.len() <= name::MAX_NAME))
 }
@@ -772,12 +774,12 @@ fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Resul
     Err(damaged(format!("its keys nest too deep for their length: {parents} objects have no more than {bytes} bytes")))
 }
 
-/// How many objects with other objects in them there may be: so many, and one more for so many bytes of the manifest.
-/// Such an object takes about 1000 bytes of memory in a restore.
+/// The maximum number of objects with children, plus one more per so many bytes of the manifest. Such an object takes
+/// about 1000 bytes of memory in a restore.
 const PARENTS_BESIDE: usize = 16_000;
 const BYTES_PER_PARENT: usize = 16;
 
-/// Returns the highest [`Manifest::sequence`]: far from what 64 bits hold, so that there is always a later one.
+/// Checks a sequence against [`MAX_SEQUENCE`], so that there is always a later one.
 pub(super) fn check_sequence(sequence: u64) -> Result<(), FormatError> {
     if sequence <= MAX_SEQUENCE {
         return Ok(());
@@ -785,10 +787,10 @@ pub(super) fn check_sequence(sequence: u64) -> Result<(), FormatError> {
     Err(damaged(format!("the sequence {sequence} is above {MAX_SEQUENCE}")))
 }
 
-/// What a writer that counts saves never comes to.
+/// A number that a writer that counts saves never reaches.
 const MAX_SEQUENCE: u64 = 1 << 63;
 
-/// A run is 32 lower-case hexadecimal digits.
+/// Checks that a run is 32 lower-case hexadecimal digits.
 pub(super) fn check_run(run: &str) -> Result<(), FormatError> {
     if run.len() == 32 && run.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Ok(());
@@ -796,7 +798,7 @@ pub(super) fn check_run(run: &str) -> Result<(), FormatError> {
     Err(damaged(format!("{run:?} is not the identity of a run: that has 32 lower-case hexadecimal digits")))
 }
 
-/// Years that RFC 3339 can write.
+/// Checks that RFC 3339 can represent the year.
 pub(super) fn check_time(time: DateTime<Utc>) -> Result<(), FormatError> {
     if (0..=9999).contains(&time.year()) { Ok(()) } else { Err(damaged(format!("the time {time} is out of range"))) }
 }

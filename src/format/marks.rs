@@ -1,4 +1,4 @@
-//! Marks: what is decided about a checkpoint after its commit, a small file each in the checkpoint's own directory.
+//! Marks: decisions about a checkpoint after its commit, each a small file in the checkpoint's own directory.
 
 use super::envelope::Envelope;
 use super::json;
@@ -9,7 +9,7 @@ use crate::name;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-/// The longest mark, in bytes.
+/// The maximum length of a mark, in bytes.
 pub const MAX_MARK_BYTES: usize = 64 * 1024;
 
 const ENVELOPE: Envelope =
@@ -22,35 +22,35 @@ const EXTENSION: &str = ".json";
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Mark {
-    /// The run and the sequence of the checkpoint's manifest: a mark of another checkpoint has no meaning here.
+    /// The run and the sequence of the checkpoint's manifest. Marks of other checkpoints are ignored.
     pub of: Follows,
-    /// What it says.
+    /// The content.
     pub kind: MarkKind,
 }
 
-/// What a mark says.
+/// The content of a mark.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum MarkKind {
-    /// The checkpoint is kept for good: nothing removes it but its user.
+    /// The checkpoint is kept permanently, until its user deletes it.
     Permanent,
-    /// A metric that became known after the commit. It takes the place of one of the same name in the manifest.
+    /// A metric that became known after the commit. It replaces one of the same name in the manifest.
     Metric {
         /// Its name.
         name: String,
         /// Its value, which can be NaN or infinite.
         value: f64,
     },
-    /// The checkpoint is kept until the pin of this name is taken away. From version 2 on.
+    /// The checkpoint is kept until the pin of this name is removed. Since version 2.
     Pin {
-        /// The name, such as that of who needs it.
+        /// The name, such as that of its user.
         name: String,
-        /// Why, for people.
+        /// A note on the reason.
         note: String,
     },
-    /// Text for people. From version 2 on.
+    /// A note. Since version 2.
     Note {
-        /// What the text is about.
+        /// The name of the note.
         name: String,
         /// The text.
         text: String,
@@ -86,7 +86,7 @@ pub fn is_mark_file(file: &str) -> bool {
 }
 
 impl Mark {
-    /// A mark of the checkpoint `of`.
+    /// Creates a mark of the checkpoint `of`.
     pub fn new(of: Follows, kind: MarkKind) -> Mark {
         Mark { of, kind }
     }
@@ -110,7 +110,7 @@ impl Mark {
         }
     }
 
-    /// Returns the lowest version that has what this mark has.
+    /// Returns the lowest version that can represent this mark.
     fn version(&self) -> u64 {
         match self.kind {
             MarkKind::Permanent | MarkKind::Metric { .. } => 1,
@@ -122,7 +122,7 @@ impl Mark {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](Mark::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for a mark that [`from_bytes`](Mark::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         check_run(&self.of.run).map_err(|e| e.unwritable("the mark"))?;
         let text = self.lines().map_err(|e| Error::InvalidArgument(format!("the mark cannot be written: {e}")))?;
@@ -151,8 +151,8 @@ impl Mark {
     /// # Errors
     ///
     /// [`FormatError::Unsupported`] for a mark of a newer version, [`FormatError::Damaged`] for every other difference
-    /// from what a writer writes. A checkpoint with a mark that cannot be read is not removed: what the mark says is
-    /// not known.
+    /// from what a writer writes. A checkpoint with an unreadable mark is not removed, because the content of the mark
+    /// is unknown.
     pub fn from_bytes(bytes: &[u8]) -> Result<Mark, FormatError> {
         let version = ENVELOPE.check(bytes)?;
         let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;

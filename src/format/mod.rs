@@ -1,8 +1,8 @@
 //! The bytes of a checkpoint: the manifest, the index, safetensors headers and digests.
 //!
-//! Bytes in, structs out: nothing here opens a file. `docs/format.md` in the repository is the specification.
-//! Everything that reads takes any bytes whatever: what is not right is refused with a [`FormatError`], in time and
-//! memory proportional to the bytes given.
+//! Nothing here opens a file: bytes are converted to structs and back. `docs/format.md` in the repository is the
+//! specification. All readers accept arbitrary bytes: invalid ones are refused with a [`FormatError`], in time and
+//! memory proportional to their length.
 
 mod digest;
 mod envelope;
@@ -42,26 +42,26 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// The name of the index in a manager's directory.
 pub const INDEX_FILE: &str = "checkpoint.json";
 
-/// The most dimensions a tensor may have (libtorch's own limit).
+/// The maximum number of dimensions of a tensor (libtorch's limit).
 pub const MAX_RANK: usize = 64;
 
-/// The longest name of a tensor in a safetensors file, in bytes.
+/// The maximum length of a tensor's name in a safetensors file, in bytes.
 pub const MAX_TENSOR_NAME: usize = 64 * 1024;
 
 /// Why bytes were refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FormatError {
-    /// They are not what was written, or were never right.
+    /// They were changed, or were never valid.
     #[error("{0}")]
     Damaged(String),
-    /// They may be right, but need a reader newer than this one, or another.
+    /// They may be valid, but need a newer or another reader.
     #[error("{0}")]
     Unsupported(String),
 }
 
 impl FormatError {
-    /// Returns the crate's error, with the file that held the bytes.
+    /// Returns the crate's error for the file that held the bytes.
     pub(crate) fn at(self, path: impl AsRef<Path>) -> Error {
         match self {
             FormatError::Damaged(reason) => Error::damaged(path, reason),
@@ -71,13 +71,13 @@ impl FormatError {
         }
     }
 
-    /// Returns the crate's error for something that must not be written, because it would be refused when read.
+    /// Returns the crate's error for something that must not be written because readers would refuse it.
     fn unwritable(self, what: &str) -> Error {
         Error::InvalidArgument(format!("{what} cannot be written: {self}"))
     }
 }
 
-/// Shorthand for [`FormatError::Damaged`].
+/// Creates a [`FormatError::Damaged`].
 fn damaged(reason: impl Into<String>) -> FormatError {
     FormatError::Damaged(short_message(reason.into()))
 }

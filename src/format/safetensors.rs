@@ -19,13 +19,13 @@ use std::fmt;
 /// The bytes before the header: its length.
 pub const LENGTH_BYTES: usize = 8;
 
-/// The longest header, without the 8 bytes before it: the limit of the `safetensors` crate.
+/// The maximum length of a header, without the 8 bytes before it: the limit of the `safetensors` crate.
 pub const MAX_HEADER: u64 = 100_000_000;
 
 /// [`layout`] starts the data section on a multiple of this, so that it can be mapped into memory page by page.
 pub const DATA_ALIGNMENT: usize = 4096;
 
-/// The one name a tensor cannot have.
+/// The name that a tensor cannot have.
 pub const METADATA: &str = "__metadata__";
 
 /// A file to be written.
@@ -53,17 +53,17 @@ pub struct Placed {
     pub begin: u64,
     /// The byte after its last one.
     pub end: u64,
-    /// Its place in the list that [`layout`] was given.
+    /// Its index in the argument of [`layout`].
     pub index: usize,
 }
 
-/// Lays out a file for these tensors. The same tensors, in whatever order they come, give the same bytes.
+/// Lays out a file for these tensors. The same tensors produce the same bytes, in whatever order they are given.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidName`] for a name twice, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for more
-/// than 64 dimensions and for more bytes than a file can have; [`Error::InvalidArgument`] when the header would be
-/// above 100 MB.
+/// [`Error::InvalidName`] for a duplicate name, the name `__metadata__` and a name above 64 KiB; [`Error::Object`] for
+/// more than 64 dimensions and for more bytes than a file can have; [`Error::InvalidArgument`] if the header would
+/// exceed 100 MB.
 ///
 /// ```
 /// use tch_checkpoint::{Dtype, TensorSpec, format::safetensors::layout};
@@ -80,7 +80,7 @@ pub fn layout(tensors: Vec<(String, TensorSpec)>) -> Result<Layout> {
     layout_within(tensors, MAX_HEADER)
 }
 
-/// [`layout`], with another limit for the header.
+/// Like [`layout`], with another limit for the header.
 pub(super) fn layout_within(tensors: Vec<(String, TensorSpec)>, max_header: u64) -> Result<Layout> {
     let mut tensors: Vec<Placed> = tensors
         .into_iter()
@@ -95,7 +95,7 @@ pub(super) fn layout_within(tensors: Vec<(String, TensorSpec)>, max_header: u64)
     for tensor in &mut tensors {
         tensor.begin = end;
         let bytes = tensor.spec.bytes().filter(|_| tensor.spec.shape.len() <= MAX_RANK);
-        // A file's length has to fit into an i64 on every system; the header takes a part of that.
+        // A file's length must fit an i64 on every system, including the header.
         let limit = i64::MAX as u64 - MAX_HEADER - 2 * DATA_ALIGNMENT as u64;
         end = bytes.and_then(|bytes| end.checked_add(bytes)).filter(|&end| end <= limit).ok_or_else(|| {
             let spec = &tensor.spec;
@@ -155,20 +155,20 @@ fn check_names(tensors: &[Placed]) -> Result<()> {
     Ok(())
 }
 
-/// Returns a name that is there twice, if there is one.
+/// Returns a duplicate name, if there is one.
 fn first_twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
     names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Header {
     /// The tensors in the order of their bytes in the file.
     pub tensors: Vec<TensorEntry>,
-    /// Where in the file the data section starts: the bytes before it are the header and its length.
+    /// The offset of the data section in the file.
     pub data_start: u64,
     /// The texts under `__metadata__`.
     pub metadata: BTreeMap<String, String>,
@@ -188,14 +188,14 @@ pub struct TensorEntry {
     pub end: u64,
 }
 
-/// Returns how many bytes of a file to hand to [`parse_header`]: all those before the data section.
+/// Returns the number of bytes of a file to pass to [`parse_header`]: all bytes before the data section.
 ///
-/// `start` is the first [`LENGTH_BYTES`] bytes of the file, or more, or the whole file when it is shorter.
+/// `start` is the first [`LENGTH_BYTES`] bytes of the file, or more, or the whole file if it is shorter.
 ///
 /// # Errors
 ///
-/// [`FormatError::Damaged`] when there is no such length, or it is above [`MAX_HEADER`] or leads beyond the file: to
-/// be asked before memory for the header is allocated.
+/// [`FormatError::Damaged`] if there is no length, or if it exceeds [`MAX_HEADER`] or the file. Call this before
+/// allocating memory for the header.
 pub fn header_bytes(start: &[u8], file_bytes: u64) -> Result<usize, FormatError> {
     let length = start.first_chunk::<LENGTH_BYTES>().map(|bytes| u64::from_le_bytes(*bytes));
     let length = length.ok_or_else(|| damaged(format!("it has {file_bytes} bytes, too few for a safetensors file")))?;
@@ -211,14 +211,14 @@ pub fn header_bytes(start: &[u8], file_bytes: u64) -> Result<usize, FormatError>
 
 /// Reads a header.
 ///
-/// `header` is the file's bytes before the data section, as many as [`header_bytes`] says; `file_bytes` is the length
-/// of the whole file.
+/// `header` is the file's bytes before the data section, as many as [`header_bytes`] returns; `file_bytes` is the
+/// length of the whole file.
 ///
 /// # Errors
 ///
-/// [`FormatError::Unsupported`] for an element type this version does not know; [`FormatError::Damaged`] for
-/// everything else that a header should not have: names twice, offsets that do not fit the shape, holes, overlaps,
-/// a file that is longer or shorter than its tensors.
+/// [`FormatError::Unsupported`] for an element type this version does not know; [`FormatError::Damaged`] for anything
+/// else that is invalid: duplicate names, offsets that do not fit the shape, gaps, overlaps, a file that is longer or
+/// shorter than its tensors.
 ///
 /// ```
 /// use tch_checkpoint::{Dtype, TensorSpec, format::safetensors::{header_bytes, layout, parse_header}};
@@ -251,7 +251,7 @@ pub fn parse_header(header: &[u8], file_bytes: u64) -> Result<Header, FormatErro
     Ok(Header { tensors, data_start, metadata: metadata.unwrap_or_default() })
 }
 
-/// Every tensor has the bytes of its shape, and they follow each other from the first byte to the last.
+/// Checks that every tensor has the bytes of its shape, and that they are contiguous from the first byte to the last.
 fn check_ranges(tensors: &[TensorEntry], data_bytes: u64) -> Result<(), FormatError> {
     let mut end = 0;
     for tensor in tensors {
@@ -275,7 +275,7 @@ fn check_ranges(tensors: &[TensorEntry], data_bytes: u64) -> Result<(), FormatEr
 struct Parsed {
     tensors: Vec<TensorEntry>,
     metadata: Option<BTreeMap<String, String>>,
-    /// The name and element type of the first tensor whose element type is not known.
+    /// The name and element type of the first tensor whose element type is unknown.
     unknown: Option<(String, String)>,
 }
 

@@ -1,4 +1,4 @@
-//! What a saved model says of its program: its signatures, its variables, and its owner's notes.
+//! The description of a saved model: its signatures, its variables and its metadata.
 
 use super::json::{Values, check_memory, unique_map};
 use super::{FormatError, damaged, dtype_named};
@@ -13,19 +13,19 @@ use std::fmt;
 /// The program: TorchScript, with the variables.
 pub const PROGRAM_FILE: &str = "program.pt";
 
-/// What is said of the program.
+/// The description of the program.
 pub const SAVED_MODEL_FILE: &str = "saved_model.json";
 
 /// Example inputs and the outputs for them, in a safetensors file.
 pub const EXAMPLES_FILE: &str = "examples.st";
 
-/// The longest description.
+/// The maximum length of a description in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The largest number of a parameter group: whoever makes an optimizer makes options for all below it.
+/// The largest number of a parameter group: an optimizer allocates options for all groups up to it.
 const MAX_GROUP: u64 = 4095;
 
-/// Checks the length of a description, before it is read.
+/// Checks the length of a description before it is read.
 pub(crate) fn check_length(bytes: u64) -> Result<(), FormatError> {
     if bytes <= MAX_BYTES {
         return Ok(());
@@ -37,10 +37,10 @@ const FORMAT: &str = "tch-checkpoint-saved-model";
 
 /// A description without the keys that version 2 has.
 const PLAIN: u64 = 1;
-/// With `same_lengths` and `other_keys`. A description that needs neither is written in version 1.
+/// Adds `same_lengths` and `other_keys`. A description that needs neither is written as version 1.
 const VERSION: u64 = 2;
 
-/// What a saved model says of its program.
+/// The description of a saved model's program.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -55,14 +55,13 @@ pub struct SavedModelInfo {
     /// Its parameters and buffers, by the names that the `VarStore` and the program have for them.
     #[serde(deserialize_with = "unique_map")]
     pub variables: BTreeMap<String, Variable>,
-    /// What its owner says of it: a vocabulary, a licence.
+    /// Metadata of the exporting program, such as a vocabulary or a licence.
     #[serde(deserialize_with = "values")]
     pub metadata: BTreeMap<String, serde_json::Value>,
-    /// By signature, the free lengths that must be the same: several in each list. Others are not what the program was
-    /// made for.
+    /// Free lengths that must be equal, by signature: each list has several.
     #[serde(default, deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub same_lengths: BTreeMap<String, Vec<Vec<Length>>>,
-    /// Keys under which the checkpoint has the memory of a variable besides the variable's own key, with its name.
+    /// Other keys under which the checkpoint has the memory of a variable, with the variable's name.
     #[serde(default, deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub other_keys: BTreeMap<String, String>,
 }
@@ -77,22 +76,22 @@ pub struct Length {
     pub dim: u64,
 }
 
-/// As in a sentence: ``size 1 of `letters` ``.
+/// Writes ``size 1 of `letters` ``.
 impl fmt::Display for Length {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "size {} of `{}`", self.dim, self.input)
     }
 }
 
-/// What goes into a method, and what comes out.
+/// The inputs and outputs of a method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
-    /// In the order in which they are given.
+    /// The inputs, in order.
     pub inputs: Vec<TensorInfo>,
-    /// One is a tensor, several are a tuple.
+    /// The outputs. One is returned as a tensor, several as a tuple.
     pub outputs: Vec<TensorInfo>,
-    /// How many examples there are of it.
+    /// The number of examples.
     pub examples: u64,
 }
 
@@ -105,7 +104,7 @@ pub struct TensorInfo {
     /// Its type.
     #[serde(serialize_with = "write_dtype", deserialize_with = "read_dtype")]
     pub dtype: Dtype,
-    /// Its shape; `None` for a length that may be any.
+    /// Its shape; `None` for a free length.
     pub shape: Vec<Option<u64>>,
 }
 
@@ -113,11 +112,11 @@ pub struct TensorInfo {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variable {
-    /// Under which key the checkpoint has it.
+    /// Its key in the checkpoint.
     pub key: String,
-    /// Whether it is a parameter, else a buffer.
+    /// Whether it is a parameter and not a buffer.
     pub trainable: bool,
-    /// The parameter group that an optimizer has it in, at most 4095.
+    /// Its parameter group in an optimizer, at most 4095.
     pub group: u64,
 }
 
@@ -134,7 +133,7 @@ fn values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String,
     Values::deserialize(deserializer).map(|values| values.0)
 }
 
-/// As in a signature: `F32 [?, 64]`.
+/// Writes the form `letters: F32 [?, 64]`.
 impl fmt::Display for TensorInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let length = |length: &Option<u64>| length.map_or_else(|| "?".to_string(), |length| length.to_string());
@@ -145,7 +144,7 @@ impl fmt::Display for TensorInfo {
 
 #[cfg(feature = "torch")]
 impl TensorInfo {
-    /// Why a tensor of this type and shape is not what is asked for, if it is not.
+    /// Returns the reason why a tensor of this type and shape is refused, if it is.
     pub(crate) fn refuses(&self, dtype: Dtype, shape: &[u64]) -> Option<String> {
         let fits = |(asked, is): (&Option<u64>, &u64)| asked.is_none_or(|asked| asked == *is);
         let same = self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(fits);
@@ -153,20 +152,20 @@ impl TensorInfo {
     }
 }
 
-/// Words that mean something else in Python and TorchScript.
+/// Reserved words of Python and TorchScript.
 const RESERVED: [&str; 38] = [
     "False", "None", "True", "and", "as", "assert", "async", "await", "break", "class", "continue", "def", "del",
     "elif", "else", "except", "finally", "for", "from", "global", "if", "import", "in", "is", "lambda", "nonlocal",
     "not", "or", "pass", "raise", "return", "try", "while", "with", "yield", "self", "training", "torch",
 ];
 
-/// Returns `true` if a name cannot be one in a program.
+/// Returns `true` if a name is reserved in a program.
 fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name)
 }
 
-/// Why a variable of this name cannot be in a program, if it cannot. The rule is that of TorchScript's own text, which
-/// a file of it is read from.
+/// Returns the reason why a variable of this name cannot be in a program, if it cannot. The rule is that of
+/// TorchScript's text form.
 #[cfg(feature = "torch")]
 pub(crate) fn unexportable(variable: &str) -> Option<String> {
     let rule = "the names of an exported model's variables have printable ASCII characters other than `\"` and `\\`, between \
@@ -181,7 +180,8 @@ pub(crate) fn unexportable(variable: &str) -> Option<String> {
     Some(format!("`{word}` is a word of TorchScript and cannot be a name in a program; rename it"))
 }
 
-/// Returns the name of an input, output or method: one that is a name in Python and TorchScript too.
+/// Returns `true` if an input, output or method can have this name: it must be a valid identifier in Python and
+/// TorchScript.
 pub(crate) fn is_identifier(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let starts = name.bytes().next().is_some_and(|first| first.is_ascii_alphabetic());
@@ -189,7 +189,7 @@ pub(crate) fn is_identifier(name: &str) -> bool {
 }
 
 impl SavedModelInfo {
-    /// A description of nothing yet.
+    /// Creates an empty description.
     pub fn new(device: impl Into<String>) -> SavedModelInfo {
         SavedModelInfo {
             format: FORMAT.to_string(),
@@ -203,7 +203,7 @@ impl SavedModelInfo {
         }
     }
 
-    /// Returns `true` if it says something that version 1 has no place for.
+    /// Returns `true` if it needs version 2.
     fn is_extended(&self) -> bool {
         !self.same_lengths.is_empty() || !self.other_keys.is_empty()
     }
@@ -212,7 +212,7 @@ impl SavedModelInfo {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for everything that [`from_bytes`](SavedModelInfo::from_bytes) would refuse.
+    /// [`Error::InvalidArgument`] for a description that [`from_bytes`](SavedModelInfo::from_bytes) would refuse.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let version = if self.is_extended() { VERSION } else { PLAIN };
         let versioned = SavedModelInfo { version, ..self.clone() };
@@ -226,8 +226,7 @@ impl SavedModelInfo {
     ///
     /// # Errors
     ///
-    /// [`FormatError::Unsupported`] for one of a newer version, [`FormatError::Damaged`] for all else that is not as it
-    /// should be.
+    /// [`FormatError::Unsupported`] for a newer version, [`FormatError::Damaged`] for anything else that is invalid.
     ///
     /// ```
     /// use tch_checkpoint::format::SavedModelInfo;
@@ -287,7 +286,7 @@ impl SavedModelInfo {
         }
         for (signature, classes) in &self.same_lengths {
             let inputs = self.signatures.get(signature).map_or(&[][..], |signature| &signature.inputs);
-            // Of every input once, so that a long list costs no more than its length.
+            // Every input counts once, so that a long list takes time in proportion.
             let shapes: HashMap<&str, &[Option<u64>]> =
                 inputs.iter().map(|input| (input.name.as_str(), input.shape.as_slice())).collect();
             let mut seen = HashSet::new();

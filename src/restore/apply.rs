@@ -1,4 +1,4 @@
-//! Verifying what will be read, and then reading it into the objects.
+//! Verifies the saved bytes and reads them into the objects.
 
 use super::matching::Matching;
 use super::options::{RestoreOptions, Verify};
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Restores what was matched. Verifying first, an error leaves everything as it was.
+/// Restores what was matched. If it verifies first, an error leaves everything unchanged.
 pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOptions) -> Result<()> {
     match origin {
         Origin::Ours(source) => {
@@ -56,7 +56,7 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
     Ok(())
 }
 
-/// Checks all of what will be used, and then puts it into the tensors.
+/// Verifies everything that will be used, and then reads it into the tensors.
 fn in_passes(
     matching: &Matching,
     path: &Path,
@@ -70,13 +70,13 @@ fn in_passes(
     if options.verify == Verify::First {
         check(&tally)?;
     }
-    // A save in the background may still be copying them.
+    // A background save may still be copying them.
     graph::wait_for(|| {
         let mut written = Touched::default();
         matching.tensors.iter().for_each(|(_, leaf)| written.add_leaf(&**leaf));
         written
     });
-    // From here on an error leaves the objects partly changed.
+    // From here on, an error leaves the objects partly changed.
     put(&tally).map_err(|error| Error::PartlyRestored { path: path.to_path_buf(), source: Box::new(error) })
 }
 
@@ -134,13 +134,13 @@ impl<'a> Job<'a> {
         self.record.spec.bytes().unwrap_or_default()
     }
 
-    /// Returns its bytes, where they are one piece.
+    /// Returns its bytes if they are one piece.
     fn piece(&self) -> Option<&'a Piece> {
         self.record.pieces.first().filter(|_| self.record.pieces.len() == 1)
     }
 }
 
-/// Returns the tensors in the order of the files, so that neighbours can be read at once.
+/// Returns the tensors in the order of the files, so that adjacent ones can be read together.
 fn jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], source: &'a Source) -> Vec<Job<'a>> {
     let records = &source.manifest.tensors;
     let job = |(key, leaf): &'a (String, _)| Some(Job { key, record: records.get(key)?, leaf });
@@ -149,7 +149,7 @@ fn jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], source: &'a Source) ->
     jobs
 }
 
-/// Cuts jobs into runs that are read at once: neighbours in a file that together fit a chunk, or one tensor.
+/// Divides jobs into runs that are read together: adjacent tensors in a file that fit a chunk, or one tensor.
 fn runs<'a, 'b>(jobs: &'b [Job<'a>]) -> Vec<&'b [Job<'a>]> {
     let follows = |a: &Job<'_>, b: &Job<'_>| match (a.piece(), b.piece()) {
         (Some(a), Some(b)) => a.file == b.file && a.end == b.begin,
@@ -168,7 +168,7 @@ fn runs<'a, 'b>(jobs: &'b [Job<'a>]) -> Vec<&'b [Job<'a>]> {
     runs
 }
 
-/// Reads a run of more than one tensor, and gives each its bytes.
+/// Reads a run of several tensors and passes each its bytes.
 fn each_of_run(
     run: &[Job<'_>],
     source: &Source,
@@ -186,7 +186,7 @@ fn each_of_run(
     Ok(())
 }
 
-/// Checks every byte that [`read`] will use.
+/// Verifies every byte that [`read`] will use.
 fn verify(runs: &[&[Job<'_>]], source: &Source, threads: usize, tally: &Tally) -> Result<()> {
     parallel::for_each(runs, threads, Vec::new, |run, buffer| {
         match run {
@@ -222,7 +222,7 @@ fn read(runs: &[&[Job<'_>]], source: &Source, verify: bool, threads: usize, tall
     })
 }
 
-/// Overwrites a tensor with what `put` puts into memory of its size.
+/// Overwrites a tensor with the bytes that `put` writes to a buffer of its size.
 fn fill(
     key: &str,
     leaf: &Arc<dyn TensorLeaf>,

@@ -1,4 +1,4 @@
-//! Which saved value goes into which object. Nothing changes here.
+//! Matches saved values with objects. Changes nothing.
 
 use super::options::RestoreOptions;
 use super::origin::Origin;
@@ -21,11 +21,11 @@ pub(crate) struct Matching {
     /// Variables whose `requires_grad` is to be set.
     pub flags: Vec<(String, Arc<dyn TensorLeaf>, bool)>,
     pub report: Report,
-    /// Objects that may be partly overwritten already, and get no value.
+    /// Objects that may be partly overwritten and get no value.
     pub left_torn: Vec<String>,
 }
 
-/// How a collection's children change.
+/// The changes to a collection's children.
 pub(crate) struct Replacement {
     pub collection: Arc<dyn Collection>,
     pub dropped: Vec<String>,
@@ -42,19 +42,19 @@ fn saved_of<'a>(parent: Option<&'a Saved>, name: &str, child: &Node) -> Option<&
     saved.or_else(|| matches!(child.0, Kind::Collection(_)).then_some(&EMPTY))
 }
 
-/// What is to be restored, and what is known of the objects.
+/// What to restore, and what is known about the objects.
 pub(crate) struct Request<'a> {
     pub saved: &'a Saved,
     pub origin: &'a Origin<'a>,
     pub options: &'a RestoreOptions,
-    /// Tensors that an earlier restore may have left partly overwritten: no exception holds for them.
+    /// Tensors that an earlier restore may have left partly overwritten. No exception applies to them.
     pub torn: &'a BTreeSet<String>,
-    /// Keys that were restored from this checkpoint before, and are not again.
+    /// Keys that were restored from this checkpoint before and are not restored again.
     pub given: &'a BTreeSet<String>,
 }
 
-/// Matches `objects` with what is saved; `unused` in the report are the saved keys that no object took. Walks the
-/// graph once, and checks its names by the same rules as for saving.
+/// Matches `objects` with what is saved; `unused` in the report has the saved keys that no object used. Walks the graph
+/// once, and checks its names by the same rules as for saving.
 pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -> Result<Matching> {
     let mut matcher = Matcher {
         request,
@@ -70,7 +70,7 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     }
     let Matcher { mut matching, wanted, .. } = matcher;
     let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
-    // A value takes all of a branch.
+    // A value uses a whole branch.
     let is_below_taken = |key: &str| key.match_indices('/').any(|(end, _)| taken.contains(&key[..end]));
     let has_branches = request.origin.has_branches();
     let is_taken = |key: &str| taken.contains(key) || has_branches && is_below_taken(key);

@@ -1,4 +1,4 @@
-//! libtorch's tensors as leaves of the graph.
+//! Tensors of libtorch as leaves of the graph.
 
 use super::shim::{self, Info, Memory, NoMemory, Pinned, Tensors};
 use crate::dtype::{Dtype, TensorSpec};
@@ -17,7 +17,7 @@ use torch_sys::C_tensor;
 #[cfg(target_endian = "big")]
 compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory as they are");
 
-/// Types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; shim.cpp checks them).
+/// The types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; checked in shim.cpp).
 const DTYPES: [(i32, Dtype); 19] = [
     (0, Dtype::U8),
     (1, Dtype::I8),
@@ -40,10 +40,10 @@ const DTYPES: [(i32, Dtype); 19] = [
     (44, Dtype::F8E8m0),
 ];
 
-/// libtorch's numbers of the types that can require a gradient: floating-point and complex numbers.
+/// libtorch's numbers of the types that can require a gradient: floating-point and complex types.
 const CAN_REQUIRE_GRAD: [i32; 7] = [5, 6, 7, 8, 9, 10, 15];
 
-/// libtorch's number of a type.
+/// Returns libtorch's number of a type.
 pub(super) fn scalar_type(dtype: Dtype) -> Option<i32> {
     DTYPES.iter().find(|(_, known)| *known == dtype).map(|(number, _)| *number)
 }
@@ -59,7 +59,7 @@ fn dtype(info: &Info) -> Result<Dtype, String> {
     })
 }
 
-/// Type, shape and memory of a tensor that can be saved and restored; or why it cannot be, and what to do.
+/// Returns the type, shape and memory of a tensor, or the reason why it cannot be saved.
 pub(super) fn examine(tensor: &Tensor) -> Result<(TensorSpec, Info, Memory), String> {
     let info = shim::info(tensor)?;
     let memory = info.memory.clone().map_err(|reason| match reason {
@@ -87,8 +87,8 @@ pub(super) fn examine(tensor: &Tensor) -> Result<(TensorSpec, Info, Memory), Str
     Ok((spec, info, memory))
 }
 
-/// Returns `true` if two indices may lead to the same memory: unless, in the order of their steps, every dimension
-/// steps over all that the ones before it reach.
+/// Returns `true` if two indices may refer to the same memory. They do not if, in the order of their strides, every
+/// dimension steps over everything that the dimensions before it reach.
 fn elements_may_overlap(memory: &Memory) -> bool {
     if memory.sizes.contains(&0) {
         return false;
@@ -115,12 +115,12 @@ fn elements_may_overlap(memory: &Memory) -> bool {
 #[derive(Clone)]
 pub(super) struct Leaf(Arc<Held>);
 
-/// The lock is because `tch::Tensor` may move between threads but not be used by several.
+/// Behind a lock, because `tch::Tensor` is `Send` but not `Sync`.
 pub(super) struct Held {
     tensor: Mutex<Tensor>,
     object: usize,
     glance: Glance,
-    /// Whether it is the user's own and can require a gradient.
+    /// Whether it is the user's own tensor and can require a gradient.
     is_variable: bool,
 }
 
@@ -129,7 +129,7 @@ impl Leaf {
         Leaf::held(tensor.shallow_clone(), false)
     }
 
-    /// A tensor that may be a variable, of which `requires_grad` is saved too.
+    /// Creates a leaf of a tensor that may be a variable, whose `requires_grad` is saved.
     fn variable(tensor: &Tensor) -> Leaf {
         let can = shim::info(tensor).is_ok_and(|info| CAN_REQUIRE_GRAD.contains(&info.scalar_type));
         Leaf::held(tensor.shallow_clone(), can)
@@ -140,17 +140,17 @@ impl Leaf {
         Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance, is_variable }))
     }
 
-    /// A handle that does not keep the tensor alive.
+    /// Returns a handle that does not keep the tensor alive.
     pub(super) fn downgrade(&self) -> Weak<Held> {
         Arc::downgrade(&self.0)
     }
 
-    /// Returns the leaf again, if anyone has kept it.
+    /// Returns the leaf if it is still alive.
     pub(super) fn upgrade(weak: &Weak<Held>) -> Option<Leaf> {
         weak.upgrade().map(Leaf)
     }
 
-    /// Another handle to the tensor.
+    /// Returns another handle to the tensor.
     pub(super) fn tensor(&self) -> Tensor {
         self.with(Tensor::shallow_clone)
     }
@@ -170,7 +170,7 @@ impl TensorLeaf for Leaf {
         if memory.bytes == 0 || memory.lazy {
             return None;
         }
-        // The step of a dimension of length 1 is never taken, and libtorch leaves any number there.
+        // The stride of a dimension of length 1 has no effect, and libtorch leaves any number there.
         let steps = memory.strides.iter().zip(&memory.sizes);
         let strides = steps.map(|(&stride, &length)| if length == 1 { 0 } else { stride }).collect();
         Some(Identity { device: info.device, address: memory.data as usize, spec, strides })
@@ -250,12 +250,11 @@ impl TensorLeaf for Leaf {
     }
 }
 
-/// What is asked of a tensor without a lock: of thousands of them, at every save, while training waits.
+/// A pointer for questions to a tensor without a lock, which a save asks thousands of tensors while training waits.
 struct Glance(*const C_tensor);
 
 // SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
-// Both questions only read; libtorch's version counter is atomic, and the fingerprint is asked for on the thread that
-// saves.
+// Both questions only read; libtorch's version counter is atomic, and the fingerprint is read on the thread that saves.
 unsafe impl Send for Glance {}
 // SAFETY: as above.
 unsafe impl Sync for Glance {}
@@ -281,7 +280,7 @@ impl TensorGroup for Together {
     }
 }
 
-/// A tensor's bytes: its own memory where that is row-major and on the CPU, else a copy.
+/// Returns a tensor's bytes: its own memory if that is row-major and on the CPU, otherwise a copy.
 pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
     let (spec, _, own) = examine(tensor)?;
     if own.cpu && own.contiguous && !own.lazy {
@@ -292,15 +291,15 @@ pub(super) fn bytes_of(tensor: &Tensor) -> Result<Box<dyn TensorBytes>, String> 
     copied(&shim::on_cpu(tensor)?)
 }
 
-/// Returns the bytes of a tensor that is row-major in CPU memory, and nobody else's.
+/// Returns the bytes of a row-major CPU tensor that nothing else uses.
 fn copied(copy: &Tensor) -> Result<Box<dyn TensorBytes>, String> {
     let (spec, ..) = examine(copy)?;
     let pinned = scalar_type(spec.dtype).map(|number| Pinned::new(copy, number, &spec.shape)).transpose()?.flatten();
     Ok(Box::new(Bytes(pinned.filter(|pinned| pinned.plain).ok_or("libtorch did not make a plain copy of it")?)))
 }
 
-/// The bytes of a contiguous CPU tensor. It holds the memory itself: the tensor may be given another, or be dropped.
-/// Others may write to it meanwhile; then each byte is read as it was at some moment of that time.
+/// The bytes of a contiguous CPU tensor. It holds the memory itself, so the tensor may get another memory or be
+/// dropped. If something else writes to the memory meanwhile, each byte is read as of some moment of that time.
 struct Bytes(Pinned);
 
 impl TensorBytes for Bytes {
@@ -309,14 +308,14 @@ impl TensorBytes for Bytes {
     }
 }
 
-/// A tensor's memory, held behind the call of a save.
+/// A tensor's memory, held after the call of a background save has returned.
 struct Pin {
     pinned: Pinned,
-    /// Lengths and steps, in elements, of memory that is not row-major.
+    /// Lengths and strides, in elements, of memory that is not row-major.
     layout: Vec<(i64, i64)>,
 }
 
-/// Pins a tensor that has to be of this type and shape; `None` if it is not.
+/// Pins a tensor. Returns `None` if it does not have this type and shape.
 fn pin(tensor: &Tensor, number: i32, spec: &TensorSpec) -> Result<Option<Pin>, String> {
     let Some(pinned) = Pinned::new(tensor, number, &spec.shape)? else { return Ok(None) };
     let layout = match pinned.plain {
@@ -355,7 +354,7 @@ impl TensorPin for Pin {
         if !self.pinned.cpu || rest != 0 {
             return false;
         }
-        // SAFETY: the place is within the lengths, so that the steps lead to an element; the memory is the processor's.
+        // SAFETY: the index is within the lengths, so the strides lead to an element; the memory is CPU memory.
         unsafe { self.pinned.element(steps as usize * target.len(), target) };
         true
     }
@@ -369,9 +368,9 @@ impl TensorPin for Pin {
     }
 }
 
-/// Returns when no save in the background reads this memory any more: libtorch calls it before a write.
+/// Waits until no background save reads this memory. libtorch calls it before a write.
 extern "C" fn before_write(data: *const c_void, bytes: usize) {
-    // Captures catch panics themselves; this is because none may leave through C++.
+    // Captures catch panics themselves; this makes sure that none unwinds through C++.
     let _ = catch_unwind(|| {
         wait_for(|| {
             let mut touched = Touched::default();
@@ -389,9 +388,9 @@ impl TensorBytes for PinnedSlice<'_> {
     }
 }
 
-/// A contiguous CPU tensor, overwritten in its own memory. It stays the leaf of autograd that it is: `requires_grad`,
-/// gradient and aliases are untouched. Its version counter moves, so that a backward pass through values that are no
-/// longer there is an error of libtorch and not a wrong gradient, and so that a save in the background notices.
+/// A contiguous CPU tensor that is overwritten in its own memory. It stays the same leaf of autograd: `requires_grad`,
+/// gradient and aliases are unchanged. Its version counter increases, so that libtorch refuses a backward pass through
+/// the old values instead of computing a wrong gradient, and so that a background save detects the change.
 struct InPlace {
     data: *mut u8,
     len: usize,
@@ -421,7 +420,7 @@ impl TensorTarget for InPlace {
     }
 }
 
-/// A tensor of another device or layout: libtorch copies the elements in at the end.
+/// A tensor of another device or layout, into which libtorch copies the elements at the end.
 struct Buffered {
     buffer: Vec<u8>,
     spec: TensorSpec,
@@ -445,18 +444,17 @@ impl TensorTarget for Buffered {
     }
 }
 
-/// In C++ a bool that is neither 0 nor 1 has no meaning, and a file of somebody else's may hold any byte.
+/// In C++, a bool other than 0 and 1 is undefined behaviour, and a file of another tool may have any byte.
 fn make_bools(bytes: &mut [u8]) {
     bytes.iter_mut().filter(|byte| **byte > 1).for_each(|byte| *byte = 1);
 }
 
-/// The tensor itself, not a copy: what it holds when a checkpoint is saved is saved, and a restore writes into its
-/// memory, so that views and clones of the handle see the restored values. Device, layout, `requires_grad` and the
-/// gradient stay as they are. Restoring counts as a change in place: `backward` through a graph that was built before
-/// is refused by libtorch.
+/// Tracks the tensor itself, not a copy. A restore writes into its memory, so that views and clones of the handle see
+/// the restored values. Device, layout, `requires_grad` and the gradient are unchanged. Restoring counts as an in-place
+/// change: libtorch refuses `backward` through a graph that was built before.
 ///
-/// Sparse, quantized and expanded tensors, those of the `meta` device and of a type that safetensors files lack are
-/// refused when they are saved.
+/// Saves refuse sparse, quantized and expanded tensors, tensors of the `meta` device, and types that safetensors files
+/// lack.
 ///
 /// ```no_run
 /// use tch_checkpoint::{Node, Trackable};

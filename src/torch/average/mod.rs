@@ -190,7 +190,7 @@ fn checked(decay: f64) -> Result<f64> {
 /// are copied unless [`average_buffers`](Swa::average_buffers) is set: recompute the statistics of batch normalization
 /// with averaged variables before relying on them.
 ///
-/// What is saved, and what happens to background saves, is as for [`Ema`].
+/// Saving and background saves work as for [`Ema`].
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -244,22 +244,22 @@ impl Swa {
     }
 }
 
-/// The methods that both kinds of averages have.
+/// The methods of both kinds of averages.
 macro_rules! averages {
     ($($averages:ident)*) => {
         $(
             impl $averages {
-                /// Calls `evaluate` while the variables have the averages' values, and gives them their own back
-                /// afterwards, bit for bit, also when `evaluate` panics.
+                /// Calls `evaluate` while the variables have the values of the averages, and restores their own values
+                /// afterwards, bit for bit, even if `evaluate` panics.
                 ///
-                /// The values are exchanged in the variables' own memory, so that everything that shows it sees them.
-                /// Do not train within `evaluate`. A checkpoint that tracks the averages can be neither saved nor
-                /// restored there; one that tracks the variables only saves the averages under the variables' names.
+                /// The values are exchanged in the variables' own memory, so that every alias sees them. Do not train
+                /// within `evaluate`. A checkpoint that tracks the averages can be neither saved nor restored there;
+                /// one that tracks only the variables saves the averages under the variables' names.
                 ///
                 /// # Errors
                 ///
-                /// [`Error::Object`] when libtorch refuses the exchange, for lack of memory say. `evaluate` was not
-                /// called then, unless giving the variables their own values back has failed.
+                /// [`Error::Object`] if libtorch refuses the exchange, for example for lack of memory. `evaluate` was
+                /// not called then, unless restoring the variables' own values has failed.
                 pub fn with_averaged<R>(&mut self, evaluate: impl FnOnce() -> R) -> Result<R> {
                     let swapped = Swapped::begin(&self.shared)?;
                     let result = evaluate();
@@ -267,20 +267,20 @@ macro_rules! averages {
                     Ok(result)
                 }
 
-                /// Copies the averages into the variables for good.
+                /// Copies the averages into the variables permanently.
                 ///
                 /// # Errors
                 ///
-                /// [`Error::Object`] names a variable that could not be written.
+                /// [`Error::Object`] for a variable that could not be written.
                 pub fn apply(&mut self) -> Result<()> {
                     self.shared.lock().apply()
                 }
 
-                /// Begins anew: the averages are the variables as they are now, after no update.
+                /// Restarts the averages with the current values of the variables and no update.
                 ///
                 /// # Errors
                 ///
-                /// [`Error::Object`] names a variable whose shape has changed.
+                /// [`Error::Object`] for a variable whose shape has changed.
                 pub fn reset(&mut self) -> Result<()> {
                     let mut state = self.shared.lock();
                     state.update(1.0)?;
@@ -288,26 +288,26 @@ macro_rules! averages {
                     Ok(())
                 }
 
-                /// Returns how many updates were averaged, those before a restored checkpoint was saved included.
+                /// Returns the number of updates, including those before a restored checkpoint was saved.
                 pub fn updates(&self) -> u64 {
                     self.shared.lock().progress.updates
                 }
 
-                /// Returns the average of a variable, by its name. The tensor is the average itself: changing it in
-                /// place changes the average. `None` if there is no such variable.
+                /// Returns the average of a variable by name, or `None` if there is no such variable. The tensor is the
+                /// average itself: changing it in place changes the average.
                 pub fn average(&self, variable: &str) -> Option<Tensor> {
                     self.shared.lock().average(variable)
                 }
 
-                /// Returns all averages, by the names of their variables; each is the average itself.
+                /// Returns all averages by the names of their variables. Each tensor is the average itself.
                 pub fn averages(&self) -> BTreeMap<String, Tensor> {
                     let state = self.shared.lock();
                     let average = |name: &String| Some((name.clone(), state.average(name)?));
                     state.names.keys().filter_map(average).collect()
                 }
 
-                /// Returns what an update passes before it changes the averages. Pass it too before changing them by
-                /// hand.
+                /// Returns the gate that an update passes before it changes the averages. Pass it before changing them
+                /// by hand, too.
                 pub fn gate(&self) -> Gate {
                     self.shared.lock().gate.clone()
                 }

@@ -1,4 +1,4 @@
-//! What averages hold: for every variable the tensor that is its average. Everything behind one lock.
+//! The state of averages: the average of every variable. Everything is behind one lock.
 
 use crate::error::{Error, Result};
 use crate::graph::{Area, Gate, Touched};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
-/// libtorch's numbers of the types that are too coarse to average in: half precision and bfloat16.
+/// libtorch's numbers of the types that are too coarse for averages: half precision and bfloat16.
 const COARSE: [i32; 2] = [5, 15];
 /// libtorch's number of `Float`.
 const FLOAT: i32 = 6;
@@ -37,24 +37,24 @@ pub(super) struct Entry {
     variable: Tensor,
     pub average: Tensor,
     is_trainable: bool,
-    /// Of the variable, when the average was last made to fit it.
+    /// The variable's fingerprint when the average was last adapted to it.
     fingerprint: u64,
 }
 
-/// Where a name leads.
+/// The target of a name.
 pub(super) struct Named {
-    /// In `State::entries`.
+    /// The index in `State::entries`.
     pub place: usize,
     /// The name in the store, where that differs.
     pub full_name: Option<String>,
 }
 
-/// How often was averaged; saved with the averages.
+/// The number of updates, saved with the averages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Progress {
     /// Calls of `update`.
     pub calls: u64,
-    /// Those that changed the averages.
+    /// Calls that changed the averages.
     pub updates: u64,
 }
 
@@ -67,9 +67,9 @@ pub(super) struct State {
     counts: Option<(usize, usize)>,
     pub progress: Progress,
     pub average_buffers: bool,
-    /// What has to be passed before averages change.
+    /// The gate to pass before averages change.
     pub gate: Gate,
-    /// The variables have the averages' values at the moment.
+    /// Whether the variables have the values of the averages at the moment.
     pub is_swapped: bool,
 }
 
@@ -94,8 +94,8 @@ impl State {
         Ok(state)
     }
 
-    /// Takes in the variables that were added to the store since the last time: their averages begin with their values.
-    /// Averages follow a variable that has got another type or device.
+    /// Adds the variables that were added to the store since the last call, with their values as averages. Averages
+    /// follow a variable to another type or device.
     pub(super) fn sync(&mut self) -> Result<()> {
         let counts = self.variables.counts();
         if self.counts != Some(counts) {
@@ -151,7 +151,7 @@ impl State {
             }
             names.insert(variable.name, Named { place, full_name: variable.full_name });
         }
-        // Averages that are somebody else's tensors may be being saved.
+        // Averages that are the tensors of another store may be in a save at the moment.
         let _writing = self.write(new.iter().map(|entry| &entry.average));
         for entry in &new {
             shim::copy(&entry.average, &entry.variable).map_err(|reason| Error::object(&entry.name, reason))?;
@@ -162,7 +162,7 @@ impl State {
         Ok(())
     }
 
-    /// Like [`sync`](State::sync), where the averages are about to be used.
+    /// Like [`sync`](State::sync), before the averages are used.
     pub(super) fn ready(&mut self) -> Result<()> {
         if self.is_swapped {
             return Err(Error::InvalidArgument(IS_SWAPPED.to_string()));
@@ -170,8 +170,8 @@ impl State {
         self.sync()
     }
 
-    /// Waits for unfinished captures of these tensors. None that tracks these averages begins before the result is
-    /// dropped.
+    /// Waits for unfinished captures of these tensors. No capture that tracks these averages starts before the result
+    /// is dropped.
     fn write<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> MutexGuard<'_, ()> {
         self.gate.write(|| {
             let mut touched = Touched::default();
@@ -204,7 +204,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives the variables the averages' values for good.
+    /// Sets the variables to the values of the averages permanently.
     pub(super) fn apply(&mut self) -> Result<()> {
         self.ready()?;
         let _writing = self.write(self.entries.iter().map(|entry| &entry.variable));
@@ -223,8 +223,8 @@ impl State {
 pub(super) const IS_SWAPPED: &str = "the averages are swapped in: the variables have their values, and they have the variables'; update, \
      save and restore after `with_averaged` has returned";
 
-/// Memory for an average. Numbers of half precision are averaged in single precision: they are too coarse for the small
-/// steps of an average.
+/// Allocates an average. Half precision is averaged in single precision, because it is too coarse for the small steps
+/// of an average.
 fn new_average(variable: &Tensor) -> Result<Tensor, String> {
     let info = examine(variable)?.1;
     let average = shim::zeros_like(variable)?;
@@ -243,7 +243,7 @@ impl Entry {
         }
     }
 
-    /// Makes the average fit the variable again. One that is a variable itself keeps its own type and device.
+    /// Adapts the average to the variable. An average that is a variable itself keeps its own type and device.
     fn follow(&mut self, is_own: bool) -> Result<(), String> {
         self.check_shape()?;
         if !is_own {
@@ -256,7 +256,7 @@ impl Entry {
         }
         let moved = new_average(&self.variable)?;
         shim::copy(&moved, &self.average)?;
-        // It stays the same tensor object, so that everybody who has a handle to it sees it moved.
+        // It stays the same tensor object, so that existing handles follow.
         self.average.f_set_data(&moved).map_err(|e| e.to_string())
     }
 
@@ -264,7 +264,7 @@ impl Entry {
         if shim::info(&self.variable)?.scalar_type == shim::info(&self.average)?.scalar_type {
             return shim::exchange(&self.variable, &self.average).map(|()| None);
         }
-        // The average would lose precision on the way through the variable.
+        // The average would lose precision by passing through the variable.
         let kept = shim::zeros_like(&self.variable)?;
         shim::copy(&kept, &self.variable)?;
         shim::copy(&self.variable, &self.average)?;
@@ -279,10 +279,10 @@ impl Entry {
     }
 }
 
-/// The time in which the variables have the averages' values. Dropping this ends it.
+/// A guard while the variables have the values of the averages. Dropping it swaps them back.
 pub(super) struct Swapped {
     shared: Shared,
-    /// What the variables had, of those whose type differs from the average's; of as many as are swapped.
+    /// The values of swapped variables whose type differs from that of the average.
     kept: Vec<Option<Tensor>>,
 }
 
@@ -301,12 +301,12 @@ impl Swapped {
                 Ok(())
             })
         };
-        // On an error the drop of `swapped` undoes what was done.
+        // On an error, dropping `swapped` undoes the exchange.
         drop(state);
         result.map(|()| swapped)
     }
 
-    /// Gives the variables their own values back.
+    /// Restores the variables' own values.
     pub(super) fn end(mut self) -> Result<()> {
         self.undo()
     }
@@ -318,7 +318,7 @@ impl Swapped {
             let swapped = self.kept.len();
             let entries = state.entries.get(..swapped).unwrap_or_default();
             let _writing = state.write(entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
-            // In reverse: of variables that share memory the last is the first to go back.
+            // In reverse order, because variables may share memory.
             for (entry, kept) in entries.iter().zip(&self.kept).rev() {
                 let undone = entry.swap_back(kept.as_ref()).map_err(|reason| Error::object(&entry.name, reason));
                 first = first.and(undone);

@@ -1,4 +1,4 @@
-//! Averages in the graph: a tensor for every variable, under its name, and how often was averaged.
+//! Averages in the graph: one tensor per variable, under its name, and the number of updates.
 
 use super::state::{IS_SWAPPED, Progress, Shared};
 use crate::error::BoxError;
@@ -56,7 +56,7 @@ impl Collection for Shared {
     }
 }
 
-/// How often was averaged.
+/// The number of updates.
 struct Count(Shared);
 
 impl ValueLeaf for Count {

@@ -1,31 +1,31 @@
-//! The configurations of tch, by the same names, that build optimizers whose state can be saved.
+//! Configurations with the names of tch that build optimizers whose state can be saved.
 
 use super::optimizer::Optimizer;
 use crate::error::Result;
 use crate::torch::shim::{Algorithm, StepOptions};
 use tch::nn::VarStore;
 
-/// What all configurations can do; for code that is generic over them.
+/// The interface of all configurations, for generic code.
 pub trait OptimizerConfig: Sized {
-    /// An optimizer for the trainable variables of `vs`, those that are added later too.
+    /// Builds an optimizer for the trainable variables of `vs`, including those that are added later.
     ///
     /// # Errors
     ///
-    /// An option out of its range.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an option out of range.
     fn build(self, vs: &VarStore, lr: f64) -> Result<Optimizer>;
 }
 
-/// The methods that every configuration has.
+/// The methods of every configuration.
 macro_rules! build {
     ($($config:ident)*) => {
         $(
             impl $config {
-                /// An optimizer for the trainable variables of `vs`, those that are added later too, with the
-                /// learning rate `lr`.
+                /// Builds an optimizer for the trainable variables of `vs`, including those that are added later, with
+                /// the learning rate `lr`.
                 ///
                 /// # Errors
                 ///
-                /// An option out of its range.
+                /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an option out of range.
                 pub fn build(self, vs: &VarStore, lr: f64) -> Result<Optimizer> {
                     Optimizer::new(vs, self.options(lr))
                 }
@@ -42,7 +42,7 @@ macro_rules! build {
 
 build! { Sgd Adam AdamW RmsProp }
 
-/// Stochastic gradient descent, as PyTorch's `SGD`.
+/// Stochastic gradient descent, like PyTorch's `SGD`.
 ///
 /// ```no_run
 /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
@@ -53,17 +53,17 @@ build! { Sgd Adam AdamW RmsProp }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sgd {
-    /// How much of the previous update the next one keeps; 0 for none.
+    /// The momentum factor. 0 disables momentum.
     pub momentum: f64,
-    /// How much less of the gradient goes into the momentum.
+    /// The dampening of the momentum.
     pub dampening: f64,
-    /// Weight decay: what is added of the parameter to its gradient.
+    /// The weight decay, added to the gradient (L2 penalty).
     pub wd: f64,
-    /// Nesterov's momentum; it needs `momentum` above 0 and `dampening` of 0.
+    /// Whether to use Nesterov momentum, which requires `momentum` above 0 and `dampening` of 0.
     pub nesterov: bool,
 }
 
-/// A configuration for SGD.
+/// Creates a configuration for SGD.
 pub fn sgd(momentum: f64, dampening: f64, wd: f64, nesterov: bool) -> Sgd {
     Sgd { momentum, dampening, wd, nesterov }
 }
@@ -86,15 +86,15 @@ macro_rules! adam {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub struct $name {
-            /// Decay of the mean of gradients.
+            /// The decay rate of the running mean of gradients.
             pub beta1: f64,
-            /// Decay of the mean of squared gradients.
+            /// The decay rate of the running mean of squared gradients.
             pub beta2: f64,
-            /// Weight decay.
+            /// The weight decay.
             pub wd: f64,
-            /// Added to the denominator, against division by zero.
+            /// The term added to the denominator to avoid a division by zero.
             pub eps: f64,
-            /// Divide by the largest mean of squares so far.
+            /// Whether to divide by the largest mean of squares so far.
             pub amsgrad: bool,
         }
 
@@ -110,13 +110,13 @@ macro_rules! adam {
         }
 
         impl $name {
-            /// Sets the decay of the mean of gradients.
+            /// Sets the decay rate of the running mean of gradients.
             pub fn beta1(mut self, b: f64) -> Self {
                 self.beta1 = b;
                 self
             }
 
-            /// Sets the decay of the mean of squared gradients.
+            /// Sets the decay rate of the running mean of squared gradients.
             pub fn beta2(mut self, b: f64) -> Self {
                 self.beta2 = b;
                 self
@@ -128,13 +128,13 @@ macro_rules! adam {
                 self
             }
 
-            /// Sets what is added to the denominator.
+            /// Sets the term added to the denominator.
             pub fn eps(mut self, e: f64) -> Self {
                 self.eps = e;
                 self
             }
 
-            /// Divides by the largest mean of squares so far, or not.
+            /// Sets whether to divide by the largest mean of squares so far.
             pub fn amsgrad(mut self, a: bool) -> Self {
                 self.amsgrad = a;
                 self
@@ -155,7 +155,7 @@ macro_rules! adam {
 }
 
 adam! {
-    /// Adam, as PyTorch's. Weight decay is added to the gradient.
+    /// Adam, like PyTorch's `Adam`. Weight decay is added to the gradient.
     ///
     /// ```no_run
     /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
@@ -167,7 +167,7 @@ adam! {
 }
 
 adam! {
-    /// AdamW, as PyTorch's. Weight decay shrinks the parameter, apart from its gradient.
+    /// AdamW, like PyTorch's `AdamW`. Weight decay is decoupled from the gradient.
     ///
     /// ```no_run
     /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
@@ -178,7 +178,7 @@ adam! {
     AdamW, 0.01, adamw
 }
 
-/// RMSprop, as PyTorch's.
+/// RMSprop, like PyTorch's `RMSprop`.
 ///
 /// ```no_run
 /// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
@@ -189,15 +189,15 @@ adam! {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RmsProp {
-    /// Decay of the mean of squared gradients.
+    /// The decay rate of the running mean of squared gradients.
     pub alpha: f64,
-    /// Added to the denominator, against division by zero.
+    /// The term added to the denominator to avoid a division by zero.
     pub eps: f64,
-    /// Weight decay: what is added of the parameter to its gradient.
+    /// The weight decay, added to the gradient (L2 penalty).
     pub wd: f64,
-    /// How much of the previous update the next one keeps; 0 for none.
+    /// The momentum factor. 0 disables momentum.
     pub momentum: f64,
-    /// Divide by an estimate of the variance, not of the mean square.
+    /// Whether to divide by an estimate of the variance instead of the mean square.
     pub centered: bool,
 }
 
@@ -207,7 +207,7 @@ impl Default for RmsProp {
     }
 }
 
-/// A configuration for RMSprop.
+/// Creates a configuration for RMSprop.
 pub fn rms_prop(alpha: f64, eps: f64, wd: f64, momentum: f64, centered: bool) -> RmsProp {
     RmsProp { alpha, eps, wd, momentum, centered }
 }

@@ -1,4 +1,4 @@
-//! The optimizer that users hold.
+//! The public optimizer.
 
 use super::options;
 use super::state::{Shared, State};
@@ -11,11 +11,11 @@ use std::fmt;
 use tch::Tensor;
 use tch::nn::VarStore;
 
-/// An optimizer whose state can be saved, with the methods of [`tch::nn::Optimizer`]; made by a configuration such
-/// as [`Adam`](super::Adam). The [module's page](super) says what is saved.
+/// An optimizer whose state can be saved, with the methods of [`tch::nn::Optimizer`]. It is built by a configuration
+/// such as [`Adam`](super::Adam). The [module documentation](super) lists what is saved.
 ///
-/// Methods that libtorch can refuse panic with its message, as those of `tch::nn::Optimizer` do; the ones whose
-/// names begin with `f_` return it as an error.
+/// Methods panic with libtorch's message if libtorch refuses an operation, like those of `tch::nn::Optimizer`; methods
+/// whose names start with `f_` return it as an error.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -29,8 +29,7 @@ use tch::nn::VarStore;
 /// ```
 pub struct Optimizer(Shared);
 
-/// As tch: these methods have no result to return an error in, and going on after a step that did not happen would
-/// be worse than stopping.
+/// Like tch: these methods cannot return an error, and continuing after a failed step would be worse than a panic.
 #[allow(clippy::panic, reason = "the documented behaviour of the methods without `f_`")]
 fn or_panic<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{error:#}"))
@@ -49,65 +48,65 @@ impl Optimizer {
         Ok(Optimizer(Shared::new(state)))
     }
 
-    /// Returns what the nodes in the graph share with it.
+    /// Returns the state that is shared with the nodes in the graph.
     #[cfg(test)]
     pub(super) fn shared(&self) -> &Shared {
         &self.0
     }
 
-    /// Makes all gradients undefined, so that variables that the next backward pass does not reach are not stepped.
+    /// Makes all gradients undefined, so that variables that the next backward pass does not reach are not updated.
     ///
     /// # Panics
     ///
-    /// Where [`f_zero_grad`](Optimizer::f_zero_grad) gives an error.
+    /// If [`f_zero_grad`](Optimizer::f_zero_grad) returns an error.
     pub fn zero_grad(&mut self) {
         or_panic(self.f_zero_grad());
     }
 
-    /// [`zero_grad`](Optimizer::zero_grad), with the error as a result.
+    /// Like [`zero_grad`](Optimizer::zero_grad), but returns the error.
     pub fn f_zero_grad(&mut self) -> Result<()> {
         self.gradients(shim::zero_grad)
     }
 
-    /// Limits every element of every gradient to `-max ..= max`.
+    /// Clamps every element of every gradient to `-max ..= max`.
     ///
     /// # Panics
     ///
-    /// Where [`f_clip_grad_value`](Optimizer::f_clip_grad_value) gives an error.
+    /// If [`f_clip_grad_value`](Optimizer::f_clip_grad_value) returns an error.
     pub fn clip_grad_value(&self, max: f64) {
         or_panic(self.f_clip_grad_value(max));
     }
 
-    /// [`clip_grad_value`](Optimizer::clip_grad_value), with the error as a result.
+    /// Like [`clip_grad_value`](Optimizer::clip_grad_value), but returns the error.
     pub fn f_clip_grad_value(&self, max: f64) -> Result<()> {
         self.gradients(|params| shim::clip_grad_value(params, max))
     }
 
-    /// Scales all gradients so that their L2 norm, as of one vector, is at most `max`. Returns the norm they had.
+    /// Scales all gradients so that their total L2 norm is at most `max`. Returns the norm before scaling.
     ///
     /// # Panics
     ///
-    /// Where [`f_clip_grad_norm`](Optimizer::f_clip_grad_norm) gives an error.
+    /// If [`f_clip_grad_norm`](Optimizer::f_clip_grad_norm) returns an error.
     pub fn clip_grad_norm(&self, max: f64) -> f64 {
         or_panic(self.f_clip_grad_norm(max))
     }
 
-    /// [`clip_grad_norm`](Optimizer::clip_grad_norm), with the error as a result.
+    /// Like [`clip_grad_norm`](Optimizer::clip_grad_norm), but returns the error.
     pub fn f_clip_grad_norm(&self, max: f64) -> Result<f64> {
         self.gradients(|params| shim::clip_grad_norm(params, max))
     }
 
-    /// Changes every variable that has a gradient, and its slots.
+    /// Updates every variable that has a gradient, and its slots.
     ///
     /// # Panics
     ///
-    /// Where [`f_step`](Optimizer::f_step) gives an error.
+    /// If [`f_step`](Optimizer::f_step) returns an error.
     pub fn step(&mut self) {
         or_panic(self.f_step());
     }
 
-    /// [`step`](Optimizer::step), with the error as a result: a sparse gradient that the algorithm cannot use, or
-    /// restored slots that do not fit a variable that was added since. These are found before anything has changed.
+    /// Like [`step`](Optimizer::step), but returns the error: a sparse gradient that the algorithm cannot use, or
+    /// restored slots that do not fit a variable that was added later. Both are found before anything changes.
     pub fn f_step(&mut self) -> Result<()> {
         self.0.lock().step()
     }
@@ -116,61 +115,61 @@ impl Optimizer {
     ///
     /// # Panics
     ///
-    /// Where [`f_backward_step`](Optimizer::f_backward_step) gives an error.
+    /// If [`f_backward_step`](Optimizer::f_backward_step) returns an error.
     pub fn backward_step(&mut self, loss: &Tensor) {
         or_panic(self.f_backward_step(loss));
     }
 
-    /// [`backward_step`](Optimizer::backward_step), with the error as a result.
+    /// Like [`backward_step`](Optimizer::backward_step), but returns the error.
     pub fn f_backward_step(&mut self, loss: &Tensor) -> Result<()> {
         self.backward(loss)?;
         self.f_step()
     }
 
-    /// As [`backward_step`](Optimizer::backward_step), with gradients limited to `-max ..= max`.
+    /// Like [`backward_step`](Optimizer::backward_step), with gradients clamped to `-max ..= max`.
     ///
     /// # Panics
     ///
-    /// Where [`f_backward_step_clip`](Optimizer::f_backward_step_clip) gives an error.
+    /// If [`f_backward_step_clip`](Optimizer::f_backward_step_clip) returns an error.
     pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) {
         or_panic(self.f_backward_step_clip(loss, max));
     }
 
-    /// [`backward_step_clip`](Optimizer::backward_step_clip), with the error as a result.
+    /// Like [`backward_step_clip`](Optimizer::backward_step_clip), but returns the error.
     pub fn f_backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         self.backward(loss)?;
         self.f_clip_grad_value(max)?;
         self.f_step()
     }
 
-    /// As [`backward_step`](Optimizer::backward_step), with gradients scaled to an L2 norm of at most `max`.
+    /// Like [`backward_step`](Optimizer::backward_step), with gradients scaled to a total L2 norm of at most `max`.
     ///
     /// # Panics
     ///
-    /// Where [`f_backward_step_clip_norm`](Optimizer::f_backward_step_clip_norm) gives an error.
+    /// If [`f_backward_step_clip_norm`](Optimizer::f_backward_step_clip_norm) returns an error.
     pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) {
         or_panic(self.f_backward_step_clip_norm(loss, max));
     }
 
-    /// [`backward_step_clip_norm`](Optimizer::backward_step_clip_norm), with the error as a result.
+    /// Like [`backward_step_clip_norm`](Optimizer::backward_step_clip_norm), but returns the error.
     pub fn f_backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         self.backward(loss)?;
         self.f_clip_grad_norm(max)?;
         self.f_step()
     }
 
-    /// New gradients. The lock is free during the backward pass, which changes no parameter.
+    /// Computes new gradients. The lock is not held during the backward pass, which changes no parameter.
     fn backward(&mut self, loss: &Tensor) -> Result<()> {
         self.f_zero_grad()?;
         loss.f_backward().map_err(|e| Error::torch("the backward pass", e))
     }
 
-    /// Multiplies all gradients by `inverse`; says whether all of them are finite.
+    /// Multiplies all gradients by `inverse`. Returns whether all of them are finite.
     pub(in crate::torch) fn unscale_gradients(&self, inverse: f64) -> Result<bool> {
         self.gradients(|params| shim::unscale(params, inverse))
     }
 
-    /// Returns what tells it from other optimizers that live.
+    /// Returns a number that distinguishes it from other live optimizers.
     pub(in crate::torch) fn id(&self) -> usize {
         self.0.id()
     }
@@ -187,17 +186,17 @@ impl Optimizer {
         state.groups.first().unwrap_or(&state.defaults).lr
     }
 
-    /// Returns the learning rate of a parameter group; `None` if there is no such group.
+    /// Returns the learning rate of a parameter group, or `None` if there is no such group.
     pub fn lr_group(&self, group: usize) -> Option<f64> {
         self.0.lock().groups.get(group).map(|group| group.lr)
     }
 
-    /// Returns how many parameter groups there are; [`tch::nn::Path::set_group`] makes them.
+    /// Returns the number of parameter groups, which [`tch::nn::Path::set_group`] creates.
     pub fn groups(&self) -> usize {
         self.0.lock().groups.len()
     }
 
-    /// Steps taken, those before a restored checkpoint was saved included.
+    /// Returns the number of steps, including those before a restored checkpoint was saved.
     pub fn steps(&self) -> u64 {
         self.0.lock().steps
     }
@@ -216,17 +215,17 @@ impl Optimizer {
         or_panic(self.f_set_lr_group(group, lr));
     }
 
-    /// [`set_lr_group`](Optimizer::set_lr_group), with the error as a result.
+    /// Like [`set_lr_group`](Optimizer::set_lr_group), but returns the error.
     pub fn f_set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
         self.set_group(group, |group| group.lr = lr)
     }
 
-    /// Sets the momentum of all groups: for Adam and AdamW `beta1`.
+    /// Sets the momentum of all groups (`beta1` for Adam and AdamW).
     pub fn set_momentum(&mut self, m: f64) {
         self.set(|group| set_momentum(group, m));
     }
 
-    /// Sets the momentum of a parameter group: for Adam and AdamW `beta1`.
+    /// Sets the momentum of a parameter group (`beta1` for Adam and AdamW).
     ///
     /// # Panics
     ///
@@ -235,7 +234,7 @@ impl Optimizer {
         or_panic(self.f_set_momentum_group(group, m));
     }
 
-    /// [`set_momentum_group`](Optimizer::set_momentum_group), with the error as a result.
+    /// Like [`set_momentum_group`](Optimizer::set_momentum_group), but returns the error.
     pub fn f_set_momentum_group(&mut self, group: usize, m: f64) -> Result<()> {
         self.set_group(group, |group| set_momentum(group, m))
     }
@@ -254,13 +253,13 @@ impl Optimizer {
         or_panic(self.f_set_weight_decay_group(group, weight_decay));
     }
 
-    /// [`set_weight_decay_group`](Optimizer::set_weight_decay_group), with the error as a result.
+    /// Like [`set_weight_decay_group`](Optimizer::set_weight_decay_group), but returns the error.
     pub fn f_set_weight_decay_group(&mut self, group: usize, weight_decay: f64) -> Result<()> {
         self.set_group(group, |group| group.weight_decay = weight_decay)
     }
 
-    /// Whether steps go through libtorch's fused kernels where it has them, as they do at first. Without them every
-    /// step computes exactly what `tch::nn::Optimizer` computes. Not saved: set it again before going on.
+    /// Sets whether steps use libtorch's fused kernels where they exist. Without them, every step computes exactly what
+    /// `tch::nn::Optimizer` computes. Defaults to `true`. Not saved: set it again after a restart.
     pub fn set_fused(&mut self, fused: bool) {
         self.0.lock().fused = fused;
     }
@@ -284,8 +283,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Returns what a step passes before it changes anything. Pass it too before you change parameters or slots by hand
-    /// (a moving average, a limit on weights): a save in the background may still be copying them.
+    /// Returns the gate that a step passes before it changes anything. Pass it before you change parameters or slots by
+    /// hand (a moving average, a limit on weights), because a background save may still be copying them.
     ///
     /// ```no_run
     /// # fn limit(optimizer: &tch_checkpoint::optim::Optimizer, weight: &mut tch::Tensor) {
@@ -300,13 +299,13 @@ impl Optimizer {
     /// Returns all trainable variables.
     pub fn trainable_variables(&self) -> Vec<Tensor> {
         let mut state = self.0.lock();
-        // What cannot be taken in is reported by the next step.
+        // Variables that cannot be added are reported by the next step.
         let _ = state.sync();
         state.parameters.iter().map(|parameter| parameter.tensor.shallow_clone()).collect()
     }
 
-    /// Returns the slots of a variable, by PyTorch's names: `exp_avg`, `momentum_buffer` … The tensors are the
-    /// optimizer's own: changing them in place changes its state. `None` for a variable that has not been stepped.
+    /// Returns the slots of a variable by PyTorch's names (`exp_avg`, `momentum_buffer` …), or `None` for a variable
+    /// that has not been stepped. The tensors are the optimizer's own: changing them in place changes its state.
     ///
     /// ```no_run
     /// # fn look(optimizer: &tch_checkpoint::optim::Optimizer) {

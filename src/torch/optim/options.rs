@@ -1,4 +1,4 @@
-//! What is particular to an algorithm: its name, its slots, and its options as JSON. All names are PyTorch's.
+//! The properties of an algorithm: its name, its slots, and its options as JSON. All names are those of PyTorch.
 
 use crate::torch::shim::{Algorithm, SLOTS, StepOptions};
 use serde_json::{Map, Value, json};
@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub name: &'static str,
-    /// A count (`F32 []`); else a tensor like the variable.
+    /// Whether it is a count (`F32 []`) instead of a tensor like the variable.
     pub is_count: bool,
-    /// Only some options need it.
+    /// Whether only some options need it.
     pub is_optional: bool,
 }
 
@@ -23,13 +23,13 @@ const fn optional(name: &'static str) -> Slot {
 
 const STEP: Slot = Slot { name: "step", is_count: true, is_optional: false };
 
-/// The gradient of a variable, which is no slot of the algorithm: it is saved where no step has used it.
+/// The gradient of a variable. It is not a slot of the algorithm, and is saved if no step has used it.
 pub(super) const GRADIENT: Slot = optional("grad");
 
 /// The place of [`GRADIENT`], after those of all slots.
 pub(super) const GRADIENT_PLACE: usize = SLOTS;
 
-/// Returns the slot called `name`, and its place; [`GRADIENT`] too.
+/// Returns the slot `name`, which may be [`GRADIENT`], and its place.
 pub(super) fn slot_named(algorithm: Algorithm, name: &str) -> Option<(usize, Slot)> {
     let own = slots(algorithm).iter().copied().enumerate();
     own.chain([(GRADIENT_PLACE, GRADIENT)]).find(|(_, slot)| slot.name == name)
@@ -102,8 +102,8 @@ pub(super) fn to_json(o: &StepOptions) -> Result<Value, String> {
     })
 }
 
-/// Undoes [`to_json`], for every number that it lets through: ranges are a matter of building an optimizer, and what
-/// was saved must come back. An option that this version does not know is refused: it would be lost.
+/// Reverses [`to_json`] for all numbers. Ranges are checked only when an optimizer is built, so that whatever was saved
+/// can be restored. An unknown option is refused, because it would be lost.
 pub(super) fn from_json(algorithm: Algorithm, saved: &Value) -> Result<StepOptions, String> {
     let fields = saved.as_object().ok_or_else(|| format!("a group's options are expected, not {saved}"))?;
     let mut o = StepOptions::new(algorithm, number(fields, "lr")?);

@@ -1,4 +1,4 @@
-//! What an optimizer holds: options of groups, parameters and their slots. Everything behind one lock.
+//! The state of an optimizer: options of groups, parameters and their slots. Everything is behind one lock.
 
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
@@ -33,12 +33,13 @@ impl Shared {
     }
 }
 
-/// The most parameter groups, so that a large number in a file or a program does not make as many options.
+/// The maximum number of parameter groups, so that a large number in a file or a program does not allocate as many
+/// options.
 pub(super) const MAX_GROUPS: usize = 10_000;
 
 /// A variable that is stepped.
 pub(super) struct Parameter {
-    /// Its names in the `VarStore`, sorted, by which its state is saved; or why it has none that can be relied on.
+    /// Its names in the `VarStore`, sorted, under which its state is saved; or the reason why it has no reliable name.
     pub names: Result<Vec<String>, String>,
     /// The tensor object, which a shallow clone shares.
     object: usize,
@@ -49,7 +50,7 @@ pub(super) struct Parameter {
     used: Arc<UsedGradient>,
 }
 
-/// What the optimizers that step a variable share: a gradient that one of them has used is used.
+/// The used gradients, shared by all optimizers of a variable.
 static USED: Mutex<BTreeMap<usize, Weak<UsedGradient>>> = Mutex::new(BTreeMap::new());
 
 /// Returns the entry of a variable, which the caller keeps alive.
@@ -63,7 +64,7 @@ fn used_gradient(object: usize) -> Arc<UsedGradient> {
     used
 }
 
-/// Forgets the variables that no optimizer has any more.
+/// Removes the variables that no optimizer has anymore.
 fn forget_used_gradients() {
     USED.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, used| used.strong_count() > 0);
 }
@@ -74,12 +75,12 @@ impl Parameter {
         shim::unused_gradients(std::iter::once((&self.tensor, &*self.used)))[0]
     }
 
-    /// Returns `true` if there is anything of it to save.
+    /// Returns `true` if it has anything to save.
     pub(super) fn has_state(&self) -> bool {
         self.slots.iter().any(Option::is_some) || self.has_unused_gradient()
     }
 
-    /// Takes in what a restore has filled, by place.
+    /// Sets the slots that a restore has filled, by place.
     pub(super) fn take(&mut self, restored: Vec<(usize, Tensor)>) {
         for (place, tensor) in restored {
             match self.slots.get_mut(place) {
@@ -100,7 +101,7 @@ impl Parameter {
 
     /// Exchanges the gradient for one that no step has used.
     pub(super) fn set_gradient(&mut self, gradient: Option<&Tensor>) {
-        // It has the variable's shape, which was checked: there is nothing that could be refused.
+        // The shape was checked, so libtorch cannot refuse it.
         if let Err(reason) = shim::set_gradient(&self.tensor, gradient) {
             log::error!("a gradient could not be restored: {reason}");
         }
@@ -110,7 +111,7 @@ impl Parameter {
 
 pub(super) struct State {
     pub algorithm: Algorithm,
-    /// What a new group begins with.
+    /// The initial options of a new group.
     pub defaults: StepOptions,
     pub groups: Vec<StepOptions>,
     pub parameters: Vec<Parameter>,
@@ -120,12 +121,12 @@ pub(super) struct State {
     pub made_for_tied: HashMap<(usize, usize), Weak<Held>>,
     pub steps: u64,
     pub fused: bool,
-    /// What has to be passed before parameters and slots change.
+    /// The gate to pass before parameters and slots change.
     pub gate: Gate,
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
-    /// How many trainable and named variables of the store have been looked at.
+    /// The numbers of trainable and named variables of the store that have been examined.
     seen: (usize, usize),
 }
 
@@ -151,8 +152,8 @@ impl State {
         self.places.get(variable).copied()
     }
 
-    /// Takes in the variables that were added to the store since the last time, and their slots where a restore has
-    /// left some for them.
+    /// Adds the variables that were added to the store since the last call, with the slots that a restore has kept for
+    /// them.
     pub(super) fn sync(&mut self) -> Result<()> {
         let table = self.table.clone();
         let table = variables::lock(&table);
@@ -208,7 +209,7 @@ impl State {
             let tensor = variable.tensor.shallow_clone();
             let (group, slots, used) = (variable.group, Slots::default(), used_gradient(object));
             let mut parameter = Parameter { names, object, tensor, group, slots, used };
-            // Backward passes since it was made have added to what was saved.
+            // Backward passes since then have added to the saved gradient.
             let own = parameter.has_unused_gradient().then(|| shim::gradient(&parameter.tensor).map_err(failed));
             parameter.take(restored);
             if let Some(own) = own.transpose()?
@@ -233,14 +234,14 @@ impl State {
         self.parameters.iter().flat_map(|parameter| parameter.slots.iter().flatten())
     }
 
-    /// Every tensor that a step changes.
+    /// Returns every tensor that a step changes.
     fn written(&self) -> impl Iterator<Item = &Tensor> {
         self.parameters.iter().map(|parameter| &parameter.tensor).chain(self.slots())
     }
 
-    /// Returns what only steps change: slots, and the variables that require a gradient now, with the gate that a step
-    /// passes before. A variable that is frozen may be changed by anyone, as a momentum encoder is; so may a part of a
-    /// larger memory by the rest of it.
+    /// Returns the tensors that only steps change, with the gate that a step passes before: slots, and the variables
+    /// that require a gradient now. Frozen variables are not included, because anything may change them (a momentum
+    /// encoder, for example), and neither are views of a larger memory.
     pub(super) fn guarded(&self) -> Guarded {
         let address = |tensor| {
             let memory = shim::info(tensor).ok()?.memory.ok()?;
@@ -251,7 +252,8 @@ impl State {
         Guarded { gate: self.gate.clone(), addresses: stepped.chain(self.slots()).filter_map(address).collect() }
     }
 
-    /// Moves when a variable or a slot comes or goes, or a variable gets another type, device or memory, or is frozen.
+    /// Returns a number that changes when a variable or a slot is added or removed, or when a variable changes its
+    /// type, device or memory, or is frozen.
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
@@ -269,8 +271,8 @@ impl State {
         self.parameters.iter().map(|parameter| &parameter.tensor).collect()
     }
 
-    /// One step. Saves in the background that are still copying what it changes, whoever makes them, are waited for
-    /// before the first write; one that begins during the step waits for its end, where it tracks this optimizer.
+    /// Makes one step. Waits before the first write for all background saves that are still copying what it changes. A
+    /// save that starts during the step and tracks this optimizer waits for the end of the step.
     pub(super) fn step(&mut self) -> Result<()> {
         self.sync()?;
         let gate = self.gate.clone();
@@ -301,7 +303,7 @@ impl State {
         shim::note_gradients(gradients).map_err(|reason| Error::object("optimizer", reason))
     }
 
-    /// The parameters with a gradient that no step has used, with their places.
+    /// Returns the parameters with a gradient that no step has used, with their places.
     fn unused(&self) -> impl Iterator<Item = (usize, &Parameter)> {
         let unused =
             shim::unused_gradients(self.parameters.iter().map(|parameter| (&parameter.tensor, &*parameter.used)));
@@ -312,9 +314,9 @@ impl State {
             .filter_map(|(place, (parameter, is_unused))| is_unused.then_some((place, parameter)))
     }
 
-    /// Returns the variables with a gradient other than zero that no step has used: how many, and the first.
+    /// Returns the number of variables with a nonzero gradient that no step has used, and the name of the first.
     pub(super) fn unused_gradients(&self) -> Option<(usize, String)> {
-        // What cannot be looked at is not known to be zero.
+        // A gradient that cannot be read is not known to be zero.
         let waits = |parameter: &&Parameter| !shim::gradient_is_zero(&parameter.tensor).unwrap_or(false);
         let mut waiting = self.unused().map(|(_, parameter)| parameter).filter(waits);
         let first = waiting.next()?;
@@ -323,8 +325,7 @@ impl State {
     }
 }
 
-/// Returns the slots that a restore has left for a variable that is new, in the variable's layout and on its device
-/// after the first step.
+/// Returns the slots that a restore has kept for a new variable, in the variable's layout and on its device.
 fn take_pending(
     pending: &mut BTreeMap<String, Vec<(usize, Tensor)>>,
     names: &[String],
@@ -340,12 +341,12 @@ fn take_pending(
         check_spec(slot, &examine(tensor).map_err(failed)?.0, &wanted).map_err(failed)?;
     }
     let slots = pending.remove(&name).unwrap_or_default();
-    // Those of its other names are the same.
+    // The slots under its other names are the same.
     names.iter().for_each(|name| _ = pending.remove(name));
     Ok(slots)
 }
 
-/// Returns whether a saved slot is that of a variable of type and shape `variable`.
+/// Checks that a saved slot fits a variable of type and shape `variable`.
 pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
     let count = TensorSpec::new(Dtype::F32, []);
     let wanted = if slot.is_count { &count } else { variable };

@@ -10,7 +10,7 @@ fn numbers(shape: &[i64], kind: Kind) -> Tensor {
     (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898).sin().to_kind(kind).reshape(shape)
 }
 
-/// Steps a variable that begins as `start`, five times; its values after that.
+/// Steps a variable that starts as `start` five times. Returns its values.
 fn five_steps<C: OptimizerConfig>(config: C, fused: bool, start: &Tensor, gradient: &Tensor) -> Tensor {
     let vs = VarStore::new(Device::Cpu);
     let mut copy = Tensor::empty_strided(start.size(), start.stride(), (start.kind(), Device::Cpu));
@@ -29,7 +29,7 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[]) <= tolerance
 }
 
-/// Every algorithm, with all that it can do.
+/// Every algorithm, with all options.
 macro_rules! every {
     ($do:expr) => {
         $do(Sgd { momentum: 0.9, nesterov: true, wd: 0.1, ..Default::default() });
@@ -73,7 +73,7 @@ fn low_precision_steps_as_well_as_the_type_allows() {
             }
         }
     }
-    // An eps of 1e-8 is nothing in half precision.
+    // An eps of 1e-8 is zero in half precision.
     check(Sgd { momentum: 0.9, ..Default::default() });
     check(AdamW::default().eps(1e-4));
     check(Adam::default().eps(1e-4).amsgrad(true));
@@ -135,7 +135,7 @@ fn slots_follow_a_variable_to_another_type() {
     let state = optimizer.state("w").unwrap();
     assert_eq!((state["exp_avg"].kind(), state["step"].kind()), (Kind::Double, Kind::Float));
     assert_eq!(state["step"].double_value(&[]), 2.0);
-    // 0.1 · 2 and then 0.9 · that + 0.1 · 1.8, as if it had been double all along.
+    // 0.1 · 2 and then 0.9 · that + 0.1 · 1.8, as if it had always been double.
     assert!((state["exp_avg"].double_value(&[0]) - 0.36).abs() < 1e-6);
     w.shallow_clone().set_data(&Tensor::ones([4], (Kind::Double, Device::Cpu)));
     let refusal = optimizer.f_backward_step(&w.square().sum(Kind::Double)).unwrap_err().to_string();

@@ -24,7 +24,7 @@ pub(super) fn node(shared: &Shared) -> Node {
     ])
 }
 
-/// What a checked value changes.
+/// The change that a checked value makes.
 type Change = Box<dyn FnOnce(&mut State) + Send>;
 type Save = fn(&mut State) -> Result<Value, BoxError>;
 type Load = fn(&mut State, &Value) -> Result<Change, BoxError>;
@@ -68,7 +68,7 @@ fn save_algorithm(state: &mut State) -> Result<Value, BoxError> {
 fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let own = options::name(state.algorithm);
     if saved.as_str() == Some(own) {
-        // What an earlier restore has left for variables to come is not of this checkpoint.
+        // Slots that an earlier restore has kept for later variables do not belong to this checkpoint.
         return Ok(Box::new(|state| state.pending.clear()));
     }
     let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
@@ -108,7 +108,7 @@ fn load_groups(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     Ok(set_groups(groups))
 }
 
-/// Returns the groups that the checkpoint has, where the optimizer has more.
+/// Loads the groups of the checkpoint if the optimizer has more.
 fn load_known_groups(state: &mut State, saved: &Value) -> Option<Change> {
     state.sync().ok()?;
     Some(set_groups(groups_of(state, saved).ok()?))
@@ -138,7 +138,7 @@ fn load_steps(_: &mut State, saved: &Value) -> Result<Change, BoxError> {
     Ok(Box::new(move |state| state.steps = steps))
 }
 
-/// `state`: the variables that have slots, by name.
+/// The node `state`: the variables that have slots, by name.
 struct AllSlots(Shared);
 
 impl Collection for AllSlots {
@@ -186,13 +186,13 @@ impl Collection for AllSlots {
     }
 
     fn may_lack(&self, _: &str) -> bool {
-        // It had not been stepped yet when the checkpoint was saved.
+        // The variable had not been stepped when the checkpoint was saved.
         true
     }
 
     fn guarded(&self) -> Option<Guarded> {
         let mut state = self.0.lock();
-        // What cannot be taken in is reported by `children`.
+        // Errors are reported by `children`.
         let _ = state.sync();
         Some(state.guarded())
     }
@@ -220,7 +220,7 @@ impl Collection for AllSlots {
 
     fn waiting(&self) -> Vec<String> {
         let mut state = self.0.lock();
-        // What cannot be taken in is reported by `children`.
+        // Errors are reported by `children`.
         let _ = state.sync();
         state.pending.keys().cloned().collect()
     }
@@ -230,7 +230,7 @@ impl Collection for AllSlots {
         let dropped: HashSet<&String> = variables.iter().collect();
         for variable in &dropped {
             let Some(place) = state.place(variable) else { continue };
-            // A checkpoint that has it under another of its names has it.
+            // A checkpoint may have it under another of its names.
             let names = state.parameters[place].names.as_ref().map_or(&[][..], Vec::as_slice);
             if names.iter().all(|name| dropped.contains(name)) {
                 let parameter = &mut state.parameters[place];
@@ -243,7 +243,7 @@ impl Collection for AllSlots {
     }
 }
 
-/// `state/<variable>`: the slots it has.
+/// The node `state/<variable>`: its slots.
 struct VariableSlots {
     shared: Shared,
     place: usize,
@@ -283,18 +283,18 @@ impl Collection for VariableSlots {
     }
 
     fn may_lack(&self, name: &str) -> bool {
-        // Options can be set during training: it may have got a slot since that it did not need before.
+        // Options can be set during training, which may have added a slot.
         let state = self.shared.lock();
         options::slot_named(state.algorithm, name).is_some_and(|(_, slot)| slot.is_optional)
     }
 
     fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
-        // With a gradient and nothing else it had not been stepped yet.
+        // With only a gradient, it had not been stepped.
         !is_stepped(saved) || self.may_lack(name)
     }
 
     fn generation(&self) -> Option<u64> {
-        // Its slots count in that of all slots.
+        // Its slots are part of the generation of all slots.
         Some(0)
     }
 
@@ -311,7 +311,7 @@ impl Collection for VariableSlots {
     }
 }
 
-/// Returns `true` if a checkpoint has slots of a variable: before its first step there is a gradient at most.
+/// Returns `true` if a checkpoint has slots of a variable. Before its first step there is at most a gradient.
 fn is_stepped(saved: &Saved) -> bool {
     saved.children.is_empty() || saved.children.keys().any(|name| name != options::GRADIENT.name)
 }
@@ -324,13 +324,13 @@ struct NewSlot {
     leaf: Leaf,
 }
 
-/// The tensors of slots that were filled, by place.
+/// Returns the tensors of slots that were filled, by place.
 fn restored(slots: Vec<NewSlot>) -> Vec<(usize, Tensor)> {
     slots.into_iter().map(|slot| (slot.place, slot.leaf.tensor())).collect()
 }
 
-/// Makes a slot: like the variable if there is one, else as it was saved, on the CPU. Under all names of a tied variable it
-/// is the same one.
+/// Makes a slot: like the variable if there is one, else as it was saved, on the CPU. Under all names of a tied
+/// variable it is the same one.
 fn new_slot(state: &mut State, variable: &str, name: &str, saved: &Saved) -> Result<NewSlot, String> {
     let algorithm = options::name(state.algorithm);
     let (place, slot) = options::slot_named(state.algorithm, name)

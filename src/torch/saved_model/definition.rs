@@ -13,17 +13,17 @@ use tch::Tensor;
 /// The live model's closure.
 type Closure<'a> = Box<dyn FnMut(&[Tensor]) -> Vec<Tensor> + 'a>;
 
-/// A method of a program to be exported: a closure over the live model, its inputs' and outputs' names, and at least
-/// two examples of inputs.
+/// A method of a program to be exported: a closure over the live model, the names of its inputs and outputs, and at
+/// least two examples of inputs.
 ///
-/// The closure evaluates: it gives `train = false` to dropout and to layers that ask. Lengths in which the examples
-/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and others are refused
-/// when it runs. Free lengths that are equal in all examples are one, and inputs in which they differ are refused. So
-/// give examples that differ in all sizes that shall be free, each in its own way.
+/// The closure must evaluate: pass `train = false` to dropout and to layers that take it. Lengths in which the examples
+/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and inputs of other
+/// lengths are refused. Free lengths that are equal in all examples must be equal in all inputs. So give examples that
+/// differ in all sizes that are to be free, each in its own way.
 ///
-/// The export also calls the closure with inputs of other sizes, made from the examples, and refuses it where it does
-/// something else there than the examples say. It may panic for them; such sizes are left out. (In a program that
-/// aborts on a panic, this is not done, and more examples are asked for.)
+/// The export also calls the closure with inputs of other sizes, derived from the examples, and fails if the closure
+/// behaves differently there. The closure may panic for such sizes, which are then ignored. (In a program that aborts
+/// on a panic this is not done, and more examples are required.)
 ///
 /// ```no_run
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -57,46 +57,46 @@ impl fmt::Debug for SignatureDef<'_> {
 }
 
 impl<'a> SignatureDef<'a> {
-    /// Returns the method `name`, which does what `closure` does: tensors in, tensors out. The one called `forward` is
-    /// what calling the module runs in Python.
+    /// Creates the method `name` from a closure from tensors to tensors. In Python, calling the module runs the method
+    /// `forward`.
     pub fn new(name: impl Into<String>, closure: impl FnMut(&[Tensor]) -> Vec<Tensor> + 'a) -> SignatureDef<'a> {
         let closure = Box::new(closure);
         SignatureDef { name: name.into(), closure, inputs: vec![], outputs: vec![], examples: vec![] }
     }
 
-    /// Names the inputs; otherwise they are `input_0`, `input_1` and so on.
+    /// Sets the names of the inputs. Defaults to `input_0`, `input_1` and so on.
     pub fn inputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.inputs = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Names the outputs; otherwise they are `output_0`, `output_1` and so on.
+    /// Sets the names of the outputs. Defaults to `output_0`, `output_1` and so on.
     pub fn outputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.outputs = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Adds an example of all inputs. It is copied, and saved with the model.
+    /// Adds an example of all inputs, which is copied and saved with the model.
     pub fn example(mut self, inputs: impl IntoIterator<Item = Tensor>) -> Self {
         self.examples.push(inputs.into_iter().map(|input| input.detach().copy()).collect());
         self
     }
 
-    /// Returns what the live model gives for an example.
+    /// Returns the outputs of the live model for an example.
     pub(super) fn call(&mut self, example: &[Tensor]) -> Vec<Tensor> {
         // The closure may change its inputs in place.
         let inputs: Vec<Tensor> = example.iter().map(Tensor::copy).collect();
-        // A guard, which a panic of the closure drops too.
+        // A guard, so that a panic of the closure drops it as well.
         let _no_grad = tch::no_grad_guard();
         (self.closure)(&inputs)
     }
 
-    /// Inputs that are no example and that the closure takes, with what the live model gives for them.
+    /// Returns inputs of other sizes that the closure accepts, with the outputs of the live model.
     pub(super) fn probes(&mut self) -> Vec<Example> {
         let mut failures = 0;
         let mut probes = Vec::new();
         for inputs in probes::of(&self.examples) {
-            // Some sizes a model refuses; those are its affair.
+            // A model may refuse some sizes, which are skipped.
             match catch_unwind(AssertUnwindSafe(|| self.call(&inputs))) {
                 Ok(outputs) => probes.push(Example { inputs, outputs }),
                 Err(_) => failures += 1,
@@ -129,7 +129,7 @@ impl<'a> SignatureDef<'a> {
         several.map(|class| class.into_iter().map(name).collect()).collect()
     }
 
-    /// Returns what is wrong with it, seen before anything runs. Names the inputs.
+    /// Checks the definition before anything runs. Sets default names of the inputs.
     pub(super) fn check(&mut self) -> Result<()> {
         let refuse = |reason: String| Err(Error::object(subject(&self.name), reason));
         if !is_identifier(&self.name) {
@@ -168,7 +168,7 @@ impl<'a> SignatureDef<'a> {
         Ok(())
     }
 
-    /// Types and shapes over all examples; `outputs` are those of every example.
+    /// Returns types and shapes over all examples; `outputs` are the outputs of every example.
     pub(super) fn signature(&self, outputs: &[Vec<Tensor>]) -> Result<Signature> {
         let failed = |reason: String| Error::object(subject(&self.name), reason);
         let count = outputs.first().map_or(0, Vec::len);
@@ -183,12 +183,12 @@ impl<'a> SignatureDef<'a> {
     }
 }
 
-/// How errors call a signature.
+/// Returns the name of a signature in errors.
 pub(super) fn subject(signature: &str) -> String {
     format!("the signature `{signature}`")
 }
 
-/// Type and shape of every tensor; a length that differs between the examples is free.
+/// Returns the type and shape of every tensor. A length that differs between the examples is free.
 fn infos(names: &[String], examples: &[Vec<Tensor>]) -> Result<Vec<TensorInfo>, String> {
     let mut infos: Vec<TensorInfo> = Vec::new();
     for (i, name) in names.iter().enumerate() {

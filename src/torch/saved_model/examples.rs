@@ -1,4 +1,5 @@
-//! The examples of a saved model: a safetensors file, in which `encode.0.inputs.letters` is an input of the first.
+//! The examples of a saved model: a safetensors file, in which `encode.0.inputs.letters` is an input of the first
+//! example.
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ fn name(signature: &str, place: usize, side: &str, tensor: &TensorInfo) -> Strin
     format!("{signature}.{place}.{side}.{}", tensor.name)
 }
 
-/// About how many bytes the file will have.
+/// Estimates the length of the file in bytes.
 pub(super) fn bytes(examples: &Examples) -> u64 {
     let tensors = examples.values().flatten().flat_map(|example| example.inputs.iter().chain(&example.outputs));
     tensors.map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64 + 256).sum()
@@ -57,7 +58,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Reads the file, whose bytes are verified.
+/// Reads the file, whose bytes have been verified.
 pub(super) fn read(path: &Path, bytes: &[u8], signatures: &BTreeMap<String, Signature>) -> Result<Examples> {
     let path = path.join(EXAMPLES_FILE);
     let damaged = |reason: String| Error::damaged(&path, reason);

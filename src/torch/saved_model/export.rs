@@ -1,4 +1,4 @@
-//! Exporting: trace, compare with the live model, and only then write.
+//! Export: trace, compare with the live model, and only then write.
 
 use super::definition::{SignatureDef, same_bits, subject};
 use super::examples::{self, Example, Examples};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 use tch::nn::VarStore;
 
-/// An export in preparation; made by [`SavedModel::export`](super::SavedModel::export).
+/// An export in preparation, returned by [`SavedModel::export`](super::SavedModel::export).
 pub struct Export<'a> {
     dir: PathBuf,
     vs: &'a VarStore,
@@ -50,27 +50,27 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Exports only the variables below `prefix`, such as `encoder`; called again, those below another one too. They
-    /// keep their full names. Without this all variables of the store are exported.
+    /// Exports only the variables below `prefix`, such as `encoder`. Further calls add further prefixes. Variables keep
+    /// their full names. Without this, all variables of the store are exported.
     pub fn under(mut self, prefix: impl Into<String>) -> Self {
         self.prefixes.push(prefix.into());
         self
     }
 
-    /// Adds a method. A program has at least one.
+    /// Adds a method. A program needs at least one.
     pub fn signature(mut self, signature: SignatureDef<'a>) -> Self {
         self.signatures.push(signature);
         self
     }
 
-    /// Saves all that `checkpoint` tracks beside the program, so that training can go on from here. It must track all
-    /// variables that are exported. Without one, these are saved, under their prefixes or under `model`.
+    /// Saves everything that `checkpoint` tracks beside the program, so that training can resume from it. It must track
+    /// all exported variables. Without a checkpoint, only these are saved, under their prefixes or under `model`.
     pub fn checkpoint(mut self, checkpoint: &'a mut Checkpoint) -> Self {
         self.checkpoint = Some(checkpoint);
         self
     }
 
-    /// The training step, for the manifest.
+    /// Sets the training step for the manifest.
     pub fn step(mut self, step: u64) -> Self {
         self.step = Some(step);
         self
@@ -82,21 +82,21 @@ impl<'a> Export<'a> {
         self
     }
 
-    /// Adds a note: a vocabulary, a licence, how the inputs are made.
+    /// Adds metadata, such as a vocabulary, a licence, or how the inputs are computed.
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
         self.metadata.insert(name.into(), value.into());
         self
     }
 
-    /// Traces the closures, compares the program with them on every example, bit by bit, and saves it all: durable, and
-    /// whole or not at all. Returns the path.
+    /// Traces the closures, compares the program with them on every example, bit for bit, and saves everything
+    /// atomically and durably. Returns the path.
     ///
-    /// The live model is as before: variables, `requires_grad`, random state.
+    /// The live model is unchanged afterwards: variables, `requires_grad`, random state.
     ///
     /// # Errors
-    /// [`Error::Object`] for what a program cannot hold, with the reason and what to do: an `if` or a loop that depends
-    /// on the inputs, random numbers, a closure that changes variables, a tensor that is trained but not in the
-    /// `VarStore`. The errors of [`Checkpoint::write`]. Nothing is left behind.
+    /// [`Error::Object`] for what a program cannot express, with the reason and the remedy: an `if` or a loop that
+    /// depends on the inputs, random numbers, a closure that changes variables, a trained tensor that is not in the
+    /// `VarStore`. Otherwise the errors of [`Checkpoint::write`]. After an error, nothing is left at the path.
     pub fn write(mut self) -> Result<PathBuf> {
         let all = weights::of_store(self.vs)?;
         let is_below = |one: &ProgramVariable| self.prefixes.iter().any(|prefix| is_below(&one.name, prefix));
@@ -140,7 +140,7 @@ impl<'a> Export<'a> {
         checkpoint.write_at_step(&self.dir, step, &self.options, assets(&program, &info, &examples)?)
     }
 
-    /// Returns the exported variables, and nothing else.
+    /// Returns a checkpoint of the exported variables only.
     fn own_checkpoint(&self) -> Result<Checkpoint> {
         let variables = Variables::of(self.vs);
         if self.prefixes.is_empty() {
@@ -150,7 +150,7 @@ impl<'a> Export<'a> {
         self.prefixes.iter().try_fold(Checkpoint::new(), track)
     }
 
-    /// Returns the program, with all signatures, and what the live model gives for their examples.
+    /// Returns the program with all signatures, and the outputs of the live model for the examples.
     fn trace(
         &mut self,
         variables: &[ProgramVariable],
@@ -189,12 +189,12 @@ impl<'a> Export<'a> {
     }
 }
 
-/// Returns `true` if a variable is the prefix itself or below it; a prefix is whole components.
+/// Returns `true` if a variable is the prefix itself or below it. A prefix consists of whole components.
 fn is_below(variable: &str, prefix: &str) -> bool {
     variable.strip_prefix(prefix.trim_end_matches('.')).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Adds to libtorch's reason what to do about it.
+/// Adds a remedy to libtorch's reason.
 fn explained(reason: String) -> String {
     if reason.contains("requires grad as a constant") {
         return "the closure uses a trainable tensor that is not exported: the program would have it as a constant, without a \
@@ -204,7 +204,7 @@ fn explained(reason: String) -> String {
     reason
 }
 
-/// Runs the program on an example, and compares it with the live model.
+/// Runs the program on an example and compares the outputs with those of the live model.
 fn compare(program: &Program, name: &str, example: &Example, signature: &Signature) -> Result<(), String> {
     let inputs: Vec<Tensor> = example.inputs.iter().map(Tensor::copy).collect();
     let inputs: Vec<&Tensor> = inputs.iter().collect();

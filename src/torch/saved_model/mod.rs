@@ -1,4 +1,5 @@
-//! Saved models: a TorchScript program that runs without the model's code, beside a checkpoint to train on from.
+//! Saved models: a TorchScript program that runs without the model's code, beside a checkpoint from which training can
+//! resume.
 
 mod definition;
 mod examples;
@@ -26,8 +27,8 @@ use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-/// A model that runs without the code that made it: a directory with a TorchScript program, its signatures, examples,
-/// and a whole checkpoint.
+/// A model that runs without the code that defined it: a directory with a TorchScript program, its signatures,
+/// examples, and a complete checkpoint.
 ///
 /// ```no_run
 /// use tch::{Device, Kind, Tensor, nn, nn::Module};
@@ -48,8 +49,8 @@ use tch::{Device, Kind, Tensor};
 /// # }
 /// ```
 ///
-/// **TorchScript is a program.** Loading and running one from somebody you do not trust is running their code: the
-/// digests tell whether a file is what was written, not by whom.
+/// **TorchScript is code.** Loading or running a saved model from an untrusted source executes that code: digests show
+/// that a file is what was written, not who wrote it.
 pub struct SavedModel {
     path: PathBuf,
     info: SavedModelInfo,
@@ -65,16 +66,17 @@ impl fmt::Debug for SavedModel {
 }
 
 impl SavedModel {
-    /// Begins to export the model whose variables are in `vs` into the directory `dir`, which must not exist yet.
+    /// Starts an export of the model whose variables are in `vs` to the directory `dir`, which must not exist.
     pub fn export<'a>(dir: impl AsRef<Path>, vs: &'a VarStore) -> Export<'a> {
         Export::new(dir.as_ref(), vs)
     }
 
     /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before
-    /// libtorch looks at it. It evaluates: what training does in dropout or batch norm is not in it.
+    /// libtorch parses it. The program evaluates: it does not contain the training behaviour of dropout or batch
+    /// normalization.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is none, also for a checkpoint without a program; [`Error::Damaged`],
+    /// [`Error::NotFound`] if there is none, also for a checkpoint without a program; [`Error::Damaged`],
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<SavedModel> {
         let (info, reader) = open(dir.as_ref())?;
@@ -101,7 +103,7 @@ impl SavedModel {
         Ok(SavedModel { path, info, program, vs })
     }
 
-    /// Signatures, variables, metadata.
+    /// Returns signatures, variables and metadata.
     pub fn info(&self) -> &SavedModelInfo {
         &self.info
     }
@@ -111,12 +113,12 @@ impl SavedModel {
         &self.path
     }
 
-    /// Runs a signature. Gradients reach the parameters, unless inside of `tch::no_grad`. The inputs are left as they
-    /// are, also where the exported closure changed its own in place.
+    /// Runs a signature. Gradients reach the parameters, except inside `tch::no_grad`. The inputs are not changed, even
+    /// if the exported closure changes its inputs in place.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for inputs that are not what the signature says: of another type or shape, or
-    /// different in lengths that are the same in all examples; [`Error::Object`] for what libtorch refuses.
+    /// [`Error::InvalidArgument`] for inputs that do not match the signature: of another type or shape, or with
+    /// different lengths where all examples have equal ones; [`Error::Object`] if libtorch refuses them.
     pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let asked = self.signature(signature)?;
         if asked.inputs.len() != inputs.len() {
@@ -146,12 +148,12 @@ impl SavedModel {
         })
     }
 
-    /// Runs every signature on its stored examples, and compares the outputs with those that the live model gave. No
-    /// element may be further off than `tolerance` times 1 plus its size; 0 asks for the same bits, which the same
-    /// libtorch on the same kind of processor gives.
+    /// Runs every signature on its stored examples and compares the outputs with those of the live model. No element
+    /// may differ by more than `tolerance` times 1 plus its magnitude. 0 requires equal bits, which the same libtorch
+    /// on the same kind of processor produces.
     ///
     /// # Errors
-    /// [`Error::Assertion`] with every output that is further off; the errors of [`run`](SavedModel::run).
+    /// [`Error::Assertion`] with every output that differs by more; the errors of [`run`](SavedModel::run).
     pub fn check(&self, tolerance: f64) -> Result<()> {
         let mut off = Vec::new();
         for (name, examples) in &self.examples()? {
@@ -173,7 +175,7 @@ impl SavedModel {
         Err(Error::Assertion(format!("{path} gives other outputs than the exported model: {}", off.join(", "))))
     }
 
-    /// Returns what the program gives for an example.
+    /// Returns the outputs of the program for an example.
     fn outputs(&self, name: &str, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.to_device(self.vs.device()).copy()).collect();
         let inputs: Vec<&Tensor> = inputs.iter().collect();
@@ -186,8 +188,8 @@ impl SavedModel {
         examples::read(&self.path, &reader.asset(EXAMPLES_FILE)?, &self.info.signatures)
     }
 
-    /// Returns the variables, under the names that they had in the store that was exported. They are the program's own:
-    /// an optimizer of this store trains the program, and a restore into it gives the program other weights.
+    /// Returns the variables, under the names of the exported store. They are the program's own: an optimizer of this
+    /// store trains the program, and a restore into it changes the program's weights.
     pub fn var_store(&self) -> &VarStore {
         &self.vs
     }
@@ -199,9 +201,9 @@ impl SavedModel {
         trainable.filter_map(|(name, _)| Some((name.clone(), all.get(name)?.shallow_clone()))).collect()
     }
 
-    /// A checkpoint that tracks the program's variables under the names of the checkpoint that was exported. Track an
-    /// optimizer and counters too, restore it from [`path`](SavedModel::path), and training goes on where it was; or
-    /// save it, and the live model restores what was trained here.
+    /// Returns a checkpoint that tracks the program's variables under the names of the exported checkpoint. Track an
+    /// optimizer and counters as well and restore it from [`path`](SavedModel::path) to resume training. The live model
+    /// can restore what is saved here.
     ///
     /// ```no_run
     /// # use tch::{Device, Kind, Tensor};
@@ -227,8 +229,8 @@ impl SavedModel {
         objects.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
     }
 
-    /// Takes the weights of the checkpoint at `path`: one of the same training run, or any with the same names, types
-    /// and shapes. All of them or none.
+    /// Restores the weights of the checkpoint at `path`, of the same training run or of any other with the same names,
+    /// types and shapes. All-or-nothing.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
@@ -238,9 +240,9 @@ impl SavedModel {
         Ok(status)
     }
 
-    /// Saves the program with its present weights into the directory `dir`, beside what `checkpoint` tracks: one made
-    /// by [`checkpoint`](SavedModel::checkpoint), with more tracked if you like. The examples' outputs are computed
-    /// anew.
+    /// Saves the program with its present weights to the directory `dir`, beside what `checkpoint` tracks. Use a
+    /// checkpoint from [`checkpoint`](SavedModel::checkpoint), which may track more. The outputs of the examples are
+    /// recomputed.
     ///
     /// # Errors
     /// As for [`Export::write`].
@@ -253,11 +255,11 @@ impl SavedModel {
         checkpoint.write_with_assets(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
     }
 
-    /// From a checkpoint to a saved model, without the model's code and without training: saves this program with the
-    /// weights of the checkpoint at `from`, and beside it all else that checkpoint holds (optimizer, step, values),
-    /// into the directory `dir`. This model has the checkpoint's weights then.
+    /// Converts a checkpoint to a saved model without the model's code: saves this program with the weights of the
+    /// checkpoint at `from` to the directory `dir`, beside everything else in that checkpoint (optimizer, step,
+    /// values). Afterwards this model has the checkpoint's weights.
     ///
-    /// The way back needs nothing: a saved model is a checkpoint, and [`Checkpoint::restore`] takes its path.
+    /// The reverse needs no conversion: a saved model is a checkpoint, and [`Checkpoint::restore`] accepts its path.
     ///
     /// # Errors
     /// As for [`restore_weights`](SavedModel::restore_weights) and [`Export::write`].
@@ -270,7 +272,7 @@ impl SavedModel {
         from.copy_to(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
     }
 
-    /// Returns the examples' inputs, with the outputs for the present weights.
+    /// Returns the inputs of the examples, with the outputs for the present weights.
     fn examples_now(&self) -> Result<Examples> {
         let mut examples = self.examples()?;
         for (name, examples) in &mut examples {
@@ -293,7 +295,7 @@ fn open(dir: &Path) -> Result<(SavedModelInfo, CheckpointReader)> {
 }
 
 fn shape_and_type(tensor: &Tensor) -> Result<crate::dtype::TensorSpec> {
-    // A view, such as an expanded one, is fine as an input.
+    // A view, such as an expanded tensor, is a valid input.
     let shown = if tensor.is_contiguous() { tensor.shallow_clone() } else { tensor.contiguous() };
     examine(&shown).map(|(spec, ..)| spec).map_err(|reason| Error::InvalidArgument(format!("an input: {reason}")))
 }
@@ -305,7 +307,7 @@ fn is_near(got: &Tensor, expected: &Tensor, tolerance: f64) -> Result<bool, Stri
     if tolerance <= 0.0 || got.size() != expected.size() || got.kind() != expected.kind() {
         return Ok(false);
     }
-    // Of complex numbers both parts count.
+    // Both parts of complex numbers are compared.
     let parts = |tensor: &Tensor| if tensor.is_complex() { tensor.view_as_real() } else { tensor.shallow_clone() };
     let (got, expected) = (parts(got).to_kind(Kind::Double), parts(expected).to_kind(Kind::Double));
     Ok(got.allclose(&expected, tolerance, tolerance, true))

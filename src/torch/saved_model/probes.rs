@@ -1,17 +1,17 @@
-//! Inputs that are no examples: made from them, in other sizes. What examples say of a closure is tried on these.
+//! Inputs of other sizes, derived from the examples, on which the traces of the examples are tested.
 
 use super::lengths::{self, Class};
 use tch::{Kind, Tensor};
 
-/// How many are made, of small inputs and of large ones.
+/// The number of probes for small and for large inputs.
 const PROBES: [usize; 2] = [LEVELS, 4];
 
-/// From how many elements on inputs are large.
+/// The number of elements from which inputs count as large.
 const LARGE: u64 = 1 << 16;
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
-/// here too. Their elements are elements of the examples, so that words stay words. None in a program that aborts where
-/// a closure panics.
+/// here too. Their elements are taken from the examples, so that words stay words. Empty in a program that aborts on a
+/// panic.
 pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let classes = lengths::free(examples);
     if cfg!(panic = "abort") {
@@ -35,7 +35,7 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     (0..count).filter_map(probe).collect()
 }
 
-/// Returns how many elements an example has with these lengths.
+/// Returns the number of elements of an example with these lengths.
 fn elements_resized(example: &[Tensor], classes: &[Class], sizes: &[i64]) -> u64 {
     let mut shapes: Vec<Vec<i64>> = example.iter().map(Tensor::size).collect();
     for (class, &size) in classes.iter().zip(sizes) {
@@ -63,7 +63,7 @@ fn resized(example: &[Tensor], classes: &[Class], sizes: &[i64], numbers: &mut N
     Some(inputs)
 }
 
-/// Numbers that look random and are the same in every export: SplitMix64.
+/// Pseudo-random numbers that are the same in every export: SplitMix64.
 struct Numbers(u64);
 
 impl Numbers {
@@ -80,10 +80,10 @@ impl Numbers {
         low + (self.next() % count) as i64
     }
 
-    /// A length on one of the levels, from the least to far above the examples: what a model does otherwise for some
-    /// sizes, it mostly does for very small or for large ones.
+    /// Returns a length on one of the levels, from the minimum to far above the examples: if a model behaves
+    /// differently for some sizes, these are mostly very small or large.
     fn length(&mut self, level: usize, low: i64, high: i64) -> i64 {
-        // Time and memory may grow with the square of a length, so long ones grow little.
+        // Time and memory may grow with the square of a length, so long ones grow slowly.
         let far = |times: i64, more: i64| if high <= 64 { high * times + more } else { high + high / 2 + more };
         match level {
             0 => self.between(high + 1, far(2, 3)),
@@ -105,5 +105,5 @@ impl Numbers {
 /// Levels of [`Numbers::length`].
 const LEVELS: usize = 12;
 
-/// From one length to the next: so that every two lengths meet on different levels in every round.
+/// The step of the level from one length to the next, so that any two lengths are on different levels in every round.
 const STRIDE: usize = 5;

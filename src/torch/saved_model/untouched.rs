@@ -1,16 +1,16 @@
-//! Exporting leaves the live model as it was: random state, buffers, parameters.
+//! Restores the live model after an export: random state, buffers, parameters.
 
 use super::definition::same_bits;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim::{self, GeneratorDevice};
 use tch::Tensor;
 
-/// What a closure may change while it is traced, as it was before. Put back when dropped.
+/// The state that a closure may change while it is traced. Restored on drop.
 pub(super) struct Untouched<'a> {
     variables: Vec<&'a ProgramVariable>,
-    /// How often each was changed before, as libtorch counts.
+    /// The version counter of each variable before the trace.
     versions: Vec<Option<u64>>,
-    /// Copies of the buffers, which layers in training change.
+    /// Copies of the buffers, which layers in training mode change.
     buffers: Vec<Option<Tensor>>,
     generators: Vec<(GeneratorDevice, i32, Tensor)>,
 }
@@ -28,8 +28,8 @@ impl<'a> Untouched<'a> {
         Ok(Untouched { variables, versions, buffers, generators })
     }
 
-    /// Returns the variables that were changed. Of buffers the bits are compared: batch norm changes its own behind
-    /// libtorch's back, without counting.
+    /// Returns the variables that were changed. Buffers are compared by their bits, because batch normalization changes
+    /// them without a change of the version counter.
     pub(super) fn changed(&self) -> Vec<&'a ProgramVariable> {
         let now = versions(&self.variables);
         let places = 0..self.variables.len();

@@ -1,4 +1,4 @@
-//! The variables of a program: from a `VarStore` and back into one, and under which keys a checkpoint has them.
+//! The variables of a program: from a `VarStore` and back, and their keys in a checkpoint.
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{BoxError, Error, Result};
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-/// libtorch's name of a device.
+/// Returns libtorch's name of a device.
 pub(super) fn device_name(device: Device) -> String {
     match device {
         Device::Cpu => "cpu".to_string(),
@@ -40,7 +40,7 @@ pub(super) fn of_store(vs: &VarStore) -> Result<Vec<ProgramVariable>> {
     Ok(variables)
 }
 
-/// Notes under which keys the checkpoint has each of the variables.
+/// Records the keys of each variable in the checkpoint.
 pub(super) fn note_keys(
     vs: &VarStore,
     variables: &[ProgramVariable],
@@ -54,7 +54,7 @@ pub(super) fn note_keys(
         let LeafObject::Tensor(tensor) = &leaf.object else { continue };
         match tensor.identity() {
             Some(identity) => by_identity.entry(identity).or_default().push(leaf),
-            // A tensor without elements has none to be known by.
+            // A tensor without elements cannot be identified by its memory.
             None => without_memory.push(leaf),
         }
     }
@@ -62,7 +62,7 @@ pub(super) fn note_keys(
         Some(identity) => by_identity.get(&identity).map_or(&[][..], Vec::as_slice),
         None => &without_memory,
     };
-    // Of tied variables each has a key of its own, if there are as many: first that of its name, then any that is free.
+    // Each tied variable gets a key of its own if there are enough: first the one of its name, then any free one.
     let mut keys: HashMap<&str, &str> = HashMap::new();
     let mut taken: HashSet<&str> = HashSet::new();
     let by_name = |leaf: &TrackedLeaf, variable: &ProgramVariable| is_named(&leaf.name_in_file, &variable.name);
@@ -93,7 +93,7 @@ pub(super) fn note_keys(
         let entry = Variable { key: key.to_string(), trainable: variable.is_parameter, group };
         info.variables.insert(variable.name.clone(), entry);
         if variable.tensor.numel() > 0 {
-            // What restores the live model looks for these too.
+            // Restores of the live model look for these keys, too.
             for leaf in memory(variable).iter().filter(|leaf| !taken.contains(leaf.key.as_str()) && leaf.key != key) {
                 info.other_keys.entry(leaf.key.clone()).or_insert_with(|| variable.name.clone());
             }
@@ -115,7 +115,7 @@ fn groups(vs: &VarStore) -> HashMap<usize, u64> {
     trainable.filter_map(|one| Some((shim::info(&one.tensor).ok()?.object, one.group as u64))).collect()
 }
 
-/// A store of a program's variables: the tensors themselves, not copies.
+/// Returns a store of a program's variables: the tensors themselves, not copies.
 pub(super) fn into_store(
     program: Vec<ProgramVariable>,
     known: &BTreeMap<String, Variable>,
@@ -135,7 +135,7 @@ pub(super) fn into_store(
             None => (vs.root(), name.as_str()),
         };
         let requires_grad = tensor.requires_grad();
-        // A tied variable is one parameter, and trained once.
+        // A tied variable is one parameter and is trained once.
         let is_first = added.insert(shim::info(&tensor)?.object);
         let tensor = path.set_group(group).add(last, tensor, info.trainable && is_first);
         let _ = tensor.set_requires_grad(requires_grad);
@@ -161,7 +161,7 @@ pub(super) fn objects(vs: &VarStore, known: &SavedModelInfo) -> Vec<(String, Nod
 #[derive(Default)]
 struct Tree {
     children: BTreeMap<String, Tree>,
-    /// With its name in the file, if that is not its path.
+    /// The variable, with its name in the file if that differs from its path.
     variable: Option<(Option<String>, Tensor)>,
 }
 
@@ -171,7 +171,7 @@ impl Tree {
             return tensor.node();
         }
         let child = |(name, tree): (String, Tree)| {
-            // In its file a variable has its full name, as a `VarStore` gives it.
+            // In its file, a variable has the full name of the `VarStore`.
             let name_in_file = tree.variable.as_ref().and_then(|(name, _)| name.clone());
             Child { name, node: tree.into_node(), name_in_file }
         };
@@ -179,7 +179,7 @@ impl Tree {
     }
 }
 
-/// Children that stay.
+/// Fixed children.
 struct Fixed(Vec<Child>);
 
 impl Collection for Fixed {
