@@ -122,8 +122,8 @@ pub use manager::retention::{self, Goal};
 pub use manager::save_policy;
 pub use manager::{
     Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, Listed, Listing,
-    OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, SavedCheckpoint, Step, checkpoints, latest_checkpoint,
-    list_checkpoints,
+    OnNoSpace, OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, SavedCheckpoint, Step, checkpoints,
+    latest_checkpoint, list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;

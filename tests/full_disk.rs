@@ -7,7 +7,7 @@ use common::Memory;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Error, latest_checkpoint};
+use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Error, OnNoSpace, latest_checkpoint};
 
 const CHILD: &str = "FULL_DISK_CHILD";
 
@@ -284,4 +284,118 @@ fn in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works() {
         }
         Err(e) => println!("SKIPPED: this test cannot become another user: {e}"),
     }
+}
+
+// ------------------------------------------------------------------------------------------ what is done about it
+
+/// What the manager has logged.
+static LOGGED: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn without_room_a_save_is_skipped_or_what_would_go_anyway_goes_first() {
+    if let Some(folder) = std::env::var_os(CHILD) {
+        return choices(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=200k tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) =
+        again("without_room_a_save_is_skipped_or_what_would_go_anyway_goes_first", folder.path(), script)
+    {
+        assert!(text.contains("all choices tried"), "{text}");
+    }
+}
+
+/// A disk with room for three checkpoints of about 40 KB and some blocks more.
+fn choices(folder: &Path) {
+    log::set_logger(&Logger).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let root = folder.join("run");
+    let warned = || LOGGED.lock().unwrap().drain(..).any(|line| line.contains("will need"));
+    let names = || {
+        let found = tch_checkpoint::checkpoints(&root).unwrap().into_iter();
+        found.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    let run = Run::new();
+    let builder = |keep: usize| CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(keep).fresh_start();
+    drop(builder(2).open().unwrap());
+    assert!(!warned());
+    let mut manager = builder(10).on_no_space(OnNoSpace::Skip).open().unwrap();
+    assert!(warned(), "ten do not fit");
+    let mut saved = 0;
+    for step in 1..=6 {
+        run.set(step);
+        saved += i64::from(manager.save_if_due(step).unwrap().is_some());
+    }
+    assert!((2..6).contains(&saved), "{saved}");
+    let there = names();
+    assert_eq!(there.len() as i64, saved);
+    assert!(matches!(manager.save_at(7), Err(Error::NoSpace { .. })), "calls that save in any case say so");
+    drop(manager);
+
+    // The policies would remove nothing: then nothing is.
+    let restored = |manager: &mut CheckpointManager| {
+        manager.restore_or_initialize().unwrap().restored.unwrap().step().unwrap() as i64
+    };
+    let mut manager = builder(10).on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+    let step = restored(&mut manager) + 1;
+    run.set(step);
+    assert!(matches!(manager.save_at(step), Err(Error::NoSpace { .. })));
+    assert_eq!(names(), there);
+    drop(manager);
+
+    // Fewer are kept: those that would go after the save go before it.
+    let keep = saved as usize - 1;
+    for background in [false, true] {
+        let builder = builder(keep).on_no_space(OnNoSpace::PruneFirst);
+        let mut manager =
+            if background { builder.background(Background::new()).open().unwrap() } else { builder.open().unwrap() };
+        let mut step = restored(&mut manager);
+        // Until it is full again.
+        for _ in 0..4 {
+            step += 1;
+            run.set(step);
+            let result = manager.save_at(step).and_then(|_| manager.wait());
+            if let Err(error) = result {
+                assert!(background && matches!(error, Error::NoSpace { .. }), "{error}");
+                manager.save_at(step).unwrap();
+                manager.wait().unwrap();
+            }
+        }
+        assert!(names().len() <= keep && names().contains(&format!("ckpt-{step}")), "{:?}", names());
+        manager.close().unwrap();
+        let again = Run::new();
+        assert_eq!(restored(&mut again.open(&root, keep).unwrap()), step);
+        assert!(again.is_at(step));
+    }
+
+    // What would stay is damaged, and nothing healthy beside it: nothing is removed.
+    let mut manager = builder(1).on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+    let mut step = restored(&mut manager);
+    let newest = root.join(format!("ckpt-{step}/part2.safetensors"));
+    let mut bytes = fs::read(&newest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let filler = folder.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    let before = names();
+    step += 1;
+    run.set(step);
+    assert!(matches!(manager.save_at(step), Err(Error::NoSpace { .. })));
+    assert_eq!(names(), before);
+    println!("all choices tried");
 }

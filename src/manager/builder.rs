@@ -5,6 +5,7 @@ use super::ledger::Ledger;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
 use super::retention::{Every, Latest, Retention, RetentionPolicy};
+use super::room::OnNoSpace;
 use super::save_policy::{EverySteps, SavePolicy};
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
@@ -62,6 +63,7 @@ pub struct CheckpointManagerBuilder {
     keep_unhealthy: usize,
     keep_damaged: Option<usize>,
     restore_incomplete: bool,
+    on_no_space: OnNoSpace,
     on_unhealthy: OnUnhealthy,
     restore_unhealthy: bool,
     /// What `save_every` was set to, if it was.
@@ -104,6 +106,7 @@ impl CheckpointManagerBuilder {
             keep_unhealthy: 1,
             keep_damaged: Some(3),
             restore_incomplete: false,
+            on_no_space: OnNoSpace::default(),
             on_unhealthy: OnUnhealthy::default(),
             restore_unhealthy: false,
             interval: None,
@@ -172,6 +175,13 @@ impl CheckpointManagerBuilder {
     /// What happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
     pub fn on_unhealthy(mut self, on_unhealthy: OnUnhealthy) -> Self {
         self.on_unhealthy = on_unhealthy;
+        self
+    }
+
+    /// What happens when there is no room for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager opens, it logs a
+    /// warning if the policies, as far as they bound what stays, will need more room than there is.
+    pub fn on_no_space(mut self, on_no_space: OnNoSpace) -> Self {
+        self.on_no_space = on_no_space;
         self
     }
 
@@ -392,7 +402,7 @@ impl CheckpointManagerBuilder {
         ledger.take_in(catalog);
         let mut checkpoint = self.checkpoint;
         checkpoint.set_held(held.clone());
-        Ok(CheckpointManager {
+        let mut manager = CheckpointManager {
             checkpoint,
             options: self.options,
             directory,
@@ -415,6 +425,7 @@ impl CheckpointManagerBuilder {
             fresh_start: self.fresh_start,
             restore_unhealthy: self.restore_unhealthy,
             restore_incomplete: self.restore_incomplete,
+            on_no_space: self.on_no_space,
             on_unhealthy: self.on_unhealthy,
             last_step: None,
             background: self.background,
@@ -425,7 +436,9 @@ impl CheckpointManagerBuilder {
             unclean_on_failure: self.unclean_on_failure,
             next_metadata: BTreeMap::new(),
             image: Image::default(),
-        })
+        };
+        manager.warn_of_room();
+        Ok(manager)
     }
 
     fn retention(&self) -> Result<Retention> {

@@ -59,7 +59,7 @@ impl Commit {
         self
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,7 +183,7 @@ impl Commit {
     }
 
     /// Removes those, unless something was noted in them meanwhile: then the next save decides again.
-    fn remove(&self, victims: Vec<Found>) {
+    pub(super) fn remove(&self, victims: Vec<Found>) {
         let mut stuck = Vec::new();
         for found in victims {
             let id = found.id();

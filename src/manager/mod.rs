@@ -12,6 +12,7 @@ mod on_saved;
 mod preemption;
 mod recover;
 pub mod retention;
+mod room;
 pub mod save_policy;
 mod watcher;
 mod why;
@@ -24,6 +25,7 @@ pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
 pub use preemption::Signal;
+pub use room::OnNoSpace;
 pub use watcher::CheckpointWatcher;
 
 use crate::callback;
@@ -116,6 +118,8 @@ pub struct CheckpointManager {
     restore_unhealthy: bool,
     /// Whether a checkpoint that lacks components is restored like any other.
     restore_incomplete: bool,
+    /// What is done when there is no room.
+    on_no_space: OnNoSpace,
     /// What is done about such values by a save.
     on_unhealthy: OnUnhealthy,
     /// The step of the last save or restore: where the next interval begins.
@@ -247,6 +251,13 @@ impl CheckpointManager {
     /// begun. [`Error::AlreadyExists`] for the first save of a run of which nothing was restored into a directory that
     /// holds another one; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
     pub fn save(&mut self) -> Result<PathBuf> {
+        self.try_save().or_else(|error| {
+            self.make_room(error, None, &BTreeMap::new())?;
+            self.try_save()
+        })
+    }
+
+    fn try_save(&mut self) -> Result<PathBuf> {
         self.settle()?;
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
@@ -301,6 +312,13 @@ impl CheckpointManager {
     }
 
     fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+        self.try_step(number, metrics.clone()).or_else(|error| {
+            self.make_room(error, Some(number), &metrics)?;
+            self.try_step(number, metrics)
+        })
+    }
+
+    fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
         self.settle()?;
         self.look_at_restores();
         if self.last_step == Some(number)
@@ -382,13 +400,13 @@ impl CheckpointManager {
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<PathBuf>> {
         let number = step_number(step)?;
-        let result = self.save_number_if_due(number, metrics).or_else(|error| match (error, self.on_unhealthy) {
-            (error @ Error::Unhealthy { .. }, OnUnhealthy::Skip) => {
-                log::warn!("the save is skipped: {error:#}");
-                (self.last_step, self.last_save_at) = (Some(number), Instant::now());
-                Ok(None)
+        let result = self.save_number_if_due(number, metrics).or_else(|error| {
+            if !self.is_skipped(&error) {
+                return Err(error);
             }
-            (error, _) => Err(error),
+            log::warn!("the save is skipped: {error:#}");
+            (self.last_step, self.last_save_at) = (Some(number), Instant::now());
+            Ok(None)
         });
         self.note_state(Some(number), matches!(result, Ok(Some(_))));
         match (&result, self.on_save_error) {
@@ -619,7 +637,7 @@ impl CheckpointManager {
         self.image = image;
         result.unwrap_or_else(|failure| {
             // It is due again, and is planned anew.
-            let is_skipped = self.on_unhealthy == OnUnhealthy::Skip && matches!(failure.error, Error::Unhealthy { .. });
+            let is_skipped = self.is_skipped(&failure.error);
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
             }

@@ -208,6 +208,11 @@ pub trait Repository: Debug + Send + Sync {
     /// Removes what [`scan`](Repository::scan) called leftovers, as far as that goes.
     fn sweep(&self, leftovers: &[String]);
 
+    /// Returns how many bytes can be written, as far as that is known. Defaults to `None`.
+    fn free_space(&self) -> Option<u64> {
+        None
+    }
+
     /// Gives back the room of what is kept to be overwritten.
     fn clear_spares(&self) {}
 }

@@ -61,6 +61,10 @@ impl Best {
 }
 
 impl RetentionPolicy for Best {
+    fn bound(&self) -> Option<usize> {
+        Some(self.n)
+    }
+
     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
         let mut reasons = vec![None; checkpoints.len()];
         for (rank, at) in self.order(checkpoints).into_iter().take(self.n).enumerate() {

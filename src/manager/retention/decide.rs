@@ -165,6 +165,11 @@ impl Retention {
         self
     }
 
+    /// How many checkpoints the policies that have a bound keep together at most.
+    pub(crate) fn bound(&self) -> usize {
+        self.policies.iter().filter_map(|policy| policy.bound()).fold(0, usize::saturating_add).max(1)
+    }
+
     /// What keeps each of `checkpoints`, which are those of one run, oldest first. `restored` is what this process
     /// restored; what earlier ones did is in the list.
     pub(crate) fn explain(

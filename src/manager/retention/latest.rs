@@ -17,6 +17,10 @@ use chrono::{DateTime, Utc};
 pub struct Latest(pub usize);
 
 impl RetentionPolicy for Latest {
+    fn bound(&self) -> Option<usize> {
+        Some(self.0)
+    }
+
     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
         let mut left = checkpoints.iter().filter(|info| !info.permanent).count();
         let reason = |info: &CheckpointInfo| {

@@ -96,6 +96,12 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     /// is removed.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
+    /// Returns how many checkpoints this policy keeps at most, for the warning that there is too little room for them. `None`,
+    /// the default, where nothing bounds that.
+    fn bound(&self) -> Option<usize> {
+        None
+    }
+
     /// Returns the [`counted_from`](CheckpointInfo::counted_from) to record in the checkpoint that follows
     /// `checkpoints`. Only [`Every`] uses it. Defaults to `None`.
     fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {

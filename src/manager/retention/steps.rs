@@ -22,6 +22,10 @@ impl Steps {
 }
 
 impl RetentionPolicy for Steps {
+    fn bound(&self) -> Option<usize> {
+        Some(self.0.len())
+    }
+
     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
         let reason = |step: u64| Reason::new(format!("step {step} is one of those to keep"));
         let kept = |info: &CheckpointInfo| info.step.filter(|step| self.0.contains(step)).map(reason);

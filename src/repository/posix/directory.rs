@@ -352,6 +352,10 @@ impl Repository for PosixDirectory {
         self.remove_commit(name, id, stays)
     }
 
+    fn free_space(&self) -> Option<u64> {
+        self.open_root().ok()?.free_space().ok().flatten()
+    }
+
     fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
         self.discard_damaged(aside, stays)
     }
