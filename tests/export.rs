@@ -225,6 +225,21 @@ fn what_only_other_sizes_show_is_refused() {
     assert!(saved.run("forward", &[&numbers(&[1, 7])]).is_err());
 }
 
+/// Decided otherwise only where the batch and the length are both small.
+#[test]
+fn a_condition_on_a_product_of_sizes_is_refused() {
+    let _turn = turn();
+    let vs = VarStore::new(Device::Cpu);
+    let examples = [[numbers(&[6, 8, 4])], [numbers(&[5, 3, 4])]];
+    let body = |inputs: &[Tensor]| {
+        let x = &inputs[0];
+        let count = x.size()[0] * x.size()[1] * x.size()[0];
+        vec![if count > 10 { x.relu() } else { x.tanh() }]
+    };
+    let reason = refusal(&vs, &[&examples[0], &examples[1]], body);
+    assert!(reason.contains("does different things") && reason.contains("made from them"), "{reason}");
+}
+
 #[test]
 fn a_view_made_outside_is_refused() {
     let _turn = turn();

@@ -3,11 +3,15 @@
 use super::lengths::{self, Class};
 use tch::{Kind, Tensor};
 
-/// The number of probes for small and for large inputs.
-const PROBES: [usize; 2] = [LEVELS, 4];
-
 /// The number of elements from which inputs count as large.
 const LARGE: u64 = 1 << 16;
+
+/// The number of inputs whose lengths are on different levels, for small and for large inputs.
+const MIXED: [usize; 2] = [LEVELS, 4];
+
+/// The levels of the inputs whose lengths are all on one level, for small and for large inputs: a condition on a product
+/// of lengths often changes only where all of them are small, or all are large.
+const JOINT: [&[usize]; 2] = [&[1, 7, 6], &[1]];
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
 /// here too. Their elements are taken from the examples, so that words stay words. Empty in a program that aborts on a
@@ -19,20 +23,22 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     }
     let elements = |example: &Vec<Tensor>| example.iter().map(|input| input.numel() as u64).sum::<u64>();
     let largest = examples.iter().map(elements).max().unwrap_or(0);
-    let count = PROBES[usize::from(largest > LARGE)];
+    let is_large = usize::from(largest > LARGE);
+    let mixed = (0..MIXED[is_large]).map(|round| (round, STRIDE));
+    let joint = JOINT[is_large].iter().map(|level| (*level, 0));
     let mut numbers = Numbers(1);
-    let probe = |round: usize| {
+    let probe = |(round, stride): (usize, usize)| {
         let length = |(place, class): (usize, &Class)| {
             let values = examples.iter().map(|example| example[class[0].0].size()[class[0].1]);
             let (low, high) = values.fold((i64::MAX, 0), |(low, high), value| (low.min(value), high.max(value)));
-            numbers.length((round + place * STRIDE) % LEVELS, low, high)
+            numbers.length((round + place * stride) % LEVELS, low, high)
         };
         let sizes: Vec<i64> = classes.iter().enumerate().map(length).collect();
         let example = &examples[round % examples.len()];
         let fits = elements_resized(example, &classes, &sizes) <= largest.saturating_mul(2).max(LARGE);
         fits.then(|| resized(example, &classes, &sizes, &mut numbers)).flatten()
     };
-    (0..count).filter_map(probe).collect()
+    mixed.chain(joint).filter_map(probe).collect()
 }
 
 /// Returns the number of elements of an example with these lengths.
