@@ -8,11 +8,13 @@
 mod arguments;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, RestoreOptions, Variables, latest_checkpoint, optim};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, Counter, Location, RestoreOptions, Variables, latest_checkpoint, optim,
+};
 
 const USAGE: &str = "\
 Trains a classifier, then fine-tunes it for another task with its encoder frozen.
@@ -84,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Trains encoder and decoder on the first task, and saves both; or finds what an earlier run has saved.
-fn pretrain(dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
+fn pretrain(dir: &Path) -> Result<Location, Box<dyn Error>> {
     if let Some(path) = latest_checkpoint(dir.join("pretrained"))? {
         println!("pre-trained by an earlier run: {}", path.display());
         return Ok(path);

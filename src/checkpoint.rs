@@ -5,6 +5,7 @@ use crate::catalog::{Found, Marks, Sequences};
 use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest};
 use crate::graph::{self, Counter, Node, Trackable, Tracked, Unfinished};
+use crate::location::Location;
 use crate::name;
 use crate::parallel;
 use crate::provenance::Provenance;
@@ -19,7 +20,6 @@ use crate::snapshot::Snapshot;
 use crate::source::TensorSource;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Named objects that are saved and restored together: the components of a model, its optimizer, counters, random
@@ -112,10 +112,27 @@ impl Checkpoint {
         }
     }
 
-    /// Uses another storage than the operating system's file systems.
-    pub(crate) fn with_storage(mut self, storage: Arc<dyn Storage>) -> Self {
-        self.storage = storage;
-        self
+    /// Returns a checkpoint of nothing yet, whose locations a storage other than the operating system's file systems serves.
+    ///
+    /// ```
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use std::sync::Arc;
+    /// use tch_checkpoint::repository::Memory;
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    ///
+    /// let step = Counter::new(3);
+    /// let checkpoint = Checkpoint::in_storage(Arc::new(Memory::default())).track("step", &step)?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, "mem://run").open()?;
+    /// assert_eq!(manager.save()?.to_string(), "mem://run/ckpt-1");
+    /// step.set(0);
+    /// manager.restore("mem://run/ckpt-1")?;
+    /// assert_eq!(step.get(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn in_storage(storage: Arc<dyn Storage>) -> Checkpoint {
+        Checkpoint { storage, ..Checkpoint::new() }
     }
 
     /// Tracks `object` under `name`, which is also the name of its file.
@@ -274,7 +291,7 @@ impl Checkpoint {
     /// [`Error::AlreadyExists`] rather than overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for what
     /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the directory. On any error
     /// the directory and the counter are as before.
-    pub fn save(&mut self, prefix: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn save(&mut self, prefix: impl Into<Location>) -> Result<Location> {
         self.save_with(prefix, &SaveOptions::new())
     }
 
@@ -282,11 +299,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
-    pub fn save_with(&mut self, prefix: impl AsRef<Path>, options: &SaveOptions) -> Result<PathBuf> {
-        let prefix = prefix.as_ref();
+    pub fn save_with(&mut self, prefix: impl Into<Location>, options: &SaveOptions) -> Result<Location> {
+        let prefix = &prefix.into();
         let number = self.next_save()?;
         let name = format!("{}-{number}", checkpoint_name(prefix)?);
-        let target = Target { directory: self.directory(parent_of(prefix), options), name: &name };
+        let target = Target { directory: self.directory(&parent_of(prefix), options)?, name: &name };
         let stamp = Stamp { save_counter: number, ..self.stamp() };
         let (path, manifest, held) = self.save_alone(&target, stamp, options, Vec::new())?;
         self.save_counter.set(number);
@@ -301,7 +318,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
-    pub fn write(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn write(&mut self, path: impl Into<Location>) -> Result<Location> {
         self.write_with(path, &SaveOptions::new())
     }
 
@@ -309,7 +326,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
-    pub fn write_with(&mut self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<PathBuf> {
+    pub fn write_with(&mut self, path: impl Into<Location>, options: &SaveOptions) -> Result<Location> {
         self.write_with_assets(path, options, [])
     }
 
@@ -321,23 +338,23 @@ impl Checkpoint {
     /// what the assets' writers return.
     pub fn write_with_assets<'a>(
         &mut self,
-        path: impl AsRef<Path>,
+        path: impl Into<Location>,
         options: &SaveOptions,
         assets: impl IntoIterator<Item = AssetStream<'a>>,
-    ) -> Result<PathBuf> {
-        self.write_at_step(path.as_ref(), None, options, assets.into_iter().collect())
+    ) -> Result<Location> {
+        self.write_at_step(&path.into(), None, options, assets.into_iter().collect())
     }
 
     /// As [`write_with_assets`](Checkpoint::write_with_assets); the checkpoint records the step.
     pub(crate) fn write_at_step(
         &mut self,
-        path: &Path,
+        path: &Location,
         step: Option<u64>,
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Location> {
         check_names(&assets, self.assets.iter().map(UserAsset::name))?;
-        let target = Target { directory: self.directory(parent_of(path), options), name: checkpoint_name(path)? };
+        let target = Target { directory: self.directory(&parent_of(path), options)?, name: checkpoint_name(path)? };
         let stamp = Stamp { step, save_counter: self.save_counter(), ..self.stamp() };
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
@@ -357,7 +374,7 @@ impl Checkpoint {
         stamp: Stamp,
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
-    ) -> Result<(PathBuf, Manifest, Arc<Held>)> {
+    ) -> Result<(Location, Manifest, Arc<Held>)> {
         let Target { directory, name } = target;
         let (plan, seen) = self.plan(options)?;
         let held = self.hold(directory)?;
@@ -493,7 +510,7 @@ impl Checkpoint {
         }
     }
 
-    fn directory(&self, root: &Path, options: &SaveOptions) -> Directory {
+    fn directory(&self, root: &Location, options: &SaveOptions) -> Result<Directory> {
         Directory::new(&*self.storage, root, &options.open_options())
     }
 
@@ -517,7 +534,7 @@ impl Checkpoint {
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences.
     /// No object has changed then. Only when the files fail between verifying and reading,
     /// [`Error::PartlyRestored`] says that some have.
-    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+    pub fn restore(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.restore_with(path, &RestoreOptions::new())
     }
 
@@ -525,13 +542,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
-    pub fn restore_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open(&self.storage, path.as_ref(), options)?;
+    pub fn restore_with(&mut self, path: impl Into<Location>, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let opened = Opened::open(&self.storage, &path.into(), options)?;
         self.go_on_from(opened, options)
     }
 
     /// As [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
-    pub(crate) fn restore_own(&mut self, path: &Path, options: &RestoreOptions) -> Result<RestoreStatus> {
+    pub(crate) fn restore_own(&mut self, path: &Location, options: &RestoreOptions) -> Result<RestoreStatus> {
         let opened = Opened::open_ours(&self.storage, path, options)?;
         self.go_on_from(opened, options)
     }
@@ -568,7 +585,7 @@ impl Checkpoint {
     /// # }
     /// ```
     pub fn restore_source(&mut self, source: &dyn TensorSource, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let about = About { path: source.path().to_path_buf(), ..About::default() };
+        let about = About { path: source.path().clone(), ..About::default() };
         let done = restore::with_names(source, options, |origin| self.apply(origin, options))?;
         Ok(self.note(Pending::new(about, None, options.clone(), self.objects.clone(), done)))
     }
@@ -577,7 +594,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
-    pub fn read(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+    pub fn read(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.read_with(path, &RestoreOptions::new())
     }
 
@@ -631,8 +648,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
-    pub fn read_with(&mut self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
-        let opened = Opened::open(&self.storage, path.as_ref(), options)?;
+    pub fn read_with(&mut self, path: impl Into<Location>, options: &RestoreOptions) -> Result<RestoreStatus> {
+        let opened = Opened::open(&self.storage, &path.into(), options)?;
         self.read_opened(opened, options)
     }
 
@@ -677,10 +694,10 @@ impl Checkpoint {
     }
 
     /// The error of a restore that could not mend what an earlier one has left: the objects are not as they were.
-    pub(crate) fn explain_torn(&self, path: &Path, error: Error) -> Error {
+    pub(crate) fn explain_torn(&self, path: &Location, error: Error) -> Error {
         match error {
             error @ Error::PartlyRestored { .. } => error,
-            error if self.is_torn() => Error::PartlyRestored { path: path.to_path_buf(), source: Box::new(error) },
+            error if self.is_torn() => Error::PartlyRestored { path: path.clone(), source: Box::new(error) },
             error => error,
         }
     }

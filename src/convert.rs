@@ -11,11 +11,11 @@ use crate::interop::huggingface;
 use crate::interop::pytorch;
 #[cfg(feature = "tensorflow")]
 use crate::interop::tensorflow;
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, room};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -62,8 +62,8 @@ const COMPONENT: &str = "model";
 /// # Ok(())
 /// # }
 /// ```
-pub fn convert(source: &dyn TensorSource, path: impl AsRef<Path>, format: Format) -> Result<Written> {
-    let path = path.as_ref();
+pub fn convert(source: &dyn TensorSource, path: impl Into<Location>, format: Format) -> Result<Written> {
+    let path = &path.into();
     match format {
         Format::Checkpoint => checkpoint(source, path),
         #[cfg(feature = "huggingface")]
@@ -79,7 +79,7 @@ pub fn convert(source: &dyn TensorSource, path: impl AsRef<Path>, format: Format
     }
 }
 
-fn checkpoint(source: &dyn TensorSource, path: &Path) -> Result<Written> {
+fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
     let (requests, asked) = channel::<Request>();
     let mut root = Tree::default();
     let mut addresses = HashMap::new();

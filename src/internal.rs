@@ -5,7 +5,7 @@ pub use crate::catalog::broken::{Rule, break_rule};
 pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Finished, Kind, LocalDisk, Lock, LockFile, Memory, OpenDir,
     OpenOptions, PAGE, Posix, ReadFile, Repository, Scan, StagedFile, Stat, Stays, Storage, Transaction, WriteFile,
-    before_aside, hold_lease,
+    before_aside, hold_lease, not_served,
 };
 pub use crate::source::Source;
 
@@ -26,7 +26,7 @@ use std::time::Duration;
 
 /// A checkpoint of nothing yet, in another storage than the operating system's file systems.
 pub fn checkpoint_in(storage: Arc<dyn Storage>) -> Checkpoint {
-    Checkpoint::new().with_storage(storage)
+    Checkpoint::in_storage(storage)
 }
 
 /// Like [`checkpoint_in`], on another disk than the operating system's.

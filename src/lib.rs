@@ -86,6 +86,7 @@ pub mod inspect;
 #[doc(hidden)]
 pub mod internal;
 pub mod interop;
+mod location;
 mod manager;
 pub mod map;
 pub mod name;
@@ -94,7 +95,7 @@ mod part;
 mod progress;
 mod provenance;
 mod reader;
-mod repository;
+pub mod repository;
 mod restore;
 mod save;
 mod snapshot;
@@ -116,6 +117,7 @@ pub use graph::{
 };
 #[doc(hidden)]
 pub use graph::{Seen, TensorGroup};
+pub use location::Location;
 #[cfg(feature = "signals")]
 pub use manager::Signal;
 pub use manager::retention::{self, Goal};

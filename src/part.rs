@@ -4,8 +4,8 @@ use crate::checkpoint::Checkpoint;
 use crate::contents::Contents;
 use crate::error::Result;
 use crate::graph::{Node, Trackable};
+use crate::location::Location;
 use crate::restore::{RestoreOptions, RestoreStatus};
-use std::path::{Path, PathBuf};
 
 /// A tracked object, returned by [`Checkpoint::get`]: a live handle to its state, which can be inspected, saved and
 /// restored alone, and tracked in another checkpoint.
@@ -59,7 +59,7 @@ impl Part {
     ///
     /// # Errors
     /// As for [`Checkpoint::write`].
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn write(&self, path: impl Into<Location>) -> Result<Location> {
         self.alone()?.write(path)
     }
 
@@ -67,7 +67,7 @@ impl Part {
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
-    pub fn restore(&self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+    pub fn restore(&self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.restore_with(path, &RestoreOptions::new())
     }
 
@@ -75,7 +75,7 @@ impl Part {
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
-    pub fn restore_with(&self, path: impl AsRef<Path>, options: &RestoreOptions) -> Result<RestoreStatus> {
+    pub fn restore_with(&self, path: impl Into<Location>, options: &RestoreOptions) -> Result<RestoreStatus> {
         self.alone()?.restore_with(path, options)
     }
 

@@ -7,13 +7,14 @@ use crate::format::{
 };
 use crate::graph;
 use crate::interop::durable::DurableFile;
+use crate::location::Location;
 use crate::parallel;
 use crate::repository::{Directory, MANIFEST, Posix, checkpoint_name, parent_of};
 use crate::save::{self, AssetStream, SaveOptions};
 use crate::source::Source;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Reads and verifies a checkpoint: names, types, shapes, values, bytes.
@@ -42,12 +43,12 @@ impl CheckpointReader {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
     /// [`Error::Unsupported`], [`Error::Io`].
-    pub fn open(path: impl AsRef<Path>) -> Result<CheckpointReader> {
-        Ok(CheckpointReader { source: Source::open(&Posix::default(), path.as_ref())? })
+    pub fn open(path: impl Into<Location>) -> Result<CheckpointReader> {
+        Ok(CheckpointReader { source: Source::open(&Posix::default(), path)? })
     }
 
     /// Returns the directory.
-    pub fn path(&self) -> &Path {
+    pub fn path(&self) -> &Location {
         &self.source.path
     }
 
@@ -168,12 +169,12 @@ impl CheckpointReader {
     /// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets). Nothing is at `path` then.
     pub fn copy_to<'a>(
         &self,
-        path: impl AsRef<Path>,
+        path: impl Into<Location>,
         options: &SaveOptions,
         assets: impl IntoIterator<Item = AssetStream<'a>>,
-    ) -> Result<PathBuf> {
-        let (path, assets) = (path.as_ref(), assets.into_iter().collect());
-        let directory = Directory::new(&Posix::default(), parent_of(path), &options.open_options());
+    ) -> Result<Location> {
+        let (path, assets) = (&path.into(), assets.into_iter().collect());
+        let directory = Directory::new(&Posix::default(), parent_of(path), &options.open_options())?;
         save::copy(&self.source, &directory, checkpoint_name(path)?, options, assets)
     }
 
@@ -239,7 +240,7 @@ impl CheckpointReader {
     }
 
     /// Returns the files in the directory that are neither in the manifest nor marks, sorted.
-    fn unexpected(&self) -> Result<Vec<PathBuf>> {
+    fn unexpected(&self) -> Result<Vec<Location>> {
         // If it was removed meanwhile, only the open files are left.
         let names = self.source.names()?;
         let manifest = &self.source.manifest;
@@ -251,7 +252,7 @@ impl CheckpointReader {
                 || name.starts_with(".tmp-mark-")
         };
         let others = names.into_iter().filter(|name| !name.to_str().is_some_and(is_ours));
-        let mut others: Vec<PathBuf> = others.map(|name| self.path().join(name)).collect();
+        let mut others: Vec<Location> = others.map(|name| self.path().join(name)).collect();
         others.sort();
         Ok(others)
     }
@@ -290,7 +291,7 @@ pub struct Verification {
     pub problems: Vec<Error>,
     /// Files and directories that the manifest does not list, sorted. They do not count as damage, and no reader uses
     /// them. The marks of a manager (`mark-*.json`, `.tmp-mark-*`) are not included.
-    pub unexpected: Vec<PathBuf>,
+    pub unexpected: Vec<Location>,
 }
 
 impl Verification {
@@ -319,8 +320,8 @@ impl Verification {
 /// # Ok(())
 /// # }
 /// ```
-pub fn verify_checkpoint(path: impl AsRef<Path>) -> Verification {
-    match Source::open_what_is_whole(&Posix::default(), path.as_ref()) {
+pub fn verify_checkpoint(path: impl Into<Location>) -> Verification {
+    match Source::open_what_is_whole(&Posix::default(), &path.into()) {
         Ok((source, mut problems)) => {
             let mut found = CheckpointReader { source }.verify();
             problems.append(&mut found.problems);

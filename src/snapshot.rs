@@ -4,14 +4,14 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{LeafObject, Node, walk};
+use crate::location::Location;
 use crate::parallel;
 use crate::source::{TensorSource, VerifiedBy, room};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 /// The state of the tracked objects at one moment, in memory: made by [`Checkpoint::snapshot`](crate::Checkpoint::snapshot)
 /// and restored by [`Checkpoint::rollback`](crate::Checkpoint::rollback), as often as needed.
@@ -104,8 +104,9 @@ impl TensorSource for Snapshot {
         "snapshot"
     }
 
-    fn path(&self) -> &Path {
-        Path::new("snapshot")
+    fn path(&self) -> &Location {
+        static PATH: LazyLock<Location> = LazyLock::new(|| "snapshot".into());
+        &PATH
     }
 
     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Dtype, Durability, Error, RestoreOptions, Rng,
-    SaveOptions, Variables, optim, verify_checkpoint,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Dtype, Durability, Error, Location, RestoreOptions,
+    Rng, SaveOptions, Variables, optim, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -482,7 +482,7 @@ fn what_is_asked_together_stays_in_its_place() -> Outcome {
     let checkpoint = Checkpoint::new().track("rng", Rng::global())?.track("optimizer", &sgd)?;
     let checkpoint = checkpoint.track("rng too", Rng::global())?.track("model", Variables::of(&vs))?;
     let mut manager = manager(checkpoint, dir.path());
-    let mut states: Vec<(PathBuf, Vec<Vec<f32>>, bool)> = Vec::new();
+    let mut states: Vec<(Location, Vec<Vec<f32>>, bool)> = Vec::new();
     for step in 1..=12 {
         weights.iter().for_each(|w| backward(w, f64::from(step)));
         sgd.step();

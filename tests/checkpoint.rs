@@ -427,7 +427,7 @@ fn the_index_follows_saves_and_is_only_a_hint() -> Outcome {
     assert_eq!(latest_checkpoint(dir.path())?, Some(second));
     for text in ["", "garbage", "{\"latest\":\"../../etc\"}"] {
         fs::write(dir.path().join("checkpoint.json"), text)?;
-        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-2")));
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-2").into()));
     }
     fs::remove_dir_all(dir.path().join("ckpt-2"))?;
     assert_eq!(latest_checkpoint(dir.path())?, Some(first));

@@ -53,7 +53,7 @@ fn again(test: &str, folder: &Path, script: &str) -> String {
 }
 
 fn is_intact(path: impl AsRef<Path>) -> bool {
-    verify_checkpoint(path).is_intact()
+    verify_checkpoint(path.as_ref()).is_intact()
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn an_archived_checkpoint_behind_a_link_outlives_the_rotation() -> Outcome {
         assert!(is_intact(&archived), "recycle: {recycle}");
         run.checkpoint().restore(&link)?;
         assert_eq!(run.step.get(), 1);
-        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-6")));
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-6").into()));
         // The link too stays.
         assert!(fs::symlink_metadata(&link)?.is_symlink());
         // In the trash of a dead process a link is only a link.

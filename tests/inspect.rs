@@ -4,17 +4,17 @@ mod common;
 
 use common::Memory;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch_checkpoint::inspect::{
     self, DiffKind, DiffSide, OtherState, ProblemKind, Target, VerifyItem, VerifyState, diff, diff_as,
 };
 use tch_checkpoint::map::NameMap;
-use tch_checkpoint::{Checkpoint, Counter, Error, VerifiedBy, checkpoints};
+use tch_checkpoint::{Checkpoint, Counter, Error, Location, VerifiedBy, checkpoints};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// A checkpoint of a matrix, a tensor that shares its memory, and a counter.
-fn write(dir: &Path, name: &str, seed: u64) -> Result<PathBuf, Error> {
+fn write(dir: &Path, name: &str, seed: u64) -> Result<Location, Error> {
     let weight = Memory::seeded(600_000, seed);
     let checkpoint = Checkpoint::new().track("encoder", &weight)?.track("tied", &weight)?;
     checkpoint.track("decoder", Memory::seeded(3, 9))?.track("step", Counter::new(seed as _))?.write(dir.join(name))
@@ -172,7 +172,7 @@ fn verification_reports_each_checkpoint_as_soon_as_it_is_done() -> Outcome {
     assert_eq!(states, [VerifyState::Intact, VerifyState::Damaged, VerifyState::Intact, VerifyState::Unreadable]);
     assert!(!report.intact);
     assert_eq!(seen[1].problems[0].kind, ProblemKind::Damaged);
-    assert_eq!(seen[1].problems[0].path.as_ref(), Some(&file));
+    assert_eq!(seen[1].problems[0].path.as_deref(), Some(&*file));
     assert_eq!(seen[2].unexpected, [dir.path().join("ckpt-3/notes.txt")]);
     assert_eq!(seen[3].problems[0].kind, ProblemKind::NotFound);
     Ok(())
@@ -189,7 +189,7 @@ fn a_listing_has_all_states_and_agrees_with_the_library() -> Outcome {
     fs::write(path.join("ckpt-1/manifest.json"), "not a manifest")?;
     std::os::unix::fs::symlink("ckpt-2", path.join("best"))?;
     let listing = inspect::list(path)?;
-    let paths: Vec<&Path> = listing.checkpoints.iter().map(|entry| entry.path.as_path()).collect();
+    let paths: Vec<&Path> = listing.checkpoints.iter().map(|entry| &*entry.path).collect();
     assert_eq!(paths, checkpoints(path)?);
     assert_eq!(listing.latest.as_deref(), Some("ckpt-3"));
     let others: Vec<_> = listing.others.iter().map(|other| (other.name.as_str(), other.state)).collect();

@@ -12,6 +12,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use tch_checkpoint::interop::tensorflow::{self, Bundle, CheckpointState, WriteOptions};
 use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop};
 
@@ -342,8 +343,9 @@ impl TensorSource for Memory {
     fn format(&self) -> &'static str {
         "memory"
     }
-    fn path(&self) -> &Path {
-        Path::new("memory")
+    fn path(&self) -> &tch_checkpoint::Location {
+        static PATH: LazyLock<tch_checkpoint::Location> = LazyLock::new(|| "memory".into());
+        &PATH
     }
     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
         &self.specs

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, top to bottom: a layer imports only from those before it.
 const LAYERS: &[&str] = &[
+    "location",
     "text",
     "error",
     "sync",

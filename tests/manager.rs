@@ -4,12 +4,12 @@ mod common;
 
 use common::Memory;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch_checkpoint::format::Index;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, checkpoints, latest_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Location, checkpoints, latest_checkpoint,
     list_checkpoints,
 };
 
@@ -45,7 +45,7 @@ impl Run {
     }
 }
 
-fn names(paths: &[PathBuf]) -> Vec<String> {
+fn names(paths: &[Location]) -> Vec<String> {
     paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 

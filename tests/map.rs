@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::sync::LazyLock;
 use tch_checkpoint::map::{Functions, Loss, NameMap, TensorFunction, Transform};
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Node, RestoreOptions, Result, TensorSource, TensorSpec, Trackable, VerifiedBy,
@@ -43,8 +43,9 @@ impl TensorSource for Table {
     fn format(&self) -> &'static str {
         "table"
     }
-    fn path(&self) -> &Path {
-        Path::new("table")
+    fn path(&self) -> &tch_checkpoint::Location {
+        static PATH: LazyLock<tch_checkpoint::Location> = LazyLock::new(|| "table".into());
+        &PATH
     }
     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
         &self.specs

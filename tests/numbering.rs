@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, Location, checkpoints,
     latest_checkpoint, list_checkpoints,
 };
 
@@ -51,7 +51,7 @@ impl Run {
     }
 }
 
-fn names(paths: &[PathBuf]) -> Vec<String> {
+fn names(paths: &[Location]) -> Vec<String> {
     paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
@@ -433,13 +433,13 @@ fn a_checkpoint_of_another_run_neither_wins_nor_costs_the_own_ones() -> Outcome 
         }
         manager.close()?;
         copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
-        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-3000")));
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-3000").into()));
         let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
         assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3000));
         run.save(&mut manager, &[4000, 5000])?;
         manager.close()?;
         assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-300", "ckpt-4000", "ckpt-5000"], "it is left alone");
-        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-5000")));
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-5000").into()));
     }
     Ok(())
 }
@@ -468,7 +468,7 @@ fn two_runs_that_nothing_decides_between_are_an_error_that_names_both() -> Outco
     run.save(&mut manager, &[4000])?;
     assert_eq!(names(&manager.checkpoints()), ["ckpt-3000", "ckpt-4000"]);
     manager.close()?;
-    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4000")));
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4000").into()));
     assert!(dir.path().join("ckpt-300").exists());
     Ok(())
 }
@@ -496,7 +496,7 @@ fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it(
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-300", "ckpt-4"]);
     assert_eq!(in_dir(dir.path(), "superseded-").len(), 5);
     manager.close()?;
-    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4")));
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4").into()));
     Ok(())
 }
 

@@ -3,12 +3,12 @@
 mod common;
 
 use common::Memory;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, SavedCheckpoint,
+    Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Location, SavedCheckpoint,
     verify_checkpoint,
 };
 
@@ -39,7 +39,7 @@ fn it_is_called_when_the_checkpoint_is_durable_and_the_old_ones_are_gone() -> Ou
             })
             .open()?;
         let paths = (1..=4).map(|step| manager.save_with_metrics(step, [("loss", 0.5)]));
-        let paths: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
+        let paths: Vec<Location> = paths.collect::<Result<_, _>>()?;
         // The state is that of the last one: nothing is saved, so nothing is called.
         manager.save_at(4)?;
         manager.close()?;

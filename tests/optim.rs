@@ -349,7 +349,7 @@ fn ours(optimizer: tch_checkpoint::Result<optim::Optimizer>, fused: bool) -> Box
 mod saved {
     use super::{Device, Kind, Tensor, VarStore, optim};
     use proptest::prelude::*;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use tch_checkpoint::{
         Checkpoint, CheckpointManager, CheckpointReader, Error, RestoreOptions, RestoreStatus, SkipReason, Trainable,
         Variables,
@@ -765,7 +765,7 @@ mod saved {
         let (vs, a, b) = two_groups();
         let mut optimizer = optim::Sgd::default().build(&vs, 1e-4)?;
         let mut manager = manager(&vs, &optimizer, dir.path(), 10);
-        let mut saved: Vec<PathBuf> = Vec::new();
+        let mut saved: Vec<tch_checkpoint::Location> = Vec::new();
         for step in 1..=300 {
             optimizer.backward_step(&sum(&[&a, &b]));
             sum(&[&a]).backward();

@@ -7,12 +7,15 @@ mod object_store;
 
 use common::Memory;
 use object_store::{PART, Store};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tch_checkpoint::format::Follows;
 use tch_checkpoint::internal::{self, OpenOptions, Posix, Repository, Source, Storage, checkpoint_in};
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Dtype, Error, SaveOptions};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Dtype, Error, Location,
+    SaveOptions, list_checkpoints, verify_checkpoint,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,7 +23,7 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 /// What is saved, and where: a step, and tensors that depend on it.
 struct Run {
     storage: Arc<dyn Storage>,
-    root: PathBuf,
+    root: Location,
     step: Counter,
     large: Memory,
     small: Memory,
@@ -34,9 +37,9 @@ fn tensor(bytes: usize) -> Memory {
 }
 
 impl Run {
-    fn new(storage: Arc<dyn Storage>, root: &Path) -> Run {
+    fn new(storage: Arc<dyn Storage>, root: impl Into<Location>) -> Run {
         let (large, small) = (tensor(LARGE), tensor(100));
-        Run { storage, root: root.to_path_buf(), step: Counter::new(0), large, small }
+        Run { storage, root: root.into(), step: Counter::new(0), large, small }
     }
 
     /// Another process.
@@ -67,7 +70,7 @@ impl Run {
     }
 
     fn repository(&self) -> Arc<dyn Repository> {
-        self.storage.repository(&self.root, &OpenOptions::default())
+        self.storage.repository(&self.root, &OpenOptions::default()).unwrap()
     }
 
     fn names(&self) -> Vec<String> {
@@ -82,9 +85,9 @@ impl Run {
 /// Runs a test in each storage.
 fn everywhere(test: impl Fn(Run) -> Outcome) -> Outcome {
     let dir = tempfile::tempdir()?;
-    test(Run::new(Arc::new(Posix::default()), &dir.path().join("run")))?;
-    test(Run::new(Arc::new(internal::Memory::default()), Path::new("memory/run")))?;
-    test(Run::new(Arc::new(Store::default()), Path::new("bucket/run")))
+    test(Run::new(Arc::new(Posix::default()), dir.path().join("run")))?;
+    test(Run::new(Arc::new(internal::Memory::default()), "memory/run"))?;
+    test(Run::new(Arc::new(Store::default()), "mem://bucket/run"))
 }
 
 fn saves_rotates_and_restores(run: &Run, background: bool) -> Outcome {
@@ -183,7 +186,7 @@ fn a_write_reads_no_manifest_twice() -> Outcome {
     let step = Counter::new(0);
     let new = || checkpoint_in(Arc::new(store.clone())).track("step", &step);
     let mut checkpoint = new()?;
-    let path = |number: u64| Path::new("bucket/run").join(format!("c{number}"));
+    let path = |number: u64| Location::from("mem://bucket/run").join(format!("c{number}"));
     let mut write = |number: u64| -> Result<u64> {
         let before = store.0.reads.load(Ordering::SeqCst);
         checkpoint.write(path(number))?;
@@ -207,18 +210,18 @@ fn a_write_reads_no_manifest_twice() -> Outcome {
 }
 
 fn run_of(store: &Store) -> Arc<dyn Repository> {
-    store.repository(Path::new("bucket/run"), &OpenOptions::default())
+    store.repository(&"mem://bucket/run".into(), &OpenOptions::default()).unwrap()
 }
 
 fn id(store: &Store, number: u64) -> Result<Follows> {
-    let manifest = Source::open(store, &Path::new("bucket/run").join(format!("c{number}")))?.manifest;
+    let manifest = Source::open(store, Location::from("mem://bucket/run").join(format!("c{number}")))?.manifest;
     Ok(Follows { run: manifest.run, sequence: manifest.sequence })
 }
 
 #[test]
 fn a_store_gets_large_parts_and_keeps_nothing_that_is_removed() -> Outcome {
     let store = Store::default();
-    let run = Run::new(Arc::new(store.clone()), Path::new("bucket/run"));
+    let run = Run::new(Arc::new(store.clone()), "mem://bucket/run");
     let mut manager = run.open(false)?;
     for step in 1..=3 {
         run.set(step);
@@ -243,5 +246,32 @@ fn a_store_gets_large_parts_and_keeps_nothing_that_is_removed() -> Outcome {
     assert!(later.is_at(2), "the one before is restored");
     assert_eq!(started.passed_over.len(), 1);
     assert!(later.aside()[0].starts_with("damaged-ckpt-3-"));
+    Ok(())
+}
+
+#[test]
+fn a_url_that_the_storage_does_not_serve_is_refused() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let step = Counter::new(1);
+    let url = "s3://bucket/run";
+    let checkpoint = || Checkpoint::new().track("step", &step);
+    let is_refusal = |error: Error| {
+        let says = error.to_string();
+        assert!(matches!(error, Error::InvalidArgument(_)) && says.contains(url), "{error:?}");
+    };
+    is_refusal(CheckpointManager::builder(checkpoint()?, url).open().unwrap_err());
+    is_refusal(CheckpointManager::builder(checkpoint()?, PathBuf::from(url)).open().unwrap_err());
+    is_refusal(checkpoint()?.save("s3://bucket/run/ckpt").unwrap_err());
+    is_refusal(checkpoint()?.write(Location::from(url)).unwrap_err());
+    is_refusal(checkpoint()?.restore(url).unwrap_err());
+    is_refusal(CheckpointReader::open(url).unwrap_err());
+    is_refusal(list_checkpoints(url).unwrap_err());
+    is_refusal(CheckpointDirectory::new(url).checkpoints().unwrap_err());
+    is_refusal(verify_checkpoint(url).problems.remove(0));
+    // A store that has URLs only refuses a path.
+    let mut elsewhere = checkpoint_in(Arc::new(Store::default())).track("step", &step)?;
+    let error = elsewhere.write(dir.path().join("one")).unwrap_err();
+    assert!(matches!(&error, Error::InvalidArgument(says) if says.contains("mem://")), "{error:?}");
+    assert_eq!(std::fs::read_dir(&dir)?.count(), 0);
     Ok(())
 }

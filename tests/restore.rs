@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, Child, Collection, Counter, Created, Error, Node, Report, RestoreOptions, Saved, SkipReason, Trackable,
-    Value,
+    Checkpoint, Child, Collection, Counter, Created, Error, Location, Node, Report, RestoreOptions, Saved, SkipReason,
+    Trackable, Value,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -352,7 +352,7 @@ fn a_finished_restore_holds_no_files() -> Outcome {
 #[test]
 fn a_checkpoint_that_was_removed_before_its_values_were_taken_is_an_error_that_names_it() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let save = |name: &str, late: i64| -> Result<PathBuf, Error> {
+    let save = |name: &str, late: i64| -> Result<Location, Error> {
         Checkpoint::new()
             .track("early", Counter::new(5))?
             .track("late", Counter::new(late))?
@@ -406,7 +406,7 @@ fn a_process_that_changes_its_directory_fills_from_the_same_checkpoint() -> Outc
 #[test]
 fn of_several_restores_the_newest_that_has_the_object_counts() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let save = |name: &str, a: i64, others: &[(&str, i64)]| -> Result<PathBuf, Error> {
+    let save = |name: &str, a: i64, others: &[(&str, i64)]| -> Result<Location, Error> {
         let mut checkpoint = Checkpoint::new().track("a", Counter::new(a))?;
         for (name, value) in others {
             checkpoint.add(name, Counter::new(*value))?;

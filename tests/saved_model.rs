@@ -124,7 +124,11 @@ fn all_bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn export(model: &Seq2Seq, dir: &std::path::Path, checkpoint: &mut Checkpoint) -> Result<std::path::PathBuf, Error> {
+fn export(
+    model: &Seq2Seq,
+    dir: &std::path::Path,
+    checkpoint: &mut Checkpoint,
+) -> Result<tch_checkpoint::Location, Error> {
     let export = SavedModel::export(dir, &model.vs).checkpoint(checkpoint).metadata("language", "en");
     model.definitions().into_iter().fold(export, |export, definition| export.signature(definition)).write()
 }

@@ -52,7 +52,7 @@ fn file(dir: &Path, step: i64) -> std::path::PathBuf {
 }
 
 fn inodes(manager: &CheckpointManager) -> Vec<u64> {
-    let inode = |path: std::path::PathBuf| fs::metadata(path.join("frozen.safetensors")).unwrap().ino();
+    let inode = |path: tch_checkpoint::Location| fs::metadata(path.join("frozen.safetensors")).unwrap().ino();
     manager.checkpoints().into_iter().map(inode).collect()
 }
 

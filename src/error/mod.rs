@@ -7,9 +7,9 @@ mod report;
 pub use mapping::{Loss, Mapping};
 pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
 
+use crate::location::Location;
 use std::any::Any;
 use std::io;
-use std::path::{Path, PathBuf};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,7 +57,7 @@ pub enum Error {
         /// What was tried, as a verb: "create", "write", "sync" …
         action: &'static str,
         /// The file or directory.
-        path: PathBuf,
+        path: Location,
         /// What the system answered.
         source: io::Error,
     },
@@ -65,7 +65,7 @@ pub enum Error {
     #[non_exhaustive]
     NoSpace {
         /// The file or directory that was to be written.
-        path: PathBuf,
+        path: Location,
         /// Bytes the checkpoint needs.
         needed: u64,
         /// Bytes the file system reported as free, where it was asked.
@@ -75,7 +75,7 @@ pub enum Error {
     #[non_exhaustive]
     NotFound {
         /// Where a checkpoint was looked for.
-        path: PathBuf,
+        path: Location,
         /// What is there instead, and what would be a checkpoint.
         reason: String,
     },
@@ -83,13 +83,13 @@ pub enum Error {
     #[non_exhaustive]
     Removed {
         /// Where it was.
-        path: PathBuf,
+        path: Location,
     },
     /// Values that are NaN or infinite were to be saved, and the manager was asked to refuse them; nothing was changed.
     #[non_exhaustive]
     Unhealthy {
         /// The checkpoint that was to be saved.
-        path: PathBuf,
+        path: Location,
         /// The keys of the tensors.
         tensors: Vec<String>,
     },
@@ -97,7 +97,7 @@ pub enum Error {
     #[non_exhaustive]
     Pinned {
         /// The checkpoint.
-        path: PathBuf,
+        path: Location,
         /// The names of its pins.
         pins: Vec<String>,
     },
@@ -105,7 +105,7 @@ pub enum Error {
     #[non_exhaustive]
     Damaged {
         /// The damaged file.
-        path: PathBuf,
+        path: Location,
         /// What differs.
         reason: String,
     },
@@ -113,7 +113,7 @@ pub enum Error {
     #[non_exhaustive]
     Link {
         /// The link.
-        path: PathBuf,
+        path: Location,
         /// What to do.
         hint: String,
     },
@@ -122,7 +122,7 @@ pub enum Error {
     #[non_exhaustive]
     Moved {
         /// The directory or file.
-        path: PathBuf,
+        path: Location,
         /// What happened, and what to do.
         reason: String,
     },
@@ -130,7 +130,7 @@ pub enum Error {
     #[non_exhaustive]
     Unsupported {
         /// The file.
-        path: PathBuf,
+        path: Location,
         /// What it needs.
         reason: String,
     },
@@ -154,7 +154,7 @@ pub enum Error {
     #[non_exhaustive]
     Mismatch {
         /// The checkpoint.
-        path: PathBuf,
+        path: Location,
         /// All differences.
         report: Box<Report>,
     },
@@ -165,7 +165,7 @@ pub enum Error {
     #[non_exhaustive]
     PartlyRestored {
         /// The checkpoint.
-        path: PathBuf,
+        path: Location,
         /// What happened.
         source: Box<Error>,
     },
@@ -174,7 +174,7 @@ pub enum Error {
     #[non_exhaustive]
     Callback {
         /// The checkpoint.
-        path: PathBuf,
+        path: Location,
         /// What the function returned, or what it panicked with.
         source: BoxError,
     },
@@ -182,7 +182,7 @@ pub enum Error {
     #[non_exhaustive]
     Locked {
         /// The directory.
-        path: PathBuf,
+        path: Location,
         /// What the lock file says of its holder.
         holder: String,
     },
@@ -190,7 +190,7 @@ pub enum Error {
     #[non_exhaustive]
     AlreadyExists {
         /// The checkpoint.
-        path: PathBuf,
+        path: Location,
         /// What to do.
         hint: String,
     },
@@ -198,15 +198,15 @@ pub enum Error {
     #[non_exhaustive]
     Undecided {
         /// The newest checkpoint of one run.
-        first: PathBuf,
+        first: Location,
         /// The newest checkpoint of another.
-        second: PathBuf,
+        second: Location,
     },
     /// A [`NameMap`](crate::map::NameMap) cannot be read, or does not fit the source it is applied to.
     #[non_exhaustive]
     Map {
         /// The file of the map, where it was read from one.
-        path: Option<PathBuf>,
+        path: Option<Location>,
         /// The line, from 1; for a map made by calls, that of its text.
         line: usize,
         /// The column in characters, from 1.
@@ -266,8 +266,8 @@ impl Error {
     /// Returns an [`Error::Io`], or [`Error::NoSpace`] where that is what the system said. `action` is a verb: "create",
     /// "read", "sync".
     #[must_use]
-    pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Error {
-        let path = path.as_ref().to_path_buf();
+    pub fn io(action: &'static str, path: impl Into<Location>, source: io::Error) -> Error {
+        let path = path.into();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace { path, needed: 0, free: None },
             _ => Error::Io { action, path, source },
@@ -276,45 +276,45 @@ impl Error {
 
     /// Returns an [`Error::Damaged`].
     #[must_use]
-    pub fn damaged(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
-        Error::Damaged { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    pub fn damaged(path: impl Into<Location>, reason: impl Into<String>) -> Error {
+        Error::Damaged { path: path.into(), reason: reason.into() }
     }
 
     /// Returns an [`Error::NotFound`].
     #[must_use]
-    pub fn not_found(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
-        Error::NotFound { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    pub fn not_found(path: impl Into<Location>, reason: impl Into<String>) -> Error {
+        Error::NotFound { path: path.into(), reason: reason.into() }
     }
 
     /// Returns an [`Error::Unsupported`].
     #[must_use]
-    pub fn unsupported(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
-        Error::Unsupported { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    pub fn unsupported(path: impl Into<Location>, reason: impl Into<String>) -> Error {
+        Error::Unsupported { path: path.into(), reason: reason.into() }
     }
 
     /// Returns an [`Error::Moved`].
     #[must_use]
-    pub fn moved(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
-        Error::Moved { path: path.as_ref().to_path_buf(), reason: reason.into() }
+    pub fn moved(path: impl Into<Location>, reason: impl Into<String>) -> Error {
+        Error::Moved { path: path.into(), reason: reason.into() }
     }
 
     /// Returns an [`Error::Removed`].
     #[must_use]
-    pub fn removed(path: impl AsRef<Path>) -> Error {
-        Error::Removed { path: path.as_ref().to_path_buf() }
+    pub fn removed(path: impl Into<Location>) -> Error {
+        Error::Removed { path: path.into() }
     }
 
     /// Returns an [`Error::Locked`].
     #[must_use]
-    pub fn locked(path: impl AsRef<Path>, holder: impl Into<String>) -> Error {
-        Error::Locked { path: path.as_ref().to_path_buf(), holder: holder.into() }
+    pub fn locked(path: impl Into<Location>, holder: impl Into<String>) -> Error {
+        Error::Locked { path: path.into(), holder: holder.into() }
     }
 
     /// Returns an [`Error::AlreadyExists`].
     #[must_use]
-    pub fn already_exists(path: impl AsRef<Path>) -> Error {
+    pub fn already_exists(path: impl Into<Location>) -> Error {
         let hint = "restore it and go on from there, or save into another directory or under another number".into();
-        Error::AlreadyExists { path: path.as_ref().to_path_buf(), hint }
+        Error::AlreadyExists { path: path.into(), hint }
     }
 
     /// Returns an [`Error::Object`].
@@ -325,8 +325,8 @@ impl Error {
 }
 
 impl Error {
-    pub(crate) fn link(path: impl AsRef<Path>, hint: impl Into<String>) -> Error {
-        Error::Link { path: path.as_ref().to_path_buf(), hint: hint.into() }
+    pub(crate) fn link(path: impl Into<Location>, hint: impl Into<String>) -> Error {
+        Error::Link { path: path.into(), hint: hint.into() }
     }
 
     pub(crate) fn name(name: impl Into<String>, reason: impl Into<String>) -> Error {

@@ -33,8 +33,8 @@ pub(crate) use saved_model::{is_identifier, unexportable};
 
 use crate::dtype::Dtype;
 use crate::error::Error;
+use crate::location::Location;
 use crate::name::short_message;
-use std::path::Path;
 
 /// The name of the manifest in a checkpoint's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -62,12 +62,10 @@ pub enum FormatError {
 
 impl FormatError {
     /// Returns the crate's error for the file that held the bytes.
-    pub(crate) fn at(self, path: impl AsRef<Path>) -> Error {
+    pub(crate) fn at(self, path: impl Into<Location>) -> Error {
         match self {
             FormatError::Damaged(reason) => Error::damaged(path, reason),
-            FormatError::Unsupported(reason) => {
-                Error::Unsupported { path: path.as_ref().to_path_buf(), reason: short_message(reason) }
-            }
+            FormatError::Unsupported(reason) => Error::unsupported(path, short_message(reason)),
         }
     }
 

@@ -5,13 +5,13 @@ use super::target::{Place, directories_below, place};
 use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
 use crate::format::MANIFEST_FILE;
+use crate::location::Location;
 use crate::manager::{Listed, Listing};
 use crate::reader::CheckpointReader;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::{Path, PathBuf};
 
 /// The content of a directory of checkpoints; see [`list`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub struct DirectoryListing {
     /// The directory.
     #[serde(serialize_with = "lossy")]
-    pub directory: PathBuf,
+    pub directory: Location,
     /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
     /// two.
     pub latest: Option<String>,
@@ -31,7 +31,7 @@ pub struct DirectoryListing {
     pub others: Vec<OtherEntry>,
     /// Directories of checkpoints directly in this one. Empty if this one has checkpoints of its own.
     #[serde(serialize_with = "lossy_all")]
-    pub below: Vec<PathBuf>,
+    pub below: Vec<Location>,
 }
 
 /// A checkpoint that is whole as far as its manifest and its file sizes tell.
@@ -42,7 +42,7 @@ pub struct CheckpointEntry {
     pub name: String,
     /// Its directory.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// Whether it is the newest.
     pub latest: bool,
     /// Whether it is kept permanently.
@@ -81,7 +81,7 @@ pub struct OtherEntry {
     pub name: String,
     /// The path.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// What it is.
     pub state: OtherState,
     /// Why it is no whole checkpoint.
@@ -130,8 +130,8 @@ pub enum OtherState {
 /// # Ok(())
 /// # }
 /// ```
-pub fn list(path: impl AsRef<Path>) -> Result<DirectoryListing> {
-    let path = path.as_ref();
+pub fn list(path: impl Into<Location>) -> Result<DirectoryListing> {
+    let path = &path.into();
     match place(path)? {
         Place::Directory(listing) => Ok(of(path, &listing)),
         Place::Checkpoint | Place::LostManifest | Place::Foreign(_) => Err(Error::InvalidArgument(format!(
@@ -141,7 +141,7 @@ pub fn list(path: impl AsRef<Path>) -> Result<DirectoryListing> {
     }
 }
 
-fn of(path: &Path, listing: &Listing) -> DirectoryListing {
+fn of(path: &Location, listing: &Listing) -> DirectoryListing {
     let latest = match listing.undecided {
         Some(_) => None,
         None => listing.checkpoints.len().checked_sub(1),
@@ -149,7 +149,7 @@ fn of(path: &Path, listing: &Listing) -> DirectoryListing {
     let entries = listing.checkpoints.iter().enumerate();
     let checkpoints: Vec<CheckpointEntry> = entries.map(|(at, listed)| entry(listed, Some(at) == latest)).collect();
     DirectoryListing {
-        directory: path.to_path_buf(),
+        directory: path.into(),
         latest: latest.and_then(|at| checkpoints.get(at)).map(|entry| entry.name.clone()),
         undecided: listing.undecided.as_ref().map(|(first, second)| (name_of(first), name_of(second))),
         below: if checkpoints.is_empty() { directories_below(path) } else { Vec::new() },
@@ -158,7 +158,7 @@ fn of(path: &Path, listing: &Listing) -> DirectoryListing {
     }
 }
 
-fn name_of(path: &Path) -> String {
+fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
@@ -187,13 +187,13 @@ fn entry(listed: &Listed, latest: bool) -> CheckpointEntry {
 
 fn others(listing: &Listing) -> Vec<OtherEntry> {
     let other =
-        |path: &Path, state, reason: String| OtherEntry { name: name_of(path), path: path.into(), state, reason };
+        |path: &Location, state, reason: String| OtherEntry { name: name_of(path), path: path.into(), state, reason };
     let damaged = listing.damaged.iter().map(|(path, error)| {
         let problem = Problem::of(error);
         let is_damage = matches!(problem.kind, ProblemKind::Damaged | ProblemKind::NotFound);
         other(path, if is_damage { OtherState::Damaged } else { OtherState::Unreadable }, problem.within(path))
     });
-    let known: HashSet<&PathBuf> = listing.damaged.iter().map(|(path, _)| path).collect();
+    let known: HashSet<&Location> = listing.damaged.iter().map(|(path, _)| path).collect();
     let links = listing.links.iter().filter(|path| !known.contains(path));
     let links = links.map(|path| other(path, OtherState::Link, "a symbolic link, which is not followed".to_string()));
     let aside = listing.moved_aside.iter().map(|path| {
@@ -203,7 +203,7 @@ fn others(listing: &Listing) -> Vec<OtherEntry> {
         };
         other(path, OtherState::MovedAside, reason)
     });
-    let with = |paths: &[PathBuf], state, reason: &str| -> Vec<OtherEntry> {
+    let with = |paths: &[Location], state, reason: &str| -> Vec<OtherEntry> {
         paths.iter().map(|path| other(path, state, reason.to_string())).collect()
     };
     let superseded = with(

@@ -51,8 +51,9 @@ pub use summary::{ComponentSummary, FileSummary, Summary, TensorSummary, Totals}
 pub use target::{Overview, Target};
 pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
 
+use crate::location::Location;
 use serde::Serializer;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Returns a path as text. Bytes that are not Unicode become `U+FFFD`.
 fn text(path: &Path) -> String {
@@ -65,12 +66,12 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
 }
 
 /// Serializes paths as [`text`].
-fn lossy_all<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+fn lossy_all<S: Serializer>(paths: &[Location], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 /// Serializes a path that may be absent as [`text`].
-fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+fn lossy_option<S: Serializer>(path: &Option<Location>, serializer: S) -> Result<S::Ok, S::Error> {
     match path {
         Some(path) => serializer.serialize_some(&path.to_string_lossy()),
         None => serializer.serialize_none(),

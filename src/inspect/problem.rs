@@ -2,8 +2,9 @@
 
 use super::{lossy_option, text};
 use crate::error::Error;
+use crate::location::Location;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// An [`Error`] as data: what is wrong with a file or a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub struct Problem {
     /// The file or directory. `None` if the error concerns neither.
     #[serde(serialize_with = "lossy_option")]
-    pub path: Option<PathBuf>,
+    pub path: Option<Location>,
     /// The kind of error.
     pub kind: ProblemKind,
     /// The reason, without the path.
@@ -40,7 +41,7 @@ pub enum ProblemKind {
 impl Problem {
     /// Describes `error`.
     pub fn of(error: &Error) -> Problem {
-        let about = |path: &Path, kind, reason: String| Problem { path: Some(path.to_path_buf()), kind, reason };
+        let about = |path: &Path, kind, reason: String| Problem { path: Some(path.into()), kind, reason };
         match error {
             Error::Damaged { path, reason, .. } => about(path, ProblemKind::Damaged, reason.clone()),
             Error::Unsupported { path, reason, .. } => about(path, ProblemKind::Unsupported, reason.clone()),

@@ -2,11 +2,12 @@
 
 use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::manager::CheckpointDirectory;
 use crate::manager::retention::{CheckpointInfo, Explanation, Goal, RetentionPolicy};
 use crate::sync::Arc;
 use serde::{Serialize, Serializer};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A checkpoint that [`latest`] or [`best`] found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct FoundCheckpoint {
     /// Its directory.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// The name of its directory.
     pub name: String,
     /// The training step, if it has one.
@@ -29,15 +30,15 @@ pub struct FoundCheckpoint {
 pub struct RetentionReport {
     /// The directory.
     #[serde(serialize_with = "lossy")]
-    pub directory: PathBuf,
+    pub directory: Location,
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<RetentionEntry>,
     /// What [`prune`] removed.
     #[serde(serialize_with = "lossy_all")]
-    pub removed: Vec<PathBuf>,
+    pub removed: Vec<Location>,
     /// What [`prune`] was to remove and did not, with the reason.
     #[serde(serialize_with = "lossy_pairs")]
-    pub spared: Vec<(PathBuf, String)>,
+    pub spared: Vec<(Location, String)>,
 }
 
 /// What keeps a checkpoint.
@@ -60,7 +61,7 @@ pub struct RetentionEntry {
 pub struct PinState {
     /// The checkpoint.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// The name of the pin.
     pub pin: String,
     /// Whether the checkpoint has it now.
@@ -69,7 +70,7 @@ pub struct PinState {
 
 impl PinState {
     /// Describes the pin `pin` of the checkpoint `path`.
-    pub fn new(path: impl Into<PathBuf>, pin: impl Into<String>, pinned: bool) -> PinState {
+    pub fn new(path: impl Into<Location>, pin: impl Into<String>, pinned: bool) -> PinState {
         PinState { path: path.into(), pin: pin.into(), pinned }
     }
 }
@@ -119,7 +120,7 @@ fn found_in(
 ) -> Result<FoundCheckpoint> {
     let info = found.ok_or_else(|| Error::not_found(directory, missing()))?;
     let value = value(&info);
-    Ok(FoundCheckpoint { path: directory.join(&info.name), name: info.name, step: info.step, value })
+    Ok(FoundCheckpoint { path: directory.join(&info.name).into(), name: info.name, step: info.step, value })
 }
 
 /// Reports for each checkpoint in `directory` what keeps it under `policies`. Changes nothing.
@@ -152,13 +153,13 @@ fn report(directory: &Path, explanations: &[Explanation]) -> RetentionReport {
         kept_by: explanation.kept_by.iter().map(ToString::to_string).collect(),
     };
     RetentionReport {
-        directory: directory.to_path_buf(),
+        directory: directory.into(),
         checkpoints: explanations.iter().map(entry).collect(),
         removed: Vec::new(),
         spared: Vec::new(),
     }
 }
 
-fn lossy_pairs<S: Serializer>(pairs: &[(PathBuf, String)], serializer: S) -> Result<S::Ok, S::Error> {
+fn lossy_pairs<S: Serializer>(pairs: &[(Location, String)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(pairs.iter().map(|(path, reason)| (path.to_string_lossy(), reason)))
 }

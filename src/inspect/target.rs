@@ -5,6 +5,7 @@ use super::{lossy, lossy_option};
 use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
 use crate::interop::{self, Ours};
+use crate::location::Location;
 use crate::manager::{Listing, list_checkpoints};
 use crate::reader::{CheckpointReader, saved_model};
 use crate::source::{Source, TensorSource};
@@ -12,14 +13,14 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// An open checkpoint of any format.
 #[derive(Debug)]
 pub struct Target {
     opened: Opened,
-    latest_of: Option<PathBuf>,
-    skipped: Vec<(PathBuf, Error)>,
+    latest_of: Option<Location>,
+    skipped: Vec<(Location, Error)>,
 }
 
 #[derive(Debug)]
@@ -34,12 +35,12 @@ enum Opened {
 pub struct Overview {
     /// The file or directory.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// The name of the format; `tch-checkpoint` for checkpoints of this crate.
     pub format: &'static str,
     /// The directory whose latest checkpoint it is, if the directory was opened.
     #[serde(serialize_with = "lossy_option")]
-    pub latest_of: Option<PathBuf>,
+    pub latest_of: Option<Location>,
     /// The training step, if the checkpoint has one.
     pub step: Option<u64>,
     /// When it was saved. `None` for other formats.
@@ -75,8 +76,8 @@ impl Target {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn open(path: impl AsRef<Path>) -> Result<Target> {
-        let path = path.as_ref();
+    pub fn open(path: impl Into<Location>) -> Result<Target> {
+        let path = &path.into();
         match place(path)? {
             Place::Checkpoint => Ok(Target::own(CheckpointReader::open(path)?)),
             Place::LostManifest => Err(lost_manifest(path)),
@@ -103,7 +104,7 @@ impl Target {
             listing = list_checkpoints(path)?;
             reader = open_latest(path, &listing);
         }
-        Ok(Target { latest_of: Some(path.to_path_buf()), skipped: listing.damaged, ..Target::own(reader?) })
+        Ok(Target { latest_of: Some(path.into()), skipped: listing.damaged, ..Target::own(reader?) })
     }
 
     /// Returns the tensors and values.
@@ -116,7 +117,7 @@ impl Target {
 
     /// Returns the checkpoints of the directory that are damaged or cannot be read, with the reason. Empty unless a
     /// directory of checkpoints was opened.
-    pub fn skipped(&self) -> &[(PathBuf, Error)] {
+    pub fn skipped(&self) -> &[(Location, Error)] {
         &self.skipped
     }
 
@@ -124,7 +125,7 @@ impl Target {
     pub fn overview(&self) -> Overview {
         let manifest = self.own_source().map(|source| &source.manifest);
         Overview {
-            path: self.source().path().to_path_buf(),
+            path: self.source().path().clone(),
             format: self.source().format(),
             latest_of: self.latest_of.clone(),
             step: manifest.and_then(|manifest| manifest.step),
@@ -266,10 +267,10 @@ pub(super) fn no_checkpoint_in(path: &Path) -> String {
 }
 
 /// Returns the directories in `path` in which checkpoints were saved, by name.
-pub(super) fn directories_below(path: &Path) -> Vec<PathBuf> {
+pub(super) fn directories_below(path: &Path) -> Vec<Location> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let mut below: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|directory| directory.join(INDEX_FILE).is_file()).collect();
+    let directories = entries.map(|entry| Location::from(entry.path()));
+    let mut below: Vec<Location> = directories.filter(|directory| directory.join(INDEX_FILE).is_file()).collect();
     below.sort();
     below
 }

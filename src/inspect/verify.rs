@@ -4,11 +4,12 @@ use super::problem::{Problem, ProblemKind};
 use super::target::{Place, lost_manifest, no_checkpoint_in, place};
 use super::{lossy, lossy_all};
 use crate::error::Error;
+use crate::location::Location;
 use crate::manager::Listing;
 use crate::reader::{CheckpointReader, Verification, verify_checkpoint};
 use crate::source::{TensorSource, VerifiedBy};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The result of [`verify`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -29,7 +30,7 @@ pub struct VerifyReport {
 pub struct VerifiedCheckpoint {
     /// The checkpoint.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// The result.
     pub state: VerifyState,
     /// How far every tensor was verified. `None` if the checkpoint could not be opened.
@@ -38,7 +39,7 @@ pub struct VerifiedCheckpoint {
     pub problems: Vec<Problem>,
     /// Files that the manifest does not list. They do not make a checkpoint damaged.
     #[serde(serialize_with = "lossy_all")]
-    pub unexpected: Vec<PathBuf>,
+    pub unexpected: Vec<Location>,
 }
 
 /// The result of verifying a checkpoint, from best to worst.
@@ -60,7 +61,7 @@ pub enum VerifyState {
 pub struct SkippedPath {
     /// The path.
     #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    pub path: Location,
     /// Why it was skipped.
     pub reason: &'static str,
 }
@@ -119,7 +120,7 @@ pub fn verify_with<P: AsRef<Path>>(
 struct Found {
     verified_by: Option<VerifiedBy>,
     problems: Vec<Problem>,
-    unexpected: Vec<PathBuf>,
+    unexpected: Vec<Location>,
 }
 
 impl Found {
@@ -154,8 +155,8 @@ struct Run<F> {
 impl<F: FnMut(VerifyItem<'_>)> Run<F> {
     /// Verifies all checkpoints of a directory, oldest first.
     fn directory(&mut self, directory: &Path, listing: &Listing) {
-        let whole = listing.checkpoints.iter().map(|listed| listed.path.as_path());
-        let damaged = listing.damaged.iter().map(|(path, _)| path.as_path());
+        let whole = listing.checkpoints.iter().map(|listed| &*listed.path);
+        let damaged = listing.damaged.iter().map(|(path, _)| &**path);
         let mut checked = 0;
         for path in whole.chain(damaged) {
             let found = match place(path) {
@@ -190,13 +191,13 @@ impl<F: FnMut(VerifyItem<'_>)> Run<F> {
             false => VerifyState::Damaged,
         };
         self.report.intact &= state == VerifyState::Intact;
-        let checked = VerifiedCheckpoint { path: path.to_path_buf(), state, verified_by, problems, unexpected };
+        let checked = VerifiedCheckpoint { path: path.into(), state, verified_by, problems, unexpected };
         (self.each)(VerifyItem::Checkpoint(&checked));
         self.report.checkpoints.push(checked);
     }
 
     fn skip(&mut self, path: &Path, reason: &'static str) {
-        let skipped = SkippedPath { path: path.to_path_buf(), reason };
+        let skipped = SkippedPath { path: path.into(), reason };
         (self.each)(VerifyItem::Skipped(&skipped));
         self.report.skipped.push(skipped);
     }

@@ -41,8 +41,8 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Box<dyn TensorS
         Probe { start: Some(_), .. } => "the file is of no format this version reads",
         _ => {
             let reason = "nothing is there".to_string();
-            return Err(Error::NotFound { path: path.to_path_buf(), reason });
+            return Err(Error::not_found(path, reason));
         }
     };
-    Err(Error::Unsupported { path: path.to_path_buf(), reason: reason.to_string() })
+    Err(Error::unsupported(path, reason))
 }

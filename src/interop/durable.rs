@@ -117,7 +117,7 @@ impl DurableDirectory {
 #[cfg(feature = "huggingface")]
 fn already_there(path: &Path) -> Error {
     let hint = "write into a new directory, or remove this one before".to_string();
-    Error::AlreadyExists { path: path.to_path_buf(), hint }
+    Error::AlreadyExists { path: path.into(), hint }
 }
 
 #[cfg(feature = "pytorch")]

@@ -5,18 +5,19 @@ use super::blob::Blob;
 use super::view::Stored;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// One or several files of another tool.
 #[derive(Debug)]
 pub(crate) struct Foreign {
     format: &'static str,
-    path: PathBuf,
+    path: Location,
     specs: BTreeMap<String, TensorSpec>,
     stored: BTreeMap<String, Stored>,
     /// Keys in the order of the file.
@@ -67,11 +68,9 @@ impl Foreign {
             inflated = packed.fold(inflated, |sum, part| sum.saturating_add(part.view.blob.len()));
         }
         // Reading one tensor of a compressed blob takes as long as reading the whole blob.
-        options
-            .check_expansion(bytes.max(inflated), file_bytes)
-            .map_err(|reason| Error::Unsupported { path: path.to_path_buf(), reason })?;
+        options.check_expansion(bytes.max(inflated), file_bytes).map_err(|reason| Error::unsupported(path, reason))?;
         let specs = stored.iter().map(|(key, tensor)| (key.clone(), tensor.spec.clone())).collect();
-        let path = path.to_path_buf();
+        let path = path.into();
         Ok(Foreign { format, path, specs, stored, order, aliases, values, unreadable, checks })
     }
 
@@ -98,7 +97,7 @@ impl TensorSource for Foreign {
         self.format
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         &self.path
     }
 

@@ -79,16 +79,16 @@ impl Input {
     pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.len);
         let Some(_) = end else {
-            return Err(Error::damaged(&self.path, "the file ends early"));
+            return Err(Error::damaged(&*self.path, "the file ends early"));
         };
         let at = self.start + offset;
         match &self.bytes {
             Bytes::File(file, stamp) => {
                 file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
-                    io::ErrorKind::UnexpectedEof => Error::damaged(&self.path, "the file ends early"),
-                    _ => Error::io("read", &self.path, e),
+                    io::ErrorKind::UnexpectedEof => Error::damaged(&*self.path, "the file ends early"),
+                    _ => Error::io("read", &*self.path, e),
                 })?;
-                match Stamp::of(file).map_err(|e| Error::io("read", &self.path, e))? {
+                match Stamp::of(file).map_err(|e| Error::io("read", &*self.path, e))? {
                     now if now == *stamp => Ok(()),
                     _ => Err(self.damaged("it was changed since it was opened; open it again when its writer is done")),
                 }
@@ -103,7 +103,7 @@ impl Input {
     /// Reads `range`, which must have at most `most` bytes.
     pub(crate) fn read_vec(&self, range: Range<u64>, most: u64) -> Result<Vec<u8>> {
         let length = range.end.checked_sub(range.start).filter(|_| range.end <= self.len);
-        let length = length.ok_or_else(|| Error::damaged(&self.path, "the file ends early"))?;
+        let length = length.ok_or_else(|| Error::damaged(&*self.path, "the file ends early"))?;
         if length > most {
             return Err(
                 self.damaged(format!("a part that is read at once has {length} bytes, at most {most} are allowed"))
@@ -116,11 +116,11 @@ impl Input {
 
     /// Returns an [`Error::Damaged`] about this file.
     pub(crate) fn damaged(&self, reason: impl Into<String>) -> Error {
-        Error::damaged(&self.path, reason)
+        Error::damaged(&*self.path, reason)
     }
 
     /// Returns an [`Error::Unsupported`] about this file.
     pub(crate) fn unsupported(&self, reason: impl Into<String>) -> Error {
-        Error::Unsupported { path: self.path.to_path_buf(), reason: reason.into() }
+        Error::unsupported(&*self.path, reason)
     }
 }

@@ -5,6 +5,7 @@ use super::probe::Probe;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{Digest, MANIFEST_FILE, TensorRecord};
+use crate::location::Location;
 use crate::repository::Posix;
 use crate::source::{Source, TensorSource, VerifiedBy};
 use serde_json::Value;
@@ -66,7 +67,7 @@ impl TensorSource for Ours {
         FORMAT
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         &self.source.path
     }
 

@@ -51,13 +51,13 @@ pub(crate) fn open_file(path: &Path) -> Result<File> {
     let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NotFound { path: path.to_path_buf(), reason: "the file is missing".to_string() });
+            return Err(Error::not_found(path, "the file is missing".to_string()));
         }
         Err(e) => return Err(Error::io("open", path, e)),
     };
     match file.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(file),
-        Ok(_) => Err(Error::Unsupported { path: path.to_path_buf(), reason: "it is not a regular file".to_string() }),
+        Ok(_) => Err(Error::unsupported(path, "it is not a regular file".to_string())),
         Err(e) => Err(Error::io("open", path, e)),
     }
 }

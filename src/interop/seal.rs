@@ -4,6 +4,7 @@ use super::durable::DurableFile;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy, room};
 use serde::{Deserialize, Serialize};
@@ -84,7 +85,7 @@ pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
     let place = place(path);
     if std::fs::symlink_metadata(&place).is_ok() {
         let hint = "remove the seal, and seal anew, if what is there now is right".to_string();
-        return Err(Error::AlreadyExists { path: place, hint });
+        return Err(Error::AlreadyExists { path: place.into(), hint });
     }
     source.verify()?;
     let mut tensors = BTreeMap::new();
@@ -144,7 +145,7 @@ pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Bo
     let seal: Seal = serde_json::from_slice(&bytes)
         .map_err(|e| Error::damaged(&place, name::short_message(format!("it is no seal: {e}"))))?;
     if seal.seal != 1 {
-        return Err(Error::Unsupported { path: place, reason: format!("version {} of seals is not known", seal.seal) });
+        return Err(Error::unsupported(place, format!("version {} of seals is not known", seal.seal)));
     }
     let differing = |key: &String| {
         let sealed = seal.tensors.get(key).map(|entry| TensorSpec::new(entry.dtype, entry.shape.clone()));
@@ -189,7 +190,7 @@ impl TensorSource for Sealed {
         self.source.format()
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         self.source.path()
     }
 

@@ -11,12 +11,12 @@ use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::repository::{Directory, OpenOptions};
 use crate::restore::RestoreOptions;
 use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What a manager does about a state with values that are NaN or infinite.
@@ -53,7 +53,7 @@ pub enum OnSaveError {
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {
     checkpoint: Checkpoint,
-    directory: PathBuf,
+    directory: Location,
     name: String,
     /// What `max_to_keep` was set to, if it was.
     max_to_keep: Option<Option<usize>>,
@@ -74,7 +74,7 @@ pub struct CheckpointManagerBuilder {
     preemption: Option<Preemption>,
     unclean_on_failure: bool,
     init: Option<Init>,
-    initialize_from: Option<(PathBuf, RestoreOptions)>,
+    initialize_from: Option<(Location, RestoreOptions)>,
     background: Option<Background>,
     recycle: bool,
     fresh_start: bool,
@@ -94,10 +94,10 @@ impl std::fmt::Debug for CheckpointManagerBuilder {
 }
 
 impl CheckpointManagerBuilder {
-    pub(super) fn new(checkpoint: Checkpoint, directory: &Path) -> Self {
+    pub(super) fn new(checkpoint: Checkpoint, directory: &Location) -> Self {
         CheckpointManagerBuilder {
             checkpoint,
-            directory: directory.to_path_buf(),
+            directory: directory.clone(),
             name: "ckpt".to_string(),
             max_to_keep: None,
             keep_every: None,
@@ -312,8 +312,8 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn initialize_from(mut self, path: impl AsRef<Path>, options: RestoreOptions) -> Self {
-        self.initialize_from = Some((path.as_ref().to_path_buf(), options));
+    pub fn initialize_from(mut self, path: impl Into<Location>, options: RestoreOptions) -> Self {
+        self.initialize_from = Some((path.into(), options));
         self
     }
 
@@ -388,7 +388,7 @@ impl CheckpointManagerBuilder {
         let storage = self.checkpoint.storage();
         let options = OpenOptions { recycle: self.recycle, ..self.options.open_options() };
         // Paths then lead here whatever the working directory is.
-        let directory = Directory::new(storage, &storage.absolute(&self.directory)?, &options);
+        let directory = Directory::new(storage, storage.absolute(&self.directory)?, &options)?;
         directory.create()?;
         // With the longest number there is.
         directory.check_name(&format!("{}-{}", self.name, u64::MAX))?;

@@ -1,18 +1,19 @@
 //! A directory of checkpoints without a model: what is there, what is best, why it is there, and notes about it.
 
-use super::listing::{Listing, list_checkpoints};
+use super::listing::{Listing, list};
 use super::marks::name_of;
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
 use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
 use crate::graph;
-use crate::repository::{Directory, OpenOptions, Posix};
+use crate::location::Location;
+use crate::repository::{Directory, OpenOptions, Posix, Storage};
 use crate::save::Held;
 use crate::sync::Arc;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A directory of checkpoints, opened without a model and without libtorch.
 ///
@@ -44,7 +45,10 @@ use std::path::{Path, PathBuf};
 /// ```
 #[derive(Debug, Clone)]
 pub struct CheckpointDirectory {
-    directory: Directory,
+    storage: Arc<dyn Storage>,
+    location: Location,
+    options: OpenOptions,
+    directory: OnceLock<Directory>,
 }
 
 /// What [`CheckpointDirectory::prune`] did.
@@ -52,33 +56,48 @@ pub struct CheckpointDirectory {
 #[non_exhaustive]
 pub struct Pruned {
     /// What was removed, oldest first.
-    pub removed: Vec<PathBuf>,
+    pub removed: Vec<Location>,
     /// What was to be removed and was not, with the reason: something was noted in it meanwhile, or an error.
-    pub spared: Vec<(PathBuf, String)>,
+    pub spared: Vec<(Location, String)>,
 }
 
 impl CheckpointDirectory {
     /// The directory at `path`. Nothing is opened yet: a directory that is not there has no checkpoints.
-    pub fn new(path: impl AsRef<Path>) -> CheckpointDirectory {
-        let directory = Directory::new(&Posix::default(), path.as_ref(), &OpenOptions::default());
-        CheckpointDirectory { directory }
+    pub fn new(path: impl Into<Location>) -> CheckpointDirectory {
+        CheckpointDirectory::in_storage(Arc::new(Posix::default()), path)
+    }
+
+    /// The directory at `location` of a storage other than the operating system's file systems.
+    pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
+        let (options, directory) = (OpenOptions::default(), OnceLock::new());
+        CheckpointDirectory { storage, location: location.into(), options, directory }
     }
 
     /// Takes no lock when something is removed: for file systems that have none. Nothing then keeps another process from
     /// writing at the same time: see to that by other means.
     #[must_use]
     pub fn without_lock(mut self) -> CheckpointDirectory {
-        let options = OpenOptions { lock: false, ..OpenOptions::default() };
-        self.directory = Directory::new(&Posix::default(), self.directory.root(), &options);
+        self.options.lock = false;
+        self.directory = OnceLock::new();
         self
     }
 
-    /// Everything that is in it, sound or not; see [`list_checkpoints`].
+    fn directory(&self) -> Result<&Directory> {
+        match self.directory.get() {
+            Some(directory) => Ok(directory),
+            None => {
+                let directory = Directory::new(&*self.storage, &self.location, &self.options)?;
+                Ok(self.directory.get_or_init(|| directory))
+            }
+        }
+    }
+
+    /// Everything that is in it, sound or not; see [`list_checkpoints`](crate::list_checkpoints).
     ///
     /// # Errors
-    /// As for [`list_checkpoints`].
+    /// As for [`list_checkpoints`](crate::list_checkpoints).
     pub fn list(&self) -> Result<Listing> {
-        list_checkpoints(self.directory.root())
+        list(self.directory()?)
     }
 
     /// The checkpoints that are whole as far as manifests and file sizes tell, the newest last.
@@ -90,14 +109,15 @@ impl CheckpointDirectory {
     }
 
     fn found(&self) -> Result<Vec<Found>> {
-        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        let directory = self.directory()?;
+        let catalog = Catalog::of(directory, directory.scan()?);
         let (found, undecided) = catalog.ordered();
         if let Some((_, error)) = catalog.damaged.into_iter().chain(catalog.unreachable).find(|(_, e)| !e.is_damage()) {
             return Err(error);
         }
         match undecided {
             Some((first, second)) => {
-                let path = |name: &str| self.directory.path(name);
+                let path = |name: &str| directory.path(name);
                 Err(Error::Undecided { first: path(&first), second: path(&second) })
             }
             None => Ok(found),
@@ -126,9 +146,10 @@ impl CheckpointDirectory {
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
-    pub fn get(&self, checkpoint: impl AsRef<Path>) -> Result<CheckpointInfo> {
-        let name = name_of(checkpoint.as_ref())?;
-        Ok(CheckpointInfo::from(&catalog::look(&self.directory, name)?))
+    pub fn get(&self, checkpoint: impl Into<Location>) -> Result<CheckpointInfo> {
+        let directory = self.directory()?;
+        let name = &*name_of(checkpoint)?;
+        Ok(CheckpointInfo::from(&catalog::look(directory, name)?))
     }
 
     /// Returns what the program recorded with a checkpoint as `name`
@@ -136,8 +157,8 @@ impl CheckpointDirectory {
     ///
     /// # Errors
     /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] when it does not fit the type.
-    pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl AsRef<Path>, name: &str) -> Result<Option<T>> {
-        let manifest = self.directory.manifest(name_of(checkpoint.as_ref())?)?;
+    pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl Into<Location>, name: &str) -> Result<Option<T>> {
+        let manifest = self.directory()?.manifest(&name_of(checkpoint)?)?;
         let value = manifest.metadata.get(name).map(graph::decode);
         value.transpose().map_err(|reason| Error::object(name, reason))
     }
@@ -148,12 +169,14 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn explain(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<Explanation>> {
+        let directory = self.directory()?;
         self.found()?;
-        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        let catalog = Catalog::of(directory, directory.scan()?);
         Ok(self.decide(&catalog, policies)?.into_iter().map(|(_, explanation)| explanation).collect())
     }
 
     fn decide(&self, catalog: &Catalog, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
+        let directory = self.directory()?;
         let retention = Retention::new(policies.to_vec(), None);
         let names = catalog.found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager);
         let managers: BTreeSet<&str> = names.collect();
@@ -162,12 +185,12 @@ impl CheckpointDirectory {
         let mut decided = Vec::new();
         for manager in managers {
             let chain = catalog.chain(manager).map_err(|(first, second)| {
-                let path = |name: &str| self.directory.path(name);
+                let path = |name: &str| directory.path(name);
                 Error::Undecided { first: path(&first), second: path(&second) }
             })?;
             let own: Vec<&Found> = chain.own.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect();
             let infos: Vec<CheckpointInfo> = own.iter().map(|found| CheckpointInfo::from(*found)).collect();
-            let explanations = retention.explain(&infos, None, self.directory.now());
+            let explanations = retention.explain(&infos, None, directory.now());
             decided.extend(own.into_iter().cloned().zip(explanations));
         }
         Ok(decided)
@@ -180,29 +203,30 @@ impl CheckpointDirectory {
     /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
     /// lost files; as for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
-        let held = Held::take(&self.directory)?;
+        let directory = self.directory()?;
+        let held = Held::take(directory)?;
         self.found()?;
-        let catalog = Catalog::of(&self.directory, self.directory.scan()?);
+        let catalog = Catalog::of(directory, directory.scan()?);
         let (stay, go): (Vec<_>, Vec<_>) =
             self.decide(&catalog, policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
         for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
-            if !self.directory.looks_whole(&found.entry.name, found.entry.bytes) {
+            if !directory.looks_whole(&found.entry.name, found.entry.bytes) {
                 let reason = "it would stay and has lost files, so nothing is removed";
-                return Err(Error::damaged(self.directory.path(&found.entry.name), reason));
+                return Err(Error::damaged(directory.path(&found.entry.name), reason));
             }
         }
         let mut pruned = Pruned::default();
         for (found, _) in go {
             let (name, id) = (found.entry.name.clone(), found.id());
-            let path = self.directory.path(&name);
+            let path = directory.path(&name);
             let stays = |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id));
-            match self.directory.remove(&name, &id, &stays) {
+            match directory.remove(&name, &id, &stays) {
                 Ok(true) => pruned.removed.push(path),
                 Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
                 Err(e) => pruned.spared.push((path, format!("{e:#}"))),
             }
         }
-        self.tidy_index(&held);
+        CheckpointDirectory::tidy_index(directory, &held);
         Ok(pruned)
     }
 
@@ -211,25 +235,26 @@ impl CheckpointDirectory {
     /// # Errors
     /// [`Error::Pinned`] when it is pinned; [`Error::Locked`] while a manager writes into the directory;
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Io`].
-    pub fn delete(&self, checkpoint: impl AsRef<Path>) -> Result<()> {
-        let name = name_of(checkpoint.as_ref())?;
-        let held = Held::take(&self.directory)?;
-        let found = catalog::look(&self.directory, name)?;
+    pub fn delete(&self, checkpoint: impl Into<Location>) -> Result<()> {
+        let directory = self.directory()?;
+        let name = &*name_of(checkpoint)?;
+        let held = Held::take(directory)?;
+        let found = catalog::look(directory, name)?;
         let id = found.id();
         let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id).pins.is_empty();
-        if !self.directory.remove(name, &id, &is_pinned)? {
-            let pins = catalog::look(&self.directory, name)?.pins.into_keys().collect();
-            return Err(Error::Pinned { path: self.directory.path(name), pins });
+        if !directory.remove(name, &id, &is_pinned)? {
+            let pins = catalog::look(directory, name)?.pins.into_keys().collect();
+            return Err(Error::Pinned { path: directory.path(name), pins });
         }
-        self.tidy_index(&held);
+        CheckpointDirectory::tidy_index(directory, &held);
         Ok(())
     }
 
     /// The index knows only what is there.
-    fn tidy_index(&self, held: &Held) {
-        let noted = held.update_index(&self.directory, |index| {
-            index.checkpoints.retain(|entry| self.directory.has(&entry.name).unwrap_or(true));
-            index.latest = index.latest.take().filter(|name| self.directory.has(name).unwrap_or(true));
+    fn tidy_index(directory: &Directory, held: &Held) {
+        let noted = held.update_index(directory, |index| {
+            index.checkpoints.retain(|entry| directory.has(&entry.name).unwrap_or(true));
+            index.latest = index.latest.take().filter(|name| directory.has(name).unwrap_or(true));
         });
         if let Err(e) = noted {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
@@ -242,18 +267,19 @@ impl CheckpointDirectory {
     /// # Errors
     /// [`Error::NotFound`] when there is no such checkpoint; [`Error::Removed`] when it was removed at this moment;
     /// [`Error::Io`].
-    pub fn pin(&self, checkpoint: impl AsRef<Path>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
-        self.mark(checkpoint.as_ref(), MarkKind::Pin { name: name.into(), note: note.into() })
+    pub fn pin(&self, checkpoint: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+        self.mark(&checkpoint.into(), MarkKind::Pin { name: name.into(), note: note.into() })
     }
 
     /// Takes a pin away, durably. Returns whether there was one.
     ///
     /// # Errors
     /// As for [`pin`](CheckpointDirectory::pin).
-    pub fn unpin(&self, checkpoint: impl AsRef<Path>, name: impl Into<String>) -> Result<bool> {
-        let checkpoint = name_of(checkpoint.as_ref())?;
-        let id = self.directory.manifest(checkpoint)?.id();
-        remove_mark(&self.directory, checkpoint, id, MarkKind::Pin { name: name.into(), note: String::new() })
+    pub fn unpin(&self, checkpoint: impl Into<Location>, name: impl Into<String>) -> Result<bool> {
+        let directory = self.directory()?;
+        let checkpoint = &*name_of(checkpoint)?;
+        let id = directory.manifest(checkpoint)?.id();
+        remove_mark(directory, checkpoint, id, MarkKind::Pin { name: name.into(), note: String::new() })
     }
 
     /// Notes a text about a checkpoint, durably. It replaces a text of the same name.
@@ -262,11 +288,11 @@ impl CheckpointDirectory {
     /// As for [`pin`](CheckpointDirectory::pin).
     pub fn annotate(
         &self,
-        checkpoint: impl AsRef<Path>,
+        checkpoint: impl Into<Location>,
         name: impl Into<String>,
         text: impl Into<String>,
     ) -> Result<()> {
-        self.mark(checkpoint.as_ref(), MarkKind::Note { name: name.into(), text: text.into() })
+        self.mark(&checkpoint.into(), MarkKind::Note { name: name.into(), text: text.into() })
     }
 
     /// Adds metrics to a checkpoint, durably, or replaces those of the same name. They can be NaN or infinite. A manager
@@ -276,16 +302,17 @@ impl CheckpointDirectory {
     /// As for [`pin`](CheckpointDirectory::pin).
     pub fn add_metrics<N: Into<String>>(
         &self,
-        checkpoint: impl AsRef<Path>,
+        checkpoint: impl Into<Location>,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<()> {
-        let checkpoint = checkpoint.as_ref();
+        let checkpoint = &checkpoint.into();
         let mut kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
         kinds.try_for_each(|kind| self.mark(checkpoint, kind))
     }
 
-    fn mark(&self, checkpoint: &Path, kind: MarkKind) -> Result<()> {
-        let name = name_of(checkpoint)?;
-        write_mark(&self.directory, name, self.directory.manifest(name)?.id(), kind)
+    fn mark(&self, checkpoint: &Location, kind: MarkKind) -> Result<()> {
+        let directory = self.directory()?;
+        let name = &*name_of(checkpoint)?;
+        write_mark(directory, name, directory.manifest(name)?.id(), kind)
     }
 }

@@ -2,10 +2,10 @@
 
 use super::{CheckpointManager, Next};
 use crate::error::Result;
+use crate::location::Location;
 use crate::save::Noted;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
 
 /// What is known of the state at the last call of the manager.
 #[derive(Default)]
@@ -94,7 +94,7 @@ impl CheckpointManager {
     }
 
     /// Where the state is now, or why it was not saved.
-    fn try_after_failure(&mut self, guard: Guard) -> Result<Result<PathBuf, String>> {
+    fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
         let was_writing = self.in_flight.is_some();
         let settled = self.settle();
         let is_saved = guard.is_saved && settled.is_ok();
@@ -123,7 +123,7 @@ impl CheckpointManager {
     }
 
     /// Saves the state as it is, marked, where that was asked for.
-    fn save_unclean(&mut self, step: Option<u64>, why: String) -> Result<Result<PathBuf, String>> {
+    fn save_unclean(&mut self, step: Option<u64>, why: String) -> Result<Result<Location, String>> {
         if !self.unclean_on_failure {
             return Ok(Err(why));
         }

@@ -5,13 +5,13 @@ use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
+use crate::location::Location;
 use crate::repository::{Aside, Directory, Stat, before_aside};
 use crate::restore::PassedOver;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// The checkpoints of a directory that have the manager's name.
@@ -129,7 +129,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> Location {
         self.directory.root().join(name)
     }
 

@@ -3,8 +3,8 @@
 use crate::catalog::{Catalog, Found};
 use crate::error::{Error, Result};
 use crate::format::IndexEntry;
+use crate::location::Location;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
-use std::path::{Path, PathBuf};
 
 /// What is in a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
@@ -15,22 +15,22 @@ pub struct Listing {
     /// not lead back to, come first.
     pub checkpoints: Vec<Listed>,
     /// Two checkpoints of one name and different runs of which nothing tells which is the latest, if there are such.
-    pub undecided: Option<(PathBuf, PathBuf)>,
+    pub undecided: Option<(Location, Location)>,
     /// What is no whole checkpoint any more, or cannot be read, and why; by name.
-    pub damaged: Vec<(PathBuf, Error)>,
+    pub damaged: Vec<(Location, Error)>,
     /// Symbolic links; by name. They are not followed: restore what they lead to by its path. One that is called like a
     /// checkpoint and has a higher number than all that are there is among the [`damaged`](Listing::damaged) too.
-    pub links: Vec<PathBuf>,
+    pub links: Vec<Location>,
     /// What a manager found damaged or passed over, and moved aside (`damaged-…`, `passed-over-…`); by name.
-    pub moved_aside: Vec<PathBuf>,
+    pub moved_aside: Vec<Location>,
     /// What a run abandoned when it went back to an older checkpoint (`superseded-…`); by name. A manager removes it when
     /// as many newer ones are complete as it keeps.
-    pub superseded: Vec<PathBuf>,
+    pub superseded: Vec<Location>,
     /// Saves that are under way, or that ended with their process (`.tmp-…`); by name.
-    pub unfinished_saves: Vec<PathBuf>,
+    pub unfinished_saves: Vec<Location>,
     /// Removed checkpoints with files that are still there (`.trash-…`), for a manager to overwrite with its next save,
     /// or left by a process that died; by name.
-    pub removed: Vec<PathBuf>,
+    pub removed: Vec<Location>,
 }
 
 /// A checkpoint in a [`Listing`].
@@ -38,7 +38,7 @@ pub struct Listing {
 #[non_exhaustive]
 pub struct Listed {
     /// The checkpoint's directory.
-    pub path: PathBuf,
+    pub path: Location,
     /// What its manifest and its marks say of it.
     pub entry: IndexEntry,
     /// How many tensors it has, by name.
@@ -80,17 +80,21 @@ pub struct Listed {
 /// # Ok(())
 /// # }
 /// ```
-pub fn list_checkpoints(directory: impl AsRef<Path>) -> Result<Listing> {
-    let directory = Directory::new(&Posix::default(), directory.as_ref(), &OpenOptions::default());
+pub fn list_checkpoints(directory: impl Into<Location>) -> Result<Listing> {
+    list(&Directory::new(&Posix::default(), directory, &OpenOptions::default())?)
+}
+
+/// As [`list_checkpoints`], of any storage.
+pub(super) fn list(directory: &Directory) -> Result<Listing> {
     // Beside a writer that keeps one checkpoint, what was there is removed before it is looked at, and what came in its
     // place was not there yet: then look again.
-    let (mut listing, mut vanished) = look(&directory)?;
+    let (mut listing, mut vanished) = look(directory)?;
     for _ in 0..LOOKS {
         if vanished.is_empty() {
             break;
         }
         let before = std::mem::take(&mut vanished);
-        (listing, vanished) = look(&directory)?;
+        (listing, vanished) = look(directory)?;
         if vanished == before {
             // Those were never there: their names are not Unicode.
             break;
@@ -138,7 +142,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
 /// version wrote one: it may be the newest. [`Error::NotFound`] when the directory is a link that leads nowhere.
 /// [`Error::Undecided`] when nothing tells which of two is the latest. [`list_checkpoints`] lists what there is all the
 /// same.
-pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     let listing = list_checkpoints(directory)?;
     for (path, error) in listing.damaged {
         match error.is_damage() {
@@ -169,6 +173,6 @@ pub fn checkpoints(directory: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
 /// # Ok(())
 /// # }
 /// ```
-pub fn latest_checkpoint(directory: impl AsRef<Path>) -> Result<Option<PathBuf>> {
+pub fn latest_checkpoint(directory: impl Into<Location>) -> Result<Option<Location>> {
     Ok(checkpoints(directory)?.pop())
 }

@@ -5,8 +5,8 @@ use crate::callback;
 use crate::catalog::{Marks, remove_mark, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
+use crate::location::Location;
 use crate::sync::PoisonError;
-use std::path::Path;
 
 impl CheckpointManager {
     /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last part of
@@ -32,28 +32,28 @@ impl CheckpointManager {
     /// [`Error::Io`].
     pub fn add_metrics<N: Into<String>>(
         &mut self,
-        path: impl AsRef<Path>,
+        path: impl Into<Location>,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<()> {
         let kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
-        self.mark(path.as_ref(), kinds.collect())
+        self.mark(&path.into(), kinds.collect())
     }
 
     /// Keeps a checkpoint until the pin called `name` is taken away, and notes why. It replaces a pin of the same name.
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
-    pub fn pin(&mut self, path: impl AsRef<Path>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
-        self.mark(path.as_ref(), vec![MarkKind::Pin { name: name.into(), note: note.into() }])
+    pub fn pin(&mut self, path: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+        self.mark(&path.into(), vec![MarkKind::Pin { name: name.into(), note: note.into() }])
     }
 
     /// Takes a pin away, durably. Returns whether there was one. Waits for a save in the background.
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics), and what the save in the background met.
-    pub fn unpin(&mut self, path: impl AsRef<Path>, name: impl Into<String>) -> Result<bool> {
+    pub fn unpin(&mut self, path: impl Into<Location>, name: impl Into<String>) -> Result<bool> {
         self.settle()?;
-        let checkpoint = name_of(path.as_ref())?;
+        let checkpoint = &name_of(path)?;
         let id = self.directory.manifest(checkpoint)?.id();
         let pin = MarkKind::Pin { name: name.into(), note: String::new() };
         let was_pinned = remove_mark(&self.directory, checkpoint, id, pin)?;
@@ -65,13 +65,18 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
-    pub fn annotate(&mut self, path: impl AsRef<Path>, name: impl Into<String>, text: impl Into<String>) -> Result<()> {
-        self.mark(path.as_ref(), vec![MarkKind::Note { name: name.into(), text: text.into() }])
+    pub fn annotate(
+        &mut self,
+        path: impl Into<Location>,
+        name: impl Into<String>,
+        text: impl Into<String>,
+    ) -> Result<()> {
+        self.mark(&path.into(), vec![MarkKind::Note { name: name.into(), text: text.into() }])
     }
 
-    fn mark(&mut self, path: &Path, kinds: Vec<MarkKind>) -> Result<()> {
+    fn mark(&mut self, path: &Location, kinds: Vec<MarkKind>) -> Result<()> {
         callback::refuse()?;
-        let name = name_of(path)?;
+        let name = &*name_of(path)?;
         if kinds.is_empty() {
             return Ok(());
         }
@@ -110,7 +115,9 @@ impl CheckpointManager {
 }
 
 /// The checkpoint's name in its directory.
-pub(super) fn name_of(path: &Path) -> Result<&str> {
-    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
-    name.ok_or_else(|| Error::InvalidArgument(format!("{} does not end in the name of a checkpoint", path.display())))
+pub(super) fn name_of(path: impl Into<Location>) -> Result<String> {
+    let path = path.into();
+    let name =
+        path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')).map(str::to_string);
+    name.ok_or_else(|| Error::InvalidArgument(format!("{path} does not end in the name of a checkpoint")))
 }

@@ -35,6 +35,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph;
+use crate::location::Location;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
 use crate::save::{self, AllSeen, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
@@ -48,7 +49,6 @@ use retention::CheckpointInfo;
 use save_policy::{SaveContext, SavePolicy};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Writes numbered checkpoints into a directory, keeps the newest `max_to_keep`, and restores the newest intact one.
@@ -103,7 +103,7 @@ pub struct CheckpointManager {
     saved_for_end: bool,
     init: Option<Init>,
     /// What is read when there is nothing to restore.
-    initialize_from: Option<(PathBuf, RestoreOptions)>,
+    initialize_from: Option<(Location, RestoreOptions)>,
     ledger: Arc<Mutex<Ledger>>,
     held: Arc<Held>,
     /// The checkpoint restored or saved last: the next one follows it.
@@ -164,8 +164,8 @@ impl std::fmt::Debug for CheckpointManager {
 
 impl CheckpointManager {
     /// Begins a manager of `checkpoint` in the directory `directory`; see the builder for what can be set.
-    pub fn builder(checkpoint: Checkpoint, directory: impl AsRef<Path>) -> CheckpointManagerBuilder {
-        CheckpointManagerBuilder::new(checkpoint, directory.as_ref())
+    pub fn builder(checkpoint: Checkpoint, directory: impl Into<Location>) -> CheckpointManagerBuilder {
+        CheckpointManagerBuilder::new(checkpoint, &directory.into())
     }
 
     /// The managed checkpoint.
@@ -179,7 +179,7 @@ impl CheckpointManager {
     }
 
     /// The directory.
-    pub fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Location {
         self.directory.root()
     }
 
@@ -216,27 +216,27 @@ impl CheckpointManager {
     }
 
     /// The newest checkpoint. One that is still being written does not count.
-    pub fn latest_checkpoint(&self) -> Option<PathBuf> {
+    pub fn latest_checkpoint(&self) -> Option<Location> {
         let ledger = self.ledger();
         ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
     /// The checkpoints there are, oldest first, without those that are marked as kept for good.
-    pub fn checkpoints(&self) -> Vec<PathBuf> {
+    pub fn checkpoints(&self) -> Vec<Location> {
         self.paths(false)
     }
 
     /// The checkpoints that are marked as kept for good ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first; those that a run going back left behind (`superseded-…`) come before the others.
-    pub fn preserved_checkpoints(&self) -> Vec<PathBuf> {
+    pub fn preserved_checkpoints(&self) -> Vec<Location> {
         let ledger = self.ledger();
         let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
-        let mut paths: Vec<PathBuf> = superseded.map(|(name, _)| ledger.path(name)).collect();
+        let mut paths: Vec<Location> = superseded.map(|(name, _)| ledger.path(name)).collect();
         drop(ledger);
         paths.extend(self.paths(true));
         paths
     }
 
-    fn paths(&self, preserved: bool) -> Vec<PathBuf> {
+    fn paths(&self, preserved: bool) -> Vec<Location> {
         let ledger = self.ledger();
         let wanted = ledger.known.iter().filter(|found| found.entry.preserved == preserved);
         wanted.map(|found| ledger.path(&found.entry.name)).collect()
@@ -250,14 +250,14 @@ impl CheckpointManager {
     /// [`background`](CheckpointManagerBuilder::background) also what the last save met, once; then this one has not
     /// begun. [`Error::AlreadyExists`] for the first save of a run of which nothing was restored into a directory that
     /// holds another one; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
-    pub fn save(&mut self) -> Result<PathBuf> {
+    pub fn save(&mut self) -> Result<Location> {
         self.try_save().or_else(|error| {
             self.make_room(error, None, &BTreeMap::new())?;
             self.try_save()
         })
     }
 
-    fn try_save(&mut self) -> Result<PathBuf> {
+    fn try_save(&mut self) -> Result<Location> {
         self.settle()?;
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
@@ -290,7 +290,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] when something else has that name.
-    pub fn save_at(&mut self, step: impl Step) -> Result<PathBuf> {
+    pub fn save_at(&mut self, step: impl Step) -> Result<Location> {
         self.save_with_metrics::<&str>(step, [])
     }
 
@@ -303,7 +303,7 @@ impl CheckpointManager {
         &mut self,
         step: impl Step,
         metrics: impl IntoIterator<Item = (N, f64)>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Location> {
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
         let step = step_number(step)?;
         let result = self.save_step(step, metrics);
@@ -311,14 +311,14 @@ impl CheckpointManager {
         result
     }
 
-    fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+    fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.try_step(number, metrics.clone()).or_else(|error| {
             self.make_room(error, Some(number), &metrics)?;
             self.try_step(number, metrics)
         })
     }
 
-    fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+    fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.settle()?;
         self.look_at_restores();
         if self.last_step == Some(number)
@@ -335,7 +335,7 @@ impl CheckpointManager {
 
     /// The checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it gets
     /// the metrics.
-    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<PathBuf>> {
+    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
         let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
         let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
@@ -368,7 +368,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
-    pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<PathBuf>> {
+    pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<Location>> {
         self.save_if_due_with_metrics::<&str, _>(step, || [])
     }
 
@@ -398,7 +398,7 @@ impl CheckpointManager {
         &mut self,
         step: impl Step,
         metrics: impl FnOnce() -> M,
-    ) -> Result<Option<PathBuf>> {
+    ) -> Result<Option<Location>> {
         let number = step_number(step)?;
         let result = self.save_number_if_due(number, metrics).or_else(|error| {
             if !self.is_skipped(&error) {
@@ -428,7 +428,7 @@ impl CheckpointManager {
         &mut self,
         number: u64,
         metrics: impl FnOnce() -> M,
-    ) -> Result<Option<PathBuf>> {
+    ) -> Result<Option<Location>> {
         if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
             self.settle()?;
         }
@@ -537,14 +537,14 @@ impl CheckpointManager {
     }
 
     /// Nothing is in flight when this is called.
-    fn save_next(&mut self, next: Next) -> Result<PathBuf> {
+    fn save_next(&mut self, next: Next) -> Result<Location> {
         let (plan, seen, taken) = self.take_hold()?;
         self.save_planned(next, plan, seen, taken)
     }
 
     /// As [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before this
     /// returns.
-    fn save_planned(&mut self, next: Next, plan: Arc<Plan>, seen: AllSeen, taken: Option<Taken>) -> Result<PathBuf> {
+    fn save_planned(&mut self, next: Next, plan: Arc<Plan>, seen: AllSeen, taken: Option<Taken>) -> Result<Location> {
         let Next { number, step, counter, metrics, superseded, unclean, without } = next;
         let name = format!("{}-{number}", self.name);
         let sequence = self.held.next_sequence()?;

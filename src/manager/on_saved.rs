@@ -3,9 +3,9 @@
 use super::retention::CheckpointInfo;
 use crate::callback;
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
-use std::path::PathBuf;
 
 /// A checkpoint that is durable, as the function given to
 /// [`on_saved`](crate::CheckpointManagerBuilder::on_saved) gets it.
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub struct SavedCheckpoint {
     /// The checkpoint's directory.
-    pub path: PathBuf,
+    pub path: Location,
     /// What is known of it: step, metrics, size, health.
     pub info: CheckpointInfo,
 }

@@ -4,8 +4,9 @@ use super::{CheckpointManager, Next};
 #[cfg(feature = "signals")]
 use crate::error::Error;
 use crate::error::Result;
+use crate::location::Location;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -176,7 +177,7 @@ impl Preemption {
 
 impl CheckpointManager {
     /// Saves what there is time for, and returns when it is durable.
-    pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<PathBuf> {
+    pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.settle()?;
         let last_took = self.ledger().last_took;
         let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();

@@ -4,10 +4,10 @@ use super::CheckpointManager;
 use crate::catalog::{Catalog, Found, number_of};
 use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
+use crate::location::Location;
 use crate::name;
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 impl CheckpointManager {
@@ -52,7 +52,7 @@ impl CheckpointManager {
         };
         let without: Vec<Vec<String>> = healthy.iter().map(|found| found.without.clone()).collect();
         let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();
-        let root = self.directory.root().to_path_buf();
+        let root = self.directory.root().clone();
         let mut passed_by: Vec<PassedOver> = unhealthy
             .into_iter()
             .map(|found| {
@@ -90,7 +90,7 @@ impl CheckpointManager {
             let nothing = || "there is no older checkpoint to restore over it".to_string();
             let error = first_error.unwrap_or_else(|| {
                 let reason = self.ledger().why_not_afresh().unwrap_or_else(nothing);
-                Error::NotFound { path: root.clone(), reason }
+                Error::not_found(&root, reason)
             });
             return Err(self.checkpoint.explain_torn(&root, error));
         }
@@ -104,10 +104,10 @@ impl CheckpointManager {
                      `fresh_start` begins anew",
                     passed.reason
                 );
-                return Err(Error::NotFound { path: passed.path.clone(), reason });
+                return Err(Error::not_found(&passed.path, reason));
             }
             if let Some(reason) = self.ledger().why_not_afresh() {
-                return Err(Error::NotFound { path: self.directory.root().to_path_buf(), reason });
+                return Err(Error::not_found(self.directory.root(), reason));
             }
         }
         if let Some(init) = &mut self.init {
@@ -139,7 +139,7 @@ impl CheckpointManager {
     /// changes anything where the options would let one of the `fallbacks` lack what it would overwrite.
     fn restore_in_one_pass(
         &mut self,
-        path: &Path,
+        path: &Location,
         fallbacks: &[String],
         options: &RestoreOptions,
     ) -> Result<RestoreStatus> {
@@ -151,7 +151,7 @@ impl CheckpointManager {
     }
 
     /// Whether each of these checkpoints has all tensors of the one at `path`, with the same types and shapes.
-    fn fall_back(&self, path: &Path, fallbacks: &[String]) -> bool {
+    fn fall_back(&self, path: &Location, fallbacks: &[String]) -> bool {
         let manifest = |name: &str| self.directory.manifest(name).ok();
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(first) = name.and_then(manifest) else { return false };
@@ -166,7 +166,7 @@ impl CheckpointManager {
         self.ledger().known.iter().position(|found| found.entry.name == name)
     }
 
-    fn place_of_path(&self, path: &Path) -> Option<usize> {
+    fn place_of_path(&self, path: &Location) -> Option<usize> {
         self.place_of(path.file_name()?.to_str()?)
     }
 
@@ -194,7 +194,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`](crate::Checkpoint::restore).
-    pub fn restore(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+    pub fn restore(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.settle()?;
         let status = self.checkpoint.restore(path)?;
         self.note_restore(&status);
@@ -219,11 +219,11 @@ impl CheckpointManager {
     /// # Errors
     /// [`Error::InvalidArgument`] when it is no checkpoint of this manager's name in its directory; [`Error::NotFound`] when there is
     /// nothing of that name.
-    pub fn pass_over(&mut self, path: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn pass_over(&mut self, path: impl Into<Location>) -> Result<Location> {
         self.settle()?;
-        let path = path.as_ref();
+        let path = &path.into();
         let name = path.file_name().and_then(|name| name.to_str()).filter(|name| number_of(&self.name, name).is_some());
-        let there = path.parent().is_some_and(|parent| self.is_here(parent));
+        let there = path.parent().is_some_and(|parent| self.is_here(&parent));
         let Some(name) = name.filter(|_| there) else {
             let (path, manager, root) = (path.display(), &self.name, self.directory.root().display());
             return Err(Error::InvalidArgument(format!(
@@ -232,7 +232,7 @@ impl CheckpointManager {
         };
         if self.directory.must_be_free(name).is_ok() {
             let reason = "there is nothing of that name".to_string();
-            return Err(Error::NotFound { path: path.to_path_buf(), reason });
+            return Err(Error::not_found(path, reason));
         }
         let moved = self.directory.quarantine(name, Aside::PassedOver);
         let mut ledger = self.ledger();
@@ -250,7 +250,7 @@ impl CheckpointManager {
         Ok(path)
     }
 
-    fn is_here(&self, parent: &Path) -> bool {
+    fn is_here(&self, parent: &Location) -> bool {
         let root = self.directory.root();
         parent == root || parent.canonicalize().ok().is_some_and(|parent| root.canonicalize().ok() == Some(parent))
     }

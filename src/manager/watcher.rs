@@ -4,9 +4,9 @@ use super::directory::CheckpointDirectory;
 use super::retention::CheckpointInfo;
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::location::Location;
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Yields the checkpoints of a directory as they are committed, as TensorFlow's `tf.train.checkpoints_iterator`.
@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 /// ```
 pub struct CheckpointWatcher {
     directory: CheckpointDirectory,
-    path: PathBuf,
+    path: Location,
     timeout: Option<Duration>,
     min_interval: Duration,
     poll: Duration,
@@ -62,10 +62,11 @@ impl fmt::Debug for CheckpointWatcher {
 
 impl CheckpointWatcher {
     /// Watches the directory at `path`, which need not be there yet.
-    pub fn new(path: impl AsRef<Path>) -> CheckpointWatcher {
+    pub fn new(path: impl Into<Location>) -> CheckpointWatcher {
+        let path = path.into();
         CheckpointWatcher {
             directory: CheckpointDirectory::new(&path),
-            path: path.as_ref().to_path_buf(),
+            path,
             timeout: None,
             min_interval: Duration::ZERO,
             poll: Duration::from_secs(1),

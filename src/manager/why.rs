@@ -4,7 +4,7 @@ use super::CheckpointManager;
 use super::ledger::infos;
 use super::retention::{CheckpointInfo, Explanation};
 use crate::error::{Error, Result};
-use std::path::Path;
+use crate::location::Location;
 
 impl CheckpointManager {
     /// Says of each checkpoint of this run, oldest first, what keeps it. A save that is still being written does not
@@ -35,12 +35,12 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// [`Error::NotFound`] when this manager has no checkpoint of that name.
-    pub fn why(&self, path: impl AsRef<Path>) -> Result<Explanation> {
-        let path = path.as_ref();
+    pub fn why(&self, path: impl Into<Location>) -> Result<Explanation> {
+        let path = &path.into();
         let name = path.file_name().and_then(|name| name.to_str());
         let found = self.explain().into_iter().find(|explanation| Some(explanation.checkpoint.name.as_str()) == name);
         found.ok_or_else(|| Error::NotFound {
-            path: path.to_path_buf(),
+            path: path.clone(),
             reason: "it is none of the checkpoints that this manager keeps or removes".to_string(),
         })
     }

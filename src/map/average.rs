@@ -3,12 +3,12 @@
 use super::cast;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy, room};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 /// The number of elements that are added at a time.
 const CHUNK: u64 = 64 << 10;
@@ -143,7 +143,7 @@ impl TensorSource for Average<'_> {
         self.last.format()
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         self.last.path()
     }
 

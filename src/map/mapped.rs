@@ -8,12 +8,12 @@ use super::text::check_stars;
 use super::transform::Expr;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Loss, Mapping, Result};
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A source under the names that a [`NameMap`](super::NameMap) assigns.
@@ -75,7 +75,7 @@ impl TensorSource for Mapped<'_> {
         self.source.format()
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         self.source.path()
     }
 

@@ -5,10 +5,10 @@ use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
 use super::{Kind, Lock, OpenDir, OpenOptions, Repository, Stat, Storage};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_INDEX_BYTES, Manifest};
+use crate::location::Location;
 use std::ffi::OsString;
 use std::io;
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A directory of checkpoints. Clones are the same one.
@@ -25,11 +25,14 @@ impl Deref for Directory {
 
 impl Directory {
     /// That at `root`.
-    pub fn new(storage: &dyn Storage, root: &Path, options: &OpenOptions) -> Directory {
-        Directory(storage.repository(root, options))
+    ///
+    /// # Errors
+    /// When the storage does not serve it.
+    pub fn new(storage: &dyn Storage, root: impl Into<Location>, options: &OpenOptions) -> Result<Directory> {
+        Ok(Directory(storage.repository(&root.into(), options)?))
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> Location {
         self.root().join(name)
     }
 

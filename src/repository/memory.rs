@@ -1,23 +1,23 @@
 //! Directories of checkpoints in memory: for tests, and for what is thrown away with the process.
 
 use super::names::{Aside, MANIFEST, before_aside};
-use super::reading::{marks_in, read_manifest};
+use super::reading::{checkpoint_failed, marks_in, read_manifest};
 use super::{
     Entry, FileId, Finished, Kind, Lock, OpenDir, OpenOptions, ReadFile, Repository, Scan, StagedFile, Stat, Stays,
     Storage, Transaction,
 };
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::location::Location;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Checkpoints in memory; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Memory(Arc<Mutex<BTreeMap<PathBuf, Arc<Root>>>>);
+pub struct Memory(Arc<Mutex<BTreeMap<Location, Arc<Root>>>>);
 
 /// A directory of checkpoints.
 #[derive(Debug, Default)]
@@ -123,36 +123,44 @@ impl OpenDir for Root {
 }
 
 impl Memory {
-    fn root(&self, path: &Path) -> Option<Arc<Root>> {
-        lock(&self.0).get(path).cloned()
+    fn root(&self, location: &Location) -> Option<Arc<Root>> {
+        lock(&self.0).get(location).cloned()
     }
 }
 
 impl Storage for Memory {
-    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository> {
-        Arc::new(MemoryDirectory { memory: self.clone(), path: root.to_path_buf(), locks: options.lock })
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
+        Ok(Arc::new(MemoryDirectory { memory: self.clone(), location: root.clone(), locks: options.lock }))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
-        let checkpoint = self.root(parent).and_then(|root| lock(&root.state).checkpoints.get(name).cloned());
-        Ok(checkpoint.ok_or(io::ErrorKind::NotFound)?)
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
+        let root = location.parent().and_then(|parent| self.root(&parent));
+        let found =
+            root.zip(location.file_name().and_then(OsStr::to_str)).and_then(|(root, name)| root.checkpoint(name));
+        match found {
+            Some(checkpoint) => Ok(checkpoint),
+            None => Err(checkpoint_failed(location, io::ErrorKind::NotFound.into())),
+        }
+    }
+}
+
+impl Root {
+    fn checkpoint(&self, name: &str) -> Option<Arc<Folder>> {
+        lock(&self.state).checkpoints.get(name).cloned()
     }
 }
 
 #[derive(Debug)]
 struct MemoryDirectory {
     memory: Memory,
-    path: PathBuf,
+    location: Location,
     locks: bool,
 }
 
 impl MemoryDirectory {
     fn opened(&self) -> Result<Arc<Root>> {
-        let missing = || Error::io("open the directory", &self.path, io::ErrorKind::NotFound.into());
-        self.memory.root(&self.path).ok_or_else(missing)
+        let missing = || Error::io("open the directory", &self.location, io::ErrorKind::NotFound.into());
+        self.memory.root(&self.location).ok_or_else(missing)
     }
 
     /// Changes the files of the checkpoint `of`. Whoever removes one holds the state too.
@@ -162,7 +170,7 @@ impl MemoryDirectory {
         of: &Follows,
         change: impl FnOnce(&mut BTreeMap<String, File>) -> R,
     ) -> Result<R> {
-        let (root, path) = (self.opened()?, self.path.join(checkpoint));
+        let (root, path) = (self.opened()?, self.location.join(checkpoint));
         let state = lock(&root.state);
         let removed = || Error::Removed { path: path.clone() };
         let found = state.checkpoints.get(checkpoint).ok_or_else(removed)?;
@@ -178,9 +186,9 @@ impl MemoryDirectory {
         let root = self.opened()?;
         let mut state = lock(&root.state);
         if state.checkpoints.contains_key(to) {
-            return Err(Error::already_exists(self.path.join(to)));
+            return Err(Error::already_exists(self.location.join(to)));
         }
-        let missing = || Error::io("rename", self.path.join(from), io::ErrorKind::NotFound.into());
+        let missing = || Error::io("rename", self.location.join(from), io::ErrorKind::NotFound.into());
         let checkpoint = state.checkpoints.remove(from).ok_or_else(missing)?;
         state.checkpoints.insert(to.to_string(), checkpoint);
         Ok(())
@@ -188,8 +196,8 @@ impl MemoryDirectory {
 }
 
 impl Repository for MemoryDirectory {
-    fn root(&self) -> &Path {
-        &self.path
+    fn root(&self) -> &Location {
+        &self.location
     }
 
     fn id(&self) -> Option<FileId> {
@@ -201,12 +209,15 @@ impl Repository for MemoryDirectory {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>> {
-        self.memory.open(&self.path.join(name))
+        match self.memory.root(&self.location).and_then(|root| root.checkpoint(name)) {
+            Some(checkpoint) => Ok(checkpoint),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn scan(&self) -> Result<Scan> {
         let mut scan = Scan::default();
-        let Some(root) = self.memory.root(&self.path) else { return Ok(scan) };
+        let Some(root) = self.memory.root(&self.location) else { return Ok(scan) };
         let state = lock(&root.state);
         for name in state.checkpoints.keys() {
             match before_aside(name) {
@@ -219,7 +230,7 @@ impl Repository for MemoryDirectory {
     }
 
     fn create(&self) -> Result<()> {
-        lock(&self.memory.0).entry(self.path.clone()).or_default();
+        lock(&self.memory.0).entry(self.location.clone()).or_default();
         Ok(())
     }
 
@@ -228,7 +239,7 @@ impl Repository for MemoryDirectory {
         let mut held = lock(&root.lock);
         if self.locks && held.upgrade().is_some() {
             let holder = "another writer of this process".to_string();
-            return Err(Error::Locked { path: self.path.clone(), holder });
+            return Err(Error::Locked { path: self.location.clone(), holder });
         }
         *held = Arc::downgrade(&guard);
         Ok(Lock::new(guard))
@@ -239,7 +250,7 @@ impl Repository for MemoryDirectory {
     }
 
     fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
-        let path = self.path.join(name);
+        let path = self.location.join(name);
         let root = self.opened()?;
         let Some(checkpoint) = lock(&root.state).checkpoints.get(name).cloned() else { return Ok(true) };
         match read_manifest(&*checkpoint, &path) {
@@ -263,7 +274,7 @@ impl Repository for MemoryDirectory {
         let root = self.opened()?;
         let mut state = lock(&root.state);
         let Some(checkpoint) = state.checkpoints.get(aside).cloned() else { return Ok(true) };
-        if stays(&marks_in(&*checkpoint, &self.path.join(aside))?) {
+        if stays(&marks_in(&*checkpoint, &self.location.join(aside))?) {
             return Ok(false);
         }
         state.checkpoints.remove(aside);
@@ -295,7 +306,7 @@ impl Repository for MemoryDirectory {
     }
 
     fn remove_small(&self, file: &str) {
-        if let Some(root) = self.memory.root(&self.path) {
+        if let Some(root) = self.memory.root(&self.location) {
             lock(&root.state).files.remove(file);
         }
     }
@@ -321,7 +332,7 @@ impl Transaction for Staged<'_> {
         let same = earlier.and_then(|earlier| lock(&earlier.files).get(file).cloned());
         let Some(same) = same.filter(|same| Finished::from(same.stat) == *finished) else {
             return Err(Error::damaged(
-                self.directory.path.join(file),
+                self.directory.location.join(file),
                 "the file it would share is not there any more",
             ));
         };
@@ -334,7 +345,7 @@ impl Transaction for Staged<'_> {
         files.insert(MANIFEST.to_string(), File::new(manifest.to_vec()));
         let mut state = lock(&self.root.state);
         if state.checkpoints.contains_key(&self.name) {
-            return Err(Error::already_exists(self.directory.path.join(&self.name)));
+            return Err(Error::already_exists(self.directory.location.join(&self.name)));
         }
         state.checkpoints.insert(self.name.clone(), Arc::new(Folder { id: new_id(), files: Mutex::new(files) }));
         Ok(())

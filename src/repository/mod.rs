@@ -8,41 +8,58 @@ mod names;
 mod posix;
 mod reading;
 
+#[doc(hidden)]
 pub use directory::Directory;
 pub use memory::Memory;
 pub use names::{Aside, before_aside};
 pub(crate) use names::{MANIFEST, TRASH, checkpoint_name, nonce, parent_of};
-pub use posix::{Dir, Disk, LocalDisk, LockFile, Posix, WriteFile, hold_lease};
+pub use posix::Posix;
+#[doc(hidden)]
+pub use posix::{Dir, Disk, LocalDisk, LockFile, WriteFile, hold_lease};
 pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::location::Location;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Debug};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the paths that a user gives lead to.
+/// Where the locations that a user gives lead: a file system, memory, an object store.
 pub trait Storage: Debug + Send + Sync {
-    /// Returns the path from the root, whatever the working directory will be.
+    /// Returns the location whatever the working directory will be. Defaults to `location` itself.
     ///
     /// # Errors
-    /// When that cannot be found out.
-    fn absolute(&self, path: &Path) -> Result<PathBuf> {
-        Ok(path.to_path_buf())
+    /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]), and when the working
+    /// directory cannot be found out.
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        Ok(location.clone())
     }
 
     /// Returns the directory of checkpoints at `root`. Nothing is opened or created yet.
-    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository>;
-
-    /// Opens one checkpoint for reading. Symbolic links in the path are followed: the user gave it.
     ///
     /// # Errors
-    /// Of the kind `NotFound` when there is nothing.
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>>;
+    /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]).
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>>;
+
+    /// Opens one checkpoint for reading. Symbolic links in a path are followed: the user gave it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is nothing; [`Error::InvalidArgument`] for a location that this storage does not serve
+    /// ([`not_served`]).
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>>;
+}
+
+/// Returns the error for a `location` that a storage does not serve: it serves `what`.
+#[must_use]
+pub fn not_served(location: &Location, what: &str) -> Error {
+    Error::InvalidArgument(format!(
+        "{location} is not served by the storage in use, which has {what}; track the objects in a checkpoint of a storage \
+         that serves it (`Checkpoint::in_storage`)"
+    ))
 }
 
 /// How a directory of checkpoints is opened.
@@ -68,7 +85,7 @@ impl Default for OpenOptions {
 /// A checkpoint is a directory of files under one name. Readers see it whole or not at all.
 pub trait Repository: Debug + Send + Sync {
     /// Where it is, as results and messages show it.
-    fn root(&self) -> &Path;
+    fn root(&self) -> &Location;
 
     /// Which one it is, whatever path it was opened by; `None` when it cannot be opened.
     fn id(&self) -> Option<FileId>;
@@ -81,7 +98,7 @@ pub trait Repository: Debug + Send + Sync {
     /// Returns the directory itself, for reading.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) of the kind "not found" when there is none.
+    /// [`Error::Io`] of the kind "not found" when there is none.
     fn dir(&self) -> Result<Arc<dyn OpenDir>>;
 
     /// Opens the checkpoint `name` for reading. Links are not followed. What is opened stays readable, or says that it
@@ -115,13 +132,13 @@ pub trait Repository: Debug + Send + Sync {
     /// Takes the right to write.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) when another writer has it.
+    /// [`Error::Locked`] when another writer has it.
     fn lock(&self) -> Result<Lock>;
 
     /// Returns whether this process may use it: not one that was forked from the process that opened it.
     ///
     /// # Errors
-    /// [`Error::Moved`](crate::Error::Moved) when it may not.
+    /// [`Error::Moved`] when it may not.
     fn check_process(&self) -> Result<()> {
         Ok(())
     }
@@ -129,7 +146,7 @@ pub trait Repository: Debug + Send + Sync {
     /// Returns whether the path still leads to what was opened, and the lock is still held.
     ///
     /// # Errors
-    /// [`Error::Moved`](crate::Error::Moved) or [`Error::Locked`](crate::Error::Locked) when not.
+    /// [`Error::Moved`] or [`Error::Locked`] when not.
     fn check(&self) -> Result<()> {
         self.check_process()
     }
@@ -137,7 +154,7 @@ pub trait Repository: Debug + Send + Sync {
     /// Returns whether a checkpoint can have this name, and be set aside and removed later.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when not.
+    /// [`Error::InvalidArgument`] when not.
     fn check_name(&self, _name: &str) -> Result<()> {
         Ok(())
     }
@@ -193,7 +210,7 @@ pub trait Repository: Debug + Send + Sync {
     /// step. Needs no lock: whoever removes a checkpoint reads its marks again when it has left its name.
     ///
     /// # Errors
-    /// [`Error::Removed`](crate::Error::Removed) when that checkpoint is not there any more, or was removed meanwhile.
+    /// [`Error::Removed`] when that checkpoint is not there any more, or was removed meanwhile.
     fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()>;
 
     /// Takes the mark `file` away from the checkpoint `of`, durably. Returns whether there was one.
@@ -242,7 +259,7 @@ pub trait Transaction: Send + Sync {
     /// files. Syncs with so many `threads`.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) when the name is taken. After any error there is no
+    /// [`Error::AlreadyExists`] when the name is taken. After any error there is no
     /// checkpoint.
     fn commit(self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()>;
 }

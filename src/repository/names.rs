@@ -1,7 +1,7 @@
 //! What the names in a directory of checkpoints mean.
 
 use crate::error::{Error, Result};
-use std::path::Path;
+use crate::location::Location;
 
 /// The file that makes a directory a checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -59,15 +59,12 @@ pub(crate) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
 }
 
 /// Returns the directory a path lies in.
-pub(crate) fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
+pub(crate) fn parent_of(path: &Location) -> Location {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| ".".into())
 }
 
 /// Returns the name of the checkpoint that `path` leads to.
-pub(crate) fn checkpoint_name(path: &Path) -> Result<&str> {
+pub(crate) fn checkpoint_name(path: &Location) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
     // What this crate itself calls so.
     let name = name.filter(|name| ![INDEX, MANIFEST].contains(name) && before_aside(name).is_none());

@@ -4,12 +4,12 @@ use super::OpenDir;
 use super::names::{INDEX, MANIFEST};
 use crate::error::{Error, Result};
 use crate::format::{MAX_MANIFEST_BYTES, MAX_MARK_BYTES, Manifest};
+use crate::location::Location;
 use rustix::io::Errno;
 use std::io;
-use std::path::Path;
 
 /// Reads a file of at most `limit` bytes.
-pub(crate) fn read_whole(dir: &dyn OpenDir, name: &str, path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_whole(dir: &dyn OpenDir, name: &str, path: &Location, limit: u64) -> Result<Vec<u8>> {
     let file = dir.open(name.as_ref()).map_err(|e| open_failed(path, e))?;
     let length = file.stat().map_err(|e| Error::io("read", path, e))?.length;
     if length > limit {
@@ -21,7 +21,7 @@ pub(crate) fn read_whole(dir: &dyn OpenDir, name: &str, path: &Path, limit: u64)
 }
 
 /// A file of ours that cannot be opened: a link is called one; what else is no regular file is not what was written.
-pub(crate) fn open_failed(path: &Path, e: io::Error) -> Error {
+pub(crate) fn open_failed(path: &Location, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::InvalidInput => Error::damaged(path, format!("it is {e}")),
         _ if Errno::from_io_error(&e) == Some(Errno::LOOP) => {
@@ -32,16 +32,16 @@ pub(crate) fn open_failed(path: &Path, e: io::Error) -> Error {
 }
 
 /// A directory of ours that cannot be opened as a checkpoint.
-pub(crate) fn checkpoint_failed(path: &Path, e: io::Error) -> Error {
+pub(crate) fn checkpoint_failed(path: &Location, e: io::Error) -> Error {
     match e.kind() {
         _ if Errno::from_io_error(&e) == Some(Errno::LOOP) => link_met(path),
-        io::ErrorKind::NotFound => Error::NotFound { path: path.to_path_buf(), reason: NOTHING.to_string() },
+        io::ErrorKind::NotFound => Error::not_found(path, NOTHING.to_string()),
         _ => Error::io("open the checkpoint", path, e),
     }
 }
 
 /// A link in the place of a checkpoint.
-pub(crate) fn link_met(path: &Path) -> Error {
+pub(crate) fn link_met(path: &Location) -> Error {
     let hint = "links in a directory of checkpoints are not followed: restore the checkpoint by this path, or move it \
                 here; or go on without it (`CheckpointManager::pass_over`)";
     Error::link(path, hint)
@@ -50,7 +50,7 @@ pub(crate) fn link_met(path: &Path) -> Error {
 const NOTHING: &str = "there is nothing of that name; a checkpoint is a directory such as `checkpoints/ckpt-100`";
 
 /// Reads the manifest in the checkpoint `dir`, which `path` leads to.
-pub(crate) fn read_manifest(dir: &dyn OpenDir, path: &Path) -> Result<Manifest> {
+pub(crate) fn read_manifest(dir: &dyn OpenDir, path: &Location) -> Result<Manifest> {
     let file = path.join(MANIFEST);
     let bytes = match read_whole(dir, MANIFEST, &file, MAX_MANIFEST_BYTES as u64) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -61,19 +61,19 @@ pub(crate) fn read_manifest(dir: &dyn OpenDir, path: &Path) -> Result<Manifest> 
     Manifest::from_bytes(&bytes).map_err(|e| e.at(&file))
 }
 
-fn not_a_checkpoint(dir: &dyn OpenDir, path: &Path) -> Error {
+fn not_a_checkpoint(dir: &dyn OpenDir, path: &Location) -> Error {
     let reason = match dir.stat_of(INDEX.as_ref()) {
         Ok(Some(_)) => {
             "this directory holds checkpoints; name one of them, or ask `latest_checkpoint` for the newest".into()
         }
         _ => format!("it has no {MANIFEST}"),
     };
-    Error::NotFound { path: path.to_path_buf(), reason }
+    Error::not_found(path, reason)
 }
 
 /// Returns the mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be is
 /// returned without its bytes.
-pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String, Vec<u8>)>> {
     let entries = dir.list().map_err(|e| Error::io("list the checkpoint", path, e))?;
     let mut names: Vec<String> = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
     names.retain(|name| crate::format::is_mark_file(name));

@@ -6,11 +6,11 @@ use super::origin::{Any, Origin};
 use crate::error::{BoxError, Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
 use crate::graph::{self, TensorLeaf, Touched};
+use crate::location::Location;
 use crate::parallel;
 use crate::progress::Tally;
 use crate::source::{CHUNK, Source};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Restores what was matched. If it verifies first, an error leaves everything unchanged.
@@ -43,7 +43,7 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
     }
     for (key, leaf, requires_grad) in matching.flags {
         leaf.set_requires_grad(requires_grad).map_err(|reason| Error::PartlyRestored {
-            path: path.to_path_buf(),
+            path: path.clone(),
             source: Box::new(Error::object(key, reason)),
         })?;
     }
@@ -59,7 +59,7 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
 /// Verifies everything that will be used, and then reads it into the tensors.
 fn in_passes(
     matching: &Matching,
-    path: &Path,
+    path: &Location,
     bytes: u64,
     options: &RestoreOptions,
     check: impl FnOnce(&Tally) -> Result<()>,
@@ -77,7 +77,7 @@ fn in_passes(
         written
     });
     // From here on, an error leaves the objects partly changed.
-    put(&tally).map_err(|error| Error::PartlyRestored { path: path.to_path_buf(), source: Box::new(error) })
+    put(&tally).map_err(|error| Error::PartlyRestored { path: path.clone(), source: Box::new(error) })
 }
 
 /// A tensor to be restored from a source of any format.

@@ -5,6 +5,7 @@ use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest};
 use crate::interop::{self, Ours};
+use crate::location::Location;
 use crate::repository::Storage;
 use crate::source::{Source, TensorSource};
 use std::io;
@@ -24,7 +25,7 @@ pub(crate) enum Opened {
 /// What is known of a checkpoint beside its tensors and values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {
-    pub path: PathBuf,
+    pub path: Location,
     pub step: Option<u64>,
     pub save_counter: Option<i64>,
     /// What it is called by those that follow it, and those of earlier runs; empty for other tools' checkpoints.
@@ -40,7 +41,7 @@ pub(crate) enum Whence {
 
 impl Opened {
     /// Opens the checkpoint at `path`, of whatever format.
-    pub(crate) fn open(storage: &Arc<dyn Storage>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
+    pub(crate) fn open(storage: &Arc<dyn Storage>, path: &Location, options: &RestoreOptions) -> Result<Opened> {
         let error = match Source::open(&**storage, path) {
             Ok(source) => return Ok(Opened::ours(source, options)),
             Err(error) => error,
@@ -50,7 +51,8 @@ impl Opened {
             Error::Io { source, .. } => source.kind() == io::ErrorKind::NotADirectory,
             _ => false,
         };
-        if !is_none_of_ours {
+        // Other tools' files are read by path.
+        if !is_none_of_ours || path.as_path().is_none() {
             return Err(error);
         }
         // Before the opening, so that whatever changes from then on is noticed.
@@ -65,7 +67,7 @@ impl Opened {
     }
 
     /// Like [`open`](Opened::open), of checkpoints of this crate.
-    pub(crate) fn open_ours(storage: &Arc<dyn Storage>, path: &Path, options: &RestoreOptions) -> Result<Opened> {
+    pub(crate) fn open_ours(storage: &Arc<dyn Storage>, path: &Location, options: &RestoreOptions) -> Result<Opened> {
         Source::open(&**storage, path).map(|source| Opened::ours(source, options))
     }
 
@@ -87,7 +89,7 @@ impl Opened {
                     lineage: manifest.lineage(),
                 }
             }
-            Opened::Foreign(source, _) => About { path: source.path().to_path_buf(), ..About::default() },
+            Opened::Foreign(source, _) => About { path: source.path().clone(), ..About::default() },
         }
     }
 
@@ -117,7 +119,7 @@ impl Opened {
 
 impl Whence {
     /// Opens the checkpoint once more; `None` when another one is there now.
-    pub(crate) fn open_again(&self, path: &Path, options: &RestoreOptions) -> Result<Option<Opened>> {
+    pub(crate) fn open_again(&self, path: &Location, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
             Whence::Ours(storage, manifest) => {
                 let source = Source::open(&**storage, path)?;

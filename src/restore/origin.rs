@@ -4,12 +4,12 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::graph::Saved;
+use crate::location::Location;
 use crate::map::{Mapped, Mapping};
 use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, room, tree};
 use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Where values come from.
@@ -46,7 +46,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Location {
         match self {
             Origin::Ours(source) => &source.path,
             Origin::Any(any) => any.source.path(),

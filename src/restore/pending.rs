@@ -7,10 +7,10 @@ use super::options::RestoreOptions;
 use super::origin::Origin;
 use crate::error::{Error, Report, Result};
 use crate::graph::{Node, Tracked, walk};
+use crate::location::Location;
 use crate::name;
 use crate::source::VerifiedBy;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A restore that has succeeded.
@@ -20,7 +20,7 @@ pub(crate) struct Pending {
     /// How far all that was restored had been verified.
     pub verified_by: VerifiedBy,
     /// As `about.path`, wherever the process goes.
-    absolute: PathBuf,
+    absolute: Location,
     options: RestoreOptions,
     tracked: Tracked,
     /// Where the keys of the checkpoint begin: the components it has.
@@ -79,7 +79,7 @@ impl Pending {
         let matched: BTreeSet<String> = report.matched.iter().cloned().collect();
         let filled = tracked.ids();
         let pending = Pending {
-            absolute: std::path::absolute(&about.path).unwrap_or_else(|_| about.path.clone()),
+            absolute: absolute(&about.path),
             about,
             verified_by,
             options,
@@ -165,7 +165,7 @@ impl Pending {
              tracked later as it is",
             name::shown(name)
         );
-        Error::NotFound { path: self.about.path.clone(), reason }
+        Error::not_found(&self.about.path, reason)
     }
 
     /// Returns the report, whatever has become of the objects.
@@ -239,8 +239,14 @@ impl State {
     }
 }
 
+/// Where a checkpoint is, whatever the working directory will be.
+fn absolute(location: &Location) -> Location {
+    let absolute = location.as_path().and_then(|path| std::path::absolute(path).ok());
+    absolute.map_or_else(|| location.clone(), Location::from)
+}
+
 /// Refuses what does not match, unless the options allow it.
-pub(crate) fn check(matching: &Matching, path: &Path, options: &RestoreOptions) -> Result<()> {
+pub(crate) fn check(matching: &Matching, path: &Location, options: &RestoreOptions) -> Result<()> {
     if let Some(key) = matching.left_torn.first() {
         let reason = format!(
             "an earlier restore stopped half-way and may have left it partly overwritten, and {} has no value for it; \
@@ -253,7 +259,7 @@ pub(crate) fn check(matching: &Matching, path: &Path, options: &RestoreOptions) 
     if report.is_clean() && (report.trainable.is_empty() || !options.trainable_must_be_chosen) {
         return Ok(());
     }
-    Err(Error::Mismatch { path: path.to_path_buf(), report: Box::new(report.clone()) })
+    Err(Error::Mismatch { path: path.clone(), report: Box::new(report.clone()) })
 }
 
 /// Returns the first name of a key.

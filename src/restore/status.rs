@@ -3,9 +3,9 @@
 use super::pending::Pending;
 use crate::error::{Error, Report, Result, SkipReason};
 use crate::format::Follows;
+use crate::location::Location;
 use crate::source::VerifiedBy;
 use crate::text::listed;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The result of a restore. The assertions look at the objects as they are when called: objects tracked after
@@ -40,7 +40,7 @@ impl RestoreStatus {
     }
 
     /// Returns the checkpoint.
-    pub fn path(&self) -> &Path {
+    pub fn path(&self) -> &Location {
         &self.pending.about.path
     }
 
@@ -151,7 +151,7 @@ pub struct Started {
 #[non_exhaustive]
 pub struct PassedOver {
     /// Where it is now.
-    pub path: PathBuf,
+    pub path: Location,
     /// What is wrong with it.
     pub reason: String,
 }

@@ -4,6 +4,7 @@ use super::tracked::check_asset_name;
 use super::{Held, SaveOptions};
 use crate::error::{Error, Result};
 use crate::format::{AssetEntry, Hasher};
+use crate::location::Location;
 use crate::parallel;
 use crate::repository::{Directory, StagedFile, Transaction, nonce};
 use crate::source::{CHUNK, Source};
@@ -11,7 +12,6 @@ use chrono::Utc;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 /// A file that one save writes beside the components, under a digest, without its content being held in memory. Given to
 /// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
@@ -166,7 +166,7 @@ pub(crate) fn copy(
     name: &str,
     options: &SaveOptions,
     assets: Vec<AssetStream<'_>>,
-) -> Result<PathBuf> {
+) -> Result<Location> {
     check_names(&assets, [])?;
     let old = &source.manifest;
     old.files.keys().try_for_each(|file| source.verify_header(file))?;

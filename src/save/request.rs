@@ -9,10 +9,10 @@ use super::unchanged::{Memo, Unchanged};
 use super::write;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Manifest, TensorRecord};
+use crate::location::Location;
 use crate::repository::{Directory, Transaction};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a checkpoint says of itself, beside its content.
@@ -53,7 +53,7 @@ pub(crate) struct SaveRequest {
 
 /// A checkpoint that was saved.
 pub(crate) struct Saved {
-    pub path: PathBuf,
+    pub path: Location,
     pub manifest: Manifest,
     /// What to compare the next save with.
     pub memo: Memo,

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, is_unreadable_data};
 use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
 use crate::graph::Saved;
+use crate::location::Location;
 use crate::name;
 use crate::repository::{
     Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, open_failed, read_manifest,
@@ -18,7 +19,6 @@ use crate::repository::{
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
@@ -34,7 +34,7 @@ const HELD: usize = 256;
 /// A checkpoint that is open for reading.
 pub struct Source {
     /// Where it was opened.
-    pub path: PathBuf,
+    pub path: Location,
     /// Its manifest.
     pub manifest: Manifest,
     dir: Arc<dyn OpenDir>,
@@ -55,31 +55,32 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the checkpoint in the directory `path`. The manifest must be valid, and all files must exist with their
     /// full length. Follows symbolic links in the path.
-    pub fn open(storage: &dyn Storage, path: &Path) -> Result<Source> {
-        let (source, problems) = Source::open_what_is_whole(storage, path)?;
+    pub fn open(storage: &dyn Storage, path: impl Into<Location>) -> Result<Source> {
+        let (source, problems) = Source::open_what_is_whole(storage, &path.into())?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// Opens the checkpoint `name` of a directory of checkpoints. Refuses a symbolic link of that name.
     pub(crate) fn open_in(directory: &Directory, name: &str) -> Result<Source> {
         directory.dir()?;
-        let open = || directory.open(name);
-        let (source, problems) = Source::open_again_and_again(&open, &directory.path(name))?;
+        let path = directory.path(name);
+        let open = || directory.open(name).map_err(|e| checkpoint_failed(&path, e));
+        let (source, problems) = Source::open_again_and_again(&open, &path)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// Like [`open`](Source::open), but leaves out files that cannot be opened or have another length, and returns them
     /// as problems.
-    pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Path) -> Result<(Source, Vec<Error>)> {
+    pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Location) -> Result<(Source, Vec<Error>)> {
         Source::open_again_and_again(&|| storage.open(path), path)
     }
 
     fn open_again_and_again(
-        open: &dyn Fn() -> std::io::Result<Arc<dyn OpenDir>>,
-        path: &Path,
+        open: &dyn Fn() -> Result<Arc<dyn OpenDir>>,
+        path: &Location,
     ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
-            let dir = open().map_err(|e| checkpoint_failed(path, e))?;
+            let dir = open()?;
             let manifest = read_manifest(&*dir, path)?;
             let (source, problems) = Source::open_files(dir, path, manifest);
             if problems.is_empty() {
@@ -88,7 +89,7 @@ impl Source {
             // A writer may have removed or replaced the checkpoint since its manifest was read.
             let id = |dir: &dyn OpenDir| dir.stat().map(|stat| stat.id).ok();
             match open() {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(removed(path)),
+                Err(Error::NotFound { .. }) => return Err(removed(path)),
                 Ok(now) if id(&*now) != id(&*source.dir) => {}
                 Ok(now) => match read_manifest(&*now, path) {
                     Err(Error::NotFound { .. }) => return Err(removed(path)),
@@ -96,14 +97,14 @@ impl Source {
                     Ok(now) if now != source.manifest => {}
                     _ => return Ok((source, problems)),
                 },
-                Err(e) => return Err(checkpoint_failed(path, e)),
+                Err(error) => return Err(error),
             }
         }
         Err(removed(path))
     }
 
     /// Opens the files that `manifest` names.
-    fn open_files(dir: Arc<dyn OpenDir>, path: &Path, manifest: Manifest) -> (Source, Vec<Error>) {
+    fn open_files(dir: Arc<dyn OpenDir>, path: &Location, manifest: Manifest) -> (Source, Vec<Error>) {
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
@@ -113,7 +114,7 @@ impl Source {
                 Err(problem) => problems.push(problem),
             }
         }
-        (Source { path: path.to_path_buf(), manifest, dir, files }, problems)
+        (Source { path: path.clone(), manifest, dir, files }, problems)
     }
 
     /// Returns `true` if the file `name` can be read.
@@ -155,7 +156,7 @@ impl Source {
     /// A file that ends early is damaged, whatever its length was when it was opened. So is a file that the device
     /// cannot read although it can read the directory and the manifest; if it cannot read those either, the device may
     /// be unavailable.
-    fn read_failed(&self, path: &Path, e: std::io::Error) -> Error {
+    fn read_failed(&self, path: &Location, e: std::io::Error) -> Error {
         if e.kind() == std::io::ErrorKind::UnexpectedEof {
             return Error::damaged(path, "the file ends early");
         }
@@ -169,7 +170,7 @@ impl Source {
     }
 
     /// Opens a file that is not held open. It must be the file that was checked when the checkpoint was opened.
-    fn open_again(&self, name: &str, known: &SourceFile, path: &Path) -> Result<Box<dyn ReadFile>> {
+    fn open_again(&self, name: &str, known: &SourceFile, path: &Location) -> Result<Box<dyn ReadFile>> {
         let opened = self.dir.open(name.as_ref()).and_then(|file| Ok((file.stat()?.id, file)));
         match opened {
             Ok((id, file)) if id == known.id => Ok(file),
@@ -302,7 +303,7 @@ impl Source {
 
 /// Opens a file of a checkpoint, which must have the length it was written with. Only checks it if it is not to be held
 /// open.
-fn open_whole(dir: &dyn OpenDir, name: &str, path: &Path, bytes: u64, hold: bool) -> Result<SourceFile> {
+fn open_whole(dir: &dyn OpenDir, name: &str, path: &Location, bytes: u64, hold: bool) -> Result<SourceFile> {
     let missing = || Error::damaged(path, "the file is missing");
     let open = || if hold { dir.open(name.as_ref()).map(Some) } else { Ok(None) };
     let opened = open().or_else(|e| if is_unreadable_data(&e) { open() } else { Err(e) });
@@ -327,9 +328,9 @@ fn open_whole(dir: &dyn OpenDir, name: &str, path: &Path, bytes: u64, hold: bool
 }
 
 /// Returns the error for a checkpoint that was removed while it was being opened.
-fn removed(path: &Path) -> Error {
+fn removed(path: &Location) -> Error {
     let reason = "it was removed while it was being opened; ask `latest_checkpoint` for the newest".to_string();
-    Error::NotFound { path: path.to_path_buf(), reason }
+    Error::not_found(path, reason)
 }
 
 /// Returns tensors and values as a tree.
@@ -353,6 +354,6 @@ fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
     path.into_iter().fold(root, |node, part| node.children.entry(part).or_default())
 }
 
-fn changed(path: &Path, what: &str, found: Digest, written: Digest) -> Error {
+fn changed(path: &Location, what: &str, found: Digest, written: Digest) -> Error {
     Error::damaged(path, format!("{what} is not what was written: its digest is {found}, it was {written}"))
 }

@@ -3,12 +3,12 @@
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::Digest;
+use crate::location::Location;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
-use std::path::Path;
 
 /// How far the bytes of a tensor can be verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -32,7 +32,7 @@ pub trait TensorSource: Debug + Send + Sync {
     fn format(&self) -> &'static str;
 
     /// Returns the file or directory.
-    fn path(&self) -> &Path;
+    fn path(&self) -> &Location;
 
     /// Returns the type and shape of every tensor, by key.
     fn tensors(&self) -> &BTreeMap<String, TensorSpec>;

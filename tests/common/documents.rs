@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::Checkpoint;
+use tch_checkpoint::Location;
 use tch_checkpoint::format::{Digest, Manifest};
 
 /// What SECURITY.md promises: this many bytes of memory for each byte of input, and so many beside.
@@ -45,7 +46,7 @@ pub fn list(part: &str, count: usize) -> String {
 }
 
 /// A checkpoint in whose manifest `change` adds keys and pieces for the one tensor `model` of 4 MiB.
-pub fn checkpoint_with(dir: &Path, change: impl Fn(&mut Manifest)) -> Result<PathBuf, Box<dyn std::error::Error>> {
+pub fn checkpoint_with(dir: &Path, change: impl Fn(&mut Manifest)) -> Result<Location, Box<dyn std::error::Error>> {
     let path = Checkpoint::new().track("model", Memory::seeded(1 << 20, 7))?.write(dir.join("ckpt-1"))?;
     let file = path.join("manifest.json");
     let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;

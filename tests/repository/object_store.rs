@@ -4,15 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tch_checkpoint::Error;
 use tch_checkpoint::format::{Follows, Manifest, is_mark_file};
 use tch_checkpoint::internal::{
     Aside, Entry, FileId, Finished, Kind, Lock, OpenDir, OpenOptions, ReadFile, Repository, Scan, StagedFile, Stat,
-    Stays, Storage, Transaction, before_aside,
+    Stays, Storage, Transaction, before_aside, not_served,
 };
+use tch_checkpoint::{Error, Location};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -102,25 +101,29 @@ pub struct Store(pub Arc<Bucket>);
 
 impl Store {
     /// What the keys of a checkpoint's files begin with.
-    pub fn files(&self, path: &Path) -> Option<String> {
-        let (root, name) = path.parent().zip(path.file_name())?;
-        Some(self.prefix(root).committed(name.to_str()?)?.files)
+    pub fn files(&self, location: &Location) -> Option<String> {
+        let (root, name) = location.parent().zip(location.file_name())?;
+        Some(self.prefix(&root)?.committed(name.to_str()?)?.files)
     }
 
-    fn prefix(&self, root: &Path) -> Prefix {
-        Prefix { bucket: self.0.clone(), root: root.to_path_buf(), key: format!("{}/", root.display()) }
+    /// The objects below `mem://BUCKET/KEY`.
+    fn prefix(&self, root: &Location) -> Option<Prefix> {
+        let key = root.to_str()?.strip_prefix("mem://")?.trim_end_matches('/');
+        Some(Prefix { bucket: self.0.clone(), root: root.clone(), key: format!("{key}/") })
     }
 }
 
 impl Storage for Store {
-    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository> {
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
         assert!(options.lock);
-        Arc::new(self.prefix(root))
+        Ok(Arc::new(self.prefix(root).ok_or_else(|| not_served(root, "what begins with mem://"))?))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>> {
-        let name = path.file_name().and_then(OsStr::to_str).ok_or(io::ErrorKind::NotFound)?;
-        self.prefix(path.parent().ok_or(io::ErrorKind::NotFound)?).open(name)
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
+        let prefix = location.parent().and_then(|root| self.prefix(&root));
+        let prefix = prefix.ok_or_else(|| not_served(location, "what begins with mem://"))?;
+        let name = location.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        prefix.open(name).map_err(|_| Error::not_found(location, "there is no such object"))
     }
 }
 
@@ -242,7 +245,7 @@ impl ReadFile for Reading {
 #[derive(Debug)]
 struct Prefix {
     bucket: Arc<Bucket>,
-    root: PathBuf,
+    root: Location,
     key: String,
 }
 
@@ -307,7 +310,7 @@ impl Prefix {
 }
 
 impl Repository for Prefix {
-    fn root(&self) -> &Path {
+    fn root(&self) -> &Location {
         &self.root
     }
 

@@ -73,7 +73,7 @@ pub fn stall(size: &str, is_frozen: bool, directory: &Path) -> Outcome<Duration>
     // The first saves make what the others find.
     for step in 1..=3 + SAVES {
         trained.step()?;
-        let mut saved = Ok(std::path::PathBuf::new());
+        let mut saved = Ok(tch_checkpoint::Location::default());
         times.push(timed(|| saved = manager.save_at(step)));
         saved?;
         manager.wait()?;

@@ -6,8 +6,9 @@ mod common;
 use common::Memory;
 use common::documents::{BESIDE, TIMES, checkpoint_of, checkpoint_with, list, sealed, with_values};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch_checkpoint::Checkpoint;
+use tch_checkpoint::Location;
 use tch_checkpoint::format::{Digest, Manifest};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -119,7 +120,7 @@ fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
 #[cfg_attr(libtorch, ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn holes_in_files_take_no_memory() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let hole = |name: &str, bytes: u64| -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let hole = |name: &str, bytes: u64| -> Result<Location, Box<dyn std::error::Error>> {
         let path = Checkpoint::new().track("model", Memory::seeded(4, 7))?.write(dir.path().join(name))?;
         let file = path.join("manifest.json");
         let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
@@ -135,7 +136,7 @@ fn holes_in_files_take_no_memory() -> Outcome {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && errors.contains("saved_model.json"), "{errors}");
     // A tensor of 128 MiB in each of two: compared piece by piece.
-    let tensor = |name: &str, digest: &[u8]| -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let tensor = |name: &str, digest: &[u8]| -> Result<Location, Box<dyn std::error::Error>> {
         let path = Checkpoint::new().track("model", Memory::seeded(4, 7))?.write(dir.path().join(name))?;
         let file = path.join("manifest.json");
         let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;

@@ -76,9 +76,9 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
 /// What a reader finds, before anything is repaired.
 fn look(disk: &SimDisk, outcome: &mut Outcome) {
     let storage = Posix::new(Arc::new(disk.clone()));
-    let directory = Directory::new(&storage, Path::new(ROOT), &OpenOptions::default());
-    let names = match directory.scan() {
-        Ok(scan) => scan.checkpoints,
+    let directory = Directory::new(&storage, ROOT, &OpenOptions::default());
+    let (directory, names) = match directory.and_then(|directory| directory.scan().map(|scan| (directory, scan))) {
+        Ok((directory, scan)) => (directory, scan.checkpoints),
         Err(e) => return outcome.broken.push(format!("the folder cannot be listed: {e}")),
     };
     for name in &names {

@@ -623,7 +623,7 @@ mod tests {
         }
         let plan = Plan::of(Only::Names, Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] }, false);
         let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
-        let directory = Directory::new(&Posix::new(disk), Path::new(ROOT), &OpenOptions::default());
+        let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
         let id = Follows { run: manifest().run, sequence: 1 };
         let removed = directory.remove("ckpt-1", &id, &|_| false).map(drop);
         (removed, sim.has(&Path::new(ROOT).join("ckpt-1")))
@@ -646,7 +646,7 @@ mod tests {
             sim.put(&format!("{ROOT}/"), b"");
             let plan = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
             let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
-            let directory = Directory::new(&Posix::new(disk), Path::new(ROOT), &OpenOptions::default());
+            let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
             let published = directory.begin("ckpt-1", 0).and_then(|staging| staging.commit(&manifest().to_bytes()?, 1));
             assert_eq!(published.is_ok(), failing.is_empty());
             (sim.ops(), plan.count())

@@ -19,7 +19,7 @@ use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
 use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
-use tch_checkpoint::{CheckpointDirectory, CheckpointManager, SaveOptions, latest_checkpoint};
+use tch_checkpoint::{CheckpointDirectory, CheckpointManager, Location, SaveOptions, latest_checkpoint};
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
@@ -446,7 +446,7 @@ impl History {
     #[expect(clippy::too_many_arguments, reason = "all that a save consists of")]
     fn judge(
         &mut self,
-        saved: tch_checkpoint::Result<PathBuf>,
+        saved: tch_checkpoint::Result<Location>,
         number: i64,
         step: Option<i64>,
         value: i64,
@@ -521,7 +521,7 @@ impl History {
 
     fn check_listed(&self) -> Verdict {
         let manager = self.manager.as_ref().ok_or("no manager")?;
-        let listed: Vec<PathBuf> = manager.checkpoints();
+        let listed: Vec<Location> = manager.checkpoints();
         let line = &self.lines[self.name];
         let expected: Vec<PathBuf> =
             line.own.iter().filter(|made| made.there && !made.permanent).map(|made| self.path(made.number)).collect();
@@ -551,7 +551,7 @@ impl History {
         });
         let expected = newest.max().map(|(_, path)| path);
         match latest_checkpoint(&self.dir) {
-            Ok(latest) if latest == expected => Ok(()),
+            Ok(latest) if latest.as_deref() == expected.as_deref() => Ok(()),
             other => Err(format!("the latest is {other:?}, not {expected:?}")),
         }
     }

@@ -75,7 +75,7 @@ pub fn process_child(role: &str, folder: &Path, seed: u64) -> Result<()> {
 }
 
 fn failed(path: impl AsRef<Path>, source: std::io::Error) -> Error {
-    Error::io("write", path, source)
+    Error::io("write", path.as_ref(), source)
 }
 
 fn say(line: &str) -> Result<()> {

@@ -73,7 +73,7 @@ pub fn stamp(folder: &Path, saves: u64, seed: u64, careless: bool) -> Result<Sta
 
 impl StampReport {
     fn look(&mut self, path: impl AsRef<Path>, stamp: u64) -> Result<()> {
-        let reader = CheckpointReader::open(path)?;
+        let reader = CheckpointReader::open(path.as_ref())?;
         let manifest = reader.manifest();
         let mut wrong = Vec::new();
         for key in manifest.tensors.keys() {

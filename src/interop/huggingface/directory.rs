@@ -57,7 +57,7 @@ pub(super) fn open(directory: &Path, options: &ReadOptions) -> Result<Foreign> {
     if let Some(index) = indices.first() {
         if let Some(other) = indices.get(1).filter(|other| kind(other) == kind(index)) {
             let reason = format!("it holds two indices, {index} and {other}: open one of them");
-            return Err(Error::Unsupported { path: directory.to_path_buf(), reason });
+            return Err(Error::unsupported(directory, reason));
         }
         return open_index(directory, &directory.join(index), options);
     }
@@ -211,7 +211,7 @@ fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
 
 /// Opens files without an index: one file, all of `NAME-00001-of-0000N.safetensors`, or slices written by DCP.
 fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> Result<Foreign> {
-    let unsupported = |reason: String| Error::Unsupported { path: directory.to_path_buf(), reason };
+    let unsupported = |reason: String| Error::unsupported(directory, reason);
     if let [file] = files {
         let found = shard(&directory.join(file), options)?;
         return finish(directory, false, with_config(directory, found)?, options);

@@ -11,12 +11,13 @@ use crate::interop::probe::Probe;
 use crate::interop::slot::torch_slot;
 use crate::interop::zip::Archive;
 use crate::interop::{ReadOptions, Slot};
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// The weights in a `.keras` archive.
@@ -40,7 +41,7 @@ const MAX_MEMBER: u64 = 1 << 30;
 /// ```
 #[derive(Debug)]
 pub struct Weights {
-    path: PathBuf,
+    path: Location,
     format: &'static str,
     files: Vec<File>,
     /// The record of an archive that the file is, with its checksum.
@@ -110,7 +111,7 @@ impl Weights {
 
     fn build(path: &Path, format: &'static str, files: Vec<File>, options: &ReadOptions) -> Result<Weights> {
         let mut weights = Weights {
-            path: path.to_path_buf(),
+            path: path.into(),
             format,
             files,
             member: None,
@@ -219,7 +220,7 @@ impl Weights {
         let datasets = self.files.iter().flat_map(|file| &file.datasets).filter(|dataset| dataset.spec().is_some());
         let bytes = datasets.map(|dataset| dataset.bytes().max(dataset.chunk_bytes())).fold(0, u64::saturating_add);
         let held = self.files.iter().map(|file| file.input.len()).fold(0, u64::saturating_add);
-        let refused = |reason| Error::Unsupported { path: self.path.clone(), reason };
+        let refused = |reason| Error::unsupported(&self.path, reason);
         options.check_expansion(bytes, held).map_err(refused)
     }
 
@@ -364,7 +365,7 @@ impl TensorSource for Weights {
         self.format
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         &self.path
     }
 

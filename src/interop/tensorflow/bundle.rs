@@ -14,11 +14,12 @@ use crate::error::{Error, Result};
 use crate::interop::Slot;
 use crate::interop::input::Input;
 use crate::interop::slot::torch_slot;
+use crate::location::Location;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The key of the object graph.
 pub(super) const GRAPH: &[u8] = b"_CHECKPOINTABLE_OBJECT_GRAPH";
@@ -48,7 +49,7 @@ const CHUNK: u64 = 1 << 20;
 /// # }
 /// ```
 pub struct Bundle {
-    prefix: PathBuf,
+    prefix: Location,
     pub(super) header: Header,
     shards: BTreeMap<u32, Input>,
     pub(super) stored: Vec<Stored>,
@@ -109,7 +110,7 @@ impl Bundle {
         let (header, stored) = entries.and_then(stored).map_err(wrong)?;
         let shards = open_shards(&prefix, header, &stored)?;
         let mut bundle = Bundle {
-            prefix,
+            prefix: prefix.into(),
             header,
             shards,
             stored,
@@ -580,7 +581,7 @@ impl TensorSource for Bundle {
         "TensorFlow"
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         &self.prefix
     }
 

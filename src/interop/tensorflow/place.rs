@@ -40,7 +40,7 @@ pub(super) fn prefix(path: &Path) -> Result<PathBuf> {
         "there is no such `.index` file; a TensorFlow checkpoint is named by what its files have in common, such as \
                   `ckpt-5`"
             .to_string();
-    Err(Error::NotFound { path: index(path), reason })
+    Err(Error::not_found(index(path), reason))
 }
 
 /// Returns the prefix that a directory means.
@@ -57,12 +57,12 @@ fn prefix_in(directory: &Path) -> Result<PathBuf> {
         };
         if !index(&prefix).exists() {
             let reason = format!("the state file {} names it, and there is no such file", state.display());
-            return Err(Error::NotFound { path: index(&prefix), reason });
+            return Err(Error::not_found(index(&prefix), reason));
         }
         return Ok(prefix);
     }
     let reason = "neither a state file `checkpoint` nor a `saved_model.pb` is in the directory".to_string();
-    Err(Error::NotFound { path: directory.to_path_buf(), reason })
+    Err(Error::not_found(directory, reason))
 }
 
 /// Returns `true` if the directory is a SavedModel's.

@@ -5,6 +5,7 @@ use super::spares::Spares;
 use super::{Dir, Disk, WriteFile};
 use crate::error::{Error, Result};
 use crate::format::Follows;
+use crate::location::Location;
 use crate::repository::names::{Aside, LONGEST_PREFIX, NONCE_DIGITS, STAGING, before_aside, is_leftover, nonce};
 use crate::repository::reading::{is_no_directory, read_whole};
 use crate::repository::{Durability, FileId, Kind, Lock, OpenDir, OpenOptions, Repository, Scan, Stays, Transaction};
@@ -20,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 pub(super) struct PosixDirectory {
     disk: Arc<dyn Disk>,
     /// The path as results and messages show it.
-    root: PathBuf,
+    root: Location,
     options: OpenOptions,
     /// Where the files of removed checkpoints go that the next one overwrites; `None` to remove them at once.
     pub(super) spares: Option<Spares>,
@@ -55,7 +56,7 @@ impl std::fmt::Debug for Held {
 
 impl PosixDirectory {
     /// Nothing is opened yet: that is done by the first call that needs it.
-    pub(super) fn new(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, options: &OpenOptions) -> PosixDirectory {
+    pub(super) fn new(disk: Arc<dyn Disk>, root: Location, options: &OpenOptions) -> PosixDirectory {
         let shared = Shared {
             process: std::process::id(),
             open: OnceLock::new(),
@@ -63,19 +64,21 @@ impl PosixDirectory {
             freed: AtomicBool::new(false),
         };
         let spares = options.recycle.then(|| Spares::new(disk.least_recycled()));
-        PosixDirectory { disk, root: root.into(), options: *options, spares, shared }
+        PosixDirectory { disk, root, options: *options, spares, shared }
     }
 
     pub(super) fn durability(&self) -> Durability {
         self.options.durability
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> Location {
         self.root.join(name)
     }
 
     fn absolute(&self) -> Result<PathBuf> {
-        self.disk.absolute(&self.root).map_err(|e| Error::io("find out the absolute path of", &self.root, e))
+        self.disk
+            .absolute(super::path_of(&self.root)?)
+            .map_err(|e| Error::io("find out the absolute path of", &self.root, e))
     }
 
     /// Returns the open directory; an error of the kind "not found" when there is none.
@@ -108,7 +111,7 @@ impl PosixDirectory {
         match dangling {
             Some(link) => {
                 let reason = "it is a link that leads nowhere; is the disk it leads to mounted?".to_string();
-                Error::NotFound { path: link.to_path_buf(), reason }
+                Error::not_found(link, reason)
             }
             None => Error::io("open the directory", &self.root, e),
         }
@@ -194,7 +197,7 @@ impl PosixDirectory {
 }
 
 impl Repository for PosixDirectory {
-    fn root(&self) -> &Path {
+    fn root(&self) -> &Location {
         &self.root
     }
 
@@ -294,7 +297,7 @@ impl Repository for PosixDirectory {
             if taken.is_none() {
                 let holder = self.read_text(LOCK, 1024).ok().and_then(|text| String::from_utf8(text).ok());
                 let holder = holder.filter(|holder| !holder.is_empty()).unwrap_or_else(|| "it does not say who".into());
-                return Err(Error::Locked { path: self.root.clone(), holder });
+                return Err(Error::locked(&self.root, holder));
             }
             taken
         } else {

@@ -31,7 +31,7 @@ impl Held {
         log::warn!("{} was removed or replaced; it is taken anew", path.display());
         let again = dir.lock(LOCK.as_ref(), &holder()).map_err(|e| Error::io("lock", &path, e))?;
         let taken = "the lock file was removed, and another writer took the one that is there now".to_string();
-        let again = again.ok_or_else(|| Error::Locked { path: root.to_path_buf(), holder: taken })?;
+        let again = again.ok_or_else(|| Error::locked(root, taken))?;
         held.release();
         *file = Some(again);
         Ok(())

@@ -37,7 +37,7 @@ impl PosixDirectory {
                 Err(e) => {
                     let _ = dir.remove_file(staged.as_ref());
                     let is_gone = matches!(&e, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-                    return Err(if is_gone { Error::Removed { path } } else { e });
+                    return Err(if is_gone { Error::removed(path) } else { e });
                 }
             }
         }
@@ -74,10 +74,10 @@ impl PosixDirectory {
         let path = self.path(checkpoint);
         let dir = self.open_root()?.open_dir(checkpoint.as_ref()).map_err(|e| checkpoint_failed(&path, e))?;
         let manifest = match read_manifest(&*dir, &path) {
-            Err(Error::NotFound { .. }) => return Err(Error::Removed { path }),
+            Err(Error::NotFound { .. }) => return Err(Error::removed(path)),
             result => result?,
         };
-        if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::Removed { path }) }
+        if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::removed(path)) }
     }
 
     /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of
@@ -92,7 +92,7 @@ impl PosixDirectory {
             }
             std::thread::sleep(LOOKS.1);
         }
-        Err(Error::Removed { path: self.path(checkpoint) })
+        Err(Error::removed(self.path(checkpoint)))
     }
 }
 

@@ -18,8 +18,10 @@ use directory::PosixDirectory;
 pub use lease::hold_lease;
 pub use local::LocalDisk;
 
-use super::{FileId, OpenDir, OpenOptions, Repository, Stat, Storage};
+use super::reading::checkpoint_failed;
+use super::{FileId, OpenDir, OpenOptions, Repository, Stat, Storage, not_served};
 use crate::error::{Error, Result};
+use crate::location::Location;
 use chrono::{DateTime, Utc};
 use std::any::Any;
 use std::ffi::OsStr;
@@ -34,6 +36,7 @@ pub struct Posix(Arc<dyn Disk>);
 
 impl Posix {
     /// Returns those of `disk`.
+    #[doc(hidden)]
     pub fn new(disk: Arc<dyn Disk>) -> Posix {
         Posix(disk)
     }
@@ -47,17 +50,26 @@ impl Default for Posix {
 }
 
 impl Storage for Posix {
-    fn absolute(&self, path: &Path) -> Result<PathBuf> {
-        self.0.absolute(path).map_err(|e| Error::io("find out the absolute path of", path, e))
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        let absolute = self.0.absolute(path_of(location)?);
+        absolute.map(Location::from).map_err(|e| Error::io("find out the absolute path of", location, e))
     }
 
-    fn repository(&self, root: &Path, options: &OpenOptions) -> Arc<dyn Repository> {
-        Arc::new(PosixDirectory::new(self.0.clone(), root, options))
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
+        path_of(root)?;
+        Ok(Arc::new(PosixDirectory::new(self.0.clone(), root.clone(), options)))
     }
 
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn OpenDir>> {
-        Ok(self.0.open_dir(path)?)
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
+        match self.0.open_dir(path_of(location)?) {
+            Ok(dir) => Ok(dir),
+            Err(e) => Err(checkpoint_failed(location, e)),
+        }
     }
+}
+
+fn path_of(location: &Location) -> Result<&Path> {
+    location.as_path().ok_or_else(|| not_served(location, "the paths of this system"))
 }
 
 /// A file system, as far as paths are concerned: those that the user gives.

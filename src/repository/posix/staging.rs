@@ -4,11 +4,11 @@ use super::directory::PosixDirectory;
 use super::removal::remove_all;
 use super::{Dir, WriteFile};
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::parallel;
 use crate::repository::names::{MANIFEST, STAGING, nonce};
 use crate::repository::{DIRECT, Durability, Finished, Kind, Repository, StagedFile, Transaction};
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) struct Staging<'a> {
     /// Bytes that will be written.
     needed: AtomicU64,
     /// Files that are written and wait to be synced together.
-    unsynced: Mutex<Vec<(PathBuf, Box<dyn WriteFile>)>>,
+    unsynced: Mutex<Vec<(Location, Box<dyn WriteFile>)>>,
     /// The files of the checkpoint that are finished, with their lengths.
     files: Mutex<Vec<(String, u64)>>,
     done: bool,
@@ -67,7 +67,7 @@ impl PosixDirectory {
 }
 
 impl Staging<'_> {
-    fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str) -> Location {
         self.directory.path(&self.staged).join(name)
     }
 
@@ -90,7 +90,7 @@ impl Staging<'_> {
     }
 
     /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
-    fn sync_files(&self, files: Vec<(PathBuf, Box<dyn WriteFile>)>, threads: usize) -> Result<()> {
+    fn sync_files(&self, files: Vec<(Location, Box<dyn WriteFile>)>, threads: usize) -> Result<()> {
         let threads = if threads > 1 { SYNCS } else { 1 };
         parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
     }
@@ -99,7 +99,7 @@ impl Staging<'_> {
         self.directory.sync_file(file, path).map_err(|e| self.no_space(e))
     }
 
-    fn take_unsynced(&self, at_least: usize) -> Vec<(PathBuf, Box<dyn WriteFile>)> {
+    fn take_unsynced(&self, at_least: usize) -> Vec<(Location, Box<dyn WriteFile>)> {
         let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
         if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
     }

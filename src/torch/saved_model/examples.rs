@@ -5,11 +5,11 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::safetensors::{TensorEntry, layout, parse_header};
 use crate::format::{EXAMPLES_FILE, Signature, TensorInfo};
+use crate::location::Location;
 use crate::torch::shim;
 use crate::torch::tensor::{bytes_of, examine, scalar_type};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
-use std::path::Path;
 use tch::Tensor;
 
 /// The inputs of an example, and the outputs for them.
@@ -59,7 +59,7 @@ pub(super) fn write(
 }
 
 /// Reads the file, whose bytes have been verified.
-pub(super) fn read(path: &Path, bytes: &[u8], signatures: &BTreeMap<String, Signature>) -> Result<Examples> {
+pub(super) fn read(path: &Location, bytes: &[u8], signatures: &BTreeMap<String, Signature>) -> Result<Examples> {
     let path = path.join(EXAMPLES_FILE);
     let damaged = |reason: String| Error::damaged(&path, reason);
     let length = bytes.len() as u64;

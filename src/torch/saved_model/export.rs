@@ -7,19 +7,19 @@ use super::weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, unexportable};
+use crate::location::Location;
 use crate::save::{AssetStream, SaveOptions};
 use crate::torch::program::{Failure, Program, ProgramVariable};
 use crate::torch::variables::Variables;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use tch::Tensor;
 use tch::nn::VarStore;
 
 /// An export in preparation, returned by [`SavedModel::export`](super::SavedModel::export).
 pub struct Export<'a> {
-    dir: PathBuf,
+    dir: Location,
     vs: &'a VarStore,
     prefixes: Vec<String>,
     signatures: Vec<SignatureDef<'a>>,
@@ -36,8 +36,7 @@ impl fmt::Debug for Export<'_> {
 }
 
 impl<'a> Export<'a> {
-    pub(super) fn new(dir: &Path, vs: &'a VarStore) -> Export<'a> {
-        let dir = dir.to_path_buf();
+    pub(super) fn new(dir: Location, vs: &'a VarStore) -> Export<'a> {
         Export {
             dir,
             vs,
@@ -97,7 +96,7 @@ impl<'a> Export<'a> {
     /// [`Error::Object`] for what a program cannot express, with the reason and the remedy: an `if` or a loop that
     /// depends on the inputs, random numbers, a closure that changes variables, a trained tensor that is not in the
     /// `VarStore`. Otherwise the errors of [`Checkpoint::write`]. After an error, nothing is left at the path.
-    pub fn write(mut self) -> Result<PathBuf> {
+    pub fn write(mut self) -> Result<Location> {
         let all = weights::of_store(self.vs)?;
         let is_below = |one: &ProgramVariable| self.prefixes.iter().any(|prefix| is_below(&one.name, prefix));
         let (variables, others): (Vec<_>, Vec<_>) =

@@ -15,6 +15,7 @@ pub use export::Export;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SavedModelInfo, Signature};
+use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::restore::RestoreStatus;
 use crate::save::SaveOptions;
@@ -23,7 +24,6 @@ use crate::torch::tensor::examine;
 use definition::{same_bits, subject};
 use examples::{Example, Examples};
 use std::fmt;
-use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -52,7 +52,7 @@ use tch::{Device, Kind, Tensor};
 /// **TorchScript is code.** Loading or running a saved model from an untrusted source executes that code: digests show
 /// that a file is what was written, not who wrote it.
 pub struct SavedModel {
-    path: PathBuf,
+    path: Location,
     info: SavedModelInfo,
     program: Program,
     vs: VarStore,
@@ -67,8 +67,8 @@ impl fmt::Debug for SavedModel {
 
 impl SavedModel {
     /// Starts an export of the model whose variables are in `vs` to the directory `dir`, which must not exist.
-    pub fn export<'a>(dir: impl AsRef<Path>, vs: &'a VarStore) -> Export<'a> {
-        Export::new(dir.as_ref(), vs)
+    pub fn export<'a>(dir: impl Into<Location>, vs: &'a VarStore) -> Export<'a> {
+        Export::new(dir.into(), vs)
     }
 
     /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before
@@ -78,9 +78,9 @@ impl SavedModel {
     /// # Errors
     /// [`Error::NotFound`] if there is none, also for a checkpoint without a program; [`Error::Damaged`],
     /// [`Error::Unsupported`], [`Error::Io`].
-    pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<SavedModel> {
-        let (info, reader) = open(dir.as_ref())?;
-        let path = reader.path().to_path_buf();
+    pub fn load(dir: impl Into<Location>, device: Device) -> Result<SavedModel> {
+        let (info, reader) = open(&dir.into())?;
+        let path = reader.path().clone();
         let file = path.join(PROGRAM_FILE);
         let damaged = |reason: String| Error::damaged(&file, reason);
         reader.source.verify_asset(PROGRAM_FILE, |_| Ok(()))?;
@@ -109,7 +109,7 @@ impl SavedModel {
     }
 
     /// Returns the directory it was loaded from.
-    pub fn path(&self) -> &Path {
+    pub fn path(&self) -> &Location {
         &self.path
     }
 
@@ -234,7 +234,7 @@ impl SavedModel {
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].
-    pub fn restore_weights(&mut self, path: impl AsRef<Path>) -> Result<RestoreStatus> {
+    pub fn restore_weights(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         let status = self.checkpoint()?.read(path)?;
         status.expect_partial();
         Ok(status)
@@ -246,7 +246,7 @@ impl SavedModel {
     ///
     /// # Errors
     /// As for [`Export::write`].
-    pub fn save(&self, dir: impl AsRef<Path>, checkpoint: &mut Checkpoint) -> Result<PathBuf> {
+    pub fn save(&self, dir: impl Into<Location>, checkpoint: &mut Checkpoint) -> Result<Location> {
         let variables = weights::of_store(&self.vs)?;
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
@@ -263,7 +263,7 @@ impl SavedModel {
     ///
     /// # Errors
     /// As for [`restore_weights`](SavedModel::restore_weights) and [`Export::write`].
-    pub fn save_from(&mut self, from: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<PathBuf> {
+    pub fn save_from(&mut self, from: impl Into<Location>, dir: impl Into<Location>) -> Result<Location> {
         let from = CheckpointReader::open(from)?;
         self.restore_weights(from.path())?;
         let mut info = self.info.clone();
@@ -285,12 +285,12 @@ impl SavedModel {
 }
 
 /// Opens a saved model: its description, and its files.
-fn open(dir: &Path) -> Result<(SavedModelInfo, CheckpointReader)> {
+fn open(dir: &Location) -> Result<(SavedModelInfo, CheckpointReader)> {
     let reader = CheckpointReader::open(dir)?;
     let reason = "it is a checkpoint without a program; `SavedModel::export` makes one from the live model, and \
                   `SavedModel::save_from` from another saved model of the same program";
     let info = reader.saved_model()?;
-    let info = info.ok_or_else(|| Error::NotFound { path: dir.to_path_buf(), reason: reason.to_string() })?;
+    let info = info.ok_or_else(|| Error::not_found(dir, reason.to_string()))?;
     Ok((info, reader))
 }
 

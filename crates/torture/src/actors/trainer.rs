@@ -95,7 +95,7 @@ impl Trainer {
                 true
             }
             // What a user would do.
-            Err(Error::Link { path, .. }) if path.parent() == Some(&self.root) => {
+            Err(Error::Link { path, .. }) if path.parent() == Some((&self.root).into()) => {
                 let _ = fs::remove_file(path);
                 false
             }

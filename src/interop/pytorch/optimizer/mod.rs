@@ -8,6 +8,7 @@ mod groups;
 
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 use align::align;
@@ -15,7 +16,6 @@ use groups::{Group, groups};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 /// How the numbered parameters get names, and what else the file does not say.
 ///
@@ -264,7 +264,7 @@ impl TensorSource for OptimizerState<'_> {
         self.source.format()
     }
 
-    fn path(&self) -> &Path {
+    fn path(&self) -> &Location {
         self.source.path()
     }
 
