@@ -4,14 +4,14 @@ use super::{Arena, Global, Id, Node, PickleError, PickleReader, Rules, Step};
 use std::collections::HashMap;
 
 /// The longest line of a text opcode.
-const MAX_LINE: usize = 64 << 10;
+pub(super) const MAX_LINE: usize = 64 << 10;
 
 /// How far the values that are shared go.
 const SMALL_INTS: std::ops::RangeInclusive<i64> = -1..=256;
-const NONE: usize = 0;
+pub(super) const NONE: usize = 0;
 const FALSE: usize = 1;
 const TRUE: usize = 2;
-const EMPTY_TUPLE: usize = 3;
+pub(super) const EMPTY_TUPLE: usize = 3;
 const INT_0: usize = 5;
 
 /// What a pickle was.
@@ -55,14 +55,14 @@ pub(crate) fn not_allowed(global: &str) -> String {
     format!("the global `{global}` is not allowed: only tensors and plain data are read, and nothing is executed")
 }
 
-struct Machine<'a, 'b> {
-    reader: &'a mut PickleReader<'b>,
-    arena: &'a mut Arena,
-    rules: &'a mut dyn Rules,
-    stack: Vec<Id>,
+pub(super) struct Machine<'a, 'b> {
+    pub(super) reader: &'a mut PickleReader<'b>,
+    pub(super) arena: &'a mut Arena,
+    pub(super) rules: &'a mut dyn Rules,
+    pub(super) stack: Vec<Id>,
     /// Heights of the stack.
-    marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    pub(super) marks: Vec<usize>,
+    pub(super) memo: HashMap<u32, Id>,
     first_refused: Option<u32>,
 }
 
@@ -83,217 +83,15 @@ impl Machine<'_, '_> {
         }
     }
 
-    fn step(&mut self, opcode: u8) -> Step<()> {
-        match opcode {
-            0x80 => match self.reader.byte()? {
-                0..=5 => Ok(()),
-                version => Err(format!("protocol {version} is not known").into()),
-            },
-            // FRAME: only a hint for readers that fetch ahead.
-            0x95 => self.reader.array::<8>().map(drop),
-            b'(' => {
-                self.arena.charge(16);
-                self.marks.push(self.stack.len());
-                Ok(())
-            }
-            b'0' => match self.marks.last() {
-                Some(&mark) if mark == self.stack.len() => {
-                    self.marks.pop();
-                    Ok(())
-                }
-                _ => self.pop().map(drop),
-            },
-            b'1' => self.pop_mark().map(drop),
-            b'2' => {
-                let top = self.top()?;
-                self.push(top)
-            }
-            b'N' => self.push_small(NONE, || Node::None),
-            0x88 => self.push_bool(true),
-            0x89 => self.push_bool(false),
-            b'J' => {
-                let value = i32::from_le_bytes(self.reader.array()?);
-                self.push_int(value.into())
-            }
-            b'K' => {
-                let value = self.reader.byte()?;
-                self.push_int(value.into())
-            }
-            b'M' => {
-                let value = u16::from_le_bytes(self.reader.array()?);
-                self.push_int(value.into())
-            }
-            b'I' => self.text_int(true),
-            b'L' => self.text_int(false),
-            0x8a => {
-                let length = self.reader.byte()?;
-                self.long(length.into())
-            }
-            0x8b => {
-                let length = u64::try_from(i32::from_le_bytes(self.reader.array()?));
-                self.long(length.map_err(|_| "an integer of negative length")?)
-            }
-            b'G' => {
-                let value = f64::from_be_bytes(self.reader.array()?);
-                self.push_new(Node::Float(value))
-            }
-            b'F' => {
-                let line = self.reader.line(MAX_LINE)?;
-                let value = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
-                let value = value.ok_or("a number is not one")?;
-                self.push_new(Node::Float(value))
-            }
-            b'X' | b'T' | b'B' => {
-                let length = u32::from_le_bytes(self.reader.array()?);
-                self.run_of(opcode != b'B', length.into())
-            }
-            0x8c | b'U' | b'C' => {
-                let length = self.reader.byte()?;
-                self.run_of(opcode != b'C', length.into())
-            }
-            0x8d | 0x8e | 0x96 => {
-                let length = u64::from_le_bytes(self.reader.array()?);
-                self.run_of(opcode == 0x8d, length)
-            }
-            b')' => self.push_small(EMPTY_TUPLE, || Node::Tuple(Box::default())),
-            b't' => {
-                let items = self.pop_mark()?;
-                self.push_new(Node::Tuple(items.into()))
-            }
-            0x85..=0x87 => {
-                let count = usize::from(opcode - 0x84);
-                let at = self.height_for(count)?;
-                let items: Box<[Id]> = self.stack[at..].into();
-                self.stack.truncate(at);
-                self.push_new(Node::Tuple(items))
-            }
-            b']' => self.push_new(Node::List(Box::default())),
-            b'l' => {
-                let items = self.pop_mark()?;
-                self.push_new(Node::List(Box::new(items)))
-            }
-            b'}' => self.push_new(Node::Dict(Box::default())),
-            b'd' => {
-                let items = self.pop_mark()?;
-                let pairs = pairs(&items)?;
-                self.push_new(Node::Dict(Box::new(pairs)))
-            }
-            0x8f => self.push_new(Node::Set(Box::default())),
-            0x91 => {
-                let items = self.pop_mark()?;
-                self.push_new(Node::Set(Box::new(items)))
-            }
-            b'a' => {
-                let item = self.pop()?;
-                self.extend(&[item])
-            }
-            b'e' | 0x90 => {
-                let items = self.pop_mark()?;
-                self.extend(&items)
-            }
-            b's' => {
-                let value = self.pop()?;
-                let key = self.pop()?;
-                self.set_items(&[key, value])
-            }
-            b'u' => {
-                let items = self.pop_mark()?;
-                self.set_items(&items)
-            }
-            b'q' => {
-                let place = self.reader.byte()?;
-                self.put(place.into())
-            }
-            b'r' => {
-                let place = u32::from_le_bytes(self.reader.array()?);
-                self.put(place)
-            }
-            b'p' => {
-                let place = self.text_place()?;
-                self.put(place)
-            }
-            0x94 => {
-                let place = self.memo.len() as u32;
-                self.put(place)
-            }
-            b'h' => {
-                let place = self.reader.byte()?;
-                self.get(place.into())
-            }
-            b'j' => {
-                let place = u32::from_le_bytes(self.reader.array()?);
-                self.get(place)
-            }
-            b'g' => {
-                let place = self.text_place()?;
-                self.get(place)
-            }
-            b'c' => {
-                let (module, name) = (self.reader.line(MAX_LINE)?, self.reader.line(MAX_LINE)?);
-                self.global(module, name)
-            }
-            0x93 => {
-                let name = self.pop()?;
-                let module = self.pop()?;
-                let text = |id| match self.arena.node(id) {
-                    Node::Text(text) => Some(text.as_bytes().to_vec()),
-                    _ => None,
-                };
-                let (Some(module), Some(name)) = (text(module), text(name)) else {
-                    return Err("the name of a global is not a text".into());
-                };
-                self.global(module, name)
-            }
-            b'R' | 0x81 => {
-                let args = self.pop()?;
-                let callee = self.pop()?;
-                self.call(callee, args, opcode == 0x81)
-            }
-            b'b' => {
-                let state = self.pop()?;
-                let object = self.top()?;
-                match self.arena.node(object) {
-                    Node::Refused(_) | Node::Unreadable(_) => Ok(()),
-                    _ => self.rules.build(self.arena, object, state),
-                }
-            }
-            b'Q' => {
-                let id = self.pop()?;
-                let object = self.rules.persistent(self.arena, id)?;
-                self.push(object)
-            }
-            b'i' => {
-                let (module, name) = (self.reader.line(MAX_LINE)?, self.reader.line(MAX_LINE)?);
-                self.refuse_global(module, name)?;
-                Err("the opcode INST, which calls a class by name, is not read".into())
-            }
-            // OBJ and NEWOBJ_EX. Of NEWOBJ_EX the class is below the arguments; of OBJ it is the first after the mark.
-            b'o' => {
-                let items = self.pop_mark()?;
-                self.refuse_callee(items.first().copied())?;
-                Err("the opcode OBJ, which calls a class, is not read".into())
-            }
-            0x92 => {
-                let at = self.height_for(3)?;
-                self.refuse_callee(self.stack.get(at).copied())?;
-                Err("the opcode NEWOBJ_EX, which calls a class, is not read".into())
-            }
-            b'P' => Err("persistent ids as text are not read".into()),
-            0x82..=0x84 => Err("the extension registry of an interpreter is not read".into()),
-            0x97 | 0x98 => Err("buffers outside the pickle are not read".into()),
-            _ => Err(format!("0x{opcode:02x} is no opcode that is read").into()),
-        }
-    }
-
     // The stack.
 
-    fn push(&mut self, id: Id) -> Step<()> {
+    pub(super) fn push(&mut self, id: Id) -> Step<()> {
         self.arena.charge(8);
         self.stack.push(id);
         Ok(())
     }
 
-    fn push_new(&mut self, node: Node) -> Step<()> {
+    pub(super) fn push_new(&mut self, node: Node) -> Step<()> {
         let bytes = match &node {
             Node::Text(text) => text.len(),
             Node::Bytes(bytes) | Node::BigInt(bytes) => bytes.len(),
@@ -307,17 +105,17 @@ impl Machine<'_, '_> {
         self.push(id)
     }
 
-    fn push_small(&mut self, place: usize, node: fn() -> Node) -> Step<()> {
+    pub(super) fn push_small(&mut self, place: usize, node: fn() -> Node) -> Step<()> {
         let id = self.arena.small(place, node)?;
         self.push(id)
     }
 
-    fn push_bool(&mut self, value: bool) -> Step<()> {
+    pub(super) fn push_bool(&mut self, value: bool) -> Step<()> {
         let id = self.arena.small(if value { TRUE } else { FALSE }, || Node::Bool(value))?;
         self.push(id)
     }
 
-    fn push_int(&mut self, value: i64) -> Step<()> {
+    pub(super) fn push_int(&mut self, value: i64) -> Step<()> {
         if SMALL_INTS.contains(&value) {
             let id = self.arena.small((value + INT_0 as i64) as usize, || Node::Int(value))?;
             return self.push(id);
@@ -326,42 +124,42 @@ impl Machine<'_, '_> {
     }
 
     /// How high the stack is without its last `count` objects, all above the last mark.
-    fn height_for(&self, count: usize) -> Step<usize> {
+    pub(super) fn height_for(&self, count: usize) -> Step<usize> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let at = self.stack.len().checked_sub(count).filter(|&at| at >= floor);
         at.ok_or_else(|| "the stack is empty".into())
     }
 
-    fn top(&self) -> Step<Id> {
+    pub(super) fn top(&self) -> Step<Id> {
         let at = self.height_for(1)?;
         Ok(self.stack[at])
     }
 
-    fn pop(&mut self) -> Step<Id> {
+    pub(super) fn pop(&mut self) -> Step<Id> {
         self.height_for(1)?;
         self.stack.pop().ok_or_else(|| "the stack is empty".into())
     }
 
-    fn pop_mark(&mut self) -> Step<Vec<Id>> {
+    pub(super) fn pop_mark(&mut self) -> Step<Vec<Id>> {
         let mark = self.marks.pop().filter(|&mark| mark <= self.stack.len()).ok_or("there is no mark")?;
         Ok(self.stack.split_off(mark))
     }
 
     // The memo.
 
-    fn put(&mut self, place: u32) -> Step<()> {
+    pub(super) fn put(&mut self, place: u32) -> Step<()> {
         let top = self.top()?;
         self.arena.charge(24);
         self.memo.insert(place, top);
         Ok(())
     }
 
-    fn get(&mut self, place: u32) -> Step<()> {
+    pub(super) fn get(&mut self, place: u32) -> Step<()> {
         let id = self.memo.get(&place).copied();
         self.push(id.ok_or_else(|| format!("the memo has nothing at {place}"))?)
     }
 
-    fn text_place(&mut self) -> Step<u32> {
+    pub(super) fn text_place(&mut self) -> Step<u32> {
         let line = self.reader.line(20)?;
         let place = std::str::from_utf8(&line).ok().and_then(|text| text.parse().ok());
         place.ok_or_else(|| "a place of the memo is not a number".into())
@@ -369,7 +167,7 @@ impl Machine<'_, '_> {
 
     // Values.
 
-    fn text_int(&mut self, bools: bool) -> Step<()> {
+    pub(super) fn text_int(&mut self, bools: bool) -> Step<()> {
         let line = self.reader.line(MAX_LINE)?;
         match line.as_slice() {
             b"00" if bools => return self.push_bool(false),
@@ -381,7 +179,7 @@ impl Machine<'_, '_> {
         self.push_int(value.ok_or("an integer is not one, or does not fit into 64 bits")?)
     }
 
-    fn long(&mut self, length: u64) -> Step<()> {
+    pub(super) fn long(&mut self, length: u64) -> Step<()> {
         let bytes = self.reader.bytes(length)?;
         let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
         let fill = if negative { 0xff } else { 0 };
@@ -399,7 +197,7 @@ impl Machine<'_, '_> {
 
     /// Text or bytes. What Python 2 calls a string, and what Python 3 writes of half a character, may be no UTF-8: such
     /// a text is bytes.
-    fn run_of(&mut self, is_text: bool, length: u64) -> Step<()> {
+    pub(super) fn run_of(&mut self, is_text: bool, length: u64) -> Step<()> {
         let bytes = self.reader.bytes(length)?;
         match if is_text { String::from_utf8(bytes) } else { return self.push_new(Node::Bytes(bytes.into())) } {
             Ok(text) => self.push_new(Node::Text(text.into())),
@@ -409,7 +207,7 @@ impl Machine<'_, '_> {
 
     // Containers.
 
-    fn extend(&mut self, new: &[Id]) -> Step<()> {
+    pub(super) fn extend(&mut self, new: &[Id]) -> Step<()> {
         let top = self.top()?;
         self.arena.charge(8 * new.len() as u64);
         match self.arena.node_mut(top) {
@@ -420,7 +218,7 @@ impl Machine<'_, '_> {
         Ok(())
     }
 
-    fn set_items(&mut self, new: &[Id]) -> Step<()> {
+    pub(super) fn set_items(&mut self, new: &[Id]) -> Step<()> {
         let pairs = pairs(new)?;
         let top = self.top()?;
         self.arena.charge(16 * pairs.len() as u64);
@@ -445,7 +243,7 @@ impl Machine<'_, '_> {
         Ok(place)
     }
 
-    fn global(&mut self, module: Vec<u8>, name: Vec<u8>) -> Step<()> {
+    pub(super) fn global(&mut self, module: Vec<u8>, name: Vec<u8>) -> Step<()> {
         let place = self.intern(module, name)?;
         let allowed = self.arena.globals.get(place as usize).is_some_and(|global| global.allowed);
         if !allowed {
@@ -456,20 +254,20 @@ impl Machine<'_, '_> {
         self.push_new(node)
     }
 
-    fn refuse_global(&mut self, module: Vec<u8>, name: Vec<u8>) -> Step<()> {
+    pub(super) fn refuse_global(&mut self, module: Vec<u8>, name: Vec<u8>) -> Step<()> {
         let place = self.intern(module, name)?;
         self.first_refused.get_or_insert(place);
         Ok(())
     }
 
-    fn refuse_callee(&mut self, callee: Option<Id>) -> Step<()> {
+    pub(super) fn refuse_callee(&mut self, callee: Option<Id>) -> Step<()> {
         if let Some(Node::Global(place) | Node::Refused(place)) = callee.map(|id| self.arena.node(id)) {
             self.first_refused.get_or_insert(*place);
         }
         Ok(())
     }
 
-    fn call(&mut self, callee: Id, args: Id, is_new: bool) -> Step<()> {
+    pub(super) fn call(&mut self, callee: Id, args: Id, is_new: bool) -> Step<()> {
         let result = match self.arena.node(callee) {
             Node::Refused(place) => {
                 let place = *place;
@@ -490,7 +288,7 @@ impl Machine<'_, '_> {
 }
 
 /// Keys and values, one after the other.
-fn pairs(items: &[Id]) -> Step<Vec<(Id, Id)>> {
+pub(super) fn pairs(items: &[Id]) -> Step<Vec<(Id, Id)>> {
     let (pairs, rest) = items.as_chunks::<2>();
     if rest.is_empty() {
         Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())

@@ -4,6 +4,7 @@
 //! every object built with it a [`Node::Refused`].
 
 mod machine;
+mod opcodes;
 mod reader;
 #[cfg(test)]
 mod tests;
