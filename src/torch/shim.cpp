@@ -3,7 +3,7 @@
 //
 // Every function returns null, or a message that the caller frees with `tcp_free_message`: no C++ exception leaves
 // this file. Tensors cross as pointers to `at::Tensor`, the same that tch holds. The declarations for Rust are in
-// shim.rs; the structs there and here must agree.
+// shim/mod.rs; the structs there and here must agree.
 
 #define AT_PER_OPERATOR_HEADERS
 #include "guard.hpp"
