@@ -112,7 +112,8 @@ impl Checkpoint {
         }
     }
 
-    /// Returns a checkpoint of nothing yet, whose locations a storage other than the operating system's file systems serves.
+    /// Returns a checkpoint of nothing yet, whose locations a storage other than the operating system's file systems
+    /// serves.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -149,7 +150,7 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// As [`track`](Checkpoint::track), for a checkpoint that exists already.
+    /// Like [`track`](Checkpoint::track), for a checkpoint that exists already.
     ///
     /// # Errors
     /// As for [`track`](Checkpoint::track); the checkpoint is then as before.
@@ -174,8 +175,8 @@ impl Checkpoint {
         pending.map_or(Ok(()), |pending| pending.fill(name, node))
     }
 
-    /// Stops tracking the object called `name`: later checkpoints do not have it. Returns whether there was one. Another
-    /// object can then be tracked under the name: a list that has grown, say. It gets what nothing took of the
+    /// Stops tracking the object called `name`: later checkpoints do not have it. Returns whether there was one.
+    /// Another object can then be tracked under the name: a list that has grown, say. It gets what nothing took of the
     /// checkpoints restored before, but no value a second time; restore again to fill all of it.
     ///
     /// ```
@@ -223,8 +224,8 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Records `value` with every save from now on, under `name`: the hyperparameters of the run, the configuration of the data.
-    /// It takes the place of a value of the same name. It is no part of the state: a restore ignores it, and
+    /// Records `value` with every save from now on, under `name`: the hyperparameters of the run, the configuration of
+    /// the data. It takes the place of a value of the same name. It is no part of the state: a restore ignores it, and
     /// [`CheckpointReader::metadata`](crate::CheckpointReader::metadata) and
     /// [`CheckpointDirectory::metadata`](crate::CheckpointDirectory::metadata) read it before there is a model.
     ///
@@ -249,7 +250,7 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// As [`metadata`](Checkpoint::metadata), for a checkpoint that exists already.
+    /// Like [`metadata`](Checkpoint::metadata), for a checkpoint that exists already.
     ///
     /// # Errors
     /// As for [`metadata`](Checkpoint::metadata).
@@ -268,7 +269,7 @@ impl Checkpoint {
         self.metadata("provenance", provenance)
     }
 
-    /// Whether a checkpoint has the user's own files as they are now.
+    /// Returns `true` if a checkpoint has the user's own files as they are now.
     pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
         if self.assets.len() != manifest.assets.len() {
             return Ok(false);
@@ -295,7 +296,7 @@ impl Checkpoint {
         self.save_with(prefix, &SaveOptions::new())
     }
 
-    /// As [`save`](Checkpoint::save), with `options`.
+    /// Like [`save`](Checkpoint::save), with `options`.
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
@@ -322,7 +323,7 @@ impl Checkpoint {
         self.write_with(path, &SaveOptions::new())
     }
 
-    /// As [`write`](Checkpoint::write), with `options`.
+    /// Like [`write`](Checkpoint::write), with `options`.
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
@@ -330,12 +331,12 @@ impl Checkpoint {
         self.write_with_assets(path, options, [])
     }
 
-    /// As [`write_with`](Checkpoint::write_with), with files that only this checkpoint gets, besides those that every
+    /// Like [`write_with`](Checkpoint::write_with), with files that only this checkpoint gets, besides those that every
     /// checkpoint has ([`asset`](Checkpoint::asset)). See [`AssetStream`] for an example.
     ///
     /// # Errors
-    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for a name that no asset can have, or that another one has;
-    /// what the assets' writers return.
+    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for a name that no asset can have, or that another one
+    /// has; what the assets' writers return.
     pub fn write_with_assets<'a>(
         &mut self,
         path: impl Into<Location>,
@@ -345,7 +346,7 @@ impl Checkpoint {
         self.write_at_step(&path.into(), None, options, assets.into_iter().collect())
     }
 
-    /// As [`write_with_assets`](Checkpoint::write_with_assets); the checkpoint records the step.
+    /// Like [`write_with_assets`](Checkpoint::write_with_assets); the checkpoint records the step.
     pub(crate) fn write_at_step(
         &mut self,
         path: &Location,
@@ -359,7 +360,7 @@ impl Checkpoint {
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 
-    /// What the counter of saves will be after the next one.
+    /// Returns what the counter of saves will be after the next one.
     pub(crate) fn next_save(&self) -> Result<i64> {
         let counter = self.save_counter.get();
         counter
@@ -398,7 +399,7 @@ impl Checkpoint {
         SaveRequest::new(plan, unchanged, stamp, &self.assets, options)
     }
 
-    /// The lock of a directory: that of the manager, if it is this directory that it writes into.
+    /// Returns the lock of a directory: that of the manager, if it is this directory that it writes into.
     fn hold(&mut self, directory: &Directory) -> Result<Arc<Held>> {
         match self.held.as_ref().filter(|held| held.is_of(directory)) {
             Some(held) => Ok(held.clone()),
@@ -416,7 +417,7 @@ impl Checkpoint {
         self.follows = follows;
     }
 
-    /// The checkpoint that was restored or saved last, and how many were restored by now.
+    /// Returns the checkpoint that was restored or saved last, and how many were restored by now.
     pub(crate) fn restored(&self) -> (Option<&Follows>, u64) {
         (self.follows.as_ref(), self.restores)
     }
@@ -426,8 +427,8 @@ impl Checkpoint {
         self.objects.unfinished()
     }
 
-    /// What is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save if nothing has
-    /// changed since.
+    /// Returns what is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save
+    /// if nothing has changed since.
     pub(crate) fn plan(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, AllSeen)> {
         self.refuse_torn()?;
         if let Some(plan) = self.planned.as_ref().filter(|plan| plan.fits_options(options)) {
@@ -443,7 +444,7 @@ impl Checkpoint {
         Ok((plan, seen))
     }
 
-    /// As [`plan`](Checkpoint::plan), of some of the tracked objects; with the names of the others.
+    /// Like [`plan`](Checkpoint::plan), of some of the tracked objects; with the names of the others.
     pub(crate) fn plan_only(
         &self,
         only: &BTreeSet<String>,
@@ -462,8 +463,8 @@ impl Checkpoint {
         Ok((plan, seen, without))
     }
 
-    /// As [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None` stands
-    /// for what they say.
+    /// Like [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None`
+    /// stands for what they say.
     pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {
         let is_current = |plan: &&Arc<Plan>| {
             self.torn.is_empty() && plan.was_captured() && plan.fits_options(options) && plan.fits_collections()
@@ -474,12 +475,12 @@ impl Checkpoint {
         }
     }
 
-    /// What is tracked, in the order it was tracked.
+    /// Returns what is tracked, in the order it was tracked.
     pub(crate) fn objects(&self) -> Vec<(String, Node)> {
         self.objects.list()
     }
 
-    /// The leaves of what is tracked, with their names.
+    /// Returns the leaves of what is tracked, with their names.
     #[cfg(feature = "torch")]
     pub(crate) fn leaves(&self) -> Result<Vec<crate::graph::Leaf>> {
         Ok(crate::graph::walk(&self.objects.list())?.leaves)
@@ -490,7 +491,7 @@ impl Checkpoint {
         self.planned = None;
     }
 
-    /// What a checkpoint of this run says of itself; sequence and counter are the caller's.
+    /// Returns what a checkpoint of this run says of itself; sequence and counter are the caller's.
     pub(crate) fn stamp(&self) -> Stamp {
         let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
         let (metrics, counted_from, metadata) = (BTreeMap::new(), None, self.metadata.clone());
@@ -524,11 +525,11 @@ impl Checkpoint {
 
     /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
     ///
-    /// The format is recognized by content: a checkpoint of this crate, or a file, directory or TensorFlow prefix of those
-    /// that [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape; every byte is
-    /// verified before anything changes, as far as the format allows
-    /// ([`RestoreStatus::verified_by`]). Another tool's file that changes while it is read is an error. What the checkpoint has beyond that waits for objects that are tracked later, in the place of
-    /// what earlier restores left for them. No file stays open.
+    /// The format is recognized by content: a checkpoint of this crate, or a file, directory or TensorFlow prefix of
+    /// those that [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape;
+    /// every byte is verified before anything changes, as far as the format allows ([`RestoreStatus::verified_by`]).
+    /// Another tool's file that changes while it is read is an error. What the checkpoint has beyond that waits for
+    /// objects that are tracked later, in the place of what earlier restores left for them. No file stays open.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences.
@@ -538,7 +539,7 @@ impl Checkpoint {
         self.restore_with(path, &RestoreOptions::new())
     }
 
-    /// As [`restore`](Checkpoint::restore), allowing what `options` allow.
+    /// Like [`restore`](Checkpoint::restore), allowing what `options` allow.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -547,7 +548,7 @@ impl Checkpoint {
         self.go_on_from(opened, options)
     }
 
-    /// As [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
+    /// Like [`restore_with`](Checkpoint::restore_with), for a checkpoint of this crate.
     pub(crate) fn restore_own(&mut self, path: &Location, options: &RestoreOptions) -> Result<RestoreStatus> {
         let opened = Opened::open_ours(&self.storage, path, options)?;
         self.go_on_from(opened, options)
@@ -567,8 +568,8 @@ impl Checkpoint {
         Ok(status)
     }
 
-    /// As [`restore_with`](Checkpoint::restore_with), from a source that is open already. The counter of saves stays as it
-    /// is, and what the source has beyond the tracked objects does not wait for others.
+    /// Like [`restore_with`](Checkpoint::restore_with), from a source that is open already. The counter of saves stays
+    /// as it is, and what the source has beyond the tracked objects does not wait for others.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -590,7 +591,7 @@ impl Checkpoint {
         Ok(self.note(Pending::new(about, None, options.clone(), self.objects.clone(), done)))
     }
 
-    /// As [`restore`](Checkpoint::restore), but leaves the counter of saves alone.
+    /// Like [`restore`](Checkpoint::restore), but leaves the counter of saves alone.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -624,15 +625,16 @@ impl Checkpoint {
     }
 
     /// Restores a snapshot into the tracked objects: in place, all of it or nothing, and as exactly as a restore from a
-    /// checkpoint. Tensors, slots of optimizers, values, counters and random state are then those of the snapshot. Waits for
-    /// a background save to copy what would be overwritten.
+    /// checkpoint. Tensors, slots of optimizers, values, counters and random state are then those of the snapshot.
+    /// Waits for a background save to copy what would be overwritten.
     ///
-    /// The run goes on from the checkpoint that it had restored or saved before the snapshot: the next save of a manager takes
-    /// the place of later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad` stays as it is.
+    /// The run goes on from the checkpoint that it had restored or saved before the snapshot: the next save of a
+    /// manager takes the place of later ones, as after a [restore](crate::CheckpointManager#going-back).
+    /// `requires_grad` stays as it is.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the objects are not those of the snapshot any more: one was tracked since, or has another
-    /// shape. No object has changed then.
+    /// [`Error::Mismatch`] when the objects are not those of the snapshot any more: one was tracked since, or has
+    /// another shape. No object has changed then.
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.apply(&Origin::any(snapshot), &RestoreOptions::new().without_verification())?;
         self.save_counter.set(snapshot.save_counter);
@@ -644,7 +646,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// As [`read`](Checkpoint::read), allowing what `options` allow.
+    /// Like [`read`](Checkpoint::read), allowing what `options` allow.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -688,12 +690,13 @@ impl Checkpoint {
         Err(Error::object(key, reason))
     }
 
-    /// Whether a restore that stopped half-way may have left objects partly overwritten.
+    /// Returns `true` if a restore that stopped half-way may have left objects partly overwritten.
     pub(crate) fn is_torn(&self) -> bool {
         !self.torn.is_empty()
     }
 
-    /// The error of a restore that could not mend what an earlier one has left: the objects are not as they were.
+    /// Returns the error of a restore that could not mend what an earlier one has left: the objects are not as they
+    /// were.
     pub(crate) fn explain_torn(&self, path: &Location, error: Error) -> Error {
         match error {
             error @ Error::PartlyRestored { .. } => error,

@@ -1,9 +1,9 @@
 //! Checkpoints for training loops over libtorch: verified, durable, all-or-nothing.
 //!
-//! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` (`Variables`), an optimizer of `optim`,
-//! the random state (`Rng`), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and structs of your own
-//! ([`Trackable`]). A [`CheckpointManager`] saves it into numbered checkpoints, keeps the newest, and restores the newest
-//! intact one into the existing objects.
+//! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` (`Variables`), an optimizer of `optim`, the
+//! random state (`Rng`), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and structs of your own
+//! ([`Trackable`]). A [`CheckpointManager`] saves it into numbered checkpoints, keeps the newest, and restores the
+//! newest intact one into the existing objects.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -64,19 +64,19 @@ impl Provenance {
         }
     }
 
-    /// Adds the commit of the git repository that the directory `path` is in. It is read from the repository's files; git is
-    /// not run. Where there is no repository, or it stores its references in another form than loose and packed files,
-    /// nothing is added.
+    /// Adds the commit of the git repository that the directory `path` is in. It is read from the repository's files;
+    /// git is not run. Where there is no repository, or it stores its references in another form than loose and packed
+    /// files, nothing is added.
     ///
-    /// It is the commit that is checked out now. For the one that the program was built from, call this in the build script
-    /// and pass the commit on.
+    /// It is the commit that is checked out now. For the one that the program was built from, call this in the build
+    /// script and pass the commit on.
     pub fn git(mut self, path: impl AsRef<Path>) -> Provenance {
         self.git_commit = std::path::absolute(path).ok().and_then(|path| commit_of(&path));
         self
     }
 
-    /// Adds whether the program was built with changes that were not committed. Only the build knows: a build script can run
-    /// `git status --porcelain` and set an environment variable of the compiler.
+    /// Adds whether the program was built with changes that were not committed. Only the build knows: a build script
+    /// can run `git status --porcelain` and set an environment variable of the compiler.
     ///
     /// ```
     /// use tch_checkpoint::Provenance;
@@ -99,7 +99,7 @@ impl Provenance {
 /// The version of `tch` that this version of the crate is built on.
 const TCH_VERSION: &str = "0.26";
 
-/// The commit that is checked out in the repository around `directory`.
+/// Returns the commit that is checked out in the repository around `directory`.
 fn commit_of(directory: &Path) -> Option<String> {
     let git = directory.ancestors().find_map(|above| git_directory(&above.join(".git")))?;
     let head = read(&git.join("HEAD"), SMALL)?;

@@ -13,8 +13,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{LazyLock, OnceLock};
 
-/// The state of the tracked objects at one moment, in memory: made by [`Checkpoint::snapshot`](crate::Checkpoint::snapshot)
-/// and restored by [`Checkpoint::rollback`](crate::Checkpoint::rollback), as often as needed.
+/// The state of the tracked objects at one moment, in memory: made by
+/// [`Checkpoint::snapshot`](crate::Checkpoint::snapshot) and restored by
+/// [`Checkpoint::rollback`](crate::Checkpoint::rollback), as often as needed.
 #[must_use = "a snapshot takes as much memory as the state"]
 pub struct Snapshot {
     tensors: BTreeMap<String, TensorSpec>,
@@ -77,7 +78,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// How many bytes of memory the tensors take.
+    /// Returns how many bytes of memory the tensors take.
     pub fn bytes(&self) -> u64 {
         self.bytes.values().map(|bytes| bytes.len() as u64).sum()
     }

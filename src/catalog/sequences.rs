@@ -14,8 +14,8 @@ pub(crate) struct Sequences {
 }
 
 impl Sequences {
-    /// The highest sequence of `directory`, which was scanned under its lock. Reads the manifests that are new since the
-    /// last call, and asks the system about the others.
+    /// Returns the highest sequence of `directory`, which was scanned under its lock. Reads the manifests that are new
+    /// since the last call, and asks the system about the others.
     ///
     /// # Errors
     /// Where a checkpoint cannot be looked at: what is saved next must be later than it, whatever it is.

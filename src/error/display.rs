@@ -120,7 +120,7 @@ impl Error {
     }
 }
 
-/// What to do about an error of the system.
+/// Returns what to do about an error of the system.
 fn remedy(action: &str, error: &io::Error) -> &'static str {
     let errno = Errno::from_io_error(error);
     let has_none = matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::BADF));
@@ -155,12 +155,12 @@ fn remedy(action: &str, error: &io::Error) -> &'static str {
 
 const AWAY: &str = "; the file system or its server is away: try again, or mount it again";
 
-/// Whether the error has one of these numbers, which only Linux knows.
+/// Returns `true` if the error has one of these numbers, which only Linux knows.
 pub(super) fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
     cfg!(target_os = "linux") && error.raw_os_error().is_some_and(|number| numbers.contains(&number))
 }
 
-/// What to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
+/// Returns what to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
 fn way_on(action: &str) -> &'static str {
     match action {
         "read" | "open" | "open the checkpoint" | "list the checkpoint" => {
@@ -170,7 +170,7 @@ fn way_on(action: &str) -> &'static str {
     }
 }
 
-/// Whether the same call can succeed later, without anyone changing anything.
+/// Returns `true` if the same call can succeed later, without anyone changing anything.
 pub(super) fn is_transient(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     let is_away = [Errno::STALE, Errno::NOTCONN, Errno::HOSTDOWN, Errno::NODEV];

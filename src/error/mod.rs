@@ -15,15 +15,15 @@ use std::io;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What an implementation of this crate's traits ([`TensorLeaf`](crate::TensorLeaf), [`ValueLeaf`](crate::ValueLeaf),
-/// [`Collection`](crate::Collection)) returns when it refuses: any error, or a sentence (`"it is on no device".into()`). The
-/// caller adds the name of the object.
+/// [`Collection`](crate::Collection)) returns when it refuses: any error, or a sentence (`"it is on no
+/// device".into()`). The caller adds the name of the object.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Everything that can go wrong, by what one can do about it.
 ///
 /// [`Display`](std::fmt::Display) writes what happened, where, and what to do, without the
-/// [`source`](std::error::Error::source): whoever prints a chain of errors, as `anyhow` does, prints each once. `{:#}` writes
-/// the error with its sources, for logs and programs that print errors themselves.
+/// [`source`](std::error::Error::source): whoever prints a chain of errors, as `anyhow` does, prints each once. `{:#}`
+/// writes the error with its sources, for logs and programs that print errors themselves.
 ///
 /// What a program does about an error depends on few questions, which have methods: [`is_damaged`](Error::is_damaged),
 /// [`is_not_found`](Error::is_not_found), [`is_locked`](Error::is_locked), [`is_no_space`](Error::is_no_space),
@@ -232,8 +232,8 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
-    /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or by a fault of this
-    /// crate. The save has not happened.
+    /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or by a fault of
+    /// this crate. The save has not happened.
     #[non_exhaustive]
     Panicked {
         /// What it was doing.
@@ -252,7 +252,7 @@ pub enum Error {
     },
 }
 
-/// The first of some names, and how many more there are.
+/// Returns the first of some names, and how many more there are.
 pub(crate) fn listed(names: &[String]) -> String {
     match names {
         [] => "no".to_string(),
@@ -263,8 +263,8 @@ pub(crate) fn listed(names: &[String]) -> String {
 
 /// For implementations of this crate's traits. The variants themselves may get more fields.
 impl Error {
-    /// Returns an [`Error::Io`], or [`Error::NoSpace`] where that is what the system said. `action` is a verb: "create",
-    /// "read", "sync".
+    /// Returns an [`Error::Io`], or [`Error::NoSpace`] where that is what the system said. `action` is a verb:
+    /// "create", "read", "sync".
     #[must_use]
     pub fn io(action: &'static str, path: impl Into<Location>, source: io::Error) -> Error {
         let path = path.into();
@@ -345,10 +345,10 @@ impl Error {
         Error::Panicked { task, message: text.unwrap_or_else(|| "no message".to_string()) }
     }
 
-    /// Returns `true` if a file of a checkpoint is not what was written, for good: an older checkpoint is worth trying, and
-    /// this one is worth a look. An error of the system never counts, because what cannot be read now may be readable
-    /// later; only data that the device could not read twice, beside a directory and a manifest that it can read, are
-    /// [`Error::Damaged`].
+    /// Returns `true` if a file of a checkpoint is not what was written, for good: an older checkpoint is worth trying,
+    /// and this one is worth a look. An error of the system never counts, because what cannot be read now may be
+    /// readable later; only data that the device could not read twice, beside a directory and a manifest that it can
+    /// read, are [`Error::Damaged`].
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
@@ -358,7 +358,8 @@ impl Error {
         }
     }
 
-    /// Returns `true` if there is no checkpoint, or no longer one: none was saved yet, the path is wrong, or it was removed.
+    /// Returns `true` if there is no checkpoint, or no longer one: none was saved yet, the path is wrong, or it was
+    /// removed.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         match self {
@@ -380,8 +381,8 @@ impl Error {
         matches!(self, Error::NoSpace { .. })
     }
 
-    /// Returns `true` if the system said that it cannot do it now, so that the same call can succeed later: a call that was
-    /// interrupted or took too long, a server or a device that is away.
+    /// Returns `true` if the system said that it cannot do it now, so that the same call can succeed later: a call that
+    /// was interrupted or took too long, a server or a device that is away.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -391,7 +392,7 @@ impl Error {
         }
     }
 
-    /// Whether the checkpoint itself is bad or gone, for good, so that an older one is worth trying.
+    /// Returns `true` if the checkpoint itself is bad or gone, for good, so that an older one is worth trying.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Error::Damaged { .. } | Error::NotFound { .. } => true,
@@ -416,7 +417,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// Whether the system says that the device cannot read what was written to it, or reads something else.
+/// Returns `true` if the system says that the device cannot read what was written to it, or reads something else.
 pub(crate) fn is_unreadable_data(error: &io::Error) -> bool {
     use rustix::io::Errno;
     // EUCLEAN, "structure needs cleaning", is what XFS and ext4 say of a wrong checksum.

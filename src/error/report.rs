@@ -55,7 +55,8 @@ pub struct Skipped {
 pub enum SkipReason {
     /// The checkpoint has no value for it ([`allow_missing`](crate::RestoreOptions::allow_missing)).
     Missing,
-    /// The checkpoint's value does not fit, for this reason ([`allow_mismatch`](crate::RestoreOptions::allow_mismatch)).
+    /// The checkpoint's value does not fit, for this reason
+    /// ([`allow_mismatch`](crate::RestoreOptions::allow_mismatch)).
     Mismatch(String),
     /// It was excluded from the restore ([`skip`](crate::RestoreOptions::skip)).
     Requested,
@@ -81,7 +82,7 @@ impl Report {
         self.skipped.push(Skipped { key: key.to_string(), why });
     }
 
-    /// Whether nothing stands against the restore.
+    /// Returns `true` if nothing stands against the restore.
     pub(crate) fn is_clean(&self) -> bool {
         self.missing.is_empty() && self.mismatched.is_empty()
     }

@@ -129,7 +129,8 @@ impl Index {
     }
 }
 
-/// The user chooses a checkpoint's name. It must not lead out of the directory, or be the name of something else in it.
+/// Returns the user chooses a checkpoint's name. It must not lead out of the directory, or be the name of something
+/// else in it.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {
         return Ok(());

@@ -82,8 +82,8 @@ pub trait Collection: Send + Sync {
     /// Returns the current children, or an error that names a child that cannot be tracked.
     fn children(&self) -> Result<Vec<Child>, BoxError>;
 
-    /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to restore
-    /// into, with a function that adds it to the collection, or `None`.
+    /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to
+    /// restore into, with a function that adds it to the collection, or `None`.
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -137,8 +137,8 @@ pub trait Collection: Send + Sync {
         Ok(None)
     }
 
-    /// Returns `true` if a checkpoint may lack the child `name`. The child is then [removed](Collection::remove), unless the
-    /// checkpoint also lacks the object that this collection is a part of.
+    /// Returns `true` if a checkpoint may lack the child `name`. The child is then [removed](Collection::remove),
+    /// unless the checkpoint also lacks the object that this collection is a part of.
     fn may_lack(&self, name: &str) -> bool {
         let _ = name;
         false
@@ -183,9 +183,9 @@ pub trait Collection: Send + Sync {
         None
     }
 
-    /// Removes the children `names`, which the checkpoint lacks and [may lack](Collection::may_lack). Called when the whole
-    /// restore has succeeded: after all tensors and values are restored, and before [created](Collection::create) children
-    /// are adopted.
+    /// Removes the children `names`, which the checkpoint lacks and [may lack](Collection::may_lack). Called when the
+    /// whole restore has succeeded: after all tensors and values are restored, and before [created](Collection::create)
+    /// children are adopted.
     fn remove(&self, names: &[String]) {
         let _ = names;
     }
@@ -202,8 +202,8 @@ pub struct Created {
 pub(crate) type Adopt = Box<dyn FnOnce() + Send>;
 
 impl Created {
-    /// Creates a child whose part of the graph is `node`. `adopt` adds it to the collection: it is called when the whole
-    /// restore has succeeded, and dropped otherwise.
+    /// Creates a child whose part of the graph is `node`. `adopt` adds it to the collection: it is called when the
+    /// whole restore has succeeded, and dropped otherwise.
     pub fn new(node: Node, adopt: impl FnOnce() + Send + 'static) -> Created {
         Created { node, adopt: Box::new(adopt) }
     }

@@ -1,4 +1,4 @@
-//! Saving behind the training loop: one save at a time is written by a thread of its own.
+//! Background saves: a separate thread writes one save at a time.
 
 use super::commit::Commit;
 use crate::error::{Error, Result};
@@ -12,37 +12,38 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// How a manager saves in the background.
+/// Options of background saves.
 ///
-/// The call returns as soon as the state is safe. What only objects of this crate change (variables that require a
-/// gradient and are stepped by a tracked `Optimizer`, its slots, the averages of `Ema` and `Swa`) is copied behind the call;
-/// everything else, such as buffers, frozen variables and values, is copied at the call, or compared with the last
-/// checkpoint where its version counters have not moved. The copy needs as much memory as the state; it is allocated once
-/// and reused.
+/// The call returns as soon as a consistent snapshot is guaranteed. Tensors that only objects of this crate change
+/// (variables that require a gradient and are stepped by a tracked `Optimizer`, its slots, the averages of `Ema` and
+/// `Swa`) are copied after the call has returned. Everything else, such as buffers, frozen variables and values, is
+/// copied during the call, or compared with the last checkpoint if its version counters are unchanged. The copy needs
+/// as much memory as the state; it is allocated once and reused.
 ///
 /// # Writers
 ///
-/// Whoever writes to memory that is still being copied waits, and helps with the copy: the optimizers, averages and restores of this
-/// crate of their own accord, everything else because libtorch calls a hook before it gives out CPU memory for writing. So
+/// A writer to memory that is still being copied waits and helps to copy: the optimizers, averages and restores of this
+/// crate by themselves, everything else because libtorch calls a hook before it gives out CPU memory for writing. So
 /// tch's own optimizers, `copy_`, writes through `Tensor::data` or through a view, code under `no_grad`, and
-/// `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable other memory (`half`,
-/// `set_data`, `resize_`): the checkpoint has the state of the call. What takes memory as if it wrote to it waits too, such
-/// as oneDNN's LSTM, to which a forward pass gives the weights.
+/// `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable other memory
+/// (`half`, `set_data`, `resize_`): the checkpoint has the state of the call. Operations that request memory as
+/// writable without writing to it wait as well, such as a forward pass of oneDNN's LSTM.
 ///
-/// The hook does not see:
+/// The hook does not detect:
 ///
-/// * a write through a raw pointer that was taken before the call, or by another owner of memory from `Tensor::from_blob`;
-/// * a write that goes on, on another thread, while the save is called;
+/// * a write through a raw pointer that was taken before the call, or by another owner of memory from
+///   `Tensor::from_blob`;
+/// * a write on another thread that is in progress when the save is called;
 /// * writes to the memory of a GPU;
-/// * a variable that is given other memory which is then written, where only its version counter tells of it.
+/// * a write to new memory of a variable, which only its version counter shows.
 ///
 /// Before such a change to a variable that a tracked optimizer steps, call [`Gate::pass`](crate::Gate::pass) of
 /// `optim::Optimizer::gate` or [`CheckpointManager::wait`](crate::CheckpointManager::wait), or set
-/// [`copy_at_call`](Background::copy_at_call). It is detected otherwise: libtorch's version counters and up to 8,192
-/// elements, taken at the call, are compared when the copy is complete. The save then fails with an error that names the
-/// tensor, nothing is committed, and from the next save on that component is copied at the call. What is not detected is a
-/// write that moves no version counter, changes none of these elements, and comes before the copy is complete. Memory of a
-/// GPU is checked by version counters only.
+/// [`copy_at_call`](Background::copy_at_call). Otherwise it is detected: libtorch's version counters and up to 8,192
+/// elements, read during the call, are compared when the copy is complete. The save then fails with an error that names
+/// the tensor, nothing is committed, and from the next save on the component is copied during the call. A write is not
+/// detected if it changes no version counter and none of these elements, and happens before the copy is complete. GPU
+/// memory is checked by version counters only.
 ///
 /// ```
 /// use tch_checkpoint::{Background, Overlap};
@@ -53,7 +54,7 @@ use std::time::Instant;
 pub struct Background {
     pub(super) budget: u64,
     pub(super) overlap: Overlap,
-    /// Patterns of keys that are copied at the call.
+    /// Patterns of keys that are copied during the call.
     at_call: Vec<String>,
     others: Others,
 }
@@ -70,12 +71,13 @@ impl Default for Background {
 }
 
 impl Background {
-    /// Without a limit of memory, waiting when saves overlap.
+    /// Creates options without a memory limit that wait when saves overlap.
     pub fn new() -> Background {
         Background::default()
     }
 
-    /// A state of more bytes than this is not copied but saved before the call returns.
+    /// Sets the maximum size of the copy in bytes. A larger state is saved before the call returns. Not limited by
+    /// default.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.budget = bytes;
         self
@@ -87,9 +89,8 @@ impl Background {
         self
     }
 
-    /// Copies tensors whose key matches `pattern` before the call returns: for what is changed by writers that do not
-    /// wait.
-    /// In a pattern `*` stands for any text, `/` included. May be called several times.
+    /// Copies tensors whose key matches `pattern` before the call returns, for tensors that are changed by writers that
+    /// do not wait. In a pattern, `*` matches any text, including `/`. Can be called several times.
     ///
     /// ```
     /// use tch_checkpoint::Background;
@@ -102,27 +103,27 @@ impl Background {
         self
     }
 
-    /// Commits whatever was copied. For tests of the detection.
+    /// Commits without detection. For tests of the detection.
     #[doc(hidden)]
     pub fn without_detection(mut self) -> Self {
         self.others.watched = false;
         self
     }
 
-    /// Lets other writers pass. For tests of the detection.
+    /// Disables the hooks. For tests of the detection.
     #[doc(hidden)]
     pub fn without_hooks(mut self) -> Self {
         self.others.wait = false;
         self
     }
 
-    /// What may be copied behind the call.
+    /// Returns what may be copied after the call has returned.
     fn lazy(&self, plan: &Plan) -> Result<Arc<Lazy>> {
         let at_call = |key: &str| self.at_call.iter().any(|pattern| matches(pattern, key));
         plan.lazy(|tensor| tensor.guarded && !at_call(&tensor.key))
     }
 
-    /// From now on copies the component of `key` at the call: in saves that are planned anew.
+    /// Copies the component of `key` during the call from the next plan on.
     pub(super) fn do_not_trust(&mut self, key: &str) {
         let component = key.split('/').next().unwrap_or_default();
         log::warn!(
@@ -144,7 +145,7 @@ pub enum Overlap {
     Skip,
 }
 
-/// What became of a save; the inner result is that of what was called when it was durable.
+/// The result of a save. The inner result is that of the functions that were called when it was durable.
 type Written = std::result::Result<Result<()>, Failure>;
 
 /// A save that is being written.
@@ -152,18 +153,19 @@ pub(super) struct InFlight {
     thread: JoinHandle<Written>,
     capture: Arc<Capture>,
     entered: Arc<Mutex<Option<Entered>>>,
-    /// The step that the next interval begins with if this save fails.
+    /// The state to return to if this save fails.
     before: Before,
 }
 
-/// A state that has been taken hold of; nothing is copied yet.
+/// A pinned state, before it is copied.
 pub(super) struct Taken {
     entered: Entered,
     pub capture: Arc<Capture>,
 }
 
 impl Taken {
-    /// Takes hold of what may be copied later. `None` where the plan, if it `is_checked`, does not fit the tensors any more.
+    /// Pins everything that may be copied later. Returns `None` if the plan `is_checked` and no longer fits the
+    /// tensors.
     pub(super) fn begin(
         plan: &Arc<Plan>,
         is_checked: bool,
@@ -186,7 +188,7 @@ impl Taken {
     }
 }
 
-/// What is to be saved, and what the thread that does it needs.
+/// A save for the background thread.
 pub(super) struct Order {
     pub taken: Taken,
     pub request: SaveRequest,
@@ -194,22 +196,22 @@ pub(super) struct Order {
     pub before: Before,
 }
 
-/// Where a manager stood before a save.
+/// The state of a manager before a save.
 pub(super) struct Before {
-    /// The step that the next interval begins with.
+    /// The step from which the next interval is counted.
     pub last_step: Option<u64>,
     pub save_counter: i64,
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,
     pub begun: bool,
-    /// What it was to record.
+    /// The metadata of the save.
     pub metadata: BTreeMap<String, serde_json::Value>,
-    /// When the save before was made.
+    /// When the previous save was made.
     pub last_save_at: Instant,
 }
 
 impl InFlight {
-    /// Copies what may not be copied later, and lets a thread go on with it.
+    /// Copies what must be copied during the call, and starts the background thread.
     pub(super) fn start(order: Order) -> Result<InFlight> {
         let Order { taken: Taken { entered, capture }, mut request, commit, before } = order;
         request.capture_now(&capture)?;
@@ -227,11 +229,11 @@ impl InFlight {
         self.thread.is_finished()
     }
 
-    /// Waits, and gives the memory back for the next save.
+    /// Waits for the save. Returns the memory for the next one.
     pub(super) fn wait(self) -> (Image, Before, Written) {
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("write the checkpoint", &*panic).into());
         let result = self.thread.join().unwrap_or_else(panicked);
-        // Had the thread panicked, the registry would hold the capture, and that the tensors, for ever.
+        // If the thread panicked, the registry would hold the capture and its tensors forever.
         leave(&self.entered);
         (self.capture.take_image(), self.before, result)
     }
@@ -241,7 +243,7 @@ fn leave(entered: &Mutex<Option<Entered>>) {
     drop(entered.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
-/// Everything that happens behind the call.
+/// Writes the save on the background thread.
 fn write(capture: &Capture, entered: &Mutex<Option<Entered>>, request: SaveRequest, commit: Commit) -> Written {
     capture.finish();
     leave(entered);

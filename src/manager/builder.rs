@@ -1,4 +1,4 @@
-//! What can be set of a manager, and what happens when it opens a directory.
+//! The settings of a manager, and how it opens a directory.
 
 use super::background::Background;
 use super::ledger::Ledger;
@@ -19,19 +19,19 @@ use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What a manager does about a state with values that are NaN or infinite.
+/// How a manager treats a state with values that are NaN or infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnUnhealthy {
-    /// Saves it. The checkpoint counts for no policy, and is passed over by
-    /// [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
+    /// Saves it. No policy counts the checkpoint, and
+    /// [`restore_or_initialize`](CheckpointManager::restore_or_initialize) skips it.
     #[default]
     Keep,
-    /// Does not save it, and logs a warning: [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the next
-    /// save is due when it would be after this one. Calls that save in any case return
+    /// Does not save it and logs a warning. [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the
+    /// next save is due as if this one had been made. Calls that save in any case return
     /// [`Error::Unhealthy`](crate::Error::Unhealthy). A background save is dropped.
     Skip,
-    /// Does not save it: the call, or with a background save the next one, returns
+    /// Does not save it. The call, or with background saves the next call, returns
     /// [`Error::Unhealthy`](crate::Error::Unhealthy).
     Fail,
 }
@@ -45,7 +45,7 @@ pub enum OnSaveError {
     Return,
     /// It logs the error and returns `None`. The save is due again at the next call.
     Continue {
-        /// When so many calls in a row have failed, the last error is returned.
+        /// The number of consecutive failures after which the error is returned.
         give_up_after: u32,
     },
 }
@@ -55,7 +55,7 @@ pub struct CheckpointManagerBuilder {
     checkpoint: Checkpoint,
     directory: Location,
     name: String,
-    /// What `max_to_keep` was set to, if it was.
+    /// The value of `max_to_keep`, if it was set.
     max_to_keep: Option<Option<usize>>,
     keep_every: Option<Duration>,
     policies: Vec<Arc<dyn RetentionPolicy>>,
@@ -66,7 +66,7 @@ pub struct CheckpointManagerBuilder {
     on_no_space: OnNoSpace,
     on_unhealthy: OnUnhealthy,
     restore_unhealthy: bool,
-    /// What `save_every` was set to, if it was.
+    /// The value of `save_every`, if it was set.
     interval: Option<u64>,
     save_policies: Vec<Box<dyn SavePolicy>>,
     on_save_error: OnSaveError,
@@ -124,18 +124,18 @@ impl CheckpointManagerBuilder {
         }
     }
 
-    /// Keeps the newest `keep` checkpoints: [`Latest`](crate::retention::Latest). `None` keeps all. Defaults to 5, or, if
-    /// there is a policy of [`keep`](CheckpointManagerBuilder::keep), to what that keeps.
+    /// Sets the maximum number of checkpoints to keep, with the policy [`Latest`](crate::retention::Latest). `None`
+    /// keeps all. Defaults to 5, or to the policies that were added with [`keep`](CheckpointManagerBuilder::keep).
     ///
-    /// Checkpoints that a run abandoned when it [went back](CheckpointManager#going-back) stay until this number of newer
-    /// ones are complete (1 where only policies are given).
+    /// Checkpoints that a run abandoned when it [went back](CheckpointManager#going-back) stay until this number of
+    /// newer ones are complete (1 if only policies are given).
     pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.max_to_keep = Some(keep.into());
         self
     }
 
-    /// Adds a [retention policy](crate::retention). A checkpoint stays if any of the policies keeps it, `max_to_keep` and
-    /// `keep_every` included.
+    /// Adds a [retention policy](crate::retention). A checkpoint stays if any of the policies keeps it, including
+    /// `max_to_keep` and `keep_every`.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -155,95 +155,95 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Keeps one checkpoint per `interval` for good: [`Every`](crate::retention::Every), the rule of TensorFlow's
-    /// `keep_checkpoint_every_n_hours`. Of the others the newest `max_to_keep` stay.
+    /// Keeps one checkpoint per `interval` permanently, with the policy [`Every`](crate::retention::Every), which is
+    /// that of TensorFlow's `keep_checkpoint_every_n_hours`. Of the others, the newest `max_to_keep` stay.
     ///
-    /// That a checkpoint is kept for good is written into its own directory (`mark-permanent.json`), so that no loss of
-    /// the index, and no manager of another name, forgets it.
+    /// A permanent checkpoint is marked in its own directory (`mark-permanent.json`), so that neither the loss of the
+    /// index nor a manager of another name forgets it.
     pub fn keep_every(mut self, interval: Duration) -> Self {
         self.keep_every = Some(interval);
         self
     }
 
-    /// How many newer checkpoints must exist before the checkpoint that a run was restored from may be removed. Defaults
-    /// to 1; 0 does not protect it. More than the policies keep protects it for as long as the run lasts.
+    /// Sets how many newer checkpoints must exist before the checkpoint that a run was restored from may be removed.
+    /// Defaults to 1; 0 does not protect it. A number that the policies never reach protects it for the whole run.
     pub fn protect_restored(mut self, newer: usize) -> Self {
         self.protect_restored = newer;
         self
     }
 
-    /// What happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
+    /// Sets what happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
     pub fn on_unhealthy(mut self, on_unhealthy: OnUnhealthy) -> Self {
         self.on_unhealthy = on_unhealthy;
         self
     }
 
-    /// What happens when there is no room for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager opens, it logs a
-    /// warning if the policies, as far as they bound what stays, will need more room than there is.
+    /// What happens when there is no room for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager opens, it
+    /// logs a warning if the policies, as far as they bound what stays, will need more room than there is.
     pub fn on_no_space(mut self, on_no_space: OnNoSpace) -> Self {
         self.on_no_space = on_no_space;
         self
     }
 
-    /// How many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy keeps such a
-    /// checkpoint, and it takes no other one's place.
+    /// Sets how many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy
+    /// counts or keeps such a checkpoint.
     pub fn keep_unhealthy(mut self, keep: usize) -> Self {
         self.keep_unhealthy = keep;
         self
     }
 
-    /// How many of the checkpoints that were found damaged and moved aside (`damaged-…`) stay: those of the highest numbers.
-    /// Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. A damaged checkpoint with a pin, a note or a mark
-    /// that it is kept for good always stays. What was [passed over](CheckpointManager::pass_over) is never removed.
+    /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) stay: those of the highest
+    /// numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are pinned,
+    /// annotated or permanent always stay. [Skipped](CheckpointManager::pass_over) checkpoints are never removed.
     pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.keep_damaged = keep.into();
         self
     }
 
-    /// Lets [`restore_or_initialize`](CheckpointManager::restore_or_initialize) take a checkpoint that lacks components
-    /// ([`Preemption::save_only`](crate::Preemption::save_only)). These components are then left as they are. Unless set, it
-    /// passes over such checkpoints: the run could not be resumed exactly.
+    /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint that lacks
+    /// components ([`Preemption::save_only`](crate::Preemption::save_only)), which are then left unchanged. By default,
+    /// such checkpoints are skipped, because the run could not be resumed exactly.
     pub fn restore_incomplete(mut self) -> Self {
         self.restore_incomplete = true;
         self
     }
 
-    /// Lets [`restore_or_initialize`](CheckpointManager::restore_or_initialize) take a checkpoint with values that are NaN
-    /// or infinite. Unless set, it passes over such checkpoints.
+    /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint with values
+    /// that are NaN or infinite. By default, such checkpoints are skipped.
     pub fn restore_unhealthy(mut self) -> Self {
         self.restore_unhealthy = true;
         self
     }
 
-    /// How many steps apart [`CheckpointManager::save_if_due`] saves: [`EverySteps`]. Defaults to 1, or, if there is a policy
-    /// of [`save_when`](CheckpointManagerBuilder::save_when), to what that says.
+    /// Sets the number of steps between saves of [`CheckpointManager::save_if_due`], with the policy [`EverySteps`].
+    /// Defaults to 1, or to the policies that were added with [`save_when`](CheckpointManagerBuilder::save_when).
     pub fn save_every(mut self, steps: u64) -> Self {
         self.interval = Some(steps);
         self
     }
 
-    /// Adds a [save policy](crate::save_policy). [`CheckpointManager::save_if_due`] saves if any of the policies says so,
-    /// [`save_every`](CheckpointManagerBuilder::save_every) included.
+    /// Adds a [save policy](crate::save_policy). [`CheckpointManager::save_if_due`] saves if any of the policies
+    /// requests it, including [`save_every`](CheckpointManagerBuilder::save_every).
     pub fn save_when(mut self, policy: impl SavePolicy + 'static) -> Self {
         self.save_policies.push(Box::new(policy));
         self
     }
 
-    /// What [`CheckpointManager::save_if_due`] does when a save fails. Defaults to [`OnSaveError::Return`].
+    /// Sets what [`CheckpointManager::save_if_due`] does when a save fails. Defaults to [`OnSaveError::Return`].
     pub fn on_save_error(mut self, on_save_error: OnSaveError) -> Self {
         self.on_save_error = on_save_error;
         self
     }
 
-    /// Calls `function` after each checkpoint that was saved, when it is durable and what it makes superfluous is removed:
-    /// to copy it elsewhere, to start an evaluation, to log. With a background save it is called in the thread that writes,
-    /// and the next save waits for it. May be called several times.
+    /// Calls `function` after each save, when the checkpoint is durable and older ones have been pruned, for example to
+    /// copy it elsewhere, to start an evaluation, or to log. With background saves, it is called on the thread that
+    /// writes, and the next save waits for it. Can be set several times.
     ///
-    /// An error or a panic of the function is returned as [`Error::Callback`], as an error of that save would be: by this
-    /// call, or with a background save by the next one. The checkpoint stays, and the save is not due again. In the function
-    /// every call of a manager and every restore is an error; a [`CheckpointReader`](crate::CheckpointReader) and a
-    /// [`CheckpointDirectory`](crate::CheckpointDirectory) can be used. Do not lock what the training holds while it calls the
-    /// manager.
+    /// An error or a panic of the function is returned as [`Error::Callback`], like an error of that save: by this
+    /// call, or with background saves by the next one. The checkpoint stays, and the save is not due again. Inside the
+    /// function, every call of a manager and every restore is an error; a [`CheckpointReader`](crate::CheckpointReader)
+    /// and a [`CheckpointDirectory`](crate::CheckpointDirectory) can be used. Do not lock anything that the training
+    /// holds while it calls the manager.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -268,38 +268,38 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves, and
-    /// returns when that is durable. It does so once. [`CheckpointManager::preempted`] tells the loop to stop.
+    /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves,
+    /// and returns when that is durable, once. [`CheckpointManager::preempted`] tells the loop to stop.
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);
         self
     }
 
-    /// Saves the state when a [guarded](CheckpointManager::guard) loop fails, also if it cannot be told whether the state
-    /// belongs together. Such a checkpoint is marked as unclean: no restart takes it, it counts for no policy, and the newest
-    /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) stay. Its number is that of the step, or, if that is taken,
-    /// one more than the highest there is. Unless set, nothing is saved then.
+    /// Saves the state when a [guarded](CheckpointManager::guard) loop fails, even if the state may be inconsistent.
+    /// Such a checkpoint is marked as unclean: restarts do not use it, no policy counts it, and the newest
+    /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) of them stay. Its number is the step, or one more
+    /// than the highest number if that is taken. By default, nothing is saved then.
     pub fn unclean_on_failure(mut self) -> Self {
         self.unclean_on_failure = true;
         self
     }
 
-    /// The name before the number: `ckpt` unless set.
+    /// Sets the name before the number. Defaults to `ckpt`.
     pub fn checkpoint_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// What [`CheckpointManager::restore_or_initialize`] calls when there is nothing to restore. After an error it is
-    /// called again by the next `restore_or_initialize`.
+    /// Sets a function that [`CheckpointManager::restore_or_initialize`] calls if there is nothing to restore. After an
+    /// error, the next `restore_or_initialize` calls it again.
     pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         self.init = Some(Box::new(init));
         self
     }
 
-    /// Reads the checkpoint at `path` when there is nothing to resume in the directory: a warm start from another run, or
-    /// from a file of another tool. It comes after the function given to [`init`](CheckpointManagerBuilder::init). The run
-    /// is a new one: steps, the counter of saves and what the first checkpoint follows are not those of that checkpoint.
+    /// Restores the checkpoint at `path` if there is nothing to resume in the directory: a warm start from another run,
+    /// or from a file of another tool. It runs after the function of [`init`](CheckpointManagerBuilder::init). The run
+    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -317,8 +317,8 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Saves in the background: calls return as soon as the state can no longer be torn, and a thread writes it. What
-    /// that thread meets is returned by the next call that saves, waits or closes.
+    /// Saves in the background: calls return as soon as a consistent snapshot is guaranteed, and a background thread
+    /// writes it. If it fails, the next call that saves, waits or closes returns the error.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -351,33 +351,33 @@ impl CheckpointManagerBuilder {
 
     /// Allows a new run in a directory that holds the checkpoints of another one.
     ///
-    /// Unless set, the first save is an error when nothing of the directory was restored and it holds checkpoints of this
-    /// name, and [`restore_or_initialize`](CheckpointManager::restore_or_initialize) is an error when it holds checkpoints
-    /// and none that it can restore. With it both begin anew: the first save moves the checkpoints of the other run out
-    /// of the numbering (`superseded-…`), where they stay until `max_to_keep` newer ones are complete.
-    /// `restore_or_initialize` still restores the newest one where there is one.
+    /// By default, the first save is an error if nothing in the directory was restored and it has checkpoints of this
+    /// name, and [`restore_or_initialize`](CheckpointManager::restore_or_initialize) is an error if there are
+    /// checkpoints but none that can be restored. With this option, both start a new run: the first save renames the
+    /// checkpoints of the other run (`superseded-…`), which stay until `max_to_keep` newer ones are complete.
+    /// `restore_or_initialize` still restores the newest one if there is one.
     pub fn fresh_start(mut self) -> Self {
         self.fresh_start = true;
         self
     }
 
-    /// Whether the files of a removed checkpoint are kept until the next save, which overwrites them: about twice as fast
-    /// as writing new ones, for the disk space of one checkpoint more. Defaults to true. Files that anyone else has
-    /// open, has mapped, or has given a second name are never overwritten, nor are files whose owner, group or mode is not
-    /// that of a new file. Only on file systems that are known to be local (ext4, XFS, btrfs, tmpfs, F2FS, bcachefs);
-    /// elsewhere this has no effect. A directory that is exported over NFS version 3 is the exception that cannot be seen:
-    /// set this to false there.
+    /// Returns whether the files of a removed checkpoint are kept until the next save, which overwrites them: about
+    /// twice as fast as writing new ones, for the disk space of one checkpoint more. Defaults to true. Files that
+    /// anyone else has open, has mapped, or has given a second name are never overwritten, nor are files whose owner,
+    /// group or mode is not that of a new file. Only on file systems that are known to be local (ext4, XFS, btrfs,
+    /// tmpfs, F2FS, bcachefs); elsewhere this has no effect. A directory that is exported over NFS version 3 is the
+    /// exception that cannot be seen: set this to false there.
     pub fn recycle(mut self, recycle: bool) -> Self {
         self.recycle = recycle;
         self
     }
 
-    /// Opens the folder: creates it if need be, takes its lock, removes what a dead writer left half-done, and finds
-    /// the checkpoints by looking at them; the index is only a hint. What is damaged is moved aside. What cannot be
-    /// looked at now is an error of the restore or save that follows, not of this call.
+    /// Opens the directory: creates it if necessary, takes its lock, removes what a dead writer left behind, and
+    /// examines all checkpoints; the index is only a cache. Damaged checkpoints are renamed. A checkpoint that cannot
+    /// be examined now is an error of the next restore or save, not of this call.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for settings that make no sense, [`Error::Locked`] when another writer has the directory,
+    /// [`Error::InvalidArgument`] for invalid settings, [`Error::Locked`] if another writer uses the directory,
     /// [`Error::Io`].
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
@@ -387,10 +387,10 @@ impl CheckpointManagerBuilder {
         }
         let storage = self.checkpoint.storage();
         let options = OpenOptions { recycle: self.recycle, ..self.options.open_options() };
-        // Paths then lead here whatever the working directory is.
+        // An absolute path, independent of the working directory.
         let directory = Directory::new(storage, storage.absolute(&self.directory)?, &options)?;
         directory.create()?;
-        // With the longest number there is.
+        // With the longest possible number.
         directory.check_name(&format!("{}-{}", self.name, u64::MAX))?;
         let lock = directory.lock()?;
         let opened = directory.now();

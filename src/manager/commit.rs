@@ -72,7 +72,8 @@ impl Commit {
         if self.supersedes.contains(&self.name) { Ok(()) } else { self.directory.must_be_free(&self.name) }
     }
 
-    /// Moves those that this one takes the place of out of the numbering, when it is written and before it has its name.
+    /// Moves those that this one takes the place of out of the numbering, when it is written and before it has its
+    /// name.
     pub(super) fn ready(&self) -> Result<()> {
         for name in &self.supersedes {
             let found = self.ledger().known.iter().find(|found| found.entry.name == *name).cloned();
@@ -172,12 +173,14 @@ impl Commit {
         }
     }
 
-    /// Those that stand in for what is removed: all that policies keep but the one saved just now, which needs no look.
+    /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
+    /// no look.
     fn stand_ins<'a>(&self, kept: &'a [Found]) -> impl Iterator<Item = &'a Found> {
         kept.iter().rev().skip(1).filter(|found| !found.entry.preserved)
     }
 
-    /// Whether a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is read.
+    /// Returns `true` if a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is
+    /// read.
     fn looks_whole(&self, entry: &IndexEntry) -> bool {
         self.directory.looks_whole(&entry.name, entry.bytes)
     }

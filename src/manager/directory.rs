@@ -1,4 +1,4 @@
-//! A directory of checkpoints without a model: what is there, what is best, why it is there, and notes about it.
+//! `CheckpointDirectory`: a directory of checkpoints without a model.
 
 use super::listing::{Listing, list};
 use super::marks::name_of;
@@ -17,10 +17,10 @@ use std::sync::OnceLock;
 
 /// A directory of checkpoints, opened without a model and without libtorch.
 ///
-/// Looking takes no lock, and neither do pins, notes and metrics: they can be written beside a training that runs. Only
+/// Reads take no lock, and neither do pins, notes and metrics, which can be written while a training process runs. Only
 /// [`prune`](CheckpointDirectory::prune) and [`delete`](CheckpointDirectory::delete) take the writer's lock.
 ///
-/// A checkpoint is named by its directory's name or by a path, of which the last part counts.
+/// A checkpoint is given by the name of its directory or by a path, of which only the last component is used.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -51,30 +51,30 @@ pub struct CheckpointDirectory {
     directory: OnceLock<Directory>,
 }
 
-/// What [`CheckpointDirectory::prune`] did.
+/// The result of [`CheckpointDirectory::prune`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pruned {
     /// What was removed, oldest first.
     pub removed: Vec<Location>,
-    /// What was to be removed and was not, with the reason: something was noted in it meanwhile, or an error.
+    /// Checkpoints that were to be removed and were not, with the reason: a mark was written meanwhile, or an error.
     pub spared: Vec<(Location, String)>,
 }
 
 impl CheckpointDirectory {
-    /// The directory at `path`. Nothing is opened yet: a directory that is not there has no checkpoints.
+    /// Returns the directory at `path`. Nothing is opened yet: a directory that is not there has no checkpoints.
     pub fn new(path: impl Into<Location>) -> CheckpointDirectory {
         CheckpointDirectory::in_storage(Arc::new(Posix::default()), path)
     }
 
-    /// The directory at `location` of a storage other than the operating system's file systems.
+    /// Returns the directory at `location` of a storage other than the operating system's file systems.
     pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
         let (options, directory) = (OpenOptions::default(), OnceLock::new());
         CheckpointDirectory { storage, location: location.into(), options, directory }
     }
 
-    /// Takes no lock when something is removed: for file systems that have none. Nothing then keeps another process from
-    /// writing at the same time: see to that by other means.
+    /// Takes no lock when removing checkpoints, for file systems without locks. Make sure by other means that no other
+    /// process writes at the same time.
     #[must_use]
     pub fn without_lock(mut self) -> CheckpointDirectory {
         self.options.lock = false;
@@ -100,7 +100,7 @@ impl CheckpointDirectory {
         list(self.directory()?)
     }
 
-    /// The checkpoints that are whole as far as manifests and file sizes tell, the newest last.
+    /// Returns the checkpoints that are whole as far as manifests and file sizes tell, the newest last.
     ///
     /// # Errors
     /// As for [`checkpoints`](crate::checkpoints).
@@ -124,7 +124,7 @@ impl CheckpointDirectory {
         }
     }
 
-    /// The newest checkpoint, if there is one.
+    /// Returns the newest checkpoint, if there is one.
     ///
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
@@ -132,7 +132,7 @@ impl CheckpointDirectory {
         Ok(self.checkpoints()?.pop())
     }
 
-    /// The checkpoint with the best finite value of `metric`; of two with the same value the newer one.
+    /// Returns the checkpoint with the best finite value of `metric`; of two with the same value the newer one.
     ///
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
@@ -142,10 +142,10 @@ impl CheckpointDirectory {
         Ok(best.and_then(|at| checkpoints.into_iter().nth(at)))
     }
 
-    /// What is known of a checkpoint.
+    /// Returns what is known of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    /// [`Error::NotFound`] if there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     pub fn get(&self, checkpoint: impl Into<Location>) -> Result<CheckpointInfo> {
         let directory = self.directory()?;
         let name = &*name_of(checkpoint)?;
@@ -163,8 +163,8 @@ impl CheckpointDirectory {
         value.transpose().map_err(|reason| Error::object(name, reason))
     }
 
-    /// Says of each checkpoint what keeps it if `policies` decide, by the rules of a manager: for each manager's name, of
-    /// the run that the newest checkpoint belongs to. Those of other runs and other names are not in the list.
+    /// Reports for each checkpoint what keeps it under `policies`, by the rules of a manager: per name, for the run of
+    /// the newest checkpoint. Checkpoints of other runs and names are not listed.
     ///
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
@@ -196,8 +196,8 @@ impl CheckpointDirectory {
         Ok(decided)
     }
 
-    /// Removes what [`explain`](CheckpointDirectory::explain) says that nothing keeps. Takes the writer's lock. If a
-    /// checkpoint that stays has lost files, nothing is removed.
+    /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain). Takes the
+    /// writer's lock. If a checkpoint that stays has lost files, nothing is removed.
     ///
     /// # Errors
     /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
@@ -230,7 +230,7 @@ impl CheckpointDirectory {
         Ok(pruned)
     }
 
-    /// Removes one checkpoint, also one that is marked as kept for good. Takes the writer's lock.
+    /// Removes one checkpoint, even if it is permanent. Takes the writer's lock.
     ///
     /// # Errors
     /// [`Error::Pinned`] when it is pinned; [`Error::Locked`] while a manager writes into the directory;
@@ -250,7 +250,7 @@ impl CheckpointDirectory {
         Ok(())
     }
 
-    /// The index knows only what is there.
+    /// Removes entries of the index whose checkpoints are gone.
     fn tidy_index(directory: &Directory, held: &Held) {
         let noted = held.update_index(directory, |index| {
             index.checkpoints.retain(|entry| directory.has(&entry.name).unwrap_or(true));
@@ -261,17 +261,16 @@ impl CheckpointDirectory {
         }
     }
 
-    /// Keeps a checkpoint until the pin called `name` is taken away, and notes why; durable. It replaces a pin of the
-    /// same name.
+    /// Keeps a checkpoint until the pin `name` is removed, and records why, durably. Replaces a pin of the same name.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such checkpoint; [`Error::Removed`] when it was removed at this moment;
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed at this moment;
     /// [`Error::Io`].
     pub fn pin(&self, checkpoint: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
         self.mark(&checkpoint.into(), MarkKind::Pin { name: name.into(), note: note.into() })
     }
 
-    /// Takes a pin away, durably. Returns whether there was one.
+    /// Removes a pin, durably. Returns whether there was one.
     ///
     /// # Errors
     /// As for [`pin`](CheckpointDirectory::pin).
@@ -282,7 +281,7 @@ impl CheckpointDirectory {
         remove_mark(directory, checkpoint, id, MarkKind::Pin { name: name.into(), note: String::new() })
     }
 
-    /// Notes a text about a checkpoint, durably. It replaces a text of the same name.
+    /// Adds a note to a checkpoint, durably. Replaces a note of the same name.
     ///
     /// # Errors
     /// As for [`pin`](CheckpointDirectory::pin).
@@ -295,8 +294,8 @@ impl CheckpointDirectory {
         self.mark(&checkpoint.into(), MarkKind::Note { name: name.into(), text: text.into() })
     }
 
-    /// Adds metrics to a checkpoint, durably, or replaces those of the same name. They can be NaN or infinite. A manager
-    /// that is open sees them at its next save.
+    /// Adds metrics to a checkpoint, durably, or replaces those of the same name. They can be NaN or infinite. An open
+    /// manager reads them at its next save.
     ///
     /// # Errors
     /// As for [`pin`](CheckpointDirectory::pin).

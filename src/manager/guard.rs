@@ -17,18 +17,18 @@ pub(super) struct Guard {
 }
 
 impl CheckpointManager {
-    /// Calls `train`, which holds the training loop, and saves the state if it returns an error or panics. The error or the
-    /// panic is then passed on, whatever becomes of the save: what the save meets is only logged.
+    /// Calls `train`, which holds the training loop, and saves the state if it returns an error or panics. The error or
+    /// the panic is then passed on, whatever becomes of the save: what the save meets is only logged.
     ///
     /// At the end of each call that may save with a step ([`save_if_due`](CheckpointManager::save_if_due),
-    /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied; of the
-    /// tensors, version counters and up to 8,192 elements are noted. When the loop fails, these copies are saved with the
-    /// tensors, as the checkpoint of that call's step, if no tracked tensor has changed since. So a failure in a forward or
-    /// backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has changed, nothing is
-    /// saved, and the log names the tensor; with
-    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved as it is, in a checkpoint
-    /// that is marked as unclean and that no restart takes. Call the manager after each step: what changes between two calls
-    /// cannot be told from what changed in a step that failed.
+    /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied; of
+    /// the tensors, version counters and up to 8,192 elements are noted. When the loop fails, these copies are saved
+    /// with the tensors, as the checkpoint of that call's step, if no tracked tensor has changed since. So a failure in
+    /// a forward or backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has changed,
+    /// nothing is saved, and the log names the tensor; with
+    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved as it is, in a
+    /// checkpoint that is marked as unclean and that no restart takes. Call the manager after each step: what changes
+    /// between two calls cannot be told from what changed in a step that failed.
     ///
     /// A process that is killed, that aborts, or that is built with `panic = "abort"` saves nothing.
     ///
@@ -139,7 +139,7 @@ impl CheckpointManager {
 }
 
 impl Next {
-    /// The save of a number, without metrics, that takes no other one's place.
+    /// Returns the save of a number, without metrics, that takes no other one's place.
     pub(super) fn new(number: u64, step: Option<u64>, counter: i64) -> Next {
         let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
         Next { number, step, counter, metrics, superseded, unclean: false, without }

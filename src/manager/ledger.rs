@@ -58,7 +58,7 @@ pub(super) struct Ledger {
 pub(super) struct Seen(HashMap<String, (Follows, Stat)>);
 
 impl Seen {
-    /// Whether `found` is still what has its name, as far as the system tells.
+    /// Returns `true` if `found` is still what has its name, as far as the system tells.
     pub(super) fn is_there(&mut self, directory: &Directory, found: &Found) -> bool {
         let name = &found.entry.name;
         if !directory.may_hold(name) {
@@ -93,7 +93,7 @@ impl Seen {
     }
 }
 
-/// What retention looks at.
+/// Returns what retention looks at.
 pub(super) fn infos<'a>(found: impl IntoIterator<Item = &'a Found>) -> Vec<CheckpointInfo> {
     found.into_iter().map(CheckpointInfo::from).collect()
 }
@@ -133,7 +133,7 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// The checkpoints that stay when `next` is saved.
+    /// Returns the checkpoints that stay when `next` is saved.
     pub(super) fn beside(&self, next: CheckpointInfo) -> Vec<String> {
         let (name, now) = (next.name.clone(), next.saved_at);
         let mut all = infos(self.known.iter().filter(|found| found.entry.name != name));
@@ -143,7 +143,8 @@ impl Ledger {
         all.into_iter().map(|info| info.name).filter(stay).collect()
     }
 
-    /// What the next checkpoint, which takes the place of `superseded`, records for the policies that count intervals.
+    /// Returns what the next checkpoint, which takes the place of `superseded`, records for the policies that count
+    /// intervals.
     pub(super) fn counted_from(&self, superseded: &[String]) -> Option<DateTime<Utc>> {
         let stay = self.known.iter().filter(|found| !superseded.contains(&found.entry.name));
         self.retention.counted_from(&infos(stay), self.opened, self.directory.now())
@@ -181,8 +182,8 @@ impl Ledger {
             };
             self.mark_permanent(|found| preserved(found));
         } else if self.counted_from(&[]).is_some() {
-            // Before there were marks only the index knew: then all that could be are preserved. Such checkpoints name none
-            // that they follow; later only the first of a run does.
+            // Before there were marks only the index knew: then all that could be are preserved. Such checkpoints name
+            // none that they follow; later only the first of a run does.
             let older = self.known.len().saturating_sub(self.retention.superseded_after.unwrap_or(usize::MAX));
             let names_none = |found: &&Found| found.follows.is_none() && found.counted_from.is_none();
             let without: Vec<&Found> = self.known.iter().filter(names_none).collect();
@@ -280,7 +281,7 @@ impl Ledger {
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 
-    /// The names of those found damaged that are more than stay, the oldest first as far as numbers tell.
+    /// Returns the names of those found damaged that are more than stay, the oldest first as far as numbers tell.
     pub(super) fn damaged_to_remove(&self) -> Vec<String> {
         let number = |name: &String| before_aside(name).and_then(|(_, name)| number_of(&self.name, name));
         let mut damaged = self.damaged.clone();
@@ -354,7 +355,7 @@ impl Ledger {
         self.known.iter().rposition(|found| found.entry.sequence < id.sequence)
     }
 
-    /// Whether all known ones are still what has their names.
+    /// Returns `true` if all known ones are still what has their names.
     pub(super) fn are_all_there(&mut self) -> bool {
         let mut seen = std::mem::take(&mut self.seen);
         let all = self.known.iter().all(|found| seen.is_there(&self.directory, found));
@@ -362,7 +363,7 @@ impl Ledger {
         all
     }
 
-    /// Whether a checkpoint is, or was, one of this directory's run.
+    /// Returns `true` if a checkpoint is, or was, one of this directory's run.
     pub(super) fn has(&self, id: &Follows) -> bool {
         let superseded = self.superseded.iter().map(|(_, found)| found);
         self.known.iter().chain(superseded).any(|found| found.id() == *id)

@@ -1,4 +1,4 @@
-//! Looking into a directory of checkpoints without opening it for writing.
+//! Lists a directory of checkpoints without opening it for writing.
 
 use crate::catalog::{Catalog, Found};
 use crate::error::{Error, Result};
@@ -6,30 +6,30 @@ use crate::format::IndexEntry;
 use crate::location::Location;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
 
-/// What is in a directory of checkpoints; see [`list_checkpoints`].
+/// The content of a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Listing {
-    /// Whole as far as manifests and file sizes tell; oldest first, so that the last is the latest: the head of the chain
-    /// in which each follows the one before, whatever its number or the clock. Those of other runs, which that one does
-    /// not lead back to, come first.
+    /// The checkpoints that are whole as far as manifests and file sizes tell, oldest first. The last one is the
+    /// latest: the head of the chain in which each checkpoint follows the one before, whatever its number or the clock.
+    /// Checkpoints of other runs come first.
     pub checkpoints: Vec<Listed>,
-    /// Two checkpoints of one name and different runs of which nothing tells which is the latest, if there are such.
+    /// Two checkpoints of one name and different runs, if nothing decides which one is the latest.
     pub undecided: Option<(Location, Location)>,
-    /// What is no whole checkpoint any more, or cannot be read, and why; by name.
+    /// Checkpoints that are damaged or cannot be read, with the error, by name.
     pub damaged: Vec<(Location, Error)>,
-    /// Symbolic links; by name. They are not followed: restore what they lead to by its path. One that is called like a
-    /// checkpoint and has a higher number than all that are there is among the [`damaged`](Listing::damaged) too.
+    /// Symbolic links, by name. They are not followed: restore their targets by path. A link with the name of a
+    /// checkpoint and a higher number than all others is also listed as [`damaged`](Listing::damaged).
     pub links: Vec<Location>,
-    /// What a manager found damaged or passed over, and moved aside (`damaged-…`, `passed-over-…`); by name.
+    /// Checkpoints that a manager found damaged or skipped, and renamed (`damaged-…`, `passed-over-…`), by name.
     pub moved_aside: Vec<Location>,
-    /// What a run abandoned when it went back to an older checkpoint (`superseded-…`); by name. A manager removes it when
-    /// as many newer ones are complete as it keeps.
+    /// Checkpoints that a run abandoned when it went back to an older one (`superseded-…`), by name. A manager removes
+    /// them when as many newer ones are complete as it keeps.
     pub superseded: Vec<Location>,
-    /// Saves that are under way, or that ended with their process (`.tmp-…`); by name.
+    /// Saves in progress, or left behind by a process that died (`.tmp-…`), by name.
     pub unfinished_saves: Vec<Location>,
-    /// Removed checkpoints with files that are still there (`.trash-…`), for a manager to overwrite with its next save,
-    /// or left by a process that died; by name.
+    /// Removed checkpoints whose files are kept for the next save to overwrite, or left behind by a process that died
+    /// (`.trash-…`), by name.
     pub removed: Vec<Location>,
 }
 
@@ -39,11 +39,11 @@ pub struct Listing {
 pub struct Listed {
     /// The checkpoint's directory.
     pub path: Location,
-    /// What its manifest and its marks say of it.
+    /// The content of its manifest and its marks.
     pub entry: IndexEntry,
-    /// How many tensors it has, by name.
+    /// The number of tensor names.
     pub tensors: usize,
-    /// How many small values it has.
+    /// The number of values.
     pub values: usize,
     /// The names of the [metadata](crate::Checkpoint::metadata) that was recorded with it.
     pub metadata: Vec<String>,
@@ -55,16 +55,15 @@ pub struct Listed {
     pub without: Vec<String>,
 }
 
-/// Looks at everything in a directory of checkpoints, sound or not. Takes no lock; works on a read-only file system; a
-/// directory that is not there has nothing in it. Manifests and file sizes are read, not the tensors: that is
-/// [`verify_checkpoint`](crate::verify_checkpoint).
+/// Lists everything in a directory of checkpoints, intact or not. Takes no lock and works on a read-only file system. A
+/// directory that does not exist is empty. Reads manifests and file sizes, not tensors;
+/// [`verify_checkpoint`](crate::verify_checkpoint) reads those.
 ///
-/// A directory that is no whole checkpoint counts as a damaged one when it holds a manifest or a component file or the index
-/// knows it; any other, such as those of other programs and `lost+found`, is left out. What is removed while this looks
-/// is not listed.
+/// A directory that is not a whole checkpoint counts as damaged if it has a manifest or a component file, or if the
+/// index lists it. Other directories are ignored. Checkpoints removed during the scan are omitted.
 ///
 /// # Errors
-/// [`Error::Io`] when the directory cannot be listed.
+/// [`Error::Io`] if the directory cannot be listed.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -84,10 +83,10 @@ pub fn list_checkpoints(directory: impl Into<Location>) -> Result<Listing> {
     list(&Directory::new(&Posix::default(), directory, &OpenOptions::default())?)
 }
 
-/// As [`list_checkpoints`], of any storage.
+/// Like [`list_checkpoints`], of any storage.
 pub(super) fn list(directory: &Directory) -> Result<Listing> {
-    // Beside a writer that keeps one checkpoint, what was there is removed before it is looked at, and what came in its
-    // place was not there yet: then look again.
+    // A writer that keeps one checkpoint may remove it before it is examined, after the directory was listed without
+    // the next one: then list it again.
     let (mut listing, mut vanished) = look(directory)?;
     for _ in 0..LOOKS {
         if vanished.is_empty() {
@@ -96,17 +95,17 @@ pub(super) fn list(directory: &Directory) -> Result<Listing> {
         let before = std::mem::take(&mut vanished);
         (listing, vanished) = look(directory)?;
         if vanished == before {
-            // Those were never there: their names are not Unicode.
+            // They were never there: their names are not Unicode.
             break;
         }
     }
     Ok(listing)
 }
 
-/// How often to look again at a directory that changes.
+/// How many times to list a changing directory again.
 const LOOKS: usize = 10;
 
-/// What is in the directory, and the names of what was not there any more when it was looked at.
+/// Returns what is in the directory, and the names of what was not there any more when it was looked at.
 fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
@@ -133,15 +132,15 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     Ok((listing, catalog.vanished))
 }
 
-/// The checkpoints in a directory that are whole as far as manifests and file sizes tell, oldest first; see
-/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a directory that is
-/// not there has none.
+/// Returns the checkpoints in a directory that are whole as far as manifests and file sizes tell, oldest first; see
+/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a directory
+/// that is not there has none.
 ///
 /// # Errors
-/// [`Error::Io`] when the directory, or a checkpoint in it, cannot be looked at now, and [`Error::Unsupported`] when a newer
-/// version wrote one: it may be the newest. [`Error::NotFound`] when the directory is a link that leads nowhere.
-/// [`Error::Undecided`] when nothing tells which of two is the latest. [`list_checkpoints`] lists what there is all the
-/// same.
+/// [`Error::Io`] if the directory, or a checkpoint in it, cannot be read now, and [`Error::Unsupported`] if a newer
+/// version wrote one: it may be the newest. [`Error::NotFound`] if the directory is a dangling link.
+/// [`Error::Undecided`] if nothing decides which of two is the latest. [`list_checkpoints`] lists the directory in all
+/// of these cases.
 pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     let listing = list_checkpoints(directory)?;
     for (path, error) in listing.damaged {
@@ -156,7 +155,7 @@ pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     Ok(listing.checkpoints.into_iter().map(|listed| listed.path).collect())
 }
 
-/// The newest of [`checkpoints`], if there is one.
+/// Returns the newest of [`checkpoints`], if there is one.
 ///
 /// # Errors
 /// As for [`checkpoints`].

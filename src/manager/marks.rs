@@ -1,4 +1,4 @@
-//! What is noted about a checkpoint after its save: metrics, pins, texts.
+//! Marks that are added to a checkpoint after its save: metrics, pins, notes.
 
 use super::{CheckpointManager, commit};
 use crate::callback;
@@ -9,8 +9,8 @@ use crate::location::Location;
 use crate::sync::PoisonError;
 
 impl CheckpointManager {
-    /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last part of
-    /// `path` counts. They can be NaN or infinite. Policies see them at the next save.
+    /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last
+    /// component of `path` is used. They can be NaN or infinite. Policies use them from the next save on.
     ///
     /// A checkpoint that is still being written in the background gets them when it is durable.
     ///
@@ -28,7 +28,7 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such checkpoint; [`Error::Removed`] when it was removed at this moment;
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed at this moment;
     /// [`Error::Io`].
     pub fn add_metrics<N: Into<String>>(
         &mut self,
@@ -39,7 +39,7 @@ impl CheckpointManager {
         self.mark(&path.into(), kinds.collect())
     }
 
-    /// Keeps a checkpoint until the pin called `name` is taken away, and notes why. It replaces a pin of the same name.
+    /// Keeps a checkpoint until the pin `name` is removed, and records why. Replaces a pin of the same name.
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
@@ -47,10 +47,10 @@ impl CheckpointManager {
         self.mark(&path.into(), vec![MarkKind::Pin { name: name.into(), note: note.into() }])
     }
 
-    /// Takes a pin away, durably. Returns whether there was one. Waits for a save in the background.
+    /// Removes a pin, durably. Returns whether there was one. Waits for a background save.
     ///
     /// # Errors
-    /// As for [`add_metrics`](CheckpointManager::add_metrics), and what the save in the background met.
+    /// As for [`add_metrics`](CheckpointManager::add_metrics), and the error of the background save.
     pub fn unpin(&mut self, path: impl Into<Location>, name: impl Into<String>) -> Result<bool> {
         self.settle()?;
         let checkpoint = &name_of(path)?;
@@ -61,7 +61,7 @@ impl CheckpointManager {
         Ok(was_pinned)
     }
 
-    /// Notes a text about a checkpoint, durably. It replaces a text of the same name.
+    /// Adds a note to a checkpoint, durably. Replaces a note of the same name.
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
@@ -98,7 +98,7 @@ impl CheckpointManager {
         Ok(())
     }
 
-    /// Takes in what was noted in a checkpoint.
+    /// Reads the marks of a checkpoint.
     fn look_at_marks(&self, name: &str) {
         let Ok(files) = self.directory.marks(name) else { return };
         let mut ledger = self.ledger();
@@ -114,7 +114,7 @@ impl CheckpointManager {
     }
 }
 
-/// The checkpoint's name in its directory.
+/// Returns the checkpoint's name in its directory.
 pub(super) fn name_of(path: impl Into<Location>) -> Result<String> {
     let path = path.into();
     let name =

@@ -1,4 +1,4 @@
-//! `CheckpointManager`: numbered checkpoints in a directory, old ones removed, the newest intact one restored.
+//! `CheckpointManager`: numbered checkpoints in a directory, pruning, and restores of the newest intact one.
 
 mod background;
 mod builder;
@@ -74,86 +74,88 @@ use std::time::{Duration, Instant};
 /// # }
 /// ```
 ///
-/// One manager a directory writes, held off from each other by a lock that a dead process cannot leave behind; any number
-/// of readers need none. It removes only checkpoints that carry its name and a number, after the new one is durable.
-/// A checkpoint found damaged is moved aside (`damaged-ckpt-80-…`); the newest 3 of these stay
+/// At most one manager may write to a directory at a time, enforced by an advisory lock that the system releases when
+/// the process exits. Readers take no lock. The manager removes only checkpoints with its name and a number, after the
+/// new one is durable. A damaged checkpoint is renamed (`damaged-ckpt-80-…`); the newest 3 of these stay
 /// ([`keep_damaged`](CheckpointManagerBuilder::keep_damaged)).
 ///
 /// # Going back
-/// When an older checkpoint is restored and the run goes on from there, the first save moves the later ones out of the
-/// numbering (`superseded-ckpt-80-…`), so that their numbers are free; they are removed when
-/// [`max_to_keep`](CheckpointManagerBuilder::max_to_keep) newer ones are complete. Until a save nothing changes: an older
-/// checkpoint can be looked at. A checkpoint whose number comes again is superseded in the same way.
+/// If an older checkpoint is restored and the run continues from there, the first save renames the later ones
+/// (`superseded-ckpt-80-…`), so that their numbers are free. They are removed when
+/// [`max_to_keep`](CheckpointManagerBuilder::max_to_keep) newer ones are complete. Nothing changes before that save, so
+/// an older checkpoint can be restored for inspection. A checkpoint whose number is saved again is superseded in the
+/// same way.
 pub struct CheckpointManager {
     checkpoint: Checkpoint,
     options: SaveOptions,
     directory: Directory,
     name: String,
     save_policies: Vec<Box<dyn SavePolicy>>,
-    /// When a state was saved or restored last.
+    /// When a state was last saved or restored.
     last_save_at: Instant,
-    /// The step of the last call that asked whether a save is due.
+    /// The step of the last call of `save_if_due`.
     previous_step: Option<u64>,
     on_save_error: OnSaveError,
-    /// How many of those calls in a row have failed.
+    /// The number of consecutive failures of those calls.
     failures: u32,
     on_saved: OnSaved,
     preemption: Option<Preemption>,
     /// Whether the state was saved because the end was requested.
     saved_for_end: bool,
     init: Option<Init>,
-    /// What is read when there is nothing to restore.
+    /// The checkpoint to read if there is nothing to restore.
     initialize_from: Option<(Location, RestoreOptions)>,
     ledger: Arc<Mutex<Ledger>>,
     held: Arc<Held>,
     /// The checkpoint restored or saved last: the next one follows it.
     head: Option<Follows>,
-    /// Whether this directory's run goes on: something of it was restored, or saved, or there was nothing.
+    /// Whether the run of this directory continues: something in it was restored or saved, or it was empty.
     begun: bool,
-    /// How many restores of the checkpoint the head takes into account.
+    /// The number of restores of the checkpoint that the head accounts for.
     restores: u64,
-    /// Whether a new run may begin beside another one.
+    /// Whether a new run may start beside another one.
     fresh_start: bool,
-    /// Whether a checkpoint with values that are not finite is restored like any other.
+    /// Whether a checkpoint with non-finite values is restored like any other.
     restore_unhealthy: bool,
     /// Whether a checkpoint that lacks components is restored like any other.
     restore_incomplete: bool,
     /// What is done when there is no room.
     on_no_space: OnNoSpace,
-    /// What is done about such values by a save.
+    /// How a save treats such values.
     on_unhealthy: OnUnhealthy,
-    /// The step of the last save or restore: where the next interval begins.
+    /// The step of the last save or restore, from which the next interval is counted.
     last_step: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
-    /// The name of the save in flight, and the marks that it waits with.
+    /// The name of the save in flight, and marks to write once it is durable.
     early: Option<(String, EarlyMarks)>,
-    /// A save is due and waits for gradients to be used: the optimizer's steps when that began, and the calls since.
+    /// Set while a due save waits for gradients to be used: the optimizer's steps when the wait started, and the calls
+    /// since.
     waits_since: Option<(u64, u64)>,
-    /// What is known of the state while the training loop is guarded.
+    /// The guard of the training loop.
     guard: Option<Guard>,
-    /// Whether a state that may be torn is saved when the loop fails.
+    /// Whether a possibly inconsistent state is saved when the loop fails.
     unclean_on_failure: bool,
-    /// What the next save records.
+    /// The metadata of the next save.
     next_metadata: BTreeMap<String, serde_json::Value>,
-    /// Memory of the last save in the background.
+    /// The memory of the last background save.
     image: Image,
 }
 
-/// A save: what it is called, and what it takes the place of.
+/// A save: its name, and what it supersedes.
 struct Next {
     number: u64,
     step: Option<u64>,
     counter: i64,
     metrics: BTreeMap<String, f64>,
     superseded: Vec<String>,
-    /// Whether the state may not belong together.
+    /// Whether the state may be inconsistent.
     unclean: bool,
     /// The components that are left out, sorted.
     without: Vec<String>,
 }
 
-/// What is called when there is nothing to restore.
+/// The function to call if there is nothing to restore.
 type Init = Box<dyn FnMut() -> Result<()> + Send>;
 
 impl std::fmt::Debug for CheckpointManager {
@@ -163,22 +165,22 @@ impl std::fmt::Debug for CheckpointManager {
 }
 
 impl CheckpointManager {
-    /// Begins a manager of `checkpoint` in the directory `directory`; see the builder for what can be set.
+    /// Starts building a manager of `checkpoint` in the directory `directory`.
     pub fn builder(checkpoint: Checkpoint, directory: impl Into<Location>) -> CheckpointManagerBuilder {
         CheckpointManagerBuilder::new(checkpoint, &directory.into())
     }
 
-    /// The managed checkpoint.
+    /// Returns the managed checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// The managed checkpoint, to track more.
+    /// Returns the managed checkpoint, to track more.
     pub fn checkpoint_mut(&mut self) -> &mut Checkpoint {
         &mut self.checkpoint
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &Location {
         self.directory.root()
     }
@@ -187,8 +189,8 @@ impl CheckpointManager {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records `value` with the next save only, under `name`; it takes the place of what
-    /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. A save that fails leaves it for the
+    /// Records `value` under `name` with the next save only. It replaces the value that
+    /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. A failed save leaves it for the
     /// next one.
     ///
     /// ```
@@ -207,7 +209,7 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] when the value cannot be serialized.
+    /// [`Error::Object`] if the value cannot be serialized.
     pub fn set_next_metadata<T: Serialize + ?Sized>(&mut self, name: impl Into<String>, value: &T) -> Result<()> {
         let name = name.into();
         let value = graph::encode(value).map_err(|reason| Error::object(&name, reason))?;
@@ -215,18 +217,19 @@ impl CheckpointManager {
         Ok(())
     }
 
-    /// The newest checkpoint. One that is still being written does not count.
+    /// Returns the newest checkpoint. One that is still being written does not count.
     pub fn latest_checkpoint(&self) -> Option<Location> {
         let ledger = self.ledger();
         ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
-    /// The checkpoints there are, oldest first, without those that are marked as kept for good.
+    /// Returns the checkpoints there are, oldest first, without those that are marked as kept for good.
     pub fn checkpoints(&self) -> Vec<Location> {
         self.paths(false)
     }
 
-    /// The checkpoints that are marked as kept for good ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first; those that a run going back left behind (`superseded-…`) come before the others.
+    /// Returns the checkpoints that are marked as kept for good ([`keep_every`](CheckpointManagerBuilder::keep_every)),
+    /// oldest first; those that a run going back left behind (`superseded-…`) come before the others.
     pub fn preserved_checkpoints(&self) -> Vec<Location> {
         let ledger = self.ledger();
         let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
@@ -242,14 +245,14 @@ impl CheckpointManager {
         wanted.map(|found| ledger.path(&found.entry.name)).collect()
     }
 
-    /// Saves now, numbered by the counter of saves: `ckpt-1`, `ckpt-2` … Where anything has that name already, whatever
-    /// it is, the number after the highest one there is taken; nothing is overwritten. Returns the path.
+    /// Saves now, numbered by the save counter: `ckpt-1`, `ckpt-2` … If that name is taken, uses the number after the
+    /// highest one; nothing is overwritten. Returns the path.
     ///
     /// # Errors
-    /// As for [`Checkpoint::save`]; the directory, the counter and the list are then as before. With
-    /// [`background`](CheckpointManagerBuilder::background) also what the last save met, once; then this one has not
-    /// begun. [`Error::AlreadyExists`] for the first save of a run of which nothing was restored into a directory that
-    /// holds another one; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
+    /// As for [`Checkpoint::save`]; the directory, the counter and the list are unchanged then. With
+    /// [`background`](CheckpointManagerBuilder::background), also the error of the last save, once; this save was not
+    /// started then. [`Error::AlreadyExists`] for the first save of a run that restored nothing in a directory with
+    /// another run; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
     pub fn save(&mut self) -> Result<Location> {
         self.try_save().or_else(|error| {
             self.make_room(error, None, &BTreeMap::new())?;
@@ -267,8 +270,7 @@ impl CheckpointManager {
         self.save_next(Next { superseded, ..Next::new(number, None, counter) })
     }
 
-    /// This number, or the one after the highest that is taken if it is taken itself. The names that are `superseded` are
-    /// free.
+    /// Returns this number, or the one after the highest if it is taken. `superseded` names are free.
     fn free_number(&self, number: u64, superseded: &[String]) -> Result<u64> {
         let mut names = self.directory.scan()?.names;
         if is_broken(Rule::Names) {
@@ -284,18 +286,17 @@ impl CheckpointManager {
         })
     }
 
-    /// Saves now, numbered by `step`: `ckpt-240`. When the checkpoint of that step is the one saved or restored last and
-    /// holds the state as it is now, nothing is written; when the state has changed since, it is saved anew and takes
-    /// the place of that one.
+    /// Saves now, numbered by `step`: `ckpt-240`. If the checkpoint of that step was saved or restored last and has the
+    /// present state, nothing is written. If the state has changed, a new checkpoint replaces that one.
     ///
     /// # Errors
-    /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] when something else has that name.
+    /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] if something else has that name.
     pub fn save_at(&mut self, step: impl Step) -> Result<Location> {
         self.save_with_metrics::<&str>(step, [])
     }
 
-    /// As [`save_at`](CheckpointManager::save_at), with metrics that the checkpoint records. They can be NaN or infinite.
-    /// When the checkpoint of that step holds the state already, they are added to it, durably.
+    /// Like [`save_at`](CheckpointManager::save_at), with metrics that the checkpoint records. They can be NaN or
+    /// infinite. When the checkpoint of that step holds the state already, they are added to it, durably.
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at).
@@ -333,15 +334,15 @@ impl CheckpointManager {
         self.save_next(Next { metrics, superseded, ..Next::new(number, Some(number), counter) })
     }
 
-    /// The checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it gets
-    /// the metrics.
+    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it
+    /// gets the metrics.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
         let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
         let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
         let manifest = match self.directory.manifest(&name) {
             Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,
-            // It was removed, or damaged: it is saved anew.
+            // It was removed or damaged, and is saved again.
             Ok(_) => return Ok(None),
             Err(error) if error.is_damage() => return Ok(None),
             Err(error) => return Err(error),
@@ -359,21 +360,21 @@ impl CheckpointManager {
         Ok(Some(path))
     }
 
-    /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save, the
-    /// restored checkpoint, or step 0; and when `step` is lower than that of the last one, since the run went back.
-    /// Returns the path when it saves.
+    /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save,
+    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back.
+    /// Returns the path if it saves.
     ///
-    /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the call
-    /// after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
+    /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the
+    /// call after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
     ///
     /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at). After an error the next call tries again.
+    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again.
     pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<Location>> {
         self.save_if_due_with_metrics::<&str, _>(step, || [])
     }
 
-    /// As [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is called
-    /// only when it saves, and before anything is captured.
+    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is
+    /// called only when it saves, and before anything is captured.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -461,7 +462,7 @@ impl CheckpointManager {
         self.save_step(number, metrics).map(Some)
     }
 
-    /// Whether a save that is due waits for gradients to be used: not for ever, as it can hold them too.
+    /// Returns `true` if a save that is due waits for gradients to be used: not for ever, as it can hold them too.
     fn waits_for_the_step(&mut self) -> bool {
         let Some((name, unfinished)) = self.checkpoint.unfinished() else {
             self.waits_since = None;
@@ -479,7 +480,7 @@ impl CheckpointManager {
         waits
     }
 
-    /// Takes into account what was restored past this manager.
+    /// Accounts for restores that bypassed this manager.
     fn look_at_restores(&mut self) {
         let (restored, restores) = self.checkpoint.restored();
         if restores == self.restores {
@@ -496,11 +497,11 @@ impl CheckpointManager {
         }
     }
 
-    /// The checkpoints whose place the next one takes: those after the one that the run goes on from, and that of the
-    /// same name.
+    /// Returns the checkpoints whose place the next one takes: those after the one that the run goes on from, and that
+    /// of the same name.
     ///
     /// # Errors
-    /// When the run does not go on from anything of this directory, and there is something.
+    /// If the run does not continue from anything in this directory, and the directory is not empty.
     fn superseded_by(&self, name: Option<&str>) -> Result<Vec<String>> {
         let ledger = self.ledger();
         if !self.begun && !self.fresh_start && !is_broken(Rule::FreshStart) {
@@ -526,7 +527,7 @@ impl CheckpointManager {
         superseded.sort();
         superseded.dedup();
         drop(ledger);
-        // What its user removed gives its name free; what is in its place now is not ours.
+        // A name is free if its checkpoint was removed; anything else of that name is not ours.
         let mut ledger = self.ledger();
         let mut seen = std::mem::take(&mut ledger.seen);
         let named = ledger.known.iter().filter(|found| superseded.binary_search(&found.entry.name).is_ok());
@@ -536,14 +537,14 @@ impl CheckpointManager {
         Ok(there)
     }
 
-    /// Nothing is in flight when this is called.
+    /// Saves. No save may be in flight.
     fn save_next(&mut self, next: Next) -> Result<Location> {
         let (plan, seen, taken) = self.take_hold()?;
         self.save_planned(next, plan, seen, taken)
     }
 
-    /// As [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before this
-    /// returns.
+    /// Like [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before
+    /// this returns.
     fn save_planned(&mut self, next: Next, plan: Arc<Plan>, seen: AllSeen, taken: Option<Taken>) -> Result<Location> {
         let Next { number, step, counter, metrics, superseded, unclean, without } = next;
         let name = format!("{}-{number}", self.name);
@@ -591,7 +592,8 @@ impl CheckpointManager {
         after.map(|()| path)
     }
 
-    /// What is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the background.
+    /// Returns what is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the
+    /// background.
     fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
         while let Some(background) = self.background.clone() {
             let (plan, seen) = self.checkpoint.plan_to_capture(&self.options)?;
@@ -601,7 +603,7 @@ impl CheckpointManager {
             let taken = Taken::begin(&plan, seen.is_none(), &mut self.image, &background);
             match taken.inspect_err(|_| self.checkpoint.forget_plan())? {
                 Some(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
-                // It did not fit any more. A new one is not checked.
+                // The plan no longer fits. A new one is not checked.
                 None => self.checkpoint.forget_plan(),
             }
         }
@@ -609,12 +611,13 @@ impl CheckpointManager {
         Ok((plan, seen, None))
     }
 
-    /// What is to be saved, and how its tensors are at the moment.
+    /// Returns what is to be saved, and how its tensors are at the moment.
     fn plan_now(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
         self.checkpoint.plan(&self.options)
     }
 
-    /// What the next checkpoint follows: the one restored or saved last, or what that follows if it takes its place.
+    /// Returns what the next checkpoint follows: the one restored or saved last, or what that follows if it takes its
+    /// place.
     fn follows(&self, superseded: &[String]) -> Option<Follows> {
         let head = self.head.clone()?;
         let ledger = self.ledger();
@@ -636,7 +639,7 @@ impl CheckpointManager {
         self.early = None;
         self.image = image;
         result.unwrap_or_else(|failure| {
-            // It is due again, and is planned anew.
+            // The save is due again, with a new plan.
             let is_skipped = self.is_skipped(&failure.error);
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
@@ -648,7 +651,7 @@ impl CheckpointManager {
             });
             self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
-            // And written whole: a file of the last checkpoint may have been what failed it.
+            // Without hard links: a file of the last checkpoint may have caused the failure.
             self.ledger().memo = Memo::default();
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
@@ -661,18 +664,20 @@ impl CheckpointManager {
         })
     }
 
-    /// Whether the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), so that the loop should stop.
+    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), so that the loop
+    /// should stop.
     pub fn preempted(&self) -> bool {
         self.preemption.as_ref().is_some_and(Preemption::is_requested)
     }
 
-    /// Whether a save is being written in the background, or the functions given to
+    /// Returns `true` if a save is being written in the background, or the functions given to
     /// [`on_saved`](CheckpointManagerBuilder::on_saved) are called after it.
     pub fn is_saving(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
     }
 
-    /// As [`wait`](CheckpointManager::wait), for at most `timeout`. Returns whether everything that was saved is durable.
+    /// Like [`wait`](CheckpointManager::wait), for at most `timeout`. Returns whether everything that was saved is
+    /// durable.
     ///
     /// # Errors
     /// As for [`wait`](CheckpointManager::wait).
@@ -692,25 +697,26 @@ impl CheckpointManager {
     /// Waits until everything that was saved is durable.
     ///
     /// # Errors
-    /// What the save in the background met, once.
+    /// The error of the background save, once.
     pub fn wait(&mut self) -> Result<()> {
         self.settle()
     }
 
-    /// Ends the manager: everything saved is durable, and the directory is free for another, when this returns.
+    /// Closes the manager. When this returns, everything saved is durable, and the directory is free for another
+    /// manager.
     ///
     /// # Errors
-    /// What the save in the background met, if no call has returned it yet.
+    /// The error of the background save, unless a call has returned it before.
     pub fn close(mut self) -> Result<()> {
         self.settle()
     }
 }
 
-/// Waits for the save in flight; what that met is only logged, so end with [`CheckpointManager::close`].
+/// Waits for the save in flight. Its error is only logged, so prefer [`CheckpointManager::close`].
 impl Drop for CheckpointManager {
     fn drop(&mut self) {
         if self.directory.check_process().is_err() {
-            // In a forked child: the thread that saves is the parent's.
+            // In a forked child, the background thread belongs to the parent.
             std::mem::forget(self.in_flight.take());
             return;
         }
@@ -721,10 +727,10 @@ impl Drop for CheckpointManager {
     }
 }
 
-/// How many steps of an optimizer a save that is due waits for a call at which all gradients are used.
+/// The maximum number of optimizer steps that a due save waits for a call at which all gradients are used.
 const MOST_STEPS_WAITED: u64 = 100;
 
-/// How many calls it waits at most.
+/// The maximum number of calls that it waits.
 const MOST_CALLS_WAITED: u64 = 1000;
 
 /// A training step: any integer that is 0 or more.

@@ -1,4 +1,4 @@
-//! What is called after a checkpoint is durable.
+//! Functions that are called after a checkpoint is durable.
 
 use super::retention::CheckpointInfo;
 use crate::callback;
@@ -7,18 +7,17 @@ use crate::location::Location;
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
 
-/// A checkpoint that is durable, as the function given to
-/// [`on_saved`](crate::CheckpointManagerBuilder::on_saved) gets it.
+/// A durable checkpoint, passed to the function of [`on_saved`](crate::CheckpointManagerBuilder::on_saved).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct SavedCheckpoint {
     /// The checkpoint's directory.
     pub path: Location,
-    /// What is known of it: step, metrics, size, health.
+    /// Its step, metrics, size and health.
     pub info: CheckpointInfo,
 }
 
-/// What a function given to `on_saved` may return as its error.
+/// The error type of the functions.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 type Function = dyn FnMut(&SavedCheckpoint) -> std::result::Result<(), Failure> + Send;
@@ -36,10 +35,10 @@ impl OnSaved {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(function));
     }
 
-    /// Calls all of them.
+    /// Calls all functions.
     ///
     /// # Errors
-    /// [`Error::Callback`] for the first that fails; the others are called all the same.
+    /// [`Error::Callback`] for the first that fails; the others are called nevertheless.
     pub(super) fn call(&self, saved: impl FnOnce() -> SavedCheckpoint) -> Result<()> {
         let mut functions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if functions.is_empty() {

@@ -1,4 +1,4 @@
-//! A request to end soon: a signal, a limit of the wall time, or the program's own.
+//! A request to end soon: by a signal, a wall-time limit, or the program.
 
 use super::{CheckpointManager, Next};
 #[cfg(feature = "signals")]
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A request to end soon, for a manager to save and for the training loop to stop. Clones share it, so that it can be
-/// polled from anywhere, inside a long step too.
+/// A request to end soon, upon which a manager saves and the training loop stops. Clones share it, so that it can be
+/// polled from anywhere, even inside a long step.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -46,10 +46,10 @@ pub struct Preemption {
     requested: Arc<AtomicBool>,
     signalled: Arc<AtomicBool>,
     deadline: Option<Instant>,
-    /// When the request was first seen.
+    /// When the request was first noticed.
     seen: Arc<OnceLock<Instant>>,
     grace: Option<Duration>,
-    /// The components of the last save, if not all of them.
+    /// The components to save last, if not all of them.
     only: Option<Arc<BTreeSet<String>>>,
 }
 
@@ -58,13 +58,13 @@ pub struct Preemption {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Signal {
-    /// `SIGTERM`: what a batch system or a container runtime sends before it kills.
+    /// `SIGTERM`: sent by batch systems and container runtimes before they kill a process.
     Term,
     /// `SIGINT`: Ctrl+C in a terminal.
     Int,
-    /// `SIGHUP`: the terminal is gone.
+    /// `SIGHUP`: the terminal was closed.
     Hup,
-    /// `SIGUSR1`: what `sbatch --signal=USR1@120` sends 120 seconds before the end.
+    /// `SIGUSR1`: sent by `sbatch --signal=USR1@120` 120 seconds before the end.
     Usr1,
     /// `SIGUSR2`.
     Usr2,
@@ -85,35 +85,36 @@ impl Signal {
 }
 
 impl Preemption {
-    /// Nothing is requested.
+    /// Creates a request that has not been made.
     pub fn new() -> Preemption {
         Preemption::default()
     }
 
-    /// Requests the end when so much time has passed from now on: a limit of the wall time, less what the last save takes.
+    /// Requests the end once this much time has passed from now on. Set it to the wall-time limit less the duration of
+    /// the last save.
     #[must_use]
     pub fn after(mut self, limit: Duration) -> Preemption {
         self.deadline = Instant::now().checked_add(limit);
         self
     }
 
-    /// Says how long the process may still take after the request, for
-    /// [`save_only`](Preemption::save_only) to decide by. It counts from the moment at which
-    /// [`is_requested`](Preemption::is_requested) is first asked after the request: ask in long steps too.
+    /// Sets how long the process may run after the request, which [`save_only`](Preemption::save_only) takes into
+    /// account. The time counts from the first call of [`is_requested`](Preemption::is_requested) after the request, so
+    /// poll it in long steps.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Preemption {
         self.grace = Some(grace);
         self
     }
 
-    /// Saves only these components, such as the weights, where the full state would take too long. Without
-    /// [`grace`](Preemption::grace) it always saves only these. With it, the full state is saved if twice the time that the
-    /// last save took fits into what is left.
+    /// Saves only these components, such as the weights, if the full state would take too long. Without
+    /// [`grace`](Preemption::grace), always saves only these. With it, the full state is saved if twice the duration of
+    /// the last save fits into the remaining time.
     ///
-    /// The checkpoint is marked. [`restore_or_initialize`](CheckpointManager::restore_or_initialize) passes it over, since the
-    /// run cannot be resumed from it exactly, unless
-    /// [`restore_incomplete`](crate::CheckpointManagerBuilder::restore_incomplete) is set. The newest complete checkpoint stays
-    /// beside it.
+    /// The checkpoint is marked as incomplete. [`restore_or_initialize`](CheckpointManager::restore_or_initialize)
+    /// skips it, because the run could not be resumed exactly, unless
+    /// [`restore_incomplete`](crate::CheckpointManagerBuilder::restore_incomplete) is set. The newest complete
+    /// checkpoint is kept as well.
     ///
     /// ```
     /// use std::time::Duration;
@@ -127,21 +128,20 @@ impl Preemption {
         self
     }
 
-    /// Requests the end when one of these signals comes. The handler only sets a flag. When another one of them comes after
-    /// that, the process ends at once, with the exit code 128 and the signal's number added; checkpoints that are durable
-    /// stay.
+    /// Requests the end when one of these signals arrives. The handler only sets a flag. A second signal ends the
+    /// process immediately, with the exit code 128 plus the signal's number; durable checkpoints stay.
     ///
-    /// Without this the crate installs no handler. The handlers stay until the process ends. Handlers that were there
-    /// before are called, too.
+    /// Without this call, the crate installs no handler. The handlers stay installed until the process ends. Previously
+    /// installed handlers are called as well.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system refuses a handler.
+    /// [`Error::Io`] if the system refuses a handler.
     #[cfg(feature = "signals")]
     pub fn on_signals(self, signals: impl IntoIterator<Item = Signal>) -> Result<Preemption> {
         for signal in signals {
             let number = signal.number();
             let refused = |e| Error::io("set a handler for", format!("the signal {signal:?}"), e);
-            // In this order: the second signal finds the flag set.
+            // In this order, so that the second signal finds the flag set.
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, self.signalled.clone())
                 .map_err(refused)?;
             signal_hook::flag::register(number, self.signalled.clone()).map_err(refused)?;
@@ -154,7 +154,7 @@ impl Preemption {
         self.requested.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the end is requested. It never ceases to be.
+    /// Returns `true` if the end is requested. It never ceases to be.
     pub fn is_requested(&self) -> bool {
         let is_requested = self.requested.load(Ordering::Relaxed)
             || self.signalled.load(Ordering::Relaxed)
@@ -165,7 +165,7 @@ impl Preemption {
         is_requested
     }
 
-    /// The components to save, where a full save, of which the last took so long, would not be durable in time.
+    /// Returns the components to save, where a full save, of which the last took so long, would not be durable in time.
     fn components(&self, last_took: Option<Duration>) -> Option<&BTreeSet<String>> {
         let only = self.only.as_deref()?;
         let Some(grace) = self.grace else { return Some(only) };
@@ -176,12 +176,12 @@ impl Preemption {
 }
 
 impl CheckpointManager {
-    /// Saves what there is time for, and returns when it is durable.
+    /// Saves what there is time for. Returns when it is durable.
     pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.settle()?;
         let last_took = self.ledger().last_took;
         let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();
-        // A checkpoint of this step that is complete stays so.
+        // A complete checkpoint of this step is kept.
         let name = format!("{}-{number}", self.name);
         let is_there = self.ledger().known.iter().any(|found| found.entry.name == name);
         let Some(only) = only.filter(|_| !is_there) else {

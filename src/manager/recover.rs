@@ -1,4 +1,4 @@
-//! Where a run begins: the newest intact checkpoint, one that the user names, or nothing.
+//! The start of a run: from the newest intact checkpoint, from a given one, or from nothing.
 
 use super::CheckpointManager;
 use crate::catalog::{Catalog, Found, number_of};
@@ -11,32 +11,32 @@ use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
 use std::time::Instant;
 
 impl CheckpointManager {
-    /// Restores the newest intact checkpoint into the tracked objects; in an empty directory calls the init function
-    /// instead. Damaged checkpoints are passed over, moved aside, and listed in what is returned.
+    /// Restores the newest intact checkpoint into the tracked objects. In an empty directory, calls the function of
+    /// [`init`](crate::CheckpointManagerBuilder::init) instead. Damaged checkpoints are skipped, renamed, and listed in
+    /// the result.
     ///
-    /// The newest is the head of the chain in which each checkpoint follows the one that was restored or saved before it.
-    /// A checkpoint of another run that was copied beside it is left alone.
+    /// The newest is the head of the chain in which each checkpoint follows the one that was restored or saved before
+    /// it. A checkpoint of another run that was copied into the directory is ignored.
     ///
-    /// Every byte is read once and verified while it is read. Manifests, file lengths and headers are checked before the first
-    /// write. If a damaged tensor is found after that, an older checkpoint overwrites all that was touched. Only if none can,
-    /// the objects are left partly overwritten: the error is [`Error::PartlyRestored`], and nothing can be saved until a
-    /// restore has succeeded. [`restore`](CheckpointManager::restore) verifies all of a checkpoint before it changes
-    /// anything.
+    /// Every byte is read once and verified while it is read. Manifests, file lengths and headers are checked before
+    /// the first write. If a damaged tensor is found after that, an older checkpoint overwrites everything that was
+    /// changed. Only if there is none are the objects left partly overwritten, with [`Error::PartlyRestored`], and
+    /// nothing can be saved until a restore succeeds. [`restore`](CheckpointManager::restore) verifies the whole
+    /// checkpoint before it changes anything.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the newest intact checkpoint does not fit the objects; no object has changed.
-    /// [`Error::PartlyRestored`] when a checkpoint was found damaged after objects had begun to change, and no older one could
-    /// be restored over it.
-    /// [`Error::Io`] when a checkpoint cannot be looked at now: to go on without it would be to lose it, and
-    /// [`pass_over`](CheckpointManager::pass_over) does. [`Error::Undecided`] when nothing tells which of two is the
-    /// newest. When there are checkpoints and none is intact, or only those of another name, the error of the newest, or
-    /// [`Error::NotFound`] with all reasons: starting afresh would be the wrong thing to do silently. It stays so until
-    /// they are moved away, or [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start) is set.
+    /// [`Error::Mismatch`] if the newest intact checkpoint does not match the objects; no object was changed.
+    /// [`Error::PartlyRestored`] if a checkpoint was found damaged after objects had been changed, and no older one
+    /// could be restored over it. [`Error::Io`] if a checkpoint cannot be read now;
+    /// [`pass_over`](CheckpointManager::pass_over) continues without it. [`Error::Undecided`] if nothing decides which
+    /// of two is the newest. If there are checkpoints but none is intact, or only checkpoints of another name, the
+    /// error of the newest, or [`Error::NotFound`] with all reasons: a run does not start over silently. Move them
+    /// away, or set [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).
     pub fn restore_or_initialize(&mut self) -> Result<Started> {
         self.restore_or_initialize_with(&RestoreOptions::new())
     }
 
-    /// As [`restore_or_initialize`](CheckpointManager::restore_or_initialize), allowing what `options` allow.
+    /// Like [`restore_or_initialize`](CheckpointManager::restore_or_initialize), allowing what `options` allow.
     ///
     /// # Errors
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
@@ -85,7 +85,7 @@ impl CheckpointManager {
                 Err(error) => return Err(self.checkpoint.explain_torn(&path, error)),
             }
         }
-        // Nothing begins afresh with objects that are partly overwritten.
+        // A run does not start over with partly overwritten objects.
         if self.checkpoint.is_torn() {
             let nothing = || "there is no older checkpoint to restore over it".to_string();
             let error = first_error.unwrap_or_else(|| {
@@ -122,7 +122,7 @@ impl CheckpointManager {
         Ok(Started { restored: None, passed_over })
     }
 
-    /// Why a run is not resumed from a checkpoint that is whole.
+    /// Returns why a run is not resumed from a whole checkpoint.
     fn why_not_taken(&self, found: &Found) -> Option<String> {
         if found.unclean {
             return Some("it was saved after an error, and its state may not belong together".to_string());
@@ -135,22 +135,23 @@ impl CheckpointManager {
         (!is_taken).then(|| format!("there are values that are not finite in {}", listed(&found.non_finite)))
     }
 
-    /// Restores the checkpoint at `path`, reading every byte once and verifying it while it is read. Verifies it before it
-    /// changes anything where the options would let one of the `fallbacks` lack what it would overwrite.
+    /// Restores the checkpoint at `path`, reading every byte once and verifying it while reading. Verifies everything
+    /// first if the options would allow one of the `fallbacks` to lack what this checkpoint overwrites.
     fn restore_in_one_pass(
         &mut self,
         path: &Location,
         fallbacks: &[String],
         options: &RestoreOptions,
     ) -> Result<RestoreStatus> {
-        // Without an exception every fallback must have all values anyway.
+        // Without exceptions, every fallback must have all values.
         if options.verifies_first() && (!options.has_exceptions() || self.fall_back(path, fallbacks)) {
             return self.checkpoint.restore_own(path, &options.clone().verify_while_reading());
         }
         self.checkpoint.restore_own(path, options)
     }
 
-    /// Whether each of these checkpoints has all tensors of the one at `path`, with the same types and shapes.
+    /// Returns `true` if each of these checkpoints has all tensors of the one at `path`, with the same types and
+    /// shapes.
     fn fall_back(&self, path: &Location, fallbacks: &[String]) -> bool {
         let manifest = |name: &str| self.directory.manifest(name).ok();
         let name = path.file_name().and_then(|name| name.to_str());
@@ -161,7 +162,7 @@ impl CheckpointManager {
         !fallbacks.is_empty() && fallbacks.iter().all(|name| manifest(name).is_some_and(|other| has(&other)))
     }
 
-    /// Where a checkpoint stands among the known ones.
+    /// Returns the index of a checkpoint among the known ones.
     fn place_of(&self, name: &str) -> Option<usize> {
         self.ledger().known.iter().position(|found| found.entry.name == name)
     }
@@ -170,10 +171,10 @@ impl CheckpointManager {
         self.place_of(path.file_name()?.to_str()?)
     }
 
-    /// Looks again at what could not be looked at, and at everything if something was removed.
+    /// Examines again what could not be read, and everything if something was removed.
     ///
     /// # Errors
-    /// When it still cannot, or when nothing tells which of two checkpoints is the newest.
+    /// If it still cannot be read, or if nothing decides which of two checkpoints is the newest.
     fn look_again(&mut self) -> Result<()> {
         let mut ledger = self.ledger();
         if !ledger.unreachable.is_empty() || !ledger.are_all_there() {
@@ -189,8 +190,8 @@ impl CheckpointManager {
         }
     }
 
-    /// Restores the checkpoint at `path`; saving goes on from its step. If later ones of this directory's run are there,
-    /// the next save takes their place; see [going back](CheckpointManager#going-back).
+    /// Restores the checkpoint at `path`; saves continue from its step. If there are later checkpoints of this
+    /// directory's run, the next save supersedes them; see [going back](CheckpointManager#going-back).
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`](crate::Checkpoint::restore).
@@ -203,22 +204,22 @@ impl CheckpointManager {
 
     fn note_restore(&mut self, status: &RestoreStatus) {
         self.look_at_restores();
-        // What comes from another tool has no step.
+        // Files of other tools have no step.
         if !status.lineage().is_empty() {
             self.last_step = status.step();
             self.last_save_at = Instant::now();
         }
     }
 
-    /// Goes on without the checkpoint at `path`, which cannot be read now or is not wanted: it leaves the numbering
-    /// (`passed-over-…`), is not restored, and is never removed by this crate. Returns where it is now.
+    /// Skips the checkpoint at `path`, which cannot be read now or is not wanted: renames it (`passed-over-…`), so that
+    /// it is not restored. This crate never removes it. Returns its new path.
     ///
-    /// What cannot be read may be newer than all that can. That is why `restore_or_initialize` does not go on without it
-    /// unless this says so.
+    /// An unreadable checkpoint may be the newest, so `restore_or_initialize` does not continue without it unless this
+    /// is called.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when it is no checkpoint of this manager's name in its directory; [`Error::NotFound`] when there is
-    /// nothing of that name.
+    /// [`Error::InvalidArgument`] if it is not a checkpoint of this manager's name in its directory;
+    /// [`Error::NotFound`] if there is nothing of that name.
     pub fn pass_over(&mut self, path: impl Into<Location>) -> Result<Location> {
         self.settle()?;
         let path = &path.into();

@@ -1,6 +1,6 @@
 //! Save policies: when [`save_if_due`](crate::CheckpointManager::save_if_due) saves.
 //!
-//! A policy is a value, and policies combine: a save is due if any policy says so. The default is
+//! A policy is a value, and policies combine: a save is due if any policy requests it. The default is
 //! [`save_every(1)`](crate::CheckpointManagerBuilder::save_every).
 //!
 //! ```
@@ -32,7 +32,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
-/// What a policy decides by.
+/// The information on which a policy decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SaveContext {
@@ -49,7 +49,8 @@ pub struct SaveContext {
 }
 
 impl SaveContext {
-    /// A context in which nothing was saved before `step`. The fields are public: set what a test needs.
+    /// Creates a context in which nothing was saved before `step`. Set the public fields as needed, for example in
+    /// tests.
     pub fn new(step: u64) -> SaveContext {
         SaveContext { step, previous: None, last_saved: None, since_last_save: Duration::ZERO, is_saving: false }
     }
@@ -73,11 +74,11 @@ impl SaveContext {
 /// assert!(Doubling.is_due(&SaveContext::new(8)) && !Doubling.is_due(&SaveContext::new(9)));
 /// ```
 pub trait SavePolicy: Debug + Send {
-    /// Returns whether a save is due. It is asked at every call of `save_if_due`, so it must be quick.
+    /// Returns `true` if a save is due. Called by every `save_if_due`, so it must be fast.
     fn is_due(&self, context: &SaveContext) -> bool;
 }
 
-/// Saves when at least this many steps have passed since the last save, the restored checkpoint, or step 0. The one-word
+/// Saves when at least this many steps have passed since the last save, the restored checkpoint, or step 0. The short
 /// form is [`save_every`](crate::CheckpointManagerBuilder::save_every).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EverySteps(pub u64);
@@ -89,7 +90,7 @@ impl SavePolicy for EverySteps {
 }
 
 /// Saves when at least this much time has passed since the last save or restore, or since the manager was opened. The
-/// time is measured by a clock that is never set back.
+/// time is measured by a monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EveryDuration(pub Duration);
 
@@ -104,7 +105,7 @@ impl SavePolicy for EveryDuration {
 pub struct AtSteps(BTreeSet<u64>);
 
 impl AtSteps {
-    /// The given steps, in any order.
+    /// Returns the given steps, in any order.
     pub fn new(steps: impl IntoIterator<Item = u64>) -> AtSteps {
         AtSteps(steps.into_iter().collect())
     }
@@ -114,7 +115,7 @@ impl SavePolicy for AtSteps {
     fn is_due(&self, context: &SaveContext) -> bool {
         let SaveContext { step, previous, last_saved, .. } = *context;
         let from = previous.or(last_saved).map_or(step, |before| before.saturating_add(1));
-        // What was passed and could not be saved is still due.
+        // A step that was passed and not saved is still due.
         let from = from.min(last_saved.map_or(from, |saved| saved.saturating_add(1)));
         from <= step && self.0.range(from..=step).next().is_some()
     }
@@ -130,7 +131,7 @@ impl SavePolicy for First {
     }
 }
 
-/// Saves as soon as the previous save in the background is durable.
+/// Saves as soon as the previous background save is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Continuous;
 

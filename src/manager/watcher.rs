@@ -1,4 +1,4 @@
-//! Waiting for new checkpoints, in a process beside the one that trains.
+//! Waits for new checkpoints, in a process beside the one that trains.
 
 use super::directory::CheckpointDirectory;
 use super::retention::CheckpointInfo;
@@ -9,13 +9,13 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Yields the checkpoints of a directory as they are committed, as TensorFlow's `tf.train.checkpoints_iterator`.
+/// Yields the checkpoints of a directory as they are committed, like TensorFlow's `tf.train.checkpoints_iterator`.
 ///
-/// By default only the newest is yielded when it is another than before; those in between are skipped. It looks once per
-/// second, and waits for ever. The first item is the newest checkpoint that is there already.
+/// By default, only the newest checkpoint is yielded when it has changed; those in between are skipped. Polls once per
+/// second and waits forever. The first item is the newest existing checkpoint.
 ///
 /// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
-/// [`Error::Removed`], or completes, since it reads through the directory that it opened. Go on with the next one.
+/// [`Error::Removed`], or completes, because it reads through the open directory. Continue with the next one.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,7 +43,7 @@ pub struct CheckpointWatcher {
     poll: Duration,
     each: bool,
     stop: Option<Box<dyn FnMut() -> bool + Send>>,
-    /// What was yielded: names with what they were.
+    /// The yielded checkpoints: names and identities.
     yielded: HashSet<(String, Option<Follows>)>,
     /// When the last one was yielded.
     last: Option<Instant>,
@@ -61,7 +61,7 @@ impl fmt::Debug for CheckpointWatcher {
 }
 
 impl CheckpointWatcher {
-    /// Watches the directory at `path`, which need not be there yet.
+    /// Watches the directory at `path`, which need not exist yet.
     pub fn new(path: impl Into<Location>) -> CheckpointWatcher {
         let path = path.into();
         CheckpointWatcher {
@@ -77,45 +77,45 @@ impl CheckpointWatcher {
         }
     }
 
-    /// Ends when no new checkpoint came for this long. Defaults to never.
+    /// Sets the time without a new checkpoint after which the iterator ends. Defaults to never.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> CheckpointWatcher {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Waits at least this long between two items. Defaults to 0.
+    /// Sets the minimum time between two items. Defaults to 0.
     #[must_use]
     pub fn min_interval(mut self, interval: Duration) -> CheckpointWatcher {
         self.min_interval = interval;
         self
     }
 
-    /// How long to wait between two looks. Defaults to 1 second, and is at least 1 millisecond.
+    /// Sets the polling interval. Defaults to 1 second; at least 1 millisecond.
     #[must_use]
     pub fn poll(mut self, interval: Duration) -> CheckpointWatcher {
         self.poll = interval.max(Duration::from_millis(1));
         self
     }
 
-    /// Yields every checkpoint that is there when it looks, oldest first, and not only the newest.
+    /// Yields every checkpoint that exists when it polls, oldest first, and not only the newest.
     #[must_use]
     pub fn each(mut self) -> CheckpointWatcher {
         self.each = true;
         self
     }
 
-    /// Ends when `stop` returns true. It is asked before every look.
+    /// Ends the iterator when `stop` returns `true`. `stop` is called before every poll.
     #[must_use]
     pub fn stop_when(mut self, stop: impl FnMut() -> bool + Send + 'static) -> CheckpointWatcher {
         self.stop = Some(Box::new(stop));
         self
     }
 
-    /// The next one that is new.
+    /// Returns the next one that is new.
     fn look(&self) -> Result<Option<CheckpointInfo>> {
         let mut found = match self.directory.checkpoints() {
-            // It is removed as it is looked at: the next look tells.
+            // It is being removed at this moment: the next poll finds out.
             Err(error) if error.is_damage() || matches!(error, Error::Removed { .. }) => return Ok(None),
             result => result?,
         };
@@ -127,7 +127,7 @@ impl CheckpointWatcher {
     }
 }
 
-/// An error is what kept it from looking; the next call looks again.
+/// An error means that a poll failed; the next call polls again.
 impl Iterator for CheckpointWatcher {
     type Item = Result<CheckpointInfo>;
 

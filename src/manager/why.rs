@@ -1,4 +1,4 @@
-//! Why a manager's checkpoints stay, and what its next save removes.
+//! Explains why a manager's checkpoints stay, and what its next save removes.
 
 use super::CheckpointManager;
 use super::ledger::infos;
@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::location::Location;
 
 impl CheckpointManager {
-    /// Says of each checkpoint of this run, oldest first, what keeps it. A save that is still being written does not
-    /// count. What nothing keeps is removed after the next save.
+    /// Reports for each checkpoint of this run, oldest first, what keeps it. A save that is still being written does
+    /// not count. Checkpoints that nothing keeps are removed after the next save.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,10 +31,10 @@ impl CheckpointManager {
         ledger.retention.explain(&infos(&ledger.known), ledger.restored.as_ref(), self.directory.now())
     }
 
-    /// Says of the checkpoint at `path` what keeps it. Only the last part of the path counts, so a name does as well.
+    /// Reports what keeps the checkpoint at `path`. Only the last component of the path is used, so a name is enough.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when this manager has no checkpoint of that name.
+    /// [`Error::NotFound`] if this manager has no checkpoint of that name.
     pub fn why(&self, path: impl Into<Location>) -> Result<Explanation> {
         let path = &path.into();
         let name = path.file_name().and_then(|name| name.to_str());
@@ -45,8 +45,8 @@ impl CheckpointManager {
         })
     }
 
-    /// Says what a save at `step` with these metrics would remove: for each checkpoint that is there, what would keep it
-    /// then. Nothing is changed. What a save of an earlier step supersedes is not considered.
+    /// Reports what a save at `step` with these metrics would remove: for each existing checkpoint, what would keep it
+    /// then. Changes nothing. Does not consider what a save of an earlier step supersedes.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

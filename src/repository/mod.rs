@@ -181,8 +181,8 @@ pub trait Repository: Debug + Send + Sync {
     /// When there is nothing of that name, or it cannot be moved.
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String>;
 
-    /// Removes what was [set aside](Repository::quarantine) as damaged, whatever is in it; `false`, and nothing has changed,
-    /// when its marks say that it `stays`, or it is none of those. Defaults to leaving it.
+    /// Removes what was [set aside](Repository::quarantine) as damaged, whatever is in it; `false`, and nothing has
+    /// changed, when its marks say that it `stays`, or it is none of those. Defaults to leaving it.
     ///
     /// # Errors
     /// When it cannot be told what it is, or it cannot be taken out.

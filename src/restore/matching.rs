@@ -36,7 +36,7 @@ pub(crate) struct Replacement {
 /// What a checkpoint has of a collection without children: nothing tells it from one that is not there.
 static EMPTY: Saved = Saved { children: BTreeMap::new(), tensor: None, has_value: false };
 
-/// What is saved of a child of an object of which `parent` is saved.
+/// Returns what is saved of a child of an object of which `parent` is saved.
 fn saved_of<'a>(parent: Option<&'a Saved>, name: &str, child: &Node) -> Option<&'a Saved> {
     let saved = parent?.children.get(name);
     saved.or_else(|| matches!(child.0, Kind::Collection(_)).then_some(&EMPTY))

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
-/// A file that one save writes beside the components, under a digest, without its content being held in memory. Given to
-/// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
+/// A file that one save writes beside the components, under a digest, without its content being held in memory. Given
+/// to [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
 /// [`CheckpointReader::copy_to`](crate::CheckpointReader::copy_to).
 ///
 /// [`Asset`](crate::Asset) is a file that every save of a checkpoint has.
@@ -47,12 +47,12 @@ pub struct AssetStream<'a> {
 type WriteOnce<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;
 
 impl<'a> AssetStream<'a> {
-    /// Creates an asset called `name`, whose content `write` writes when the components are written. `bytes` is about how
-    /// many it writes: the save refuses to begin if the file system has less room. There is no buffer between `write` and
-    /// the file, so write large pieces.
+    /// Creates an asset called `name`, whose content `write` writes when the components are written. `bytes` is about
+    /// how many it writes: the save refuses to begin if the file system has less room. There is no buffer between
+    /// `write` and the file, so write large pieces.
     ///
-    /// If `write` returns an error the save fails with [`Error::Object`], or with the crate's own [`Error`] if that is the
-    /// inner error of the [`io::Error`]; nothing of the checkpoint remains.
+    /// If `write` returns an error the save fails with [`Error::Object`], or with the crate's own [`Error`] if that is
+    /// the inner error of the [`io::Error`]; nothing of the checkpoint remains.
     pub fn new(
         name: impl Into<String>,
         bytes: u64,
@@ -61,7 +61,7 @@ impl<'a> AssetStream<'a> {
         AssetStream { name: name.into(), bytes, write: Box::new(write) }
     }
 
-    /// The name that the file has in the checkpoint.
+    /// Returns the name that the file has in the checkpoint.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::graph::{Area, TensorPin, Touched};
 use crate::sync::{Arc, Mutex, PoisonError};
 
-/// The memory of tensors of at most so many bytes is held from one save to the next: while the plan is current it is the
-/// same, and taking hold of the memory of thousands of tensors is most of what the call would cost.
+/// The memory of tensors of at most so many bytes is held from one save to the next: while the plan is current it is
+/// the same, and taking hold of the memory of thousands of tensors is most of what the call would cost.
 const KEPT: u64 = 16 << 10;
 
 impl Plan {
-    /// What may be copied behind the call: the tensors that `is_lazy` names. It is asked once: where it would name others,
-    /// the plan has to be made anew.
+    /// Returns what may be copied behind the call: the tensors that `is_lazy` names. It is asked once: where it would
+    /// name others, the plan has to be made anew.
     pub(crate) fn lazy(&self, is_lazy: impl Fn(&PlannedTensor) -> bool) -> Result<Arc<Lazy>> {
         let mut lazy = self.lazy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lazy) = &*lazy {
@@ -96,7 +96,7 @@ impl Lazy {
 }
 
 impl PlannedTensor {
-    /// The memory that its elements are in, where it is pinned now: that may be another than was planned.
+    /// Returns the memory that its elements are in, where it is pinned now: that may be another than was planned.
     pub(super) fn area_of(&self, pin: Option<&dyn TensorPin>) -> Option<Area> {
         let address = pin.and_then(|pin| pin.address());
         self.area.map(|area| address.map_or(area, |address| area.moved_to(address)))

@@ -49,8 +49,8 @@ pub(crate) enum Source {
     Tensor(usize),
 }
 
-/// Cuts a file of `bytes`, at this place of the plan, into spans of about equal length for the threads, between tensors,
-/// and these into chunks. `tensors` are the places of its tensors and their bytes, which follow the header.
+/// Cuts a file of `bytes`, at this place of the plan, into spans of about equal length for the threads, between
+/// tensors, and these into chunks. `tensors` are the places of its tensors and their bytes, which follow the header.
 pub(super) fn spans(
     place: usize,
     bytes: u64,

@@ -101,7 +101,7 @@ impl Noted {
         changed.map(|place| self.plan.tensors[place].key.as_str())
     }
 
-    /// What was noted, to be saved: the tensors that were not copied are those there are now.
+    /// Returns what was noted, to be saved: the tensors that were not copied are those there are now.
     pub(crate) fn into_plan(self) -> (Arc<Plan>, AllSeen) {
         let leaf = |(place, bytes): (usize, Vec<u8>)| {
             let spec = self.plan.tensors[place].spec.clone();

@@ -24,8 +24,8 @@ impl Pinned for Pins {
     }
 }
 
-/// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned is
-/// read from the memory that it had at the call.
+/// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned
+/// is read from the memory that it had at the call.
 pub(super) struct Gatherer<'a> {
     plan: &'a Plan,
     pins: &'a Pins,

@@ -22,7 +22,7 @@ impl Held {
         Held::take_again(directory, &mut Sequences::default())
     }
 
-    /// As [`take`](Held::take), where `sequences` are those that it found before.
+    /// Like [`take`](Held::take), where `sequences` are those that it found before.
     pub(crate) fn take_again(directory: &Directory, sequences: &mut Sequences) -> Result<Held> {
         directory.create()?;
         let lock = directory.lock()?;
@@ -32,19 +32,19 @@ impl Held {
         Ok(Held::new(directory, lock, sequences.highest(directory, &scan)?))
     }
 
-    /// The directory whose lock this is; `highest` is its highest sequence.
+    /// Returns the directory whose lock this is; `highest` is its highest sequence.
     pub(crate) fn new(directory: &Directory, lock: Lock, highest: u64) -> Held {
         let (sequence, index) = (Mutex::new(highest), Mutex::default());
         Held { directory: directory.clone(), lock, sequence, index }
     }
 
-    /// Whether it is the lock of this directory.
+    /// Returns `true` if it is the lock of this directory.
     pub(crate) fn is_of(&self, directory: &Directory) -> bool {
         self.directory.is_same(directory)
     }
 
-    /// The sequence of the next save. It is used up even when the save fails: what that leaves behind could come back
-    /// with a power cut.
+    /// Returns the sequence of the next save. It is used up even when the save fails: what that leaves behind could
+    /// come back with a power cut.
     pub(crate) fn next_sequence(&self) -> Result<u64> {
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
         *sequence = sequence.checked_add(1).ok_or_else(|| {

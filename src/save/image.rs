@@ -1,8 +1,8 @@
 //! Capturing a state: the files' bytes, copied into memory that is allocated once and reused from save to save.
 //!
 //! What anyone may change is copied at the call. What only writers change that wait for captures is copied while the
-//! training goes on, from memory that was taken hold of at the call; whoever comes to write before that is done helps with
-//! the rest. That nobody has written all the same is checked, by version counters and sampled elements.
+//! training goes on, from memory that was taken hold of at the call; whoever comes to write before that is done helps
+//! with the rest. That nobody has written all the same is checked, by version counters and sampled elements.
 
 use super::behind::pin;
 use super::buffer::PageBuffer;
@@ -28,8 +28,8 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Makes the image fit the files of a plan that are `wanted`; chunks that fit already are kept, since fresh memory costs
-    /// ten times a copy. Those of which this is not known yet are left as they are.
+    /// Makes the image fit the files of a plan that are `wanted`; chunks that fit already are kept, since fresh memory
+    /// costs ten times a copy. Those of which this is not known yet are left as they are.
     pub(crate) fn fit(&mut self, plan: &Plan, wanted: impl Fn(usize) -> Option<bool>) -> Result<()> {
         self.spans.resize_with(plan.spans.len(), Vec::new);
         for (chunks, span) in self.spans.iter_mut().zip(&plan.spans) {
@@ -52,7 +52,7 @@ impl Image {
         Ok(())
     }
 
-    /// Whether the image has these digests of a file's tensors, by place in the plan.
+    /// Returns `true` if the image has these digests of a file's tensors, by place in the plan.
     pub(super) fn has(&self, plan: &Plan, file: usize, digests: &[(usize, Digest)]) -> bool {
         let mut digests = digests.iter();
         let mut current: Option<(usize, Digest, Hasher)> = None;
@@ -140,9 +140,9 @@ impl Failure {
 
 impl Capture {
     /// Begins: takes hold of what is `lazy`, and tells what that is. Nothing is copied yet: [`Capture::copy_now`] must
-    /// follow, and [`Hold::finish`], on whatever threads call it. `image` fits the files that have something lazy; it is
-    /// taken in the end. `others` says what is done about writers that do not wait of their own accord. `None` where the
-    /// plan, if it `is_checked`, does not fit the tensors any more.
+    /// follow, and [`Hold::finish`], on whatever threads call it. `image` fits the files that have something lazy; it
+    /// is taken in the end. `others` says what is done about writers that do not wait of their own accord. `None` where
+    /// the plan, if it `is_checked`, does not fit the tensors any more.
     pub(crate) fn begin(
         plan: Arc<Plan>,
         lazy: Arc<Lazy>,
@@ -190,12 +190,12 @@ impl Capture {
         Ok(Some((touched, Arc::new(capture))))
     }
 
-    /// Whether anything of a file is copied behind the call, by its place in `Plan::files`.
+    /// Returns `true` if anything of a file is copied behind the call, by its place in `Plan::files`.
     pub(crate) fn is_behind(&self, file: usize) -> bool {
         self.lazy.is_in(file)
     }
 
-    /// What the tensors have said of themselves at the call, as [`Plan::look`].
+    /// Returns what the tensors have said of themselves at the call, as [`Plan::look`].
     pub(crate) fn seen(&self) -> &AllSeen {
         &self.seen
     }
@@ -218,7 +218,7 @@ impl Capture {
         Ok(())
     }
 
-    /// The captured bytes.
+    /// Returns the captured bytes.
     pub(crate) fn image(&self) -> RwLockReadGuard<'_, Image> {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -262,8 +262,8 @@ impl Capture {
         Ok(())
     }
 
-    /// Whether all version counters are where they were at the call; all is copied, and no writer that waits has been
-    /// let go yet.
+    /// Returns whether all version counters are where they were at the call; all is copied, and no writer that waits
+    /// has been let go yet.
     fn check_versions(&self) -> std::result::Result<(), Failure> {
         for &place in self.lazy.places.iter().filter(|_| self.samples.is_some()) {
             let (tensor, then) = (&self.plan.tensors[place], self.seen[place].version());

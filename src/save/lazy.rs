@@ -67,7 +67,7 @@ impl Lazy {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a source of the span is copied behind the call.
+    /// Returns `true` if a source of the span is copied behind the call.
     pub(super) fn is_behind(&self, span: &Span, source: Source) -> bool {
         match source {
             Source::Header => self.in_file[span.file],
@@ -75,7 +75,7 @@ impl Lazy {
         }
     }
 
-    /// Whether anything of a file is copied behind the call, by its place in `Plan::files`.
+    /// Returns `true` if anything of a file is copied behind the call, by its place in `Plan::files`.
     pub(crate) fn is_in(&self, file: usize) -> bool {
         self.in_file[file]
     }

@@ -4,8 +4,8 @@ use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::repository::{Durability, OpenOptions, PAGE};
 
-/// How a checkpoint is saved: how durable it is, with how many threads, in what pieces, and what is recorded about its values.
-/// Given to [`Checkpoint::save_with`](crate::Checkpoint::save_with),
+/// How a checkpoint is saved: how durable it is, with how many threads, in what pieces, and what is recorded about its
+/// values. Given to [`Checkpoint::save_with`](crate::Checkpoint::save_with),
 /// [`Checkpoint::write_with`](crate::Checkpoint::write_with) and
 /// [`CheckpointManagerBuilder::save_options`](crate::CheckpointManagerBuilder::save_options).
 ///
@@ -85,15 +85,15 @@ impl SaveOptions {
         self
     }
 
-    /// Splits components of more than `bytes` bytes into several files (`encoder-00001-of-00003.safetensors`). Defaults to
-    /// 16 GiB. A single tensor is never split.
+    /// Splits components of more than `bytes` bytes into several files (`encoder-00001-of-00003.safetensors`). Defaults
+    /// to 16 GiB. A single tensor is never split.
     pub fn max_file_bytes(mut self, bytes: u64) -> Self {
         self.max_file_bytes = bytes.max(1);
         self
     }
 
-    /// Sets what is recorded about the values of tensors of float types (F64, F32, F16, BF16, the F8 types except F8_E8M0, and
-    /// C64). Defaults to [`Health::Finite`].
+    /// Sets what is recorded about the values of tensors of float types (F64, F32, F16, BF16, the F8 types except
+    /// F8_E8M0, and C64). Defaults to [`Health::Finite`].
     pub fn health(mut self, health: Health) -> Self {
         self.health = health;
         self

@@ -67,7 +67,7 @@ pub(crate) struct PlannedTensor {
 }
 
 impl Plan {
-    /// What the tensors say of themselves now, then what those of the aliases do.
+    /// Returns what the tensors say of themselves now, then what those of the aliases do.
     pub(crate) fn look(&self) -> Vec<Seen> {
         let mut seen = Vec::new();
         self.survey.look_alone(&mut seen);
@@ -80,28 +80,28 @@ impl Plan {
         &self.survey
     }
 
-    /// Whether a new plan of the same objects would be the same, as far as the collections say. One that cannot tell makes a
-    /// new plan necessary.
+    /// Returns `true` if a new plan of the same objects would be the same, as far as the collections say. One that
+    /// cannot tell makes a new plan necessary.
     pub(crate) fn fits_collections(&self) -> bool {
         self.collections.iter().all(|(collection, then)| then.is_some() && *then == collection.generation())
     }
 
-    /// The same, as far as the tensors have said, as they were [`seen`](Plan::look).
+    /// Returns the same, as far as the tensors have said, as they were [`seen`](Plan::look).
     pub(crate) fn fits(&self, seen: &[Seen]) -> bool {
         self.generations.iter().zip(seen).all(|(then, now)| then.is_some() && *then == now.generation())
     }
 
-    /// Whether a save with these options divides its bytes in the same way.
+    /// Returns `true` if a save with these options divides its bytes in the same way.
     pub(crate) fn fits_options(&self, options: &SaveOptions) -> bool {
         self.layout == options.layout()
     }
 
-    /// Whether it was captured before.
+    /// Returns `true` if it was captured before.
     pub(crate) fn was_captured(&self) -> bool {
         self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// The values, as they are now.
+    /// Returns the values, as they are now.
     pub(crate) fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
         let save = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
             let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
@@ -110,7 +110,8 @@ impl Plan {
         self.values.iter().map(save).collect()
     }
 
-    /// The same plan, with other leaves for some of the tensors, by their places, and for the values, by their keys.
+    /// Returns the same plan, with other leaves for some of the tensors, by their places, and for the values, by their
+    /// keys.
     pub(super) fn with_leaves(
         &self,
         mut tensors: BTreeMap<usize, Arc<dyn TensorLeaf>>,
@@ -134,7 +135,7 @@ impl Plan {
         }
     }
 
-    /// The keys, in the order in which the tensors are [seen](Plan::look).
+    /// Returns the keys, in the order in which the tensors are [seen](Plan::look).
     pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
         self.tensors.iter().map(|tensor| &tensor.key).chain(self.aliases.iter().map(|(key, _)| key))
     }
@@ -149,7 +150,7 @@ impl Plan {
         }
     }
 
-    /// Bytes the component files take together.
+    /// Returns bytes the component files take together.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }

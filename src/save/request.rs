@@ -74,13 +74,13 @@ impl SaveRequest {
         Ok(SaveRequest { plan, stamp, values, assets, unchanged, options: options.clone(), refuse_unhealthy: false })
     }
 
-    /// Whether values that are not finite are an error.
+    /// Returns whether values that are not finite are an error.
     pub(crate) fn refuse_unhealthy(self, refuse_unhealthy: bool) -> SaveRequest {
         SaveRequest { refuse_unhealthy, ..self }
     }
 
-    /// Prepares for being run behind the training: the files that may be unchanged are looked at now, and `capture` copies
-    /// the rest of what may not be copied later.
+    /// Prepares for being run behind the training: the files that may be unchanged are looked at now, and `capture`
+    /// copies the rest of what may not be copied later.
     pub(crate) fn capture_now(&mut self, capture: &Capture) -> Result<()> {
         // The training needs the processors more.
         self.options.threads = self.options.threads.div_ceil(2);
@@ -88,9 +88,9 @@ impl SaveRequest {
         capture.copy_now(|file| self.unchanged.is_proved(file))
     }
 
-    /// Writes the checkpoint `name` of `directory`, from `image`, or from the live tensors where there is none, and with
-    /// the assets `streams`. Durable when this returns; on an error the directory is as it was. `ready` is called when all
-    /// is written and nothing of it has its name yet; an error of it ends the save.
+    /// Writes the checkpoint `name` of `directory`, from `image`, or from the live tensors where there is none, and
+    /// with the assets `streams`. Durable when this returns; on an error the directory is as it was. `ready` is called
+    /// when all is written and nothing of it has its name yet; an error of it ends the save.
     pub(crate) fn run(
         mut self,
         image: Option<&Image>,

@@ -7,7 +7,7 @@ use crate::graph::Seen;
 use crate::parallel;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether a save of `plan` now, with its tensors as they are `seen`, would write what `manifest` has.
+/// Returns `true` if a save of `plan` now, with its tensors as they are `seen`, would write what `manifest` has.
 pub(crate) fn is_saved(plan: &Plan, seen: &[Seen], manifest: &Manifest, threads: usize) -> Result<bool> {
     let record = |key: &str| manifest.tensors.get(key);
     let of = |place: usize| plan.tensors.get(place).and_then(|tensor| record(&tensor.key));

@@ -87,7 +87,7 @@ impl Samples {
         self.read(pins);
     }
 
-    /// The place of a tensor of which an element is not what it was.
+    /// Returns the place of a tensor of which an element is not what it was.
     pub(super) fn changed(&self, pins: &impl Pinned) -> Option<usize> {
         let differs = |Sample { tensor, size, offset, value }: &&Sample| {
             let memory = pins.get(*tensor as usize).and_then(|pin| pin.memory());
@@ -137,8 +137,8 @@ impl Samples {
         }
     }
 
-    /// Looks at the chosen elements, one right after the other: their memory is cold, and the processor then waits for many
-    /// of them at a time.
+    /// Looks at the chosen elements, one right after the other: their memory is cold, and the processor then waits for
+    /// many of them at a time.
     fn read(&mut self, pins: &impl Pinned) {
         let (mut current, mut memory): (Option<u32>, Option<&[u8]>) = (None, None);
         for Sample { tensor, size, offset, value } in &mut self.samples {
@@ -155,7 +155,7 @@ impl Samples {
         }
     }
 
-    /// Whether the bytes of a part, copied, have all samples as they were.
+    /// Returns `true` if the bytes of a part, copied, have all samples as they were.
     pub(super) fn fit(&self, part: &Part, bytes: &[u8]) -> bool {
         let Source::Tensor(place) = part.source else { return true };
         let of_tensor =

@@ -1,7 +1,7 @@
 //! What the pass that digests notes of the values of a tensor: whether all are finite, norm, minimum and maximum.
 //!
-//! Values are taken in blocks that are counted from the tensor's first element, so that the figures do not depend on how
-//! the bytes arrive. Within a block, sums are of single precision in lanes; a block in which that could go wrong
+//! Values are taken in blocks that are counted from the tensor's first element, so that the figures do not depend on
+//! how the bytes arrive. Within a block, sums are of single precision in lanes; a block in which that could go wrong
 //! (values that are not finite, very large or very small ones) is summed again in double precision.
 
 use crate::dtype::Dtype;
@@ -172,7 +172,7 @@ fn each<const SIZE: usize>(bytes: &[u8], mut take: impl FnMut([u8; SIZE])) {
     elements.iter().for_each(|element| take(*element));
 }
 
-/// The sum of the squares, minimum and maximum of a block; `None` where single precision is not enough.
+/// Returns the sum of the squares, minimum and maximum of a block; `None` where single precision is not enough.
 fn quick<const SIZE: usize>(block: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> Option<(f64, f32, f32)> {
     let (mut squares, mut min, mut max) = ([0f32; LANES], [f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let (elements, _) = block.as_chunks::<SIZE>();

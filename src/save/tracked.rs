@@ -13,11 +13,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A file of the user's own that every checkpoint has beside its components, under a digest: a tokenizer, a vocabulary, a replay
-/// shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
+/// A file of the user's own that every checkpoint has beside its components, under a digest: a tokenizer, a vocabulary,
+/// a replay shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
 ///
-/// The content is that of the call that saves, and is held in memory until it is written. A manager does not write a file again
-/// that has not changed since its last checkpoint: it is given a second name, as a component is.
+/// The content is that of the call that saves, and is held in memory until it is written. A manager does not write a
+/// file again that has not changed since its last checkpoint: it is given a second name, as a component is.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -55,15 +55,15 @@ enum Content {
 }
 
 impl Asset {
-    /// The file at `path`, as it is when a checkpoint is saved. Its name there is the name it has.
+    /// Returns the file at `path`, as it is when a checkpoint is saved. Its name there is the name it has.
     pub fn file(path: impl Into<PathBuf>) -> Asset {
         let path = path.into();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Asset { name, content: Content::File(path) }
     }
 
-    /// What `write` writes, which is called for every checkpoint, by the call that saves it. Writing the same bytes for the
-    /// same state lets checkpoints share the file.
+    /// Returns what `write` writes, which is called for every checkpoint, by the call that saves it. Writing the same
+    /// bytes for the same state lets checkpoints share the file.
     pub fn writer(
         name: impl Into<String>,
         write: impl Fn(&mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
@@ -78,12 +78,12 @@ impl Asset {
         self
     }
 
-    /// Its name in a checkpoint.
+    /// Returns its name in a checkpoint.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether a checkpoint can have a file of this name.
+    /// Returns whether a checkpoint can have a file of this name.
     pub(crate) fn check_name(&self) -> Result<()> {
         check_asset_name(&self.name)?;
         if SAVED_MODEL.contains(&self.name.to_ascii_lowercase().as_str()) {
@@ -92,7 +92,7 @@ impl Asset {
         Ok(())
     }
 
-    /// The content as it is now.
+    /// Returns the content as it is now.
     pub(crate) fn capture(&self, earlier: Option<&Earlier>) -> Result<Captured> {
         let failed = |e: io::Error| Error::object(&self.name, format!("its writer failed: {e}"));
         let (bytes, stamp) = match &self.content {
@@ -186,14 +186,14 @@ impl FileStamp {
         }
     }
 
-    /// Whether a later change would be seen.
+    /// Returns `true` if a later change would be seen.
     fn is_settled(&self) -> bool {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
         i64::try_from(now).is_ok_and(|now| self.changed.0 < now - GRANULARITY && self.modified.0 < now - GRANULARITY)
     }
 }
 
-/// The bytes of a file, unless it is what it was for the earlier checkpoint.
+/// Returns the bytes of a file, unless it is what it was for the earlier checkpoint.
 fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Option<FileStamp>)> {
     let failed = |e| Error::io("read", path, e);
     let mut file = File::open(path).map_err(failed)?;

@@ -1,10 +1,10 @@
 //! Components that have not changed since the last checkpoint are not written again: their file gets a second name.
 //!
-//! That a component may be unchanged is told by its tensors' version counters, which cost nothing to ask; that it is, by
-//! the digests of the bytes of the call: of what is copied behind the call once it is copied, of all else at the call. Of
-//! the checkpoints that are kept, at least two never share a file, so that one bad sector cannot spoil them all: where one
-//! is kept, a file is always given another name; where two are kept, never; else as long as one of the others has another
-//! file.
+//! That a component may be unchanged is told by its tensors' version counters, which cost nothing to ask; that it is,
+//! by the digests of the bytes of the call: of what is copied behind the call once it is copied, of all else at the
+//! call. Of the checkpoints that are kept, at least two never share a file, so that one bad sector cannot spoil them
+//! all: where one is kept, a file is always given another name; where two are kept, never; else as long as one of the
+//! others has another file.
 
 use super::lazy::AllSeen;
 use super::plan::{Plan, PlannedFile};
@@ -39,7 +39,7 @@ impl Memo {
         self.kept = names.into_iter().collect();
     }
 
-    /// Whether one checkpoint more may have this file.
+    /// Returns `true` if one checkpoint more may have this file.
     fn may_share(&self, shares: &BTreeSet<String>) -> bool {
         let all = self.kept.iter().all(|name| shares.contains(name));
         self.kept.is_empty() || !all && shares.len() < MAX_SHARES
@@ -83,8 +83,8 @@ fn versions<'a>(plan: &'a Plan, file: &'a PlannedFile, seen: &'a [Seen]) -> impl
 }
 
 impl Unchanged {
-    /// Compares a plan, with its tensors as they are [`seen`](Plan::look), with the last checkpoint. What changes later is
-    /// taken for changed by the next save.
+    /// Compares a plan, with its tensors as they are [`seen`](Plan::look), with the last checkpoint. What changes later
+    /// is taken for changed by the next save.
     pub(crate) fn since(memo: &Memo, plan: &Plan, seen: AllSeen) -> Unchanged {
         let same = plan.files.iter().map(|file| {
             let known = memo.files.get(&file.name)?;
@@ -131,28 +131,28 @@ impl Unchanged {
         }
     }
 
-    /// Whether a file of the plan, by its place, was unchanged at the call, so that it was not captured.
+    /// Returns `true` if a file of the plan, by its place, was unchanged at the call, so that it was not captured.
     pub(crate) fn is_proved(&self, file: usize) -> bool {
         self.proved.get(file) == Some(&true)
     }
 
-    /// The digests that a file's tensors had, with their places, if they may have them still.
+    /// Returns the digests that a file's tensors had, with their places, if they may have them still.
     pub(super) fn known(&self, plan: &Plan, place: usize) -> Option<Vec<(usize, Digest)>> {
         let (file, digests) = (plan.files.get(place)?, self.digests.get(place)?.as_ref()?);
         Some(file.tensors.iter().copied().zip(digests.iter().copied()).collect())
     }
 
-    /// What the tensors have said of themselves.
+    /// Returns what the tensors have said of themselves.
     pub(super) fn seen(&self) -> &[Seen] {
         &self.seen
     }
 
-    /// What was noted of the tensors of a file that may be unchanged, in their order.
+    /// Returns what was noted of the tensors of a file that may be unchanged, in their order.
     pub(super) fn statistics(&self, place: usize) -> &[Option<Statistics>] {
         self.statistics.get(place).map_or(&[], Vec::as_slice)
     }
 
-    /// The last checkpoint.
+    /// Returns the last checkpoint.
     pub(super) fn from(&self) -> &str {
         &self.from
     }
@@ -167,13 +167,13 @@ impl Unchanged {
         self.no_links = true;
     }
 
-    /// The checkpoint that has the file, and what the file was when it was finished.
+    /// Returns the checkpoint that has the file, and what the file was when it was finished.
     pub(crate) fn shared(&self, file: usize) -> Option<(&str, Finished)> {
         let (finished, _) = self.shared.get(file)?.as_ref()?;
         Some((&self.from, *finished))
     }
 
-    /// As [`known`](Unchanged::known), if the tensors have these digests at the moment.
+    /// Like [`known`](Unchanged::known), if the tensors have these digests at the moment.
     pub(super) fn live_digests(&self, plan: &Plan, place: usize, threads: usize) -> Option<Vec<(usize, Digest)>> {
         let pairs = self.known(plan, place)?;
         let bytes = pairs.iter().map(|(place, _)| plan.tensors[*place].range.end - plan.tensors[*place].range.start);
@@ -194,8 +194,8 @@ impl Unchanged {
         compared.is_ok().then_some(pairs)
     }
 
-    /// What to compare the next save with. `linked` tells which files were not written again, `finished` what those were
-    /// that were.
+    /// What to compare the next save with. `linked` tells which files were not written again, `finished` what those
+    /// were that were.
     pub(crate) fn into_memo(
         mut self,
         plan: &Plan,

@@ -1,7 +1,7 @@
-//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes in a buffer
-//! (or takes them from an image captured before), digests them while they are in the cache, and writes them: the same
-//! bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the others go
-//! on; small files are synced together in the end.
+//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes in a
+//! buffer (or takes them from an image captured before), digests them while they are in the cache, and writes them: the
+//! same bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the
+//! others go on; small files are synced together in the end.
 
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Part, Source, Span};
@@ -60,7 +60,7 @@ impl<'a> FileInWork<'a> {
         FileInWork { staged: Mutex::new(None), from, spans_left: AtomicUsize::new(spans), finished: OnceLock::new() }
     }
 
-    /// The file, created by whoever comes first.
+    /// Returns the file, created by whoever comes first.
     fn open(&self, staging: &'a dyn Transaction, planned: &PlannedFile) -> Result<Arc<Staged<'a>>> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = &*staged {
@@ -297,7 +297,7 @@ impl SpanWriter<'_> {
         if self.health == Health::Off { None } else { Scan::of(dtype) }
     }
 
-    /// What of a finished scan is recorded.
+    /// Returns what of a finished scan is recorded.
     fn statistics(&self, scan: Option<Scan>) -> Option<Statistics> {
         let statistics = scan?.finish();
         (statistics.non_finite > 0 || self.health == Health::Statistics).then_some(statistics)
@@ -317,7 +317,7 @@ impl SpanWriter<'_> {
     }
 }
 
-/// The manifest's entries: one for every key, those of shared memory pointing to the same bytes.
+/// Returns the manifest's entries: one for every key, those of shared memory pointing to the same bytes.
 fn records(plan: &Plan, noted: &[Noted]) -> BTreeMap<String, TensorRecord> {
     let record = |file: &PlannedFile, place: usize| {
         let tensor = &plan.tensors[place];

@@ -1,4 +1,4 @@
-//! The best ones by a metric.
+//! Keeps the best checkpoints by a metric.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
@@ -34,19 +34,19 @@ pub enum Goal {
 pub struct Best {
     /// The name of the metric.
     pub metric: String,
-    /// What better means.
+    /// Whether lower or higher is better.
     pub goal: Goal,
     /// How many stay.
     pub n: usize,
 }
 
 impl Best {
-    /// The best `n` by `metric`.
+    /// Creates the policy for the best `n` by `metric`.
     pub fn new(metric: impl Into<String>, goal: Goal, n: usize) -> Best {
         Best { metric: metric.into(), goal, n }
     }
 
-    /// The places of those that have the metric in `checkpoints`, best first.
+    /// Returns the indices of the checkpoints that have the metric, best first.
     pub(crate) fn order(&self, checkpoints: &[CheckpointInfo]) -> Vec<usize> {
         let value = |at: usize| checkpoints[at].metrics.get(&self.metric).copied().filter(|value| value.is_finite());
         let mut places: Vec<(usize, f64)> = (0..checkpoints.len()).filter_map(|at| Some((at, value(at)?))).collect();

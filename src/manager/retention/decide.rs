@@ -1,4 +1,4 @@
-//! What the policies and the rules outside of them come to: pure functions over a list of checkpoints.
+//! Combines the policies with the rules outside of them: pure functions over a list of checkpoints.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use crate::catalog::broken::{Rule, is_broken};
@@ -9,21 +9,21 @@ use std::collections::HashSet;
 use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Why a checkpoint stays, or that it does not.
+/// What keeps a checkpoint, if anything.
 ///
-/// What removes checkpoints and what explains it are the same function, so they cannot differ.
+/// The same function decides and explains, so they cannot differ.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The checkpoint.
     pub checkpoint: CheckpointInfo,
-    /// All that keeps it. If there is nothing, it is removed after the next save, unless a checkpoint that stays has lost
-    /// files.
+    /// Everything that keeps it. If nothing does, it is removed after the next save, unless a checkpoint that stays has
+    /// lost files.
     pub kept_by: Vec<KeptBy>,
 }
 
 impl Explanation {
-    /// Whether it stays.
+    /// Returns `true` if it stays.
     pub fn is_kept(&self) -> bool {
         !self.kept_by.is_empty()
     }
@@ -55,20 +55,20 @@ pub enum KeptBy {
         /// How many of them stay.
         keep: usize,
     },
-    /// It is marked as kept for good, or has a mark that this version cannot read.
+    /// It is permanent, or has a mark that this version cannot read.
     Permanent,
     /// It is pinned.
     Pin {
         /// The name of the pin.
         name: String,
-        /// What was noted with it.
+        /// The note of the pin.
         note: String,
     },
     /// A run was restored from it, and too few newer ones exist.
     Restored {
-        /// How many newer ones are there.
+        /// The number of newer ones.
         newer: usize,
-        /// How many are needed.
+        /// The number that is needed.
         needed: usize,
     },
     /// A policy keeps it.
@@ -119,12 +119,12 @@ pub(crate) struct Retention {
     pub keep_damaged: Option<usize>,
 }
 
-/// What to do with checkpoints that are too many.
+/// The decision about superfluous checkpoints.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Verdict {
     /// Names to remove, oldest first.
     pub remove: Vec<String>,
-    /// Names to preserve from now on, oldest first.
+    /// Names to mark as permanent, oldest first.
     pub preserve: Vec<String>,
 }
 
@@ -165,13 +165,13 @@ impl Retention {
         self
     }
 
-    /// How many checkpoints the policies that have a bound keep together at most.
+    /// Returns how many checkpoints the policies that have a bound keep together at most.
     pub(crate) fn bound(&self) -> usize {
         self.policies.iter().filter_map(|policy| policy.bound()).fold(0, usize::saturating_add).max(1)
     }
 
-    /// What keeps each of `checkpoints`, which are those of one run, oldest first. `restored` is what this process
-    /// restored; what earlier ones did is in the list.
+    /// Returns what keeps each of `checkpoints`, which are those of one run, oldest first. `restored` is what this
+    /// process restored; what earlier ones did is in the list.
     pub(crate) fn explain(
         &self,
         checkpoints: &[CheckpointInfo],
@@ -225,7 +225,7 @@ impl Retention {
                     explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
                 }
             }
-            // Then nothing is removed, and unhealthy ones are no exception.
+            // Then nothing is removed, including unhealthy ones.
             for &at in unhealthy.iter().filter(|_| !is_complete) {
                 let reason = Reason::new("what it keeps is not known");
                 explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
@@ -234,7 +234,7 @@ impl Retention {
         explanations
     }
 
-    /// Which of `checkpoints` go, and which are marked as kept for good, because nothing else keeps them any more.
+    /// Decides which of `checkpoints` are removed, and which are marked as permanent because nothing else keeps them.
     pub(crate) fn decide(
         &self,
         checkpoints: &[CheckpointInfo],
@@ -254,7 +254,7 @@ impl Retention {
         verdict
     }
 
-    /// What the next checkpoint records for [`Every`](super::Every); `opened` is when the manager was opened.
+    /// Returns what the next checkpoint records for [`Every`](super::Every); `opened` is when the manager was opened.
     pub(crate) fn counted_from(
         &self,
         checkpoints: &[CheckpointInfo],
@@ -267,7 +267,7 @@ impl Retention {
     }
 }
 
-/// What the runs of these checkpoints were restored from: the latest of another run that each goes back to.
+/// Returns what the runs of these checkpoints were restored from: the latest of another run that each goes back to.
 fn restored_from(checkpoints: &[CheckpointInfo]) -> impl Iterator<Item = &Follows> {
     checkpoints.iter().filter_map(|info| {
         let own = info.id.as_ref()?;

@@ -1,22 +1,22 @@
-//! One per interval of time, for good: TensorFlow's `keep_checkpoint_every_n_hours`.
+//! Keeps one checkpoint per interval of time permanently, like TensorFlow's `keep_checkpoint_every_n_hours`.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy, delta};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::time::Duration;
 
-/// Keeps, for good, one checkpoint per interval. The one-word form is
+/// Keeps one checkpoint per interval permanently. The short form is
 /// [`keep_every`](crate::CheckpointManagerBuilder::keep_every).
 ///
-/// The rule is that of `keep_checkpoint_every_n_hours` in TensorFlow. In the order of saving, a checkpoint is kept if it
-/// was saved at least the interval after the last one that this policy kept. The first interval begins when a manager
-/// with this policy is first opened in an empty directory, or with the oldest checkpoint it finds there. It is marked as
-/// kept for good when no other policy keeps it any more; then it stays also when the policies change.
+/// The rule is that of `keep_checkpoint_every_n_hours` in TensorFlow. In the order of saving, a checkpoint is kept if
+/// it was saved at least the interval after the last one that this policy kept. The first interval starts when a
+/// manager with this policy is first opened in an empty directory, or with the oldest checkpoint there. The checkpoint
+/// is marked as permanent when no other policy keeps it; from then on it stays even if the policies change.
 ///
-/// Use one policy of this kind: what one keeps for good, another one counts from.
+/// Use one policy of this kind only: intervals are counted from any permanent checkpoint.
 ///
-/// The intervals are measured between the times at which checkpoints were saved. Where the clock was set back, so that a
-/// checkpoint was saved before the last one that was kept, an interval begins with that checkpoint. TensorFlow forgets
-/// all its checkpoints in that case.
+/// The intervals are measured between the times at which checkpoints were saved. If the clock was set back, so that a
+/// checkpoint was saved before the last kept one, an interval starts with that checkpoint. TensorFlow forgets all its
+/// checkpoints in that case.
 ///
 /// ```
 /// use chrono::{DateTime, TimeDelta, Utc};
@@ -34,7 +34,7 @@ use std::time::Duration;
 pub struct Every(pub Duration);
 
 impl Every {
-    /// Which are kept, and the time from which the next interval is counted; `None` for an empty list.
+    /// Returns which are kept, and the time from which the next interval is counted; `None` for an empty list.
     fn scan(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> (Vec<bool>, Option<DateTime<Utc>>) {
         let recorded = |info: &CheckpointInfo| info.counted_from.map(|from| from.min(now));
         let Some(oldest) = checkpoints.first().map(|first| first.time(now)) else { return (Vec::new(), None) };
@@ -42,7 +42,7 @@ impl Every {
         let mut last = origin.unwrap_or(oldest);
         let mut keep = |info: &CheckpointInfo| {
             if let Some(from) = recorded(info).filter(|from| Some(*from) != origin) {
-                // The clock was set back, and counting began anew.
+                // The clock was set back, so counting restarted.
                 (origin, last) = (Some(from), from);
             }
             let time = info.time(now);
@@ -64,11 +64,11 @@ impl RetentionPolicy for Every {
     }
 
     fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        // By the times as they were told: one after the present is of a clock that was set back since.
+        // By the recorded times: a time in the future is from a clock that was set back later.
         let last = self.scan(checkpoints, DateTime::<Utc>::MAX_UTC).1;
         let recorded = checkpoints.iter().rev().find_map(|info| info.counted_from);
         if last.is_some_and(|last| last > now) {
-            // That counting begins anew is told by another time than all before.
+            // A restart of the count shows in a time that differs from all before.
             let mut from = now;
             while checkpoints.iter().any(|info| info.counted_from == Some(from)) {
                 from = from.checked_sub_signed(TimeDelta::nanoseconds(1)).unwrap_or(now);

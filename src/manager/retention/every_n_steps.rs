@@ -1,9 +1,9 @@
-//! Those at multiples of a number of steps.
+//! Keeps checkpoints at multiples of a number of steps.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
 
-/// Keeps checkpoints whose step is a multiple of `n`, step 0 included. A checkpoint without a step is not kept by this
+/// Keeps checkpoints whose step is a multiple of `n`, including step 0. A checkpoint without a step is not kept by this
 /// policy. 0 keeps none.
 ///
 /// If steps are not saved at exact multiples, use [`EveryNStepsClosest`](super::EveryNStepsClosest).

@@ -1,12 +1,12 @@
-//! Those that come closest to the multiples of a number of steps.
+//! Keeps the checkpoints that are closest to the multiples of a number of steps.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
 use std::collections::HashMap;
 
-/// Keeps, for each multiple of `n` steps, the checkpoint whose step is closest to it, if any is at most `n`/2 steps away.
-/// A step half-way between two multiples counts for the higher one. Of two that are equally close, the one that was
-/// saved first stays. A checkpoint without a step is not kept by this policy. 0 keeps none.
+/// Keeps, for each multiple of `n` steps, the checkpoint whose step is closest to it, if any is at most `n`/2 steps
+/// away. A step half-way between two multiples counts for the higher one. Of two that are equally close, the one that
+/// was saved first stays. A checkpoint without a step is not kept by this policy. 0 keeps none.
 ///
 /// This is for steps that are not saved at exact multiples: when saves are due by time, or a save was skipped.
 ///
@@ -27,7 +27,7 @@ pub struct EveryNStepsClosest(pub u64);
 impl RetentionPolicy for EveryNStepsClosest {
     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
         let mut reasons = vec![None; checkpoints.len()];
-        // The closest so far to each multiple: how far it is, and where.
+        // The closest to each multiple so far: its distance and its index.
         let mut closest: HashMap<u64, (u64, usize)> = HashMap::new();
         for (at, info) in checkpoints.iter().enumerate().filter(|_| self.0 > 0) {
             let Some(step) = info.step else { continue };

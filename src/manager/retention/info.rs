@@ -1,4 +1,4 @@
-//! What a policy looks at.
+//! The information about a checkpoint on which policies decide.
 
 use crate::catalog::Found;
 use crate::format::Follows;
@@ -6,7 +6,7 @@ use crate::save::Stamp;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 
-/// What is known of a checkpoint without reading its tensors.
+/// What is known about a checkpoint without reading its tensors.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CheckpointInfo {
@@ -20,19 +20,19 @@ pub struct CheckpointInfo {
     pub metrics: BTreeMap<String, f64>,
     /// Bytes of all its files but the manifest and the marks.
     pub bytes: u64,
-    /// Whether it is marked as kept for good.
+    /// Whether it is permanent.
     pub permanent: bool,
     /// Its pins: names and notes.
     pub pins: BTreeMap<String, String>,
-    /// What was noted about it: names and texts.
+    /// Its notes: names and texts.
     pub notes: BTreeMap<String, String>,
-    /// The keys of tensors with values that are NaN or infinite, as far as that was noted
+    /// The keys of tensors with values that are NaN or infinite, as far as they were recorded
     /// ([`Health`](crate::Health)).
     pub non_finite: Vec<String>,
-    /// Whether it was saved after an error, when the state may not have belonged together
+    /// Whether it was saved after an error and may be inconsistent
     /// ([`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure)).
     pub unclean: bool,
-    /// The components that were tracked and that it does not have: left out of the save, or removed since.
+    /// The tracked components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,
@@ -42,7 +42,7 @@ pub struct CheckpointInfo {
 }
 
 impl CheckpointInfo {
-    /// A checkpoint of which nothing more is known. The fields are public: set what a test needs.
+    /// Creates the information about a checkpoint. Set the public fields as needed, for example in tests.
     pub fn new(name: impl Into<String>, saved_at: DateTime<Utc>) -> CheckpointInfo {
         CheckpointInfo {
             name: name.into(),
@@ -63,18 +63,17 @@ impl CheckpointInfo {
         }
     }
 
-    /// Whether all values are finite, as far as that was noted, and the state was not saved after an error that may have
-    /// torn it.
+    /// Returns `true` if all values are finite, as far as they were recorded, and the state is not unclean.
     pub fn is_healthy(&self) -> bool {
         self.non_finite.is_empty() && !self.unclean
     }
 
-    /// Whether it has all components that were tracked, so that a run can be resumed from it exactly.
+    /// Returns `true` if it has all tracked components, so that a run can be resumed from it exactly.
     pub fn is_complete(&self) -> bool {
         self.without.is_empty()
     }
 
-    /// What is saved now as `name`.
+    /// Describes the checkpoint that is being saved as `name`.
     pub(crate) fn of_save(name: &str, stamp: &Stamp, now: DateTime<Utc>) -> CheckpointInfo {
         CheckpointInfo {
             step: stamp.step,
@@ -89,7 +88,7 @@ impl CheckpointInfo {
         }
     }
 
-    /// Its time, or the present if that is earlier.
+    /// Returns its time, or the present if that is earlier.
     pub(super) fn time(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         self.saved_at.min(now)
     }

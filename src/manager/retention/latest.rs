@@ -1,10 +1,10 @@
-//! The newest ones.
+//! Keeps the newest checkpoints.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy, newer};
 use chrono::{DateTime, Utc};
 
-/// Keeps the newest `n` checkpoints that are not marked as kept for good. The newest are those saved last, whatever
-/// their steps. The one-word form is [`max_to_keep`](crate::CheckpointManagerBuilder::max_to_keep).
+/// Keeps the newest `n` checkpoints that are not permanent. The newest are those saved last, whatever their steps. The
+/// short form is [`max_to_keep`](crate::CheckpointManagerBuilder::max_to_keep).
 ///
 /// ```
 /// use tch_checkpoint::retention::{CheckpointInfo, Latest, RetentionPolicy};

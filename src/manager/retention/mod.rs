@@ -1,13 +1,13 @@
 //! Retention policies: which checkpoints a [`CheckpointManager`](crate::CheckpointManager) keeps.
 //!
-//! A policy is a value. It says which of a list of checkpoints it keeps, and why. Policies combine: a checkpoint stays
-//! if any policy keeps it. Some checkpoints stay whatever the policies say:
+//! A policy is a value that decides which of a list of checkpoints it keeps, and why. Policies combine: a checkpoint
+//! stays if any policy keeps it. Some checkpoints stay whatever the policies decide:
 //!
 //! * the newest checkpoint, and the newest healthy one;
-//! * what is marked as kept for good, and what is pinned;
-//! * what a run was restored from, until a newer healthy one exists
+//! * permanent and pinned checkpoints;
+//! * the checkpoint that a run was restored from, until a newer healthy one exists
 //!   ([`protect_restored`](crate::CheckpointManagerBuilder::protect_restored));
-//! * every checkpoint, while one that would stay has lost files.
+//! * all checkpoints, while one that would stay has lost files.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,9 +34,9 @@
 //! # }
 //! ```
 //!
-//! A decision depends on the checkpoints in the directory, on the policies, and on the time, and on nothing else. So a
-//! restart, a lost index, or other policies lead to the decision that an uninterrupted run with the same policies would
-//! have made about the same checkpoints. A time in the future, which a wrong clock told, counts as the present.
+//! A decision depends only on the checkpoints in the directory, on the policies, and on the time. So after a restart, a
+//! loss of the index, or a change of policies, the decision is that of an uninterrupted run with the same policies and
+//! checkpoints. A time in the future, from a wrong clock, counts as the present.
 
 mod best;
 mod decide;
@@ -66,8 +66,8 @@ use std::time::Duration;
 
 /// Decides which checkpoints stay.
 ///
-/// An implementation is a pure function of its arguments: the same list and the same time lead to the same answer. It
-/// must not change its mind about a checkpoint because another one, which it does not keep, is gone.
+/// An implementation is a pure function of its arguments. Its decision about a checkpoint must not depend on the
+/// presence of another one that it does not keep.
 ///
 /// ```
 /// use tch_checkpoint::retention::{CheckpointInfo, Reason, RetentionPolicy};
@@ -92,8 +92,8 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     /// Returns, for each of `checkpoints`, why this policy keeps it, or `None` if it does not.
     ///
     /// The list has the healthy checkpoints of one run, oldest first, in the order in which they were saved. Steps and
-    /// times need not increase in it. If the returned list has another length than `checkpoints`, or this panics, nothing
-    /// is removed.
+    /// times need not increase in it. If the returned list has another length than `checkpoints`, or this panics,
+    /// nothing is removed.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
     /// Returns how many checkpoints this policy keeps at most, for the warning that there is too little room for them. `None`,
@@ -116,26 +116,26 @@ pub trait RetentionPolicy: Debug + Send + Sync {
 pub struct Reason {
     /// Why it stays: a clause such as "it is among the newest 3".
     pub why: String,
-    /// What would end that: a clause such as "2 newer ones are saved". `None` where nothing does.
+    /// What would end that: a clause such as "2 newer ones are saved". `None` if nothing does.
     pub until: Option<String>,
-    /// Whether the checkpoint is marked as kept for good as soon as nothing else keeps it.
+    /// Whether the checkpoint is marked as permanent as soon as nothing else keeps it.
     pub for_good: bool,
 }
 
 impl Reason {
-    /// A reason that nothing is known to end.
+    /// Creates a reason without a known end.
     pub fn new(why: impl Into<String>) -> Reason {
         Reason { why: why.into(), until: None, for_good: false }
     }
 
-    /// Says what would end it.
+    /// Sets what would end it.
     #[must_use]
     pub fn until(mut self, until: impl Into<String>) -> Reason {
         self.until = Some(until.into());
         self
     }
 
-    /// Keeps the checkpoint for good, also when the policies change: it is marked when no other policy keeps it.
+    /// Keeps the checkpoint permanently, even if the policies change: it is marked when no other policy keeps it.
     #[must_use]
     pub fn for_good(mut self) -> Reason {
         self.for_good = true;
@@ -153,7 +153,7 @@ impl Display for Reason {
     }
 }
 
-/// A duration as far as the clock's type can hold it.
+/// Converts a duration, saturating.
 fn delta(duration: Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
 }

@@ -1,4 +1,4 @@
-//! Those of given steps.
+//! Keeps the checkpoints of given steps.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 pub struct Steps(BTreeSet<u64>);
 
 impl Steps {
-    /// The given steps, in any order.
+    /// Creates the policy for the given steps, in any order.
     pub fn new(steps: impl IntoIterator<Item = u64>) -> Steps {
         Steps(steps.into_iter().collect())
     }

@@ -1,4 +1,4 @@
-//! Those that are not old.
+//! Keeps recent checkpoints.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy, delta};
 use chrono::{DateTime, Utc};

@@ -96,8 +96,8 @@ impl PosixDirectory {
         Ok(true)
     }
 
-    /// Removes what was moved aside as damaged; `false`, and nothing has changed, when its marks say that it `stays`, or it
-    /// is no directory of that kind.
+    /// Removes what was moved aside as damaged; `false`, and nothing has changed, when its marks say that it `stays`,
+    /// or it is no directory of that kind.
     pub(super) fn discard_damaged(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {

@@ -127,7 +127,7 @@ impl Staging<'_> {
         self.is_there(&self.staged)
     }
 
-    /// The directory that was written has this name.
+    /// Returns the directory that was written has this name.
     fn is_there(&self, name: &str) -> Result<()> {
         let path = self.directory.path(name);
         let failed = |e| Error::io("look for", &path, e);

@@ -229,7 +229,7 @@ fn compare(program: &Program, name: &str, example: &Example, signature: &Signatu
     Ok(())
 }
 
-/// The files that make a checkpoint a saved model.
+/// Returns the files that make a checkpoint a saved model.
 pub(super) fn assets<'a>(
     program: &'a Program,
     info: &'a SavedModelInfo,
