@@ -23,11 +23,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Named objects that are saved and restored together: the components of a model, its optimizer, counters, random
-/// state, values of your own.
+/// state, and values of your own.
 ///
-/// A checkpoint on disk is a folder: a `manifest.json` and one safetensors file for every tracked object that holds
-/// tensors. It appears whole or not at all, is durable when the call returns, and every byte of it is verified
-/// before a restore changes anything.
+/// A checkpoint on disk is a directory with a `manifest.json` and one safetensors file per tracked object with tensors.
+/// It is written atomically and is durable when the call returns. A restore verifies every byte before it changes
+/// anything.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -51,24 +51,24 @@ use std::sync::Arc;
 /// ```
 pub struct Checkpoint {
     objects: Tracked,
-    /// Files of the user's own.
+    /// User-provided files.
     assets: Vec<UserAsset>,
-    /// What every save records.
+    /// The metadata of every save.
     metadata: BTreeMap<String, serde_json::Value>,
     save_counter: Counter,
     storage: Arc<dyn Storage>,
     run: String,
     /// The plan of the last save.
     planned: Option<Arc<Plan>>,
-    /// The checkpoint that was restored, or saved by `save`, last: the next one follows it.
+    /// The checkpoint that was last restored, or saved by `save`. The next one follows it.
     follows: Option<Follows>,
     /// The checkpoints of earlier runs that this run came from, latest first.
     earlier: Vec<Follows>,
-    /// How many checkpoints were restored.
+    /// The number of restores.
     restores: u64,
     /// The directory that a manager of this checkpoint writes into.
     held: Option<Arc<Held>>,
-    /// Of the directory that was saved into last.
+    /// The sequences of the directory that was last saved to.
     sequences: Sequences,
     /// Restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
@@ -92,7 +92,7 @@ impl Default for Checkpoint {
 }
 
 impl Checkpoint {
-    /// A checkpoint of nothing yet.
+    /// Creates a checkpoint that tracks nothing.
     pub fn new() -> Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
@@ -138,13 +138,13 @@ impl Checkpoint {
 
     /// Tracks `object` under `name`, which is also the name of its file.
     ///
-    /// When a checkpoint restored before has something of that name that nothing took, `object` gets it now, under the
-    /// options of that restore; of several such restores the newest counts.
+    /// If a checkpoint that was restored before has a value of that name that no object used, `object` is restored now,
+    /// with the options of that restore; the newest such restore counts.
     ///
     /// # Errors
-    /// [`Error::InvalidName`] when the name is taken or cannot be used, here or below `object`; the errors of
-    /// [`restore`](Checkpoint::restore) when a waiting value does not fit, [`Error::NotFound`] when its checkpoint was
-    /// removed meanwhile.
+    /// [`Error::InvalidName`] if the name is taken or invalid, here or below `object`; the errors of
+    /// [`restore`](Checkpoint::restore) if a deferred value does not fit, and [`Error::NotFound`] if its checkpoint was
+    /// removed.
     pub fn track(mut self, name: &str, object: impl Trackable) -> Result<Self> {
         self.add(name, object)?;
         Ok(self)
@@ -153,7 +153,7 @@ impl Checkpoint {
     /// Like [`track`](Checkpoint::track), for a checkpoint that exists already.
     ///
     /// # Errors
-    /// As for [`track`](Checkpoint::track); the checkpoint is then as before.
+    /// As for [`track`](Checkpoint::track); the checkpoint is unchanged then.
     pub fn add(&mut self, name: &str, object: impl Trackable) -> Result<()> {
         if name == "save_counter" {
             return Err(Error::name(name, "the checkpoint's own counter of saves has this name; choose another"));
@@ -168,16 +168,16 @@ impl Checkpoint {
         result
     }
 
-    /// Gives a newly tracked object what the latest restore that has something for it left.
+    /// Restores a newly tracked object from the latest restore that has a value for it.
     fn fill(&mut self, name: &str, node: &Node) -> Result<()> {
         self.pending.retain(|pending| !pending.is_over());
         let pending = self.pending.iter().rev().find(|pending| pending.waits_for(name));
         pending.map_or(Ok(()), |pending| pending.fill(name, node))
     }
 
-    /// Stops tracking the object called `name`: later checkpoints do not have it. Returns whether there was one.
-    /// Another object can then be tracked under the name: a list that has grown, say. It gets what nothing took of the
-    /// checkpoints restored before, but no value a second time; restore again to fill all of it.
+    /// Stops tracking the object `name`, which later checkpoints do not have. Returns whether there was one. Another
+    /// object, such as a list that has grown, can then be tracked under the name. It gets only values that no object
+    /// has used from the checkpoints restored before; restore again to fill all of it.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -201,7 +201,7 @@ impl Checkpoint {
         was_tracked
     }
 
-    /// Saves a file of your own beside the components, in every checkpoint from now on.
+    /// Adds a file to every checkpoint from now on, beside the components.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -213,7 +213,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidName`] for a name that no asset can have, or that another one has.
+    /// [`Error::InvalidName`] for an invalid name, or one that another asset has.
     pub fn asset(mut self, asset: UserAsset) -> Result<Self> {
         asset.check_name()?;
         if let Some(other) = self.assets.iter().find(|other| other.name().eq_ignore_ascii_case(asset.name())) {
@@ -224,10 +224,10 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Records `value` with every save from now on, under `name`: the hyperparameters of the run, the configuration of
-    /// the data. It takes the place of a value of the same name. It is no part of the state: a restore ignores it, and
-    /// [`CheckpointReader::metadata`](crate::CheckpointReader::metadata) and
-    /// [`CheckpointDirectory::metadata`](crate::CheckpointDirectory::metadata) read it before there is a model.
+    /// Records `value` under `name` with every save from now on, such as the hyperparameters of the run or the
+    /// configuration of the data. Replaces a value of the same name. Metadata is not part of the state: a restore
+    /// ignores it. [`CheckpointReader::metadata`](crate::CheckpointReader::metadata) and
+    /// [`CheckpointDirectory::metadata`](crate::CheckpointDirectory::metadata) read it without a model.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -244,7 +244,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] when the value cannot be serialized.
+    /// [`Error::Object`] if the value cannot be serialized.
     pub fn metadata<T: Serialize + ?Sized>(mut self, name: impl Into<String>, value: &T) -> Result<Self> {
         self.set_metadata(name, value)?;
         Ok(self)
@@ -261,7 +261,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Records where the run comes from with every save, as the metadata called `provenance`.
+    /// Records the origin of the run with every save, as the metadata `provenance`.
     ///
     /// # Errors
     /// As for [`metadata`](Checkpoint::metadata).
@@ -269,7 +269,7 @@ impl Checkpoint {
         self.metadata("provenance", provenance)
     }
 
-    /// Returns `true` if a checkpoint has the user's own files as they are now.
+    /// Returns `true` if a checkpoint has the present user-provided files.
     pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
         if self.assets.len() != manifest.assets.len() {
             return Ok(false);
@@ -280,18 +280,19 @@ impl Checkpoint {
         self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
     }
 
-    /// How often this state was saved by [`save`](Checkpoint::save) or a manager; part of every checkpoint.
+    /// Returns how many times this state was saved by [`save`](Checkpoint::save) or a manager. The number is part of
+    /// every checkpoint.
     pub fn save_counter(&self) -> i64 {
         self.save_counter.get()
     }
 
-    /// Saves as `PREFIX-N`, N being the counter of saves, which this increments: `save("dir/ckpt")` writes
-    /// `dir/ckpt-1`, then `dir/ckpt-2`. The directory is created if need be, and its index kept. Returns the path.
+    /// Saves as `PREFIX-N`, where N is the save counter, which this increments: `save("dir/ckpt")` writes `dir/ckpt-1`,
+    /// then `dir/ckpt-2`. Creates the directory if necessary and updates its index. Returns the path.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] rather than overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for what
-    /// cannot be saved, [`Error::Locked`] when a manager or another process writes into the directory. On any error
-    /// the directory and the counter are as before.
+    /// [`Error::AlreadyExists`] instead of overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for an
+    /// object that cannot be saved, [`Error::Locked`] if a manager or another process writes to the directory. After an
+    /// error, the directory and the counter are unchanged.
     pub fn save(&mut self, prefix: impl Into<Location>) -> Result<Location> {
         self.save_with(prefix, &SaveOptions::new())
     }
@@ -315,7 +316,7 @@ impl Checkpoint {
         Ok(path)
     }
 
-    /// Saves as exactly `path`, leaving counter and index alone.
+    /// Saves as exactly `path`, without changing the counter or the index.
     ///
     /// # Errors
     /// As for [`save`](Checkpoint::save).
@@ -331,12 +332,12 @@ impl Checkpoint {
         self.write_with_assets(path, options, [])
     }
 
-    /// Like [`write_with`](Checkpoint::write_with), with files that only this checkpoint gets, besides those that every
-    /// checkpoint has ([`asset`](Checkpoint::asset)). See [`AssetStream`] for an example.
+    /// Like [`write_with`](Checkpoint::write_with), with files for this checkpoint only, in addition to those of every
+    /// checkpoint ([`asset`](Checkpoint::asset)). See [`AssetStream`] for an example.
     ///
     /// # Errors
-    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for a name that no asset can have, or that another one
-    /// has; what the assets' writers return.
+    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for an invalid name, or one that another asset has;
+    /// the errors of the assets' writers.
     pub fn write_with_assets<'a>(
         &mut self,
         path: impl Into<Location>,
@@ -346,7 +347,7 @@ impl Checkpoint {
         self.write_at_step(&path.into(), None, options, assets.into_iter().collect())
     }
 
-    /// Like [`write_with_assets`](Checkpoint::write_with_assets); the checkpoint records the step.
+    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a step.
     pub(crate) fn write_at_step(
         &mut self,
         path: &Location,
@@ -360,7 +361,7 @@ impl Checkpoint {
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 
-    /// Returns what the counter of saves will be after the next one.
+    /// Returns the save counter after the next save.
     pub(crate) fn next_save(&self) -> Result<i64> {
         let counter = self.save_counter.get();
         counter
@@ -368,7 +369,7 @@ impl Checkpoint {
             .ok_or_else(|| Error::InvalidArgument(format!("the counter of saves cannot go beyond {counter}")))
     }
 
-    /// Saves into a directory of which a manager of this checkpoint, or nobody, has the lock.
+    /// Saves to a directory whose lock is free or held by a manager of this checkpoint.
     fn save_alone(
         &mut self,
         target: &Target<'_>,
@@ -388,7 +389,7 @@ impl Checkpoint {
         Ok((saved.path, saved.manifest, held))
     }
 
-    /// Requests a save of what is planned, with the values and the user's own files as they are now.
+    /// Requests a save of the plan, with the present values and user-provided files.
     pub(crate) fn request(
         &self,
         plan: Arc<Plan>,
@@ -399,7 +400,7 @@ impl Checkpoint {
         SaveRequest::new(plan, unchanged, stamp, &self.assets, options)
     }
 
-    /// Returns the lock of a directory: that of the manager, if it is this directory that it writes into.
+    /// Returns the lock of a directory: the manager's, if it writes to this directory.
     fn hold(&mut self, directory: &Directory) -> Result<Arc<Held>> {
         match self.held.as_ref().filter(|held| held.is_of(directory)) {
             Some(held) => Ok(held.clone()),
@@ -407,28 +408,28 @@ impl Checkpoint {
         }
     }
 
-    /// From now on a manager has this lock, and what is saved past it goes by it.
+    /// Sets the lock that a manager holds, which direct saves use as well.
     pub(crate) fn set_held(&mut self, held: Arc<Held>) {
         self.held = Some(held);
     }
 
-    /// A manager has saved this one, or, after a save that failed, had saved it before.
+    /// Sets the checkpoint that a manager has saved, or, after a failed save, had saved before.
     pub(crate) fn set_follows(&mut self, follows: Option<Follows>) {
         self.follows = follows;
     }
 
-    /// Returns the checkpoint that was restored or saved last, and how many were restored by now.
+    /// Returns the checkpoint that was restored or saved last, and the number of restores.
     pub(crate) fn restored(&self) -> (Option<&Follows>, u64) {
         (self.follows.as_ref(), self.restores)
     }
 
-    /// An update of a tracked object that has begun and is not complete, and the object's name.
+    /// Returns an update of a tracked object that has started and is not complete, with the object's name.
     pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
         self.objects.unfinished()
     }
 
-    /// Returns what is to be written where, and how its tensors are [seen](Plan::look) now; the plan of the last save
-    /// if nothing has changed since.
+    /// Returns the plan of a save, and what its tensors [report](Plan::look) now. Reuses the plan of the last save if
+    /// nothing has changed.
     pub(crate) fn plan(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, AllSeen)> {
         self.refuse_torn()?;
         if let Some(plan) = self.planned.as_ref().filter(|plan| plan.fits_options(options)) {
@@ -439,12 +440,12 @@ impl Checkpoint {
         }
         let plan = Arc::new(save::plan(&self.objects.list(), options)?);
         let seen = Arc::new(plan.look());
-        // One with gradients that are going to be used would keep their memory.
+        // A plan with gradients that will be used would keep their memory.
         self.planned = self.unfinished().is_none().then(|| plan.clone());
         Ok((plan, seen))
     }
 
-    /// Like [`plan`](Checkpoint::plan), of some of the tracked objects; with the names of the others.
+    /// Like [`plan`](Checkpoint::plan), for some of the tracked objects. Also returns the names of the others.
     pub(crate) fn plan_only(
         &self,
         only: &BTreeSet<String>,
@@ -463,8 +464,8 @@ impl Checkpoint {
         Ok((plan, seen, without))
     }
 
-    /// Like [`plan`](Checkpoint::plan), for a capture. Where that is to check whether the plan fits the tensors, `None`
-    /// stands for what they say.
+    /// Like [`plan`](Checkpoint::plan), for a capture. Returns `None` instead of what the tensors report if the capture
+    /// is to check whether the plan fits.
     pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {
         let is_current = |plan: &&Arc<Plan>| {
             self.torn.is_empty() && plan.was_captured() && plan.fits_options(options) && plan.fits_collections()
@@ -475,23 +476,23 @@ impl Checkpoint {
         }
     }
 
-    /// Returns what is tracked, in the order it was tracked.
+    /// Returns the tracked objects, in the order they were tracked.
     pub(crate) fn objects(&self) -> Vec<(String, Node)> {
         self.objects.list()
     }
 
-    /// Returns the leaves of what is tracked, with their names.
+    /// Returns the leaves of the tracked objects, with their names.
     #[cfg(feature = "torch")]
     pub(crate) fn leaves(&self) -> Result<Vec<crate::graph::Leaf>> {
         Ok(crate::graph::walk(&self.objects.list())?.leaves)
     }
 
-    /// Plans anew next time: after an error something may have changed that nothing told of.
+    /// Discards the plan: after an error, something may have changed unnoticed.
     pub(crate) fn forget_plan(&mut self) {
         self.planned = None;
     }
 
-    /// Returns what a checkpoint of this run says of itself; sequence and counter are the caller's.
+    /// Returns the identity of the next checkpoint of this run; the caller sets sequence and counter.
     pub(crate) fn stamp(&self) -> Stamp {
         let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
         let (metrics, counted_from, metadata) = (BTreeMap::new(), None, self.metadata.clone());
@@ -523,23 +524,23 @@ impl Checkpoint {
         self.save_counter.set(counter);
     }
 
-    /// Restores the checkpoint at `path` into the tracked objects: in place, all of it or nothing.
+    /// Restores the checkpoint at `path` into the tracked objects, in place and all-or-nothing.
     ///
-    /// The format is recognized by content: a checkpoint of this crate, or a file, directory or TensorFlow prefix of
-    /// those that [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape;
-    /// every byte is verified before anything changes, as far as the format allows ([`RestoreStatus::verified_by`]).
-    /// Another tool's file that changes while it is read is an error. What the checkpoint has beyond that waits for
-    /// objects that are tracked later, in the place of what earlier restores left for them. No file stays open.
+    /// The format is recognized by content: a checkpoint of this crate, or a file, directory or TensorFlow prefix that
+    /// [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape. Every byte is
+    /// verified before anything changes, as far as the format allows ([`RestoreStatus::verified_by`]). If another
+    /// tool's file changes while it is read, that is an error. Values that no object uses are kept for objects that are
+    /// tracked later, and replace those of earlier restores. No file stays open.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences.
-    /// No object has changed then. Only when the files fail between verifying and reading,
-    /// [`Error::PartlyRestored`] says that some have.
+    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences. No
+    /// object was changed then. Only if the files fail between verifying and reading, some objects were changed:
+    /// [`Error::PartlyRestored`].
     pub fn restore(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.restore_with(path, &RestoreOptions::new())
     }
 
-    /// Like [`restore`](Checkpoint::restore), allowing what `options` allow.
+    /// Like [`restore`](Checkpoint::restore), with `options`.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -568,8 +569,8 @@ impl Checkpoint {
         Ok(status)
     }
 
-    /// Like [`restore_with`](Checkpoint::restore_with), from a source that is open already. The counter of saves stays
-    /// as it is, and what the source has beyond the tracked objects does not wait for others.
+    /// Like [`restore_with`](Checkpoint::restore_with), from an open source. The save counter is unchanged, and values
+    /// that no object uses are not kept for objects that are tracked later.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -591,7 +592,7 @@ impl Checkpoint {
         Ok(self.note(Pending::new(about, None, options.clone(), self.objects.clone(), done)))
     }
 
-    /// Like [`restore`](Checkpoint::restore), but leaves the counter of saves alone.
+    /// Like [`restore`](Checkpoint::restore), but does not change the save counter.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -599,7 +600,7 @@ impl Checkpoint {
         self.read_with(path, &RestoreOptions::new())
     }
 
-    /// Copies the state of all tracked objects into memory, to go back to it with [`rollback`](Checkpoint::rollback).
+    /// Copies the state of all tracked objects to memory, for [`rollback`](Checkpoint::rollback).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -615,7 +616,7 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] for what could not be saved either, or when there is not enough memory.
+    /// [`Error::Object`] for an object that cannot be saved, or if there is not enough memory.
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.refuse_torn()?;
         let mut snapshot = Snapshot::of(&self.objects.list(), parallel::default_threads())?;
@@ -624,17 +625,17 @@ impl Checkpoint {
         Ok(snapshot)
     }
 
-    /// Restores a snapshot into the tracked objects: in place, all of it or nothing, and as exactly as a restore from a
-    /// checkpoint. Tensors, slots of optimizers, values, counters and random state are then those of the snapshot.
-    /// Waits for a background save to copy what would be overwritten.
+    /// Restores a snapshot into the tracked objects, in place and all-or-nothing, as exactly as a restore from a
+    /// checkpoint: tensors, slots of optimizers, values, counters and random state. Waits for background saves that
+    /// still copy what would be overwritten.
     ///
-    /// The run goes on from the checkpoint that it had restored or saved before the snapshot: the next save of a
-    /// manager takes the place of later ones, as after a [restore](crate::CheckpointManager#going-back).
-    /// `requires_grad` stays as it is.
+    /// The run continues from the checkpoint that it had restored or saved before the snapshot: the next save of a
+    /// manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad` is
+    /// unchanged.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when the objects are not those of the snapshot any more: one was tracked since, or has
-    /// another shape. No object has changed then.
+    /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another
+    /// shape. No object was changed then.
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.apply(&Origin::any(snapshot), &RestoreOptions::new().without_verification())?;
         self.save_counter.set(snapshot.save_counter);
@@ -646,7 +647,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Like [`read`](Checkpoint::read), allowing what `options` allow.
+    /// Like [`read`](Checkpoint::read), with `options`.
     ///
     /// # Errors
     /// As for [`restore`](Checkpoint::restore).
@@ -695,8 +696,7 @@ impl Checkpoint {
         !self.torn.is_empty()
     }
 
-    /// Returns the error of a restore that could not mend what an earlier one has left: the objects are not as they
-    /// were.
+    /// Returns the error of a restore that could not repair partly overwritten objects.
     pub(crate) fn explain_torn(&self, path: &Location, error: Error) -> Error {
         match error {
             error @ Error::PartlyRestored { .. } => error,
@@ -705,7 +705,7 @@ impl Checkpoint {
         }
     }
 
-    /// Puts a restore in the place of earlier ones, for what its checkpoint has.
+    /// Replaces earlier restores, for the components of its checkpoint.
     fn note(&mut self, pending: Arc<Pending>) -> RestoreStatus {
         self.pending.iter().for_each(|older| older.superseded_by(&pending));
         self.pending.retain(|pending| !pending.is_over());
@@ -714,13 +714,13 @@ impl Checkpoint {
     }
 }
 
-/// Where a checkpoint is to be saved.
+/// The destination of a checkpoint.
 struct Target<'a> {
     directory: Directory,
     name: &'a str,
 }
 
-/// Adds a checkpoint to the index of its directory, keeping what that says of the others that are still there.
+/// Adds a checkpoint to the index of its directory, and keeps the entries of existing others.
 fn update_index(directory: &Directory, held: &Held, name: &str, manifest: &Manifest) -> Result<()> {
     let there = directory.scan()?.names;
     held.update_index(directory, |index| {

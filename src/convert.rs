@@ -134,7 +134,7 @@ struct Tree {
 
 impl Tree {
     fn put(&mut self, key: &str, leaf: Node) -> Result<()> {
-        let mut path = name::path(key).ok_or_else(|| Error::name(key, "it is no key"))?;
+        let mut path = name::path(key).ok_or_else(|| Error::name(key, "it is not a key"))?;
         if path.len() == 1 {
             path.insert(0, COMPONENT.to_string());
         }

@@ -621,7 +621,7 @@ fn names_are_checked_first() {
         let definition = definition.example([numbers(&[4, 3])]).example([numbers(&[6, 3])]);
         let dir = tempfile::tempdir().unwrap();
         let error = SavedModel::export(dir.path().join("model"), &vs).signature(definition).write().unwrap_err();
-        assert!(error.to_string().contains("is no name for an input"), "{error}");
+        assert!(error.to_string().contains("is not a valid name for an input"), "{error}");
     }
 }
 

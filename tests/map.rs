@@ -435,7 +435,7 @@ fn errors_point_at_the_place_and_name_what_is_near() {
         ("w = encoder.weight", 2, "there is a \"w\" already"),
         ("x = *.weight", 2, "has 1 stars"),
         ("y* = none*", 2, "there is nothing for \"none*\""),
-        ("remove_prefix model.", 2, "no name begins with"),
+        ("remove_prefix model.", 2, "no name starts with"),
         ("a = transpose(w, [0])", 2, "has no dimension 0"),
         ("a = cast(w, F8_E5M2)", 2, "no conversion"),
         ("a = concat(0, w, encoder.bias)", 2, "has no dimension 0"),

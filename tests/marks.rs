@@ -116,8 +116,8 @@ fn what_is_pinned_stays_until_it_is_not() -> Outcome {
     assert_eq!(names, ["demo", "paper"], "{why}");
     assert_eq!(
         why.to_string(),
-        "ckpt-1 stays: it is pinned as \"demo\", until that is taken away; it is pinned as \"paper\" (the numbers of \
-         table 2), until that is taken away"
+        "ckpt-1 stays: it is pinned as \"demo\", until the pin is removed; it is pinned as \"paper\" (the numbers of \
+         table 2), until the pin is removed"
     );
     manager.close()?;
     let error = beside.delete("ckpt-1").unwrap_err();

@@ -41,7 +41,7 @@ impl Marks {
                 Ok(Mark { kind: MarkKind::Note { name, text }, .. }) => drop(marks.notes.insert(name, text)),
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = !is_broken(Rule::Marks),
                 Err(e) => {
-                    log::warn!("the mark {file} cannot be read, so its checkpoint is kept for good: {e:#}");
+                    log::warn!("the mark {file} cannot be read, so its checkpoint is kept: {e:#}");
                     marks.permanent = true;
                 }
             }

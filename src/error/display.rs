@@ -55,7 +55,7 @@ impl Error {
                 listed(tensors)
             ),
             Error::Pinned { path, pins } => {
-                write!(f, "{} is pinned ({}): take the pins away first (`unpin`)", path, pins.join(", "))
+                write!(f, "{} is pinned ({}): remove the pins first (`unpin`)", path, pins.join(", "))
             }
             Error::Damaged { path, reason } => write!(f, "{} is damaged: {reason}", path),
             Error::Link { path, hint } => write!(f, "{} is a symbolic link: {hint}", path),
@@ -164,7 +164,7 @@ pub(super) fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
 fn way_on(action: &str) -> &'static str {
     match action {
         "read" | "open" | "open the checkpoint" | "list the checkpoint" => {
-            "; to go on without this checkpoint, which may be a newer one: `CheckpointManager::pass_over`"
+            "; to continue without this checkpoint, which may be a newer one: `CheckpointManager::pass_over`"
         }
         _ => "",
     }

@@ -313,7 +313,7 @@ impl Error {
     /// Returns an [`Error::AlreadyExists`].
     #[must_use]
     pub fn already_exists(path: impl Into<Location>) -> Error {
-        let hint = "restore it and go on from there, or save into another directory or under another number".into();
+        let hint = "restore it and continue from there, or save into another directory or under another number".into();
         Error::AlreadyExists { path: path.into(), hint }
     }
 

@@ -58,7 +58,7 @@ impl Envelope {
         match digest {
             None => return Err(damaged(format!("it does not end as a {what} does; was it cut off?"))),
             Some((written, actual)) if written != actual => {
-                return Err(damaged(format!("its digest is {actual}, its last line says {written}")));
+                return Err(damaged(format!("its digest is {actual}, its last line has {written}")));
             }
             Some(_) => {}
         }

@@ -106,7 +106,7 @@ impl Index {
         let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         let index = Index { latest: text.latest, checkpoints: text.checkpoints, last_preserved: text.last_preserved };
         if index.version() > version {
-            return Err(damaged(format!("it says version {version}, and has metrics that only version 2 has")));
+            return Err(damaged(format!("it has version {version}, and has metrics that only version 2 has")));
         }
         index.check()?;
         Ok(index)

@@ -140,7 +140,7 @@ pub(super) fn read_metrics<'de, D: Deserializer<'de>>(deserializer: D) -> Result
 fn unique<V>(mut entries: Vec<(String, V)>) -> Result<BTreeMap<String, V>, String> {
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     match entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => Err(format!("the key {} is there twice", shown(&pair[0].0))),
+        Some(pair) => Err(format!("the key {} appears twice", shown(&pair[0].0))),
         None => Ok(entries.into_iter().collect()),
     }
 }
@@ -241,7 +241,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             }
             let value = access.next_value_seed(self)?;
             if entries.contains_key(&key) {
-                return Err(A::Error::custom(format!("the key {} is there twice", shown(&key))));
+                return Err(A::Error::custom(format!("the key {} appears twice", shown(&key))));
             }
             entries.insert(key, value);
         }

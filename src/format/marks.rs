@@ -166,7 +166,7 @@ impl Mark {
         let mark = Mark { of: text.of, kind };
         if mark.version() > version {
             let needed = mark.version();
-            return Err(damaged(format!("it says version {version}, and is a mark that only version {needed} has")));
+            return Err(damaged(format!("it has version {version}, and is a mark that only version {needed} has")));
         }
         Ok(mark)
     }

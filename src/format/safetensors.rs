@@ -292,7 +292,7 @@ impl<'de> Deserialize<'de> for Parsed {
                 while let Some(name) = access.next_key::<String>()? {
                     if name == METADATA {
                         if parsed.metadata.replace(access.next_value::<Unique<String>>()?.0).is_some() {
-                            return Err(A::Error::custom(format!("{METADATA} is there twice")));
+                            return Err(A::Error::custom(format!("{METADATA} appears twice")));
                         }
                         continue;
                     }

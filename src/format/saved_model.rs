@@ -259,7 +259,7 @@ impl SavedModelInfo {
     fn check(&self) -> Result<(), String> {
         let version = if self.is_extended() { VERSION } else { PLAIN };
         if self.format != FORMAT || self.version != version {
-            return Err("it is no description of a saved model".to_string());
+            return Err("it is not a saved-model description".to_string());
         }
         for (name, signature) in &self.signatures {
             let mut seen = HashSet::new();
@@ -268,7 +268,7 @@ impl SavedModelInfo {
                 for tensor in tensors {
                     if !is_identifier(&tensor.name) || !seen.insert(tensor.name.as_str()) {
                         return Err(format!(
-                            "{:?} is no name for an {what} of {name:?}, or is there twice",
+                            "{:?} is not a valid name for an {what} of {name:?}, or appears twice",
                             tensor.name
                         ));
                     }
@@ -297,7 +297,7 @@ impl SavedModelInfo {
             };
             for length in classes.iter().flatten() {
                 if !is_free(length) || !seen.insert(length) {
-                    return Err(format!("{length} of {signature:?} is no free length, or is there twice"));
+                    return Err(format!("{length} of {signature:?} is not a free length, or appears twice"));
                 }
             }
             if classes.is_empty() || classes.iter().any(|class| class.len() < 2) {

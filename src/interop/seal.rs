@@ -143,7 +143,7 @@ pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Bo
         Ok(_) => {}
     }
     let seal: Seal = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::damaged(&place, name::short_message(format!("it is no seal: {e}"))))?;
+        .map_err(|e| Error::damaged(&place, name::short_message(format!("it is not a seal: {e}"))))?;
     if seal.seal != 1 {
         return Err(Error::unsupported(place, format!("version {} of seals is not known", seal.seal)));
     }

@@ -126,7 +126,7 @@ impl Commit {
             // Before the decision is acted upon: what it says must never be forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
                 Ok(()) => found.entry.preserved = true,
-                Err(e) => log::warn!("{} could not be marked as kept for good: {e:#}", found.entry.name),
+                Err(e) => log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name),
             }
         }
         let (mut victims, kept): (Vec<Found>, Vec<Found>) =
@@ -198,7 +198,7 @@ impl Commit {
                 Ok(false) => stuck.push(look(&self.directory, &found.entry.name).unwrap_or(found)),
                 Err(e) => {
                     let name = &found.entry.name;
-                    log::warn!("the old checkpoint {name} could not be removed: {e:#}; it will be tried again");
+                    log::warn!("the old checkpoint {name} could not be removed: {e:#}; it is tried again later");
                     stuck.push(found);
                 }
             }
@@ -224,7 +224,7 @@ impl Commit {
             match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
                 Ok(false) => {}
-                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it will be tried again"),
+                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it is tried again later"),
             }
         }
     }
@@ -238,7 +238,7 @@ impl Commit {
             match self.directory.discard(&aside, &stays) {
                 Ok(true) => self.ledger().damaged.retain(|name| *name != aside),
                 Ok(false) => {}
-                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it will be tried again"),
+                Err(e) => log::warn!("{aside} could not be removed: {e:#}; it is tried again later"),
             }
         }
     }

@@ -246,7 +246,7 @@ impl Ledger {
             if which(found) {
                 found.entry.preserved = true;
                 if let Err(e) = write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
-                    log::warn!("that {} is kept for good could not be written into it: {e:#}", found.entry.name);
+                    log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name);
                 }
             }
         }
@@ -255,7 +255,7 @@ impl Ledger {
     /// Takes a checkpoint that is not restored out of the list, and out of the numbering if `aside` says so.
     pub(super) fn pass_over(&mut self, name: &str, error: &Error, aside: Option<Aside>) {
         let mut path = self.path(name);
-        log::warn!("{} is passed over: {error:#}", path.display());
+        log::warn!("{} is skipped: {error:#}", path.display());
         match aside.map(|aside| self.directory.quarantine(name, aside)) {
             Some(Ok(aside)) => {
                 path = self.path(&aside);
@@ -276,8 +276,7 @@ impl Ledger {
     pub(super) fn why_unreachable(&self) -> Option<Error> {
         let (name, _) = self.unreachable.first()?;
         let path = self.path(name);
-        let again =
-            || Error::InvalidArgument(format!("{} could not be looked at before; restore first", path.display()));
+        let again = || Error::InvalidArgument(format!("{} could not be read before; restore first", path.display()));
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 
@@ -387,10 +386,10 @@ impl Ledger {
         let (path, name) = (self.path(stranger), crate::catalog::numbered(stranger)?.0);
         let path = path.display();
         Some(format!(
-            "there are only those of another name, such as {path}; `checkpoint_name({name:?})` goes on from them, {AFRESH}"
+            "there are only those of another name, such as {path}; `checkpoint_name({name:?})` continues from them, {AFRESH}"
         ))
     }
 }
 
 /// How to begin anew all the same.
-const AFRESH: &str = "`CheckpointManagerBuilder::fresh_start` begins anew beside them";
+const AFRESH: &str = "`CheckpointManagerBuilder::fresh_start` starts a new run beside them";

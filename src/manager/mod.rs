@@ -415,7 +415,7 @@ impl CheckpointManager {
             (Err(error), OnSaveError::Continue { give_up_after }) => {
                 self.failures += 1;
                 if self.failures < give_up_after {
-                    log::error!("a save failed, and the training goes on: {error:#}");
+                    log::error!("a save failed, and training continues: {error:#}");
                     return Ok(None);
                 }
                 self.failures = 0;

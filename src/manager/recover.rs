@@ -242,11 +242,11 @@ impl CheckpointManager {
             Ok(aside) => ledger.path(&aside),
             // Its number stays taken.
             Err(e) => {
-                log::warn!("{name} is passed over and keeps its number: {e:#}");
+                log::warn!("{name} is skipped and keeps its number: {e:#}");
                 ledger.path(name)
             }
         };
-        let reason = "it was passed over by `CheckpointManager::pass_over`".to_string();
+        let reason = "it was skipped by `CheckpointManager::pass_over`".to_string();
         ledger.passed_over.push(PassedOver { path: path.clone(), reason });
         Ok(path)
     }

@@ -213,7 +213,7 @@ impl<'a> State<'a> {
             Kind::RemovePrefix(prefix) => {
                 let has_it = self.entries.keys().any(|key| key.len() > prefix.len() && key.starts_with(prefix));
                 if !has_it {
-                    return Err(self.unknown("no name begins with", prefix));
+                    return Err(self.unknown("no name starts with", prefix));
                 }
                 self.rename(|key| match key.strip_prefix(prefix.as_str()) {
                     Some(rest) if !rest.is_empty() => rest.to_string(),

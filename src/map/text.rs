@@ -135,7 +135,7 @@ fn parse(text: &str, functions: &BTreeMap<String, Function>) -> Result<NameMap, 
         statements.push(Statement::new(kind, line_number, column));
     }
     if !has_header {
-        let reason = format!("a map begins with the line `{HEADER}`");
+        let reason = format!("a map starts with the line `{HEADER}`");
         return Err(Wrong { line: 1, column: 1, reason });
     }
     Ok(NameMap { statements })
@@ -280,7 +280,7 @@ impl<'a> Parser<'a> {
             ["map", version, ""] => {
                 Err((self.tokens[1].column, format!("this version reads maps of version 1, not {version}")))
             }
-            _ => self.wrong(format!("a map begins with the line `{HEADER}`")),
+            _ => self.wrong(format!("a map starts with the line `{HEADER}`")),
         }
     }
 

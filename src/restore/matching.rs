@@ -84,7 +84,8 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     Ok(matching)
 }
 
-/// For each missing key the unused ones that may be meant: that of the nearest text, and those of its type and shape.
+/// Returns for each missing key the unused ones that may correspond to it: the one with the nearest name, and those of
+/// its type and shape.
 fn nearest(report: &Report, wanted: &[(String, TensorSpec)], origin: &Origin<'_>) -> BTreeMap<String, Vec<String>> {
     let missing = report.missing.iter().take(MAX_HINTS);
     let mut nearest: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -106,28 +107,28 @@ fn nearest(report: &Report, wanted: &[(String, TensorSpec)], origin: &Origin<'_>
     nearest
 }
 
-/// So many missing keys get hints.
+/// The maximum number of missing keys with hints.
 const MAX_HINTS: usize = 20;
 
-/// Among so many unused keys.
+/// The maximum number of unused keys that are considered.
 const MAX_CANDIDATES: usize = 10_000;
 
-/// So many hints each.
+/// The maximum number of hints per key.
 const HINTS: usize = 3;
 
 struct Matcher<'a> {
     request: &'a Request<'a>,
     matching: Matching,
     files: FileNames,
-    /// Tensor memory that is restored already, and from which key.
+    /// Tensor memory that is already matched, with its key.
     seen: HashMap<Identity, String>,
-    /// What is in `seen`, in order.
+    /// The keys of `seen`, in order.
     identities: Vec<Identity>,
     /// Type and shape of tensors that are missing.
     wanted: Vec<(String, TensorSpec)>,
 }
 
-/// How far a matching has come.
+/// The position of a matching.
 struct Mark {
     tensors: usize,
     values: usize,
@@ -211,7 +212,7 @@ impl Matcher<'_> {
         }
         match leaf.identity() {
             Some(identity) => match self.seen.get(&identity) {
-                // Shared memory: one value must serve both names.
+                // Shared memory: both names must have the same value.
                 Some(first) if !self.request.origin.are_same(first, &key)? => {
                     let reason = format!(
                         "it shares its memory with {}, but the checkpoint has different values for the two",
@@ -234,7 +235,7 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    /// Compares whether the variable requires a gradient.
+    /// Compares the variable's `requires_grad` with the saved flag.
     fn trainable(&mut self, leaf: &Arc<dyn TensorLeaf>, key: &str) {
         let Some(saved) = self.request.origin.requires_grad(key) else {
             return;
@@ -272,8 +273,8 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    /// Has the collection make the children that the checkpoint has and it lacks. A child is taken in whole or not at
-    /// all.
+    /// Lets the collection create the children that the checkpoint has and it lacks. A child is restored completely or
+    /// not at all.
     fn create(
         &mut self,
         collection: &Arc<dyn Collection>,

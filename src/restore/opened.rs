@@ -1,4 +1,4 @@
-//! What a path leads to: a checkpoint of this crate, or files of another tool; and the same once more, later.
+//! Opens what is at a path: a checkpoint of this crate, or files of another tool; and opens the same again later.
 
 use super::options::RestoreOptions;
 use super::origin::Origin;
@@ -17,22 +17,22 @@ use walkdir::WalkDir;
 /// A checkpoint that is open for a restore.
 pub(crate) enum Opened {
     Ours(Source),
-    /// One of this crate, under other names.
+    /// A checkpoint of this crate under other names.
     Renamed(Ours),
     Foreign(Box<dyn TensorSource>, Stamp),
 }
 
-/// What is known of a checkpoint beside its tensors and values.
+/// The description of a checkpoint beside its tensors and values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {
     pub path: Location,
     pub step: Option<u64>,
     pub save_counter: Option<i64>,
-    /// What it is called by those that follow it, and those of earlier runs; empty for other tools' checkpoints.
+    /// Its identity, and those of earlier runs; empty for other tools' checkpoints.
     pub lineage: Vec<Follows>,
 }
 
-/// What tells whether a checkpoint that is opened once more is the same.
+/// Identifies a checkpoint, to find out whether it is the same when it is opened again.
 #[derive(Debug)]
 pub(crate) enum Whence {
     Ours(Arc<dyn Storage>, Box<Manifest>),
@@ -40,7 +40,7 @@ pub(crate) enum Whence {
 }
 
 impl Opened {
-    /// Opens the checkpoint at `path`, of whatever format.
+    /// Opens the checkpoint at `path`, of any format.
     pub(crate) fn open(storage: &Arc<dyn Storage>, path: &Location, options: &RestoreOptions) -> Result<Opened> {
         let error = match Source::open(&**storage, path) {
             Ok(source) => return Ok(Opened::ours(source, options)),
@@ -55,18 +55,18 @@ impl Opened {
         if !is_none_of_ours || path.as_path().is_none() {
             return Err(error);
         }
-        // Before the opening, so that whatever changes from then on is noticed.
+        // Before opening, so that later changes are noticed.
         let stamp = Stamp::of(path);
         match interop::open(path) {
             Ok(source) => Ok(Opened::Foreign(source, stamp)),
             Err(Error::NotFound { .. }) => Err(error),
-            // A directory that is no checkpoint at all has its own explanation.
+            // A directory that is not a checkpoint has its own error.
             Err(Error::Unsupported { .. }) if path.is_dir() => Err(error),
             Err(foreign) => Err(foreign),
         }
     }
 
-    /// Like [`open`](Opened::open), of checkpoints of this crate.
+    /// Like [`open`](Opened::open), for checkpoints of this crate.
     pub(crate) fn open_ours(storage: &Arc<dyn Storage>, path: &Location, options: &RestoreOptions) -> Result<Opened> {
         Source::open(&**storage, path).map(|source| Opened::ours(source, options))
     }
@@ -93,7 +93,7 @@ impl Opened {
         }
     }
 
-    /// Hands over the values, under the names that the options give them.
+    /// Calls `with` with the values, under the names of the options.
     pub(crate) fn with_origin<R>(
         &self,
         options: &RestoreOptions,
@@ -106,7 +106,7 @@ impl Opened {
         }
     }
 
-    /// Closes it, and keeps what tells it from others.
+    /// Closes it, and returns its identification.
     pub(crate) fn close(self, storage: &Arc<dyn Storage>) -> Whence {
         match self {
             Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
@@ -118,7 +118,7 @@ impl Opened {
 }
 
 impl Whence {
-    /// Opens the checkpoint once more; `None` when another one is there now.
+    /// Opens the checkpoint again. Returns `None` if another one is there now.
     pub(crate) fn open_again(&self, path: &Location, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
             Whence::Ours(storage, manifest) => {
@@ -134,7 +134,7 @@ impl Whence {
     }
 }
 
-/// Hands over the values of a source, under the names that the options give them.
+/// Calls `with` with the values of a source, under the names of the options.
 pub(crate) fn with_names<R>(
     source: &dyn TensorSource,
     options: &RestoreOptions,
@@ -154,18 +154,18 @@ fn is_same(a: &Manifest, b: &Manifest) -> bool {
     a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
 }
 
-/// The files of another tool's checkpoint: name, length, time of the last change, number.
+/// The files of another tool's checkpoint: name, length, modification time, inode.
 #[derive(Debug)]
 pub(crate) struct Stamp(Vec<(PathBuf, u64, (i64, i64), u64)>);
 
-/// So many files of a directory are looked at.
+/// The maximum number of files in a directory that are recorded.
 const MAX_FILES: usize = 100_000;
 
 impl Stamp {
     fn of(path: &Path) -> Stamp {
         let is_prefix = !path.exists();
         let (root, depth) = match is_prefix {
-            // That of a TensorFlow bundle.
+            // The directory of a TensorFlow bundle.
             true => (path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")), 1),
             false => (path, 2),
         };
@@ -183,7 +183,7 @@ impl Stamp {
         Stamp(files)
     }
 
-    /// Returns `true` if all of these files are there unchanged; there may be others now.
+    /// Returns `true` if all of these files are unchanged; there may be other files.
     fn is_in(&self, now: &Stamp) -> bool {
         !self.0.is_empty() && self.0.iter().all(|file| now.0.binary_search(file).is_ok())
     }

@@ -1,4 +1,4 @@
-//! What a restore may leave out.
+//! Options of a restore.
 
 use crate::map::NameMap;
 use crate::name::matches;
@@ -6,8 +6,8 @@ use crate::parallel;
 use crate::progress::{Observer, Progress};
 use std::sync::Arc;
 
-/// How strict a restore is. By default every tracked object must find its value, with exact type and shape, and
-/// every byte is verified before anything changes.
+/// Options of a restore. By default, every tracked object must have a value with exact type and shape, and every byte
+/// is verified before anything changes.
 ///
 /// ```
 /// use tch_checkpoint::RestoreOptions;
@@ -19,33 +19,34 @@ use std::sync::Arc;
 /// # Exceptions
 ///
 /// An exception names objects by a pattern for their keys. A key is the names from the tracked object down, joined by
-/// `/`: `encoder/gru.weight`, `optimizer/param_groups`, `optimizer/state/head.weight/exp_avg`. In a pattern `*` stands
-/// for any text, `/` included. Exceptions also hold for objects that are tracked later and filled then. What they
-/// left as it was is in [`Report::skipped`](crate::Report::skipped), with the reason.
+/// `/`: `encoder/gru.weight`, `optimizer/param_groups`, `optimizer/state/head.weight/exp_avg`. In a pattern, `*`
+/// matches any text, including `/`. Exceptions also apply to objects that are tracked and restored later.
+/// [`Report::skipped`](crate::Report::skipped) lists the objects that kept their values, with the reason.
 ///
-/// | Exception | Lets a restore go on when |
+/// | Exception | Allows a restore if |
 /// |---|---|
 /// | [`allow_missing`](RestoreOptions::allow_missing) | the checkpoint has no value for an object |
 /// | [`allow_mismatch`](RestoreOptions::allow_mismatch) | the checkpoint's value does not fit an object |
-/// | [`skip`](RestoreOptions::skip) | always: the restore leaves these objects and values alone |
+/// | [`skip`](RestoreOptions::skip) | (always) these objects and values are excluded |
 ///
-/// None stands for another: `allow_mismatch` does not forgive what is missing.
+/// Exceptions do not imply each other: `allow_mismatch` does not allow missing values.
 ///
-/// After [`Error::PartlyRestored`](crate::Error::PartlyRestored) no exception holds for the objects that the failed
-/// restore may have overwritten in part, until a restore has given them a value.
+/// After [`Error::PartlyRestored`](crate::Error::PartlyRestored), no exception applies to the objects that the failed
+/// restore may have partly overwritten, until a restore has given them a value.
 ///
 /// # What changed between saving and restoring
 ///
-/// * **Another head** (a number of classes, say), the rest goes on with its optimizer: `allow_mismatch("model/head.*")`
-///   and `allow_mismatch("optimizer/state/head.*")`. The head keeps its values, and the optimizer begins anew with it.
-/// * **Another optimizer** (Adam to SGD): `skip("optimizer")`. All else is restored, and the new optimizer begins as it
-///   was built. To take over what fits instead (the moments of Adam in AdamW), `allow_mismatch("optimizer/*")`.
-/// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups that the checkpoint has get
-///   their saved options, the additional ones keep those they have.
+/// * **Another head** (for another number of classes) while the rest continues with its optimizer:
+///   `allow_mismatch("model/head.*")` and `allow_mismatch("optimizer/state/head.*")`. The head keeps its values, and
+///   its optimizer state starts over.
+/// * **Another optimizer** (Adam to SGD): `skip("optimizer")`. Everything else is restored, and the new optimizer
+///   starts as it was built. To keep what fits (the moments of Adam in AdamW), use `allow_mismatch("optimizer/*")`.
+/// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups in the checkpoint get their
+///   saved options; additional ones keep their options.
 /// * **One more field in a saved struct** ([`Value`](crate::Value)): `#[serde(default)]` on the field. Or
-///   `allow_mismatch("progress")`, which keeps the whole value as it is.
+///   `allow_mismatch("progress")`, which keeps the whole present value.
 /// * **One more object**: `allow_missing("ema/*")`.
-/// * **A part frozen or unfrozen since**: [`trainable`](RestoreOptions::trainable).
+/// * **A part that was frozen or unfrozen**: [`trainable`](RestoreOptions::trainable).
 ///
 /// ```
 /// use tch_checkpoint::{Checkpoint, Counter, RestoreOptions, Value};
@@ -79,17 +80,17 @@ pub struct RestoreOptions {
     pub(crate) observer: Observer,
 }
 
-/// Which flag counts where a saved variable required a gradient and the live one does not, or the other way round.
+/// Which flag applies if the `requires_grad` of a live variable differs from the saved one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trainable {
-    /// That of the checkpoint: the restore sets `requires_grad`.
+    /// The flag of the checkpoint: the restore sets `requires_grad`.
     Saved,
-    /// That of the live variable: it stays.
+    /// The flag of the live variable, which is unchanged.
     Live,
 }
 
-/// When digests are looked at.
+/// When digests are verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verify {
     First,
@@ -114,37 +115,37 @@ impl Default for RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// Returns the strict default.
+    /// Creates options without exceptions.
     pub fn new() -> RestoreOptions {
         RestoreOptions::default()
     }
 
-    /// Objects whose key matches `pattern` keep their values when the checkpoint has none for them.
+    /// Allows missing values: objects whose key matches `pattern` keep their values if the checkpoint has none.
     pub fn allow_missing(mut self, pattern: impl Into<String>) -> Self {
         self.missing.push(pattern.into());
         self
     }
 
-    /// Objects whose key matches `pattern` keep their values when the checkpoint's do not fit: tensors of another type
-    /// or shape, values of another type, slots that an optimizer cannot use. Of the options of parameter groups those
-    /// that fit are restored.
+    /// Allows mismatches: objects whose key matches `pattern` keep their values if those of the checkpoint do not fit
+    /// (tensors of another type or shape, values of another type, slots that an optimizer cannot use). Options of
+    /// parameter groups that fit are restored.
     pub fn allow_mismatch(mut self, pattern: impl Into<String>) -> Self {
         self.mismatched.push(pattern.into());
         self
     }
 
-    /// Leaves objects whose key matches `pattern`, and all below them, out of the restore: they keep their values,
-    /// whatever the checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. What
-    /// the checkpoint has under such keys does not count as unused, and the assertions of
-    /// [`RestoreStatus`](crate::RestoreStatus) do not ask for it.
+    /// Excludes objects whose key matches `pattern`, and everything below them: they keep their values, whatever the
+    /// checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. Values of the
+    /// checkpoint under such keys do not count as unused, and the assertions of [`RestoreStatus`](crate::RestoreStatus)
+    /// ignore them.
     pub fn skip(mut self, pattern: impl Into<String>) -> Self {
         self.skipped.push(pattern.into());
         self
     }
 
-    /// Restores what the checkpoint has under the names that `map` gives, transformed as it says. It is checked as a
-    /// whole before anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. The exceptions name
-    /// objects, by their own keys. A `requires_grad` that was saved is not compared.
+    /// Restores the checkpoint through `map`, which renames and transforms its entries. The map is checked completely
+    /// before anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. Exceptions use the keys of
+    /// objects. Saved `requires_grad` flags are not compared.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -164,36 +165,36 @@ impl RestoreOptions {
         self
     }
 
-    /// Decides what happens to variables whose `requires_grad` differs from what was saved. Unless set, a restore
-    /// leaves the flags as they are and lists them in [`Report::trainable`](crate::Report::trainable), and
-    /// `restore_or_initialize` is refused: a run that was interrupted would go on with other variables frozen.
+    /// Sets what happens to variables whose `requires_grad` differs from the saved flag. By default, a restore keeps
+    /// the live flags and lists the differences in [`Report::trainable`](crate::Report::trainable), and
+    /// `restore_or_initialize` fails, because the resumed run would have other variables frozen.
     pub fn trainable(mut self, which: Trainable) -> Self {
         self.trainable = Some(which);
         self
     }
 
-    /// Restores in one pass instead of two: every byte is still checked, but as it is put into the objects. Faster; a
-    /// damaged file is then found when some objects have changed already
+    /// Restores in one pass instead of two: every byte is verified while it is read into the objects. This is faster,
+    /// but a damaged file may be found after some objects were changed
     /// ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
     pub fn verify_while_reading(mut self) -> Self {
         self.verify = Verify::WhileReading;
         self
     }
 
-    /// Restores without looking at the digests: for a checkpoint that was verified just before. Types, shapes and
-    /// files' lengths are still checked; changed bytes are not found.
+    /// Restores without verifying digests, for a checkpoint that was just verified. Types, shapes and file lengths are
+    /// still checked; changed bytes are not detected.
     pub fn without_verification(mut self) -> Self {
         self.verify = Verify::Never;
         self
     }
 
-    /// How many threads read; by default one per processor, at most 8.
+    /// Sets the number of threads that read. Defaults to one per processor, at most 8.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Calls `report` after every tensor, from the threads that read; what it does there holds them up.
+    /// Sets a function that is called after every tensor, on the threads that read, which it delays.
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(report);
         self
@@ -205,7 +206,7 @@ impl RestoreOptions {
         self
     }
 
-    /// Returns `true` if digests are looked at before anything changes.
+    /// Returns `true` if digests are verified before anything changes.
     pub(crate) fn verifies_first(&self) -> bool {
         self.verify == Verify::First
     }

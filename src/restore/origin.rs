@@ -1,4 +1,4 @@
-//! What a restore takes its values from: a checkpoint of this crate, or a source of any format.
+//! The origin of restored values: a checkpoint of this crate, or a source of any format.
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Where values come from.
+/// The origin of values.
 pub(crate) enum Origin<'a> {
     /// A checkpoint of this crate.
     Ours(&'a Source),
@@ -23,9 +23,9 @@ pub(crate) enum Origin<'a> {
 /// A source of any format.
 pub(crate) struct Any<'a> {
     pub source: &'a dyn TensorSource,
-    /// What was read, of tensors that nothing in the source verifies.
+    /// Digests of the first read of tensors that the source cannot verify.
     digests: Mutex<BTreeMap<String, Digest>>,
-    /// What a map has made of it.
+    /// What a map did.
     mappings: &'a [Mapping],
 }
 
@@ -38,7 +38,7 @@ impl<'a> Origin<'a> {
         Origin::Any(Any { source, digests: Mutex::default(), mappings: source.mappings() })
     }
 
-    /// Returns what of this a map has renamed or transformed.
+    /// Returns what a map has renamed or transformed.
     pub(crate) fn mappings(&self) -> &[Mapping] {
         match self {
             Origin::Ours(_) => &[],
@@ -53,7 +53,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// Returns what there is, as a tree.
+    /// Returns the content as a tree.
     pub(crate) fn saved(&self) -> Saved {
         match self {
             Origin::Ours(source) => source.saved(),

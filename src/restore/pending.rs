@@ -1,5 +1,5 @@
-//! What a restore leaves behind: which objects got a value, and which values wait for objects that are tracked later.
-//! No file stays open: a checkpoint is opened again when something takes a value from it.
+//! A completed restore: which objects got a value, and which values are deferred for objects that are tracked later. No
+//! file stays open: the checkpoint is opened again when a deferred value is used.
 
 use super::matching::{Matching, Request, below, match_objects};
 use super::opened::{About, Whence};
@@ -13,31 +13,31 @@ use crate::source::VerifiedBy;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A restore that has succeeded.
+/// A successful restore.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub about: About,
-    /// How far all that was restored had been verified.
+    /// How far everything that was restored had been verified.
     pub verified_by: VerifiedBy,
-    /// As `about.path`, wherever the process goes.
+    /// The path as an absolute one, independent of the working directory.
     absolute: Location,
     options: RestoreOptions,
     tracked: Tracked,
-    /// Where the keys of the checkpoint begin: the components it has.
+    /// The components of the checkpoint.
     components: BTreeSet<String>,
     state: Mutex<State>,
 }
 
-/// What a restore did.
+/// The outcome of a restore.
 pub(crate) struct Restored {
     pub report: Report,
-    /// Where the keys of the checkpoint begin.
+    /// The components of the checkpoint.
     pub components: BTreeSet<String>,
     pub verified_by: VerifiedBy,
 }
 
 impl Restored {
-    /// To be made before the matching is applied.
+    /// Created before the matching is applied.
     pub(crate) fn of(matching: &Matching, origin: &Origin<'_>) -> Restored {
         let verified_by = matching.tensors.iter().map(|(key, _)| origin.verified_by(key)).min();
         Restored {
@@ -51,22 +51,22 @@ impl Restored {
 #[derive(Debug)]
 struct State {
     report: Report,
-    /// The keys whose value was given to an object, whatever became of that.
+    /// The keys whose value was used by an object, even if that is gone.
     given: BTreeSet<String>,
-    /// Those of them that the object tracked now got.
+    /// Those of them that the presently tracked object got.
     matched: BTreeSet<String>,
     /// The objects that got them, by name.
     filled: HashMap<String, u64>,
-    /// The keys that nothing has taken.
+    /// The keys that nothing has used.
     unused: BTreeSet<String>,
-    /// Those of them that objects tracked later get.
+    /// Those of them that are kept for objects that are tracked later.
     waiting: BTreeSet<String>,
-    /// What the checkpoint was, while anything waits.
+    /// The identification of the checkpoint, while values are deferred.
     whence: Option<Whence>,
 }
 
 impl Pending {
-    /// `whence` is where what nothing took waits; without it nothing waits.
+    /// `whence` identifies the checkpoint of deferred values; without it, none are deferred.
     pub(crate) fn new(
         about: About,
         whence: Option<Whence>,
@@ -103,31 +103,31 @@ impl Pending {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns `true` if nothing waits any more.
+    /// Returns `true` if no value is deferred.
     pub(crate) fn is_over(&self) -> bool {
         self.state().whence.is_none()
     }
 
-    /// Returns `true` if something waits for an object called `name`.
+    /// Returns `true` if a value is deferred for an object `name`.
     pub(crate) fn waits_for(&self, name: &str) -> bool {
         below(&self.state().waiting, &name::key([name])).next().is_some()
     }
 
-    /// Nothing waits any more.
+    /// Discards all deferred values.
     pub(crate) fn expect_partial(&self) {
         let mut state = self.state();
         state.waiting.clear();
         state.close_if_over();
     }
 
-    /// Gives way to a newer restore, for the components that its checkpoint has.
+    /// Discards deferred values for the components of a newer restore.
     pub(crate) fn superseded_by(&self, newer: &Pending) {
         let mut state = self.state();
         state.waiting.retain(|key| !newer.components.contains(component(key)));
         state.close_if_over();
     }
 
-    /// Fills an object that was tracked after the restore.
+    /// Restores an object that was tracked after the restore.
     pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
         let mut state = self.state();
         let Some(whence) = &state.whence else { return Ok(()) };
@@ -168,24 +168,24 @@ impl Pending {
         Error::not_found(&self.about.path, reason)
     }
 
-    /// Returns the report, whatever has become of the objects.
+    /// Returns the report of the restore, without examining the objects.
     pub(crate) fn report_of_the_restore(&self) -> Report {
         self.state().report.clone()
     }
 
-    /// Returns the report, with the objects as they are now.
+    /// Returns the report for the present objects.
     pub(crate) fn report(&self) -> Result<Report> {
         let walked = walk(&self.tracked.list())?;
         let ids = self.tracked.ids();
         let state = self.state();
         let mut report = state.report.clone();
-        // Of objects that were replaced or are not tracked any more nothing is known.
+        // Nothing is known about objects that were replaced or are no longer tracked.
         let is_there = |name: &String| state.filled.contains_key(name) && state.filled.get(name) == ids.get(name);
         let there: HashSet<String> =
             state.filled.keys().filter(|name| is_there(name)).map(|name| name::key([name])).collect();
         report.matched.retain(|key| there.contains(component(key)));
         report.unused = state.unused.iter().cloned().collect();
-        // What was restored for objects that are not there yet is not in use.
+        // Values that were restored for objects that do not exist yet are unused.
         let collections = walked.collection_keys.iter().zip(&walked.collections);
         let kept: Vec<String> = collections
             .flat_map(|(key, collection)| collection.waiting().into_iter().map(move |name| (key, name)))
@@ -213,7 +213,7 @@ impl Pending {
 }
 
 impl State {
-    /// Notes a deferred restore.
+    /// Records a deferred restore.
     fn took(&mut self, name: &str, id: Option<u64>, later: Report) {
         let key = name::key([name]);
         self.matched.retain(|matched| component(matched) != key);

@@ -1,4 +1,4 @@
-//! What a restore returns: TensorFlow's assertions, over the objects as they are now.
+//! The result of a restore, with TensorFlow's assertions about the present objects.
 
 use super::pending::Pending;
 use crate::error::{Error, Report, Result, SkipReason};
@@ -8,17 +8,17 @@ use crate::source::VerifiedBy;
 use crate::text::listed;
 use std::sync::Arc;
 
-/// The result of a restore. The assertions look at the objects as they are when called: objects tracked after
-/// the restore count, and variables that were added to a tracked `VarStore` since.
+/// The result of a restore. The assertions examine the objects at the time of the call, including objects that were
+/// tracked after the restore, and variables that were added to a tracked `VarStore`.
 ///
-/// What the checkpoint has and no object took waits for objects that are *tracked* later: they get it when they are
-/// tracked. Of several restores that something waits from, the newest counts whose checkpoint has the object.
-/// A variable that is *created* later in an object that is tracked already is not filled, and fails
+/// Values that no object used are kept for objects that are *tracked* later, and restored when these are tracked. If
+/// several restores have a value, the newest one counts. A variable that is *created* later in an object that is
+/// already tracked is not restored, and fails
 /// [`assert_existing_objects_matched`](RestoreStatus::assert_existing_objects_matched): build the model before the
-/// restore, or restore again when it is built.
+/// restore, or restore again afterwards.
 ///
-/// No file of the checkpoint stays open. When the checkpoint is gone by the time an object is tracked that it has a
-/// value for, tracking is an error ([`Error::NotFound`]).
+/// No file of the checkpoint stays open. If the checkpoint has been removed when an object with a deferred value is
+/// tracked, tracking returns [`Error::NotFound`].
 ///
 /// ```no_run
 /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -39,7 +39,7 @@ impl RestoreStatus {
         RestoreStatus { pending }
     }
 
-    /// Returns the checkpoint.
+    /// Returns the path of the checkpoint.
     pub fn path(&self) -> &Location {
         &self.pending.about.path
     }
@@ -49,13 +49,13 @@ impl RestoreStatus {
         self.pending.about.step
     }
 
-    /// Returns the checkpoint, and those of earlier runs that it goes back to; none of a file of another tool.
+    /// Returns the checkpoint and those of earlier runs that it goes back to. Empty for files of other tools.
     pub(crate) fn lineage(&self) -> &[Follows] {
         &self.pending.about.lineage
     }
 
-    /// How far the tensors that the restore put into objects had been verified: that of the least verified one.
-    /// [`VerifiedBy::Digest`] for checkpoints of this crate; for those of other tools what their format has.
+    /// Returns how far the restored tensors were verified: the least of all tensors. [`VerifiedBy::Digest`] for
+    /// checkpoints of this crate; depends on the format for those of other tools.
     pub fn verified_by(&self) -> VerifiedBy {
         self.pending.verified_by
     }
@@ -64,14 +64,14 @@ impl RestoreStatus {
         self.pending.about.save_counter
     }
 
-    /// Returns what was matched, what has no value, what is unused by now. Looks at the objects as they are; where they
-    /// cannot be saved any more, the report is that of the restore.
+    /// Returns what matched, what has no value, and what is unused, for the present objects. If these cannot be
+    /// examined, returns the report of the restore.
     pub fn report(&self) -> Report {
         self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
     }
 
-    /// Everything in the checkpoint went into an object, and every tracked object got its value; but for what
-    /// [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out.
+    /// Asserts that every value in the checkpoint was restored, and that every tracked object got a value, except what
+    /// [`RestoreOptions::skip`](crate::RestoreOptions::skip) excluded.
     ///
     /// # Errors
     /// [`Error::Assertion`], with the names.
@@ -83,9 +83,9 @@ impl RestoreStatus {
         })
     }
 
-    /// Every tracked object got its value from the checkpoint, also those that were tracked or created since; but for
-    /// what [`RestoreOptions::skip`](crate::RestoreOptions::skip) left out. Objects that another exception left as they
-    /// were did not get it.
+    /// Asserts that every tracked object got its value from the checkpoint, including objects that were tracked or
+    /// created later, except what [`RestoreOptions::skip`](crate::RestoreOptions::skip) excluded. Objects that kept
+    /// their values because of another exception did not get one.
     ///
     /// # Errors
     /// [`Error::Assertion`], with the names.
@@ -114,7 +114,7 @@ impl RestoreStatus {
         Ok(report)
     }
 
-    /// At least one tracked object got its value. The counter of saves does not count.
+    /// Asserts that at least one tracked object got its value, other than the save counter.
     ///
     /// # Errors
     /// [`Error::Assertion`].
@@ -122,7 +122,7 @@ impl RestoreStatus {
         self.assert(!self.report().matched.is_empty(), || "no tracked object got a value".to_string())
     }
 
-    /// Says that the rest of the checkpoint is not wanted: objects tracked later keep their values.
+    /// Discards the rest of the checkpoint: objects that are tracked later keep their values.
     pub fn expect_partial(&self) -> &Self {
         self.pending.expect_partial();
         self
@@ -136,13 +136,13 @@ impl RestoreStatus {
     }
 }
 
-/// What `restore_or_initialize` did.
+/// The result of `restore_or_initialize`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Started {
     /// The restore, or `None` for a fresh start.
     pub restored: Option<RestoreStatus>,
-    /// Checkpoints that were passed over because they are damaged, newest first.
+    /// Checkpoints that were skipped because they are damaged, newest first.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -150,8 +150,8 @@ pub struct Started {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PassedOver {
-    /// Where it is now.
+    /// Its present path.
     pub path: Location,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! Files of a checkpoint that are no components, written from the beginning to the end under one digest.
+//! Files of a checkpoint that are not components, written sequentially with one digest.
 
 use super::tracked::check_asset_name;
 use super::{Held, SaveOptions};
@@ -13,11 +13,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
-/// A file that one save writes beside the components, under a digest, without its content being held in memory. Given
-/// to [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
+/// A file that one save writes beside the components, with a digest, without holding its content in memory. Given to
+/// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
 /// [`CheckpointReader::copy_to`](crate::CheckpointReader::copy_to).
 ///
-/// [`Asset`](crate::Asset) is a file that every save of a checkpoint has.
+/// [`Asset`](crate::Asset) is a file in every save of a checkpoint.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,7 +39,7 @@ use std::io::{self, Write};
 #[must_use = "an asset is written by the save that it is given to"]
 pub struct AssetStream<'a> {
     pub(super) name: String,
-    /// About how many bytes it has.
+    /// Its approximate length in bytes.
     pub(super) bytes: u64,
     write: Box<WriteOnce<'a>>,
 }
@@ -47,11 +47,10 @@ pub struct AssetStream<'a> {
 type WriteOnce<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;
 
 impl<'a> AssetStream<'a> {
-    /// Creates an asset called `name`, whose content `write` writes when the components are written. `bytes` is about
-    /// how many it writes: the save refuses to begin if the file system has less room. There is no buffer between
-    /// `write` and the file, so write large pieces.
+    /// Creates an asset `name`, whose content `write` writes during the save. `bytes` is its approximate length: the
+    /// save fails early if the file system has less space. Writes are not buffered, so write large pieces.
     ///
-    /// If `write` returns an error the save fails with [`Error::Object`], or with the crate's own [`Error`] if that is
+    /// If `write` returns an error, the save fails with [`Error::Object`], or with the crate's own [`Error`] if that is
     /// the inner error of the [`io::Error`]; nothing of the checkpoint remains.
     pub fn new(
         name: impl Into<String>,

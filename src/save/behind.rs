@@ -1,4 +1,4 @@
-//! Decides what of a plan is copied behind the call of a save, and in which parts.
+//! Decides which tensors of a plan are copied after the call of a save has returned, and in which parts.
 
 use super::chunk::{Chunk, Source, Span};
 use super::lazy::{Job, Lazy};
@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::graph::{Area, TensorPin, Touched};
 use crate::sync::{Arc, Mutex, PoisonError};
 
-/// The memory of tensors of at most so many bytes is held from one save to the next: while the plan is current it is
-/// the same, and taking hold of the memory of thousands of tensors is most of what the call would cost.
+/// The memory of tensors of at most this many bytes stays pinned from one save to the next: it is the same while the
+/// plan is current, and pinning thousands of tensors would take most of the time of the call.
 const KEPT: u64 = 16 << 10;
 
 impl Plan {
-    /// Returns what may be copied behind the call: the tensors that `is_lazy` names. It is asked once: where it would
-    /// name others, the plan has to be made anew.
+    /// Returns the tensors that may be copied after the call: those for which `is_lazy` returns `true`. It is called
+    /// once per plan; if its answer changes, a new plan is needed.
     pub(crate) fn lazy(&self, is_lazy: impl Fn(&PlannedTensor) -> bool) -> Result<Arc<Lazy>> {
         let mut lazy = self.lazy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lazy) = &*lazy {
@@ -26,7 +26,7 @@ impl Plan {
 }
 
 impl Lazy {
-    /// `is_lazy` tells by place in `Plan::tensors` what may be copied behind the call; the plan is current.
+    /// `is_lazy` has, by place in `Plan::tensors`, whether a tensor may be copied after the call. The plan is current.
     fn new(plan: &Plan, is_lazy: Vec<bool>) -> Result<Lazy> {
         let places: Vec<usize> = (0..is_lazy.len()).filter(|&place| is_lazy[place]).collect();
         let mut touched = Touched::default();
@@ -76,7 +76,7 @@ impl Lazy {
     }
 
     fn add_jobs(&mut self, plan: &Plan, place: usize, span: &Span) {
-        // Copying a tensor that is not laid out as in the file makes a copy of all of it: its chunks stay together.
+        // Copying a tensor with another layout than in the file copies the whole tensor, so its chunks stay together.
         let stays_together = |source: Option<Source>| matches!(source, Some(Source::Tensor(place)) if self.is_lazy[place] && !plan.tensors[place].leaf.is_plain_memory());
         let mut begin = 0;
         for (i, chunk) in span.chunks.iter().enumerate() {
@@ -96,14 +96,14 @@ impl Lazy {
 }
 
 impl PlannedTensor {
-    /// Returns the memory that its elements are in, where it is pinned now: that may be another than was planned.
+    /// Returns the memory of its elements where it is pinned now, which may differ from the plan.
     pub(super) fn area_of(&self, pin: Option<&dyn TensorPin>) -> Option<Area> {
         let address = pin.and_then(|pin| pin.address());
         self.area.map(|area| address.map_or(area, |address| area.moved_to(address)))
     }
 }
 
-/// Takes hold of a tensor's memory.
+/// Pins a tensor's memory.
 pub(super) fn pin(tensor: &PlannedTensor) -> Result<Option<Box<dyn TensorPin>>> {
     tensor.leaf.pin(&tensor.spec).map_err(|reason| Error::object(&tensor.key, reason))
 }

@@ -1,10 +1,10 @@
-//! A buffer that starts on a page, as direct writes need it, in huge pages where the system has them: copying into
-//! those is faster, and touching them for the first time several times as fast.
+//! A page-aligned buffer, as required by direct writes, in huge pages if the system has them: copying to those is
+//! faster, and the first access several times as fast.
 
 use crate::error::{Error, Result};
 use memmap2::{MmapMut, MmapOptions};
 
-/// `capacity` bytes of memory of their own, zero at first.
+/// A zeroed buffer of its own memory.
 #[derive(Default)]
 pub(super) struct PageBuffer(Option<MmapMut>);
 
@@ -15,7 +15,7 @@ impl PageBuffer {
         }
         let refused = |_| Error::out_of_memory("a copy of the state", capacity as u64);
         let memory = MmapOptions::new().len(capacity).map_anon().map_err(refused)?;
-        // Without them it is only slower.
+        // Without huge pages it is only slower.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
         Ok(PageBuffer(Some(memory)))

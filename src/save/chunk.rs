@@ -1,21 +1,21 @@
-//! A file's bytes, cut for the threads: spans of whole tensors, one thread each at a time, and in them chunks that
-//! begin and end on pages, written one by one.
+//! Divides a file's bytes among threads: spans of whole tensors, each written by one thread, consisting of chunks that
+//! start and end on pages.
 
 use super::options::Layout;
 use crate::repository::{DIRECT, PAGE};
 use std::ops::Range;
 
-/// Bytes gathered, digested and written at a time, unless the user says.
+/// The default number of bytes that are gathered, digested and written at a time.
 pub(super) const CHUNK: usize = 4 << 20;
 
-/// The same for files that always go through the page cache, and are small: new memory for a whole chunk would take
-/// longer than their bytes, so that they make do with little of it, which stays in the core's cache.
+/// The same for small files, which always go through the page cache: allocating a whole chunk would take longer than
+/// their bytes, and a small chunk stays in the core's cache.
 const SMALL_CHUNK: usize = 64 << 10;
 
-/// A span is not made smaller than this.
+/// The minimum size of a span in bytes.
 const MIN_SPAN: u64 = 16 << 20;
 
-/// A part of a file: whole tensors; the first of a file has the header too.
+/// A part of a file: whole tensors. The first one of a file includes the header.
 #[derive(Clone)]
 pub(crate) struct Span {
     /// The file's place in `Plan::files`.
@@ -23,10 +23,10 @@ pub(crate) struct Span {
     pub chunks: Vec<Chunk>,
 }
 
-/// Consecutive bytes of a span. All but the first and the last begin and end on a page of the file.
+/// Consecutive bytes of a span. All except the first and the last start and end on a page of the file.
 #[derive(Clone)]
 pub(crate) struct Chunk {
-    /// In the file.
+    /// The offset in the file.
     pub offset: u64,
     pub length: usize,
     pub parts: Vec<Part>,
@@ -36,9 +36,9 @@ pub(crate) struct Chunk {
 #[derive(Clone)]
 pub(crate) struct Part {
     pub source: Source,
-    /// In the source.
+    /// The offset in the source.
     pub from: usize,
-    /// In the chunk.
+    /// The range in the chunk.
     pub at: Range<usize>,
 }
 
@@ -49,8 +49,8 @@ pub(crate) enum Source {
     Tensor(usize),
 }
 
-/// Cuts a file of `bytes`, at this place of the plan, into spans of about equal length for the threads, between
-/// tensors, and these into chunks. `tensors` are the places of its tensors and their bytes, which follow the header.
+/// Divides a file of `bytes`, at this place of the plan, into spans of whole tensors of about equal length for the
+/// threads, and these into chunks. `tensors` has the places of its tensors and their bytes, which follow the header.
 pub(super) fn spans(
     place: usize,
     bytes: u64,
@@ -90,7 +90,7 @@ impl Cutter {
     fn add(&mut self, source: Source, length: usize) {
         let mut from = 0;
         while from < length {
-            // A span that begins inside a page has a first chunk that ends with that page.
+            // The first chunk of a span that starts inside a page ends with that page.
             let misaligned = self.current.offset as usize % PAGE;
             let capacity = if misaligned == 0 { self.capacity } else { PAGE - misaligned };
             let now = (capacity - self.current.length).min(length - from);

@@ -1,4 +1,4 @@
-//! A state that is noted at one moment and saved later, if what was not copied then has not changed since.
+//! A state that is recorded at one moment and saved later, if the parts that were not copied have not changed.
 
 use super::behind::pin;
 use super::gather::Pins;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// Tensors that are not in plain memory, such as the random state, are copied up to this length.
 const COPIED: u64 = 64 << 10;
 
-/// The values and the small state of a plan at one moment, and what tells whether its tensors have changed since.
+/// The values and the small state of a plan at one moment, and what is needed to detect changes of its tensors.
 pub(crate) struct Noted {
     plan: Arc<Plan>,
     seen: AllSeen,
@@ -25,14 +25,14 @@ pub(crate) struct Noted {
     watched: Watched,
 }
 
-/// What of a plan is watched, and how.
+/// How the tensors of a plan are watched.
 struct Watched {
     /// The places of those that are copied.
     copied: Vec<usize>,
     /// The memory of the others, as far as it can be held.
     pins: Pins,
     samples: Samples,
-    /// The places of those that tell nothing.
+    /// The places of those that report nothing.
     untold: Vec<usize>,
 }
 
@@ -67,7 +67,7 @@ impl Watched {
 }
 
 impl Noted {
-    /// Notes the state of a plan, with its tensors as they are [`seen`](Plan::look). `before` is what was noted last.
+    /// Records the state of a plan, with its tensors as [`seen`](Plan::look). `before` is the previous record.
     pub(crate) fn take(plan: Arc<Plan>, seen: AllSeen, before: Option<Noted>) -> Result<Noted> {
         let values = plan.values()?;
         let watched = match before.filter(|before| Arc::ptr_eq(&before.plan, &plan)) {
@@ -87,7 +87,7 @@ impl Noted {
         Ok(Noted { plan, seen, values, copies, watched })
     }
 
-    /// A tensor that has changed since, or of which that cannot be told, by its key.
+    /// Returns the key of a tensor that has changed, or for which that is unknown.
     pub(crate) fn changed(&self) -> Option<&str> {
         let now = self.plan.look();
         let Watched { pins, samples, untold, .. } = &self.watched;
@@ -101,7 +101,7 @@ impl Noted {
         changed.map(|place| self.plan.tensors[place].key.as_str())
     }
 
-    /// Returns what was noted, to be saved: the tensors that were not copied are those there are now.
+    /// Returns the recorded state for a save. Tensors that were not copied are the live ones.
     pub(crate) fn into_plan(self) -> (Arc<Plan>, AllSeen) {
         let leaf = |(place, bytes): (usize, Vec<u8>)| {
             let spec = self.plan.tensors[place].spec.clone();

@@ -1,4 +1,4 @@
-//! Copying tensors' bytes into chunks.
+//! Copies the bytes of tensors into chunks.
 
 use super::chunk::{Chunk, Source, Span};
 use super::lazy::Lazy;
@@ -8,12 +8,12 @@ use crate::error::{BoxError, Error, Result};
 use crate::graph::{TensorBytes, TensorPin, bytes_as};
 use std::sync::Arc;
 
-/// The memory that tensors of a plan had at the call, where that is held.
+/// The pinned memory that tensors of a plan had at the call.
 #[derive(Default)]
 pub(super) struct Pins {
-    /// What is held from save to save.
+    /// Pins that are held from save to save.
     pub lazy: Option<Arc<Lazy>>,
-    /// By place in `Plan::tensors`, what is held for this save; nothing where that is nothing at all.
+    /// Pins for this save, by place in `Plan::tensors`; empty if there are none.
     pub fresh: Vec<Option<Box<dyn TensorPin>>>,
 }
 
@@ -24,8 +24,8 @@ impl Pinned for Pins {
     }
 }
 
-/// Copies tensors' bytes into chunks; keeps the last tensor open, since a large one fills many chunks. What is pinned
-/// is read from the memory that it had at the call.
+/// Copies the bytes of tensors into chunks. Keeps the last tensor open, since a large one fills many chunks. Pinned
+/// tensors are read from the memory that they had at the call.
 pub(super) struct Gatherer<'a> {
     plan: &'a Plan,
     pins: &'a Pins,

@@ -1,4 +1,4 @@
-//! The right to write into a directory, and what goes with it: the next sequence, and the index to oneself.
+//! A directory whose writer's lock is held: the next sequence, and exclusive access to the index.
 
 use crate::catalog::Sequences;
 use crate::error::{Error, Result};
@@ -11,13 +11,13 @@ use crate::sync::{Mutex, PoisonError};
 pub(crate) struct Held {
     directory: Directory,
     lock: Lock,
-    /// The highest sequence of the directory, those being written included.
+    /// The highest sequence of the directory, including saves in progress.
     sequence: Mutex<u64>,
     index: Mutex<()>,
 }
 
 impl Held {
-    /// Takes the lock of a directory, creating it if need be, and looks for its highest sequence.
+    /// Takes the lock of a directory, creating it if necessary, and finds its highest sequence.
     pub(crate) fn take(directory: &Directory) -> Result<Held> {
         Held::take_again(directory, &mut Sequences::default())
     }
@@ -27,7 +27,7 @@ impl Held {
         directory.create()?;
         let lock = directory.lock()?;
         let scan = directory.scan_for_writing()?;
-        // What a save or a removal left whose process died.
+        // Leftovers of a save or a removal whose process died.
         directory.sweep(&scan.leftovers);
         Ok(Held::new(directory, lock, sequences.highest(directory, &scan)?))
     }
@@ -43,8 +43,8 @@ impl Held {
         self.directory.is_same(directory)
     }
 
-    /// Returns the sequence of the next save. It is used up even when the save fails: what that leaves behind could
-    /// come back with a power cut.
+    /// Returns the sequence of the next save. It is used up even if the save fails, because its leftovers could
+    /// reappear after a power cut.
     pub(crate) fn next_sequence(&self) -> Result<u64> {
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
         *sequence = sequence.checked_add(1).ok_or_else(|| {
@@ -56,7 +56,7 @@ impl Held {
         Ok(*sequence)
     }
 
-    /// Changes the index. Nobody else does meanwhile.
+    /// Changes the index, exclusively.
     pub(crate) fn update_index(&self, directory: &Directory, change: impl FnOnce(&mut Index)) -> Result<()> {
         let _alone = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let mut index = directory.index().unwrap_or_default();
@@ -64,7 +64,8 @@ impl Held {
         directory.write_index(&self.lock, &index)
     }
 
-    /// Removes an index that could not be written: what it does not know would be taken for somebody else's.
+    /// Removes an index that could not be written: checkpoints that it does not list would be taken for those of
+    /// another program.
     pub(crate) fn forget_index(&self, directory: &Directory) {
         let _alone = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         directory.forget_index(&self.lock);

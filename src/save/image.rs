@@ -1,8 +1,8 @@
-//! Capturing a state: the files' bytes, copied into memory that is allocated once and reused from save to save.
+//! Captures a state: copies the bytes of the files into memory that is allocated once and reused.
 //!
-//! What anyone may change is copied at the call. What only writers change that wait for captures is copied while the
-//! training goes on, from memory that was taken hold of at the call; whoever comes to write before that is done helps
-//! with the rest. That nobody has written all the same is checked, by version counters and sampled elements.
+//! Tensors that anything may change are copied during the call. Tensors that only change after waiting for captures are
+//! copied while training continues, from memory that was pinned during the call; a writer that arrives before that is
+//! done helps to copy the rest. Version counters and sampled elements are checked to detect other writes.
 
 use super::behind::pin;
 use super::buffer::PageBuffer;
@@ -28,8 +28,8 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Makes the image fit the files of a plan that are `wanted`; chunks that fit already are kept, since fresh memory
-    /// costs ten times a copy. Those of which this is not known yet are left as they are.
+    /// Adapts the image to the `wanted` files of a plan. Chunks that fit are kept, since fresh memory costs ten times
+    /// as much as a copy. Files for which this is not known yet are left unchanged.
     pub(crate) fn fit(&mut self, plan: &Plan, wanted: impl Fn(usize) -> Option<bool>) -> Result<()> {
         self.spans.resize_with(plan.spans.len(), Vec::new);
         for (chunks, span) in self.spans.iter_mut().zip(&plan.spans) {
@@ -85,16 +85,16 @@ impl Image {
     }
 }
 
-/// A state being captured, or captured.
+/// A capture of a state.
 pub(crate) struct Capture {
     pub plan: Arc<Plan>,
     /// What may still be copied after the call.
     lazy: Arc<Lazy>,
     image: RwLock<Image>,
     seen: AllSeen,
-    /// The memory that this had at the call.
+    /// The memory that these had at the call.
     pins: Pins,
-    /// Some elements then; `None` where changes are not looked for.
+    /// Sampled elements; `None` if changes are not detected.
     samples: Option<Samples>,
     next: AtomicUsize,
     left: Mutex<usize>,
@@ -103,16 +103,16 @@ pub(crate) struct Capture {
     failure: Mutex<Option<Failure>>,
 }
 
-/// What is done about writers that do not wait of their own accord.
+/// How writers that do not wait by themselves are treated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Others {
-    /// They are made to wait, where their library can do that.
+    /// Whether their library makes them wait, if it can.
     pub wait: bool,
-    /// What they have changed is looked for.
+    /// Whether their changes are detected.
     pub watched: bool,
 }
 
-/// Why a capture is not whole.
+/// Why a capture failed.
 pub(crate) struct Failure {
     pub error: Error,
     /// The key of a tensor that was changed by a writer that does not wait.
@@ -139,10 +139,10 @@ impl Failure {
 }
 
 impl Capture {
-    /// Begins: takes hold of what is `lazy`, and tells what that is. Nothing is copied yet: [`Capture::copy_now`] must
-    /// follow, and [`Hold::finish`], on whatever threads call it. `image` fits the files that have something lazy; it
-    /// is taken in the end. `others` says what is done about writers that do not wait of their own accord. `None` where
-    /// the plan, if it `is_checked`, does not fit the tensors any more.
+    /// Starts a capture: pins what is `lazy`, and returns what it will read. Copies nothing yet: call
+    /// [`Capture::copy_now`] and then, on any threads, [`Hold::finish`]. `image` fits the files with lazy tensors.
+    /// `others` is how writers that do not wait by themselves are treated. Returns `None` if the plan `is_checked` and
+    /// no longer fits the tensors.
     pub(crate) fn begin(
         plan: Arc<Plan>,
         lazy: Arc<Lazy>,
@@ -190,24 +190,24 @@ impl Capture {
         Ok(Some((touched, Arc::new(capture))))
     }
 
-    /// Returns `true` if anything of a file is copied behind the call, by its place in `Plan::files`.
+    /// Returns `true` if any part of a file, given by its place in `Plan::files`, is copied after the call.
     pub(crate) fn is_behind(&self, file: usize) -> bool {
         self.lazy.is_in(file)
     }
 
-    /// Returns what the tensors have said of themselves at the call, as [`Plan::look`].
+    /// Returns what the tensors reported at the call, as [`Plan::look`].
     pub(crate) fn seen(&self) -> &AllSeen {
         &self.seen
     }
 
-    /// Copies everything that is not lazy, except of the files that are `skipped`, of which nothing is.
+    /// Copies everything that is not lazy, except files that are `skipped`.
     pub(crate) fn copy_now(&self, skipped: impl Fn(usize) -> bool) -> Result<()> {
         let plan = &*self.plan;
         self.image_mut().fit(plan, |file| (!self.is_behind(file)).then(|| !skipped(file)))?;
         let image = self.image();
         for (place, (span, chunks)) in plan.spans.iter().zip(&self.lazy.at_call).enumerate() {
             let mut gatherer = Gatherer::new(plan, &self.pins);
-            // What is skipped has no chunks in the image.
+            // Skipped files have no chunks in the image.
             for &i in chunks.iter().filter(|&&i| i < image.spans[place].len()) {
                 let mut buffer = image.chunk(place, i);
                 gatherer.gather(span, &span.chunks[i], buffer.as_mut_slice(), |source| {
@@ -232,7 +232,7 @@ impl Capture {
         std::mem::take(&mut *self.image_mut())
     }
 
-    /// Why the capture is not whole, if it is not.
+    /// Returns why the capture failed, if it did.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -262,8 +262,8 @@ impl Capture {
         Ok(())
     }
 
-    /// Returns whether all version counters are where they were at the call; all is copied, and no writer that waits
-    /// has been let go yet.
+    /// Checks that all version counters are those of the call. Everything is copied, and waiting writers are still
+    /// blocked.
     fn check_versions(&self) -> std::result::Result<(), Failure> {
         for &place in self.lazy.places.iter().filter(|_| self.samples.is_some()) {
             let (tensor, then) = (&self.plan.tensors[place], self.seen[place].version());
@@ -275,7 +275,7 @@ impl Capture {
     }
 }
 
-/// How often a tensor was changed by now, as far as it counts.
+/// Returns the version counter of a tensor, if it has one.
 fn version(tensor: &PlannedTensor, pin: Option<&dyn TensorPin>) -> Option<u64> {
     pin.and_then(|pin| pin.version()).or_else(|| tensor.leaf.version())
 }
@@ -283,12 +283,12 @@ fn version(tensor: &PlannedTensor, pin: Option<&dyn TensorPin>) -> Option<u64> {
 impl Hold for Capture {
     fn finish(&self) {
         while let Some(job) = self.lazy.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            // Counted even when it panics: nobody may wait for ever.
+            // Counted even if it panics, so that nothing waits forever.
             let _done = Done(self);
             if self.cancelled.load(Ordering::Relaxed) {
                 continue;
             }
-            // A panic is this save's failure, not that of the writer who helps with it.
+            // A panic fails this save, not the writer that helps.
             let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("copy the state", &*panic).into());
             if let Err(failure) = catch_unwind(AssertUnwindSafe(|| self.run(job))).unwrap_or_else(panicked) {
                 self.fail(failure);

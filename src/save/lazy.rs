@@ -1,4 +1,5 @@
-//! What may be copied behind the call of a save, and what of it stays the same from one save of a plan to the next.
+//! The tensors that may be copied after the call of a save has returned, and what stays the same between saves of a
+//! plan.
 
 use super::chunk::{Source, Span};
 use super::samples::{Sampled, Samples};
@@ -6,10 +7,10 @@ use crate::graph::{Seen, TensorPin, Touched};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::ops::Range;
 
-/// What the tensors of a plan have said of themselves, in the order of `Plan::look`.
+/// What the tensors of a plan have reported, in the order of `Plan::look`.
 pub(crate) type AllSeen = Arc<Vec<Seen>>;
 
-/// The tensors of a plan that may be copied behind the call.
+/// The tensors of a plan that may be copied after the call.
 pub(crate) struct Lazy {
     /// By place in `Plan::tensors`.
     pub(super) is_lazy: Vec<bool>,
@@ -17,21 +18,20 @@ pub(crate) struct Lazy {
     pub(super) places: Vec<usize>,
     /// What the capture reads, as planned.
     pub(super) touched: Arc<Touched>,
-    /// By place in `Plan::tensors`, the memory that is held from save to save.
+    /// Pins that are held from save to save, by place in `Plan::tensors`.
     pub(super) kept: Vec<Option<Box<dyn TensorPin>>>,
-    /// The places of those whose memory is taken hold of at every save.
+    /// The places of those that are pinned at every save.
     pub(super) fresh: Vec<usize>,
     pub(super) sampled: Sampled,
-    /// The places of those that the survey of the plan asks alone.
+    /// The places of those that the survey asks one by one.
     pub(super) alone: Vec<usize>,
     /// Whether there are any in a file, by place in `Plan::files`.
     pub(super) in_file: Vec<bool>,
-    /// What is to be copied behind the call, in parts for the threads that come by.
+    /// What is copied after the call, in parts for threads.
     pub(super) jobs: Vec<Job>,
-    /// Of every span the chunks that have something which is copied at the call.
+    /// Per span, the chunks with a part that is copied during the call.
     pub(super) at_call: Vec<Vec<usize>>,
-    /// Memory for what a capture notes, used again by the next one: to touch it for the first time takes longer than to
-    /// fill it.
+    /// Reused memory for the records of a capture: the first access to new memory takes longer than filling it.
     pub(super) spare: Mutex<(AllSeen, Samples)>,
 }
 
@@ -67,7 +67,7 @@ impl Lazy {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns `true` if a source of the span is copied behind the call.
+    /// Returns `true` if a source of the span is copied after the call.
     pub(super) fn is_behind(&self, span: &Span, source: Source) -> bool {
         match source {
             Source::Header => self.in_file[span.file],
@@ -75,7 +75,7 @@ impl Lazy {
         }
     }
 
-    /// Returns `true` if anything of a file is copied behind the call, by its place in `Plan::files`.
+    /// Returns `true` if any part of a file, given by its place in `Plan::files`, is copied after the call.
     pub(crate) fn is_in(&self, file: usize) -> bool {
         self.in_file[file]
     }

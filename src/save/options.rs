@@ -1,13 +1,12 @@
-//! How to save.
+//! Options of a save.
 
 use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::repository::{Durability, OpenOptions, PAGE};
 
-/// How a checkpoint is saved: how durable it is, with how many threads, in what pieces, and what is recorded about its
-/// values. Given to [`Checkpoint::save_with`](crate::Checkpoint::save_with),
-/// [`Checkpoint::write_with`](crate::Checkpoint::write_with) and
-/// [`CheckpointManagerBuilder::save_options`](crate::CheckpointManagerBuilder::save_options).
+/// Options of a save: durability, threads, sizes, and what is recorded about values. Passed to
+/// [`Checkpoint::save_with`](crate::Checkpoint::save_with), [`Checkpoint::write_with`](crate::Checkpoint::write_with)
+/// and [`CheckpointManagerBuilder::save_options`](crate::CheckpointManagerBuilder::save_options).
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,7 +29,7 @@ pub struct SaveOptions {
     pub(crate) lock: bool,
     /// Threads that write.
     pub(crate) threads: usize,
-    /// Bytes gathered, digested and written at a time: whole pages; `None` for what suits a file's length.
+    /// Bytes gathered, digested and written at a time, in whole pages; `None` depends on the length of the file.
     pub(crate) chunk_bytes: Option<usize>,
     /// A component larger than this is split into several files.
     pub(crate) max_file_bytes: u64,
@@ -65,8 +64,8 @@ impl SaveOptions {
         self
     }
 
-    /// Takes no lock, for file systems that have none (`ENOLCK`, `ENOSYS`). Nothing then prevents two writers, in this
-    /// process or another, from writing into the directory at the same time and removing each other's checkpoints.
+    /// Takes no lock, for file systems without locks (`ENOLCK`, `ENOSYS`). Nothing then prevents two writers, in this
+    /// process or another, from writing to the directory at the same time and removing each other's checkpoints.
     pub fn without_lock(mut self) -> Self {
         self.lock = false;
         self
@@ -99,24 +98,24 @@ impl SaveOptions {
         self
     }
 
-    /// Calls `report` after every few megabytes of a save, from the threads that write; they wait while it runs.
+    /// Sets a function that is called after every few megabytes of a save, on the threads that write, which it delays.
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(report);
         self
     }
 
-    /// How the directory of checkpoints is opened.
+    /// Returns how the directory of checkpoints is opened.
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions { durability: self.durability, lock: self.lock, recycle: false }
     }
 
-    /// How the bytes are divided.
+    /// Returns how the bytes are divided.
     pub(crate) fn layout(&self) -> Layout {
         Layout { threads: self.threads, chunk_bytes: self.chunk_bytes, max_file_bytes: self.max_file_bytes }
     }
 }
 
-/// What decides how the bytes of a save are divided into files, and these into the threads' work.
+/// The options that determine how the bytes of a save are divided into files and threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub threads: usize,
@@ -134,12 +133,12 @@ impl Default for Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Health {
-    /// Nothing. No checkpoint counts as unhealthy.
+    /// Records nothing. No checkpoint counts as unhealthy.
     Off,
-    /// Which tensors have values that are NaN or infinite.
+    /// Records which tensors have values that are NaN or infinite.
     #[default]
     Finite,
-    /// Of every tensor norm, minimum, maximum and how many values are not finite. Adds about 60 bytes per tensor to the
-    /// manifest.
+    /// Records the norm, the minimum, the maximum and the number of non-finite values of every tensor. Adds about 60
+    /// bytes per tensor to the manifest.
     Statistics,
 }

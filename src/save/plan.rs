@@ -1,5 +1,5 @@
-//! From live objects to files: which tensor goes where. Nothing is written, so whatever cannot be saved is
-//! refused here, by name.
+//! Plans a save: which tensor goes to which file. Writes nothing; objects that cannot be saved are refused here, by
+//! name.
 
 use super::chunk::{self, Span};
 use super::lazy::Lazy;
@@ -16,17 +16,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a save writes.
+/// The plan of a save.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub files: Vec<PlannedFile>,
     pub tensors: Vec<PlannedTensor>,
-    /// Keys that show the same memory as a planned tensor: (key, its place in `tensors`).
+    /// Keys with the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
     /// How the bytes are divided.
     layout: Layout,
-    /// The files' bytes, cut for the threads that write them.
+    /// The bytes of the files, divided among threads.
     pub spans: Vec<Span>,
     /// The gates that tensors are behind.
     pub gates: Vec<Gate>,
@@ -56,9 +56,9 @@ pub(crate) struct PlannedTensor {
     pub name_in_file: String,
     pub spec: TensorSpec,
     pub leaf: Arc<dyn TensorLeaf>,
-    /// In the file, from its beginning.
+    /// Its range in the file.
     pub range: Range<u64>,
-    /// Of its first element, if it has one that tells it from others.
+    /// The address of its first element, if it has a unique one.
     pub address: Option<usize>,
     /// The memory that its elements are in.
     pub area: Option<Area>,
@@ -67,7 +67,7 @@ pub(crate) struct PlannedTensor {
 }
 
 impl Plan {
-    /// Returns what the tensors say of themselves now, then what those of the aliases do.
+    /// Returns what the tensors report now, followed by those of the aliases.
     pub(crate) fn look(&self) -> Vec<Seen> {
         let mut seen = Vec::new();
         self.survey.look_alone(&mut seen);
@@ -75,18 +75,18 @@ impl Plan {
         seen
     }
 
-    /// How the tensors are asked.
+    /// Returns the survey of the tensors.
     pub(crate) fn survey(&self) -> &Survey {
         &self.survey
     }
 
-    /// Returns `true` if a new plan of the same objects would be the same, as far as the collections say. One that
-    /// cannot tell makes a new plan necessary.
+    /// Returns `true` if a new plan of the same objects would be the same, as far as the collections report. A
+    /// collection that does not know makes a new plan necessary.
     pub(crate) fn fits_collections(&self) -> bool {
         self.collections.iter().all(|(collection, then)| then.is_some() && *then == collection.generation())
     }
 
-    /// Returns the same, as far as the tensors have said, as they were [`seen`](Plan::look).
+    /// Returns `true` if a new plan would be the same, as far as the tensors reported in [`seen`](Plan::look).
     pub(crate) fn fits(&self, seen: &[Seen]) -> bool {
         self.generations.iter().zip(seen).all(|(then, now)| then.is_some() && *then == now.generation())
     }
@@ -101,7 +101,7 @@ impl Plan {
         self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Returns the values, as they are now.
+    /// Returns the present values.
     pub(crate) fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
         let save = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
             let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
@@ -140,7 +140,7 @@ impl Plan {
         self.tensors.iter().map(|tensor| &tensor.key).chain(self.aliases.iter().map(|(key, _)| key))
     }
 
-    /// Notes in the tensors' records whether they require a gradient.
+    /// Records whether tensors require a gradient.
     pub(super) fn note_trainable(&self, seen: &[Seen], records: &mut BTreeMap<String, TensorRecord>) {
         let said = self.keys().zip(seen).filter_map(|(key, seen)| Some((key, seen.requires_grad()?)));
         for (key, requires_grad) in said {
@@ -150,7 +150,7 @@ impl Plan {
         }
     }
 
-    /// Returns bytes the component files take together.
+    /// Returns the number of bytes of all component files.
     pub(crate) fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
     }
@@ -159,7 +159,7 @@ impl Plan {
 /// Plans a save of these objects.
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let walked = walk(objects)?;
-    // Before anything else is asked of them: what changes meanwhile makes the plan stale, never wrongly current.
+    // Before anything else is asked, so that a change meanwhile makes the plan stale, never wrongly current.
     let asked = walked.collections.iter().zip(&walked.covered).filter(|(_, is_covered)| !**is_covered);
     let collections = asked.map(|(collection, _)| (collection.clone(), collection.generation())).collect();
     let generation = |leaf: &Leaf| match &leaf.object {
@@ -181,12 +181,12 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
 #[derive(Default)]
 struct Planner {
     tensors: Vec<PlannedTensor>,
-    /// Of every component that has tensors, their places; in the order the components were tracked.
+    /// The places of the tensors per component, in the order the components were tracked.
     components: Vec<(String, Vec<usize>)>,
     seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
     alias_leaves: Vec<Arc<dyn TensorLeaf>>,
-    /// Of the tensors and of the aliases.
+    /// Generations of the tensors and of the aliases.
     generations: [Vec<Option<u64>>; 2],
     collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
@@ -274,7 +274,7 @@ impl Planner {
         })
     }
 
-    /// Cuts a component's tensors into parts of at most `max_file_bytes`, in order of name; a larger tensor is alone.
+    /// Divides a component's tensors into parts of at most `max_file_bytes`, sorted by name. A larger tensor is alone.
     fn split(&self, mut places: Vec<usize>, max_file_bytes: u64) -> Vec<Vec<usize>> {
         let bytes = |place: usize| self.tensors[place].spec.bytes().unwrap_or(u64::MAX);
         let total = places.iter().fold(0u64, |sum, &place| sum.saturating_add(bytes(place)));

@@ -1,4 +1,4 @@
-//! A save: assembled by the call that saves, run from the live tensors or from what was captured of them.
+//! A save: assembled by the call, and run from the live tensors or from a capture.
 
 use super::asset::{AssetStream, write_streams};
 use super::image::{Capture, Image};
@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a checkpoint says of itself, beside its content.
+/// The identity of a checkpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamp {
     /// One more than the highest of the directory.
@@ -31,21 +31,21 @@ pub(crate) struct Stamp {
     pub earlier: Vec<Follows>,
     /// For the policies of a manager that count intervals.
     pub counted_from: Option<DateTime<Utc>>,
-    /// What the program records about the run and this save.
+    /// The metadata of the run and of this save.
     pub metadata: BTreeMap<String, serde_json::Value>,
-    /// Whether it may not belong together.
+    /// Whether the state may be inconsistent.
     pub unclean: bool,
     /// The components that are tracked and left out, sorted.
     pub without: Vec<String>,
 }
 
-/// What a save consists of. All but the tensors is as it was when the request was made.
+/// A save. Everything except the tensors is as of the time of the request.
 pub(crate) struct SaveRequest {
     plan: Arc<Plan>,
     stamp: Stamp,
     values: BTreeMap<String, serde_json::Value>,
     assets: Vec<Captured>,
-    /// The last checkpoint, as far as its files can serve again.
+    /// The last checkpoint, whose files may be linked.
     unchanged: Unchanged,
     options: SaveOptions,
     refuse_unhealthy: bool,
@@ -60,7 +60,7 @@ pub(crate) struct Saved {
 }
 
 impl SaveRequest {
-    /// Requests a save of `plan`, with the values and the user's own files as they are now.
+    /// Requests a save of `plan`, with the present values and user-provided files.
     pub(crate) fn new(
         plan: Arc<Plan>,
         unchanged: Unchanged,
@@ -74,13 +74,13 @@ impl SaveRequest {
         Ok(SaveRequest { plan, stamp, values, assets, unchanged, options: options.clone(), refuse_unhealthy: false })
     }
 
-    /// Returns whether values that are not finite are an error.
+    /// Sets whether non-finite values are an error.
     pub(crate) fn refuse_unhealthy(self, refuse_unhealthy: bool) -> SaveRequest {
         SaveRequest { refuse_unhealthy, ..self }
     }
 
-    /// Prepares for being run behind the training: the files that may be unchanged are looked at now, and `capture`
-    /// copies the rest of what may not be copied later.
+    /// Prepares for a background save: checks now which files may be unchanged, and lets `capture` copy what must be
+    /// copied during the call.
     pub(crate) fn capture_now(&mut self, capture: &Capture) -> Result<()> {
         // The training needs the processors more.
         self.options.threads = self.options.threads.div_ceil(2);
@@ -88,9 +88,9 @@ impl SaveRequest {
         capture.copy_now(|file| self.unchanged.is_proved(file))
     }
 
-    /// Writes the checkpoint `name` of `directory`, from `image`, or from the live tensors where there is none, and
-    /// with the assets `streams`. Durable when this returns; on an error the directory is as it was. `ready` is called
-    /// when all is written and nothing of it has its name yet; an error of it ends the save.
+    /// Writes the checkpoint `name` of `directory` from `image`, or from the live tensors if there is none, with the
+    /// assets `streams`. It is durable when this returns; after an error the directory is unchanged. `ready` is called
+    /// when everything is written, before the checkpoint gets its name; an error of it aborts the save.
     pub(crate) fn run(
         mut self,
         image: Option<&Image>,

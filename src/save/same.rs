@@ -1,4 +1,4 @@
-//! Whether a state is saved already: by its values and the digests of its bytes, not by what counters say.
+//! Decides whether a state is already saved, by its values and digests, not by version counters.
 
 use super::Plan;
 use crate::error::{Error, Result};

@@ -1,36 +1,36 @@
-//! A few elements of what is copied behind a call, as they were at the call: the copy is compared with them, to find
-//! writers that move no version counter.
+//! Samples of elements at the time of the call, with which the later copy is compared, to detect writers that change no
+//! version counter.
 
 use super::chunk::{Part, Source};
 use crate::dtype::TensorSpec;
 use crate::graph::TensorPin;
 use std::hash::{BuildHasher, RandomState};
 
-/// So many elements at most, whatever the state's size: one in cold memory takes about 0.1 µs to look at.
+/// The maximum number of elements, whatever the state's size: reading one in cold memory takes about 0.1 µs.
 const MOST: u64 = 8192;
 
-/// The largest element there is.
+/// The size of the largest element.
 const WIDEST: usize = 8;
 
 struct Sample {
     /// By place in `Plan::tensors`.
     tensor: u32,
-    /// Of the element.
+    /// The size of the element.
     size: u32,
-    /// In the tensor's bytes.
+    /// The offset in the tensor's bytes.
     offset: usize,
     value: [u8; WIDEST],
 }
 
-/// Elements of tensors. Those of one tensor follow each other, in the order of their places.
+/// Sampled elements. Those of one tensor are consecutive, in the order of their places.
 #[derive(Default)]
 pub(super) struct Samples {
     samples: Vec<Sample>,
-    /// The first of every tensor, by place in `Plan::tensors`; past the end where there is none.
+    /// The index of the first sample of every tensor, by place in `Plan::tensors`; past the end if there is none.
     firsts: Vec<u32>,
 }
 
-/// The tensors of a plan of which elements are looked at.
+/// The tensors of a plan that are sampled.
 pub(super) struct Sampled {
     /// In the order of their memory, which is faster to look at than another one.
     tensors: Vec<Tensor>,

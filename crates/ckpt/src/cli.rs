@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command-line arguments.
 
 use crate::policies::Policies;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,19 +10,19 @@ Examples:
   ckpt show checkpoints/pronounce/ckpt-240
   ckpt show --filter 'encoder/*' checkpoints/pronounce
   ckpt verify checkpoints/*
-  ckpt diff checkpoints/one-go checkpoints/resumed && echo the same bits
+  ckpt diff checkpoints/one-go checkpoints/resumed && echo identical
   ckpt convert encoder.pt encoder --map encoder.map
   ckpt best --metric loss checkpoints/pronounce
   ckpt prune --latest 3 --best loss:min:2 checkpoints/pronounce
 
 Exit codes:
-  0  done; verify: everything is intact; diff: the states are equal
+  0  success; verify: everything is intact; diff: the states are equal
   1  verify: something is damaged; diff: the states differ
-  2  the arguments make no sense, or something could not be read; what could be is printed all the same";
+  2  invalid arguments, or something could not be read; everything else is printed";
 
-/// Looks into checkpoints of training loops: lists, shows, verifies, compares and converts them, and says which of them stay.
-/// All but `pin`, `unpin` and `prune --yes` change no checkpoint; all but `prune --yes` take no lock and are safe beside a
-/// running training.
+/// Inspects checkpoints of training loops: lists, shows, verifies, compares and converts them, and reports which of
+/// them retention policies keep. All commands except `pin`, `unpin` and `prune --yes` are read-only; all except
+/// `prune --yes` take no lock and are safe while a training process writes.
 #[derive(Debug, Parser)]
 #[command(name = "ckpt", version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -85,7 +85,7 @@ pub struct BestOf {
     pub directory: PathBuf,
 }
 
-/// Says of each checkpoint what keeps it if the given policies decide, and what would end that
+/// Reports what keeps each checkpoint under the given policies, and what would end that
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -104,9 +104,9 @@ pub struct Why {
 
 /// Removes the checkpoints that none of the given policies keeps
 ///
-/// Without `--yes` it only says what would be removed. The newest checkpoint, the newest healthy one, pinned ones and those
-/// that are kept for good stay in any case. Nothing is removed while a checkpoint that stays has lost files, or while a
-/// manager writes into the directory.
+/// Without `--yes`, it only reports what would be removed. The newest checkpoint, the newest healthy one, and pinned
+/// and permanent ones always stay. Nothing is removed while a checkpoint that stays has lost files, or while a manager
+/// writes to the directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -119,7 +119,7 @@ Exit codes:
 pub struct Prune {
     #[command(flatten)]
     pub policies: Policies,
-    /// Remove, and not only say what would be removed
+    /// Remove instead of only reporting
     #[arg(long)]
     pub yes: bool,
     /// The directory of checkpoints
@@ -140,7 +140,7 @@ pub struct Pin {
     /// The checkpoint
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
-    /// The name of the pin; it replaces one of the same name
+    /// The name of the pin; replaces one of the same name
     #[arg(value_name = "NAME")]
     pub name: String,
     /// Why
@@ -148,7 +148,7 @@ pub struct Pin {
     pub note: Option<String>,
 }
 
-/// Takes a pin away
+/// Removes a pin
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes:
@@ -164,9 +164,9 @@ pub struct Unpin {
     pub name: String,
 }
 
-/// Lists the checkpoints in a directory, oldest first, and what else a save or a manager left there
+/// Lists the checkpoints in a directory, oldest first, and what else saves and managers left there
 ///
-/// Reads manifests and file sizes, not the tensors: `ckpt verify` does that.
+/// Reads manifests and file sizes, not tensors; use `ckpt verify` for those.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -174,40 +174,40 @@ Examples:
   ckpt ls --json checkpoints/pronounce | jq -r .latest
 
 Exit codes:
-  0  listed, be it an empty folder or one with damaged checkpoints
-  2  there is no such folder, or it could not be read")]
+  0  listed, even if the directory is empty or has damaged checkpoints
+  2  there is no such directory, or it could not be read")]
 pub struct Ls {
     /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
     pub directory: PathBuf,
 }
 
-/// Shows what a checkpoint holds: components, files, tensors, values
+/// Shows the content of a checkpoint of any format: components, files, tensors, values
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   ckpt show checkpoints/pronounce/ckpt-240
-  ckpt show checkpoints/pronounce                   the latest in that folder
-  ckpt show --filter '*bias' checkpoints/pronounce  the tensors and values of such names
+  ckpt show checkpoints/pronounce                   the latest in that directory
+  ckpt show --filter '*bias' checkpoints/pronounce  the tensors and values with such names
 
 Exit codes:
   0  shown
   1  the checkpoint is damaged: its manifest, or a file is missing or of another length
   2  there is no checkpoint, or it could not be read")]
 pub struct Show {
-    /// A checkpoint, or a directory of checkpoints for its latest
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "CHECKPOINT")]
     pub path: PathBuf,
-    /// Only tensors and values whose name fits; `*` stands for any text, `/` included
+    /// Only tensors and values whose key matches; `*` matches any text, including `/`
     #[arg(long, value_name = "PATTERN")]
     pub filter: Option<String>,
 }
 
 /// Reads every byte and checks that it is what was written
 ///
-/// In a directory of checkpoints every checkpoint is checked, but not those that a manager moved aside as damaged,
-/// nor unfinished ones: name them to have them checked. Files in a checkpoint that its manifest does not list are shown
-/// as unexpected; they are no damage.
+/// In a directory of checkpoints, every checkpoint is verified except unfinished ones and those that a manager moved
+/// aside as damaged; name these to verify them. Files that a manifest does not list are reported as unexpected and do
+/// not count as damage.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -217,7 +217,7 @@ Examples:
 Exit codes:
   0  every checkpoint is intact
   1  at least one is damaged: a changed, missing or added byte, or a missing file
-  2  at least one could not be read, or a folder holds no checkpoint; others may be damaged")]
+  2  at least one could not be read, or a directory has no checkpoint; others may be damaged")]
 pub struct Verify {
     /// Checkpoints, directories of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
@@ -226,9 +226,9 @@ pub struct Verify {
 
 /// Compares the state in two checkpoints: tensors and values
 ///
-/// Tensors are compared by the digests that were written with them; of those that differ the elements are read. Step,
-/// time, run, metrics, file layout and the counter of saves are no part of the state. Use `ckpt verify` to
-/// learn whether the files still are what was written.
+/// Tensors are compared by their digests; the elements of those that differ are read. Step, time, run, metrics, file
+/// layout and save counter are not part of the state. Use `ckpt verify` to check whether the files are what was
+/// written.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -240,21 +240,21 @@ Exit codes:
   1  they differ
   2  one of them could not be read, or is damaged")]
 pub struct Diff {
-    /// A checkpoint, or a directory of checkpoints for its latest
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "A")]
     pub a: PathBuf,
-    /// Another one
+    /// Another checkpoint
     #[arg(value_name = "B")]
     pub b: PathBuf,
-    /// Compares A under the names that this map gives it; A and B can be of any format (docs/maps.md)
+    /// Compare A under the names of this map (docs/maps.md)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
 }
 
 /// Writes a checkpoint of any format in another one
 ///
-/// The format of SOURCE is recognized by its content: PyTorch, TorchScript, Hugging Face, TensorFlow, Keras, NumPy, tch, and
-/// this crate's own. Elements are verified as far as the format allows. DEST appears whole or not at all.
+/// The format of SOURCE is recognized by its content: PyTorch, TorchScript, Hugging Face, TensorFlow, Keras, NumPy,
+/// tch, and this crate's own. Elements are verified as far as the format allows. DEST is written atomically.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -278,7 +278,7 @@ pub struct Convert {
 
 /// Writes the average of several checkpoints
 ///
-/// Floats are averaged in 64 bits and rounded once. All else is taken from the last checkpoint.
+/// Floats are averaged in 64 bits and rounded once. Everything else is taken from the last checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -302,9 +302,9 @@ pub struct Average {
     pub writing: Writing,
 }
 
-/// Writes digests beside checkpoints of other tools, PATH.seal.json, that later reads are compared with
+/// Writes digests of checkpoints of other tools to PATH.seal.json, with which later reads are compared
 ///
-/// `ckpt verify`, `convert` and `diff`, and restores, then verify every element, also where the format has no checksum.
+/// `ckpt verify`, `convert` and `diff`, and restores, then verify every element, even if the format has no checksum.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -313,7 +313,7 @@ Examples:
 
 Exit codes:
   0  all are sealed
-  2  one could not be read, is damaged, or has a seal already")]
+  2  one could not be read, is damaged, or already has a seal")]
 pub struct Seal {
     /// Files, directories, or prefixes of TensorFlow checkpoints
     #[arg(value_name = "PATH", required = true)]
@@ -322,16 +322,17 @@ pub struct Seal {
 
 #[derive(Debug, Args)]
 pub struct Writing {
-    /// The format; without it the suffix of DEST says so (.safetensors, .pt, .pth, .bin), and any other name is a checkpoint
+    /// The format; defaults to that of the suffix of DEST (.safetensors, .pt, .pth, .bin), and to a checkpoint for any
+    /// other name
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<To>,
     /// Names and transforms: a map (docs/maps.md)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
-    /// Converts all floats: F16, BF16, F32 or F64
+    /// Convert all floats to F16, BF16, F32 or F64
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<String>,
-    /// Only these names; `*` stands for any text
+    /// Only names that match; `*` matches any text
     #[arg(long, value_name = "PATTERN")]
     pub only: Vec<String>,
 }
@@ -340,17 +341,17 @@ pub struct Writing {
 pub enum To {
     /// A checkpoint of this crate
     Checkpoint,
-    /// A file of safetensors, or a directory of Hugging Face
+    /// A safetensors file, or a Hugging Face directory
     Safetensors,
     /// A file for torch.load
     Pytorch,
-    /// A checkpoint of TensorFlow
+    /// A TensorFlow checkpoint
     Tensorflow,
 }
 
-/// Proposes a map by which FROM has the names and layouts of TO
+/// Proposes a map that gives FROM the names and layouts of TO
 ///
-/// By names, shapes and order. Each line says how sure it is; look at those that are not.
+/// Based on names, shapes and order. Each line has a confidence; review those that are not sure.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -359,16 +360,16 @@ Examples:
 
 Exit codes:
   0  proposed
-  1  nothing fits some of the tensors of TO
+  1  some tensors of TO have no counterpart
   2  one of them could not be read")]
 pub struct Map {
-    /// What there is
+    /// The source
     #[arg(value_name = "FROM")]
     pub from: PathBuf,
-    /// What has the names that are wanted: a checkpoint of the untrained model, say
+    /// A checkpoint with the wanted names, such as one of the untrained model
     #[arg(value_name = "TO")]
     pub to: PathBuf,
-    /// A new file for the map; without it the map is printed
+    /// Write the map to a new file instead of printing it
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

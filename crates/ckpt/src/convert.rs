@@ -21,7 +21,7 @@ struct Converted<'a> {
     left_out: &'a BTreeMap<String, String>,
 }
 
-/// What a map made of the source's tensors.
+/// What a map did with the source's tensors.
 #[derive(Serialize)]
 struct Mapped<'a> {
     key: &'a str,
@@ -45,7 +45,7 @@ pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
     write(&average, &args.sources, &args.dest, &args.writing, out)
 }
 
-/// The map that the arguments ask for, applied one part after the other.
+/// Applies the maps of the arguments and writes the result.
 fn write(
     source: &dyn TensorSource,
     sources: &[PathBuf],
@@ -94,7 +94,7 @@ fn write(
     Ok(Exit::Fine)
 }
 
-/// All floats as `name`.
+/// Returns a map that converts all floats to `name`.
 fn cast(source: &dyn TensorSource, name: &str) -> Result<NameMap, Error> {
     let floats = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
     let dtype = floats.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
@@ -103,7 +103,7 @@ fn cast(source: &dyn TensorSource, name: &str) -> Result<NameMap, Error> {
     Ok(others.fold(NameMap::new(), |map, (key, _)| map.define(key, Transform::of(key).cast(dtype))))
 }
 
-/// What is asked for, or what the name says.
+/// Returns the requested format, or the one of the suffix.
 fn format(dest: &Path, to: Option<To>) -> Result<Format, Error> {
     let suffix = dest.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default();
     Ok(match (to, suffix) {
@@ -112,7 +112,7 @@ fn format(dest: &Path, to: Option<To>) -> Result<Format, Error> {
         (Some(To::Pytorch), _) | (None, "pt" | "pth" | "bin") => Format::PyTorch,
         (Some(To::Tensorflow), _) => Format::TensorFlow,
         (None, "h5" | "keras" | "npz" | "ot" | "index") => {
-            let reason = format!("files of the suffix .{suffix} are not written; say with --to which format is wanted");
+            let reason = format!("files of the suffix .{suffix} are not written; choose a format with --to");
             return Err(Error::InvalidArgument(reason));
         }
         (None, _) => Format::Checkpoint,

@@ -1,10 +1,10 @@
-//! Names come out of files that anyone may have written: no character of them may command the terminal or change
-//! the order in which text is shown.
+//! Escapes text for the terminal: names come from files that anyone may have written, and must not control the terminal
+//! or change the direction of text.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Control characters, and those that are invisible or turn the direction of writing.
+/// Control characters, invisible characters, and those that change the direction of text.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -12,7 +12,7 @@ fn is_unsafe(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// One line of text for a terminal: what is unsafe is written as `\n`, `\u{1b}` and so on.
+/// Escapes a line of text for a terminal: unsafe characters are written as `\n`, `\u{1b}` and so on.
 pub fn line(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return text.into();
@@ -27,7 +27,8 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// A JSON document for a terminal: what is unsafe can only be within its texts, where `\u001b` says the same.
+/// Escapes a JSON document for a terminal. Unsafe characters can only be inside its strings, where `\u001b` is
+/// equivalent.
 pub fn json(document: &str) -> Cow<'_, str> {
     if !document.contains(is_unsafe) {
         return document.into();

@@ -43,7 +43,7 @@ pub fn metrics<'a>(metrics: impl Iterator<Item = (&'a str, f64)>) -> String {
     metrics.join(" ")
 }
 
-/// A number to 6 digits: `0.25`, `0.333333`, `1.19209e-7`.
+/// A number with 6 digits: `0.25`, `0.333333`, `1.19209e-7`.
 pub fn figure(value: f64) -> String {
     let rounded = format!("{value:.5e}").parse().unwrap_or(value);
     match rounded == 0.0 || (1e-4..1e9).contains(&rounded.abs()) {

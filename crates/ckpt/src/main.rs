@@ -1,4 +1,4 @@
-//! `ckpt`: looks into checkpoints from the command line, converts them, and says which of them stay. Needs no libtorch.
+//! `ckpt`: inspects and converts checkpoints from the command line, and reports which of them stay. Needs no libtorch.
 
 mod cli;
 mod convert;

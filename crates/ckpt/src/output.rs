@@ -1,4 +1,4 @@
-//! What goes to standard output and standard error, and the exit code.
+//! Standard output, standard error and the exit code.
 
 use crate::escape;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tch_checkpoint::Error;
 use tch_checkpoint::inspect::Problem;
 
-/// The exit codes, the higher the more serious.
+/// Exit codes; higher ones are more serious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
     /// Done, intact, equal.
@@ -28,13 +28,13 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Where results go: lines of text, or one JSON document.
+/// Prints results as lines of text or as one JSON document.
 pub struct Output {
     json: bool,
     stdout: BufWriter<Stdout>,
     /// Whether anything was printed.
     started: bool,
-    /// The first failure to write; after it nothing more is written.
+    /// The first write error, after which nothing more is written.
     failed: Option<io::Error>,
 }
 
@@ -49,28 +49,28 @@ impl Output {
         Output { json, stdout: BufWriter::new(io::stdout()), started: false, failed: None }
     }
 
-    /// Prints a line of text, unless JSON is wanted.
+    /// Prints a line of text in text mode.
     pub fn line(&mut self, text: impl AsRef<str>) {
         if !self.json {
             self.write(&escape::line(text.as_ref()));
         }
     }
 
-    /// Prints an empty line, unless nothing was printed before.
+    /// Prints an empty line if something was printed before.
     pub fn separate(&mut self) {
         if self.started {
             self.line("");
         }
     }
 
-    /// Shows what was printed so far.
+    /// Flushes what was printed so far.
     pub fn flush(&mut self) {
         if self.failed.is_none() {
             self.failed = self.stdout.flush().err();
         }
     }
 
-    /// Prints the document, if JSON is wanted.
+    /// Prints the document in JSON mode.
     pub fn document(&mut self, document: &impl Serialize) {
         if !self.json {
             return;
@@ -81,7 +81,7 @@ impl Output {
         }
     }
 
-    /// Says on standard error what is good to know beside the result.
+    /// Prints a note on standard error.
     pub fn note(&mut self, text: impl AsRef<str>) {
         self.flush();
         complain(text.as_ref());
@@ -101,8 +101,7 @@ impl Output {
         }
     }
 
-    /// Ends the output. A reader that has seen enough (`ckpt show … | head`) is none of our worries; anything else that
-    /// kept the result from being written is.
+    /// Ends the output. A closed pipe (`ckpt show … | head`) is not an error; any other failure to write is.
     pub fn finish(mut self, exit: Exit) -> Exit {
         self.flush();
         match self.failed {
@@ -115,7 +114,7 @@ impl Output {
     }
 }
 
-/// A line on standard error; there is nowhere to complain when that fails.
+/// Prints a line on standard error. A failure is ignored.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "ckpt: {}", escape::line(text));
 }

@@ -7,14 +7,14 @@ use tch_checkpoint::retention::{
     Best, Every, EveryNSteps, EveryNStepsClosest, Goal, Latest, RetentionPolicy, Steps, YoungerThan,
 };
 
-/// What stays. A checkpoint stays if any of these keeps it.
+/// The retention policies. A checkpoint stays if any of them keeps it.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Policies {
     /// The newest N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub latest: Option<u32>,
-    /// The N best by a metric: METRIC:min:N or METRIC:max:N; may be given several times
+    /// The N best by a metric: METRIC:min:N or METRIC:max:N; can be given several times
     #[arg(long, value_name = "METRIC:GOAL:N", value_parser = best)]
     pub best: Vec<Best>,
     /// Those whose step is a multiple of N
@@ -26,16 +26,16 @@ pub struct Policies {
     /// One per interval, such as 90s, 30m, 6h or 2d
     #[arg(long, value_name = "INTERVAL", value_parser = duration)]
     pub every: Option<Duration>,
-    /// Those of these steps, such as 1000,5000
+    /// Those with these steps, such as 1000,5000
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     pub steps: Vec<u64>,
-    /// Those that were saved less than this long ago, such as 12h
+    /// Those saved less than this long ago, such as 12h
     #[arg(long, value_name = "AGE", value_parser = duration)]
     pub younger_than: Option<Duration>,
 }
 
 impl Policies {
-    /// As values.
+    /// Returns the policies.
     pub fn values(&self) -> Vec<Arc<dyn RetentionPolicy>> {
         let mut policies: Vec<Arc<dyn RetentionPolicy>> = Vec::new();
         policies.extend(self.latest.map(|n| Arc::new(Latest(n as usize)) as Arc<dyn RetentionPolicy>));

@@ -1,34 +1,34 @@
-//! Columns under each other.
+//! Aligned text tables.
 
 use crate::escape;
 use crate::output::Output;
 
-/// On which side the cells of a column are filled up.
+/// The alignment of the cells of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
     Left,
     Right,
 }
 
-/// The widest column: a longer cell pushes the rest of its own row aside, and no other.
+/// The maximum width of a column. A longer cell shifts the rest of its own row only.
 const MAX_WIDTH: usize = 80;
 
-/// A table that knows the width of its columns when it is printed.
+/// A table whose column widths are computed when it is printed.
 pub struct Table {
     columns: Vec<Align>,
-    /// How many of the rows are headings.
+    /// The number of heading rows.
     headings: usize,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Columns with a heading.
+    /// Creates a table with headings.
     pub fn new<const N: usize>(columns: [(&str, Align); N]) -> Table {
         let headings = columns.iter().map(|(heading, _)| heading.to_string()).collect();
         Table { columns: columns.iter().map(|(_, align)| *align).collect(), headings: 1, rows: vec![headings] }
     }
 
-    /// Columns without.
+    /// Creates a table without headings.
     pub fn without_headings<const N: usize>(columns: [Align; N]) -> Table {
         Table { columns: columns.to_vec(), headings: 0, rows: Vec::new() }
     }
@@ -37,7 +37,7 @@ impl Table {
         self.rows.push(cells.iter().map(|cell| escape::line(cell).into_owned()).collect());
     }
 
-    /// Prints all rows; columns without anything under their heading are left out.
+    /// Prints all rows. Columns that are empty below their heading are omitted.
     pub fn print(&self, out: &mut Output) {
         let width = |column: usize| {
             let cells = || self.rows.iter().filter_map(|row| row.get(column));

@@ -86,7 +86,7 @@ impl Manifest {
     /// Checks that components that are left out are absent.
     fn check_without(&self) -> Result<(), FormatError> {
         if !self.without.is_sorted_by(|a, b| a < b) {
-            return Err(damaged("the components that it leaves out are not sorted, or one of them is there twice"));
+            return Err(damaged("the components that it leaves out are not sorted, or one of them appears twice"));
         }
         let is_in = |key: &String| {
             let component = key.split('/').next().and_then(name::path).and_then(|mut path| path.pop());

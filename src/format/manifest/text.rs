@@ -135,7 +135,7 @@ impl Manifest {
         };
         if manifest.version() > version {
             let newer = manifest.version();
-            return Err(damaged(format!("it says version {version}, and has what only version {newer} has")));
+            return Err(damaged(format!("it has version {version}, and has what only version {newer} has")));
         }
         manifest.check()?;
         Ok(manifest)

@@ -156,7 +156,7 @@ pub(super) fn open_index(directory: &Path, path: &Path, options: &ReadOptions) -
             match map.get(&name) {
                 Some(listed) if listed == file => drop(found.stored.insert(key, tensor)),
                 Some(listed) => {
-                    let reason = format!("the index says that the tensor {name:?} is in {listed}, it is in {file}");
+                    let reason = format!("according to the index the tensor {name:?} is in {listed}, it is in {file}");
                     return Err(damaged(path, reason));
                 }
                 None => {

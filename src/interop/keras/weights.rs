@@ -85,7 +85,7 @@ impl Weights {
             return Weights::build(path, format, vec![file], options);
         }
         let text = input.read_vec(0..input.len(), MAX_BYTES)?;
-        let index = Index::parse(&text).ok_or_else(|| input.damaged("it is no index of sharded weights"))?;
+        let index = Index::parse(&text).ok_or_else(|| input.damaged("it is not an index of sharded weights"))?;
         let mut files = Vec::new();
         for name in index.files().map_err(|reason| input.damaged(reason))? {
             files.push((name, File::open(Input::open(&path.with_file_name(name))?)?));
@@ -95,7 +95,9 @@ impl Weights {
             for part in parts.names() {
                 let held = files.iter().any(|(name, file)| name == part && file.groups.contains_key(&group));
                 if !held {
-                    return Err(input.damaged(format!("{part} does not hold {:?}, as the index says", group.join("/"))));
+                    return Err(
+                        input.damaged(format!("{part} does not hold {:?}, as the index states", group.join("/")))
+                    );
                 }
             }
         }
@@ -304,7 +306,7 @@ fn member(input: Input) -> Result<(File, Arc<Blob>)> {
     let Some(member) = archive.get(MEMBER) else {
         let reason = match archive.get("model.weights.npz") {
             Some(_) => "its weights are a NumPy archive of pickled objects, which this crate does not execute",
-            None => "the archive has no `model.weights.h5`: it is no file of Keras",
+            None => "the archive has no `model.weights.h5`: it is not a Keras file",
         };
         return Err(input.unsupported(reason));
     };

@@ -39,7 +39,7 @@ impl Contents {
         let top = match tops.as_slice() {
             [top] => top.to_string(),
             [] => return Err(input.unsupported("it is a zip archive without `data.pkl`, no file of PyTorch")),
-            more => return Err(input.unsupported(format!("its records are in the folders {more:?}, one is right"))),
+            more => return Err(input.unsupported(format!("its records are in the directories {more:?}, one is right"))),
         };
         let text = |name: &str| match archive.get(&format!("{top}/{name}")) {
             Some(record) => record.read_vec(64).map(Some),

@@ -79,7 +79,7 @@ impl<S: Storages> StorageBinder<S> {
     }
 
     fn array(&mut self, arena: &Arena, place: u32) -> Result<Stored, String> {
-        let array = arena.arrays.get(place as usize).ok_or("it is no array")?;
+        let array = arena.arrays.get(place as usize).ok_or("it is not an array")?;
         let torch_type = array.dtype.torch_type().ok_or("it is an array without elements")?;
         let dtype = torch_type.dtype();
         let dtype =
@@ -101,10 +101,10 @@ impl<S: Storages> Binder for StorageBinder<S> {
         match arena.node(id) {
             Node::Tensor(place) => match arena.tensors.get(*place as usize) {
                 Some(tensor) => self.tensor(arena, tensor),
-                None => Ok(Err("it is no tensor".to_string())),
+                None => Ok(Err("it is not a tensor".to_string())),
             },
             &Node::Array(place) => Ok(self.array(arena, place)),
-            _ => Ok(Err("it is no tensor".to_string())),
+            _ => Ok(Err("it is not a tensor".to_string())),
         }
     }
 

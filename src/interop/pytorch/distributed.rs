@@ -255,7 +255,7 @@ impl<'a> Metadata<'a> {
             let (begin, length) =
                 (self.number(self.field(info, "offset")?)?, self.number(self.field(info, "length")?)?);
             if items.insert((name.clone(), offset), Item { file, begin, length }).is_some() {
-                return Err(self.input.damaged(format!("a piece of {name:?} is there twice")));
+                return Err(self.input.damaged(format!("a piece of {name:?} appears twice")));
             }
         }
         Ok(items)

@@ -44,7 +44,7 @@ pub(super) fn open(input: Input, options: &ReadOptions) -> Result<Foreign> {
     let mut start = vec![0; MAGIC.len().min(input.len() as usize)];
     input.read(0, &mut start)?;
     if start != MAGIC {
-        return Err(input.unsupported("it begins with a pickle, but not with the magic number of `torch.save`"));
+        return Err(input.unsupported("it starts with a pickle, but not with the magic number of `torch.save`"));
     }
     let mut reader = PickleReader::at(&whole, MAGIC.len() as u64);
     let (arena, version) = plain(&input, &mut reader, "the pickle of the version")?;

@@ -94,7 +94,7 @@ pub(crate) fn open_input(input: Input, options: &ReadOptions) -> Result<Foreign>
         Some(Kind::Zip) => archive::open(super::zip::Archive::open(input)?, options),
         Some(Kind::Legacy) => legacy::open(input, options),
         Some(Kind::Tar) => tar::open(input, options),
-        None => Err(input.unsupported("it is no file of PyTorch")),
+        None => Err(input.unsupported("it is not a PyTorch file")),
     }
 }
 

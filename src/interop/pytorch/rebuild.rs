@@ -173,7 +173,7 @@ fn tensor(
     // Offsets count elements of the tensor's type from the first byte of the span.
     let begin = span.begin * kind.size();
     if begin % dtype.size() != 0 {
-        return Err("it begins inside an element of its storage".into());
+        return Err("it starts inside an element of its storage".into());
     }
     let offset = offset + begin / dtype.size();
     let place = u32::try_from(arena.tensors.len()).map_err(|_| "it has too many tensors")?;

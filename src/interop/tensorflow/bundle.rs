@@ -239,7 +239,7 @@ impl Bundle {
         let file = self.shard(stored.entry.shard)?;
         let wrong = |reason: String| Error::damaged(file.path(), format!("the object graph: {reason}"));
         if stored.kind.name != "string" || !stored.entry.shape.is_empty() || !stored.slices.is_empty() {
-            return Err(wrong("it is no text".into()));
+            return Err(wrong("it is not text".into()));
         }
         let bytes = file.read_vec(stored.entry.offset..stored.entry.offset + stored.entry.size, MAX_GRAPH)?;
         let elements = strings::decode(&bytes, 1, stored.entry.crc).map_err(wrong)?;

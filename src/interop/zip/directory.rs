@@ -65,7 +65,7 @@ pub(super) fn read_directory(input: &Input) -> Result<Directory> {
     let (start, length, count) = (end.start, end.length, end.count);
     let stop = start.checked_add(length).filter(|&stop| stop == end.at);
     let Some(stop) = stop else {
-        return Err(damaged("its directory does not end where its end record begins"));
+        return Err(damaged("its directory does not end where its end record starts"));
     };
     // 46 bytes an entry, at least.
     if count > length / 46 {

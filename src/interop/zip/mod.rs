@@ -1,6 +1,6 @@
 //! Zip archives: a bounded reader by the central directory, and a writer of stored records.
 //!
-//! Stricter than most: every record must lie where the directory says, under the name that the directory says, and no
+//! Stricter than most: every record must lie where the directory points to, under the name that the directory says, and no
 //! two may overlap or have one name. What is refused here is read differently by different tools.
 
 mod directory;
@@ -96,7 +96,7 @@ fn local_header(input: &Input, entry: &Entry) -> Result<u64> {
     let field = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let wide = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if !header.starts_with(b"PK\x03\x04") {
-        return Err(refuse("there is no header where the directory says"));
+        return Err(refuse("there is no header where the directory points to"));
     }
     if usize::from(field(26)) != entry.raw_name.len() || header[LENGTH as usize..] != entry.raw_name[..] {
         return Err(refuse("its header has another name than the directory"));

@@ -91,11 +91,11 @@ impl Display for KeptBy {
             KeptBy::Unhealthy { keep } => {
                 write!(f, "it is among the newest {keep} unhealthy ones, which no policy keeps")
             }
-            KeptBy::Permanent => f.write_str("it is marked as kept for good"),
+            KeptBy::Permanent => f.write_str("it is marked as permanent"),
             KeptBy::Pin { name, note } if note.is_empty() => {
-                write!(f, "it is pinned as {name:?}, until that is taken away")
+                write!(f, "it is pinned as {name:?}, until the pin is removed")
             }
-            KeptBy::Pin { name, note } => write!(f, "it is pinned as {name:?} ({note}), until that is taken away"),
+            KeptBy::Pin { name, note } => write!(f, "it is pinned as {name:?} ({note}), until the pin is removed"),
             KeptBy::Restored { newer, needed } => {
                 let missing = super::newer(needed.saturating_sub(*newer));
                 write!(f, "a run was restored from it, until {missing} saved")
@@ -216,7 +216,7 @@ impl Retention {
             let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(&infos, now))).unwrap_or_default();
             let is_complete = reasons.len() == infos.len();
             if !is_complete {
-                log::warn!("the retention policy {policy:?} does not say what it keeps, so nothing is removed");
+                log::warn!("the retention policy {policy:?} did not decide what it keeps, so nothing is removed");
             }
             let reasons = reasons.into_iter().chain(std::iter::repeat(None));
             for (&at, reason) in healthy.iter().zip(reasons) {

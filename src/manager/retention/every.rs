@@ -59,7 +59,7 @@ impl Every {
 
 impl RetentionPolicy for Every {
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>> {
-        let reason = || Reason::new(format!("it is one per {:?}, and kept for good", self.0)).for_good();
+        let reason = || Reason::new(format!("it is one per {:?}, and permanent", self.0)).for_good();
         self.scan(checkpoints, now).0.into_iter().map(|is_kept| is_kept.then(reason)).collect()
     }
 

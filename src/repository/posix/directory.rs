@@ -96,7 +96,7 @@ impl PosixDirectory {
     }
 
     fn keep(&self, path: PathBuf, dir: Arc<dyn Dir>) -> Result<&Open> {
-        let id = dir.stat().map_err(|e| Error::io("look at", &self.root, e))?.id;
+        let id = dir.stat().map_err(|e| Error::io("examine", &self.root, e))?.id;
         let is_local = dir.is_local();
         Ok(self.shared.open.get_or_init(|| Open { dir, path, id, is_local }))
     }
@@ -323,7 +323,7 @@ impl Repository for PosixDirectory {
         let now = match self.disk.open_dir(&open.path).and_then(|dir| dir.stat()) {
             Ok(stat) => Some(stat.id),
             Err(e) if e.kind() == io::ErrorKind::NotFound || is_no_directory(&e) => None,
-            Err(e) => return Err(Error::io("look at", &self.root, e)),
+            Err(e) => return Err(Error::io("examine", &self.root, e)),
         };
         match now {
             Some(id) if id == open.id => {}

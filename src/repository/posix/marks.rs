@@ -83,7 +83,7 @@ impl PosixDirectory {
     /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of
     /// the mark.
     fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
-        let own = dir.stat().map_err(|e| Error::io("look at", self.path(checkpoint), e))?.id;
+        let own = dir.stat().map_err(|e| Error::io("examine", self.path(checkpoint), e))?.id;
         for _ in 0..LOOKS.0 {
             let named = self.open_root()?.stat_of(checkpoint.as_ref());
             let named = named.map_err(|e| Error::io("look for", self.path(checkpoint), e))?;

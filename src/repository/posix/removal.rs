@@ -27,7 +27,7 @@ impl PosixDirectory {
         let dir = match root.open_dir(name.as_ref()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
             Err(e) if is_no_directory(&e) => {
-                log::warn!("{} is not removed: it is no directory any more, but a link or a file", path.display());
+                log::warn!("{} is not removed: it is no longer a directory, but a link or a file", path.display());
                 return Ok(true);
             }
             result => result.map_err(|e| Error::io("open the checkpoint", &path, e))?,

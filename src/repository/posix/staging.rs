@@ -257,7 +257,7 @@ impl PosixFile<'_> {
         let (staging, path) = (self.staging, self.staging.path(&self.name));
         let cut = self.file.set_len(bytes);
         cut.map_err(|e| staging.no_space(Error::io("set the length of", &path, e)))?;
-        let finished = self.file.stat().map_err(|e| Error::io("look at", &path, e))?.into();
+        let finished = self.file.stat().map_err(|e| Error::io("examine", &path, e))?.into();
         if bytes >= DIRECT || !staging.directory.syncs_files() {
             staging.sync(&path, &*self.file)?;
             return Ok(finished);

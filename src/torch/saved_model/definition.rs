@@ -193,7 +193,7 @@ fn infos(names: &[String], examples: &[Vec<Tensor>]) -> Result<Vec<TensorInfo>, 
     let mut infos: Vec<TensorInfo> = Vec::new();
     for (i, name) in names.iter().enumerate() {
         if !is_identifier(name) || names[..i].contains(name) {
-            return Err(format!("{name:?} is no name for an input or output, or is there twice"));
+            return Err(format!("{name:?} is not a valid name for an input or output, or appears twice"));
         }
         for example in examples {
             let tensor = example.get(i).ok_or("the closure gives different numbers of outputs")?;

@@ -65,7 +65,7 @@ fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
     let mut decoder = flate2::read::ZlibDecoder::new(bytes).take(most as u64 + 1);
     match decoder.read_to_end(&mut inflated) {
         Ok(_) if inflated.len() <= most => Ok(inflated),
-        Ok(_) => Err("a compressed chunk is longer than it says".into()),
+        Ok(_) => Err("a compressed chunk is longer than stated".into()),
         Err(e) => Err(format!("a compressed chunk is damaged: {e}")),
     }
 }

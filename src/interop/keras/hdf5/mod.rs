@@ -118,7 +118,7 @@ fn superblock(metadata: &Metadata<'_>) -> Result<u64> {
     cursor.skip(if version == 1 { 13 } else { 9 })?;
     let (base, _free, end) = (cursor.u64()?, cursor.u64()?, cursor.u64()?);
     if base != 0 {
-        return Err(metadata.unsupported("it begins in the middle of a file"));
+        return Err(metadata.unsupported("it starts in the middle of a file"));
     }
     if end > metadata.input.len() {
         let held = metadata.input.len();
