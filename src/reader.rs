@@ -9,11 +9,12 @@ use crate::graph;
 use crate::interop::durable::DurableFile;
 use crate::location::Location;
 use crate::parallel;
-use crate::repository::{Directory, MANIFEST, Posix, checkpoint_name, parent_of};
+use crate::repository::{Directory, MANIFEST, Posix, Storage, checkpoint_name, parent_of};
 use crate::save::{self, AssetStream, SaveOptions};
 use crate::source::Source;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, btree_map};
+use std::iter::Map;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -44,7 +45,15 @@ impl CheckpointReader {
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn open(path: impl Into<Location>) -> Result<CheckpointReader> {
-        Ok(CheckpointReader { source: Source::open(&Posix::default(), path)? })
+        CheckpointReader::open_in(&Posix::default(), path)
+    }
+
+    /// Like [`open`](CheckpointReader::open), in a storage other than the operating system's file systems.
+    ///
+    /// # Errors
+    /// As for [`open`](CheckpointReader::open); [`Error::InvalidArgument`] for a location that the storage does not serve.
+    pub fn open_in(storage: &dyn Storage, path: impl Into<Location>) -> Result<CheckpointReader> {
+        Ok(CheckpointReader { source: Source::open(storage, path)? })
     }
 
     /// Returns the directory.
@@ -55,6 +64,38 @@ impl CheckpointReader {
     /// Returns the manifest: everything except the tensors' bytes.
     pub fn manifest(&self) -> &Manifest {
         &self.source.manifest
+    }
+
+    /// Returns the keys of all tensors, in order.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path();
+    /// use tch_checkpoint::{Checkpoint, CheckpointReader, Counter};
+    /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
+    /// let reader = CheckpointReader::open(path)?;
+    /// assert_eq!(reader.keys().count(), 0);
+    /// assert_eq!(reader.values().collect::<Vec<_>>(), [("step", &7.into())]);
+    /// for (key, spec) in &reader {
+    ///     println!("{key}: {spec}, {} bytes", reader.tensor(key)?.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.source.manifest.tensors.keys().map(String::as_str)
+    }
+
+    /// Returns the keys of all tensors with their types and shapes, in the order of the keys. Iterating over `&reader` does
+    /// the same.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorSpec)> + Clone {
+        self.into_iter()
+    }
+
+    /// Returns the values that are saved in the manifest, by key, in the order of the keys.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = (&str, &serde_json::Value)> + Clone {
+        self.source.manifest.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// Returns the type and shape of the tensor `key`, if there is one.
@@ -279,6 +320,15 @@ pub(crate) fn saved_model(source: &Source) -> Result<Option<SavedModelInfo>> {
     check_saved_model_length(entry.bytes).map_err(|e| e.at(&path))?;
     let bytes = asset(source, SAVED_MODEL_FILE)?;
     SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(&path))
+}
+
+impl<'a> IntoIterator for &'a CheckpointReader {
+    type Item = (&'a str, &'a TensorSpec);
+    type IntoIter = Map<btree_map::Iter<'a, String, TensorRecord>, fn((&'a String, &'a TensorRecord)) -> Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.source.manifest.tensors.iter().map(|(key, record)| (key.as_str(), &record.spec))
+    }
 }
 
 /// The result of verifying a checkpoint.

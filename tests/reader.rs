@@ -108,3 +108,19 @@ fn parts_of_a_tensor_are_read_and_checked_at_the_end() -> Outcome {
     assert!(matches!(reader.check_digest("t", tch_checkpoint::format::Digest::of(b"")), Err(Error::Damaged { .. })));
     Ok(())
 }
+
+#[test]
+fn tensors_and_values_are_listed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("b", Memory::seeded(3, 1))?.track("a", Memory::seeded(5, 2))?;
+    let path = checkpoint.track("step", Counter::new(7))?.write(dir.path().join("one"))?;
+    let reader = CheckpointReader::open(&path)?;
+    assert_eq!(reader.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(reader.tensors().len(), 2);
+    assert!(reader.tensors().eq(&reader));
+    for (key, spec) in &reader {
+        assert_eq!((reader.spec(key), spec.bytes()), (Some(spec), Some(reader.tensor(key)?.len() as u64)));
+    }
+    assert_eq!(reader.values().collect::<Vec<_>>(), [("step", &serde_json::json!(7))]);
+    Ok(())
+}

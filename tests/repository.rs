@@ -2,16 +2,19 @@
 //! changed above [`Storage`].
 
 mod common;
+#[path = "repository/counting.rs"]
+mod counting;
 #[path = "repository/object_store.rs"]
 mod object_store;
 
 use common::Memory;
+use counting::Counting;
 use object_store::{PART, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tch_checkpoint::format::Follows;
-use tch_checkpoint::internal::{self, OpenOptions, Posix, Repository, Source, Storage, checkpoint_in};
+use tch_checkpoint::repository::{self, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Dtype, Error, Location,
     SaveOptions, list_checkpoints, verify_checkpoint,
@@ -48,7 +51,7 @@ impl Run {
     }
 
     fn checkpoint(&self) -> Result<Checkpoint> {
-        let checkpoint = checkpoint_in(self.storage.clone());
+        let checkpoint = Checkpoint::in_storage(self.storage.clone());
         checkpoint.track("step", &self.step)?.track("large", &self.large)?.track("small", &self.small)
     }
 
@@ -86,7 +89,7 @@ impl Run {
 fn everywhere(test: impl Fn(Run) -> Outcome) -> Outcome {
     let dir = tempfile::tempdir()?;
     test(Run::new(Arc::new(Posix::default()), dir.path().join("run")))?;
-    test(Run::new(Arc::new(internal::Memory::default()), "memory/run"))?;
+    test(Run::new(Arc::new(repository::Memory::default()), "memory/run"))?;
     test(Run::new(Arc::new(Store::default()), "mem://bucket/run"))
 }
 
@@ -184,7 +187,7 @@ fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
 fn a_write_reads_no_manifest_twice() -> Outcome {
     let store = Store::default();
     let step = Counter::new(0);
-    let new = || checkpoint_in(Arc::new(store.clone())).track("step", &step);
+    let new = || Checkpoint::in_storage(Arc::new(store.clone())).track("step", &step);
     let mut checkpoint = new()?;
     let path = |number: u64| Location::from("mem://bucket/run").join(format!("c{number}"));
     let mut write = |number: u64| -> Result<u64> {
@@ -214,7 +217,8 @@ fn run_of(store: &Store) -> Arc<dyn Repository> {
 }
 
 fn id(store: &Store, number: u64) -> Result<Follows> {
-    let manifest = Source::open(store, Location::from("mem://bucket/run").join(format!("c{number}")))?.manifest;
+    let reader = CheckpointReader::open_in(store, Location::from("mem://bucket/run").join(format!("c{number}")))?;
+    let manifest = reader.manifest().clone();
     Ok(Follows { run: manifest.run, sequence: manifest.sequence })
 }
 
@@ -269,9 +273,32 @@ fn a_url_that_the_storage_does_not_serve_is_refused() -> Outcome {
     is_refusal(CheckpointDirectory::new(url).checkpoints().unwrap_err());
     is_refusal(verify_checkpoint(url).problems.remove(0));
     // A store that has URLs only refuses a path.
-    let mut elsewhere = checkpoint_in(Arc::new(Store::default())).track("step", &step)?;
+    let mut elsewhere = Checkpoint::in_storage(Arc::new(Store::default())).track("step", &step)?;
     let error = elsewhere.write(dir.path().join("one")).unwrap_err();
     assert!(matches!(&error, Error::InvalidArgument(says) if says.contains("mem://")), "{error:?}");
     assert_eq!(std::fs::read_dir(&dir)?.count(), 0);
+    Ok(())
+}
+
+/// What an operator of an object store pays for.
+#[test]
+fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
+    let counting = Counting::new(Arc::new(Store::default()));
+    let run = Run::new(Arc::new(counting.clone()), "mem://bucket/run");
+    let mut manager = run.open(false)?;
+    counting.take();
+    run.set(1);
+    manager.save_at(1)?;
+    let counts = counting.take();
+    let of = |what| counts.get(what).copied().unwrap_or(0);
+    assert_eq!((of("begin"), of("create"), of("commit"), of("put_small"), of("remove")), (1, 2, 1, 1, 0), "{counts:?}");
+    assert_eq!((of("quarantine"), of("put_mark")), (0, 0), "{counts:?}");
+    for step in 2..=3 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    assert_eq!(counting.take().get("remove"), Some(&1));
+    manager.restore(run.root.join("ckpt-3"))?;
+    assert!(run.is_at(3));
     Ok(())
 }

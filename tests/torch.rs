@@ -307,3 +307,20 @@ fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Out
     other.restore(&path)?;
     Ok(())
 }
+
+#[test]
+fn a_store_is_tracked_as_it_is() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let path = Checkpoint::new().track("model", &model.vs)?.write(dir.path().join("store"))?;
+    let other = Checkpoint::new().track("model", Variables::of(&model.vs))?.write(dir.path().join("variables"))?;
+    let (reader, other) = (CheckpointReader::open(&path)?, CheckpointReader::open(other)?);
+    assert!(reader.keys().len() == 4 && reader.tensors().eq(&other));
+    let saved = model.bits();
+    for mut variable in model.vs.variables().into_values() {
+        let _ = tch::no_grad(|| variable.fill_(0.5));
+    }
+    Checkpoint::new().track("model", &model.vs)?.restore(&path)?;
+    assert_eq!(model.bits(), saved);
+    Ok(())
+}

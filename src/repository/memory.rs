@@ -56,7 +56,7 @@ fn new_id() -> FileId {
 
 impl File {
     fn new(bytes: Vec<u8>) -> File {
-        let stat = Stat { id: new_id(), kind: Kind::File, length: bytes.len() as u64, modified: (0, 0) };
+        let stat = Stat::new(new_id(), Kind::File, bytes.len() as u64);
         File { stat, bytes: Arc::new(bytes) }
     }
 }
@@ -82,7 +82,7 @@ fn read(files: &BTreeMap<String, File>, name: &OsStr) -> io::Result<Box<dyn Read
 
 impl OpenDir for Folder {
     fn stat(&self) -> io::Result<Stat> {
-        Ok(Stat { id: self.id, kind: Kind::Directory, length: 0, modified: (0, 0) })
+        Ok(Stat::new(self.id, Kind::Directory, 0))
     }
 
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
@@ -90,7 +90,7 @@ impl OpenDir for Folder {
     }
 
     fn list(&self) -> io::Result<Vec<Entry>> {
-        Ok(lock(&self.files).keys().map(|name| Entry { name: name.into(), kind: Kind::File }).collect())
+        Ok(lock(&self.files).keys().map(|name| Entry::new(name, Kind::File)).collect())
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
@@ -101,7 +101,7 @@ impl OpenDir for Folder {
 impl OpenDir for Root {
     fn stat(&self) -> io::Result<Stat> {
         let id = FileId { device: 1, inode: std::ptr::from_ref(self) as u64 };
-        Ok(Stat { id, kind: Kind::Directory, length: 0, modified: (0, 0) })
+        Ok(Stat::new(id, Kind::Directory, 0))
     }
 
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
@@ -113,8 +113,8 @@ impl OpenDir for Root {
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         let state = lock(&self.state);
-        let checkpoints = state.checkpoints.keys().map(|name| Entry { name: name.into(), kind: Kind::Directory });
-        Ok(checkpoints.chain(state.files.keys().map(|name| Entry { name: name.into(), kind: Kind::File })).collect())
+        let checkpoints = state.checkpoints.keys().map(|name| Entry::new(name, Kind::Directory));
+        Ok(checkpoints.chain(state.files.keys().map(|name| Entry::new(name, Kind::File))).collect())
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {

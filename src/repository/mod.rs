@@ -1,6 +1,40 @@
-//! Where checkpoints live: [`Repository`] is the protocol by which they come and go, [`Transaction`] one that is being
-//! written. `posix` is a directory of a file system, `memory` one in memory. An object store fits too: nothing here
-//! needs a rename or a link, and files are written in any order of their parts.
+//! Where checkpoints live: the traits that a storage implements.
+//!
+//! * [`Storage`]: what a [`Location`] leads to.
+//! * [`Repository`]: a directory of checkpoints, with the few ways in which it may change. Each function is one guarantee.
+//! * [`Transaction`] and [`StagedFile`]: a checkpoint that is being written, until it is committed.
+//! * [`OpenDir`] and [`ReadFile`]: a directory that is being read.
+//!
+//! [`Posix`], the default, has directories of a file system, and [`Memory`] those in memory. Saves, restores and managers
+//! use nothing else, so a new kind of storage is one implementation of these traits. An object store fits: nothing needs a
+//! rename, a link or a lock of the system, and files are written in any order of their parts. `tests/repository` in the
+//! repository of this crate has one, and a wrapper that counts requests.
+//!
+//! A storage knows no file format but one: what identifies a commit is in its manifest
+//! ([`Manifest::from_bytes`](crate::format::Manifest::from_bytes)).
+//!
+//! ```
+//! # fn main() -> tch_checkpoint::Result<()> {
+//! use std::sync::Arc;
+//! use tch_checkpoint::repository::{Memory, OpenOptions, Repository, Storage};
+//! use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter};
+//!
+//! let memory = Arc::new(Memory::default());
+//! let step = Counter::new(0);
+//! let checkpoint = Checkpoint::in_storage(memory.clone()).track("step", &step)?;
+//! let mut manager = CheckpointManager::builder(checkpoint, "mem://run").max_to_keep(2).open()?;
+//! for _ in 0..3 {
+//!     step.increment();
+//!     manager.save_at(step.get())?;
+//! }
+//! let repository = memory.repository(&"mem://run".into(), &OpenOptions::default())?;
+//! assert_eq!(repository.scan()?.checkpoints, ["ckpt-2", "ckpt-3"]);
+//! let reader = CheckpointReader::open_in(&*memory, "mem://run/ckpt-3")?;
+//! assert!(reader.verify().is_intact());
+//! assert_eq!(CheckpointDirectory::in_storage(memory, "mem://run").checkpoints()?.len(), 2);
+//! # Ok(())
+//! # }
+//! ```
 
 mod directory;
 mod memory;
@@ -64,6 +98,7 @@ pub fn not_served(location: &Location, what: &str) -> Error {
 
 /// How a directory of checkpoints is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// What a finished save survives.
     pub durability: Durability,
@@ -333,6 +368,7 @@ pub enum Durability {
 
 /// What [`Repository::scan`] finds.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Scan {
     /// Names of directories that may be checkpoints, sorted.
     pub checkpoints: Vec<String>,
@@ -403,6 +439,7 @@ pub struct FileId {
 
 /// What is known of a file or directory without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stat {
     /// Which one it is.
     pub id: FileId,
@@ -414,11 +451,36 @@ pub struct Stat {
     pub modified: (i64, i64),
 }
 
+impl Stat {
+    /// Returns what is known of one of this `kind` and `length` in bytes.
+    #[must_use]
+    pub fn new(id: FileId, kind: Kind, length: u64) -> Stat {
+        Stat { id, kind, length, modified: (0, 0) }
+    }
+
+    /// Sets when the content last changed, in seconds and nanoseconds. Defaults to 0: storages whose files cannot change
+    /// under one [`FileId`] need no time.
+    #[must_use]
+    pub fn modified(mut self, seconds: i64, nanoseconds: i64) -> Stat {
+        self.modified = (seconds, nanoseconds);
+        self
+    }
+}
+
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Entry {
     /// The name.
     pub name: OsString,
     /// What it stands for.
     pub kind: Kind,
+}
+
+impl Entry {
+    /// Returns the entry of `name`.
+    #[must_use]
+    pub fn new(name: impl Into<OsString>, kind: Kind) -> Entry {
+        Entry { name: name.into(), kind }
+    }
 }

@@ -17,6 +17,7 @@ pub(crate) const NONCE_DIGITS: usize = 32;
 
 /// Why a checkpoint left the numbering, which the first part of its new name tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Aside {
     /// It was found damaged. A manager removes all but the newest few.
     Damaged,

@@ -108,6 +108,22 @@ impl Trackable for Variables {
     }
 }
 
+/// As [`Variables::of`]: all variables of the store, those of layers that are added later included.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// let checkpoint = tch_checkpoint::Checkpoint::new().track("model", &vs)?;
+/// # let _ = checkpoint;
+/// # Ok(())
+/// # }
+/// ```
+impl Trackable for VarStore {
+    fn node(&self) -> Node {
+        Variables::of(self).node()
+    }
+}
+
 impl Collection for Variables {
     fn children(&self) -> Result<Vec<Child>, BoxError> {
         let table = lock(&self.table);

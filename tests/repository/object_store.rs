@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch_checkpoint::format::{Follows, Manifest, is_mark_file};
-use tch_checkpoint::internal::{
+use tch_checkpoint::repository::{
     Aside, Entry, FileId, Finished, Kind, Lock, OpenDir, OpenOptions, ReadFile, Repository, Scan, StagedFile, Stat,
     Stays, Storage, Transaction, before_aside, not_served,
 };
@@ -131,11 +131,11 @@ impl Storage for Store {
 const AT: usize = 32;
 
 fn file(tag: u64, length: u64) -> Stat {
-    Stat { id: FileId { device: 0, inode: tag }, kind: Kind::File, length, modified: (0, 0) }
+    Stat::new(FileId { device: 0, inode: tag }, Kind::File, length)
 }
 
 fn directory(tag: u64) -> Stat {
-    Stat { id: FileId { device: 1, inode: tag }, kind: Kind::Directory, length: 0, modified: (0, 0) }
+    Stat::new(FileId { device: 1, inode: tag }, Kind::Directory, 0)
 }
 
 /// A checkpoint: the object of its name is its commit.
@@ -170,7 +170,7 @@ impl OpenDir for Committed {
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         let names = self.bucket.list(&self.files).into_iter().map(|key| key[self.files.len()..].to_string());
-        Ok(names.chain([MANIFEST.into()]).map(|name| Entry { name: name.into(), kind: Kind::File }).collect())
+        Ok(names.chain([MANIFEST.into()]).map(|name| Entry::new(name, Kind::File)).collect())
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
@@ -208,7 +208,7 @@ impl OpenDir for Top {
         let names = self.bucket.list(&self.key).into_iter().map(|key| key[self.key.len()..].to_string());
         let names = names.filter(|name| !name.contains('/'));
         let kind = |name: &str| if Top::is_commit(name) { Kind::Directory } else { Kind::File };
-        Ok(names.map(|name| Entry { kind: kind(&name), name: name.into() }).collect())
+        Ok(names.map(|name| Entry::new(&name, kind(&name))).collect())
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {

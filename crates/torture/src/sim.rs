@@ -524,7 +524,7 @@ impl State {
             // Another content is another time.
             Node::File(content) => (Kind::File, content.bytes.len() as u64, content.hash as i64),
         };
-        Stat { id: FileId { device: 1, inode: id as u64 }, kind, length, modified: (modified, 0) }
+        Stat::new(FileId { device: 1, inode: id as u64 }, kind, length).modified(modified, 0)
     }
 
     fn open_file(&mut self, disk: &SimDisk, id: Id) -> SimFile {
@@ -643,7 +643,7 @@ impl OpenDir for SimDir {
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         let state = self.disk.state();
-        let entry = |(name, id): &(Name, Id)| Entry { name: (&*name.text).into(), kind: state.stat(*id).kind };
+        let entry = |(name, id): &(Name, Id)| Entry::new(&*name.text, state.stat(*id).kind);
         Ok(state.files.entries(self.id).iter().map(entry).collect())
     }
 

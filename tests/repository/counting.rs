@@ -1,0 +1,125 @@
+//! A storage around another one that counts what is asked of it.
+
+use chrono::{DateTime, Utc};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use tch_checkpoint::Location;
+use tch_checkpoint::Result;
+use tch_checkpoint::format::Follows;
+use tch_checkpoint::repository::{
+    Aside, FileId, Finished, Lock, OpenDir, OpenOptions, Repository, Scan, StagedFile, Stays, Storage, Transaction,
+};
+
+/// Clones share the counts.
+#[derive(Debug, Clone)]
+pub struct Counting {
+    storage: Arc<dyn Storage>,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Counts(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl Counts {
+    fn add(&self, what: &'static str) {
+        *self.0.lock().unwrap().entry(what).or_default() += 1;
+    }
+}
+
+impl Counting {
+    pub fn new(storage: Arc<dyn Storage>) -> Counting {
+        Counting { storage, counts: Counts::default() }
+    }
+
+    /// How often each function was called since the last time.
+    pub fn take(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut *self.counts.0.lock().unwrap())
+    }
+}
+
+impl Storage for Counting {
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        self.storage.absolute(location)
+    }
+
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
+        Ok(Arc::new(Counted { inner: self.storage.repository(root, options)?, counts: self.counts.clone() }))
+    }
+
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
+        self.counts.add("open");
+        self.storage.open(location)
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    inner: Arc<dyn Repository>,
+    counts: Counts,
+}
+
+/// Functions that are counted and handed on.
+macro_rules! counted {
+    ($(fn $name:ident(&self $(, $argument:ident: $kind:ty)*) $(-> $result:ty)?;)*) => {$(
+        fn $name(&self $(, $argument: $kind)*) $(-> $result)? {
+            self.counts.add(stringify!($name));
+            self.inner.$name($($argument),*)
+        }
+    )*};
+}
+
+impl Repository for Counted {
+    fn root(&self) -> &Location {
+        self.inner.root()
+    }
+
+    fn begin(&self, name: &str, bytes: u64) -> Result<Box<dyn Transaction + '_>> {
+        self.counts.add("begin");
+        Ok(Box::new(CountedTransaction { inner: self.inner.begin(name, bytes)?, counts: self.counts.clone() }))
+    }
+
+    counted! {
+        fn id(&self) -> Option<FileId>;
+        fn now(&self) -> DateTime<Utc>;
+        fn dir(&self) -> Result<Arc<dyn OpenDir>>;
+        fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>>;
+        fn scan(&self) -> Result<Scan>;
+        fn scan_for_writing(&self) -> Result<Scan>;
+        fn create(&self) -> Result<()>;
+        fn lock(&self) -> Result<Lock>;
+        fn check_process(&self) -> Result<()>;
+        fn check(&self) -> Result<()>;
+        fn check_name(&self, name: &str) -> Result<()>;
+        fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool>;
+        fn quarantine(&self, name: &str, aside: Aside) -> Result<String>;
+        fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool>;
+        fn release(&self, aside: &str, name: &str) -> Result<()>;
+        fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()>;
+        fn remove_small(&self, file: &str);
+        fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()>;
+        fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
+        fn sweep_marks(&self, checkpoint: &str);
+        fn sweep(&self, leftovers: &[String]);
+        fn free_space(&self) -> Option<u64>;
+        fn clear_spares(&self);
+    }
+}
+
+struct CountedTransaction<'a> {
+    inner: Box<dyn Transaction + 'a>,
+    counts: Counts,
+}
+
+impl Transaction for CountedTransaction<'_> {
+    counted! {
+        fn make_room(&self, lengths: &[u64]);
+        fn create(&self, file: &str, bytes: u64) -> Result<Box<dyn StagedFile + '_>>;
+        fn reuse(&self, file: &str, earlier: &str, finished: &Finished) -> Result<()>;
+    }
+
+    fn commit(self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()> {
+        self.counts.add("commit");
+        self.inner.commit(manifest, threads)
+    }
+}
