@@ -1,12 +1,12 @@
 //! What the packages of this workspace that test and measure the crate need of its inside. It is no part of the public
 //! interface, and semantic versioning does not hold for it.
 
-pub use crate::catalog::broken::{Rule, break_rule};
 pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Finished, Kind, LocalDisk, Lock, LockFile, Memory, OpenDir,
     OpenOptions, PAGE, Posix, ReadFile, Repository, Scan, StagedFile, Stat, Stays, Storage, Transaction, WriteFile,
     before_aside, hold_lease, not_served,
 };
+pub use crate::rules::Rule;
 pub use crate::source::Source;
 
 use crate::checkpoint::Checkpoint;
@@ -14,7 +14,9 @@ use crate::error::Result;
 use crate::graph::Node;
 #[cfg(feature = "pytorch")]
 use crate::interop::{self, ReadOptions};
+use crate::manager::CheckpointManagerBuilder;
 use crate::manager::retention::{CheckpointInfo, Every, Latest, Retention};
+use crate::rules::Rules;
 use crate::save::{self, SaveOptions};
 #[cfg(feature = "pytorch")]
 use crate::source::TensorSource;
@@ -32,6 +34,11 @@ pub fn checkpoint_in(storage: Arc<dyn Storage>) -> Checkpoint {
 /// Like [`checkpoint_in`], on another disk than the operating system's.
 pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
     checkpoint_in(Arc::new(Posix::new(disk)))
+}
+
+/// Returns a manager's builder whose manager does not go by `rule`.
+pub fn without_rule(builder: CheckpointManagerBuilder, rule: Rule) -> CheckpointManagerBuilder {
+    builder.rules(Rules::without(rule))
 }
 
 /// Returns whether a component may have this name.

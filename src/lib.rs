@@ -97,6 +97,7 @@ mod provenance;
 mod reader;
 pub mod repository;
 mod restore;
+mod rules;
 mod save;
 mod snapshot;
 mod source;

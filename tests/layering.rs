@@ -19,6 +19,7 @@ const LAYERS: &[&str] = &[
     "provenance",
     "graph",
     "format",
+    "rules",
     "repository",
     "source",
     "interop",

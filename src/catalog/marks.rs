@@ -1,9 +1,9 @@
 //! What the marks of a checkpoint say together.
 
-use super::broken::{Rule, is_broken};
 use crate::error::Result;
 use crate::format::{Follows, Manifest, Mark, MarkKind};
 use crate::repository::Directory;
+use crate::rules::{Rule, Rules};
 use std::collections::BTreeMap;
 
 /// The marks of a checkpoint.
@@ -16,30 +16,31 @@ pub(crate) struct Marks {
     pub pins: BTreeMap<String, String>,
     /// Names and texts.
     pub notes: BTreeMap<String, String>,
+    rules: Rules,
 }
 
 impl Marks {
     /// Returns `true` if nothing removes the checkpoint.
     pub(crate) fn stays(&self) -> bool {
-        self.permanent || !self.pins.is_empty() && !is_broken(Rule::Pins)
+        self.permanent || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
     }
 
     /// Reads the marks of the checkpoint `name`, which has this manifest.
     pub(crate) fn read(directory: &Directory, name: &str, manifest: &Manifest) -> Result<Marks> {
         let of = Follows { run: manifest.run.clone(), sequence: manifest.sequence };
-        Ok(Marks::among(&directory.marks(name)?, &of))
+        Ok(Marks::among(&directory.marks(name)?, &of, directory.rules()))
     }
 
     /// Returns what these mark files say of the checkpoint `of`.
-    pub(crate) fn among(files: &[(String, Vec<u8>)], of: &Follows) -> Marks {
-        let mut marks = Marks::default();
+    pub(crate) fn among(files: &[(String, Vec<u8>)], of: &Follows, rules: Rules) -> Marks {
+        let mut marks = Marks { rules, ..Marks::default() };
         for (file, bytes) in files {
             match Mark::from_bytes(bytes) {
                 Ok(mark) if mark.of != *of => log::warn!("{file} is a mark of another checkpoint than it lies in"),
                 Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
                 Ok(Mark { kind: MarkKind::Pin { name, note }, .. }) => drop(marks.pins.insert(name, note)),
                 Ok(Mark { kind: MarkKind::Note { name, text }, .. }) => drop(marks.notes.insert(name, text)),
-                Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = !is_broken(Rule::Marks),
+                Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = rules.hold(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept: {e:#}");
                     marks.permanent = true;

@@ -1,6 +1,5 @@
 //! What is in a directory of checkpoints: whole, newest, marked, ours, out of the numbering. Whoever asks, asks here.
 
-pub(crate) mod broken;
 mod chain;
 mod marks;
 mod rule;
@@ -14,8 +13,8 @@ pub(crate) use sequences::Sequences;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Index, IndexEntry, Manifest};
 use crate::repository::{Aside, Directory, Scan, before_aside, link_met};
+use crate::rules::{Rule, Rules};
 use crate::source::Source;
-use broken::{Rule, is_broken};
 use chrono::{DateTime, Utc};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -139,13 +138,19 @@ pub(crate) struct Catalog {
     pub index: Option<Index>,
     /// What was there when the directory was listed, and not when it was looked at.
     pub vanished: Vec<String>,
+    rules: Rules,
 }
 
 impl Catalog {
     /// Looks at everything that `scan` found in `directory`.
     pub(crate) fn of(directory: &Directory, scan: Scan) -> Catalog {
-        let mut catalog =
-            Catalog { leftovers: scan.leftovers, names: scan.names, index: directory.index(), ..Catalog::default() };
+        let mut catalog = Catalog {
+            leftovers: scan.leftovers,
+            names: scan.names,
+            index: directory.index(),
+            rules: directory.rules(),
+            ..Catalog::default()
+        };
         let indexed = rule::indexed(catalog.index.as_ref());
         for name in &scan.checkpoints {
             catalog.look(directory, name, &indexed);
@@ -204,7 +209,7 @@ impl Catalog {
     /// The names of two of which nothing tells which one the run should go on from.
     pub(crate) fn chain(&self, manager: &str) -> Result<Chain, (String, String)> {
         let mine = self.found.iter().filter(|found| number_of(manager, &found.entry.name).is_some());
-        if is_broken(Rule::Chain) {
+        if !self.rules.hold(Rule::Chain) {
             return Ok(Chain { own: mine.map(|found| found.entry.name.clone()).collect(), others: Vec::new() });
         }
         self.chain_of(mine.collect())

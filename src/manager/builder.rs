@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::repository::{Directory, OpenOptions};
 use crate::restore::RestoreOptions;
+use crate::rules::Rules;
 use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ pub struct CheckpointManagerBuilder {
     /// The value of `max_to_keep`, if it was set.
     max_to_keep: Option<Option<usize>>,
     keep_every: Option<Duration>,
+    rules: Rules,
     policies: Vec<Arc<dyn RetentionPolicy>>,
     protect_restored: usize,
     keep_unhealthy: usize,
@@ -101,6 +103,7 @@ impl CheckpointManagerBuilder {
             name: "ckpt".to_string(),
             max_to_keep: None,
             keep_every: None,
+            rules: Rules::default(),
             policies: Vec::new(),
             protect_restored: 1,
             keep_unhealthy: 1,
@@ -122,6 +125,11 @@ impl CheckpointManagerBuilder {
             fresh_start: false,
             options: SaveOptions::new(),
         }
+    }
+
+    pub(crate) fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Sets the maximum number of checkpoints to keep, with the policy [`Latest`](crate::retention::Latest). `None`
@@ -388,7 +396,7 @@ impl CheckpointManagerBuilder {
         let storage = self.checkpoint.storage();
         let options = OpenOptions { recycle: self.recycle, ..self.options.open_options() };
         // An absolute path, independent of the working directory.
-        let directory = Directory::new(storage, storage.absolute(&self.directory)?, &options)?;
+        let directory = Directory::new(storage, storage.absolute(&self.directory)?, &options)?.with_rules(self.rules);
         directory.create()?;
         // With the longest possible number.
         directory.check_name(&format!("{}-{}", self.name, u64::MAX))?;
@@ -461,7 +469,8 @@ impl CheckpointManagerBuilder {
         let superseded_after = if self.max_to_keep == Some(None) { None } else { Some(latest.unwrap_or(1)) };
         policies.extend(latest.map(|keep| Arc::new(Latest(keep)) as Arc<dyn RetentionPolicy>));
         policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
-        let retention = Retention::new(policies, superseded_after).protect_restored(self.protect_restored);
+        let retention = Retention::new(policies, superseded_after).rules(self.rules);
+        let retention = retention.protect_restored(self.protect_restored);
         let retention = retention.keep_unhealthy(self.keep_unhealthy).keep_damaged(self.keep_damaged);
         Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }

@@ -4,11 +4,11 @@
 use super::ledger::{Ledger, infos};
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
-use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
 use crate::repository::{Aside, Directory};
+use crate::rules::Rule;
 use crate::save::{Held, Saved};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -102,10 +102,11 @@ impl Commit {
     fn take_in(&self, saved: Saved) -> Found {
         let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
         self.write_early_marks(&mut found);
+        let rules = self.directory.rules();
         let (mut known, restored, mut seen) = {
             let mut ledger = self.ledger();
             let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
-            ledger.known.retain(|found| !gone(found) || is_broken(Rule::OneEntry));
+            ledger.known.retain(|found| !gone(found) || !rules.hold(Rule::OneEntry));
             ledger.known.push(found.clone());
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
@@ -114,8 +115,8 @@ impl Commit {
         };
         seen.saved(&self.directory, &found);
         // What its user removed counts no more, whatever is in its place.
-        let listed_twice = |found: &Found| is_broken(Rule::OneEntry) && found.entry.name == self.name;
-        known.retain(|found| seen.is_there(&self.directory, found) || is_broken(Rule::Gone) || listed_twice(found));
+        let listed_twice = |found: &Found| !rules.hold(Rule::OneEntry) && found.entry.name == self.name;
+        known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         self.ledger().seen = seen;
         // Also in those that are kept for good: what is noted in them decides whether others are among the best.
@@ -166,8 +167,8 @@ impl Commit {
     /// Reads what other processes noted in a checkpoint.
     fn read_marks(&self, found: &mut Found) {
         match self.directory.marks(&found.entry.name) {
-            Ok(_) if is_broken(Rule::FreshMarks) => {}
-            Ok(files) => found.take_in(Marks::among(&files, &found.id())),
+            Ok(_) if !self.directory.rules().hold(Rule::FreshMarks) => {}
+            Ok(files) => found.take_in(Marks::among(&files, &found.id(), self.directory.rules())),
             // It is not removed either: that reads them again.
             Err(e) => log::debug!("the marks of {} cannot be read: {e:#}", found.entry.name),
         }
@@ -187,11 +188,11 @@ impl Commit {
 
     /// Removes those, unless something was noted in them meanwhile: then the next save decides again.
     pub(super) fn remove(&self, victims: Vec<Found>) {
-        let mut stuck = Vec::new();
+        let (mut stuck, rules) = (Vec::new(), self.directory.rules());
         for found in victims {
             let id = found.id();
             let is_told_more = |marks: &[(String, Vec<u8>)]| {
-                found.is_told_more_by(&Marks::among(marks, &id)) && !is_broken(Rule::FreshMarks)
+                found.is_told_more_by(&Marks::among(marks, &id, rules)) && rules.hold(Rule::FreshMarks)
             };
             match self.directory.remove(&found.entry.name, &id, &is_told_more) {
                 Ok(true) => {}
@@ -214,14 +215,15 @@ impl Commit {
             let ledger = self.ledger();
             (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.superseded_after)
         };
-        let Some(keep) = keep.map(|keep| if is_broken(Rule::KeepSuperseded) { 0 } else { keep }) else { return };
+        let rules = self.directory.rules();
+        let Some(keep) = keep.map(|keep| if rules.hold(Rule::KeepSuperseded) { keep } else { 0 }) else { return };
         for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.preserved) {
             let newer = known.iter().filter(|newer| newer.entry.sequence > found.entry.sequence);
             if newer.filter(|newer| self.looks_whole(&newer.entry)).count() < keep {
                 continue;
             }
             let id = found.id();
-            match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id).stays()) {
+            match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id, rules).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
                 Ok(false) => {}
                 Err(e) => log::warn!("{aside} could not be removed: {e:#}; it is tried again later"),

@@ -219,7 +219,8 @@ impl CheckpointDirectory {
         for (found, _) in go {
             let (name, id) = (found.entry.name.clone(), found.id());
             let path = directory.path(&name);
-            let stays = |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id));
+            let stays =
+                |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id, directory.rules()));
             match directory.remove(&name, &id, &stays) {
                 Ok(true) => pruned.removed.push(path),
                 Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
@@ -241,7 +242,7 @@ impl CheckpointDirectory {
         let held = Held::take(directory)?;
         let found = catalog::look(directory, name)?;
         let id = found.id();
-        let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id).pins.is_empty();
+        let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id, directory.rules()).pins.is_empty();
         if !directory.remove(name, &id, &is_pinned)? {
             let pins = catalog::look(directory, name)?.pins.into_keys().collect();
             return Err(Error::Pinned { path: directory.path(name), pins });

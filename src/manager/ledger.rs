@@ -1,13 +1,13 @@
 //! What a manager knows of its directory.
 
 use super::retention::{CheckpointInfo, Retention};
-use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
 use crate::location::Location;
 use crate::repository::{Aside, Directory, Stat, before_aside};
 use crate::restore::PassedOver;
+use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
@@ -326,7 +326,7 @@ impl Ledger {
 
     /// Which of the known ones are abandoned when the run goes on from `head`, or from nothing: all that came later.
     pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
-        if is_broken(Rule::Supersede) {
+        if !self.directory.rules().hold(Rule::Supersede) {
             return Vec::new();
         }
         let later = head.and_then(|head| self.place(head)).map_or(0, |at| at + 1);

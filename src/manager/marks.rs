@@ -108,7 +108,7 @@ impl CheckpointManager {
             None => ledger.known.iter_mut().find(|found| found.entry.name == name),
         };
         if let Some(found) = found {
-            let marks = Marks::among(&files, &found.id());
+            let marks = Marks::among(&files, &found.id(), self.directory.rules());
             found.take_in(marks);
         }
     }

@@ -29,7 +29,6 @@ pub use room::OnNoSpace;
 pub use watcher::CheckpointWatcher;
 
 use crate::callback;
-use crate::catalog::broken::{Rule, is_broken};
 use crate::catalog::number_of;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -38,6 +37,7 @@ use crate::graph;
 use crate::location::Location;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
+use crate::rules::Rule;
 use crate::save::{self, AllSeen, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use background::{Before, InFlight, Order, Taken};
@@ -273,7 +273,7 @@ impl CheckpointManager {
     /// Returns this number, or the one after the highest if it is taken. `superseded` names are free.
     fn free_number(&self, number: u64, superseded: &[String]) -> Result<u64> {
         let mut names = self.directory.scan()?.names;
-        if is_broken(Rule::Names) {
+        if !self.directory.rules().hold(Rule::Names) {
             names = self.ledger().known.iter().map(|found| found.entry.name.clone()).collect();
         }
         let numbers = names.iter().filter(|name| !superseded.contains(name));
@@ -350,11 +350,11 @@ impl CheckpointManager {
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
         let is_saved =
             save::is_saved(&plan, &seen, &manifest, self.options.threads)? && self.checkpoint.has_assets(&manifest)?;
-        if !is_broken(Rule::SameStep) && !is_saved {
+        if !is_saved && self.directory.rules().hold(Rule::SameStep) {
             return Ok(None);
         }
         let path = self.directory.root().join(name);
-        if !is_broken(Rule::LateMetrics) {
+        if self.directory.rules().hold(Rule::LateMetrics) {
             self.add_metrics(&path, metrics.clone())?;
         }
         Ok(Some(path))
@@ -434,7 +434,7 @@ impl CheckpointManager {
             self.settle()?;
         }
         self.look_at_restores();
-        let went_back = self.last_step.is_some_and(|last| number < last) && !is_broken(Rule::StepBack);
+        let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
         if self.preempted() && !self.saved_for_end {
             let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
             let path = self.save_for_end(number, metrics)?;
@@ -504,7 +504,7 @@ impl CheckpointManager {
     /// If the run does not continue from anything in this directory, and the directory is not empty.
     fn superseded_by(&self, name: Option<&str>) -> Result<Vec<String>> {
         let ledger = self.ledger();
-        if !self.begun && !self.fresh_start && !is_broken(Rule::FreshStart) {
+        if !self.begun && !self.fresh_start && self.directory.rules().hold(Rule::FreshStart) {
             if let Some(error) = ledger.why_unreachable() {
                 return Err(error);
             }

@@ -6,6 +6,7 @@ use super::{Kind, Lock, OpenDir, OpenOptions, Repository, Stat, Storage};
 use crate::error::{Error, Result};
 use crate::format::{Index, MAX_INDEX_BYTES, Manifest};
 use crate::location::Location;
+use crate::rules::Rules;
 use std::ffi::OsString;
 use std::io;
 use std::ops::Deref;
@@ -13,13 +14,16 @@ use std::sync::Arc;
 
 /// A directory of checkpoints. Clones are the same one.
 #[derive(Debug, Clone)]
-pub struct Directory(Arc<dyn Repository>);
+pub struct Directory {
+    repository: Arc<dyn Repository>,
+    rules: Rules,
+}
 
 impl Deref for Directory {
     type Target = dyn Repository;
 
     fn deref(&self) -> &Self::Target {
-        &*self.0
+        &*self.repository
     }
 }
 
@@ -29,7 +33,15 @@ impl Directory {
     /// # Errors
     /// When the storage does not serve it.
     pub fn new(storage: &dyn Storage, root: impl Into<Location>, options: &OpenOptions) -> Result<Directory> {
-        Ok(Directory(storage.repository(&root.into(), options)?))
+        Ok(Directory { repository: storage.repository(&root.into(), options)?, rules: Rules::default() })
+    }
+
+    pub(crate) fn with_rules(self, rules: Rules) -> Directory {
+        Directory { rules, ..self }
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        self.rules
     }
 
     pub(crate) fn path(&self, name: &str) -> Location {

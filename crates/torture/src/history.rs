@@ -17,7 +17,7 @@ use tch_checkpoint::CheckpointReader;
 use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
-use tch_checkpoint::internal::{Rule, break_rule, checkpoint_on};
+use tch_checkpoint::internal::{Rule, checkpoint_on, without_rule};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
 use tch_checkpoint::{CheckpointDirectory, CheckpointManager, Location, SaveOptions, latest_checkpoint};
 
@@ -61,7 +61,6 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
         return HistoryReport { violations: 1, examples: vec![e.to_string()], ..HistoryReport::default() };
     }
     let work = |thread: usize| {
-        break_rule(rule);
         let dir = scratch.join(format!("history-{thread}"));
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -70,7 +69,7 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
                 break;
             }
             let _ = fs::remove_dir_all(&dir);
-            let mut history = History::new(&dir, &foreign, seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let mut history = History::new(&dir, &foreign, rule, seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
             let result = history.run();
             drop(history.manager.take());
             let mut report = lock();
@@ -84,7 +83,6 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
                 }
             }
         }
-        break_rule(None);
         let _ = fs::remove_dir_all(&dir);
     };
     std::thread::scope(|scope| {
@@ -145,6 +143,8 @@ impl State {
 struct History {
     dir: PathBuf,
     foreign: PathBuf,
+    /// The rule that its managers do not go by.
+    broken: Option<Rule>,
     random: Random,
     state: State,
     manager: Option<CheckpointManager>,
@@ -168,7 +168,7 @@ struct History {
 type Verdict = Result<(), String>;
 
 impl History {
-    fn new(dir: &Path, foreign: &Path, seed: u64) -> History {
+    fn new(dir: &Path, foreign: &Path, broken: Option<Rule>, seed: u64) -> History {
         let mut random = Random::new(seed);
         let (latest, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
         let (best, multiples) = (random.below(4).saturating_sub(1), [0, 0, 3][random.below(3)]);
@@ -177,6 +177,7 @@ impl History {
         History {
             dir: dir.to_path_buf(),
             foreign: foreign.to_path_buf(),
+            broken,
             random,
             state: State::new(),
             manager: None,
@@ -232,6 +233,9 @@ impl History {
             .max_to_keep(self.rules.latest)
             .protect_restored(self.rules.restored)
             .save_every(self.interval as u64);
+        if let Some(rule) = self.broken {
+            builder = without_rule(builder, rule);
+        }
         if let Some(hours) = self.hours {
             builder = builder.keep_every(std::time::Duration::from_secs_f64(hours * 3600.0));
         }

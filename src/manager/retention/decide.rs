@@ -1,8 +1,8 @@
 //! Combines the policies with the rules outside of them: pure functions over a list of checkpoints.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
-use crate::catalog::broken::{Rule, is_broken};
 use crate::format::Follows;
+use crate::rules::{Rule, Rules};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::HashSet;
@@ -117,6 +117,7 @@ pub(crate) struct Retention {
     keep_unhealthy: usize,
     /// How many of those that were found damaged stay; `None` for all.
     pub keep_damaged: Option<usize>,
+    rules: Rules,
 }
 
 /// The decision about superfluous checkpoints.
@@ -140,7 +141,19 @@ impl RetentionPolicy for All {
 
 impl Retention {
     pub(crate) fn new(policies: Vec<Arc<dyn RetentionPolicy>>, superseded_after: Option<usize>) -> Retention {
-        Retention { policies, superseded_after, protect_restored: 1, keep_unhealthy: 1, keep_damaged: None }
+        Retention {
+            policies,
+            superseded_after,
+            protect_restored: 1,
+            keep_unhealthy: 1,
+            keep_damaged: None,
+            rules: Rules::default(),
+        }
+    }
+
+    pub(crate) fn rules(mut self, rules: Rules) -> Retention {
+        self.rules = rules;
+        self
     }
 
     /// Also keeps all that no policy keeps.
@@ -199,7 +212,7 @@ impl Retention {
             if checkpoint.permanent {
                 kept_by.push(KeptBy::Permanent);
             }
-            let pins = checkpoint.pins.iter().filter(|_| !is_broken(Rule::Pins));
+            let pins = checkpoint.pins.iter().filter(|_| self.rules.hold(Rule::Pins));
             kept_by.extend(pins.map(|(name, note)| KeptBy::Pin { name: name.clone(), note: note.clone() }));
         }
         let all_restored: HashSet<&Follows> = restored_from(checkpoints).chain(restored).collect();
@@ -207,7 +220,7 @@ impl Retention {
             let newer = healthy.iter().filter(|newer| **newer > at).count();
             let needed = self.protect_restored;
             let is_it = info.id.as_ref().is_some_and(|id| all_restored.contains(id));
-            if is_it && newer < needed && !is_broken(Rule::Restored) {
+            if is_it && newer < needed && self.rules.hold(Rule::Restored) {
                 explanations[at].kept_by.push(KeptBy::Restored { newer, needed });
             }
         }

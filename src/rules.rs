@@ -1,8 +1,6 @@
-//! The rules of a directory, and one of them broken for the test that every one of them shows.
+//! The rules of a directory of checkpoints, each of which can be left out by the test that shows what it is for.
 
-use std::cell::Cell;
-
-/// A rule that can be broken.
+/// A rule that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// The newest is the head of the chain; broken: the one with the highest sequence.
@@ -35,10 +33,6 @@ pub enum Rule {
     FreshMarks,
 }
 
-thread_local! {
-    static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
-}
-
 impl Rule {
     /// All of them.
     pub const ALL: [Rule; 14] = [
@@ -59,11 +53,19 @@ impl Rule {
     ];
 }
 
-/// Breaks a rule, or none, for what this thread does from now on.
-pub fn break_rule(rule: Option<Rule>) {
-    BROKEN.set(rule);
+/// Which rules a manager goes by: all of them, but for tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Rules {
+    broken: Option<Rule>,
 }
 
-pub(crate) fn is_broken(rule: Rule) -> bool {
-    BROKEN.get() == Some(rule)
+impl Rules {
+    /// Returns all rules but one.
+    pub(crate) fn without(rule: Rule) -> Rules {
+        Rules { broken: Some(rule) }
+    }
+
+    pub(crate) fn hold(self, rule: Rule) -> bool {
+        self.broken != Some(rule)
+    }
 }
