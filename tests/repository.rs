@@ -261,7 +261,7 @@ fn a_url_that_the_storage_does_not_serve_is_refused() -> Outcome {
     let checkpoint = || Checkpoint::new().track("step", &step);
     let is_refusal = |error: Error| {
         let says = error.to_string();
-        assert!(matches!(error, Error::InvalidArgument(_)) && says.contains(url), "{error:?}");
+        assert!(matches!(error, Error::InvalidArgument(_)) && says.contains("s3://bucket"), "{error:?}");
     };
     is_refusal(CheckpointManager::builder(checkpoint()?, url).open().unwrap_err());
     is_refusal(CheckpointManager::builder(checkpoint()?, PathBuf::from(url)).open().unwrap_err());
