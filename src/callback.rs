@@ -30,7 +30,7 @@ pub(crate) fn refuse() -> Result<()> {
     Ok(())
 }
 
-/// Returns what a panic says.
+/// Returns the message of a panic.
 pub(crate) fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a value without a message".to_string())

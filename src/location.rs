@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Where a checkpoint, a directory of checkpoints or a file is: a path, or a URL such as `s3://bucket/run`.
 ///
-/// Functions take `impl Into<Location>`, so that a path or a text can be given as it is. What begins with a scheme and
-/// `://` is a URL, whatever it is converted from; all else is a path. URLs are served by a
+/// Functions take `impl Into<Location>`, so that a path or a text can be passed directly. A text that starts with a
+/// scheme and `://` is a URL, whatever it is converted from; all else is a path. URLs are served by a
 /// [`Storage`](crate::repository::Storage) that knows their scheme; the default one serves paths only and refuses URLs.
 ///
 /// A location dereferences to the [`Path`] of its text, so that results can be used wherever a path is wanted. For a URL,
@@ -68,7 +68,7 @@ impl Location {
         }
     }
 
-    /// The scheme of a URL, and what follows the slashes.
+    /// Returns the scheme of a URL, and what follows the slashes.
     fn url(&self) -> Option<(&str, &str)> {
         let (scheme, rest) = self.0.to_str()?.split_once("://")?;
         let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())

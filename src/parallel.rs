@@ -5,7 +5,7 @@ use std::any::Any;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Returns how many threads read and write unless the user says: one a processor, at most 8.
+/// Returns the default number of threads: one per processor, at most 8.
 pub(crate) fn default_threads() -> usize {
     // Asking the system means reading files of its control groups: once is enough.
     static THREADS: OnceLock<usize> = OnceLock::new();

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 #[must_use = "it is recorded only by `Checkpoint::provenance`"]
 pub struct Provenance {
-    /// When [`new`](Provenance::new) was called: call it where the program begins.
+    /// When [`new`](Provenance::new) was called: call it at the start of the program.
     pub started_at: DateTime<Utc>,
     /// The version of this crate.
     pub crate_version: String,
@@ -41,7 +41,7 @@ pub struct Provenance {
     /// The commit that the git repository was at, if [`git`](Provenance::git) found one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_commit: Option<String>,
-    /// Whether the program was built with changes that were not committed, if [`dirty`](Provenance::dirty) says so.
+    /// Whether the program was built with changes that were not committed, if set with [`dirty`](Provenance::dirty).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_dirty: Option<bool>,
     /// The arguments of the program, if [`arguments`](Provenance::arguments) asked for them.
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(more.git_dirty, Some(true));
         assert_eq!(more.arguments.as_ref().map(Vec::len), Some(std::env::args().count()));
         assert_eq!(serde_json::from_value::<Provenance>(serde_json::to_value(&more).unwrap()).unwrap(), more);
-        // The workspace says the same of tch.
+        // The workspace requires the same version of tch.
         let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("\ntch = \"{TCH_VERSION}\"")));
         assert_eq!(more.libtorch_version.is_some(), cfg!(all(feature = "torch", not(feature = "doc-only"))));

@@ -1,17 +1,17 @@
-//! Which checkpoint is the newest: the head of the chain in which each follows the one before. Pure functions.
+//! Determines the newest checkpoint: the head of the chain in which each follows the one before. Pure functions.
 //!
-//! A checkpoint follows the one that its manifest names. Where that one is gone (rotated, removed by hand) it follows
-//! the latest of the same run before it, and where there is none, of the runs that its own came from. Checkpoints that
-//! name none (those of format versions 1 and 2, and the first of a run) follow one another in the order of their
-//! sequences. Where two follow the same one, the run went back: the one that was saved later counts. What follows
-//! nothing that is here begins another tree; of several trees that counts which the index knows, or the predecessor of
-//! which it knows, and if that does not tell them apart, nothing does.
+//! A checkpoint follows the one that its manifest names. If that one was removed, it follows the latest earlier one of
+//! the same run, or else of the runs that its run came from. Checkpoints that name none (those of format versions 1 and
+//! 2, and the first of a run) follow one another in the order of their sequences. If two follow the same one, the run
+//! went back: the one that was saved later counts. A checkpoint whose predecessors are all gone is the root of another
+//! tree. Of several trees, the one that the index lists, or whose predecessor it lists, counts; otherwise nothing
+//! decides.
 
 use crate::format::Follows;
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 
-/// What is known of a checkpoint.
+/// What is known about a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Link {
     pub id: Follows,
@@ -19,7 +19,7 @@ pub(crate) struct Link {
     pub earlier: Vec<Follows>,
     pub name: String,
     pub saved_at: DateTime<Utc>,
-    /// Kept for good: its neighbours may be long gone.
+    /// Permanent: its neighbours may have been removed long ago.
     pub permanent: bool,
 }
 
@@ -28,24 +28,24 @@ pub(crate) struct Link {
 pub(crate) struct Chain {
     /// Oldest first, by name; the last is the newest.
     pub own: Vec<String>,
-    /// Those of other runs, which nothing of this one leads to.
+    /// Those of other runs, which this one does not lead back to.
     pub others: Vec<String>,
 }
 
-/// How sure it is that one follows another.
+/// How certain it is that one follows another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sure {
     /// By their sequences alone.
     BySequence,
-    /// Its manifest says so, or both are of one run.
+    /// By its manifest, or because both are of one run.
     Certain,
 }
 
-/// Orders the checkpoints of one name. `gone` are those that left the numbering, and what they follow; `indexed` tells
-/// whether the index knows a checkpoint.
+/// Orders the checkpoints of one name. `gone` has those that left the numbering, and their predecessors; `indexed`
+/// returns whether the index lists a checkpoint.
 ///
 /// # Errors
-/// The names of two of which nothing tells which is the newer one.
+/// The names of two checkpoints if nothing decides which one is newer.
 pub(super) fn order(
     links: &[Link],
     gone: &HashMap<Follows, Option<Follows>>,
@@ -57,7 +57,7 @@ pub(super) fn order(
     let mut steps = STEPS_BESIDE + STEPS_EACH * (links.len() + gone.len());
     let parents: Vec<Option<(usize, Sure)>> =
         sorted.iter().map(|link| parent(link, &earlier, gone, &mut steps)).collect();
-    // A parent stands before its children: its tree is known already.
+    // A parent precedes its children: its tree is known.
     let mut trees: Vec<usize> = Vec::with_capacity(sorted.len());
     for (at, parent) in parents.iter().enumerate() {
         trees.push(parent.map_or(at, |(parent, _)| trees[parent]));
@@ -87,7 +87,7 @@ pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
     sorted.iter().zip(&trees).filter(|(_, of)| **of == tree).map(|(link, _)| link.id.clone()).collect()
 }
 
-/// Finds checkpoints by what they are, in time that does not grow with their number.
+/// Finds checkpoints by identity, in constant time.
 struct Earlier<'a> {
     sorted: &'a [&'a Link],
     by_id: HashMap<&'a Follows, usize>,
@@ -128,12 +128,12 @@ impl<'a> Earlier<'a> {
     }
 }
 
-/// How many steps through those that left the numbering are gone in all: so many for each checkpoint, and so many
-/// beside. Runs that went back come nowhere near it.
+/// The total number of steps through those that left the numbering: this many per checkpoint, plus a constant. Real
+/// runs stay far below it.
 const STEPS_EACH: usize = 8;
 const STEPS_BESIDE: usize = 100_000;
 
-/// Which one the checkpoint `link` follows, of those before it.
+/// Returns which of the earlier ones the checkpoint `link` follows.
 fn parent(
     link: &Link,
     earlier: &Earlier<'_>,
@@ -142,7 +142,7 @@ fn parent(
 ) -> Option<(usize, Sure)> {
     let own = link.id.sequence;
     let mut look = |mut follows| {
-        // Those that left the numbering lead on to what they follow.
+        // Those that left the numbering lead to their predecessors.
         for _ in 0..=gone.len().min(*steps) {
             if let Some(found) = earlier.with_id(follows, own) {
                 return Some(found);
@@ -176,11 +176,11 @@ fn own_trees(
     trees.iter().enumerate().for_each(|(at, &tree)| members[tree].push(at));
     let members = |tree: usize| members[tree].iter().copied();
     let latest = |tree: &usize| members(*tree).next_back();
-    // What is kept for good is ours, and stands alone when its neighbours are gone: it is no rival of what is not.
+    // A permanent checkpoint is ours, and alone when its neighbours are gone: it does not compete with others.
     let (kept, rivals): (Vec<usize>, Vec<usize>) =
         roots.iter().partition(|&&tree| members(tree).all(|at| sorted[at].permanent));
     let known = |tree: &usize| members(*tree).any(|at| indexed(sorted[at]));
-    // If the index knows any: what it knows nothing of, nor of what that follows, was not saved here.
+    // If the index lists any, a tree that it does not list, nor the predecessor of, was not saved here.
     let decides = roots.iter().any(known);
     let counts = |trees: &[usize]| -> Vec<usize> {
         let mut trees: Vec<usize> = trees.iter().copied().filter(|tree| !decides || known(tree)).collect();
@@ -199,7 +199,7 @@ fn own_trees(
     Ok(own)
 }
 
-/// From the root of a tree always to the child that was saved last, a certain one before all others.
+/// Follows the last saved child from the root of a tree, and certain ones before all others.
 fn head(root: usize, parents: &[Option<(usize, Sure)>]) -> usize {
     let mut best: Vec<Option<(Sure, usize)>> = vec![None; parents.len()];
     for (child, parent) in parents.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What the marks of a checkpoint say together.
+//! The marks of a checkpoint together.
 
 use crate::error::Result;
 use crate::format::{Follows, Manifest, Mark, MarkKind};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// The marks of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Marks {
-    /// Nothing of this crate removes it. Also where there is a mark that cannot be read: what it says is not known.
+    /// This crate does not remove it. Also set if a mark cannot be read, because its content is unknown.
     pub permanent: bool,
     pub metrics: BTreeMap<String, f64>,
     /// Names and notes.
@@ -31,7 +31,7 @@ impl Marks {
         Ok(Marks::among(&directory.marks(name)?, &of, directory.rules()))
     }
 
-    /// Returns what these mark files say of the checkpoint `of`.
+    /// Returns the marks of the checkpoint `of` among these files.
     pub(crate) fn among(files: &[(String, Vec<u8>)], of: &Follows, rules: Rules) -> Marks {
         let mut marks = Marks { rules, ..Marks::default() };
         for (file, bytes) in files {
@@ -54,13 +54,13 @@ impl Marks {
 /// Writes a mark into the checkpoint `name`, durably. Needs no lock.
 ///
 /// # Errors
-/// [`Error::Removed`](crate::Error::Removed) when the checkpoint was removed meanwhile.
+/// [`Error::Removed`](crate::Error::Removed) if the checkpoint was removed meanwhile.
 pub(crate) fn write_mark(directory: &Directory, name: &str, of: Follows, kind: MarkKind) -> Result<()> {
     let mark = Mark::new(of, kind);
     directory.put_mark(name, &mark.of, &mark.file_name(), &mark.to_bytes()?)
 }
 
-/// Takes a mark away from the checkpoint `name`, durably; returns whether there was one.
+/// Removes a mark from the checkpoint `name`, durably. Returns whether there was one.
 ///
 /// # Errors
 /// As for [`write_mark`].

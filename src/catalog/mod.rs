@@ -1,4 +1,5 @@
-//! What is in a directory of checkpoints: whole, newest, marked, ours, out of the numbering. Whoever asks, asks here.
+//! The content of a directory of checkpoints: whole, newest, marked, ours, out of the numbering. The only place that
+//! answers these questions.
 
 mod chain;
 mod marks;
@@ -22,14 +23,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 /// A checkpoint that is whole, as far as its manifest and the lengths of its files tell.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
-    /// What the manifest says of it, with the marks: late metrics are in it, and `preserved` is a mark.
+    /// The content of its manifest and marks, including late metrics; `preserved` is a mark.
     pub entry: IndexEntry,
     pub follows: Option<Follows>,
-    /// Of the runs before, see [`Manifest::earlier`].
+    /// See [`Manifest::earlier`].
     pub earlier: Vec<Follows>,
     /// As in the manifest.
     pub counted_from: Option<DateTime<Utc>>,
-    /// The keys of tensors with values that are not finite.
+    /// The keys of tensors with non-finite values.
     pub non_finite: Vec<String>,
     /// As in the manifest.
     pub unclean: bool,
@@ -46,7 +47,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Returns what `manifest` and `marks` say of the checkpoint `name`.
+    /// Describes the checkpoint `name` by its manifest and marks.
     pub(crate) fn new(name: &str, manifest: &Manifest, marks: Marks) -> Found {
         let entry = IndexEntry {
             name: name.to_string(),
@@ -83,14 +84,14 @@ impl Found {
         found
     }
 
-    /// Takes in what its marks say now. Of marks only pins are ever taken away.
+    /// Updates it with its present marks. Only pins are ever removed.
     pub(crate) fn take_in(&mut self, marks: Marks) {
         self.entry.metrics.extend(marks.metrics);
         self.entry.preserved |= marks.permanent;
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 
-    /// Returns `true` if `marks` say something that was not known, and that may keep it.
+    /// Returns `true` if `marks` have something new that may keep it.
     pub(crate) fn is_told_more_by(&self, marks: &Marks) -> bool {
         let known = |(name, value): (&String, &f64)| {
             self.entry.metrics.get(name).is_some_and(|known| known.to_bits() == value.to_bits())
@@ -98,7 +99,7 @@ impl Found {
         marks.stays() || !marks.metrics.iter().all(known)
     }
 
-    /// Which checkpoint it is, whatever it is called.
+    /// Returns its identity, independent of its name.
     pub(crate) fn id(&self) -> Follows {
         Follows { run: self.entry.run.clone(), sequence: self.entry.sequence }
     }
@@ -115,34 +116,34 @@ impl Found {
     }
 }
 
-/// What is in a directory.
+/// The content of a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    /// The whole ones, of any name, in the order of their sequences.
+    /// The whole checkpoints, of any name, in the order of their sequences.
     pub found: Vec<Found>,
-    /// Those that are ours and not whole, or that this version does not read, by name: for good.
+    /// Our checkpoints that are damaged, or that this version does not read, by name. These errors are final.
     pub damaged: Vec<(String, Error)>,
-    /// Those that are ours and cannot be looked at now, by name.
+    /// Our checkpoints that cannot be read now, by name.
     pub unreachable: Vec<(String, Error)>,
-    /// Those out of the numbering because a run went back, by name; those of them that are whole with what they are.
+    /// Those out of the numbering because a run went back, by name, with their content if they are whole.
     pub superseded: Vec<(String, Option<Found>)>,
     /// Those out of the numbering for all other reasons, by name.
     pub set_aside: Vec<String>,
-    /// Symbolic links, by name. They are not followed; those called like a checkpoint that would be newer than those
-    /// that are found are among the unreachable.
+    /// Symbolic links, by name. They are not followed. Those with the name of a checkpoint that would be newer than all
+    /// others are also unreachable.
     pub links: Vec<String>,
     /// Leftovers of saves and removals.
     pub leftovers: Vec<String>,
     /// The names of everything in the directory, whatever it is.
     pub names: BTreeSet<String>,
     pub index: Option<Index>,
-    /// What was there when the directory was listed, and not when it was looked at.
+    /// Names that were there when the directory was listed, and gone when they were examined.
     pub vanished: Vec<String>,
     rules: Rules,
 }
 
 impl Catalog {
-    /// Looks at everything that `scan` found in `directory`.
+    /// Examines everything that `scan` found in `directory`.
     pub(crate) fn of(directory: &Directory, scan: Scan) -> Catalog {
         let mut catalog = Catalog {
             leftovers: scan.leftovers,
@@ -169,7 +170,7 @@ impl Catalog {
         catalog
     }
 
-    /// A link could lead to a checkpoint. One that is called like the newest must not be missed silently.
+    /// A link could lead to a checkpoint. One with the name of the newest must not be ignored silently.
     fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
         for name in &links {
             let Some((manager, number)) = numbered(name) else { continue };
@@ -194,8 +195,8 @@ impl Catalog {
         }
     }
 
-    /// Returns the highest sequence that anything here has. What cannot be read counts as far as the index tells: what
-    /// is saved now is later.
+    /// Returns the highest sequence in the directory. Unreadable checkpoints count as far as the index lists them: the
+    /// next save must be later.
     pub(crate) fn sequence(&self) -> u64 {
         let found = self.found.iter().chain(self.superseded.iter().filter_map(|(_, found)| found.as_ref()));
         let indexed = self.index.iter().flat_map(|index| &index.checkpoints);
@@ -206,7 +207,7 @@ impl Catalog {
     /// Returns the checkpoints called `manager` and a number, in the order in which they follow one another.
     ///
     /// # Errors
-    /// The names of two of which nothing tells which one the run should go on from.
+    /// The names of two checkpoints if nothing decides which one the run should continue from.
     pub(crate) fn chain(&self, manager: &str) -> Result<Chain, (String, String)> {
         let mine = self.found.iter().filter(|found| number_of(manager, &found.entry.name).is_some());
         if !self.rules.hold(Rule::Chain) {
@@ -226,7 +227,7 @@ impl Catalog {
     /// Returns all whole ones, the newest last. Of different names the one with the highest sequence is the newest.
     ///
     /// # Errors
-    /// The names of two of one name of which nothing tells which is the newer one; all are returned with it.
+    /// Also returns the names of two checkpoints of one name if nothing decides which one is newer.
     pub(crate) fn ordered(&self) -> (Vec<Found>, Option<(String, String)>) {
         let mut undecided = None;
         let mut groups: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
@@ -249,7 +250,7 @@ impl Catalog {
         let heads = own.iter().filter_map(|name| by_name.get(name.as_str()).copied());
         let newest = heads.max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
         let mut all = self.found.clone();
-        // Before there were marks the index alone knew.
+        // Before there were marks, only the index had it.
         let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.preserved);
         let hints: HashSet<(&str, u64)> = hints.map(|entry| (entry.name.as_str(), entry.sequence)).collect();
         for found in &mut all {
@@ -261,7 +262,7 @@ impl Catalog {
         (all, undecided)
     }
 
-    /// Returns what left the numbering for any reason but that a run went back, and was called `manager` and a number.
+    /// Returns those named `manager` and a number that left the numbering for another reason than that a run went back.
     pub(crate) fn set_aside_of<'a>(&'a self, manager: &'a str) -> impl Iterator<Item = &'a String> {
         let of = move |name: &&String| before_aside(name).and_then(|(_, name)| number_of(manager, name)).is_some();
         self.set_aside.iter().filter(of)
@@ -293,19 +294,19 @@ fn chain_by<'a>(
     chain::order(&links, &gone, counts)
 }
 
-/// Looks at a checkpoint without reading its tensors.
+/// Examines a checkpoint without reading its tensors.
 pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
     let source = Source::open_in(directory, name)?;
     let marks = Marks::read(directory, name, &source.manifest)?;
     Ok(Found::new(name, &source.manifest, marks))
 }
 
-/// Returns `true` if what is wrong with a checkpoint stays so, as far as this version is concerned.
+/// Returns `true` if the error of a checkpoint is final, as far as this version is concerned.
 pub(crate) fn is_final(error: &Error) -> bool {
     error.is_damage() || matches!(error, Error::Unsupported { .. })
 }
 
-/// Oldest first: by commit sequence. The rest only tells copies of one checkpoint apart.
+/// Compares by commit sequence, oldest first. The rest only orders copies of one checkpoint.
 pub(crate) fn order(a: &Found, b: &Found) -> Ordering {
     let key = |found: &Found| (found.entry.sequence, found.entry.saved_at);
     key(a).cmp(&key(b)).then_with(|| (&a.entry.run, &a.entry.name).cmp(&(&b.entry.run, &b.entry.name)))

@@ -1,4 +1,4 @@
-//! The one rule of what is ours in a directory: all else belongs to other programs and is left alone.
+//! The rule of what is ours in a directory: everything else belongs to other programs and is left alone.
 
 use crate::error::Error;
 use crate::format::{INDEX_FILE, Index};
@@ -6,7 +6,7 @@ use crate::name::COMPONENT_EXTENSION;
 use crate::repository::{Directory, MANIFEST};
 use std::collections::HashSet;
 
-/// Returns the number of the checkpoint called `name`, if it carries the manager's name and a number as we write it.
+/// Returns the number of the checkpoint `name`, if it consists of the manager's name and a number as we write it.
 pub(crate) fn number_of(manager: &str, name: &str) -> Option<u64> {
     numbered(name).filter(|(before, _)| *before == manager).map(|(_, number)| number)
 }
@@ -18,14 +18,14 @@ pub(crate) fn numbered(name: &str) -> Option<(&str, u64)> {
     (number.to_string() == digits && !manager.is_empty()).then_some((manager, number))
 }
 
-/// Returns the names that the index knows.
+/// Returns the names in the index.
 pub(super) fn indexed(index: Option<&Index>) -> HashSet<String> {
     index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.clone()).collect()
 }
 
-/// Returns `true` if the directory `name`, which `error` keeps from being opened as a checkpoint, is one of ours: it
-/// has a manifest of whatever content, or a component, or the index knows it. One that cannot be looked into is ours if
-/// the index knows it, or it is called like a checkpoint.
+/// Returns `true` if the directory `name`, which cannot be opened as a checkpoint because of `error`, is ours: it has a
+/// manifest of any content or a component, or the index lists it. A directory that cannot be listed is ours if the
+/// index lists it or if it has the name of a checkpoint.
 pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &str, error: &Error) -> bool {
     if indexed.contains(name) {
         return true;

@@ -5,8 +5,8 @@ use crate::error::Result;
 use crate::repository::{Directory, FileId, Scan, Stat};
 use std::collections::HashMap;
 
-/// The sequences of a directory's checkpoints, as far as their manifests were read. Each is good for as long as the
-/// checkpoint is the same directory, in which nothing was added, renamed or removed.
+/// The sequences of a directory's checkpoints, as far as their manifests were read. Each is valid while the checkpoint
+/// is the same directory, in which nothing was added, renamed or removed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sequences {
     directory: Option<FileId>,
@@ -14,11 +14,11 @@ pub(crate) struct Sequences {
 }
 
 impl Sequences {
-    /// Returns the highest sequence of `directory`, which was scanned under its lock. Reads the manifests that are new
-    /// since the last call, and asks the system about the others.
+    /// Returns the highest sequence of `directory`, which was scanned under its lock. Reads manifests that are new
+    /// since the last call, and only stats the others.
     ///
     /// # Errors
-    /// Where a checkpoint cannot be looked at: what is saved next must be later than it, whatever it is.
+    /// If a checkpoint cannot be read: the next save must be later.
     pub(crate) fn highest(&mut self, directory: &Directory, scan: &Scan) -> Result<u64> {
         let id = directory.id();
         if id.is_none() || self.directory != id {
@@ -33,7 +33,7 @@ impl Sequences {
         let mut before = std::mem::take(&mut self.known);
         let aside = scan.aside.iter().map(|(_, name)| (name, false));
         for (name, counts) in scan.checkpoints.iter().map(|name| (name, true)).chain(aside) {
-            // Before the manifest is read: what takes its place meanwhile is not taken for it.
+            // Before the manifest is read, so that a replacement meanwhile is not mistaken for it.
             let stat = root.as_ref().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
             let known = before.remove(name).filter(|(then, _)| Some(*then) == stat).map(|(_, sequence)| Ok(sequence));
             match known.unwrap_or_else(|| directory.manifest(name).map(|manifest| manifest.sequence)) {

@@ -1,4 +1,4 @@
-//! The one public error: few kinds, each of which a caller can act on, always with the path or the name.
+//! The public error: few kinds, each actionable, always with the path or the name.
 
 mod display;
 mod mapping;
@@ -19,11 +19,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// device".into()`). The caller adds the name of the object.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Everything that can go wrong, by what one can do about it.
+/// The error of this crate, with kinds by what a caller can do.
 ///
 /// [`Display`](std::fmt::Display) writes what happened, where, and what to do, without the
-/// [`source`](std::error::Error::source): whoever prints a chain of errors, as `anyhow` does, prints each once. `{:#}`
-/// writes the error with its sources, for logs and programs that print errors themselves.
+/// [`source`](std::error::Error::source): so that a printer of error chains, such as `anyhow`, prints each error once.
+/// `{:#}` writes the error with its sources, for logs and programs that print errors themselves.
 ///
 /// What a program does about an error depends on few questions, which have methods: [`is_damaged`](Error::is_damaged),
 /// [`is_not_found`](Error::is_not_found), [`is_locked`](Error::is_locked), [`is_no_space`](Error::is_no_space),
@@ -54,14 +54,14 @@ pub enum Error {
     /// The operating system refused an operation on `path`.
     #[non_exhaustive]
     Io {
-        /// What was tried, as a verb: "create", "write", "sync" …
+        /// The operation, as a verb: "create", "write", "sync" …
         action: &'static str,
         /// The file or directory.
         path: Location,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file system has no room (or the quota is reached); nothing was changed.
+    /// The file system has no space (or the quota is reached). Nothing was changed.
     #[non_exhaustive]
     NoSpace {
         /// The file or directory that was to be written.
@@ -183,7 +183,7 @@ pub enum Error {
     Locked {
         /// The directory.
         path: Location,
-        /// What the lock file says of its holder.
+        /// The content of the lock file about its holder.
         holder: String,
     },
     /// A checkpoint of that name exists already; it was left as it is.
@@ -194,7 +194,7 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
-    /// A directory holds checkpoints of different runs, and nothing tells which one to go on from.
+    /// A directory has checkpoints of different runs, and nothing decides which one to continue from.
     #[non_exhaustive]
     Undecided {
         /// The newest checkpoint of one run.
@@ -214,7 +214,7 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
-    /// An option or argument makes no sense.
+    /// An option or argument is invalid.
     InvalidArgument(String),
     /// There is not enough memory for a tensor, a file or a copy of the state. Nothing was changed.
     #[non_exhaustive]
@@ -229,7 +229,7 @@ pub enum Error {
     Thread {
         /// What it would have done.
         task: &'static str,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
     /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or by a fault of
@@ -345,9 +345,9 @@ impl Error {
         Error::Panicked { task, message: text.unwrap_or_else(|| "no message".to_string()) }
     }
 
-    /// Returns `true` if a file of a checkpoint is not what was written, for good: an older checkpoint is worth trying,
-    /// and this one is worth a look. An error of the system never counts, because what cannot be read now may be
-    /// readable later; only data that the device could not read twice, beside a directory and a manifest that it can
+    /// Returns `true` if a file of a checkpoint is permanently not what was written: an older checkpoint is worth
+    /// trying, and this one is worth a look. An error of the system never counts, because what cannot be read now may
+    /// be readable later; only data that the device could not read twice, beside a directory and a manifest that it can
     /// read, are [`Error::Damaged`].
     #[must_use]
     pub fn is_damaged(&self) -> bool {
@@ -392,7 +392,7 @@ impl Error {
         }
     }
 
-    /// Returns `true` if the checkpoint itself is bad or gone, for good, so that an older one is worth trying.
+    /// Returns `true` if the checkpoint itself is permanently damaged or gone, so that an older one is worth trying.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Error::Damaged { .. } | Error::NotFound { .. } => true,
@@ -417,7 +417,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// Returns `true` if the system says that the device cannot read what was written to it, or reads something else.
+/// Returns `true` if the system reports that the device cannot read what was written, or reads something else.
 pub(crate) fn is_unreadable_data(error: &io::Error) -> bool {
     use rustix::io::Errno;
     // EUCLEAN, "structure needs cleaning", is what XFS and ext4 say of a wrong checksum.

@@ -259,7 +259,7 @@ impl Budget {
             _ => false,
         };
         let bytes = spec.bytes().unwrap_or(u64::MAX);
-        // Where the digests do not tell whether two tensors differ, the elements are read in any case.
+        // Without two digests, only the elements show whether two tensors differ: they are always read.
         match self.0.checked_sub(bytes.saturating_mul(2)) {
             Some(left) => self.0 = left,
             None if differ => return Ok(Some((DiffKind::Content, None))),

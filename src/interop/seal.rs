@@ -59,7 +59,7 @@ fn place(path: &Path) -> PathBuf {
 /// compare what they read with the seal, as with the digests of this crate's own checkpoints. Verifies everything that
 /// has a checksum first.
 ///
-/// A seal detects accidental corruption, not tampering: whoever changes the file can also write a new seal.
+/// A seal detects accidental corruption, not tampering: anyone who changes the file can also write a new seal.
 ///
 /// # Errors
 /// [`Error::AlreadyExists`] if there is a seal: remove it first if the present content is right.

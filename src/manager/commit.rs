@@ -1,5 +1,5 @@
-//! What follows a save: those it takes the place of leave the numbering, old ones are removed, the index tells of it.
-//! No lock that the training waits for is held meanwhile.
+//! The steps after a save: superseded checkpoints are renamed, old ones are pruned, and the index is updated. No lock
+//! that the training waits for is held meanwhile.
 
 use super::ledger::{Ledger, infos};
 use super::on_saved::{OnSaved, SavedCheckpoint};
@@ -119,12 +119,12 @@ impl Commit {
         known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         self.ledger().seen = seen;
-        // Also in those that are kept for good: what is noted in them decides whether others are among the best.
+        // Also of permanent checkpoints: their metrics decide whether others are among the best.
         known.iter_mut().for_each(|found| self.read_marks(found));
         let retention = self.ledger().retention.clone();
         let verdict = retention.decide(&infos(&known), restored.as_ref(), self.directory.now());
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
-            // Before the decision is acted upon: what it says must never be forgotten.
+            // Before acting on the decision, so that it is never forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
                 Ok(()) => found.entry.preserved = true,
                 Err(e) => log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name),
@@ -245,7 +245,7 @@ impl Commit {
         }
     }
 
-    /// Notes in the index what is known, and keeps what it says of other managers' checkpoints that are still there.
+    /// Updates the index, and keeps the entries of other managers' existing checkpoints.
     fn write_index(&self) -> Result<()> {
         write_index(&self.ledger, &self.directory, &self.held)
     }
@@ -278,7 +278,7 @@ fn in_order(stay: Vec<Found>, others: Vec<Found>) -> Vec<Found> {
     all
 }
 
-/// Notes in the index what the ledger knows, and keeps what it says of other managers' checkpoints.
+/// Updates the index with the ledger, and keeps the entries of other managers' checkpoints.
 pub(super) fn write_index(ledger: &Mutex<Ledger>, directory: &Directory, held: &Held) -> Result<()> {
     let (name, known) = {
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,17 +27,17 @@ pub(super) struct Ledger {
     pub superseded: Vec<(String, Found)>,
     /// What is there of other runs, or of runs between which nothing decides; never removed by this manager.
     pub others: Vec<Found>,
-    /// Two of which nothing tells which one to go on from.
+    /// Two checkpoints if nothing decides which one to continue from.
     pub undecided: Option<(String, String)>,
-    /// Those that cannot be looked at now, by name.
+    /// Those that cannot be read now, by name.
     pub unreachable: Vec<(String, Error)>,
-    /// Those that were passed over and still have their number.
+    /// Those that were skipped and still have their number.
     pub stuck: Vec<String>,
     /// When the manager was opened.
     opened: DateTime<Utc>,
     /// What this process restored last.
     pub restored: Option<Follows>,
-    /// Those that could not be restored or even be looked at, since the last restore.
+    /// Those that could not be restored or read since the last restore.
     pub passed_over: Vec<PassedOver>,
     /// Those that an earlier process moved aside.
     pub set_aside: Vec<String>,
@@ -58,7 +58,7 @@ pub(super) struct Ledger {
 pub(super) struct Seen(HashMap<String, (Follows, Stat)>);
 
 impl Seen {
-    /// Returns `true` if `found` is still what has its name, as far as the system tells.
+    /// Returns `true` if `found` still has its name, as far as the system reports.
     pub(super) fn is_there(&mut self, directory: &Directory, found: &Found) -> bool {
         let name = &found.entry.name;
         if !directory.may_hold(name) {
@@ -93,7 +93,7 @@ impl Seen {
     }
 }
 
-/// Returns what retention looks at.
+/// Returns the input of the retention policies.
 pub(super) fn infos<'a>(found: impl IntoIterator<Item = &'a Found>) -> Vec<CheckpointInfo> {
     found.into_iter().map(CheckpointInfo::from).collect()
 }
@@ -166,7 +166,7 @@ impl Ledger {
         self.superseded = superseded.filter_map(|(name, found)| Some((name, found?))).collect();
         self.unreachable = catalog.unreachable.into_iter().filter(|(name, _)| mine(name)).collect();
         let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
-        // The newest first, as far as numbers tell.
+        // The newest first, by number.
         damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(&self.name, name)));
         match chain {
             Ok(chain) => self.follow(found, &chain),
@@ -240,7 +240,7 @@ impl Ledger {
         }
     }
 
-    /// Writes into each of these checkpoints that it is kept for good, where that is not written yet.
+    /// Marks each of these checkpoints as permanent, unless it is marked already.
     fn mark_permanent(&mut self, which: impl Fn(&Found) -> bool) {
         for found in self.known.iter_mut().filter(|found| !found.entry.preserved) {
             if which(found) {
@@ -252,7 +252,7 @@ impl Ledger {
         }
     }
 
-    /// Takes a checkpoint that is not restored out of the list, and out of the numbering if `aside` says so.
+    /// Removes a checkpoint that is not restored from the list, and renames it if `aside` is set.
     pub(super) fn pass_over(&mut self, name: &str, error: &Error, aside: Option<Aside>) {
         let mut path = self.path(name);
         log::warn!("{} is skipped: {error:#}", path.display());
@@ -272,7 +272,7 @@ impl Ledger {
         self.passed_over.push(PassedOver { path, reason: format!("{error:#}") });
     }
 
-    /// Why the first of those that cannot be looked at cannot. It stays among them: the next call must say so too.
+    /// Returns the error of the first checkpoint that cannot be read, which stays in the list for the next call.
     pub(super) fn why_unreachable(&self) -> Option<Error> {
         let (name, _) = self.unreachable.first()?;
         let path = self.path(name);
@@ -280,7 +280,7 @@ impl Ledger {
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 
-    /// Returns the names of those found damaged that are more than stay, the oldest first as far as numbers tell.
+    /// Returns the names of superfluous damaged checkpoints, oldest first by number.
     pub(super) fn damaged_to_remove(&self) -> Vec<String> {
         let number = |name: &String| before_aside(name).and_then(|(_, name)| number_of(&self.name, name));
         let mut damaged = self.damaged.clone();
@@ -296,7 +296,7 @@ impl Ledger {
         self.unreachable.retain(|(unreachable, _)| unreachable != name);
     }
 
-    /// Moves those that were passed over out of the numbering, of which the number is above that of `restored`.
+    /// Renames the skipped checkpoints whose number is above that of `restored`.
     ///
     /// # Errors
     /// When one cannot be moved: the run would come to its number and could not save.
@@ -324,7 +324,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Which of the known ones are abandoned when the run goes on from `head`, or from nothing: all that came later.
+    /// Returns the known checkpoints that are abandoned if the run continues from `head`, or from nothing: all later
+    /// ones.
     pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
         if !self.directory.rules().hold(Rule::Supersede) {
             return Vec::new();
@@ -391,5 +392,5 @@ impl Ledger {
     }
 }
 
-/// How to begin anew all the same.
+/// How to start a new run nevertheless.
 const AFRESH: &str = "`CheckpointManagerBuilder::fresh_start` starts a new run beside them";

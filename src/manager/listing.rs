@@ -105,7 +105,7 @@ pub(super) fn list(directory: &Directory) -> Result<Listing> {
 /// How many times to list a changing directory again.
 const LOOKS: usize = 10;
 
-/// Returns what is in the directory, and the names of what was not there any more when it was looked at.
+/// Lists the directory. Also returns the names of what was gone when it was examined.
 fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();

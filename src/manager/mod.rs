@@ -223,13 +223,13 @@ impl CheckpointManager {
         ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
-    /// Returns the checkpoints there are, oldest first, without those that are marked as kept for good.
+    /// Returns the checkpoints, oldest first, without permanent ones.
     pub fn checkpoints(&self) -> Vec<Location> {
         self.paths(false)
     }
 
-    /// Returns the checkpoints that are marked as kept for good ([`keep_every`](CheckpointManagerBuilder::keep_every)),
-    /// oldest first; those that a run going back left behind (`superseded-…`) come before the others.
+    /// Returns the permanent checkpoints ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first;
+    /// superseded ones (`superseded-…`) come before the others.
     pub fn preserved_checkpoints(&self) -> Vec<Location> {
         let ledger = self.ledger();
         let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
@@ -497,8 +497,8 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns the checkpoints whose place the next one takes: those after the one that the run goes on from, and that
-    /// of the same name.
+    /// Returns the checkpoints that the next one supersedes: those after the one that the run continues from, and the
+    /// one of the same name.
     ///
     /// # Errors
     /// If the run does not continue from anything in this directory, and the directory is not empty.
@@ -592,8 +592,7 @@ impl CheckpointManager {
         after.map(|()| path)
     }
 
-    /// Returns what is to be saved, and how its tensors are at the moment; with a hold on them where it is saved in the
-    /// background.
+    /// Returns the plan and what its tensors report now; pinned if it is saved in the background.
     fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
         while let Some(background) = self.background.clone() {
             let (plan, seen) = self.checkpoint.plan_to_capture(&self.options)?;
@@ -611,13 +610,13 @@ impl CheckpointManager {
         Ok((plan, seen, None))
     }
 
-    /// Returns what is to be saved, and how its tensors are at the moment.
+    /// Returns the plan and what its tensors report now.
     fn plan_now(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
         self.checkpoint.plan(&self.options)
     }
 
-    /// Returns what the next checkpoint follows: the one restored or saved last, or what that follows if it takes its
-    /// place.
+    /// Returns the checkpoint that the next one follows: the one restored or saved last, or its predecessor if the next
+    /// one replaces it.
     fn follows(&self, superseded: &[String]) -> Option<Follows> {
         let head = self.head.clone()?;
         let ledger = self.ledger();

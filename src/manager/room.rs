@@ -48,7 +48,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Whether a save that met this error is skipped, with a warning.
+    /// Returns `true` if a save that met this error is skipped, with a warning.
     pub(super) fn is_skipped(&self, error: &Error) -> bool {
         match error {
             Error::Unhealthy { .. } => self.on_unhealthy == OnUnhealthy::Skip,
@@ -57,7 +57,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Whether something was removed for a save that met this error, so that it is tried again.
+    /// Returns whether something was removed for a save that met this error, so that it is tried again.
     ///
     /// # Errors
     /// `error`, with what kept it from being removed in the log.

@@ -1,4 +1,4 @@
-//! What is asked of a directory of checkpoints, wherever it is.
+//! Questions to a directory of checkpoints, wherever it is.
 
 use super::names::{INDEX, MANIFEST};
 use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
@@ -28,10 +28,10 @@ impl Deref for Directory {
 }
 
 impl Directory {
-    /// That at `root`.
+    /// Returns the directory at `root`.
     ///
     /// # Errors
-    /// When the storage does not serve it.
+    /// If the storage does not serve it.
     pub fn new(storage: &dyn Storage, root: impl Into<Location>, options: &OpenOptions) -> Result<Directory> {
         Ok(Directory { repository: storage.repository(&root.into(), options)?, rules: Rules::default() })
     }
@@ -53,7 +53,7 @@ impl Directory {
         self.id().is_some_and(|id| other.id() == Some(id))
     }
 
-    /// Opens the checkpoint `name`. That there is no directory to open it in is another error.
+    /// Opens the checkpoint `name`. A missing directory is a separate error.
     fn open_in(&self, name: &str) -> Result<io::Result<Arc<dyn OpenDir>>> {
         self.dir().map(|_| self.open(name))
     }
@@ -71,12 +71,12 @@ impl Directory {
         Ok(stat.is_some())
     }
 
-    /// Returns whether nothing has the name `name`, so that a checkpoint can get it.
+    /// Checks that nothing has the name `name`.
     pub(crate) fn must_be_free(&self, name: &str) -> Result<()> {
         if self.has(name)? { Err(Error::already_exists(self.path(name))) } else { Ok(()) }
     }
 
-    /// Returns `true` if `name` is a directory, as far as the system tells.
+    /// Returns `true` if `name` is a directory, as far as the system reports.
     pub(crate) fn may_hold(&self, name: &str) -> bool {
         let stat = self.dir().map(|root| root.stat_of(name.as_ref()));
         !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
@@ -93,31 +93,30 @@ impl Directory {
         manifest.into_iter().any(|name| length(name) > 0) && others.into_iter().map(length).sum::<u64>() >= bytes
     }
 
-    /// Reads the manifest of the checkpoint `name`; does not look at its other files.
+    /// Reads the manifest of the checkpoint `name`, without checking its other files.
     pub(crate) fn manifest(&self, name: &str) -> Result<Manifest> {
         let path = self.path(name);
         let dir = self.open_in(name)?.map_err(|e| checkpoint_failed(&path, e))?;
         read_manifest(&*dir, &path)
     }
 
-    /// Returns what the system says of the manifest of the checkpoint `name`; `None` also where it says nothing.
+    /// Returns the metadata of the manifest file of the checkpoint `name`, if the system reports it.
     pub(crate) fn stat_of_manifest(&self, name: &str) -> Option<Stat> {
         self.open(name).ok()?.stat_of(MANIFEST.as_ref()).ok()?
     }
 
-    /// Returns the index, if there is a sound one.
+    /// Returns the index, if there is a valid one.
     pub fn index(&self) -> Option<Index> {
         let bytes = read_whole(&*self.dir().ok()?, INDEX, &self.path(INDEX), MAX_INDEX_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()
     }
 
-    /// Replaces the index, durably and in one step. Whoever does this holds the `lock`: what the index says is read,
-    /// changed and written.
+    /// Replaces the index, atomically and durably. Requires the lock, because the index is read, changed and written.
     pub(crate) fn write_index(&self, _lock: &Lock, index: &Index) -> Result<()> {
         self.put_small(INDEX, &index.to_bytes()?)
     }
 
-    /// Removes the index, which says less than the truth, as far as it goes.
+    /// Removes the index, which is incomplete, if possible.
     pub(crate) fn forget_index(&self, _lock: &Lock) {
         self.remove_small(INDEX);
     }

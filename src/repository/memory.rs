@@ -1,4 +1,4 @@
-//! Directories of checkpoints in memory: for tests, and for what is thrown away with the process.
+//! Directories of checkpoints in memory, for tests and temporary state.
 
 use super::names::{Aside, MANIFEST, before_aside};
 use super::reading::{checkpoint_failed, marks_in, read_manifest};
@@ -74,7 +74,7 @@ impl ReadFile for File {
     }
 }
 
-/// Returns what is in a directory, as what reads it sees it.
+/// Returns a file of a directory, open for reading.
 fn read(files: &BTreeMap<String, File>, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
     let file = name.to_str().and_then(|name| files.get(name)).ok_or(io::ErrorKind::NotFound)?;
     Ok(Box::new(file.clone()))
@@ -163,7 +163,7 @@ impl MemoryDirectory {
         self.memory.root(&self.location).ok_or_else(missing)
     }
 
-    /// Changes the files of the checkpoint `of`. Whoever removes one holds the state too.
+    /// Changes the files of the checkpoint `of`. Removals hold the same lock.
     fn marked<R>(
         &self,
         checkpoint: &str,
@@ -258,7 +258,7 @@ impl Repository for MemoryDirectory {
             Ok(_) => return Ok(true),
             Err(_) => return self.quarantine(name, Aside::Damaged).map(|_| true),
         }
-        // Whoever writes a mark holds the state too.
+        // Writers of marks hold the same lock.
         let mut state = lock(&root.state);
         if stays(&marks_in(&*checkpoint, &path)?) {
             return Ok(false);

@@ -1,14 +1,15 @@
 //! Where checkpoints live: the traits that a storage implements.
 //!
 //! * [`Storage`]: what a [`Location`] leads to.
-//! * [`Repository`]: a directory of checkpoints, with the few ways in which it may change. Each function is one guarantee.
+//! * [`Repository`]: a directory of checkpoints, with the few ways in which it may change. Each function is one
+//!   guarantee.
 //! * [`Transaction`] and [`StagedFile`]: a checkpoint that is being written, until it is committed.
 //! * [`OpenDir`] and [`ReadFile`]: a directory that is being read.
 //!
-//! [`Posix`], the default, has directories of a file system, and [`Memory`] those in memory. Saves, restores and managers
-//! use nothing else, so a new kind of storage is one implementation of these traits. An object store fits: nothing needs a
-//! rename, a link or a lock of the system, and files are written in any order of their parts. `tests/repository` in the
-//! repository of this crate has one, and a wrapper that counts requests.
+//! [`Posix`], the default, has directories of a file system, and [`Memory`] those in memory. Saves, restores and
+//! managers use nothing else, so a new kind of storage is one implementation of these traits. An object store fits:
+//! nothing needs a rename, a link or a lock of the system, and files are written in any order of their parts.
+//! `tests/repository` in the repository of this crate has one, and a wrapper that counts requests.
 //!
 //! A storage knows no file format but one: what identifies a commit is in its manifest
 //! ([`Manifest::from_bytes`](crate::format::Manifest::from_bytes)).
@@ -62,28 +63,28 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::sync::Arc;
 
-/// Where the locations that a user gives lead: a file system, memory, an object store.
+/// Resolves locations: a file system, memory, or an object store.
 pub trait Storage: Debug + Send + Sync {
-    /// Returns the location whatever the working directory will be. Defaults to `location` itself.
+    /// Returns the location independent of the working directory. Defaults to `location` itself.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]), and when the working
-    /// directory cannot be found out.
+    /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]), and if the working
+    /// directory is unknown.
     fn absolute(&self, location: &Location) -> Result<Location> {
         Ok(location.clone())
     }
 
-    /// Returns the directory of checkpoints at `root`. Nothing is opened or created yet.
+    /// Returns the directory of checkpoints at `root`, without opening or creating anything.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]).
     fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>>;
 
-    /// Opens one checkpoint for reading. Symbolic links in a path are followed: the user gave it.
+    /// Opens one checkpoint for reading. Follows symbolic links in the path.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is nothing; [`Error::InvalidArgument`] for a location that this storage does not serve
-    /// ([`not_served`]).
+    /// [`Error::NotFound`] if there is nothing; [`Error::InvalidArgument`] for a location that this storage does not
+    /// serve ([`not_served`]).
     fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>>;
 }
 
@@ -102,9 +103,9 @@ pub fn not_served(location: &Location, what: &str) -> Error {
 pub struct OpenOptions {
     /// What a finished save survives.
     pub durability: Durability,
-    /// Whether writers keep each other out by a lock.
+    /// Whether writers take a lock.
     pub lock: bool,
-    /// Whether the files of removed checkpoints are overwritten by the next.
+    /// Whether the next save overwrites the files of removed checkpoints.
     pub recycle: bool,
 }
 
@@ -114,18 +115,18 @@ impl Default for OpenOptions {
     }
 }
 
-/// A directory of checkpoints: what is in it, and the few ways in which it may change. Each function is one guarantee,
-/// which holds whenever the process or the machine dies.
+/// A directory of checkpoints: its content, and the few ways in which it may change. Each function is one guarantee,
+/// which holds even if the process or the machine dies at any time.
 ///
-/// A checkpoint is a directory of files under one name. Readers see it whole or not at all.
+/// A checkpoint is a directory of files under one name. Readers see it completely or not at all.
 pub trait Repository: Debug + Send + Sync {
-    /// Where it is, as results and messages show it.
+    /// Returns its location for results and messages.
     fn root(&self) -> &Location;
 
-    /// Which one it is, whatever path it was opened by; `None` when it cannot be opened.
+    /// Returns its identity, independent of its path; `None` if it cannot be opened.
     fn id(&self) -> Option<FileId>;
 
-    /// Returns the time now, which checkpoints are stamped with and rotation goes by.
+    /// Returns the present time, for checkpoints and retention.
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
     }
@@ -133,24 +134,24 @@ pub trait Repository: Debug + Send + Sync {
     /// Returns the directory itself, for reading.
     ///
     /// # Errors
-    /// [`Error::Io`] of the kind "not found" when there is none.
+    /// [`Error::Io`] of the kind "not found" if there is none.
     fn dir(&self) -> Result<Arc<dyn OpenDir>>;
 
-    /// Opens the checkpoint `name` for reading. Links are not followed. What is opened stays readable, or says that it
-    /// is gone, but never changes into another checkpoint.
+    /// Opens the checkpoint `name` for reading. Links are not followed. An open checkpoint stays readable, or reports
+    /// that it is gone, but never becomes another checkpoint.
     ///
     /// # Errors
-    /// Of the kind `NotFound` when there is nothing of that name.
+    /// Of the kind `NotFound` if there is nothing of that name.
     fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>>;
 
-    /// Returns what the directory holds; nothing where there is none.
+    /// Returns the content of the directory; empty if it does not exist.
     ///
     /// # Errors
-    /// When it cannot be listed.
+    /// If it cannot be listed.
     fn scan(&self) -> Result<Scan>;
 
-    /// Like [`scan`](Repository::scan). First makes durable what a predecessor that died may have left undone, so that
-    /// nothing is acted upon that a power cut could still undo.
+    /// Like [`scan`](Repository::scan). First makes durable what a dead predecessor may have left unsynced, so that no
+    /// decision depends on something that a power cut could undo.
     ///
     /// # Errors
     /// As for [`scan`](Repository::scan).
@@ -158,144 +159,143 @@ pub trait Repository: Debug + Send + Sync {
         self.scan()
     }
 
-    /// Creates it where it is missing, durably.
+    /// Creates the directory durably if it is missing.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// If it cannot be created.
     fn create(&self) -> Result<()>;
 
-    /// Takes the right to write.
+    /// Takes the writer's lock.
     ///
     /// # Errors
-    /// [`Error::Locked`] when another writer has it.
+    /// [`Error::Locked`] if another writer has it.
     fn lock(&self) -> Result<Lock>;
 
-    /// Returns whether this process may use it: not one that was forked from the process that opened it.
+    /// Checks that this process may use it: it must not be forked from the process that opened it.
     ///
     /// # Errors
-    /// [`Error::Moved`] when it may not.
+    /// [`Error::Moved`] if it may not.
     fn check_process(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Returns whether the path still leads to what was opened, and the lock is still held.
+    /// Checks that the path still leads to the open directory, and that the lock is still held.
     ///
     /// # Errors
-    /// [`Error::Moved`] or [`Error::Locked`] when not.
+    /// [`Error::Moved`] or [`Error::Locked`] otherwise.
     fn check(&self) -> Result<()> {
         self.check_process()
     }
 
-    /// Returns whether a checkpoint can have this name, and be set aside and removed later.
+    /// Checks that a checkpoint can have this name, and can be renamed and removed later.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when not.
+    /// [`Error::InvalidArgument`] otherwise.
     fn check_name(&self, _name: &str) -> Result<()> {
         Ok(())
     }
 
-    /// Begins the checkpoint `name`, for which about `bytes` will be written. Another one may have that name until this
-    /// one is committed: it is then set aside just before.
+    /// Starts the checkpoint `name` of about `bytes` bytes. Another one may have that name until this one is committed;
+    /// it is renamed just before.
     ///
     /// # Errors
-    /// When it cannot be begun.
+    /// If it cannot be started.
     fn begin(&self, name: &str, bytes: u64) -> Result<Box<dyn Transaction + '_>>;
 
-    /// Takes the checkpoint `name`, which must be the commit `id`, out of the directory, durably, and then removes its
-    /// files; `false`, and nothing has changed, when its marks say that it `stays`. What has the name but is another
-    /// commit is left alone, and what no longer tells which one it is is set aside.
+    /// Removes the checkpoint `name`, which must be the commit `id`, from the directory, durably, and then its files.
+    /// Returns `false`, without any change, if it `stays` because of its marks. Another commit of that name is left
+    /// alone, and one that cannot be identified is quarantined.
     ///
     /// # Errors
-    /// When it cannot be told what it is, or it cannot be taken out.
+    /// If it cannot be identified or removed.
     fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool>;
 
-    /// Sets the checkpoint `name`, or whatever has that name, aside: the name is free, and nothing of it is lost.
-    /// Returns its new name, which is durable and tells why ([`before_aside`]).
+    /// Renames the checkpoint `name`, or whatever has that name, so that the name is free and nothing is lost. Returns
+    /// its new name, which is durable and shows the reason ([`before_aside`]).
     ///
     /// # Errors
-    /// When there is nothing of that name, or it cannot be moved.
+    /// If there is nothing of that name, or it cannot be renamed.
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String>;
 
-    /// Removes what was [set aside](Repository::quarantine) as damaged, whatever is in it; `false`, and nothing has
-    /// changed, when its marks say that it `stays`, or it is none of those. Defaults to leaving it.
+    /// Removes what was [quarantined](Repository::quarantine) as damaged, whatever it contains. Returns `false`,
+    /// without any change, if it `stays` because of its marks, or if it was not quarantined as damaged. Defaults to
+    /// `false`.
     ///
     /// # Errors
-    /// When it cannot be told what it is, or it cannot be taken out.
+    /// If it cannot be identified or removed.
     fn discard(&self, _aside: &str, _stays: Stays<'_>) -> Result<bool> {
         Ok(false)
     }
 
-    /// Gives a checkpoint back the name it had before it was [set aside](Repository::quarantine).
+    /// Restores the name that a checkpoint had before it was [quarantined](Repository::quarantine).
     ///
     /// # Errors
-    /// When it cannot be moved.
+    /// If it cannot be renamed.
     fn release(&self, aside: &str, name: &str) -> Result<()>;
 
-    /// Writes a small file beside the checkpoints, such as the index, durably, in the place of what has its name, in
-    /// one step.
+    /// Writes a small file beside the checkpoints, such as the index, atomically and durably. Replaces an existing one.
     ///
     /// # Errors
-    /// When it cannot be written; the file is then as before.
+    /// If it cannot be written; the file is unchanged then.
     fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()>;
 
-    /// Removes the small file `file`, as far as that goes.
+    /// Removes the small file `file`, if possible.
     fn remove_small(&self, file: &str);
 
-    /// Adds the mark `file` to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one
-    /// step. Needs no lock: whoever removes a checkpoint reads its marks again when it has left its name.
+    /// Adds the mark `file` to the checkpoint `of`, whose name is `checkpoint`, or replaces it, atomically and durably.
+    /// Needs no lock: a removal reads the marks again after it has renamed the checkpoint.
     ///
     /// # Errors
-    /// [`Error::Removed`] when that checkpoint is not there any more, or was removed meanwhile.
+    /// [`Error::Removed`] if that checkpoint was removed.
     fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()>;
 
-    /// Takes the mark `file` away from the checkpoint `of`, durably. Returns whether there was one.
+    /// Removes the mark `file` from the checkpoint `of`, durably. Returns whether there was one.
     ///
     /// # Errors
     /// As for [`put_mark`](Repository::put_mark).
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
 
-    /// Removes what writers of marks left in a checkpoint that died. Only the directory's writer does.
+    /// Removes what dead writers of marks left in a checkpoint. Only the directory's writer calls this.
     fn sweep_marks(&self, _checkpoint: &str) {}
 
-    /// Removes what [`scan`](Repository::scan) called leftovers, as far as that goes.
+    /// Removes the leftovers that [`scan`](Repository::scan) reported, if possible.
     fn sweep(&self, leftovers: &[String]);
 
-    /// Returns how many bytes can be written, as far as that is known. Defaults to `None`.
+    /// Returns the free space in bytes, if known. Defaults to `None`.
     fn free_space(&self) -> Option<u64> {
         None
     }
 
-    /// Gives back the room of what is kept to be overwritten.
+    /// Frees the space of files that are kept for reuse.
     fn clear_spares(&self) {}
 }
 
-/// Whether the marks of a checkpoint, by name, say that it stays.
+/// Decides by the marks of a checkpoint, by name, whether it stays.
 pub type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
 
-/// A checkpoint being written. Dropped before it is committed, it removes what it wrote.
+/// A checkpoint being written. If it is dropped before it is committed, it removes what it wrote.
 pub trait Transaction: Send + Sync {
-    /// Makes room for files of these `lengths`, if that can be. Refuses nothing: the writing finds out.
+    /// Makes space for files of these `lengths`, if possible. A lack of space is reported by the writes.
     fn make_room(&self, _lengths: &[u64]) {}
 
-    /// Creates a file of `bytes` in the end.
+    /// Creates a file that will have `bytes` bytes.
     ///
     /// # Errors
-    /// When it cannot be created.
+    /// If it cannot be created.
     fn create(&self, file: &str, bytes: u64) -> Result<Box<dyn StagedFile + '_>>;
 
-    /// Gives this checkpoint the file of the checkpoint `earlier`, without its bytes being written again, if it is
-    /// still what it was when it was `finished`.
+    /// Links the file of the checkpoint `earlier` into this checkpoint without writing it again, if it is unchanged
+    /// since it was `finished`.
     ///
     /// # Errors
-    /// When it is not, or that cannot be done here; the file is then written.
+    /// If it has changed, or links are not supported; the file is then written.
     fn reuse(&self, file: &str, earlier: &str, finished: &Finished) -> Result<()>;
 
-    /// Makes the checkpoint one, with this manifest: durable when this returns, and never visible without all its
-    /// files. Syncs with so many `threads`.
+    /// Commits the checkpoint with this manifest. It is durable when this returns, and never visible without all its
+    /// files. Syncs with this number of `threads`.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] when the name is taken. After any error there is no
-    /// checkpoint.
+    /// [`Error::AlreadyExists`] if the name is taken. After any error, there is no checkpoint.
     fn commit(self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()>;
 }
 
@@ -304,22 +304,22 @@ pub trait StagedFile: Send + Sync {
     /// Writes all of `bytes` at `offset`.
     ///
     /// # Errors
-    /// When they cannot be written.
+    /// If they cannot be written.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Returns `true` if it had better be written in long pieces of whole [pages](PAGE).
+    /// Returns `true` if it should be written in large pieces of whole [pages](PAGE).
     fn is_direct(&self) -> bool {
         false
     }
 
-    /// Ends the file after `bytes`. It is durable when the checkpoint is committed.
+    /// Finishes the file after `bytes`. It is durable when the checkpoint is committed.
     ///
     /// # Errors
-    /// When it cannot be ended.
+    /// If it cannot be finished.
     fn finish(self: Box<Self>, bytes: u64) -> Result<Finished>;
 }
 
-/// What a file was when it was finished: as long as this stays so, nobody has written to it or exchanged it.
+/// The state of a file when it was finished. While it stays the same, the file was not written or replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finished {
     id: FileId,
@@ -333,12 +333,12 @@ impl From<Stat> for Finished {
     }
 }
 
-/// The right to write into a directory, until the last clone is dropped. Whoever may write the index shows it.
+/// A guard that holds a directory's write lock until the last clone is dropped. Writers of the index pass it.
 #[derive(Clone)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] Arc<dyn Send + Sync>);
 
 impl Lock {
-    /// Held until `guard` is dropped.
+    /// Creates a lock that is held until `guard` is dropped.
     pub fn new(guard: Arc<dyn Send + Sync>) -> Lock {
         Lock(guard)
     }
@@ -354,19 +354,19 @@ impl fmt::Debug for Lock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Durability {
-    /// A power cut: every file and directory is synced to the device before the save counts as done. The default.
+    /// A power cut: every file and directory is synced to the device before the save is complete. This is the default.
     #[default]
     PowerLoss,
-    /// The death of the process, but not of the machine: nothing is synced, the system writes the data when it likes
-    /// (within about 30 seconds on Linux). A power cut in between can lose the checkpoint, and with it older ones
-    /// that were removed to make room; it is detected, never restored damaged.
+    /// A crash of the process, but not of the machine: nothing is synced, and the system writes the data later (within
+    /// about 30 seconds on Linux). A power cut in between can lose the checkpoint, and older ones that were pruned;
+    /// that is detected, and a damaged checkpoint is never restored.
     ///
-    /// On file systems that are not known to be local (network file systems, FUSE) the files are synced all the same:
-    /// only that tells whether they could be written.
+    /// On file systems that are not known to be local (network file systems, FUSE), files are synced nevertheless,
+    /// because only that reports write errors.
     ProcessCrash,
 }
 
-/// What [`Repository::scan`] finds.
+/// The result of [`Repository::scan`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Scan {
@@ -374,22 +374,22 @@ pub struct Scan {
     pub checkpoints: Vec<String>,
     /// Symbolic links, wherever they lead, sorted. None of them is followed.
     pub links: Vec<String>,
-    /// Leftovers of a dead writer: safe to remove under the lock.
+    /// Leftovers of a dead writer, safe to remove under the lock.
     pub leftovers: Vec<String>,
-    /// What [`Repository::quarantine`] set aside.
+    /// What [`Repository::quarantine`] renamed.
     pub aside: Vec<(Aside, String)>,
-    /// The names of everything that is there, whatever it is.
+    /// All names in the directory.
     pub names: BTreeSet<String>,
 }
 
-/// Files of at least so many bytes are long: they are written in chunks of several megabytes, and past the page cache
-/// where there is one.
+/// Files of at least this many bytes are large: they are written in chunks of several megabytes, and bypass the page
+/// cache if there is one.
 pub(crate) const DIRECT: u64 = 8 << 20;
 
 /// What direct writes are aligned to: a multiple of every device's block size in use.
 pub const PAGE: usize = 4096;
 
-/// A directory that is open for reading. It stays the same one whatever becomes of its name. All names are single
+/// A directory that is open for reading. It stays the same directory whatever happens to its name. All names are single
 /// components; a symbolic link of that name is never followed.
 pub trait OpenDir: Debug + Send + Sync {
     /// Returns the directory itself.
@@ -402,7 +402,7 @@ pub trait OpenDir: Debug + Send + Sync {
     fn list(&self) -> io::Result<Vec<Entry>>;
 
     /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are
-    /// errors of the kind `InvalidInput`, whose text says what is there. Never waits for the other end of a pipe.
+    /// errors of the kind `InvalidInput`, whose text states what is there. Never waits for the other end of a pipe.
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>>;
 }
 
@@ -458,8 +458,8 @@ impl Stat {
         Stat { id, kind, length, modified: (0, 0) }
     }
 
-    /// Sets when the content last changed, in seconds and nanoseconds. Defaults to 0: storages whose files cannot change
-    /// under one [`FileId`] need no time.
+    /// Sets when the content last changed, in seconds and nanoseconds. Defaults to 0: storages whose files cannot
+    /// change under one [`FileId`] need no time.
     #[must_use]
     pub fn modified(mut self, seconds: i64, nanoseconds: i64) -> Stat {
         self.modified = (seconds, nanoseconds);

@@ -15,7 +15,7 @@ pub(crate) const TRASH: &str = ".trash-";
 /// How long a [`nonce`] is.
 pub(crate) const NONCE_DIGITS: usize = 32;
 
-/// Why a checkpoint left the numbering, which the first part of its new name tells.
+/// Why a checkpoint left the numbering, shown by the first part of its new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Aside {
@@ -34,7 +34,7 @@ const PREFIXES: [(Aside, &str); 3] =
 pub(crate) const LONGEST_PREFIX: usize = "passed-over-".len();
 
 impl Aside {
-    /// A new name for the checkpoint `name` that tells why it left the numbering.
+    /// Returns a new name for the checkpoint `name` that shows why it left the numbering.
     pub fn new_name(self, name: &str) -> String {
         let prefix = PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix);
         format!("{prefix}{name}-{}", nonce())

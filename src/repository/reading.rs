@@ -1,4 +1,4 @@
-//! Reading what a checkpoint says of itself.
+//! Reads the manifest and the index of checkpoints.
 
 use super::OpenDir;
 use super::names::{INDEX, MANIFEST};

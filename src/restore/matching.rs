@@ -33,7 +33,7 @@ pub(crate) struct Replacement {
     pub adopt: Vec<Adopt>,
 }
 
-/// What a checkpoint has of a collection without children: nothing tells it from one that is not there.
+/// The entry of a collection without children, which cannot be distinguished from a missing one.
 static EMPTY: Saved = Saved { children: BTreeMap::new(), tensor: None, has_value: false };
 
 /// Returns what is saved of a child of an object of which `parent` is saved.

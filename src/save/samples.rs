@@ -32,7 +32,7 @@ pub(super) struct Samples {
 
 /// The tensors of a plan that are sampled.
 pub(super) struct Sampled {
-    /// In the order of their memory, which is faster to look at than another one.
+    /// In the order of their memory, which is the fastest to read.
     tensors: Vec<Tensor>,
     bytes: u64,
     /// How many tensors the plan has.
@@ -127,7 +127,7 @@ impl Samples {
         }
     }
 
-    /// An element to look at. One that is not in plain memory is looked at now.
+    /// Adds an element. One that is not in plain memory is read now.
     fn add(&mut self, tensor: &Tensor, pin: &dyn TensorPin, element: u64) {
         let (mut value, size) = ([0; WIDEST], tensor.size as usize);
         let offset = element as usize * size;

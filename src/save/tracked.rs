@@ -152,7 +152,7 @@ impl fmt::Debug for Asset {
 #[derive(Clone)]
 pub(crate) struct Earlier {
     pub entry: AssetEntry,
-    /// What the user's file was; `None` where that does not tell whether it has changed.
+    /// The state of the user's file; `None` if that does not show whether it has changed.
     pub stamp: Option<FileStamp>,
     /// What the checkpoint's file was when it was finished.
     pub finished: Finished,
@@ -162,7 +162,7 @@ pub(crate) struct Earlier {
     pub shares: BTreeSet<String>,
 }
 
-/// What tells a file from what it was.
+/// The state of a file, to detect changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileStamp {
     device: u64,

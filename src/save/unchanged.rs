@@ -60,7 +60,7 @@ struct MemoFile {
 /// Of every tensor of a file the address and the version; `None` when one of them has none.
 type Versions = Option<Vec<(usize, u64)>>;
 
-/// The files of a plan that have not changed, as far as the version counters tell.
+/// The files of a plan that have not changed, according to the version counters.
 pub(crate) struct Unchanged {
     /// The last checkpoint.
     from: String,
@@ -194,7 +194,7 @@ impl Unchanged {
         compared.is_ok().then_some(pairs)
     }
 
-    /// What to compare the next save with. `linked` tells which files were not written again, `finished` what those
+    /// What to compare the next save with. `linked` has the files that were not written again, `finished` what those
     /// were that were.
     pub(crate) fn into_memo(
         mut self,

@@ -60,7 +60,7 @@ impl<'a> FileInWork<'a> {
         FileInWork { staged: Mutex::new(None), from, spans_left: AtomicUsize::new(spans), finished: OnceLock::new() }
     }
 
-    /// Returns the file, created by whoever comes first.
+    /// Returns the file, which the first caller creates.
     fn open(&self, staging: &'a dyn Transaction, planned: &PlannedFile) -> Result<Arc<Staged<'a>>> {
         let mut staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = &*staged {

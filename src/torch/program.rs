@@ -120,7 +120,7 @@ impl<F, E> Call<F, E> {
         ptr::from_mut(self).cast()
     }
 
-    /// Runs `part` of the work; notes an error or panic, and says whether there was one.
+    /// Runs `part` of the work. Records an error or panic, and returns whether there was one.
     fn run(&mut self, part: impl FnOnce(&mut F) -> Result<(), E>) -> i32 {
         if self.met.is_some() {
             return 1;
@@ -142,7 +142,7 @@ impl<F, E> Call<F, E> {
         Some(reason.split("\\n").next().unwrap_or_default().to_string())
     }
 
-    /// Returns the error that was met; goes on with a panic.
+    /// Returns the recorded error, or resumes a panic.
     fn met(self) -> Option<E> {
         match self.met? {
             Ok(error) => Some(error),

@@ -383,7 +383,7 @@ mod tests {
         );
         assert!(Variables::of(&vs).under("encoder").children().is_err());
         assert_eq!(names(&Variables::of(&vs).under("other")), ["w"]);
-        // Unless the user says that the names are his own, which holds for the whole store.
+        // Unless the user has allowed such names, which applies to the whole store.
         let vs = store(&["other", "stage", "stage__1", "stage__2"]);
         assert!(Variables::of(&vs).children().err().unwrap().to_string().contains("allow_numbered_names"));
         assert_eq!(names(&Variables::of(&vs).allow_numbered_names()).len(), 4);

@@ -4,10 +4,10 @@
 //! # Names
 //!
 //! A tensor has its path in the file, such as `layers/dense_1/vars/0` or `model_weights/logits/logits/kernel:0`. Where
-//! the file tells the names of layers, it has the layer's name too: `logits/kernel`,
-//! `encoder/forward_gru/gru_cell/bias`. In Keras 3 the path counts layers of a class and says nothing of the layer's
+//! the file has the names of layers, it has the layer's name as well: `logits/kernel`,
+//! `encoder/forward_gru/gru_cell/bias`. In Keras 3 the path counts layers of a class and does not contain the layer's
 //! name, so this is the one to use; variables of layers that are not known by their class keep their number, as in
-//! `my_layer/0`. A name that two layers have is not offered. [`first_alias`](crate::TensorSource::first_alias) tells
+//! `my_layer/0`. A name that two layers have is not offered. [`first_alias`](crate::TensorSource::first_alias) returns
 //! which keys are the same tensor.
 //!
 //! # Optimizers
@@ -23,7 +23,7 @@
 //! # Not read
 //!
 //! The newer form of HDF5 (`libver="latest"`), filters other than deflate, shuffle and Fletcher-32, and whatever leads
-//! into another file. `config.json` and the model's configuration are not looked at, so nothing in them is executed.
+//! into another file. `config.json` and the model's configuration are not read, so nothing in them is executed.
 
 mod hdf5;
 mod layers;

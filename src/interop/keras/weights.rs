@@ -138,7 +138,7 @@ impl Weights {
     }
 
     /// Returns what the optimizer keeps for `variables`, which are all trainable variables in the order of the model's
-    /// `trainable_variables`. For files of Keras 3, and `.keras` files, in which only the order tells it.
+    /// `trainable_variables`. For files of Keras 3, and `.keras` files, in which only the order identifies them.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {

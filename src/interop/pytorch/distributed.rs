@@ -1,5 +1,5 @@
-//! Directories of `torch.distributed.checkpoint`: one pickle that says what is where, and files that are runs of small
-//! zip archives.
+//! Directories of `torch.distributed.checkpoint`: one pickle with the locations of all items, and files that are
+//! sequences of small zip archives.
 
 use super::archive::Contents;
 use super::bind::{Binder, StorageBinder};

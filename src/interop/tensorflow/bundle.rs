@@ -129,7 +129,7 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// Returns what the names of the checkpoint's files begin with.
+    /// Returns the prefix of the names of the checkpoint's files.
     pub fn prefix(&self) -> &Path {
         &self.prefix
     }
@@ -382,7 +382,7 @@ impl Bundle {
         Ok(())
     }
 
-    /// A tensor of strings as a value; the inner error says why it is none.
+    /// Returns a tensor of strings as a value; the inner error is the reason if it cannot be one.
     fn value(&self, stored: &Stored) -> Result<Result<Value, String>> {
         if stored.bytes() > MAX_STRINGS {
             return Ok(Err(format!("strings of {} bytes are too long for a value", stored.bytes())));
@@ -441,7 +441,7 @@ impl Bundle {
         Ok(())
     }
 
-    /// Reads the bytes `range` of a slice to where they belong in `target`, which begins at byte `begin` of the tensor.
+    /// Reads the bytes `range` of a slice to their place in `target`, which starts at byte `begin` of the tensor.
     #[allow(clippy::too_many_arguments, reason = "a loop's state")]
     fn read_slice(
         &self,

@@ -8,7 +8,7 @@
 //! # Names
 //!
 //! The objects of a checkpoint form a graph, in which one variable is usually reached by several paths. A bundle offers
-//! every path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) tells which are the same
+//! every path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) returns which are the same
 //! variable. TensorFlow's own key, such as `model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE`, becomes the path
 //! `model/layer/kernel`. A name-based checkpoint (TensorFlow 1) has its names as they are. An empty name is written as
 //! `.`.

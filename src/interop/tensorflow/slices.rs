@@ -54,7 +54,7 @@ impl Slice {
         self.run * self.runs
     }
 
-    /// Where the run of this number begins in the whole tensor. Runs are in order there.
+    /// Returns the start of the run of this number in the whole tensor. Runs are in order there.
     fn run_start(&self, number: u64) -> u64 {
         let mut rest = number;
         let mut stride = 1;
@@ -103,8 +103,8 @@ impl Slice {
         low
     }
 
-    /// Puts `bytes`, which begin at byte `position` of the slice, where they belong in `target`, which holds the bytes
-    /// of the tensor from `begin` on. What is outside of `target` is left out.
+    /// Puts `bytes`, which start at byte `position` of the slice, to their place in `target`, which holds the bytes of
+    /// the tensor from `begin` on. What is outside of `target` is left out.
     pub(super) fn scatter(&self, mut position: u64, mut bytes: &[u8], element: u64, begin: u64, target: &mut [u8]) {
         let run = self.run * element;
         let end = begin + target.len() as u64;
@@ -137,7 +137,7 @@ pub(super) fn check_complete(slices: &mut [Slice], elements: u64, budget: &mut u
     let first = |slice: &Slice| slice.extents.first().copied().unwrap_or_default();
     for (i, slice) in slices.iter().enumerate() {
         let end = first(slice).0 + first(slice).1;
-        // Sorted by the first dimension: those that begin behind this one's end cannot overlap it.
+        // Sorted by the first dimension: those that start after this one's end cannot overlap it.
         for other in slices[i + 1..].iter().take_while(|other| first(other).0 < end.max(1)) {
             *budget = budget.checked_sub(1).ok_or("it has too many slices to compare")?;
             if slice.overlaps(other) {

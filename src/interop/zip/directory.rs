@@ -30,7 +30,7 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) struct Directory {
-    /// Where it begins: all records lie before.
+    /// Its start: all records lie before it.
     pub start: u64,
     pub entries: Vec<Entry>,
 }
@@ -90,9 +90,9 @@ pub(super) fn read_directory(input: &Input) -> Result<Directory> {
     Ok(Directory { start, entries })
 }
 
-/// What the end record says.
+/// The content of the end record.
 struct End {
-    /// Where it begins, or the zip64 one that belongs to it.
+    /// Its start, or that of the zip64 record that belongs to it.
     at: u64,
     start: u64,
     length: u64,

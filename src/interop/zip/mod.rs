@@ -1,7 +1,7 @@
 //! Zip archives: a bounded reader by the central directory, and a writer of stored records.
 //!
-//! Stricter than most: every record must lie where the directory points to, under the name that the directory says, and no
-//! two may overlap or have one name. What is refused here is read differently by different tools.
+//! Stricter than most: every record must lie where the directory points to, under the name in the directory, and no two
+//! may overlap or have one name. What is refused here is read differently by different tools.
 
 mod directory;
 #[cfg(test)]
@@ -85,7 +85,7 @@ fn refuse(input: &Input, entry: &Entry, reason: &str) -> crate::error::Error {
     input.damaged(format!("the zip record {:?}: {reason}", entry.name))
 }
 
-/// Checks a record's own header against the directory. Returns where its data begin.
+/// Checks a record's own header against the directory. Returns the start of its data.
 fn local_header(input: &Input, entry: &Entry) -> Result<u64> {
     const LENGTH: u64 = 30;
     let refuse = |reason: &str| refuse(input, entry, reason);

@@ -41,7 +41,7 @@ fn too_many(what: &str) -> Error {
 }
 
 impl<'a> ZipWriter<'a> {
-    /// Data of records will begin on multiples of `alignment`.
+    /// Returns the data of records starts on multiples of `alignment`.
     pub(crate) fn new(sink: &'a mut dyn Sink, alignment: u64) -> ZipWriter<'a> {
         ZipWriter { sink, at: 0, alignment, records: Vec::new() }
     }

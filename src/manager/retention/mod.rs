@@ -23,7 +23,7 @@
 //!     .max_to_keep(2) // the newest two,
 //!     .keep(Best::new("loss", Goal::Minimize, 1)) // the best one,
 //!     .keep(EveryNSteps(4)) // those of steps 4, 8, …,
-//!     .keep_every(Duration::from_secs(3600)) // and one per hour, for good
+//!     .keep_every(Duration::from_secs(3600)) // and one per hour, permanently
 //!     .open()?;
 //! for loss in [0.9, 0.2, 0.5, 0.6, 0.7, 0.8, 0.4] {
 //!     step.increment();

@@ -142,8 +142,8 @@ impl PosixDirectory {
         }
     }
 
-    /// Returns `true` if files are synced: for durability, or since a file system that is not local tells only then
-    /// that it could not take what was written.
+    /// Returns `true` if files are synced: for durability, or because a file system that is not local reports write
+    /// errors only then.
     pub(super) fn syncs_files(&self) -> bool {
         self.options.durability == Durability::PowerLoss || !self.opened().is_ok_and(|open| open.is_local)
     }
@@ -228,7 +228,7 @@ impl Repository for PosixDirectory {
         };
         let mut scan = Scan::default();
         for entry in dir.list().map_err(|e| Error::io("list the directory", &self.root, e))? {
-            // A name that is not Unicode is none of ours.
+            // A name that is not Unicode is not ours.
             if let Some(name) = entry.name.to_str().map(str::to_string) {
                 match (entry.kind, before_aside(&name)) {
                     _ if is_leftover(&name) => scan.leftovers.push(name),
@@ -250,8 +250,8 @@ impl Repository for PosixDirectory {
         self.scan()
     }
 
-    // A directory that is there may have been made by someone who died, or did not care, before its name was durable:
-    // that is made up for.
+    // An existing directory may have been created by a process that crashed before syncing its parent, so the parent is
+    // synced again.
     fn create(&self) -> Result<()> {
         let path = self.absolute()?;
         let (mut missing, mut at) = (Vec::new(), path.as_path());

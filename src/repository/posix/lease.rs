@@ -34,7 +34,7 @@ fn set_lease(file: &File, kind: libc::c_int) -> bool {
     unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0 && libc::fcntl(fd, libc::F_SETLEASE, kind) == 0 }
 }
 
-/// Other systems do not tell.
+/// Other systems cannot answer this.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn is_ours_alone(_: &File) -> bool {
     false

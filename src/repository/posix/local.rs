@@ -36,7 +36,7 @@ struct LocalLock {
 
 /// What is asked of every directory and file that is opened.
 const CLOSED_ON_EXEC: OFlags = OFlags::CLOEXEC;
-/// As the system's tools do it: the user's umask takes away from it.
+/// Like the system's tools: the user's umask is subtracted.
 const NEW_FILE: u32 = 0o666;
 const NEW_DIRECTORY: u32 = 0o777;
 
@@ -76,7 +76,7 @@ impl LocalDir {
 
     /// Opens a file that another program has a lease on: waits until that gives it up, as `cat` does.
     fn open_leased(&self, name: &OsStr) -> io::Result<File> {
-        // A pipe must not be waited for: what is opened is what was looked at.
+        // Must not wait for a pipe: the opened file must be the examined one.
         let held = self.open_at(name, OFlags::PATH)?;
         if stat_fd(&held)?.kind != Kind::File {
             return Err(Errno::AGAIN.into());
@@ -137,7 +137,7 @@ impl OpenDir for LocalDir {
             }
             let name = OsString::from_vec(name.to_vec());
             let kind = match entry.file_type() {
-                // Not every file system tells.
+                // Not every file system reports it.
                 FileType::Unknown => match self.stat_of(&name)? {
                     Some(stat) => stat.kind,
                     None => continue,
@@ -161,7 +161,7 @@ impl OpenDir for LocalDir {
         if stat.kind != Kind::File {
             return not_a_file("not a regular file");
         }
-        // Between looking up the name and opening, the file can have been taken away to be overwritten.
+        // Between lookup and opening, the file may have been renamed to be overwritten.
         match self.stat_of(name)? {
             Some(now) if now.id == stat.id => Ok(Box::new(file)),
             _ => Err(io::ErrorKind::NotFound.into()),
@@ -176,7 +176,7 @@ impl Dir for LocalDir {
 
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
         match self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY) {
-            // The system says of a link that it is no directory.
+            // The system reports that a link is not a directory.
             Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
                 Err(Errno::LOOP.into())
             }
@@ -246,8 +246,8 @@ impl Dir for LocalDir {
             Err(Errno::BADF) => return Err(Errno::ACCESS.into()),
             result => result?,
         }
-        // XFS, once it has shut itself down after an error of its device, says that a directory is synced when it is
-        // not; it does say so when the directory is read.
+        // XFS, once it has shut itself down after an error of its device, reports a directory as synced when it is not;
+        // reading the directory does fail.
         #[cfg(target_os = "linux")]
         if let Some(entry) = rustix::fs::Dir::read_from(&self.0)?.next() {
             entry?;

@@ -1,4 +1,4 @@
-//! The right to write into a directory.
+//! The writer's lock of a directory.
 
 use super::{Dir, LockFile};
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ impl Drop for Held {
     }
 }
 
-/// Returns what the lock file says.
+/// Returns the content of the lock file.
 pub(super) fn holder() -> String {
     format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"))
 }

@@ -16,7 +16,7 @@ pub(crate) const STAGED_MARK: &str = ".tmp-mark-";
 
 impl PosixDirectory {
     /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs
-    /// no lock: whoever removes a checkpoint reads its marks again after renaming it.
+    /// no lock: a removal reads the marks again after renaming the checkpoint.
     pub(super) fn write_mark(&self, checkpoint: &str, of: &Follows, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
         let path = self.path(checkpoint);
@@ -28,7 +28,7 @@ impl PosixDirectory {
             let written = written.map(|()| dir.replace(staged.as_ref(), name.as_ref()));
             match written {
                 Ok(Ok(())) => break,
-                // The directory is gone, or whoever cleans up took it for one of a writer that died.
+                // The directory is gone, or a cleanup took it for that of a dead writer.
                 Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound && tries > 0 => tries -= 1,
                 Ok(Err(e)) => {
                     let _ = dir.remove_file(staged.as_ref());

@@ -108,8 +108,8 @@ pub trait Dir: OpenDir {
     fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>>;
 
     /// Moves the file `name` to the free name `new` of the directory `to` and opens it for overwriting: blocks that
-    /// exist already are written about twice as fast as new ones. `None`, and the file is removed, when it differs
-    /// from a new file in more than its content, or when somebody could see the change: it has a second link, or is
+    /// exist already are written about twice as fast as new ones. `None`, and the file is removed, when it differs from
+    /// a new file in more than its content, or if another process could see the change: it has a second link, or is
     /// open anywhere.
     fn recycle(&self, name: &OsStr, to: &dyn Dir, new: &OsStr, direct: bool) -> io::Result<Option<Box<dyn WriteFile>>>;
 
@@ -131,7 +131,7 @@ pub trait Dir: OpenDir {
     /// Makes the names in the directory durable: created, renamed and removed ones.
     fn sync(&self) -> io::Result<()>;
 
-    /// Returns bytes that can still be written to the file system, where it tells.
+    /// Returns the free space of the file system in bytes, if it reports it.
     fn free_space(&self) -> io::Result<Option<u64>>;
 
     /// Returns how many bytes a name may have.
@@ -151,7 +151,7 @@ pub trait LockFile: Send + Sync {
     /// Returns the file.
     fn id(&self) -> FileId;
 
-    /// Gives it back, whoever else has the file open.
+    /// Releases it, even if the file is open elsewhere.
     fn release(&self);
 }
 

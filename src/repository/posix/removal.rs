@@ -17,9 +17,8 @@ const MAX_DEPTH: usize = 64;
 impl PosixDirectory {
     /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable
     /// removes its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that
-    /// it `stays`. What has the name but is another commit is left alone, and what no longer tells which one it is is
-    /// moved aside. An error after the first step is only logged: the leftovers are removed when the directory is next
-    /// opened.
+    /// it `stays`. Another commit of that name is left alone, and one that cannot be identified is renamed. An error
+    /// after the first step is only logged: the leftovers are removed when the directory is next opened.
     pub(super) fn remove_commit(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         let root = self.open_root()?;
@@ -125,7 +124,7 @@ impl PosixDirectory {
         Ok(true)
     }
 
-    /// Returns `true` if the name leads to the directory that was looked at.
+    /// Returns `true` if the name still leads to the examined directory.
     fn is_still(&self, dir: &dyn Dir, name: &str) -> bool {
         let now = self.open_root().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
         now.is_some_and(|now| dir.stat().is_ok_and(|stat| stat.id == now.id))

@@ -1,4 +1,4 @@
-//! A checkpoint being written, in a directory of its own that no reader looks at, until it gets its name.
+//! A checkpoint being written, in a directory of its own that readers ignore, until it gets its name.
 
 use super::directory::PosixDirectory;
 use super::removal::remove_all;
@@ -180,7 +180,7 @@ impl Transaction for Staging<'_> {
         let failed = |e| Error::io("link", &path, e);
         let earlier = self.root.open_dir(earlier.as_ref()).map_err(failed)?;
         earlier.link(name.as_ref(), &*self.dir, name.as_ref()).map_err(failed)?;
-        // The new name is looked at, which only this process knows: nobody can exchange what it leads to.
+        // The new name, which only this process knows, is examined: nothing else can exchange what it leads to.
         match self.dir.stat_of(name.as_ref()).map_err(failed)? {
             Some(stat) if stat.kind == Kind::File && Finished::from(stat) == *finished => {
                 self.note(name, stat.length);

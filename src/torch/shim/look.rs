@@ -130,7 +130,7 @@ pub(crate) fn fingerprints<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec
     fingerprints
 }
 
-/// One number for which tensor objects these are, in order. It tells them from others for as long as they live.
+/// Returns a number that identifies these tensor objects, in order, for as long as they live.
 pub(crate) fn objects<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> u64 {
     let tensors: Vec<*const C_tensor> = tensors.map(Tensor::as_ptr).collect();
     // SAFETY: the tensors live, and the list has this length.
@@ -192,7 +192,7 @@ impl Drop for Tensors {
 /// # Safety
 /// The tensor lives.
 pub(crate) unsafe fn fingerprint_at(tensor: *const C_tensor) -> u64 {
-    // SAFETY: the caller says that the tensor lives.
+    // SAFETY: the caller guarantees that the tensor lives.
     unsafe { tcp_fingerprint(tensor) }
 }
 
@@ -207,6 +207,6 @@ pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
 /// # Safety
 /// The tensor lives.
 pub(crate) unsafe fn version_at(tensor: *const C_tensor) -> Option<u64> {
-    // SAFETY: the caller says that the tensor lives.
+    // SAFETY: the caller guarantees that the tensor lives.
     u64::try_from(unsafe { tcp_version(tensor) }).ok()
 }

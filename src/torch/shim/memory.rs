@@ -57,7 +57,7 @@ impl Pinned {
     /// # Safety
     /// It is an element of the tensor that was pinned, and has the length of `target`; the memory is the processor's.
     pub(crate) unsafe fn element(&self, offset: usize, target: &mut [u8]) {
-        // SAFETY: as the caller says; the memory is held.
+        // SAFETY: as the caller guarantees; the memory is held.
         unsafe { ptr::copy_nonoverlapping(self.data.add(offset), target.as_mut_ptr(), target.len()) };
     }
 
@@ -81,8 +81,8 @@ impl Drop for Pinned {
     }
 }
 
-/// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory; says whether it
-/// did.
+/// Copies the tensor into `target` if it has this type, shape and size and is row-major in CPU memory. Returns whether
+/// it did.
 pub(crate) fn copy_plain(tensor: &Tensor, scalar_type: i32, shape: &[u64], target: &mut [u8]) -> bool {
     let (out, bytes) = (target.as_mut_ptr().cast(), target.len());
     // SAFETY: the tensor lives; the shape and the target have the lengths that go with them.

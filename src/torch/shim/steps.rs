@@ -197,7 +197,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Resu
     check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
 }
 
-/// Multiplies all gradients by `inverse`; says whether all of them are finite.
+/// Multiplies all gradients by `inverse`. Returns whether all of them are finite.
 pub(crate) fn unscale(params: &[&Tensor], inverse: f64) -> Result<bool, String> {
     let (params, mut finite) = (pointers(params), true);
     // SAFETY: the tensors live; pointer and length are those of a vector.

@@ -172,7 +172,7 @@ impl Dataset {
         }
     }
 
-    /// `target` begins and ends between elements.
+    /// `target` starts and ends between elements.
     fn fill(&self, target: &mut [u8]) {
         match self.fill.iter().all(|byte| *byte == 0) {
             true => target.fill(0),

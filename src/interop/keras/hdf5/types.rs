@@ -12,7 +12,7 @@ const MAX_RANK: usize = 32;
 pub(in crate::interop::keras) enum Kind {
     /// A number, of which each `unit` bytes are in big-endian order if `big`.
     Number { dtype: Dtype, unit: usize, big: bool },
-    /// Bytes without a meaning; Keras writes bfloat16 so, and says it in an attribute.
+    /// Opaque bytes. Keras writes bfloat16 in this form, and records it in an attribute.
     Opaque,
     /// Text that is padded to the element's size.
     FixedText,

@@ -22,7 +22,7 @@ pub(crate) struct Unpickled {
     pub refused: Option<u32>,
 }
 
-/// Reads one pickle, up to and with its STOP. An error says at which byte.
+/// Reads one pickle, up to and with its STOP. An error has the position.
 pub(crate) fn unpickle(reader: &mut PickleReader<'_>, arena: &mut Arena, rules: &mut dyn Rules) -> Step<Unpickled> {
     let begin = reader.position();
     let mut machine = Machine {

@@ -4,7 +4,7 @@ use super::machine::{EMPTY_TUPLE, MAX_LINE, Machine, NONE, pairs};
 use super::{Id, Node, Step};
 
 impl Machine<'_, '_> {
-    /// Does what one opcode says.
+    /// Executes one opcode.
     pub(super) fn step(&mut self, opcode: u8) -> Step<()> {
         match opcode {
             0x80 => match self.reader.byte()? {

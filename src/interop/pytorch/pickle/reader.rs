@@ -14,7 +14,7 @@ const MAX_RUN: u64 = 1 << 30;
 pub(crate) struct PickleReader<'a> {
     blob: &'a Blob,
     buffer: Vec<u8>,
-    /// Where in the blob the buffer begins, and where in the buffer reading goes on.
+    /// The offset of the buffer in the blob, and the position in the buffer.
     start: u64,
     at: usize,
 }
@@ -24,7 +24,7 @@ impl<'a> PickleReader<'a> {
         PickleReader { blob, buffer: Vec::new(), start: 0, at: 0 }
     }
 
-    /// Goes on from `offset`.
+    /// Creates a reader from `offset`.
     pub(crate) fn at(blob: &'a Blob, offset: u64) -> PickleReader<'a> {
         PickleReader { blob, buffer: Vec::new(), start: offset, at: 0 }
     }

@@ -17,7 +17,7 @@ use std::path::Path;
 /// The one directory of the archive: the same for every file, so that its bytes are.
 const TOP: &str = "archive";
 
-/// Where tensors begin, for readers that map the file into memory.
+/// The alignment of tensors, for readers that map the file into memory.
 const ALIGNMENT: u64 = 64;
 
 /// How a `.pt` file is laid out.
