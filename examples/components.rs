@@ -85,7 +85,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
             .save_every(save_every);
         managers.push(manager.open()?);
     }
-    // A run before this one may have left checkpoints: their numbers go on.
+    // A run before this one may have left checkpoints: their numbers continue.
     let mut first = 0;
     for manager in &mut managers {
         let restored = manager.restore_or_initialize()?.restored.and_then(|restored| restored.step());

@@ -72,7 +72,7 @@ pub struct Checkpoint {
     sequences: Sequences,
     /// Restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
-    /// Tensors that a restore which stopped half-way may have left partly overwritten.
+    /// Tensors that a restore which stopped halfway may have left partly overwritten.
     torn: BTreeSet<String>,
 }
 
@@ -691,7 +691,7 @@ impl Checkpoint {
         Err(Error::object(key, reason))
     }
 
-    /// Returns `true` if a restore that stopped half-way may have left objects partly overwritten.
+    /// Returns `true` if a restore that stopped halfway may have left objects partly overwritten.
     pub(crate) fn is_torn(&self) -> bool {
         !self.torn.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Where a checkpoint comes from: when its run began, and with which versions of the code.
+//! Where a checkpoint comes from: when its run started, and with which versions of the code.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

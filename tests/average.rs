@@ -269,7 +269,7 @@ fn what_is_wrong_is_said() {
     }
     let mut ema = Ema::new(&vs, 0.5).unwrap();
     assert!(ema.set_decay(2.0).is_err());
-    // A variable that is added later begins as it is.
+    // A variable that is added later starts as it is.
     let late = vs.root().var("late", &[2], nn::Init::Const(4.0));
     fill(&late, 8.0);
     ema.update().unwrap();

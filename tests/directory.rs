@@ -112,7 +112,7 @@ fn the_run_that_took_the_place_of_a_renamed_one_is_left_alone() -> Outcome {
         };
         assert_eq!(there(&old), [".lock", "checkpoint.json", "ckpt-1", "ckpt-2"]);
         assert_eq!(there(&root), [".lock", "checkpoint.json", "ckpt-2", "ckpt-3"]);
-        // Back in its place the first goes on.
+        // Back in its place the first continues.
         other.close()?;
         fs::rename(&root, dir.path().join("second"))?;
         fs::rename(&old, &root)?;

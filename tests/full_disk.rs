@@ -1,4 +1,4 @@
-//! A full disk, one without inodes, a limit of file sizes, a read-only file system, somebody else's folder: on real
+//! A full disk, one without inodes, a limit of file sizes, a read-only file system, another user's folder: on real
 //! ones, in a mount namespace of the test's own where the system allows that.
 
 mod common;
@@ -243,7 +243,8 @@ fn in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works() {
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("right"), "{error}");
         run.checkpoint().restore(latest_checkpoint(folder.join("theirs")).unwrap().unwrap()).unwrap();
         assert!(run.is_at(2));
-        // Where we may write beside what is theirs we save; what cannot be removed is left in the trash, again and again.
+        // Where we may write beside what is theirs we save; what cannot be removed is left in the trash, again and
+        // again.
         let mut newest = 2;
         for _ in 0..2 {
             let mut manager = run.open(&folder.join("shared"), 1).unwrap();

@@ -1,5 +1,5 @@
-//! A training loop that ends by an error or a panic: nothing is lost if nothing has changed since the last call, nothing is
-//! saved that may be torn, and the error is never hidden.
+//! A training loop that ends by an error or a panic: nothing is lost if nothing has changed since the last call,
+//! nothing is saved that may be torn, and the error is never hidden.
 
 mod common;
 
@@ -23,7 +23,7 @@ struct Large(Arc<Inner>);
 struct Inner {
     bytes: Mutex<Vec<u8>>,
     version: Option<AtomicU64>,
-    /// Whether its memory can be looked at.
+    /// Whether its memory can be examined.
     is_shown: bool,
 }
 
@@ -195,7 +195,7 @@ fn the_state_of_the_last_call_is_saved_by_an_error_and_by_a_panic() -> Outcome {
         let started = manager.restore_or_initialize()?;
         assert_eq!(started.restored.and_then(|status| status.step()), Some(7));
         assert!(Some(again.state()) == state);
-        // It goes on as if nothing had happened.
+        // It continues as if nothing had happened.
         manager.save_at(again.update())?;
         assert_eq!(names(dir.path())?, ["ckpt-7", "ckpt-8"]);
     }
@@ -241,13 +241,13 @@ fn on_request_it_is_saved_and_marked_and_no_restart_takes_it() -> Outcome {
     assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-4"]);
     let info = CheckpointDirectory::new(dir.path()).get("ckpt-4")?;
     assert!(info.unclean && !info.is_healthy() && info.step == Some(4));
-    // It has the state, for whoever wants to look at it.
+    // It has the state, for whoever wants to examine it.
     let looked = Run::new(true, false);
     let mut manager = looked.builder(dir.path())?.restore_unhealthy().open()?;
     manager.restore(dir.path().join("ckpt-4"))?;
     assert!(looked.state() == run.state());
     manager.close()?;
-    // No restart takes it, and it leaves the numbering when the run goes on.
+    // No restart takes it, and it leaves the numbering when the run continues.
     let again = Run::new(true, false);
     let mut manager = again.builder(dir.path())?.restore_unhealthy().open()?;
     let started = manager.restore_or_initialize()?;

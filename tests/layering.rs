@@ -1,5 +1,5 @@
-//! The layers of `docs/architecture.md`: a layer imports only from the layers above it, no imports form a circle, and `unsafe`
-//! stays where it is allowed.
+//! The layers of `docs/architecture.md`: a layer imports only from the layers above it, no imports form a circle, and
+//! `unsafe` stays where it is allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -135,7 +135,7 @@ fn only_other_packages_use_internal() {
 /// A module's path, without `crate`.
 type Module = Vec<String>;
 
-/// Adds the paths that begin at `at`, one or those in braces, to `found`. Returns where they end.
+/// Adds the paths that start at `at`, one or those in braces, to `found`. Returns where they end.
 fn paths(text: &str, mut at: usize, mut path: Module, found: &mut Vec<Module>) -> usize {
     let blank = |at: usize| text[at..].len() - text[at..].trim_start().len();
     loop {
@@ -218,8 +218,8 @@ fn reexports(modules: &BTreeMap<Module, String>) -> BTreeMap<Module, Module> {
     all
 }
 
-/// Returns the modules that each module imports from. A module and the modules around it count as one, since they re-export
-/// what it has.
+/// Returns the modules that each module imports from. A module and the modules around it count as one, since they
+/// re-export what it has.
 fn imports() -> BTreeMap<Module, BTreeSet<Module>> {
     let modules = modules();
     let reexports = reexports(&modules);
@@ -282,8 +282,8 @@ fn imports_make_no_circle() {
     assert!(found.contains(&"format::digest".to_string()) && found.contains(&"save::write".to_string()), "{found:?}");
 }
 
-/// Directories are walked in one place, where a path may be a directory of another tool's checkpoints. Repositories list
-/// single directories and follow no links.
+/// Directories are walked in one place, where a path may be a directory of another tool's checkpoints. Repositories
+/// list single directories and follow no links.
 #[test]
 fn directories_are_walked_in_one_place() {
     let walking: Vec<_> = sources().into_iter().filter(|(_, _, text)| text.contains("walkdir::")).collect();

@@ -578,7 +578,7 @@ fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
         assert!(inode(2)? == inode(3)? && inode(3)? != inode(4)?);
         assert!(bytes(4)? == *Memory::seeded(500_000, 1).bytes());
 
-        // Changed, and it says so.
+        // Changed, and it reports it.
         *frozen.0.bytes() = Memory::seeded(500_000, 5).bytes().clone();
         frozen.1.fetch_add(1, Ordering::SeqCst);
         manager.save_at(5)?;
@@ -617,7 +617,7 @@ fn a_checkpoint_may_have_any_name() -> Outcome {
         let path = run.checkpoint().save(folder.join(name))?;
         assert_eq!(latest_checkpoint(&folder)?, Some(path));
     }
-    // A name that begins with a dot would never be found again.
+    // A name that starts with a dot would never be found again.
     let run = Run::new();
     assert!(matches!(run.builder(dir.path()).checkpoint_name(".hidden").open(), Err(Error::InvalidArgument(_))));
     assert!(matches!(run.checkpoint().save(dir.path().join(".hidden")), Err(Error::InvalidArgument(_))));

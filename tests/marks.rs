@@ -65,7 +65,7 @@ fn late_metrics_of_another_process_decide_what_stays() -> Outcome {
     Ok(())
 }
 
-/// The first one is kept for good, and its metric, which came later, is better than the others'.
+/// The first one is permanent, and its metric, which came later, is better than the others'.
 #[test]
 fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -82,7 +82,7 @@ fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
     Ok(())
 }
 
-/// Keeps the first step for good.
+/// Keeps the first step permanently.
 #[derive(Debug)]
 struct FirstForGood;
 
@@ -271,7 +271,8 @@ fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
     Ok(())
 }
 
-/// Once released their bytes stay as they are, and stay readable. With UPDATE_GOLDEN=1 in the environment they are written.
+/// Once released their bytes stay as they are, and stay readable. With UPDATE_GOLDEN=1 in the environment they are
+/// written.
 #[test]
 fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v4/ckpt-1500");

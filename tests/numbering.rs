@@ -41,7 +41,7 @@ impl Run {
         *self.weights.bytes() = Memory::seeded(100, step as u64).bytes().clone();
     }
 
-    /// Restores the newest, or begins, and saves these steps.
+    /// Restores the newest, or starts, and saves these steps.
     fn save(&self, manager: &mut CheckpointManager, steps: &[i64]) -> Outcome {
         for &step in steps {
             self.set(step);
@@ -108,7 +108,7 @@ fn going_back_supersedes_what_came_later_until_enough_newer_ones_are_there() -> 
     run.save(&mut manager, &[10, 20, 30, 40])?;
     drop(manager);
 
-    // To look at an older one changes nothing.
+    // To examine an older one changes nothing.
     let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
     manager.restore(dir.path().join("ckpt-10"))?;
     manager.close()?;
@@ -125,7 +125,7 @@ fn going_back_supersedes_what_came_later_until_enough_newer_ones_are_there() -> 
     assert!(listing.superseded.iter().all(|path| CheckpointReader::open(path).unwrap().verify().is_intact()));
     manager.close()?;
 
-    // The next process goes on from there, and not from the abandoned ones.
+    // The next process continues from there, and not from the abandoned ones.
     let next = Run::new();
     let mut manager = next.builder(dir.path()).max_to_keep(4).open()?;
     assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(20));
@@ -322,7 +322,7 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     other.close()?;
     fs::remove_file(dir.path().join("checkpoint.json"))?;
     run.checkpoint().save(dir.path().join("alone"))?;
-    // And then one that keeps nothing for good.
+    // And then one that keeps nothing permanently.
     let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
     manager.restore_or_initialize()?;
     run.save(&mut manager, &[4, 5])?;
@@ -334,7 +334,7 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     run.save(&mut manager, &[6, 7])?;
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5", "ckpt-7"]);
 
-    // What its user removes is gone, and rotation goes on.
+    // What its user removes is gone, and rotation continues.
     fs::remove_dir_all(dir.path().join("ckpt-1"))?;
     fs::remove_dir_all(dir.path().join("ckpt-5"))?;
     run.save(&mut manager, &[8, 9])?;
@@ -662,7 +662,8 @@ fn each_names_the_one_it_follows() -> Outcome {
     Ok(())
 }
 
-/// The first checkpoint of a resumed run is the only one that names the run before: the others must lead back without it.
+/// The first checkpoint of a resumed run is the only one that names the run before: the others must lead back without
+/// it.
 #[test]
 fn a_resumed_run_is_found_without_its_first_checkpoint_and_the_index() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -1,5 +1,5 @@
-//! The start of a run reads every byte once. What is found damaged while it is read was put into objects already: an older
-//! checkpoint overwrites that, or nothing is saved.
+//! The start of a run reads every byte once. What is found damaged while it is read was put into objects already: an
+//! older checkpoint overwrites that, or nothing is saved.
 
 mod common;
 
@@ -125,7 +125,7 @@ fn if_none_is_intact_the_error_says_that_objects_are_mixed_and_nothing_is_saved(
         manager.restore(other.path().join("ckpt-5"))?;
         assert!(run.is_at(5));
         drop(manager);
-        // And a program that begins anew has objects of its own.
+        // And a program that starts anew has objects of its own.
         let run = Run::new(9);
         assert!(run.builder(dir.path())?.fresh_start().open()?.restore_or_initialize()?.restored.is_none());
     }

@@ -232,7 +232,7 @@ macro_rules! against_tch {
             $(
                 let ours = |vs: &VarStore| optim::$config { $($field: $value,)* ..Default::default() }.build(vs, $lr).unwrap();
                 let theirs = |vs: &VarStore| nn::$config { $($field: $value,)* ..Default::default() }.build(vs, $lr).unwrap();
-                // tch's RMSprop crashes when it gets a momentum after it began without one.
+                // tch's RMSprop crashes when it gets a momentum after it started without one.
                 let stuck = $label.starts_with("rmsprop") && !$label.contains("momentum");
                 for (scenario, run) in SCENARIOS.into_iter().filter(|(name, _)| !(stuck && *name == "momentum set")) {
                     let plain = compare(run, Kind::Float, false, &ours, &theirs);
@@ -822,7 +822,7 @@ mod saved {
     }
 }
 
-/// docs/training.md: a restore sets the options back; what is set afterwards is what goes on, and is saved.
+/// docs/training.md: a restore sets the options back; what is set afterwards is what continues, and is saved.
 #[test]
 fn options_changed_by_hand_after_a_restore_stay_and_are_saved() {
     let dir = tempfile::tempdir().unwrap();

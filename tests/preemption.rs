@@ -1,4 +1,4 @@
-//! A run that is asked to end saves, and the next process goes on exactly from there.
+//! A run that is asked to end saves, and the next process continues exactly from there.
 
 mod common;
 

@@ -5,8 +5,8 @@ use tch_checkpoint::{Checkpoint, Goal, OneCycle, ReduceOnPlateau, Schedule};
 
 const STEPS: usize = 1001;
 
-/// The largest relative difference that the arithmetic explains: PyTorch multiplies the rate of the step before, which adds up
-/// a rounding per step.
+/// The largest relative difference that the arithmetic explains: PyTorch multiplies the rate of the step before, which
+/// adds up a rounding per step.
 const LIMIT: f64 = 1e-13;
 
 fn tables() -> PathBuf {
@@ -84,7 +84,7 @@ fn plateaus_are_those_of_pytorch_also_when_resumed() {
         let expected = table(&tables(), name);
         let mut resumed = whole.clone();
         for (step, expected) in expected.iter().enumerate() {
-            // Every 37 steps a new process goes on from a checkpoint.
+            // Every 37 steps a new process continues from a checkpoint.
             if step % 37 == 0 {
                 let path = dir.path().join(format!("{name}-{step}"));
                 Checkpoint::new().track("plateau", &resumed).unwrap().write(&path).unwrap();

@@ -106,7 +106,7 @@ fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
     Ok(())
 }
 
-/// What a restore that stopped half-way has left gets its values from a snapshot too.
+/// What a restore that stopped halfway has left gets its values from a snapshot too.
 #[test]
 fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -1,5 +1,5 @@
 //! Letters to phonemes: an encoder-decoder that learns from the CMU Pronouncing Dictionary how English
-//! words are pronounced. Kill it whenever you like: it goes on from its last checkpoint and ends with
+//! words are pronounced. Kill it whenever you like: it continues from its last checkpoint and ends with
 //! the very bits that it would have had without the interruption.
 //!
 //! ```text

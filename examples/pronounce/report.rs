@@ -37,7 +37,7 @@ fn edit_distance(a: &[i64], b: &[i64]) -> usize {
     row[b.len()]
 }
 
-/// Says where the run begins: at a checkpoint, or afresh.
+/// Says where the run starts: at a checkpoint, or afresh.
 pub fn started(started: &Started) {
     for damaged in &started.passed_over {
         eprintln!("passed over {}: {}", damaged.path.display(), damaged.reason);

@@ -9,11 +9,11 @@ const DICTIONARY: &str = include_str!("data/cmudict-subset.dict");
 
 /// Fills up the shorter words of a batch. Both alphabets, of letters and of phonemes, have it.
 pub const PAD: i64 = 0;
-/// The phoneme that the decoder is given to begin with.
+/// The phoneme that the decoder is given to start with.
 pub const START: i64 = 1;
 /// The phoneme with which the decoder ends a word.
 pub const END: i64 = 2;
-/// Where the phonemes proper begin.
+/// Where the phonemes proper start.
 const FIRST_PHONEME: i64 = 3;
 /// How many letters there are, padding included: `a` is 1 and `z` is 26.
 pub const LETTERS: i64 = 27;

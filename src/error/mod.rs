@@ -161,7 +161,7 @@ pub enum Error {
     /// An assertion on a [`RestoreStatus`](crate::RestoreStatus) does not hold.
     Assertion(String),
     /// Restoring failed after objects had begun to change (the files changed or failed between verification
-    /// and reading). The objects hold a mixture: restore another checkpoint before going on.
+    /// and reading). The objects hold a mixture: restore another checkpoint before continuing.
     #[non_exhaustive]
     PartlyRestored {
         /// The checkpoint.

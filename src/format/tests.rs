@@ -406,7 +406,7 @@ proptest! {
         }
     }
 
-    /// With the right digest under it, so that what is inside is looked at.
+    /// With the right digest under it, so that what is inside is examined.
     #[test]
     fn a_changed_manifest_of_right_digest_is_read_or_refused(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
@@ -1115,7 +1115,7 @@ fn the_python_reader_reads_the_sample() {
     }
 }
 
-// ---- Speed, to be looked at: cargo test --release --no-default-features --lib speed -- --ignored --nocapture
+// ---- Speed, to be examined: cargo test --release --no-default-features --lib speed -- --ignored --nocapture
 
 /// Seconds this thread has computed, so that other programs on the machine do not count; elsewhere than on Linux,
 /// seconds.

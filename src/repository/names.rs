@@ -23,7 +23,7 @@ pub enum Aside {
     Damaged,
     /// It could not be read, and an older one was restored in its place. Never removed by this crate.
     PassedOver,
-    /// An older one was restored and the run went on from there. Removed when enough newer ones are complete.
+    /// An older one was restored and the run continued from there. Removed when enough newer ones are complete.
     Superseded,
 }
 

@@ -1,7 +1,7 @@
 //! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes in a
 //! buffer (or takes them from an image captured before), digests them while they are in the cache, and writes them: the
 //! same bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the
-//! others go on; small files are synced together in the end.
+//! others continue; small files are synced together in the end.
 
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Part, Source, Span};

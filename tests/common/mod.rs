@@ -85,7 +85,7 @@ impl TensorTarget for Target {
 }
 
 /// libtorch's random state is the process's. A new layer draws on it, so that every test of a file in which one test
-/// depends on it begins with this.
+/// depends on it starts with this.
 pub fn turn() -> MutexGuard<'static, ()> {
     static RANDOM: Mutex<()> = Mutex::new(());
     RANDOM.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -100,7 +100,7 @@ impl Bucket {
 pub struct Store(pub Arc<Bucket>);
 
 impl Store {
-    /// What the keys of a checkpoint's files begin with.
+    /// What the keys of a checkpoint's files start with.
     pub fn files(&self, location: &Location) -> Option<String> {
         let (root, name) = location.parent().zip(location.file_name())?;
         Some(self.prefix(&root)?.committed(name.to_str()?)?.files)
@@ -144,12 +144,12 @@ struct Committed {
     bucket: Arc<Bucket>,
     commit: String,
     tag: u64,
-    /// What the keys of its files begin with.
+    /// What the keys of its files start with.
     files: String,
 }
 
 impl Committed {
-    /// The object that a file is in, and where it begins there.
+    /// The object that a file is in, and where it starts there.
     fn place(&self, name: &OsStr) -> (String, u64) {
         match name.to_str().unwrap() {
             MANIFEST => (self.commit.clone(), AT as u64),

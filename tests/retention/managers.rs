@@ -134,7 +134,7 @@ fn a_lost_index_keeps_nothing_for_good() -> Outcome {
     Ok(())
 }
 
-/// Keeps even steps for good.
+/// Keeps even steps permanently.
 #[derive(Debug)]
 struct EvenForGood;
 

@@ -100,7 +100,7 @@ pub fn histories() -> impl Strategy<Value = History> {
         let saves = saves.collect();
         rules.sort_by_key(|(from, _)| *from);
         rules[0].0 = 0;
-        // What one interval keeps for good, another one counts from.
+        // What one interval keeps permanently, another one counts from.
         for (_, rules) in &mut rules {
             let first = rules.iter().position(|rule| matches!(rule, Rule::Every(_)));
             let mut at = 0..;

@@ -48,7 +48,7 @@ impl RetentionPolicy for Forgetful {
     }
 }
 
-/// Keeps no checkpoint for good.
+/// Keeps no checkpoint permanently.
 #[derive(Debug)]
 struct Temporary(Every);
 

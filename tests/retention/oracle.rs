@@ -26,7 +26,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Which of the saves at `pool` stay by this rule; intervals begin at `start`, and with what is kept `for_good`.
+    /// Which of the saves at `pool` stay by this rule; intervals start at `start`, and with what is kept `for_good`.
     pub fn wants(&self, saves: &[Save], pool: &[usize], start: i64, for_good: &BTreeSet<usize>) -> Vec<usize> {
         let now = saves.last().map_or(start, |save| save.minutes);
         let with = |test: &dyn Fn(usize, &Save) -> bool| -> Vec<usize> {
@@ -63,7 +63,7 @@ fn closest(saves: &[Save], pool: &[usize], n: u64) -> Vec<usize> {
     for multiple in (0..=highest + n).step_by(n as usize) {
         let near = pool.iter().copied().filter_map(|at| {
             let step = saves[at].step?;
-            // A step half-way between two multiples is with the higher one.
+            // A step halfway between two multiples is with the higher one.
             let is_near = if step >= multiple { 2 * (step - multiple) < n } else { 2 * (multiple - step) <= n };
             is_near.then(|| (step.abs_diff(multiple), at))
         });

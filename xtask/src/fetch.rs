@@ -120,7 +120,7 @@ mod linux {
         Ok(file)
     }
 
-    /// What interrupted runs have left, and a directory that somebody has taken files out of.
+    /// What interrupted runs have left, and a directory that someone has taken files out of.
     fn remove_leftovers(cache: &Path, folder: &Path) -> Result<()> {
         let entries = fs::read_dir(cache).map_err(|error| format!("cannot read {}: {error}", cache.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {

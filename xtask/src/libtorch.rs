@@ -1,7 +1,7 @@
 //! Which libtorch the build will use: the user's own, or the one that [`fetch`](crate::fetch) makes.
 //!
 //! `.cargo/config.toml` sets `LIBTORCH` to `.libtorch` in the checkout unless the environment has a `LIBTORCH`
-//! already. So there are three ways to a libtorch, and `torch-sys` looks at them in this order:
+//! already. So there are three ways to a libtorch, and `torch-sys` examines them in this order:
 //! `LIBTORCH_USE_PYTORCH`, a `LIBTORCH` from the environment, and `.libtorch`, a link into the user's cache
 //! (or to wherever the user has pointed it).
 

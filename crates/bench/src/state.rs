@@ -77,7 +77,7 @@ impl State {
         Ok(checkpoint)
     }
 
-    /// The tensors of a group whose names begin with `prefix`.
+    /// The tensors of a group whose names start with `prefix`.
     fn part(&self, group: usize, prefix: &str) -> Node {
         let tensors = self.groups[group].iter().filter(|(name, _)| name.starts_with(prefix));
         let tensors = tensors.map(|(name, tensor)| (name.clone(), tensor.node(), tensor.data_ptr() as usize)).collect();

@@ -42,7 +42,7 @@ impl Ran {
         serde_json::from_str(&self.out).unwrap()
     }
 
-    /// The words of the line that begins with `start`.
+    /// The words of the line that starts with `start`.
     fn row(&self, start: &str) -> Vec<&str> {
         let line = self.out.lines().find(|line| line.split_whitespace().next() == Some(start));
         line.unwrap_or_else(|| panic!("no {start} in {self:?}")).split_whitespace().collect()
@@ -860,7 +860,7 @@ fn a_reader_that_has_seen_enough_is_no_error() -> Outcome {
     Ok(())
 }
 
-/// Beside a training that keeps one checkpoint, what is being looked at disappears all the time.
+/// Beside a training that keeps one checkpoint, what is being examined disappears all the time.
 #[test]
 fn it_works_beside_a_running_training() {
     let dir = tempfile::tempdir().unwrap();

@@ -45,7 +45,7 @@ pub(super) struct Outcome {
     pub broken: Vec<String>,
 }
 
-/// Looks at a state of the disk: as a reader, as a manager that restores, again, and as one that goes on saving.
+/// Looks at a state of the disk: as a reader, as a manager that restores, again, and as one that continues saving.
 pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     let mut outcome = Outcome::default();
     let disk = SimDisk::new(files.clone(), 0);

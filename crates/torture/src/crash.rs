@@ -28,7 +28,7 @@ const CHOICE: usize = 2000;
 /// Which crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// A crash of a run that begins in an empty directory.
+    /// A crash of a run that starts in an empty directory.
     First,
     /// After a crash, a second one during recovery or the next saves.
     Second,
@@ -39,7 +39,7 @@ pub enum Phase {
 pub struct CrashRun {
     /// Repeats a run.
     pub seed: u64,
-    /// Stop when so many images were looked at.
+    /// Stop when so many images were examined.
     pub images: u64,
     /// Stop after this time.
     pub limit: Duration,
@@ -215,12 +215,12 @@ impl<'a> Crashes<'a> {
         }
     }
 
-    /// The run that begins with nothing.
+    /// The run that starts with nothing.
     pub(super) fn first(&mut self) {
         self.first_through(|disk| Arc::new(disk.clone()));
     }
 
-    /// The run that begins with nothing, through a disk that may be made to misbehave.
+    /// The run that starts with nothing, through a disk that may be made to misbehave.
     pub(super) fn first_through(&mut self, wrap: impl Fn(&SimDisk) -> Arc<dyn Disk>) {
         let start = empty_disk(self.setup);
         let disk = SimDisk::new(start.clone(), self.setup.atoms);

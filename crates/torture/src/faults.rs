@@ -81,7 +81,7 @@ impl Plan {
         struck && self.healed.load(Ordering::SeqCst) == 0
     }
 
-    /// Whether this operation, which is no write and no sync, goes on.
+    /// Whether this operation, which is no write and no sync, continues.
     fn pass(&self) -> io::Result<()> {
         self.pass_as(Only::Any)
     }
@@ -104,7 +104,8 @@ impl Plan {
         }
     }
 
-    /// As [`pass`](Plan::pass), for an operation that changes nothing. Dying before it is dying before the next that does.
+    /// As [`pass`](Plan::pass), for an operation that changes nothing. Dying before it is dying before the next that
+    /// does.
     fn look(&self) -> io::Result<()> {
         if self.fault == Fault::Die { Ok(()) } else { self.pass() }
     }
@@ -400,7 +401,7 @@ fn steps(disk: &SimDisk) -> Vec<i64> {
     steps
 }
 
-/// Opens, restores, and saves 3 and 4 into a directory that has 2 (and 1); what fails is looked at, and tried again.
+/// Opens, restores, and saves 3 and 4 into a directory that has 2 (and 1); what fails is examined, and tried again.
 fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report: &mut FaultReport) {
     report.runs += 1;
     let disk = SimDisk::new(start.clone(), 0);

@@ -1,5 +1,5 @@
-//! Random histories of a manager's calls, and of what others do in its directory meanwhile, against an oracle that keeps
-//! a plain list of what should be there.
+//! Random histories of a manager's calls, and of what others do in its directory meanwhile, against an oracle that
+//! keeps a plain list of what should be there.
 
 use super::memory::Memory;
 use super::oracle::{Line, Made, Rules, Then};
@@ -271,7 +271,7 @@ impl History {
         match (started, expected) {
             // Nothing tells whose the directory is, without the index.
             (Err(Error::Undecided { .. }), _) if foreign && !known => self.close(),
-            // What is kept for good stands alone: the other one is the only one that goes on.
+            // What is permanent stands alone: the other one is the only one that continues.
             (Ok(_), Some(_))
                 if foreign && !known && !self.state.is(expected.unwrap_or(0)) && self.line().is_all_kept() =>
             {
@@ -355,7 +355,7 @@ impl History {
         paths.into_iter().find(|path| value_in(path) == Some(made.value))
     }
 
-    /// A call, or what somebody else does in the directory.
+    /// A call, or what someone else does in the directory.
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
         match self.random.below(23) {

@@ -41,8 +41,8 @@ pub fn kill_child(folder: &Path, keep: usize, at: u64) -> tch_checkpoint::Result
     manager.close()
 }
 
-/// Kills the process that `command` starts (it is given the directory, how many to keep, and the operation) before every
-/// operation, in a directory under `scratch`: each time the next process goes on where the last one was killed.
+/// Kills the process that `command` starts (it is given the directory, how many to keep, and the operation) before
+/// every operation, in a directory under `scratch`: each time the next process continues where the last one was killed.
 pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Command) -> io::Result<KillReport> {
     let mut report = KillReport::default();
     for keep in [1, 2] {
@@ -52,7 +52,7 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
             std::fs::create_dir_all(&folder)?;
             let mut acknowledged = 0;
             let mut ended = false;
-            // Twice, so that the second begins with what the first left.
+            // Twice, so that the second starts with what the first left.
             for round in 0..2 {
                 let output = command(&one, keep, at).output()?;
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -72,8 +72,8 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
     Ok(report)
 }
 
-/// What breaks a promise in what a reader finds in the directory, and then a manager in a copy of it: the next process is
-/// to find what the killed one left.
+/// What breaks a promise in what a reader finds in the directory, and then a manager in a copy of it: the next process
+/// is to find what the killed one left.
 pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let mut broken = |what: String| violations.push(format!("{context}: {what}"));

@@ -1,5 +1,5 @@
 //! The proof that nothing is ever lost: the library itself, run on a simulated disk whose every legal state after a
-//! crash is looked at, and under injected faults. Short forms are this package's tests; the program `torture` runs them
+//! crash is examined, and under injected faults. Short forms are this package's tests; the program `torture` runs them
 //! at full length.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![deny(unsafe_code)]

@@ -36,7 +36,7 @@ fn a_manager_notices_that_its_directory_was_renamed_or_replaced() {
     }
     disk.rename(ROOT, "/data/elsewhere");
     assert!(matches!(save(&mut manager, 3), Err(Error::Moved { .. })));
-    // Another run begins there.
+    // Another run starts there.
     let other = Run::new(&setup);
     let mut second = other.open(Arc::new(disk.clone()), Path::new(ROOT)).unwrap();
     other.set(1);

@@ -12,7 +12,7 @@ pub(super) struct Made {
     pub value: i64,
     /// The how manyth save of the directory it was.
     pub order: u64,
-    /// The value of the one it goes on from.
+    /// The value of the one it continues from.
     pub before: Option<i64>,
     /// What its process had restored of an earlier one.
     pub came_from: Option<i64>,
@@ -130,7 +130,7 @@ impl Line {
         self.own.iter().chain(&self.aside).find(|made| made.value == value)
     }
 
-    /// How many of the own ones stay when the run goes on from the head.
+    /// How many of the own ones stay when the run continues from the head.
     fn staying(&self) -> usize {
         let Some(mut value) = self.head else { return 0 };
         loop {
@@ -167,7 +167,7 @@ impl Line {
         let mut supersedes = self.later();
         supersedes.extend(self.own.iter().filter(|made| made.there && made.number == number).map(|made| made.number));
         let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
-        // One that was removed by hand may be saved again: it goes on from where the first went on.
+        // One that was removed by hand may be saved again: it continues from where the first continued.
         let before = match replaced.filter(|made| supersedes.contains(&made.number) || made.value == value) {
             Some(made) => made.before,
             None => self.head.filter(|head| *head != value),
@@ -220,7 +220,7 @@ impl Line {
     }
 
     /// What stays after a save, and superseded ones until enough newer ones are there. `preserved` are the values of
-    /// those that the manager says it keeps for good: that is its choice, once.
+    /// those that the manager says it keeps permanently: that is its choice, once.
     pub(super) fn rotated(&mut self, rules: &Rules, preserved: &[i64]) {
         let stay: Vec<bool> = (0..self.own.len()).map(|at| self.stays(at, rules)).collect();
         let mut stay = stay.into_iter();
@@ -271,7 +271,7 @@ impl Line {
         better.count() < best
     }
 
-    /// Whether nothing is there but what is kept for good.
+    /// Whether nothing is there but what is permanent.
     pub(super) fn is_all_kept(&self) -> bool {
         self.own.iter().all(|made| made.permanent || !made.is_whole())
     }

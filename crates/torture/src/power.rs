@@ -46,7 +46,7 @@ pub struct PowerReport {
     pub violations: Vec<String>,
 }
 
-/// A run goes on for so many cuts in the same directory.
+/// A run continues for so many cuts in the same directory.
 const CUTS_A_RUN: u64 = 8;
 
 /// What the process saves, and how, is a function of this number.
@@ -81,8 +81,8 @@ pub fn power_child(folder: &Path, seed: u64, durability: Durability) -> tch_chec
     manager.close()
 }
 
-/// Cuts the power of a file system made under `scratch` while the process that `command` starts, given the directory and the
-/// seed, works in it. To be run in a mount namespace of its own.
+/// Cuts the power of a file system made under `scratch` while the process that `command` starts, given the directory
+/// and the seed, works in it. To be run in a mount namespace of its own.
 pub fn power(
     scratch: &Path,
     run: &PowerRun,

@@ -117,7 +117,7 @@ fn an_error_is_returned_once() {
         let there: Vec<_> = manager.checkpoints();
         let said = format!("{first:?}, {second:?}, {waited:?}: {there:?}");
         assert_eq!(manager.checkpoint().save_counter(), there.len() as i64, "{said}");
-        // One fault spoils one save, and the call that returns it does not begin another; it may spoil none.
+        // One fault spoils one save, and the call that returns it does not start another; it may spoil none.
         let spoiled = if second.is_err() && !said.contains("ckpt-2") { 2 } else { errors };
         assert_eq!(there.len() as u64, 2 - spoiled, "{said}");
         for path in &there {

@@ -273,7 +273,7 @@ struct State {
     atoms: usize,
     /// What was tried that must not be: a path outside the directory, say.
     outrages: Vec<String>,
-    /// Files that somebody sees are given to be overwritten all the same.
+    /// Files that someone sees are given to be overwritten all the same.
     careless: bool,
     /// How many files were given to be overwritten.
     recycled: usize,
@@ -335,7 +335,7 @@ impl SimDisk {
         Arc::strong_count(&self.0)
     }
 
-    /// Makes the disk give away files that somebody sees.
+    /// Makes the disk give away files that someone sees.
     pub(super) fn be_careless(&self) {
         self.state().careless = true;
     }

@@ -13,7 +13,7 @@ use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct StampReport {
-    /// Saves that were looked at.
+    /// Saves that were examined.
     pub saves: u64,
     /// Checkpoints with a stamp that is not of their call.
     pub mixed: u64,

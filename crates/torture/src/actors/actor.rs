@@ -141,7 +141,7 @@ impl Actor {
         }
     }
 
-    /// Opens a file and looks at it again later: an open file never changes, unless this process changes it.
+    /// Opens a file and examines it again later: an open file never changes, unless this process changes it.
     fn open(&mut self) -> io::Result<()> {
         let (folder, path) = self.file()?;
         let file = File::open(&path)?;

@@ -1,5 +1,5 @@
-//! A second process that does random lawful and unlawful things in and around a directory, while a manager saves into it,
-//! rotates, and is restarted.
+//! A second process that does random lawful and unlawful things in and around a directory, while a manager saves into
+//! it, rotates, and is restarted.
 //!
 //! What must hold: no checkpoint that was acknowledged, and that the actor did not touch, is lost or wrong; nothing of
 //! others is changed; what the actor did destroy is reported, never restored as if it were right.
@@ -34,16 +34,16 @@ pub struct ActorReport {
     pub refused: u64,
     /// Times that a manager was opened and restored.
     pub restarts: u64,
-    /// Acknowledged checkpoints that were looked at and were right.
+    /// Acknowledged checkpoints that were examined and were right.
     pub right: u64,
-    /// Those that had left the numbering: a run went on from another one.
+    /// Those that had left the numbering: a run continued from another one.
     pub aside: u64,
     /// Those that the actor had destroyed, and of which that was said.
     pub reported: u64,
     /// What the actor did of each rarer kind: leases taken, directories watched, managers killed, saves by others.
     pub did: BTreeMap<String, u64>,
     /// Archives that share a file with a checkpoint that was written later: the actor gave it a second name between the
-    /// look at its names and the first write. No call of the system closes that window (SECURITY.md).
+    /// examine its names and the first write. No call of the system closes that window (SECURITY.md).
     pub windows: u64,
     /// What broke a promise.
     pub violations: Vec<String>,

@@ -11,7 +11,7 @@ use tch_checkpoint::{CheckpointManager, Result};
 /// In the environment of a process that saves until it is killed.
 pub(super) const LEFT_TO_DIE: &str = "TORTURE_LEFT_TO_DIE";
 
-/// Opens the directory as soon as nobody else writes there, goes on from the newest of its name, and saves.
+/// Opens the directory as soon as nobody else writes there, continues from the newest of its name, and saves.
 pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnMut(i64)) -> Result<()> {
     let run = Run::new(&setup());
     let open = || {
@@ -38,7 +38,7 @@ pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnM
     manager.close()
 }
 
-/// Saves, and says so, until it is killed.
+/// Saves, and reports it, until it is killed.
 pub(super) fn save_until_killed(root: &Path) {
     let _ = save_some(root, "killed", u64::MAX >> 1, |step| {
         let mut out = std::io::stdout().lock();

@@ -1,4 +1,4 @@
-//! The process that trains and saves, and looks at what is there.
+//! The process that trains and saves, and examines what is there.
 
 use super::careless::disk;
 use super::{ActorReport, Beside, KEEP, Said, names, setup};
@@ -20,7 +20,8 @@ pub(super) struct Trainer {
     random: Random,
     step: i64,
     acknowledged: Vec<i64>,
-    /// Of these, what rotation may not have removed yet: a step that leaves this list for another never comes back to it.
+    /// Of these, what rotation may not have removed yet: a step that leaves this list for another never comes back to
+    /// it.
     due: Vec<i64>,
 }
 

@@ -382,7 +382,7 @@ fn options_come_with_their_slots() {
     restore(&without, &a).unwrap();
     assert_eq!((save(&with), save(&without)), (b, a));
 
-    // A momentum that begins in the middle.
+    // A momentum that starts in the middle.
     let mut sgd = Sgd::default().build(&model.vs, 0.1).unwrap();
     let mut rms = RmsProp::default().build(&model.vs, 0.1).unwrap();
     for optimizer in [&mut sgd, &mut rms] {
