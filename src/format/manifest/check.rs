@@ -287,7 +287,7 @@ fn is_key(key: &str) -> bool {
 }
 
 /// Checks that the tree of the names in these sorted keys takes memory in proportion to the manifest. `least` is the
-/// least that an entry accepts the text beside its key.
+/// minimum that an entry takes in the text beside its key.
 fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Result<(), FormatError> {
     let (mut parents, mut bytes) = (0, 0);
     let mut previous = "";

@@ -26,7 +26,7 @@ macro_rules! torch_types {
                 match self { $(TorchType::$variant => $name),* }
             }
 
-            /// Returns bytes an element accepts a storage.
+            /// Returns the number of bytes per element in a storage.
             pub(crate) fn size(self) -> u64 {
                 match self { $(TorchType::$variant => $size),* }
             }
