@@ -195,7 +195,7 @@ impl Checkpoint {
         if was_tracked {
             self.planned = None;
             let key = name::key([name]);
-            let below = format!("{key}/");
+            let below = name::prefix(&key);
             self.torn.retain(|torn| *torn != key && !torn.starts_with(&below));
         }
         was_tracked

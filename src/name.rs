@@ -71,6 +71,21 @@ pub fn key<S: AsRef<str>>(path: impl IntoIterator<Item = S>) -> String {
     key
 }
 
+/// Returns the key of what is at the key `below`, relative to the object at `key`.
+pub(crate) fn join(key: &str, below: &str) -> String {
+    format!("{key}/{below}")
+}
+
+/// Returns what the keys of everything below the object at `key` start with.
+pub(crate) fn prefix(key: &str) -> String {
+    format!("{key}/")
+}
+
+/// Returns the key of the component that `key` is in.
+pub(crate) fn component(key: &str) -> &str {
+    key.split('/').next().unwrap_or_default()
+}
+
 /// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.
 pub fn path(key: &str) -> Option<Vec<String>> {
     if key.split('/').nth(MAX_NAMES).is_some() {

@@ -174,6 +174,25 @@ impl CheckpointReader {
         asset(&self.source, name)
     }
 
+    /// Fills `buffer` with bytes of the asset `name` from `offset`, for an asset that should not be in memory as a whole. The
+    /// bytes are not verified; see [`verify_asset`](CheckpointReader::verify_asset).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if the manifest lists no such file or it ends before; [`Error::Io`].
+    pub fn read_asset_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.source.read(name, offset, buffer)
+    }
+
+    /// Reads the asset `name` and compares it with its digest.
+    ///
+    /// # Errors
+    ///
+    /// As for [`asset`](CheckpointReader::asset), except for memory.
+    pub fn verify_asset(&self, name: &str) -> Result<()> {
+        self.source.verify_asset(name, |_| Ok(()))
+    }
+
     /// Writes the asset `name` to the file `path`, verified, atomically and durably. Replaces an existing file.
     ///
     /// # Errors

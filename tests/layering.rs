@@ -125,6 +125,32 @@ fn only_the_torch_layer_uses_tch() {
     }
 }
 
+/// A saved model is made of what every user of the crate can use: assets are a public capability.
+#[test]
+fn the_torch_layer_uses_public_items_of_save_and_repository() {
+    let modules = modules();
+    let public: BTreeSet<Module> = used_by_crate_root(&modules);
+    let of_torch = modules.iter().filter(|(module, _)| module.first().is_some_and(|layer| layer == "torch"));
+    let mut count = 0;
+    for (module, text) in of_torch {
+        assert!(!text.contains(".source."), "{} uses the private source of a reader", module.join("::"));
+        for path in used(module, text).into_iter().filter(|path| ["save", "repository"].contains(&path[0].as_str())) {
+            assert!(public.contains(&path), "{} uses {}, which is not public", module.join("::"), path.join("::"));
+            count += 1;
+        }
+    }
+    assert!(count > 0 && !public.contains(&["save", "Held"].map(str::to_string).to_vec()));
+}
+
+/// The paths that `lib.rs` makes public.
+fn used_by_crate_root(modules: &BTreeMap<Module, String>) -> BTreeSet<Module> {
+    let (text, mut found) = (&modules[&Module::new()], Vec::new());
+    for (at, _) in text.match_indices("pub use ") {
+        paths(text, at + "pub use ".len(), Vec::new(), &mut found);
+    }
+    found.into_iter().collect()
+}
+
 #[test]
 fn only_other_packages_use_internal() {
     for (layer, path, text) in sources() {

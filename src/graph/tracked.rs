@@ -1,7 +1,8 @@
 //! The objects that a checkpoint tracks, shared with the statuses of its restores, which read them later.
 
 use super::node::{Kind, Node, Unfinished};
-use super::walk::{component_stem, same_file, walk_one};
+use super::place::{component_stem, same_file};
+use super::walk::check_component;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::fmt;
@@ -44,7 +45,7 @@ impl Tracked {
     /// Adds an object. Examines only this object, so that tracking n objects takes time in proportion to n.
     pub(crate) fn add(&self, name: &str, node: Node) -> Result<()> {
         let stem = component_stem(name)?;
-        walk_one(name, &node)?;
+        check_component(name, &node)?;
         let mut objects = self.lock();
         match objects.stems.get(&stem) {
             Some(taken) if taken == name => {

@@ -1,14 +1,115 @@
-//! From live objects to the flat list of leaves, with every name checked.
+//! The walk of the object graph, with every name checked, and the flat list of leaves.
 
 use super::leaf::{TensorLeaf, ValueLeaf};
-use super::node::{Collection, Kind, Node};
+use super::node::{Child, Collection, Kind, Node};
+use super::place::{FileNames, Place, Siblings, component_stem, same_file};
 use crate::error::{Error, Result};
-use crate::name;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The maximum depth of objects. A collection that contains itself ends here.
-const MAX_DEPTH: usize = name::MAX_NAMES - 1;
+/// Receives what a [`Walk`] passes, from the top down.
+pub(crate) trait Visitor {
+    /// What the objects above a place determine for it.
+    type Above: Copy;
+
+    /// Returns `false` to leave out the object at `place` and everything below it.
+    fn enters(&mut self, place: &Place<'_>) -> bool {
+        let _ = place;
+        true
+    }
+
+    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, above: Self::Above) -> Result<()>;
+
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, above: Self::Above) -> Result<()>;
+
+    /// Returns what `above` and a group determine for the child `name`.
+    fn in_group(&self, above: Self::Above, name: &str, child: &Node) -> Self::Above {
+        let _ = (name, child);
+        above
+    }
+
+    /// Returns what `above` and a collection determine for a child at `place`, or `None` to leave it out.
+    fn in_collection(
+        &self,
+        collection: &dyn Collection,
+        above: Self::Above,
+        child: &Child,
+        place: &Place<'_>,
+    ) -> Option<Self::Above>;
+
+    /// Called after the children of a collection, with those that were left out.
+    fn after_collection(
+        &mut self,
+        walk: &mut Walk,
+        collection: &Arc<dyn Collection>,
+        children: &Children,
+        place: Place<'_>,
+        above: Self::Above,
+    ) -> Result<()>;
+}
+
+/// The children of a collection.
+pub(crate) struct Children {
+    pub all: Vec<Child>,
+    /// The places in `all` of those that the visitor left out.
+    pub left_out: Vec<usize>,
+}
+
+/// A walk of one component.
+#[derive(Default)]
+pub(crate) struct Walk {
+    files: FileNames,
+}
+
+impl Walk {
+    /// Walks a component.
+    pub(crate) fn component<V: Visitor>(visitor: &mut V, component: &str, node: &Node, above: V::Above) -> Result<()> {
+        Walk::default().visit(visitor, node, Place::of_component(component)?, above)
+    }
+
+    /// Walks an object of the component and everything below it.
+    pub(crate) fn visit<V: Visitor>(
+        &mut self,
+        visitor: &mut V,
+        node: &Node,
+        place: Place<'_>,
+        above: V::Above,
+    ) -> Result<()> {
+        if !visitor.enters(&place) {
+            return Ok(());
+        }
+        match &node.0 {
+            Kind::Tensor(leaf) => {
+                self.files.add(&place)?;
+                visitor.tensor(leaf, place, above)
+            }
+            Kind::Value(leaf) => visitor.value(leaf, place, above),
+            Kind::Group(children) => {
+                let mut siblings = Siblings::default();
+                for (name, child) in children.iter() {
+                    let below = place.child(name, None)?;
+                    siblings.add(name, &below)?;
+                    let above = visitor.in_group(above, name, child);
+                    self.visit(visitor, child, below, above)?;
+                }
+                Ok(())
+            }
+            Kind::Collection(collection) => {
+                let all = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
+                let (mut siblings, mut left_out) = (Siblings::default(), Vec::new());
+                for (at, child) in all.iter().enumerate() {
+                    let below = place.child(&child.name, child.name_in_file.as_deref())?;
+                    siblings.add(&child.name, &below)?;
+                    match visitor.in_collection(&**collection, above, child, &below) {
+                        Some(above) => self.visit(visitor, &child.node, below, above)?,
+                        None => left_out.push(at),
+                    }
+                }
+                visitor.after_collection(self, collection, &Children { all, left_out }, place, above)
+            }
+        }
+    }
+}
 
 /// A leaf and its names.
 pub(crate) struct Leaf {
@@ -23,9 +124,9 @@ pub(crate) struct Leaf {
     pub may_be_lacked: bool,
 }
 
-/// What the collections above a place say about everything below them.
+/// What the collections above a place determine for everything below them.
 #[derive(Clone, Copy, Default)]
-struct Above {
+pub(crate) struct Above {
     may_be_lacked: bool,
     is_covered: bool,
 }
@@ -56,146 +157,56 @@ pub(crate) fn walk(objects: &[(String, Node)]) -> Result<Walked> {
         if !stems.insert(component_stem(component)?) {
             return Err(same_file(component));
         }
-        walk_into(component, node, &mut found)?;
+        Walk::component(&mut found, component, node, Above::default())?;
     }
     Ok(found)
 }
 
-/// Returns all leaves and collections of one component.
-pub(crate) fn walk_one(component: &str, node: &Node) -> Result<Walked> {
-    let mut found = Walked::default();
-    walk_into(component, node, &mut found)?;
-    Ok(found)
+/// Checks the names of one component.
+pub(crate) fn check_component(component: &str, node: &Node) -> Result<()> {
+    Walk::component(&mut Walked::default(), component, node, Above::default())
 }
 
-fn walk_into(component: &str, node: &Node, found: &mut Walked) -> Result<()> {
-    let mut walker = Walker { found, files: FileNames::default() };
-    walker.visit(node, Place::of_component(component)?, Above::default())
-}
-
-/// Returns the stem of a component's file, distinct on every file system. Checks the name.
-pub(crate) fn component_stem(component: &str) -> Result<String> {
-    name::check_component(component)?;
-    Ok(name::file_stem(component).to_lowercase())
-}
-
-/// Returns the error for two components of one stem.
-pub(crate) fn same_file(component: &str) -> Error {
-    Error::name(
-        component,
-        "another component's name differs only in case, and both would be the same file on some systems",
-    )
-}
-
-/// A position in the graph. Checks the names on the way down.
-pub(crate) struct Place<'a> {
-    component: &'a str,
-    pub key: String,
-    /// The path below the component, or the name that a collection gives instead; `None` at the component itself.
-    in_file: Option<String>,
-    depth: usize,
-}
-
-impl<'a> Place<'a> {
-    pub(crate) fn of_component(component: &'a str) -> Result<Place<'a>> {
-        name::check_component(component)?;
-        Ok(Place { component, key: name::key([component]), in_file: None, depth: 0 })
-    }
-
-    /// Returns the place of a child; `name_in_file` as in [`Child`](super::Child).
-    pub(crate) fn child(&self, name: &str, name_in_file: Option<&str>) -> Result<Place<'a>> {
-        name::check(&self.key, name)?;
-        let own_key = name::key([name]);
-        let own = name_in_file.map_or_else(|| own_key.clone(), str::to_string);
-        let in_file = self.in_file.as_ref().map_or(own.clone(), |parent| format!("{parent}/{own}"));
-        let key = format!("{}/{own_key}", self.key);
-        if self.depth == MAX_DEPTH {
-            return Err(Error::name(key, format!("objects nest deeper than {MAX_DEPTH}; does one contain itself?")));
-        }
-        Ok(Place { component: self.component, key, in_file: Some(in_file), depth: self.depth + 1 })
-    }
-
-    fn name_in_file(&self) -> &str {
-        self.in_file.as_deref().unwrap_or(self.component)
-    }
-}
-
-/// The names of an object's children, each allowed once.
-#[derive(Default)]
-pub(crate) struct Siblings<'a>(HashSet<&'a str>);
-
-impl<'a> Siblings<'a> {
-    pub(crate) fn add(&mut self, name: &'a str, place: &Place<'_>) -> Result<()> {
-        match self.0.insert(name) {
-            true => Ok(()),
-            false => Err(Error::name(&place.key, "two objects have this name; give one of them another")),
-        }
-    }
-}
-
-/// The names of a component's tensors in its file, each allowed once, and none that the format reserves.
-#[derive(Default)]
-pub(crate) struct FileNames(HashSet<String>);
-
-impl FileNames {
-    pub(crate) fn add(&mut self, place: &Place<'_>) -> Result<()> {
-        let name = place.name_in_file();
-        if name == "__metadata__" {
-            return Err(Error::name(&place.key, "safetensors files reserve `__metadata__`; choose another name"));
-        }
-        if !self.0.insert(name.to_string()) {
-            let reason = format!("another tensor of the component is called {name:?} in its file");
-            return Err(Error::name(&place.key, reason));
-        }
-        Ok(())
-    }
-}
-
-struct Walker<'w> {
-    found: &'w mut Walked,
-    files: FileNames,
-}
-
-impl Walker<'_> {
-    fn visit(&mut self, node: &Node, place: Place<'_>, above: Above) -> Result<()> {
-        match &node.0 {
-            Kind::Tensor(leaf) => {
-                self.files.add(&place)?;
-                let may_be_lacked = above.may_be_lacked || leaf.is_optional();
-                self.leaf(place, LeafObject::Tensor(leaf.clone()), Above { may_be_lacked, ..above });
-            }
-            Kind::Value(leaf) => self.leaf(place, LeafObject::Value(leaf.clone()), above),
-            Kind::Group(children) => {
-                let mut siblings = Siblings::default();
-                for (name, child) in children.iter() {
-                    let below = place.child(name, None)?;
-                    siblings.add(name, &below)?;
-                    self.visit(child, below, above)?;
-                }
-            }
-            Kind::Collection(collection) => {
-                let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
-                let is_covered = above.is_covered || collection.generation_covers_collections();
-                let mut siblings = Siblings::default();
-                for child in &children {
-                    let below = place.child(&child.name, child.name_in_file.as_deref())?;
-                    siblings.add(&child.name, &below)?;
-                    let may_be_lacked = above.may_be_lacked || collection.may_lack(&child.name);
-                    self.visit(&child.node, below, Above { may_be_lacked, is_covered })?;
-                }
-                self.found.collections.push(collection.clone());
-                self.found.collection_keys.push(place.key);
-                self.found.covered.push(above.is_covered);
-            }
-        }
-        Ok(())
-    }
-
-    fn leaf(&mut self, place: Place<'_>, object: LeafObject, above: Above) {
+impl Walked {
+    fn leaf(&mut self, place: Place<'_>, object: LeafObject, may_be_lacked: bool) {
         let component = place.component.to_string();
         let name_in_file = place.name_in_file().to_string();
-        let may_be_lacked = above.may_be_lacked;
-        self.found.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
+        self.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
+    }
+}
+
+impl Visitor for Walked {
+    type Above = Above;
+
+    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, above: Above) -> Result<()> {
+        let may_be_lacked = above.may_be_lacked || leaf.is_optional();
+        self.leaf(place, LeafObject::Tensor(leaf.clone()), may_be_lacked);
+        Ok(())
+    }
+
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, above: Above) -> Result<()> {
+        self.leaf(place, LeafObject::Value(leaf.clone()), above.may_be_lacked);
+        Ok(())
+    }
+
+    fn in_collection(&self, collection: &dyn Collection, above: Above, child: &Child, _: &Place<'_>) -> Option<Above> {
+        let may_be_lacked = above.may_be_lacked || collection.may_lack(&child.name);
+        let is_covered = above.is_covered || collection.generation_covers_collections();
+        Some(Above { may_be_lacked, is_covered })
+    }
+
+    fn after_collection(
+        &mut self,
+        _: &mut Walk,
+        collection: &Arc<dyn Collection>,
+        _: &Children,
+        place: Place<'_>,
+        above: Above,
+    ) -> Result<()> {
+        self.collections.push(collection.clone());
+        self.collection_keys.push(place.key);
+        self.covered.push(above.is_covered);
+        Ok(())
     }
 }
 

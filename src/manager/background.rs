@@ -4,7 +4,7 @@ use super::commit::Commit;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{self, Entered, Hold};
-use crate::name::matches;
+use crate::name::{self, matches};
 use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
@@ -125,12 +125,12 @@ impl Background {
 
     /// Copies the component of `key` during the call from the next plan on.
     pub(super) fn do_not_trust(&mut self, key: &str) {
-        let component = key.split('/').next().unwrap_or_default();
+        let component = name::component(key);
         log::warn!(
             "{key} was changed by something that does not wait for saves in the background: from now on {component:?} is \
              copied at the call (`Background::copy_at_call`)"
         );
-        self.at_call.extend([component.to_string(), format!("{component}/*")]);
+        self.at_call.extend([component.to_string(), name::join(component, "*")]);
     }
 }
 

@@ -5,8 +5,8 @@ use super::origin::Origin;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Report, Result, SkipReason, TrainableDifference};
 use crate::graph::{
-    Adopt, Child, Collection, FileNames, Identity, Kind, Node, Place, Saved, Siblings, TensorLeaf, ValueApply,
-    ValueLeaf,
+    Adopt, Child, Children, Collection, Identity, Kind, Node, Place, Saved, TensorLeaf, ValueApply, ValueLeaf, Visitor,
+    Walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -59,14 +59,12 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     let mut matcher = Matcher {
         request,
         matching: Matching::default(),
-        files: FileNames::default(),
         seen: HashMap::new(),
         identities: Vec::new(),
         wanted: Vec::new(),
     };
     for (name, node) in objects {
-        matcher.files = FileNames::default();
-        matcher.visit(node, saved_of(Some(request.saved), name, node), Place::of_component(name)?)?;
+        Walk::component(&mut matcher, name, node, saved_of(Some(request.saved), name, node))?;
     }
     let Matcher { mut matching, wanted, .. } = matcher;
     let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
@@ -119,7 +117,6 @@ const HINTS: usize = 3;
 struct Matcher<'a> {
     request: &'a Request<'a>,
     matching: Matching,
-    files: FileNames,
     /// Tensor memory that is already matched, with its key.
     seen: HashMap<Identity, String>,
     /// The keys of `seen`, in order.
@@ -139,33 +136,67 @@ struct Mark {
     not_matched: usize,
 }
 
-impl Matcher<'_> {
-    fn visit(&mut self, node: &Node, saved: Option<&Saved>, place: Place<'_>) -> Result<()> {
-        if self.request.options.skips_here(&place.key) {
+impl<'a> Visitor for Matcher<'a> {
+    /// What is saved of the object.
+    type Above = Option<&'a Saved>;
+
+    fn enters(&mut self, place: &Place<'_>) -> bool {
+        let skips = self.request.options.skips_here(&place.key);
+        if skips {
             self.matching.left_torn.extend(below(self.request.torn, &place.key).cloned());
             self.matching.report.skip(&place.key, SkipReason::Requested);
-            return Ok(());
         }
-        match &node.0 {
-            Kind::Tensor(leaf) => {
-                self.files.add(&place)?;
-                self.tensor(leaf, saved, place.key)
-            }
-            Kind::Value(leaf) => self.value(leaf, saved, place.key),
-            Kind::Group(children) => {
-                let mut siblings = Siblings::default();
-                for (name, child) in children.iter() {
-                    let below = place.child(name, None)?;
-                    siblings.add(name, &below)?;
-                    self.visit(child, saved_of(saved, name, child), below)?;
-                }
-                Ok(())
-            }
-            Kind::Collection(collection) => self.collection(collection, saved, &place),
-        }
+        !skips
     }
 
-    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
+    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, saved: Option<&'a Saved>) -> Result<()> {
+        self.match_tensor(leaf, saved, place.key)
+    }
+
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, saved: Option<&'a Saved>) -> Result<()> {
+        self.match_value(leaf, saved, place.key)
+    }
+
+    fn in_group(&self, saved: Option<&'a Saved>, name: &str, child: &Node) -> Option<&'a Saved> {
+        saved_of(saved, name, child)
+    }
+
+    fn in_collection(
+        &self,
+        collection: &dyn Collection,
+        saved: Option<&'a Saved>,
+        child: &Child,
+        place: &Place<'_>,
+    ) -> Option<Option<&'a Saved>> {
+        let may_lack = |name: &str| match saved {
+            Some(saved) => collection.may_lack_beside(name, saved),
+            None => collection.may_lack(name),
+        };
+        let is_saved = saved.is_some_and(|saved| saved.children.contains_key(&child.name));
+        let is_lacked = !is_saved && may_lack(&child.name) && !self.request.options.skips_here(&place.key);
+        (!is_lacked).then(|| saved_of(saved, &child.name, &child.node))
+    }
+
+    fn after_collection(
+        &mut self,
+        walk: &mut Walk,
+        collection: &Arc<dyn Collection>,
+        children: &Children,
+        place: Place<'_>,
+        saved: Option<&'a Saved>,
+    ) -> Result<()> {
+        let adopt = self.create(walk, collection, &children.all, saved, &place)?;
+        let lacked = children.left_out.iter().filter(|_| saved.is_some());
+        let dropped: Vec<String> = lacked.map(|&at| children.all[at].name.clone()).collect();
+        if !adopt.is_empty() || !dropped.is_empty() {
+            self.matching.collections.push(Replacement { collection: collection.clone(), dropped, adopt });
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Matcher<'a> {
+    fn match_value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
         if self.request.given.contains(&key) {
             return Ok(());
         }
@@ -189,7 +220,7 @@ impl Matcher<'_> {
         Ok(())
     }
 
-    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
+    fn match_tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
         if self.request.given.contains(&key) {
             return Ok(());
         }
@@ -248,43 +279,19 @@ impl Matcher<'_> {
         }
     }
 
-    fn collection(&mut self, collection: &Arc<dyn Collection>, saved: Option<&Saved>, place: &Place<'_>) -> Result<()> {
-        let children = collection.children().map_err(|reason| Error::object(&place.key, reason))?;
-        let mut siblings = Siblings::default();
-        let mut dropped = Vec::new();
-        let may_lack = |name: &str| match saved {
-            Some(saved) => collection.may_lack_beside(name, saved),
-            None => collection.may_lack(name),
-        };
-        for child in &children {
-            let below = place.child(&child.name, child.name_in_file.as_deref())?;
-            siblings.add(&child.name, &below)?;
-            match saved.and_then(|saved| saved.children.get(&child.name)) {
-                None if may_lack(&child.name) && !self.request.options.skips_here(&below.key) => {
-                    dropped.extend(saved.is_some().then(|| child.name.clone()));
-                }
-                _ => self.visit(&child.node, saved_of(saved, &child.name, &child.node), below)?,
-            }
-        }
-        let adopt = self.create(collection, &children, saved, place)?;
-        if !adopt.is_empty() || !dropped.is_empty() {
-            self.matching.collections.push(Replacement { collection: collection.clone(), dropped, adopt });
-        }
-        Ok(())
-    }
-
     /// Lets the collection create the children that the checkpoint has and it lacks. A child is restored completely or
     /// not at all.
     fn create(
         &mut self,
+        walk: &mut Walk,
         collection: &Arc<dyn Collection>,
         children: &[Child],
-        saved: Option<&Saved>,
+        saved: Option<&'a Saved>,
         place: &Place<'_>,
     ) -> Result<Vec<Adopt>> {
         let live: HashSet<&str> = children.iter().map(|child| child.name.as_str()).collect();
         let mut adopt = Vec::new();
-        for (name, saved) in saved.iter().flat_map(|saved| &saved.children) {
+        for (name, saved) in saved.into_iter().flat_map(|saved| &saved.children) {
             if live.contains(name.as_str()) {
                 continue;
             }
@@ -299,7 +306,7 @@ impl Matcher<'_> {
             match collection.create(name, saved) {
                 Ok(Some(created)) => {
                     let mark = self.mark();
-                    self.visit(&created.node, Some(saved), below)?;
+                    walk.visit(self, &created.node, below, Some(saved))?;
                     match self.mark().not_matched == mark.not_matched {
                         true => adopt.push(created.adopt),
                         false => self.go_back(&mark),
@@ -323,7 +330,7 @@ impl Matcher<'_> {
             && saved
                 .children
                 .iter()
-                .all(|(name, child)| self.all_may_mismatch(child, &format!("{key}/{}", name::key([name]))))
+                .all(|(name, child)| self.all_may_mismatch(child, &name::join(key, &name::key([name]))))
     }
 
     fn mark(&self) -> Mark {
@@ -370,7 +377,7 @@ impl Matcher<'_> {
 
 /// Returns the keys of a set that are those of the object at `place` and of what is below it.
 pub(super) fn below<'a>(keys: &'a BTreeSet<String>, place: &str) -> impl Iterator<Item = &'a String> {
-    let prefix = format!("{place}/");
+    let prefix = name::prefix(place);
     let under = keys.range(prefix.clone()..).take_while(move |key| key.starts_with(&prefix));
     keys.get(place).into_iter().chain(under)
 }

@@ -42,7 +42,7 @@ impl Restored {
         let verified_by = matching.tensors.iter().map(|(key, _)| origin.verified_by(key)).min();
         Restored {
             report: matching.report.clone(),
-            components: origin.keys().into_iter().map(|key| component(key).to_string()).collect(),
+            components: origin.keys().into_iter().map(|key| name::component(key).to_string()).collect(),
             verified_by: verified_by.unwrap_or_else(|| origin.values_verified_by()),
         }
     }
@@ -123,7 +123,7 @@ impl Pending {
     /// Discards deferred values for the components of a newer restore.
     pub(crate) fn superseded_by(&self, newer: &Pending) {
         let mut state = self.state();
-        state.waiting.retain(|key| !newer.components.contains(component(key)));
+        state.waiting.retain(|key| !newer.components.contains(name::component(key)));
         state.close_if_over();
     }
 
@@ -183,13 +183,13 @@ impl Pending {
         let is_there = |name: &String| state.filled.contains_key(name) && state.filled.get(name) == ids.get(name);
         let there: HashSet<String> =
             state.filled.keys().filter(|name| is_there(name)).map(|name| name::key([name])).collect();
-        report.matched.retain(|key| there.contains(component(key)));
+        report.matched.retain(|key| there.contains(name::component(key)));
         report.unused = state.unused.iter().cloned().collect();
         // Values that were restored for objects that do not exist yet are unused.
         let collections = walked.collection_keys.iter().zip(&walked.collections);
         let kept: Vec<String> = collections
             .flat_map(|(key, collection)| collection.waiting().into_iter().map(move |name| (key, name)))
-            .map(|(key, name)| format!("{key}/{}", name::key([name])))
+            .map(|(key, name)| name::join(key, &name::key([name])))
             .collect();
         if !kept.is_empty() {
             let kept: BTreeSet<&String> = kept.iter().flat_map(|place| below(&state.matched, place)).collect();
@@ -198,7 +198,7 @@ impl Pending {
             report.unused.sort_unstable();
         }
         let mut known: HashSet<&str> = state.matched.iter().map(String::as_str).collect();
-        known.retain(|key| there.contains(component(key)));
+        known.retain(|key| there.contains(name::component(key)));
         known.extend(report.skipped.iter().map(|skipped| skipped.key.as_str()));
         let without: Vec<String> = walked
             .leaves
@@ -216,8 +216,8 @@ impl State {
     /// Records a deferred restore.
     fn took(&mut self, name: &str, id: Option<u64>, later: Report) {
         let key = name::key([name]);
-        self.matched.retain(|matched| component(matched) != key);
-        self.report.matched.retain(|matched| component(matched) != key);
+        self.matched.retain(|matched| name::component(matched) != key);
+        self.report.matched.retain(|matched| name::component(matched) != key);
         self.filled.extend(id.map(|id| (name.to_string(), id)));
         for key in later.matched {
             self.unused.remove(&key);
@@ -260,9 +260,4 @@ pub(crate) fn check(matching: &Matching, path: &Location, options: &RestoreOptio
         return Ok(());
     }
     Err(Error::Mismatch { path: path.clone(), report: Box::new(report.clone()) })
-}
-
-/// Returns the first name of a key.
-fn component(key: &str) -> &str {
-    key.split('/').next().unwrap_or(key)
 }

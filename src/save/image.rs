@@ -14,6 +14,7 @@ use super::samples::{Pinned, Samples};
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::graph::{Hold, TensorPin, Touched};
+use crate::name;
 use crate::sync::{
     Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, RwLock, RwLockReadGuard,
     RwLockWriteGuard,
@@ -127,8 +128,8 @@ impl From<Error> for Failure {
 
 impl Failure {
     fn changed(key: &str) -> Failure {
-        let component = key.split('/').next().unwrap_or_default();
-        let pattern = if component == key { component.to_string() } else { format!("{component}/*") };
+        let component = name::component(key);
+        let pattern = if component == key { component.to_string() } else { name::join(component, "*") };
         let reason = format!(
             "it was changed while it was being saved, by something that does not wait for saves in the background; call \
              `Gate::pass` of the optimizer that is tracked (`Optimizer::gate`) or `CheckpointManager::wait` before such a \

@@ -52,7 +52,7 @@ pub trait TensorSource: Debug + Send + Sync {
         if let Some(value) = self.values().get(key) {
             return Some(value.clone());
         }
-        let prefix = format!("{key}/");
+        let prefix = crate::name::prefix(key);
         let has_tensors =
             self.tensors().range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix));
         let inside = self.values().range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));

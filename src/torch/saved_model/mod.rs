@@ -83,10 +83,10 @@ impl SavedModel {
         let path = reader.path().clone();
         let file = path.join(PROGRAM_FILE);
         let damaged = |reason: String| Error::damaged(&file, reason);
-        reader.source.verify_asset(PROGRAM_FILE, |_| Ok(()))?;
+        reader.verify_asset(PROGRAM_FILE)?;
         let size = reader.manifest().assets.get(PROGRAM_FILE).map_or(0, |entry| entry.bytes);
         let size = usize::try_from(size).map_err(|e| damaged(e.to_string()))?;
-        let read = |offset, buffer: &mut [u8]| reader.source.read(PROGRAM_FILE, offset, buffer);
+        let read = |offset, buffer: &mut [u8]| reader.read_asset_at(PROGRAM_FILE, offset, buffer);
         let program = Program::read(size, &info.device, &weights::device_name(device), read);
         let program = program.map_err(|failure| match failure {
             Failure::Callback(error) => error,
