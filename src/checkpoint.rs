@@ -31,8 +31,8 @@ use std::sync::Arc;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, Counter, Value};
 ///
 /// let step = Counter::new(0);

@@ -7,8 +7,8 @@
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let folder = tempfile::tempdir()?;
-//! # let dir = folder.path().join("run");
+//! # let temp = tempfile::tempdir()?;
+//! # let dir = temp.path().join("run");
 //! use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Value};
 //!
 //! let (step, best) = (Counter::new(0), Value::new(f64::INFINITY));
@@ -66,8 +66,8 @@
 //! that modifies a checkpoint during a restore. Digests detect the former when the checkpoint is restored, and the
 //! latter unless it happens between verifying and reading. They detect accidental corruption, not tampering. Linux and
 //! macOS are supported; Windows is not.
-#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
-#![deny(unsafe_op_in_unsafe_fn, unsafe_code)]
+#![warn(missing_debug_implementations, unreachable_pub)]
+#![deny(missing_docs, unsafe_op_in_unsafe_fn, unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)

@@ -22,8 +22,8 @@ impl Checkpoint {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = tempfile::tempdir()?;
-    /// # let dir = folder.path();
+    /// # let temp = tempfile::tempdir()?;
+    /// # let dir = temp.path();
     /// use tch_checkpoint::{Checkpoint, Counter};
     /// let (step, epoch) = (Counter::new(7), Counter::new(1));
     /// let mut checkpoint = Checkpoint::new().track("step", &step)?.track("epoch", &epoch)?;

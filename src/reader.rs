@@ -22,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, CheckpointReader, Counter};
 /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
 /// let reader = CheckpointReader::open(&path)?;
@@ -378,8 +378,8 @@ impl Verification {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, Counter, verify_checkpoint};
 /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
 /// std::fs::write(path.join("notes.txt"), "not ours")?;

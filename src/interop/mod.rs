@@ -117,8 +117,8 @@ impl ReadOptions {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, Counter, interop};
 /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
 /// let source = interop::open(&path)?;

@@ -24,8 +24,8 @@ use std::sync::OnceLock;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path().join("run");
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
 /// use tch_checkpoint::retention::Goal;
 /// use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, Counter};
 /// # let step = Counter::new(0);

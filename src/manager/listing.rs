@@ -67,8 +67,8 @@ pub struct Listed {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, Counter, list_checkpoints};
 /// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
 /// checkpoint.save(dir.join("ckpt"))?;
@@ -162,8 +162,8 @@ pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::{Checkpoint, Counter, latest_checkpoint};
 /// assert_eq!(latest_checkpoint(dir)?, None);
 /// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;

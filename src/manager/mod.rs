@@ -55,8 +55,8 @@ use std::time::{Duration, Instant};
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path().join("run");
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
 /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
 ///
 /// let step = Counter::new(0);
@@ -378,8 +378,8 @@ impl CheckpointManager {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = tempfile::tempdir()?;
-    /// # let dir = folder.path().join("run");
+    /// # let temp = tempfile::tempdir()?;
+    /// # let dir = temp.path().join("run");
     /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
     /// let step = Counter::new(0);
     /// let checkpoint = Checkpoint::new().track("step", &step)?;

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path().join("run");
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
 /// use std::time::Duration;
 /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Preemption};
 ///

@@ -5,8 +5,8 @@
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let folder = tempfile::tempdir()?;
-//! # let dir = folder.path().join("run");
+//! # let temp = tempfile::tempdir()?;
+//! # let dir = temp.path().join("run");
 //! use std::time::Duration;
 //! use tch_checkpoint::save_policy::{AtSteps, EveryDuration, First};
 //! use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};

@@ -12,8 +12,8 @@ impl CheckpointManager {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = tempfile::tempdir()?;
-    /// # let dir = folder.path().join("run");
+    /// # let temp = tempfile::tempdir()?;
+    /// # let dir = temp.path().join("run");
     /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
     /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
     /// let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(2).open()?;
@@ -50,8 +50,8 @@ impl CheckpointManager {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = tempfile::tempdir()?;
-    /// # let dir = folder.path().join("run");
+    /// # let temp = tempfile::tempdir()?;
+    /// # let dir = temp.path().join("run");
     /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
     /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
     /// let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(1).open()?;

@@ -167,9 +167,9 @@ impl NameMap {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let folder = tempfile::tempdir()?;
+    /// # let temp = tempfile::tempdir()?;
     /// use tch_checkpoint::{Checkpoint, Counter, TensorSource, interop, map::NameMap};
-    /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(folder.path().join("seven"))?;
+    /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(temp.path().join("seven"))?;
     /// let source = interop::open(&path)?;
     /// let mapped = NameMap::new().rename("step", "epoch").apply(&*source)?;
     /// assert_eq!(mapped.values()["epoch"], 7);

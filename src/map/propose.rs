@@ -88,10 +88,10 @@ const MAX_WORK: usize = 2_000_000;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
+/// # let temp = tempfile::tempdir()?;
 /// use tch_checkpoint::map::{Sureness, propose};
 /// use tch_checkpoint::{Checkpoint, Counter, interop};
-/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(folder.path().join("seven"))?;
+/// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(temp.path().join("seven"))?;
 /// let source = interop::open(&path)?;
 /// let proposal = propose(&*source, &*source);
 /// assert!(proposal.lines.iter().all(|line| line.sureness == Sureness::Sure));

@@ -51,12 +51,12 @@ use std::sync::Arc;
 /// ```
 /// use tch_checkpoint::{Checkpoint, Counter, RestoreOptions, Value};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
+/// # let temp = tempfile::tempdir()?;
 /// let step = Counter::new(100);
 /// let path = Checkpoint::new()
 ///     .track("step", &step)?
 ///     .track("optimizer", Value::new("Adam".to_string()))?
-///     .write(folder.path().join("c"))?;
+///     .write(temp.path().join("c"))?;
 ///
 /// let another = Value::new(0.9);
 /// let mut checkpoint = Checkpoint::new().track("step", &step)?.track("optimizer", &another)?;

@@ -21,8 +21,8 @@ use std::sync::Arc;
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use std::io::Write;
 /// use tch_checkpoint::{Asset, Checkpoint, CheckpointReader};
 ///

@@ -71,8 +71,8 @@ impl WriteOptions {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::interop::{self, tensorflow::{self, WriteOptions}};
 /// use tch_checkpoint::{Checkpoint, Counter};
 ///

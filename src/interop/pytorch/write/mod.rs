@@ -76,8 +76,8 @@ impl SaveOptions {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let folder = tempfile::tempdir()?;
-/// # let dir = folder.path();
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
 /// use tch_checkpoint::interop::{self, pytorch};
 /// use tch_checkpoint::{Checkpoint, Counter};
 /// let ours = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
