@@ -1,9 +1,9 @@
-//! Checkpoints for training loops over libtorch: verified, durable, all-or-nothing.
+//! Checkpoints for training loops over libtorch that restart automatically, bit for bit.
 //!
-//! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` (`Variables`), an optimizer of `optim`, the
-//! random state (`Rng`), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and structs of your own
-//! ([`Trackable`]). A [`CheckpointManager`] saves it into numbered checkpoints, keeps the newest, and restores the
-//! newest intact one into the existing objects.
+//! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` ([`Variables`]), an optimizer of [`optim`], the
+//! random state ([`Rng`]), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and your own structs
+//! ([`Trackable`]). A [`CheckpointManager`] saves it to numbered checkpoints, durably and atomically, keeps the newest,
+//! and restores the newest intact one into the existing objects.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,24 +27,25 @@
 //! # Saving without stopping
 //!
 //! With [`Background`], a save returns as soon as a consistent snapshot is guaranteed, and a background thread writes
-//! it. Tensors that an optimizer of `optim` changes are copied while training continues; the optimizer's next step
+//! it. Tensors that an optimizer of [`optim`] changes are copied while training continues; the optimizer's next step
 //! waits at a [`Gate`] until they have been copied.
 //!
 //! # Restoring
 //!
 //! [`Checkpoint::restore`] is all-or-nothing: it requires exact types and shapes and verifies every byte before it
 //! changes anything. Otherwise it returns an error that lists all differences. [`RestoreOptions`] allows exceptions by
-//! name. The [`RestoreStatus`] has TensorFlow's assertions; what is tracked later is filled when it is tracked.
+//! name. The [`RestoreStatus`] has TensorFlow's assertions. Objects that are tracked later are restored when they are
+//! tracked.
 //!
 //! # The rest of a training loop
 //!
-//! Averages of weights (`Ema`, `Swa`), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data
-//! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling (`GradScaler`): small independent objects that
+//! Averages of weights ([`Ema`], [`Swa`]), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data
+//! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling ([`GradScaler`]): small independent objects that
 //! resume exactly. See `docs/training.md`.
 //!
 //! # Running without the model's code
 //!
-//! `SavedModel` exports a model as a TorchScript program beside a checkpoint: see `docs/saved_model.md`.
+//! [`SavedModel`] exports a model as a TorchScript program beside a checkpoint. See `docs/saved_model.md`.
 //!
 //! # Inspecting checkpoints
 //!
@@ -55,9 +56,8 @@
 //! # Features
 //!
 //! * `derive` (default): `#[derive(Trackable)]`.
-//! * `torch` (default): everything that needs libtorch: `Variables`, `Rng`, `optim`, `SavedModel`, tensors.
+//! * `torch` (default): everything that needs libtorch: [`Variables`], [`Rng`], [`optim`], [`SavedModel`], tensors.
 //! * `pytorch`, `huggingface`, `tensorflow`, `keras` (default): checkpoints of other tools; see [`interop`].
-//!
 //! * `signals` (default): [`Preemption`] on a signal.
 //!
 //! # Limits
@@ -66,6 +66,22 @@
 //! that modifies a checkpoint during a restore. Digests detect the former when the checkpoint is restored, and the
 //! latter unless it happens between verifying and reading. They detect accidental corruption, not tampering. Linux and
 //! macOS are supported; Windows is not.
+//!
+// Without libtorch these items do not exist, and their links lead to the published documentation.
+#![cfg_attr(feature = "torch", doc = "[`Ema`]: crate::Ema")]
+#![cfg_attr(feature = "torch", doc = "[`GradScaler`]: crate::GradScaler")]
+#![cfg_attr(feature = "torch", doc = "[`Rng`]: crate::Rng")]
+#![cfg_attr(feature = "torch", doc = "[`SavedModel`]: crate::SavedModel")]
+#![cfg_attr(feature = "torch", doc = "[`Swa`]: crate::Swa")]
+#![cfg_attr(feature = "torch", doc = "[`Variables`]: crate::Variables")]
+#![cfg_attr(feature = "torch", doc = "[`optim`]: crate::optim")]
+#![cfg_attr(not(feature = "torch"), doc = "[`Ema`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`GradScaler`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`Rng`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`SavedModel`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`Swa`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`Variables`]: https://docs.rs/tch-checkpoint")]
+#![cfg_attr(not(feature = "torch"), doc = "[`optim`]: https://docs.rs/tch-checkpoint")]
 #![warn(missing_debug_implementations, unreachable_pub)]
 #![deny(missing_docs, unsafe_op_in_unsafe_fn, unsafe_code)]
 #![cfg_attr(
