@@ -405,9 +405,9 @@ fn names_go_through_the_statements_in_order() {
 fn errors_point_at_the_place_and_name_what_is_near() {
     let table = Table::of(&["encoder.weight", "encoder.bias", "w"]);
     for (text, line, column, wanted) in [
-        ("", 1, 1, "begins with the line `map 1`"),
-        ("# only a comment\n", 1, 1, "begins with the line `map 1`"),
-        ("only x\n", 1, 1, "begins with the line `map 1`"),
+        ("", 1, 1, "starts with the line `map 1`"),
+        ("# only a comment\n", 1, 1, "starts with the line `map 1`"),
+        ("only x\n", 1, 1, "starts with the line `map 1`"),
         ("map 2\n", 1, 5, "version 1"),
         ("map 1\n\nexlude a\n", 3, 1, "`exclude`?"),
         ("map 1\n  only\n", 2, 7, "a name is expected here, not the end of the line"),

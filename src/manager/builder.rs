@@ -5,7 +5,6 @@ use super::ledger::Ledger;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
 use super::retention::{Every, Latest, Retention, RetentionPolicy};
-use super::room::OnNoSpace;
 use super::save_policy::{EverySteps, SavePolicy};
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
@@ -49,6 +48,22 @@ pub enum OnSaveError {
         /// The number of consecutive failures after which the error is returned.
         give_up_after: u32,
     },
+}
+
+/// What a manager does if there is no space for a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnNoSpace {
+    /// The save fails with [`Error::NoSpace`](crate::Error::NoSpace).
+    #[default]
+    Fail,
+    /// Skips the save with a warning. [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the next save
+    /// is due as if this one had been made. Calls that save in any case return the error. A background save is dropped.
+    Skip,
+    /// Removes the checkpoints that the policies would remove after this save, and tries once more. A healthy, complete
+    /// checkpoint must remain, and every byte of it is verified before the removal. If the second try fails as well,
+    /// the removed checkpoints are gone without a new one. A background save is retried by the next call that saves.
+    PruneFirst,
 }
 
 /// Sets up a [`CheckpointManager`].
@@ -186,8 +201,9 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// What happens when there is no room for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager opens, it
-    /// logs a warning if the policies, as far as they bound what stays, will need more room than there is.
+    /// Sets what happens if there is no space for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager
+    /// opens, it logs a warning if the policies, as far as they bound the number of checkpoints, will need more space
+    /// than there is.
     pub fn on_no_space(mut self, on_no_space: OnNoSpace) -> Self {
         self.on_no_space = on_no_space;
         self

@@ -18,14 +18,13 @@ mod watcher;
 mod why;
 
 pub use background::{Background, Overlap};
-pub use builder::{CheckpointManagerBuilder, OnSaveError, OnUnhealthy};
+pub use builder::{CheckpointManagerBuilder, OnNoSpace, OnSaveError, OnUnhealthy};
 pub use directory::{CheckpointDirectory, Pruned};
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
 pub use preemption::Signal;
-pub use room::OnNoSpace;
 pub use watcher::CheckpointWatcher;
 
 use crate::callback;

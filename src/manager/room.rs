@@ -1,33 +1,18 @@
-//! Room on the disk: how much the policies will need, and what is done where there is none.
+//! Disk space: how much the policies will need, and what happens if there is none.
 
 use super::commit::Commit;
 use super::ledger::infos;
 use super::retention::CheckpointInfo;
-use super::{CheckpointManager, OnUnhealthy};
+use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
 use crate::catalog::Found;
 use crate::error::{Error, Result};
 use crate::reader::CheckpointReader;
 use crate::source::Source;
 use std::collections::BTreeMap;
 
-/// What a manager does when there is no room for a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnNoSpace {
-    /// The save is an error: [`Error::NoSpace`](crate::Error::NoSpace).
-    #[default]
-    Fail,
-    /// The save is skipped with a warning: [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the next save is
-    /// due when it would be after this one. Calls that save in any case return the error. A background save is dropped.
-    Skip,
-    /// First removes what the policies would remove after this save anyway, and tries once more. A healthy checkpoint with
-    /// all components must stay, and every byte of it is verified just before. If the second try fails too, what was removed
-    /// is gone without a new checkpoint. A save in the background is tried again by the next call that saves.
-    PruneFirst,
-}
-
 impl CheckpointManager {
-    /// Logs a warning if the policies, as far as they bound what stays, will need more room than there is.
+    /// Logs a warning if the policies, as far as they bound the number of checkpoints, will need more space than there
+    /// is.
     pub(super) fn warn_of_room(&mut self) {
         let planned = self.checkpoint.plan(&self.options).map_or(0, |(plan, _)| plan.bytes());
         let Some(free) = self.directory.free_space() else { return };
