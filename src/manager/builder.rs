@@ -1,6 +1,7 @@
 //! The settings of a manager, and how it opens a directory.
 
 use super::background::Background;
+use super::failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 use super::ledger::Ledger;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
@@ -18,53 +19,6 @@ use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-/// How a manager treats a state with values that are NaN or infinite.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnUnhealthy {
-    /// Saves it. No policy counts the checkpoint, and
-    /// [`restore_or_initialize`](CheckpointManager::restore_or_initialize) skips it.
-    #[default]
-    Keep,
-    /// Does not save it and logs a warning. [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the
-    /// next save is due as if this one had been made. Calls that save in any case return
-    /// [`Error::Unhealthy`](crate::Error::Unhealthy). A background save is dropped.
-    Skip,
-    /// Does not save it. The call, or with background saves the next call, returns
-    /// [`Error::Unhealthy`](crate::Error::Unhealthy).
-    Fail,
-}
-
-/// What [`CheckpointManager::save_if_due`] does when a save fails. Calls that save in any case return the error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnSaveError {
-    /// It returns the error.
-    #[default]
-    Return,
-    /// It logs the error and returns `None`. The save is due again at the next call.
-    Continue {
-        /// The number of consecutive failures after which the error is returned.
-        give_up_after: u32,
-    },
-}
-
-/// What a manager does if there is no space for a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnNoSpace {
-    /// The save fails with [`Error::NoSpace`](crate::Error::NoSpace).
-    #[default]
-    Fail,
-    /// Skips the save with a warning. [`save_if_due`](CheckpointManager::save_if_due) returns `None`, and the next save
-    /// is due as if this one had been made. Calls that save in any case return the error. A background save is dropped.
-    Skip,
-    /// Removes the checkpoints that the policies would remove after this save, and tries once more. A healthy, complete
-    /// checkpoint must remain, and every byte of it is verified before the removal. If the second try fails as well,
-    /// the removed checkpoints are gone without a new one. A background save is retried by the next call that saves.
-    PruneFirst,
-}
 
 /// Sets up a [`CheckpointManager`].
 pub struct CheckpointManagerBuilder {

@@ -4,6 +4,7 @@ mod background;
 mod builder;
 mod commit;
 mod directory;
+mod failures;
 mod guard;
 mod ledger;
 mod listing;
@@ -14,12 +15,14 @@ mod recover;
 pub mod retention;
 mod room;
 pub mod save_policy;
+mod saving;
 mod watcher;
 mod why;
 
 pub use background::{Background, Overlap};
-pub use builder::{CheckpointManagerBuilder, OnNoSpace, OnSaveError, OnUnhealthy};
+pub use builder::CheckpointManagerBuilder;
 pub use directory::{CheckpointDirectory, Pruned};
+pub use failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
@@ -27,25 +30,21 @@ pub use preemption::Preemption;
 pub use preemption::Signal;
 pub use watcher::CheckpointWatcher;
 
-use crate::callback;
-use crate::catalog::number_of;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph;
 use crate::location::Location;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
-use crate::rules::Rule;
-use crate::save::{self, AllSeen, Held, Image, Memo, Plan, SaveOptions, Stamp, Unchanged};
+use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use background::{Before, InFlight, Order, Taken};
-use commit::{Commit, EarlyMarks};
+use crate::{callback, graph};
+use background::InFlight;
+use commit::EarlyMarks;
 use guard::Guard;
 use ledger::Ledger;
 use on_saved::OnSaved;
-use retention::CheckpointInfo;
-use save_policy::{SaveContext, SavePolicy};
+use save_policy::SavePolicy;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -244,424 +243,6 @@ impl CheckpointManager {
         wanted.map(|found| ledger.path(&found.entry.name)).collect()
     }
 
-    /// Saves now, numbered by the save counter: `ckpt-1`, `ckpt-2` … If that name is taken, uses the number after the
-    /// highest one; nothing is overwritten. Returns the path.
-    ///
-    /// # Errors
-    /// As for [`Checkpoint::save`]; the directory, the counter and the list are unchanged then. With
-    /// [`background`](CheckpointManagerBuilder::background), also the error of the last save, once; this save was not
-    /// started then. [`Error::AlreadyExists`] for the first save of a run that restored nothing in a directory with
-    /// another run; see [`fresh_start`](CheckpointManagerBuilder::fresh_start).
-    pub fn save(&mut self) -> Result<Location> {
-        self.try_save().or_else(|error| {
-            self.make_room(error, None, &BTreeMap::new())?;
-            self.try_save()
-        })
-    }
-
-    fn try_save(&mut self) -> Result<Location> {
-        self.settle()?;
-        self.look_at_restores();
-        let counter = self.checkpoint.next_save()?;
-        let superseded = self.superseded_by(None)?;
-        let number = self.free_number(counter.unsigned_abs(), &superseded)?;
-        let counter = i64::try_from(number).unwrap_or(counter);
-        self.save_next(Next { superseded, ..Next::new(number, None, counter) })
-    }
-
-    /// Returns this number, or the one after the highest if it is taken. `superseded` names are free.
-    fn free_number(&self, number: u64, superseded: &[String]) -> Result<u64> {
-        let mut names = self.directory.scan()?.names;
-        if !self.directory.rules().hold(Rule::Names) {
-            names = self.ledger().known.iter().map(|found| found.entry.name.clone()).collect();
-        }
-        let numbers = names.iter().filter(|name| !superseded.contains(name));
-        let numbers: Vec<u64> = numbers.filter_map(|name| number_of(&self.name, name)).collect();
-        let highest = numbers.iter().copied().max().filter(|_| numbers.contains(&number));
-        let number = highest.map_or(Some(number), |highest| highest.checked_add(1));
-        number.filter(|number| i64::try_from(*number).is_ok()).ok_or_else(|| {
-            let root = self.directory.root().display();
-            Error::InvalidArgument(format!("{root} holds a checkpoint with the highest number there is; move it away"))
-        })
-    }
-
-    /// Saves now, numbered by `step`: `ckpt-240`. If the checkpoint of that step was saved or restored last and has the
-    /// present state, nothing is written. If the state has changed, a new checkpoint replaces that one.
-    ///
-    /// # Errors
-    /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] if something else has that name.
-    pub fn save_at(&mut self, step: impl Step) -> Result<Location> {
-        self.save_with_metrics::<&str>(step, [])
-    }
-
-    /// Like [`save_at`](CheckpointManager::save_at), with metrics that the checkpoint records. They can be NaN or
-    /// infinite. When the checkpoint of that step holds the state already, they are added to it, durably.
-    ///
-    /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at).
-    pub fn save_with_metrics<N: Into<String>>(
-        &mut self,
-        step: impl Step,
-        metrics: impl IntoIterator<Item = (N, f64)>,
-    ) -> Result<Location> {
-        let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let step = step_number(step)?;
-        let result = self.save_step(step, metrics);
-        self.note_state(Some(step), result.is_ok());
-        result
-    }
-
-    fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        self.try_step(number, metrics.clone()).or_else(|error| {
-            self.make_room(error, Some(number), &metrics)?;
-            self.try_step(number, metrics)
-        })
-    }
-
-    fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        self.settle()?;
-        self.look_at_restores();
-        if self.last_step == Some(number)
-            && self.next_metadata.is_empty()
-            && let Some(path) = self.saved_already(number, &metrics)?
-        {
-            return Ok(path);
-        }
-        let name = format!("{}-{number}", self.name);
-        let superseded = self.superseded_by(Some(&name))?;
-        let counter = self.checkpoint.next_save()?;
-        self.save_next(Next { metrics, superseded, ..Next::new(number, Some(number), counter) })
-    }
-
-    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it
-    /// gets the metrics.
-    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
-        let name = format!("{}-{step}", self.name);
-        let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
-        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
-        let manifest = match self.directory.manifest(&name) {
-            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,
-            // It was removed or damaged, and is saved again.
-            Ok(_) => return Ok(None),
-            Err(error) if error.is_damage() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        let is_saved =
-            save::is_saved(&plan, &seen, &manifest, self.options.threads)? && self.checkpoint.has_assets(&manifest)?;
-        if !is_saved && self.directory.rules().hold(Rule::SameStep) {
-            return Ok(None);
-        }
-        let path = self.directory.root().join(name);
-        if self.directory.rules().hold(Rule::LateMetrics) {
-            self.add_metrics(&path, metrics.clone())?;
-        }
-        Ok(Some(path))
-    }
-
-    /// Saves if at least [`save_every`](CheckpointManagerBuilder::save_every) steps have passed since the last save,
-    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back.
-    /// Returns the path if it saves.
-    ///
-    /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the
-    /// call after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
-    ///
-    /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again.
-    pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<Location>> {
-        self.save_if_due_with_metrics::<&str, _>(step, || [])
-    }
-
-    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is
-    /// called only when it saves, and before anything is captured.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let temp = tempfile::tempdir()?;
-    /// # let dir = temp.path().join("run");
-    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
-    /// let step = Counter::new(0);
-    /// let checkpoint = Checkpoint::new().track("step", &step)?;
-    /// let mut manager = CheckpointManager::builder(checkpoint, &dir).save_every(10).open()?;
-    /// let evaluate = || 0.25;
-    /// while step.get() < 20 {
-    ///     step.increment();
-    ///     manager.save_if_due_with_metrics(step.get(), || [("loss", evaluate())])?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As for [`save_if_due`](CheckpointManager::save_if_due).
-    pub fn save_if_due_with_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
-        &mut self,
-        step: impl Step,
-        metrics: impl FnOnce() -> M,
-    ) -> Result<Option<Location>> {
-        let number = step_number(step)?;
-        let result = self.save_number_if_due(number, metrics).or_else(|error| {
-            if !self.is_skipped(&error) {
-                return Err(error);
-            }
-            log::warn!("the save is skipped: {error:#}");
-            (self.last_step, self.last_save_at) = (Some(number), Instant::now());
-            Ok(None)
-        });
-        self.note_state(Some(number), matches!(result, Ok(Some(_))));
-        match (&result, self.on_save_error) {
-            (Ok(Some(_)), _) => self.failures = 0,
-            (Err(error), OnSaveError::Continue { give_up_after }) => {
-                self.failures += 1;
-                if self.failures < give_up_after {
-                    log::error!("a save failed, and training continues: {error:#}");
-                    return Ok(None);
-                }
-                self.failures = 0;
-            }
-            _ => {}
-        }
-        result
-    }
-
-    fn save_number_if_due<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
-        &mut self,
-        number: u64,
-        metrics: impl FnOnce() -> M,
-    ) -> Result<Option<Location>> {
-        if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
-            self.settle()?;
-        }
-        self.look_at_restores();
-        let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
-        if self.preempted() && !self.saved_for_end {
-            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
-            let path = self.save_for_end(number, metrics)?;
-            self.saved_for_end = true;
-            return Ok(Some(path));
-        }
-        let context = SaveContext {
-            previous: self.previous_step.replace(number),
-            last_saved: self.last_step,
-            since_last_save: self.last_save_at.elapsed(),
-            is_saving: self.is_saving(),
-            ..SaveContext::new(number)
-        };
-        if !went_back && !self.save_policies.iter().any(|policy| policy.is_due(&context)) {
-            return Ok(None);
-        }
-        if self.waits_for_the_step() {
-            return Ok(None);
-        }
-        let skips = self.background.as_ref().is_some_and(|background| background.overlap == Overlap::Skip);
-        if skips && self.in_flight.is_some() {
-            return Ok(None);
-        }
-        let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
-        self.save_step(number, metrics).map(Some)
-    }
-
-    /// Returns `true` if a save that is due waits for gradients to be used: not for ever, as it can hold them too.
-    fn waits_for_the_step(&mut self) -> bool {
-        let Some((name, unfinished)) = self.checkpoint.unfinished() else {
-            self.waits_since = None;
-            return false;
-        };
-        let (steps, calls) = self.waits_since.get_or_insert((unfinished.steps, 0));
-        *calls += 1;
-        let waits = *calls < MOST_CALLS_WAITED && unfinished.steps < steps.saturating_add(MOST_STEPS_WAITED);
-        if !waits {
-            log::warn!(
-                "{name}: a checkpoint is saved with gradients, because none of {calls} calls found them used: {}",
-                unfinished.reason
-            );
-        }
-        waits
-    }
-
-    /// Accounts for restores that bypassed this manager.
-    fn look_at_restores(&mut self) {
-        let (restored, restores) = self.checkpoint.restored();
-        if restores == self.restores {
-            return;
-        }
-        self.restores = restores;
-        self.head = restored.cloned();
-        if let Some(head) = &self.head {
-            let head = head.clone();
-            let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.choose(&head);
-            self.begun |= ledger.has(&head);
-            ledger.restored = Some(head);
-        }
-    }
-
-    /// Returns the checkpoints that the next one supersedes: those after the one that the run continues from, and the
-    /// one of the same name.
-    ///
-    /// # Errors
-    /// If the run does not continue from anything in this directory, and the directory is not empty.
-    fn superseded_by(&self, name: Option<&str>) -> Result<Vec<String>> {
-        let ledger = self.ledger();
-        if !self.begun && !self.fresh_start && self.directory.rules().hold(Rule::FreshStart) {
-            if let Some(error) = ledger.why_unreachable() {
-                return Err(error);
-            }
-            if let Some((first, second)) = &ledger.undecided {
-                return Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) });
-            }
-            if let Some(newest) = ledger.known.last() {
-                let hint = "it is of a run of which nothing was restored: restore it (`restore_or_initialize`) and go on \
-                            from there, or begin anew beside it (`CheckpointManagerBuilder::fresh_start`)";
-                return Err(Error::AlreadyExists { path: ledger.path(&newest.entry.name), hint: hint.into() });
-            }
-        }
-        let mut superseded = match (&self.head, self.begun) {
-            (Some(head), true) if ledger.has(head) => ledger.after(Some(head)),
-            (_, true) => Vec::new(),
-            (_, false) => ledger.after(None),
-        };
-        let same = ledger.known.iter().map(|found| &found.entry.name).filter(|known| Some(known.as_str()) == name);
-        superseded.extend(same.cloned());
-        superseded.sort();
-        superseded.dedup();
-        drop(ledger);
-        // A name is free if its checkpoint was removed; anything else of that name is not ours.
-        let mut ledger = self.ledger();
-        let mut seen = std::mem::take(&mut ledger.seen);
-        let named = ledger.known.iter().filter(|found| superseded.binary_search(&found.entry.name).is_ok());
-        let there = named.filter(|found| seen.is_there(&self.directory, found));
-        let there = there.map(|found| found.entry.name.clone()).collect();
-        ledger.seen = seen;
-        Ok(there)
-    }
-
-    /// Saves. No save may be in flight.
-    fn save_next(&mut self, next: Next) -> Result<Location> {
-        let (plan, seen, taken) = self.take_hold()?;
-        self.save_planned(next, plan, seen, taken)
-    }
-
-    /// Like [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before
-    /// this returns.
-    fn save_planned(&mut self, next: Next, plan: Arc<Plan>, seen: AllSeen, taken: Option<Taken>) -> Result<Location> {
-        let Next { number, step, counter, metrics, superseded, unclean, without } = next;
-        let name = format!("{}-{number}", self.name);
-        let sequence = self.held.next_sequence()?;
-        let stamp = self.checkpoint.stamp();
-        let follows = self.follows(&superseded);
-        let id = Follows { run: stamp.run.clone(), sequence };
-        let counted_from = self.ledger().counted_from(&superseded);
-        let mut stamp = Stamp { sequence, step, save_counter: counter, metrics, follows, counted_from, ..stamp };
-        stamp.metadata.extend(self.next_metadata.clone());
-        (stamp.unclean, stamp.without) = (unclean, without);
-        let next = CheckpointInfo::of_save(&name, &stamp, self.directory.now());
-        let path = self.directory.root().join(&name);
-        let unchanged = {
-            let mut ledger = self.ledger();
-            let beside = ledger.beside(next);
-            ledger.memo.keep(beside);
-            Unchanged::since(&ledger.memo, &plan, seen)
-        };
-        let request = self.checkpoint.request(plan, unchanged, stamp, &self.options)?;
-        let request = request.refuse_unhealthy(self.on_unhealthy != OnUnhealthy::Keep);
-        let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
-        let mut after = Ok(());
-        if let Some(taken) = taken {
-            let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
-            let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
-            let metadata = self.next_metadata.clone();
-            let before = Before { last_step, save_counter, head, begun, last_save_at, metadata };
-            let early = (commit.name.clone(), commit.early.clone());
-            let started = InFlight::start(Order { taken, request, commit, before });
-            self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
-            self.early = Some(early);
-        } else {
-            let saved = request.run(None, &self.directory, &commit.name, Vec::new(), || commit.ready());
-            let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
-            after = commit.done(saved);
-        }
-        self.next_metadata.clear();
-        self.checkpoint.set_save_counter(counter);
-        self.last_step = step.or(self.last_step);
-        self.last_save_at = Instant::now();
-        self.checkpoint.set_follows(Some(id.clone()));
-        self.head = Some(id);
-        self.begun = true;
-        after.map(|()| path)
-    }
-
-    /// Returns the plan and what its tensors report now; pinned if it is saved in the background.
-    fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
-        while let Some(background) = self.background.clone() {
-            let (plan, seen) = self.checkpoint.plan_to_capture(&self.options)?;
-            if plan.bytes() > background.budget {
-                break;
-            }
-            let taken = Taken::begin(&plan, seen.is_none(), &mut self.image, &background);
-            match taken.inspect_err(|_| self.checkpoint.forget_plan())? {
-                Some(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
-                // The plan no longer fits. A new one is not checked.
-                None => self.checkpoint.forget_plan(),
-            }
-        }
-        let (plan, seen) = self.plan_now()?;
-        Ok((plan, seen, None))
-    }
-
-    /// Returns the plan and what its tensors report now.
-    fn plan_now(&mut self) -> Result<(Arc<Plan>, AllSeen)> {
-        self.checkpoint.plan(&self.options)
-    }
-
-    /// Returns the checkpoint that the next one follows: the one restored or saved last, or its predecessor if the next
-    /// one replaces it.
-    fn follows(&self, superseded: &[String]) -> Option<Follows> {
-        let head = self.head.clone()?;
-        let ledger = self.ledger();
-        let replaced = ledger.known.iter().find(|found| found.id() == head);
-        match replaced.filter(|found| superseded.contains(&found.entry.name)) {
-            Some(found) => found.follows.clone(),
-            None => Some(head),
-        }
-    }
-
-    /// Waits for the save in flight, if there is one.
-    fn settle(&mut self) -> Result<()> {
-        callback::refuse()?;
-        self.directory.check_process()?;
-        let Some(in_flight) = self.in_flight.take() else {
-            return Ok(());
-        };
-        let (image, before, result) = in_flight.wait();
-        self.early = None;
-        self.image = image;
-        result.unwrap_or_else(|failure| {
-            // The save is due again, with a new plan.
-            let is_skipped = self.is_skipped(&failure.error);
-            if !is_skipped {
-                (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
-            }
-            self.checkpoint.set_follows(before.head.clone());
-            (self.head, self.begun) = (before.head, before.begun);
-            before.metadata.into_iter().for_each(|(name, value)| {
-                self.next_metadata.entry(name).or_insert(value);
-            });
-            self.checkpoint.set_save_counter(before.save_counter);
-            self.checkpoint.forget_plan();
-            // Without hard links: a file of the last checkpoint may have caused the failure.
-            self.ledger().memo = Memo::default();
-            if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
-                background.do_not_trust(key);
-            }
-            if is_skipped {
-                log::warn!("the save is dropped: {:#}", failure.error);
-                return Ok(());
-            }
-            Err(failure.error)
-        })
-    }
-
     /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), so that the loop
     /// should stop.
     pub fn preempted(&self) -> bool {
@@ -725,17 +306,7 @@ impl Drop for CheckpointManager {
     }
 }
 
-/// The maximum number of optimizer steps that a due save waits for a call at which all gradients are used.
-const MOST_STEPS_WAITED: u64 = 100;
-
-/// The maximum number of calls that it waits.
-const MOST_CALLS_WAITED: u64 = 1000;
-
 /// A training step: any integer that is 0 or more.
 pub trait Step: TryInto<u64> + Copy + std::fmt::Display {}
 
 impl<T: TryInto<u64> + Copy + std::fmt::Display> Step for T {}
-
-fn step_number(step: impl Step) -> Result<u64> {
-    step.try_into().map_err(|_| Error::InvalidArgument(format!("a step is 0 or more, this is {step}")))
-}

@@ -1,0 +1,261 @@
+//! Saving what a `Checkpoint` tracks.
+
+use super::Checkpoint;
+use crate::catalog::{Found, Marks};
+use crate::error::{Error, Result};
+use crate::format::{Follows, Manifest};
+use crate::graph::Unfinished;
+use crate::location::Location;
+use crate::repository::{Directory, checkpoint_name, parent_of};
+use crate::save::{
+    self, AllSeen, AssetStream, Held, Plan, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset, check_names,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+impl Checkpoint {
+    /// Saves as `PREFIX-N`, where N is the save counter, which this increments: `save("dir/ckpt")` writes `dir/ckpt-1`,
+    /// then `dir/ckpt-2`. Creates the directory if necessary and updates its index. Returns the path.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] instead of overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for an
+    /// object that cannot be saved, [`Error::Locked`] if a manager or another process writes to the directory. After an
+    /// error, the directory and the counter are unchanged.
+    pub fn save(&mut self, prefix: impl Into<Location>) -> Result<Location> {
+        self.save_with(prefix, &SaveOptions::new())
+    }
+
+    /// Like [`save`](Checkpoint::save), with `options`.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn save_with(&mut self, prefix: impl Into<Location>, options: &SaveOptions) -> Result<Location> {
+        let prefix = &prefix.into();
+        let number = self.next_save()?;
+        let name = format!("{}-{number}", checkpoint_name(prefix)?);
+        let target = Target { directory: self.directory(&parent_of(prefix), options)?, name: &name };
+        let stamp = Stamp { save_counter: number, ..self.stamp() };
+        let (path, manifest, held) = self.save_alone(&target, stamp, options, Vec::new())?;
+        self.save_counter.set(number);
+        self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
+        if let Err(e) = update_index(&target.directory, &held, &name, &manifest) {
+            log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
+        }
+        Ok(path)
+    }
+
+    /// Saves as exactly `path`, without changing the counter or the index.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn write(&mut self, path: impl Into<Location>) -> Result<Location> {
+        self.write_with(path, &SaveOptions::new())
+    }
+
+    /// Like [`write`](Checkpoint::write), with `options`.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save).
+    pub fn write_with(&mut self, path: impl Into<Location>, options: &SaveOptions) -> Result<Location> {
+        self.write_with_assets(path, options, [])
+    }
+
+    /// Like [`write_with`](Checkpoint::write_with), with files for this checkpoint only, in addition to those of every
+    /// checkpoint ([`asset`](Checkpoint::asset)). See [`AssetStream`] for an example.
+    ///
+    /// # Errors
+    /// As for [`save`](Checkpoint::save); [`Error::InvalidName`] for an invalid name, or one that another asset has;
+    /// the errors of the assets' writers.
+    pub fn write_with_assets<'a>(
+        &mut self,
+        path: impl Into<Location>,
+        options: &SaveOptions,
+        assets: impl IntoIterator<Item = AssetStream<'a>>,
+    ) -> Result<Location> {
+        self.write_at_step(&path.into(), None, options, assets.into_iter().collect())
+    }
+
+    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a step.
+    pub(crate) fn write_at_step(
+        &mut self,
+        path: &Location,
+        step: Option<u64>,
+        options: &SaveOptions,
+        assets: Vec<AssetStream<'_>>,
+    ) -> Result<Location> {
+        check_names(&assets, self.assets.iter().map(UserAsset::name))?;
+        let target = Target { directory: self.directory(&parent_of(path), options)?, name: checkpoint_name(path)? };
+        let stamp = Stamp { step, save_counter: self.save_counter(), ..self.stamp() };
+        Ok(self.save_alone(&target, stamp, options, assets)?.0)
+    }
+
+    /// Returns the save counter after the next save.
+    pub(crate) fn next_save(&self) -> Result<i64> {
+        let counter = self.save_counter.get();
+        counter
+            .checked_add(1)
+            .ok_or_else(|| Error::InvalidArgument(format!("the counter of saves cannot go beyond {counter}")))
+    }
+
+    /// Saves to a directory whose lock is free or held by a manager of this checkpoint.
+    fn save_alone(
+        &mut self,
+        target: &Target<'_>,
+        stamp: Stamp,
+        options: &SaveOptions,
+        assets: Vec<AssetStream<'_>>,
+    ) -> Result<(Location, Manifest, Arc<Held>)> {
+        let Target { directory, name } = target;
+        let (plan, seen) = self.plan(options)?;
+        let held = self.hold(directory)?;
+        let stamp = Stamp { sequence: held.next_sequence()?, ..stamp };
+        let unchanged = Unchanged::since_nothing(&plan, seen);
+        let request = self.request(plan, unchanged, stamp, options)?;
+        directory.must_be_free(name)?;
+        let saved = request.run(None, directory, name, assets, || Ok(()));
+        let saved = saved.inspect_err(|_| self.forget_plan())?;
+        Ok((saved.path, saved.manifest, held))
+    }
+
+    /// Requests a save of the plan, with the present values and user-provided files.
+    pub(crate) fn request(
+        &self,
+        plan: Arc<Plan>,
+        unchanged: Unchanged,
+        stamp: Stamp,
+        options: &SaveOptions,
+    ) -> Result<SaveRequest> {
+        SaveRequest::new(plan, unchanged, stamp, &self.assets, options)
+    }
+
+    /// Returns the lock of a directory: the manager's, if it writes to this directory.
+    fn hold(&mut self, directory: &Directory) -> Result<Arc<Held>> {
+        match self.held.as_ref().filter(|held| held.is_of(directory)) {
+            Some(held) => Ok(held.clone()),
+            None => Held::take_again(directory, &mut self.sequences).map(Arc::new),
+        }
+    }
+
+    /// Sets the lock that a manager holds, which direct saves use as well.
+    pub(crate) fn set_held(&mut self, held: Arc<Held>) {
+        self.held = Some(held);
+    }
+
+    /// Sets the checkpoint that a manager has saved, or, after a failed save, had saved before.
+    pub(crate) fn set_follows(&mut self, follows: Option<Follows>) {
+        self.follows = follows;
+    }
+
+    /// Returns an update of a tracked object that has started and is not complete, with the object's name.
+    pub(crate) fn unfinished(&self) -> Option<(String, Unfinished)> {
+        self.objects.unfinished()
+    }
+
+    /// Returns the plan of a save, and what its tensors [report](Plan::look) now. Reuses the plan of the last save if
+    /// nothing has changed.
+    pub(crate) fn plan(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, AllSeen)> {
+        self.refuse_torn()?;
+        if let Some(plan) = self.planned.as_ref().filter(|plan| plan.fits_options(options)) {
+            let seen = plan.look();
+            if plan.fits(&seen) && plan.fits_collections() {
+                return Ok((plan.clone(), Arc::new(seen)));
+            }
+        }
+        let plan = Arc::new(save::plan(&self.objects.list(), options)?);
+        let seen = Arc::new(plan.look());
+        // A plan with gradients that will be used would keep their memory.
+        self.planned = self.unfinished().is_none().then(|| plan.clone());
+        Ok((plan, seen))
+    }
+
+    /// Like [`plan`](Checkpoint::plan), for some of the tracked objects. Also returns the names of the others.
+    pub(crate) fn plan_only(
+        &self,
+        only: &BTreeSet<String>,
+        options: &SaveOptions,
+    ) -> Result<(Arc<Plan>, AllSeen, Vec<String>)> {
+        self.refuse_torn()?;
+        let (objects, others): (Vec<_>, Vec<_>) =
+            self.objects.list().into_iter().partition(|(name, _)| only.contains(name));
+        if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
+            return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
+        }
+        let plan = Arc::new(save::plan(&objects, options)?);
+        let seen = Arc::new(plan.look());
+        let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
+        without.sort();
+        Ok((plan, seen, without))
+    }
+
+    /// Like [`plan`](Checkpoint::plan), for a capture. Returns `None` instead of what the tensors report if the capture
+    /// is to check whether the plan fits.
+    pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {
+        let is_current = |plan: &&Arc<Plan>| {
+            self.torn.is_empty() && plan.was_captured() && plan.fits_options(options) && plan.fits_collections()
+        };
+        match self.planned.as_ref().filter(is_current) {
+            Some(plan) => Ok((plan.clone(), None)),
+            None => self.plan(options).map(|(plan, seen)| (plan, Some(seen))),
+        }
+    }
+
+    /// Discards the plan: after an error, something may have changed unnoticed.
+    pub(crate) fn forget_plan(&mut self) {
+        self.planned = None;
+    }
+
+    /// Returns the identity of the next checkpoint of this run; the caller sets sequence and counter.
+    pub(crate) fn stamp(&self) -> Stamp {
+        let (run, follows, earlier) = (self.run.clone(), self.follows.clone(), self.earlier.clone());
+        let (metrics, counted_from, metadata) = (BTreeMap::new(), None, self.metadata.clone());
+        let (unclean, without) = (false, Vec::new());
+        Stamp {
+            sequence: 0,
+            run,
+            step: None,
+            save_counter: 0,
+            metrics,
+            follows,
+            earlier,
+            counted_from,
+            metadata,
+            unclean,
+            without,
+        }
+    }
+
+    fn directory(&self, root: &Location, options: &SaveOptions) -> Result<Directory> {
+        Directory::new(&*self.storage, root, &options.open_options())
+    }
+
+    pub(crate) fn set_save_counter(&self, counter: i64) {
+        self.save_counter.set(counter);
+    }
+
+    /// Returns `true` if a checkpoint has the present user-provided files.
+    pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
+        if self.assets.len() != manifest.assets.len() {
+            return Ok(false);
+        }
+        let has = |asset: &UserAsset| -> Result<bool> {
+            Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry))
+        };
+        self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
+    }
+}
+
+/// The destination of a checkpoint.
+struct Target<'a> {
+    directory: Directory,
+    name: &'a str,
+}
+
+/// Adds a checkpoint to the index of its directory, and keeps the entries of existing others.
+fn update_index(directory: &Directory, held: &Held, name: &str, manifest: &Manifest) -> Result<()> {
+    let there = directory.scan()?.names;
+    held.update_index(directory, |index| {
+        index.checkpoints.retain(|entry| entry.name != name && there.contains(&entry.name));
+        index.checkpoints.push(Found::new(name, manifest, Marks::default()).entry);
+        index.latest = Some(name.to_string());
+    })
+}
