@@ -35,8 +35,8 @@ impl Collection for Optimizer {
     }
 
     fn guarded(&self) -> Option<Guarded> {
-        let addresses = self.tensors.iter().filter_map(|tensor| Some(tensor.identity()?.address)).collect();
-        Some(Guarded { gate: self.gate.clone(), addresses })
+        let addresses = self.tensors.iter().filter_map(|tensor| Some(tensor.identity()?.address));
+        Some(Guarded::new(self.gate.clone(), addresses))
     }
 
     fn generation(&self) -> Option<u64> {
@@ -162,7 +162,7 @@ impl TensorLeaf for Awkward {
     }
 
     fn identity(&self) -> Option<tch_checkpoint::Identity> {
-        Some(tch_checkpoint::Identity { device: "x".into(), address: 42, spec: self.spec.clone(), strides: vec![] })
+        Some(tch_checkpoint::Identity::new("x", 42, self.spec.clone(), vec![]))
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
@@ -186,7 +186,7 @@ impl Collection for Owner {
     }
 
     fn guarded(&self) -> Option<Guarded> {
-        Some(Guarded { gate: self.0.clone(), addresses: [42].into() })
+        Some(Guarded::new(self.0.clone(), [42]))
     }
 }
 
@@ -267,7 +267,7 @@ impl TensorLeaf for Counting {
 
     fn identity(&self) -> Option<tch_checkpoint::Identity> {
         let address = self.0.lock().unwrap().2;
-        Some(tch_checkpoint::Identity { device: "y".into(), address, spec: self.spec().ok()?, strides: vec![] })
+        Some(tch_checkpoint::Identity::new("y", address, self.spec().ok()?, vec![]))
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
@@ -291,7 +291,7 @@ impl Collection for Behind {
     }
 
     fn guarded(&self) -> Option<Guarded> {
-        Some(Guarded { gate: self.0.clone(), addresses: [self.1].into() })
+        Some(Guarded::new(self.0.clone(), [self.1]))
     }
 
     fn generation(&self) -> Option<u64> {

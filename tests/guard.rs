@@ -60,7 +60,7 @@ impl TensorLeaf for Large {
 
     fn identity(&self) -> Option<Identity> {
         let address = Arc::as_ptr(&self.0) as usize;
-        Some(Identity { device: "large".into(), address, strides: vec![1], spec: self.spec().ok()? })
+        Some(Identity::new("large", address, self.spec().ok()?, vec![1]))
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {

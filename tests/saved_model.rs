@@ -487,7 +487,7 @@ fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
     for bytes in
         [b"PK\x03\x04 no program".to_vec(), vec![], program[..program.len() / 2].to_vec(), program[100..].to_vec()]
     {
-        let entry = AssetEntry { bytes: bytes.len() as u64, digest: Digest::of(&bytes) };
+        let entry = AssetEntry::new(bytes.len() as u64, Digest::of(&bytes));
         let mut forged = manifest.clone();
         forged.assets.insert("program.pt".to_string(), entry);
         std::fs::write(path.join("manifest.json"), forged.to_bytes()?)?;

@@ -31,6 +31,7 @@ pub struct Index {
 /// A checkpoint in the index.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct IndexEntry {
     /// Its directory's name.
     pub name: String,

@@ -69,6 +69,7 @@ pub struct SavedModelInfo {
 /// A length of an input.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Length {
     /// The input's name.
     pub input: String,
@@ -86,6 +87,7 @@ impl fmt::Display for Length {
 /// The inputs and outputs of a method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Signature {
     /// The inputs, in order.
     pub inputs: Vec<TensorInfo>,
@@ -98,6 +100,7 @@ pub struct Signature {
 /// An input or output of a signature.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
@@ -111,6 +114,7 @@ pub struct TensorInfo {
 /// A parameter or buffer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Variable {
     /// Its key in the checkpoint.
     pub key: String,

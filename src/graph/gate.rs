@@ -53,9 +53,17 @@ impl fmt::Debug for Gate {
 
 /// Tensors that are changed only after [`Gate::pass`].
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Guarded {
     /// The gate.
     pub gate: Gate,
     /// The addresses of the tensors' first elements, as in [`Identity`](crate::Identity).
     pub addresses: HashSet<usize>,
+}
+
+impl Guarded {
+    /// Returns the tensors of these `addresses`, which are changed only after passing `gate`.
+    pub fn new(gate: Gate, addresses: impl IntoIterator<Item = usize>) -> Guarded {
+        Guarded { gate, addresses: addresses.into_iter().collect() }
+    }
 }

@@ -187,6 +187,7 @@ pub trait TensorTarget: Send {
 
 /// The identity of tensor memory: tensors of equal identity have the same elements in the same order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Identity {
     /// The device, such as `cpu` or `cuda:0`.
     pub device: String,
@@ -196,6 +197,14 @@ pub struct Identity {
     pub spec: TensorSpec,
     /// The stride of each dimension, in elements.
     pub strides: Vec<i64>,
+}
+
+impl Identity {
+    /// Returns the identity of memory on `device`, such as `cpu`, whose first element is at `address`. `strides` are those of
+    /// each dimension, in elements.
+    pub fn new(device: impl Into<String>, address: usize, spec: TensorSpec, strides: Vec<i64>) -> Identity {
+        Identity { device: device.into(), address, spec, strides }
+    }
 }
 
 /// Writes a checked value into its object.

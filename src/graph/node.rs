@@ -234,6 +234,7 @@ impl Unfinished {
 
 /// A child of a [`Collection`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Child {
     /// Its name in the graph.
     pub name: String,
@@ -249,10 +250,18 @@ impl Child {
     pub fn new(name: impl Into<String>, node: Node) -> Child {
         Child { name: name.into(), node, name_in_file: None }
     }
+
+    /// Sets its name in the safetensors file. Defaults to its path in the component.
+    #[must_use]
+    pub fn name_in_file(mut self, name: impl Into<String>) -> Child {
+        self.name_in_file = Some(name.into());
+        self
+    }
 }
 
 /// What a checkpoint has below an object.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Saved {
     /// Children, by name.
     pub children: BTreeMap<String, Saved>,

@@ -56,7 +56,7 @@ impl TensorLeaf for Memory {
     fn identity(&self) -> Option<Identity> {
         let spec = self.0.spec.clone();
         let address = Arc::as_ptr(&self.0) as usize;
-        (!self.bytes().is_empty()).then(|| Identity { device: "memory".into(), address, strides: vec![], spec })
+        (!self.bytes().is_empty()).then(|| Identity::new("memory", address, spec, vec![]))
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {

@@ -65,17 +65,13 @@ fn manifest(tensors: usize) -> Manifest {
     let mut manifest = Manifest::new(1, "0".repeat(32), Utc::now());
     let file = "encoder.safetensors".to_string();
     let digest = Digest::of(b"");
-    let header = HeaderEntry { bytes: 4096, digest };
-    manifest.files.insert(file.clone(), FileEntry { bytes: 4096 + 1024 * tensors as u64, header });
+    let header = HeaderEntry::new(4096, digest);
+    manifest.files.insert(file.clone(), FileEntry::new(4096 + 1024 * tensors as u64, header));
     for i in 0..tensors {
         let begin = 4096 + 1024 * i as u64;
-        let piece =
-            Piece { file: file.clone(), name: format!("layer{i}.weight"), begin, end: begin + 1024, slice: None };
+        let piece = Piece::new(file.clone(), format!("layer{i}.weight"), begin..begin + 1024);
         let spec = TensorSpec::new(Dtype::F32, [16, 16]);
-        manifest.tensors.insert(
-            format!("encoder/layer{i}.weight"),
-            TensorRecord { spec, digest, pieces: vec![piece], requires_grad: None, statistics: None },
-        );
+        manifest.tensors.insert(format!("encoder/layer{i}.weight"), TensorRecord::new(spec, digest, vec![piece]));
     }
     manifest
 }

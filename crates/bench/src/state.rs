@@ -97,8 +97,8 @@ impl Collection for Part {
     }
 
     fn guarded(&self) -> Option<Guarded> {
-        let addresses = self.tensors.iter().map(|(_, _, address)| *address).collect();
-        Some(Guarded { gate: self.gate.clone(), addresses })
+        let addresses = self.tensors.iter().map(|(_, _, address)| *address);
+        Some(Guarded::new(self.gate.clone(), addresses))
     }
 
     fn generation(&self) -> Option<u64> {

@@ -125,7 +125,7 @@ fn holes_in_files_take_no_memory() -> Outcome {
         let file = path.join("manifest.json");
         let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
         // A description of 3 GB, of which a reader takes 64 MiB at most.
-        let entry = tch_checkpoint::format::AssetEntry { bytes, digest: Digest::of(b"") };
+        let entry = tch_checkpoint::format::AssetEntry::new(bytes, Digest::of(b""));
         manifest.assets.insert("saved_model.json".into(), entry);
         fs::File::create(path.join("saved_model.json"))?.set_len(bytes)?;
         fs::write(&file, manifest.to_bytes()?)?;

@@ -936,7 +936,7 @@ fn a_saved_model_is_shown_verified_and_compared() {
     let manifest = Manifest::from_bytes(&fs::read(model.join("manifest.json")).unwrap()).unwrap();
     let mut other = manifest.clone();
     let program = b"another program";
-    let entry = AssetEntry { bytes: program.len() as u64, digest: Digest::of(program) };
+    let entry = AssetEntry::new(program.len() as u64, Digest::of(program));
     other.assets.insert("program.pt".to_string(), entry);
     fs::write(model.join("program.pt"), program).unwrap();
     let ran = on("verify", &[&model]);

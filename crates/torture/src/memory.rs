@@ -54,7 +54,7 @@ impl TensorLeaf for Memory {
     fn identity(&self) -> Option<Identity> {
         let address = Arc::as_ptr(&self.0) as usize;
         let spec = self.spec().ok()?;
-        Some(Identity { device: "memory".into(), address, strides: Vec::new(), spec })
+        Some(Identity::new("memory", address, spec, Vec::new()))
     }
 
     fn version(&self) -> Option<u64> {

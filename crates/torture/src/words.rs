@@ -32,7 +32,7 @@ impl TensorLeaf for Words {
 
     fn identity(&self) -> Option<Identity> {
         let address = self.0.as_ptr() as usize;
-        Some(Identity { device: "memory".into(), address, strides: vec![1], spec: self.spec().ok()? })
+        Some(Identity::new("memory", address, self.spec().ok()?, vec![1]))
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
@@ -80,8 +80,8 @@ impl Collection for Optimizer {
     }
 
     fn guarded(&self) -> Option<Guarded> {
-        let addresses = self.tensors.iter().filter_map(|tensor| Some(tensor.identity()?.address)).collect();
-        Some(Guarded { gate: self.gate.clone(), addresses })
+        let addresses = self.tensors.iter().filter_map(|tensor| Some(tensor.identity()?.address));
+        Some(Guarded::new(self.gate.clone(), addresses))
     }
 
     fn generation(&self) -> Option<u64> {

@@ -10,6 +10,7 @@ use crate::dtype::TensorSpec;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The maximum length of a manifest, in bytes: enough for about two million tensors. Check the length of the file
 /// before reading it.
@@ -75,6 +76,7 @@ pub struct Follows {
 /// A file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct FileEntry {
     /// The length of the whole file.
     pub bytes: u64,
@@ -82,9 +84,17 @@ pub struct FileEntry {
     pub header: HeaderEntry,
 }
 
+impl FileEntry {
+    /// Returns the entry of a file of so many `bytes`, its header included.
+    pub fn new(bytes: u64, header: HeaderEntry) -> FileEntry {
+        FileEntry { bytes, header }
+    }
+}
+
 /// The part of a file before its data section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct HeaderEntry {
     /// Its length; the data section starts there.
     pub bytes: u64,
@@ -93,15 +103,30 @@ pub struct HeaderEntry {
     pub digest: Digest,
 }
 
+impl HeaderEntry {
+    /// Returns the entry of a header of so many `bytes`.
+    pub fn new(bytes: u64, digest: Digest) -> HeaderEntry {
+        HeaderEntry { bytes, digest }
+    }
+}
+
 /// A file of a checkpoint that is not a component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct AssetEntry {
     /// The length of the file.
     pub bytes: u64,
     /// Its digest.
     #[serde(rename = "xxh3_128")]
     pub digest: Digest,
+}
+
+impl AssetEntry {
+    /// Returns the entry of a file of so many `bytes`.
+    pub fn new(bytes: u64, digest: Digest) -> AssetEntry {
+        AssetEntry { bytes, digest }
+    }
 }
 
 /// Statistics of the values of a float tensor, recorded by a save. The parts of complex numbers count as values.
@@ -118,6 +143,7 @@ pub struct Statistics {
 
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct TensorRecord {
     /// Type and shape.
     pub spec: TensorSpec,
@@ -131,9 +157,17 @@ pub struct TensorRecord {
     pub statistics: Option<Statistics>,
 }
 
+impl TensorRecord {
+    /// Returns the record of a tensor without a gradient flag and statistics.
+    pub fn new(spec: TensorSpec, digest: Digest, pieces: Vec<Piece>) -> TensorRecord {
+        TensorRecord { spec, digest, pieces, requires_grad: None, statistics: None }
+    }
+}
+
 /// Consecutive elements of a tensor in one file, under one name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Piece {
     /// The file, a plain name.
     pub file: String,
@@ -146,6 +180,13 @@ pub struct Piece {
     /// The slice of the tensor, as start and length per dimension; `None` for the whole tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<Vec<[u64; 2]>>,
+}
+
+impl Piece {
+    /// Returns a piece that is the whole tensor.
+    pub fn new(file: impl Into<String>, name: impl Into<String>, bytes: Range<u64>) -> Piece {
+        Piece { file: file.into(), name: name.into(), begin: bytes.start, end: bytes.end, slice: None }
+    }
 }
 
 impl Manifest {
