@@ -91,11 +91,13 @@ impl Contents {
     }
 
     /// Returns all tensors and values, in order of key.
+    #[must_use]
     pub fn entries(&self) -> &[ContentsEntry] {
         &self.entries
     }
 
     /// Returns the number of bytes of all tensors. Tensors that share memory count once.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         bytes(&self.entries)
     }
@@ -103,6 +105,7 @@ impl Contents {
 
 impl ContentsEntry {
     /// Returns the number of bytes that a save writes for it: 0 for a value, and for a tensor that another entry saves.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.content {
             Content::Tensor { spec, same_as: None, .. } => spec.bytes().unwrap_or(u64::MAX),

@@ -101,6 +101,7 @@ impl TensorSpec {
     }
 
     /// Returns the number of bytes of all elements, or `None` if it exceeds a `u64`.
+    #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.dtype.size() as u64, |product, &length| product.checked_mul(length))
     }

@@ -37,6 +37,7 @@ pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
 }
 
 /// Returns a manager's builder whose manager does not go by `rule`.
+#[must_use]
 pub fn without_rule(builder: CheckpointManagerBuilder, rule: Rule) -> CheckpointManagerBuilder {
     builder.rules(Rules::without(rule))
 }
@@ -50,6 +51,7 @@ pub fn check_component(name: &str) -> Result<()> {
 }
 
 /// Returns `true` if a manifest may name this file.
+#[must_use]
 pub fn is_plain_file_name(name: &str) -> bool {
     crate::name::is_plain_file_name(name)
 }
@@ -64,6 +66,7 @@ pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
 
 /// Returns how many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is
 /// preserved.
+#[must_use]
 pub fn removed(checkpoints: &[(String, DateTime<Utc>)]) -> usize {
     let infos = checkpoints.iter().map(|(name, saved_at)| CheckpointInfo::new(name, *saved_at));
     let infos: Vec<CheckpointInfo> = infos.collect();

@@ -87,6 +87,7 @@ pub(crate) fn component(key: &str) -> &str {
 }
 
 /// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.
+#[must_use]
 pub fn path(key: &str) -> Option<Vec<String>> {
     if key.split('/').nth(MAX_NAMES).is_some() {
         return None;
@@ -99,6 +100,7 @@ pub fn path(key: &str) -> Option<Vec<String>> {
 /// ```
 /// assert_eq!(tch_checkpoint::name::file_stem("my encoder"), "my%20encoder");
 /// ```
+#[must_use]
 pub fn file_stem(component: &str) -> String {
     let mut stem = String::with_capacity(component.len());
     for (i, byte) in component.bytes().enumerate() {
@@ -137,6 +139,7 @@ pub(crate) fn is_plain_file_name(name: &str) -> bool {
 /// assert!(matches("decoder/*", "decoder/gru.weight"));
 /// assert!(!matches("decoder", "decoder/gru.weight"));
 /// ```
+#[must_use]
 pub fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();

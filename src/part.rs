@@ -35,6 +35,7 @@ impl Checkpoint {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn get(&self, name: &str) -> Option<Part> {
         let node = self.objects().into_iter().find(|(tracked, _)| tracked == name)?.1;
         Some(Part { name: name.to_string(), node })
@@ -43,6 +44,7 @@ impl Checkpoint {
 
 impl Part {
     /// Returns the name it is tracked under.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -24,6 +24,7 @@ pub struct Progress {
 
 impl Progress {
     /// Returns `done` in percent of `total`.
+    #[must_use]
     pub fn percent(&self) -> f64 {
         if self.total == 0 { 100.0 } else { 100.0 * self.done as f64 / self.total as f64 }
     }

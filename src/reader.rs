@@ -57,11 +57,13 @@ impl CheckpointReader {
     }
 
     /// Returns the directory.
+    #[must_use]
     pub fn path(&self) -> &Location {
         &self.source.path
     }
 
     /// Returns the manifest: everything except the tensors' bytes.
+    #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.source.manifest
     }
@@ -89,16 +91,19 @@ impl CheckpointReader {
 
     /// Returns the keys of all tensors with their types and shapes, in the order of the keys. Iterating over `&reader` does
     /// the same.
+    #[must_use]
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorSpec)> + Clone {
         self.into_iter()
     }
 
     /// Returns the values that are saved in the manifest, by key, in the order of the keys.
+    #[must_use]
     pub fn values(&self) -> impl ExactSizeIterator<Item = (&str, &serde_json::Value)> + Clone {
         self.source.manifest.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// Returns the type and shape of the tensor `key`, if there is one.
+    #[must_use]
     pub fn spec(&self, key: &str) -> Option<&TensorSpec> {
         self.source.manifest.tensors.get(key).map(|record| &record.spec)
     }
@@ -365,6 +370,7 @@ pub struct Verification {
 
 impl Verification {
     /// Returns `true` if every byte is what was written. Unexpected files do not matter.
+    #[must_use]
     pub fn is_intact(&self) -> bool {
         self.problems.is_empty()
     }

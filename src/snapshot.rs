@@ -79,6 +79,7 @@ impl Snapshot {
     }
 
     /// Returns how many bytes of memory the tensors take.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.values().map(|bytes| bytes.len() as u64).sum()
     }

@@ -20,11 +20,13 @@ pub struct Digest([u8; 16]);
 
 impl Digest {
     /// Returns the digest of `bytes`.
+    #[must_use]
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(XxHash3_128::oneshot(bytes).to_be_bytes())
     }
 
     /// Returns the 16 bytes, most significant first.
+    #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         self.0
     }
@@ -111,6 +113,7 @@ pub struct Hasher(XxHash3_128);
 
 impl Hasher {
     /// Creates a hasher of no bytes.
+    #[must_use]
     pub fn new() -> Hasher {
         Hasher::default()
     }
@@ -121,6 +124,7 @@ impl Hasher {
     }
 
     /// Returns the digest of everything so far.
+    #[must_use]
     pub fn finish(&self) -> Digest {
         Digest(self.0.finish_128().to_be_bytes())
     }

@@ -81,12 +81,14 @@ enum Kind {
 }
 
 /// Returns `true` if a file of this name in a checkpoint's directory is a mark: `mark-….json`.
+#[must_use]
 pub fn is_mark_file(file: &str) -> bool {
     file.len() > PREFIX.len() + EXTENSION.len() && file.starts_with(PREFIX) && file.ends_with(EXTENSION)
 }
 
 impl Mark {
     /// Creates a mark of the checkpoint `of`.
+    #[must_use]
     pub fn new(of: Follows, kind: MarkKind) -> Mark {
         Mark { of, kind }
     }
@@ -101,6 +103,7 @@ impl Mark {
     /// assert_eq!(Mark::from_bytes(&mark.to_bytes()?), Ok(mark));
     /// # Ok::<(), tch_checkpoint::Error>(())
     /// ```
+    #[must_use]
     pub fn file_name(&self) -> String {
         match &self.kind {
             MarkKind::Permanent => format!("{PREFIX}permanent{EXTENSION}"),

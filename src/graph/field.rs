@@ -14,11 +14,13 @@ pub struct Field {
 
 impl Field {
     /// Returns a field that is tracked under its name.
+    #[must_use]
     pub fn named(name: &'static str, node: Node) -> Field {
         Field { name, node, is_flattened: false }
     }
 
     /// Returns a field whose children are tracked as if they were fields.
+    #[must_use]
     pub fn flattened(name: &'static str, node: Node) -> Field {
         Field { name, node, is_flattened: true }
     }

@@ -20,6 +20,7 @@ pub struct Gate(Arc<Mutex<()>>);
 
 impl Gate {
     /// Creates an open gate.
+    #[must_use]
     pub fn new() -> Gate {
         Gate::default()
     }

@@ -23,11 +23,13 @@ pub struct Counter(Arc<AtomicI64>);
 
 impl Counter {
     /// Creates a counter that starts at `value`.
+    #[must_use]
     pub fn new(value: i64) -> Counter {
         Counter(Arc::new(AtomicI64::new(value)))
     }
 
     /// Returns the count.
+    #[must_use]
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::SeqCst)
     }
@@ -123,6 +125,7 @@ impl Drop for Ends<'_> {
 
 impl<T: Clone> Value<T> {
     /// Returns a copy of the value.
+    #[must_use]
     pub fn get(&self) -> T {
         self.lock().clone()
     }

@@ -40,6 +40,7 @@ pub enum ProblemKind {
 
 impl Problem {
     /// Describes `error`.
+    #[must_use]
     pub fn of(error: &Error) -> Problem {
         let about = |path: &Path, kind, reason: String| Problem { path: Some(path.into()), kind, reason };
         match error {
@@ -55,6 +56,7 @@ impl Problem {
     }
 
     /// Returns the reason, preceded by the path relative to `directory` where that is not empty.
+    #[must_use]
     pub fn within(&self, directory: &Path) -> String {
         let inside = self.path.as_deref().map(|path| text(path.strip_prefix(directory).unwrap_or(path)));
         match inside.filter(|path| !path.is_empty()) {

@@ -108,6 +108,7 @@ impl Target {
     }
 
     /// Returns the tensors and values.
+    #[must_use]
     pub fn source(&self) -> &dyn TensorSource {
         match &self.opened {
             Opened::Own(ours) => &**ours,
@@ -117,11 +118,13 @@ impl Target {
 
     /// Returns the checkpoints of the directory that are damaged or cannot be read, with the reason. Empty unless a
     /// directory of checkpoints was opened.
+    #[must_use]
     pub fn skipped(&self) -> &[(Location, Error)] {
         &self.skipped
     }
 
     /// Returns which checkpoint this is.
+    #[must_use]
     pub fn overview(&self) -> Overview {
         let manifest = self.own_source().map(|source| &source.manifest);
         Overview {

@@ -80,6 +80,7 @@ impl ReadOptions {
     /// Sets the maximum size of all tensors together, as a multiple of the size of the files. 64 MiB are always
     /// allowed. Formats can describe terabytes in a few bytes (expanded elements, compression, fill values); a source
     /// beyond the limit is refused when it is opened. Defaults to 100.
+    #[must_use]
     pub fn max_expansion(mut self, times: u64) -> Self {
         self.max_expansion = times;
         self
@@ -88,6 +89,7 @@ impl ReadOptions {
     /// Returns whether a file that holds objects of unknown classes is opened all the same. They are listed as
     /// [`unreadable`](TensorSource::unreadable); nothing of them is executed in either case. Defaults to `false`: such
     /// a file is refused, and the error names the class.
+    #[must_use]
     pub fn unknown_objects(mut self, allowed: bool) -> Self {
         self.unknown_objects = allowed;
         self

@@ -72,18 +72,21 @@ impl Default for Background {
 
 impl Background {
     /// Creates options without a memory limit that wait when saves overlap.
+    #[must_use]
     pub fn new() -> Background {
         Background::default()
     }
 
     /// Sets the maximum size of the copy in bytes. A larger state is saved before the call returns. Not limited by
     /// default.
+    #[must_use]
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.budget = bytes;
         self
     }
 
     /// What happens when a save becomes due while the last one is still being written.
+    #[must_use]
     pub fn overlap(mut self, overlap: Overlap) -> Self {
         self.overlap = overlap;
         self
@@ -98,6 +101,7 @@ impl Background {
     /// let background = Background::new().copy_at_call("head/*");
     /// # let _ = background;
     /// ```
+    #[must_use]
     pub fn copy_at_call(mut self, pattern: impl Into<String>) -> Self {
         self.at_call.push(pattern.into());
         self
@@ -105,6 +109,7 @@ impl Background {
 
     /// Commits without detection. For tests of the detection.
     #[doc(hidden)]
+    #[must_use]
     pub fn without_detection(mut self) -> Self {
         self.others.watched = false;
         self
@@ -112,6 +117,7 @@ impl Background {
 
     /// Disables the hooks. For tests of the detection.
     #[doc(hidden)]
+    #[must_use]
     pub fn without_hooks(mut self) -> Self {
         self.others.wait = false;
         self

@@ -106,6 +106,7 @@ impl CheckpointManagerBuilder {
     ///
     /// Checkpoints that a run abandoned when it [went back](CheckpointManager#going-back) stay until this number of
     /// newer ones are complete (1 if only policies are given).
+    #[must_use]
     pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.max_to_keep = Some(keep.into());
         self
@@ -127,6 +128,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn keep(mut self, policy: impl RetentionPolicy + 'static) -> Self {
         self.policies.push(Arc::new(policy));
         self
@@ -137,6 +139,7 @@ impl CheckpointManagerBuilder {
     ///
     /// A permanent checkpoint is marked in its own directory (`mark-permanent.json`), so that neither the loss of the
     /// index nor a manager of another name forgets it.
+    #[must_use]
     pub fn keep_every(mut self, interval: Duration) -> Self {
         self.keep_every = Some(interval);
         self
@@ -144,12 +147,14 @@ impl CheckpointManagerBuilder {
 
     /// Sets how many newer checkpoints must exist before the checkpoint that a run was restored from may be removed.
     /// Defaults to 1; 0 does not protect it. A number that the policies never reach protects it for the whole run.
+    #[must_use]
     pub fn protect_restored(mut self, newer: usize) -> Self {
         self.protect_restored = newer;
         self
     }
 
     /// Sets what happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
+    #[must_use]
     pub fn on_unhealthy(mut self, on_unhealthy: OnUnhealthy) -> Self {
         self.on_unhealthy = on_unhealthy;
         self
@@ -158,6 +163,7 @@ impl CheckpointManagerBuilder {
     /// Sets what happens if there is no space for a checkpoint. Defaults to [`OnNoSpace::Fail`]. When the manager
     /// opens, it logs a warning if the policies, as far as they bound the number of checkpoints, will need more space
     /// than there is.
+    #[must_use]
     pub fn on_no_space(mut self, on_no_space: OnNoSpace) -> Self {
         self.on_no_space = on_no_space;
         self
@@ -165,6 +171,7 @@ impl CheckpointManagerBuilder {
 
     /// Sets how many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy
     /// counts or keeps such a checkpoint.
+    #[must_use]
     pub fn keep_unhealthy(mut self, keep: usize) -> Self {
         self.keep_unhealthy = keep;
         self
@@ -173,6 +180,7 @@ impl CheckpointManagerBuilder {
     /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) stay: those of the highest
     /// numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are pinned,
     /// annotated or permanent always stay. [Skipped](CheckpointManager::pass_over) checkpoints are never removed.
+    #[must_use]
     pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.keep_damaged = keep.into();
         self
@@ -181,6 +189,7 @@ impl CheckpointManagerBuilder {
     /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint that lacks
     /// components ([`Preemption::save_only`](crate::Preemption::save_only)), which are then left unchanged. By default,
     /// such checkpoints are skipped, because the run could not be resumed exactly.
+    #[must_use]
     pub fn restore_incomplete(mut self) -> Self {
         self.restore_incomplete = true;
         self
@@ -188,6 +197,7 @@ impl CheckpointManagerBuilder {
 
     /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint with values
     /// that are NaN or infinite. By default, such checkpoints are skipped.
+    #[must_use]
     pub fn restore_unhealthy(mut self) -> Self {
         self.restore_unhealthy = true;
         self
@@ -195,6 +205,7 @@ impl CheckpointManagerBuilder {
 
     /// Sets the number of steps between saves of [`CheckpointManager::save_if_due`], with the policy [`EverySteps`].
     /// Defaults to 1, or to the policies that were added with [`save_when`](CheckpointManagerBuilder::save_when).
+    #[must_use]
     pub fn save_every(mut self, steps: u64) -> Self {
         self.interval = Some(steps);
         self
@@ -202,12 +213,14 @@ impl CheckpointManagerBuilder {
 
     /// Adds a [save policy](crate::save_policy). [`CheckpointManager::save_if_due`] saves if any of the policies
     /// requests it, including [`save_every`](CheckpointManagerBuilder::save_every).
+    #[must_use]
     pub fn save_when(mut self, policy: impl SavePolicy + 'static) -> Self {
         self.save_policies.push(Box::new(policy));
         self
     }
 
     /// Sets what [`CheckpointManager::save_if_due`] does when a save fails. Defaults to [`OnSaveError::Return`].
+    #[must_use]
     pub fn on_save_error(mut self, on_save_error: OnSaveError) -> Self {
         self.on_save_error = on_save_error;
         self
@@ -238,6 +251,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn on_saved<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         self,
         function: impl FnMut(&SavedCheckpoint) -> std::result::Result<(), E> + Send + 'static,
@@ -248,6 +262,7 @@ impl CheckpointManagerBuilder {
 
     /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves,
     /// and returns when that is durable, once. [`CheckpointManager::preempted`] tells the loop to stop.
+    #[must_use]
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);
         self
@@ -257,12 +272,14 @@ impl CheckpointManagerBuilder {
     /// Such a checkpoint is marked as unclean: restarts do not use it, no policy counts it, and the newest
     /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) of them stay. Its number is the step, or one more
     /// than the highest number if that is taken. By default, nothing is saved then.
+    #[must_use]
     pub fn unclean_on_failure(mut self) -> Self {
         self.unclean_on_failure = true;
         self
     }
 
     /// Sets the name before the number. Defaults to `ckpt`.
+    #[must_use]
     pub fn checkpoint_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -270,6 +287,7 @@ impl CheckpointManagerBuilder {
 
     /// Sets a function that [`CheckpointManager::restore_or_initialize`] calls if there is nothing to restore. After an
     /// error, the next `restore_or_initialize` calls it again.
+    #[must_use]
     pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         self.init = Some(Box::new(init));
         self
@@ -290,6 +308,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn initialize_from(mut self, path: impl Into<Location>, options: RestoreOptions) -> Self {
         self.initialize_from = Some((path.into(), options));
         self
@@ -306,6 +325,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn background(mut self, background: Background) -> Self {
         self.background = Some(background);
         self
@@ -322,6 +342,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn save_options(mut self, options: SaveOptions) -> Self {
         self.options = options;
         self
@@ -334,6 +355,7 @@ impl CheckpointManagerBuilder {
     /// checkpoints but none that can be restored. With this option, both start a new run: the first save renames the
     /// checkpoints of the other run (`superseded-…`), which stay until `max_to_keep` newer ones are complete.
     /// `restore_or_initialize` still restores the newest one if there is one.
+    #[must_use]
     pub fn fresh_start(mut self) -> Self {
         self.fresh_start = true;
         self
@@ -345,6 +367,7 @@ impl CheckpointManagerBuilder {
     /// group or mode is not that of a new file. Only on file systems that are known to be local (ext4, XFS, btrfs,
     /// tmpfs, F2FS, bcachefs); elsewhere this has no effect. A directory that is exported over NFS version 3 is the
     /// exception that cannot be seen: set this to false there.
+    #[must_use]
     pub fn recycle(mut self, recycle: bool) -> Self {
         self.recycle = recycle;
         self

@@ -9,6 +9,7 @@ use crate::repository::{Directory, OpenOptions, Posix, TRASH};
 /// The content of a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
+#[must_use]
 pub struct Listing {
     /// The checkpoints that are whole as far as manifests and file sizes tell, oldest first. The last one is the
     /// latest: the head of the chain in which each checkpoint follows the one before, whatever its number or the clock.

@@ -169,6 +169,7 @@ impl CheckpointManager {
     }
 
     /// Returns the managed checkpoint.
+    #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
@@ -179,6 +180,7 @@ impl CheckpointManager {
     }
 
     /// Returns the directory.
+    #[must_use]
     pub fn directory(&self) -> &Location {
         self.directory.root()
     }
@@ -216,18 +218,21 @@ impl CheckpointManager {
     }
 
     /// Returns the newest checkpoint. One that is still being written does not count.
+    #[must_use]
     pub fn latest_checkpoint(&self) -> Option<Location> {
         let ledger = self.ledger();
         ledger.known.last().map(|found| ledger.path(&found.entry.name))
     }
 
     /// Returns the checkpoints, oldest first, without permanent ones.
+    #[must_use]
     pub fn checkpoints(&self) -> Vec<Location> {
         self.paths(false)
     }
 
     /// Returns the permanent checkpoints ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first;
     /// superseded ones (`superseded-…`) come before the others.
+    #[must_use]
     pub fn preserved_checkpoints(&self) -> Vec<Location> {
         let ledger = self.ledger();
         let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
@@ -251,6 +256,7 @@ impl CheckpointManager {
 
     /// Returns `true` if a save is being written in the background, or the functions given to
     /// [`on_saved`](CheckpointManagerBuilder::on_saved) are called after it.
+    #[must_use]
     pub fn is_saving(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
     }

@@ -86,6 +86,7 @@ impl Signal {
 
 impl Preemption {
     /// Creates a request that has not been made.
+    #[must_use]
     pub fn new() -> Preemption {
         Preemption::default()
     }

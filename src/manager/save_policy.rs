@@ -51,6 +51,7 @@ pub struct SaveContext {
 impl SaveContext {
     /// Creates a context in which nothing was saved before `step`. Set the public fields as needed, for example in
     /// tests.
+    #[must_use]
     pub fn new(step: u64) -> SaveContext {
         SaveContext { step, previous: None, last_saved: None, since_last_save: Duration::ZERO, is_saving: false }
     }

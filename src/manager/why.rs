@@ -26,6 +26,7 @@ impl CheckpointManager {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn explain(&self) -> Vec<Explanation> {
         let ledger = self.ledger();
         ledger.retention.explain(&infos(&ledger.known), ledger.restored.as_ref(), self.directory.now())

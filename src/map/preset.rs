@@ -57,6 +57,7 @@ impl Preset {
     ];
 
     /// Returns the name in texts, such as `keras.gru`.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Preset::TorchModule => "torch.module",

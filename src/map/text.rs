@@ -44,6 +44,7 @@ pub struct Functions {
 
 impl Functions {
     /// Creates an empty set.
+    #[must_use]
     pub fn new() -> Functions {
         Functions::default()
     }

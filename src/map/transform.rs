@@ -113,44 +113,52 @@ impl Transform {
     }
 
     /// Returns the source's tensor of this name, unchanged. A `*` in it matches the same text as in the defined name.
+    #[must_use]
     pub fn of(name: &str) -> Transform {
         Transform(Expr::Source(Pattern::new(name)))
     }
 
     /// Converts the elements to `dtype`: floats are rounded to the nearest, ties to even, and integers must fit. There
     /// is no conversion from floats to integers, to booleans, or to 8-bit floats.
+    #[must_use]
     pub fn cast(self, dtype: Dtype) -> Transform {
         Transform(Expr::Cast(self.boxed(), dtype))
     }
 
     /// Reverses the order of the dimensions.
+    #[must_use]
     pub fn transpose(self) -> Transform {
         Transform(Expr::Transpose(self.boxed(), None))
     }
 
     /// Permutes the dimensions to the order of `axes`.
+    #[must_use]
     pub fn permute(self, axes: impl Into<Vec<i64>>) -> Transform {
         Transform(Expr::Transpose(self.boxed(), Some(axes.into())))
     }
 
     /// Changes the shape of the same elements in row-major order. One dimension may be `None`: it is inferred from the
     /// others.
+    #[must_use]
     pub fn reshape(self, shape: impl Into<Vec<Option<u64>>>) -> Transform {
         Transform(Expr::Reshape(self.boxed(), shape.into()))
     }
 
     /// Merges the dimensions from `first` to `last` into one.
+    #[must_use]
     pub fn flatten(self, first: i64, last: i64) -> Transform {
         Transform(Expr::Flatten(self.boxed(), first, last))
     }
 
     /// Takes the elements `start..end` along a dimension; `None` means its start or its end.
+    #[must_use]
     pub fn slice(self, dim: i64, start: impl Into<Option<u64>>, end: impl Into<Option<u64>>) -> Transform {
         Transform(Expr::Slice(self.boxed(), dim, start.into(), end.into()))
     }
 
     /// Divides a dimension into `count` equal blocks, and selects the blocks `order`, such as the gates of a recurrent
     /// layer or one of three projections.
+    #[must_use]
     pub fn blocks(self, dim: i64, count: u64, order: impl Into<Vec<u64>>) -> Transform {
         Transform(Expr::Blocks(self.boxed(), dim, count, order.into()))
     }
@@ -166,16 +174,19 @@ impl Transform {
     }
 
     /// Repeats the tensor along each dimension, as `torch.Tensor.repeat` does.
+    #[must_use]
     pub fn repeat(self, times: impl Into<Vec<u64>>) -> Transform {
         Transform(Expr::Repeat(self.boxed(), times.into()))
     }
 
     /// Pads a dimension to `length` with elements of the value `value`.
+    #[must_use]
     pub fn pad(self, dim: i64, length: u64, value: f64) -> Transform {
         Transform(Expr::Pad(self.boxed(), dim, length, value))
     }
 
     /// Truncates a dimension to `length`.
+    #[must_use]
     pub fn truncate(self, dim: i64, length: u64) -> Transform {
         Transform(Expr::Truncate(self.boxed(), dim, length))
     }
@@ -186,6 +197,7 @@ impl Transform {
     }
 
     /// Returns zeros of this dtype and shape.
+    #[must_use]
     pub fn zeros(self) -> Transform {
         Transform(Expr::Zeros(self.boxed()))
     }

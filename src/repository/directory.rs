@@ -106,6 +106,7 @@ impl Directory {
     }
 
     /// Returns the index, if there is a valid one.
+    #[must_use]
     pub fn index(&self) -> Option<Index> {
         let bytes = read_whole(&*self.dir().ok()?, INDEX, &self.path(INDEX), MAX_INDEX_BYTES as u64).ok()?;
         Index::from_bytes(&bytes).ok()

@@ -335,6 +335,7 @@ impl From<Stat> for Finished {
 
 /// A guard that holds a directory's write lock until the last clone is dropped. Writers of the index pass it.
 #[derive(Clone)]
+#[must_use = "the lock is released when it is dropped"]
 pub struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] Arc<dyn Send + Sync>);
 
 impl Lock {

@@ -35,6 +35,7 @@ pub(crate) const LONGEST_PREFIX: usize = "passed-over-".len();
 
 impl Aside {
     /// Returns a new name for the checkpoint `name` that shows why it left the numbering.
+    #[must_use]
     pub fn new_name(self, name: &str) -> String {
         let prefix = PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix);
         format!("{prefix}{name}-{}", nonce())
@@ -42,6 +43,7 @@ impl Aside {
 }
 
 /// Why the directory `name` left the numbering, and what it was called; `None` for all others.
+#[must_use]
 pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
     PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
 }

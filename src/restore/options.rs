@@ -116,11 +116,13 @@ impl Default for RestoreOptions {
 
 impl RestoreOptions {
     /// Creates options without exceptions.
+    #[must_use]
     pub fn new() -> RestoreOptions {
         RestoreOptions::default()
     }
 
     /// Allows missing values: objects whose key matches `pattern` keep their values if the checkpoint has none.
+    #[must_use]
     pub fn allow_missing(mut self, pattern: impl Into<String>) -> Self {
         self.missing.push(pattern.into());
         self
@@ -129,6 +131,7 @@ impl RestoreOptions {
     /// Allows mismatches: objects whose key matches `pattern` keep their values if those of the checkpoint do not fit
     /// (tensors of another type or shape, values of another type, slots that an optimizer cannot use). Options of
     /// parameter groups that fit are restored.
+    #[must_use]
     pub fn allow_mismatch(mut self, pattern: impl Into<String>) -> Self {
         self.mismatched.push(pattern.into());
         self
@@ -138,6 +141,7 @@ impl RestoreOptions {
     /// checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. Values of the
     /// checkpoint under such keys do not count as unused, and the assertions of [`RestoreStatus`](crate::RestoreStatus)
     /// ignore them.
+    #[must_use]
     pub fn skip(mut self, pattern: impl Into<String>) -> Self {
         self.skipped.push(pattern.into());
         self
@@ -160,6 +164,7 @@ impl RestoreOptions {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn map(mut self, map: NameMap) -> Self {
         self.map = Some(Arc::new(map));
         self
@@ -168,6 +173,7 @@ impl RestoreOptions {
     /// Sets what happens to variables whose `requires_grad` differs from the saved flag. By default, a restore keeps
     /// the live flags and lists the differences in [`Report::trainable`](crate::Report::trainable), and
     /// `restore_or_initialize` fails, because the resumed run would have other variables frozen.
+    #[must_use]
     pub fn trainable(mut self, which: Trainable) -> Self {
         self.trainable = Some(which);
         self
@@ -176,6 +182,7 @@ impl RestoreOptions {
     /// Restores in one pass instead of two: every byte is verified while it is read into the objects. This is faster,
     /// but a damaged file may be found after some objects were changed
     /// ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
+    #[must_use]
     pub fn verify_while_reading(mut self) -> Self {
         self.verify = Verify::WhileReading;
         self
@@ -183,18 +190,21 @@ impl RestoreOptions {
 
     /// Restores without verifying digests, for a checkpoint that was just verified. Types, shapes and file lengths are
     /// still checked; changed bytes are not detected.
+    #[must_use]
     pub fn without_verification(mut self) -> Self {
         self.verify = Verify::Never;
         self
     }
 
     /// Sets the number of threads that read. Defaults to one per processor, at most 8.
+    #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
     /// Sets a function that is called after every tensor, on the threads that read, which it delays.
+    #[must_use]
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(report);
         self

@@ -40,11 +40,13 @@ impl RestoreStatus {
     }
 
     /// Returns the path of the checkpoint.
+    #[must_use]
     pub fn path(&self) -> &Location {
         &self.pending.about.path
     }
 
     /// Returns the step it was saved at, if it was saved with one.
+    #[must_use]
     pub fn step(&self) -> Option<u64> {
         self.pending.about.step
     }
@@ -56,6 +58,7 @@ impl RestoreStatus {
 
     /// Returns how far the restored tensors were verified: the least of all tensors. [`VerifiedBy::Digest`] for
     /// checkpoints of this crate; depends on the format for those of other tools.
+    #[must_use]
     pub fn verified_by(&self) -> VerifiedBy {
         self.pending.verified_by
     }
@@ -66,6 +69,7 @@ impl RestoreStatus {
 
     /// Returns what matched, what has no value, and what is unused, for the present objects. If these cannot be
     /// examined, returns the report of the restore.
+    #[must_use]
     pub fn report(&self) -> Report {
         self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
     }

@@ -61,6 +61,7 @@ impl<'a> AssetStream<'a> {
     }
 
     /// Returns the name that the file has in the checkpoint.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -79,6 +79,7 @@ impl Asset {
     }
 
     /// Returns its name in a checkpoint.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }

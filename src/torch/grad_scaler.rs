@@ -68,6 +68,7 @@ impl Default for GradScaler {
 
 impl GradScaler {
     /// Creates a scaler with PyTorch's defaults.
+    #[must_use]
     pub fn new() -> GradScaler {
         GradScaler {
             growth: 2.0,
@@ -119,6 +120,7 @@ impl GradScaler {
     }
 
     /// Returns the current scale.
+    #[must_use]
     pub fn factor(&self) -> f32 {
         if self.enabled { self.state.get().scale } else { 1.0 }
     }

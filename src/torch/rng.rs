@@ -24,6 +24,7 @@ pub struct Rng(());
 
 impl Rng {
     /// Returns the default generators, which all of libtorch shares.
+    #[must_use]
     pub fn global() -> Rng {
         Rng(())
     }

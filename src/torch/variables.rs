@@ -48,6 +48,7 @@ pub struct Variables {
 
 impl Variables {
     /// Returns all variables of `vs`.
+    #[must_use]
     pub fn of(vs: &VarStore) -> Variables {
         Variables { table: vs.variables_.clone(), prefix: None }
     }
@@ -78,6 +79,7 @@ impl Variables {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn allow_numbered_names(self) -> Variables {
         let mut numbered = numbered();
         numbered.retain(|table| table.strong_count() > 0);

@@ -49,6 +49,7 @@ struct Best {
 
 impl BestMetric {
     /// Creates a tracker that has observed nothing.
+    #[must_use]
     pub fn new(goal: Goal) -> BestMetric {
         BestMetric { goal, min_change: 0.0, best: Value::new(None) }
     }
@@ -75,11 +76,13 @@ impl BestMetric {
     }
 
     /// Returns the best value.
+    #[must_use]
     pub fn value(&self) -> Option<f64> {
         self.best.get().map(|best| best.value)
     }
 
     /// Returns the step of the best value.
+    #[must_use]
     pub fn step(&self) -> Option<i64> {
         self.best.get().map(|best| best.step)
     }
@@ -138,6 +141,7 @@ struct State {
 
 impl Stop {
     /// Returns `true` if it is time to stop.
+    #[must_use]
     pub fn is_stop(self) -> bool {
         self != Stop::No
     }
@@ -145,6 +149,7 @@ impl Stop {
 
 impl EarlyStopping {
     /// Creates the decision with a patience of 3.
+    #[must_use]
     pub fn new(goal: Goal) -> EarlyStopping {
         let state = Value::new(State { bad: 0, stop: Stop::No });
         EarlyStopping { patience: 3, divergence: None, target: None, best: BestMetric::new(goal), state }
@@ -204,6 +209,7 @@ impl EarlyStopping {
     }
 
     /// Returns the last decision, including that of a restored run.
+    #[must_use]
     pub fn stop(&self) -> Stop {
         self.state.get().stop
     }
@@ -214,6 +220,7 @@ impl EarlyStopping {
     }
 
     /// Returns the best value so far and its step.
+    #[must_use]
     pub fn best(&self) -> &BestMetric {
         &self.best
     }

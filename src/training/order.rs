@@ -105,16 +105,19 @@ impl Batches {
     }
 
     /// Returns the number of batches per epoch.
+    #[must_use]
     pub fn per_epoch(&self) -> usize {
         if self.drop_last { self.items / self.batch } else { self.items.div_ceil(self.batch) }
     }
 
     /// Returns the epoch of the next batch, counted from 0.
+    #[must_use]
     pub fn epoch(&self) -> u64 {
         self.normal(self.lock().position).epoch
     }
 
     /// Returns the number of items of the epoch that are done.
+    #[must_use]
     pub fn position(&self) -> usize {
         self.normal(self.lock().position).done
     }
@@ -126,6 +129,7 @@ impl Batches {
     }
 
     /// Returns the batch that follows after `n` others, without advancing; `ahead(0)` is the next one.
+    #[must_use]
     pub fn ahead(&self, n: usize) -> Vec<usize> {
         let state = &mut *self.lock();
         let mut position = self.normal(state.position);

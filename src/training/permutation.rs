@@ -34,11 +34,13 @@ pub struct Shuffle {
 
 impl Shuffle {
     /// Creates orders of `len` items.
+    #[must_use]
     pub fn new(len: usize, seed: u64) -> Shuffle {
         Shuffle { len, seed }
     }
 
     /// Returns the order of an epoch.
+    #[must_use]
     pub fn epoch(&self, epoch: u64) -> Permutation {
         // Two rounds of mixing, so that neighbouring seeds and epochs are unrelated.
         let mut state = mix(mix(self.seed.wrapping_add(GOLDEN)) ^ epoch.wrapping_mul(GOLDEN).wrapping_add(GOLDEN));
@@ -78,6 +80,7 @@ pub struct Permutation {
 
 impl Permutation {
     /// Returns the number at a place, or `None` past the end.
+    #[must_use]
     pub fn get(&self, place: usize) -> Option<usize> {
         let mut x = place as u64;
         if x >= self.len {
@@ -101,11 +104,13 @@ impl Permutation {
     }
 
     /// Returns the number of items.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
     /// Returns `true` if there are no items.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

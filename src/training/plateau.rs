@@ -48,6 +48,7 @@ struct State {
 
 impl ReduceOnPlateau {
     /// Creates the reduction with the initial learning rate `lr`.
+    #[must_use]
     pub fn new(lr: f64, goal: Goal) -> ReduceOnPlateau {
         let state = State { lr, best: None, bad: 0, cooldown: 0 };
         ReduceOnPlateau {
@@ -148,17 +149,20 @@ impl ReduceOnPlateau {
     }
 
     /// Returns the current learning rate.
+    #[must_use]
     pub fn lr(&self) -> f64 {
         self.state.get().lr
     }
 
     /// Returns the current learning rate divided by the initial one, for parameter groups with rates of their own or to
     /// scale a [`Schedule`](super::Schedule).
+    #[must_use]
     pub fn scale(&self) -> f64 {
         self.state.get().lr / self.initial
     }
 
     /// Returns the best value so far.
+    #[must_use]
     pub fn best(&self) -> Option<f64> {
         self.state.get().best
     }

@@ -53,16 +53,19 @@ struct Phase {
 
 impl Schedule {
     /// Returns the same value at every step.
+    #[must_use]
     pub fn constant(value: f64) -> Schedule {
         Schedule(Kind::Constant(value))
     }
 
     /// Goes from `from` to `to` in `steps` equal steps and stays at `to` (PyTorch's `LinearLR`).
+    #[must_use]
     pub fn linear(from: f64, to: f64, steps: u64) -> Schedule {
         Schedule(Kind::Linear { from, to, steps })
     }
 
     /// Multiplies `initial` by `gamma` after every `every` steps (PyTorch's `StepLR`). An `every` of 0 is taken as 1.
+    #[must_use]
     pub fn step(initial: f64, gamma: f64, every: u64) -> Schedule {
         Schedule(Kind::Step { initial, gamma, every: every.max(1) })
     }
@@ -76,12 +79,14 @@ impl Schedule {
     }
 
     /// Multiplies `initial` by `gamma` after every step (PyTorch's `ExponentialLR`).
+    #[must_use]
     pub fn exponential(initial: f64, gamma: f64) -> Schedule {
         Schedule(Kind::Exponential { initial, gamma })
     }
 
     /// Computes `(initial - end) * (1 - step / steps)^power + end`, and `end` from `steps` on (PyTorch's `PolynomialLR`
     /// if `end` is 0).
+    #[must_use]
     pub fn polynomial(initial: f64, end: f64, power: f64, steps: u64) -> Schedule {
         Schedule(Kind::Polynomial { initial, end, power, steps })
     }
@@ -91,18 +96,21 @@ impl Schedule {
     /// [`cosine_restarts`](Schedule::cosine_restarts)).
     ///
     /// Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017.
+    #[must_use]
     pub fn cosine(initial: f64, min: f64, steps: u64) -> Schedule {
         Schedule(Kind::Cosine { initial, min, steps })
     }
 
     /// Repeats half cosines from `initial` to `min`: the first takes `first` steps, each other one `factor` times as
     /// many as the one before (PyTorch's `CosineAnnealingWarmRestarts`). A `first` or `factor` of 0 is taken as 1.
+    #[must_use]
     pub fn cosine_restarts(initial: f64, min: f64, first: u64, factor: u64) -> Schedule {
         Schedule(Kind::CosineRestarts { initial, min, first: first.max(1), factor: factor.max(1) })
     }
 
     /// Rises linearly to `peak` in `warm_up` steps, then falls with the square root of the step:
     /// `peak * min(s / warm_up, sqrt(warm_up / s))`, where `s = step + 1`. A `warm_up` of 0 is taken as 1.
+    #[must_use]
     pub fn inverse_sqrt(peak: f64, warm_up: u64) -> Schedule {
         Schedule(Kind::InverseSqrt { peak, warm_up: warm_up.max(1) })
     }
@@ -111,6 +119,7 @@ impl Schedule {
     /// `1 / sqrt(model_size * warm_up)`.
     ///
     /// Vaswani et al., "Attention Is All You Need", 2017, section 5.3, where steps are counted from 1.
+    #[must_use]
     pub fn noam(model_size: u64, warm_up: u64) -> Schedule {
         let warm_up = warm_up.max(1);
         Schedule::inverse_sqrt(1.0 / (model_size.max(1) as f64 * warm_up as f64).sqrt(), warm_up)
@@ -139,6 +148,7 @@ impl Schedule {
     }
 
     /// Returns the value for the step that follows `step` others.
+    #[must_use]
     pub fn at(&self, step: i64) -> f64 {
         self.value(u64::try_from(step).unwrap_or(0))
     }
@@ -247,6 +257,7 @@ pub struct OneCycle {
 
 impl OneCycle {
     /// Creates a cycle of `steps` steps with PyTorch's defaults.
+    #[must_use]
     pub fn new(steps: u64) -> OneCycle {
         OneCycle {
             max: 1.0,
@@ -260,12 +271,14 @@ impl OneCycle {
     }
 
     /// Returns the learning rate.
+    #[must_use]
     pub fn rate(&self) -> Schedule {
         let first = self.max / self.div_factor;
         self.schedule(first, self.max, first / self.final_div_factor)
     }
 
     /// Returns the matching momentum: from `max` to `base` while the learning rate rises, and back.
+    #[must_use]
     pub fn momentum(&self, base: f64, max: f64) -> Schedule {
         self.schedule(max, base, max)
     }

@@ -86,6 +86,7 @@ pub struct FileEntry {
 
 impl FileEntry {
     /// Returns the entry of a file of so many `bytes`, its header included.
+    #[must_use]
     pub fn new(bytes: u64, header: HeaderEntry) -> FileEntry {
         FileEntry { bytes, header }
     }
@@ -105,6 +106,7 @@ pub struct HeaderEntry {
 
 impl HeaderEntry {
     /// Returns the entry of a header of so many `bytes`.
+    #[must_use]
     pub fn new(bytes: u64, digest: Digest) -> HeaderEntry {
         HeaderEntry { bytes, digest }
     }
@@ -124,6 +126,7 @@ pub struct AssetEntry {
 
 impl AssetEntry {
     /// Returns the entry of a file of so many `bytes`.
+    #[must_use]
     pub fn new(bytes: u64, digest: Digest) -> AssetEntry {
         AssetEntry { bytes, digest }
     }
@@ -159,6 +162,7 @@ pub struct TensorRecord {
 
 impl TensorRecord {
     /// Returns the record of a tensor without a gradient flag and statistics.
+    #[must_use]
     pub fn new(spec: TensorSpec, digest: Digest, pieces: Vec<Piece>) -> TensorRecord {
         TensorRecord { spec, digest, pieces, requires_grad: None, statistics: None }
     }
@@ -213,6 +217,7 @@ impl Manifest {
     }
 
     /// Returns the identity of the checkpoint, independent of its name, by which marks and later manifests refer to it.
+    #[must_use]
     pub fn id(&self) -> Follows {
         Follows { run: self.run.clone(), sequence: self.sequence }
     }

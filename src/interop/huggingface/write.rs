@@ -40,6 +40,7 @@ impl SaveOptions {
 
     /// Sets the maximum size of a shard, in bytes of its tensors. A larger tensor gets a shard of its own. Defaults to
     /// 5 GB, as in Hugging Face's tools.
+    #[must_use]
     pub fn max_shard_bytes(mut self, bytes: u64) -> Self {
         self.max_shard_bytes = bytes;
         self

@@ -133,6 +133,7 @@ impl Weights {
     }
 
     /// Returns what the optimizer keeps for variables, where the file names it: in files of Keras 2.
+    #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }

@@ -130,22 +130,26 @@ impl Bundle {
     }
 
     /// Returns the prefix of the names of the checkpoint's files.
+    #[must_use]
     pub fn prefix(&self) -> &Path {
         &self.prefix
     }
 
     /// TensorFlow's key of a tensor or value, such as `model/kernel/.ATTRIBUTES/VARIABLE_VALUE`.
+    #[must_use]
     pub fn tensorflow_key(&self, key: &str) -> Option<&str> {
         std::str::from_utf8(&self.stored(key)?.name).ok()
     }
 
     /// TensorFlow's name of the type of a tensor or value, such as `bfloat16`. Also for
     /// [`unreadable`](TensorSource::unreadable) ones.
+    #[must_use]
     pub fn tensorflow_dtype(&self, key: &str) -> Option<&'static str> {
         Some(self.stored(key)?.kind.name)
     }
 
     /// Returns the shape of a tensor, also of an [`unreadable`](TensorSource::unreadable) one.
+    #[must_use]
     pub fn shape(&self, key: &str) -> Option<&[u64]> {
         Some(&self.stored(key)?.entry.shape)
     }
@@ -157,6 +161,7 @@ impl Bundle {
 
     /// Returns what optimizers keep for variables: slot variables, the lists of Keras' newer optimizers, and TensorFlow
     /// 1's slots, which are known by their names.
+    #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }

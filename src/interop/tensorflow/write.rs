@@ -46,6 +46,7 @@ impl Default for WriteOptions {
 impl WriteOptions {
     /// How often was saved: `tf.train.Checkpoint` continues to count from it. Defaults to the number at the end of the
     /// prefix, or 1. A source that has a value `save_counter` keeps it.
+    #[must_use]
     pub fn save_counter(mut self, saves: i64) -> Self {
         self.save_counter = Some(saves);
         self
@@ -53,6 +54,7 @@ impl WriteOptions {
 
     /// Returns whether the directory's file `checkpoint` is written, which names this checkpoint as the newest, and the
     /// only one, as `tf.train.Checkpoint.save` does. Defaults to `true`.
+    #[must_use]
     pub fn state_file(mut self, is_written: bool) -> Self {
         self.state_file = is_written;
         self

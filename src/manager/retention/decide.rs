@@ -24,6 +24,7 @@ pub struct Explanation {
 
 impl Explanation {
     /// Returns `true` if it stays.
+    #[must_use]
     pub fn is_kept(&self) -> bool {
         !self.kept_by.is_empty()
     }

@@ -64,11 +64,13 @@ impl CheckpointInfo {
     }
 
     /// Returns `true` if all values are finite, as far as they were recorded, and the state is not unclean.
+    #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.non_finite.is_empty() && !self.unclean
     }
 
     /// Returns `true` if it has all tracked components, so that a run can be resumed from it exactly.
+    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.without.is_empty()
     }

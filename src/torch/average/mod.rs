@@ -158,6 +158,7 @@ impl Ema {
     }
 
     /// Returns the decay after the warm-up.
+    #[must_use]
     pub fn decay(&self) -> f64 {
         self.decay
     }

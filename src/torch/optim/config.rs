@@ -64,6 +64,7 @@ pub struct Sgd {
 }
 
 /// Creates a configuration for SGD.
+#[must_use]
 pub fn sgd(momentum: f64, dampening: f64, wd: f64, nesterov: bool) -> Sgd {
     Sgd { momentum, dampening, wd, nesterov }
 }
@@ -208,6 +209,7 @@ impl Default for RmsProp {
 }
 
 /// Creates a configuration for RMSprop.
+#[must_use]
 pub fn rms_prop(alpha: f64, eps: f64, wd: f64, momentum: f64, centered: bool) -> RmsProp {
     RmsProp { alpha, eps, wd, momentum, centered }
 }

@@ -181,22 +181,26 @@ impl Optimizer {
     }
 
     /// Returns the learning rate of group 0.
+    #[must_use]
     pub fn lr(&self) -> f64 {
         let state = self.0.lock();
         state.groups.first().unwrap_or(&state.defaults).lr
     }
 
     /// Returns the learning rate of a parameter group, or `None` if there is no such group.
+    #[must_use]
     pub fn lr_group(&self, group: usize) -> Option<f64> {
         self.0.lock().groups.get(group).map(|group| group.lr)
     }
 
     /// Returns the number of parameter groups, which [`tch::nn::Path::set_group`] creates.
+    #[must_use]
     pub fn groups(&self) -> usize {
         self.0.lock().groups.len()
     }
 
     /// Returns the number of steps, including those before a restored checkpoint was saved.
+    #[must_use]
     pub fn steps(&self) -> u64 {
         self.0.lock().steps
     }
@@ -292,11 +296,13 @@ impl Optimizer {
     /// tch::no_grad(|| { let _ = weight.clamp_(-1.0, 1.0); });
     /// # }
     /// ```
+    #[must_use]
     pub fn gate(&self) -> Gate {
         self.0.lock().gate.clone()
     }
 
     /// Returns all trainable variables.
+    #[must_use]
     pub fn trainable_variables(&self) -> Vec<Tensor> {
         let mut state = self.0.lock();
         // Variables that cannot be added are reported by the next step.
@@ -314,6 +320,7 @@ impl Optimizer {
     /// }
     /// # }
     /// ```
+    #[must_use]
     pub fn state(&self, variable: &str) -> Option<BTreeMap<String, Tensor>> {
         let state = self.0.lock();
         let parameter = state.parameters.get(state.place(variable)?)?;

@@ -57,6 +57,7 @@ impl<'a> Export<'a> {
     }
 
     /// Adds a method. A program needs at least one.
+    #[must_use]
     pub fn signature(mut self, signature: SignatureDef<'a>) -> Self {
         self.signatures.push(signature);
         self
@@ -70,12 +71,14 @@ impl<'a> Export<'a> {
     }
 
     /// Sets the training step for the manifest.
+    #[must_use]
     pub fn step(mut self, step: u64) -> Self {
         self.step = Some(step);
         self
     }
 
     /// Sets how it is saved. Defaults to [`SaveOptions::new`].
+    #[must_use]
     pub fn save_options(mut self, options: SaveOptions) -> Self {
         self.options = options;
         self

@@ -104,11 +104,13 @@ impl SavedModel {
     }
 
     /// Returns signatures, variables and metadata.
+    #[must_use]
     pub fn info(&self) -> &SavedModelInfo {
         &self.info
     }
 
     /// Returns the directory it was loaded from.
+    #[must_use]
     pub fn path(&self) -> &Location {
         &self.path
     }
@@ -190,11 +192,13 @@ impl SavedModel {
 
     /// Returns the variables, under the names of the exported store. They are the program's own: an optimizer of this
     /// store trains the program, and a restore into it changes the program's weights.
+    #[must_use]
     pub fn var_store(&self) -> &VarStore {
         &self.vs
     }
 
     /// Returns the trainable variables, by name.
+    #[must_use]
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let all = self.vs.variables();
         let trainable = self.info.variables.iter().filter(|(_, variable)| variable.trainable);

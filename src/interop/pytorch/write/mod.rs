@@ -44,6 +44,7 @@ impl SaveOptions {
 
     /// Writes one dictionary of tensors, their names joined by dots, and no values: what tch's `VarStore::load` takes.
     /// Defaults to a dictionary in a dictionary for each `/` of a key.
+    #[must_use]
     pub fn flat(mut self, flat: bool) -> Self {
         self.flat = flat;
         self
