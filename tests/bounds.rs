@@ -144,7 +144,7 @@ fn keys_nest_as_deep_as_objects_may_and_no_deeper() -> Outcome {
             "{message}"
         );
         assert!(message.len() < 5_000, "{message}");
-        bounded("list", text.len(), || list_checkpoints(dir.path()))?;
+        let _ = bounded("list", text.len(), || list_checkpoints(dir.path()))?;
         let _ = bounded("verify", text.len(), || verify_checkpoint(&path));
     }
     Ok(())

@@ -87,6 +87,7 @@ impl Default for Checkpoint {
 
 impl Checkpoint {
     /// Creates a checkpoint that tracks nothing.
+    #[must_use]
     pub fn new() -> Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
@@ -258,6 +259,7 @@ impl Checkpoint {
 
     /// Returns how many times this state was saved by [`save`](Checkpoint::save) or a manager. The number is part of
     /// every checkpoint.
+    #[must_use]
     pub fn save_counter(&self) -> i64 {
         self.save_counter.get()
     }
