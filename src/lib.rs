@@ -96,6 +96,8 @@ mod contents;
 pub mod convert;
 mod dtype;
 mod error;
+#[cfg(feature = "huggingface")]
+mod export;
 pub mod format;
 mod graph;
 pub mod inspect;
@@ -128,6 +130,8 @@ pub use checkpoint::Checkpoint;
 pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
 pub use error::{BoxError, Difference, Error, Report, Result, SkipReason, Skipped, TrainableDifference};
+#[cfg(feature = "huggingface")]
+pub use export::WeightsExport;
 pub use graph::{
     Child, Collection, Counter, Created, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf,
     TensorPin, TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,

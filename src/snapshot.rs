@@ -1,5 +1,7 @@
 //! A state in memory, to go back to without the disk.
 
+#[cfg(feature = "huggingface")]
+use crate::dtype::Dtype;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Follows;
@@ -82,6 +84,38 @@ impl Snapshot {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    /// Converts the tensors of floating-point types to one of them.
+    #[cfg(feature = "huggingface")]
+    pub(crate) fn cast_floats(&mut self, to: Dtype) -> Result<()> {
+        for (key, spec) in &mut self.tensors {
+            if ![Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16].contains(&spec.dtype) || spec.dtype == to {
+                continue;
+            }
+            if let Some(bytes) = self.bytes.get_mut(key) {
+                *bytes = crate::map::cast(bytes, spec.dtype, to).map_err(|reason| Error::object(key, reason))?;
+            }
+            spec.dtype = to;
+        }
+        Ok(())
+    }
+
+    /// One tensor alone.
+    #[cfg(feature = "huggingface")]
+    pub(crate) fn only(&self, key: &str) -> Snapshot {
+        let (tensors, bytes) = (self.tensors.get(key), self.bytes.get(self.first_alias(key)));
+        let entry = |key: &str| key.to_string();
+        Snapshot {
+            tensors: tensors.map(|spec| (entry(key), spec.clone())).into_iter().collect(),
+            bytes: bytes.map(|bytes| (entry(key), bytes.clone())).into_iter().collect(),
+            aliases: BTreeMap::new(),
+            values: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            save_counter: self.save_counter,
+            follows: None,
+            earlier: Vec::new(),
+        }
     }
 
     fn elements(&self, key: &str) -> Result<(&TensorSpec, &[u8])> {

@@ -30,6 +30,7 @@ const LAYERS: &[&str] = &[
     "reader",
     "snapshot",
     "checkpoint",
+    "export",
     "convert",
     "contents",
     "part",

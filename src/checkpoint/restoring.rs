@@ -105,6 +105,17 @@ impl Checkpoint {
         Ok(snapshot)
     }
 
+    /// Copies the state of some of the tracked objects to memory.
+    #[cfg(feature = "huggingface")]
+    pub(crate) fn snapshot_of(&self, components: &BTreeSet<String>) -> Result<Snapshot> {
+        self.refuse_torn()?;
+        let objects: Vec<_> = self.objects.list().into_iter().filter(|(name, _)| components.contains(name)).collect();
+        if let Some(name) = components.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
+            return Err(Error::object(name, "no object of this name is tracked"));
+        }
+        Snapshot::of(&objects, parallel::default_threads())
+    }
+
     /// Restores a snapshot into the tracked objects, in place and all-or-nothing, as exactly as a restore from a
     /// checkpoint: tensors, slots of optimizers, values, counters and random state. Waits for background saves that
     /// still copy what would be overwritten.

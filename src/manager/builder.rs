@@ -3,14 +3,19 @@
 use super::background::Background;
 use super::failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 use super::ledger::Ledger;
+use super::links::{self, Link};
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
-use super::retention::{Every, Latest, Retention, RetentionPolicy};
+use super::retention::{Every, Goal, Latest, Retention, RetentionPolicy};
 use super::save_policy::{EverySteps, SavePolicy};
+#[cfg(feature = "huggingface")]
+use super::weights::WeightsCadence;
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+#[cfg(feature = "huggingface")]
+use crate::export::WeightsExport;
 use crate::location::Location;
 use crate::repository::{Directory, OpenOptions};
 use crate::restore::RestoreOptions;
@@ -18,6 +23,8 @@ use crate::rules::Rules;
 use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
 use std::collections::BTreeMap;
+#[cfg(feature = "huggingface")]
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Sets up a [`CheckpointManager`].
@@ -34,6 +41,9 @@ pub struct CheckpointManagerBuilder {
     keep_unhealthy: usize,
     keep_damaged: Option<usize>,
     restore_incomplete: bool,
+    links: Vec<Link>,
+    #[cfg(feature = "huggingface")]
+    exports: Vec<WeightsCadence>,
     on_no_space: OnNoSpace,
     on_unhealthy: OnUnhealthy,
     restore_unhealthy: bool,
@@ -78,6 +88,9 @@ impl CheckpointManagerBuilder {
             keep_unhealthy: 1,
             keep_damaged: Some(3),
             restore_incomplete: false,
+            links: Vec::new(),
+            #[cfg(feature = "huggingface")]
+            exports: Vec::new(),
             on_no_space: OnNoSpace::default(),
             on_unhealthy: OnUnhealthy::default(),
             restore_unhealthy: false,
@@ -166,6 +179,67 @@ impl CheckpointManagerBuilder {
     #[must_use]
     pub fn on_no_space(mut self, on_no_space: OnNoSpace) -> Self {
         self.on_no_space = on_no_space;
+        self
+    }
+
+    /// Keeps the symbolic link `latest` in the directory, to the newest healthy checkpoint. It is relative, and replaced in one
+    /// step after each save. What has this name and is not a link of a manager is left as it is, with a warning; a link that
+    /// cannot be made is a warning too, and no error of the save.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Goal};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    /// let mut manager =
+    ///     CheckpointManager::builder(checkpoint, &dir).link_latest().link_best("loss", Goal::Minimize).open()?;
+    /// manager.save_with_metrics(1, [("loss", 0.5)])?;
+    /// manager.save_with_metrics(2, [("loss", 0.7)])?;
+    /// assert_eq!(std::fs::read_link(dir.join("latest"))?.to_str(), Some("ckpt-2"));
+    /// assert_eq!(std::fs::read_link(dir.join("best"))?.to_str(), Some("ckpt-1"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn link_latest(mut self) -> Self {
+        self.links.push(Link { name: "latest".to_string(), best: None });
+        self
+    }
+
+    /// Keeps the symbolic link `best` in the directory, to the healthy checkpoint with the best value of `metric`, as
+    /// [`link_latest`](CheckpointManagerBuilder::link_latest) does. It changes with a save, and with a metric that is added
+    /// through the manager. While no checkpoint has the metric there is no link. The link does not keep the checkpoint: use the
+    /// policy [`Best`](crate::retention::Best).
+    pub fn link_best(mut self, metric: impl Into<String>, goal: Goal) -> Self {
+        self.links.push(Link { name: "best".to_string(), best: Some((metric.into(), goal)) });
+        self
+    }
+
+    /// Exports weights whenever `policy` says so, into `directory`, as `weights-STEP.safetensors`, or as the directory
+    /// `weights-STEP` with a file per component: a cadence of its own, beside that of the saves.
+    /// [`CheckpointManager::save_if_due`] does it after the save, and returns when the export is durable and verified, as
+    /// [`Checkpoint::export_weights`] does; its errors are those of `save_if_due`. Exports are never removed.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tch_checkpoint::Error> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::save_policy::EverySteps;
+    /// use tch_checkpoint::{CheckpointManager, Dtype, WeightsExport};
+    /// let weights = WeightsExport::of(["model"]).dtype(Dtype::BF16)?;
+    /// let manager = CheckpointManager::builder(checkpoint, "checkpoints/run")
+    ///     .export_weights_when(EverySteps(10_000), weights, "exports/run")
+    ///     .open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "huggingface")]
+    pub fn export_weights_when(
+        mut self,
+        policy: impl SavePolicy + 'static,
+        export: WeightsExport,
+        directory: impl AsRef<Path>,
+    ) -> Self {
+        self.exports.push(WeightsCadence::new(Box::new(policy), export, directory.as_ref()));
         self
     }
 
@@ -401,6 +475,7 @@ impl CheckpointManagerBuilder {
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
         let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention, opened);
         ledger.take_in(catalog);
+        ledger.links = self.links;
         let mut checkpoint = self.checkpoint;
         checkpoint.set_held(held.clone());
         let mut manager = CheckpointManager {
@@ -426,6 +501,8 @@ impl CheckpointManagerBuilder {
             fresh_start: self.fresh_start,
             restore_unhealthy: self.restore_unhealthy,
             restore_incomplete: self.restore_incomplete,
+            #[cfg(feature = "huggingface")]
+            exports: self.exports,
             on_no_space: self.on_no_space,
             on_unhealthy: self.on_unhealthy,
             last_step: None,
@@ -439,6 +516,7 @@ impl CheckpointManagerBuilder {
             image: Image::default(),
         };
         manager.warn_of_room();
+        links::update(&manager.ledger, &manager.directory);
         Ok(manager)
     }
 

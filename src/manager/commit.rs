@@ -2,6 +2,7 @@
 //! that the training waits for is held meanwhile.
 
 use super::ledger::{Ledger, infos};
+use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
@@ -142,6 +143,7 @@ impl Commit {
             let mut ledger = self.ledger();
             ledger.known = in_order(spared, kept);
         }
+        links::update(&self.ledger, &self.directory);
         // The index is durable before anything is removed; on a full disk it can be only after.
         let noted = self.write_index();
         self.remove(victims);

@@ -1,5 +1,6 @@
 //! What a manager knows of its directory.
 
+use super::links::Link;
 use super::retention::{CheckpointInfo, Retention};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub(super) struct Ledger {
     pub set_aside: Vec<String>,
     /// Those that were found damaged, by this process or an earlier one, by their names now.
     pub damaged: Vec<String>,
+    /// The symbolic links to keep up to date.
+    pub links: Vec<Link>,
     /// How long the last save took until it was durable.
     pub last_took: Option<Duration>,
     /// Checkpoints of other managers' names.
@@ -122,6 +125,7 @@ impl Ledger {
             passed_over: Vec::new(),
             set_aside: Vec::new(),
             damaged: Vec::new(),
+            links: Vec::new(),
             last_took: None,
             strangers: Vec::new(),
             memo: Memo::default(),

@@ -1,6 +1,6 @@
 //! Marks that are added to a checkpoint after its save: metrics, pins, notes.
 
-use super::{CheckpointManager, commit};
+use super::{CheckpointManager, commit, links};
 use crate::callback;
 use crate::catalog::{Marks, remove_mark, write_mark};
 use crate::error::{Error, Result};
@@ -111,6 +111,8 @@ impl CheckpointManager {
             let marks = Marks::among(&files, &found.id(), self.directory.rules());
             found.take_in(marks);
         }
+        drop(ledger);
+        links::update(&self.ledger, &self.directory);
     }
 }
 

@@ -7,6 +7,7 @@ mod directory;
 mod failures;
 mod guard;
 mod ledger;
+mod links;
 mod listing;
 mod marks;
 mod on_saved;
@@ -17,6 +18,8 @@ mod room;
 pub mod save_policy;
 mod saving;
 mod watcher;
+#[cfg(feature = "huggingface")]
+mod weights;
 mod why;
 
 pub use background::{Background, Overlap};
@@ -48,6 +51,8 @@ use save_policy::SavePolicy;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+#[cfg(feature = "huggingface")]
+use weights::WeightsCadence;
 
 /// Writes numbered checkpoints into a directory, keeps the newest `max_to_keep`, and restores the newest intact one.
 ///
@@ -117,6 +122,9 @@ pub struct CheckpointManager {
     restore_unhealthy: bool,
     /// Whether a checkpoint that lacks components is restored like any other.
     restore_incomplete: bool,
+    /// When weights are exported, what, and where to; and the step of the last export.
+    #[cfg(feature = "huggingface")]
+    exports: Vec<WeightsCadence>,
     /// What is done when there is no room.
     on_no_space: OnNoSpace,
     /// How a save treats such values.

@@ -109,6 +109,8 @@ impl CheckpointManager {
             Ok(None)
         });
         self.note_state(Some(number), matches!(result, Ok(Some(_))));
+        #[cfg(feature = "huggingface")]
+        let result = result.and_then(|saved| self.export_if_due(number).map(|()| saved));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
             (Err(error), OnSaveError::Continue { give_up_after }) => {

@@ -66,7 +66,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 ///
 /// # Errors
 /// The reason: an integer that does not fit, or no such conversion.
-pub(super) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>, String> {
+pub(crate) fn cast(bytes: &[u8], from: Dtype, to: Dtype) -> Result<Vec<u8>, String> {
     if from == to {
         return Ok(bytes.to_vec());
     }

@@ -7,6 +7,8 @@
 mod average;
 mod bound;
 mod cast;
+#[cfg(feature = "huggingface")]
+pub(crate) use cast::cast;
 mod mapped;
 mod pattern;
 mod preset;

@@ -261,6 +261,16 @@ pub trait Repository: Debug + Send + Sync {
     /// Removes the leftovers that [`scan`](Repository::scan) reported, if possible.
     fn sweep(&self, leftovers: &[String]);
 
+    /// Makes the symbolic link `name` lead to `target`, which is beside it, durably and in one step, or removes it where there
+    /// is no target. What has the name is replaced only if it is a link whose target `is_ours`. Defaults to an error.
+    ///
+    /// # Errors
+    /// When something else has the name, or the link cannot be made.
+    fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
+        let _ = (target, is_ours);
+        Err(crate::error::Error::io("link", self.root().join(name), io::ErrorKind::Unsupported.into()))
+    }
+
     /// Returns the free space in bytes, if known. Defaults to `None`.
     fn free_space(&self) -> Option<u64> {
         None

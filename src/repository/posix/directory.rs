@@ -355,6 +355,10 @@ impl Repository for PosixDirectory {
         self.remove_commit(name, id, stays)
     }
 
+    fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.update_link(name, target, is_ours)
+    }
+
     fn free_space(&self) -> Option<u64> {
         self.open_root().ok()?.free_space().ok().flatten()
     }

@@ -7,6 +7,7 @@
 mod aside;
 mod directory;
 mod lease;
+mod links;
 mod local;
 mod lock;
 mod marks;
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::location::Location;
 use chrono::{DateTime, Utc};
 use std::any::Any;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,19 @@ pub trait Dir: OpenDir {
 
     /// Renames a file over another, in one step.
     fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+
+    /// Creates a symbolic link to `target`; an error if anything of that name exists. Defaults to an error of the kind
+    /// `Unsupported`.
+    fn symlink(&self, target: &OsStr, name: &OsStr) -> io::Result<()> {
+        let _ = (target, name);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Returns what the symbolic link `name` leads to. Defaults to an error of the kind `Unsupported`.
+    fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+        let _ = name;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Removes a file. A symbolic link is a file here, wherever it leads: only the link goes.
     fn remove_file(&self, name: &OsStr) -> io::Result<()>;

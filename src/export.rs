@@ -1,0 +1,163 @@
+//! Copies of the weights alone, as ordinary safetensors files.
+
+use crate::checkpoint::Checkpoint;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::format::Digest;
+use crate::interop::huggingface;
+use crate::interop::{ReadOptions, huggingface::SaveOptions};
+use crate::name;
+use crate::snapshot::Snapshot;
+use crate::source::{TensorSource, room};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which weights [`Checkpoint::export_weights`] writes, and how.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tch_checkpoint::{Dtype, WeightsExport};
+/// let export = WeightsExport::of(["model", "ema"]).dtype(Dtype::BF16)?.file_per_component();
+/// # let _ = export;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "nothing is written until it is given to `export_weights`"]
+pub struct WeightsExport {
+    components: BTreeSet<String>,
+    dtype: Option<Dtype>,
+    file_per_component: bool,
+}
+
+impl WeightsExport {
+    /// Writes these components, which are names of tracked objects, in one file.
+    pub fn of<N: Into<String>>(components: impl IntoIterator<Item = N>) -> WeightsExport {
+        let components = components.into_iter().map(Into::into).collect();
+        WeightsExport { components, dtype: None, file_per_component: false }
+    }
+
+    /// Converts the tensors of floating-point types F64, F32, F16 and BF16 to this one: F32, F16 or BF16. Rounds to the nearest
+    /// value, ties to even, as libtorch does; values beyond the range become infinite. Tensors of other types stay as they
+    /// are. Unless set, all do.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another type.
+    pub fn dtype(mut self, dtype: Dtype) -> Result<WeightsExport> {
+        if ![Dtype::F32, Dtype::F16, Dtype::BF16].contains(&dtype) {
+            return Err(Error::InvalidArgument(format!("weights are exported as F32, F16 or BF16, not as {dtype}")));
+        }
+        self.dtype = Some(dtype);
+        Ok(self)
+    }
+
+    /// Writes one file per component, called like it, into a directory.
+    pub fn file_per_component(mut self) -> WeightsExport {
+        self.file_per_component = true;
+        self
+    }
+
+    /// Where an export of a step goes: a file, or a directory of files.
+    pub(crate) fn path_of_step(&self, directory: &Path, step: u64) -> PathBuf {
+        let extension = if self.file_per_component { "" } else { name::COMPONENT_EXTENSION };
+        directory.join(format!("weights-{step}{extension}"))
+    }
+}
+
+impl Checkpoint {
+    /// Writes the weights of some tracked objects as safetensors files: for publishing, for serving, for Python. Returns the
+    /// paths. Values are left out. `path` is the file, which ends in `.safetensors`, or with
+    /// [`file_per_component`](WeightsExport::file_per_component) the directory.
+    ///
+    /// Each file is durable, and appears under its name at once, in place of an earlier one. It is then read back and compared
+    /// with what was to be written. The tensors have their names in the component, joined by dots, as `VarStore::load` and
+    /// Python expect; in one file for several components the component's name comes before. Takes as much memory as the
+    /// exported tensors; they may change when this returns, not before.
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
+    /// use tch_checkpoint::{Dtype, WeightsExport};
+    /// // When the training is done.
+    /// checkpoint.export_weights("model-bf16.safetensors", &WeightsExport::of(["model"]).dtype(Dtype::BF16)?)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] when no object of a name is tracked, or it has no tensor; [`Error::InvalidArgument`] for a path that
+    /// does not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] when what is read back is not
+    /// what was written.
+    pub fn export_weights(&self, path: impl AsRef<Path>, export: &WeightsExport) -> Result<Vec<PathBuf>> {
+        let path = path.as_ref();
+        let mut weights = self.snapshot_of(&export.components)?;
+        for component in &export.components {
+            let prefix = format!("{}/", name::key([component]));
+            let key = &prefix[..prefix.len() - 1];
+            if !weights.tensors().keys().any(|tensor| tensor == key || tensor.starts_with(&prefix)) {
+                return Err(Error::object(component, "it is to be exported, and has no tensor"));
+            }
+        }
+        if let Some(dtype) = export.dtype {
+            weights.cast_floats(dtype)?;
+        }
+        if !export.file_per_component {
+            if path.extension().is_none_or(|extension| extension != "safetensors") {
+                let reason = format!("{} does not end in .safetensors: one file of weights does", path.display());
+                return Err(Error::InvalidArgument(reason));
+            }
+            let only = export.components.first().filter(|_| export.components.len() == 1);
+            write(&weights, only.map(String::as_str), path)?;
+            return Ok(vec![path.to_path_buf()]);
+        }
+        fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
+        let mut paths = Vec::new();
+        for component in &export.components {
+            let file = path.join(format!("{}{}", name::file_stem(component), name::COMPONENT_EXTENSION));
+            write(&weights, Some(component), &file)?;
+            paths.push(file);
+        }
+        Ok(paths)
+    }
+}
+
+/// Writes one file, of a component or of all, and reads it back.
+fn write(weights: &Snapshot, component: Option<&str>, path: &Path) -> Result<()> {
+    let key = component.map(|component| name::key([component]));
+    // An object that is a tensor itself has no name below its component.
+    let is_one = key.as_ref().is_some_and(|key| weights.tensors().contains_key(key));
+    let options = match &key {
+        Some(key) if !is_one => SaveOptions::default().only(key.clone()),
+        _ => SaveOptions::default(),
+    };
+    let one;
+    let source: &dyn TensorSource = match &key {
+        Some(key) if is_one => {
+            one = weights.only(key);
+            &one
+        }
+        _ => weights,
+    };
+    huggingface::save(source, path, &options)?;
+    let written = huggingface::open(path, &ReadOptions::default())?;
+    for tensor in source.tensors().keys() {
+        let inside = match &key {
+            Some(key) if !is_one => tensor.strip_prefix(key.as_str()).and_then(|rest| rest.strip_prefix('/')),
+            _ => Some(tensor.as_str()),
+        };
+        let Some(inside) = inside else { continue };
+        let name = name::path(inside).map_or(inside.to_string(), |names| names.join("."));
+        let name = name::key([&name]);
+        let digest = |source: &dyn TensorSource, key: &str| {
+            let spec = source.tensors().get(key).cloned();
+            let mut bytes = room(key, spec.as_ref().and_then(|spec| spec.bytes()))?;
+            source.read(key, &mut bytes)?;
+            Ok::<_, Error>((spec, Digest::of(&bytes)))
+        };
+        if !written.tensors().contains_key(&name) || digest(source, tensor)? != digest(&*written, &name)? {
+            return Err(Error::damaged(path, format!("the tensor {} is not what was written", name::shown(tensor))));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Symbolic links to checkpoints: `latest`, `best`.
+
+use super::ledger::{Ledger, infos};
+use super::retention::{Best, Goal};
+use crate::catalog::number_of;
+use crate::repository::Directory;
+use crate::sync::{Mutex, PoisonError};
+
+/// A link, and what it leads to.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub name: String,
+    /// The metric and the goal; `None` for the newest.
+    pub best: Option<(String, Goal)>,
+}
+
+/// Makes the links lead to where they should, as far as that goes.
+pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) {
+    let (links, known, name) = {
+        let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if ledger.links.is_empty() {
+            return;
+        }
+        (ledger.links.clone(), infos(&ledger.known), ledger.name.clone())
+    };
+    let healthy: Vec<_> = known.into_iter().filter(|info| info.is_healthy()).collect();
+    for link in links {
+        let target = match link.best {
+            None => healthy.last(),
+            Some((metric, goal)) => {
+                let best = Best::new(metric, goal, 1).order(&healthy).into_iter().next();
+                best.and_then(|at| healthy.get(at))
+            }
+        };
+        let target = target.map(|info| info.name.as_str());
+        // One of ours leads to a checkpoint of this manager, whatever became of that.
+        let is_ours = |target: &str| number_of(&name, target).is_some();
+        if let Err(e) = directory.put_link(&link.name, target, &is_ours) {
+            log::warn!("the link {} could not be updated: {e:#}", link.name);
+        }
+    }
+}

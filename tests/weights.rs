@@ -1,0 +1,190 @@
+//! Copies of the weights alone, and links to checkpoints.
+
+mod common;
+
+use common::Memory;
+use std::fs;
+use std::path::Path;
+use tch_checkpoint::save_policy::EverySteps;
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, TensorSource, WeightsExport, interop,
+};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A model with nested names and tied tensors, an average that is one tensor, and what is no weight.
+struct Model {
+    layers: Vec<Memory>,
+    average: Memory,
+    counts: Memory,
+    step: Counter,
+}
+
+impl Model {
+    fn new() -> Model {
+        let values = [1.0f32, -0.1, 3.141_592_7, 65519.9, 65520.0, 1e-8, f32::INFINITY, f32::NAN, 1e-40, 0.0];
+        let layers = vec![Memory::f32(&[2, 5], values), Memory::seeded(3000, 7)];
+        let counts = Memory::new(Dtype::I64, &[2], [3i64, -1].iter().flat_map(|x| x.to_le_bytes()).collect());
+        Model { layers, average: Memory::seeded(3, 9), counts, step: Counter::new(0) }
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        let tied = [self.layers[0].clone()];
+        let checkpoint = Checkpoint::new().track("model", &self.layers)?.track("tied", &tied)?;
+        let checkpoint = checkpoint.track("average", &self.average)?.track("counts", [self.counts.clone()])?;
+        checkpoint.track("step", &self.step)
+    }
+}
+
+fn read(source: &dyn TensorSource, key: &str) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap_or_default() as usize];
+    source.read(key, &mut bytes)?;
+    Ok(bytes)
+}
+
+#[test]
+fn one_file_has_the_names_of_its_components() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let checkpoint = model.checkpoint()?;
+    let one = dir.path().join("model.safetensors");
+    assert_eq!(checkpoint.export_weights(&one, &WeightsExport::of(["model"]))?, [one.clone()]);
+    let source = interop::open(&one)?;
+    assert_eq!(source.tensors().keys().collect::<Vec<_>>(), ["0", "1"]);
+    assert_eq!(read(&*source, "1")?, *model.layers[1].bytes());
+    // Of several components, and in place of an earlier file.
+    let both = WeightsExport::of(["model", "tied", "average"]);
+    checkpoint.export_weights(&one, &both)?;
+    let source = interop::open(&one)?;
+    assert_eq!(source.tensors().keys().collect::<Vec<_>>(), ["average", "model.0", "model.1", "tied.0"]);
+    assert_eq!(read(&*source, "tied.0")?, *model.layers[0].bytes());
+    assert_eq!(read(&*source, "average")?, *model.average.bytes());
+    // The library of others reads it.
+    let bytes = fs::read(&one)?;
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes)?.names().len(), 4);
+    assert_eq!(fs::read_dir(dir.path())?.count(), 1, "nothing else is left");
+    Ok(())
+}
+
+#[test]
+fn a_file_per_component_in_another_type_with_the_rounding_of_others() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let checkpoint = model.checkpoint()?;
+    for (dtype, name) in [(Dtype::F16, "half"), (Dtype::BF16, "bfloat")] {
+        let export = WeightsExport::of(["model", "average", "counts"]).dtype(dtype)?.file_per_component();
+        let paths = checkpoint.export_weights(dir.path().join(name), &export)?;
+        assert_eq!(paths.len(), 3);
+        let source = interop::open(dir.path().join(name).join("model.safetensors"))?;
+        assert_eq!(source.tensors()["0"].dtype, dtype);
+        let wide = model.layers[0].bytes().clone();
+        let wide = wide.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        let expected: Vec<u8> = match dtype {
+            Dtype::F16 => wide.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            _ => wide.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        };
+        assert_eq!(read(&*source, "0")?, expected);
+        // What is no float stays as it is.
+        let counts = interop::open(dir.path().join(name).join("counts.safetensors"))?;
+        assert_eq!(read(&*counts, "0")?, *model.counts.bytes());
+        let average = interop::open(dir.path().join(name).join("average.safetensors"))?;
+        assert_eq!(average.tensors()["average"].dtype, dtype);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_exported_is_an_error_and_leaves_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Model::new().checkpoint()?;
+    let at = |name: &str| dir.path().join(name);
+    let refusal =
+        |path: &Path, export: WeightsExport| checkpoint.export_weights(path, &export).unwrap_err().to_string();
+    assert!(refusal(&at("a.safetensors"), WeightsExport::of(["encoder"])).contains("encoder"));
+    assert!(refusal(&at("a.safetensors"), WeightsExport::of(["model", "step"])).contains("step"));
+    assert!(refusal(&at("a.bin"), WeightsExport::of(["model"])).contains(".safetensors"));
+    assert!(WeightsExport::of(["model"]).dtype(Dtype::I64).is_err());
+    assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+    Ok(())
+}
+
+#[test]
+fn weights_are_exported_on_a_cadence_of_their_own() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+    for steps in [1..=7u64, 8..=10] {
+        let model = Model::new();
+        let export = WeightsExport::of(["model"]).dtype(Dtype::BF16)?;
+        let mut manager = CheckpointManager::builder(model.checkpoint()?, &run)
+            .save_every(100)
+            .export_weights_when(EverySteps(3), export, &exports)
+            .open()?;
+        for step in steps {
+            assert_eq!(manager.save_if_due(step)?, None);
+        }
+    }
+    let mut names: Vec<_> = fs::read_dir(&exports)?.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["weights-3.safetensors", "weights-6.safetensors", "weights-9.safetensors"]);
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------ links
+
+#[test]
+fn links_lead_to_the_latest_and_the_best_and_never_dangle() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let link =
+        |name: &str| fs::read_link(dir.path().join(name)).ok().map(|target| target.to_string_lossy().into_owned());
+    let weights = Memory::f32(&[1], [0.0]);
+    let open = || {
+        let builder = CheckpointManager::builder(Checkpoint::new().track("weights", &weights)?, dir.path());
+        builder.max_to_keep(2).link_latest().link_best("loss", Goal::Minimize).open()
+    };
+    let mut manager = open()?;
+    assert_eq!((link("latest"), link("best")), (None, None));
+    for (step, loss) in [(1, 0.5), (2, 0.3), (3, 0.4), (4, f64::NAN)] {
+        *weights.bytes() = (step as f32).to_le_bytes().to_vec();
+        manager.save_with_metrics(step, [("loss", loss)])?;
+        assert_eq!(link("latest"), Some(format!("ckpt-{step}")));
+        assert!(fs::metadata(dir.path().join("best"))?.is_dir(), "it never dangles");
+    }
+    // ckpt-2 was the best, and no policy kept it.
+    assert_eq!(link("best").as_deref(), Some("ckpt-3"));
+    // A metric that comes late, and a checkpoint full of NaN.
+    manager.add_metrics("ckpt-4", [("loss", 0.1)])?;
+    assert_eq!(link("best").as_deref(), Some("ckpt-4"));
+    *weights.bytes() = f32::NAN.to_le_bytes().to_vec();
+    manager.save_at(5)?;
+    assert_eq!(link("latest").as_deref(), Some("ckpt-4"));
+    // A restore follows it, and lists tell it from a checkpoint.
+    *weights.bytes() = vec![0; 4];
+    manager.restore(dir.path().join("latest"))?;
+    assert_eq!(*weights.bytes(), 4f32.to_le_bytes());
+    manager.close()?;
+    assert_eq!(tch_checkpoint::checkpoints(dir.path())?.len(), 3);
+    // What was lost is there again when a manager opens.
+    fs::remove_file(dir.path().join("latest"))?;
+    open()?;
+    assert_eq!(link("latest").as_deref(), Some("ckpt-4"));
+    Ok(())
+}
+
+#[test]
+fn what_is_not_a_link_of_ours_is_never_replaced() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let other = tempfile::tempdir()?;
+    fs::write(other.path().join("data"), "precious")?;
+    std::os::unix::fs::symlink(other.path(), dir.path().join("latest"))?;
+    fs::write(dir.path().join("best"), "my notes")?;
+    let checkpoint = Checkpoint::new().track("step", Counter::new(0))?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path());
+    let mut manager = builder.link_latest().link_best("loss", Goal::Minimize).open()?;
+    manager.save_with_metrics(1, [("loss", 0.5)])?;
+    manager.close()?;
+    assert_eq!(fs::read_link(dir.path().join("latest"))?, other.path());
+    assert_eq!(fs::read_to_string(dir.path().join("best"))?, "my notes");
+    assert_eq!(fs::read_to_string(other.path().join("data"))?, "precious");
+    assert!(fs::read_dir(dir.path())?.all(|entry| !entry.unwrap().file_name().to_string_lossy().starts_with(".tmp-")));
+    Ok(())
+}
