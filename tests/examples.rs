@@ -8,6 +8,19 @@ use std::path::Path;
 use std::process::Command;
 use tch_checkpoint::latest_checkpoint;
 
+const EXAMPLES: [&str; 10] = [
+    "average",
+    "best_and_latest",
+    "components",
+    "diverging",
+    "evaluator",
+    "fine_tune",
+    "preemption",
+    "pronounce",
+    "saved_model",
+    "saved_model_run",
+];
+
 fn run(program: &Path, dir: &Path) -> String {
     let output = Command::new(program).arg(dir).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -17,7 +30,7 @@ fn run(program: &Path, dir: &Path) -> String {
 #[test]
 fn examples_answer_help_and_refuse_what_they_do_not_know() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["components", "fine_tune", "saved_model", "saved_model_run", "pronounce"] {
+    for name in EXAMPLES {
         let program = example(name);
         let run = |argument: &str| Command::new(&program).arg(argument).current_dir(dir.path()).output().unwrap();
         let help = run("--help");
@@ -74,4 +87,83 @@ fn a_program_without_the_model_pronounces_as_the_model_does() {
         line.unwrap_or_else(|| panic!("{printed}")).split(' ').filter(|phoneme| !phoneme.is_empty()).count()
     };
     assert!(phonemes("pronounce") > 0 && phonemes("bat") > 0, "{printed}");
+}
+
+#[test]
+fn the_best_and_the_latest_stay_and_the_run_ends_with_the_best() {
+    let (program, dir) = (example("best_and_latest"), tempfile::tempdir().unwrap());
+    for _ in 0..2 {
+        let printed = run(&program, dir.path());
+        let line = printed.lines().find(|line| line.starts_with("loss ")).unwrap_or_else(|| panic!("{printed}"));
+        let numbers: Vec<f64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+        let [last, best, step] = numbers[..] else { panic!("{line}") };
+        assert!(best <= last, "{line}");
+        let link = |name: &str| std::fs::read_link(dir.path().join(name)).unwrap().to_string_lossy().into_owned();
+        assert_eq!(link("best"), format!("ckpt-{step}"));
+        assert_eq!(latest_checkpoint(dir.path()).unwrap().unwrap(), dir.path().join(link("latest")));
+        assert!(printed.contains("Best"), "{printed}");
+        assert!(tch_checkpoint::checkpoints(dir.path()).unwrap().len() <= 3);
+    }
+}
+
+#[test]
+fn an_evaluator_in_another_process_decides_what_is_kept() {
+    let (program, dir) = (example("evaluator"), tempfile::tempdir().unwrap());
+    let printed = run(&program, dir.path());
+    let losses: Vec<f64> = printed
+        .lines()
+        .filter(|line| line.starts_with("evaluated "))
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
+    assert!(losses.len() >= 2, "{printed}");
+    assert!(printed.contains("best: ckpt-"), "{printed}");
+    let checkpoints = tch_checkpoint::CheckpointDirectory::new(dir.path()).checkpoints().unwrap();
+    assert!(checkpoints.iter().any(|info| info.metrics.contains_key("validation loss")));
+}
+
+#[test]
+fn a_training_that_is_asked_to_end_goes_on_when_it_is_started_again() {
+    let (program, dir) = (example("preemption"), tempfile::tempdir().unwrap());
+    let step = |printed: &str, word: &str| -> u64 {
+        let line = printed.lines().find(|line| line.starts_with(word)).unwrap_or_else(|| panic!("{printed}"));
+        let step = line.split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).next();
+        step.unwrap_or_else(|| panic!("{line}"))
+    };
+    // The time is over, then a signal.
+    let output = Command::new(&program).arg(dir.path()).arg("0.2").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let first = step(&String::from_utf8(output.stdout).unwrap(), "ends");
+    assert!(first > 0 && latest_checkpoint(dir.path()).unwrap().unwrap().ends_with(format!("ckpt-{first}")));
+    let child = Command::new(&program).arg(dir.path()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    Command::new("kill").arg("-TERM").arg(child.id().to_string()).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}");
+    assert_eq!(step(&printed, "begins"), first);
+    let second = step(&printed, "ends");
+    assert!(latest_checkpoint(dir.path()).unwrap().unwrap().ends_with(format!("ckpt-{second}")));
+}
+
+#[test]
+fn the_average_of_checkpoints_is_better_than_they_are() {
+    let (program, dir) = (example("average"), tempfile::tempdir().unwrap());
+    let printed = run(&program, dir.path());
+    let number = |start: &str| -> f64 {
+        let line = printed.lines().find_map(|line| line.strip_prefix(start));
+        line.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{printed}"))
+    };
+    assert!(number("loss of their average: ") < number("mean of the last 8 losses: "), "{printed}");
+    assert!(dir.path().join("average.safetensors").exists());
+}
+
+/// The NaN story.
+#[test]
+fn a_training_that_diverges_restarts_from_what_was_healthy() {
+    let (program, dir) = (example("diverging"), tempfile::tempdir().unwrap());
+    let printed = run(&program, dir.path());
+    assert!(printed.contains("the loss is NaN after the first run"), "{printed}");
+    assert_eq!(printed.matches(": healthy").count(), 3, "{printed}");
+    assert_eq!(printed.matches(": NaN in ").count(), 1, "{printed}");
+    assert!(printed.contains("restarted from") && printed.contains("passed over"), "{printed}");
 }
