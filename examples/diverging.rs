@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             if info.is_healthy() { "healthy".to_string() } else { format!("NaN in {}", info.non_finite.join(", ")) };
         println!("{}: {what}", info.name);
     }
-    let (started, loss) = train(&dir, 0.05, 100)?;
+    let (started, loss) = train(&dir, 0.05, 1000)?;
     let restored = started.restored.ok_or("there are healthy ones")?;
     println!("restarted from {}", restored.path().display());
     for passed in started.passed_over {

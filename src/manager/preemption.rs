@@ -110,7 +110,7 @@ impl Preemption {
 
     /// Saves only these components, such as the weights, if the full state would take too long. Without
     /// [`grace`](Preemption::grace), always saves only these. With it, the full state is saved if twice the duration of
-    /// the last save fits into the remaining time.
+    /// the last save of this process fits into the remaining time, or if it has not saved yet.
     ///
     /// The checkpoint is marked as incomplete. [`restore_or_initialize`](CheckpointManager::restore_or_initialize)
     /// skips it, because the run could not be resumed exactly, unless
@@ -171,7 +171,8 @@ impl Preemption {
         let only = self.only.as_deref()?;
         let Some(grace) = self.grace else { return Some(only) };
         let passed = self.seen.get().map_or(Duration::ZERO, Instant::elapsed);
-        let needed = last_took.map_or(Duration::MAX, |took| took.saturating_mul(2));
+        // Before the first save there is nothing that a run could be resumed from: then the full state is worth the risk.
+        let needed = last_took.map_or(Duration::ZERO, |took| took.saturating_mul(2));
         (grace.saturating_sub(passed) < needed).then_some(only)
     }
 }

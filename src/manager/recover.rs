@@ -100,8 +100,7 @@ impl CheckpointManager {
             }
             if let Some(passed) = passed_by.first() {
                 let reason = format!(
-                    "none that is there can be resumed: {}; `CheckpointManagerBuilder::restore_unhealthy` takes it all the same, \
-                     `fresh_start` begins anew",
+                    "none that is there can be resumed: {}; `CheckpointManagerBuilder::fresh_start` begins anew",
                     passed.reason
                 );
                 return Err(Error::not_found(&passed.path, reason));
@@ -132,7 +131,10 @@ impl CheckpointManager {
             return Some(format!("it lacks the component {without} (`restore_incomplete` takes it all the same)"));
         }
         let is_taken = found.non_finite.is_empty() || self.restore_unhealthy;
-        (!is_taken).then(|| format!("there are values that are not finite in {}", listed(&found.non_finite)))
+        (!is_taken).then(|| {
+            let tensors = listed(&found.non_finite);
+            format!("there are values that are not finite in {tensors} (`restore_unhealthy` takes it all the same)")
+        })
     }
 
     /// Restores the checkpoint at `path`, reading every byte once and verifying it while reading. Verifies everything
