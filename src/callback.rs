@@ -1,4 +1,4 @@
-//! Functions of the user that a save calls: what they panic with is caught, and what they must not call is refused.
+//! User-provided functions that a save calls: panics are caught, and forbidden calls are refused.
 
 use crate::error::{Error, Result};
 use std::cell::Cell;
@@ -17,7 +17,7 @@ pub(crate) fn call<R>(function: impl FnOnce() -> R) -> std::result::Result<R, St
     result.map_err(|panic| message(&*panic))
 }
 
-/// Refuses what a function that a save calls must not do: it would wait for that save, which waits for the function.
+/// Refuses calls that such a function must not make: it would wait for the save, which waits for the function.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] in such a function.

@@ -1,4 +1,4 @@
-//! Where a checkpoint or a directory of checkpoints is: a path, or a URL.
+//! The location of a checkpoint or a directory of checkpoints: a path, or a URL.
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::ffi::{OsStr, OsString};
@@ -6,15 +6,15 @@ use std::fmt::{self, Debug, Display};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-/// Where a checkpoint, a directory of checkpoints or a file is: a path, or a URL such as `s3://bucket/run`.
+/// The location of a checkpoint, a directory of checkpoints or a file: a path, or a URL such as `s3://bucket/run`.
 ///
 /// Functions take `impl Into<Location>`, so that a path or a text can be passed directly. A text that starts with a
-/// scheme and `://` is a URL, whatever it is converted from; all else is a path. URLs are served by a
+/// scheme and `://` is a URL, whatever it is converted from; everything else is a path. URLs are served by a
 /// [`Storage`](crate::repository::Storage) that knows their scheme; the default one serves paths only and refuses URLs.
 ///
-/// A location dereferences to the [`Path`] of its text, so that results can be used wherever a path is wanted. For a URL,
-/// parents, names and joining work on that path too, but no file system has it: to open it is an error of the kind "not
-/// found". [`as_path`](Location::as_path) is `None` then.
+/// A location dereferences to the [`Path`] of its text, so that results can be used as paths. For a URL, parents, names
+/// and joining work on that path as well, but no file system has it: opening it is an error of the kind "not found".
+/// [`as_path`](Location::as_path) is `None` then.
 ///
 /// ```
 /// use std::path::Path;
@@ -51,7 +51,7 @@ impl Location {
         Location(self.0.join(name))
     }
 
-    /// Returns the directory that this is in; `None` for a root, for what has no name, and for a URL without a path.
+    /// Returns the parent directory, or `None` for a root, for a location without a name, and for a URL without a path.
     ///
     /// ```
     /// use tch_checkpoint::Location;
@@ -109,7 +109,7 @@ impl Debug for Location {
     }
 }
 
-/// As text; what is not Unicode in it becomes `U+FFFD`.
+/// Serializes as text. Bytes that are not Unicode become `U+FFFD`.
 impl Serialize for Location {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -1,4 +1,4 @@
-//! Where a checkpoint comes from: when its run started, and with which versions of the code.
+//! The origin of a checkpoint: when its run started, and with which versions of the code.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Where a run comes from. Recorded in every checkpoint on request
-/// ([`Checkpoint::provenance`](crate::Checkpoint::provenance)), as the metadata called `provenance`.
+/// The origin of a run, recorded in every checkpoint on request
+/// ([`Checkpoint::provenance`](crate::Checkpoint::provenance)), as the metadata `provenance`.
 ///
-/// Nothing is recorded that is not asked for: no environment, host name, user or path.
+/// Nothing else is recorded: no environment, host name, user or path.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,13 +44,13 @@ pub struct Provenance {
     /// Whether the program was built with changes that were not committed, if set with [`dirty`](Provenance::dirty).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_dirty: Option<bool>,
-    /// The arguments of the program, if [`arguments`](Provenance::arguments) asked for them.
+    /// The arguments of the program, if requested with [`arguments`](Provenance::arguments).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<Vec<String>>,
 }
 
 impl Provenance {
-    /// Returns the time and the versions.
+    /// Creates a record of the time and the versions.
     #[expect(clippy::new_without_default, reason = "two of them differ")]
     pub fn new() -> Provenance {
         Provenance {
@@ -64,12 +64,12 @@ impl Provenance {
         }
     }
 
-    /// Adds the commit of the git repository that the directory `path` is in. It is read from the repository's files;
-    /// git is not run. Where there is no repository, or it stores its references in another form than loose and packed
-    /// files, nothing is added.
+    /// Adds the commit of the git repository that contains the directory `path`. Reads the repository's files without
+    /// running git. Adds nothing if there is no repository, or if it stores its references in another form than loose
+    /// and packed files.
     ///
-    /// It is the commit that is checked out now. For the one that the program was built from, call this in the build
-    /// script and pass the commit on.
+    /// This is the commit that is checked out now. For the commit that the program was built from, call this in the
+    /// build script and pass the commit on.
     pub fn git(mut self, path: impl AsRef<Path>) -> Provenance {
         self.git_commit = std::path::absolute(path).ok().and_then(|path| commit_of(&path));
         self
@@ -104,7 +104,7 @@ fn commit_of(directory: &Path) -> Option<String> {
     let git = directory.ancestors().find_map(|above| git_directory(&above.join(".git")))?;
     let head = read(&git.join("HEAD"), SMALL)?;
     let Some(reference) = head.trim().strip_prefix("ref: ") else { return commit(&head) };
-    // A name that leads elsewhere is none of git's.
+    // git has no names that lead elsewhere.
     let is_plain = reference.starts_with("refs/") && reference.split('/').all(|part| !["", ".", ".."].contains(&part));
     if !is_plain {
         return None;
@@ -119,7 +119,8 @@ fn commit_of(directory: &Path) -> Option<String> {
     })
 }
 
-/// Where a repository's files are: `.git` itself, or what the file `.git` of a worktree or submodule names.
+/// Returns the directory of a repository's files: `.git` itself, or the one that the file `.git` of a worktree or
+/// submodule names.
 fn git_directory(git: &Path) -> Option<PathBuf> {
     if git.is_dir() {
         return Some(git.to_path_buf());
@@ -129,16 +130,16 @@ fn git_directory(git: &Path) -> Option<PathBuf> {
     Some(git.parent()?.join(path))
 }
 
-/// A whole identity, of SHA-1 or SHA-256.
+/// Parses a complete commit hash, SHA-1 or SHA-256.
 fn commit(text: &str) -> Option<String> {
     let id = text.trim();
     (matches!(id.len(), 40 | 64) && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_string())
 }
 
-/// The most bytes of a file that holds one line.
+/// The maximum length of a file with one line, in bytes.
 const SMALL: u64 = 64 << 10;
 
-/// The most bytes of a file with all references of a repository.
+/// The maximum length of a file with all references of a repository, in bytes.
 const LARGE: u64 = 256 << 20;
 
 fn read(path: &Path, most: u64) -> Option<String> {

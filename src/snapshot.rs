@@ -1,4 +1,4 @@
-//! A state in memory, to go back to without the disk.
+//! A snapshot of the state in memory.
 
 #[cfg(feature = "huggingface")]
 use crate::dtype::Dtype;
@@ -15,14 +15,14 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{LazyLock, OnceLock};
 
-/// The state of the tracked objects at one moment, in memory: made by
+/// The state of the tracked objects at one moment, in memory. Created by
 /// [`Checkpoint::snapshot`](crate::Checkpoint::snapshot) and restored by
 /// [`Checkpoint::rollback`](crate::Checkpoint::rollback), as often as needed.
 #[must_use = "a snapshot takes as much memory as the state"]
 pub struct Snapshot {
     tensors: BTreeMap<String, TensorSpec>,
     bytes: BTreeMap<String, Vec<u8>>,
-    /// The keys that show the memory of another one.
+    /// The keys that share the memory of another one.
     aliases: BTreeMap<String, String>,
     values: BTreeMap<String, Value>,
     unreadable: BTreeMap<String, String>,
@@ -80,7 +80,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Returns how many bytes of memory the tensors take.
+    /// Returns the size of the tensors in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes.values().map(|bytes| bytes.len() as u64).sum()

@@ -1,4 +1,4 @@
-//! What becomes of the state when the training loop ends by an error or a panic.
+//! Saves the state when the training loop ends with an error or a panic.
 
 use super::{CheckpointManager, Next};
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::save::Noted;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// What is known of the state at the last call of the manager.
+/// What is known about the state at the last call of the manager.
 #[derive(Default)]
 pub(super) struct Guard {
     noted: Option<Noted>,
@@ -17,18 +17,18 @@ pub(super) struct Guard {
 }
 
 impl CheckpointManager {
-    /// Calls `train`, which holds the training loop, and saves the state if it returns an error or panics. The error or
-    /// the panic is then passed on, whatever becomes of the save: what the save meets is only logged.
+    /// Calls `train`, which contains the training loop, and saves the state if it returns an error or panics. Then
+    /// passes the error or the panic on. An error of the save is only logged.
     ///
     /// At the end of each call that may save with a step ([`save_if_due`](CheckpointManager::save_if_due),
-    /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied; of
-    /// the tensors, version counters and up to 8,192 elements are noted. When the loop fails, these copies are saved
-    /// with the tensors, as the checkpoint of that call's step, if no tracked tensor has changed since. So a failure in
-    /// a forward or backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has changed,
-    /// nothing is saved, and the log names the tensor; with
-    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved as it is, in a
-    /// checkpoint that is marked as unclean and that no restart takes. Call the manager after each step: what changes
-    /// between two calls cannot be told from what changed in a step that failed.
+    /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied,
+    /// and version counters and up to 8,192 elements of the tensors are recorded. If the loop fails and no tracked
+    /// tensor has changed since, these copies are saved with the tensors, as the checkpoint of that call's step. So a
+    /// failure in a forward or backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has
+    /// changed, nothing is saved, and the log names the tensor; with
+    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved in a checkpoint
+    /// that is marked as unclean and that restarts do not use. Call the manager after each step: changes between two
+    /// calls cannot be distinguished from those of a failed step.
     ///
     /// A process that is killed, that aborts, or that is built with `panic = "abort"` saves nothing.
     ///
@@ -54,7 +54,7 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// What `train` returns.
+    /// The error of `train`.
     pub fn guard<T, E>(&mut self, train: impl FnOnce(&mut CheckpointManager) -> Result<T, E>) -> Result<T, E> {
         self.guard = Some(Guard::default());
         self.note_state(self.last_step, true);
@@ -73,7 +73,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Notes the state at the end of a call, for the guard.
+    /// Records the state at the end of a call, for the guard.
     pub(super) fn note_state(&mut self, step: Option<u64>, is_saved: bool) {
         let Some(guard) = &mut self.guard else { return };
         let before = guard.noted.take();
@@ -93,7 +93,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Where the state is now, or why it was not saved.
+    /// Returns where the state is now, or why it was not saved.
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
         let was_writing = self.in_flight.is_some();
         let settled = self.settle();
@@ -122,7 +122,7 @@ impl CheckpointManager {
         self.save_planned(next, plan, seen, None).map(Ok)
     }
 
-    /// Saves the state as it is, marked, where that was asked for.
+    /// Saves the state, marked as unclean, if requested.
     fn save_unclean(&mut self, step: Option<u64>, why: String) -> Result<Result<Location, String>> {
         if !self.unclean_on_failure {
             return Ok(Err(why));
@@ -139,7 +139,7 @@ impl CheckpointManager {
 }
 
 impl Next {
-    /// Returns the save of a number, without metrics, that takes no other one's place.
+    /// Returns a save of a number, without metrics, that supersedes nothing.
     pub(super) fn new(number: u64, step: Option<u64>, counter: i64) -> Next {
         let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
         Next { number, step, counter, metrics, superseded, unclean: false, without }
