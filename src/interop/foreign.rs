@@ -6,7 +6,7 @@ use super::view::Stored;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::location::Location;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{TensorSource, VerifiedBy, check_range, check_target};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -131,21 +131,13 @@ impl TensorSource for Foreign {
 
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let tensor = self.get(key)?;
-        if tensor.spec.bytes() != Some(target.len() as u64) {
-            return Err(Error::object(key, format!("a target of {} bytes does not fit {}", target.len(), tensor.spec)));
-        }
+        check_target(key, &tensor.spec, target.len())?;
         tensor.read(target)
     }
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         let tensor = self.get(key)?;
-        let size = tensor.spec.dtype.size() as u64;
-        let count = tensor.spec.bytes().unwrap_or(0) / size;
-        let length = range.end.checked_sub(range.start).filter(|_| range.end <= count);
-        if length.and_then(|length| length.checked_mul(size)) != Some(target.len() as u64) {
-            let reason = format!("elements {range:?} of {} into {} bytes", tensor.spec, target.len());
-            return Err(Error::object(key, format!("the range does not fit: {reason}")));
-        }
+        check_range(key, &tensor.spec, &range, target.len())?;
         tensor.read_range(range, target)
     }
 

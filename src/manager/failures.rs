@@ -40,7 +40,8 @@ pub enum OnNoSpace {
     #[default]
     Fail,
     /// Skips the save with a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and the
-    /// next save is due as if this one had been made. Calls that save in any case return the error. A background save is dropped.
+    /// next save is due as if this one had been made. Calls that save in any case return the error. A background save is
+    /// dropped.
     Skip,
     /// Removes the checkpoints that the policies would remove after this save, and tries once more. A healthy, complete
     /// checkpoint must remain, and every byte of it is verified before the removal. If the second try fails as well,

@@ -5,7 +5,7 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy, room};
+use crate::source::{TensorSource, VerifiedBy, check_range, check_target, room};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -177,9 +177,7 @@ impl TensorSource for Average<'_> {
 
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let spec = self.spec(key)?;
-        if spec.bytes() != Some(target.len() as u64) {
-            return Err(Error::object(key, format!("a target of {} bytes does not fit {spec}", target.len())));
-        }
+        check_target(key, spec, target.len())?;
         match is_averaged(spec.dtype) {
             true => self.add_up(key, spec.dtype, target, |source, buffer| source.read(key, buffer)),
             false => self.last.read(key, target),
@@ -192,10 +190,7 @@ impl TensorSource for Average<'_> {
             return self.last.read_range(key, range, target);
         }
         let size = spec.dtype.size() as u64;
-        let length = range.end.checked_sub(range.start).and_then(|length| length.checked_mul(size));
-        if length != Some(target.len() as u64) || spec.bytes().is_none_or(|bytes| range.end > bytes / size) {
-            return Err(Error::object(key, format!("elements {range:?} of {spec} do not fit the target")));
-        }
+        check_range(key, spec, &range, target.len())?;
         let mut at = range.start;
         for chunk in target.chunks_mut((CHUNK * size) as usize) {
             let end = at + chunk.len() as u64 / size;

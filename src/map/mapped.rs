@@ -10,7 +10,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Loss, Mapping, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{TensorSource, VerifiedBy, check_range, check_target};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -105,9 +105,7 @@ impl TensorSource for Mapped<'_> {
 
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let bound = self.bound(key)?;
-        if bound.spec.bytes() != Some(target.len() as u64) {
-            return Err(Error::object(key, format!("a target of {} bytes does not fit {}", target.len(), bound.spec)));
-        }
+        check_target(key, &bound.spec, target.len())?;
         if let Some(from) = bound.plain() {
             return self.source.read(from, target);
         }
@@ -119,10 +117,7 @@ impl TensorSource for Mapped<'_> {
         let bound = self.bound(key)?;
         let size = bound.spec.dtype.size() as u64;
         let count = bound.spec.bytes().unwrap_or_default() / size;
-        let length = range.end.checked_sub(range.start).filter(|_| range.end <= count);
-        if length.and_then(|length| length.checked_mul(size)) != Some(target.len() as u64) {
-            return Err(Error::object(key, format!("elements {range:?} of {} do not fit the target", bound.spec)));
-        }
+        check_range(key, &bound.spec, &range, target.len())?;
         if let Some(from) = bound.plain() {
             return self.source.read_range(from, range, target);
         }

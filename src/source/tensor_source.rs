@@ -130,6 +130,25 @@ pub trait TensorSource: Debug + Send + Sync {
     fn verify(&self) -> Result<()>;
 }
 
+/// Checks that a target of `length` bytes has room for all elements of a tensor, and no more.
+pub(crate) fn check_target(key: &str, spec: &TensorSpec, length: usize) -> Result<()> {
+    match spec.bytes() == Some(length as u64) {
+        true => Ok(()),
+        false => Err(Error::object(key, format!("a target of {length} bytes does not fit {spec}"))),
+    }
+}
+
+/// Checks that a tensor has the elements `range`, and that a target of `length` bytes has room for them, and no more.
+pub(crate) fn check_range(key: &str, spec: &TensorSpec, range: &Range<u64>, length: usize) -> Result<()> {
+    let size = spec.dtype.size() as u64;
+    let count = spec.bytes().unwrap_or_default() / size;
+    let elements = range.end.checked_sub(range.start).filter(|_| range.end <= count);
+    match elements.and_then(|elements| elements.checked_mul(size)) == Some(length as u64) {
+        true => Ok(()),
+        false => Err(Error::object(key, format!("elements {range:?} of {spec} do not fit a target of {length} bytes"))),
+    }
+}
+
 /// Allocates `bytes` bytes for the tensor `key`, or returns an error.
 pub(crate) fn room(key: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
     let too_large = || Error::out_of_memory(format!("the tensor {key}"), bytes);

@@ -182,7 +182,7 @@ impl Variables {
         let renamed = Renamed::of(&self.table, &table.named_variables);
         let listed = self.below(&table)?.into_iter().map(|(name, (full, tensor))| {
             if let Some(reason) = renamed.why(full) {
-                return Err(reason.into());
+                return Err(reason);
             }
             Ok(Listed {
                 name: name.to_string(),

@@ -13,7 +13,7 @@ use crate::interop::zip::Archive;
 use crate::interop::{ReadOptions, Slot};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{TensorSource, VerifiedBy, check_range};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -406,11 +406,7 @@ impl TensorSource for Weights {
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         let spec = self.tensors.get(key).ok_or_else(|| unknown_key(key))?;
         let (file, dataset) = self.dataset(key).ok_or_else(|| unknown_key(key))?;
-        let elements: u64 = spec.shape.iter().product();
-        let length = range.end.checked_sub(range.start).filter(|_| range.end <= elements);
-        if length.and_then(|length| length.checked_mul(spec.dtype.size() as u64)) != Some(target.len() as u64) {
-            return Err(Error::object(key, format!("elements {range:?} of {elements} do not fit the target")));
-        }
+        check_range(key, spec, &range, target.len())?;
         dataset.read(&file.input, range, target)
     }
 
