@@ -99,7 +99,7 @@ mod error;
 #[cfg(feature = "huggingface")]
 mod export;
 pub mod format;
-mod graph;
+pub mod graph;
 pub mod inspect;
 #[doc(hidden)]
 pub mod internal;
@@ -132,9 +132,12 @@ pub use dtype::{Dtype, TensorSpec};
 pub use error::{BoxError, Difference, Error, Report, Result, SkipReason, Skipped, TrainableDifference};
 #[cfg(feature = "huggingface")]
 pub use export::WeightsExport;
+pub use graph::{Counter, Node, Trackable, Value};
+// Named in full where they are documented: `graph`.
+#[doc(hidden)]
 pub use graph::{
-    Child, Collection, Counter, Created, Field, Gate, Guarded, Identity, Node, Saved, TensorBytes, TensorLeaf,
-    TensorPin, TensorTarget, Trackable, Unfinished, Value, ValueApply, ValueLeaf,
+    Child, Collection, Created, Field, Gate, Guarded, Identity, Saved, TensorBytes, TensorLeaf, TensorPin,
+    TensorTarget, Unfinished, ValueApply, ValueLeaf,
 };
 #[doc(hidden)]
 pub use graph::{Seen, TensorGroup};

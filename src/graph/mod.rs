@@ -1,4 +1,43 @@
-//! The object graph: named nodes, with tensors and small values at the leaves. Pure: it knows no file and no libtorch.
+//! The object graph: named nodes, with tensors and small values at the leaves. It knows no file and no libtorch.
+//!
+//! Most programs need [`Trackable`], [`Counter`] and [`Value`] only, which are in the root of the crate too. The other traits
+//! are for implementations: [`TensorLeaf`] makes tensors of another library trackable, [`ValueLeaf`] a value with a form of
+//! its own, and [`Collection`] an object whose children come and go. What they refuse is a
+//! [`BoxError`](crate::BoxError).
+//!
+//! ```
+//! # fn main() -> tch_checkpoint::Result<()> {
+//! use std::sync::{Arc, Mutex, PoisonError};
+//! use tch_checkpoint::graph::{ValueApply, ValueLeaf};
+//! use tch_checkpoint::{BoxError, Checkpoint, Node, Trackable};
+//!
+//! /// A temperature in degrees Celsius, which is saved in kelvins.
+//! #[derive(Clone)]
+//! struct Temperature(Arc<Mutex<f64>>);
+//!
+//! impl ValueLeaf for Temperature {
+//!     fn save(&self) -> Result<serde_json::Value, BoxError> {
+//!         Ok((*self.0.lock().map_err(|_| "its lock is poisoned")? + 273.15).into())
+//!     }
+//!
+//!     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
+//!         let kelvins = saved.as_f64().ok_or("a number is expected")?;
+//!         let degrees = self.0.clone();
+//!         Ok(Box::new(move || *degrees.lock().unwrap_or_else(PoisonError::into_inner) = kelvins - 273.15))
+//!     }
+//! }
+//!
+//! impl Trackable for Temperature {
+//!     fn node(&self) -> Node {
+//!         Node::value(self.clone())
+//!     }
+//! }
+//!
+//! let checkpoint = Checkpoint::new().track("temperature", Temperature(Arc::default()))?;
+//! # let _ = checkpoint;
+//! # Ok(())
+//! # }
+//! ```
 
 mod captures;
 mod field;
@@ -15,6 +54,7 @@ mod walk;
 pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
 pub use field::Field;
 pub use gate::{Gate, Guarded};
+#[doc(hidden)]
 pub use group::{Seen, TensorGroup};
 pub use handles::{Counter, Value};
 pub(crate) use handles::{decode, encode};
