@@ -88,7 +88,7 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
         match whole(&storage, &Path::new(ROOT).join(name)) {
             Ok(step) => outcome.good.push(step),
             Err(e) => {
-                outcome.wrong_bytes |= Source::open(&storage, &Path::new(ROOT).join(name)).is_ok();
+                outcome.wrong_bytes |= Source::open(&storage, Path::new(ROOT).join(name)).is_ok();
                 outcome.broken.push(format!("I5: {name} has the name of a checkpoint: {e}"));
             }
         }
