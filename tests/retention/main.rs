@@ -6,5 +6,6 @@ mod model;
 mod mutants;
 mod oracle;
 mod table;
+mod tensorflow;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
