@@ -140,7 +140,7 @@ fn the_torch_layer_uses_public_items_of_save_and_repository() {
             count += 1;
         }
     }
-    assert!(count > 0 && !public.contains(&["save", "Held"].map(str::to_string).to_vec()));
+    assert!(count > 0 && !public.contains(["save", "Held"].map(str::to_string).as_slice()));
 }
 
 /// The paths that `lib.rs` makes public.

@@ -2,8 +2,8 @@
 
 use super::background::Background;
 use super::failures::{OnNoSpace, OnSaveError, OnUnhealthy};
-use super::ledger::Ledger;
-use super::links::{self, Link};
+use super::ledger::{Ledger, Link};
+use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
 use super::retention::{Every, Goal, Latest, Retention, RetentionPolicy};

@@ -1,7 +1,6 @@
 //! What a manager knows of its directory.
 
-use super::links::Link;
-use super::retention::{CheckpointInfo, Retention};
+use super::retention::{CheckpointInfo, Goal, Retention};
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
@@ -14,6 +13,14 @@ use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
+
+/// A link, and what it leads to.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub name: String,
+    /// The metric and the goal; `None` for the newest.
+    pub best: Option<(String, Goal)>,
+}
 
 /// The checkpoints of a directory that have the manager's name.
 pub(super) struct Ledger {

@@ -1,18 +1,10 @@
 //! Symbolic links to checkpoints: `latest`, `best`.
 
 use super::ledger::{Ledger, infos};
-use super::retention::{Best, Goal};
+use super::retention::Best;
 use crate::catalog::number_of;
 use crate::repository::Directory;
 use crate::sync::{Mutex, PoisonError};
-
-/// A link, and what it leads to.
-#[derive(Debug, Clone)]
-pub(super) struct Link {
-    pub name: String,
-    /// The metric and the goal; `None` for the newest.
-    pub best: Option<(String, Goal)>,
-}
 
 /// Makes the links lead to where they should, as far as that goes.
 pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) {

@@ -101,6 +101,7 @@ impl Repository for Counted {
         fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
         fn sweep_marks(&self, checkpoint: &str);
         fn sweep(&self, leftovers: &[String]);
+        fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()>;
         fn free_space(&self) -> Option<u64>;
         fn clear_spares(&self);
     }
