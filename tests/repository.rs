@@ -17,7 +17,7 @@ use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{self, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Dtype, Error, Location,
-    SaveOptions, list_checkpoints, verify_checkpoint,
+    RestoreOptions, SaveOptions, list_checkpoints, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -301,4 +301,24 @@ fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
     manager.restore(run.root.join("ckpt-3"))?;
     assert!(run.is_at(3));
     Ok(())
+}
+
+#[test]
+fn a_manager_restores_with_exceptions_and_goes_on_from_there() -> Outcome {
+    everywhere(|run| {
+        let mut manager = run.open(false)?;
+        run.set(3);
+        manager.save_at(3)?;
+        manager.close()?;
+        let (later, added) = (run.again(), Counter::new(7));
+        let checkpoint = later.checkpoint()?.track("added", &added)?;
+        let mut manager = CheckpointManager::builder(checkpoint, &later.root).open()?;
+        let path = run.root.join("ckpt-3");
+        assert!(matches!(manager.restore(&path), Err(Error::Mismatch { .. })));
+        manager.restore_with(&path, &RestoreOptions::new().allow_missing("added"))?;
+        assert!(later.is_at(3) && added.get() == 7);
+        // The step is that of the checkpoint: the next one is due.
+        assert_eq!(manager.save_if_due(4)?, Some(run.root.join("ckpt-4")));
+        Ok(())
+    })
 }

@@ -198,8 +198,16 @@ impl CheckpointManager {
     /// # Errors
     /// As for [`Checkpoint::restore`](crate::Checkpoint::restore).
     pub fn restore(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
+        self.restore_with(path, &RestoreOptions::default())
+    }
+
+    /// Like [`restore`](CheckpointManager::restore), with exceptions or other options.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::restore_with`](crate::Checkpoint::restore_with).
+    pub fn restore_with(&mut self, path: impl Into<Location>, options: &RestoreOptions) -> Result<RestoreStatus> {
         self.settle()?;
-        let status = self.checkpoint.restore(path)?;
+        let status = self.checkpoint.restore_with(path, options)?;
         self.note_restore(&status);
         Ok(status)
     }
