@@ -257,8 +257,9 @@ impl State {
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        // What is saved of them is asked itself.
-        shim::objects(self.written()).hash(&mut hasher);
+        // Slots are tensors of the graph, which are asked themselves; variables need not be.
+        shim::fingerprints(self.parameters.iter().map(|parameter| &parameter.tensor)).hash(&mut hasher);
+        shim::objects(self.slots()).hash(&mut hasher);
         for (place, parameter) in self.unused() {
             let gradient = shim::gradient(&parameter.tensor);
             (place, gradient.map_or(0, |gradient| shim::fingerprint(&gradient))).hash(&mut hasher);
