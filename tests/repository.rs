@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tch_checkpoint::format::Follows;
-use tch_checkpoint::repository::{self, OpenOptions, Posix, Repository, Storage};
+use tch_checkpoint::repository::{self, Aside, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Dtype, Error, Location,
     RestoreOptions, SaveOptions, list_checkpoints, verify_checkpoint,
@@ -321,4 +321,26 @@ fn a_manager_restores_with_exceptions_and_goes_on_from_there() -> Outcome {
         assert_eq!(manager.save_if_due(4)?, Some(run.root.join("ckpt-4")));
         Ok(())
     })
+}
+
+/// Also by a storage behind an `Arc`, and by a wrapper.
+#[test]
+fn what_was_quarantined_as_damaged_is_discarded_unless_it_stays() -> Outcome {
+    let discards = |run: Run| -> Outcome {
+        let mut checkpoint = run.checkpoint()?;
+        let repository = run.repository();
+        for (name, aside, goes) in [("damaged", Aside::Damaged, true), ("abandoned", Aside::Superseded, false)] {
+            checkpoint.write(run.root.join(name))?;
+            let aside = repository.quarantine(name, aside)?;
+            assert!(!repository.discard(&aside, &|_| true)?);
+            assert!(run.aside().contains(&aside));
+            assert_eq!(repository.discard(&aside, &|_| false)?, goes);
+            assert_eq!(run.aside().contains(&aside), !goes);
+        }
+        Ok(())
+    };
+    everywhere(discards)?;
+    let shared: Arc<dyn Storage> = Arc::new(Store::default());
+    discards(Run::new(Arc::new(shared.clone()), "mem://bucket/shared"))?;
+    discards(Run::new(Arc::new(Counting::new(shared)), "mem://bucket/wrapped"))
 }

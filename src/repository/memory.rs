@@ -15,7 +15,11 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Checkpoints in memory; clones share them.
+/// Checkpoints in memory, for tests and temporary state; clones share them.
+///
+/// Serves every location, paths and URLs alike, by its text: `run` and `./run` are different directories, and no file
+/// system has them. A directory is created when a manager opens it or a checkpoint is written to it. What it has is
+/// lost with the last clone.
 #[derive(Debug, Clone, Default)]
 pub struct Memory(Arc<Mutex<BTreeMap<Location, Arc<Root>>>>);
 
@@ -129,6 +133,10 @@ impl Memory {
 }
 
 impl Storage for Memory {
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        Ok(location.clone())
+    }
+
     fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
         Ok(Arc::new(MemoryDirectory { memory: self.clone(), location: root.clone(), locks: options.lock }))
     }
@@ -229,6 +237,10 @@ impl Repository for MemoryDirectory {
         Ok(scan)
     }
 
+    fn scan_for_writing(&self) -> Result<Scan> {
+        self.scan()
+    }
+
     fn create(&self) -> Result<()> {
         lock(&self.memory.0).entry(self.location.clone()).or_default();
         Ok(())
@@ -243,6 +255,18 @@ impl Repository for MemoryDirectory {
         }
         *held = Arc::downgrade(&guard);
         Ok(Lock::new(guard))
+    }
+
+    fn check_process(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_name(&self, _name: &str) -> Result<()> {
+        Ok(())
     }
 
     fn begin(&self, name: &str, _bytes: u64) -> Result<Box<dyn Transaction + '_>> {
@@ -304,6 +328,8 @@ impl Repository for MemoryDirectory {
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool> {
         self.marked(checkpoint, of, |files| files.remove(file).is_some())
     }
+
+    fn sweep_marks(&self, _checkpoint: &str) {}
 
     fn remove_small(&self, file: &str) {
         if let Some(root) = self.memory.root(&self.location) {

@@ -8,8 +8,13 @@
 //!
 //! [`Posix`], the default, has directories of a file system, and [`Memory`] those in memory. Saves, restores and
 //! managers use nothing else, so a new kind of storage is one implementation of these traits. An object store fits:
-//! nothing needs a rename, a link or a lock of the system, and files are written in any order of their parts.
-//! `tests/repository` in the repository of this crate has one, and a wrapper that counts requests.
+//! nothing needs a rename, a link or a lock of the system, and files are written in any order of their parts. The tests of
+//! this crate run a manager on one (`tests/repository/object_store.rs` in its git repository), and on a wrapper that counts
+//! requests (`tests/repository/counting.rs`).
+//!
+//! **A wrapper forwards every method, the provided ones too.** The defaults suit a storage that has nothing to report; in
+//! a wrapper they hide what the wrapped storage reports, such as its clock and its free space. Methods whose default would
+//! lose a guarantee have none.
 //!
 //! A storage knows no file format but one: what identifies a commit is in its manifest
 //! ([`Manifest::from_bytes`](crate::format::Manifest::from_bytes)).
@@ -64,15 +69,17 @@ use std::io;
 use std::sync::Arc;
 
 /// Resolves locations: a file system, memory, or an object store.
+///
+/// An [`Arc`] of a storage is a storage. A wrapper also wraps what [`repository`](Storage::repository) and
+/// [`open`](Storage::open) return, and forwards every method of theirs, the provided ones too.
 pub trait Storage: Debug + Send + Sync {
-    /// Returns the location independent of the working directory. Defaults to `location` itself.
+    /// Returns the location independent of the working directory: `location` itself, where a storage has
+    /// none.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]), and if the working
     /// directory is unknown.
-    fn absolute(&self, location: &Location) -> Result<Location> {
-        Ok(location.clone())
-    }
+    fn absolute(&self, location: &Location) -> Result<Location>;
 
     /// Returns the directory of checkpoints at `root`, without opening or creating anything.
     ///
@@ -86,6 +93,20 @@ pub trait Storage: Debug + Send + Sync {
     /// [`Error::NotFound`] if there is nothing; [`Error::InvalidArgument`] for a location that this storage does not
     /// serve ([`not_served`]).
     fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>>;
+}
+
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        (**self).absolute(location)
+    }
+
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
+        (**self).repository(root, options)
+    }
+
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
+        (**self).open(location)
+    }
 }
 
 /// Returns the error for a `location` that a storage does not serve: it serves `what`.
@@ -119,6 +140,8 @@ impl Default for OpenOptions {
 /// which holds even if the process or the machine dies at any time.
 ///
 /// A checkpoint is a directory of files under one name. Readers see it completely or not at all.
+///
+/// A wrapper forwards every method, the provided ones too.
 pub trait Repository: Debug + Send + Sync {
     /// Returns its location for results and messages.
     fn root(&self) -> &Location;
@@ -126,7 +149,7 @@ pub trait Repository: Debug + Send + Sync {
     /// Returns its identity, independent of its path; `None` if it cannot be opened.
     fn id(&self) -> Option<FileId>;
 
-    /// Returns the present time, for checkpoints and retention.
+    /// Returns the present time, for checkpoints and retention. Defaults to the system's clock.
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
     }
@@ -151,13 +174,12 @@ pub trait Repository: Debug + Send + Sync {
     fn scan(&self) -> Result<Scan>;
 
     /// Like [`scan`](Repository::scan). First makes durable what a dead predecessor may have left unsynced, so that no
-    /// decision depends on something that a power cut could undo.
+    /// decision depends on something that a power cut could undo. The same as [`scan`](Repository::scan) where nothing is
+    /// visible before it is durable.
     ///
     /// # Errors
     /// As for [`scan`](Repository::scan).
-    fn scan_for_writing(&self) -> Result<Scan> {
-        self.scan()
-    }
+    fn scan_for_writing(&self) -> Result<Scan>;
 
     /// Creates the directory durably if it is missing.
     ///
@@ -171,29 +193,25 @@ pub trait Repository: Debug + Send + Sync {
     /// [`Error::Locked`] if another writer has it.
     fn lock(&self) -> Result<Lock>;
 
-    /// Checks that this process may use it: it must not be forked from the process that opened it.
+    /// Checks that this process may use it: it must not be forked from the process that opened it. `Ok(())` where a forked
+    /// process shares nothing with the storage.
     ///
     /// # Errors
     /// [`Error::Moved`] if it may not.
-    fn check_process(&self) -> Result<()> {
-        Ok(())
-    }
+    fn check_process(&self) -> Result<()>;
 
-    /// Checks that the path still leads to the open directory, and that the lock is still held.
+    /// Checks that the path still leads to the open directory, and that the lock is still held. Includes
+    /// [`check_process`](Repository::check_process).
     ///
     /// # Errors
     /// [`Error::Moved`] or [`Error::Locked`] otherwise.
-    fn check(&self) -> Result<()> {
-        self.check_process()
-    }
+    fn check(&self) -> Result<()>;
 
     /// Checks that a checkpoint can have this name, and can be renamed and removed later.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] otherwise.
-    fn check_name(&self, _name: &str) -> Result<()> {
-        Ok(())
-    }
+    fn check_name(&self, name: &str) -> Result<()>;
 
     /// Starts the checkpoint `name` of about `bytes` bytes. Another one may have that name until this one is committed;
     /// it is renamed just before.
@@ -218,14 +236,11 @@ pub trait Repository: Debug + Send + Sync {
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String>;
 
     /// Removes what was [quarantined](Repository::quarantine) as damaged, whatever it contains. Returns `false`,
-    /// without any change, if it `stays` because of its marks, or if it was not quarantined as damaged. Defaults to
-    /// `false`.
+    /// without any change, if it `stays` because of its marks, or if it was not quarantined as damaged.
     ///
     /// # Errors
     /// If it cannot be identified or removed.
-    fn discard(&self, _aside: &str, _stays: Stays<'_>) -> Result<bool> {
-        Ok(false)
-    }
+    fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool>;
 
     /// Restores the name that a checkpoint had before it was [quarantined](Repository::quarantine).
     ///
@@ -256,7 +271,7 @@ pub trait Repository: Debug + Send + Sync {
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
 
     /// Removes what dead writers of marks left in a checkpoint. Only the directory's writer calls this.
-    fn sweep_marks(&self, _checkpoint: &str) {}
+    fn sweep_marks(&self, checkpoint: &str);
 
     /// Removes the leftovers that [`scan`](Repository::scan) reported, if possible.
     fn sweep(&self, leftovers: &[String]);
@@ -276,7 +291,8 @@ pub trait Repository: Debug + Send + Sync {
         None
     }
 
-    /// Frees the space of files that are kept for reuse.
+    /// Frees the space of files that are kept for reuse. Defaults to nothing: such files exist only where a storage
+    /// [recycles](OpenOptions::recycle).
     fn clear_spares(&self) {}
 }
 
@@ -284,8 +300,11 @@ pub trait Repository: Debug + Send + Sync {
 pub type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
 
 /// A checkpoint being written. If it is dropped before it is committed, it removes what it wrote.
+///
+/// A wrapper forwards every method, the provided ones too.
 pub trait Transaction: Send + Sync {
     /// Makes space for files of these `lengths`, if possible. A lack of space is reported by the writes.
+    /// Defaults to nothing.
     fn make_room(&self, _lengths: &[u64]) {}
 
     /// Creates a file that will have `bytes` bytes.
@@ -310,6 +329,8 @@ pub trait Transaction: Send + Sync {
 }
 
 /// A file of a checkpoint being written. Every byte is written once, in any order, from several threads.
+///
+/// A wrapper forwards every method, the provided ones too.
 pub trait StagedFile: Send + Sync {
     /// Writes all of `bytes` at `offset`.
     ///
@@ -317,7 +338,8 @@ pub trait StagedFile: Send + Sync {
     /// If they cannot be written.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Returns `true` if it should be written in large pieces of whole [pages](PAGE).
+    /// Returns `true` if it should be written in large pieces of whole [pages](PAGE). Defaults to
+    /// `false`.
     fn is_direct(&self) -> bool {
         false
     }

@@ -114,6 +114,10 @@ impl Store {
 }
 
 impl Storage for Store {
+    fn absolute(&self, location: &Location) -> Result<Location> {
+        Ok(location.clone())
+    }
+
     fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
         assert!(options.lock);
         Ok(Arc::new(self.prefix(root).ok_or_else(|| not_served(root, "what begins with mem://"))?))
@@ -304,6 +308,21 @@ impl Prefix {
         Ok(())
     }
 
+    /// Removes a checkpoint whose commit has these bytes, unless it stays.
+    fn delete(&self, checkpoint: &Committed, commit: &[u8], stays: Stays<'_>) -> bool {
+        if stays(&self.marks(checkpoint)) {
+            return false;
+        }
+        self.bucket.delete(&checkpoint.commit);
+        // A mark may have been written meanwhile.
+        if stays(&self.marks(checkpoint)) {
+            assert!(self.bucket.create(&checkpoint.commit, commit));
+            return false;
+        }
+        self.delete_files(&checkpoint.files);
+        true
+    }
+
     fn delete_files(&self, files: &str) {
         self.bucket.list(files).iter().for_each(|key| self.bucket.delete(key));
     }
@@ -348,7 +367,23 @@ impl Repository for Prefix {
         Ok(scan)
     }
 
+    fn scan_for_writing(&self) -> Result<Scan> {
+        self.scan()
+    }
+
     fn create(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_process(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn check_name(&self, _name: &str) -> Result<()> {
         Ok(())
     }
 
@@ -373,17 +408,16 @@ impl Repository for Prefix {
             Ok(_) => return Ok(true),
             Err(_) => return self.quarantine(name, Aside::Damaged).map(|_| true),
         }
-        if stays(&self.marks(&checkpoint)) {
+        Ok(self.delete(&checkpoint, &commit, stays))
+    }
+
+    fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
+        if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {
             return Ok(false);
         }
-        self.bucket.delete(&checkpoint.commit);
-        // A mark may have been written meanwhile.
-        if stays(&self.marks(&checkpoint)) {
-            assert!(self.bucket.create(&checkpoint.commit, &commit));
-            return Ok(false);
-        }
-        self.delete_files(&checkpoint.files);
-        Ok(true)
+        let Some(checkpoint) = self.committed(aside) else { return Ok(true) };
+        let commit = self.bucket.get(&checkpoint.commit).unwrap_or_default();
+        Ok(self.delete(&checkpoint, &commit, stays))
     }
 
     fn quarantine(&self, name: &str, aside: Aside) -> Result<String> {
@@ -413,6 +447,8 @@ impl Repository for Prefix {
         self.bucket.delete(&key);
         Ok(was_there)
     }
+
+    fn sweep_marks(&self, _checkpoint: &str) {}
 
     fn remove_small(&self, file: &str) {
         self.bucket.delete(&self.commit(file));
