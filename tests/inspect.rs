@@ -3,13 +3,14 @@
 mod common;
 
 use common::Memory;
+use common::table::Table;
 use std::fs;
 use std::path::Path;
 use tch_checkpoint::inspect::{
     self, DiffKind, DiffSide, OtherState, ProblemKind, Target, VerifyItem, VerifyState, diff, diff_as,
 };
 use tch_checkpoint::map::NameMap;
-use tch_checkpoint::{Checkpoint, Counter, Error, Location, VerifiedBy, checkpoints};
+use tch_checkpoint::{Checkpoint, Counter, Dtype, Error, Location, VerifiedBy, checkpoints, interop};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -63,6 +64,64 @@ fn a_file_of_another_tool_is_summarized_like_a_checkpoint() -> Outcome {
     let tensors: Vec<_> = summary.tensors.iter().map(|t| (t.key, t.shape, t.bytes, t.xxh3_128)).collect();
     assert_eq!(tensors, [("bias", &[2][..], 8, None), ("weight", &[2, 3], 24, None)]);
     assert_eq!((summary.files.len(), summary.totals.bytes), (1, fs::metadata(&path)?.len()));
+    Ok(())
+}
+
+#[test]
+fn a_source_of_ones_own_is_inspected_like_a_file() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut table = Table::default().with("encoder/w", Dtype::F32, &[2], vec![0; 8]);
+    table.values.insert("step".into(), 7.into());
+    table.unreadable.insert("odd".into(), "a date".into());
+    let target = Target::of(Box::new(table));
+    let summary = target.summary(None)?;
+    assert_eq!(
+        (summary.overview.format, summary.overview.step, summary.verified_by),
+        ("table", None, VerifiedBy::Nothing)
+    );
+    assert_eq!((summary.totals.tensors, summary.totals.values, summary.totals.tensor_bytes), (1, 1, 8));
+    assert_eq!((summary.unreadable["odd"].as_str(), target.skipped().len()), ("a date", 0));
+    // Against a checkpoint with another step and without the tensor.
+    let other = Target::open(Checkpoint::new().track("step", &Counter::new(8))?.write(dir.path().join("eight"))?)?;
+    let report = diff(&target, &other)?;
+    let differing: Vec<&str> = report.differences.iter().map(|difference| difference.key).collect();
+    assert_eq!((report.equal, differing), (false, vec!["encoder/w", "step"]));
+    Ok(())
+}
+
+/// A URL is refused as such: nothing was looked for there.
+#[test]
+fn a_url_is_not_served() {
+    let url = "s3://bucket/run";
+    let refused = |error: &Error| {
+        let text = error.to_string();
+        assert!(matches!(error, Error::InvalidArgument(_)) && text.contains("s3://bucket/run is not served"), "{text}");
+        assert!(text.contains("`CheckpointReader::open_in`"), "{text}");
+    };
+    refused(&Target::open(url).unwrap_err());
+    refused(&inspect::list(url).unwrap_err());
+    refused(&interop::open(url).unwrap_err());
+    let report = inspect::verify([url]);
+    let VerifyState::Unreadable = report.checkpoints[0].state else { panic!("{report:?}") };
+    assert!(report.checkpoints[0].problems[0].reason.contains("is not served"), "{report:?}");
+}
+
+#[test]
+fn a_directory_of_no_known_format_is_told_from_one_without_a_checkpoint() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let text = |path: &Path| Target::open(path).unwrap_err().to_string();
+    let verified = |path: &Path| inspect::verify([path]).checkpoints[0].problems[0].reason.clone();
+    let no_format = "this directory holds no whole checkpoint; the directory holds no checkpoint of a format";
+    for told in [text(dir.path()), verified(dir.path())] {
+        assert!(told.contains("holds no whole checkpoint") && !told.contains("format"), "{told}");
+    }
+    fs::write(dir.path().join("weights.own"), "own")?;
+    for told in [text(dir.path()), verified(dir.path())] {
+        assert!(told.contains(no_format) && told.contains("`inspect::Target::of`"), "{told}");
+    }
+    // What a save left behind is no other format.
+    fs::create_dir(dir.path().join(".tmp-ckpt-1-0123456789abcdef0123456789abcdef"))?;
+    assert!(!text(dir.path()).contains("format"), "{}", text(dir.path()));
     Ok(())
 }
 

@@ -3,75 +3,14 @@
 mod common;
 
 use common::Memory;
+use common::table::Table;
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::LazyLock;
 use tch_checkpoint::map::{Functions, Loss, NameMap, TensorFunction, Transform};
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Node, RestoreOptions, Result, TensorSource, TensorSpec, Trackable, VerifiedBy,
 };
-
-/// Tensors and values in memory.
-#[derive(Debug, Default)]
-struct Table {
-    specs: BTreeMap<String, TensorSpec>,
-    bytes: BTreeMap<String, Vec<u8>>,
-    values: BTreeMap<String, Value>,
-    unreadable: BTreeMap<String, String>,
-}
-
-impl Table {
-    fn with(mut self, key: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> Table {
-        let spec = TensorSpec::new(dtype, shape);
-        assert_eq!(spec.bytes(), Some(bytes.len() as u64));
-        self.specs.insert(key.to_string(), spec);
-        self.bytes.insert(key.to_string(), bytes);
-        self
-    }
-
-    /// Tensors of one number each.
-    fn of(keys: &[&str]) -> Table {
-        keys.iter().enumerate().fold(Table::default(), |table, (i, key)| {
-            table.with(key, Dtype::I32, &[], (i as i32).to_le_bytes().to_vec())
-        })
-    }
-}
-
-impl TensorSource for Table {
-    fn format(&self) -> &'static str {
-        "table"
-    }
-    fn path(&self) -> &tch_checkpoint::Location {
-        static PATH: LazyLock<tch_checkpoint::Location> = LazyLock::new(|| "table".into());
-        &PATH
-    }
-    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
-        &self.specs
-    }
-    fn values(&self) -> &BTreeMap<String, Value> {
-        &self.values
-    }
-    fn unreadable(&self) -> &BTreeMap<String, String> {
-        &self.unreadable
-    }
-    fn verified_by(&self, _: &str) -> VerifiedBy {
-        VerifiedBy::Nothing
-    }
-    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
-        target.copy_from_slice(&self.bytes[key]);
-        Ok(())
-    }
-    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        let size = self.specs[key].dtype.size();
-        target.copy_from_slice(&self.bytes[key][range.start as usize * size..range.end as usize * size]);
-        Ok(())
-    }
-    fn verify(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
     let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];

@@ -114,7 +114,7 @@ pub enum OtherState {
 /// Reads manifests and file sizes, not tensors; [`verify`](super::verify) reads those. Takes no lock.
 ///
 /// # Errors
-/// [`Error::NotFound`] if the directory does not exist; [`Error::InvalidArgument`] if `path` is a checkpoint;
+/// [`Error::NotFound`] if the directory does not exist; [`Error::InvalidArgument`] if `path` is a checkpoint or a URL;
 /// [`Error::Io`].
 ///
 /// ```

@@ -4,10 +4,11 @@ use super::problem::Problem;
 use super::{lossy, lossy_option};
 use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
-use crate::interop::{self, Ours};
+use crate::interop::{self, OWN_FORMAT, Ours};
 use crate::location::Location;
 use crate::manager::{Listing, list_checkpoints};
 use crate::reader::{CheckpointReader, saved_model};
+use crate::repository::path_of;
 use crate::source::{Source, TensorSource};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -59,7 +60,7 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no checkpoint; [`Error::Undecided`] if a directory has two latest checkpoints;
-    /// [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    /// [`Error::InvalidArgument`] for a URL; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -82,10 +83,28 @@ impl Target {
             Place::Checkpoint => Ok(Target::own(CheckpointReader::open(path)?)),
             Place::LostManifest => Err(lost_manifest(path)),
             Place::Directory(listing) => Target::latest(path, *listing),
-            Place::Foreign(source) => {
-                Ok(Target { opened: Opened::Foreign(source), latest_of: None, skipped: Vec::new() })
-            }
+            Place::Foreign(source) => Ok(Target::of(source)),
         }
+    }
+
+    /// Returns the target for a source that is open: one of a format of your own, a [`Snapshot`](crate::Snapshot), or
+    /// one that [`interop::open_with`] opened. [`Overview`] has its format and path; what only checkpoints of this crate
+    /// have is `None`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tch_checkpoint::inspect::Target;
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+    /// let target = Target::of(Box::new(checkpoint.snapshot()?));
+    /// assert_eq!(target.overview().format, "snapshot");
+    /// assert_eq!(*target.summary(None)?.values["step"], 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn of(source: Box<dyn TensorSource>) -> Target {
+        Target { opened: Opened::Foreign(source), latest_of: None, skipped: Vec::new() }
     }
 
     fn own(reader: CheckpointReader) -> Target {
@@ -175,7 +194,7 @@ fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> 
             .damaged
             .first()
             .map(|(path, error)| format!("; {} cannot be used: {}", path.display(), Problem::of(error).within(path)));
-        return Err(Error::not_found(directory, no_checkpoint_in(directory) + &damaged.unwrap_or_default()));
+        return Err(Error::not_found(directory, no_checkpoint_in(directory, listing) + &damaged.unwrap_or_default()));
     };
     CheckpointReader::open(&latest.path)
 }
@@ -197,6 +216,7 @@ pub(super) enum Place {
 /// # Errors
 /// [`Error::NotFound`] for nothing; otherwise as for [`interop::open`] and [`list_checkpoints`].
 pub(super) fn place(path: &Path) -> Result<Place> {
+    path_of(&Location::from(path))?;
     match fs::metadata(path) {
         // The prefix of a TensorFlow checkpoint is the name of no file.
         Err(e) if e.kind() == ErrorKind::NotFound => return foreign(path),
@@ -259,14 +279,27 @@ pub(super) fn lost_manifest(path: &Path) -> Error {
 }
 
 /// Returns the reason why a directory has no whole checkpoint to offer, and where one may be.
-pub(super) fn no_checkpoint_in(path: &Path) -> String {
+pub(super) fn no_checkpoint_in(path: &Path, listing: &Listing) -> String {
     let mut reason = "this directory holds no whole checkpoint".to_string();
     let below = directories_below(path);
     if let Some(first) = below.first() {
         let more = if below.len() > 1 { format!(" and {} more", below.len() - 1) } else { String::new() };
         reason.push_str(&format!("; {}{more} in it may hold some", first.display()));
+    } else if names(path).next().is_some() && !is_of_checkpoints(path, listing) {
+        // Nothing in it is of this crate.
+        if let Err(Error::Unsupported { reason: foreign, .. }) = interop::open(path) {
+            reason.push_str(&format!("; {foreign}; {OWN_FORMAT}"));
+        }
     }
     reason
+}
+
+/// Returns `true` if this crate left anything in a directory.
+fn is_of_checkpoints(path: &Path, listing: &Listing) -> bool {
+    let Listing { checkpoints, damaged, moved_aside, superseded, unfinished_saves, removed, .. } = listing;
+    let others = [moved_aside, superseded, unfinished_saves, removed];
+    let has_some = !checkpoints.is_empty() || !damaged.is_empty() || others.iter().any(|paths| !paths.is_empty());
+    has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok()
 }
 
 /// Returns the directories in `path` in which checkpoints were saved, by name.

@@ -180,7 +180,7 @@ impl<F: FnMut(VerifyItem<'_>)> Run<F> {
             paths.iter().for_each(|path| self.skip(path, reason));
         }
         if checked == 0 {
-            self.checked(directory, Found::problem(&Error::not_found(directory, no_checkpoint_in(directory))));
+            self.checked(directory, Found::problem(&Error::not_found(directory, no_checkpoint_in(directory, listing))));
         }
     }
 

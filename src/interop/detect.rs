@@ -3,6 +3,8 @@
 use super::probe::{Probe, probe};
 use super::{ReadOptions, ours};
 use crate::error::{Error, Result};
+use crate::location::Location;
+use crate::repository::path_of;
 use crate::source::TensorSource;
 use std::path::Path;
 
@@ -25,6 +27,7 @@ const DETECTORS: &[Detector] = &[
 ];
 
 pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
+    path_of(&Location::from(path))?;
     let probe = probe(path)?;
     if let Some(found) = DETECTORS.iter().find_map(|detect| detect(&probe, options)) {
         return found;

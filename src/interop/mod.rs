@@ -3,6 +3,10 @@
 //! Each format is read as a [`TensorSource`]. Nothing in a file is executed or imported, and time and memory are
 //! bounded by the size of the file. [`open`] recognizes the format by content, not by file name. `docs/formats.md` in
 //! the repository lists what is read, written and verified of each format.
+//!
+//! The formats that [`open`] recognizes are fixed. For a format of your own, implement [`TensorSource`] and pass it to
+//! [`Checkpoint::restore_source`](crate::Checkpoint::restore_source), to [`convert`](crate::convert::convert), or to
+//! [`inspect::Target::of`](crate::inspect::Target::of).
 
 #[cfg(feature = "pytorch")]
 mod blob;
@@ -44,6 +48,10 @@ pub use slot::Slot;
 use stream::{for_each_chunk, verify_before_streaming};
 
 pub(crate) use ours::Ours;
+
+/// What to do with a format that [`open`] does not recognize.
+pub(crate) const OWN_FORMAT: &str = "to read another format, implement `TensorSource` and pass it to \
+     `Checkpoint::restore_source`, `convert` or `inspect::Target::of`";
 
 use crate::error::Result;
 use crate::source::TensorSource;
@@ -115,7 +123,8 @@ impl ReadOptions {
 /// # Errors
 /// [`Error::NotFound`](crate::Error::NotFound) if nothing is there; [`Error::Unsupported`](crate::Error::Unsupported)
 /// for an unknown format, or for features of a format that this version does not read;
-/// [`Error::Damaged`](crate::Error::Damaged); [`Error::Io`](crate::Error::Io).
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a URL; [`Error::Damaged`](crate::Error::Damaged);
+/// [`Error::Io`](crate::Error::Io).
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -54,6 +54,7 @@ pub use memory::Memory;
 pub use names::{Aside, before_aside};
 pub(crate) use names::{MANIFEST, TRASH, checkpoint_name, nonce, parent_of};
 pub use posix::Posix;
+pub(crate) use posix::path_of;
 #[doc(hidden)]
 pub use posix::{Dir, Disk, LocalDisk, LockFile, WriteFile, hold_lease};
 pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest};
@@ -113,8 +114,9 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 #[must_use]
 pub fn not_served(location: &Location, what: &str) -> Error {
     Error::InvalidArgument(format!(
-        "{location} is not served by the storage in use, which has {what}; track the objects in a checkpoint of a storage \
-         that serves it (`Checkpoint::in_storage`)"
+        "{location} is not served by the storage in use, which has {what}; name a storage that serves it: \
+         `Checkpoint::in_storage` to save and restore, `CheckpointDirectory::in_storage` and \
+         `CheckpointReader::open_in` to read"
     ))
 }
 

@@ -3,11 +3,12 @@
 use super::options::RestoreOptions;
 use super::origin::Origin;
 use crate::error::{Error, Result};
-use crate::format::{Follows, Manifest};
-use crate::interop::{self, Ours};
+use crate::format::{Follows, INDEX_FILE, Manifest};
+use crate::interop::{self, OWN_FORMAT, Ours};
 use crate::location::Location;
 use crate::repository::Storage;
 use crate::source::{Source, TensorSource};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -61,7 +62,7 @@ impl Opened {
             Ok(source) => Ok(Opened::Foreign(source, stamp)),
             Err(Error::NotFound { .. }) => Err(error),
             // A directory that is not a checkpoint has its own error.
-            Err(Error::Unsupported { .. }) if path.is_dir() => Err(error),
+            Err(Error::Unsupported { reason, .. }) if path.is_dir() => Err(of_no_format(error, &reason)),
             Err(foreign) => Err(foreign),
         }
     }
@@ -146,6 +147,21 @@ pub(crate) fn with_names<R>(
             with(&Origin::mapped(&mapped))
         }
         None => with(&Origin::any(source)),
+    }
+}
+
+/// Adds to the `error` of a directory without a manifest the `reason` why it is no checkpoint of another tool, if it
+/// has any content that is not of a directory of checkpoints.
+fn of_no_format(error: Error, reason: &str) -> Error {
+    match error {
+        Error::NotFound { path, reason: own }
+            if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some())
+                && !path.join(INDEX_FILE).exists() =>
+        {
+            let reason = format!("{own}; {reason}; {OWN_FORMAT}");
+            Error::not_found(path, reason)
+        }
+        error => error,
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod documents;
+pub mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use tch_checkpoint::{Dtype, Identity, Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable};

@@ -69,7 +69,11 @@ impl Storage for Posix {
     }
 }
 
-fn path_of(location: &Location) -> Result<&Path> {
+/// Returns the path that a location is.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a URL.
+pub(crate) fn path_of(location: &Location) -> Result<&Path> {
     location.as_path().ok_or_else(|| not_served(location, "the paths of this system"))
 }
 
