@@ -4,6 +4,7 @@
 mod common;
 
 use common::Memory;
+use common::table::Table;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -145,6 +146,65 @@ fn what_does_not_fit_changes_nothing_and_names_what_may_be_meant() {
     let mut checkpoint = Checkpoint::new().track("zzz", Memory::seeded(500, 1)).unwrap();
     let Error::Mismatch { report, .. } = checkpoint.restore(&path).unwrap_err() else { panic!() };
     assert_eq!(report.nearest["zzz"], ["a"]);
+}
+
+/// An unreadable tensor is not missing: the error has the reason, and no advice that would hide it.
+#[test]
+fn the_reason_why_a_tensor_is_unreadable_is_in_the_error() {
+    let elements = |memory: &Memory| memory.bytes().clone();
+    let (one, odd) = (Memory::seeded(3, 1), Memory::seeded(2, 2));
+    let mut source = Table::default().with("model/one", Dtype::F32, &[3], elements(&Memory::seeded(3, 7)));
+    source.unreadable.insert("model/odd".into(), "its elements are complex128".into());
+    source.unreadable.insert("config/when".into(), "a date".into());
+    let mut checkpoint =
+        Checkpoint::new().track("model", Node::group([("one", one.node()), ("odd", odd.node())])).unwrap();
+    let before = (elements(&one), elements(&odd));
+    let error = checkpoint.restore_source(&source, &RestoreOptions::new()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("\"model/odd\" is in the checkpoint and cannot be read: its elements are complex128"),
+        "{text}"
+    );
+    assert!(text.contains("skip(\"model/odd\")") && !text.contains("allow_missing"), "{text}");
+    let Error::Mismatch { report, .. } = error else { panic!("{text}") };
+    assert_eq!((report.missing.as_slice(), report.unreadable.len()), (&["model/odd".to_string()][..], 1));
+    assert!((elements(&one), elements(&odd)) == before);
+    // An exception leaves the object unchanged, and the report keeps the reason.
+    let lenient = RestoreOptions::new().allow_missing("model/*");
+    let report = checkpoint.restore_source(&source, &lenient).unwrap().report();
+    assert_eq!(report.unreadable["model/odd"], "its elements are complex128");
+    // As advised.
+    let status = checkpoint.restore_source(&source, &RestoreOptions::new().skip("model/odd")).unwrap();
+    assert_eq!((status.report().matched, status.report().unreadable.len()), (vec!["model/one".to_string()], 0));
+    assert!(elements(&one) == elements(&Memory::seeded(3, 7)) && elements(&odd) == before.1);
+    // Beside an object that is really missing, each gets its own advice; a value may be unreadable below its name.
+    let mut checkpoint = Checkpoint::new()
+        .track("config", &Value::new(Json::Null))
+        .unwrap()
+        .track("model", Node::group([("odd", odd.node()), ("two", one.node())]))
+        .unwrap();
+    let text = checkpoint.restore_source(&source, &RestoreOptions::new()).unwrap_err().to_string();
+    assert!(text.contains("\"config\" is in the checkpoint and cannot be read: config/when: a date"), "{text}");
+    assert!(text.contains("allow_missing(\"model/two\"), skip(\"config\"), or skip(\"model\")"), "{text}");
+}
+
+#[test]
+fn a_directory_of_no_known_format_says_so_and_names_the_way_for_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut checkpoint = Checkpoint::new().track("a", Memory::seeded(3, 1)).unwrap();
+    let empty = checkpoint.restore(folder.path()).unwrap_err().to_string();
+    assert!(empty.contains("it has no manifest.json") && !empty.contains("restore_source"), "{empty}");
+    fs::write(folder.path().join("weights.own"), "own").unwrap();
+    let error = checkpoint.restore(folder.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::NotFound { .. }) && text.contains("it has no manifest.json"), "{text}");
+    assert!(text.contains("holds no checkpoint of a format this version reads"), "{text}");
+    assert!(text.contains("`Checkpoint::restore_source`"), "{text}");
+    // A directory of checkpoints has its own advice.
+    let saved = folder.path().join("run");
+    checkpoint.save(saved.join("ckpt")).unwrap();
+    let text = checkpoint.restore(&saved).unwrap_err().to_string();
+    assert!(text.contains("latest_checkpoint") && !text.contains("restore_source"), "{text}");
 }
 
 #[test]

@@ -25,6 +25,10 @@ pub struct Report {
     /// Unused saved values that may correspond to a missing name: first the one with the nearest name, then those of
     /// its type and shape. At most 3 each, for the first 20 missing names.
     pub nearest: BTreeMap<String, Vec<String>>,
+    /// For each object without a value whose name the source lists as
+    /// [unreadable](crate::TensorSource::unreadable), or has unreadable entries below: the reason. An exception of
+    /// [`RestoreOptions`](crate::RestoreOptions) does not remove it.
+    pub unreadable: BTreeMap<String, String>,
     /// Variables that require a gradient now and did not when they were saved, or vice versa.
     pub trainable: Vec<TrainableDifference>,
 }
@@ -78,6 +82,10 @@ impl Report {
         self.mismatched.push(Difference { key: key.to_string(), reason: short_message(reason) });
     }
 
+    pub(crate) fn unreadable(&mut self, key: &str, reason: String) {
+        self.unreadable.insert(key.to_string(), short_message(reason));
+    }
+
     pub(crate) fn skip(&mut self, key: &str, why: SkipReason) {
         self.skipped.push(Skipped { key: key.to_string(), why });
     }
@@ -96,6 +104,10 @@ impl fmt::Display for Report {
         }
         more(f, self.mismatched.len(), "different")?;
         for key in self.missing.iter().take(SHOWN) {
+            if let Some(reason) = self.unreadable.get(key) {
+                write!(f, "{}{} is in the checkpoint and cannot be read: {reason}", separate(), shown(key))?;
+                continue;
+            }
             write!(f, "{}{} is not in the checkpoint", separate(), shown(key))?;
             if let Some(near) = self.nearest.get(key) {
                 write!(f, " (it has {})", listed(near.iter().map(String::as_str)))?;
@@ -126,11 +138,20 @@ impl fmt::Display for Report {
 impl Report {
     /// Writes how to restore everything else.
     fn remedies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let missing = self.missing.first().map(|key| ("allow_missing", key));
+        let is_unreadable = |key: &&String| self.unreadable.contains_key(*key);
+        let missing = self.missing.iter().find(|key| !is_unreadable(key)).map(|key| ("allow_missing", key));
+        let unreadable = self.missing.iter().find(is_unreadable).map(|key| ("skip", key));
         let mismatched = self.mismatched.first().map(|difference| ("allow_mismatch", &difference.key));
-        let Some((_, key)) = mismatched.or(missing) else { return Ok(()) };
+        let Some((_, key)) = mismatched.or(missing) else {
+            let Some((_, key)) = unreadable else { return Ok(()) };
+            let key = shown(key);
+            return write!(
+                f,
+                ". To restore all the rest, leave the object as it is with `RestoreOptions`: skip({key})"
+            );
+        };
         f.write_str(". To restore all the rest, allow it with `RestoreOptions`: ")?;
-        for (option, key) in missing.into_iter().chain(mismatched) {
+        for (option, key) in missing.into_iter().chain(mismatched).chain(unreadable) {
             write!(f, "{option}({}), ", shown(key))?;
         }
         let component = key.split('/').next().unwrap_or_default();

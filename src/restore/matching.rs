@@ -173,7 +173,10 @@ impl<'a> Visitor for Matcher<'a> {
             None => collection.may_lack(name),
         };
         let is_saved = saved.is_some_and(|saved| saved.children.contains_key(&child.name));
-        let is_lacked = !is_saved && may_lack(&child.name) && !self.request.options.skips_here(&place.key);
+        let is_lacked = !is_saved
+            && may_lack(&child.name)
+            && !self.request.options.skips_here(&place.key)
+            && self.request.origin.unreadable(&place.key).is_none();
         (!is_lacked).then(|| saved_of(saved, &child.name, &child.node))
     }
 
@@ -225,7 +228,8 @@ impl<'a> Matcher<'a> {
             return Ok(());
         }
         let Some(spec) = saved.and_then(|saved| saved.tensor.as_ref()) else {
-            match leaf.is_optional() && !self.request.torn.contains(&key) {
+            let is_unreadable = self.request.origin.unreadable(&key).is_some();
+            match leaf.is_optional() && !is_unreadable && !self.request.torn.contains(&key) {
                 true => {}
                 false => {
                     if self.wanted.len() < MAX_HINTS {
@@ -359,6 +363,9 @@ impl<'a> Matcher<'a> {
     }
 
     fn missing(&mut self, key: String) {
+        if let Some(reason) = self.request.origin.unreadable(&key) {
+            self.matching.report.unreadable(&key, reason);
+        }
         match self.request.options.may_be_missing(&key) {
             true if self.request.torn.contains(&key) => self.matching.left_torn.push(key),
             true => self.matching.report.skip(&key, SkipReason::Missing),

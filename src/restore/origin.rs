@@ -6,6 +6,7 @@ use crate::format::{Digest, Hasher};
 use crate::graph::Saved;
 use crate::location::Location;
 use crate::map::{Mapped, Mapping};
+use crate::name;
 use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, room, tree};
 use serde_json::Value as Json;
 use std::borrow::Cow;
@@ -90,6 +91,19 @@ impl<'a> Origin<'a> {
                 None => Ok(any.number(key)?.map(Cow::Owned)),
             },
         }
+    }
+
+    /// Returns why the entry `key` of the source, or the first one below it, cannot be read. `None` if there is no such
+    /// entry.
+    pub(crate) fn unreadable(&self, key: &str) -> Option<String> {
+        let Origin::Any(any) = self else { return None };
+        let unreadable = any.source.unreadable();
+        if let Some(reason) = unreadable.get(key) {
+            return Some(reason.clone());
+        }
+        let prefix = name::prefix(key);
+        let (below, reason) = unreadable.range(prefix.clone()..).next()?;
+        below.starts_with(&prefix).then(|| format!("{below}: {reason}"))
     }
 
     /// Returns `true` if a value takes all that there is below its key.
