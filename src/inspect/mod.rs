@@ -18,7 +18,7 @@
 //! use tch_checkpoint::{Checkpoint, Counter};
 //!
 //! let step = Counter::new(7);
-//! let checkpoint = Checkpoint::new().track("step", &step)?;
+//! let mut checkpoint = Checkpoint::new().track("step", &step)?;
 //! let a = checkpoint.write(dir.join("a"))?;
 //! step.set(8);
 //! let b = checkpoint.write(dir.join("b"))?;

@@ -72,7 +72,7 @@ impl Target {
     /// checkpoint.save(dir.join("ckpt"))?;
     /// let path = checkpoint.save(dir.join("ckpt"))?;
     /// let latest = Target::open(dir)?;
-    /// assert_eq!(latest.source().path(), path);
+    /// assert_eq!(latest.source().path(), &path);
     /// assert_eq!(latest.overview().latest_of.as_deref(), Some(dir));
     /// # Ok(())
     /// # }
