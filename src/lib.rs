@@ -53,6 +53,11 @@
 //! `tch-checkpoint-cli`) need no libtorch (`default-features = false`). The format is specified in `docs/format.md`;
 //! its structs are in [`format`](mod@format).
 //!
+//! # Implementing the traits
+//!
+//! A storage of your own implements [`repository::Storage`], a retention policy [`retention::RetentionPolicy`], a file format
+//! [`TensorSource`], and a tensor of another library [`graph::TensorLeaf`]. The signatures use [`chrono`] and [`serde_json`], which this crate re-exports in the versions that it uses.
+//!
 //! # Features
 //!
 //! * `derive` (default): `#[derive(Trackable)]`.
@@ -126,6 +131,10 @@ mod text;
 mod torch;
 mod training;
 
+// For implementations of the traits, whose signatures use them.
+#[doc(no_inline)]
+pub use {chrono, serde_json};
+
 pub use checkpoint::Checkpoint;
 pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
@@ -173,6 +182,11 @@ pub use training::{
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The code of docs/retention.md compiles and does what it says.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/retention.md")]
+struct RetentionPage;
 
 /// The code of docs/training.md compiles.
 #[cfg(all(doctest, feature = "torch"))]

@@ -7,7 +7,76 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A tensor that can be saved and restored in place.
 ///
-/// The feature `torch` implements this trait for the tensors of libtorch. Implement it for tensors of another library.
+/// The feature `torch` implements this trait for the tensors of libtorch. Implement it for tensors of another library, and
+/// return [`Node::tensor`](crate::Node::tensor) in [`Trackable::node`](crate::Trackable::node):
+///
+/// ```
+/// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+/// use tch_checkpoint::graph::{TensorBytes, TensorLeaf, TensorTarget};
+/// use tch_checkpoint::{BoxError, Checkpoint, Dtype, Node, TensorSpec, Trackable};
+///
+/// /// A vector. Clones share it.
+/// #[derive(Clone)]
+/// struct Vector(Arc<Mutex<Vec<f32>>>);
+///
+/// impl Vector {
+///     fn numbers(&self) -> MutexGuard<'_, Vec<f32>> {
+///         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+///     }
+/// }
+///
+/// impl Trackable for Vector {
+///     fn node(&self) -> Node {
+///         Node::tensor(self.clone())
+///     }
+/// }
+///
+/// impl TensorLeaf for Vector {
+///     fn spec(&self) -> Result<TensorSpec, BoxError> {
+///         Ok(TensorSpec::new(Dtype::F32, &[self.numbers().len() as u64]))
+///     }
+///
+///     fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+///         let bytes: Vec<u8> = self.numbers().iter().flat_map(|number| number.to_le_bytes()).collect();
+///         Ok(Box::new(bytes))
+///     }
+///
+///     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+///         let bytes = vec![0; 4 * self.numbers().len()];
+///         Ok(Box::new(Target { vector: self.clone(), bytes }))
+///     }
+/// }
+///
+/// /// What a restore writes to.
+/// struct Target {
+///     vector: Vector,
+///     bytes: Vec<u8>,
+/// }
+///
+/// impl TensorTarget for Target {
+///     fn as_mut_slice(&mut self) -> &mut [u8] {
+///         &mut self.bytes
+///     }
+///
+///     fn finish(self: Box<Self>) -> Result<(), BoxError> {
+///         let (numbers, _) = self.bytes.as_chunks::<4>();
+///         *self.vector.numbers() = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let temp = tempfile::tempdir().map_err(|e| tch_checkpoint::Error::io("create", "temp", e))?;
+/// # let dir = temp.path();
+/// let bias = Vector(Arc::new(Mutex::new(vec![1.0, 2.0])));
+/// let mut checkpoint = Checkpoint::new().track("bias", &bias)?;
+/// let path = checkpoint.write(dir.join("ckpt"))?;
+/// *bias.numbers() = vec![0.0, 0.0];
+/// checkpoint.restore(path)?.assert_consumed()?;
+/// assert_eq!(*bias.numbers(), [1.0, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait TensorLeaf: Send + Sync {
     /// Returns the current type and shape, or an error if this tensor cannot be saved.
     fn spec(&self) -> Result<TensorSpec, BoxError>;

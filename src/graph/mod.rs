@@ -9,7 +9,7 @@
 //! # fn main() -> tch_checkpoint::Result<()> {
 //! use std::sync::{Arc, Mutex, PoisonError};
 //! use tch_checkpoint::graph::{ValueApply, ValueLeaf};
-//! use tch_checkpoint::{BoxError, Checkpoint, Node, Trackable};
+//! use tch_checkpoint::{BoxError, Checkpoint, Node, Trackable, serde_json};
 //!
 //! /// A temperature in degrees Celsius, which is saved in kelvins.
 //! #[derive(Clone)]

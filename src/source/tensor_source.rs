@@ -17,7 +17,8 @@ use std::ops::Range;
 pub enum VerifiedBy {
     /// The file has no checksum of the bytes: only lengths, bounds and structure are checked.
     Nothing,
-    /// The file format has a checksum of the bytes (CRC-32 of a zip archive, CRC-32C of a TensorFlow bundle).
+    /// The file format has a checksum of the bytes (CRC-32 of a zip archive, CRC-32C of a TensorFlow bundle). The source
+    /// compares it: what a [`TensorSource`] claims here is believed.
     Container,
     /// A digest of the bytes is known (XXH3-128 in a manifest of this crate).
     Digest,
@@ -27,6 +28,90 @@ pub enum VerifiedBy {
 ///
 /// Keys are those of [`name::key`](crate::name::key): the names from the root to the leaf, joined by `/`. Opening a
 /// source reads and checks everything except the elements of tensors.
+///
+/// # Implementing it
+///
+/// * [`read`](TensorSource::read) and the other methods are called from several threads at once.
+/// * By default a restore first calls [`verify_tensor`](TensorSource::verify_tensor) for every tensor that it needs, and then
+///   [`read`](TensorSource::read). Tensors with [`VerifiedBy::Nothing`] are instead read twice, the first time in parts with
+///   [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the restore is an error.
+/// * A source that claims [`VerifiedBy::Container`] is believed: nobody else compares the checksum, and
+///   [`RestoreStatus::verified_by`](crate::RestoreStatus::verified_by) reports the claim.
+/// * A wrapper forwards every method, the provided ones too.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use std::ops::Range;
+/// use tch_checkpoint::{Dtype, Error, Location, Result, TensorSource, TensorSpec, VerifiedBy};
+///
+/// /// Vectors by name, wherever they came from.
+/// #[derive(Debug)]
+/// struct Vectors {
+///     path: Location,
+///     vectors: BTreeMap<String, Vec<f32>>,
+///     specs: BTreeMap<String, TensorSpec>,
+/// }
+///
+/// impl Vectors {
+///     fn new(path: impl Into<Location>, vectors: BTreeMap<String, Vec<f32>>) -> Vectors {
+///         let spec = |vector: &Vec<f32>| TensorSpec::new(Dtype::F32, &[vector.len() as u64]);
+///         let specs = vectors.iter().map(|(key, vector)| (key.clone(), spec(vector))).collect();
+///         Vectors { path: path.into(), vectors, specs }
+///     }
+/// }
+///
+/// impl TensorSource for Vectors {
+///     fn format(&self) -> &'static str {
+///         "vectors"
+///     }
+///
+///     fn path(&self) -> &Location {
+///         &self.path
+///     }
+///
+///     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+///         &self.specs
+///     }
+///
+///     fn verified_by(&self, _key: &str) -> VerifiedBy {
+///         VerifiedBy::Nothing
+///     }
+///
+///     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+///         let elements = self.vectors.get(key).map_or(0, Vec::len) as u64;
+///         self.read_range(key, 0..elements, target)
+///     }
+///
+///     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+///         let range = range.start as usize..range.end as usize;
+///         let elements = self.vectors.get(key).and_then(|vector| vector.get(range));
+///         let elements = elements.filter(|elements| 4 * elements.len() == target.len());
+///         let elements = elements.ok_or_else(|| Error::object(key, "there are no such elements"))?;
+///         for (bytes, element) in target.chunks_exact_mut(4).zip(elements) {
+///             bytes.copy_from_slice(&element.to_le_bytes());
+///         }
+///         Ok(())
+///     }
+///
+///     fn verify(&self) -> Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+/// let source = Vectors::new("vectors", [("bias".to_string(), vec![1.0, 2.0])].into());
+/// # #[cfg(feature = "torch")]
+/// # {
+/// # use tch_checkpoint::{Checkpoint, RestoreOptions};
+/// let bias = tch::Tensor::zeros([2], (tch::Kind::Float, tch::Device::Cpu));
+/// let mut checkpoint = Checkpoint::new().track("bias", &bias)?;
+/// checkpoint.restore_source(&source, &RestoreOptions::new())?.assert_consumed()?;
+/// assert_eq!(Vec::<f32>::try_from(&bias)?, [1.0, 2.0]);
+/// # }
+/// # let _ = source;
+/// # Ok(())
+/// # }
+/// ```
 pub trait TensorSource: Debug + Send + Sync {
     /// Returns the name of the format, such as `PyTorch (zip)`.
     fn format(&self) -> &'static str;
@@ -43,8 +128,11 @@ pub trait TensorSource: Debug + Send + Sync {
         self.tensors().keys().map(String::as_str).collect()
     }
 
-    /// Returns everything that is not a tensor, by key, as JSON.
-    fn values(&self) -> &BTreeMap<String, Value>;
+    /// Returns everything that is not a tensor, by key, as JSON. Defaults to nothing.
+    fn values(&self) -> &BTreeMap<String, Value> {
+        static NONE: BTreeMap<String, Value> = BTreeMap::new();
+        &NONE
+    }
 
     /// Returns the value of `key`, or an object of the values below `key` if there are no tensors below it. Formats
     /// with trees of their own do not distinguish the two.
@@ -71,7 +159,11 @@ pub trait TensorSource: Debug + Send + Sync {
     }
 
     /// Returns the entries that this crate cannot read: the reason, by key. Such an entry is in none of the other maps.
-    fn unreadable(&self) -> &BTreeMap<String, String>;
+    /// Defaults to nothing.
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        &NONE
+    }
 
     /// Returns the first key, in sorted order, of the tensors that share their elements with `key` (tied weights), or
     /// `key` itself if there is no other.
@@ -91,6 +183,7 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// Reads all elements of the tensor `key` into `target`, row-major and little-endian, and verifies them as far as
     /// [`verified_by`](TensorSource::verified_by) reports. `target` has exactly the tensor's length in bytes.
+    /// Called from several threads at once.
     ///
     /// # Errors
     /// [`Error::Object`](crate::Error::Object) for an unknown key or a target of another length;

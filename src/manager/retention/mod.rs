@@ -62,6 +62,7 @@ pub(crate) use decide::Retention;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt::{self, Debug, Display};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Decides which checkpoints stay.
@@ -69,9 +70,14 @@ use std::time::Duration;
 /// An implementation is a pure function of its arguments. Its decision about a checkpoint must not depend on the
 /// presence of another one that it does not keep.
 ///
+/// [`explain`](crate::CheckpointManager::explain) prints the policy's [`Debug`] form before each reason, such as
+/// `Latest(2)`: derive it, or write what a user should read there.
+///
+/// An [`Arc`] of a policy is a policy. A wrapper forwards every method, the provided ones too.
+///
 /// ```
+/// use tch_checkpoint::chrono::{DateTime, Utc};
 /// use tch_checkpoint::retention::{CheckpointInfo, Reason, RetentionPolicy};
-/// use chrono::{DateTime, Utc};
 ///
 /// /// Keeps checkpoints below a loss.
 /// #[derive(Debug)]
@@ -107,6 +113,20 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let _ = (checkpoints, now);
         None
+    }
+}
+
+impl<P: RetentionPolicy + ?Sized> RetentionPolicy for Arc<P> {
+    fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        (**self).keep(checkpoints, now)
+    }
+
+    fn bound(&self) -> Option<usize> {
+        (**self).bound()
+    }
+
+    fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        (**self).counted_from(checkpoints, now)
     }
 }
 
