@@ -82,7 +82,7 @@ fn a_source_of_ones_own_is_inspected_like_a_file() -> Outcome {
     assert_eq!((summary.totals.tensors, summary.totals.values, summary.totals.tensor_bytes), (1, 1, 8));
     assert_eq!((summary.unreadable["odd"].as_str(), target.skipped().len()), ("a date", 0));
     // Against a checkpoint with another step and without the tensor.
-    let other = Target::open(Checkpoint::new().track("step", &Counter::new(8))?.write(dir.path().join("eight"))?)?;
+    let other = Target::open(Checkpoint::new().track("step", Counter::new(8))?.write(dir.path().join("eight"))?)?;
     let report = diff(&target, &other)?;
     let differing: Vec<&str> = report.differences.iter().map(|difference| difference.key).collect();
     assert_eq!((report.equal, differing), (false, vec!["encoder/w", "step"]));
