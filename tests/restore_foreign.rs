@@ -179,7 +179,7 @@ fn the_reason_why_a_tensor_is_unreadable_is_in_the_error() {
     assert!(elements(&one) == elements(&Memory::seeded(3, 7)) && elements(&odd) == before.1);
     // Beside an object that is really missing, each gets its own advice; a value may be unreadable below its name.
     let mut checkpoint = Checkpoint::new()
-        .track("config", &Value::new(Json::Null))
+        .track("config", Value::new(Json::Null))
         .unwrap()
         .track("model", Node::group([("odd", odd.node()), ("two", one.node())]))
         .unwrap();
