@@ -189,7 +189,7 @@ impl Catalog {
         };
         if !directory.has(name).unwrap_or(true) {
             self.vanished.push(name.to_string());
-        } else if rule::is_ours(directory, indexed, name, &error) {
+        } else if rule::is_ours(directory, indexed, name) {
             let list = if is_final(&error) { &mut self.damaged } else { &mut self.unreachable };
             list.push((name.to_string(), error));
         }

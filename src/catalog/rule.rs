@@ -1,6 +1,5 @@
 //! The rule of what is ours in a directory: everything else belongs to other programs and is left alone.
 
-use crate::error::Error;
 use crate::format::{INDEX_FILE, Index};
 use crate::name::COMPONENT_EXTENSION;
 use crate::repository::{Directory, MANIFEST};
@@ -23,10 +22,10 @@ pub(super) fn indexed(index: Option<&Index>) -> HashSet<String> {
     index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.clone()).collect()
 }
 
-/// Returns `true` if the directory `name`, which cannot be opened as a checkpoint because of `error`, is ours: it has a
-/// manifest of any content or a component, or the index lists it. A directory that cannot be listed is ours if the
+/// Returns `true` if the directory `name`, which cannot be opened as a checkpoint, is ours: it has a manifest of any
+/// content or a component, or the index lists it. A directory that cannot be listed, whatever the error, is ours if the
 /// index lists it or if it has the name of a checkpoint.
-pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &str, error: &Error) -> bool {
+pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &str) -> bool {
     if indexed.contains(name) {
         return true;
     }
@@ -36,6 +35,6 @@ pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &s
         Ok(names) => names
             .iter()
             .any(|name| name == MANIFEST || name.to_str().is_some_and(|name| name.ends_with(COMPONENT_EXTENSION))),
-        Err(_) => matches!(error, Error::Io { .. }) && numbered(name).is_some(),
+        Err(_) => numbered(name).is_some(),
     }
 }

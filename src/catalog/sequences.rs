@@ -41,7 +41,7 @@ impl Sequences {
                     highest = highest.max(sequence);
                     self.known.extend(stat.map(|stat| (name.clone(), (stat, sequence))));
                 }
-                Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &indexed, name, &e) => return Err(e),
+                Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &indexed, name) => return Err(e),
                 Err(_) => {}
             }
         }

@@ -377,6 +377,8 @@ fn check_error(error: &Error, context: &str, report: &mut FaultReport) {
         Error::Io { .. } => text.contains(';') || text.contains("File too large"),
         Error::PartlyRestored { .. } => text.contains("restore another"),
         Error::Damaged { .. } | Error::NotFound { .. } => true,
+        // A save of a run of which nothing could be restored.
+        Error::InvalidArgument(_) => text.contains("restore first"),
         _ => false,
     };
     if !telling || !text.contains(" /") {
