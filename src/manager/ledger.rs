@@ -287,7 +287,13 @@ impl Ledger {
     pub(super) fn why_unreachable(&self) -> Option<Error> {
         let (name, _) = self.unreachable.first()?;
         let path = self.path(name);
-        let again = || Error::InvalidArgument(format!("{} could not be read before; restore first", path.display()));
+        let again = || {
+            Error::InvalidArgument(format!(
+                "the checkpoint {} could not be read when the directory was opened, and it may be the newest; call \
+                 `restore_or_initialize` first, or continue without it by `CheckpointManager::pass_over`",
+                path.display()
+            ))
+        };
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 

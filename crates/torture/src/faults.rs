@@ -378,7 +378,7 @@ fn check_error(error: &Error, context: &str, report: &mut FaultReport) {
         Error::PartlyRestored { .. } => text.contains("restore another"),
         Error::Damaged { .. } | Error::NotFound { .. } => true,
         // A save of a run of which nothing could be restored.
-        Error::InvalidArgument(_) => text.contains("restore first"),
+        Error::InvalidArgument(_) => text.contains("pass_over"),
         _ => false,
     };
     if !telling || !text.contains(" /") {
