@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
     Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Dtype,
-    Error, Identity, Node, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value,
+    Error, Identity, Node, OnUnhealthy, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value,
     latest_checkpoint, verify_checkpoint,
 };
 
@@ -300,6 +300,58 @@ fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothi
     manager.restore_or_initialize()?;
     assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
     assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    Ok(())
+}
+
+/// Keeps what is logged.
+struct Logged(Mutex<Vec<String>>);
+
+impl log::Log for Logged {
+    fn enabled(&self, _metadata: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
+
+/// The last save in the background was skipped after its call, and what was restored is elsewhere.
+#[test]
+fn a_checkpoint_that_is_not_there_is_never_reported_as_the_state() -> Outcome {
+    log::set_logger(&LOGGED).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let dir = tempfile::tempdir()?;
+    let tensor = Memory::f32(&[2], [1.0, 2.0]);
+    let checkpoint = || Checkpoint::new().track("tensor", &tensor);
+    let root = dir.path().join("skipped");
+    let builder = CheckpointManager::builder(checkpoint()?, &root).on_unhealthy(OnUnhealthy::Skip);
+    let mut manager = builder.background(Background::new()).open()?;
+    let result = manager.guard(|manager| {
+        manager.save_if_due(1)?;
+        tensor.bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        manager.save_if_due(2)?;
+        Err::<(), _>(Error::Assertion("no data".into()))
+    });
+    assert_eq!(result.unwrap_err().to_string(), "no data");
+    assert_eq!(names(&root)?, ["ckpt-1"]);
+    manager.close()?;
+    tensor.bytes()[..4].copy_from_slice(&1f32.to_le_bytes());
+    let elsewhere = dir.path().join("elsewhere");
+    let mut manager = CheckpointManager::builder(checkpoint()?, &elsewhere).open()?;
+    manager.restore(root.join("ckpt-1"))?;
+    assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
+    assert_eq!(names(&elsewhere)?, [""; 0]);
+    let wrong = |line: &&String| {
+        let path = line.split_once("its state is in ").map(|(_, path)| Path::new(path));
+        path.is_some_and(|path| path.starts_with(dir.path()) && !path.exists())
+    };
+    let logged = LOGGED.0.lock().unwrap().clone();
+    assert_eq!(logged.iter().find(wrong), None);
     Ok(())
 }
 

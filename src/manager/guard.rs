@@ -12,8 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 pub(super) struct Guard {
     noted: Option<Noted>,
     step: Option<u64>,
-    /// Whether that call saved it, or it was restored.
+    /// Whether that call saved it.
     is_saved: bool,
+    /// Whether it is the state at the beginning: no call has followed.
+    is_first: bool,
 }
 
 impl CheckpointManager {
@@ -57,7 +59,10 @@ impl CheckpointManager {
     /// The error of `train`.
     pub fn guard<T, E>(&mut self, train: impl FnOnce(&mut CheckpointManager) -> Result<T, E>) -> Result<T, E> {
         self.guard = Some(Guard::default());
-        self.note_state(self.last_step, true);
+        self.note_state(self.last_step, false);
+        if let Some(guard) = &mut self.guard {
+            guard.is_first = true;
+        }
         let result = catch_unwind(AssertUnwindSafe(|| train(self)));
         let guard = self.guard.take().unwrap_or_default();
         match result {
@@ -79,7 +84,7 @@ impl CheckpointManager {
         let before = guard.noted.take();
         let noted = self.plan_now().and_then(|(plan, seen)| Noted::take(plan, seen, before));
         let noted = noted.inspect_err(|e| log::warn!("the state cannot be noted for the guard: {e:#}")).ok();
-        self.guard = Some(Guard { noted, step, is_saved });
+        self.guard = Some(Guard { noted, step, is_saved, is_first: false });
     }
 
     /// Saves what can be saved; never fails.
@@ -95,10 +100,7 @@ impl CheckpointManager {
 
     /// Returns where the state is now, or why it was not saved.
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
-        let was_writing = self.in_flight.is_some();
-        let settled = self.settle();
-        let is_saved = guard.is_saved && settled.is_ok();
-        if let Err(error) = settled {
+        if let Err(error) = self.settle() {
             log::error!("the save in the background failed: {error:#}");
         }
         let (Some(noted), Some(step)) = (guard.noted, guard.step) else {
@@ -108,14 +110,18 @@ impl CheckpointManager {
             let why = format!("{key} has changed since the manager was called at step {step}");
             return self.save_unclean(Some(step), why);
         }
-        if is_saved {
-            let what = if was_writing { "it was just being saved" } else { "it is saved already" };
-            log::debug!("step {step}: {what}");
-            return Ok(Ok(self.directory.path(&format!("{}-{step}", self.name))));
+        if guard.is_first {
+            return Ok(Err("nothing has changed since the guard began".to_string()));
+        }
+        let name = format!("{}-{step}", self.name);
+        // A save that was dropped, because it failed or was skipped, is not there.
+        let is_there =
+            self.ledger().known.iter().any(|found| found.entry.name == name && self.head == Some(found.id()));
+        if guard.is_saved && is_there {
+            return Ok(Ok(self.directory.path(&name)));
         }
         let (plan, seen) = noted.into_plan();
         self.look_at_restores();
-        let name = format!("{}-{step}", self.name);
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
         let next = Next { superseded, ..Next::new(step, Some(step), counter) };
