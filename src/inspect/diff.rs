@@ -1,11 +1,12 @@
 //! Whether two checkpoints hold the same state, and what differs.
 
 use super::elements::{self, ElementDiff};
+use super::reading::Elements;
 use super::target::{Overview, Target};
 use crate::dtype::{Dtype, TensorSpec};
-use crate::error::{Error, Result};
-use crate::format::{AssetEntry, Hasher};
-use crate::source::{TensorSource, VerifiedBy};
+use crate::error::Result;
+use crate::format::AssetEntry;
+use crate::source::TensorSource;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,7 +117,8 @@ pub enum DiffSide<'a> {
 /// Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
-/// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
+/// [`Error::Damaged`](crate::Error::Damaged) if what was read is not what was written;
+/// [`Error::Io`](crate::Error::Io).
 pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
     diff_as(a, a.source(), b)
 }
@@ -241,9 +243,6 @@ struct Budget(u64);
 /// How often the bytes of both checkpoints are read at most.
 const READS: u64 = 4;
 
-/// Bytes of a tensor that are compared at a time: whole elements of every type.
-const CHUNK: u64 = 512 << 10;
-
 impl Budget {
     /// Compares the elements of the tensor `key`, of one type and shape in both.
     fn compare(
@@ -265,40 +264,18 @@ impl Budget {
             None if differ => return Ok(Some((DiffKind::Content, None))),
             None => {}
         }
-        let elements = read(key, spec, sides)?;
+        let elements = read(key, sides)?;
         Ok((differ || elements.differing > 0).then_some((DiffKind::Content, Some(elements))))
     }
 }
 
 /// Reads both tensors and compares their elements, which are verified as far as each source allows.
-fn read(key: &str, spec: &TensorSpec, sides: [&dyn TensorSource; 2]) -> Result<ElementDiff> {
-    for source in sides {
-        // A checksum of the container is over more than the elements: it is verified before.
-        if source.verified_by(key) != VerifiedBy::Nothing && source.digest(key).is_none() {
-            source.verify_tensor(key)?;
-        }
-    }
-    let size = spec.dtype.size() as u64;
-    let count = spec.bytes().unwrap_or_default() / size;
+fn read(key: &str, sides: [&dyn TensorSource; 2]) -> Result<ElementDiff> {
     let mut found = ElementDiff::default();
-    let mut readers = sides.map(|source| (source, Hasher::new(), Vec::new()));
-    let mut at = 0;
-    while at < count {
-        let end = (at + CHUNK / size).min(count);
-        for (source, hasher, buffer) in &mut readers {
-            buffer.resize(((end - at) * size) as usize, 0);
-            source.read_range(key, at..end, buffer)?;
-            hasher.update(buffer);
-        }
-        elements::compare(&mut found, spec.dtype, &readers[0].2, &readers[1].2);
-        at = end;
-    }
-    for (source, hasher, _) in readers {
-        if source.digest(key).is_some_and(|digest| digest != hasher.finish()) {
-            // Reports what is wrong, unless it was so for a moment only.
-            source.verify_tensor(key)?;
-            return Err(Error::damaged(source.path(), format!("the tensor {key:?} changed while it was read")));
-        }
+    let (mut a, mut b) = (Elements::open(sides[0], key)?, Elements::open(sides[1], key)?);
+    let dtype = a.dtype();
+    while let (Some(a), Some(b)) = (a.next()?, b.next()?) {
+        elements::compare(&mut found, dtype, a, b);
     }
     Ok(found)
 }

@@ -1,5 +1,6 @@
 //! How the elements of two tensors of one type differ.
 
+use super::numbers::{Special, float, power_of_two};
 use crate::dtype::Dtype;
 use serde::Serialize;
 
@@ -79,43 +80,6 @@ fn single(bytes: &[u8]) -> f64 {
     f64::from(f32::from_bits(unsigned(bytes) as u32))
 }
 
-/// Which numbers of a small float type are none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Special {
-    /// The highest exponent is infinity and NaN.
-    Ieee,
-    /// All ones but the sign is NaN; there is no infinity.
-    NanOnly,
-    /// What would be the negative zero is NaN; there is no infinity.
-    NoNegativeZero,
-}
-
-/// A number of one bit for the sign, `exponent_bits` and `mantissa_bits`.
-fn float(bits: u64, exponent_bits: u32, mantissa_bits: u32, bias: i32, special: Special) -> f64 {
-    let mantissa = bits & ((1 << mantissa_bits) - 1);
-    let exponent_mask = (1 << exponent_bits) - 1;
-    let exponent = bits >> mantissa_bits & exponent_mask;
-    let negative = bits >> (mantissa_bits + exponent_bits) & 1 == 1;
-    let all_ones = exponent == exponent_mask;
-    let magnitude = match special {
-        Special::Ieee if all_ones && mantissa == 0 => f64::INFINITY,
-        Special::Ieee if all_ones => f64::NAN,
-        Special::NanOnly if all_ones && mantissa == (1 << mantissa_bits) - 1 => f64::NAN,
-        Special::NoNegativeZero if negative && exponent == 0 && mantissa == 0 => f64::NAN,
-        _ => {
-            // Below the lowest exponent there is no leading one.
-            let (leading, exponent) = if exponent == 0 { (0, 1) } else { (1 << mantissa_bits, exponent as i32) };
-            (leading | mantissa) as f64 * 2f64.powi(exponent - bias - mantissa_bits as i32)
-        }
-    };
-    if negative { -magnitude } else { magnitude }
-}
-
-/// A number that is an exponent alone.
-fn power_of_two(bits: u64) -> f64 {
-    if bits == 255 { f64::NAN } else { 2f64.powi(bits as i32 - 127) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,30 +128,5 @@ mod tests {
     fn complex_numbers_are_points() {
         let point = |re: f32, im: f32| [re.to_le_bytes(), im.to_le_bytes()].concat();
         assert_eq!(distance(Dtype::C64, &point(1.0, 1.0), &point(4.0, 5.0)), Some(5.0));
-    }
-
-    #[test]
-    fn small_floats() {
-        let f16 = |bits| float(bits, 5, 10, 15, Special::Ieee);
-        assert_eq!([f16(0x3c00), f16(0xc000), f16(0x7bff), f16(0x0001)], [1.0, -2.0, 65504.0, 2f64.powi(-24)]);
-        assert!(f16(0x7c00).is_infinite() && f16(0x7e00).is_nan());
-        for bits in 0..=u16::MAX {
-            let expected = f64::from(f32::from_bits(u32::from(bits) << 16));
-            let found = float(bits.into(), 8, 7, 127, Special::Ieee);
-            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:x}");
-        }
-        let e4m3 = |bits| float(bits, 4, 3, 7, Special::NanOnly);
-        assert_eq!([e4m3(0x38), e4m3(0x7e), e4m3(0x01)], [1.0, 448.0, 2f64.powi(-9)]);
-        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
-        let e5m2 = |bits| float(bits, 5, 2, 15, Special::Ieee);
-        assert_eq!([e5m2(0x3c), e5m2(0x7b), e5m2(0x01)], [1.0, 57344.0, 2f64.powi(-16)]);
-        assert!(e5m2(0x7c).is_infinite());
-        let e4m3fnuz = |bits| float(bits, 4, 3, 8, Special::NoNegativeZero);
-        assert_eq!([e4m3fnuz(0x40), e4m3fnuz(0x7f), e4m3fnuz(0x01)], [1.0, 240.0, 2f64.powi(-10)]);
-        assert!(e4m3fnuz(0x80).is_nan());
-        let e5m2fnuz = |bits| float(bits, 5, 2, 16, Special::NoNegativeZero);
-        assert_eq!([e5m2fnuz(0x40), e5m2fnuz(0x7f), e5m2fnuz(0x01)], [1.0, 57344.0, 2f64.powi(-17)]);
-        assert_eq!([power_of_two(127), power_of_two(0), power_of_two(254)], [1.0, 2f64.powi(-127), 2f64.powi(127)]);
-        assert!(power_of_two(255).is_nan());
     }
 }

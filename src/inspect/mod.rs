@@ -6,6 +6,7 @@
 //!
 //! * [`list`]: everything in a directory of checkpoints, intact or not.
 //! * [`Target::open`], [`Target::summary`]: the content of one checkpoint, of any format that [`interop`] reads.
+//! * [`Target::stats`], [`tensor_stats`]: range, mean, deviation, norm and distribution of tensors.
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
 //! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
@@ -36,8 +37,12 @@
 mod diff;
 mod elements;
 mod listing;
+mod moments;
+mod numbers;
 mod problem;
+mod reading;
 mod retention;
+mod stats;
 mod summary;
 mod target;
 mod verify;
@@ -47,6 +52,7 @@ pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
 pub use problem::{Problem, ProblemKind};
 pub use retention::{FoundCheckpoint, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune};
+pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
 pub use summary::{ComponentSummary, FileSummary, Summary, TensorSummary, Totals};
 pub use target::{Overview, Target};
 pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
