@@ -313,6 +313,7 @@ impl CheckpointReader {
             name == MANIFEST
                 || manifest.files.contains_key(name)
                 || manifest.assets.contains_key(name)
+                || self.source.thinned.values().flatten().any(|file| file == name)
                 || is_mark_file(name)
                 || name.starts_with(".tmp-mark-")
         };

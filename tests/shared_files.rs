@@ -159,3 +159,30 @@ fn what_is_linked_needs_no_room() {
     }
     assert!(text.contains("five saved"), "{text}");
 }
+
+#[test]
+fn of_those_that_keep_a_component_two_never_share_its_file_and_the_others_only_lose_a_name() -> Outcome {
+    for keep in 2..=4 {
+        let (dir, step) = (tempfile::tempdir()?, Counter::new(0));
+        let frozen = Node::tensor(Frozen(Memory::seeded(100, 1)));
+        let checkpoint = Checkpoint::new().track("frozen", frozen)?.track("step", &step)?;
+        let checkpoint = checkpoint.track("trained", Memory::seeded(40, 2))?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(8);
+        let mut manager = builder.keep_component("frozen", keep).open()?;
+        let mut linked = false;
+        for step in 1..=20 {
+            manager.save_at(step)?;
+            let have: Vec<i64> = (1..=step).filter(|step| file(dir.path(), *step).exists()).collect();
+            assert_eq!(have.len(), keep.min(step as usize), "step {step}");
+            let inode = |step: &i64| fs::metadata(file(dir.path(), *step)).map(|found| found.ino());
+            let inodes: BTreeSet<u64> = have.iter().map(inode).collect::<Result<_, _>>()?;
+            assert!(have.len() == 1 || inodes.len() > 1, "keep {keep}, step {step}: {inodes:?}");
+            linked |= inodes.len() < have.len();
+            for path in manager.checkpoints() {
+                assert!(verify_checkpoint(path).is_intact());
+            }
+        }
+        assert_eq!(linked, keep > 2);
+    }
+    Ok(())
+}

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 pub(crate) struct Marks {
     /// This crate does not remove it. Also set if a mark cannot be read, because its content is unknown.
     pub permanent: bool,
+    /// A mark cannot be read.
+    pub unknown: bool,
     pub metrics: BTreeMap<String, f64>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
@@ -40,10 +42,12 @@ impl Marks {
                 Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
                 Ok(Mark { kind: MarkKind::Pin { name, note }, .. }) => drop(marks.pins.insert(name, note)),
                 Ok(Mark { kind: MarkKind::Note { name, text }, .. }) => drop(marks.notes.insert(name, text)),
+                // A source reads them with the manifest.
+                Ok(Mark { kind: MarkKind::Thinned { .. }, .. }) => {}
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = rules.hold(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept: {e:#}");
-                    marks.permanent = true;
+                    (marks.permanent, marks.unknown) = (true, true);
                 }
             }
         }

@@ -34,8 +34,16 @@ pub(crate) struct Found {
     pub non_finite: Vec<String>,
     /// As in the manifest.
     pub unclean: bool,
-    /// As in the manifest.
+    /// The tracked components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
+    /// The components that can be removed without the others.
+    pub separable: Vec<String>,
+    /// The components that were removed after the commit, with their files.
+    pub thinned: BTreeMap<String, Vec<String>>,
+    /// Those of these files that are still there.
+    pub leftover: BTreeSet<String>,
+    /// A mark cannot be read.
+    pub has_unknown_mark: bool,
     /// The names of its metadata.
     pub metadata: Vec<String>,
     /// Names and notes.
@@ -74,6 +82,10 @@ impl Found {
             non_finite,
             unclean,
             without,
+            separable: manifest.separable().into_keys().collect(),
+            thinned: BTreeMap::new(),
+            leftover: BTreeSet::new(),
+            has_unknown_mark: false,
             metadata,
             pins,
             notes,
@@ -88,6 +100,7 @@ impl Found {
     pub(crate) fn take_in(&mut self, marks: Marks) {
         self.entry.metrics.extend(marks.metrics);
         self.entry.preserved |= marks.permanent;
+        self.has_unknown_mark |= marks.unknown;
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 
@@ -298,7 +311,14 @@ fn chain_by<'a>(
 pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
     let source = Source::open_in(directory, name)?;
     let marks = Marks::read(directory, name, &source.manifest)?;
-    Ok(Found::new(name, &source.manifest, marks))
+    let mut found = Found::new(name, &source.manifest, marks);
+    if !source.thinned.is_empty() {
+        let names = source.names()?.into_iter().filter_map(|name| name.into_string().ok());
+        let files: HashSet<&String> = source.thinned.values().flatten().collect();
+        found.leftover = names.filter(|name| files.contains(name)).collect();
+        found.thinned = source.thinned;
+    }
+    Ok(found)
 }
 
 /// Returns `true` if the error of a checkpoint is final, as far as this version is concerned.

@@ -29,6 +29,9 @@ pub struct Report {
     /// [unreadable](crate::TensorSource::unreadable), or has unreadable entries below: the reason. An exception of
     /// [`RestoreOptions`](crate::RestoreOptions) does not remove it.
     pub unreadable: BTreeMap<String, String>,
+    /// The components of missing objects that the checkpoint lacks as a whole, by the first part of the keys, with the reason: removed by
+    /// [`keep_component`](crate::CheckpointManagerBuilder::keep_component), or left out of the save.
+    pub lacking: BTreeMap<String, String>,
     /// Variables that require a gradient now and did not when they were saved, or vice versa.
     pub trainable: Vec<TrainableDifference>,
 }
@@ -103,17 +106,21 @@ impl fmt::Display for Report {
             write!(f, "{}{}: {reason}", separate(), shown(key))?;
         }
         more(f, self.mismatched.len(), "different")?;
-        for key in self.missing.iter().take(SHOWN) {
-            if let Some(reason) = self.unreadable.get(key) {
+        for reason in self.lacking.values() {
+            write!(f, "{}{reason}", separate())?;
+        }
+        let missing: Vec<&String> = self.missing.iter().filter(|key| !self.is_lacking(key)).collect();
+        for key in missing.iter().take(SHOWN) {
+            if let Some(reason) = self.unreadable.get(*key) {
                 write!(f, "{}{} is in the checkpoint and cannot be read: {reason}", separate(), shown(key))?;
                 continue;
             }
             write!(f, "{}{} is not in the checkpoint", separate(), shown(key))?;
-            if let Some(near) = self.nearest.get(key) {
+            if let Some(near) = self.nearest.get(*key) {
                 write!(f, " (it has {})", listed(near.iter().map(String::as_str)))?;
             }
         }
-        more(f, self.missing.len(), "missing")?;
+        more(f, missing.len(), "missing")?;
         if self.is_clean() {
             write!(f, "{}{} restored, {} unused", separate(), self.matched.len(), self.unused.len())?;
             if !self.skipped.is_empty() {
@@ -136,9 +143,21 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// Returns `true` if the checkpoint lacks the component of the object `key`.
+    fn is_lacking(&self, key: &str) -> bool {
+        self.lacking.contains_key(key.split('/').next().unwrap_or_default())
+    }
+
     /// Writes how to restore everything else.
     fn remedies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_unreadable = |key: &&String| self.unreadable.contains_key(*key);
+        if let Some(component) = self.lacking.keys().next() {
+            let component = shown(component);
+            return write!(
+                f,
+                ". To restore all the rest, leave the component as it is with `RestoreOptions`: skip({component})"
+            );
+        }
         let missing = self.missing.iter().find(|key| !is_unreadable(key)).map(|key| ("allow_missing", key));
         let unreadable = self.missing.iter().find(is_unreadable).map(|key| ("skip", key));
         let mismatched = self.mismatched.first().map(|difference| ("allow_mismatch", &difference.key));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_MARK_BYTES: usize = 64 * 1024;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint-mark", version: 2, max_bytes: MAX_MARK_BYTES, what: "mark" };
+    Envelope { format: "tch-checkpoint-mark", version: 3, max_bytes: MAX_MARK_BYTES, what: "mark" };
 
 const PREFIX: &str = "mark-";
 const EXTENSION: &str = ".json";
@@ -55,6 +55,12 @@ pub enum MarkKind {
         /// The text.
         text: String,
     },
+    /// The component was removed, or is about to be: it is not part of the checkpoint any more, even if its files are
+    /// still there. Since version 3.
+    Thinned {
+        /// The name of the component.
+        component: String,
+    },
 }
 
 /// A mark's JSON.
@@ -78,6 +84,12 @@ enum Kind {
     Metric { name: String, value: json::Metric },
     Pin { name: String, note: String },
     Note { name: String, text: String },
+    Thinned { component: String },
+}
+
+/// Returns `true` if a file of this name may be the mark of a removed component: `mark-thinned-….json`.
+pub(crate) fn is_thinned_file(file: &str) -> bool {
+    file.starts_with("mark-thinned-") && is_mark_file(file)
 }
 
 /// Returns `true` if a file of this name in a checkpoint's directory is a mark: `mark-….json`.
@@ -110,6 +122,7 @@ impl Mark {
             MarkKind::Metric { name, .. } => named("metric", name),
             MarkKind::Pin { name, .. } => named("pin", name),
             MarkKind::Note { name, .. } => named("note", name),
+            MarkKind::Thinned { component } => named("thinned", component),
         }
     }
 
@@ -118,6 +131,7 @@ impl Mark {
         match self.kind {
             MarkKind::Permanent | MarkKind::Metric { .. } => 1,
             MarkKind::Pin { .. } | MarkKind::Note { .. } => 2,
+            MarkKind::Thinned { .. } => 3,
         }
     }
 
@@ -139,6 +153,7 @@ impl Mark {
             MarkKind::Metric { name, value } => Kind::Metric { name: name.clone(), value: json::Metric(*value) },
             MarkKind::Pin { name, note } => Kind::Pin { name: name.clone(), note: note.clone() },
             MarkKind::Note { name, text } => Kind::Note { name: name.clone(), text: text.clone() },
+            MarkKind::Thinned { component } => Kind::Thinned { component: component.clone() },
         };
         let mut text = ENVELOPE.open(self.version());
         text.extend_from_slice(b"\"of\":");
@@ -165,6 +180,7 @@ impl Mark {
             Kind::Metric { name, value } => MarkKind::Metric { name, value: value.0 },
             Kind::Pin { name, note } => MarkKind::Pin { name, note },
             Kind::Note { name, text } => MarkKind::Note { name, text },
+            Kind::Thinned { component } => MarkKind::Thinned { component },
         };
         let mark = Mark { of: text.of, kind };
         if mark.version() > version {

@@ -22,6 +22,7 @@ pub use manifest::{
     AssetEntry, FileEntry, Follows, HeaderEntry, MAX_EARLIER, MAX_MANIFEST_BYTES, Manifest, Piece, Statistics,
     TensorRecord,
 };
+pub(crate) use marks::is_thinned_file;
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 
 pub(crate) use saved_model::check_length as check_saved_model_length;

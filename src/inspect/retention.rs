@@ -53,6 +53,8 @@ pub struct RetentionEntry {
     pub kept: bool,
     /// What keeps it, each with what would end that.
     pub kept_by: Vec<String>,
+    /// The components that it lacks: left out of the save, or removed later.
+    pub without: Vec<String>,
 }
 
 /// Whether a checkpoint has a pin.
@@ -151,6 +153,7 @@ fn report(directory: &Path, explanations: &[Explanation]) -> RetentionReport {
         step: explanation.checkpoint.step,
         kept: explanation.is_kept(),
         kept_by: explanation.kept_by.iter().map(ToString::to_string).collect(),
+        without: explanation.checkpoint.without.clone(),
     };
     RetentionReport {
         directory: directory.into(),

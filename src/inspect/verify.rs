@@ -35,6 +35,8 @@ pub struct VerifiedCheckpoint {
     pub state: VerifyState,
     /// How far every tensor was verified. `None` if the checkpoint could not be opened.
     pub verified_by: Option<VerifiedBy>,
+    /// The components that it lacks: left out of the save, or removed later. They do not make a checkpoint damaged.
+    pub without: Vec<String>,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
     /// Files that the manifest does not list. They do not make a checkpoint damaged.
@@ -119,32 +121,36 @@ pub fn verify_with<P: AsRef<Path>>(
 /// What verifying one checkpoint found.
 struct Found {
     verified_by: Option<VerifiedBy>,
+    without: Vec<String>,
     problems: Vec<Problem>,
     unexpected: Vec<Location>,
 }
 
 impl Found {
     fn problem(error: &Error) -> Found {
-        Found { verified_by: None, problems: vec![Problem::of(error)], unexpected: Vec::new() }
+        let problems = vec![Problem::of(error)];
+        Found { verified_by: None, without: Vec::new(), problems, unexpected: Vec::new() }
     }
 }
 
 /// Reads all of a checkpoint of this crate.
 fn own(path: &Path) -> Found {
     // An open checkpoint stays readable even if it is removed meanwhile.
-    let (opened, Verification { problems, unexpected }) = match CheckpointReader::open(path) {
-        Ok(reader) => (true, reader.verify()),
-        Err(_) => (false, verify_checkpoint(path)),
+    let (without, Verification { problems, unexpected }) = match CheckpointReader::open(path) {
+        Ok(reader) => (Some(reader.manifest().without.clone()), reader.verify()),
+        Err(_) => (None, verify_checkpoint(path)),
     };
     let problems = problems.iter().map(Problem::of).collect();
-    Found { verified_by: opened.then_some(VerifiedBy::Digest), problems, unexpected }
+    let verified_by = without.as_ref().map(|_| VerifiedBy::Digest);
+    Found { verified_by, without: without.unwrap_or_default(), problems, unexpected }
 }
 
 /// Reads everything in another tool's checkpoint that has a checksum, or a digest in a seal.
 fn foreign(source: &dyn TensorSource) -> Found {
     let verified_by = source.tensors().keys().map(|key| source.verified_by(key)).min();
     let problems = source.verify().err().iter().map(Problem::of).collect();
-    Found { verified_by: Some(verified_by.unwrap_or(VerifiedBy::Nothing)), problems, unexpected: Vec::new() }
+    let verified_by = Some(verified_by.unwrap_or(VerifiedBy::Nothing));
+    Found { verified_by, without: Vec::new(), problems, unexpected: Vec::new() }
 }
 
 struct Run<F> {
@@ -184,14 +190,14 @@ impl<F: FnMut(VerifyItem<'_>)> Run<F> {
         }
     }
 
-    fn checked(&mut self, path: &Path, Found { verified_by, problems, unexpected }: Found) {
+    fn checked(&mut self, path: &Path, Found { verified_by, without, problems, unexpected }: Found) {
         let state = match problems.iter().any(|problem| problem.kind != ProblemKind::Damaged) {
             true => VerifyState::Unreadable,
             false if problems.is_empty() => VerifyState::Intact,
             false => VerifyState::Damaged,
         };
         self.report.intact &= state == VerifyState::Intact;
-        let checked = VerifiedCheckpoint { path: path.into(), state, verified_by, problems, unexpected };
+        let checked = VerifiedCheckpoint { path: path.into(), state, verified_by, without, problems, unexpected };
         (self.each)(VerifyItem::Checkpoint(&checked));
         self.report.checkpoints.push(checked);
     }

@@ -40,6 +40,7 @@ pub struct CheckpointManagerBuilder {
     protect_restored: usize,
     keep_unhealthy: usize,
     keep_damaged: Option<usize>,
+    keep_components: BTreeMap<String, usize>,
     restore_incomplete: bool,
     links: Vec<Link>,
     #[cfg(feature = "huggingface")]
@@ -87,6 +88,7 @@ impl CheckpointManagerBuilder {
             protect_restored: 1,
             keep_unhealthy: 1,
             keep_damaged: Some(3),
+            keep_components: BTreeMap::new(),
             restore_incomplete: false,
             links: Vec::new(),
             #[cfg(feature = "huggingface")]
@@ -163,6 +165,42 @@ impl CheckpointManagerBuilder {
     #[must_use]
     pub fn protect_restored(mut self, newer: usize) -> Self {
         self.protect_restored = newer;
+        self
+    }
+
+    /// Keeps `component` only in the newest `keep` checkpoints that have it, and removes it from older ones that stay: for
+    /// example the optimizer, which takes twice the room of the weights and only serves to resume. Can be set for several
+    /// components. By default, every checkpoint keeps all components.
+    ///
+    /// Such a checkpoint is *thinned*: a mark in its directory says so durably before the component's files are removed.
+    /// It verifies as intact, and its other components are restored as exactly as before. It lacks the component
+    /// ([`CheckpointInfo::without`](crate::retention::CheckpointInfo)), so no run is resumed from it unless the component
+    /// is [skipped](RestoreOptions::skip).
+    ///
+    /// What stays whole: the newest checkpoint and the newest healthy one, the one that the run was
+    /// [restored from](CheckpointManagerBuilder::protect_restored) as long as that protects it, those that are pinned, and
+    /// unhealthy ones, which do not count. A component whose tensors other components share is not removed. With `keep` 1
+    /// a run cannot be resumed if its newest checkpoint is damaged; use at least 2.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::retention::EveryNSteps;
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// # let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    /// // Every thousandth checkpoint stays for good; only the newest 2 can be resumed.
+    /// let manager = CheckpointManager::builder(checkpoint, &dir)
+    ///     .max_to_keep(5)
+    ///     .keep(EveryNSteps(1000))
+    ///     .keep_component("optimizer", 2)
+    ///     .open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn keep_component(mut self, component: impl Into<String>, keep: usize) -> Self {
+        self.keep_components.insert(component.into(), keep);
         self
     }
 
@@ -261,7 +299,8 @@ impl CheckpointManagerBuilder {
     }
 
     /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint that lacks
-    /// components ([`Preemption::save_only`](crate::Preemption::save_only)), which are then left unchanged. By default,
+    /// components ([`Preemption::save_only`](crate::Preemption::save_only),
+    /// [`keep_component`](CheckpointManagerBuilder::keep_component)), which are then left unchanged. By default,
     /// such checkpoints are skipped, because the run could not be resumed exactly.
     #[must_use]
     pub fn restore_incomplete(mut self) -> Self {
@@ -525,6 +564,11 @@ impl CheckpointManagerBuilder {
         if self.max_to_keep == Some(Some(0)) {
             return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
         }
+        if let Some((component, _)) = self.keep_components.iter().find(|(_, keep)| **keep == 0) {
+            return usage(format!(
+                "keep_component({component:?}, 0): it must be at least 1, for a run is resumed from the newest checkpoint"
+            ));
+        }
         if self.interval == Some(0) {
             return usage("save_every is 0: it must be at least 1 step".into());
         }
@@ -542,6 +586,7 @@ impl CheckpointManagerBuilder {
         policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
         let retention = Retention::new(policies, superseded_after).rules(self.rules);
         let retention = retention.protect_restored(self.protect_restored);
+        let retention = retention.keep_components(self.keep_components.clone());
         let retention = retention.keep_unhealthy(self.keep_unhealthy).keep_damaged(self.keep_damaged);
         Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }

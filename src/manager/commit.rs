@@ -5,6 +5,7 @@ use super::ledger::{Ledger, infos};
 use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
+use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
@@ -131,13 +132,15 @@ impl Commit {
                 Err(e) => log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name),
             }
         }
-        let (mut victims, kept): (Vec<Found>, Vec<Found>) =
+        let (mut victims, mut kept): (Vec<Found>, Vec<Found>) =
             known.into_iter().partition(|found| verdict.remove.contains(&found.entry.name));
         let mut spared = Vec::new();
-        if let Some(found) = self.stand_ins(&kept).find(|found| !victims.is_empty() && !self.looks_whole(&found.entry))
-        {
+        let removes = !victims.is_empty() || !verdict.thin.is_empty();
+        if let Some(found) = self.stand_ins(&kept).find(|found| removes && !self.looks_whole(&found.entry)) {
             log::warn!("nothing is removed to make room: {} has lost files", found.entry.name);
             spared = std::mem::take(&mut victims);
+        } else {
+            thinning::mark(&self.directory, &mut kept, &verdict.thin);
         }
         {
             let mut ledger = self.ledger();
@@ -147,6 +150,7 @@ impl Commit {
         // The index is durable before anything is removed; on a full disk it can be only after.
         let noted = self.write_index();
         self.remove(victims);
+        self.thin();
         self.remove_superseded();
         self.remove_damaged();
         if let Err(e) = noted.or_else(|_| self.write_index()) {
@@ -209,6 +213,14 @@ impl Commit {
         let mut ledger = self.ledger();
         let kept = std::mem::take(&mut ledger.known);
         ledger.known = in_order(stuck, kept);
+    }
+
+    /// Removes the files of components of which a mark says that they are removed.
+    fn thin(&self) {
+        let mut known = self.ledger().known.clone();
+        if thinning::finish(&self.directory, &mut known) {
+            self.ledger().known = known;
+        }
     }
 
     /// Removes those that were superseded when as many newer ones are complete as are kept.

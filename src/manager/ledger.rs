@@ -1,6 +1,7 @@
 //! What a manager knows of its directory.
 
-use super::retention::{CheckpointInfo, Goal, Retention};
+use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
+use super::thinning;
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::format::{Follows, MarkKind};
@@ -11,7 +12,7 @@ use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 /// A link, and what it leads to.
@@ -144,14 +145,18 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// Returns the checkpoints that stay when `next` is saved.
-    pub(super) fn beside(&self, next: CheckpointInfo) -> Vec<String> {
+    /// Returns the checkpoints that stay when `next` is saved, each with the components that it lacks then.
+    pub(super) fn beside(&self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
         let (name, now) = (next.name.clone(), next.saved_at);
         let mut all = infos(self.known.iter().filter(|found| found.entry.name != name));
-        all.push(next);
-        let verdict = self.retention.decide(&all, self.restored.as_ref(), now);
-        let stay = |other: &String| *other != name && !verdict.remove.contains(other);
-        all.into_iter().map(|info| info.name).filter(stay).collect()
+        all.push(self.retention.with_components(next));
+        let explanations = self.retention.explain(&all, self.restored.as_ref(), now).into_iter();
+        let stay = explanations.filter(|explanation| explanation.is_kept() && explanation.checkpoint.name != name);
+        let lacks = |explanation: Explanation| {
+            let Explanation { checkpoint, loses, .. } = explanation;
+            (checkpoint.name, [checkpoint.without, loses].concat())
+        };
+        stay.map(lacks).collect()
     }
 
     /// Returns what the next checkpoint, which takes the place of `superseded`, records for the policies that count
@@ -205,6 +210,7 @@ impl Ledger {
             self.mark_permanent(|found| names.contains(&found.entry.name));
         }
         self.known.iter().for_each(|found| self.directory.sweep_marks(&found.entry.name));
+        thinning::resume(&self.directory, &mut self.known);
         for (name, error) in damaged {
             self.pass_over(&name, &error, if error.is_damage() { Some(Aside::Damaged) } else { None });
         }

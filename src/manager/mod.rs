@@ -17,6 +17,7 @@ pub mod retention;
 mod room;
 pub mod save_policy;
 mod saving;
+mod thinning;
 mod watcher;
 #[cfg(feature = "huggingface")]
 mod weights;

@@ -8,6 +8,7 @@ use crate::location::Location;
 use crate::name;
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
+use crate::source::Source;
 use std::time::Instant;
 
 impl CheckpointManager {
@@ -47,7 +48,7 @@ impl CheckpointManager {
         self.look_again()?;
         let (healthy, unhealthy): (Vec<Found>, Vec<Found>) = {
             let ledger = self.ledger();
-            let takes = |found: &Found| self.why_not_taken(found).is_none();
+            let takes = |found: &Found| self.why_not_taken(found, options).is_none();
             ledger.known.iter().rev().cloned().partition(takes)
         };
         let without: Vec<Vec<String>> = healthy.iter().map(|found| found.without.clone()).collect();
@@ -56,7 +57,7 @@ impl CheckpointManager {
         let mut passed_by: Vec<PassedOver> = unhealthy
             .into_iter()
             .map(|found| {
-                let reason = self.why_not_taken(&found).unwrap_or_default();
+                let reason = self.why_not_taken(&found, options).unwrap_or_default();
                 PassedOver { path: root.join(found.entry.name), reason }
             })
             .collect();
@@ -67,7 +68,8 @@ impl CheckpointManager {
             let path = self.directory.root().join(checkpoint);
             let skip = |options: RestoreOptions, component: &String| options.skip(name::key([component]));
             let options = &without[at].iter().fold(options.clone(), skip);
-            let restored = self.restore_in_one_pass(&path, fallbacks, options);
+            let lacks_more = without[at + 1..].iter().flatten().any(|component| !without[at].contains(component));
+            let restored = self.restore_in_one_pass(&path, fallbacks, lacks_more, options);
             let restored = restored.inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
@@ -122,13 +124,16 @@ impl CheckpointManager {
     }
 
     /// Returns why a run is not resumed from a whole checkpoint.
-    fn why_not_taken(&self, found: &Found) -> Option<String> {
+    fn why_not_taken(&self, found: &Found, options: &RestoreOptions) -> Option<String> {
         if found.unclean {
             return Some("it was saved after an error, and its state may not belong together".to_string());
         }
-        if !found.without.is_empty() && !self.restore_incomplete {
-            let without = listed(&found.without);
-            return Some(format!("it lacks the component {without} (`restore_incomplete` takes it all the same)"));
+        let is_wanted = |component: &&String| !options.skips_here(&name::key([component]));
+        let lacks: Vec<String> = found.without.iter().filter(is_wanted).cloned().collect();
+        if !lacks.is_empty() && !self.restore_incomplete {
+            let (lacked, thinned) = (listed(&lacks), lacks.iter().any(|lacked| found.thinned.contains_key(lacked)));
+            let why = if thinned { ", which `keep_component` removed" } else { "" };
+            return Some(format!("it lacks the component {lacked}{why} (`restore_incomplete` takes it all the same)"));
         }
         let is_taken = found.non_finite.is_empty() || self.restore_unhealthy;
         (!is_taken).then(|| {
@@ -138,15 +143,18 @@ impl CheckpointManager {
     }
 
     /// Restores the checkpoint at `path`, reading every byte once and verifying it while reading. Verifies everything
-    /// first if the options would allow one of the `fallbacks` to lack what this checkpoint overwrites.
+    /// first if one of the `fallbacks` may lack what this checkpoint overwrites: if the options allow it, or if one
+    /// `lacks_more` components.
     fn restore_in_one_pass(
         &mut self,
         path: &Location,
         fallbacks: &[String],
+        lacks_more: bool,
         options: &RestoreOptions,
     ) -> Result<RestoreStatus> {
         // Without exceptions, every fallback must have all values.
-        if options.verifies_first() && (!options.has_exceptions() || self.fall_back(path, fallbacks)) {
+        let may_lack = lacks_more || options.has_exceptions();
+        if options.verifies_first() && (!may_lack || self.fall_back(path, fallbacks)) {
             return self.checkpoint.restore_own(path, &options.clone().verify_while_reading());
         }
         self.checkpoint.restore_own(path, options)
@@ -155,7 +163,7 @@ impl CheckpointManager {
     /// Returns `true` if each of these checkpoints has all tensors of the one at `path`, with the same types and
     /// shapes.
     fn fall_back(&self, path: &Location, fallbacks: &[String]) -> bool {
-        let manifest = |name: &str| self.directory.manifest(name).ok();
+        let manifest = |name: &str| Some(Source::open_in(&self.directory, name).ok()?.manifest);
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(first) = name.and_then(manifest) else { return false };
         let has = |other: &Manifest| {

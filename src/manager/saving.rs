@@ -7,7 +7,7 @@ use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
 use super::{CheckpointManager, Next, Step};
 use crate::callback;
-use crate::catalog::number_of;
+use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::location::Location;
@@ -233,7 +233,8 @@ impl CheckpointManager {
     /// gets the metrics.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
-        let last = self.ledger().known.last().filter(|found| found.entry.name == name).map(|found| found.id());
+        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty();
+        let last = self.ledger().known.last().filter(is_it).map(Found::id);
         let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
         let manifest = match self.directory.manifest(&name) {
             Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,

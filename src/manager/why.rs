@@ -73,6 +73,7 @@ impl CheckpointManager {
         next.step = step;
         next.metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
         next.counted_from = ledger.counted_from(&[]);
+        let next = ledger.retention.with_components(next);
         let mut all = infos(&ledger.known);
         all.push(next);
         let mut explanations = ledger.retention.explain(&all, ledger.restored.as_ref(), now);

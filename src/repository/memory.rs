@@ -329,6 +329,10 @@ impl Repository for MemoryDirectory {
         self.marked(checkpoint, of, |files| files.remove(file).is_some())
     }
 
+    fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
+        self.marked(checkpoint, of, |all| files.iter().for_each(|file| drop(all.remove(file))))
+    }
+
     fn sweep_marks(&self, _checkpoint: &str) {}
 
     fn remove_small(&self, file: &str) {

@@ -57,7 +57,7 @@ pub use posix::Posix;
 pub(crate) use posix::path_of;
 #[doc(hidden)]
 pub use posix::{Dir, Disk, LocalDisk, LockFile, WriteFile, hold_lease};
-pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest};
+pub(crate) use reading::{checkpoint_failed, link_met, open_failed, read_manifest, thinned_in};
 
 use crate::error::{Error, Result};
 use crate::format::Follows;
@@ -271,6 +271,14 @@ pub trait Repository: Debug + Send + Sync {
     /// # Errors
     /// As for [`put_mark`](Repository::put_mark).
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
+
+    /// Removes these `files` of the checkpoint `of`, whose name is `checkpoint`, as far as they are there: those of
+    /// components of which a mark says that they are removed. Need not be durable: the next writer finds by the mark
+    /// what is left. A file that other checkpoints share stays in those.
+    ///
+    /// # Errors
+    /// [`Error::Removed`] if that checkpoint was removed; [`Error::Io`] if a file cannot be removed.
+    fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()>;
 
     /// Removes what dead writers of marks left in a checkpoint. Only the directory's writer calls this.
     fn sweep_marks(&self, checkpoint: &str);

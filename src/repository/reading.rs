@@ -3,9 +3,10 @@
 use super::OpenDir;
 use super::names::{INDEX, MANIFEST};
 use crate::error::{Error, Result};
-use crate::format::{MAX_MANIFEST_BYTES, MAX_MARK_BYTES, Manifest};
+use crate::format::{Follows, MAX_MANIFEST_BYTES, MAX_MARK_BYTES, Manifest, Mark, MarkKind, is_thinned_file};
 use crate::location::Location;
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::io;
 
 /// Reads a file of at most `limit` bytes.
@@ -89,6 +90,20 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String
         }
     }
     Ok(marks)
+}
+
+/// Returns the components of the checkpoint `of` that were removed after its commit, by its marks. Marks that cannot be
+/// read say nothing: then the files are there, or are found missing.
+pub(crate) fn thinned_in(dir: &dyn OpenDir, path: &Location, of: &Follows) -> BTreeSet<String> {
+    let names = dir.list().unwrap_or_default().into_iter().filter_map(|entry| entry.name.into_string().ok());
+    let component = |name: String| {
+        let bytes = read_whole(dir, &name, &path.join(&name), MAX_MARK_BYTES as u64).ok()?;
+        match Mark::from_bytes(&bytes).ok().filter(|mark| mark.of == *of)?.kind {
+            MarkKind::Thinned { component } => Some(component),
+            _ => None,
+        }
+    };
+    names.filter(|name| is_thinned_file(name)).filter_map(component).collect()
 }
 
 /// Returns `true` if opening a directory failed since it is none: a file, or a symbolic link.

@@ -176,7 +176,7 @@ impl<'a> Visitor for Matcher<'a> {
         let is_lacked = !is_saved
             && may_lack(&child.name)
             && !self.request.options.skips_here(&place.key)
-            && self.request.origin.unreadable(&place.key).is_none();
+            && !self.request.origin.is_lost(&place.key);
         (!is_lacked).then(|| saved_of(saved, &child.name, &child.node))
     }
 
@@ -228,8 +228,8 @@ impl<'a> Matcher<'a> {
             return Ok(());
         }
         let Some(spec) = saved.and_then(|saved| saved.tensor.as_ref()) else {
-            let is_unreadable = self.request.origin.unreadable(&key).is_some();
-            match leaf.is_optional() && !is_unreadable && !self.request.torn.contains(&key) {
+            let is_lost = self.request.origin.is_lost(&key);
+            match leaf.is_optional() && !is_lost && !self.request.torn.contains(&key) {
                 true => {}
                 false => {
                     if self.wanted.len() < MAX_HINTS {
@@ -369,7 +369,10 @@ impl<'a> Matcher<'a> {
         match self.request.options.may_be_missing(&key) {
             true if self.request.torn.contains(&key) => self.matching.left_torn.push(key),
             true => self.matching.report.skip(&key, SkipReason::Missing),
-            false => self.matching.report.missing.push(key),
+            false => {
+                self.matching.report.lacking.extend(self.request.origin.lacks(&key));
+                self.matching.report.missing.push(key);
+            }
         }
     }
 

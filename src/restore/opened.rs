@@ -165,9 +165,12 @@ fn of_no_format(error: Error, reason: &str) -> Error {
     }
 }
 
-/// Returns `true` if a manifest is that of the same save.
-fn is_same(a: &Manifest, b: &Manifest) -> bool {
-    a.run == b.run && a.sequence == b.sequence && a.files == b.files && a.tensors == b.tensors && a.values == b.values
+/// Returns `true` if the manifest `now` is that of the same save as `then`. A component may have been removed since.
+fn is_same(then: &Manifest, now: &Manifest) -> bool {
+    then.id() == now.id()
+        && now.files.iter().all(|(name, file)| then.files.get(name) == Some(file))
+        && now.tensors.iter().all(|(key, record)| then.tensors.get(key) == Some(record))
+        && now.values.iter().all(|(key, value)| then.values.get(key) == Some(value))
 }
 
 /// The files of another tool's checkpoint: name, length, modification time, inode.

@@ -106,6 +106,20 @@ impl<'a> Origin<'a> {
         below.starts_with(&prefix).then(|| format!("{below}: {reason}"))
     }
 
+    /// Returns the component of the object `key`, as the first part of the key, and the reason if the checkpoint lacks the
+    /// whole component.
+    pub(crate) fn lacks(&self, key: &str) -> Option<(String, String)> {
+        match self {
+            Origin::Ours(source) => source.lacks(key),
+            Origin::Any(_) => None,
+        }
+    }
+
+    /// Returns `true` if the object `key` was saved, and its value cannot be restored.
+    pub(crate) fn is_lost(&self, key: &str) -> bool {
+        self.lacks(key).is_some() || self.unreadable(key).is_some()
+    }
+
     /// Returns `true` if a value takes all that there is below its key.
     pub(crate) fn has_branches(&self) -> bool {
         matches!(self, Origin::Any(_))

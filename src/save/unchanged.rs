@@ -12,9 +12,10 @@ use super::tracked::{Earlier, SavedAsset};
 use crate::error::Error;
 use crate::format::{Digest, Manifest, Statistics};
 use crate::graph::{Seen, bytes_as};
+use crate::name;
 use crate::parallel;
 use crate::repository::Finished;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// So many checkpoints at most have the same file, however many are kept.
@@ -29,20 +30,31 @@ pub(crate) struct Memo {
     assets: HashMap<String, Earlier>,
     /// The checkpoints that will be there beside the next one.
     kept: BTreeSet<String>,
+    /// For components, by the first part of their keys: those of these checkpoints that lack them.
+    lacking: HashMap<String, BTreeSet<String>>,
     /// Its files could not be given a second name: what may be unchanged is captured all the same.
     no_links: bool,
 }
 
 impl Memo {
-    /// Says which checkpoints will be there beside the next one, when that is saved.
-    pub(crate) fn keep(&mut self, names: impl IntoIterator<Item = String>) {
-        self.kept = names.into_iter().collect();
+    /// Says which checkpoints will be there beside the next one, when that is saved, each with the components that it
+    /// lacks then.
+    pub(crate) fn keep(&mut self, checkpoints: BTreeMap<String, Vec<String>>) {
+        self.lacking.clear();
+        for (checkpoint, lacks) in &checkpoints {
+            for component in lacks {
+                self.lacking.entry(name::key([component])).or_default().insert(checkpoint.clone());
+            }
+        }
+        self.kept = checkpoints.into_keys().collect();
     }
 
-    /// Returns `true` if one checkpoint more may have this file.
-    fn may_share(&self, shares: &BTreeSet<String>) -> bool {
-        let all = self.kept.iter().all(|name| shares.contains(name));
-        self.kept.is_empty() || !all && shares.len() < MAX_SHARES
+    /// Returns `true` if one checkpoint more may have this file, which is of this component if it is of one.
+    fn may_share(&self, shares: &BTreeSet<String>, component: Option<&str>) -> bool {
+        let lacking = component.and_then(|component| self.lacking.get(component));
+        let mut kept =
+            self.kept.iter().filter(|name| !lacking.is_some_and(|lacking| lacking.contains(*name))).peekable();
+        kept.peek().is_none() || !kept.all(|name| shares.contains(name)) && shares.len() < MAX_SHARES
     }
 }
 
@@ -91,7 +103,8 @@ impl Unchanged {
             let then = known.versions.as_ref()?.iter().copied().map(Some);
             let same_header = || Arc::ptr_eq(&file.header, &known.header) || file.header == known.header;
             let same = versions(plan, file, &seen).eq(then) && same_header();
-            (same && memo.may_share(&known.shares)).then_some(known)
+            let component = file.tensors.first().map(|&place| name::component(&plan.tensors[place].key));
+            (same && memo.may_share(&known.shares, component)).then_some(known)
         });
         let of_kept = |known: &MemoFile| known.shares.intersection(&memo.kept).cloned().collect();
         let (digests, shared) = same
@@ -102,7 +115,7 @@ impl Unchanged {
             .unzip();
         let proved = vec![false; plan.files.len()];
         let assets = memo.assets.iter().map(|(name, earlier)| {
-            let may_share = !memo.no_links && memo.may_share(&earlier.shares);
+            let may_share = !memo.no_links && memo.may_share(&earlier.shares, None);
             let shares = earlier.shares.intersection(&memo.kept).cloned().collect();
             (name.clone(), Earlier { may_share, shares, ..earlier.clone() })
         });
@@ -228,6 +241,7 @@ impl Unchanged {
             let earlier = Earlier { entry: captured.entry, stamp: captured.stamp, finished, may_share: false, shares };
             known.insert(captured.name, earlier);
         }
-        Memo { name: name.to_string(), files, assets: known, kept: BTreeSet::new(), no_links: self.no_links }
+        let no_links = self.no_links;
+        Memo { name: name.to_string(), files, assets: known, no_links, ..Memo::default() }
     }
 }

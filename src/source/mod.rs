@@ -14,7 +14,7 @@ use crate::graph::Saved;
 use crate::location::Location;
 use crate::name;
 use crate::repository::{
-    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, open_failed, read_manifest,
+    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, open_failed, read_manifest, thinned_in,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,8 +35,10 @@ const HELD: usize = 256;
 pub struct Source {
     /// Where it was opened.
     pub path: Location,
-    /// Its manifest.
+    /// Its manifest, without the components that were removed.
     pub manifest: Manifest,
+    /// The components that were removed after the commit, with their files, which can still be there.
+    pub(crate) thinned: BTreeMap<String, Vec<String>>,
     dir: Arc<dyn OpenDir>,
     files: BTreeMap<String, SourceFile>,
 }
@@ -81,20 +83,20 @@ impl Source {
     ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
             let dir = open()?;
-            let manifest = read_manifest(&*dir, path)?;
-            let (source, problems) = Source::open_files(dir, path, manifest);
+            let content = read_content(&*dir, path)?;
+            let (source, problems) = Source::open_files(dir, path, content);
             if problems.is_empty() {
                 return Ok((source, problems));
             }
-            // A writer may have removed or replaced the checkpoint since its manifest was read.
+            // A writer may have removed or replaced the checkpoint, or a component, since its manifest was read.
             let id = |dir: &dyn OpenDir| dir.stat().map(|stat| stat.id).ok();
             match open() {
                 Err(Error::NotFound { .. }) => return Err(removed(path)),
                 Ok(now) if id(&*now) != id(&*source.dir) => {}
-                Ok(now) => match read_manifest(&*now, path) {
+                Ok(now) => match read_content(&*now, path) {
                     Err(Error::NotFound { .. }) => return Err(removed(path)),
                     Err(error @ Error::Io { .. }) => return Err(error),
-                    Ok(now) if now != source.manifest => {}
+                    Ok((now, _)) if now != source.manifest => {}
                     _ => return Ok((source, problems)),
                 },
                 Err(error) => return Err(error),
@@ -103,8 +105,9 @@ impl Source {
         Err(removed(path))
     }
 
-    /// Opens the files that `manifest` names.
-    fn open_files(dir: Arc<dyn OpenDir>, path: &Location, manifest: Manifest) -> (Source, Vec<Error>) {
+    /// Opens the files that the manifest names.
+    fn open_files(dir: Arc<dyn OpenDir>, path: &Location, content: Content) -> (Source, Vec<Error>) {
+        let (manifest, thinned) = content;
         let mut files = BTreeMap::new();
         let mut problems = Vec::new();
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
@@ -114,7 +117,7 @@ impl Source {
                 Err(problem) => problems.push(problem),
             }
         }
-        (Source { path: path.clone(), manifest, dir, files }, problems)
+        (Source { path: path.clone(), manifest, thinned, dir, files }, problems)
     }
 
     /// Returns `true` if the file `name` can be read.
@@ -294,11 +297,38 @@ impl Source {
         Err(changed(&file, &format!("the tensor {}", name::shown(key)), found, record.digest))
     }
 
+    /// Returns the component of the object `key`, as the first part of the key, and the reason if the checkpoint lacks the whole component.
+    pub(crate) fn lacks(&self, key: &str) -> Option<(String, String)> {
+        if self.manifest.without.is_empty() {
+            return None;
+        }
+        let first = name::component(key);
+        let component = name::path(first)?.pop()?;
+        self.manifest.without.binary_search(&component).ok()?;
+        let why = match self.thinned.contains_key(&component) {
+            true => "was removed from it (`keep_component`)",
+            false => "was left out of it (`Preemption::save_only`)",
+        };
+        let reason =
+            format!("the component {} {why}, so that a run cannot be resumed from it", name::shown(&component));
+        Some((first.to_string(), reason))
+    }
+
     /// Returns what the checkpoint holds, as a tree.
     pub(crate) fn saved(&self) -> Saved {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
         tree(tensors, self.manifest.values.keys())
     }
+}
+
+/// A manifest without the components that were removed, and these with their files.
+type Content = (Manifest, BTreeMap<String, Vec<String>>);
+
+/// Reads the manifest in the checkpoint `dir`, and which components were removed since.
+fn read_content(dir: &dyn OpenDir, path: &Location) -> Result<Content> {
+    let mut manifest = read_manifest(dir, path)?;
+    let thinned = manifest.take_out(&thinned_in(dir, path, &manifest.id()));
+    Ok((manifest, thinned))
 }
 
 /// Opens a file of a checkpoint, which must have the length it was written with. Only checks it if it is not to be held

@@ -448,6 +448,13 @@ impl Repository for Prefix {
         Ok(was_there)
     }
 
+    fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
+        for file in files {
+            self.bucket.delete(&self.mark(checkpoint, of, file)?);
+        }
+        Ok(())
+    }
+
     fn sweep_marks(&self, _checkpoint: &str) {}
 
     fn remove_small(&self, file: &str) {

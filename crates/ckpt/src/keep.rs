@@ -54,7 +54,13 @@ fn print_explained(report: &RetentionReport, out: &mut Output) {
     }
     for entry in &report.checkpoints {
         match entry.kept {
-            true => out.line(format!("{} stays: {}", entry.name, entry.kept_by.join("; "))),
+            true if entry.without.is_empty() => {
+                out.line(format!("{} stays: {}", entry.name, entry.kept_by.join("; ")));
+            }
+            true => {
+                let (without, reasons) = (entry.without.join(", "), entry.kept_by.join("; "));
+                out.line(format!("{} stays without {without}: {reasons}", entry.name));
+            }
             false => out.line(format!("{} is removed: no policy keeps it", entry.name)),
         }
     }

@@ -34,7 +34,11 @@ fn print(checkpoint: &VerifiedCheckpoint, out: &mut Output) {
         (VerifyState::Intact, Some(VerifiedBy::Nothing)) => " (structure only: the format has no checksums)",
         _ => "",
     };
-    out.line(format!("{word:<10}  {}{unverified}", path.display()));
+    let without = match checkpoint.without.as_slice() {
+        [] => String::new(),
+        without => format!(" (without {})", without.join(", ")),
+    };
+    out.line(format!("{word:<10}  {}{unverified}{without}", path.display()));
     for problem in &checkpoint.problems {
         out.line(format!("            {}", problem.within(path)));
     }

@@ -1,5 +1,9 @@
 //! `ckpt latest`, `best`, `why`, `prune`, `pin` and `unpin`, run as a user runs them.
 
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+
+use common::Memory;
 use serde_json::Value as Json;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -114,5 +118,31 @@ fn policies_that_make_no_sense_are_refused() -> Outcome {
         assert_eq!(code, Some(2), "{policy:?}: {err}");
     }
     assert_eq!(ckpt(&["why", "--every", "36h", "--younger-than", "2d", "."], dir.path()).0, Some(0));
+    Ok(())
+}
+
+#[test]
+fn every_command_says_which_component_was_removed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("model", Memory::seeded(4, 1))?;
+    let checkpoint = checkpoint.track("optimizer", Memory::seeded(8, 2))?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path().join("run"));
+    let mut manager = builder.keep_component("optimizer", 1).open()?;
+    manager.save_at(1)?;
+    manager.save_at(2)?;
+    manager.close()?;
+    let (code, out, _) = ckpt(&["ls", "run"], dir.path());
+    assert!(code == Some(0) && out.contains("without optimizer"), "{out}");
+    let (code, out, _) = ckpt(&["show", "run/ckpt-1"], dir.path());
+    assert!(code == Some(0) && out.contains("without") && !out.contains("optimizer.safetensors"), "{out}");
+    let (code, out, _) = ckpt(&["verify", "run"], dir.path());
+    assert!(out.contains("intact      run/ckpt-1 (without optimizer)\nintact      run/ckpt-2\n"), "{out}");
+    assert_eq!(code, Some(0));
+    assert_eq!(json(&["verify", "run"], dir.path())["checkpoints"][0]["without"][0], "optimizer");
+    let (_, out, _) = ckpt(&["why", "--latest", "2", "run"], dir.path());
+    assert!(out.starts_with("ckpt-1 stays without optimizer: Latest(2)"), "{out}");
+    assert_eq!(json(&["why", "--latest", "2", "run"], dir.path())["checkpoints"][0]["without"][0], "optimizer");
+    let (_, out, _) = ckpt(&["diff", "run/ckpt-1", "run/ckpt-2"], dir.path());
+    assert!(out.contains("optimizer"), "{out}");
     Ok(())
 }

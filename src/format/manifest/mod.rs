@@ -2,6 +2,7 @@
 
 mod check;
 mod text;
+mod thin;
 
 pub(super) use check::{check_count, check_run, check_sequence, check_time};
 

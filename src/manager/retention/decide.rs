@@ -5,7 +5,7 @@ use crate::format::Follows;
 use crate::rules::{Rule, Rules};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -20,6 +20,9 @@ pub struct Explanation {
     /// Everything that keeps it. If nothing does, it is removed after the next save, unless a checkpoint that stays has
     /// lost files.
     pub kept_by: Vec<KeptBy>,
+    /// The components that are removed from it after the next save although it stays, because enough newer checkpoints
+    /// have them ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)).
+    pub loses: Vec<String>,
 }
 
 impl Explanation {
@@ -37,8 +40,18 @@ impl Display for Explanation {
             return write!(f, "{name} is removed: no policy keeps it");
         }
         let reasons: Vec<String> = self.kept_by.iter().map(ToString::to_string).collect();
-        write!(f, "{name} stays: {}", reasons.join("; "))
+        write!(f, "{name} stays{}: {}", without(&self.checkpoint.without, &self.loses), reasons.join("; "))
     }
+}
+
+/// Says which components a checkpoint lacks, and loses next.
+fn without(without: &[String], loses: &[String]) -> String {
+    let without = if without.is_empty() { String::new() } else { format!(" without {}", without.join(", ")) };
+    let loses = match loses {
+        [] => String::new(),
+        loses => format!(" and loses {} after the next save", loses.join(", ")),
+    };
+    without + &loses
 }
 
 /// Something that keeps a checkpoint.
@@ -81,6 +94,13 @@ pub enum KeptBy {
     },
 }
 
+impl KeptBy {
+    /// Returns `true` if it keeps all components: those of a checkpoint that is there to be resumed from, or pinned.
+    fn is_whole(&self) -> bool {
+        !matches!(self, KeptBy::Policy { .. } | KeptBy::Permanent | KeptBy::Unhealthy { .. })
+    }
+}
+
 impl Display for KeptBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -118,6 +138,8 @@ pub(crate) struct Retention {
     keep_unhealthy: usize,
     /// How many of those that were found damaged stay; `None` for all.
     pub keep_damaged: Option<usize>,
+    /// For components that only the newest checkpoints keep: how many.
+    components: BTreeMap<String, usize>,
     rules: Rules,
 }
 
@@ -128,6 +150,8 @@ pub(crate) struct Verdict {
     pub remove: Vec<String>,
     /// Names to mark as permanent, oldest first.
     pub preserve: Vec<String>,
+    /// The components to remove from checkpoints that stay, by the checkpoint's name.
+    pub thin: BTreeMap<String, Vec<String>>,
 }
 
 /// Keeps all: `max_to_keep` is none.
@@ -148,6 +172,7 @@ impl Retention {
             protect_restored: 1,
             keep_unhealthy: 1,
             keep_damaged: None,
+            components: BTreeMap::new(),
             rules: Rules::default(),
         }
     }
@@ -167,6 +192,17 @@ impl Retention {
     pub(crate) fn keep_damaged(mut self, keep: Option<usize>) -> Retention {
         self.keep_damaged = keep;
         self
+    }
+
+    pub(crate) fn keep_components(mut self, components: BTreeMap<String, usize>) -> Retention {
+        self.components = components;
+        self
+    }
+
+    /// Describes a checkpoint with all components that only the newest ones keep: the next one.
+    pub(crate) fn with_components(&self, mut info: CheckpointInfo) -> CheckpointInfo {
+        info.components = self.components.keys().filter(|name| !info.without.contains(name)).cloned().collect();
+        info
     }
 
     pub(crate) fn protect_restored(mut self, newer: usize) -> Retention {
@@ -192,7 +228,8 @@ impl Retention {
         restored: Option<&Follows>,
         now: DateTime<Utc>,
     ) -> Vec<Explanation> {
-        let explanation = |info: &CheckpointInfo| Explanation { checkpoint: info.clone(), kept_by: Vec::new() };
+        let explanation =
+            |info: &CheckpointInfo| Explanation { checkpoint: info.clone(), kept_by: Vec::new(), loses: Vec::new() };
         let mut explanations: Vec<Explanation> = checkpoints.iter().map(explanation).collect();
         if let Some(newest) = explanations.last_mut() {
             newest.kept_by.push(KeptBy::Newest);
@@ -209,7 +246,7 @@ impl Retention {
         for &at in unhealthy.iter().rev().take(self.keep_unhealthy) {
             explanations[at].kept_by.push(KeptBy::Unhealthy { keep: self.keep_unhealthy });
         }
-        for Explanation { checkpoint, kept_by } in &mut explanations {
+        for Explanation { checkpoint, kept_by, .. } in &mut explanations {
             if checkpoint.permanent {
                 kept_by.push(KeptBy::Permanent);
             }
@@ -245,7 +282,25 @@ impl Retention {
                 explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
             }
         }
+        self.thin(&mut explanations);
         explanations
+    }
+
+    /// Decides which components the checkpoints that stay lose. Of the healthy ones that have the component, the newest
+    /// keep it, as many as were asked for; and so does each that stays for a resume or for a pin.
+    fn thin(&self, explanations: &mut [Explanation]) {
+        for (component, keep) in &self.components {
+            let mut newer = 0;
+            for Explanation { checkpoint, kept_by, loses } in explanations.iter_mut().rev() {
+                if kept_by.is_empty() || !checkpoint.is_healthy() || !checkpoint.components.contains(component) {
+                    continue;
+                }
+                if newer >= *keep && !checkpoint.has_unknown_mark && !kept_by.iter().any(KeptBy::is_whole) {
+                    loses.push(component.clone());
+                }
+                newer += 1;
+            }
+        }
     }
 
     /// Decides which of `checkpoints` are removed, and which are marked as permanent because nothing else keeps them.
@@ -259,6 +314,9 @@ impl Retention {
         for explanation in self.explain(checkpoints, restored, now) {
             let for_good = |by: &KeptBy| matches!(by, KeptBy::Policy { reason, .. } if reason.for_good);
             let name = explanation.checkpoint.name;
+            if !explanation.loses.is_empty() {
+                verdict.thin.insert(name.clone(), explanation.loses);
+            }
             if explanation.kept_by.is_empty() {
                 verdict.remove.push(name);
             } else if explanation.kept_by.iter().all(for_good) {

@@ -34,8 +34,13 @@ pub struct CheckpointInfo {
     pub unclean: bool,
     /// The tracked components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
+    /// The components with files of their own, which [`keep_component`](crate::CheckpointManagerBuilder::keep_component)
+    /// can remove without the others.
+    pub components: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,
+    /// A mark cannot be read, so nothing of it is removed.
+    pub(crate) has_unknown_mark: bool,
     pub(crate) id: Option<Follows>,
     pub(crate) follows: Option<Follows>,
     pub(crate) earlier: Vec<Follows>,
@@ -56,7 +61,9 @@ impl CheckpointInfo {
             non_finite: Vec::new(),
             unclean: false,
             without: Vec::new(),
+            components: Vec::new(),
             counted_from: None,
+            has_unknown_mark: false,
             id: None,
             follows: None,
             earlier: Vec::new(),
@@ -111,7 +118,9 @@ impl From<&Found> for CheckpointInfo {
             non_finite: found.non_finite.clone(),
             unclean: found.unclean,
             without: found.without.clone(),
+            components: found.separable.clone(),
             counted_from: found.counted_from,
+            has_unknown_mark: found.has_unknown_mark,
             id: Some(found.id()),
             follows: found.follows.clone(),
             earlier: found.earlier.clone(),

@@ -387,6 +387,10 @@ impl Repository for PosixDirectory {
         self.take_mark(checkpoint, of, file)
     }
 
+    fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
+        self.take_files(checkpoint, of, files)
+    }
+
     fn sweep_marks(&self, checkpoint: &str) {
         self.sweep_staged_marks(checkpoint);
     }

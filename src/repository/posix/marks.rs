@@ -59,6 +59,21 @@ impl PosixDirectory {
         self.must_still_be(&*dir, checkpoint).map(|()| true)
     }
 
+    /// Removes these files of the checkpoint `of`, which is called `checkpoint`.
+    pub(super) fn take_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
+        self.check()?;
+        let path = self.path(checkpoint);
+        let dir = self.checkpoint_of(checkpoint, of)?;
+        for file in files {
+            match dir.remove_file(file.as_ref()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(|e| Error::io("remove", path.join(file), e))?,
+            }
+        }
+        self.freed();
+        Ok(())
+    }
+
     /// Removes what writers of marks left that died. Only the directory's writer does.
     pub(super) fn sweep_staged_marks(&self, checkpoint: &str) {
         let Ok(Ok(dir)) = self.open_root().map(|root| root.open_dir(checkpoint.as_ref())) else { return };
