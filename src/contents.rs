@@ -1,15 +1,17 @@
-//! The content of the next save, before it is saved.
+//! The content of the next save, before it is saved, and of a checkpoint, as a tree.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::graph::{LeafObject, Node, walk};
 use crate::name;
+use crate::source::TensorSource;
 use std::collections::HashMap;
 use std::fmt;
 
 /// The content of tracked objects at one moment: names, types, shapes and sizes of all tensors, all values, and which
-/// tensors share memory. Returned by [`Checkpoint::contents`]. Its [`Display`](fmt::Display) form is a tree.
+/// tensors share memory. Returned by [`Checkpoint::contents`] and by
+/// [`inspect::Target::contents`](crate::inspect::Target::contents). Its [`Display`](fmt::Display) form is a tree.
 ///
 /// ```
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -90,6 +92,24 @@ impl Contents {
         Ok(Contents { entries })
     }
 
+    /// Returns the content of a checkpoint, as far as the keys match `filter`.
+    pub(crate) fn of_source(source: &dyn TensorSource, filter: Option<&str>) -> Contents {
+        let fits = |key: &String| filter.is_none_or(|pattern| name::matches(pattern, key));
+        // Of the entries that are left, the first of those that share memory stands for the others.
+        let mut seen = HashMap::new();
+        let tensors = source.tensors().iter().filter(|(key, _)| fits(key)).map(|(key, spec)| {
+            let first = *seen.entry(source.first_alias(key)).or_insert(key);
+            let same_as = (first != key).then(|| first.clone());
+            (key, Content::Tensor { spec: spec.clone(), requires_grad: None, same_as })
+        });
+        let values = source.values().iter().filter(|(key, _)| fits(key));
+        let values = values.map(|(key, json)| (key, Content::Value { json: json.clone() }));
+        let entries = tensors.chain(values).map(|(key, content)| ContentsEntry { key: key.clone(), content });
+        let mut entries: Vec<ContentsEntry> = entries.collect();
+        entries.sort_by(|a, b| a.key.split('/').cmp(b.key.split('/')));
+        Contents { entries }
+    }
+
     /// Returns all tensors and values, in order of key.
     #[must_use]
     pub fn entries(&self) -> &[ContentsEntry] {
@@ -145,9 +165,12 @@ impl fmt::Display for Contents {
     }
 }
 
+/// The depth of a tree, in names. What is deeper is shown under the rest of its key.
+const DEPTH: usize = name::MAX_NAMES;
+
 /// Writes the children of an object; `entries` are all entries below it, and `depth` is the number of its names.
 fn branches(f: &mut fmt::Formatter<'_>, entries: &[ContentsEntry], depth: usize, indent: &str) -> fmt::Result {
-    let name_of = |entry: &ContentsEntry| entry.key.split('/').nth(depth).unwrap_or_default().to_string();
+    let name_of = |entry: &ContentsEntry| entry.key.splitn(DEPTH, '/').nth(depth).unwrap_or_default().to_string();
     let mut rest = entries;
     while let Some(first) = rest.first() {
         let key = name_of(first);
@@ -155,10 +178,10 @@ fn branches(f: &mut fmt::Formatter<'_>, entries: &[ContentsEntry], depth: usize,
         let (own, others) = rest.split_at(count);
         rest = others;
         let (branch, below) = if rest.is_empty() { ("└── ", "    ") } else { ("├── ", "│   ") };
-        let name = name::path(&key).and_then(|path| path.into_iter().next()).unwrap_or(key);
+        let name = name::path(&key).filter(|path| path.len() == 1).and_then(|mut path| path.pop()).unwrap_or(key);
         write!(f, "\n{indent}{branch}{}", name.escape_debug())?;
         match own {
-            [leaf] if leaf.key.split('/').count() == depth + 1 => describe(f, &leaf.content)?,
+            [leaf] if leaf.key.splitn(DEPTH, '/').count() == depth + 1 => describe(f, &leaf.content)?,
             _ => {
                 write!(f, ": {}", summary(own))?;
                 branches(f, own, depth + 1, &format!("{indent}{below}"))?;

@@ -53,7 +53,7 @@ pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, lis
 pub use problem::{Problem, ProblemKind};
 pub use retention::{FoundCheckpoint, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune};
 pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
-pub use summary::{ComponentSummary, FileSummary, Summary, TensorSummary, Totals};
+pub use summary::{ComponentSummary, DtypeSummary, FileSummary, Summary, TensorSummary, Totals};
 pub use target::{Overview, Target};
 pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
 

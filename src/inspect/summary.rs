@@ -1,5 +1,6 @@
 //! What is in one checkpoint.
 
+use super::stats::{StatsOptions, TensorStats};
 use super::target::{Overview, Target};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -34,6 +35,8 @@ pub struct Summary<'a> {
     pub without: &'a [String],
     /// What the checkpoint holds at the top level, by name: the tracked objects.
     pub components: Vec<ComponentSummary<'a>>,
+    /// The tensors by element type.
+    pub dtypes: Vec<DtypeSummary>,
     /// The files.
     pub files: Vec<FileSummary>,
     /// The tensors that pass the filter, by key.
@@ -66,6 +69,18 @@ pub struct ComponentSummary<'a> {
     seen: HashSet<&'a str>,
 }
 
+/// The tensors of one element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DtypeSummary {
+    /// The element type.
+    pub dtype: Dtype,
+    /// The number of tensors.
+    pub tensors: usize,
+    /// Bytes of its tensors. Tensors that share memory count once.
+    pub bytes: u64,
+}
+
 /// A file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -95,6 +110,9 @@ pub struct TensorSummary<'a> {
     /// The first key that has the same elements, if that is another one. Keys of more than 200 characters are
     /// shortened.
     pub same_as: Option<String>,
+    /// Statistics of its values, in a summary with statistics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<TensorStats>,
 }
 
 /// Counts and sizes of a checkpoint.
@@ -155,6 +173,7 @@ impl Target {
                     xxh3_128: source.digest(key),
                     files: files_of(manifest, key).collect(),
                     same_as: (same_as != key).then(|| shortened(same_as)),
+                    stats: None,
                 });
             }
         }
@@ -181,6 +200,7 @@ impl Target {
                 bytes: files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes)),
             },
             components,
+            dtypes: dtypes(source),
             files,
             tensors,
             values: values.iter().map(|(key, value)| (key.as_str(), value)).filter(|(key, _)| fits(key)).collect(),
@@ -188,6 +208,31 @@ impl Target {
             saved_model: self.saved_model()?,
         })
     }
+
+    /// Like [`summary`](Target::summary), with [statistics](TensorSummary::stats) of the tensors that pass the filter.
+    ///
+    /// # Errors
+    /// As for [`summary`](Target::summary) and [`stats`](Target::stats).
+    pub fn summary_with_stats(&self, filter: Option<&str>, options: &StatsOptions) -> Result<Summary<'_>> {
+        let mut summary = self.summary(filter)?;
+        let mut stats = self.stats(filter, options)?;
+        summary.tensors.iter_mut().for_each(|tensor| tensor.stats = stats.remove(tensor.key));
+        Ok(summary)
+    }
+}
+
+/// Returns the tensors by element type, in the order of [`Dtype`].
+fn dtypes(source: &dyn TensorSource) -> Vec<DtypeSummary> {
+    let mut dtypes = BTreeMap::new();
+    for (key, spec) in source.tensors() {
+        let dtype = spec.dtype;
+        let of = dtypes.entry(dtype).or_insert(DtypeSummary { dtype, tensors: 0, bytes: 0 });
+        of.tensors += 1;
+        if source.first_alias(key) == key {
+            of.bytes = of.bytes.saturating_add(spec.bytes().unwrap_or(u64::MAX));
+        }
+    }
+    dtypes.into_values().collect()
 }
 
 /// Returns at most [`SAME_AS`] characters of a key.

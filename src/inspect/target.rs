@@ -2,6 +2,7 @@
 
 use super::problem::Problem;
 use super::{lossy, lossy_option};
+use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
 use crate::interop::{self, OWN_FORMAT, Ours};
@@ -140,6 +141,24 @@ impl Target {
     #[must_use]
     pub fn skipped(&self) -> &[(Location, Error)] {
         &self.skipped
+    }
+
+    /// Returns the tensors and values whose key matches `filter`; all of them if there is no filter. `*` matches any
+    /// text, including `/`. Their [`Display`](std::fmt::Display) form is a tree.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// use tch_checkpoint::inspect::Target;
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let path = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.path().join("seven"))?;
+    /// assert_eq!(Target::open(path)?.contents(None).to_string(), "0 tensors (0 B), 1 value\n└── step: 7");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn contents(&self, filter: Option<&str>) -> Contents {
+        Contents::of_source(self.source(), filter)
     }
 
     /// Returns which checkpoint this is.

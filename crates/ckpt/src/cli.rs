@@ -8,7 +8,7 @@ const EXAMPLES: &str = "\
 Examples:
   ckpt ls checkpoints/pronounce
   ckpt show checkpoints/pronounce/ckpt-240
-  ckpt show --filter 'encoder/*' checkpoints/pronounce
+  ckpt show checkpoints/pronounce 'encoder/*'
   ckpt verify checkpoints/*
   ckpt diff checkpoints/one-go checkpoints/resumed && echo identical
   ckpt convert encoder.pt encoder --map encoder.map
@@ -188,7 +188,8 @@ pub struct Ls {
 Examples:
   ckpt show checkpoints/pronounce/ckpt-240
   ckpt show checkpoints/pronounce                   the latest in that directory
-  ckpt show --filter '*bias' checkpoints/pronounce  the tensors and values with such names
+  ckpt show checkpoints/pronounce '*bias'           the tensors and values with such names
+  ckpt show --stats --histogram checkpoints/pronounce 'encoder/*'
 
 Exit codes:
   0  shown
@@ -199,8 +200,24 @@ pub struct Show {
     #[arg(value_name = "CHECKPOINT")]
     pub path: PathBuf,
     /// Only tensors and values whose key matches; `*` matches any text, including `/`
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(value_name = "PATTERN")]
+    pub pattern: Option<String>,
+    /// The same as PATTERN
+    #[arg(long, value_name = "PATTERN", conflicts_with = "pattern")]
     pub filter: Option<String>,
+    /// Show tensors and values as a tree instead of tables
+    #[arg(long)]
+    pub tree: bool,
+    /// Read the tensors, and show the range, mean, standard deviation, norm, zeros and non-finite values of each
+    #[arg(long)]
+    pub stats: bool,
+    /// Read the tensors, and show how the finite values of each are distributed from the smallest to the largest
+    #[arg(long)]
+    pub histogram: bool,
+    /// The number of bins of a histogram
+    #[arg(long, value_name = "N", default_value_t = 32, requires = "histogram",
+        value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub bins: u16,
 }
 
 /// Reads every byte and checks that it is what was written

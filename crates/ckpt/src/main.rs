@@ -12,6 +12,7 @@ mod output;
 mod policies;
 mod seal;
 mod show;
+mod stats;
 mod table;
 mod target;
 mod verify;

@@ -3,37 +3,61 @@
 use crate::cli::Show;
 use crate::human;
 use crate::output::{Exit, Output};
+use crate::stats;
 use crate::table::{Align, Table};
 use crate::target::{self, title};
+use serde_json::Value;
 use std::collections::HashMap;
 use tch_checkpoint::format::TensorInfo;
-use tch_checkpoint::inspect::Summary;
+use tch_checkpoint::inspect::{StatsOptions, Summary};
 use tch_checkpoint::{Error, VerifiedBy};
 
 /// How many characters of a value are shown.
 const SHOWN: usize = 80;
+
+/// The metadata that `Checkpoint::provenance` records.
+const PROVENANCE: &str = "provenance";
 
 pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
     let target = match target::open(&args.path, out) {
         Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
         result => result?,
     };
-    let summary = match target.summary(args.filter.as_deref()) {
+    let pattern = args.pattern.as_deref().or(args.filter.as_deref());
+    let summary = match args.stats || args.histogram {
+        true => target.summary_with_stats(pattern, &options(args)),
+        false => target.summary(pattern),
+    };
+    let summary = match summary {
         Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
         result => result?,
     };
-    if args.filter.is_none() {
+    if pattern.is_none() {
         print_head(&summary, out);
         print_components(&summary, out);
-        print_json("METADATA", summary.metadata.iter(), out);
+        print_dtypes(&summary, out);
+        print_metadata(&summary, out);
         print_saved_model(&summary, out);
     }
-    print_tensors(&summary, out);
-    print_json("VALUE", summary.values.iter(), out);
-    if args.filter.is_none() {
+    if args.tree {
+        out.separate();
+        target.contents(pattern).to_string().lines().for_each(|line| out.line(line));
+    } else {
+        print_tensors(&summary, out);
+    }
+    if args.stats {
+        stats::print(&summary, out);
+    }
+    if args.histogram {
+        stats::print_histograms(&summary, out);
+    }
+    if !args.tree {
+        print_json("VALUE", summary.values.iter(), out);
+    }
+    if pattern.is_none() {
         print_unreadable(&summary, out);
     }
-    if let Some(pattern) = &args.filter
+    if let Some(pattern) = pattern
         && summary.tensors.is_empty()
         && summary.values.is_empty()
     {
@@ -45,6 +69,10 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
     }
     out.document(&summary);
     Ok(Exit::Fine)
+}
+
+fn options(args: &Show) -> StatsOptions {
+    if args.histogram { StatsOptions::new().histogram(args.bins.into()) } else { StatsOptions::new() }
 }
 
 fn damaged(error: &Error, out: &mut Output) -> Exit {
@@ -121,6 +149,31 @@ fn print_components(summary: &Summary<'_>, out: &mut Output) {
         human::bytes(totals.tensor_bytes),
         format!("{} ({})", human::count(summary.files.len(), "file"), human::bytes(totals.bytes)),
     ]);
+    table.print(out);
+}
+
+/// The origin of the run, field by field, and the other metadata.
+fn print_metadata(summary: &Summary<'_>, out: &mut Output) {
+    let provenance = summary.metadata.get(PROVENANCE).and_then(|value| value.as_object());
+    if let Some(fields) = provenance {
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        print_json("PROVENANCE", fields.iter().map(|(name, value)| (name, plain(value))), out);
+    }
+    let is_shown = |name: &str| name == PROVENANCE && provenance.is_some();
+    let rest: Vec<_> = summary.metadata.iter().filter(|(name, _)| !is_shown(name)).collect();
+    print_json("METADATA", rest.into_iter(), out);
+}
+
+/// The sizes by element type, if there is more than one.
+fn print_dtypes(summary: &Summary<'_>, out: &mut Output) {
+    if summary.dtypes.len() < 2 {
+        return;
+    }
+    let mut table = Table::new([("DTYPE", Align::Left), ("TENSORS", Align::Right), ("SIZE", Align::Right)]);
+    for of in &summary.dtypes {
+        table.row([of.dtype.to_string(), of.tensors.to_string(), human::bytes(of.bytes)]);
+    }
+    out.separate();
     table.print(out);
 }
 

@@ -1,0 +1,172 @@
+//! Sessions with the tool: the commands and what they print are in `sessions/NAME.console`, in text and in JSON.
+//!
+//! A line `$ ckpt …` is a command, and what follows is its standard output, then its standard error with `! ` before each
+//! line, then `[exit N]` unless that is 0. JSON is printed over several lines. `UPDATE_SESSIONS=1` writes what the
+//! commands print into the files: look at the difference before committing it.
+
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use common::Memory;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tch_checkpoint::convert::{Format, convert};
+use tch_checkpoint::format::Manifest;
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, Value, interop};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// The moment at which the first checkpoint of a run was saved, as far as its manifest tells.
+const START: &str = "2026-11-22T10:59:09.123456Z";
+
+/// Saves a run of three checkpoints, one per second, into `dir`. Every byte is the same in every run of the tests.
+fn run(dir: &Path, run: &str, shift: f32) -> Outcome {
+    let named = |tensors: &[(&str, &Memory)]| -> BTreeMap<String, Memory> {
+        tensors.iter().map(|(name, tensor)| (name.to_string(), (*tensor).clone())).collect()
+    };
+    let embedding = Memory::f32(&[8, 2], (0..16).map(|i| (i as f32 - 8.0) / 4.0));
+    let weight = Memory::f32(&[4, 3], (0..12).map(|i| i as f32 + shift));
+    let bias = Memory::f32(&[3], [0.0, 0.5, -0.5]);
+    let count = Memory::new(tch_checkpoint::Dtype::I64, &[], 7i64.to_le_bytes().to_vec());
+    let (step, rate) = (Counter::new(0), Value::new(0.5));
+    let checkpoint = Checkpoint::new()
+        .track("encoder", named(&[("embedding", &embedding), ("weight", &weight), ("count", &count)]))?
+        .track("decoder", named(&[("embedding", &embedding), ("bias", &bias)]))?
+        .track("step", &step)?
+        .track("learning_rate", &rate)?
+        .metadata("layers", &2)?;
+    let options = SaveOptions::new().durability(Durability::ProcessCrash);
+    let builder = CheckpointManager::builder(checkpoint, dir).save_options(options).max_to_keep(None);
+    let mut manager = builder.open()?;
+    for (number, loss) in [(100, 0.5), (200, 0.25), (300, 0.75)] {
+        step.set(number);
+        let last = if number == 300 { f32::NAN } else { number as f32 / 1000.0 };
+        *bias.bytes() = Memory::f32(&[3], [0.0, 0.5, last]).bytes().clone();
+        manager.save_with_metrics(number, [("loss", loss)])?;
+    }
+    manager.close()?;
+    // Times and the number of the run are those of this moment: they are replaced.
+    for (second, path) in tch_checkpoint::checkpoints(dir)?.iter().enumerate() {
+        let file = path.join("manifest.json");
+        let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
+        let id = run.repeat(32 / run.len());
+        manifest.saved_at = START.parse::<DateTime<Utc>>()? + TimeDelta::seconds(second as i64);
+        manifest.counted_from = manifest.counted_from.map(|_| manifest.saved_at);
+        manifest.follows.iter_mut().for_each(|follows| follows.run = id.clone());
+        manifest.run = id;
+        fs::write(&file, manifest.to_bytes()?)?;
+    }
+    // The index is a cache of what was replaced.
+    fs::remove_file(dir.join("checkpoint.json"))?;
+    Ok(())
+}
+
+/// What the sessions are about.
+fn scene(dir: &Path) -> Outcome {
+    run(&dir.join("run"), "0123456789abcdef", 0.0)?;
+    run(&dir.join("other"), "fedcba9876543210", 0.25)?;
+    let newest = interop::open(dir.join("run/ckpt-200"))?;
+    convert(&*newest, dir.join("model.safetensors"), Format::Safetensors)?;
+    // A damaged one, half of a file, a save in progress, and what is none of ours.
+    fs::create_dir(dir.join("broken"))?;
+    for number in [100, 200] {
+        let name = format!("ckpt-{number}");
+        fs::create_dir(dir.join("broken").join(&name))?;
+        for entry in fs::read_dir(dir.join("run").join(&name))? {
+            let entry = entry?;
+            fs::copy(entry.path(), dir.join("broken").join(&name).join(entry.file_name()))?;
+        }
+    }
+    let file = dir.join("broken/ckpt-200/decoder.safetensors");
+    let mut bytes = fs::read(&file)?;
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes)?;
+    fs::create_dir(dir.join("broken/.tmp-ckpt-300-5f2c9d01c0a94e7b8d3e6a1f4b7c2d90"))?;
+    let whole = fs::read(dir.join("model.safetensors"))?;
+    fs::write(dir.join("half.safetensors"), &whole[..whole.len() / 2])?;
+    fs::write(dir.join("notes.txt"), "not a checkpoint\n")?;
+    Ok(())
+}
+
+/// Splits a command line at spaces outside of single quotes.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted, mut word) = (Vec::new(), false, None::<String>);
+    for c in line.chars() {
+        match c {
+            '\'' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            ' ' if !quoted => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// Runs a command, and returns what a session shows of it.
+fn shown(dir: &Path, line: &str) -> String {
+    let arguments = words(line.strip_prefix("ckpt ").unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
+    command.args(&arguments).current_dir(dir).env("TZ", "UTC").stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let (mut out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    if arguments.iter().any(|argument| argument == "--json") && !out.is_empty() {
+        let document: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{line}: {e}: {out}"));
+        out = serde_json::to_string_pretty(&document).unwrap() + "\n";
+    }
+    let err: String = err.lines().map(|line| format!("! {line}\n")).collect();
+    let end = match output.status.code() {
+        Some(0) => String::new(),
+        code => format!("[exit {}]\n", code.map_or("by a signal".to_string(), |code| code.to_string())),
+    };
+    format!("{out}{err}{end}")
+}
+
+fn play(name: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    scene(dir.path()).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sessions").join(name).with_extension("console");
+    let written = fs::read_to_string(&path).unwrap();
+    let mut now = String::new();
+    for line in written.lines() {
+        if let Some(line) = line.strip_prefix("$ ") {
+            now.push_str(&format!("$ {line}\n{}", shown(dir.path(), line)));
+        }
+    }
+    if std::env::var_os("UPDATE_SESSIONS").is_some() {
+        fs::write(&path, now).unwrap();
+    } else if now != written {
+        let (line, (now, written)) = (now.lines().zip(written.lines()).enumerate())
+            .find(|(_, (now, written))| now != written)
+            .unwrap_or((now.lines().count().min(written.lines().count()), ("", "the end")));
+        panic!("sessions/{name}.console, line {}:\n  written: {written}\n  now:     {now}", line + 1);
+    }
+}
+
+macro_rules! sessions {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                play(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_session_is_played() {
+            let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sessions")).unwrap();
+            let stem = |entry: fs::DirEntry| entry.path().file_stem().unwrap().to_string_lossy().into_owned();
+            let mut files: Vec<String> = files.map(|entry| stem(entry.unwrap())).collect();
+            files.sort();
+            assert_eq!(files, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+sessions! { show }
