@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     while !stopping.stop().is_stop() && line.optimizer.steps() < 500 {
         line.train();
         let (step, loss) = (line.optimizer.steps(), line.validate());
-        stopping.observe(step as i64, loss);
+        stopping.observe(step, loss);
         manager.save_with_metrics(step, [("loss", loss)])?;
     }
     for explanation in manager.explain() {

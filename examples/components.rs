@@ -89,7 +89,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
     let mut first = 0;
     for manager in &mut managers {
         let restored = manager.restore_or_initialize()?.restored.and_then(|restored| restored.step());
-        first = first.max(restored.map_or(0, |step| step as i64));
+        first = first.max(restored.unwrap_or(0));
     }
     println!("{:5.1} % of the digits are right before step {first}", 100.0 * accuracy(&model));
     for step in first + 1..=first + 600 {
@@ -111,7 +111,7 @@ fn assemble(dir: &Path) -> Result<(), Box<dyn Error>> {
     let vs = VarStore::new(Device::Cpu);
     let model = Model::new(&vs.root());
     let mut whole = Checkpoint::new();
-    PARTS.into_iter().try_for_each(|part| whole.add(part, Variables::of(&vs).under(part)))?;
+    PARTS.into_iter().try_for_each(|part| whole.track_mut(part, Variables::of(&vs).under(part)))?;
     for part in PARTS {
         let latest = latest_checkpoint(dir.join(part))?.ok_or("the training has just saved one")?;
         whole.get(part).ok_or("it is tracked")?.restore(&latest)?.assert_consumed()?;

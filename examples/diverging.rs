@@ -12,7 +12,7 @@ mod line;
 use line::Line;
 use std::error::Error;
 use std::path::Path;
-use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, Rng, Started, Variables};
+use tch_checkpoint::{Checkpoint, CheckpointDirectory, CheckpointManager, Rng, StartOutcome, Variables};
 
 const USAGE: &str = "\
 Trains with a learning rate that grows until the weights are NaN, and goes on from the last healthy checkpoint with a lower one.
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Trains with a learning rate that grows by a tenth per step up to `most`.
-fn train(dir: &Path, most: f64, steps: usize) -> Result<(Started, f64), Box<dyn Error>> {
+fn train(dir: &Path, most: f64, steps: usize) -> Result<(StartOutcome, f64), Box<dyn Error>> {
     tch::manual_seed(1);
     let mut line = Line::new(0.01)?;
     let checkpoint = Checkpoint::new()

@@ -126,7 +126,7 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
         let _ = tensor.set_requires_grad(name.starts_with("decoder"));
     }
     let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
-    checkpoint.add("optimizer", &optimizer)?;
+    checkpoint.track_mut("optimizer", &optimizer)?;
     let mut manager =
         CheckpointManager::builder(checkpoint, dir.join("tuned")).max_to_keep(2).save_every(250).open()?;
     if manager.restore_or_initialize()?.restored.is_some() {

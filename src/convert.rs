@@ -67,9 +67,9 @@ pub fn convert(source: &dyn TensorSource, path: impl Into<Location>, format: For
     match format {
         Format::Checkpoint => checkpoint(source, path),
         #[cfg(feature = "huggingface")]
-        Format::Safetensors => huggingface::save(source, path, &huggingface::SaveOptions::default()),
+        Format::Safetensors => huggingface::write(source, path, &huggingface::WriteOptions::default()),
         #[cfg(feature = "pytorch")]
-        Format::PyTorch => pytorch::save(source, path, &pytorch::SaveOptions::default()),
+        Format::PyTorch => pytorch::write(source, path, &pytorch::WriteOptions::default()),
         #[cfg(feature = "tensorflow")]
         Format::TensorFlow => {
             let left_out = tensorflow::write(source, path, &tensorflow::WriteOptions::default())?;
@@ -103,7 +103,7 @@ fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
     let write = move || {
         let mut checkpoint = Checkpoint::new();
         for (name, tree) in root.children {
-            checkpoint.add(&name, tree.node())?;
+            checkpoint.track_mut(&name, tree.node())?;
         }
         checkpoint.write(path)
     };

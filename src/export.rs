@@ -5,7 +5,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::format::Digest;
 use crate::interop::huggingface;
-use crate::interop::{ReadOptions, huggingface::SaveOptions};
+use crate::interop::{ReadOptions, huggingface::WriteOptions};
 use crate::name;
 use crate::snapshot::Snapshot;
 use crate::source::{TensorSource, room};
@@ -128,8 +128,8 @@ fn write(weights: &Snapshot, component: Option<&str>, path: &Path) -> Result<()>
     // An object that is a tensor itself has no name below its component.
     let is_one = key.as_ref().is_some_and(|key| weights.tensors().contains_key(key));
     let options = match &key {
-        Some(key) if !is_one => SaveOptions::default().only(key.clone()),
-        _ => SaveOptions::default(),
+        Some(key) if !is_one => WriteOptions::default().only(key.clone()),
+        _ => WriteOptions::default(),
     };
     let one;
     let source: &dyn TensorSource = match &key {
@@ -139,7 +139,7 @@ fn write(weights: &Snapshot, component: Option<&str>, path: &Path) -> Result<()>
         }
         _ => weights,
     };
-    huggingface::save(source, path, &options)?;
+    huggingface::write(source, path, &options)?;
     let written = huggingface::open(path, &ReadOptions::default())?;
     for tensor in source.tensors().keys() {
         let inside = match &key {

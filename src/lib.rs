@@ -138,14 +138,14 @@ pub use {chrono, serde_json};
 pub use checkpoint::Checkpoint;
 pub use contents::{Content, Contents, ContentsEntry};
 pub use dtype::{Dtype, TensorSpec};
-pub use error::{BoxError, Difference, Error, Report, Result, SkipReason, Skipped, TrainableDifference};
+pub use error::{BoxError, Error, Mismatch, RestoreReport, Result, SkipReason, Skipped, TrainableDifference};
 #[cfg(feature = "huggingface")]
 pub use export::WeightsExport;
 pub use graph::{Counter, Node, Trackable, Value};
 // Named in full where they are documented: `graph`.
 #[doc(hidden)]
 pub use graph::{
-    Child, Collection, Created, Field, Gate, Guarded, Identity, Saved, TensorBytes, TensorLeaf, TensorPin,
+    Child, Collection, Created, Field, Gate, Guarded, Identity, SavedTree, TensorBytes, TensorLeaf, TensorPin,
     TensorTarget, Unfinished, ValueApply, ValueLeaf,
 };
 #[doc(hidden)]
@@ -156,8 +156,8 @@ pub use manager::Signal;
 pub use manager::retention::{self, Goal};
 pub use manager::save_policy;
 pub use manager::{
-    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, Listed, Listing,
-    OnNoSpace, OnSaveError, OnUnhealthy, Overlap, Preemption, Pruned, SavedCheckpoint, Step, checkpoints,
+    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, ListedCheckpoint,
+    Listing, OnNoSpace, OnSaveError, OnUnhealthy, Preemption, Pruned, SavedCheckpoint, WhenBusy, checkpoints,
     latest_checkpoint, list_checkpoints,
 };
 pub use part::Part;
@@ -165,7 +165,7 @@ pub use progress::Progress;
 pub use provenance::Provenance;
 pub use reader::{CheckpointReader, Verification, verify_checkpoint};
 pub use repository::Durability;
-pub use restore::{PassedOver, RestoreOptions, RestoreStatus, Started, Trainable};
+pub use restore::{PassedOver, RestoreOptions, RestoreStatus, StartOutcome, Trainable, Verify};
 pub use save::UserAsset as Asset;
 pub use save::{AssetStream, Health, SaveOptions};
 pub use snapshot::Snapshot;

@@ -26,7 +26,7 @@ pub struct Snapshot {
     aliases: BTreeMap<String, String>,
     values: BTreeMap<String, Value>,
     unreadable: BTreeMap<String, String>,
-    pub(crate) save_counter: i64,
+    pub(crate) save_counter: u64,
     pub(crate) follows: Option<Follows>,
     pub(crate) earlier: Vec<Follows>,
 }

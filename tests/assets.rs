@@ -79,7 +79,7 @@ fn a_manager_links_what_has_not_changed() {
             builder = builder.background(background);
         }
         let mut manager = builder.open().unwrap();
-        let mut save = |step: i64| {
+        let mut save = |step: u64| {
             let path = manager.save_at(step).unwrap();
             manager.wait().unwrap();
             assert!(CheckpointReader::open(&path).unwrap().verify().is_intact());

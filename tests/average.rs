@@ -311,7 +311,7 @@ fn averages_are_copied_behind_the_call_and_updates_wait() {
     let checkpoint = Checkpoint::new().track("ema", &ema).unwrap();
     let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1);
     let mut manager = builder.background(Background::new().without_detection().without_hooks()).open().unwrap();
-    for step in 1..=20i64 {
+    for step in 1..=20 {
         let path = manager.save_at(step).unwrap();
         fill(&w, step as f64);
         ema.update().unwrap();

@@ -7,8 +7,8 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate,
-    Guarded, Node, Overlap, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Dtype, Gate, Guarded,
+    Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable, WhenBusy,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -74,10 +74,10 @@ fn a_step_right_after_the_call_never_tears_what_is_saved() -> Outcome {
         optimizer.step(generation);
         buffers.iter().for_each(|buffer| buffer.bytes().fill(generation));
         step.set(generation.into());
-        let path = manager.save_at(generation)?;
+        let path = manager.save_at(generation.into())?;
         // The next forward pass changes the buffers at once, and the next step everything else.
         buffers.iter().for_each(|buffer| buffer.bytes().fill(255));
-        step.set(-1);
+        step.set(255);
         optimizer.step(254);
         manager.wait()?;
         assert!(is_pure(&path, generation), "generation {generation}");
@@ -109,7 +109,7 @@ fn many_saves_and_steps_without_waiting() -> Outcome {
     let mut manager = builder.background(Background::new()).open()?;
     for step in 1..=200u8 {
         optimizer.step(step);
-        manager.save_at(step)?;
+        manager.save_at(step.into())?;
     }
     manager.close()?;
     for step in 1..=200u8 {
@@ -203,7 +203,7 @@ fn awkward(dir: &std::path::Path, panics: bool) -> (Arc<AtomicBool>, Gate, tch_c
 fn saves_that_overlap_are_skipped_when_asked() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (release, _, builder) = awkward(dir.path(), false);
-    let mut manager = builder.background(Background::new().overlap(Overlap::Skip)).open()?;
+    let mut manager = builder.background(Background::new().when_busy(WhenBusy::Skip)).open()?;
     assert!(manager.save_if_due(1)?.is_some());
     assert_eq!(manager.save_if_due(2)?, None);
     assert_eq!(manager.latest_checkpoint(), None, "it is not there before it is durable");
@@ -235,7 +235,6 @@ fn a_state_above_the_budget_is_saved_before_the_call_returns() -> Outcome {
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(background).open()?;
     let path = manager.save_at(1)?;
     assert_eq!(manager.latest_checkpoint(), Some(path));
-    assert!(matches!(manager.save_at(-3), Err(Error::InvalidArgument(_))));
     Ok(())
 }
 
@@ -387,8 +386,8 @@ fn a_panic_in_one_save_does_not_let_writers_pass_another() -> Outcome {
     let mut second = builder.background(Background::new()).open()?;
     for generation in 1..=10u8 {
         optimizer.step(generation);
-        first.save_at(generation)?;
-        let path = second.save_at(generation)?;
+        first.save_at(generation.into())?;
+        let path = second.save_at(generation.into())?;
         optimizer.step(200);
         assert!(first.wait().is_err());
         second.wait()?;
@@ -407,13 +406,13 @@ fn a_restore_of_another_checkpoint_waits_for_the_save() -> Outcome {
     let mut manager = builder.background(Background::new()).open()?;
     for generation in 1..=10u8 {
         optimizer.step(generation);
-        let path = manager.save_at(generation)?;
+        let path = manager.save_at(generation.into())?;
         if generation % 2 == 0 {
             Checkpoint::new().track("part", &optimizer.tensors[0])?.restore(&older)?;
         } else {
             let mut later = Checkpoint::new();
             later.restore(&older)?;
-            later.add("part", &optimizer.tensors[0])?;
+            later.track_mut("part", &optimizer.tensors[0])?;
         }
         manager.wait()?;
         assert!(is_pure(&path, generation), "generation {generation}");

@@ -241,13 +241,13 @@ fn values_that_could_not_be_read_are_refused_when_they_are_saved() -> Outcome {
 #[test]
 fn the_counter_of_saves_does_not_wrap() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let counted = |counter: i64| {
+    let counted = |counter: u64| {
         let text = String::from_utf8(with_values("")).unwrap();
         let text = text.replace("\"save_counter\":null", &format!("\"save_counter\":{counter}"));
         let body: Vec<&str> = text.lines().skip(1).filter(|line| !line.starts_with("\"xxh3")).collect();
         sealed("tch-checkpoint", &body.join("\n"))
     };
-    let path = checkpoint_of(dir.path(), &counted(i64::MAX));
+    let path = checkpoint_of(dir.path(), &counted(u64::MAX));
     let step = Counter::new(0);
     let mut checkpoint = Checkpoint::new();
     checkpoint.restore(&path)?;

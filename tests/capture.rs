@@ -212,7 +212,7 @@ fn restores_wait_for_the_save_before_them() -> Outcome {
             "all" => drop(both()?.restore(&older)?),
             "own" => drop(manager.checkpoint_mut().restore_with(&older, &RestoreOptions::new().allow_missing("*"))?),
             "part" => drop(other.track("head", part("head"))?.restore(&older)?),
-            _ => other.add("head", part("head"))?,
+            _ => other.track_mut("head", part("head"))?,
         }
         manager.wait()?;
         assert!(is_all(&path, "body/w", step as f32) && is_all(&path, "head/w", step as f32), "{way}");
@@ -464,8 +464,8 @@ fn a_plan_is_made_anew_when_a_tensor_does_not_fit_it() -> Outcome {
     for step in 1..=4 {
         let saved_at = manager.save_at(step)?;
         manager.wait()?;
-        assert_eq!(saved(&saved_at, "t").len() as i64, 2 + step);
-        t.set_data(&Tensor::ones([3 + step], FLOAT));
+        assert_eq!(saved(&saved_at, "t").len() as u64, 2 + step);
+        t.set_data(&Tensor::ones([3 + step as i64], FLOAT));
     }
     Ok(())
 }
@@ -494,7 +494,7 @@ fn what_is_asked_together_stays_in_its_place() -> Outcome {
             10 => drop(frozen.set_requires_grad(false)),
             _ => {}
         }
-        let path = manager.save_at(i64::from(step))?;
+        let path = manager.save_at(step as u64)?;
         states.push((path, weights.iter().map(live).collect(), frozen.requires_grad()));
     }
     manager.close()?;
@@ -574,9 +574,9 @@ fn stall() -> Outcome {
         let mut adam = optim::Adam::default().build(&vs, 1e-3)?;
         let mut checkpoint = Checkpoint::new().track("optimizer", &adam)?;
         if frozen > 0 {
-            checkpoint.add("frozen", Variables::of(&vs).under("frozen"))?;
+            checkpoint.track_mut("frozen", Variables::of(&vs).under("frozen"))?;
         } else {
-            checkpoint.add("model", Variables::of(&vs))?;
+            checkpoint.track_mut("model", Variables::of(&vs))?;
         }
         let options = SaveOptions::new().durability(Durability::ProcessCrash);
         let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).save_options(options);

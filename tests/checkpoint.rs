@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
     Checkpoint, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Node, Progress, RestoreOptions,
-    SaveOptions, Saved, Trackable, Value, latest_checkpoint,
+    SaveOptions, SavedTree, Trackable, Value, Verify, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -25,7 +25,7 @@ impl Model {
         Model {
             embedding: Memory::seeded(100, seed),
             layers: (0..3).map(|i| Memory::seeded(1000 + i, seed + i)).collect(),
-            step: Counter::new(seed as i64),
+            step: Counter::new(seed),
         }
     }
 
@@ -216,7 +216,7 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     let status = checkpoint.restore(&path)?;
     assert!(status.assert_consumed().is_err());
-    checkpoint.add("late", &late)?;
+    checkpoint.track_mut("late", &late)?;
     assert_eq!(late.state(), saved.state());
     status.assert_consumed()?;
 
@@ -225,14 +225,14 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     checkpoint.restore(&path)?.expect_partial();
     let untouched = Model::new(3);
     let before = untouched.state();
-    checkpoint.add("late", &untouched)?;
+    checkpoint.track_mut("late", &untouched)?;
     assert_eq!(untouched.state(), before);
 
     // What does not fit is refused, and the object is not tracked.
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     let status = checkpoint.restore(&path)?;
-    assert!(matches!(checkpoint.add("late", Memory::seeded(1, 1)), Err(Error::Mismatch { .. })));
-    checkpoint.add("late", &untouched)?;
+    assert!(matches!(checkpoint.track_mut("late", Memory::seeded(1, 1)), Err(Error::Mismatch { .. })));
+    checkpoint.track_mut("late", &untouched)?;
     assert_eq!(untouched.state(), saved.state());
     status.assert_consumed()?;
     Ok(())
@@ -247,7 +247,7 @@ impl Collection for Slots {
         Ok(self.0.lock().unwrap().iter().map(|(name, slot)| Child::new(name, slot.node())).collect())
     }
 
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, tch_checkpoint::BoxError> {
+    fn create(&self, name: &str, saved: &SavedTree) -> Result<Option<Created>, tch_checkpoint::BoxError> {
         let spec = saved.tensor.clone().ok_or("not a tensor")?;
         let slot = Memory::new(spec.dtype, &spec.shape, vec![0; spec.bytes().unwrap() as usize]);
         let (slots, name, node) = (self.0.clone(), name.to_string(), slot.node());
@@ -309,8 +309,8 @@ fn names_with_every_character_work_and_lead_nowhere() -> Outcome {
     let mut pairs = Vec::new();
     for (i, name) in names.iter().enumerate() {
         let (saved, live) = (Memory::seeded(10, i as u64), Memory::seeded(10, 99));
-        saver.add(name, Node::group([(*name, saved.node())]))?;
-        loader.add(name, Node::group([(*name, live.node())]))?;
+        saver.track_mut(name, Node::group([(*name, saved.node())]))?;
+        loader.track_mut(name, Node::group([(*name, live.node())]))?;
         pairs.push((saved, live));
     }
     let path = saver.write(dir.path().join("c"))?;
@@ -451,7 +451,7 @@ fn progress_counts_every_byte_once_or_twice() {
     let saved = std::mem::take(&mut *seen.lock().unwrap());
     assert!(saved.len() > 3 && saved.iter().all(|progress| progress.total == file), "{saved:?}");
     assert_eq!(saved.iter().map(|progress| progress.done).max(), Some(file));
-    for (options, passes) in [(RestoreOptions::new(), 2), (RestoreOptions::new().verify_while_reading(), 1)] {
+    for (options, passes) in [(RestoreOptions::new(), 2), (RestoreOptions::new().verify(Verify::WhileReading), 1)] {
         checkpoint.restore_with(&path, &options.on_progress(note(&seen))).unwrap();
         let restored = std::mem::take(&mut *seen.lock().unwrap());
         let last = restored.iter().max_by_key(|progress| progress.done).unwrap();

@@ -34,9 +34,9 @@ impl Run {
         CheckpointManager::builder(self.checkpoint(), dir).max_to_keep(2).fresh_start()
     }
 
-    fn save(&self, manager: &mut CheckpointManager, step: i64) -> Result<(), Error> {
+    fn save(&self, manager: &mut CheckpointManager, step: u64) -> Result<(), Error> {
         self.step.set(step);
-        *self.weights.bytes() = Memory::seeded(20_000, step as u64).bytes().clone();
+        *self.weights.bytes() = Memory::seeded(20_000, step).bytes().clone();
         manager.save_at(step).map(drop)
     }
 }
@@ -264,7 +264,7 @@ fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
     // The longest that is allowed goes through its whole life.
     let name = "n".repeat(189);
     let mut manager = run.builder(dir.path()).checkpoint_name(&name).open()?;
-    let step = i64::MAX - 10;
+    let step = u64::MAX - 10;
     (0..5).try_for_each(|more| run.save(&mut manager, step + more))?;
     assert_eq!(manager.checkpoints().len(), 2);
     manager.close()?;
@@ -429,7 +429,7 @@ fn many_components_need_few_open_files() {
         let parts: Vec<Memory> = (0..many).map(|i| Memory::seeded(4, i)).collect();
         let mut checkpoint = Checkpoint::new();
         for (i, part) in parts.iter().enumerate() {
-            checkpoint.add(&format!("part{i}"), part).unwrap();
+            checkpoint.track_mut(&format!("part{i}"), part).unwrap();
         }
         let mut manager = CheckpointManager::builder(checkpoint, folder).max_to_keep(1).open().unwrap();
         for step in 1..=3 {

@@ -30,10 +30,10 @@ impl Run {
         Ok(CheckpointManager::builder(checkpoint.track("step", &self.step)?, dir))
     }
 
-    fn train(&self) -> i64 {
+    fn train(&self) -> u64 {
         let step = self.step.increment();
         for tensor in [&self.model, &self.slots] {
-            *tensor.bytes() = Memory::seeded(1000, 10 * step as u64).bytes().clone();
+            *tensor.bytes() = Memory::seeded(1000, 10 * step).bytes().clone();
         }
         step
     }
@@ -141,7 +141,7 @@ fn a_damaged_one_with_a_pin_stays_and_so_does_what_only_looks_like_one() -> Outc
 
 // ------------------------------------------------------------------------------------------ the end
 
-fn end(dir: &Path, preemption: Preemption, steps: i64, background: bool) -> Result<Run, Error> {
+fn end(dir: &Path, preemption: Preemption, steps: u64, background: bool) -> Result<Run, Error> {
     let run = Run::new();
     let builder = run.builder(dir)?.save_every(100).preemption(preemption.clone());
     let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };

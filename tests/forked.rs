@@ -28,7 +28,7 @@ fn a_child_does_not_wait_for_the_threads_of_its_parent() -> Outcome {
     for step in 1..=5 {
         let path = manager.save_at(step)?;
         // The copy has begun.
-        std::thread::sleep(Duration::from_millis(step as u64));
+        std::thread::sleep(Duration::from_millis(step));
         // SAFETY: the child writes to a tensor on one thread, and ends without running anything else.
         let child = unsafe { libc::fork() };
         if child == 0 {

@@ -28,21 +28,20 @@ impl Run {
     fn checkpoint(&self) -> Checkpoint {
         let mut checkpoint = Checkpoint::new().track("step", &self.step).unwrap();
         for (i, part) in self.parts.iter().enumerate() {
-            checkpoint.add(&format!("part{i}"), part).unwrap();
+            checkpoint.track_mut(&format!("part{i}"), part).unwrap();
         }
         checkpoint
     }
 
-    fn set(&self, step: i64) {
+    fn set(&self, step: u64) {
         self.step.set(step);
         for (i, part) in self.parts.iter().enumerate() {
-            *part.bytes() = Memory::seeded(2000, step as u64 * 10 + i as u64).bytes().clone();
+            *part.bytes() = Memory::seeded(2000, step * 10 + i as u64).bytes().clone();
         }
     }
 
-    fn is_at(&self, step: i64) -> bool {
-        let right =
-            |(i, part): (usize, &Memory)| *part.bytes() == *Memory::seeded(2000, step as u64 * 10 + i as u64).bytes();
+    fn is_at(&self, step: u64) -> bool {
+        let right = |(i, part): (usize, &Memory)| *part.bytes() == *Memory::seeded(2000, step * 10 + i as u64).bytes();
         self.step.get() == step && self.parts.iter().enumerate().all(right)
     }
 }
@@ -339,18 +338,17 @@ fn choices(folder: &Path) {
     let mut saved = 0;
     for step in 1..=6 {
         run.set(step);
-        saved += i64::from(manager.save_if_due(step).unwrap().is_some());
+        saved += u64::from(manager.save_if_due(step).unwrap().is_some());
     }
     assert!((2..6).contains(&saved), "{saved}");
     let there = names();
-    assert_eq!(there.len() as i64, saved);
+    assert_eq!(there.len() as u64, saved);
     assert!(matches!(manager.save_at(7), Err(Error::NoSpace { .. })), "calls that save in any case say so");
     drop(manager);
 
     // The policies would remove nothing: then nothing is.
-    let restored = |manager: &mut CheckpointManager| {
-        manager.restore_or_initialize().unwrap().restored.unwrap().step().unwrap() as i64
-    };
+    let restored =
+        |manager: &mut CheckpointManager| manager.restore_or_initialize().unwrap().restored.unwrap().step().unwrap();
     let mut manager = builder(10).on_no_space(OnNoSpace::PruneFirst).open().unwrap();
     let step = restored(&mut manager) + 1;
     run.set(step);

@@ -134,7 +134,7 @@ impl Run {
     }
 
     /// All that an optimizer's step changes.
-    fn update(&self) -> i64 {
+    fn update(&self) -> u64 {
         self.large.fill(self.step.increment() as u8);
         self.pass();
         self.step.get()
@@ -142,12 +142,12 @@ impl Run {
 
     /// What a forward pass changes.
     fn pass(&self) {
-        let next = self.random.bytes()[0] as u64 + 7 * self.step.get() as u64 + 1;
+        let next = self.random.bytes()[0] as u64 + 7 * self.step.get() + 1;
         *self.random.bytes() = Memory::seeded(100, next).bytes().clone();
         self.note.set(format!("{}-{next}", self.step.get()));
     }
 
-    fn state(&self) -> (Vec<u8>, Vec<u8>, i64, String) {
+    fn state(&self) -> (Vec<u8>, Vec<u8>, u64, String) {
         (self.large.get(), self.random.bytes().clone(), self.step.get(), self.note.get())
     }
 }

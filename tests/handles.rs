@@ -6,8 +6,8 @@ use tch_checkpoint::retention::{CheckpointInfo, RetentionPolicy};
 use tch_checkpoint::{
     Asset, Background, Batches, BestMetric, Checkpoint, CheckpointDirectory, CheckpointManager,
     CheckpointManagerBuilder, CheckpointReader, CheckpointWatcher, Contents, Counter, EarlyStopping, Error, Gate,
-    Listing, Location, Node, Part, Preemption, ReduceOnPlateau, Report, RestoreOptions, RestoreStatus, SaveOptions,
-    Snapshot, Started, TensorLeaf, TensorSource, Value, ValueLeaf, Verification,
+    Listing, Location, Node, Part, Preemption, ReduceOnPlateau, RestoreOptions, RestoreReport, RestoreStatus,
+    SaveOptions, Snapshot, StartOutcome, TensorLeaf, TensorSource, Value, ValueLeaf, Verification,
 };
 
 fn is_send<T: Send + ?Sized>() {}
@@ -42,12 +42,12 @@ fn handles_are_shared_with_other_threads() {
     is_shared::<Location>();
     is_shared::<Node>();
     is_shared::<Part>();
-    is_shared::<Report>();
+    is_shared::<RestoreReport>();
     is_shared::<RestoreOptions>();
     is_shared::<RestoreStatus>();
     is_shared::<SaveOptions>();
     is_shared::<Snapshot>();
-    is_shared::<Started>();
+    is_shared::<StartOutcome>();
     is_shared::<Value<Vec<String>>>();
     is_shared::<Verification>();
     is_shared::<Memory>();

@@ -166,7 +166,7 @@ fn statistics_are_those_of_the_values() -> Outcome {
         let mut checkpoint = Checkpoint::new();
         let options = SaveOptions::new().health(Health::Statistics).threads(threads).chunk_bytes(chunk);
         for (name, tensor) in &tensors {
-            checkpoint.add(name, tensor)?;
+            checkpoint.track_mut(name, tensor)?;
         }
         let builder =
             CheckpointManager::builder(checkpoint, dir.path()).fresh_start().checkpoint_name(format!("c{number}"));

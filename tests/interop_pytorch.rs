@@ -428,7 +428,7 @@ fn what_is_written_as_pt_is_read_again() {
         if source.tensors().contains_key("") && source.tensors().len() > 1 {
             continue;
         }
-        let written = pytorch::save(&*source, &one, &pytorch::SaveOptions::default()).unwrap();
+        let written = pytorch::write(&*source, &one, &pytorch::WriteOptions::default()).unwrap();
         assert_eq!(written.tensors, source.tensors().len());
         assert_eq!(written.left_out.len(), source.unreadable().len());
         let again = interop::open(&one).unwrap();
@@ -441,7 +441,7 @@ fn what_is_written_as_pt_is_read_again() {
         let keys = again.tensors().keys().map(|key| again.verified_by(key));
         assert!(keys.into_iter().all(|by| by == VerifiedBy::Container));
         // Twice the same bytes, and nothing left beside them.
-        pytorch::save(&*again, &two, &pytorch::SaveOptions::default()).unwrap();
+        pytorch::write(&*again, &two, &pytorch::WriteOptions::default()).unwrap();
         assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{}", path.display());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
@@ -457,9 +457,9 @@ fn what_is_written_as_safetensors_is_read_again() {
             continue;
         }
         let (file, directory) = (folder.path().join(format!("{i}.safetensors")), folder.path().join(format!("{i}")));
-        huggingface::save(&*source, &file, &huggingface::SaveOptions::default()).unwrap();
-        let options = huggingface::SaveOptions::default().max_shard_bytes(600);
-        huggingface::save(&*source, &directory, &options).unwrap();
+        huggingface::write(&*source, &file, &huggingface::WriteOptions::default()).unwrap();
+        let options = huggingface::WriteOptions::default().max_shard_bytes(600);
+        huggingface::write(&*source, &directory, &options).unwrap();
         sharded += usize::from(directory.join("model.safetensors.index.json").exists());
         for written in [&file, &directory] {
             let again = interop::open(written).unwrap();
@@ -468,7 +468,7 @@ fn what_is_written_as_safetensors_is_read_again() {
                 assert!(read(&*source, key) == read(&*again, key), "{}: {key}", path.display());
             }
         }
-        let error = huggingface::save(&*source, &directory, &options).unwrap_err();
+        let error = huggingface::write(&*source, &directory, &options).unwrap_err();
         assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     }
     assert!(sharded > 3);
@@ -547,8 +547,8 @@ fn an_optimizer_is_written_as_torch_has_it() {
     let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("optimizer.pt");
-    let save = pytorch::SaveOptions::default().optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
-    pytorch::save(&state, &file, &save).unwrap();
+    let save = pytorch::WriteOptions::default().optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
+    pytorch::write(&state, &file, &save).unwrap();
     let written = interop::open(&file).unwrap();
     let keys = |source: &dyn TensorSource| -> Vec<String> {
         let keys = source.tensors().keys().filter(|key| key.starts_with("optimizer/state/") && !key.ends_with("step"));
@@ -565,8 +565,9 @@ fn an_optimizer_is_written_as_torch_has_it() {
     let back = pytorch::optimizer_state(&*written, "optimizer", &options).unwrap();
     assert_same_tensors(&file, &state, &back);
     assert_eq!(state.values(), back.values());
-    let too_few = pytorch::SaveOptions::default().optimizer("optimizer", [order[1..15].to_vec(), order[15..].to_vec()]);
-    let error = pytorch::save(&state, &file, &too_few).unwrap_err().to_string();
+    let too_few =
+        pytorch::WriteOptions::default().optimizer("optimizer", [order[1..15].to_vec(), order[15..].to_vec()]);
+    let error = pytorch::write(&state, &file, &too_few).unwrap_err().to_string();
     assert!(error.contains(&order[0]), "{error}");
 }
 
@@ -622,7 +623,7 @@ fn torch_reads_what_is_written() {
     let mut files = Vec::new();
     for (i, (_, source)) in sources.iter().enumerate() {
         let file = folder.path().join(format!("{i}.pt"));
-        pytorch::save(&**source, &file, &pytorch::SaveOptions::default()).unwrap();
+        pytorch::write(&**source, &file, &pytorch::WriteOptions::default()).unwrap();
         files.push(file.to_str().unwrap().to_string());
     }
     let files: Vec<&str> = files.iter().map(String::as_str).collect();
@@ -654,10 +655,10 @@ fn an_optimizer_of_torch_takes_what_is_written() {
     let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("optimizer.pt");
-    let save = pytorch::SaveOptions::default()
+    let save = pytorch::WriteOptions::default()
         .only("optimizer")
         .optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
-    pytorch::save(&state, &file, &save).unwrap();
+    pytorch::write(&state, &file, &save).unwrap();
     let shapes: Vec<_> = order.iter().map(|name| json!(source.tensors()[&format!("model/{name}")].shape)).collect();
     let program = "import sys, json, torch\n\
         params = [torch.nn.Parameter(torch.zeros(shape)) for shape in json.loads(sys.argv[2])]\n\

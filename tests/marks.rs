@@ -166,7 +166,7 @@ fn a_checkpoint_that_is_still_written_gets_its_marks() -> Outcome {
         .open()?;
     for (step, accuracy) in [(1, 0.5), (2, 0.9), (3, 0.7), (4, 0.6)] {
         *weights.bytes() = Memory::seeded(4 << 20, step).bytes().clone();
-        let path = manager.save_at(step as i64)?;
+        let path = manager.save_at(step)?;
         manager.add_metrics(&path, [("accuracy", accuracy)])?;
         manager.annotate(&path, "by", "the training")?;
     }
@@ -257,7 +257,7 @@ fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).open()?;
     for step in 1..=3u8 {
         weights.bytes()[0] = step;
-        manager.save_at(i64::from(step))?;
+        manager.save_at(u64::from(step))?;
     }
     manager.close()?;
     let file = dir.path().join("ckpt-3/weights.safetensors");

@@ -215,7 +215,7 @@ impl Program {
     }
 
     /// Between saves: anything goes.
-    fn train(&mut self, random: &mut Random, step: i64) {
+    fn train(&mut self, random: &mut Random, step: u64) {
         for _ in 0..1 + random.below(2) {
             match random.below(11) {
                 0..4 => {
@@ -275,7 +275,7 @@ impl Program {
             RestoreLater => {
                 let mut later = Checkpoint::new();
                 later.restore(older).unwrap();
-                later.add("model", Variables::of(&self.vs)).unwrap();
+                later.track_mut("model", Variables::of(&self.vs)).unwrap();
             }
             Forward => drop(self.forward(random)),
             FrozenByHand => {

@@ -36,13 +36,13 @@ impl Run {
         self.builder(dir).open().unwrap()
     }
 
-    fn set(&self, step: i64) {
+    fn set(&self, step: u64) {
         self.step.set(step);
-        *self.weights.bytes() = Memory::seeded(100, step as u64).bytes().clone();
+        *self.weights.bytes() = Memory::seeded(100, step).bytes().clone();
     }
 
     /// Restores the newest, or starts, and saves these steps.
-    fn save(&self, manager: &mut CheckpointManager, steps: &[i64]) -> Outcome {
+    fn save(&self, manager: &mut CheckpointManager, steps: &[u64]) -> Outcome {
         for &step in steps {
             self.set(step);
             manager.save_at(step)?;
@@ -63,8 +63,8 @@ fn in_dir(dir: &Path, prefix: &str) -> Vec<String> {
     names
 }
 
-fn step_in(path: &Path) -> i64 {
-    let step = Counter::new(-1);
+fn step_in(path: &Path) -> u64 {
+    let step = Counter::new(0);
     let mut checkpoint = Checkpoint::new().track("step", &step).unwrap();
     checkpoint.restore(path).unwrap().expect_partial();
     step.get()
@@ -93,7 +93,7 @@ fn whatever_has_a_number_its_number_is_taken() -> Outcome {
     let error = manager.save_at(7).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     assert_eq!((manager.checkpoint().save_counter(), in_dir(dir.path(), ".tmp").len()), (8, 0));
-    fs::create_dir(dir.path().join(format!("ckpt-{}", i64::MAX)))?;
+    fs::create_dir(dir.path().join(format!("ckpt-{}", u64::MAX)))?;
     fs::create_dir(dir.path().join("ckpt-9"))?;
     let error = manager.save().unwrap_err();
     assert!(matches!(&error, Error::InvalidArgument(text) if text.contains("highest number")), "{error}");
@@ -225,15 +225,15 @@ fn a_step_that_goes_back_is_due_again() -> Outcome {
     let mut saved = Vec::new();
     for step in 1..=1000 {
         run.set(step);
-        run.step.set(-step);
+        run.step.set(10_000 + step);
         saved.extend(manager.save_if_due(step)?);
     }
     assert_eq!(names(&saved)[..2], ["ckpt-1", "ckpt-101"]);
     assert_eq!(saved.len(), 10);
     run.set(1000);
-    run.step.set(-1000);
+    run.step.set(11_000);
     manager.save_at(1000)?;
-    assert_eq!(step_in(&dir.path().join("ckpt-1000")), -1000, "and not that of the first phase");
+    assert_eq!(step_in(&dir.path().join("ckpt-1000")), 11_000, "and not that of the first phase");
     Ok(())
 }
 
@@ -311,7 +311,7 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
         std::thread::sleep(std::time::Duration::from_millis(5));
         run.save(&mut manager, &[step])?;
     }
-    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-1", "ckpt-2"]);
     manager.close()?;
     let mark = fs::read(dir.path().join("ckpt-1/mark-permanent.json"))?;
     assert_eq!(Mark::from_bytes(&mark)?.kind, MarkKind::Permanent);
@@ -326,7 +326,7 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
     manager.restore_or_initialize()?;
     run.save(&mut manager, &[4, 5])?;
-    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-1", "ckpt-2"]);
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5"]);
 
     // A mark that cannot be read says nobody knows what: it stays.
@@ -339,7 +339,7 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     fs::remove_dir_all(dir.path().join("ckpt-5"))?;
     run.save(&mut manager, &[8, 9])?;
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-2", "ckpt-9"]);
-    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-2"]);
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-2"]);
     Ok(())
 }
 
@@ -352,20 +352,20 @@ fn what_only_an_old_index_knows_is_written_into_the_checkpoints() -> Outcome {
     manager.close()?;
     let index = dir.path().join("checkpoint.json");
     let mut hints = Index::from_bytes(&fs::read(&index)?)?;
-    hints.checkpoints[0].preserved = true;
+    hints.checkpoints[0].permanent = true;
     // And by a clock that was wrong once.
-    hints.last_preserved = Some("2100-01-01T00:00:00Z".parse()?);
+    hints.last_permanent = Some("2100-01-01T00:00:00Z".parse()?);
     fs::write(&index, hints.to_bytes()?)?;
     drop(run.open(dir.path()));
     fs::remove_file(&index)?;
     let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open()?;
     manager.restore_or_initialize()?;
-    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-1"]);
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-1"]);
     for step in 4..=6 {
         std::thread::sleep(std::time::Duration::from_millis(5));
         run.save(&mut manager, &[step])?;
     }
-    assert!(manager.preserved_checkpoints().len() >= 3, "{:?}", manager.preserved_checkpoints());
+    assert!(manager.permanent_checkpoints().len() >= 3, "{:?}", manager.permanent_checkpoints());
     Ok(())
 }
 
@@ -376,7 +376,7 @@ fn a_clock_in_the_index_that_is_ahead_ends_nothing() -> Outcome {
     run.save(&mut run.open(dir.path()), &[1])?;
     let index = dir.path().join("checkpoint.json");
     let mut hints = Index::from_bytes(&fs::read(&index)?)?;
-    hints.last_preserved = Some("2100-01-01T00:00:00Z".parse()?);
+    hints.last_permanent = Some("2100-01-01T00:00:00Z".parse()?);
     fs::write(&index, hints.to_bytes()?)?;
     let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open()?;
     manager.restore_or_initialize()?;
@@ -384,7 +384,7 @@ fn a_clock_in_the_index_that_is_ahead_ends_nothing() -> Outcome {
         std::thread::sleep(std::time::Duration::from_millis(5));
         run.save(&mut manager, &[step])?;
     }
-    assert_eq!(names(&manager.preserved_checkpoints()), ["ckpt-2", "ckpt-3"]);
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-2", "ckpt-3"]);
     Ok(())
 }
 
@@ -411,7 +411,7 @@ fn foreign(dir: &Path) -> PathBuf {
     let mut manager = other.builder(dir).max_to_keep(2).open().unwrap();
     for i in 1..=30 {
         other.set(10 * i);
-        other.step.set(-1);
+        other.step.set(u64::MAX);
         manager.save_at(10 * i).unwrap();
     }
     dir.join("ckpt-300")
@@ -651,7 +651,7 @@ fn each_names_the_one_it_follows() -> Outcome {
     let mut manager = run.open(dir.path());
     manager.restore_or_initialize()?;
     run.save(&mut manager, &[3])?;
-    let manifest = |step: i64| -> Manifest {
+    let manifest = |step: u64| -> Manifest {
         CheckpointReader::open(dir.path().join(format!("ckpt-{step}"))).unwrap().manifest().clone()
     };
     assert_eq!(manifest(1).follows, None);
@@ -675,7 +675,7 @@ fn a_resumed_run_is_found_without_its_first_checkpoint_and_the_index() -> Outcom
         manager.restore_or_initialize()?;
         run.save(&mut manager, &steps)?;
     }
-    let earlier = |step: i64| {
+    let earlier = |step: u64| {
         let manifest = CheckpointReader::open(dir.path().join(format!("ckpt-{step}"))).unwrap().manifest().clone();
         manifest.earlier.iter().map(|earlier| earlier.sequence).collect::<Vec<_>>()
     };

@@ -28,13 +28,13 @@ impl Run {
         Ok(CheckpointManager::builder(checkpoint.track("step", &self.step)?, dir))
     }
 
-    fn set(&self, step: i64) {
+    fn set(&self, step: u64) {
         self.step.set(step);
-        *self.first.bytes() = Memory::seeded(300_000, 100 * step as u64).bytes().clone();
-        *self.second.bytes() = Memory::seeded(300_000, 100 * step as u64 + 1).bytes().clone();
+        *self.first.bytes() = Memory::seeded(300_000, 100 * step).bytes().clone();
+        *self.second.bytes() = Memory::seeded(300_000, 100 * step + 1).bytes().clone();
     }
 
-    fn is_at(&self, step: i64) -> bool {
+    fn is_at(&self, step: u64) -> bool {
         let other = Run::new(0);
         other.set(step);
         self.step.get() == step
@@ -44,7 +44,7 @@ impl Run {
 }
 
 /// Checkpoints of the steps 1 to `count`.
-fn saved(dir: &Path, count: i64) -> Outcome {
+fn saved(dir: &Path, count: u64) -> Outcome {
     let run = Run::new(7);
     let mut manager = run.builder(dir)?.open()?;
     for step in 1..=count {
@@ -55,7 +55,7 @@ fn saved(dir: &Path, count: i64) -> Outcome {
 }
 
 /// Changes the last byte of the second component, after the first one was read.
-fn damage(dir: &Path, step: i64) -> Outcome {
+fn damage(dir: &Path, step: u64) -> Outcome {
     let file = dir.join(format!("ckpt-{step}/second.safetensors"));
     let mut bytes = fs::read(&file)?;
     *bytes.last_mut().ok_or("empty")? ^= 1;

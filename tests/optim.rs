@@ -714,7 +714,7 @@ mod saved {
                 let (vs, ..) = two_groups();
                 let mut optimizer = build(algorithm, true, &vs);
                 train(&vs, &mut optimizer, 1..=stop);
-                let path = manager(&vs, &optimizer, dir.path(), 1).save_at(stop)?;
+                let path = manager(&vs, &optimizer, dir.path(), 1).save_at(stop as u64)?;
                 train(&vs, &mut optimizer, stop + 1..=12);
 
                 let (other, ..) = two_groups();

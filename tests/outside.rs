@@ -31,7 +31,7 @@ impl Run {
         CheckpointManager::builder(self.checkpoint(), dir).max_to_keep(2).open()
     }
 
-    fn save(&self, dir: &Path, step: i64) -> Outcome {
+    fn save(&self, dir: &Path, step: u64) -> Outcome {
         let mut manager = self.open(dir)?;
         manager.restore_or_initialize()?;
         self.step.set(step);

@@ -24,14 +24,14 @@ impl Run {
         Ok(CheckpointManager::builder(checkpoint, dir).save_every(1_000_000))
     }
 
-    fn train(&self) -> i64 {
+    fn train(&self) -> u64 {
         let step = self.step.increment();
-        *self.weights.bytes() = Memory::seeded(20_000, step as u64).bytes().clone();
+        *self.weights.bytes() = Memory::seeded(20_000, step).bytes().clone();
         step
     }
 
-    fn is_at(&self, step: i64) -> bool {
-        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(20_000, step as u64).bytes()
+    fn is_at(&self, step: u64) -> bool {
+        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(20_000, step).bytes()
     }
 }
 
@@ -141,7 +141,7 @@ mod signals {
             signal(&child, if number % 2 == 0 { "TERM" } else { "USR1" })?;
             let line = wait_for(&mut out, "ends at")?;
             assert!(child.wait()?.success());
-            let step: i64 = line.trim().rsplit(' ').next().ok_or("no step")?.parse()?;
+            let step: u64 = line.trim().rsplit(' ').next().ok_or("no step")?.parse()?;
             let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
             assert!(latest.ends_with(format!("ckpt-{step}")), "{} at {step}", latest.display());
             assert!(verify_checkpoint(&latest).is_intact());

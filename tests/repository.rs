@@ -61,13 +61,13 @@ impl Run {
         if background { builder.background(Background::new()).open() } else { builder.open() }
     }
 
-    fn set(&self, step: i64) {
+    fn set(&self, step: u64) {
         self.step.set(step);
         *self.large.bytes() = vec![step as u8; LARGE];
         *self.small.bytes() = vec![step as u8; 100];
     }
 
-    fn is_at(&self, step: i64) -> bool {
+    fn is_at(&self, step: u64) -> bool {
         let is = |memory: &Memory| memory.bytes().iter().all(|&byte| byte == step as u8);
         self.step.get() == step && is(&self.large) && is(&self.small)
     }

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, Child, Collection, Counter, Created, Error, Location, Node, Report, RestoreOptions, Saved, SkipReason,
-    Trackable, Value,
+    Checkpoint, Child, Collection, Counter, Created, Error, Location, Node, RestoreOptions, RestoreReport, SavedTree,
+    SkipReason, Trackable, Value, Verify,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -20,7 +20,7 @@ fn group<const N: usize>(children: [(&str, Node); N]) -> Node {
     Node::group(children)
 }
 
-fn mismatch(result: Result<tch_checkpoint::RestoreStatus, Error>) -> (Report, String) {
+fn mismatch(result: Result<tch_checkpoint::RestoreStatus, Error>) -> (RestoreReport, String) {
     let error = result.unwrap_err();
     let text = error.to_string();
     match error {
@@ -153,7 +153,7 @@ fn a_skipped_object_keeps_its_values_now_and_when_it_is_tracked_later() -> Outco
 
         let mut checkpoint = Checkpoint::new().track("step", &step)?;
         let status = checkpoint.restore_with(&path, &RestoreOptions::new().skip(pattern))?;
-        checkpoint.add("optimizer", optimizer())?;
+        checkpoint.track_mut("optimizer", optimizer())?;
         status.assert_consumed()?;
         assert_eq!((lr.get().as_str(), &*m.bytes()), ("high", &before), "{pattern}");
     }
@@ -174,11 +174,11 @@ fn exceptions_hold_for_what_is_tracked_later() -> Outcome {
 
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     checkpoint.restore(&path)?;
-    assert!(matches!(checkpoint.add("late", late()), Err(Error::Mismatch { .. })));
+    assert!(matches!(checkpoint.track_mut("late", late()), Err(Error::Mismatch { .. })));
 
     let options = RestoreOptions::new().allow_mismatch("late/b").allow_missing("late/c");
     let status = checkpoint.restore_with(&path, &options)?;
-    checkpoint.add("late", late())?;
+    checkpoint.track_mut("late", late())?;
     assert_eq!(*a.bytes(), *Memory::seeded(4, 1).bytes());
     assert_eq!((b.bytes().clone(), c.bytes().clone()), before);
     assert_eq!(status.report().skipped.len(), 2);
@@ -219,7 +219,7 @@ impl Collection for Slots {
         Ok(self.slots.lock().unwrap().iter().map(|(name, slot)| Child::new(name, group(slot))).collect())
     }
 
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, tch_checkpoint::BoxError> {
+    fn create(&self, name: &str, saved: &SavedTree) -> Result<Option<Created>, tch_checkpoint::BoxError> {
         let spec = saved.children["m"].tensor.clone().ok_or("not a tensor")?;
         match self.shapes.get(name) {
             Some(&wanted) if spec.shape != [wanted] => {
@@ -299,8 +299,8 @@ fn a_restore_walks_the_graph_once_and_tracking_walks_what_is_added() -> Outcome 
     let asked = |slots: &Slots| slots.asked.swap(0, Ordering::Relaxed);
     let mut checkpoint = Checkpoint::new().track("first", &first)?;
     let _ = (asked(&first), asked(&second));
-    checkpoint.add("second", &second)?;
-    checkpoint.add("n", Counter::new(0))?;
+    checkpoint.track_mut("second", &second)?;
+    checkpoint.track_mut("n", Counter::new(0))?;
     assert_eq!((asked(&first), asked(&second)), (0, 1));
     checkpoint.restore(&path)?;
     assert_eq!((asked(&first), asked(&second)), (1, 1));
@@ -313,7 +313,7 @@ fn tracking_many_objects_takes_time_in_proportion() -> Outcome {
         let start = std::time::Instant::now();
         let mut checkpoint = Checkpoint::new();
         for i in 0..count {
-            checkpoint.add(&format!("object {i}"), Counter::new(0))?;
+            checkpoint.track_mut(&format!("object {i}"), Counter::new(0))?;
         }
         Ok(start.elapsed().as_secs_f64())
     };
@@ -344,7 +344,7 @@ fn a_finished_restore_holds_no_files() -> Outcome {
     // All of it taken, too.
     saver.restore(dir.path().join("c3"))?.assert_consumed()?;
     assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
-    evaluator.add("optimizer", Memory::seeded(1000, 4))?;
+    evaluator.track_mut("optimizer", Memory::seeded(1000, 4))?;
     assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
     Ok(())
 }
@@ -352,7 +352,7 @@ fn a_finished_restore_holds_no_files() -> Outcome {
 #[test]
 fn a_checkpoint_that_was_removed_before_its_values_were_taken_is_an_error_that_names_it() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let save = |name: &str, late: i64| -> Result<Location, Error> {
+    let save = |name: &str, late: u64| -> Result<Location, Error> {
         Checkpoint::new()
             .track("early", Counter::new(5))?
             .track("late", Counter::new(late))?
@@ -363,16 +363,16 @@ fn a_checkpoint_that_was_removed_before_its_values_were_taken_is_an_error_that_n
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     let status = checkpoint.restore(&path)?;
     fs::remove_dir_all(&path)?;
-    let error = checkpoint.add("late", &late).unwrap_err();
+    let error = checkpoint.track_mut("late", &late).unwrap_err();
     assert!(matches!(&error, Error::NotFound { path: named, .. } if *named == path), "{error}");
     assert!(error.to_string().contains("\"late\"") && error.to_string().contains("expect_partial"), "{error}");
     // Another one in its place is not that one.
     save("c", 99)?;
-    let error = checkpoint.add("late", &late).unwrap_err().to_string();
+    let error = checkpoint.track_mut("late", &late).unwrap_err().to_string();
     assert!(error.contains("another checkpoint"), "{error}");
     assert_eq!(late.get(), 0);
     status.expect_partial();
-    checkpoint.add("late", &late)?;
+    checkpoint.track_mut("late", &late)?;
     assert_eq!(late.get(), 0);
     assert!(status.assert_existing_objects_matched().is_err(), "it got no value");
     Ok(())
@@ -398,7 +398,7 @@ fn a_process_that_changes_its_directory_fills_from_the_same_checkpoint() -> Outc
     let mut checkpoint = Checkpoint::new().track("a", &a)?;
     checkpoint.restore("c")?;
     std::env::set_current_dir("elsewhere")?;
-    checkpoint.add("b", &b)?;
+    checkpoint.track_mut("b", &b)?;
     assert_eq!((a.get(), b.get()), (1, 2));
     Ok(())
 }
@@ -406,10 +406,10 @@ fn a_process_that_changes_its_directory_fills_from_the_same_checkpoint() -> Outc
 #[test]
 fn of_several_restores_the_newest_that_has_the_object_counts() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let save = |name: &str, a: i64, others: &[(&str, i64)]| -> Result<Location, Error> {
+    let save = |name: &str, a: u64, others: &[(&str, u64)]| -> Result<Location, Error> {
         let mut checkpoint = Checkpoint::new().track("a", Counter::new(a))?;
         for (name, value) in others {
-            checkpoint.add(name, Counter::new(*value))?;
+            checkpoint.track_mut(name, Counter::new(*value))?;
         }
         checkpoint.write(dir.path().join(name))
     };
@@ -419,8 +419,8 @@ fn of_several_restores_the_newest_that_has_the_object_counts() -> Outcome {
     let mut checkpoint = Checkpoint::new().track("a", &a)?;
     let older = checkpoint.restore(&first)?;
     let newer = checkpoint.restore(&second)?;
-    checkpoint.add("b", &b)?;
-    checkpoint.add("c", &c)?;
+    checkpoint.track_mut("b", &b)?;
+    checkpoint.track_mut("c", &c)?;
     assert_eq!((a.get(), b.get(), c.get()), (2, 20, 100));
     assert!(newer.assert_consumed().unwrap_err().to_string().contains("\"c\""), "c is tracked and not of it");
     assert!(older.assert_consumed().is_err(), "its value of b was never taken");
@@ -430,7 +430,7 @@ fn of_several_restores_the_newest_that_has_the_object_counts() -> Outcome {
     checkpoint.restore(&first)?;
     checkpoint.restore(&second)?.expect_partial();
     b.set(0);
-    checkpoint.add("b", &b)?;
+    checkpoint.track_mut("b", &b)?;
     assert_eq!(b.get(), 0);
     Ok(())
 }
@@ -442,7 +442,7 @@ fn assertions_look_at_the_objects_as_they_are() -> Outcome {
     let mut checkpoint = Checkpoint::new().track("early", Counter::new(0))?;
     let status = checkpoint.restore(&path)?;
     status.assert_consumed()?;
-    checkpoint.add("late", Counter::new(0))?;
+    checkpoint.track_mut("late", Counter::new(0))?;
     let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
     assert!(refusal.contains("\"late\""), "{refusal}");
     assert_eq!(status.report().missing, ["late"]);
@@ -519,10 +519,10 @@ fn a_list_that_has_grown_can_be_tracked_again() -> Outcome {
     assert_eq!(list[0].get(), 10);
     list[0].set(77); // training goes on
     list.extend([Counter::new(0), Counter::new(0)]);
-    assert!(checkpoint.add("list", &list).unwrap_err().to_string().contains("untrack"));
+    assert!(checkpoint.track_mut("list", &list).unwrap_err().to_string().contains("untrack"));
     assert!(checkpoint.untrack("list") && !checkpoint.untrack("list"));
-    checkpoint.add("list", &list)?;
-    let values: Vec<i64> = list.iter().map(Counter::get).collect();
+    checkpoint.track_mut("list", &list)?;
+    let values: Vec<u64> = list.iter().map(Counter::get).collect();
     assert_eq!(values, [77, 11, 12], "what waited is filled, what was taken before is not given again");
     let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
     assert!(refusal.contains("\"list/0\"") && !refusal.contains("\"list/1\""), "{refusal}");
@@ -547,12 +547,12 @@ fn an_object_in_the_place_of_another_has_not_got_its_value() -> Outcome {
     assert!(checkpoint.untrack("a"));
     status.assert_consumed()?;
     let another = Counter::new(1);
-    checkpoint.add("a", &another)?;
+    checkpoint.track_mut("a", &another)?;
     assert_eq!(another.get(), 1);
     assert!(status.assert_existing_objects_matched().is_err());
     // Names that are one file on some systems stay taken.
     assert!(!checkpoint.untrack("b"));
-    assert!(checkpoint.add("b", Counter::new(0)).unwrap_err().to_string().contains("case"));
+    assert!(checkpoint.track_mut("b", Counter::new(0)).unwrap_err().to_string().contains("case"));
     Ok(())
 }
 
@@ -588,7 +588,7 @@ fn what_a_restore_left_half_overwritten_must_get_a_value() -> Outcome {
     fs::write(&file, bytes)?;
 
     let mut checkpoint = both()?;
-    let lenient = RestoreOptions::new().allow_missing("b").allow_mismatch("*").verify_while_reading();
+    let lenient = RestoreOptions::new().allow_missing("b").allow_mismatch("*").verify(Verify::WhileReading);
     assert!(matches!(checkpoint.restore_with(&bad, &lenient), Err(Error::PartlyRestored { .. })));
     for options in [lenient.clone(), RestoreOptions::new().skip("b"), RestoreOptions::new().skip("*")] {
         let error = checkpoint.restore_with(&older, &options).unwrap_err().to_string();

@@ -56,7 +56,7 @@ fn objects(source: &dyn TensorSource) -> Result<(Checkpoint, Objects), Error> {
     }
     let mut checkpoint = Checkpoint::new();
     for (name, tree) in &root.children {
-        checkpoint.add(name, tree.node())?;
+        checkpoint.track_mut(name, tree.node())?;
     }
     Ok((checkpoint, memories))
 }
@@ -116,8 +116,8 @@ fn small(directory: &Path, name: &str) -> PathBuf {
     let ours = interop::open(ours.write(directory.join(format!("of-{name}"))).unwrap()).unwrap();
     let path = directory.join(name);
     match name.ends_with(".pt") {
-        true => drop(pytorch::save(&*ours, &path, &pytorch::SaveOptions::default()).unwrap()),
-        false => drop(huggingface::save(&*ours, &path, &huggingface::SaveOptions::default()).unwrap()),
+        true => drop(pytorch::write(&*ours, &path, &pytorch::WriteOptions::default()).unwrap()),
+        false => drop(huggingface::write(&*ours, &path, &huggingface::WriteOptions::default()).unwrap()),
     }
     path
 }
@@ -260,7 +260,7 @@ fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
     let status = checkpoint.restore(&path).unwrap();
     assert!(status.report().unused.contains(&"other".to_string()));
     let other = Memory::seeded(300, 0);
-    checkpoint.add("other", &other).unwrap();
+    checkpoint.track_mut("other", &other).unwrap();
     assert!(*other.bytes() == *Memory::seeded(300, 3).bytes());
     status.assert_existing_objects_matched().unwrap();
 
@@ -268,10 +268,10 @@ fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
     checkpoint.restore(&path).unwrap();
     let bytes = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
-    let error = checkpoint.add("other", &other).unwrap_err();
+    let error = checkpoint.track_mut("other", &other).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     fs::write(&path, bytes).unwrap();
-    let error = checkpoint.add("other", &other).unwrap_err();
+    let error = checkpoint.track_mut("other", &other).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
 }
 

@@ -371,7 +371,7 @@ fn training_goes_on_where_it_was() -> Outcome {
     let step = Counter::new(0);
     let train = |optimizer: &mut optim::Optimizer, loss: &dyn Fn(i64) -> Tensor| {
         for _ in 0..5 {
-            optimizer.backward_step(&loss(step.increment()));
+            optimizer.backward_step(&loss(step.increment() as i64));
         }
     };
     train(&mut optimizer, &|step| model.loss(step));

@@ -101,7 +101,6 @@ fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
     // Those that save in any case return the error.
     assert!(manager.save_at(6).is_err());
     assert!(manager.save_if_due(7)?.is_some());
-    assert!(matches!(manager.save_if_due(-1), Err(Error::InvalidArgument(_))));
     assert_eq!(steps(dir.path())?, [1, 7]);
     Ok(())
 }

@@ -68,7 +68,7 @@ fn plateaus() -> [(&'static str, ReduceOnPlateau, f64); 2] {
 fn the_values_are_those_of_pytorch() {
     let mut worst = 0.0f64;
     for (name, schedule) in schedules() {
-        let values: Vec<f64> = (0..STEPS as i64).map(|step| schedule.at(step)).collect();
+        let values: Vec<f64> = (0..STEPS as u64).map(|step| schedule.at(step)).collect();
         let (relative, step) = difference(&values, &table(&tables(), name));
         println!("{name}: the largest relative difference is {relative:.1e}, at step {step}");
         assert!(relative < LIMIT, "{name}: {relative:e} at step {step}");

@@ -47,7 +47,7 @@ fn manager(dir: &Path, frozen: u64, keep: Option<usize>, step: &Counter) -> Resu
     CheckpointManager::builder(checkpoint.track("trained", Memory::seeded(4000, 2))?, dir).max_to_keep(keep).open()
 }
 
-fn file(dir: &Path, step: i64) -> std::path::PathBuf {
+fn file(dir: &Path, step: u64) -> std::path::PathBuf {
     dir.join(format!("ckpt-{step}/frozen.safetensors"))
 }
 
@@ -172,9 +172,9 @@ fn of_those_that_keep_a_component_two_never_share_its_file_and_the_others_only_l
         let mut linked = false;
         for step in 1..=20 {
             manager.save_at(step)?;
-            let have: Vec<i64> = (1..=step).filter(|step| file(dir.path(), *step).exists()).collect();
+            let have: Vec<u64> = (1..=step).filter(|step| file(dir.path(), *step).exists()).collect();
             assert_eq!(have.len(), keep.min(step as usize), "step {step}");
-            let inode = |step: &i64| fs::metadata(file(dir.path(), *step)).map(|found| found.ino());
+            let inode = |step: &u64| fs::metadata(file(dir.path(), *step)).map(|found| found.ino());
             let inodes: BTreeSet<u64> = have.iter().map(inode).collect::<Result<_, _>>()?;
             assert!(have.len() == 1 || inodes.len() > 1, "keep {keep}, step {step}: {inodes:?}");
             linked |= inodes.len() < have.len();

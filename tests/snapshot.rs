@@ -3,7 +3,9 @@
 mod common;
 
 use common::Memory;
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Value, checkpoints};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Value, Verify, checkpoints,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -25,7 +27,7 @@ impl Run {
         checkpoint.track("tied", &self.weights[2])?.track("step", &self.step)?.track("best", &self.best)
     }
 
-    fn train(&self) -> i64 {
+    fn train(&self) -> u64 {
         for weights in &self.weights {
             weights.bytes().iter_mut().for_each(|byte| *byte = byte.wrapping_mul(3).wrapping_add(1));
         }
@@ -33,7 +35,7 @@ impl Run {
         self.step.get()
     }
 
-    fn state(&self) -> (Vec<Vec<u8>>, i64, u64) {
+    fn state(&self) -> (Vec<Vec<u8>>, u64, u64) {
         let weights = self.weights.iter().map(|weights| weights.bytes().clone()).collect();
         (weights, self.step.get(), self.best.get().to_bits())
     }
@@ -61,7 +63,7 @@ fn what_does_not_fit_changes_nothing() -> Outcome {
     let mut checkpoint = run.checkpoint()?;
     let snapshot = checkpoint.snapshot()?;
     run.train();
-    checkpoint.add("more", Counter::new(0))?;
+    checkpoint.track_mut("more", Counter::new(0))?;
     let before = run.state();
     let error = checkpoint.rollback(&snapshot).unwrap_err();
     assert!(matches!(&error, Error::Mismatch { report, .. } if report.missing == ["more"]), "{error}");
@@ -119,7 +121,7 @@ fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {
     std::fs::write(&file, bytes)?;
     run.train();
     let (snapshot, state) = (checkpoint.snapshot()?, run.state());
-    let options = tch_checkpoint::RestoreOptions::new().verify_while_reading();
+    let options = tch_checkpoint::RestoreOptions::new().verify(Verify::WhileReading);
     assert!(matches!(checkpoint.restore_with(&path, &options), Err(Error::PartlyRestored { .. })));
     assert!(checkpoint.snapshot().is_err());
     checkpoint.rollback(&snapshot)?;

@@ -35,7 +35,7 @@ fn a_warm_start_reads_another_run_only_when_there_is_nothing_to_resume() -> Outc
             .open()?;
         let started = manager.restore_or_initialize()?;
         assert_eq!(started.restored.is_some(), resumed);
-        assert_eq!(step.get(), i64::from(resumed));
+        assert_eq!(step.get(), u64::from(resumed));
         let expected = if resumed { Memory::seeded(100, 3) } else { weights.clone() };
         assert_eq!(*live.bytes(), *expected.bytes());
         if !resumed {
@@ -120,14 +120,12 @@ fn metrics_come_with_a_save_that_is_due_and_are_not_computed_otherwise() -> Outc
 }
 
 #[test]
-fn a_step_is_any_integer_that_is_not_negative() -> Outcome {
+fn a_step_may_be_the_highest_number_there_is() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (_, mut manager) = run(dir.path(), 9)?;
-    manager.save_at(1u8)?;
-    manager.save_at(2usize)?;
+    manager.save_at(1)?;
     let last = manager.save_at(u64::MAX)?;
     assert!(last.ends_with(format!("ckpt-{}", u64::MAX)));
-    assert!(matches!(manager.save_at(-1i64), Err(Error::InvalidArgument(text)) if text.contains("-1")));
     assert_eq!(CheckpointDirectory::new(dir.path()).latest()?.and_then(|info| info.step), Some(u64::MAX));
     Ok(())
 }

@@ -41,7 +41,7 @@ impl Run {
     }
 
     fn set(&self, step: u64) {
-        self.step.set(step as i64);
+        self.step.set(step);
         *self.model.bytes() = Memory::seeded(64, step).bytes().clone();
         *self.optimizer.bytes() = Memory::seeded(128, 1000 + step).bytes().clone();
     }

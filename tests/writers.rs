@@ -52,7 +52,7 @@ fn never_torn(name: &str, vs: &VarStore, mut write: impl FnMut(i64)) {
     for step in 1..=6 {
         let before = state(vs);
         let path = manager.save_at(step).unwrap();
-        write(step);
+        write(step as i64);
         manager.wait().unwrap();
         assert!(is_state(&path, &before), "{name}, step {step}");
     }

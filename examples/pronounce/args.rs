@@ -23,8 +23,8 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
 /// What the command line says, or the defaults.
 pub struct Args {
     pub dir: PathBuf,
-    pub steps: i64,
-    pub save_every: i64,
+    pub steps: u64,
+    pub save_every: u64,
     pub max_to_keep: usize,
     pub seed: i64,
     pub loss_log: Option<PathBuf>,

@@ -103,7 +103,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         }
         progress.step(step.get(), loss);
 
-        if step.get() % args.save_every == 0 || step.get() == args.steps {
+        if step.get().is_multiple_of(args.save_every) || step.get() == args.steps {
             let error_rate = ema.with_averaged(|| phoneme_error_rate(&model, &words))??;
             plateau.observe(error_rate);
             stopping.observe(step.get(), error_rate);

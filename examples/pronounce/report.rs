@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tch::TchError;
-use tch_checkpoint::{EarlyStopping, Started};
+use tch_checkpoint::{EarlyStopping, StartOutcome};
 
 use crate::model::Pronouncer;
 use crate::words::Words;
@@ -38,7 +38,7 @@ fn edit_distance(a: &[i64], b: &[i64]) -> usize {
 }
 
 /// Says where the run starts: at a checkpoint, or afresh.
-pub fn started(started: &Started) {
+pub fn started(started: &StartOutcome) {
     for damaged in &started.passed_over {
         eprintln!("passed over {}: {}", damaged.path.display(), damaged.reason);
     }
@@ -77,8 +77,8 @@ pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> 
 /// line a save.
 pub struct Progress {
     terminal: bool,
-    first_step: i64,
-    steps: i64,
+    first_step: u64,
+    steps: u64,
     started: Instant,
     shown: Instant,
     /// A running mean of the loss, for show.
@@ -89,7 +89,7 @@ pub struct Progress {
 
 impl Progress {
     /// Prints the best phoneme error rate so far.
-    pub fn start(step: i64, steps: i64, best: Option<f64>) -> Self {
+    pub fn start(step: u64, steps: u64, best: Option<f64>) -> Self {
         match best {
             Some(rate) => {
                 println!("step {step} of {steps}: best phoneme error rate {:.1} % on held-out words", 100.0 * rate)
@@ -102,7 +102,7 @@ impl Progress {
     }
 
     /// To be called after every step, with its loss.
-    pub fn step(&mut self, step: i64, loss: f64) {
+    pub fn step(&mut self, step: u64, loss: f64) {
         self.loss = Some(self.loss.map_or(loss, |mean| 0.98 * mean + 0.02 * loss));
         if self.terminal && self.shown.elapsed() >= Duration::from_millis(200) {
             self.shown = Instant::now();
@@ -112,13 +112,13 @@ impl Progress {
     }
 
     /// To be called after every save, with the error rate of what was saved.
-    pub fn saved(&mut self, checkpoint: &Path, step: i64, error_rate: f64) {
+    pub fn saved(&mut self, checkpoint: &Path, step: u64, error_rate: f64) {
         self.error_rate = Some(error_rate);
         let (begin, end) = if self.terminal { ("\r", "\x1b[K") } else { ("", "") };
         println!("{begin}{}, saved {}{end}", self.line(step), checkpoint.display());
     }
 
-    fn line(&self, step: i64) -> String {
+    fn line(&self, step: u64) -> String {
         let seconds = self.started.elapsed().as_secs_f64();
         format!(
             "step {step} of {}: loss {:.3}, phoneme error rate {:.1} %, {:.0} steps/s, {seconds:.0} s",
@@ -145,7 +145,7 @@ impl LossLog {
     }
 
     /// Writes one step, in one piece: nothing of it waits in this process.
-    pub fn write(&mut self, step: i64, loss: f64) -> Result<(), String> {
+    pub fn write(&mut self, step: u64, loss: f64) -> Result<(), String> {
         // `{:?}` prints the shortest digits from which the very same number is read back.
         let line = format!("{{\"step\":{step},\"loss\":{loss:?}}}\n");
         let written = self.file.write_all(line.as_bytes());

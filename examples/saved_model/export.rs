@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for positions in batches.take(STEPS as usize) {
         let loss = model.loss(&words.batch(&positions, Device::Cpu));
         optimizer.backward_step_clip_norm(&loss, 1.0);
-        if step.increment() % 50 == 0 {
+        if step.increment().is_multiple_of(50) {
             println!("step {:3}: loss {:.3}", step.get(), loss.double_value(&[]));
         }
     }
@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let mut whole = SavedModel::export(dir.join("whole"), &vs)
         .checkpoint(&mut checkpoint)
-        .step(step.get() as u64)
+        .step(step.get())
         .metadata("phonemes", phonemes)
         .metadata("start", START)
         .metadata("end", END)

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 /// A checkpoint that is whole, as far as its manifest and the lengths of its files tell.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
-    /// The content of its manifest and marks, including late metrics; `preserved` is a mark.
+    /// The content of its manifest and marks, including late metrics; `permanent` is a mark.
     pub entry: IndexEntry,
     pub follows: Option<Follows>,
     /// See [`Manifest::earlier`].
@@ -65,7 +65,7 @@ impl Found {
             saved_at: manifest.saved_at,
             bytes: manifest.bytes(),
             metrics: manifest.metrics.clone(),
-            preserved: false,
+            permanent: false,
         };
         let (tensors, values) = (manifest.tensors.len(), manifest.values.len());
         let (follows, earlier) = (manifest.follows.clone(), manifest.earlier.clone());
@@ -99,7 +99,7 @@ impl Found {
     /// Updates it with its present marks. Only pins are ever removed.
     pub(crate) fn take_in(&mut self, marks: Marks) {
         self.entry.metrics.extend(marks.metrics);
-        self.entry.preserved |= marks.permanent;
+        self.entry.permanent |= marks.permanent;
         self.has_unknown_mark |= marks.unknown;
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
@@ -124,7 +124,7 @@ impl Found {
             earlier: self.earlier.clone(),
             name: self.entry.name.clone(),
             saved_at: self.entry.saved_at,
-            permanent: self.entry.preserved,
+            permanent: self.entry.permanent,
         }
     }
 }
@@ -264,10 +264,10 @@ impl Catalog {
         let newest = heads.max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
         let mut all = self.found.clone();
         // Before there were marks, only the index had it.
-        let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.preserved);
+        let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.permanent);
         let hints: HashSet<(&str, u64)> = hints.map(|entry| (entry.name.as_str(), entry.sequence)).collect();
         for found in &mut all {
-            found.entry.preserved |= hints.contains(&(found.entry.name.as_str(), found.entry.sequence));
+            found.entry.permanent |= hints.contains(&(found.entry.name.as_str(), found.entry.sequence));
         }
         // Those of other runs first, the newest last.
         let rank = |found: &Found| (!others.contains(&found.entry.name), newest.as_ref() == Some(&found.entry.name));

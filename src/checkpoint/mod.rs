@@ -141,15 +141,16 @@ impl Checkpoint {
     /// [`restore`](Checkpoint::restore) if a deferred value does not fit, and [`Error::NotFound`] if its checkpoint was
     /// removed.
     pub fn track(mut self, name: &str, object: impl Trackable) -> Result<Self> {
-        self.add(name, object)?;
+        self.track_mut(name, object)?;
         Ok(self)
     }
 
-    /// Like [`track`](Checkpoint::track), for a checkpoint that exists already.
+    /// [`track`](Checkpoint::track) in place, for a checkpoint that is borrowed, such as that of a
+    /// [manager](crate::CheckpointManager::checkpoint_mut).
     ///
     /// # Errors
     /// As for [`track`](Checkpoint::track); the checkpoint is unchanged then.
-    pub fn add(&mut self, name: &str, object: impl Trackable) -> Result<()> {
+    pub fn track_mut(&mut self, name: &str, object: impl Trackable) -> Result<()> {
         if name == "save_counter" {
             return Err(Error::name(name, "the checkpoint's own counter of saves has this name; choose another"));
         }
@@ -174,7 +175,7 @@ impl Checkpoint {
     /// let mut checkpoint = Checkpoint::new().track("steps", &steps)?;
     /// steps.push(Counter::new(2));
     /// assert!(checkpoint.untrack("steps"));
-    /// checkpoint.add("steps", &steps)?;
+    /// checkpoint.track_mut("steps", &steps)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -260,7 +261,7 @@ impl Checkpoint {
     /// Returns how many times this state was saved by [`save`](Checkpoint::save) or a manager. The number is part of
     /// every checkpoint.
     #[must_use]
-    pub fn save_counter(&self) -> i64 {
+    pub fn save_counter(&self) -> u64 {
         self.save_counter.get()
     }
 

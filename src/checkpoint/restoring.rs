@@ -6,7 +6,7 @@ use crate::format::Follows;
 use crate::graph::Node;
 use crate::location::Location;
 use crate::restore::{
-    self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, match_objects,
+    self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, Verify, match_objects,
 };
 use crate::snapshot::Snapshot;
 use crate::source::TensorSource;
@@ -128,7 +128,7 @@ impl Checkpoint {
     /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another
     /// shape. No object was changed then.
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
-        self.apply(&Origin::any(snapshot), &RestoreOptions::new().without_verification())?;
+        self.apply(&Origin::any(snapshot), &RestoreOptions::new().verify(Verify::Never))?;
         self.save_counter.set(snapshot.save_counter);
         if snapshot.follows.is_some() {
             self.follows.clone_from(&snapshot.follows);

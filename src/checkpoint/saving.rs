@@ -90,7 +90,7 @@ impl Checkpoint {
     }
 
     /// Returns the save counter after the next save.
-    pub(crate) fn next_save(&self) -> Result<i64> {
+    pub(crate) fn next_save(&self) -> Result<u64> {
         let counter = self.save_counter.get();
         counter
             .checked_add(1)
@@ -228,7 +228,7 @@ impl Checkpoint {
         Directory::new(&*self.storage, root, &options.open_options())
     }
 
-    pub(crate) fn set_save_counter(&self, counter: i64) {
+    pub(crate) fn set_save_counter(&self, counter: u64) {
         self.save_counter.set(counter);
     }
 

@@ -5,7 +5,7 @@ mod mapping;
 mod report;
 
 pub use mapping::{Loss, Mapping};
-pub use report::{Difference, Report, SkipReason, Skipped, TrainableDifference};
+pub use report::{Mismatch, RestoreReport, SkipReason, Skipped, TrainableDifference};
 
 use crate::location::Location;
 use std::any::Any;
@@ -156,7 +156,7 @@ pub enum Error {
         /// The checkpoint.
         path: Location,
         /// All differences.
-        report: Box<Report>,
+        report: Box<RestoreReport>,
     },
     /// An assertion on a [`RestoreStatus`](crate::RestoreStatus) does not hold.
     Assertion(String),

@@ -8,13 +8,13 @@ use std::fmt;
 /// The tracked objects and saved values, grouped by whether they matched.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Report {
+pub struct RestoreReport {
     /// Keys that were restored.
     pub matched: Vec<String>,
     /// Tracked objects for which the checkpoint has no value, unless an exception allows it.
     pub missing: Vec<String>,
     /// Tracked objects whose value in the checkpoint does not fit, unless an exception allows it.
-    pub mismatched: Vec<Difference>,
+    pub mismatched: Vec<Mismatch>,
     /// Objects that an exception of [`RestoreOptions`](crate::RestoreOptions) left unchanged.
     pub skipped: Vec<Skipped>,
     /// Saved values that no tracked object used. They are kept for objects that are tracked later.
@@ -39,7 +39,7 @@ pub struct Report {
 /// A saved value that does not fit its object.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Difference {
+pub struct Mismatch {
     /// The object's key.
     pub key: String,
     /// What differs.
@@ -80,9 +80,9 @@ pub struct TrainableDifference {
     pub saved: bool,
 }
 
-impl Report {
+impl RestoreReport {
     pub(crate) fn mismatch(&mut self, key: &str, reason: String) {
-        self.mismatched.push(Difference { key: key.to_string(), reason: short_message(reason) });
+        self.mismatched.push(Mismatch { key: key.to_string(), reason: short_message(reason) });
     }
 
     pub(crate) fn unreadable(&mut self, key: &str, reason: String) {
@@ -99,10 +99,10 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for RestoreReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separate = separator();
-        for Difference { key, reason } in self.mismatched.iter().take(SHOWN) {
+        for Mismatch { key, reason } in self.mismatched.iter().take(SHOWN) {
             write!(f, "{}{}: {reason}", separate(), shown(key))?;
         }
         more(f, self.mismatched.len(), "different")?;
@@ -142,7 +142,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl Report {
+impl RestoreReport {
     /// Returns `true` if the checkpoint lacks the component of the object `key`.
     fn is_lacking(&self, key: &str) -> bool {
         self.lacking.contains_key(key.split('/').next().unwrap_or_default())

@@ -25,7 +25,7 @@ pub struct Index {
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<IndexEntry>,
     /// When the last permanent checkpoint was saved.
-    pub last_preserved: Option<DateTime<Utc>>,
+    pub last_permanent: Option<DateTime<Utc>>,
 }
 
 /// A checkpoint in the index.
@@ -50,7 +50,8 @@ pub struct IndexEntry {
     #[serde(serialize_with = "json::write_metrics", deserialize_with = "json::read_metrics")]
     pub metrics: BTreeMap<String, f64>,
     /// Whether it is kept permanently.
-    pub preserved: bool,
+    #[serde(rename = "preserved")]
+    pub permanent: bool,
 }
 
 impl Index {
@@ -77,7 +78,7 @@ impl Index {
         text.extend_from_slice(b"\"latest\":");
         json::append(&mut text, &self.latest)?;
         text.extend_from_slice(b",\n\"last_preserved\":");
-        json::append(&mut text, &self.last_preserved)?;
+        json::append(&mut text, &self.last_permanent)?;
         text.extend_from_slice(b",\n\"checkpoints\":[\n");
         for (i, entry) in self.checkpoints.iter().enumerate() {
             if i > 0 {
@@ -105,7 +106,7 @@ impl Index {
     pub fn from_bytes(bytes: &[u8]) -> Result<Index, FormatError> {
         let version = ENVELOPE.check(bytes)?;
         let text: Text = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
-        let index = Index { latest: text.latest, checkpoints: text.checkpoints, last_preserved: text.last_preserved };
+        let index = Index { latest: text.latest, checkpoints: text.checkpoints, last_permanent: text.last_preserved };
         if index.version() > version {
             return Err(damaged(format!("it has version {version}, and has metrics that only version 2 has")));
         }
@@ -126,7 +127,7 @@ impl Index {
             check_count("metrics", entry.metrics.len())?;
         }
         self.latest.as_deref().map_or(Ok(()), check_name)?;
-        self.last_preserved.map_or(Ok(()), check_time)
+        self.last_permanent.map_or(Ok(()), check_time)
     }
 }
 

@@ -114,7 +114,7 @@ fn sample() -> (Manifest, BTreeMap<String, Vec<u8>>) {
 
 fn sample_index() -> Index {
     let (manifest, _) = sample();
-    let entry = |name: &str, step, preserved| IndexEntry {
+    let entry = |name: &str, step, permanent| IndexEntry {
         name: name.to_string(),
         sequence: manifest.sequence,
         run: manifest.run.clone(),
@@ -122,12 +122,12 @@ fn sample_index() -> Index {
         saved_at: manifest.saved_at,
         bytes: 123_456,
         metrics: manifest.metrics.clone(),
-        preserved,
+        permanent,
     };
     Index {
         latest: Some("ckpt-1500".to_string()),
         checkpoints: vec![entry("ckpt-1400", Some(1400), true), entry("ckpt-1500", None, false)],
-        last_preserved: Some(manifest.saved_at),
+        last_permanent: Some(manifest.saved_at),
     }
 }
 
@@ -237,7 +237,7 @@ proptest! {
         files in prop::collection::btree_map("\\PC{1,8}", any_tensors(), 0..4),
         values in prop::collection::btree_map("\\PC{1,8}", any_json(), 0..4),
         metrics in prop::collection::btree_map(".{0,8}", prop::num::f64::NORMAL | prop::num::f64::ZERO, 0..4),
-        (sequence, step, save_counter) in (0..=1u64 << 63, any::<Option<u64>>(), any::<Option<i64>>()),
+        (sequence, step, save_counter) in (0..=1u64 << 63, any::<Option<u64>>(), any::<Option<u64>>()),
         (seconds, nanoseconds) in (-62_167_219_200i64..253_402_300_800, 0u32..1_000_000_000),
     ) {
         let mut manifest = Manifest::new(sequence, RUN, DateTime::from_timestamp(seconds, nanoseconds).unwrap());

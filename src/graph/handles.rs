@@ -6,11 +6,14 @@ use crate::error::BoxError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-/// A counter that is saved with the model, such as the step or the epoch. Clones share the count.
+/// A count that is saved with the model, such as the step or the epoch. Clones share the count.
+///
+/// Steps are `u64` in all of this crate: here, in [`CheckpointManager::save_at`](crate::CheckpointManager::save_at), in
+/// schedules, and in manifests. For a number that can be negative, use a [`Value<i64>`](Value).
 ///
 /// ```
 /// use tch_checkpoint::Counter;
@@ -19,29 +22,29 @@ use std::thread::{self, ThreadId};
 /// assert_eq!(step.get(), 1);
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Counter(Arc<AtomicI64>);
+pub struct Counter(Arc<AtomicU64>);
 
 impl Counter {
     /// Creates a counter that starts at `value`.
     #[must_use]
-    pub fn new(value: i64) -> Counter {
-        Counter(Arc::new(AtomicI64::new(value)))
+    pub fn new(value: u64) -> Counter {
+        Counter(Arc::new(AtomicU64::new(value)))
     }
 
     /// Returns the count.
     #[must_use]
-    pub fn get(&self) -> i64 {
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 
     /// Sets the count.
-    pub fn set(&self, value: i64) {
+    pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::SeqCst);
     }
 
-    /// Adds one and returns the new count. Saturates at [`i64::MAX`].
-    pub fn increment(&self) -> i64 {
-        let next = |count: i64| Some(count.saturating_add(1));
+    /// Adds one and returns the new count. Saturates at [`u64::MAX`].
+    pub fn increment(&self) -> u64 {
+        let next = |count: u64| Some(count.saturating_add(1));
         let before = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
         before.unwrap_or_else(|count| count).saturating_add(1)
     }
@@ -53,9 +56,9 @@ impl ValueLeaf for Counter {
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
-        let value = saved
-            .as_i64()
-            .ok_or_else(|| format!("a counter needs a whole number, the checkpoint has {}", kind(saved)))?;
+        let value = saved.as_u64().ok_or_else(|| {
+            format!("a counter needs a whole number of 0 or more, the checkpoint has {}", kind(saved))
+        })?;
         let counter = self.clone();
         Ok(Box::new(move || counter.set(value)))
     }
@@ -309,9 +312,8 @@ mod tests {
 
     #[test]
     fn a_counter_stays_at_the_highest() {
-        let counter = Counter::new(i64::MAX - 1);
-        assert_eq!([counter.increment(), counter.increment(), counter.get()], [i64::MAX; 3]);
-        assert_eq!(Counter::new(i64::MIN).increment(), i64::MIN + 1);
+        let counter = Counter::new(u64::MAX - 1);
+        assert_eq!([counter.increment(), counter.increment(), counter.get()], [u64::MAX; 3]);
     }
 
     #[test]
@@ -321,6 +323,8 @@ mod tests {
         assert!(refusal.contains("does not fit"), "{refusal}");
         assert!(count.load(&serde_json::json!({ "$cbor": "zz" })).is_err());
         assert_eq!(count.get(), 7);
-        assert!(Counter::new(1).load(&serde_json::json!(1.5)).is_err());
+        for refused in [serde_json::json!(1.5), serde_json::json!(-1)] {
+            assert!(Counter::new(1).load(&refused).err().unwrap().to_string().contains("0 or more"));
+        }
     }
 }

@@ -61,7 +61,7 @@ pub(crate) use handles::{decode, encode};
 pub(crate) use leaf::bytes_as;
 pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorPin, TensorTarget, ValueApply, ValueLeaf};
 pub(crate) use node::{Adopt, Kind};
-pub use node::{Child, Collection, Created, Node, Saved, Trackable, Unfinished};
+pub use node::{Child, Collection, Created, Node, SavedTree, Trackable, Unfinished};
 pub(crate) use place::Place;
 pub(crate) use survey::Survey;
 pub(crate) use tracked::Tracked;

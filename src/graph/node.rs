@@ -88,7 +88,7 @@ pub trait Collection: Send + Sync {
     /// ```
     /// use std::collections::BTreeMap;
     /// use std::sync::{Arc, Mutex};
-    /// use tch_checkpoint::{BoxError, Checkpoint, Child, Collection, Counter, Created, Node, Saved, Trackable};
+    /// use tch_checkpoint::{BoxError, Checkpoint, Child, Collection, Counter, Created, Node, SavedTree, Trackable};
     ///
     /// /// How often each word was seen.
     /// #[derive(Clone, Default)]
@@ -100,7 +100,7 @@ pub trait Collection: Send + Sync {
     ///         Ok(words.iter().map(|(word, count)| Child::new(word, count.node())).collect())
     ///     }
     ///
-    ///     fn create(&self, word: &str, _: &Saved) -> Result<Option<Created>, BoxError> {
+    ///     fn create(&self, word: &str, _: &SavedTree) -> Result<Option<Created>, BoxError> {
     ///         let (words, word, count) = (self.0.clone(), word.to_string(), Counter::new(0));
     ///         Ok(Some(Created::new(count.node(), move || {
     ///             if let Ok(mut words) = words.lock() {
@@ -132,7 +132,7 @@ pub trait Collection: Send + Sync {
     /// # Ok(())
     /// # }
     /// ```
-    fn create(&self, name: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
+    fn create(&self, name: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
         let _ = (name, saved);
         Ok(None)
     }
@@ -146,7 +146,7 @@ pub trait Collection: Send + Sync {
 
     /// Like [`may_lack`](Collection::may_lack), if the answer depends on what the checkpoint has of this object.
     /// Defaults to `may_lack`.
-    fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
+    fn may_lack_beside(&self, name: &str, saved: &SavedTree) -> bool {
         let _ = saved;
         self.may_lack(name)
     }
@@ -171,7 +171,7 @@ pub trait Collection: Send + Sync {
     }
 
     /// Returns the names of children that a restore created and that nothing uses yet, such as an optimizer's slots for
-    /// a variable that the model lacks. Their values count as unused in the [`Report`](crate::Report) until something
+    /// a variable that the model lacks. Their values count as unused in the [`RestoreReport`](crate::RestoreReport) until something
     /// uses them.
     fn waiting(&self) -> Vec<String> {
         Vec::new()
@@ -262,9 +262,9 @@ impl Child {
 /// What a checkpoint has below an object.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Saved {
+pub struct SavedTree {
     /// Children, by name.
-    pub children: BTreeMap<String, Saved>,
+    pub children: BTreeMap<String, SavedTree>,
     /// The tensor saved here, if any.
     pub tensor: Option<TensorSpec>,
     /// Whether a value is saved here.

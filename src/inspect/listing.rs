@@ -6,7 +6,7 @@ use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
 use crate::format::MANIFEST_FILE;
 use crate::location::Location;
-use crate::manager::{Listed, Listing};
+use crate::manager::{ListedCheckpoint, Listing};
 use crate::reader::CheckpointReader;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -162,14 +162,14 @@ fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn entry(listed: &Listed, latest: bool) -> CheckpointEntry {
-    let Listed { path, entry, tensors, values, .. } = listed;
+fn entry(listed: &ListedCheckpoint, latest: bool) -> CheckpointEntry {
+    let ListedCheckpoint { path, entry, tensors, values, .. } = listed;
     let manifest = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
     CheckpointEntry {
         name: entry.name.clone(),
         path: path.clone(),
         latest,
-        permanent: entry.preserved,
+        permanent: entry.permanent,
         step: entry.step,
         sequence: entry.sequence,
         run: entry.run.clone(),

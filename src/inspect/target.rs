@@ -52,7 +52,7 @@ pub struct Overview {
     /// The run that saved it. `None` for other formats.
     pub run: Option<String>,
     /// How many times its `Checkpoint` had saved, as far as it counts.
-    pub save_counter: Option<i64>,
+    pub save_counter: Option<u64>,
 }
 
 impl Target {

@@ -46,14 +46,14 @@ use std::time::Instant;
 /// memory is checked by version counters only.
 ///
 /// ```
-/// use tch_checkpoint::{Background, Overlap};
-/// let background = Background::new().memory_budget(8 << 30).overlap(Overlap::Skip);
+/// use tch_checkpoint::{Background, WhenBusy};
+/// let background = Background::new().memory_budget(8 << 30).when_busy(WhenBusy::Skip);
 /// # let _ = background;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Background {
     pub(super) budget: u64,
-    pub(super) overlap: Overlap,
+    pub(super) when_busy: WhenBusy,
     /// Patterns of keys that are copied during the call.
     at_call: Vec<String>,
     others: Others,
@@ -63,7 +63,7 @@ impl Default for Background {
     fn default() -> Self {
         Background {
             budget: u64::MAX,
-            overlap: Overlap::Wait,
+            when_busy: WhenBusy::Wait,
             at_call: Vec::new(),
             others: Others { wait: true, watched: true },
         }
@@ -87,8 +87,8 @@ impl Background {
 
     /// What happens when a save becomes due while the last one is still being written.
     #[must_use]
-    pub fn overlap(mut self, overlap: Overlap) -> Self {
-        self.overlap = overlap;
+    pub fn when_busy(mut self, when_busy: WhenBusy) -> Self {
+        self.when_busy = when_busy;
         self
     }
 
@@ -143,7 +143,7 @@ impl Background {
 /// What happens when a save becomes due while the last one is still being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Overlap {
+pub enum WhenBusy {
     /// The call waits for the last one.
     #[default]
     Wait,
@@ -206,7 +206,7 @@ pub(super) struct Order {
 pub(super) struct Before {
     /// The step from which the next interval is counted.
     pub last_step: Option<u64>,
-    pub save_counter: i64,
+    pub save_counter: u64,
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,
     pub begun: bool,

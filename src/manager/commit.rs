@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::{IndexEntry, MarkKind};
 use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
-use crate::save::{Held, Saved};
+use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -95,13 +95,13 @@ impl Commit {
     ///
     /// # Errors
     /// [`Error::Callback`] when a function given to `on_saved` fails.
-    pub(super) fn done(self, saved: Saved) -> Result<()> {
+    pub(super) fn done(self, saved: Committed) -> Result<()> {
         let path = saved.path.clone();
         let found = self.take_in(saved);
         self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found) })
     }
 
-    fn take_in(&self, saved: Saved) -> Found {
+    fn take_in(&self, saved: Committed) -> Found {
         let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
         self.write_early_marks(&mut found);
         let rules = self.directory.rules();
@@ -128,7 +128,7 @@ impl Commit {
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
             // Before acting on the decision, so that it is never forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
-                Ok(()) => found.entry.preserved = true,
+                Ok(()) => found.entry.permanent = true,
                 Err(e) => log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name),
             }
         }
@@ -183,7 +183,7 @@ impl Commit {
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
     /// no look.
     fn stand_ins<'a>(&self, kept: &'a [Found]) -> impl Iterator<Item = &'a Found> {
-        kept.iter().rev().skip(1).filter(|found| !found.entry.preserved)
+        kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
     }
 
     /// Returns `true` if a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is
@@ -231,7 +231,7 @@ impl Commit {
         };
         let rules = self.directory.rules();
         let Some(keep) = keep.map(|keep| if rules.hold(Rule::KeepSuperseded) { keep } else { 0 }) else { return };
-        for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.preserved) {
+        for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.permanent) {
             let newer = known.iter().filter(|newer| newer.entry.sequence > found.entry.sequence);
             if newer.filter(|newer| self.looks_whole(&newer.entry)).count() < keep {
                 continue;
@@ -298,13 +298,13 @@ pub(super) fn write_index(ledger: &Mutex<Ledger>, directory: &Directory, held: &
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         (ledger.name.clone(), ledger.known.clone())
     };
-    let preserved = known.iter().filter(|found| found.entry.preserved);
-    let last_preserved = preserved.map(|found| found.entry.saved_at).max();
+    let permanent = known.iter().filter(|found| found.entry.permanent);
+    let last_permanent = permanent.map(|found| found.entry.saved_at).max();
     let others = |entry: &IndexEntry| number_of(&name, &entry.name).is_none();
     held.update_index(directory, |index| {
         index.checkpoints.retain(|entry| others(entry) && directory.must_be_free(&entry.name).is_err());
         index.latest = known.last().map(|found| found.entry.name.clone());
         index.checkpoints.extend(known.into_iter().map(|found| found.entry));
-        index.last_preserved = last_preserved;
+        index.last_permanent = last_permanent;
     })
 }

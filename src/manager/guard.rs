@@ -136,7 +136,7 @@ impl CheckpointManager {
         log::warn!("the state is saved all the same, marked as unclean: {why}");
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
-        let number = self.free_number(step.unwrap_or(counter.unsigned_abs()), &[])?;
+        let number = self.free_number(step.unwrap_or(counter), &[])?;
         let (plan, seen) = self.plan_now()?;
         let superseded = self.superseded_by(None)?;
         let next = Next { superseded, unclean: true, ..Next::new(number, step, counter) };
@@ -146,7 +146,7 @@ impl CheckpointManager {
 
 impl Next {
     /// Returns a save of a number, without metrics, that supersedes nothing.
-    pub(super) fn new(number: u64, step: Option<u64>, counter: i64) -> Next {
+    pub(super) fn new(number: u64, step: Option<u64>, counter: u64) -> Next {
         let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
         Next { number, step, counter, metrics, superseded, unclean: false, without }
     }

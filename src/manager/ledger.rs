@@ -192,13 +192,13 @@ impl Ledger {
             }
         }
         if let Some(index) = catalog.index {
-            let preserved = |found: &Found| {
+            let permanent = |found: &Found| {
                 let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
-                entry.is_some_and(|entry| entry.preserved && entry.sequence == found.entry.sequence)
+                entry.is_some_and(|entry| entry.permanent && entry.sequence == found.entry.sequence)
             };
-            self.mark_permanent(|found| preserved(found));
+            self.mark_permanent(|found| permanent(found));
         } else if self.counted_from(&[]).is_some() {
-            // Before there were marks only the index knew: then all that could be are preserved. Such checkpoints name
+            // Before there were marks only the index knew: then all that could be are permanent. Such checkpoints name
             // none that they follow; later only the first of a run does.
             let older = self.known.len().saturating_sub(self.retention.superseded_after.unwrap_or(usize::MAX));
             let names_none = |found: &&Found| found.follows.is_none() && found.counted_from.is_none();
@@ -259,9 +259,9 @@ impl Ledger {
 
     /// Marks each of these checkpoints as permanent, unless it is marked already.
     fn mark_permanent(&mut self, which: impl Fn(&Found) -> bool) {
-        for found in self.known.iter_mut().filter(|found| !found.entry.preserved) {
+        for found in self.known.iter_mut().filter(|found| !found.entry.permanent) {
             if which(found) {
-                found.entry.preserved = true;
+                found.entry.permanent = true;
                 if let Err(e) = write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
                     log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name);
                 }

@@ -14,7 +14,7 @@ pub struct Listing {
     /// The checkpoints that are whole as far as manifests and file sizes tell, oldest first. The last one is the
     /// latest: the head of the chain in which each checkpoint follows the one before, whatever its number or the clock.
     /// Checkpoints of other runs come first.
-    pub checkpoints: Vec<Listed>,
+    pub checkpoints: Vec<ListedCheckpoint>,
     /// Two checkpoints of one name and different runs, if nothing decides which one is the latest.
     pub undecided: Option<(Location, Location)>,
     /// Checkpoints that are damaged or cannot be read, with the error, by name.
@@ -37,7 +37,7 @@ pub struct Listing {
 /// A checkpoint in a [`Listing`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Listed {
+pub struct ListedCheckpoint {
     /// The checkpoint's directory.
     pub path: Location,
     /// The content of its manifest and its marks.
@@ -119,7 +119,16 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
             .into_iter()
             .map(|found| {
                 let Found { entry, non_finite, unclean, without, metadata, tensors, values, .. } = found;
-                Listed { path: path(&entry.name), entry, tensors, values, metadata, non_finite, unclean, without }
+                ListedCheckpoint {
+                    path: path(&entry.name),
+                    entry,
+                    tensors,
+                    values,
+                    metadata,
+                    non_finite,
+                    unclean,
+                    without,
+                }
             })
             .collect(),
         undecided: undecided.map(|(first, second)| (path(&first), path(&second))),

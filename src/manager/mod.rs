@@ -23,11 +23,11 @@ mod watcher;
 mod weights;
 mod why;
 
-pub use background::{Background, Overlap};
+pub use background::{Background, WhenBusy};
 pub use builder::CheckpointManagerBuilder;
 pub use directory::{CheckpointDirectory, Pruned};
 pub use failures::{OnNoSpace, OnSaveError, OnUnhealthy};
-pub use listing::{Listed, Listing, checkpoints, latest_checkpoint, list_checkpoints};
+pub use listing::{ListedCheckpoint, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
@@ -153,7 +153,7 @@ pub struct CheckpointManager {
 struct Next {
     number: u64,
     step: Option<u64>,
-    counter: i64,
+    counter: u64,
     metrics: BTreeMap<String, f64>,
     superseded: Vec<String>,
     /// Whether the state may be inconsistent.
@@ -242,18 +242,18 @@ impl CheckpointManager {
     /// Returns the permanent checkpoints ([`keep_every`](CheckpointManagerBuilder::keep_every)), oldest first;
     /// superseded ones (`superseded-…`) come before the others.
     #[must_use]
-    pub fn preserved_checkpoints(&self) -> Vec<Location> {
+    pub fn permanent_checkpoints(&self) -> Vec<Location> {
         let ledger = self.ledger();
-        let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.preserved);
+        let superseded = ledger.superseded.iter().filter(|(_, found)| found.entry.permanent);
         let mut paths: Vec<Location> = superseded.map(|(name, _)| ledger.path(name)).collect();
         drop(ledger);
         paths.extend(self.paths(true));
         paths
     }
 
-    fn paths(&self, preserved: bool) -> Vec<Location> {
+    fn paths(&self, permanent: bool) -> Vec<Location> {
         let ledger = self.ledger();
-        let wanted = ledger.known.iter().filter(|found| found.entry.preserved == preserved);
+        let wanted = ledger.known.iter().filter(|found| found.entry.permanent == permanent);
         wanted.map(|found| ledger.path(&found.entry.name)).collect()
     }
 
@@ -320,8 +320,3 @@ impl Drop for CheckpointManager {
         self.directory.clear_spares();
     }
 }
-
-/// A training step: any integer that is 0 or more.
-pub trait Step: TryInto<u64> + Copy + std::fmt::Display {}
-
-impl<T: TryInto<u64> + Copy + std::fmt::Display> Step for T {}

@@ -7,7 +7,7 @@ use crate::format::Manifest;
 use crate::location::Location;
 use crate::name;
 use crate::repository::Aside;
-use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, Started};
+use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, StartOutcome, Verify};
 use crate::source::Source;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ impl CheckpointManager {
     /// of two is the newest. If there are checkpoints but none is intact, or only checkpoints of another name, the
     /// error of the newest, or [`Error::NotFound`] with all reasons: a run does not start over silently. Move them
     /// away, or set [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).
-    pub fn restore_or_initialize(&mut self) -> Result<Started> {
+    pub fn restore_or_initialize(&mut self) -> Result<StartOutcome> {
         self.restore_or_initialize_with(&RestoreOptions::new())
     }
 
@@ -41,7 +41,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
-    pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<Started> {
+    pub fn restore_or_initialize_with(&mut self, options: &RestoreOptions) -> Result<StartOutcome> {
         let options = &options.clone().with_trainable_chosen();
         self.settle()?;
         self.directory.check()?;
@@ -77,7 +77,7 @@ impl CheckpointManager {
                     let restored = self.place_of(checkpoint);
                     passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
                     passed_over.append(&mut passed_by);
-                    return Ok(Started { restored: Some(status), passed_over });
+                    return Ok(StartOutcome { restored: Some(status), passed_over });
                 }
                 Err(error) if error.is_damage() => {
                     let cause = if let Error::PartlyRestored { source, .. } = &error { source } else { &error };
@@ -120,7 +120,7 @@ impl CheckpointManager {
         }
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
-        Ok(Started { restored: None, passed_over })
+        Ok(StartOutcome { restored: None, passed_over })
     }
 
     /// Returns why a run is not resumed from a whole checkpoint.
@@ -155,7 +155,7 @@ impl CheckpointManager {
         // Without exceptions, every fallback must have all values.
         let may_lack = lacks_more || options.has_exceptions();
         if options.verifies_first() && (!may_lack || self.fall_back(path, fallbacks)) {
-            return self.checkpoint.restore_own(path, &options.clone().verify_while_reading());
+            return self.checkpoint.restore_own(path, &options.clone().verify(Verify::WhileReading));
         }
         self.checkpoint.restore_own(path, options)
     }

@@ -1,11 +1,11 @@
 //! The saves of a manager: what is due, under which number, and in the place of which checkpoints.
 
-use super::background::{Before, InFlight, Order, Overlap, Taken};
+use super::background::{Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::Commit;
 use super::failures::{OnSaveError, OnUnhealthy};
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
-use super::{CheckpointManager, Next, Step};
+use super::{CheckpointManager, Next};
 use crate::callback;
 use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] if something else has that name.
-    pub fn save_at(&mut self, step: impl Step) -> Result<Location> {
+    pub fn save_at(&mut self, step: u64) -> Result<Location> {
         self.save_with_metrics::<&str>(step, [])
     }
 
@@ -49,11 +49,10 @@ impl CheckpointManager {
     /// As for [`save_at`](CheckpointManager::save_at).
     pub fn save_with_metrics<N: Into<String>>(
         &mut self,
-        step: impl Step,
+        step: u64,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<Location> {
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let step = step_number(step)?;
         let result = self.save_step(step, metrics);
         self.note_state(Some(step), result.is_ok());
         result
@@ -68,7 +67,7 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again.
-    pub fn save_if_due(&mut self, step: impl Step) -> Result<Option<Location>> {
+    pub fn save_if_due(&mut self, step: u64) -> Result<Option<Location>> {
         self.save_if_due_with_metrics::<&str, _>(step, || [])
     }
 
@@ -96,21 +95,20 @@ impl CheckpointManager {
     /// As for [`save_if_due`](CheckpointManager::save_if_due).
     pub fn save_if_due_with_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
         &mut self,
-        step: impl Step,
+        step: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
-        let number = step_number(step)?;
-        let result = self.save_number_if_due(number, metrics).or_else(|error| {
+        let result = self.save_number_if_due(step, metrics).or_else(|error| {
             if !self.is_skipped(&error) {
                 return Err(error);
             }
             log::warn!("the save is skipped: {error:#}");
-            (self.last_step, self.last_save_at) = (Some(number), Instant::now());
+            (self.last_step, self.last_save_at) = (Some(step), Instant::now());
             Ok(None)
         });
-        self.note_state(Some(number), matches!(result, Ok(Some(_))));
+        self.note_state(Some(step), matches!(result, Ok(Some(_))));
         #[cfg(feature = "huggingface")]
-        let result = result.and_then(|saved| self.export_if_due(number).map(|()| saved));
+        let result = result.and_then(|saved| self.export_if_due(step).map(|()| saved));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
             (Err(error), OnSaveError::Continue { give_up_after }) => {
@@ -155,7 +153,7 @@ impl CheckpointManager {
         if self.waits_for_the_step() {
             return Ok(None);
         }
-        let skips = self.background.as_ref().is_some_and(|background| background.overlap == Overlap::Skip);
+        let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
         if skips && self.in_flight.is_some() {
             return Ok(None);
         }
@@ -186,9 +184,8 @@ impl CheckpointManager {
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
-        let number = self.free_number(counter.unsigned_abs(), &superseded)?;
-        let counter = i64::try_from(number).unwrap_or(counter);
-        self.save_next(Next { superseded, ..Next::new(number, None, counter) })
+        let number = self.free_number(counter, &superseded)?;
+        self.save_next(Next { superseded, ..Next::new(number, None, number) })
     }
 
     /// Returns this number, or the one after the highest if it is taken. `superseded` names are free.
@@ -201,7 +198,7 @@ impl CheckpointManager {
         let numbers: Vec<u64> = numbers.filter_map(|name| number_of(&self.name, name)).collect();
         let highest = numbers.iter().copied().max().filter(|_| numbers.contains(&number));
         let number = highest.map_or(Some(number), |highest| highest.checked_add(1));
-        number.filter(|number| i64::try_from(*number).is_ok()).ok_or_else(|| {
+        number.ok_or_else(|| {
             let root = self.directory.root().display();
             Error::InvalidArgument(format!("{root} holds a checkpoint with the highest number there is; move it away"))
         })
@@ -451,7 +448,3 @@ const MOST_STEPS_WAITED: u64 = 100;
 
 /// The maximum number of calls that it waits.
 const MOST_CALLS_WAITED: u64 = 1000;
-
-fn step_number(step: impl Step) -> Result<u64> {
-    step.try_into().map_err(|_| Error::InvalidArgument(format!("a step is 0 or more, this is {step}")))
-}

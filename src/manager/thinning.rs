@@ -67,7 +67,7 @@ fn unmark(directory: &Directory, found: &Found, component: &str) {
 fn look_again(directory: &Directory, found: &mut Found) {
     match look(directory, &found.entry.name) {
         Ok(mut now) if now.id() == found.id() => {
-            now.entry.preserved |= found.entry.preserved;
+            now.entry.permanent |= found.entry.permanent;
             *found = now;
         }
         Ok(_) => {}

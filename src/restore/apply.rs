@@ -65,9 +65,9 @@ fn in_passes(
     check: impl FnOnce(&Tally) -> Result<()>,
     put: impl FnOnce(&Tally) -> Result<()>,
 ) -> Result<()> {
-    let passes = if options.verify == Verify::First { 2 } else { 1 };
+    let passes = if options.verify == Verify::Before { 2 } else { 1 };
     let tally = options.observer.begin(passes * bytes);
-    if options.verify == Verify::First {
+    if options.verify == Verify::Before {
         check(&tally)?;
     }
     // A background save may still be copying them.

@@ -3,10 +3,10 @@
 use super::options::RestoreOptions;
 use super::origin::Origin;
 use crate::dtype::TensorSpec;
-use crate::error::{Error, Report, Result, SkipReason, TrainableDifference};
+use crate::error::{Error, RestoreReport, Result, SkipReason, TrainableDifference};
 use crate::graph::{
-    Adopt, Child, Children, Collection, Identity, Kind, Node, Place, Saved, TensorLeaf, ValueApply, ValueLeaf, Visitor,
-    Walk,
+    Adopt, Child, Children, Collection, Identity, Kind, Node, Place, SavedTree, TensorLeaf, ValueApply, ValueLeaf,
+    Visitor, Walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -20,7 +20,7 @@ pub(crate) struct Matching {
     pub collections: Vec<Replacement>,
     /// Variables whose `requires_grad` is to be set.
     pub flags: Vec<(String, Arc<dyn TensorLeaf>, bool)>,
-    pub report: Report,
+    pub report: RestoreReport,
     /// Objects that may be partly overwritten and get no value.
     pub left_torn: Vec<String>,
 }
@@ -34,17 +34,17 @@ pub(crate) struct Replacement {
 }
 
 /// The entry of a collection without children, which cannot be distinguished from a missing one.
-static EMPTY: Saved = Saved { children: BTreeMap::new(), tensor: None, has_value: false };
+static EMPTY: SavedTree = SavedTree { children: BTreeMap::new(), tensor: None, has_value: false };
 
 /// Returns what is saved of a child of an object of which `parent` is saved.
-fn saved_of<'a>(parent: Option<&'a Saved>, name: &str, child: &Node) -> Option<&'a Saved> {
+fn saved_of<'a>(parent: Option<&'a SavedTree>, name: &str, child: &Node) -> Option<&'a SavedTree> {
     let saved = parent?.children.get(name);
     saved.or_else(|| matches!(child.0, Kind::Collection(_)).then_some(&EMPTY))
 }
 
 /// What to restore, and what is known about the objects.
 pub(crate) struct Request<'a> {
-    pub saved: &'a Saved,
+    pub saved: &'a SavedTree,
     pub origin: &'a Origin<'a>,
     pub options: &'a RestoreOptions,
     /// Tensors that an earlier restore may have left partly overwritten. No exception applies to them.
@@ -84,7 +84,11 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
 
 /// Returns for each missing key the unused ones that may correspond to it: the one with the nearest name, and those of
 /// its type and shape.
-fn nearest(report: &Report, wanted: &[(String, TensorSpec)], origin: &Origin<'_>) -> BTreeMap<String, Vec<String>> {
+fn nearest(
+    report: &RestoreReport,
+    wanted: &[(String, TensorSpec)],
+    origin: &Origin<'_>,
+) -> BTreeMap<String, Vec<String>> {
     let missing = report.missing.iter().take(MAX_HINTS);
     let mut nearest: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let unused = || report.unused.iter().take(MAX_CANDIDATES).map(String::as_str);
@@ -138,7 +142,7 @@ struct Mark {
 
 impl<'a> Visitor for Matcher<'a> {
     /// What is saved of the object.
-    type Above = Option<&'a Saved>;
+    type Above = Option<&'a SavedTree>;
 
     fn enters(&mut self, place: &Place<'_>) -> bool {
         let skips = self.request.options.skips_here(&place.key);
@@ -149,25 +153,25 @@ impl<'a> Visitor for Matcher<'a> {
         !skips
     }
 
-    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, saved: Option<&'a Saved>) -> Result<()> {
+    fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, saved: Option<&'a SavedTree>) -> Result<()> {
         self.match_tensor(leaf, saved, place.key)
     }
 
-    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, saved: Option<&'a Saved>) -> Result<()> {
+    fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, saved: Option<&'a SavedTree>) -> Result<()> {
         self.match_value(leaf, saved, place.key)
     }
 
-    fn in_group(&self, saved: Option<&'a Saved>, name: &str, child: &Node) -> Option<&'a Saved> {
+    fn in_group(&self, saved: Option<&'a SavedTree>, name: &str, child: &Node) -> Option<&'a SavedTree> {
         saved_of(saved, name, child)
     }
 
     fn in_collection(
         &self,
         collection: &dyn Collection,
-        saved: Option<&'a Saved>,
+        saved: Option<&'a SavedTree>,
         child: &Child,
         place: &Place<'_>,
-    ) -> Option<Option<&'a Saved>> {
+    ) -> Option<Option<&'a SavedTree>> {
         let may_lack = |name: &str| match saved {
             Some(saved) => collection.may_lack_beside(name, saved),
             None => collection.may_lack(name),
@@ -186,7 +190,7 @@ impl<'a> Visitor for Matcher<'a> {
         collection: &Arc<dyn Collection>,
         children: &Children,
         place: Place<'_>,
-        saved: Option<&'a Saved>,
+        saved: Option<&'a SavedTree>,
     ) -> Result<()> {
         let adopt = self.create(walk, collection, &children.all, saved, &place)?;
         let lacked = children.left_out.iter().filter(|_| saved.is_some());
@@ -199,7 +203,7 @@ impl<'a> Visitor for Matcher<'a> {
 }
 
 impl<'a> Matcher<'a> {
-    fn match_value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
+    fn match_value(&mut self, leaf: &Arc<dyn ValueLeaf>, saved: Option<&SavedTree>, key: String) -> Result<()> {
         if self.request.given.contains(&key) {
             return Ok(());
         }
@@ -223,7 +227,7 @@ impl<'a> Matcher<'a> {
         Ok(())
     }
 
-    fn match_tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&Saved>, key: String) -> Result<()> {
+    fn match_tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, saved: Option<&SavedTree>, key: String) -> Result<()> {
         if self.request.given.contains(&key) {
             return Ok(());
         }
@@ -290,7 +294,7 @@ impl<'a> Matcher<'a> {
         walk: &mut Walk,
         collection: &Arc<dyn Collection>,
         children: &[Child],
-        saved: Option<&'a Saved>,
+        saved: Option<&'a SavedTree>,
         place: &Place<'_>,
     ) -> Result<Vec<Adopt>> {
         let live: HashSet<&str> = children.iter().map(|child| child.name.as_str()).collect();
@@ -327,7 +331,7 @@ impl<'a> Matcher<'a> {
     }
 
     /// Returns `true` if everything that the checkpoint has at `key` and below may differ.
-    fn all_may_mismatch(&self, saved: &Saved, key: &str) -> bool {
+    fn all_may_mismatch(&self, saved: &SavedTree, key: &str) -> bool {
         let is_leaf = saved.tensor.is_some() || saved.has_value;
         (!is_leaf || self.request.options.may_mismatch(key))
             && (is_leaf || !saved.children.is_empty())

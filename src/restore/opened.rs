@@ -28,7 +28,7 @@ pub(crate) enum Opened {
 pub(crate) struct About {
     pub path: Location,
     pub step: Option<u64>,
-    pub save_counter: Option<i64>,
+    pub save_counter: Option<u64>,
     /// Its identity, and those of earlier runs; empty for other tools' checkpoints.
     pub lineage: Vec<Follows>,
 }

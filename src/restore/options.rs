@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// An exception names objects by a pattern for their keys. A key is the names from the tracked object down, joined by
 /// `/`: `encoder/gru.weight`, `optimizer/param_groups`, `optimizer/state/head.weight/exp_avg`. In a pattern, `*`
 /// matches any text, including `/`. Exceptions also apply to objects that are tracked and restored later.
-/// [`Report::skipped`](crate::Report::skipped) lists the objects that kept their values, with the reason.
+/// [`RestoreReport::skipped`](crate::RestoreReport::skipped) lists the objects that kept their values, with the reason.
 ///
 /// | Exception | Allows a restore if |
 /// |---|---|
@@ -90,11 +90,17 @@ pub enum Trainable {
     Live,
 }
 
-/// When digests are verified.
+/// When a restore verifies digests; see [`RestoreOptions::verify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verify {
-    First,
+#[non_exhaustive]
+pub enum Verify {
+    /// Before anything changes: every byte is read twice, and a damaged checkpoint changes no object. The default.
+    Before,
+    /// While values are read into the objects, in one pass. This is faster, but a damaged file may be found after some
+    /// objects were changed ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
     WhileReading,
+    /// Never, for a checkpoint that was just verified. Types, shapes and file lengths are still checked; changed bytes
+    /// are not detected.
     Never,
 }
 
@@ -107,7 +113,7 @@ impl Default for RestoreOptions {
             trainable: None,
             trainable_must_be_chosen: false,
             map: None,
-            verify: Verify::First,
+            verify: Verify::Before,
             threads: parallel::default_threads(),
             observer: Observer::default(),
         }
@@ -148,7 +154,7 @@ impl RestoreOptions {
     }
 
     /// Restores the checkpoint through `map`, which renames and transforms its entries. The map is checked completely
-    /// before anything changes; [`Report::mapped`](crate::Report::mapped) lists what it did. Exceptions use the keys of
+    /// before anything changes; [`RestoreReport::mapped`](crate::RestoreReport::mapped) lists what it did. Exceptions use the keys of
     /// objects. Saved `requires_grad` flags are not compared.
     ///
     /// ```no_run
@@ -171,7 +177,7 @@ impl RestoreOptions {
     }
 
     /// Sets what happens to variables whose `requires_grad` differs from the saved flag. By default, a restore keeps
-    /// the live flags and lists the differences in [`Report::trainable`](crate::Report::trainable), and
+    /// the live flags and lists the differences in [`RestoreReport::trainable`](crate::RestoreReport::trainable), and
     /// `restore_or_initialize` fails, because the resumed run would have other variables frozen.
     #[must_use]
     pub fn trainable(mut self, which: Trainable) -> Self {
@@ -179,20 +185,16 @@ impl RestoreOptions {
         self
     }
 
-    /// Restores in one pass instead of two: every byte is verified while it is read into the objects. This is faster,
-    /// but a damaged file may be found after some objects were changed
-    /// ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
+    /// Sets when digests are verified. Defaults to [`Verify::Before`].
+    ///
+    /// ```
+    /// use tch_checkpoint::{RestoreOptions, Verify};
+    /// let options = RestoreOptions::new().verify(Verify::WhileReading);
+    /// # let _ = options;
+    /// ```
     #[must_use]
-    pub fn verify_while_reading(mut self) -> Self {
-        self.verify = Verify::WhileReading;
-        self
-    }
-
-    /// Restores without verifying digests, for a checkpoint that was just verified. Types, shapes and file lengths are
-    /// still checked; changed bytes are not detected.
-    #[must_use]
-    pub fn without_verification(mut self) -> Self {
-        self.verify = Verify::Never;
+    pub fn verify(mut self, verify: Verify) -> Self {
+        self.verify = verify;
         self
     }
 
@@ -218,7 +220,7 @@ impl RestoreOptions {
 
     /// Returns `true` if digests are verified before anything changes.
     pub(crate) fn verifies_first(&self) -> bool {
-        self.verify == Verify::First
+        self.verify == Verify::Before
     }
 
     /// Returns `true` if an object may be left without a value.

@@ -3,7 +3,7 @@
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
-use crate::graph::Saved;
+use crate::graph::SavedTree;
 use crate::location::Location;
 use crate::map::{Mapped, Mapping};
 use crate::name;
@@ -55,7 +55,7 @@ impl<'a> Origin<'a> {
     }
 
     /// Returns the content as a tree.
-    pub(crate) fn saved(&self) -> Saved {
+    pub(crate) fn saved(&self) -> SavedTree {
         match self {
             Origin::Ours(source) => source.saved(),
             Origin::Any(any) => tree(any.source.tensors().iter(), any.source.values().keys()),

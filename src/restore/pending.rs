@@ -5,7 +5,7 @@ use super::matching::{Matching, Request, below, match_objects};
 use super::opened::{About, Whence};
 use super::options::RestoreOptions;
 use super::origin::Origin;
-use crate::error::{Error, Report, Result};
+use crate::error::{Error, RestoreReport, Result};
 use crate::graph::{Node, Tracked, walk};
 use crate::location::Location;
 use crate::name;
@@ -30,7 +30,7 @@ pub(crate) struct Pending {
 
 /// The outcome of a restore.
 pub(crate) struct Restored {
-    pub report: Report,
+    pub report: RestoreReport,
     /// The components of the checkpoint.
     pub components: BTreeSet<String>,
     pub verified_by: VerifiedBy,
@@ -50,7 +50,7 @@ impl Restored {
 
 #[derive(Debug)]
 struct State {
-    report: Report,
+    report: RestoreReport,
     /// The keys whose value was used by an object, even if that is gone.
     given: BTreeSet<String>,
     /// Those of them that the presently tracked object got.
@@ -169,12 +169,12 @@ impl Pending {
     }
 
     /// Returns the report of the restore, without examining the objects.
-    pub(crate) fn report_of_the_restore(&self) -> Report {
+    pub(crate) fn report_of_the_restore(&self) -> RestoreReport {
         self.state().report.clone()
     }
 
     /// Returns the report for the present objects.
-    pub(crate) fn report(&self) -> Result<Report> {
+    pub(crate) fn report(&self) -> Result<RestoreReport> {
         let walked = walk(&self.tracked.list())?;
         let ids = self.tracked.ids();
         let state = self.state();
@@ -214,7 +214,7 @@ impl Pending {
 
 impl State {
     /// Records a deferred restore.
-    fn took(&mut self, name: &str, id: Option<u64>, later: Report) {
+    fn took(&mut self, name: &str, id: Option<u64>, later: RestoreReport) {
         let key = name::key([name]);
         self.matched.retain(|matched| name::component(matched) != key);
         self.report.matched.retain(|matched| name::component(matched) != key);

@@ -1,7 +1,7 @@
 //! The result of a restore, with TensorFlow's assertions about the present objects.
 
 use super::pending::Pending;
-use crate::error::{Error, Report, Result, SkipReason};
+use crate::error::{Error, RestoreReport, Result, SkipReason};
 use crate::format::Follows;
 use crate::location::Location;
 use crate::source::VerifiedBy;
@@ -63,14 +63,14 @@ impl RestoreStatus {
         self.pending.verified_by
     }
 
-    pub(crate) fn save_counter(&self) -> Option<i64> {
+    pub(crate) fn save_counter(&self) -> Option<u64> {
         self.pending.about.save_counter
     }
 
     /// Returns what matched, what has no value, and what is unused, for the present objects. If these cannot be
     /// examined, returns the report of the restore.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> RestoreReport {
         self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
     }
 
@@ -97,7 +97,7 @@ impl RestoreStatus {
         self.assert_matched().map(|_| self)
     }
 
-    fn assert_matched(&self) -> Result<Report> {
+    fn assert_matched(&self) -> Result<RestoreReport> {
         let now = self.pending.report();
         let report = now.map_err(|e| Error::Assertion(format!("{}: {e:#}", self.path().display())))?;
         let skipped = report.skipped.iter().filter(|skipped| skipped.why != SkipReason::Requested);
@@ -143,7 +143,7 @@ impl RestoreStatus {
 /// The result of `restore_or_initialize`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Started {
+pub struct StartOutcome {
     /// The restore, or `None` for a fresh start.
     pub restored: Option<RestoreStatus>,
     /// Checkpoints that were skipped because they are damaged, newest first.

@@ -23,7 +23,7 @@ pub(crate) struct Stamp {
     /// The run that writes.
     pub run: String,
     pub step: Option<u64>,
-    pub save_counter: i64,
+    pub save_counter: u64,
     pub metrics: BTreeMap<String, f64>,
     /// The checkpoint restored or saved before.
     pub follows: Option<Follows>,
@@ -52,7 +52,7 @@ pub(crate) struct SaveRequest {
 }
 
 /// A checkpoint that was saved.
-pub(crate) struct Saved {
+pub(crate) struct Committed {
     pub path: Location,
     pub manifest: Manifest,
     /// What to compare the next save with.
@@ -98,7 +98,7 @@ impl SaveRequest {
         name: &str,
         streams: Vec<AssetStream<'_>>,
         ready: impl FnOnce() -> Result<()>,
-    ) -> Result<Saved> {
+    ) -> Result<Committed> {
         let assets = self.assets.iter().map(|asset| asset.entry.bytes);
         let bytes = assets.chain(streams.iter().map(|stream| stream.bytes));
         let bytes = bytes.fold(self.plan.bytes(), u64::saturating_add);
@@ -124,7 +124,7 @@ impl SaveRequest {
         let path = directory.path(name);
         let SaveRequest { plan, unchanged, .. } = self;
         let memo = unchanged.into_memo(&plan, name, &manifest, &written.linked, &written.finished, assets);
-        Ok(Saved { path, manifest, memo })
+        Ok(Committed { path, manifest, memo })
     }
 
     fn write_assets(&mut self, directory: &Directory, staging: &dyn Transaction) -> Result<Vec<SavedAsset>> {

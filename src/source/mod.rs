@@ -10,7 +10,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result, is_unreadable_data};
 use crate::format::safetensors::{Header, parse_header};
 use crate::format::{Digest, Hasher, Manifest, TensorRecord};
-use crate::graph::Saved;
+use crate::graph::SavedTree;
 use crate::location::Location;
 use crate::name;
 use crate::repository::{
@@ -315,7 +315,7 @@ impl Source {
     }
 
     /// Returns what the checkpoint holds, as a tree.
-    pub(crate) fn saved(&self) -> Saved {
+    pub(crate) fn saved(&self) -> SavedTree {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
         tree(tensors, self.manifest.values.keys())
     }
@@ -367,8 +367,8 @@ fn removed(path: &Location) -> Error {
 pub(crate) fn tree<'a>(
     tensors: impl Iterator<Item = (&'a String, &'a TensorSpec)>,
     values: impl Iterator<Item = &'a String>,
-) -> Saved {
-    let mut root = Saved::default();
+) -> SavedTree {
+    let mut root = SavedTree::default();
     for (key, spec) in tensors {
         descend(&mut root, key).tensor = Some(spec.clone());
     }
@@ -379,7 +379,7 @@ pub(crate) fn tree<'a>(
 }
 
 /// Returns the node of a key in the tree, created if necessary.
-fn descend<'a>(root: &'a mut Saved, key: &str) -> &'a mut Saved {
+fn descend<'a>(root: &'a mut SavedTree, key: &str) -> &'a mut SavedTree {
     let path = name::path(key).unwrap_or_default();
     path.into_iter().fold(root, |node, part| node.children.entry(part).or_default())
 }

@@ -43,7 +43,7 @@ pub struct BestMetric {
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Best {
-    step: i64,
+    step: u64,
     value: f64,
 }
 
@@ -62,7 +62,7 @@ impl BestMetric {
     }
 
     /// Records the value of a step. Returns whether it is the best so far; NaN never is.
-    pub fn observe(&self, step: i64, value: f64) -> bool {
+    pub fn observe(&self, step: u64, value: f64) -> bool {
         self.best.update(|best| {
             let is_better = match best {
                 Some(best) => is_better(self.goal, value, best.value, self.min_change),
@@ -83,7 +83,7 @@ impl BestMetric {
 
     /// Returns the step of the best value.
     #[must_use]
-    pub fn step(&self) -> Option<i64> {
+    pub fn step(&self) -> Option<u64> {
         self.best.get().map(|best| best.step)
     }
 }
@@ -186,7 +186,7 @@ impl EarlyStopping {
 
     /// Records the value of a step. A decision to stop is final, whatever values follow; call
     /// [`reset`](EarlyStopping::reset) to continue training.
-    pub fn observe(&self, step: i64, value: f64) -> Stop {
+    pub fn observe(&self, step: u64, value: f64) -> Stop {
         let is_best = value.is_finite() && self.best.observe(step, value);
         let goal = self.best.goal;
         self.state.update(|state| {

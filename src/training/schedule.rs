@@ -149,11 +149,7 @@ impl Schedule {
 
     /// Returns the value for the step that follows `step` others.
     #[must_use]
-    pub fn at(&self, step: i64) -> f64 {
-        self.value(u64::try_from(step).unwrap_or(0))
-    }
-
-    fn value(&self, step: u64) -> f64 {
+    pub fn at(&self, step: u64) -> f64 {
         match &self.0 {
             Kind::Constant(value) => *value,
             Kind::Linear { to, steps, .. } if step >= *steps => *to,
@@ -179,8 +175,8 @@ impl Schedule {
             }
             Kind::Phases { phases, linear } => one_cycle(phases, *linear, step as f64),
             Kind::Sequence { first, until, next } => match step.checked_sub(*until) {
-                Some(step) => next.value(step),
-                None => first.value(step),
+                Some(step) => next.at(step),
+                None => first.at(step),
             },
         }
     }
@@ -311,10 +307,9 @@ mod tests {
             (Schedule::constant(0.3).then(5, Schedule::constant(0.1)), 0.3, 0.1),
         ] {
             assert!((schedule.at(0) - first).abs() < 1e-16, "{schedule:?}");
-            for step in [1000, 1001, 5000, i64::MAX] {
+            for step in [1000, 1001, 5000, u64::MAX] {
                 assert_eq!(schedule.at(step), last, "{schedule:?} at {step}");
             }
-            assert_eq!(schedule.at(-7), schedule.at(0));
         }
     }
 
@@ -335,7 +330,7 @@ mod tests {
                 Schedule::constant(1.0).warm_up(steps, 0.0),
                 Schedule::exponential(1.0, 0.9),
             ] {
-                for step in [0, 1, 2, i64::MAX] {
+                for step in [0, 1, 2, u64::MAX] {
                     let value = schedule.at(step);
                     assert!((0.0..=1.0).contains(&value), "{schedule:?} at {step}: {value}");
                 }

@@ -129,7 +129,7 @@ fn a_lost_index_keeps_nothing_for_good() -> Outcome {
     let mut manager = run.builder(dir.path()).max_to_keep(1).keep_every(hour).open()?;
     manager.restore_or_initialize()?;
     run.train(&mut manager, &[0.0])?;
-    assert!(manager.preserved_checkpoints().is_empty());
+    assert!(manager.permanent_checkpoints().is_empty());
     assert_eq!(steps(dir.path())?, [3]);
     Ok(())
 }
@@ -187,7 +187,7 @@ fn a_dry_run_says_what_the_next_save_removes() -> Outcome {
     run.train(&mut manager, &[0.5, 0.1, 0.6, 0.7])?;
     for loss in [0.3, 0.05, 0.2] {
         let metrics = [("loss", loss)];
-        let planned = manager.plan_removal(Some(run.0.get() as u64 + 1), metrics);
+        let planned = manager.plan_removal(Some(run.0.get() + 1), metrics);
         let before = steps(dir.path())?;
         run.train(&mut manager, &[loss])?;
         let after = steps(dir.path())?;

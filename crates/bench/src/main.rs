@@ -25,7 +25,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions, SaveOptions};
+use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions, SaveOptions, Verify};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -175,7 +175,7 @@ impl Bench {
     fn restore(&self, warm: bool, verify: bool, clock: fn() -> Duration) -> Outcome<Duration> {
         let path = self.state.checkpoint()?.write(self.folder.join("saved"))?;
         let mut checkpoint = self.state.checkpoint()?;
-        let mut options = if verify { RestoreOptions::new() } else { RestoreOptions::new().without_verification() };
+        let mut options = if verify { RestoreOptions::new() } else { RestoreOptions::new().verify(Verify::Never) };
         if let Some(threads) = self.threads {
             options = options.threads(threads);
         }

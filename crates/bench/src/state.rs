@@ -69,11 +69,11 @@ impl State {
     pub fn checkpoint(&self) -> Result<Checkpoint, tch_checkpoint::Error> {
         let mut checkpoint = Checkpoint::new();
         for part in ["embedding", "encoder", "decoder"] {
-            checkpoint.add(part, self.part(0, part))?;
+            checkpoint.track_mut(part, self.part(0, part))?;
         }
         let slots = Node::group([("exp_avg", self.part(1, "")), ("exp_avg_sq", self.part(2, ""))]);
-        checkpoint.add("optimizer", slots)?;
-        checkpoint.add("step", &self.step)?;
+        checkpoint.track_mut("optimizer", slots)?;
+        checkpoint.track_mut("step", &self.step)?;
         Ok(checkpoint)
     }
 

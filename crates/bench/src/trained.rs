@@ -13,7 +13,7 @@ use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Variabl
 const PARTS: [&str; 3] = ["embedding", "encoder", "decoder"];
 
 /// Saves after every step.
-const SAVES: i64 = 9;
+const SAVES: u64 = 9;
 
 struct Trained {
     vs: VarStore,
@@ -44,10 +44,10 @@ impl Trained {
     fn checkpoint(&self) -> Outcome<Checkpoint> {
         let mut checkpoint = Checkpoint::new();
         for part in PARTS {
-            checkpoint.add(part, Variables::of(&self.vs).under(part))?;
+            checkpoint.track_mut(part, Variables::of(&self.vs).under(part))?;
         }
-        checkpoint.add("optimizer", &self.optimizer)?;
-        checkpoint.add("step", &self.step)?;
+        checkpoint.track_mut("optimizer", &self.optimizer)?;
+        checkpoint.track_mut("step", &self.step)?;
         Ok(checkpoint)
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{CheckpointManager, Durability};
 
-const STEPS: i64 = 20;
+const STEPS: u64 = 20;
 const ROUNDS: usize = 3;
 
 /// Mean seconds of a step.
@@ -46,8 +46,8 @@ fn block(
     bench: &Bench,
     work: &Work,
     manager: &mut CheckpointManager,
-    step: &mut i64,
-    interval: Option<i64>,
+    step: &mut u64,
+    interval: Option<u64>,
 ) -> Outcome<Duration> {
     let began = Instant::now();
     for i in 0..STEPS {

@@ -103,7 +103,7 @@ impl Model {
     }
 
     /// Saves at these steps; the counter, a bias and a metric depend on the step.
-    fn train(&self, dir: &Path, steps: &[i64]) {
+    fn train(&self, dir: &Path, steps: &[u64]) {
         let mut manager = self.manager(dir);
         manager.restore_or_initialize().unwrap();
         for &step in steps {
@@ -430,7 +430,7 @@ fn ls_says_which_are_kept_for_good() {
     Model::new().train(path, &[1, 2]);
     let index = path.join("checkpoint.json");
     let mut hints = Index::from_bytes(&fs::read(&index).unwrap()).unwrap();
-    hints.checkpoints[0].preserved = true;
+    hints.checkpoints[0].permanent = true;
     fs::write(&index, hints.to_bytes().unwrap()).unwrap();
     assert!(on("ls", &[path]).out.contains("permanent"));
     // The index is a hint: without it all is there but that.

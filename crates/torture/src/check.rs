@@ -34,11 +34,11 @@ pub(super) const STRANGERS: [&str; 6] = [
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     /// The step that was restored.
-    pub restored: Option<i64>,
+    pub restored: Option<u64>,
     /// Steps of checkpoints that are whole.
-    pub good: Vec<i64>,
+    pub good: Vec<u64>,
     /// The step of the checkpoint that the index calls the latest, if that is whole.
-    pub indexed: Option<i64>,
+    pub indexed: Option<u64>,
     /// A checkpoint has all its files in full length, and wrong bytes in them.
     pub wrong_bytes: bool,
     /// What breaks an invariant whatever was acknowledged.
@@ -111,7 +111,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// The step of a checkpoint of which every byte is right.
-fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<i64> {
+fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<u64> {
     let source = Source::open(storage, path)?;
     let mut buffer = Vec::new();
     for file in source.manifest.files.keys() {
@@ -120,11 +120,11 @@ fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<i64> {
     for (key, record) in &source.manifest.tensors {
         source.verify_tensor(key, record, &mut buffer)?;
     }
-    Ok(source.manifest.step.map_or(-1, |step| step as i64))
+    Ok(source.manifest.step.unwrap_or(0))
 }
 
 /// Opens a manager, restores, and saves `next`; returns the restored step.
-fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<i64>) -> Option<i64> {
+fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u64>) -> Option<u64> {
     let run = Run::new(setup);
     let mut broken = |text: String| outcome.broken.push(text);
     let mut manager = match run.open(Arc::new(disk.clone()), Path::new(ROOT)) {
@@ -139,7 +139,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<i6
             for passed in &started.passed_over {
                 broken(format!("I5: passed over {}: {}", passed.path.display(), passed.reason));
             }
-            started.restored.and_then(|status| status.step()).map(|step| step as i64)
+            started.restored.and_then(|status| status.step())
         }
         Err(e) => {
             broken(format!("I1: nothing can be restored: {e}"));
@@ -208,8 +208,8 @@ pub(super) enum Asked {
 /// What a state breaks, given what the program had been told when the crash came.
 pub(super) fn judge(
     outcome: &Outcome,
-    acknowledged: &[i64],
-    attempted: i64,
+    acknowledged: &[u64],
+    attempted: u64,
     setup: &Setup,
     asked: Asked,
 ) -> Vec<String> {

@@ -149,32 +149,32 @@ pub(super) fn empty_disk(setup: &Setup) -> Files {
 
 /// A run of the program: opens, restores, and saves; marks what it was told. Goes on when a save fails. Returns the
 /// last step it tried to save, and the first error.
-pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, saves: usize) -> (i64, Option<Error>) {
+pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, saves: usize) -> (u64, Option<Error>) {
     let run = Run::new(setup);
     let mut manager = match run.open(shared, Path::new(ROOT)) {
         Ok(manager) => manager,
         Err(e) => return (0, Some(e)),
     };
     let first = match restore(&mut manager) {
-        Ok(begun) => begun.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1),
+        Ok(begun) => begun.restored.and_then(|status| status.step()).map_or(1, |step| step + 1),
         Err(e) => return (0, Some(e)),
     };
     let mut error = None;
-    for step in first..first + saves as i64 {
+    for step in first..first + saves as u64 {
         run.set(step);
         match save(&mut manager, step) {
             Ok(_) => disk.saved(step),
             Err(e) => error = error.or(Some(e)),
         }
     }
-    (first + saves as i64 - 1, error)
+    (first + saves as u64 - 1, error)
 }
 
 /// What is known of the machine at a crash.
 #[derive(Debug, Clone, Default)]
 struct Told {
-    acknowledged: Vec<i64>,
-    attempted: i64,
+    acknowledged: Vec<u64>,
+    attempted: u64,
 }
 
 /// The first of two crashes.
@@ -264,7 +264,7 @@ impl<'a> Crashes<'a> {
                 }
                 First::Kill(at) => {
                     let disk = SimDisk::resumed(start.clone(), &ops[..at], self.setup.atoms);
-                    let told = Told { acknowledged: Vec::new(), attempted: self.setup.saves as i64 };
+                    let told = Told { acknowledged: Vec::new(), attempted: self.setup.saves as u64 };
                     self.again(&start, disk, at, told, &wrap);
                 }
             }

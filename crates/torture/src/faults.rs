@@ -387,7 +387,7 @@ fn check_error(error: &Error, context: &str, report: &mut FaultReport) {
 }
 
 /// A checkpoint that is whole.
-fn is_whole(disk: &SimDisk, step: i64) -> bool {
+fn is_whole(disk: &SimDisk, step: u64) -> bool {
     let storage = Posix::new(Arc::new(disk.clone()));
     let path = Path::new(ROOT).join(format!("ckpt-{step}"));
     Source::open(&storage, &path).is_ok_and(|source| {
@@ -396,9 +396,9 @@ fn is_whole(disk: &SimDisk, step: i64) -> bool {
     })
 }
 
-fn steps(disk: &SimDisk) -> Vec<i64> {
+fn steps(disk: &SimDisk) -> Vec<u64> {
     let names = disk.names(Path::new(ROOT));
-    let mut steps: Vec<i64> = names.iter().filter_map(|name| name.strip_prefix("ckpt-")?.parse().ok()).collect();
+    let mut steps: Vec<u64> = names.iter().filter_map(|name| name.strip_prefix("ckpt-")?.parse().ok()).collect();
     steps.sort_unstable();
     steps
 }
@@ -441,7 +441,7 @@ fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report
     });
     match &restored {
         Ok(started) => {
-            let step = started.restored.as_ref().and_then(|status| status.step()).map(|step| step as i64);
+            let step = started.restored.as_ref().and_then(|status| status.step());
             let told = !started.passed_over.is_empty();
             if step != Some(2) && !(told && step == Some(1)) {
                 report.violations.push(format!("{context}: {step:?} was restored, told: {told}"));
@@ -486,7 +486,7 @@ fn session(start: &Files, setup: &Setup, plan: &Arc<Plan>, context: &str, report
         report.survived += 1;
     }
     plan.heal();
-    recovered(&disk, &shared, setup, acknowledged.get(), context, report);
+    recovered(&disk, &shared, setup, Some(acknowledged.get()), context, report);
     drop(shared);
     if disk.holders() != 1 {
         report.violations.push(format!("{context}: {} files or locks are still open", disk.holders() - 1));
@@ -502,18 +502,20 @@ fn recovered(
     disk: &SimDisk,
     shared: &Arc<dyn Disk>,
     setup: &Setup,
-    acknowledged: i64,
+    acknowledged: Option<u64>,
     context: &str,
     report: &mut FaultReport,
 ) {
     let run = Run::new(setup);
     let result = run.open(shared.clone(), Path::new(ROOT)).and_then(|mut manager| {
         let started = restore(&mut manager)?;
-        Ok(started.restored.and_then(|status| status.step()).map_or(-1, |step| step as i64))
+        Ok(started.restored.and_then(|status| status.step()))
     });
     match result {
-        Ok(step) if step >= acknowledged && (run.is_at(step) || step == -1 && run.is_untouched()) => {}
-        Ok(step) => report.violations.push(format!("{context}: {acknowledged} was acknowledged, {step} is restored")),
+        Ok(step) if step >= acknowledged && step.map_or(run.is_untouched(), |step| run.is_at(step)) => {}
+        Ok(step) => {
+            report.violations.push(format!("{context}: {acknowledged:?} was acknowledged, {step:?} is restored"))
+        }
         Err(e) => report.violations.push(format!("{context}: cannot be restored afterwards: {e}")),
     }
     for name in disk.names(Path::new(ROOT)) {
@@ -535,7 +537,7 @@ fn pairs(setup: &Setup, thin: u64, report: &mut FaultReport) {
             super::sim::Op::Saved(step) => Some(*step),
             _ => None,
         };
-        let acknowledged = ops[..at].iter().filter_map(saved).next_back().unwrap_or(-1);
+        let acknowledged = ops[..at].iter().filter_map(saved).next_back();
         let files = killed.files();
         for first in 0..80 {
             for second in first + 1..80 {

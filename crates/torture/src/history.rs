@@ -103,7 +103,7 @@ fn foreign_run(dir: &Path) -> tch_checkpoint::Result<()> {
     let builder = CheckpointManager::builder(state.checkpoint()?, dir).save_options(State::options());
     let mut manager = builder.max_to_keep(2).open()?;
     for step in 1000..1060 {
-        state.set(-step);
+        state.set(1_000_000 + step);
         manager.save_at(step)?;
     }
     manager.close()
@@ -130,12 +130,12 @@ impl State {
         SaveOptions::new().durability(Durability::ProcessCrash).threads(1)
     }
 
-    fn set(&self, value: i64) {
+    fn set(&self, value: u64) {
         self.value.set(value);
         self.tensor.set(value.to_le_bytes().to_vec());
     }
 
-    fn is(&self, value: i64) -> bool {
+    fn is(&self, value: u64) -> bool {
         self.value.get() == value && ***self.tensor.get() == value.to_le_bytes()
     }
 }
@@ -152,14 +152,14 @@ struct History {
     name: usize,
     lines: [Line; 2],
     rules: Rules,
-    interval: i64,
+    interval: u64,
     hours: Option<f64>,
     /// Checkpoints of the foreign run that were copied in.
     copied: Vec<String>,
     /// The index knows the manager's checkpoints.
     indexed: [bool; 2],
     /// A value that no save has seen.
-    fresh_value: i64,
+    fresh_value: u64,
     /// How many saves of the directory there were.
     saves: u64,
     told: Vec<String>,
@@ -170,7 +170,7 @@ type Verdict = Result<(), String>;
 impl History {
     fn new(dir: &Path, foreign: &Path, broken: Option<Rule>, seed: u64) -> History {
         let mut random = Random::new(seed);
-        let (latest, interval) = (1 + random.below(4), 1 + random.below(3) as i64);
+        let (latest, interval) = (1 + random.below(4), 1 + random.below(3) as u64);
         let (best, multiples) = (random.below(4).saturating_sub(1), [0, 0, 3][random.below(3)]);
         let rules = Rules { latest, best, multiples, restored: random.below(4) };
         let hours = [None, Some(1e-12), Some(1.0)][random.below(3)];
@@ -213,7 +213,7 @@ impl History {
         &mut self.lines[self.name]
     }
 
-    fn path(&self, number: i64) -> PathBuf {
+    fn path(&self, number: u64) -> PathBuf {
         self.dir.join(format!("{}-{number}", NAMES[self.name]))
     }
 
@@ -232,7 +232,7 @@ impl History {
             .checkpoint_name(NAMES[self.name])
             .max_to_keep(self.rules.latest)
             .protect_restored(self.rules.restored)
-            .save_every(self.interval as u64);
+            .save_every(self.interval);
         if let Some(rule) = self.broken {
             builder = without_rule(builder, rule);
         }
@@ -243,7 +243,7 @@ impl History {
             builder = builder.keep(Best::new("m0", Goal::Minimize, self.rules.best));
         }
         if self.rules.multiples > 0 {
-            builder = builder.keep(EveryNSteps(self.rules.multiples as u64));
+            builder = builder.keep(EveryNSteps(self.rules.multiples));
         }
         if fresh {
             builder = builder.fresh_start();
@@ -316,7 +316,7 @@ impl History {
         if self.name == 0 && !self.copied.is_empty() {
             return self.recover(fresh);
         }
-        let step = self.random.below(30) as i64;
+        let step = self.random.below(30) as u64;
         if !must_fail {
             self.line().unrestored();
             return self.save_at(step, false);
@@ -359,12 +359,15 @@ impl History {
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
         match self.random.below(23) {
-            0..=5 => self.save_at(last + 1 + self.random.clone().below(3) as i64, true),
+            0..=5 => self.save_at(last + 1 + self.random.clone().below(3) as u64, true),
             6 | 7 => self.save_if_due(last + 1),
-            8 => self.save_if_due(last - 1 - self.random.clone().below(3) as i64),
+            8 => match last.checked_sub(1 + self.random.clone().below(3) as u64) {
+                Some(step) => self.save_if_due(step),
+                None => Ok(()),
+            },
             9 => self.save_at(last, false),
             10 => self.save_at(last, true),
-            11 => self.save_at((last - self.random.clone().below(6) as i64).max(0), true),
+            11 => self.save_at(last.saturating_sub(self.random.clone().below(6) as u64), true),
             12 => self.save_counted(),
             13 | 14 => self.go_back(),
             15 => self.remove_by_hand(),
@@ -377,16 +380,13 @@ impl History {
         }
     }
 
-    fn change(&mut self) -> i64 {
+    fn change(&mut self) -> u64 {
         self.fresh_value += 1;
         self.state.set(self.fresh_value);
         self.fresh_value
     }
 
-    fn save_if_due(&mut self, step: i64) -> Verdict {
-        if step < 0 {
-            return Ok(());
-        }
+    fn save_if_due(&mut self, step: u64) -> Verdict {
         let last = self.line().last_step;
         let due = last.is_some_and(|last| step < last) || step >= last.unwrap_or(0) + self.interval;
         if due {
@@ -400,11 +400,11 @@ impl History {
         }
     }
 
-    fn save_at(&mut self, step: i64, changed: bool) -> Verdict {
+    fn save_at(&mut self, step: u64, changed: bool) -> Verdict {
         self.save_at_with(step, changed, false)
     }
 
-    fn save_at_with(&mut self, step: i64, changed: bool, if_due: bool) -> Verdict {
+    fn save_at_with(&mut self, step: u64, changed: bool, if_due: bool) -> Verdict {
         // No two checkpoints hold the same.
         if changed || !self.line().ends_at(step) {
             self.change();
@@ -432,8 +432,8 @@ impl History {
         let prefix = format!("{}-", NAMES[self.name]);
         let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let numbers = names.filter_map(|name| name.strip_prefix(&prefix)?.parse::<i64>().ok());
-        let taken: Vec<i64> = numbers.filter(|number| !superseded.contains(number)).collect();
+        let numbers = names.filter_map(|name| name.strip_prefix(&prefix)?.parse::<u64>().ok());
+        let taken: Vec<u64> = numbers.filter(|number| !superseded.contains(number)).collect();
         let highest = taken.iter().max().copied().unwrap_or(0);
         let number = if taken.contains(&counter) { highest + 1 } else { counter };
         let then = self.line().save_new(number, value);
@@ -442,7 +442,7 @@ impl History {
     }
 
     /// Whether something that this line did not save has the name.
-    fn is_in_the_way(&self, number: i64, then: &Then) -> bool {
+    fn is_in_the_way(&self, number: u64, then: &Then) -> bool {
         let Then::New { supersedes, .. } = then else { return false };
         fs::symlink_metadata(self.path(number)).is_ok() && !supersedes.contains(&number)
     }
@@ -451,9 +451,9 @@ impl History {
     fn judge(
         &mut self,
         saved: tch_checkpoint::Result<Location>,
-        number: i64,
-        step: Option<i64>,
-        value: i64,
+        number: u64,
+        step: Option<u64>,
+        value: u64,
         then: Then,
         in_the_way: bool,
         metrics: BTreeMap<String, f64>,
@@ -469,8 +469,8 @@ impl History {
         }
         let rules = self.rules.clone();
         let is_new = matches!(then, Then::New { .. });
-        let preserved: Vec<i64> =
-            self.manager()?.preserved_checkpoints().iter().filter_map(|path| value_in(path)).collect();
+        let preserved: Vec<u64> =
+            self.manager()?.permanent_checkpoints().iter().filter_map(|path| value_in(path)).collect();
         let (name, saves) = (self.name, self.saves + 1);
         self.saves = saves;
         self.indexed[name] |= matches!(then, Then::New { .. }) || !metrics.is_empty();
@@ -538,7 +538,7 @@ impl History {
             let Some(found) = found.checkpoints.iter().find(|listed| listed.path == path) else {
                 return Err(format!("{} is not listed", path.display()));
             };
-            if found.entry.metrics != made.metrics || found.entry.preserved != made.permanent {
+            if found.entry.metrics != made.metrics || found.entry.permanent != made.permanent {
                 return Err(format!("{}: {:?} is listed, not {made:?}", path.display(), found.entry));
             }
         }
@@ -684,11 +684,11 @@ impl History {
     }
 }
 
-fn value_of(reader: &CheckpointReader) -> Option<i64> {
-    reader.manifest().values.get("value")?.as_i64()
+fn value_of(reader: &CheckpointReader) -> Option<u64> {
+    reader.manifest().values.get("value")?.as_u64()
 }
 
-fn value_in(path: &Path) -> Option<i64> {
+fn value_in(path: &Path) -> Option<u64> {
     value_of(&CheckpointReader::open(path).ok()?)
 }
 

@@ -18,7 +18,7 @@ pub struct KillReport {
     pub violations: Vec<String>,
 }
 
-const SAVES: i64 = 3;
+const SAVES: u64 = 3;
 
 fn setup(keep: usize) -> Setup {
     Setup { keep: Some(keep), bytes: 5000, ..Setup::default() }
@@ -31,7 +31,7 @@ pub fn kill_child(folder: &Path, keep: usize, at: u64) -> tch_checkpoint::Result
     let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(System::default()), plan));
     let run = Run::new(&setup(keep));
     let mut manager = run.open(disk, folder)?;
-    let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1);
+    let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step + 1);
     for step in first..first + SAVES {
         run.set(step);
         manager.save_at(step)?;
@@ -57,7 +57,7 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
                 let output = command(&one, keep, at).output()?;
                 let said = String::from_utf8_lossy(&output.stdout).into_owned();
                 let saved = said.lines().filter_map(|line| line.split("saved ").nth(1)?.trim().parse().ok());
-                acknowledged = saved.fold(acknowledged, i64::max);
+                acknowledged = saved.fold(acknowledged, u64::max);
                 ended = output.status.success();
                 report.killed += u64::from(!ended);
                 let context = format!("keep {keep}, killed at {at}, round {round}");
@@ -74,7 +74,7 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
 
 /// What breaks a promise in what a reader finds in the directory, and then a manager in a copy of it: the next process
 /// is to find what the killed one left.
-pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64, context: &str) -> Vec<String> {
+pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: u64, context: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let mut broken = |what: String| violations.push(format!("{context}: {what}"));
     match tch_checkpoint::list_checkpoints(folder) {
@@ -101,7 +101,7 @@ pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: i64,
     let run = Run::new(setup);
     let result = run.open(Arc::new(System::default()), copy).and_then(|mut manager| {
         let started = restore(&mut manager)?;
-        Ok((started.restored.and_then(|status| status.step()).map_or(0, |step| step as i64), manager.checkpoints()))
+        Ok((started.restored.and_then(|status| status.step()).unwrap_or(0), manager.checkpoints()))
     });
     match result {
         Ok((step, there)) => {

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 /// A checkpoint that was saved.
 #[derive(Debug, Clone)]
 pub(super) struct Made {
-    pub number: i64,
-    pub step: Option<i64>,
+    pub number: u64,
+    pub step: Option<u64>,
     /// What it holds; no two hold the same.
-    pub value: i64,
+    pub value: u64,
     /// The how manyth save of the directory it was.
     pub order: u64,
     /// The value of the one it continues from.
-    pub before: Option<i64>,
+    pub before: Option<u64>,
     /// What its process had restored of an earlier one.
-    pub came_from: Option<i64>,
+    pub came_from: Option<u64>,
     pub permanent: bool,
     pub pinned: bool,
     pub metrics: BTreeMap<String, f64>,
@@ -38,7 +38,7 @@ pub(super) struct Rules {
     /// How many with the lowest `m0`.
     pub best: usize,
     /// Those at multiples of this step; 0 for none.
-    pub multiples: i64,
+    pub multiples: u64,
     /// How many newer ones what was restored waits for.
     pub restored: usize,
 }
@@ -49,7 +49,7 @@ pub(super) enum Then {
     /// It is saved already.
     Already,
     /// A new one, which takes the place of those with these numbers.
-    New { supersedes: Vec<i64>, before: Option<i64> },
+    New { supersedes: Vec<u64>, before: Option<u64> },
 }
 
 /// The checkpoints of one name.
@@ -60,19 +60,19 @@ pub(super) struct Line {
     /// Those a run went back from.
     pub aside: Vec<Made>,
     /// The value of the one restored or saved last in this process.
-    head: Option<i64>,
-    pub last_step: Option<i64>,
+    head: Option<u64>,
+    pub last_step: Option<u64>,
     process: u64,
     /// The value restored last in this process.
-    restored: Option<i64>,
+    restored: Option<u64>,
     /// The value of an earlier process that this one goes back to.
-    came_from: Option<i64>,
+    came_from: Option<u64>,
     /// Which process saved each value, and what that went back to.
-    origins: BTreeMap<i64, (u64, Option<i64>)>,
+    origins: BTreeMap<u64, (u64, Option<u64>)>,
     /// A damaged one was moved aside, so that it is never empty again.
     lost: bool,
     /// Of every value the how manyth save of the directory it was, also where the checkpoint is gone.
-    orders: BTreeMap<i64, u64>,
+    orders: BTreeMap<u64, u64>,
 }
 
 impl Line {
@@ -89,17 +89,17 @@ impl Line {
     }
 
     /// Whether the last one was saved or restored last, and is that of `step`.
-    pub(super) fn ends_at(&self, step: i64) -> bool {
+    pub(super) fn ends_at(&self, step: u64) -> bool {
         self.own.last().is_some_and(|made| Some(made.value) == self.head && made.step == Some(step))
     }
 
     /// The value of the newest whole one.
-    pub(super) fn newest(&self) -> Option<i64> {
+    pub(super) fn newest(&self) -> Option<u64> {
         self.own.iter().rfind(|made| made.is_whole()).map(|made| made.value)
     }
 
     /// This one was restored. What is damaged and newer was moved aside if the newest was asked for.
-    pub(super) fn restored(&mut self, value: i64, newest: bool) {
+    pub(super) fn restored(&mut self, value: u64, newest: bool) {
         if newest {
             let at = self.own.iter().position(|made| made.value == value).unwrap_or(0);
             self.lost |= self.own[at + 1..].iter().any(|made| made.there);
@@ -126,7 +126,7 @@ impl Line {
         (self.head, self.last_step) = (None, None);
     }
 
-    fn find(&self, value: i64) -> Option<&Made> {
+    fn find(&self, value: u64) -> Option<&Made> {
         self.own.iter().chain(&self.aside).find(|made| made.value == value)
     }
 
@@ -150,12 +150,12 @@ impl Line {
     }
 
     /// The numbers of those that the next save supersedes.
-    pub(super) fn later(&self) -> Vec<i64> {
+    pub(super) fn later(&self) -> Vec<u64> {
         self.own[self.staying()..].iter().filter(|made| made.there).map(|made| made.number).collect()
     }
 
     /// What a save at this step comes to.
-    pub(super) fn save(&self, step: i64, value: i64) -> Then {
+    pub(super) fn save(&self, step: u64, value: u64) -> Then {
         let last = self.own.last().filter(|made| Some(made.value) == self.head && made.step == Some(step));
         if last.is_some_and(|made| made.there && made.value == value) && self.last_step == Some(step) {
             return Then::Already;
@@ -163,7 +163,7 @@ impl Line {
         self.save_new(step, value)
     }
 
-    pub(super) fn save_new(&self, number: i64, value: i64) -> Then {
+    pub(super) fn save_new(&self, number: u64, value: u64) -> Then {
         let mut supersedes = self.later();
         supersedes.extend(self.own.iter().filter(|made| made.there && made.number == number).map(|made| made.number));
         let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
@@ -176,7 +176,7 @@ impl Line {
     }
 
     /// It was saved, as the `order`-th of the directory.
-    pub(super) fn saved(&mut self, number: i64, step: Option<i64>, value: i64, then: Then, order: u64) {
+    pub(super) fn saved(&mut self, number: u64, step: Option<u64>, value: u64, then: Then, order: u64) {
         if let Then::New { supersedes, before } = then {
             let (gone, own) = self.own.drain(..).partition(|made: &Made| supersedes.contains(&made.number));
             self.own = own;
@@ -192,7 +192,7 @@ impl Line {
             self.orders.insert(value, order);
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
-            let of_another = |value: &i64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
+            let of_another = |value: &u64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
             let came_from = before.filter(of_another).or(before.and(self.came_from));
             self.origins.insert(value, (process, self.came_from));
             self.own.push(Made {
@@ -213,7 +213,7 @@ impl Line {
         self.last_step = step.or(self.last_step);
     }
 
-    pub(super) fn add_metrics(&mut self, value: i64, metrics: BTreeMap<String, f64>) {
+    pub(super) fn add_metrics(&mut self, value: u64, metrics: BTreeMap<String, f64>) {
         if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
             made.metrics.extend(metrics);
         }
@@ -221,7 +221,7 @@ impl Line {
 
     /// What stays after a save, and superseded ones until enough newer ones are there. `preserved` are the values of
     /// those that the manager says it keeps permanently: that is its choice, once.
-    pub(super) fn rotated(&mut self, rules: &Rules, preserved: &[i64]) {
+    pub(super) fn rotated(&mut self, rules: &Rules, preserved: &[u64]) {
         let stay: Vec<bool> = (0..self.own.len()).map(|at| self.stays(at, rules)).collect();
         let mut stay = stay.into_iter();
         self.own.retain_mut(|made| {

@@ -68,7 +68,7 @@ fn setup(seed: u64, durability: Durability) -> Setup {
 pub fn power_child(folder: &Path, seed: u64, durability: Durability) -> tch_checkpoint::Result<()> {
     let run = Run::new(&setup(seed, durability));
     let mut manager = run.open(Arc::new(System::default()), folder)?;
-    let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step as i64 + 1);
+    let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step + 1);
     for step in first.. {
         run.set(step);
         manager.save_at(step)?;
@@ -108,7 +108,7 @@ pub fn power(
             let child = command(&folder, seed, run.durability).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
             let (cut, saved) = cut_under(&disk, child, &mut random)?;
             report.acknowledged += saved.len() as u64;
-            acknowledged = saved.into_iter().fold(acknowledged, i64::max);
+            acknowledged = saved.into_iter().fold(acknowledged, u64::max);
             disk.restart(cut)?;
             report.cuts += 1;
             report.with_journal += u64::from(cut == Cut::LogFlush);
@@ -127,7 +127,7 @@ pub fn power(
 }
 
 /// Lets the process work for a moment, cuts the power, and ends it. Returns the steps it said were saved.
-fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(Cut, Vec<i64>)> {
+fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(Cut, Vec<u64>)> {
     let said = lines(&mut child);
     let mut saved = Vec::new();
     // Sometimes while it opens the directory, mostly during a save or the removal after it.
@@ -150,7 +150,7 @@ fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(
 }
 
 /// The steps that a process says were saved.
-pub(super) fn lines(child: &mut Child) -> Receiver<i64> {
+pub(super) fn lines(child: &mut Child) -> Receiver<u64> {
     let (sender, receiver) = channel();
     if let Some(output) = child.stdout.take() {
         std::thread::spawn(move || {

@@ -47,14 +47,14 @@ impl Acknowledged {
         Acknowledged(folder.with_extension("acknowledged"))
     }
 
-    fn step(&self) -> i64 {
+    fn step(&self) -> u64 {
         let mut bytes = [0; 8];
         let read = File::open(&self.0).and_then(|file| file.read_exact_at(&mut bytes, 0));
-        read.map_or(0, |()| i64::from_le_bytes(bytes))
+        read.map_or(0, |()| u64::from_le_bytes(bytes))
     }
 
     /// Only who holds the lock may call this, so that steps only rise.
-    fn note(&self, step: i64) -> io::Result<()> {
+    fn note(&self, step: u64) -> io::Result<()> {
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(&self.0)?;
         file.write_all_at(&step.to_le_bytes(), 0)
     }
@@ -99,16 +99,12 @@ fn write(folder: &Path, random: &mut Random) -> Result<Option<String>> {
     let (before, started) = (acknowledged.step(), restore(&mut manager));
     let step = match &started {
         Err(e) => return Ok(Some(format!("BROKEN: it cannot be restored: {e}"))),
-        Ok(started) => started
-            .restored
-            .as_ref()
-            .and_then(|status| status.step())
-            .map_or(0, |step| i64::try_from(step).unwrap_or(0)),
+        Ok(started) => started.restored.as_ref().and_then(|status| status.step()).unwrap_or(0),
     };
     if let Some(wrong) = wrong(&run, step, before) {
         return Ok(Some(wrong));
     }
-    for step in step + 1..=step + 1 + random.below(8) as i64 {
+    for step in step + 1..=step + 1 + random.below(8) as u64 {
         run.set(step);
         if let Err(e) = manager.save_at(step).and_then(|_| manager.wait()) {
             return Ok(Some(format!("BROKEN: step {step} cannot be saved: {e}")));
@@ -133,7 +129,7 @@ fn read(folder: &Path, random: &mut Random) -> Result<Option<String>> {
     let run = Run::new(&setup(random));
     match run.checkpoint(Arc::new(System::default()))?.restore(newest) {
         Ok(status) => {
-            let step = status.step().map_or(-1, |step| i64::try_from(step).unwrap_or(-1));
+            let step = status.step().unwrap_or(0);
             Ok(Some(wrong(&run, step, before).unwrap_or_else(|| "restored".into())))
         }
         // Two saves later it is gone; then there is a newer one.
@@ -143,7 +139,7 @@ fn read(folder: &Path, random: &mut Random) -> Result<Option<String>> {
 }
 
 /// What is wrong with what was restored.
-fn wrong(run: &Run, step: i64, acknowledged: i64) -> Option<String> {
+fn wrong(run: &Run, step: u64, acknowledged: u64) -> Option<String> {
     if step < acknowledged {
         return Some(format!("BROKEN: LOST: {acknowledged} was acknowledged, {step} is restored"));
     }

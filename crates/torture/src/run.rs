@@ -10,7 +10,7 @@ use tch_checkpoint::Durability;
 use tch_checkpoint::Result;
 use tch_checkpoint::internal::Disk;
 use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
-use tch_checkpoint::{RestoreOptions, Started};
+use tch_checkpoint::{RestoreOptions, StartOutcome};
 
 /// What is saved, and how.
 #[derive(Debug, Clone)]
@@ -47,6 +47,9 @@ impl Default for Setup {
     }
 }
 
+/// The step of objects that nothing was restored into.
+const UNTOUCHED: u64 = u64::MAX;
+
 /// Tracked objects whose values are a function of the step.
 pub(super) struct Run {
     setup: Setup,
@@ -58,7 +61,7 @@ impl Run {
     /// Objects with values that no step gives them.
     pub(super) fn new(setup: &Setup) -> Run {
         let parts = (0..setup.components).map(|_| Memory::new(vec![0xEE; setup.bytes]));
-        Run { setup: setup.clone(), step: Counter::new(-1), parts: parts.collect() }
+        Run { setup: setup.clone(), step: Counter::new(UNTOUCHED), parts: parts.collect() }
     }
 
     /// How it saves: with one thread, so that the order of operations is always the same.
@@ -68,9 +71,9 @@ impl Run {
 
     pub(super) fn checkpoint(&self, disk: Arc<dyn Disk>) -> Result<Checkpoint> {
         let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk);
-        checkpoint.add("step", self.step.clone())?;
+        checkpoint.track_mut("step", self.step.clone())?;
         for (i, part) in self.parts.iter().enumerate() {
-            checkpoint.add(&format!("part{i}"), part.clone())?;
+            checkpoint.track_mut(&format!("part{i}"), part.clone())?;
         }
         Ok(checkpoint)
     }
@@ -85,14 +88,14 @@ impl Run {
     }
 
     /// The bytes of a component at a step.
-    fn value(&self, part: usize, step: i64) -> Vec<u8> {
+    fn value(&self, part: usize, step: u64) -> Vec<u8> {
         let step = if part < self.setup.frozen { 0 } else { step };
-        let word = |i: usize| mix((part as u64) << 48 | (step as u64) << 16 | i as u64).to_le_bytes();
+        let word = |i: usize| mix((part as u64) << 48 | step << 16 | i as u64).to_le_bytes();
         let bytes: Vec<u8> = (0..self.setup.bytes.div_ceil(8)).flat_map(word).collect();
         bytes[..self.setup.bytes].to_vec()
     }
 
-    pub(super) fn set(&self, step: i64) {
+    pub(super) fn set(&self, step: u64) {
         self.step.set(step);
         for (i, part) in self.parts.iter().enumerate() {
             part.set(self.value(i, step));
@@ -100,23 +103,23 @@ impl Run {
     }
 
     /// Whether every value is that of `step`.
-    pub(super) fn is_at(&self, step: i64) -> bool {
+    pub(super) fn is_at(&self, step: u64) -> bool {
         self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| **part.get() == self.value(i, step))
     }
 
     /// Whether nothing was restored.
     pub(super) fn is_untouched(&self) -> bool {
-        self.step.get() == -1 && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
+        self.step.get() == UNTOUCHED && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
     }
 }
 
 /// Saves; done when this returns.
-pub(super) fn save(manager: &mut CheckpointManager, step: i64) -> Result<()> {
+pub(super) fn save(manager: &mut CheckpointManager, step: u64) -> Result<()> {
     manager.save_at(step)?;
     manager.wait()
 }
 
 /// Restores, with one thread.
-pub(super) fn restore(manager: &mut CheckpointManager) -> Result<Started> {
+pub(super) fn restore(manager: &mut CheckpointManager) -> Result<StartOutcome> {
     manager.restore_or_initialize_with(&RestoreOptions::new().threads(1))
 }

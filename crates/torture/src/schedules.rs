@@ -12,7 +12,7 @@ use shuttle::sync::Arc;
 use shuttle::thread;
 use std::path::Path;
 use tch_checkpoint::internal::{Disk, Posix, Source};
-use tch_checkpoint::{Background, CheckpointManager, Overlap, SaveOptions};
+use tch_checkpoint::{Background, CheckpointManager, SaveOptions, WhenBusy};
 
 /// Tries so many schedules, as many as the environment says.
 fn try_schedules(scenario: impl Fn() + Send + Sync + 'static) {
@@ -37,18 +37,18 @@ impl Run {
         Run { disk, optimizer: Optimizer::new(&[2, 1]), buffer: Words::new(2) }
     }
 
-    fn open(&self, fault: Option<(Fault, u64)>, overlap: Overlap) -> CheckpointManager {
+    fn open(&self, fault: Option<(Fault, u64)>, when_busy: WhenBusy) -> CheckpointManager {
         let sim: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let disk: Arc<dyn Disk> = match fault {
             None => sim,
             Some((fault, at)) => Arc::new(FaultDisk::new(sim, Plan::new(fault, &[at], false))),
         };
         let mut checkpoint = tch_checkpoint::internal::checkpoint_on(disk);
-        checkpoint.add("model", self.optimizer.clone()).unwrap();
-        checkpoint.add("buffer", self.buffer.clone()).unwrap();
+        checkpoint.track_mut("model", self.optimizer.clone()).unwrap();
+        checkpoint.track_mut("buffer", self.buffer.clone()).unwrap();
         let builder = CheckpointManager::builder(checkpoint, ROOT).max_to_keep(None);
         let builder = builder.save_options(SaveOptions::new().threads(1));
-        builder.background(Background::new().overlap(overlap)).open().unwrap()
+        builder.background(Background::new().when_busy(when_busy)).open().unwrap()
     }
 
     fn set(&self, stamp: u64) {
@@ -74,10 +74,10 @@ impl Run {
 fn what_is_saved_is_of_the_call() {
     try_schedules(|| {
         let run = Run::new();
-        let mut manager = run.open(None, Overlap::Wait);
+        let mut manager = run.open(None, WhenBusy::Wait);
         for step in 1..=3 {
             run.set(step);
-            manager.save_at(step as i64).unwrap();
+            manager.save_at(step as u64).unwrap();
             run.buffer.fill(99);
             let steppers: Vec<_> = (0..2).map(|_| (run.optimizer.clone(), 90 + step)).collect();
             let steppers = steppers.into_iter().map(|(optimizer, stamp)| thread::spawn(move || optimizer.step(stamp)));
@@ -97,8 +97,8 @@ fn what_is_saved_is_of_the_call() {
 fn an_error_is_returned_once() {
     try_schedules(|| {
         let run = Run::new();
-        drop(run.open(None, Overlap::Wait));
-        let mut manager = run.open(Some((Fault::Errno(libc::EIO), thread_rng().gen_range(9..40))), Overlap::Wait);
+        drop(run.open(None, WhenBusy::Wait));
+        let mut manager = run.open(Some((Fault::Errno(libc::EIO), thread_rng().gen_range(9..40))), WhenBusy::Wait);
         run.set(1);
         let first = manager.save_at(1);
         let optimizer = run.optimizer.clone();
@@ -116,7 +116,7 @@ fn an_error_is_returned_once() {
         assert!(errors <= 1, "{errors} errors of one fault");
         let there: Vec<_> = manager.checkpoints();
         let said = format!("{first:?}, {second:?}, {waited:?}: {there:?}");
-        assert_eq!(manager.checkpoint().save_counter(), there.len() as i64, "{said}");
+        assert_eq!(manager.checkpoint().save_counter(), there.len() as u64, "{said}");
         // One fault spoils one save, and the call that returns it does not start another; it may spoil none.
         let spoiled = if second.is_err() && !said.contains("ckpt-2") { 2 } else { errors };
         assert_eq!(there.len() as u64, 2 - spoiled, "{said}");
@@ -133,29 +133,29 @@ fn an_error_is_returned_once() {
 fn dropping_waits_and_nobody_hangs() {
     try_schedules(|| {
         let run = Run::new();
-        let mut manager = run.open(None, Overlap::Wait);
+        let mut manager = run.open(None, WhenBusy::Wait);
         run.set(1);
         manager.save_at(1).unwrap();
         let optimizer = run.optimizer.clone();
         let stepper = thread::spawn(move || (2..4).for_each(|stamp| optimizer.step(stamp)));
         drop(manager);
         run.check(1);
-        let manager = run.open(None, Overlap::Wait);
+        let manager = run.open(None, WhenBusy::Wait);
         assert_eq!(manager.checkpoints().len(), 1);
         stepper.join().unwrap();
     });
 }
 
-/// With `Overlap::Skip` a save that comes too early is left out, and never torn or lost when it is not.
+/// With `WhenBusy::Skip` a save that comes too early is left out, and never torn or lost when it is not.
 #[test]
 fn overlapping_saves_are_left_out_or_whole() {
     try_schedules(|| {
         let run = Run::new();
-        let mut manager = run.open(None, Overlap::Skip);
+        let mut manager = run.open(None, WhenBusy::Skip);
         let mut saved = Vec::new();
         for step in 1..=4 {
             run.set(step);
-            if manager.save_if_due(step as i64).unwrap().is_some() {
+            if manager.save_if_due(step as u64).unwrap().is_some() {
                 saved.push(step);
             }
             thread::yield_now();

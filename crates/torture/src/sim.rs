@@ -256,7 +256,7 @@ pub(super) enum Op {
     SyncFile(Id),
     SyncFolder(Id),
     /// The program was told that this step is saved.
-    Saved(i64),
+    Saved(u64),
 }
 
 /// The simulated disk. Clones are the same disk.
@@ -403,7 +403,7 @@ impl SimDisk {
     }
 
     /// Notes that the program was told `step` is saved.
-    pub(super) fn saved(&self, step: i64) {
+    pub(super) fn saved(&self, step: u64) {
         self.state().record(Op::Saved(step));
     }
 

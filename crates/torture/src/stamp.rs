@@ -32,20 +32,20 @@ pub fn stamp(folder: &Path, saves: u64, seed: u64, careless: bool) -> Result<Sta
     // What is durable is another question.
     let options = SaveOptions::new().threads(1 + random.below(2)).durability(Durability::ProcessCrash);
     let mut checkpoint = Checkpoint::new();
-    checkpoint.add("model", optimizer.clone())?;
-    checkpoint.add("buffers", buffers.clone())?;
-    checkpoint.add("count", count.clone())?;
+    checkpoint.track_mut("model", optimizer.clone())?;
+    checkpoint.track_mut("buffers", buffers.clone())?;
+    checkpoint.track_mut("count", count.clone())?;
     let builder = CheckpointManager::builder(checkpoint, folder).max_to_keep(2).save_options(options);
     let mut manager = builder.background(Background::new()).open()?;
     let overwrite = |stamp: u64| {
         buffers.iter().for_each(|buffer| buffer.fill(stamp));
-        count.set(stamp as i64);
+        count.set(stamp);
     };
     optimizer.step(1);
     overwrite(1);
     let mut unseen = None;
     for number in 1..=saves {
-        let path = manager.save_at(number as i64)?;
+        let path = manager.save_at(number)?;
         overwrite(number + 1);
         let step = || if careless { optimizer.overwrite(number + 1) } else { optimizer.step(number + 1) };
         let waits = random.one_in(3);

@@ -175,7 +175,7 @@ impl Run {
         CheckpointManager::builder(checkpoint, self.dir.path())
     }
 
-    fn save(&self, manager: &mut CheckpointManager, step: i64) {
+    fn save(&self, manager: &mut CheckpointManager, step: u64) {
         self.step.set(step);
         self.part.set(vec![step as u8; 64]);
         manager.save_at(step).unwrap();

@@ -24,7 +24,7 @@ pub struct Manifest {
     /// The training step, if there is one.
     pub step: Option<u64>,
     /// The number of times that the `Checkpoint` was saved, including this save.
-    pub save_counter: Option<i64>,
+    pub save_counter: Option<u64>,
     /// The safetensors files by name. Each byte of each file is covered by at least one digest: the header's or a
     /// tensor's.
     pub files: BTreeMap<String, FileEntry>,

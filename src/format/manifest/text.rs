@@ -154,7 +154,7 @@ struct Text<'a> {
     #[serde(deserialize_with = "Option::deserialize")]
     step: Option<u64>,
     #[serde(deserialize_with = "Option::deserialize")]
-    save_counter: Option<i64>,
+    save_counter: Option<u64>,
     files: Unique<FileEntry>,
     #[serde(default, deserialize_with = "present")]
     assets: Option<Unique<AssetEntry>>,

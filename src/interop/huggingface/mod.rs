@@ -6,7 +6,7 @@ mod directory;
 mod safetensors;
 mod write;
 
-pub use write::{SaveOptions, save};
+pub use write::{WriteOptions, write};
 
 use super::ReadOptions;
 use super::foreign::Foreign;

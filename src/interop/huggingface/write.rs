@@ -11,27 +11,27 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Options of [`save`].
+/// Options of [`write()`].
 ///
 /// ```
-/// use tch_checkpoint::interop::huggingface::SaveOptions;
-/// let options = SaveOptions::default().only("model").max_shard_bytes(2 << 30);
+/// use tch_checkpoint::interop::huggingface::WriteOptions;
+/// let options = WriteOptions::default().only("model").max_shard_bytes(2 << 30);
 /// # let _ = options;
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct SaveOptions {
+pub struct WriteOptions {
     only: Option<String>,
     max_shard_bytes: u64,
 }
 
-impl Default for SaveOptions {
+impl Default for WriteOptions {
     fn default() -> Self {
-        SaveOptions { only: None, max_shard_bytes: 5_000_000_000 }
+        WriteOptions { only: None, max_shard_bytes: 5_000_000_000 }
     }
 }
 
-impl SaveOptions {
+impl WriteOptions {
     /// Sets the key to write: only entries below `key` are written, without `key` in their names.
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
@@ -63,11 +63,11 @@ impl SaveOptions {
 /// # fn main() -> tch_checkpoint::Result<()> {
 /// use tch_checkpoint::interop::{self, huggingface};
 /// let source = interop::open("checkpoints/ckpt-1500")?;
-/// huggingface::save(&*source, "export/model", &huggingface::SaveOptions::default().only("model"))?;
+/// huggingface::write(&*source, "export/model", &huggingface::WriteOptions::default().only("model"))?;
 /// # Ok(())
 /// # }
 /// ```
-pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOptions) -> Result<Written> {
+pub fn write(source: &dyn TensorSource, path: impl AsRef<Path>, options: &WriteOptions) -> Result<Written> {
     let path = path.as_ref();
     let (names, written) = names(source, options)?;
     verify_before_streaming(source, names.values().copied())?;
@@ -104,7 +104,7 @@ pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOpt
 }
 
 /// Returns the keys of tensors by the names they get, and what is left out.
-fn names<'a>(source: &'a dyn TensorSource, options: &SaveOptions) -> Result<(BTreeMap<String, &'a str>, Written)> {
+fn names<'a>(source: &'a dyn TensorSource, options: &WriteOptions) -> Result<(BTreeMap<String, &'a str>, Written)> {
     let inside = |key: &str| match options.only.as_deref() {
         None => Some(key.to_string()),
         Some(only) => key.strip_prefix(only)?.strip_prefix('/').map(str::to_string),

@@ -30,7 +30,7 @@ use tree::{Problem, Style};
 
 pub use optimizer::{OptimizerOptions, OptimizerState, optimizer_state};
 pub(crate) use types::TorchType;
-pub use write::{SaveOptions, save};
+pub use write::{WriteOptions, write};
 
 /// Returns the type of a numpy descriptor such as `<f4`, and whether it is big-endian.
 pub(crate) fn numpy_type(descr: &str) -> Option<(TorchType, bool)> {

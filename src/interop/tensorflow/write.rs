@@ -33,7 +33,7 @@ const PART: u64 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WriteOptions {
-    save_counter: Option<i64>,
+    save_counter: Option<u64>,
     state_file: bool,
 }
 
@@ -47,7 +47,7 @@ impl WriteOptions {
     /// How often was saved: `tf.train.Checkpoint` continues to count from it. Defaults to the number at the end of the
     /// prefix, or 1. A source that has a value `save_counter` keeps it.
     #[must_use]
-    pub fn save_counter(mut self, saves: i64) -> Self {
+    pub fn save_counter(mut self, saves: u64) -> Self {
         self.save_counter = Some(saves);
         self
     }
@@ -216,7 +216,7 @@ fn write_state(prefix: &Path) -> Result<()> {
 }
 
 /// Returns the number at the end of a prefix: 5 for `ckpt-5`.
-fn number_of(prefix: &Path) -> Option<i64> {
+fn number_of(prefix: &Path) -> Option<u64> {
     prefix.file_name()?.to_str()?.rsplit_once('-')?.1.parse().ok()
 }
 

@@ -3,7 +3,7 @@
 use super::options::{self, Slot};
 use super::state::{MAX_GROUPS, Shared, Slots, State, check_spec};
 use crate::error::BoxError;
-use crate::graph::{Child, Collection, Created, Guarded, Node, Saved, Unfinished, ValueApply, ValueLeaf};
+use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
 use crate::torch::tensor::{Leaf, examine, scalar_type};
 use serde_json::Value;
@@ -159,7 +159,7 @@ impl Collection for AllSlots {
         Ok(children)
     }
 
-    fn create(&self, variable: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
+    fn create(&self, variable: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
         let mut state = self.0.lock();
         state.sync()?;
         let missing = options::slots(state.algorithm)
@@ -268,7 +268,7 @@ impl Collection for VariableSlots {
         Ok(children)
     }
 
-    fn create(&self, slot: &str, saved: &Saved) -> Result<Option<Created>, BoxError> {
+    fn create(&self, slot: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
         let mut state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(None) };
         let Some(variable) = parameter.names.clone()?.into_iter().next() else { return Ok(None) };
@@ -288,7 +288,7 @@ impl Collection for VariableSlots {
         options::slot_named(state.algorithm, name).is_some_and(|(_, slot)| slot.is_optional)
     }
 
-    fn may_lack_beside(&self, name: &str, saved: &Saved) -> bool {
+    fn may_lack_beside(&self, name: &str, saved: &SavedTree) -> bool {
         // With only a gradient, it had not been stepped.
         !is_stepped(saved) || self.may_lack(name)
     }
@@ -312,7 +312,7 @@ impl Collection for VariableSlots {
 }
 
 /// Returns `true` if a checkpoint has slots of a variable. Before its first step there is at most a gradient.
-fn is_stepped(saved: &Saved) -> bool {
+fn is_stepped(saved: &SavedTree) -> bool {
     saved.children.is_empty() || saved.children.keys().any(|name| name != options::GRADIENT.name)
 }
 
@@ -331,7 +331,7 @@ fn restored(slots: Vec<NewSlot>) -> Vec<(usize, Tensor)> {
 
 /// Makes a slot: like the variable if there is one, else as it was saved, on the CPU. Under all names of a tied
 /// variable it is the same one.
-fn new_slot(state: &mut State, variable: &str, name: &str, saved: &Saved) -> Result<NewSlot, String> {
+fn new_slot(state: &mut State, variable: &str, name: &str, saved: &SavedTree) -> Result<NewSlot, String> {
     let algorithm = options::name(state.algorithm);
     let (place, slot) = options::slot_named(state.algorithm, name)
         .ok_or_else(|| format!("{algorithm} keeps no slot `{name}`; is the checkpoint of another optimizer?"))?;

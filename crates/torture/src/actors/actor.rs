@@ -215,7 +215,7 @@ impl Actor {
         child.kill()?;
         if let Some(output) = child.stdout.take() {
             let lines = BufReader::new(output).lines().map_while(io::Result::ok);
-            let steps = lines.filter_map(|line| line.rsplit_once("saved ")?.1.parse::<i64>().ok());
+            let steps = lines.filter_map(|line| line.rsplit_once("saved ")?.1.parse::<u64>().ok());
             steps.collect::<Vec<_>>().iter().try_for_each(|step| say(&format!("saved killed {step}")))?;
         }
         child.wait()?;

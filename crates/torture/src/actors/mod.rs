@@ -68,7 +68,7 @@ struct Said {
     /// Managers of other names want to save.
     others_want: bool,
     /// What they saved, by their name.
-    others: BTreeMap<String, Vec<i64>>,
+    others: BTreeMap<String, Vec<u64>>,
 }
 
 fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
@@ -98,7 +98,7 @@ impl Said {
             ("others", _) => self.others_want = true,
             ("thanks", _) => self.others_want = false,
             ("saved", rest) => {
-                if let Some((name, Ok(step))) = rest.split_once(' ').map(|(name, step)| (name, step.parse::<i64>())) {
+                if let Some((name, Ok(step))) = rest.split_once(' ').map(|(name, step)| (name, step.parse::<u64>())) {
                     *report.did.entry(format!("saves by {name}")).or_default() += 1;
                     let steps = self.others.entry(name.to_string()).or_default();
                     steps.retain(|earlier| *earlier < step);

@@ -12,7 +12,7 @@ use tch_checkpoint::{CheckpointManager, Result};
 pub(super) const LEFT_TO_DIE: &str = "TORTURE_LEFT_TO_DIE";
 
 /// Opens the directory as soon as nobody else writes there, continues from the newest of its name, and saves.
-pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnMut(i64)) -> Result<()> {
+pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnMut(u64)) -> Result<()> {
     let run = Run::new(&setup());
     let open = || {
         let checkpoint = run.checkpoint(Arc::new(System::default()))?;
@@ -29,7 +29,7 @@ pub(super) fn save_some(root: &Path, name: &str, saves: u64, mut saved: impl FnM
     }
     let mut manager = opened?;
     let started = restore(&mut manager)?;
-    let before = started.restored.and_then(|status| status.step()).map_or(0, |step| step as i64);
+    let before = started.restored.and_then(|status| status.step()).unwrap_or(0);
     for step in (before + 1..).take(saves as usize) {
         run.set(step);
         manager.save_at(step)?;

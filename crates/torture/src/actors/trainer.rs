@@ -18,11 +18,11 @@ pub(super) struct Trainer {
     beside: Beside,
     manager: Option<CheckpointManager>,
     random: Random,
-    step: i64,
-    acknowledged: Vec<i64>,
+    step: u64,
+    acknowledged: Vec<u64>,
     /// Of these, what rotation may not have removed yet: a step that leaves this list for another never comes back to
     /// it.
-    due: Vec<i64>,
+    due: Vec<u64>,
 }
 
 impl Trainer {
@@ -86,7 +86,7 @@ impl Trainer {
         };
         match restore(&mut manager) {
             Ok(started) => {
-                let step = started.restored.and_then(|status| status.step()).map(|step| step as i64);
+                let step = started.restored.and_then(|status| status.step());
                 if let Some(step) = step.filter(|step| !self.run.is_at(*step)) {
                     report.violations.push(format!("step {step} was restored, and the values are not its own"));
                 }
@@ -102,7 +102,7 @@ impl Trainer {
             }
             // And here: the one with the higher number.
             Err(Error::Undecided { first, second, .. }) => {
-                let number = |path: &Path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<i64>().ok();
+                let number = |path: &Path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<u64>().ok();
                 let older = if number(&first) < number(&second) { first } else { second };
                 self.acknowledged.retain(|step| Some(*step) != number(&older));
                 let _ = manager.pass_over(older);
@@ -116,7 +116,7 @@ impl Trainer {
     }
 
     /// What is wrong with a checkpoint.
-    fn wrong(&self, path: &Path, step: i64) -> Result<()> {
+    fn wrong(&self, path: &Path, step: u64) -> Result<()> {
         if let Some(problem) = tch_checkpoint::verify_checkpoint(path).problems.into_iter().next() {
             return Err(problem);
         }
@@ -127,8 +127,8 @@ impl Trainer {
     }
 
     /// How many whole checkpoints of the manager are newer: one that was killed has saved more than it could tell.
-    fn newer(&self, manager: &str, step: i64) -> usize {
-        let number = |name: &str| name.strip_prefix(manager)?.strip_prefix('-')?.parse::<i64>().ok();
+    fn newer(&self, manager: &str, step: u64) -> usize {
+        let number = |name: &str| name.strip_prefix(manager)?.strip_prefix('-')?.parse::<u64>().ok();
         let newer = names(&self.root, |name| number(name).is_some_and(|number| number > step));
         newer
             .iter()
@@ -147,7 +147,7 @@ impl Trainer {
             }
         }
         for (path, (by_links, name)) in std::mem::take(&mut said.kept) {
-            let step = name.strip_prefix("ckpt-").and_then(|step| step.parse().ok()).unwrap_or(-1);
+            let step = name.strip_prefix("ckpt-").and_then(|step| step.parse().ok()).unwrap_or(u64::MAX);
             match self.wrong(&path, step) {
                 Err(_) if said.has_damaged(&path) => {}
                 Err(_) if by_links && shares_files(&path, &self.root) => report.windows += 1,
@@ -171,7 +171,7 @@ impl Trainer {
         let listed = self.manager.iter().flat_map(CheckpointManager::checkpoints);
         let listed = listed.filter_map(|path| path.to_str()?.rsplit_once("ckpt-")?.1.parse().ok());
         let newest = self.due.iter().copied();
-        let steps: BTreeSet<i64> = listed.chain(newest).filter(|step| self.acknowledged.contains(step)).collect();
+        let steps: BTreeSet<u64> = listed.chain(newest).filter(|step| self.acknowledged.contains(step)).collect();
         let mut best = None;
         for step in steps {
             let name = format!("ckpt-{step}");
@@ -197,7 +197,7 @@ impl Trainer {
         match tch_checkpoint::latest_checkpoint(&self.root) {
             Ok(Some(latest)) if !latest.to_string_lossy().contains("/ckpt-") => {}
             Ok(latest) => {
-                let step = latest.and_then(|path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<i64>().ok());
+                let step = latest.and_then(|path| path.to_str()?.rsplit_once("ckpt-")?.1.parse::<u64>().ok());
                 if step < best {
                     report.violations.push(format!("the latest is {step:?}, {best:?} is there, whole, and newer"));
                 }
@@ -213,7 +213,7 @@ impl Trainer {
     /// What a user would do now and then.
     fn tidy(&mut self) {
         for name in names(&self.root, |name| before_aside(name).is_some()) {
-            let step = before_aside(&name).and_then(|(_, name)| name.strip_prefix("ckpt-")?.parse::<i64>().ok());
+            let step = before_aside(&name).and_then(|(_, name)| name.strip_prefix("ckpt-")?.parse::<u64>().ok());
             self.acknowledged.retain(|acknowledged| Some(*acknowledged) != step);
             let _ = fs::remove_dir_all(self.root.join(name));
         }

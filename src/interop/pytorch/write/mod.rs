@@ -23,19 +23,19 @@ const ALIGNMENT: u64 = 64;
 /// How a `.pt` file is laid out.
 ///
 /// ```
-/// use tch_checkpoint::interop::pytorch::SaveOptions;
-/// let options = SaveOptions::default().only("model").optimizer("optimizer", [["fc.weight", "fc.bias"]]);
+/// use tch_checkpoint::interop::pytorch::WriteOptions;
+/// let options = WriteOptions::default().only("model").optimizer("optimizer", [["fc.weight", "fc.bias"]]);
 /// # let _ = options;
 /// ```
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
-pub struct SaveOptions {
+pub struct WriteOptions {
     only: Option<String>,
     flat: bool,
     optimizers: BTreeMap<String, Vec<Vec<String>>>,
 }
 
-impl SaveOptions {
+impl WriteOptions {
     /// Writes what is under `key` alone, as the root of the file: with `model`, a `state_dict` of the model.
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
@@ -82,12 +82,12 @@ impl SaveOptions {
 /// use tch_checkpoint::interop::{self, pytorch};
 /// use tch_checkpoint::{Checkpoint, Counter};
 /// let ours = Checkpoint::new().track("step", &Counter::new(7))?.write(dir.join("seven"))?;
-/// pytorch::save(&*interop::open(ours)?, dir.join("seven.pt"), &pytorch::SaveOptions::default())?;
+/// pytorch::write(&*interop::open(ours)?, dir.join("seven.pt"), &pytorch::WriteOptions::default())?;
 /// assert_eq!(interop::open(dir.join("seven.pt"))?.values()["step"], 7);
 /// # Ok(())
 /// # }
 /// ```
-pub fn save(source: &dyn TensorSource, path: impl AsRef<Path>, options: &SaveOptions) -> Result<Written> {
+pub fn write(source: &dyn TensorSource, path: impl AsRef<Path>, options: &WriteOptions) -> Result<Written> {
     let (root, written) = object::plan(source, options)?;
     let mut tensors = Vec::new();
     let pickle = pickle(source, &root, &mut tensors)?;

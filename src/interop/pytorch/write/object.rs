@@ -1,6 +1,6 @@
 //! What is written: the keys of a source as nested dictionaries, and the state of an optimizer as torch has it.
 
-use super::SaveOptions;
+use super::WriteOptions;
 use crate::error::{Error, Result};
 use crate::interop::Written;
 use crate::name;
@@ -24,7 +24,7 @@ pub(super) enum Key {
 }
 
 /// Returns the root of the file, and what is not in it.
-pub(super) fn plan(source: &dyn TensorSource, options: &SaveOptions) -> Result<(Object, Written)> {
+pub(super) fn plan(source: &dyn TensorSource, options: &WriteOptions) -> Result<(Object, Written)> {
     let mut written = Written::default();
     let inside = |key: &str| -> Option<String> {
         match options.only.as_deref() {

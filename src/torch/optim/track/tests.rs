@@ -39,11 +39,11 @@ fn try_save(optimizer: &Optimizer) -> Result<Checkpoint, BoxError> {
 
 impl Checkpoint {
     /// Returns the slots of every variable, as a restore gives them to a collection.
-    fn state(&self) -> BTreeMap<String, Saved> {
-        let mut state: BTreeMap<String, Saved> = BTreeMap::new();
+    fn state(&self) -> BTreeMap<String, SavedTree> {
+        let mut state: BTreeMap<String, SavedTree> = BTreeMap::new();
         for (key, (spec, _)) in &self.tensors {
             let path = crate::name::path(key).unwrap();
-            let slot = Saved { tensor: Some(spec.clone()), ..Saved::default() };
+            let slot = SavedTree { tensor: Some(spec.clone()), ..SavedTree::default() };
             state.entry(path[2].clone()).or_default().children.insert(path[3].clone(), slot);
         }
         state
@@ -314,7 +314,7 @@ fn a_checkpoint_without_the_optimizer_leaves_its_slots() {
     let count = Counter::new(1);
     let mut checkpoint = crate::Checkpoint::new().track("count", &count).unwrap();
     let without = checkpoint.write(dir.path().join("without")).unwrap();
-    checkpoint.add("optimizer", &optimizer).unwrap();
+    checkpoint.track_mut("optimizer", &optimizer).unwrap();
     let options = RestoreOptions::new().allow_missing("optimizer/*");
     checkpoint.restore_with(&without, &options).unwrap();
     assert_eq!(save(&optimizer), before);
@@ -415,9 +415,10 @@ fn another_algorithm_is_refused_by_name() {
     let mut alien = saved["layer.w"].clone();
     assert!(all.create("layer.w", &alien).unwrap_err().to_string().contains("no slot `step`"));
     for (name, dtype, shape) in [("step", Dtype::F32, vec![]), ("exp_avg", Dtype::F32, vec![5, 3])] {
-        alien
-            .children
-            .insert(name.to_string(), Saved { tensor: Some(TensorSpec::new(dtype, shape)), ..Saved::default() });
+        alien.children.insert(
+            name.to_string(),
+            SavedTree { tensor: Some(TensorSpec::new(dtype, shape)), ..SavedTree::default() },
+        );
     }
     alien.children.insert("exp_avg_sq".to_string(), alien.children["exp_avg"].clone());
     assert!(all.create("layer.w", &alien).unwrap_err().to_string().contains("Adam keeps no slot `momentum_buffer`"));
