@@ -10,6 +10,7 @@
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
 //! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
+//! * [`report`]: a whole run: its checkpoints, and how its tensors changed.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,6 +42,7 @@ mod moments;
 mod numbers;
 mod problem;
 mod reading;
+mod report;
 mod retention;
 mod stats;
 mod summary;
@@ -51,6 +53,9 @@ pub use diff::{Diff, DiffEntry, DiffKind, DiffSide, MetadataDiff, diff, diff_as}
 pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
 pub use problem::{Problem, ProblemKind};
+pub use report::{
+    ReportGap, ReportOptions, ReportedCheckpoint, RunOrigin, RunReport, TensorHistory, TensorPoint, Trend, report,
+};
 pub use retention::{FoundCheckpoint, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune};
 pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
 pub use summary::{ComponentSummary, DtypeSummary, FileSummary, Summary, TensorSummary, Totals};

@@ -49,6 +49,7 @@ pub enum Command {
     Prune(Prune),
     Pin(Pin),
     Unpin(Unpin),
+    Report(Report),
 }
 
 /// Prints the path of the newest checkpoint of a directory
@@ -389,4 +390,36 @@ pub struct Map {
     /// Write the map to a new file instead of printing it
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// Writes a page that shows a run: time line, metrics, sizes, and how every tensor changed
+///
+/// The page is one HTML file that needs no network. Tensors are read and verified, those of at most `--samples`
+/// checkpoints. With policies, it also has what each of them keeps.
+#[derive(Debug, Args)]
+#[command(mut_group("Policies", |group| group.required(false)), after_help = "\
+Examples:
+  ckpt report checkpoints/pronounce
+  ckpt report checkpoints/pronounce -o run.html --latest 3 --best loss:min:2
+  ckpt report checkpoints/one-go checkpoints/resumed     two runs side by side
+  ckpt report --tensors 'encoder/*' --samples 20 checkpoints/pronounce
+
+Exit codes:
+  0  written, even if checkpoints are damaged: the page shows them
+  2  a directory could not be read, or the page could not be written")]
+pub struct Report {
+    /// A directory of checkpoints, or two
+    #[arg(value_name = "DIR", required = true, num_args = 1..=2)]
+    pub directories: Vec<PathBuf>,
+    /// The file to write; replaces an existing one
+    #[arg(long, short, value_name = "FILE", default_value = "report.html")]
+    pub output: PathBuf,
+    /// The maximum number of checkpoints whose tensors are read, evenly spaced; 0 reads none
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub samples: usize,
+    /// Only tensors whose key matches; `*` matches any text, including `/`
+    #[arg(long, value_name = "PATTERN")]
+    pub tensors: Vec<String>,
+    #[command(flatten)]
+    pub policies: Policies,
 }

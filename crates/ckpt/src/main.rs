@@ -10,6 +10,7 @@ mod ls;
 mod names;
 mod output;
 mod policies;
+mod report;
 mod seal;
 mod show;
 mod stats;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Why(args) => keep::why(args, &mut out),
         Command::Prune(args) => keep::prune(args, &mut out),
         Command::Pin(args) => keep::pin(args, &mut out),
+        Command::Report(args) => report::run(args, &mut out),
         Command::Unpin(args) => keep::unpin(args, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -49,6 +49,11 @@ impl Output {
         Output { json, stdout: BufWriter::new(io::stdout()), started: false, failed: None }
     }
 
+    /// Returns whether JSON is printed instead of text.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a line of text in text mode.
     pub fn line(&mut self, text: impl AsRef<str>) {
         if !self.json {

@@ -1,0 +1,161 @@
+//! Charts as inline SVG.
+
+use super::html::Html;
+use super::scale::{Scale, byte_ticks, thinned};
+use super::view::View;
+use crate::human;
+
+/// A line of a chart.
+pub struct Series<'a> {
+    pub class: &'static str,
+    /// The name in the titles of points; empty if there is only one line.
+    pub letter: &'a str,
+    pub points: Vec<(f64, f64)>,
+}
+
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 200.0;
+const LEFT: f64 = 58.0;
+const RIGHT: f64 = 12.0;
+const TOP: f64 = 12.0;
+const BOTTOM: f64 = 38.0;
+
+/// The largest number of points that are drawn one by one.
+const DOTS: usize = 60;
+
+/// Draws lines over the horizontal axis of the view. The chart is an image with the text alternative `label`.
+pub fn lines(html: &mut Html, view: &View<'_>, label: &str, series: &[Series<'_>]) {
+    let values = || series.iter().flat_map(|line| &line.points).map(|point| point.1);
+    let scale = Scale::of(values());
+    open(html, label);
+    if let Some(scale) = &scale {
+        vertical(html, scale, &scale.ticks(4), human::figure);
+    }
+    horizontal(html, view);
+    for line in series {
+        draw(html, view, scale.as_ref(), line);
+    }
+    html.raw("</svg>");
+}
+
+fn open(html: &mut Html, label: &str) {
+    html.raw("<svg class=\"chart\" role=\"img\"").attribute("aria-label", label);
+    html.raw(" viewBox=\"0 0 420 200\">");
+}
+
+fn across(view: &View<'_>, x: f64) -> f64 {
+    LEFT + view.at(x) * (WIDTH - LEFT - RIGHT)
+}
+
+fn up(at: f64) -> f64 {
+    HEIGHT - BOTTOM - at * (HEIGHT - TOP - BOTTOM)
+}
+
+fn vertical(html: &mut Html, scale: &Scale, ticks: &[f64], text: impl Fn(f64) -> String) {
+    for tick in ticks {
+        let y = up(scale.at(*tick));
+        html.raw("<line class=\"grid\"").numbers([("x1", LEFT), ("x2", WIDTH - RIGHT), ("y1", y), ("y2", y)]);
+        html.raw("/><text class=\"tick end\"").numbers([("x", LEFT - 6.0), ("y", y + 4.0)]);
+        html.raw(">").text(text(*tick)).raw("</text>");
+    }
+}
+
+fn horizontal(html: &mut Html, view: &View<'_>) {
+    let base = HEIGHT - BOTTOM;
+    html.raw("<line class=\"axis\"").numbers([("x1", LEFT), ("x2", WIDTH - RIGHT), ("y1", base), ("y2", base)]);
+    html.raw("/>");
+    for tick in view.across.iter().flat_map(|across| across.ticks(4)).filter(|tick| tick.fract() == 0.0) {
+        let x = across(view, tick);
+        html.raw("<line class=\"axis\"").numbers([("x1", x), ("x2", x), ("y1", base), ("y2", base + 4.0)]);
+        html.raw("/><text class=\"tick middle\"").numbers([("x", x), ("y", base + 16.0)]);
+        html.raw(">").text(count(tick)).raw("</text>");
+    }
+    html.raw("<text class=\"tick middle\"").numbers([("x", (LEFT + WIDTH - RIGHT) / 2.0), ("y", HEIGHT - 4.0)]);
+    html.raw(">").text(view.axis()).raw("</text>");
+}
+
+/// A step or a position.
+pub fn count(number: f64) -> String {
+    if number.abs() < 1e15 { (number as i64).to_string() } else { human::figure(number) }
+}
+
+fn draw(html: &mut Html, view: &View<'_>, scale: Option<&Scale>, line: &Series<'_>) {
+    let finite: Vec<(f64, f64)> = line.points.iter().copied().filter(|point| point.1.is_finite()).collect();
+    if let Some(scale) = scale.filter(|_| !finite.is_empty()) {
+        html.raw("<path class=\"line ").raw(line.class).raw("\" d=\"");
+        let mut before = f64::INFINITY;
+        for (x, y) in thinned(&finite, 200) {
+            // A run that went back starts anew.
+            html.raw(if x < before { "M" } else { "L" });
+            html.number(tenths(across(view, x))).raw(" ").number(tenths(up(scale.at(y))));
+            before = x;
+        }
+        html.raw("\"/>");
+        for (x, y) in finite.iter().take(if finite.len() <= DOTS { DOTS } else { 0 }) {
+            dot(html, line, (across(view, *x), up(scale.at(*y))), &title(view, line, (*x, *y)));
+        }
+    }
+    let lost = line.points.iter().filter(|point| !point.1.is_finite());
+    for (x, y) in lost.take(DOTS) {
+        html.raw("<text class=\"bad middle\"").numbers([("x", across(view, *x)), ("y", TOP + 10.0)]);
+        html.raw(">✕<title>").text(title(view, line, (*x, *y))).raw("</title></text>");
+    }
+}
+
+fn dot(html: &mut Html, line: &Series<'_>, (x, y): (f64, f64), title: &str) {
+    match line.class {
+        "run-b" => {
+            html.raw("<rect class=\"dot run-b\" width=\"6\" height=\"6\"").numbers([("x", x - 3.0), ("y", y - 3.0)])
+        }
+        class => html.raw("<circle r=\"3\" class=\"dot ").raw(class).raw("\"").numbers([("cx", x), ("cy", y)]),
+    };
+    html.raw("><title>").text(title).raw("</title>").raw(if line.class == "run-b" { "</rect>" } else { "</circle>" });
+}
+
+fn title(view: &View<'_>, line: &Series<'_>, (x, y): (f64, f64)) -> String {
+    let run = if line.letter.is_empty() { String::new() } else { format!("run {}, ", line.letter) };
+    format!("{run}{} {}: {}", view.axis(), count(x), human::figure(y))
+}
+
+pub fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// A part of a bar.
+pub struct Part {
+    pub class: &'static str,
+    pub value: f64,
+}
+
+/// A bar: the value on the horizontal axis, a title, and parts from the bottom to the top.
+pub struct Bar {
+    pub x: f64,
+    pub title: String,
+    pub parts: Vec<Part>,
+}
+
+/// Draws bars of bytes.
+pub fn bars(html: &mut Html, view: &View<'_>, label: &str, bars: &[Bar]) {
+    open(html, label);
+    let sum = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
+    let largest = bars.iter().map(sum).fold(0.0, f64::max);
+    if let Some(scale) = Scale::from_zero([largest]) {
+        vertical(html, &scale, &byte_ticks(largest, 4), |bytes| human::bytes(bytes as u64));
+        let width = ((WIDTH - LEFT - RIGHT) / bars.len().max(1) as f64 * 0.8).clamp(1.0, 24.0);
+        for bar in bars {
+            // Inside of the axis, the first and the last one too.
+            let x = across(view, bar.x).clamp(LEFT + width / 2.0, WIDTH - RIGHT - width / 2.0) - width / 2.0;
+            html.raw("<g><title>").text(&bar.title).raw("</title>");
+            let mut below = 0.0;
+            for part in bar.parts.iter().filter(|part| part.value > 0.0) {
+                let (bottom, top) = (up(scale.at(below)), up(scale.at(below + part.value)));
+                html.raw("<rect class=\"").raw(part.class).raw("\"");
+                html.numbers([("x", x), ("y", top), ("width", width), ("height", bottom - top)]).raw("/>");
+                below += part.value;
+            }
+            html.raw("</g>");
+        }
+    }
+    horizontal(html, view);
+    html.raw("</svg>");
+}

@@ -1,0 +1,65 @@
+//! Where checkpoints come from.
+
+use crate::format::{Follows, Manifest};
+use crate::inspect::listing::CheckpointEntry;
+use crate::provenance::Provenance;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A run of a program, and what it recorded of itself.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RunOrigin {
+    /// The run, as in [`CheckpointEntry::run`].
+    pub run: String,
+    /// The number of its checkpoints.
+    pub checkpoints: usize,
+    /// The name of its first checkpoint that is there.
+    pub first: String,
+    /// The name of its last checkpoint.
+    pub last: String,
+    /// The checkpoint that its first one followed: the one it was restored from, unless that was saved by the same run.
+    pub follows: Option<Follows>,
+    /// What it recorded as [`Provenance`], if it did.
+    pub provenance: Option<Provenance>,
+    /// The other metadata of its last checkpoint, by name.
+    pub metadata: BTreeMap<String, Value>,
+}
+
+/// The name of the metadata in which [`Provenance`] is recorded.
+const PROVENANCE: &str = "provenance";
+
+/// The runs so far, in the order of their first checkpoints.
+#[derive(Debug, Default)]
+pub(super) struct Runs(Vec<RunOrigin>);
+
+impl Runs {
+    /// Adds the next checkpoint.
+    pub(super) fn add(&mut self, entry: &CheckpointEntry, manifest: &Manifest) {
+        let at = self.0.iter().position(|run| run.run == entry.run).unwrap_or_else(|| {
+            self.0.push(RunOrigin {
+                run: entry.run.clone(),
+                checkpoints: 0,
+                first: entry.name.clone(),
+                last: String::new(),
+                follows: manifest.follows.clone().filter(|follows| follows.run != entry.run),
+                provenance: None,
+                metadata: BTreeMap::new(),
+            });
+            self.0.len() - 1
+        });
+        let Some(run) = self.0.get_mut(at) else { return };
+        run.checkpoints += 1;
+        run.last = entry.name.clone();
+        let recorded = manifest.metadata.get(PROVENANCE);
+        run.provenance = recorded.and_then(|value| Provenance::deserialize(value).ok()).or(run.provenance.take());
+        let others =
+            manifest.metadata.iter().filter(|(name, _)| name.as_str() != PROVENANCE || run.provenance.is_none());
+        run.metadata = others.map(|(name, value)| (name.clone(), value.clone())).collect();
+    }
+
+    pub(super) fn finish(self) -> Vec<RunOrigin> {
+        self.0
+    }
+}
