@@ -224,13 +224,17 @@ fn restores_wait_for_the_save_before_them() -> Outcome {
 /// The end of many trainings: save, then convert.
 #[test]
 fn other_memory_right_after_a_save_is_safe_and_no_change() -> Outcome {
-    for way in ["half", "double", "set_data", "resize", "drop", "load", "device", "step after set_data"] {
+    let ways = ["half", "double", "set_data", "resize", "resize, first handle", "drop", "load", "device"];
+    for way in ways.into_iter().chain(["step after set_data"]) {
         let dir = tempfile::tempdir()?;
         let mut vs = VarStore::new(Device::Cpu);
         let mut w = variable(&vs, "net", LARGE, 1.0);
         let mut sgd = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&vs, 1.0)?;
         backward(&w, 1.0);
         sgd.step();
+        if way == "resize" {
+            drop(sgd.state("net.w"));
+        }
         let other = dir.path().join("other.safetensors");
         if way == "load" {
             vs.save(&other)?;
@@ -242,7 +246,7 @@ fn other_memory_right_after_a_save_is_safe_and_no_change() -> Outcome {
             "half" => vs.half(),
             "double" => vs.double(),
             "set_data" => w.set_data(&Tensor::ones([LARGE], FLOAT)),
-            "resize" => {
+            "resize" | "resize, first handle" => {
                 let mut slot = sgd.state("net.w").unwrap().remove("momentum_buffer").unwrap();
                 let _ = slot.resize_([2 * LARGE]);
             }
@@ -270,6 +274,51 @@ fn other_memory_right_after_a_save_is_safe_and_no_change() -> Outcome {
         }
         assert!(is_all(&path, "model/net.w", 0.0), "{way}");
         assert!(is_all(&path, "optimizer/state/net.w/momentum_buffer", 1.0), "{way}");
+    }
+    Ok(())
+}
+
+/// Until the first handle to a slot is given out, a save asks only the optimizer.
+#[test]
+fn slots_are_watched_once_there_is_a_handle_to_them() -> Outcome {
+    const KEY: &str = "optimizer/state/net.w/momentum_buffer";
+    let of_optimizer =
+        |_: &Checkpoint, sgd: &optim::Optimizer| sgd.state("net.w").unwrap()["momentum_buffer"].shallow_clone();
+    let of_checkpoint = |checkpoint: &Checkpoint, _: &optim::Optimizer| {
+        checkpoint.get("optimizer").unwrap().tensors().unwrap()["state/net.w/momentum_buffer"].shallow_clone()
+    };
+    let ways: [fn(&Checkpoint, &optim::Optimizer) -> Tensor; 2] = [of_optimizer, of_checkpoint];
+    for (hand_out, has_hooks) in ways.into_iter().flat_map(|way| [(way, true), (way, false)]) {
+        let dir = tempfile::tempdir()?;
+        let vs = VarStore::new(Device::Cpu);
+        let w = variable(&vs, "net", LARGE, 1.0);
+        let mut sgd = optim::Sgd { momentum: 0.9, ..Default::default() }.build(&vs, 1.0)?;
+        backward(&w, 1.0);
+        sgd.step();
+        let checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?.track("optimizer", &sgd)?;
+        let background = if has_hooks { Background::new() } else { Background::new().without_hooks() };
+        let mut manager = manager_with(checkpoint, dir.path(), background);
+        let path = manager.save_at(1)?;
+        manager.wait()?;
+        assert!(is_all(&path, KEY, 1.0));
+        // The first handle waits for the copy.
+        let path = manager.save_at(2)?;
+        let mut slot = hand_out(manager.checkpoint(), &sgd);
+        let _ = no_grad(|| slot.fill_(2.0));
+        manager.wait()?;
+        assert!(is_all(&path, KEY, 1.0));
+        let path = manager.save_at(3)?;
+        let _ = no_grad(|| slot.fill_(3.0));
+        match manager.wait() {
+            Ok(()) => assert!(is_all(&path, KEY, 2.0)),
+            Err(error) => {
+                assert!(!has_hooks && error.to_string().contains(KEY) && !path.exists(), "{error}");
+                assert!(error.to_string().contains("copy_at_call"), "{error}");
+            }
+        }
+        let path = manager.save_at(4)?;
+        manager.close()?;
+        assert!(is_all(&path, KEY, 3.0));
     }
     Ok(())
 }

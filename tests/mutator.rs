@@ -62,6 +62,7 @@ enum Writer {
     CopyOver,
     CopyElsewhere,
     Fill,
+    FillSlots,
     TchAdam,
     FreezeAndFill,
     SetDataAndFill,
@@ -96,7 +97,8 @@ const WAITS: [Writer; 15] = [
     FrozenByHand,
 ];
 const EXCHANGES: [Writer; 5] = [SetData, SetDataAndStep, Half, Double, DropAll];
-const COUNTS: [Writer; 8] = [Resize, CopyOver, CopyElsewhere, Fill, TchAdam, FreezeAndFill, SetDataAndFill, SparseRows];
+const COUNTS: [Writer; 9] =
+    [Resize, CopyOver, CopyElsewhere, Fill, FillSlots, TchAdam, FreezeAndFill, SetDataAndFill, SparseRows];
 const PAST: [Writer; 2] = [DataAll, TchSgd];
 const PARTLY: [Writer; 4] = [DataElement, DataRow, Data1, Data10];
 
@@ -135,6 +137,8 @@ struct Program {
     /// Its gradients are sparse.
     sparse: bool,
     optimizer: optim::Optimizer,
+    /// Others than the optimizer have handles to its slots, or had them.
+    is_handed_out: bool,
     other: optim::Optimizer,
     ema: Ema,
     swa: Swa,
@@ -163,7 +167,8 @@ impl Program {
         let ema = Ema::new(&vs, 0.5).unwrap().warm_up().every(1 + random.below(2));
         let swa = Swa::new(Variables::of(&vs).under("layer")).unwrap();
         let swa = if random.below(2) == 0 { swa.average_buffers() } else { swa };
-        Program { embedding, layer, norm, teacher, alias, sparse, optimizer, other, ema, swa, vs }
+        let is_handed_out = random.below(2) == 0;
+        Program { embedding, layer, norm, teacher, alias, sparse, optimizer, is_handed_out, other, ema, swa, vs }
     }
 
     fn checkpoint(&self) -> Checkpoint {
@@ -201,9 +206,13 @@ impl Program {
             if gradient.defined() && !gradient.is_sparse() {
                 state.insert(format!("optimizer/state/{name}/grad"), bytes(&gradient));
             }
-            for (slot, tensor) in self.optimizer.state(&name).unwrap_or_default() {
+            let slots = self.is_handed_out.then(|| self.optimizer.state(&name)).flatten();
+            for (slot, tensor) in slots.unwrap_or_default() {
                 state.insert(format!("optimizer/state/{name}/{slot}"), bytes(&tensor));
             }
+        }
+        if !self.is_handed_out {
+            state.extend(self.slots());
         }
         for (name, average) in self.ema.averages() {
             state.insert(format!("ema/{name}"), bytes(&average));
@@ -212,6 +221,17 @@ impl Program {
             state.insert(format!("swa/{name}"), bytes(&average));
         }
         state
+    }
+
+    /// The slots, while only the optimizer has handles to them: as a blocking save has them.
+    fn slots(&self) -> BTreeMap<String, Vec<u8>> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoint = Checkpoint::new().track("optimizer", &self.optimizer).unwrap();
+        let options = SaveOptions::new().durability(Durability::ProcessCrash).threads(1);
+        let reader =
+            CheckpointReader::open(checkpoint.write_with(dir.path().join("slots"), &options).unwrap()).unwrap();
+        let keys = reader.manifest().tensors.keys().filter(|key| !key.ends_with("/grad"));
+        keys.map(|key| (key.clone(), reader.tensor(key).unwrap())).collect()
     }
 
     /// Between saves: anything goes.
@@ -314,6 +334,13 @@ impl Program {
                 std::thread::scope(|scope| drop(scope.spawn(copy)));
             }
             Fill => fill(&trained[random.below(trained.len() as u64) as usize]),
+            FillSlots => {
+                for (name, _) in self.vs.variables() {
+                    let slots = self.optimizer.state(&name).unwrap_or_default();
+                    self.is_handed_out |= !slots.is_empty();
+                    slots.values().for_each(fill);
+                }
+            }
             // It refuses sparse gradients.
             TchAdam if self.sparse => trained.iter().for_each(fill),
             TchAdam => nn::Adam::default().build(&self.vs, 0.1).unwrap().step(),

@@ -1,9 +1,11 @@
 //! The leaves of the graph: tensors and values that are read as bytes and restored in place.
 
+use super::exclusive::Exclusive;
 use super::group::TensorGroup;
 use crate::dtype::TensorSpec;
 use crate::error::BoxError;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 /// A tensor that can be saved and restored in place.
 ///
@@ -148,6 +150,13 @@ pub trait TensorLeaf: Send + Sync {
     fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
         let _ = (place, group);
         false
+    }
+
+    /// Returns the access of the tensor's writer, if only that has a handle to it; the writer is then asked instead of the
+    /// tensor. Defaults to `None`.
+    #[doc(hidden)]
+    fn exclusive(&self) -> Option<Arc<Exclusive>> {
+        None
     }
 
     /// Opens the tensor to be overwritten in place.

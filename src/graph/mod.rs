@@ -40,6 +40,7 @@
 //! ```
 
 mod captures;
+mod exclusive;
 mod field;
 mod gate;
 mod group;
@@ -52,6 +53,9 @@ mod tracked;
 mod walk;
 
 pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
+#[doc(hidden)]
+pub use exclusive::Exclusive;
+pub(crate) use exclusive::Writing;
 pub use field::Field;
 pub use gate::{Gate, Guarded};
 #[doc(hidden)]
@@ -63,6 +67,6 @@ pub use leaf::{Identity, TensorBytes, TensorLeaf, TensorPin, TensorTarget, Value
 pub(crate) use node::{Adopt, Kind};
 pub use node::{Child, Collection, Created, Node, SavedTree, Trackable, Unfinished};
 pub(crate) use place::Place;
-pub(crate) use survey::Survey;
+pub(crate) use survey::{Asked, Survey};
 pub(crate) use tracked::Tracked;
 pub(crate) use walk::{Children, Leaf, LeafObject, Visitor, Walk, walk};

@@ -1,22 +1,38 @@
 //! The tensors of a plan, which a save asks together while the training waits.
 
+use super::exclusive::Exclusive;
 use super::group::{Seen, TensorGroup};
 use super::leaf::TensorLeaf;
 use std::sync::Arc;
 
-/// Tensors that are asked together: those of one library in one call, the others one by one.
+/// A tensor to be asked, or the writer that answers for it.
+pub(crate) type Asked = (Arc<dyn TensorLeaf>, Option<Arc<Exclusive>>);
+
+/// Tensors that are asked together: those of one library in one call, the others one by one. Where a writer has
+/// exclusive access to tensors, only the writer is asked.
 #[derive(Default)]
 pub(crate) struct Survey {
     count: usize,
     group: Option<Box<dyn TensorGroup>>,
     /// The tensors that are not in the group, with their places.
     alone: Vec<(usize, Arc<dyn TensorLeaf>)>,
+    /// The writers, with the places of their tensors.
+    writers: Vec<(Arc<Exclusive>, Vec<usize>)>,
 }
 
 impl Survey {
-    pub(crate) fn new(leaves: Vec<Arc<dyn TensorLeaf>>) -> Survey {
-        let mut survey = Survey { count: leaves.len(), ..Survey::default() };
-        let mut leaves: Vec<_> = leaves.into_iter().enumerate().collect();
+    pub(crate) fn new(asked: Vec<Asked>) -> Survey {
+        let mut survey = Survey { count: asked.len(), ..Survey::default() };
+        let mut leaves = Vec::new();
+        for (place, (leaf, exclusive)) in asked.into_iter().enumerate() {
+            match exclusive {
+                None => leaves.push((place, leaf)),
+                Some(exclusive) => match survey.writers.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &exclusive)) {
+                    Some((_, places)) => places.push(place),
+                    None => survey.writers.push((exclusive, vec![place])),
+                },
+            }
+        }
         // Objects that were created one after another are neighbours in memory, so this order is faster.
         leaves.sort_by_cached_key(|(_, leaf)| leaf.variable());
         leaves.retain(|(place, leaf)| !leaf.join(*place, &mut survey.group));
@@ -33,11 +49,21 @@ impl Survey {
         self.alone.iter().for_each(|(place, leaf)| seen[*place] = see(&**leaf));
     }
 
-    /// Adds what the tensors of the group report, and holds those that `held` names; see [`TensorGroup::look`].
+    /// Adds what the tensors of the group and the writers report, and holds those tensors that `held` names; see
+    /// [`TensorGroup::look`].
     pub(crate) fn look_together(&self, held: &[bool], seen: &mut [Seen]) {
+        for (writer, places) in &self.writers {
+            let now = writer.look();
+            places.iter().for_each(|&place| seen[place] = now);
+        }
         if let Some(group) = &self.group {
             group.look(held, seen);
         }
+    }
+
+    /// Returns the writers, each with the places of its tensors.
+    pub(crate) fn writers(&self) -> &[(Arc<Exclusive>, Vec<usize>)] {
+        &self.writers
     }
 
     pub(crate) fn is_alone(&self, place: usize) -> bool {

@@ -51,7 +51,14 @@ impl Lazy {
             in_file[file] = planned.tensors.iter().any(|&place| is_lazy[place]);
         }
         let sampled = |&place: &usize| (place, &plan.tensors[place].spec, plan.tensors[place].address);
-        let sampled = Sampled::new(places.iter().map(sampled), plan.tensors.len());
+        let open = places.iter().filter(|&&place| plan.tensors[place].exclusive.is_none());
+        let sampled = Sampled::new(open.map(sampled), plan.tensors.len());
+        let writers = plan.survey().writers().iter();
+        let first = |(writer, of_writer): &(_, Vec<usize>)| {
+            let place = of_writer.iter().copied().find(|&place| is_lazy.get(place) == Some(&true))?;
+            Some((Arc::clone(writer), place))
+        };
+        let writers = writers.filter_map(first).collect();
         let touched = Arc::new(touched);
         let mut lazy = Lazy {
             is_lazy,
@@ -60,6 +67,7 @@ impl Lazy {
             kept,
             fresh,
             sampled,
+            writers,
             alone,
             in_file,
             jobs: Vec::new(),

@@ -48,6 +48,11 @@ impl Watched {
                 watched.pins.fresh.push(None);
                 continue;
             }
+            if tensor.exclusive.is_some() {
+                // Its writer reports every change.
+                watched.pins.fresh.push(None);
+                continue;
+            }
             let pin = pin(tensor)?;
             if pin.as_ref().is_some_and(|pin| pin.memory().is_some()) {
                 sampled.push(place);

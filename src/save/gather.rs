@@ -125,7 +125,7 @@ mod tests {
                 let range = expected.len() as u64..(expected.len() + length) as u64;
                 expected.extend_from_slice(leaf.bytes().unwrap().as_slice());
                 let spec = leaf.spec().unwrap();
-                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, area: None, address: None, guarded: false });
+                tensors.push(PlannedTensor { key: i.to_string(), name_in_file: i.to_string(), spec, leaf, range, area: None, address: None, exclusive: None, guarded: false });
             }
             let file = PlannedFile { name: "f".into(), header: header.into(), bytes: expected.len() as u64, tensors: (0..lengths.len()).collect() };
             let chunk_bytes = pages.map(|pages| pages * PAGE);

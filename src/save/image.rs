@@ -154,7 +154,7 @@ impl Capture {
     ) -> Result<Option<(Arc<Touched>, Arc<Capture>)>> {
         let all = Arc::make_mut(&mut seen);
         plan.survey().look_together(if others.wait { lazy.is_lazy() } else { &[] }, all);
-        if is_checked && !plan.fits(all) {
+        if is_checked && !plan.fits(all) || !plan.fits_writers(all) {
             return Ok(None);
         }
         let mut touched = lazy.touched.clone();
@@ -266,9 +266,18 @@ impl Capture {
     /// Checks that all version counters are those of the call. Everything is copied, and waiting writers are still
     /// blocked.
     fn check_versions(&self) -> std::result::Result<(), Failure> {
-        for &place in self.lazy.places.iter().filter(|_| self.samples.is_some()) {
+        if self.samples.is_none() {
+            return Ok(());
+        }
+        for (writer, place) in &self.lazy.writers {
+            let now = writer.version();
+            if now.is_none() || now != self.seen[*place].version() {
+                return Err(Failure::changed(&self.plan.tensors[*place].key));
+            }
+        }
+        for &place in &self.lazy.places {
             let (tensor, then) = (&self.plan.tensors[place], self.seen[place].version());
-            if then.is_some() && version(tensor, self.pins.get(place)) != then {
+            if tensor.exclusive.is_none() && then.is_some() && version(tensor, self.pins.get(place)) != then {
                 return Err(Failure::changed(&tensor.key));
             }
         }

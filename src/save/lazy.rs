@@ -3,7 +3,7 @@
 
 use super::chunk::{Source, Span};
 use super::samples::{Sampled, Samples};
-use crate::graph::{Seen, TensorPin, Touched};
+use crate::graph::{Exclusive, Seen, TensorPin, Touched};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::ops::Range;
 
@@ -22,7 +22,10 @@ pub(crate) struct Lazy {
     pub(super) kept: Vec<Option<Box<dyn TensorPin>>>,
     /// The places of those that are pinned at every save.
     pub(super) fresh: Vec<usize>,
+    /// Those that others than their writer may have a handle to.
     pub(super) sampled: Sampled,
+    /// The writers with exclusive access to any of them, with the place of one.
+    pub(super) writers: Vec<(std::sync::Arc<Exclusive>, usize)>,
     /// The places of those that the survey asks one by one.
     pub(super) alone: Vec<usize>,
     /// Whether there are any in a file, by place in `Plan::files`.

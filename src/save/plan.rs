@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
 use crate::graph::{
-    Area, Collection, Gate, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf, ValueLeaf, walk,
+    Area, Asked, Collection, Exclusive, Gate, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf, ValueLeaf,
+    walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -64,6 +65,8 @@ pub(crate) struct PlannedTensor {
     pub area: Option<Area>,
     /// Whether it changes only behind one of the plan's gates.
     pub guarded: bool,
+    /// The access of its writer, if only that has a handle to it.
+    pub exclusive: Option<Arc<Exclusive>>,
 }
 
 impl Plan {
@@ -89,6 +92,13 @@ impl Plan {
     /// Returns `true` if a new plan would be the same, as far as the tensors reported in [`seen`](Plan::look).
     pub(crate) fn fits(&self, seen: &[Seen]) -> bool {
         self.generations.iter().zip(seen).all(|(then, now)| then.is_some() && *then == now.generation())
+    }
+
+    /// Returns `true` if the writers that had exclusive access to tensors have it still, to the same memory, as far as
+    /// reported in [`seen`](Plan::look).
+    pub(super) fn fits_writers(&self, seen: &[Seen]) -> bool {
+        let firsts = self.survey.writers().iter().filter_map(|(_, places)| places.first());
+        firsts.into_iter().all(|&place| self.generations[place] == seen[place].generation())
     }
 
     /// Returns `true` if a save with these options divides its bytes in the same way.
@@ -118,7 +128,9 @@ impl Plan {
         mut values: BTreeMap<String, Arc<dyn ValueLeaf>>,
     ) -> Plan {
         let tensor = |(place, tensor): (usize, &PlannedTensor)| match tensors.remove(&place) {
-            Some(leaf) => PlannedTensor { leaf, address: None, area: None, guarded: false, ..tensor.clone() },
+            Some(leaf) => {
+                PlannedTensor { leaf, address: None, area: None, guarded: false, exclusive: None, ..tensor.clone() }
+            }
             None => tensor.clone(),
         };
         let value = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
@@ -163,17 +175,20 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     let asked = walked.collections.iter().zip(&walked.covered).filter(|(_, is_covered)| !**is_covered);
     let collections = asked.map(|(collection, _)| (collection.clone(), collection.generation())).collect();
     let generation = |leaf: &Leaf| match &leaf.object {
-        LeafObject::Tensor(tensor) => tensor.generation(),
-        LeafObject::Value(_) => None,
+        LeafObject::Tensor(tensor) => match tensor.exclusive() {
+            Some(exclusive) => (Some(exclusive.generation()), Some(exclusive)),
+            None => (tensor.generation(), None),
+        },
+        LeafObject::Value(_) => (None, None),
     };
-    let generations: Vec<Option<u64>> = walked.leaves.iter().map(generation).collect();
+    let generations: Vec<(Option<u64>, Option<Arc<Exclusive>>)> = walked.leaves.iter().map(generation).collect();
     let mut planner = Planner { collections, ..Planner::default() };
     for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
         planner.gates.push(guarded.gate);
         planner.guarded.extend(guarded.addresses);
     }
-    for (leaf, generation) in walked.leaves.into_iter().zip(generations) {
-        planner.add(leaf, generation)?;
+    for (leaf, (generation, exclusive)) in walked.leaves.into_iter().zip(generations) {
+        planner.add(leaf, generation, exclusive)?;
     }
     planner.finish(options.layout())
 }
@@ -185,7 +200,7 @@ struct Planner {
     components: Vec<(String, Vec<usize>)>,
     seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
-    alias_leaves: Vec<Arc<dyn TensorLeaf>>,
+    alias_leaves: Vec<Asked>,
     /// Generations of the tensors and of the aliases.
     generations: [Vec<Option<u64>>; 2],
     collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
@@ -195,7 +210,7 @@ struct Planner {
 }
 
 impl Planner {
-    fn add(&mut self, leaf: Leaf, generation: Option<u64>) -> Result<()> {
+    fn add(&mut self, leaf: Leaf, generation: Option<u64>, exclusive: Option<Arc<Exclusive>>) -> Result<()> {
         match leaf.object {
             LeafObject::Value(value) => self.values.push((leaf.key, value)),
             LeafObject::Tensor(tensor) => {
@@ -209,7 +224,7 @@ impl Planner {
                     let first = *self.seen.entry(identity).or_insert(place);
                     if first != place {
                         self.aliases.push((leaf.key, first));
-                        self.alias_leaves.push(tensor);
+                        self.alias_leaves.push((tensor, exclusive));
                         self.generations[1].push(generation);
                         return Ok(());
                     }
@@ -229,6 +244,7 @@ impl Planner {
                     address,
                     area,
                     guarded,
+                    exclusive,
                 });
             }
         }
@@ -258,11 +274,12 @@ impl Planner {
             chunk::spans(place, file.bytes, file.header.len(), tensors, &layout)
         };
         let spans = files.iter().enumerate().flat_map(spans).collect();
-        let leaves = self.tensors.iter().map(|tensor| &tensor.leaf).chain(&self.alias_leaves);
+        let asked = self.tensors.iter().map(|tensor| (tensor.leaf.clone(), tensor.exclusive.clone()));
+        let survey = Survey::new(asked.chain(self.alias_leaves).collect());
         Ok(Plan {
             files,
             layout,
-            survey: Survey::new(leaves.cloned().collect()),
+            survey,
             generations: self.generations.concat(),
             collections: self.collections,
             tensors: self.tensors,

@@ -26,7 +26,7 @@ impl Part {
         let below = |key: &str| key.split_once('/').map_or("", |(_, below)| below).to_string();
         let leaves = walk(&[(self.name().to_string(), self.node())])?.leaves;
         let tensors = leaves.into_iter().filter_map(|leaf| match &leaf.object {
-            LeafObject::Tensor(tensor) => Some((below(&leaf.key), tensor.as_any()?.downcast_ref::<Leaf>()?.tensor())),
+            LeafObject::Tensor(tensor) => Some((below(&leaf.key), tensor.as_any()?.downcast_ref::<Leaf>()?.share())),
             LeafObject::Value(_) => None,
         });
         Ok(tensors.collect())

@@ -794,14 +794,16 @@ void check(const Update &u) {
               "its shape has changed since the last step; build a new optimizer");
 }
 
-// Makes the slots there are not, and moves those of a variable that was moved to another device, type or layout.
-void prepare_slots(Update &u) {
+// Makes the slots there are not, and moves those of a variable that was moved to another device, type or layout. Sets
+// `moved` before it does either.
+void prepare_slots(Update &u, bool &moved) {
   for (size_t k = 0; k < SLOTS; k++) {
     if (!uses(*u.options, k))
       continue;
     bool scalar = is_step(*u.options, k);
     if (!u.slots[k]) {
       auto counter = at::TensorOptions(at::kFloat).device(u.param.device());
+      moved = true;
       u.made[k] = std::make_unique<at::Tensor>(scalar ? at::zeros({}, counter) : at::zeros_like(u.param));
       u.first = u.options->algorithm == SGD;
       continue;
@@ -809,13 +811,16 @@ void prepare_slots(Update &u) {
     // `set_data` keeps the tensor object, so that everybody who has a handle to the slot sees it moved.
     const at::Tensor &slot = *u.slots[k];
     if (scalar) {
-      if (slot.device() != u.param.device())
+      if (slot.device() != u.param.device()) {
+        moved = true;
         slot.set_data(slot.to(u.param.device()));
+      }
     } else if (slot.device() != u.param.device() || slot.scalar_type() != u.param.scalar_type() ||
                (u.param.is_non_overlapping_and_dense() && slot.strides() != u.param.strides())) {
-      at::Tensor moved = at::empty_like(u.param);
-      moved.copy_(slot);
-      slot.set_data(moved);
+      moved = true;
+      at::Tensor copy = at::empty_like(u.param);
+      copy.copy_(slot);
+      slot.set_data(copy);
     }
   }
 }
@@ -993,9 +998,9 @@ extern "C" {
 
 // One step of `n` parameters. `group[i]` is the place of the i-th one's options; `slots` has SLOTS pointers a
 // parameter, and what is null and needed is allocated and becomes the caller's, also when a message is returned.
-// `culprit` is the parameter that a message is about, or -1.
+// `moved` becomes true if a slot is made, or gets other memory. `culprit` is the parameter that a message is about, or -1.
 char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *const *params, at::Tensor **slots, size_t n,
-               int64_t *culprit) {
+               bool *moved, int64_t *culprit) {
   *culprit = -1;
   return guarded([&] {
     c10::NoGradGuard no_grad;
@@ -1021,7 +1026,7 @@ char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *cons
     std::vector<Update *> others;
     for (Update &u : updates) {
       *culprit = u.place;
-      prepare_slots(u);
+      prepare_slots(u, *moved);
       auto device = u.param.device();
       bool small = u.param.is_cpu() && u.param.numel() < SMALL;
       Key key(group[u.place], int(device.type()), int(device.index()), int(u.param.scalar_type()), u.first, small);

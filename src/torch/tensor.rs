@@ -4,8 +4,8 @@ use super::shim::{self, Info, Memory, NoMemory, Pinned, Tensors};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::BoxError;
 use crate::graph::{
-    Area, Identity, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget, Touched, Trackable,
-    bytes_as, wait_for,
+    Area, Exclusive, Identity, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget, Touched,
+    Trackable, Writing, bytes_as, wait_for,
 };
 use std::any::Any;
 use std::ffi::c_void;
@@ -122,22 +122,29 @@ pub(super) struct Held {
     glance: Glance,
     /// Whether it is the user's own tensor and can require a gradient.
     is_variable: bool,
+    /// The access of its writer, if that had the only handle when the leaf was made.
+    exclusive: Option<Arc<Exclusive>>,
 }
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
-        Leaf::held(tensor.shallow_clone(), false)
+        Leaf::held(tensor.shallow_clone(), false, None)
+    }
+
+    /// Creates a leaf of a tensor to which only a writer of this crate has a handle, until it shares it.
+    pub(super) fn exclusive(tensor: &Tensor, exclusive: &Arc<Exclusive>) -> Leaf {
+        Leaf::held(tensor.shallow_clone(), false, Some(exclusive.clone()))
     }
 
     /// Creates a leaf of a tensor that may be a variable, whose `requires_grad` is saved.
     fn variable(tensor: &Tensor) -> Leaf {
         let can = shim::info(tensor).is_ok_and(|info| CAN_REQUIRE_GRAD.contains(&info.scalar_type));
-        Leaf::held(tensor.shallow_clone(), can)
+        Leaf::held(tensor.shallow_clone(), can, None)
     }
 
-    fn held(tensor: Tensor, is_variable: bool) -> Leaf {
+    fn held(tensor: Tensor, is_variable: bool, exclusive: Option<Arc<Exclusive>>) -> Leaf {
         let (object, glance) = (shim::object(&tensor), Glance(tensor.as_ptr()));
-        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance, is_variable }))
+        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance, is_variable, exclusive }))
     }
 
     /// Returns a handle that does not keep the tensor alive.
@@ -150,7 +157,15 @@ impl Leaf {
         weak.upgrade().map(Leaf)
     }
 
-    /// Returns another handle to the tensor.
+    /// Returns another handle to the tensor, for the user: the access of its writer is no longer exclusive.
+    pub(super) fn share(&self) -> Tensor {
+        if let Some(exclusive) = &self.0.exclusive {
+            exclusive.share();
+        }
+        self.tensor()
+    }
+
+    /// Returns another handle to the tensor, for its writer.
     pub(super) fn tensor(&self) -> Tensor {
         self.with(Tensor::shallow_clone)
     }
@@ -214,6 +229,10 @@ impl TensorLeaf for Leaf {
         group.downcast_mut().is_some_and(add)
     }
 
+    fn exclusive(&self) -> Option<Arc<Exclusive>> {
+        self.0.exclusive.clone().filter(|exclusive| !exclusive.is_shared())
+    }
+
     fn variable(&self) -> Option<usize> {
         Some(self.0.object).filter(|object| *object != 0)
     }
@@ -240,13 +259,21 @@ impl TensorLeaf for Leaf {
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
         let (tensor, (spec, _, memory)) =
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;
+        let writing = self.0.exclusive.as_ref().map(Exclusive::write);
         if memory.cpu && memory.contiguous && !memory.lazy {
             let data = shim::open(&tensor)?;
             let held = scalar_type(spec.dtype).map(|number| Pinned::new(&tensor, number, &spec.shape)).transpose()?;
             let is_bool = spec.dtype == Dtype::Bool;
-            return Ok(Box::new(InPlace { data, len: memory.bytes, is_bool, tensor, _held: held.flatten() }));
+            return Ok(Box::new(InPlace {
+                data,
+                len: memory.bytes,
+                is_bool,
+                tensor,
+                _held: held.flatten(),
+                _writing: writing,
+            }));
         }
-        Ok(Box::new(Buffered { buffer: vec![0; memory.bytes], spec, tensor }))
+        Ok(Box::new(Buffered { buffer: vec![0; memory.bytes], spec, tensor, _writing: writing }))
     }
 }
 
@@ -397,6 +424,7 @@ struct InPlace {
     is_bool: bool,
     tensor: Tensor,
     _held: Option<Pinned>,
+    _writing: Option<Writing>,
 }
 
 // SAFETY: `data` points into memory that is held here; `tensor` is itself Send.
@@ -425,6 +453,7 @@ struct Buffered {
     buffer: Vec<u8>,
     spec: TensorSpec,
     tensor: Tensor,
+    _writing: Option<Writing>,
 }
 
 impl TensorTarget for Buffered {

@@ -313,6 +313,10 @@ impl Optimizer {
     /// Returns the slots of a variable by PyTorch's names (`exp_avg`, `momentum_buffer` …), or `None` for a variable
     /// that has not been stepped. The tensors are the optimizer's own: changing them in place changes its state.
     ///
+    /// Until the first call, only the optimizer can change slots, and a background save asks it instead of every slot.
+    /// From the first call on, background saves watch all of its slots as they watch other tensors, which makes their
+    /// calls take longer; the first call waits for a background save that is still copying them.
+    ///
     /// ```no_run
     /// # fn look(optimizer: &tch_checkpoint::optim::Optimizer) {
     /// if let Some(state) = optimizer.state("encoder.weight") {
@@ -324,7 +328,8 @@ impl Optimizer {
     pub fn state(&self, variable: &str) -> Option<BTreeMap<String, Tensor>> {
         let state = self.0.lock();
         let parameter = state.parameters.get(state.place(variable)?)?;
-        let slots = options::slots(state.algorithm).iter().zip(&parameter.slots);
+        state.exclusive.share();
+        let slots = options::slots(state.algorithm).iter().zip(parameter.slots());
         let slots: BTreeMap<_, _> = slots
             .filter_map(|(slot, tensor)| Some((slot.name.to_string(), tensor.as_ref()?.shallow_clone())))
             .collect();

@@ -3,7 +3,7 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Area, Gate, Guarded, Touched};
+use crate::graph::{Area, Exclusive, Gate, Guarded, Touched};
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
 use crate::torch::tensor::{Held, examine};
 use crate::torch::variables::{self, Renamed, Table};
@@ -45,7 +45,9 @@ pub(super) struct Parameter {
     object: usize,
     pub tensor: Tensor,
     pub group: usize,
-    pub slots: Slots,
+    slots: Slots,
+    /// The access to the slots.
+    exclusive: Arc<Exclusive>,
     /// The gradient of its last step, by whichever optimizer.
     used: Arc<UsedGradient>,
 }
@@ -80,8 +82,25 @@ impl Parameter {
         self.slots.iter().any(Option::is_some) || self.has_unused_gradient()
     }
 
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Removes all slots.
+    pub(super) fn clear_slots(&mut self) {
+        self.slots = Slots::default();
+        self.exclusive.moved();
+    }
+
+    /// Removes the slot at a place. Returns `false` if there is no such place.
+    pub(super) fn remove_slot(&mut self, place: usize) -> bool {
+        self.exclusive.moved();
+        self.slots.get_mut(place).map(|slot| *slot = None).is_some()
+    }
+
     /// Sets the slots that a restore has filled, by place.
     pub(super) fn take(&mut self, restored: Vec<(usize, Tensor)>) {
+        self.exclusive.moved();
         for (place, tensor) in restored {
             match self.slots.get_mut(place) {
                 Some(slot) => *slot = Some(tensor),
@@ -123,6 +142,8 @@ pub(super) struct State {
     pub fused: bool,
     /// The gate to pass before parameters and slots change.
     pub gate: Gate,
+    /// The access to the slots: [`Optimizer::state`](super::Optimizer::state) shares it.
+    pub exclusive: Arc<Exclusive>,
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
@@ -132,6 +153,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(table: Table, options: StepOptions) -> State {
+        let gate = Gate::new();
+        let exclusive = Exclusive::new(gate.clone());
         State {
             algorithm: options.algorithm,
             defaults: options,
@@ -141,7 +164,8 @@ impl State {
             made_for_tied: HashMap::new(),
             steps: 0,
             fused: true,
-            gate: Gate::new(),
+            gate,
+            exclusive,
             table,
             places: HashMap::new(),
             seen: (0, 0),
@@ -208,7 +232,8 @@ impl State {
             }
             let tensor = variable.tensor.shallow_clone();
             let (group, slots, used) = (variable.group, Slots::default(), used_gradient(object));
-            let mut parameter = Parameter { names, object, tensor, group, slots, used };
+            let exclusive = self.exclusive.clone();
+            let mut parameter = Parameter { names, object, tensor, group, slots, exclusive, used };
             // Backward passes since then have added to the saved gradient.
             let own = parameter.has_unused_gradient().then(|| shim::gradient(&parameter.tensor).map_err(failed));
             parameter.take(restored);
@@ -257,9 +282,9 @@ impl State {
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        // Slots are tensors of the graph, which are asked themselves; variables need not be.
+        // Slots are tensors of the graph, which are asked themselves where the access is shared; variables need not be.
         shim::fingerprints(self.parameters.iter().map(|parameter| &parameter.tensor)).hash(&mut hasher);
-        shim::objects(self.slots()).hash(&mut hasher);
+        self.exclusive.generation().hash(&mut hasher);
         for (place, parameter) in self.unused() {
             let gradient = shim::gradient(&parameter.tensor);
             (place, gradient.map_or(0, |gradient| shim::fingerprint(&gradient))).hash(&mut hasher);
@@ -277,7 +302,7 @@ impl State {
     pub(super) fn step(&mut self) -> Result<()> {
         self.sync()?;
         let gate = self.gate.clone();
-        let _writing = gate.write(|| {
+        let _gated = gate.write(|| {
             let mut touched = Touched::default();
             for info in self.written().filter_map(|tensor| shim::info(tensor).ok()) {
                 touched.add_variable(Some(info.object));
@@ -289,12 +314,18 @@ impl State {
         });
         let options: Vec<StepOptions> =
             self.groups.iter().map(|group| StepOptions { fused: self.fused, ..*group }).collect();
+        let _writing = self.exclusive.write();
         let mut stepped: Vec<Stepped<'_>> = self
             .parameters
             .iter_mut()
             .map(|parameter| Stepped { group: parameter.group, param: &parameter.tensor, slots: &mut parameter.slots })
             .collect();
-        shim::step(&options, &mut stepped).map_err(|failure| {
+        let mut moved = false;
+        let result = shim::step(&options, &mut stepped, &mut moved);
+        if moved {
+            self.exclusive.moved();
+        }
+        result.map_err(|failure| {
             let parameter = failure.place.and_then(|place| self.parameters.get(place));
             let name = parameter.and_then(|parameter| parameter.names.as_ref().ok()?.first());
             Error::object(name.map_or("optimizer", String::as_str), failure.reason)

@@ -1,7 +1,7 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{MAX_GROUPS, Shared, Slots, State, check_spec};
+use super::state::{MAX_GROUPS, Shared, State, check_spec};
 use crate::error::BoxError;
 use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
@@ -177,7 +177,7 @@ impl Collection for AllSlots {
             match state.place(&variable) {
                 Some(place) => {
                     let parameter = &mut state.parameters[place];
-                    parameter.slots = Slots::default();
+                    parameter.clear_slots();
                     parameter.take(restored(slots));
                 }
                 None => drop(state.pending.insert(variable, restored(slots))),
@@ -234,7 +234,7 @@ impl Collection for AllSlots {
             let names = state.parameters[place].names.as_ref().map_or(&[][..], Vec::as_slice);
             if names.iter().all(|name| dropped.contains(name)) {
                 let parameter = &mut state.parameters[place];
-                parameter.slots = Slots::default();
+                parameter.clear_slots();
                 if parameter.has_unused_gradient() {
                     parameter.set_gradient(None);
                 }
@@ -253,9 +253,9 @@ impl Collection for VariableSlots {
     fn children(&self) -> Result<Vec<Child>, BoxError> {
         let state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(Vec::new()) };
-        let slots = options::slots(state.algorithm).iter().zip(&parameter.slots);
+        let slots = options::slots(state.algorithm).iter().zip(parameter.slots());
         let child = |(slot, tensor): (&Slot, &Option<Tensor>)| {
-            Some(Child::new(slot.name, Node::tensor(Leaf::new(tensor.as_ref()?))))
+            Some(Child::new(slot.name, Node::tensor(Leaf::exclusive(tensor.as_ref()?, &state.exclusive))))
         };
         let mut children: Vec<Child> = slots.filter_map(child).collect();
         if parameter.has_unused_gradient() {
@@ -303,9 +303,8 @@ impl Collection for VariableSlots {
         let algorithm = state.algorithm;
         let Some(parameter) = state.parameters.get_mut(self.place) else { return };
         for (place, _) in slots.iter().filter_map(|name| options::slot_named(algorithm, name)) {
-            match parameter.slots.get_mut(place) {
-                Some(slot) => *slot = None,
-                None => parameter.set_gradient(None),
+            if !parameter.remove_slot(place) {
+                parameter.set_gradient(None);
             }
         }
     }

@@ -121,6 +121,7 @@ unsafe extern "C" {
         params: *const *const C_tensor,
         slots: *mut *mut C_tensor,
         n: usize,
+        moved: *mut bool,
         culprit: *mut i64,
     ) -> *mut c_char;
     fn tcp_unscale(params: *const *const C_tensor, n: usize, inverse: f64, finite: *mut bool) -> *mut c_char;

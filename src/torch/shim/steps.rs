@@ -170,8 +170,9 @@ pub(crate) struct StepError {
     pub reason: String,
 }
 
-/// One optimizer step of all parameters that have a gradient; makes the slots that are missing.
-pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Result<(), StepError> {
+/// One optimizer step of all parameters that have a gradient; makes the slots that are missing. Sets `moved` if a slot was
+/// made, or moved to another device, type or layout.
+pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: &mut bool) -> Result<(), StepError> {
     if let Some(place) = stepped.iter().position(|one| one.group >= options.len()) {
         return Err(StepError { place: Some(place), reason: "its parameter group does not exist".to_string() });
     }
@@ -186,7 +187,15 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>]) -> Resu
     // SAFETY: all tensors live; `group`, `params` and `slots` have the lengths that the C++ side reads, and every
     // group is a place in `options`.
     let message = unsafe {
-        tcp_step(options.as_ptr(), group.as_ptr(), params.as_ptr(), slots.as_mut_ptr(), params.len(), &mut culprit)
+        tcp_step(
+            options.as_ptr(),
+            group.as_ptr(),
+            params.as_ptr(),
+            slots.as_mut_ptr(),
+            params.len(),
+            moved,
+            &mut culprit,
+        )
     };
     for (slot, pointer) in stepped.iter_mut().flat_map(|one| one.slots.iter_mut()).zip(slots) {
         if slot.is_none() && !pointer.is_null() {
