@@ -60,11 +60,20 @@ pub struct Guarded {
     pub gate: Gate,
     /// The addresses of the tensors' first elements, as in [`Identity`](crate::Identity).
     pub addresses: HashSet<usize>,
+    /// If set, only these tensor objects, as in [`TensorLeaf::variable`](crate::TensorLeaf::variable): others that show
+    /// the same memory are not known to have the same writers.
+    pub(crate) objects: Option<HashSet<usize>>,
 }
 
 impl Guarded {
     /// Returns the tensors of these `addresses`, which are changed only after passing `gate`.
     pub fn new(gate: Gate, addresses: impl IntoIterator<Item = usize>) -> Guarded {
-        Guarded { gate, addresses: addresses.into_iter().collect() }
+        Guarded { gate, addresses: addresses.into_iter().collect(), objects: None }
+    }
+
+    /// Returns `true` if a tensor, by its address and object, is one of these.
+    pub(crate) fn has(&self, address: usize, object: Option<usize>) -> bool {
+        let is_object = |objects: &HashSet<usize>| object.is_some_and(|object| objects.contains(&object));
+        self.addresses.contains(&address) && self.objects.as_ref().is_none_or(is_object)
     }
 }

@@ -50,7 +50,8 @@ impl Lazy {
         for (file, planned) in plan.files.iter().enumerate() {
             in_file[file] = planned.tensors.iter().any(|&place| is_lazy[place]);
         }
-        let sampled = |&place: &usize| (place, &plan.tensors[place].spec, plan.tensors[place].address);
+        let sampled =
+            |&place: &usize| (place, &plan.tensors[place].spec, plan.tensors[place].address, kept[place].is_some());
         let open = places.iter().filter(|&&place| plan.tensors[place].exclusive.is_none());
         let sampled = Sampled::new(open.map(sampled), plan.tensors.len());
         let writers = plan.survey().writers().iter();

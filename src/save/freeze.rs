@@ -63,7 +63,7 @@ impl Watched {
         }
         let sampled = sampled.into_iter().map(|place: usize| {
             let tensor = &plan.tensors[place];
-            (place, &tensor.spec, tensor.address)
+            (place, &tensor.spec, tensor.address, false)
         });
         let sampled = Sampled::new(sampled, plan.tensors.len());
         watched.samples = Samples::take(Samples::default(), &sampled, &watched.pins);

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
 use crate::graph::{
-    Area, Asked, Collection, Exclusive, Gate, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf, ValueLeaf,
-    walk,
+    Area, Asked, Collection, Exclusive, Gate, Guarded, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf,
+    ValueLeaf, walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -184,8 +184,8 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     let generations: Vec<(Option<u64>, Option<Arc<Exclusive>>)> = walked.leaves.iter().map(generation).collect();
     let mut planner = Planner { collections, ..Planner::default() };
     for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
-        planner.gates.push(guarded.gate);
-        planner.guarded.extend(guarded.addresses);
+        planner.gates.push(guarded.gate.clone());
+        planner.guarded.push(guarded);
     }
     for (leaf, (generation, exclusive)) in walked.leaves.into_iter().zip(generations) {
         planner.add(leaf, generation, exclusive)?;
@@ -206,7 +206,7 @@ struct Planner {
     collections: Vec<(Arc<dyn Collection>, Option<u64>)>,
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
-    guarded: HashSet<usize>,
+    guarded: Vec<Guarded>,
 }
 
 impl Planner {
@@ -219,7 +219,8 @@ impl Planner {
                 let identity = tensor.identity();
                 let address = identity.as_ref().map(|identity| identity.address);
                 let area = identity.as_ref().map(Area::of);
-                let guarded = address.is_some_and(|address| self.guarded.contains(&address));
+                let is_one = |address| self.guarded.iter().any(|guarded| guarded.has(address, tensor.variable()));
+                let guarded = address.is_some_and(is_one);
                 if let Some(identity) = identity {
                     let first = *self.seen.entry(identity).or_insert(place);
                     if first != place {

@@ -45,18 +45,21 @@ struct Tensor {
     elements: u64,
     /// Of an element, a power of two.
     size: u64,
+    /// Whether its memory stays pinned from save to save. Then it need not be asked for that memory to choose elements.
+    is_kept: bool,
 }
 
 impl Sampled {
-    /// `tensors` has place, specification and address of each; `planned` is the number of all tensors of the plan.
+    /// `tensors` has place, specification and address of each, and whether it stays pinned; `planned` is the number of
+    /// all tensors of the plan.
     pub(super) fn new<'a>(
-        tensors: impl Iterator<Item = (usize, &'a TensorSpec, Option<usize>)>,
+        tensors: impl Iterator<Item = (usize, &'a TensorSpec, Option<usize>, bool)>,
         planned: usize,
     ) -> Sampled {
-        let tensor = |(place, spec, address): (usize, &TensorSpec, Option<usize>)| {
+        let tensor = |(place, spec, address, is_kept): (usize, &TensorSpec, Option<usize>, bool)| {
             let size = spec.dtype.size() as u64;
             let elements = spec.bytes()? / size;
-            (elements > 0 && size <= WIDEST as u64).then_some((address, Tensor { place, elements, size }))
+            (elements > 0 && size <= WIDEST as u64).then_some((address, Tensor { place, elements, size, is_kept }))
         };
         let mut tensors: Vec<_> = tensors.filter_map(tensor).collect();
         tensors.sort_by_key(|(address, _)| *address);
@@ -131,8 +134,8 @@ impl Samples {
     fn add(&mut self, tensor: &Tensor, pin: &dyn TensorPin, element: u64) {
         let (mut value, size) = ([0; WIDEST], tensor.size as usize);
         let offset = element as usize * size;
-        let in_memory = pin.memory().is_some_and(|memory| offset + size <= memory.len());
-        if in_memory || pin.sample(element, &mut value[..size]) {
+        let is_read_later = || pin.memory().is_some_and(|memory| offset + size <= memory.len());
+        if tensor.is_kept || is_read_later() || pin.sample(element, &mut value[..size]) {
             self.samples.push(Sample { tensor: tensor.place as u32, size: tensor.size as u32, offset, value });
         }
     }

@@ -43,7 +43,7 @@ impl Collection for Shared {
             memory.is_whole.then_some(memory.data as usize)
         };
         let averages = state.entries.iter().map(|entry| &entry.average);
-        Some(Guarded { gate: state.gate.clone(), addresses: averages.filter_map(address).collect() })
+        Some(Guarded::new(state.gate.clone(), averages.filter_map(address)))
     }
 
     fn generation(&self) -> Option<u64> {

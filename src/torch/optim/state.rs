@@ -268,22 +268,23 @@ impl State {
     /// that require a gradient now. Frozen variables are not included, because anything may change them (a momentum
     /// encoder, for example), and neither are views of a larger memory.
     pub(super) fn guarded(&self) -> Guarded {
-        let address = |tensor| {
-            let memory = shim::info(tensor).ok()?.memory.ok()?;
-            memory.is_whole.then_some(memory.data as usize)
+        let place = |tensor| {
+            let info = shim::info(tensor).ok()?;
+            let memory = info.memory.ok()?;
+            memory.is_whole.then_some((memory.data as usize, info.object))
         };
         let parameters = self.parameters.iter().map(|parameter| &parameter.tensor);
         let stepped = parameters.filter(|tensor| tensor.requires_grad());
-        Guarded { gate: self.gate.clone(), addresses: stepped.chain(self.slots()).filter_map(address).collect() }
+        let (addresses, objects): (_, Vec<usize>) = stepped.chain(self.slots()).filter_map(place).unzip();
+        let objects = Some(objects.into_iter().collect());
+        Guarded { gate: self.gate.clone(), addresses, objects }
     }
 
-    /// Returns a number that changes when a variable or a slot is added or removed, or when a variable changes its
-    /// type, device or memory, or is frozen.
+    /// Returns a number that changes when a variable or a slot is added or removed, or when a slot changes its type, device
+    /// or memory. A variable that does, or is frozen, is noticed where it is tracked itself.
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);
-        // Slots are tensors of the graph, which are asked themselves where the access is shared; variables need not be.
-        shim::fingerprints(self.parameters.iter().map(|parameter| &parameter.tensor)).hash(&mut hasher);
         self.exclusive.generation().hash(&mut hasher);
         for (place, parameter) in self.unused() {
             let gradient = shim::gradient(&parameter.tensor);

@@ -357,8 +357,9 @@ fn its_generation_moves_with_what_is_saved() {
     assert!(!is_new());
     // A handle to a slot sees it change its type.
     let slot = optimizer.state("layer.w").unwrap()["exp_avg"].shallow_clone();
-    model.vs.double();
     assert!(is_new());
+    model.vs.double();
+    assert!(!is_new());
     (model.get("layer.w").sum(Kind::Double)).backward();
     optimizer.step();
     assert!(is_new());
