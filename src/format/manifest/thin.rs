@@ -36,7 +36,7 @@ impl Manifest {
         // Two that share a tensor can be taken out one after the other.
         while let Some((component, files)) = self.next_of(components) {
             let key = name::key([&component]);
-            files.iter().for_each(|file| drop(self.files.remove(file)));
+            self.files.retain(|file, _| !files.contains(file));
             self.tensors.retain(|other, _| name::component(other) != key);
             self.values.retain(|other, _| name::component(other) != key);
             let at = self.without.binary_search(&component).unwrap_or_else(|at| at);
