@@ -72,12 +72,59 @@ fn a_limit_of_time_is_a_request() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_grace_counts_from_the_request() -> Outcome {
+    let (grace, pause) = (Duration::from_secs(60), Duration::from_millis(120));
+    let asked = Preemption::new().grace(grace);
+    let limited = Preemption::new().grace(grace).after(Duration::from_millis(1));
+    assert_eq!(asked.time_left(), None);
+    asked.request();
+    // Nobody asks meanwhile.
+    std::thread::sleep(pause);
+    for preemption in [asked, limited] {
+        let left = preemption.time_left().ok_or("it is not requested")?;
+        assert!(left <= grace - pause + Duration::from_millis(1), "{left:?}");
+    }
+    assert_eq!(Preemption::new().after(Duration::ZERO).time_left(), None, "no grace is set");
+    Ok(())
+}
+
 #[cfg(feature = "signals")]
 mod signals {
     use super::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdout, Command, Stdio};
     use tch_checkpoint::{Signal, latest_checkpoint, verify_checkpoint};
+
+    /// The process that gets a signal in a long step, where the environment says that this is it.
+    #[test]
+    fn child_in_a_long_step() -> Outcome {
+        if std::env::var_os("PREEMPTION_LONG_STEP").is_none() {
+            return Ok(());
+        }
+        let preemption = Preemption::new().grace(Duration::from_secs(60)).on_signals([Signal::Term])?;
+        println!("begins");
+        std::io::stdin().read_line(&mut String::new())?;
+        println!("left {}", preemption.time_left().ok_or("no signal")?.as_millis());
+        Ok(())
+    }
+
+    #[test]
+    fn the_grace_counts_from_the_signal_not_from_the_first_look() -> Outcome {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--exact", "signals::child_in_a_long_step", "--nocapture"]).env("PREEMPTION_LONG_STEP", "1");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        wait_for(&mut out, "begins")?;
+        signal(&child, "TERM")?;
+        std::thread::sleep(Duration::from_millis(500));
+        writeln!(child.stdin.take().ok_or("no input")?, "look")?;
+        let line = wait_for(&mut out, "left")?;
+        let left: u64 = line.trim().rsplit(' ').next().ok_or("nothing")?.parse()?;
+        assert!(left <= 59_600, "{left} ms of 60,000 are left 500 ms after the signal");
+        assert!(child.wait()?.success());
+        Ok(())
+    }
 
     /// The process that is asked to end, where the environment says that this is it: trains until then, or for ever.
     #[test]

@@ -46,8 +46,8 @@ pub struct Preemption {
     requested: Arc<AtomicBool>,
     signalled: Arc<AtomicBool>,
     deadline: Option<Instant>,
-    /// When the request was first noticed.
-    seen: Arc<OnceLock<Instant>>,
+    /// When the request was made, other than by the deadline.
+    since: Arc<OnceLock<Instant>>,
     grace: Option<Duration>,
     /// The components to save last, if not all of them.
     only: Option<Arc<BTreeSet<String>>>,
@@ -100,8 +100,9 @@ impl Preemption {
     }
 
     /// Sets how long the process may run after the request, which [`save_only`](Preemption::save_only) takes into
-    /// account. The time counts from the first call of [`is_requested`](Preemption::is_requested) after the request, so
-    /// poll it in long steps.
+    /// account. The time counts from the arrival of the signal, from the end of the wall-time limit, or from
+    /// [`request`](Preemption::request), whichever is first, on a clock that is never set back.
+    /// [`time_left`](Preemption::time_left) returns what is left of it.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Preemption {
         self.grace = Some(grace);
@@ -129,16 +130,20 @@ impl Preemption {
         self
     }
 
-    /// Requests the end when one of these signals arrives. The handler only sets a flag. A second signal ends the
-    /// process immediately, with the exit code 128 plus the signal's number; durable checkpoints stay.
+    /// Requests the end when one of these signals arrives. The handler only sets a flag and wakes a thread, which notes
+    /// the time of the first signal for [`grace`](Preemption::grace). A second signal ends the process immediately, with
+    /// the exit code 128 plus the signal's number; durable checkpoints stay.
     ///
-    /// Without this call, the crate installs no handler. The handlers stay installed until the process ends. Previously
-    /// installed handlers are called as well.
+    /// Without this call, the crate installs no handler. The handlers and the thread stay until the process ends.
+    /// Previously installed handlers are called as well.
     ///
     /// # Errors
-    /// [`Error::Io`] if the system refuses a handler.
+    /// [`Error::Io`] if the system refuses a handler or the thread.
     #[cfg(feature = "signals")]
     pub fn on_signals(self, signals: impl IntoIterator<Item = Signal>) -> Result<Preemption> {
+        let signals: Vec<Signal> = signals.into_iter().collect();
+        self.note_time_of(&signals)
+            .map_err(|e| Error::io("set a handler for", format!("the signals {signals:?}"), e))?;
         for signal in signals {
             let number = signal.number();
             let refused = |e| Error::io("set a handler for", format!("the signal {signal:?}"), e);
@@ -150,30 +155,67 @@ impl Preemption {
         Ok(self)
     }
 
+    /// Lets a thread note when the first of these signals arrives. It waits for a pipe that the handler writes to.
+    #[cfg(feature = "signals")]
+    fn note_time_of(&self, signals: &[Signal]) -> std::io::Result<()> {
+        let mut arrivals = signal_hook::iterator::Signals::new(signals.iter().map(|signal| signal.number()))?;
+        let since = self.since.clone();
+        let watch = move || {
+            if arrivals.forever().next().is_some() {
+                since.get_or_init(Instant::now);
+            }
+        };
+        std::thread::Builder::new().name("preemption".to_string()).spawn(watch).map(drop)
+    }
+
     /// Requests the end.
     pub fn request(&self) {
+        self.since.get_or_init(Instant::now);
         self.requested.store(true, Ordering::Relaxed);
     }
 
     /// Returns `true` if the end is requested. It never ceases to be.
     pub fn is_requested(&self) -> bool {
-        let is_requested = self.requested.load(Ordering::Relaxed)
-            || self.signalled.load(Ordering::Relaxed)
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if is_requested {
-            self.seen.get_or_init(Instant::now);
+        let is_told = self.requested.load(Ordering::Relaxed) || self.signalled.load(Ordering::Relaxed);
+        if is_told {
+            // Where the thread has not come to it yet.
+            self.since.get_or_init(Instant::now);
         }
-        is_requested
+        is_told || self.reached_deadline().is_some()
+    }
+
+    /// Returns how much of the [`grace`](Preemption::grace) is left. `None` if none is set, or if the end is not
+    /// requested.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tch_checkpoint::Preemption;
+    /// let preemption = Preemption::new().grace(Duration::from_secs(30));
+    /// assert_eq!(preemption.time_left(), None);
+    /// preemption.request();
+    /// assert!(preemption.time_left() <= Some(Duration::from_secs(30)));
+    /// ```
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        if !self.is_requested() {
+            return None;
+        }
+        let since = self.since.get().copied().into_iter().chain(self.reached_deadline()).min();
+        Some(self.grace?.saturating_sub(since.map_or(Duration::ZERO, |since| since.elapsed())))
+    }
+
+    /// Returns the end of the wall-time limit, if it has passed.
+    fn reached_deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|deadline| Instant::now() >= *deadline)
     }
 
     /// Returns the components to save, where a full save, of which the last took so long, would not be durable in time.
     fn components(&self, last_took: Option<Duration>) -> Option<&BTreeSet<String>> {
         let only = self.only.as_deref()?;
-        let Some(grace) = self.grace else { return Some(only) };
-        let passed = self.seen.get().map_or(Duration::ZERO, Instant::elapsed);
+        let Some(left) = self.time_left().or(self.grace) else { return Some(only) };
         // Before the first save there is nothing that a run could be resumed from: then the full state is worth the risk.
         let needed = last_took.map_or(Duration::ZERO, |took| took.saturating_mul(2));
-        (grace.saturating_sub(passed) < needed).then_some(only)
+        (left < needed).then_some(only)
     }
 }
 

@@ -11,11 +11,13 @@
 //!
 //! I7 (a failed save changes nothing) is the fault injector's.
 
+use super::crash::Told;
+use super::marked::{self, Beside};
 use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Name, SimDisk, TOP};
 use std::path::Path;
 use std::sync::Arc;
-use tch_checkpoint::internal::{Directory, OpenOptions, Posix, Source};
+use tch_checkpoint::internal::{Directory, Disk, OpenOptions, Posix, Source};
 
 /// The directory of checkpoints on the simulated disk.
 pub(super) const ROOT: &str = "/data/run";
@@ -41,6 +43,8 @@ pub(super) struct Outcome {
     pub indexed: Option<u64>,
     /// A checkpoint has all its files in full length, and wrong bytes in them.
     pub wrong_bytes: bool,
+    /// What the checkpoints have beside their states: before anything is repaired, and after.
+    pub beside: [Beside; 2],
     /// What breaks an invariant whatever was acknowledged.
     pub broken: Vec<String>,
 }
@@ -50,6 +54,9 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     let mut outcome = Outcome::default();
     let disk = SimDisk::new(files.clone(), 0);
     look(&disk, &mut outcome);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let beside = || if setup.marks_anything() { marked::look(&shared) } else { Beside::default() };
+    let before = beside();
     let first = recover(&disk, setup, &mut outcome, None);
     outcome.restored = first;
     let next = first.unwrap_or(0) + 1;
@@ -65,6 +72,11 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
         Err(e) => outcome.broken.push(format!("I6: step {next} was saved after recovery, and is not good: {e}")),
     }
     drop(storage);
+    let after = beside();
+    drop(shared);
+    let judged = before.judge(setup, false).into_iter().chain(after.judge(setup, true));
+    outcome.broken.extend(judged);
+    outcome.beside = [before, after];
     strangers(&disk, files, setup, &mut outcome);
     outcome.broken.extend(disk.outrages().into_iter().map(|what| format!("I9: {what}")));
     if disk.holders() != 1 {
@@ -86,6 +98,7 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
             continue;
         }
         match whole(&storage, &Path::new(ROOT).join(name)) {
+            Ok(_) if is_unclean(&storage, name) => {}
             Ok(step) => outcome.good.push(step),
             Err(e) => {
                 outcome.wrong_bytes |= Source::open(&storage, Path::new(ROOT).join(name)).is_ok();
@@ -108,6 +121,10 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
 
 fn is_ours(name: &str) -> bool {
     name.strip_prefix("ckpt-").is_some_and(|n| n.parse::<u32>().is_ok_and(|number| number.to_string() == n))
+}
+
+fn is_unclean(storage: &Posix, name: &str) -> bool {
+    Source::open(storage, Path::new(ROOT).join(name)).is_ok_and(|source| source.manifest.unclean)
 }
 
 /// The step of a checkpoint of which every byte is right.
@@ -137,7 +154,9 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
     let restored = match restore(&mut manager) {
         Ok(started) => {
             for passed in &started.passed_over {
-                broken(format!("I5: passed over {}: {}", passed.path.display(), passed.reason));
+                if !setup.unclean || !passed.reason.contains("after an error") {
+                    broken(format!("I5: passed over {}: {}", passed.path.display(), passed.reason));
+                }
             }
             started.restored.and_then(|status| status.step())
         }
@@ -165,7 +184,11 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
     drop(manager);
     for name in &disk.names(Path::new(ROOT)) {
         let stranger = STRANGERS.iter().any(|path| path.split('/').nth(3) == Some(name));
-        let known = [".lock", "checkpoint.json"].contains(&name.as_str()) || listed.contains(name);
+        let known = [".lock", "checkpoint.json"].contains(&name.as_str())
+            || listed.contains(name)
+            || setup.links && ["latest", "best"].contains(&name.as_str())
+            // What was saved after an error makes way for the next save of its number.
+            || setup.unclean && name.starts_with("superseded-");
         if !stranger && !known {
             broken(format!("I6: {name} is left behind"));
         }
@@ -206,13 +229,8 @@ pub(super) enum Asked {
 }
 
 /// What a state breaks, given what the program had been told when the crash came.
-pub(super) fn judge(
-    outcome: &Outcome,
-    acknowledged: &[u64],
-    attempted: u64,
-    setup: &Setup,
-    asked: Asked,
-) -> Vec<String> {
+pub(super) fn judge(outcome: &Outcome, told: &Told, setup: &Setup, asked: Asked) -> Vec<String> {
+    let Told { acknowledged, attempted, noted } = told;
     let mut broken = outcome.broken.clone();
     let newest = acknowledged.last().copied();
     match asked {
@@ -232,12 +250,14 @@ pub(super) fn judge(
     if outcome.restored < newest {
         broken.push(format!("I1: step {newest:?} was acknowledged, {:?} is restored", outcome.restored));
     }
-    if outcome.restored > Some(attempted) {
+    if outcome.restored > Some(*attempted) {
         broken.push(format!("I2: step {:?} is restored, only {attempted} were saved", outcome.restored));
     }
     let least = acknowledged.len().min(setup.keep.unwrap_or(usize::MAX));
     if outcome.good.len() < least {
         broken.push(format!("I4: {least} good checkpoints should be there, there are {:?}", outcome.good));
     }
+    let beside = outcome.beside.iter().filter(|_| setup.marks_anything());
+    beside.for_each(|beside| broken.extend(beside.lost(noted, least, setup)));
     broken
 }

@@ -8,6 +8,7 @@
 //! written parts and lengths as above.
 
 use super::check::{Asked, Outcome, ROOT, STRANGERS, inspect, judge};
+use super::marked::{self, Noted};
 use super::random::Random;
 use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Node, Op, Rename, SimDisk, TOP, partly_written};
@@ -45,6 +46,19 @@ pub struct CrashRun {
     pub limit: Duration,
     /// Which crashes.
     pub phase: Phase,
+    /// What the program does.
+    pub programs: Programs,
+}
+
+/// What the program does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Programs {
+    /// It saves.
+    Saves,
+    /// It also pins, gets late metrics, keeps links, removes a component from older checkpoints, and ends by an error.
+    Marks,
+    /// The one and the other in turn.
+    Both,
 }
 
 /// What came of it.
@@ -79,7 +93,13 @@ pub fn crash(run: &CrashRun, mut progress: impl FnMut(&CrashReport)) -> CrashRep
         if report.images >= run.images || begun.elapsed() >= run.limit {
             break;
         }
+        let marks = match run.programs {
+            Programs::Saves => false,
+            Programs::Marks => true,
+            Programs::Both => round % 2 == 1,
+        };
         let setup = setup(round, &mut random);
+        let setup = if marks { marked(round, setup, &mut random) } else { setup };
         for model in [Model::Weak, Model::Journal] {
             // No setting takes it all.
             let enough = run.images.saturating_sub(report.images).min((run.images / 50).max(2000));
@@ -123,6 +143,30 @@ fn setup(round: u64, random: &mut Random) -> Setup {
     }
 }
 
+/// The same program, which also does something beside saving.
+fn marked(round: u64, setup: Setup, random: &mut Random) -> Setup {
+    match round {
+        0..4 => Setup {
+            marks: true,
+            links: true,
+            thin: Some(1 + round as usize % 2),
+            unclean: round % 2 == 0,
+            strangers: false,
+            keep: setup.keep.map(|keep| keep + 1),
+            saves: 4,
+            bytes: 8,
+            ..setup
+        },
+        _ => Setup {
+            marks: random.one_in(2),
+            links: random.one_in(2),
+            thin: random.one_in(2).then(|| 1 + random.below(3)),
+            unclean: random.one_in(3),
+            ..setup
+        },
+    }
+}
+
 impl CrashReport {
     fn add(&mut self, other: CrashReport, setup: &Setup, model: Model, seed: u64) {
         self.images += other.images;
@@ -151,7 +195,7 @@ pub(super) fn empty_disk(setup: &Setup) -> Files {
 /// last step it tried to save, and the first error.
 pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, saves: usize) -> (u64, Option<Error>) {
     let run = Run::new(setup);
-    let mut manager = match run.open(shared, Path::new(ROOT)) {
+    let mut manager = match run.open(shared.clone(), Path::new(ROOT)) {
         Ok(manager) => manager,
         Err(e) => return (0, Some(e)),
     };
@@ -164,17 +208,28 @@ pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
         run.set(step);
         match save(&mut manager, step) {
             Ok(_) => disk.saved(step),
-            Err(e) => error = error.or(Some(e)),
+            Err(e) => {
+                error = error.or(Some(e));
+                continue;
+            }
         }
+        if setup.marks {
+            let marked = marked::mark(&mut manager, &shared, step, |noted| disk.noted(noted));
+            error = error.or(marked.err());
+        }
+    }
+    if setup.unclean {
+        marked::fail(&run, &mut manager, first + saves as u64);
     }
     (first + saves as u64 - 1, error)
 }
 
 /// What is known of the machine at a crash.
 #[derive(Debug, Clone, Default)]
-struct Told {
-    acknowledged: Vec<u64>,
-    attempted: u64,
+pub(super) struct Told {
+    pub acknowledged: Vec<u64>,
+    pub attempted: u64,
+    pub noted: Vec<Noted>,
 }
 
 /// The first of two crashes.
@@ -264,7 +319,7 @@ impl<'a> Crashes<'a> {
                 }
                 First::Kill(at) => {
                     let disk = SimDisk::resumed(start.clone(), &ops[..at], self.setup.atoms);
-                    let told = Told { acknowledged: Vec::new(), attempted: self.setup.saves as u64 };
+                    let told = Told { attempted: self.setup.saves as u64, ..Told::default() };
                     self.again(&start, disk, at, told, &wrap);
                 }
             }
@@ -299,11 +354,13 @@ impl<'a> Crashes<'a> {
         let mut device = Device { files: start.clone(), renames: Vec::new(), data: Vec::new() };
         for (i, op) in ops.iter().enumerate() {
             device.take(op, self.model);
-            if let Op::Saved(step) = op {
-                told.acknowledged.push(*step);
+            match op {
+                Op::Saved(step) => told.acknowledged.push(*step),
+                Op::Noted(noted) => told.noted.push(*noted),
+                _ => {}
             }
             // A new file is none before it has a name.
-            if i + 1 < from || matches!(op, Op::New { .. }) {
+            if i + 1 < from || matches!(op, Op::New(_)) {
                 continue;
             }
             self.report.points += 1;
@@ -451,7 +508,7 @@ impl<'a> Crashes<'a> {
             report.distinct += 1;
             inspect(files, setup)
         });
-        let broken = judge(outcome, &told.acknowledged, told.attempted, setup, self.asked);
+        let broken = judge(outcome, told, setup, self.asked);
         if !broken.is_empty() {
             self.violation(|| {
                 let last: Vec<String> = ops[..point].iter().rev().take(6).map(|op| format!("{op:?}")).collect();
@@ -478,10 +535,7 @@ impl Device {
     /// Takes in an operation.
     fn take(&mut self, op: &Op, model: Model) {
         match op {
-            Op::New { folder } => {
-                let empty = partly_written(&super::sim::Content::new(Vec::new()), std::iter::empty());
-                self.files.nodes.push(if *folder { Node::Folder(Vec::new()) } else { Node::File(empty) });
-            }
+            Op::New(node) => self.files.nodes.push(node.clone()),
             Op::Rename(rename) => self.renames.push(rename.clone()),
             Op::Write { id, .. } | Op::Resize { id, .. } => self.data.push((*id, op.clone())),
             Op::SyncFile(id) => {
@@ -499,7 +553,7 @@ impl Device {
                 Model::Weak => self.settle(|rename| rename.folder() == *id),
                 Model::Journal => self.settle(|_| true),
             },
-            Op::Saved(_) => {}
+            Op::Saved(_) | Op::Noted(_) => {}
         }
     }
 
@@ -537,8 +591,8 @@ impl Device {
 mod tests {
     use super::*;
 
-    fn run(phase: Phase, images: u64) -> CrashReport {
-        let report = crash(&CrashRun { seed: 1, images, limit: Duration::from_secs(3600), phase }, |_| {});
+    fn run(phase: Phase, programs: Programs, images: u64) -> CrashReport {
+        let report = crash(&CrashRun { seed: 1, images, limit: Duration::from_secs(3600), phase, programs }, |_| {});
         println!("{phase:?}: {report:#?}");
         assert_eq!(report.violations, 0, "{}", report.examples.join("\n\n"));
         assert!(report.images >= images);
@@ -559,11 +613,21 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_by_a_crash() {
-        run(Phase::First, 8_000);
+        run(Phase::First, Programs::Saves, 8_000);
     }
 
     #[test]
     fn nothing_is_lost_by_a_crash_after_a_crash() {
-        run(Phase::Second, 8_000);
+        run(Phase::Second, Programs::Saves, 8_000);
+    }
+
+    #[test]
+    fn nothing_that_was_marked_or_linked_is_lost_by_a_crash() {
+        run(Phase::First, Programs::Marks, 6_000);
+    }
+
+    #[test]
+    fn nothing_that_was_marked_or_linked_is_lost_by_a_crash_after_a_crash() {
+        run(Phase::Second, Programs::Marks, 4_000);
     }
 }

@@ -18,6 +18,7 @@ mod history;
 pub mod hostile;
 mod kills;
 mod loops;
+mod marked;
 mod memory;
 #[cfg(test)]
 mod moved;
@@ -37,7 +38,7 @@ mod unreadable;
 mod words;
 
 pub use actors::{ActorReport, Beside, Careless, actor_child, actors};
-pub use crash::{CrashReport, CrashRun, Phase, crash};
+pub use crash::{CrashReport, CrashRun, Phase, Programs, crash};
 pub use damage::{DamageReport, damage};
 pub use faults::{FaultReport, faults_everywhere};
 pub use history::{HistoryReport, broken_histories, histories};

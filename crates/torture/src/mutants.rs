@@ -34,6 +34,16 @@ enum Wrong {
     ParentNotSynced,
     CommitBeforeSync,
     LinkedFileOverwritten,
+    MarkFilesNotSynced,
+    MarksNotSynced,
+    LinksAfterRemoval,
+}
+
+impl Wrong {
+    /// Whether only a program that marks and links shows it.
+    fn is_of_marks(self) -> bool {
+        matches!(self, Wrong::MarkFilesNotSynced | Wrong::MarksNotSynced | Wrong::LinksAfterRemoval)
+    }
 }
 
 /// A mutant: its number in the plan of the tests, what is wrong, how many are kept, who looks, whether two crashes are
@@ -95,6 +105,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant("M15", Wrong::ParentNotSynced, 2, Asked::Invariants, true, None),
     Mutant("M17", Wrong::CommitBeforeSync, 2, Asked::Invariants, false, None),
     Mutant("M18", Wrong::LinkedFileOverwritten, 1, Asked::Invariants, false, None),
+    Mutant("M19", Wrong::MarkFilesNotSynced, 2, Asked::Invariants, false, None),
+    Mutant("M20", Wrong::MarksNotSynced, 2, Asked::Invariants, false, None),
+    Mutant("M21", Wrong::LinksAfterRemoval, 1, Asked::Invariants, false, None),
 ];
 
 /// What became of a mutant.
@@ -122,6 +135,10 @@ fn run(Mutant(name, wrong, keep, asked, twice, harmless): &Mutant, images: u64) 
     // Two crashes have many states: of one file, else few of them would be seen.
     let components = if *twice { 1 } else { 2 };
     let setup = Setup { components, keep: Some(*keep), frozen, saves: 3 + frozen, ..Setup::default() };
+    let setup = match wrong.is_of_marks() {
+        true => Setup { marks: true, links: true, thin: Some(1), bytes: 8, ..setup },
+        false => setup,
+    };
     let broken = [Model::Weak, Model::Journal].map(|model| {
         // Recoveries are many, and few of them are where these show.
         let mut crashes = Crashes::new(&setup, model, 1, if *twice { 10 * images } else { images });
@@ -290,6 +307,7 @@ impl Dir for MutantDir {
             Wrong::ManifestNotSynced => inside && name == "manifest.json",
             Wrong::CommitBeforeSync => inside,
             Wrong::IndexNotSynced => starts_with(name, ".tmp-index"),
+            Wrong::MarkFilesNotSynced => starts_with(name, ".tmp-mark"),
             Wrong::NothingSynced => true,
             _ => false,
         };
@@ -315,6 +333,7 @@ impl Dir for MutantDir {
             Wrong::NothingSynced => true,
             Wrong::RemovedBeforeTrashIsDurable => root && last == Last::Trash,
             Wrong::RootNotSyncedAtOpening => root && last == Last::Nothing,
+            Wrong::MarksNotSynced => starts_with(self.path.file_name().unwrap_or_default(), "ckpt-"),
             Wrong::ParentNotSynced => self.path == Path::new("/data"),
             _ => false,
         };
@@ -357,7 +376,8 @@ impl Dir for MutantDir {
     fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         self.mutant.state().last = Last::Index;
         match self.mutant.wrong {
-            Wrong::IndexAfterRemoval => {
+            Wrong::LinksAfterRemoval if !starts_with(from, ".tmp-latest") => self.dir.replace(from, to),
+            Wrong::IndexAfterRemoval | Wrong::LinksAfterRemoval => {
                 self.mutant.state().held = Some((from.to_os_string(), to.to_os_string()));
                 Ok(())
             }
@@ -375,13 +395,22 @@ impl Dir for MutantDir {
         }
     }
 
+    fn symlink(&self, target: &OsStr, name: &OsStr) -> io::Result<()> {
+        self.dir.symlink(target, name)
+    }
+
+    fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+        self.dir.read_link(name)
+    }
+
     fn remove_file(&self, name: &OsStr) -> io::Result<()> {
         self.dir.remove_file(name)
     }
 
     fn remove_dir(&self, name: &OsStr) -> io::Result<()> {
         self.dir.remove_dir(name)?;
-        let held = if self.mutant.wrong == Wrong::IndexAfterRemoval { self.mutant.state().held.take() } else { None };
+        let holds = matches!(self.mutant.wrong, Wrong::IndexAfterRemoval | Wrong::LinksAfterRemoval);
+        let held = if holds { self.mutant.state().held.take() } else { None };
         if let Some((from, to)) = held {
             self.dir.replace(&from, &to)?;
             self.dir.sync()?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tch_checkpoint::Checkpoint;
 use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
+use tch_checkpoint::Goal;
 use tch_checkpoint::Result;
 use tch_checkpoint::internal::Disk;
 use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
@@ -29,7 +30,28 @@ pub(super) struct Setup {
     /// The directory of checkpoints is there already, with files of the user's in it.
     pub strangers: bool,
     pub durability: Durability,
+    /// Pins, and metrics from another process.
+    pub marks: bool,
+    /// The links `latest` and `best`.
+    pub links: bool,
+    /// In how many checkpoints the component [`THINNED`] is kept.
+    pub thin: Option<usize>,
+    /// The program ends by an error, and saves what may be inconsistent.
+    pub unclean: bool,
 }
+
+impl Setup {
+    /// Whether the program does anything beside saving.
+    pub(super) fn marks_anything(&self) -> bool {
+        self.marks || self.links || self.thin.is_some() || self.unclean
+    }
+}
+
+/// The component that only the newest checkpoints keep.
+pub(super) const THINNED: &str = "part0";
+
+/// The metric that each save has.
+pub(super) const METRIC: &str = "loss";
 
 impl Default for Setup {
     fn default() -> Setup {
@@ -43,6 +65,10 @@ impl Default for Setup {
             background: false,
             strangers: false,
             durability: Durability::PowerLoss,
+            marks: false,
+            links: false,
+            thin: None,
+            unclean: false,
         }
     }
 }
@@ -80,7 +106,16 @@ impl Run {
 
     pub(super) fn open(&self, disk: Arc<dyn Disk>, root: &Path) -> Result<CheckpointManager> {
         let builder = CheckpointManager::builder(self.checkpoint(disk)?, root).save_options(self.options());
-        let builder = builder.max_to_keep(self.setup.keep);
+        let mut builder = builder.max_to_keep(self.setup.keep);
+        if self.setup.links {
+            builder = builder.link_latest().link_best(METRIC, Goal::Minimize);
+        }
+        if let Some(keep) = self.setup.thin {
+            builder = builder.keep_component(THINNED, keep);
+        }
+        if self.setup.unclean {
+            builder = builder.unclean_on_failure();
+        }
         match self.setup.background {
             true => builder.background(Background::new()).open(),
             false => builder.open(),
@@ -115,7 +150,7 @@ impl Run {
 
 /// Saves; done when this returns.
 pub(super) fn save(manager: &mut CheckpointManager, step: u64) -> Result<()> {
-    manager.save_at(step)?;
+    manager.save_with_metrics(step, [(METRIC, (step % 3) as f64)])?;
     manager.wait()
 }
 

@@ -1,9 +1,10 @@
 //! A disk in memory that records what it is told, and tells apart what a crash may undo.
 
+use super::marked::Noted;
 use super::random::mix;
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,7 +63,6 @@ pub(super) enum Node {
     Folder(Vec<(Name, Id)>),
     File(Content),
     /// A symbolic link to this path.
-    #[cfg_attr(not(test), allow(dead_code, reason = "the tests put it there"))]
     Link(PathBuf),
 }
 
@@ -240,9 +240,7 @@ impl Files {
 /// What was done to a disk, in order.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
-    New {
-        folder: bool,
-    },
+    New(Node),
     Rename(Rename),
     Write {
         id: Id,
@@ -257,6 +255,8 @@ pub(super) enum Op {
     SyncFolder(Id),
     /// The program was told that this step is saved.
     Saved(u64),
+    /// The program was told something else about a checkpoint.
+    Noted(Noted),
 }
 
 /// The simulated disk. Clones are the same disk.
@@ -407,6 +407,11 @@ impl SimDisk {
         self.state().record(Op::Saved(step));
     }
 
+    /// Notes what else the program was told.
+    pub(super) fn noted(&self, noted: Noted) {
+        self.state().record(Op::Noted(noted));
+    }
+
     /// Puts a file there as if it had always been, with the directories it is in.
     pub(super) fn put(&self, path: &str, bytes: &[u8]) {
         let mut state = self.state();
@@ -437,7 +442,7 @@ impl State {
 
     fn add(&mut self, folder: Id, name: Name, node: Node) -> Id {
         let id = self.files.nodes.len();
-        self.record(Op::New { folder: matches!(node, Node::Folder(_)) });
+        self.record(Op::New(node.clone()));
         self.files.nodes.push(node);
         self.rename(Rename::Add { folder, name, id });
         id
@@ -462,15 +467,12 @@ impl State {
 
     fn do_again(&mut self, op: &Op) {
         match op {
-            Op::New { folder } => {
-                let node = if *folder { Node::Folder(Vec::new()) } else { Node::File(Content::new(Vec::new())) };
-                self.files.nodes.push(node);
-            }
+            Op::New(node) => self.files.nodes.push(node.clone()),
             Op::Rename(rename) => {
                 self.files.apply(rename);
             }
             Op::Write { .. } | Op::Resize { .. } => apply_data(&mut self.files, op),
-            Op::SyncFile(_) | Op::SyncFolder(_) | Op::Saved(_) => {}
+            Op::SyncFile(_) | Op::SyncFolder(_) | Op::Saved(_) | Op::Noted(_) => {}
         }
         self.record(op.clone());
     }
@@ -736,6 +738,22 @@ impl Dir for SimDir {
         }
         state.rename(Rename::Move { folder: self.id, from: name, to: new, id, over: true });
         Ok(())
+    }
+
+    fn symlink(&self, target: &OsStr, name: &OsStr) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let name = state.free_name(self.id, name)?;
+        state.add(self.id, name, Node::Link(target.into()));
+        Ok(())
+    }
+
+    fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+        let mut state = self.disk.state();
+        let id = state.child(self.id, name)?;
+        match &state.files.nodes[id] {
+            Node::Link(to) => Ok(to.clone().into_os_string()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     fn remove_file(&self, name: &OsStr) -> io::Result<()> {

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tch_checkpoint_torture::{
-    CrashRun, KillReport, Phase, broken_histories, crash, damage, faults_everywhere, histories, kill_child, kills,
-    mutants,
+    CrashRun, KillReport, Phase, Programs, broken_histories, crash, damage, faults_everywhere, histories, kill_child,
+    kills, mutants,
 };
 
 const HELP: &str = "\
-usage: torture crash [--seed N] [--images M] [--phase first|second] [--minutes T]
-    Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery.
+usage: torture crash [--seed N] [--images M] [--phase first|second] [--programs saves|marks] [--minutes T]
+    Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery;
+    `marks`: of a program that also pins, links, gets late metrics, and removes components.
 torture faults [--every N]
     Every operation fails in every way, once and for ever; pairs of faults during recovery; failing and lying syncs
     with a crash after them. N: only every N-th.
@@ -53,7 +54,13 @@ fn main() {
                 _ => vec![Phase::First, Phase::Second],
             };
             let images = number("--images", 10_000_000);
-            phases.into_iter().all(|phase| crashes(CrashRun { seed: number("--seed", 1), images, limit, phase }))
+            let programs = match option("--programs").as_deref() {
+                Some("saves") => Programs::Saves,
+                Some("marks") => Programs::Marks,
+                _ => Programs::Both,
+            };
+            let seed = number("--seed", 1);
+            phases.into_iter().all(|phase| crashes(CrashRun { seed, images, limit, phase, programs }))
         }
         Some("faults") => faults(number("--every", 1)),
         Some("history") => history(&scratch, number("--seed", 1), number("--histories", 1_000_000)),
