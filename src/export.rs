@@ -29,13 +29,14 @@ pub struct WeightsExport {
     components: BTreeSet<String>,
     dtype: Option<Dtype>,
     file_per_component: bool,
+    keep: Option<usize>,
 }
 
 impl WeightsExport {
     /// Writes these components, which are names of tracked objects, in one file.
     pub fn of<N: Into<String>>(components: impl IntoIterator<Item = N>) -> WeightsExport {
         let components = components.into_iter().map(Into::into).collect();
-        WeightsExport { components, dtype: None, file_per_component: false }
+        WeightsExport { components, dtype: None, file_per_component: false, keep: None }
     }
 
     /// Converts the tensors of floating-point types F64, F32, F16 and BF16 to this one: F32, F16 or BF16. Rounds to the nearest
@@ -56,6 +57,24 @@ impl WeightsExport {
     pub fn file_per_component(mut self) -> WeightsExport {
         self.file_per_component = true;
         self
+    }
+
+    /// Keeps only the newest `keep` exports, but at least one, of those that
+    /// [`export_weights_when`](crate::CheckpointManagerBuilder::export_weights_when) writes: after each export, it removes
+    /// older ones. By default, all stay. [`export_weights`](Checkpoint::export_weights) removes nothing.
+    ///
+    /// Removed is only what has the name of an export (`weights-STEP.safetensors`, or a directory `weights-STEP` with
+    /// nothing else in it) and the same header, byte by byte, as the new export: the tensors of the same components, with
+    /// the same types and shapes, as this crate arranges them. Exports of later steps than the new one, from which the run
+    /// went back, count as older.
+    pub fn keep(mut self, keep: usize) -> WeightsExport {
+        self.keep = Some(keep.max(1));
+        self
+    }
+
+    /// Returns how many exports stay.
+    pub(crate) fn kept(&self) -> Option<usize> {
+        self.keep
     }
 
     /// Where an export of a step goes: a file, or a directory of files.

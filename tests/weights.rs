@@ -130,6 +130,63 @@ fn weights_are_exported_on_a_cadence_of_their_own() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn of_the_exports_the_newest_stay_and_nothing_of_others_is_removed() -> Outcome {
+    for per_component in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let exports = dir.path().join("exports");
+        fs::create_dir(&exports)?;
+        let model = Model::new();
+        let manager = |step: i64| {
+            let export = WeightsExport::of(["model", "average"]).keep(2);
+            let export = if per_component { export.file_per_component() } else { export };
+            model.step.set(step);
+            CheckpointManager::builder(model.checkpoint()?, dir.path().join(format!("run-{step}")))
+                .save_every(100)
+                .export_weights_when(EverySteps(1), export, &exports)
+                .open()
+        };
+        let name = |step: &str| format!("weights-{step}{}", if per_component { "" } else { ".safetensors" });
+        // Of another model, of another program, a note, a link, and an export to which something was added.
+        let other = exports.join(name("1"));
+        let another = WeightsExport::of(["counts"]);
+        let another = if per_component { another.file_per_component() } else { another };
+        model.checkpoint()?.export_weights(&other, &another)?;
+        fs::write(exports.join(name("002")), "a name that no export has")?;
+        fs::write(exports.join("weights-2"), "notes")?;
+        let mut first = manager(0)?;
+        first.save_if_due(3)?;
+        std::os::unix::fs::symlink(exports.join(name("3")), exports.join(name("4")))?;
+        if per_component {
+            fs::write(exports.join(name("3")).join("card.md"), "mine")?;
+        }
+        let names = || -> Result<Vec<String>, std::io::Error> {
+            let names = fs::read_dir(&exports)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let mut names: Vec<String> = names.collect::<Result<_, std::io::Error>>()?;
+            names.sort();
+            Ok(names)
+        };
+        let foreign = names()?;
+        for step in 5..=9 {
+            first.save_if_due(step)?;
+        }
+        let mut left: Vec<String> = foreign.into_iter().chain([name("8"), name("9")]).collect();
+        if !per_component {
+            left.retain(|left| *left != name("3"));
+        }
+        left.sort();
+        assert_eq!(names()?, left);
+        // Another run begins at an earlier step: what is later is older.
+        let mut second = manager(1)?;
+        second.save_if_due(6)?;
+        left.retain(|left| *left != name("8"));
+        left.push(name("6"));
+        left.sort();
+        assert_eq!(names()?, left);
+    }
+    Ok(())
+}
+
 // ------------------------------------------------------------------------------------------ links
 
 #[test]

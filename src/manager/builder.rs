@@ -256,7 +256,8 @@ impl CheckpointManagerBuilder {
     /// Exports weights whenever `policy` says so, into `directory`, as `weights-STEP.safetensors`, or as the directory
     /// `weights-STEP` with a file per component: a cadence of its own, beside that of the saves.
     /// [`CheckpointManager::save_if_due`] does it after the save, and returns when the export is durable and verified, as
-    /// [`Checkpoint::export_weights`] does; its errors are those of `save_if_due`. Exports are never removed.
+    /// [`Checkpoint::export_weights`] does; its errors are those of `save_if_due`. All exports stay
+    /// unless [`WeightsExport::keep`] bounds their number.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {

@@ -4,8 +4,13 @@ use super::CheckpointManager;
 use super::save_policy::{SaveContext, SavePolicy};
 use crate::error::{Error, Result};
 use crate::export::WeightsExport;
+use crate::format::safetensors::LENGTH_BYTES;
 use crate::name::COMPONENT_EXTENSION;
-use std::fs;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -28,14 +33,86 @@ impl WeightsCadence {
 
     /// The step of the last export there is: a run that is resumed goes on from it.
     fn last_before(&self, step: u64) -> Option<u64> {
-        let number = |name: std::ffi::OsString| {
-            let name = name.into_string().ok()?;
-            let number = name.strip_prefix("weights-")?;
-            number.strip_suffix(COMPONENT_EXTENSION).unwrap_or(number).parse::<u64>().ok()
-        };
-        let entries = fs::read_dir(&self.directory).ok()?;
-        entries.filter_map(|entry| number(entry.ok()?.file_name())).filter(|number| *number <= step).max()
+        self.steps().filter(|number| *number <= step).max()
     }
+
+    /// The steps of what has the name of an export.
+    fn steps(&self) -> impl Iterator<Item = u64> {
+        let number = |name: OsString| {
+            let name = name.into_string().ok()?;
+            let digits = name.strip_prefix("weights-")?;
+            let digits = digits.strip_suffix(COMPONENT_EXTENSION).unwrap_or(digits);
+            digits.parse::<u64>().ok().filter(|number| number.to_string() == digits)
+        };
+        let entries = fs::read_dir(&self.directory).into_iter().flatten();
+        entries.filter_map(move |entry| number(entry.ok()?.file_name()))
+    }
+
+    /// Removes superfluous exports after that of `step`, whose files are `written`. What cannot be removed now is tried
+    /// again after the next one.
+    fn prune(&self, step: u64, written: &[PathBuf]) {
+        let Some(keep) = self.export.kept() else { return };
+        let headers: io::Result<BTreeMap<OsString, Vec<u8>>> = written
+            .iter()
+            .map(|path| Ok((path.file_name().unwrap_or_default().to_owned(), header_of(path)?)))
+            .collect();
+        let headers = match headers {
+            Ok(headers) => headers,
+            Err(e) => return log::warn!("no export is removed: that of step {step} cannot be read: {e}"),
+        };
+        let mut steps: Vec<u64> = self.steps().collect();
+        // Newest first; later ones than this, from which the run went back, are older than all.
+        steps.sort_unstable_by_key(|other| (*other > step, Reverse(*other)));
+        steps.dedup();
+        let ours =
+            steps.into_iter().filter_map(|other| self.files_of(other, step, &headers).map(|files| (other, files)));
+        for (other, files) in ours.skip(keep) {
+            let path = self.export.path_of_step(&self.directory, other);
+            let removed = files.iter().try_for_each(fs::remove_file);
+            let removed =
+                removed.and_then(|()| if files[..] == [path.clone()] { Ok(()) } else { fs::remove_dir(&path) });
+            if let Err(e) = removed {
+                log::warn!("the export {} could not be removed: {e}; it is tried again later", path.display());
+            }
+        }
+    }
+
+    /// Returns the files of the export of `other`, if it is one like that of `step`, whose files have these headers.
+    fn files_of(&self, other: u64, step: u64, headers: &BTreeMap<OsString, Vec<u8>>) -> Option<Vec<PathBuf>> {
+        let (path, new) =
+            (self.export.path_of_step(&self.directory, other), self.export.path_of_step(&self.directory, step));
+        let kind = fs::symlink_metadata(&path).ok()?.file_type();
+        let is_same = |path: &Path, header: &Vec<u8>| {
+            fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) && starts_with(path, header).unwrap_or(false)
+        };
+        if kind.is_file() {
+            let header = headers.get(new.file_name()?)?;
+            return is_same(&path, header).then(|| vec![path]);
+        }
+        let files: Vec<PathBuf> =
+            fs::read_dir(&path).ok()?.map(|entry| Some(entry.ok()?.path())).collect::<Option<_>>()?;
+        let ours = |file: &PathBuf| {
+            file.file_name().and_then(|name| headers.get(name)).is_some_and(|header| is_same(file, header))
+        };
+        (kind.is_dir() && !files.is_empty() && files.iter().all(ours)).then_some(files)
+    }
+}
+
+/// Returns the header of a safetensors file.
+fn header_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut length = [0; LENGTH_BYTES];
+    file.read_exact(&mut length)?;
+    let mut header = length.to_vec();
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+    Ok(header)
+}
+
+/// Returns `true` if a file begins with these bytes.
+fn starts_with(path: &Path, header: &[u8]) -> io::Result<bool> {
+    let mut start = vec![0; header.len()];
+    File::open(path)?.read_exact(&mut start)?;
+    Ok(start == header)
 }
 
 impl CheckpointManager {
@@ -57,7 +134,9 @@ impl CheckpointManager {
                 continue;
             }
             fs::create_dir_all(&cadence.directory).map_err(|e| Error::io("create", &cadence.directory, e))?;
-            checkpoint.export_weights(cadence.export.path_of_step(&cadence.directory, step), &cadence.export)?;
+            let path = cadence.export.path_of_step(&cadence.directory, step);
+            let written = checkpoint.export_weights(path, &cadence.export)?;
+            cadence.prune(step, &written);
             (cadence.last, cadence.last_at) = (Some(step), Instant::now());
         }
         Ok(())

@@ -150,7 +150,7 @@ fn marked(round: u64, setup: Setup, random: &mut Random) -> Setup {
             marks: true,
             links: true,
             thin: Some(1 + round as usize % 2),
-            unclean: round % 2 == 0,
+            unclean: round.is_multiple_of(2),
             strangers: false,
             keep: setup.keep.map(|keep| keep + 1),
             saves: 4,
