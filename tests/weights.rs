@@ -137,7 +137,7 @@ fn of_the_exports_the_newest_stay_and_nothing_of_others_is_removed() -> Outcome 
         let exports = dir.path().join("exports");
         fs::create_dir(&exports)?;
         let model = Model::new();
-        let manager = |step: i64| {
+        let manager = |step: u64| {
             let export = WeightsExport::of(["model", "average"]).keep(2);
             let export = if per_component { export.file_per_component() } else { export };
             model.step.set(step);
