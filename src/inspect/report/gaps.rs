@@ -2,7 +2,8 @@
 
 use super::ReportedCheckpoint;
 use crate::inspect::listing::{OtherEntry, OtherState};
-use crate::reader::CheckpointReader;
+use crate::repository::Posix;
+use crate::source::Source;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -18,14 +19,16 @@ pub struct ReportGap {
     pub missing: u64,
 }
 
-/// Returns the gaps between the commit sequences. What was moved out of the numbering counts as present if its manifest
-/// can be read.
+/// Returns the gaps between the commit sequences. What is damaged or was moved out of the numbering counts as present if
+/// its manifest can be read.
 pub(super) fn of(checkpoints: &[ReportedCheckpoint], others: &[OtherEntry]) -> Vec<ReportGap> {
     let mut names: BTreeMap<u64, &str> = BTreeMap::new();
-    let aside = |other: &&OtherEntry| matches!(other.state, OtherState::MovedAside | OtherState::Superseded);
-    for other in others.iter().filter(aside) {
-        if let Ok(reader) = CheckpointReader::open(&other.path) {
-            names.insert(reader.manifest().sequence, &other.name);
+    let has_manifest = |other: &&OtherEntry| {
+        matches!(other.state, OtherState::Damaged | OtherState::MovedAside | OtherState::Superseded)
+    };
+    for other in others.iter().filter(has_manifest) {
+        if let Ok((source, _)) = Source::open_what_is_whole(&Posix::default(), &other.path) {
+            names.insert(source.manifest.sequence, &other.name);
         }
     }
     names.extend(checkpoints.iter().map(|checkpoint| (checkpoint.entry.sequence, checkpoint.entry.name.as_str())));

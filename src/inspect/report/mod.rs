@@ -3,11 +3,13 @@
 mod files;
 mod gaps;
 mod histories;
+mod options;
 mod origin;
 mod trend;
 
 pub use gaps::ReportGap;
 pub use histories::{TensorHistory, TensorPoint};
+pub use options::ReportOptions;
 pub use origin::RunOrigin;
 pub use trend::Trend;
 
@@ -18,29 +20,12 @@ use super::{lossy, retention};
 use crate::catalog::Marks;
 use crate::error::Result;
 use crate::location::Location;
-use crate::manager::retention::RetentionPolicy;
 use crate::repository::{Directory, OpenOptions, Posix};
 use crate::source::Source;
-use crate::sync::Arc;
 use files::Files;
 use histories::Histories;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What [`report`] reads.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ReportOptions {
-    /// The policies for [`ReportedCheckpoint::kept_by`]. Without any, only what holds under all policies keeps a
-    /// checkpoint: that it is the newest, pinned, permanent, and so on. Defaults to none.
-    pub policies: Vec<Arc<dyn RetentionPolicy>>,
-    /// The maximum number of checkpoints whose tensors are described, evenly spaced; the first and the last one are
-    /// always among them. 0 reads no tensor. Lowered if there are so many tensors that their descriptions would need
-    /// more than about 50 MB. Defaults to 200.
-    pub samples: usize,
-    /// Only tensors whose key matches one of these patterns are described; `*` matches any text. Defaults to all.
-    pub tensors: Vec<String>,
-}
 
 /// The maximum number of points of all tensors together.
 const POINTS: usize = 250_000;
@@ -48,12 +33,6 @@ const POINTS: usize = 250_000;
 /// The maximum number of histograms of a tensor, and of all tensors together.
 const HISTOGRAMS_EACH: usize = 12;
 const HISTOGRAMS: usize = 120_000;
-
-impl Default for ReportOptions {
-    fn default() -> ReportOptions {
-        ReportOptions { policies: Vec::new(), samples: 200, tensors: Vec::new() }
-    }
-}
 
 /// A run: its checkpoints, and how its tensors changed; see [`report`].
 #[derive(Debug, Clone, Serialize)]

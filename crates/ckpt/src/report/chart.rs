@@ -23,17 +23,23 @@ const BOTTOM: f64 = 38.0;
 /// The largest number of points that are drawn one by one.
 const DOTS: usize = 60;
 
-/// Draws lines over the horizontal axis of the view. The chart is an image with the text alternative `label`.
-pub fn lines(html: &mut Html, view: &View<'_>, label: &str, series: &[Series<'_>]) {
+/// Draws lines over the horizontal axis of the view, with values as `text` writes them. The chart is an image with the text alternative `label`.
+pub fn lines(
+    html: &mut Html,
+    view: &View<'_>,
+    label: &str,
+    series: &[Series<'_>],
+    text: impl Fn(f64) -> String + Copy,
+) {
     let values = || series.iter().flat_map(|line| &line.points).map(|point| point.1);
     let scale = Scale::of(values());
     open(html, label);
     if let Some(scale) = &scale {
-        vertical(html, scale, &scale.ticks(4), human::figure);
+        vertical(html, scale, &scale.ticks(4), text);
     }
     horizontal(html, view);
     for line in series {
-        draw(html, view, scale.as_ref(), line);
+        draw(html, view, scale.as_ref(), line, text);
     }
     html.raw("</svg>");
 }
@@ -79,7 +85,13 @@ pub fn count(number: f64) -> String {
     if number.abs() < 1e15 { (number as i64).to_string() } else { human::figure(number) }
 }
 
-fn draw(html: &mut Html, view: &View<'_>, scale: Option<&Scale>, line: &Series<'_>) {
+fn draw(
+    html: &mut Html,
+    view: &View<'_>,
+    scale: Option<&Scale>,
+    line: &Series<'_>,
+    text: impl Fn(f64) -> String + Copy,
+) {
     let finite: Vec<(f64, f64)> = line.points.iter().copied().filter(|point| point.1.is_finite()).collect();
     if let Some(scale) = scale.filter(|_| !finite.is_empty()) {
         html.raw("<path class=\"line ").raw(line.class).raw("\" d=\"");
@@ -92,13 +104,13 @@ fn draw(html: &mut Html, view: &View<'_>, scale: Option<&Scale>, line: &Series<'
         }
         html.raw("\"/>");
         for (x, y) in finite.iter().take(if finite.len() <= DOTS { DOTS } else { 0 }) {
-            dot(html, line, (across(view, *x), up(scale.at(*y))), &title(view, line, (*x, *y)));
+            dot(html, line, (across(view, *x), up(scale.at(*y))), &title(view, line, (*x, *y), text));
         }
     }
     let lost = line.points.iter().filter(|point| !point.1.is_finite());
     for (x, y) in lost.take(DOTS) {
         html.raw("<text class=\"bad middle\"").numbers([("x", across(view, *x)), ("y", TOP + 10.0)]);
-        html.raw(">✕<title>").text(title(view, line, (*x, *y))).raw("</title></text>");
+        html.raw(">✕<title>").text(title(view, line, (*x, *y), text)).raw("</title></text>");
     }
 }
 
@@ -112,9 +124,9 @@ fn dot(html: &mut Html, line: &Series<'_>, (x, y): (f64, f64), title: &str) {
     html.raw("><title>").text(title).raw("</title>").raw(if line.class == "run-b" { "</rect>" } else { "</circle>" });
 }
 
-fn title(view: &View<'_>, line: &Series<'_>, (x, y): (f64, f64)) -> String {
+fn title(view: &View<'_>, line: &Series<'_>, (x, y): (f64, f64), text: impl Fn(f64) -> String) -> String {
     let run = if line.letter.is_empty() { String::new() } else { format!("run {}, ", line.letter) };
-    format!("{run}{} {}: {}", view.axis(), count(x), human::figure(y))
+    format!("{run}{} {}: {}", view.axis(), count(x), text(y))
 }
 
 pub fn tenths(value: f64) -> f64 {

@@ -120,7 +120,7 @@ fn states(html: &mut Html, one: &ReportedCheckpoint, has_policies: bool) {
 /// Lists what is damaged, aside, unfinished or gone.
 fn others(html: &mut Html, run: &Run<'_>) {
     let report = run.report;
-    html.raw("<h3").attribute("id", format!("others-{}", run.number)).raw(">Damaged, unfinished and removed");
+    html.raw("<h3").attribute("id", format!("others-{}", run.number)).raw(">What else is there, and what is gone");
     run.title(html);
     html.raw("</h3>");
     if report.others.is_empty() && report.gaps.is_empty() {

@@ -12,6 +12,7 @@ mod spark;
 mod summary;
 mod tensors;
 mod timeline;
+mod times;
 mod view;
 
 use crate::cli::Report;
@@ -25,10 +26,8 @@ use tch_checkpoint::Error;
 use tch_checkpoint::inspect::{self, ReportOptions, RunReport};
 
 pub fn run(args: &Report, out: &mut Output) -> Result<Exit, Error> {
-    let mut options = ReportOptions::default();
-    options.policies = args.policies.values();
-    options.samples = args.samples;
-    options.tensors.clone_from(&args.tensors);
+    let options = ReportOptions::new().policies(args.policies.values()).samples(args.samples);
+    let options = args.tensors.iter().fold(options, |options, pattern| options.tensors(pattern));
     let reports: Vec<RunReport> =
         args.directories.iter().map(|directory| inspect::report(directory, &options)).collect::<Result<_, _>>()?;
     if !out.is_json() {

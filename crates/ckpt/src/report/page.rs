@@ -2,7 +2,7 @@
 
 use super::html::Html;
 use super::view::View;
-use super::{checkpoints, origin, size, summary, tensors, timeline};
+use super::{checkpoints, origin, size, summary, tensors, timeline, times};
 use crate::human;
 use chrono::{DateTime, Utc};
 use tch_checkpoint::inspect::RunReport;
@@ -21,6 +21,7 @@ pub fn page(reports: &[RunReport], now: DateTime<Utc>) -> String {
     timeline::section(&mut html, &view);
     checkpoints::section(&mut html, &view);
     size::section(&mut html, &view);
+    times::section(&mut html, &view);
     let mut end = Html::new();
     origin::section(&mut end, &view);
     end.raw("</main><script>").raw(include_str!("script.js")).raw("</script></body></html>\n");
@@ -39,7 +40,8 @@ fn head(html: &mut Html, view: &View<'_>, now: DateTime<Utc>) {
          name=\"color-scheme\" content=\"light dark\"><meta name=\"generator\" content=\"ckpt\"><title>",
     );
     title(html, view);
-    html.raw("</title><style>").raw(include_str!("style.css")).raw("</style></head><body>");
+    html.raw("</title><script>document.documentElement.classList.add(\"script\")</script>");
+    html.raw("<style>").raw(include_str!("style.css")).raw("</style></head><body>");
     html.raw("<a class=\"skip\" href=\"#main\">Skip to the content</a><header><h1>");
     title(html, view);
     html.raw("</h1><p>Made ");
@@ -55,6 +57,7 @@ fn head(html: &mut Html, view: &View<'_>, now: DateTime<Utc>) {
         ("#timeline", "Time line"),
         ("#checkpoints", "Checkpoints"),
         ("#size", "Size"),
+        ("#times", "Times"),
         ("#tensors", "Tensors"),
         ("#origin", "Provenance"),
     ] {

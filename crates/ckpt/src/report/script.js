@@ -2,8 +2,6 @@
 (() => {
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
-  root.classList.add("script");
-
   const theme = byId("theme");
   let dark = matchMedia("(prefers-color-scheme: dark)").matches;
   theme.setAttribute("aria-pressed", String(dark));
@@ -16,8 +14,12 @@
   for (const button of document.querySelectorAll("button.more")) {
     button.addEventListener("click", () => {
       const open = button.getAttribute("aria-expanded") !== "true";
+      const details = byId(button.getAttribute("aria-controls"));
+      const cell = details.cells[0];
+      // Of many tensors, the details are in comments.
+      if (cell.firstChild.nodeType === Node.COMMENT_NODE) cell.innerHTML = cell.firstChild.data;
       button.setAttribute("aria-expanded", String(open));
-      byId(button.getAttribute("aria-controls")).classList.toggle("open", open);
+      details.classList.toggle("open", open);
     });
   }
 
@@ -28,26 +30,38 @@
     row.rank = at;
     row.label = row.querySelector(".name").textContent;
   });
-  const [filter, sort, flagged, shown] = ["filter", "sort", "flagged", "shown"].map(byId);
+  const [filter, sort, flagged, shown, all] = ["filter", "sort", "flagged", "shown", "all"].map(byId);
+  let order = rows;
+  let most = 100;
   const select = () => {
     const text = filter.value.toLowerCase();
-    let count = 0;
-    for (const row of rows) {
+    let fitting = 0;
+    for (const row of order) {
       const fits = row.label.toLowerCase().includes(text) && (!flagged.checked || row.classList.contains("flagged"));
-      row.hidden = !fits;
-      count += fits ? 1 : 0;
+      fitting += fits ? 1 : 0;
+      row.hidden = !fits || fitting > most;
+      row.classList.remove("later");
     }
-    shown.textContent = `${count} of ${rows.length}`;
+    shown.textContent = `${Math.min(fitting, most)} of ${rows.length}`;
+    all.hidden = fitting <= most;
   };
-  const order = {
+  const compare = {
     rank: (a, b) => a.rank - b.rank,
     name: (a, b) => (a.label < b.label ? -1 : a.label > b.label ? 1 : 0),
   };
   for (const key of ["norm", "growth", "update"]) {
-    order[key] = (a, b) => b.dataset[key] - a.dataset[key] || a.rank - b.rank;
+    compare[key] = (a, b) => b.dataset[key] - a.dataset[key] || a.rank - b.rank;
   }
   filter.addEventListener("input", select);
   flagged.addEventListener("change", select);
-  sort.addEventListener("change", () => table.append(...rows.sort(order[sort.value])));
+  sort.addEventListener("change", () => {
+    order = [...rows].sort(compare[sort.value]);
+    table.append(...order);
+    select();
+  });
+  all.addEventListener("click", () => {
+    most = Infinity;
+    select();
+  });
   select();
 })();

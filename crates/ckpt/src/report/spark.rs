@@ -31,11 +31,16 @@ impl Range {
 pub struct Line {
     pub class: &'static str,
     pub points: Vec<(f64, f64)>,
+    /// Where values are NaN or infinite.
+    pub broken: Vec<f64>,
 }
 
 /// Draws lines of at most `most` points. The numbers in the cells beside it are the alternative for those who do not see it.
 pub fn draw(html: &mut Html, view: &View<'_>, range: Range, lines: &[Line], most: usize) {
     html.raw("<svg class=\"spark\" viewBox=\"0 0 320 48\" aria-hidden=\"true\">");
+    for x in lines.iter().flat_map(|line| &line.broken).take(most) {
+        html.raw("<path class=\"cross\" d=\"M").number(whole(view.at(*x), WIDTH) - 5).raw(" 4l10 10m0-10l-10 10\"/>");
+    }
     for line in lines.iter().filter(|line| !line.points.is_empty()) {
         html.raw("<path class=\"").raw(line.class).raw("\" d=\"");
         let mut before: Option<(i64, i64)> = None;

@@ -22,6 +22,9 @@ pub struct Row<'a> {
     histories: Vec<Option<&'a TensorHistory>>,
 }
 
+/// The number of rows that are shown at first, so that the page opens at once.
+const FIRST: usize = 100;
+
 /// How much is drawn of each tensor.
 #[derive(Debug, Clone, Copy)]
 struct Detail {
@@ -29,14 +32,16 @@ struct Detail {
     points: usize,
     /// Histograms.
     histograms: usize,
+    /// Whether the browser builds the details of a tensor only when they are opened.
+    is_deferred: bool,
 }
 
 impl Detail {
     /// Returns as much as a page of so many tensors has room for.
     fn of(tensors: usize) -> Detail {
         match tensors {
-            0..=300 => Detail { points: 60, histograms: 12 },
-            _ => Detail { points: 40, histograms: 6 },
+            0..=300 => Detail { points: 60, histograms: 12, is_deferred: false },
+            _ => Detail { points: 40, histograms: 6, is_deferred: true },
         }
     }
 }
@@ -101,7 +106,7 @@ fn explanation(html: &mut Html, view: &View<'_>, all: usize, shown: usize) {
         "All small charts of a column have one scale: the middle line is the tensor&#39;s usual value (the median of \
          the first half of the run), the top ten times, the bottom a tenth of it. An update is the norm of what changed \
          since the checkpoint read before, divided by the norm of the tensor there; its middle line is 0.001, the top 1, \
-         the bottom 0.000001. <em>Exploding</em>: the largest norm is at least ten times the usual one. \
+         the bottom 0.000001. A cross marks NaN or infinite values. <em>Exploding</em>: the largest norm is at least ten times the usual one. \
          <em>Vanishing</em>: the last norm is at most a tenth of it. Tensors that are no variables, such as an \
          optimizer&#39;s moments, change more: 100 times, a hundredth.",
     );
@@ -122,7 +127,9 @@ fn controls(html: &mut Html, shown: usize) {
          value=\"growth\">growth</option><option value=\"update\">last update</option></select></label><label><input \
          type=\"checkbox\" id=\"flagged\"> only conspicuous ones</label><span id=\"shown\" role=\"status\">",
     );
-    html.number(shown).raw(" of ").number(shown).raw("</span></div>");
+    html.number(shown.min(FIRST)).raw(" of ").number(shown);
+    html.raw("</span><button type=\"button\" id=\"all\"").raw(if shown > FIRST { ">" } else { " hidden>" });
+    html.raw("Show all</button></div>");
 }
 
 /// Writes as many rows as there is room for; the details of a row only while more than a third of the room is left.
@@ -172,15 +179,27 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
         html.attribute(name, human::figure(values.iter().flatten().copied().fold(0.0, f64::max)));
     }
     html.attribute("data-growth", human::figure(row.growth));
-    html.raw(if row.trend.is_conspicuous() { " class=\"flagged\"" } else { "" });
+    html.attribute(
+        "class",
+        match (row.trend.is_conspicuous(), row.id >= FIRST) {
+            (true, false) => "flagged",
+            (true, true) => "flagged later",
+            (false, true) => "later",
+            (false, false) => "",
+        },
+    );
     html.raw("><tr><th scope=\"row\">");
     name(html, row, has_details);
     html.raw("</th><td>");
     verdict(html, row.trend);
     let lines = |of: &dyn Fn(&TensorPoint) -> Option<f64>| -> Vec<Line> {
         let line = |(number, history): (usize, &Option<&TensorHistory>)| {
-            let known = points(view, number, (*history)?).filter_map(|(x, point)| Some((x, of(point)?)));
-            Some(Line { class: view.runs.get(number)?.class(), points: known.collect() })
+            let history = (*history)?;
+            let all = || points(view, number, history);
+            let known = all().filter(|(_, point)| point.stats.non_finite() == 0);
+            let known = known.filter_map(|(x, point)| Some((x, of(point)?))).collect();
+            let broken = all().filter(|(_, point)| point.stats.non_finite() > 0).map(|(x, _)| x).collect();
+            Some(Line { class: view.runs.get(number)?.class(), points: known, broken })
         };
         row.histories.iter().enumerate().filter_map(line).collect()
     };
@@ -212,7 +231,7 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
     each(html, &last(&|point| Some(point.stats.zero_share())), |share| format!("{} %", rounded(100.0 * share)));
     html.raw("</td></tr>");
     if has_details {
-        details(html, view, row, detail.histograms);
+        details(html, view, row, detail);
     }
     html.raw("</tbody>");
 }
@@ -258,7 +277,8 @@ fn figures(html: &mut Html, values: &[Option<f64>]) {
 
 /// A number with 3 digits.
 pub fn rounded(value: f64) -> String {
-    human::figure(format!("{value:.2e}").parse().unwrap_or(value))
+    let short = format!("{value:.2e}");
+    if value.abs() < 1e5 { human::figure(short.parse().unwrap_or(value)) } else { short }
 }
 
 fn ranges(html: &mut Html, row: &Row<'_>) {
@@ -273,13 +293,15 @@ fn ranges(html: &mut Html, row: &Row<'_>) {
 }
 
 /// Writes the row that the button of the name shows: histograms, and numbers at some checkpoints.
-fn details(html: &mut Html, view: &View<'_>, row: &Row<'_>, most: usize) {
+fn details(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail) {
     html.raw("<tr class=\"details\"").attribute("id", format!("more-{}", row.id)).raw("><td colspan=\"11\">");
+    // A comment is one node, whatever is in it. It cannot end early: `>` is escaped.
+    html.raw(if detail.is_deferred { "<!--" } else { "" });
     html.raw("<div class=\"detail\">");
     for (number, history) in row.histories.iter().enumerate() {
         if let (Some(history), Some(run)) = (history, view.runs.get(number)) {
-            histogram::draw(html, view, run, history, most);
+            histogram::draw(html, view, run, history, detail.histograms);
         }
     }
-    html.raw("</div></td></tr>");
+    html.raw("</div>").raw(if detail.is_deferred { "-->" } else { "" }).raw("</td></tr>");
 }

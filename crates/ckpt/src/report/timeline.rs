@@ -3,6 +3,7 @@
 use super::chart::{self, Series};
 use super::html::Html;
 use super::view::{Run, State, View};
+use crate::human;
 use std::collections::BTreeSet;
 use tch_checkpoint::inspect::OtherState;
 
@@ -135,18 +136,10 @@ fn metrics(html: &mut Html, view: &View<'_>) {
     for name in names.iter().take(METRICS) {
         let series: Vec<Series<'_>> = view.runs.iter().map(|run| line(run, name)).collect();
         html.raw("<figure><figcaption>").name(name);
-        if view.is_comparison() {
-            for run in &view.runs {
-                html.raw(" <span class=\"key ").raw(run.class()).raw("\"></span>").text(run.letter);
-            }
-        }
+        view.keys(html);
         html.raw("</figcaption>");
-        chart::lines(
-            html,
-            view,
-            &format!("{name} by {}; the table of checkpoints has the numbers", view.axis()),
-            &series,
-        );
+        let label = format!("{name} by {}; the table of checkpoints has the numbers", view.axis());
+        chart::lines(html, view, &label, &series, human::figure);
         html.raw("</figure>");
     }
     html.raw("</div>");

@@ -58,6 +58,13 @@ impl<'a> View<'a> {
         self.runs.len() > 1
     }
 
+    /// Adds the colours of the runs where there are two.
+    pub fn keys(&self, html: &mut Html) {
+        for run in self.runs.iter().filter(|_| self.is_comparison()) {
+            html.raw(" <span class=\"key ").raw(run.class()).raw("\"></span>").text(run.letter);
+        }
+    }
+
     /// The name of the horizontal axis.
     pub fn axis(&self) -> &'static str {
         if self.has_steps { "step" } else { "order of saving" }

@@ -79,12 +79,12 @@ fn two_runs_are_side_by_side() {
     let headings: Vec<String> = dom.named("h3").iter().map(dom::Element::text).collect();
     assert!(headings.contains(&"Whole checkpoints of run A".to_string()), "{headings:?}");
     assert!(headings.contains(&"Whole checkpoints of run B".to_string()), "{headings:?}");
-    // Both have a loss, in one chart; one has an accuracy.
+    // Both have a loss and times, each in one chart; one has an accuracy.
     let lines = dom.named("path").into_iter().filter(|path| {
         let class = path.attribute("class").unwrap_or_default();
         class.starts_with("line")
     });
-    assert_eq!(lines.count(), 3);
+    assert_eq!(lines.count(), 5);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn names_from_files_never_become_markup() {
     let (_, text) = page(dir.path(), &["run"]);
     let dom = Dom::valid(&text);
     dom.check();
-    assert_eq!(dom.named("script").len(), 1);
+    assert_eq!(dom.named("script").len(), 2);
     assert!(dom.named("img").is_empty() && dom.named("b").is_empty());
     assert!(text.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
     assert!(!text.contains('\u{202e}') && !text.contains('\u{1b}'));
@@ -150,6 +150,19 @@ fn two_hundred_checkpoints_of_a_thousand_tensors() {
     browser.show(1280, false);
     let took = browser.load(&path);
     println!("{bytes} bytes, open in {took:?}");
+    assert_eq!(browser.complaints(), [] as [&str; 0]);
+    let shown = "[...document.querySelectorAll('#tensor-table > tbody')].filter(row => row.offsetHeight > 0).length";
+    assert_eq!(browser.eval(shown), 100);
+    let text = "document.getElementById('shown').textContent";
+    assert_eq!(browser.eval(text), "100 of 1000");
+    browser.eval("document.getElementById('all').click()");
+    assert_eq!(browser.eval(shown), 1000);
+    assert_eq!(browser.eval(text), "1000 of 1000");
+    // Details that are built when they are opened are markup like all else.
+    let details = browser.eval("document.querySelector('#more-0 > td').firstChild.data");
+    Dom::valid(&format!("<!DOCTYPE html><title>Details</title>{}", details.as_str().unwrap()));
+    browser.eval("document.querySelector('[aria-controls=more-0]').click()");
+    assert_eq!(browser.eval("document.querySelectorAll('#more-0 path.ridge').length"), 6);
     assert_eq!(browser.complaints(), [] as [&str; 0]);
 }
 

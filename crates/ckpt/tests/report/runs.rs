@@ -34,7 +34,7 @@ pub fn eventful(dir: &Path) {
     let checkpoint = Checkpoint::new()
         .track("encoder", encoder.clone())
         .and_then(|checkpoint| checkpoint.track("decoder", decoder.clone()))
-        .and_then(|checkpoint| checkpoint.track("step", &Counter::new(0)))
+        .and_then(|checkpoint| checkpoint.track("step", Counter::new(0)))
         .and_then(|checkpoint| checkpoint.provenance(&Provenance::new().git(git.path())))
         .and_then(|checkpoint| checkpoint.metadata("hyperparameters", &serde_json::json!({"rate": 0.1})))
         .unwrap();
@@ -61,7 +61,7 @@ pub fn eventful(dir: &Path) {
 
 /// A run of so many checkpoints of so many tensors of 16 elements that change a little.
 pub fn steady(dir: &Path, checkpoints: u64, tensors: usize) {
-    let name = |at: usize| format!("layer{:03}.{}", at / 2, if at % 2 == 0 { "weight" } else { "bias" });
+    let name = |at: usize| format!("layer{:03}.{}", at / 2, if at.is_multiple_of(2) { "weight" } else { "bias" });
     let model: Tensors = (0..tensors).map(|at| (name(at), Memory::seeded(16, at as u64))).collect();
     let checkpoint = Checkpoint::new().track("model", model.clone()).unwrap();
     let mut manager = manager(checkpoint, dir, None);
