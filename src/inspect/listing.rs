@@ -1,5 +1,6 @@
 //! What is in a directory of checkpoints.
 
+use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
 use super::target::{Place, directories_below, place};
 use super::{lossy, lossy_all};
@@ -8,6 +9,7 @@ use crate::format::MANIFEST_FILE;
 use crate::location::Location;
 use crate::manager::{ListedCheckpoint, Listing};
 use crate::reader::CheckpointReader;
+use crate::repository::FileId;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
@@ -57,6 +59,8 @@ pub struct CheckpointEntry {
     pub saved_at: DateTime<Utc>,
     /// Bytes of all its files, including the manifest.
     pub bytes: u64,
+    /// Bytes of the files that no older checkpoint of the directory shares with it by a hard link.
+    pub new_bytes: u64,
     /// The number of tensors.
     pub tensors: usize,
     /// The number of values.
@@ -71,6 +75,10 @@ pub struct CheckpointEntry {
     pub unclean: bool,
     /// The components that were tracked and that it does not have.
     pub without: Vec<String>,
+    /// Its pins: names and notes.
+    pub pins: BTreeMap<String, String>,
+    /// Its notes: names and texts.
+    pub notes: BTreeMap<String, String>,
 }
 
 /// An entry of the directory that this crate made and that is no whole checkpoint.
@@ -147,7 +155,9 @@ fn of(path: &Location, listing: &Listing) -> DirectoryListing {
         None => listing.checkpoints.len().checked_sub(1),
     };
     let entries = listing.checkpoints.iter().enumerate();
-    let checkpoints: Vec<CheckpointEntry> = entries.map(|(at, listed)| entry(listed, Some(at) == latest)).collect();
+    let mut seen = HashSet::new();
+    let checkpoints = entries.map(|(at, listed)| entry(listed, Some(at) == latest, &mut seen));
+    let checkpoints: Vec<CheckpointEntry> = checkpoints.collect();
     DirectoryListing {
         directory: path.into(),
         latest: latest.and_then(|at| checkpoints.get(at)).map(|entry| entry.name.clone()),
@@ -162,7 +172,8 @@ fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-fn entry(listed: &ListedCheckpoint, latest: bool) -> CheckpointEntry {
+/// Describes a checkpoint; `seen` has the files of older ones.
+fn entry(listed: &ListedCheckpoint, latest: bool, seen: &mut HashSet<FileId>) -> CheckpointEntry {
     let ListedCheckpoint { path, entry, tensors, values, .. } = listed;
     let manifest = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
     CheckpointEntry {
@@ -175,6 +186,7 @@ fn entry(listed: &ListedCheckpoint, latest: bool) -> CheckpointEntry {
         run: entry.run.clone(),
         saved_at: entry.saved_at,
         bytes: entry.bytes.saturating_add(manifest),
+        new_bytes: files_in(path).into_iter().filter(|(id, _)| seen.insert(*id)).map(|(_, bytes)| bytes).sum(),
         tensors: *tensors,
         values: *values,
         metrics: entry.metrics.clone(),
@@ -182,6 +194,8 @@ fn entry(listed: &ListedCheckpoint, latest: bool) -> CheckpointEntry {
         non_finite: listed.non_finite.clone(),
         unclean: listed.unclean,
         without: listed.without.clone(),
+        pins: listed.pins.clone(),
+        notes: listed.notes.clone(),
     }
 }
 

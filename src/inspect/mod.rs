@@ -7,6 +7,7 @@
 //! * [`list`]: everything in a directory of checkpoints, intact or not.
 //! * [`Target::open`], [`Target::summary`]: the content of one checkpoint, of any format that [`interop`] reads.
 //! * [`Target::stats`], [`tensor_stats`]: range, mean, deviation, norm and distribution of tensors.
+//! * [`Target::slice`]: a part of a tensor, element by element.
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
 //! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
@@ -37,6 +38,7 @@
 
 mod diff;
 mod elements;
+mod files;
 mod listing;
 mod moments;
 mod numbers;
@@ -44,6 +46,7 @@ mod problem;
 mod reading;
 mod report;
 mod retention;
+mod slice;
 mod stats;
 mod summary;
 mod target;
@@ -56,10 +59,13 @@ pub use problem::{Problem, ProblemKind};
 pub use report::{
     ReportGap, ReportOptions, ReportedCheckpoint, RunOrigin, RunReport, TensorHistory, TensorPoint, Trend, report,
 };
-pub use retention::{FoundCheckpoint, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune};
+pub use retention::{
+    FoundCheckpoint, NoteState, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune,
+};
+pub use slice::{Element, Slice, TensorSlice};
 pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
 pub use summary::{ComponentSummary, DtypeSummary, FileSummary, Summary, TensorSummary, Totals};
-pub use target::{Overview, Target};
+pub use target::{Overview, Target, runs_below};
 pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
 
 use crate::location::Location;

@@ -77,6 +77,26 @@ impl PinState {
     }
 }
 
+/// A note of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct NoteState {
+    /// The checkpoint.
+    #[serde(serialize_with = "lossy")]
+    pub path: Location,
+    /// The name of the note.
+    pub note: String,
+    /// The text of the note.
+    pub text: String,
+}
+
+impl NoteState {
+    /// Describes the note `note` of the checkpoint `path`.
+    pub fn new(path: impl Into<Location>, note: impl Into<String>, text: impl Into<String>) -> NoteState {
+        NoteState { path: path.into(), note: note.into(), text: text.into() }
+    }
+}
+
 /// Returns the newest checkpoint in `directory`.
 ///
 /// # Errors

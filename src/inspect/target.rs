@@ -321,6 +321,50 @@ fn is_of_checkpoints(path: &Path, listing: &Listing) -> bool {
     has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok()
 }
 
+/// How deep [`runs_below`] looks.
+const DEPTH: usize = 16;
+
+/// Returns the directories of checkpoints at `path` and below it, at most 16 levels deep, by name. Symbolic links, hidden
+/// directories and the checkpoints themselves are not entered.
+///
+/// # Errors
+/// [`Error::Io`] if `path` cannot be listed, or is no directory. What cannot be listed below it is passed over.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use tch_checkpoint::{Checkpoint, Counter, inspect};
+/// Checkpoint::new().track("step", &Counter::new(7))?.save(dir.join("mnist/adam/ckpt"))?;
+/// assert_eq!(inspect::runs_below(dir)?, [dir.join("mnist/adam")]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn runs_below(path: impl Into<Location>) -> Result<Vec<Location>> {
+    let path = path.into();
+    path_of(&path)?;
+    let mut found = Vec::new();
+    fs::read_dir(&path).map_err(|source| Error::io("list", &path, source))?;
+    search(&path, DEPTH, &mut found);
+    found.sort();
+    Ok(found)
+}
+
+fn search(path: &Location, depth: usize, found: &mut Vec<Location>) {
+    let has_manifest = |path: &Path| fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok();
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let visible = directories.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    let (checkpoints, others): (Vec<Location>, Vec<Location>) =
+        visible.map(|entry| Location::from(entry.path())).partition(|path| has_manifest(path));
+    if !checkpoints.is_empty() || path.join(INDEX_FILE).is_file() {
+        found.push(path.clone());
+    }
+    if let Some(depth) = depth.checked_sub(1) {
+        others.iter().for_each(|path| search(path, depth, found));
+    }
+}
+
 /// Returns the directories in `path` in which checkpoints were saved, by name.
 pub(super) fn directories_below(path: &Path) -> Vec<Location> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();

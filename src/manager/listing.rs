@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::IndexEntry;
 use crate::location::Location;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
+use std::collections::BTreeMap;
 
 /// The content of a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
@@ -54,6 +55,10 @@ pub struct ListedCheckpoint {
     pub unclean: bool,
     /// The components that were tracked and that it does not have.
     pub without: Vec<String>,
+    /// Its pins: names and notes.
+    pub pins: BTreeMap<String, String>,
+    /// Its notes: names and texts.
+    pub notes: BTreeMap<String, String>,
 }
 
 /// Lists everything in a directory of checkpoints, intact or not. Takes no lock and works on a read-only file system. A
@@ -118,17 +123,9 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
         checkpoints: found
             .into_iter()
             .map(|found| {
-                let Found { entry, non_finite, unclean, without, metadata, tensors, values, .. } = found;
-                ListedCheckpoint {
-                    path: path(&entry.name),
-                    entry,
-                    tensors,
-                    values,
-                    metadata,
-                    non_finite,
-                    unclean,
-                    without,
-                }
+                let Found { entry, non_finite, unclean, without, metadata, tensors, values, pins, notes, .. } = found;
+                let path = path(&entry.name);
+                ListedCheckpoint { path, entry, tensors, values, metadata, non_finite, unclean, without, pins, notes }
             })
             .collect(),
         undecided: undecided.map(|(first, second)| (path(&first), path(&second))),

@@ -1,5 +1,6 @@
-//! Command-line arguments.
+//! Command-line arguments. Those of newer commands are beside the commands.
 
+use crate::ls::{Column, Sort};
 use crate::policies::Policies;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -21,8 +22,8 @@ Exit codes:
   2  invalid arguments, or something could not be read; everything else is printed";
 
 /// Inspects checkpoints of training loops: lists, shows, verifies, compares and converts them, and reports which of
-/// them retention policies keep. All commands except `pin`, `unpin` and `prune --yes` are read-only; all except
-/// `prune --yes` take no lock and are safe while a training process writes.
+/// them retention policies keep. Commands that remove checkpoints take the writer's lock; all others are safe while a
+/// training process writes.
 #[derive(Debug, Parser)]
 #[command(name = "ckpt", version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -50,11 +51,20 @@ pub enum Command {
     Pin(Pin),
     Unpin(Unpin),
     Report(Report),
+    Annotate(Annotate),
+    Rm(Rm),
+    Cat(crate::cat::Cat),
+    Completions(crate::shell::Completions),
+    Man(crate::shell::Man),
 }
 
 /// Prints the path of the newest checkpoint of a directory
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  ckpt latest checkpoints/pronounce
+  ckpt cat $(ckpt latest checkpoints/pronounce) step
+
 Exit codes:
   0  printed
   2  there is no checkpoint, or it could not be read")]
@@ -152,6 +162,9 @@ pub struct Pin {
 /// Removes a pin
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  ckpt unpin checkpoints/pronounce/ckpt-240 paper
+
 Exit codes:
   0  unpinned
   1  there was no such pin
@@ -165,6 +178,50 @@ pub struct Unpin {
     pub name: String,
 }
 
+/// Adds a note to a checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt annotate checkpoints/pronounce/ckpt-240 reviewed 'listened to 50 words'
+
+Exit codes:
+  0  noted
+  2  there is no such checkpoint, it was removed at this moment, or it could not be written")]
+pub struct Annotate {
+    /// The checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// The name of the note; replaces one of the same name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The note
+    #[arg(value_name = "TEXT")]
+    pub text: String,
+}
+
+/// Removes checkpoints, even if they are permanent
+///
+/// Asks before each one, unless `--yes` is given. Pinned checkpoints are not removed: unpin them first. Takes the
+/// writer's lock, so that nothing is removed while a training process writes to the directory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  ckpt rm checkpoints/pronounce/ckpt-80
+  ckpt rm --yes checkpoints/pronounce/ckpt-80 checkpoints/pronounce/ckpt-160
+
+Exit codes:
+  0  removed
+  1  one was not removed, because the answer was not yes
+  2  one was not removed: it is pinned, a training process writes, it is damaged, or there is none")]
+pub struct Rm {
+    /// The checkpoints
+    #[arg(value_name = "CHECKPOINT", required = true)]
+    pub checkpoints: Vec<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
 /// Lists the checkpoints in a directory, oldest first, and what else saves and managers left there
 ///
 /// Reads manifests and file sizes, not tensors; use `ckpt verify` for those.
@@ -172,6 +229,9 @@ pub struct Unpin {
 #[command(after_help = "\
 Examples:
   ckpt ls checkpoints/pronounce
+  ckpt ls --sort metric:loss --best loss checkpoints/pronounce
+  ckpt ls --columns name,age,new,pins,kept checkpoints/pronounce
+  ckpt ls -r checkpoints
   ckpt ls --json checkpoints/pronounce | jq -r .latest
 
 Exit codes:
@@ -181,6 +241,31 @@ pub struct Ls {
     /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
     pub directory: PathBuf,
+    /// The order: sequence (of commits), name, step, saved, size, new, or metric:NAME; ascending
+    #[arg(long, value_name = "KEY", default_value = "sequence")]
+    pub sort: Sort,
+    /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values, metrics,
+    /// health, pins, notes, kept (what keeps it under any policies), marks
+    #[arg(
+        long,
+        value_name = "COLUMNS",
+        value_delimiter = ',',
+        default_value = "name,step,saved,size,tensors,metrics,marks"
+    )]
+    pub columns: Vec<Column>,
+    /// Mark the one with the lowest (with `--max`: highest) finite value of a metric as best
+    #[arg(long, value_name = "METRIC")]
+    pub best: Option<String>,
+    /// Higher is better
+    #[arg(long, requires = "best")]
+    pub max: bool,
+    /// List all directories of checkpoints below DIR
+    #[arg(long, short)]
+    pub recursive: bool,
+    /// Print again every so many seconds (2 unless given), until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub watch: Option<u64>,
 }
 
 /// Shows the content of a checkpoint of any format: components, files, tensors, values

@@ -1,6 +1,6 @@
 //! Sizes, times, counts and paths as text.
 
-use chrono::{DateTime, Local, Utc};
+use chrono::{DateTime, Local, TimeDelta, Utc};
 use std::path::Path;
 
 /// `512 B`, `1.5 KiB`, `20.0 GiB`.
@@ -27,6 +27,18 @@ pub fn time(time: DateTime<Utc>) -> String {
 /// As [`time`], with the offset from UTC.
 pub fn time_and_offset(time: DateTime<Utc>) -> String {
     time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string()
+}
+
+/// `12s`, `5m`, `3h`, `12d`: the largest unit of which there is at least one.
+pub fn age(age: TimeDelta) -> String {
+    let seconds = age.num_seconds();
+    match seconds {
+        ..0 => "in the future".to_string(),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
 }
 
 /// `1 tensor`, `2 tensors`.

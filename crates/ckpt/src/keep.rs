@@ -1,10 +1,12 @@
-//! `ckpt latest`, `best`, `why`, `prune`, `pin` and `unpin`: which checkpoints there are, and which of them stay.
+//! `ckpt latest`, `best`, `why`, `prune`, `rm`, `pin`, `unpin` and `annotate`: which checkpoints there are, and which of them stay.
 
-use crate::cli::{BestOf, LatestOf, Pin, Prune, Unpin, Why};
-use crate::human::text;
+use crate::ask::asked;
+use crate::cli::{Annotate, BestOf, LatestOf, Pin, Prune, Rm, Unpin, Why};
+use crate::human::{self, text};
 use crate::output::{Exit, Output};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
-use tch_checkpoint::inspect::{self, FoundCheckpoint, PinState, RetentionReport};
+use tch_checkpoint::inspect::{self, FoundCheckpoint, NoteState, PinState, RetentionReport};
 use tch_checkpoint::retention::Goal;
 use tch_checkpoint::{CheckpointDirectory, Error};
 
@@ -80,6 +82,61 @@ pub fn unpin(args: &Unpin, out: &mut Output) -> Result<Exit, Error> {
     }
     out.document(&PinState::new(&args.checkpoint, &args.name, false));
     Ok(if was_pinned { Exit::Fine } else { Exit::Finding })
+}
+
+pub fn annotate(args: &Annotate, out: &mut Output) -> Result<Exit, Error> {
+    directory_of(&args.checkpoint).annotate(&args.checkpoint, &args.name, &args.text)?;
+    out.document(&NoteState::new(&args.checkpoint, &args.name, &args.text));
+    Ok(Exit::Fine)
+}
+
+/// The JSON document of `rm`.
+#[derive(Serialize)]
+struct Removed {
+    removed: Vec<String>,
+    kept: Vec<Kept>,
+}
+
+/// A checkpoint that was not removed.
+#[derive(Serialize)]
+struct Kept {
+    path: String,
+    reason: String,
+}
+
+pub fn rm(args: &Rm, out: &mut Output) -> Result<Exit, Error> {
+    let (mut exit, mut removed, mut kept) = (Exit::Fine, Vec::new(), Vec::new());
+    for path in &args.checkpoints {
+        let directory = directory_of(path);
+        let result = match args.yes {
+            true => directory.delete(path),
+            // What cannot be removed is not asked about.
+            false => match directory.get(path) {
+                Ok(found) if !asked(&format!("remove {} ({})?", path.display(), human::bytes(found.bytes))) => {
+                    exit = exit.max(Exit::Finding);
+                    let reason = "it was not confirmed: answer yes, or give --yes".to_string();
+                    out.note(format!("{} was not removed: {reason}", path.display()));
+                    kept.push(Kept { path: text(path), reason });
+                    continue;
+                }
+                Ok(_) => directory.delete(path),
+                Err(error) => Err(error),
+            },
+        };
+        match result {
+            Ok(()) => {
+                out.line(format!("removed {}", path.display()));
+                removed.push(text(path));
+            }
+            Err(error) => {
+                exit = Exit::Trouble;
+                out.note(format!("{} was not removed: {error:#}", path.display()));
+                kept.push(Kept { path: text(path), reason: format!("{error:#}") });
+            }
+        }
+    }
+    out.document(&Removed { removed, kept });
+    Ok(exit)
 }
 
 /// The directory that holds a checkpoint.

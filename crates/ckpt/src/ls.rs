@@ -1,63 +1,176 @@
 //! `ckpt ls`: what is in a directory of checkpoints.
 
 use crate::cli::Ls;
-use crate::human;
+use crate::columns;
 use crate::output::{Exit, Output};
 use crate::table::{Align, Table};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
 use tch_checkpoint::Error;
-use tch_checkpoint::inspect::{self, DirectoryListing, OtherState};
+use tch_checkpoint::inspect::{self, CheckpointEntry, DirectoryListing, OtherState};
 
-pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
-    let listing = inspect::list(&args.directory)?;
-    print_checkpoints(&listing, out);
-    print_others(&listing, out);
-    out.document(&listing);
-    Ok(Exit::Fine)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Column {
+    Name,
+    Step,
+    Saved,
+    Age,
+    Size,
+    New,
+    Tensors,
+    Values,
+    Metrics,
+    Health,
+    Pins,
+    Notes,
+    Kept,
+    Marks,
 }
 
-fn print_checkpoints(listing: &DirectoryListing, out: &mut Output) {
+/// The order of the checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sort {
+    Sequence,
+    Name,
+    Step,
+    Saved,
+    Size,
+    New,
+    Metric(String),
+}
+
+impl FromStr for Sort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Sort, String> {
+        Ok(match text {
+            "sequence" => Sort::Sequence,
+            "name" => Sort::Name,
+            "step" => Sort::Step,
+            "saved" => Sort::Saved,
+            "size" => Sort::Size,
+            "new" => Sort::New,
+            _ => match text.strip_prefix("metric:").filter(|name| !name.is_empty()) {
+                Some(name) => Sort::Metric(name.to_string()),
+                None => return Err("it is sequence, name, step, saved, size, new or metric:NAME".to_string()),
+            },
+        })
+    }
+}
+
+impl Sort {
+    fn compare(&self, a: &CheckpointEntry, b: &CheckpointEntry) -> Ordering {
+        match self {
+            // As the library lists them.
+            Sort::Sequence => Ordering::Equal,
+            Sort::Name => a.name.cmp(&b.name),
+            Sort::Step => a.step.cmp(&b.step),
+            Sort::Saved => a.saved_at.cmp(&b.saved_at),
+            Sort::Size => a.bytes.cmp(&b.bytes),
+            Sort::New => a.new_bytes.cmp(&b.new_bytes),
+            Sort::Metric(name) => {
+                let value = |entry: &CheckpointEntry| entry.metrics.get(name).copied().unwrap_or(f64::NAN);
+                value(a).total_cmp(&value(b))
+            }
+        }
+    }
+}
+
+/// The JSON document of several directories.
+#[derive(Serialize)]
+struct Runs<'a> {
+    directories: &'a [DirectoryListing],
+}
+
+pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
+    loop {
+        let listings = listings(args)?;
+        if args.watch.is_some() && std::io::stdout().is_terminal() && !out.is_json() {
+            // Clears the terminal, and begins at its top.
+            out.raw(b"\x1b[H\x1b[2J");
+        }
+        for (n, listing) in listings.iter().enumerate() {
+            if args.recursive {
+                if n > 0 {
+                    out.line("");
+                }
+                out.line(format!("{}:", listing.directory.display()));
+            }
+            print_checkpoints(args, listing, out)?;
+            print_others(listing, out);
+        }
+        match (args.recursive, &listings[..]) {
+            (false, [listing]) => out.document(listing),
+            (_, all) => out.document(&Runs { directories: all }),
+        }
+        out.flush();
+        match args.watch {
+            Some(seconds) if !out.has_failed() => std::thread::sleep(Duration::from_secs(seconds)),
+            _ => return Ok(Exit::Fine),
+        }
+    }
+}
+
+/// What the directory has, or each directory of checkpoints below it, in the order asked for.
+fn listings(args: &Ls) -> Result<Vec<DirectoryListing>, Error> {
+    let mut listings = match args.recursive {
+        true => inspect::runs_below(&args.directory)?.iter().map(inspect::list).collect::<Result<Vec<_>, _>>()?,
+        false => vec![inspect::list(&args.directory)?],
+    };
+    listings.iter_mut().for_each(|listing| listing.checkpoints.sort_by(|a, b| args.sort.compare(a, b)));
+    Ok(listings)
+}
+
+/// What keeps each checkpoint whatever the policies, by name.
+fn kept(directory: &Path) -> Result<HashMap<String, String>, Error> {
+    let report = inspect::explain(directory, &[])?;
+    Ok(report.checkpoints.into_iter().map(|entry| (entry.name, entry.kept_by.join("; "))).collect())
+}
+
+fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) -> Result<(), Error> {
     if listing.checkpoints.is_empty() {
         let below: Vec<String> =
             listing.below.iter().take(10).map(|directory| directory.display().to_string()).collect();
         let hint = if below.is_empty() { String::new() } else { format!("; look into {}", below.join(", ")) };
         out.line(format!("no whole checkpoint in {}{hint}", listing.directory.display()));
-        return;
+        return Ok(());
     }
-    let mut table = Table::new([
-        ("NAME", Align::Left),
-        ("STEP", Align::Right),
-        ("SAVED", Align::Left),
-        ("SIZE", Align::Right),
-        ("TENSORS", Align::Right),
-        ("METRICS", Align::Left),
-        ("", Align::Left),
-    ]);
+    let kept = match args.columns.contains(&Column::Kept) && !out.is_json() {
+        true => kept(&listing.directory)?,
+        false => HashMap::new(),
+    };
+    let best = args.best.as_deref().and_then(|metric| best(listing, metric, args.max));
+    let headings: Vec<(&str, Align)> = args.columns.iter().map(|column| columns::heading(*column)).collect();
+    let mut table = Table::new(headings);
     for entry in &listing.checkpoints {
-        let marks = [
-            (entry.latest, "latest"),
-            (entry.permanent, "permanent"),
-            (!entry.non_finite.is_empty(), "not finite"),
-            (entry.unclean, "unclean"),
-        ];
-        let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| mark.to_string());
-        let mut marks: Vec<String> = marks.collect();
-        marks.extend(entry.without.iter().map(|component| format!("without {component}")));
-        marks.extend(entry.metadata.iter().map(|name| format!("has {name}")));
-        table.row([
-            entry.name.clone(),
-            human::number(entry.step),
-            human::time(entry.saved_at),
-            human::bytes(entry.bytes),
-            entry.tensors.to_string(),
-            human::metrics(entry.metrics.iter().map(|(name, value)| (name.as_str(), *value))),
-            marks.join(", "),
-        ]);
+        let is_best = best == Some(entry.name.as_str());
+        let kept = kept.get(&entry.name).map_or("", String::as_str);
+        let cell = |column: &Column| columns::cell(*column, entry, is_best, kept);
+        table.row(args.columns.iter().map(cell).collect::<Vec<String>>());
     }
     table.print(out);
     if let Some((first, second)) = &listing.undecided {
         out.line("");
         out.line(format!("{first} and {second} are of different runs, and nothing decides which one is the latest"));
     }
+    Ok(())
+}
+
+/// The checkpoint with the best finite value of a metric; of two with the same value the one that was saved later.
+fn best<'a>(listing: &'a DirectoryListing, metric: &str, max: bool) -> Option<&'a str> {
+    let value = |entry: &CheckpointEntry| entry.metrics.get(metric).copied().filter(|value| value.is_finite());
+    let valued = listing.checkpoints.iter().filter_map(|entry| Some((value(entry)?, entry.sequence, &entry.name)));
+    let better = |a: &(f64, u64, &String), b: &(f64, u64, &String)| {
+        let by_value = if max { a.0.total_cmp(&b.0) } else { b.0.total_cmp(&a.0) };
+        by_value.then(a.1.cmp(&b.1))
+    };
+    valued.max_by(better).map(|(_, _, name)| name.as_str())
 }
 
 fn print_others(listing: &DirectoryListing, out: &mut Output) {

@@ -1,6 +1,9 @@
 //! `ckpt`: inspects and converts checkpoints from the command line, and reports which of them stay. Needs no libtorch.
 
+mod ask;
+mod cat;
 mod cli;
+mod columns;
 mod convert;
 mod diff;
 mod escape;
@@ -12,6 +15,7 @@ mod output;
 mod policies;
 mod report;
 mod seal;
+mod shell;
 mod show;
 mod stats;
 mod table;
@@ -42,6 +46,11 @@ fn main() -> ExitCode {
         Command::Pin(args) => keep::pin(args, &mut out),
         Command::Report(args) => report::run(args, &mut out),
         Command::Unpin(args) => keep::unpin(args, &mut out),
+        Command::Annotate(args) => keep::annotate(args, &mut out),
+        Command::Rm(args) => keep::rm(args, &mut out),
+        Command::Cat(args) => cat::run(args, &mut out),
+        Command::Completions(args) => shell::completions(args, &mut out),
+        Command::Man(args) => shell::man(args, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {
         out.error(&error);

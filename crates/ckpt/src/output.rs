@@ -61,6 +61,30 @@ impl Output {
         }
     }
 
+    /// Writes bytes as they are, whatever the mode.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.started = true;
+        if self.failed.is_none() {
+            self.failed = self.stdout.write_all(bytes).err();
+        }
+    }
+
+    /// Writes text whatever the mode, with its unsafe characters escaped as in JSON.
+    pub fn raw_text(&mut self, json: &str) {
+        self.raw(escape::json(json).as_bytes());
+    }
+
+    /// As [`raw_text`](Output::raw_text), with a line feed.
+    pub fn raw_line(&mut self, json: &str) {
+        self.raw_text(json);
+        self.raw(b"\n");
+    }
+
+    /// Returns whether a result can no longer be written.
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Prints an empty line if something was printed before.
     pub fn separate(&mut self) {
         if self.started {

@@ -23,7 +23,8 @@ pub struct Table {
 
 impl Table {
     /// Creates a table with headings.
-    pub fn new<const N: usize>(columns: [(&str, Align); N]) -> Table {
+    pub fn new<'a>(columns: impl AsRef<[(&'a str, Align)]>) -> Table {
+        let columns = columns.as_ref();
         let headings = columns.iter().map(|(heading, _)| heading.to_string()).collect();
         Table { columns: columns.iter().map(|(_, align)| *align).collect(), headings: 1, rows: vec![headings] }
     }
@@ -33,8 +34,8 @@ impl Table {
         Table { columns: columns.to_vec(), headings: 0, rows: Vec::new() }
     }
 
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| escape::line(cell).into_owned()).collect());
+    pub fn row(&mut self, cells: impl AsRef<[String]>) {
+        self.rows.push(cells.as_ref().iter().map(|cell| escape::line(cell).into_owned()).collect());
     }
 
     /// Prints all rows. Columns that are empty below their heading are omitted.

@@ -68,6 +68,10 @@ fn run(dir: &Path, run: &str, shift: f32) -> Outcome {
 fn scene(dir: &Path) -> Outcome {
     run(&dir.join("run"), "0123456789abcdef", 0.0)?;
     run(&dir.join("other"), "fedcba9876543210", 0.25)?;
+    // As a save links what did not change.
+    let encoder = |number: u32| dir.join(format!("run/ckpt-{number}/encoder.safetensors"));
+    fs::remove_file(encoder(200))?;
+    fs::hard_link(encoder(100), encoder(200))?;
     let newest = interop::open(dir.join("run/ckpt-200"))?;
     convert(&*newest, dir.join("model.safetensors"), Format::Safetensors)?;
     // A damaged one, half of a file, a save in progress, and what is none of ours.
@@ -169,4 +173,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { show }
+sessions! { cat keep ls marks show }

@@ -1,0 +1,78 @@
+//! The columns of `ckpt ls`.
+
+use crate::human;
+use crate::ls::Column;
+use crate::table::Align;
+use chrono::Utc;
+use tch_checkpoint::inspect::CheckpointEntry;
+
+/// The heading of a column, and how its cells are aligned.
+pub fn heading(column: Column) -> (&'static str, Align) {
+    match column {
+        Column::Name => ("NAME", Align::Left),
+        Column::Step => ("STEP", Align::Right),
+        Column::Saved => ("SAVED", Align::Left),
+        Column::Age => ("AGE", Align::Right),
+        Column::Size => ("SIZE", Align::Right),
+        Column::New => ("NEW", Align::Right),
+        Column::Tensors => ("TENSORS", Align::Right),
+        Column::Values => ("VALUES", Align::Right),
+        Column::Metrics => ("METRICS", Align::Left),
+        Column::Health => ("HEALTH", Align::Left),
+        Column::Pins => ("PINS", Align::Left),
+        Column::Notes => ("NOTES", Align::Left),
+        Column::Kept => ("KEPT BY", Align::Left),
+        Column::Marks => ("", Align::Left),
+    }
+}
+
+/// What a column shows of a checkpoint.
+pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str) -> String {
+    let with = |(name, text): (&String, &String)| match text.is_empty() {
+        true => name.clone(),
+        false => format!("{name} ({text})"),
+    };
+    match column {
+        Column::Name => entry.name.clone(),
+        Column::Step => human::number(entry.step),
+        Column::Saved => human::time(entry.saved_at),
+        Column::Age => human::age(Utc::now() - entry.saved_at),
+        Column::Size => human::bytes(entry.bytes),
+        Column::New => human::bytes(entry.new_bytes),
+        Column::Tensors => entry.tensors.to_string(),
+        Column::Values => entry.values.to_string(),
+        Column::Metrics => human::metrics(entry.metrics.iter().map(|(name, value)| (name.as_str(), *value))),
+        Column::Health => health(entry),
+        Column::Pins => entry.pins.iter().map(with).collect::<Vec<_>>().join(", "),
+        Column::Notes => entry.notes.iter().map(with).collect::<Vec<_>>().join(", "),
+        Column::Kept => kept.to_string(),
+        Column::Marks => marks(entry, is_best),
+    }
+}
+
+fn health(entry: &CheckpointEntry) -> String {
+    let mut found = Vec::new();
+    if !entry.non_finite.is_empty() {
+        found.push(format!("not finite: {}", human::excerpt(&entry.non_finite.join(", "), 0, 60)));
+    }
+    if entry.unclean {
+        found.push("unclean".to_string());
+    }
+    if found.is_empty() { "healthy".to_string() } else { found.join("; ") }
+}
+
+fn marks(entry: &CheckpointEntry, is_best: bool) -> String {
+    let marks = [
+        (entry.latest, "latest"),
+        (is_best, "best"),
+        (entry.permanent, "permanent"),
+        (!entry.non_finite.is_empty(), "not finite"),
+        (entry.unclean, "unclean"),
+    ];
+    let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| mark.to_string());
+    let mut marks: Vec<String> = marks.collect();
+    marks.extend(entry.pins.keys().map(|pin| format!("pinned as {pin}")));
+    marks.extend(entry.without.iter().map(|component| format!("without {component}")));
+    marks.extend(entry.metadata.iter().map(|name| format!("has {name}")));
+    marks.join(", ")
+}
