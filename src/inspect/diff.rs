@@ -1,10 +1,10 @@
 //! Whether two checkpoints hold the same state, and what differs.
 
-use super::elements::{self, ElementDiff};
+use super::elements::{Comparison, ElementDiff};
 use super::reading::Elements;
 use super::target::{Overview, Target};
 use crate::dtype::{Dtype, TensorSpec};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::AssetEntry;
 use crate::source::TensorSource;
 use serde::Serialize;
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Diff<'a> {
-    /// Whether the states are equal, bit for bit.
+    /// Whether the states are equal: bit for bit, or within the tolerance that was given.
     pub equal: bool,
     /// The first checkpoint.
     pub a: Overview,
@@ -29,6 +29,47 @@ pub struct Diff<'a> {
     pub equal_tensors: usize,
     /// The number of values that are equal in both.
     pub equal_values: usize,
+    /// The number of tensors that differ by no more than the tolerance. They are not among the differences.
+    pub within_tolerance: usize,
+}
+
+impl Diff<'_> {
+    /// Sorts the differences: tensors whose elements differ come first, by how far they moved
+    /// ([`relative_l2`](ElementDiff::relative_l2), unknown ones before all others), then everything else by key.
+    pub fn sort_by_change(&mut self) {
+        let change = |entry: &DiffEntry<'_>| match (entry.kind, &entry.elements) {
+            (DiffKind::Content, Some(elements)) => (0, -elements.relative_l2.unwrap_or(f64::INFINITY)),
+            (DiffKind::Content, None) => (0, f64::NEG_INFINITY),
+            _ => (1, 0.0),
+        };
+        self.differences.sort_by(|a, b| {
+            let (a, b) = (change(a), change(b));
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+        });
+    }
+}
+
+/// How [`diff_with`] compares.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct DiffOptions {
+    tolerance: Option<f64>,
+}
+
+impl DiffOptions {
+    /// Returns options that compare bits.
+    #[must_use]
+    pub fn new() -> DiffOptions {
+        DiffOptions::default()
+    }
+
+    /// Counts tensors of one type and shape as equal if no two elements are further apart than `tolerance`, and all
+    /// pairs that differ are finite. Elements are then read whenever digests differ. Defaults to no tolerance.
+    #[must_use]
+    pub fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = Some(tolerance);
+        self
+    }
 }
 
 /// Metadata that differs between two checkpoints.
@@ -117,8 +158,7 @@ pub enum DiffSide<'a> {
 /// Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
-/// [`Error::Damaged`](crate::Error::Damaged) if what was read is not what was written;
-/// [`Error::Io`](crate::Error::Io).
+/// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
 pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
     diff_as(a, a.source(), b)
 }
@@ -129,6 +169,36 @@ pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
 /// # Errors
 /// As for [`diff`].
 pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) -> Result<Diff<'a>> {
+    diff_with(a, named, b, &DiffOptions::new())
+}
+
+/// Like [`diff_as`], with options.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::inspect::{self, DiffOptions, Target};
+/// let (a, b) = (Target::open("run/ckpt-100")?, Target::open("run/ckpt-200")?);
+/// let mut diff = inspect::diff_with(&a, a.source(), &b, &DiffOptions::new().tolerance(1e-6))?;
+/// diff.sort_by_change();
+/// if let Some(most) = diff.differences.first() {
+///     println!("{} changed most", most.key);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As for [`diff`]; [`Error::InvalidArgument`] for a tolerance that is negative or not finite.
+pub fn diff_with<'a>(
+    a: &'a Target,
+    named: &'a dyn TensorSource,
+    b: &'a Target,
+    options: &DiffOptions,
+) -> Result<Diff<'a>> {
+    if let Some(tolerance) = options.tolerance.filter(|tolerance| !(tolerance.is_finite() && *tolerance >= 0.0)) {
+        let reason = format!("a tolerance is finite and not negative, {tolerance} is not");
+        return Err(Error::InvalidArgument(reason));
+    }
     let sides = [named, b.source()];
     let mut diff = Diff {
         equal: true,
@@ -138,11 +208,17 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
         metadata: metadata(a, b),
         equal_tensors: 0,
         equal_values: 0,
+        within_tolerance: 0,
     };
-    let mut budget = Budget(a.tensor_bytes().saturating_add(b.tensor_bytes()).saturating_mul(READS));
+    let mut budget = match options.tolerance {
+        None => Budget(a.tensor_bytes().saturating_add(b.tensor_bytes()).saturating_mul(READS)),
+        Some(_) => Budget(u64::MAX),
+    };
+    let is_close = |elements: &ElementDiff| options.tolerance.is_some_and(|tolerance| elements.is_within(tolerance));
     for key in &keys(sides[0]) | &keys(sides[1]) {
         let entries = sides.map(|source| Entry::of(source, key));
         match compare(key, entries, sides, &mut budget)? {
+            Some((DiffKind::Content, Some(elements))) if is_close(&elements) => diff.within_tolerance += 1,
             Some((kind, elements)) => {
                 let [a, b] = entries.map(|entry| entry.map(Entry::side));
                 diff.differences.push(DiffEntry { key, kind, a, b, elements });
@@ -271,11 +347,11 @@ impl Budget {
 
 /// Reads both tensors and compares their elements, which are verified as far as each source allows.
 fn read(key: &str, sides: [&dyn TensorSource; 2]) -> Result<ElementDiff> {
-    let mut found = ElementDiff::default();
+    let mut comparison = Comparison::default();
     let (mut a, mut b) = (Elements::open(sides[0], key)?, Elements::open(sides[1], key)?);
     let dtype = a.dtype();
     while let (Some(a), Some(b)) = (a.next()?, b.next()?) {
-        elements::compare(&mut found, dtype, a, b);
+        comparison.add(dtype, a, b);
     }
-    Ok(found)
+    Ok(comparison.finish())
 }

@@ -1,6 +1,7 @@
 //! How the elements of two tensors of one type differ.
 
-use super::numbers::{Special, float, power_of_two};
+use super::moments::sum;
+use super::numbers::{Special, decode, float, power_of_two};
 use crate::dtype::Dtype;
 use serde::Serialize;
 
@@ -17,10 +18,87 @@ pub struct ElementDiff {
     pub largest_difference: Option<f64>,
     /// The number of differing pairs without a finite distance: one of the two is NaN or infinite.
     pub not_finite: u64,
+    /// The L2 norm of the difference divided by that of the first tensor, `‖b − a‖ / ‖a‖`, of the pairs that are both
+    /// finite. `None` if the first tensor is all zeros there, if the result exceeds an `f64`, and for booleans.
+    pub relative_l2: Option<f64>,
+    /// The cosine of the angle between the two tensors, `a · b / (‖a‖ ‖b‖)`, of the pairs that are both finite: 1 for the
+    /// same direction. `None` if one of the two is all zeros there, if the result exceeds an `f64`, and for booleans.
+    pub cosine: Option<f64>,
+}
+
+impl ElementDiff {
+    /// Returns the share of the elements that differ, from 0 to 1.
+    #[must_use]
+    pub fn changed_share(&self) -> f64 {
+        if self.total == 0 { 0.0 } else { self.differing as f64 / self.total as f64 }
+    }
+
+    /// Returns `true` if no two elements are further apart than `tolerance`. Booleans have no distance: they have to be
+    /// equal.
+    #[must_use]
+    pub fn is_within(&self, tolerance: f64) -> bool {
+        let measured = self.differing == 0 || self.largest_difference.is_some_and(|largest| largest <= tolerance);
+        measured && self.not_finite == 0
+    }
+}
+
+/// The comparison of two tensors, piece by piece.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    found: ElementDiff,
+    numbers: [Vec<f64>; 2],
+    /// The sums of `a * b`, `a²`, `b²` and `(a − b)²`.
+    products: f64,
+    squares: [f64; 2],
+    distances: f64,
+}
+
+/// The number of bytes that are compared at a time: a multiple of every element size.
+const BLOCK: usize = 4096;
+
+impl Comparison {
+    /// Adds little-endian elements of type `dtype`, the same number in `a` and `b`.
+    pub(super) fn add(&mut self, dtype: Dtype, a: &[u8], b: &[u8]) {
+        compare(&mut self.found, dtype, a, b);
+        for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+            let is_equal = a == b;
+            let [x, y] = &mut self.numbers;
+            decode(dtype, a, x);
+            decode(dtype, if is_equal { a } else { b }, y);
+            if !(sum(x, |number| number * 0.0) + sum(y, |number| number * 0.0)).is_finite() {
+                // Pairs of which one is not finite count as zeros.
+                for (x, y) in x.iter_mut().zip(y.iter_mut()).filter(|(x, y)| !(x.is_finite() && y.is_finite())) {
+                    (*x, *y) = (0.0, 0.0);
+                }
+            }
+            self.squares[0] += sum(x, |number| number * number);
+            self.squares[1] += sum(y, |number| number * number);
+            if !is_equal {
+                self.distances += x.iter().zip(y.iter()).map(|(x, y)| (x - y) * (x - y)).sum::<f64>();
+            }
+            x.iter_mut().zip(y.iter()).for_each(|(x, y)| *x *= y);
+            self.products += sum(x, |number| number);
+        }
+        if dtype == Dtype::Bool {
+            (self.squares, self.distances) = ([0.0; 2], 0.0);
+        }
+    }
+
+    /// Returns the result.
+    pub(super) fn finish(self) -> ElementDiff {
+        let [a, b] = self.squares.map(f64::sqrt);
+        let known = |number: f64| Some(number).filter(|number| number.is_finite());
+        ElementDiff {
+            relative_l2: known(self.distances.sqrt() / a),
+            // Rounding must not make it more than 1.
+            cosine: known(self.products / a / b).map(|cosine| cosine.clamp(-1.0, 1.0)),
+            ..self.found
+        }
+    }
 }
 
 /// Compares little-endian elements of type `dtype`, the same number in `a` and `b`, and adds the result to `compared`.
-pub(super) fn compare(compared: &mut ElementDiff, dtype: Dtype, a: &[u8], b: &[u8]) {
+fn compare(compared: &mut ElementDiff, dtype: Dtype, a: &[u8], b: &[u8]) {
     let size = dtype.size();
     compared.total += (a.len() / size) as u64;
     // Similar tensors are mostly equal, which is found faster in blocks. 4096 is a multiple of every element size.
@@ -86,17 +164,23 @@ mod tests {
 
     fn floats(a: &[f32], b: &[f32]) -> ElementDiff {
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        let mut compared = ElementDiff::default();
-        compare(&mut compared, Dtype::F32, &bytes(a), &bytes(b));
-        compared
+        let mut comparison = Comparison::default();
+        comparison.add(Dtype::F32, &bytes(a), &bytes(b));
+        comparison.finish()
     }
 
     #[test]
     fn differences_are_counted_and_measured() {
         let compared = floats(&[1.0, 2.0, -3.0, 0.0], &[1.0, 2.5, -4.0, -0.0]);
-        assert_eq!(compared, ElementDiff { total: 4, differing: 3, largest_difference: Some(1.0), not_finite: 0 });
+        assert_eq!(
+            compared,
+            ElementDiff { total: 4, differing: 3, largest_difference: Some(1.0), not_finite: 0, ..compared }
+        );
         let compared = floats(&[f32::NAN, 1.0, f32::INFINITY, 0.0], &[f32::NAN, f32::NAN, 1.0, 0.5]);
-        assert_eq!(compared, ElementDiff { total: 4, differing: 3, largest_difference: Some(0.5), not_finite: 2 });
+        assert_eq!(
+            compared,
+            ElementDiff { total: 4, differing: 3, largest_difference: Some(0.5), not_finite: 2, ..compared }
+        );
     }
 
     #[test]
@@ -106,10 +190,30 @@ mod tests {
         b[1023] += 1.0;
         b[1024] += 2.0;
         b[4999] -= 8.0;
-        assert_eq!(
-            floats(&a, &b),
-            ElementDiff { total: 5000, differing: 3, largest_difference: Some(8.0), not_finite: 0 }
-        );
+        let compared = floats(&a, &b);
+        assert_eq!((compared.total, compared.differing, compared.largest_difference), (5000, 3, Some(8.0)));
+        let sums = |of: fn(f64, f64) -> f64| a.iter().zip(&b).map(|(a, b)| of((*a).into(), (*b).into())).sum::<f64>();
+        let (aa, bb) = (sums(|a, _| a * a).sqrt(), sums(|_, b| b * b).sqrt());
+        let close = |found: Option<f64>, expected: f64| (found.unwrap() / expected - 1.0).abs() < 1e-12;
+        assert!(close(compared.relative_l2, 69f64.sqrt() / aa), "{compared:?}");
+        assert!(close(compared.cosine, sums(|a, b| a * b) / aa / bb), "{compared:?}");
+    }
+
+    #[test]
+    fn directions_and_relative_distances() {
+        let compared = floats(&[1.0, 0.0, f32::NAN], &[0.0, 2.0, 7.0]);
+        assert_eq!((compared.relative_l2, compared.cosine), (Some(5f64.sqrt()), Some(0.0)));
+        let compared = floats(&[3.0, -4.0], &[-6.0, 8.0]);
+        assert_eq!((compared.relative_l2, compared.cosine), (Some(3.0), Some(-1.0)));
+        // Nothing has no direction.
+        let compared = floats(&[0.0, 0.0], &[1.0, f32::INFINITY]);
+        assert_eq!((compared.relative_l2, compared.cosine), (None, None));
+        assert_eq!((compared.changed_share(), compared.is_within(1.0)), (1.0, false));
+        assert!(floats(&[1.0, 2.0], &[1.5, 2.0]).is_within(0.5) && !floats(&[1.0], &[1.5]).is_within(0.4));
+        let mut comparison = Comparison::default();
+        comparison.add(Dtype::Bool, &[0, 1], &[1, 1]);
+        let compared = comparison.finish();
+        assert_eq!((compared.relative_l2, compared.cosine, compared.is_within(9.0)), (None, None, false));
     }
 
     #[test]

@@ -52,7 +52,7 @@ mod summary;
 mod target;
 mod verify;
 
-pub use diff::{Diff, DiffEntry, DiffKind, DiffSide, MetadataDiff, diff, diff_as};
+pub use diff::{Diff, DiffEntry, DiffKind, DiffOptions, DiffSide, MetadataDiff, diff, diff_as, diff_with};
 pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
 pub use problem::{Problem, ProblemKind};

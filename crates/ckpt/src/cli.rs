@@ -329,7 +329,8 @@ pub struct Verify {
 
 /// Compares the state in two checkpoints: tensors and values
 ///
-/// Tensors are compared by their digests; the elements of those that differ are read. Step, time, run, metrics, file
+/// Tensors are compared by their digests; the elements of those that differ are read. What changed most comes first:
+/// tensors by the relative L2 norm of their difference, then everything else by name. Step, time, run, metrics, file
 /// layout and save counter are not part of the state. Use `ckpt verify` to check whether the files are what was
 /// written.
 #[derive(Debug, Args)]
@@ -337,9 +338,10 @@ pub struct Verify {
 Examples:
   ckpt diff checkpoints/one/ckpt-100 checkpoints/two/ckpt-100
   ckpt diff checkpoints/one checkpoints/two         the latest of each
+  ckpt diff --tolerance 1e-6 model.pt checkpoints/two --map names.map
 
 Exit codes:
-  0  the states are equal, bit for bit
+  0  the states are equal, bit for bit or within the tolerance
   1  they differ
   2  one of them could not be read, or is damaged")]
 pub struct Diff {
@@ -352,6 +354,9 @@ pub struct Diff {
     /// Compare A under the names of this map (docs/maps.md)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
+    /// Count tensors as equal if no two elements are further apart
+    #[arg(long, value_name = "T")]
+    pub tolerance: Option<f64>,
 }
 
 /// Writes a checkpoint of any format in another one

@@ -5,9 +5,9 @@ use crate::human;
 use crate::output::{Exit, Output};
 use crate::table::{Align, Table};
 use crate::target::{self, title};
-use tch_checkpoint::Error;
-use tch_checkpoint::inspect::{Diff, DiffEntry, DiffKind, DiffSide, ElementDiff, diff, diff_as};
+use tch_checkpoint::inspect::{Diff, DiffEntry, DiffKind, DiffOptions, DiffSide, ElementDiff, diff_with};
 use tch_checkpoint::map::NameMap;
+use tch_checkpoint::{Error, TensorSource};
 
 /// How many characters of a value are shown.
 const SHOWN: usize = 40;
@@ -18,10 +18,10 @@ pub fn run(args: &cli::Diff, out: &mut Output) -> Result<Exit, Error> {
         Some(map) => Some(NameMap::open(map)?.apply(a.source())?),
         None => None,
     };
-    let diff = match &mapped {
-        Some(named) => diff_as(&a, named, &b)?,
-        None => diff(&a, &b)?,
-    };
+    let options = args.tolerance.map_or_else(DiffOptions::new, |tolerance| DiffOptions::new().tolerance(tolerance));
+    let named = mapped.as_ref().map_or(a.source(), |mapped| mapped as &dyn TensorSource);
+    let mut diff = diff_with(&a, named, &b, &options)?;
+    diff.sort_by_change();
     print(&diff, out);
     out.document(&diff);
     Ok(if diff.equal { Exit::Fine } else { Exit::Finding })
@@ -39,8 +39,12 @@ fn print(diff: &Diff<'_>, out: &mut Output) {
     table.print(out);
     out.line("");
     let (tensors, values) = (human::count(diff.equal_tensors, "tensor"), human::count(diff.equal_values, "value"));
+    let close = match diff.within_tolerance {
+        0 => String::new(),
+        count => format!("; within the tolerance: {}", human::count(count, "tensor")),
+    };
     if diff.equal {
-        out.line(format!("equal: {tensors} and {values}"));
+        out.line(format!("equal: {tensors} and {values}{close}"));
         print_metadata(diff, out);
         return;
     }
@@ -50,7 +54,7 @@ fn print(diff: &Diff<'_>, out: &mut Output) {
     }
     table.print(out);
     out.line("");
-    out.line(format!("{}; equal: {tensors} and {values}", human::count(diff.differences.len(), "difference")));
+    out.line(format!("{}; equal: {tensors} and {values}{close}", human::count(diff.differences.len(), "difference")));
     print_metadata(diff, out);
 }
 
@@ -118,6 +122,12 @@ fn compared(elements: &ElementDiff) -> String {
     }
     if elements.not_finite > 0 {
         text.push_str(&format!(", {} of them NaN or infinite in A or B", elements.not_finite));
+    }
+    let numbers = [("relative L2", elements.relative_l2), ("cosine", elements.cosine)];
+    let known = numbers.iter().filter_map(|(name, number)| Some(format!("{name} {}", human::figure((*number)?))));
+    let known: Vec<String> = known.collect();
+    if !known.is_empty() {
+        text.push_str(&format!("; {}", known.join(", ")));
     }
     text
 }

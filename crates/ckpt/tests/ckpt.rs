@@ -731,18 +731,23 @@ fn diff_names_everything_that_differs() -> Outcome {
     assert_eq!(found["v/zero"]["b"], json!({"value": -0.0}));
     assert_eq!(
         found["t/content"]["elements"],
-        json!({"total": 5, "differing": 3, "largest_difference": 0.25, "not_finite": 1})
+        json!({
+            "total": 5, "differing": 3, "largest_difference": 0.25, "not_finite": 1,
+            "relative_l2": 0.25 / 5f64.sqrt(), "cosine": 5.5 / 5f64.sqrt() / 6.0625f64.sqrt(),
+        })
     );
     assert_eq!(found["t/int"]["elements"]["largest_difference"], 10.0);
     assert_eq!(
         found["t/bool"]["elements"],
-        json!({"total": 3, "differing": 2, "largest_difference": null, "not_finite": 0})
+        json!({
+            "total": 3, "differing": 2, "largest_difference": null, "not_finite": 0, "relative_l2": null, "cosine": null,
+        })
     );
 
     let ran = on("diff", &[&a, &b]);
     assert_eq!(ran.code, Some(1));
     for line in [
-        "content          t/content  3 of 5 elements, by at most 0.25, 1 of them NaN or infinite in A or B",
+        "content          t/content  3 of 5 elements, by at most 0.25, 1 of them NaN or infinite in A or B; relative L2 0.111803, cosine 0.998969",
         "only in A        t/left     F32 []",
         "shape            t/shape    F32 [2, 3] in A, F32 [3, 2] in B",
         "value            v/zero     0.0 in A, -0.0 in B",

@@ -173,4 +173,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { cat keep ls marks show }
+sessions! { cat diff keep ls marks show }
