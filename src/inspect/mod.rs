@@ -10,6 +10,7 @@
 //! * [`Target::slice`]: a part of a tensor, element by element.
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
+//! * [`bisect`]: the first checkpoint in which a [`Condition`] holds.
 //! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
 //! * [`report`]: a whole run: its checkpoints, and how its tensors changed.
 //!
@@ -36,6 +37,8 @@
 //!
 //! [`interop`]: crate::interop
 
+mod bisect;
+mod condition;
 mod diff;
 mod elements;
 mod files;
@@ -52,6 +55,8 @@ mod summary;
 mod target;
 mod verify;
 
+pub use bisect::{BisectReport, ExaminedCheckpoint, Search, bisect};
+pub use condition::{Condition, ConditionError};
 pub use diff::{Diff, DiffEntry, DiffKind, DiffOptions, DiffSide, MetadataDiff, diff, diff_as, diff_with};
 pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};

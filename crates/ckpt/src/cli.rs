@@ -54,6 +54,7 @@ pub enum Command {
     Annotate(Annotate),
     Rm(Rm),
     Cat(crate::cat::Cat),
+    Bisect(crate::bisect::Bisect),
     Completions(crate::shell::Completions),
     Man(crate::shell::Man),
 }

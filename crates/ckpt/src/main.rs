@@ -1,6 +1,7 @@
 //! `ckpt`: inspects and converts checkpoints from the command line, and reports which of them stay. Needs no libtorch.
 
 mod ask;
+mod bisect;
 mod cat;
 mod cli;
 mod columns;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Annotate(args) => keep::annotate(args, &mut out),
         Command::Rm(args) => keep::rm(args, &mut out),
         Command::Cat(args) => cat::run(args, &mut out),
+        Command::Bisect(args) => bisect::run(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut out),
         Command::Man(args) => shell::man(args, &mut out),
     };

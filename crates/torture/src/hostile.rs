@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tch_checkpoint::format::safetensors::{LENGTH_BYTES, parse_header};
 use tch_checkpoint::format::{Digest, Index, Manifest};
+use tch_checkpoint::inspect::Condition;
 use tch_checkpoint::internal::{Disk, Kind};
 use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{CheckpointManager, Error, SaveOptions};
@@ -151,8 +152,8 @@ mod tests {
     fn the_corpora() {
         let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
         type Target = fn(&[u8]) -> Verdict;
-        let targets: [(&str, Target); 4] =
-            [("manifest", manifest), ("index", index), ("header", header), ("names", names)];
+        let targets: [(&str, Target); 5] =
+            [("manifest", manifest), ("index", index), ("header", header), ("names", names), ("condition", condition)];
         for (name, target) in targets {
             let entries: Vec<_> = std::fs::read_dir(corpora.join(name)).unwrap().map(|entry| entry.unwrap()).collect();
             assert!(entries.len() > 10, "{name}");
@@ -161,6 +162,20 @@ mod tests {
                 assert_eq!(verdict, Ok(()), "{}", entry.path().display());
             }
         }
+    }
+}
+
+/// As the text of a condition: it is refused with a place in it, or comes back from its own text.
+pub fn condition(bytes: &[u8]) -> Verdict {
+    let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
+    match text.parse::<Condition>() {
+        Ok(condition) => {
+            // Its own text has more spaces, and can be too long.
+            let own = condition.to_string();
+            let again = own.parse::<Condition>();
+            must(own.len() > 4096 || again.as_ref() == Ok(&condition), || format!("{own} is not read again: {again:?}"))
+        }
+        Err(error) => must((1..=text.chars().count() + 1).contains(&error.column), || format!("{text:?}: {error}")),
     }
 }
 
