@@ -1,4 +1,5 @@
-//! Fine-tuning: a pre-trained encoder, frozen, under a new decoder for another task.
+//! Fine-tuning: a pre-trained encoder, frozen but for its last layer, under a new decoder for another task. A checkpoint
+//! is complete, and of the frozen layers nothing is written but the first time: their file is linked.
 //!
 //! ```text
 //! cargo run --release --example fine_tune -- checkpoints/fine_tune
@@ -7,13 +8,16 @@
 #[path = "common/arguments.rs"]
 mod arguments;
 
+use std::collections::HashSet;
 use std::error::Error;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, Counter, Location, RestoreOptions, Variables, latest_checkpoint, optim,
+    Checkpoint, CheckpointManager, Counter, Location, RestoreOptions, SavedCheckpoint, Variables, latest_checkpoint,
+    optim,
 };
 
 const USAGE: &str = "\
@@ -33,9 +37,11 @@ impl Model {
     fn new(root: &nn::Path<'_>, answers: i64) -> Model {
         let path = root / "encoder";
         let encoder = nn::seq()
-            .add(nn::linear(&path / "in", 2, 64, Default::default()))
+            .add(nn::linear(&path / "in", 2, 512, Default::default()))
             .add_fn(|x| x.tanh())
-            .add(nn::linear(&path / "out", 64, 64, Default::default()))
+            .add(nn::linear(&path / "middle", 512, 512, Default::default()))
+            .add_fn(|x| x.tanh())
+            .add(nn::linear(&path / "out", 512, 64, Default::default()))
             .add_fn(|x| x.tanh());
         Model { encoder, decoder: nn::linear(root / "decoder", 64, answers, Default::default()) }
     }
@@ -123,12 +129,12 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     println!("from the pre-trained model: {}", report.matched.join(", "));
 
     for (name, tensor) in vs.variables() {
-        let _ = tensor.set_requires_grad(name.starts_with("decoder"));
+        let _ = tensor.set_requires_grad(name.starts_with("decoder") || name.starts_with("encoder.out"));
     }
     let mut optimizer = optim::Adam::default().build(&vs, 3e-3)?;
     checkpoint.track_mut("optimizer", &optimizer)?;
-    let mut manager =
-        CheckpointManager::builder(checkpoint, dir.join("tuned")).max_to_keep(2).save_every(250).open()?;
+    let builder = CheckpointManager::builder(checkpoint, dir.join("tuned")).max_to_keep(1).save_every(250);
+    let mut manager = builder.on_saved(report_bytes()).open()?;
     if manager.restore_or_initialize()?.restored.is_some() {
         println!("an earlier fine-tuning goes on from step {}", step.get());
     }
@@ -140,4 +146,20 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     println!("after:  {:.1} % of the new task, saved as {:?}", accuracy(&model, even), manager.latest_checkpoint());
     manager.close()?;
     Ok(())
+}
+
+/// Says after each save what it wrote. A file that the last checkpoint has as well was linked.
+fn report_bytes() -> impl FnMut(&SavedCheckpoint) -> std::io::Result<()> + Send {
+    let mut last = HashSet::new();
+    move |saved| {
+        let (mut written, mut linked, mut files) = (0, 0, HashSet::new());
+        for file in std::fs::read_dir(&saved.path)? {
+            let found = file?.metadata()?;
+            *(if last.contains(&found.ino()) { &mut linked } else { &mut written }) += found.len();
+            files.insert(found.ino());
+        }
+        last = files;
+        println!("{}: {written} bytes written, {linked} bytes linked", saved.info.name);
+        Ok(())
+    }
 }

@@ -65,6 +65,18 @@ fn fine_tuning_keeps_the_encoder_and_goes_on() {
     let first = run(&program, dir.path());
     assert!(first.contains("from the pre-trained model: encoder/in.bias, encoder/in.weight"), "{first}");
     assert!(first.contains("\"step\" is not in the checkpoint"), "{first}");
+    // Of the frozen layers (512 * 512 weights and more) nothing is written but the first time.
+    let bytes = |line: &str, what: &str| -> u64 {
+        let before = line.split(&format!(" bytes {what}")).next().unwrap_or_default();
+        before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    };
+    let saves: Vec<&str> = first.lines().filter(|line| line.contains(" bytes written, ")).collect();
+    assert_eq!(saves.len(), 4, "{first}");
+    assert_eq!(bytes(saves[0], "linked"), 0, "{first}");
+    for save in &saves[1..] {
+        let (written, linked) = (bytes(save, "written"), bytes(save, "linked"));
+        assert!(linked > 4 * 512 * 512 && written < linked, "{first}");
+    }
     let second = run(&program, dir.path());
     assert!(second.contains("goes on from step 1000"), "{second}");
 }

@@ -243,18 +243,28 @@ pub struct Child {
     /// Its name in the safetensors file, where that differs from its path in the component: a `VarStore`'s own full
     /// name.
     pub name_in_file: Option<String>,
+    /// Whether it is a parameter that is not trained at present. Such tensors are saved in a second file of their component
+    /// if it has others as well.
+    pub frozen: bool,
 }
 
 impl Child {
     /// Creates a child whose name in the file is its path in the component.
     pub fn new(name: impl Into<String>, node: Node) -> Child {
-        Child { name: name.into(), node, name_in_file: None }
+        Child { name: name.into(), node, name_in_file: None, frozen: false }
     }
 
     /// Sets its name in the safetensors file. Defaults to its path in the component.
     #[must_use]
     pub fn name_in_file(mut self, name: impl Into<String>) -> Child {
         self.name_in_file = Some(name.into());
+        self
+    }
+
+    /// Sets whether it is a parameter that is not trained at present. Defaults to `false`.
+    #[must_use]
+    pub fn frozen(mut self, frozen: bool) -> Child {
+        self.frozen = frozen;
         self
     }
 }

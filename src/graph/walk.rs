@@ -122,6 +122,8 @@ pub(crate) struct Leaf {
     pub object: LeafObject,
     /// Whether a collection above it allows a checkpoint to lack it.
     pub may_be_lacked: bool,
+    /// See [`Child::frozen`].
+    pub is_frozen: bool,
 }
 
 /// What the collections above a place determine for everything below them.
@@ -129,6 +131,7 @@ pub(crate) struct Leaf {
 pub(crate) struct Above {
     may_be_lacked: bool,
     is_covered: bool,
+    is_frozen: bool,
 }
 
 #[derive(Clone)]
@@ -168,10 +171,10 @@ pub(crate) fn check_component(component: &str, node: &Node) -> Result<()> {
 }
 
 impl Walked {
-    fn leaf(&mut self, place: Place<'_>, object: LeafObject, may_be_lacked: bool) {
+    fn leaf(&mut self, place: Place<'_>, object: LeafObject, may_be_lacked: bool, is_frozen: bool) {
         let component = place.component.to_string();
         let name_in_file = place.name_in_file().to_string();
-        self.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked });
+        self.leaves.push(Leaf { key: place.key, component, name_in_file, object, may_be_lacked, is_frozen });
     }
 }
 
@@ -180,19 +183,19 @@ impl Visitor for Walked {
 
     fn tensor(&mut self, leaf: &Arc<dyn TensorLeaf>, place: Place<'_>, above: Above) -> Result<()> {
         let may_be_lacked = above.may_be_lacked || leaf.is_optional();
-        self.leaf(place, LeafObject::Tensor(leaf.clone()), may_be_lacked);
+        self.leaf(place, LeafObject::Tensor(leaf.clone()), may_be_lacked, above.is_frozen);
         Ok(())
     }
 
     fn value(&mut self, leaf: &Arc<dyn ValueLeaf>, place: Place<'_>, above: Above) -> Result<()> {
-        self.leaf(place, LeafObject::Value(leaf.clone()), above.may_be_lacked);
+        self.leaf(place, LeafObject::Value(leaf.clone()), above.may_be_lacked, false);
         Ok(())
     }
 
     fn in_collection(&self, collection: &dyn Collection, above: Above, child: &Child, _: &Place<'_>) -> Option<Above> {
         let may_be_lacked = above.may_be_lacked || collection.may_lack(&child.name);
         let is_covered = above.is_covered || collection.generation_covers_collections();
-        Some(Above { may_be_lacked, is_covered })
+        Some(Above { may_be_lacked, is_covered, is_frozen: above.is_frozen || child.frozen })
     }
 
     fn after_collection(

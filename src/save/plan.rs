@@ -168,6 +168,9 @@ impl Plan {
     }
 }
 
+/// What the name of the file ends in that has a component's frozen parameters, where it has others.
+const FROZEN: &str = "-frozen";
+
 /// Plans a save of these objects.
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let walked = walk(objects)?;
@@ -198,6 +201,8 @@ struct Planner {
     tensors: Vec<PlannedTensor>,
     /// The places of the tensors per component, in the order the components were tracked.
     components: Vec<(String, Vec<usize>)>,
+    /// The places of parameters that are not trained at present.
+    frozen: HashSet<usize>,
     seen: HashMap<Identity, usize>,
     aliases: Vec<(String, usize)>,
     alias_leaves: Vec<Asked>,
@@ -234,6 +239,9 @@ impl Planner {
                     Some((component, places)) if *component == leaf.component => places.push(place),
                     _ => self.components.push((leaf.component, vec![place])),
                 }
+                if leaf.is_frozen {
+                    self.frozen.insert(place);
+                }
                 let (key, name_in_file) = (leaf.key, leaf.name_in_file);
                 self.generations[0].push(generation);
                 self.tensors.push(PlannedTensor {
@@ -255,12 +263,22 @@ impl Planner {
     fn finish(mut self, layout: Layout) -> Result<Plan> {
         let mut files = Vec::new();
         for (component, places) in std::mem::take(&mut self.components) {
-            let parts = self.split(places, layout.max_file_bytes);
             let stem = name::file_stem(&component);
-            let count = parts.len();
-            for (i, part) in parts.into_iter().enumerate() {
-                let part_name = if count == 1 { stem.clone() } else { format!("{stem}-{:05}-of-{count:05}", i + 1) };
-                files.push(self.file(format!("{part_name}{}", name::COMPONENT_EXTENSION), part)?);
+            // What does not change while the rest is trained is not written again with it.
+            let (frozen, others): (Vec<usize>, Vec<usize>) =
+                places.into_iter().partition(|place| self.frozen.contains(place));
+            let groups = match others.is_empty() {
+                true => vec![(stem, frozen)],
+                false => vec![(stem.clone(), others), (format!("{stem}{FROZEN}"), frozen)],
+            };
+            for (stem, places) in groups.into_iter().filter(|(_, places)| !places.is_empty()) {
+                let parts = self.split(places, layout.max_file_bytes);
+                let count = parts.len();
+                for (i, part) in parts.into_iter().enumerate() {
+                    let part_name =
+                        if count == 1 { stem.clone() } else { format!("{stem}-{:05}-of-{count:05}", i + 1) };
+                    files.push(self.file(format!("{part_name}{}", name::COMPONENT_EXTENSION), part)?);
+                }
             }
         }
         let mut names = HashSet::new();

@@ -31,7 +31,7 @@ impl Collection for Shared {
         let mut children = vec![Child::new(PROGRESS, Node::value(Count(self.clone())))];
         children.extend(state.names.iter().filter_map(|(name, named)| {
             let node = Node::tensor(Leaf::new(&state.entries.get(named.place)?.average));
-            Some(Child { name: name.clone(), node, name_in_file: named.full_name.clone() })
+            Some(Child { name_in_file: named.full_name.clone(), ..Child::new(name, node) })
         }));
         Ok(children)
     }

@@ -173,7 +173,7 @@ impl Tree {
         let child = |(name, tree): (String, Tree)| {
             // In its file, a variable has the full name of the `VarStore`.
             let name_in_file = tree.variable.as_ref().and_then(|(name, _)| name.clone());
-            Child { name, node: tree.into_node(), name_in_file }
+            Child { name_in_file, ..Child::new(name, tree.into_node()) }
         };
         Node::collection(Fixed(self.children.into_iter().map(child).collect()))
     }

@@ -1,0 +1,166 @@
+//! Frozen parameters: in a file of their own, which is linked; and left out where only what is trained is tracked.
+
+use std::error::Error;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use tch::nn::{self, Module, ModuleT, VarStore};
+use tch::{Device, Kind, Tensor};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, RestoreOptions, Variables, optim, verify_checkpoint,
+};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// An encoder whose first layer is frozen, with a batch norm, and a head that is trained.
+struct Model {
+    vs: VarStore,
+    body: nn::Linear,
+    norm: nn::BatchNorm,
+    head: nn::Linear,
+}
+
+impl Model {
+    fn new() -> Model {
+        let vs = VarStore::new(Device::Cpu);
+        let encoder = vs.root() / "encoder";
+        let body = nn::linear(&encoder / "body", 8, 64, Default::default());
+        let norm = nn::batch_norm1d(&encoder / "norm", 64, Default::default());
+        let head = nn::linear(&encoder / "head", 64, 2, Default::default());
+        Model { vs, body, norm, head }
+    }
+
+    fn freeze(&self, freeze: bool) {
+        for (name, tensor) in self.vs.variables() {
+            if name.starts_with("encoder.body") {
+                let _ = tensor.set_requires_grad(!freeze);
+            }
+        }
+    }
+
+    fn step(&self, optimizer: &mut optim::Optimizer) {
+        let x = Tensor::randn([16, 8], (Kind::Float, Device::Cpu));
+        let y = self.head.forward(&self.norm.forward_t(&self.body.forward(&x).relu(), true));
+        optimizer.backward_step(&y.square().mean(Kind::Float));
+    }
+
+    fn is_as(&self, other: &Model) -> bool {
+        let (own, others) = (self.vs.variables(), other.vs.variables());
+        own.iter().all(|(name, tensor)| *tensor == others[name])
+    }
+}
+
+fn tensors_of(path: &Path) -> Result<Vec<String>, tch::TchError> {
+    let mut names: Vec<String> = Tensor::read_safetensors(path)?.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    Ok(names)
+}
+
+#[test]
+fn the_frozen_parameters_of_a_component_are_in_a_second_file_that_is_linked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    model.freeze(true);
+    let mut optimizer = optim::Adam::default().build(&model.vs, 1e-2)?;
+    let step = Counter::new(0);
+    let open = |model: &Model, keep: usize| {
+        let checkpoint = Checkpoint::new().track("encoder", Variables::of(&model.vs).under("encoder"))?;
+        CheckpointManager::builder(checkpoint.track("step", &step)?, dir.path()).max_to_keep(keep).open()
+    };
+    let mut manager = open(&model, 3)?;
+    for _ in 0..3 {
+        model.step(&mut optimizer);
+        manager.save_at(step.increment())?;
+    }
+    let file = |step: u64, name: &str| dir.path().join(format!("ckpt-{step}/{name}.safetensors"));
+    assert_eq!(tensors_of(&file(3, "encoder-frozen"))?, ["encoder.body.bias", "encoder.body.weight"]);
+    // The running statistics require no gradient, and change.
+    assert!(tensors_of(&file(3, "encoder"))?.contains(&"encoder.norm.running_mean".to_string()));
+    let inode = |step, name| fs::metadata(file(step, name)).map(|found| found.ino());
+    // The first two that are kept do not share it.
+    assert_eq!(inode(2, "encoder-frozen")?, inode(3, "encoder-frozen")?);
+    assert_ne!(inode(2, "encoder")?, inode(3, "encoder")?);
+    assert!(verify_checkpoint(dir.path().join("ckpt-3")).is_intact());
+    // The component alone, by tch: one file after the other.
+    let mut alone = Model::new();
+    for name in ["encoder", "encoder-frozen"] {
+        let missing = alone.vs.load_partial(file(3, name))?;
+        assert!(!missing.is_empty());
+    }
+    assert!(alone.is_as(&model));
+    // Restored in one piece, also where nothing is frozen any more.
+    manager.close()?;
+    let again = Model::new();
+    let mut manager = open(&again, 3)?;
+    manager.restore_or_initialize_with(&RestoreOptions::new().trainable(tch_checkpoint::Trainable::Live))?;
+    assert!(again.is_as(&model));
+    // Unfrozen: one file, and complete.
+    let mut optimizer = optim::Adam::default().build(&again.vs, 1e-2)?;
+    again.step(&mut optimizer);
+    let path = manager.save_at(step.increment())?;
+    assert!(!path.join("encoder-frozen.safetensors").exists());
+    let reader = CheckpointReader::open(&path)?;
+    assert_eq!(reader.keys().count(), again.vs.variables().len());
+    Ok(())
+}
+
+#[test]
+fn freezing_between_saves_never_saves_old_values() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let mut optimizer = optim::Adam::default().build(&model.vs, 1e-2)?;
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().track("encoder", &model.vs)?.track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).open()?;
+    for freeze in [false, true, true, false, false, true] {
+        model.freeze(freeze);
+        model.step(&mut optimizer);
+        let path = manager.save_at(step.increment())?;
+        let again = Model::new();
+        Checkpoint::new()
+            .track("encoder", &again.vs)?
+            .read_with(&path, &RestoreOptions::new().trainable(tch_checkpoint::Trainable::Live))?;
+        assert!(again.is_as(&model), "step {}", step.get());
+    }
+    Ok(())
+}
+
+#[test]
+fn only_what_is_trained_or_selected_is_tracked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    model.freeze(true);
+    let keys = |variables: Variables| -> Result<Vec<String>, tch_checkpoint::Error> {
+        let contents = Checkpoint::new().track("m", variables)?.contents()?;
+        Ok(contents
+            .entries()
+            .iter()
+            .map(|entry| entry.key.strip_prefix("m/").unwrap_or_default().to_string())
+            .collect())
+    };
+    let encoder = || Variables::of(&model.vs).under("encoder");
+    assert_eq!(keys(encoder().trainable())?, ["head.bias", "head.weight", "norm.bias", "norm.weight"]);
+    assert_eq!(keys(encoder().include("head.*").include("body.*").exclude("*.bias"))?, ["body.weight", "head.weight"]);
+    assert_eq!(keys(encoder().trainable().exclude("norm.*"))?, ["head.bias", "head.weight"]);
+    let refusal = keys(encoder().include("tail.*")).unwrap_err().to_string();
+    assert!(refusal.contains("none of the variables is selected by") && refusal.contains("tail.*"), "{refusal}");
+
+    // A manager's plan follows what is frozen, and a restore leaves the rest.
+    let checkpoint = Checkpoint::new().track("adapters", encoder().trainable())?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).open()?;
+    let count = |path: &Path| CheckpointReader::open(path).map(|reader| reader.keys().count());
+    assert_eq!(count(&manager.save_at(1)?)?, 4);
+    model.freeze(false);
+    assert_eq!(count(&manager.save_at(2)?)?, 6);
+    model.freeze(true);
+    assert_eq!(count(&manager.save_at(3)?)?, 4);
+    let other = Model::new();
+    other.freeze(true);
+    let body = other.body.ws.copy();
+    Checkpoint::new()
+        .track("adapters", Variables::of(&other.vs).under("encoder").trainable())?
+        .read(dir.path().join("ckpt-3"))?;
+    assert_eq!(other.head.ws, model.head.ws);
+    assert_eq!(other.body.ws, body);
+    Ok(())
+}
