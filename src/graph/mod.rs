@@ -40,6 +40,7 @@
 //! ```
 
 mod captures;
+#[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "only libtorch's optimizers have exclusive access"))]
 mod exclusive;
 mod field;
 mod gate;
@@ -55,6 +56,7 @@ mod walk;
 pub(crate) use captures::{Area, Entered, Hold, Touched, enter, wait_for};
 #[doc(hidden)]
 pub use exclusive::Exclusive;
+#[cfg(feature = "torch")]
 pub(crate) use exclusive::Writing;
 pub use field::Field;
 pub use gate::{Gate, Guarded};

@@ -194,6 +194,8 @@ impl Line {
             // It names the one that it follows, or else what its process goes back to.
             let of_another = |value: &u64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
             let came_from = before.filter(of_another).or(before.and(self.came_from));
+            // Saved again after it was removed by hand: the run goes back to the one that is gone.
+            let came_from = came_from.filter(|_| !of_another(&value));
             self.origins.insert(value, (process, self.came_from));
             self.own.push(Made {
                 number,
