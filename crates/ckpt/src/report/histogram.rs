@@ -42,13 +42,11 @@ pub fn draw(html: &mut Html, view: &View<'_>, run: &Run<'_>, history: &TensorHis
         html.raw("/><text class=\"tick middle\"").numbers([("x", x), ("y", height - 6.0)]).raw(">");
         html.text(human::figure(tick)).raw("</text>");
     }
-    // The largest share per width, so that areas are comparable.
-    let densest = known.iter().map(|(_, _, one)| density(one)).fold(f64::MIN_POSITIVE, f64::max);
     for (at, (x, _, one)) in known.iter().enumerate() {
         let base = PEAK + ROW * (at + 1) as f64 - 4.0;
         html.raw("<text class=\"tick end\"").numbers([("x", LEFT - 8.0), ("y", base)]).raw(">").text(chart::count(*x));
         html.raw("</text><path class=\"ridge ").raw(run.class()).raw("\"");
-        ridge(html, &scale, one, base, densest);
+        ridge(html, &scale, one, base);
     }
     html.raw("</svg></figure>");
     table(html, view, run, &known);
@@ -58,26 +56,17 @@ fn across(scale: &Scale, value: f64) -> f64 {
     LEFT + scale.at(value) * (WIDTH - LEFT - 14.0)
 }
 
-/// The largest number of values per width of a histogram, as a share of all.
-fn density(one: &Histogram) -> f64 {
-    let total: u64 = one.counts.iter().sum();
-    let width = (one.max / 2.0 - one.min / 2.0) / one.counts.len().max(1) as f64;
-    let highest = one.counts.iter().max().copied().unwrap_or(0) as f64;
-    // The square root: otherwise one narrow histogram flattens all others.
-    (highest / total.max(1) as f64 / width.max(f64::MIN_POSITIVE)).sqrt()
-}
-
-/// Draws a path in which a bin is one wide: relative positions of few digits.
-fn ridge(html: &mut Html, scale: &Scale, one: &Histogram, base: f64, densest: f64) {
+/// Draws a histogram, the highest bin of which has a height common to all, as a path in which a bin is one wide, so that
+/// it has few digits.
+fn ridge(html: &mut Html, scale: &Scale, one: &Histogram, base: f64) {
     let highest = one.counts.iter().max().copied().unwrap_or(0).max(1) as f64;
-    let peak = (PEAK - 4.0) * (density(one) / densest).clamp(0.15, 1.0);
     let (left, right) = (across(scale, one.min), across(scale, one.max));
     let width = (right - left).max(1.0) / one.counts.len().max(1) as f64;
     html.attribute("transform", format!("translate({} {base}) scale({width:.3} 1)", chart::tenths(left)));
     html.raw(" d=\"M0 0");
     let mut height = 0;
     for count in &one.counts {
-        let next = (peak * *count as f64 / highest).round() as i64;
+        let next = ((PEAK - 6.0) * *count as f64 / highest).round() as i64;
         html.raw("v").number(height - next).raw("h1");
         height = next;
     }

@@ -32,7 +32,8 @@
   });
   const [filter, sort, flagged, shown, all] = ["filter", "sort", "flagged", "shown", "all"].map(byId);
   let order = rows;
-  let most = 100;
+  const later = rows.findIndex((row) => row.classList.contains("later"));
+  let most = later < 0 ? Infinity : later;
   const select = () => {
     const text = filter.value.toLowerCase();
     let fitting = 0;

@@ -22,7 +22,7 @@ pub struct Row<'a> {
     histories: Vec<Option<&'a TensorHistory>>,
 }
 
-/// The number of rows that are shown at first, so that the page opens at once.
+/// The number of rows of a large table that are shown at first, so that the page opens at once.
 const FIRST: usize = 100;
 
 /// How much is drawn of each tensor.
@@ -127,9 +127,8 @@ fn controls(html: &mut Html, shown: usize) {
          value=\"growth\">growth</option><option value=\"update\">last update</option></select></label><label><input \
          type=\"checkbox\" id=\"flagged\"> only conspicuous ones</label><span id=\"shown\" role=\"status\">",
     );
-    html.number(shown.min(FIRST)).raw(" of ").number(shown);
-    html.raw("</span><button type=\"button\" id=\"all\"").raw(if shown > FIRST { ">" } else { " hidden>" });
-    html.raw("Show all</button></div>");
+    html.number(shown).raw(" of ").number(shown);
+    html.raw("</span><button type=\"button\" id=\"all\" hidden>Show all</button></div>");
 }
 
 /// Writes as many rows as there is room for; the details of a row only while more than a third of the room is left.
@@ -181,7 +180,7 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
     html.attribute("data-growth", human::figure(row.growth));
     html.attribute(
         "class",
-        match (row.trend.is_conspicuous(), row.id >= FIRST) {
+        match (row.trend.is_conspicuous(), detail.is_deferred && row.id >= FIRST) {
             (true, false) => "flagged",
             (true, true) => "flagged later",
             (false, true) => "later",
