@@ -97,106 +97,163 @@ pub(super) fn write(
 ) -> Result<Written> {
     let threads = parallel::worth(options.threads, plan.bytes());
     let tally = options.observer.begin(plan.bytes());
-    let mut noted = vec![Noted { digest: Digest::of(&[]), statistics: None }; plan.tensors.len()];
-    let mut files = Vec::with_capacity(plan.files.len());
+    let noted = Mutex::new(vec![Noted { digest: Digest::of(&[]), statistics: None }; plan.tensors.len()]);
+    let longest = plan.spans.iter().flat_map(|span| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
+    let pins = Pins::default();
+    let health = options.health;
+    let work = Work { plan, image, unchanged, directory, staging, threads, tally, health, longest, pins, noted };
+
     let mut cannot_link = false;
-    for (place, planned) in plan.files.iter().enumerate() {
-        let same = match image {
-            Some(_) if unchanged.is_proved(place) => unchanged.known(plan, place),
-            Some(image) => unchanged.known(plan, place).filter(|known| image.has(plan, place, known)),
-            None => unchanged.live_digests(plan, place, threads),
-        };
-        let is_same = same.is_some();
-        if let Some(known) = same {
-            let linked = unchanged.shared(place).map(|(earlier, is)| staging.reuse(&planned.name, earlier, &is));
-            match linked {
-                Some(Ok(())) => {
-                    for ((tensor, digest), statistics) in known.into_iter().zip(unchanged.statistics(place)) {
-                        noted[tensor] = Noted { digest, statistics: *statistics };
-                    }
-                    tally.add(planned.bytes);
-                    files.push(None);
-                    continue;
-                }
-                Some(Err(e)) => log::debug!("{} is written again: {e:#}", planned.name),
-                None => {}
-            }
-            cannot_link = true;
+    let mut files = Vec::with_capacity(plan.files.len());
+    for file in 0..plan.files.len() {
+        let same = work.same(file);
+        let is_linked = same.as_ref().is_some_and(|digests| work.link(file, digests));
+        cannot_link |= same.is_some() && !is_linked;
+        files.push(if is_linked { None } else { Some(work.start(file, same.is_some())?) });
+    }
+    let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
+    work.make_room(&linked);
+
+    let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
+    let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| match &files[span.file] {
+        Some(file) => work.write_span(place, span, file, buffer),
+        None => Ok(()),
+    };
+    parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
+
+    let finished = files.into_iter().map(|file| file.and_then(|file| file.finished.into_inner())).collect();
+    let noted = work.noted.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let files = plan.files.iter().map(entry).collect();
+    Ok(Written { files, tensors: records(plan, &noted), linked, finished, cannot_link })
+}
+
+/// Returns a file's entry in the manifest, with its name.
+fn entry(planned: &PlannedFile) -> (String, FileEntry) {
+    let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
+    (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
+}
+
+/// What the threads that write share. Files, spans and tensors are numbered as in the plan.
+struct Work<'a> {
+    plan: &'a Plan,
+    image: Option<&'a Image>,
+    unchanged: &'a Unchanged,
+    directory: &'a Directory,
+    staging: &'a dyn Transaction,
+    threads: usize,
+    tally: Tally,
+    health: Health,
+    /// The length of the longest chunk.
+    longest: usize,
+    /// Tensors are read while they are written: none is pinned.
+    pins: Pins,
+    noted: Mutex<Vec<Noted>>,
+}
+
+impl<'a> Work<'a> {
+    /// Returns the digests of a file's tensors if they are those of the last checkpoint.
+    fn same(&self, file: usize) -> Option<Vec<(usize, Digest)>> {
+        match self.image {
+            Some(_) if self.unchanged.is_proved(file) => self.unchanged.known(self.plan, file),
+            Some(image) => self.unchanged.known(self.plan, file).filter(|known| image.has(self.plan, file, known)),
+            None => self.unchanged.live_digests(self.plan, file, self.threads),
         }
-        let from = match image {
-            Some(_) if is_same && unchanged.is_proved(place) => {
-                From::Last(Box::new(source::Source::open_in(directory, unchanged.from())?))
+    }
+
+    /// Gives the last checkpoint's file a second name. Returns `false` if the file must be written again.
+    fn link(&self, file: usize, digests: &[(usize, Digest)]) -> bool {
+        let planned = &self.plan.files[file];
+        let Some((earlier, is)) = self.unchanged.shared(file) else { return false };
+        if let Err(e) = self.staging.reuse(&planned.name, earlier, &is) {
+            log::debug!("{} is written again: {e:#}", planned.name);
+            return false;
+        }
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        for (&(tensor, digest), statistics) in digests.iter().zip(self.unchanged.statistics(file)) {
+            noted[tensor] = Noted { digest, statistics: *statistics };
+        }
+        self.tally.add(planned.bytes);
+        true
+    }
+
+    /// Decides where a file's bytes come from. `is_same` if they are those of the last checkpoint.
+    fn start(&self, file: usize, is_same: bool) -> Result<FileInWork<'a>> {
+        let from = match self.image {
+            Some(_) if is_same && self.unchanged.is_proved(file) => {
+                From::Last(Box::new(source::Source::open_in(self.directory, self.unchanged.from())?))
             }
             Some(image) => From::Image(image),
             None => From::Live,
         };
-        let spans = plan.spans.iter().filter(|span| span.file == place).count();
-        files.push(Some(FileInWork::new(from, spans)));
+        Ok(FileInWork::new(from, self.plan.spans.iter().filter(|span| span.file == file).count()))
     }
-    let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
-    let written = plan.files.iter().zip(&linked).filter(|(_, linked)| !**linked);
-    staging.make_room(&written.map(|(planned, _)| planned.bytes).collect::<Vec<u64>>());
-    let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
-    let noted = Mutex::new(noted);
-    let longest = spans.iter().flat_map(|(_, span)| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
-    let nothing_pinned = Pins::default();
-    let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| {
-        let Some(file) = &files[span.file] else { return Ok(()) };
-        let staged = file.open(staging, &plan.files[span.file])?;
+
+    fn make_room(&self, linked: &[bool]) {
+        let written = self.plan.files.iter().zip(linked).filter(|(_, linked)| !**linked);
+        self.staging.make_room(&written.map(|(planned, _)| planned.bytes).collect::<Vec<u64>>());
+    }
+
+    fn write_span(&self, place: usize, span: &Span, file: &FileInWork<'a>, buffer: &mut PageBuffer) -> Result<()> {
+        let planned = &self.plan.files[span.file];
+        let staged = file.open(self.staging, planned)?;
         let mut writer = SpanWriter {
-            plan,
+            plan: self.plan,
             file: &**staged,
-            tally: &tally,
-            health: options.health,
+            tally: &self.tally,
+            health: self.health,
             current: None,
             done: Vec::new(),
         };
-        let mut gatherer = Gatherer::new(plan, &nothing_pinned);
-        for (i, chunk) in span.chunks.iter().enumerate() {
-            if let From::Image(image) = &file.from {
-                writer.write(chunk, image.chunk(place, i).as_slice())?;
-                continue;
-            }
-            if buffer.as_slice().is_empty() {
-                *buffer = PageBuffer::new(longest)?;
-            }
-            for chunk in &pieces(chunk, staged.is_direct()) {
-                let buffer = &mut buffer.as_mut_slice()[..chunk.length];
-                match &file.from {
-                    From::Last(last) => {
-                        last.read(&plan.files[span.file].name, chunk.offset, buffer)?;
-                        gatherer.gather(span, chunk, buffer, |source| source == Source::Header)?;
-                    }
-                    _ => gatherer.gather(span, chunk, buffer, |_| true)?,
+        match &file.from {
+            From::Image(image) => {
+                for (i, chunk) in span.chunks.iter().enumerate() {
+                    writer.write(chunk, image.chunk(place, i).as_slice())?;
                 }
-                writer.write(chunk, buffer)?;
             }
+            From::Live => self.write_gathered(span, None, &mut writer, buffer)?,
+            From::Last(last) => self.write_gathered(span, Some(last), &mut writer, buffer)?,
         }
         let finished = writer.finish();
         if let From::Last(last) = &file.from {
-            let known = unchanged.known(plan, span.file).unwrap_or_default();
-            let is_known = |(place, noted): &(usize, Noted)| known.contains(&(*place, noted.digest));
-            if let Some((place, _)) = finished.iter().find(|one| !is_known(one)) {
-                let reason = format!("the tensor {:?} has changed since it was written", plan.tensors[*place].key);
-                return Err(Error::damaged(last.path.join(&plan.files[span.file].name), reason));
+            self.must_be_known(span.file, last, &finished)?;
+        }
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.into_iter().for_each(|(tensor, one)| noted[tensor] = one);
+        drop(noted);
+        file.wrote(staged, planned.bytes)
+    }
+
+    /// Writes a span from the live tensors, or from the last checkpoint's file with a new header.
+    fn write_gathered(
+        &self,
+        span: &Span,
+        last: Option<&source::Source>,
+        writer: &mut SpanWriter<'_>,
+        buffer: &mut PageBuffer,
+    ) -> Result<()> {
+        let mut gatherer = Gatherer::new(self.plan, &self.pins);
+        if buffer.as_slice().is_empty() {
+            *buffer = PageBuffer::new(self.longest)?;
+        }
+        for chunk in span.chunks.iter().flat_map(|chunk| pieces(chunk, writer.file.is_direct())) {
+            let buffer = &mut buffer.as_mut_slice()[..chunk.length];
+            if let Some(last) = last {
+                last.read(&self.plan.files[span.file].name, chunk.offset, buffer)?;
             }
+            gatherer.gather(span, &chunk, buffer, |source| last.is_none() || source == Source::Header)?;
+            writer.write(&chunk, buffer)?;
         }
-        let mut all = noted.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, noted) in finished {
-            all[place] = noted;
-        }
-        drop(all);
-        file.wrote(staged, plan.files[span.file].bytes)
-    };
-    parallel::for_each(&spans, threads, PageBuffer::default, write_span)?;
-    let noted = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let finished = files.into_iter().map(|file| file.and_then(|file| file.finished.into_inner())).collect();
-    let entry = |planned: &PlannedFile| {
-        let header = HeaderEntry { bytes: planned.header.len() as u64, digest: Digest::of(&planned.header) };
-        (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
-    };
-    let files = plan.files.iter().map(entry).collect();
-    Ok(Written { files, tensors: records(plan, &noted), linked, finished, cannot_link })
+        Ok(())
+    }
+
+    /// Refuses bytes of the last checkpoint that are not those that were written then.
+    fn must_be_known(&self, file: usize, last: &source::Source, finished: &[(usize, Noted)]) -> Result<()> {
+        let known = self.unchanged.known(self.plan, file).unwrap_or_default();
+        let changed = finished.iter().find(|(tensor, noted)| !known.contains(&(*tensor, noted.digest)));
+        let Some((tensor, _)) = changed else { return Ok(()) };
+        let reason = format!("the tensor {:?} has changed since it was written", self.plan.tensors[*tensor].key);
+        Err(Error::damaged(last.path.join(&self.plan.files[file].name), reason))
+    }
 }
 
 /// A chunk, or parts of it that stay in the core's cache from being gathered to being written: what is written directly
