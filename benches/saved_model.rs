@@ -1,5 +1,5 @@
 //! Exporting and loading a saved model beside Python's `torch.jit.trace` and `save`, and `torch.jit.load`, of the same
-//! model: `cargo bench --bench saved_model`. Python is `python3` or what TCH_CHECKPOINT_PYTHON names; without torch in it
+//! model: `cargo bench --bench saved_model`. Python is `python3` or what `TCH_CHECKPOINT_PYTHON` names; without torch in it
 //! only our half is measured. Every measurement is a process of its own, and they take turns.
 //!
 //! The model: an embedding, a GRU and a linear layer, 35.5 million float32 parameters (142 MB), input `[batch, length]`.

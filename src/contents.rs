@@ -153,7 +153,7 @@ fn size(bytes: u64) -> String {
         let Some(next) = units.next() else { break };
         (value, unit) = (value / 1000.0, Some(next));
     }
-    let digits = if bytes < 1000 || value >= 99.95 { 0 } else { 1 };
+    let digits = usize::from(bytes >= 1000 && value < 99.95);
     format!("{value:.digits$} {}", unit.unwrap_or(&"B"))
 }
 

@@ -266,12 +266,12 @@ impl CheckpointReader {
         let tensors = self.tensors_to_verify();
         let threads = parallel::default_threads();
         let headers = Mutex::new(BTreeMap::new());
-        let verify_header = |file: &&String, _: &mut ()| {
+        let verify_header = |file: &&String, (): &mut ()| {
             note(self.source.read_header(file).map(|header| {
-                headers.lock().unwrap_or_else(PoisonError::into_inner).extend(header.map(|it| (file.to_string(), it)));
+                headers.lock().unwrap_or_else(PoisonError::into_inner).extend(header.map(|it| ((*file).clone(), it)));
             }))
         };
-        let verify_asset = |asset: &&String, _: &mut ()| note(self.source.verify_asset(asset, |_| Ok(())));
+        let verify_asset = |asset: &&String, (): &mut ()| note(self.source.verify_asset(asset, |_| Ok(())));
         let read = parallel::for_each(&files, threads, || (), verify_header)
             .and_then(|()| parallel::for_each(&assets, threads, || (), verify_asset))
             .and_then(|()| {
@@ -347,6 +347,7 @@ pub(crate) fn saved_model(source: &Source) -> Result<Option<SavedModelInfo>> {
     SavedModelInfo::from_bytes(&bytes).map(Some).map_err(|e| e.at(&path))
 }
 
+#[allow(clippy::into_iter_without_iter, reason = "`tensors` is that method")]
 impl<'a> IntoIterator for &'a CheckpointReader {
     type Item = (&'a str, &'a TensorSpec);
     type IntoIter = Map<btree_map::Iter<'a, String, TensorRecord>, fn((&'a String, &'a TensorRecord)) -> Self::Item>;

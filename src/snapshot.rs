@@ -68,7 +68,7 @@ impl Snapshot {
             &leaves,
             parallel::worth(threads, bytes),
             || (),
-            |(key, spec, tensor, copy), _| {
+            |(key, spec, tensor, copy), ()| {
                 let mut bytes = room(key, spec.bytes())?;
                 tensor.copy_to(spec, &mut bytes).map_err(|reason| Error::object(key, reason))?;
                 let _ = copy.set(bytes);

@@ -392,11 +392,11 @@ fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
         let there = dir.path().join("ckpt-3").exists() && !dir.path().join("ckpt-4").exists();
         let locked = matches!(Run::new().builder(dir.path()).open(), Err(Error::Locked { .. }));
         // SAFETY: as above.
-        unsafe { libc::_exit(if refused && there && locked { 0 } else { 1 }) };
+        unsafe { libc::_exit(i32::from(!(refused && there && locked))) };
     }
     let mut status = 0;
     // SAFETY: the pointer is that of a variable that outlives the call.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!(status, 0, "the child saved, or took away what is its parent's");
     // A child that lives on.
     // SAFETY: the child only waits, and is killed.
@@ -414,7 +414,7 @@ fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
     // SAFETY: the child is ours, and not yet waited for.
     unsafe {
         libc::kill(child, libc::SIGKILL);
-        libc::waitpid(child, &mut status, 0);
+        libc::waitpid(child, &raw mut status, 0);
     }
     reopened?;
     Ok(())

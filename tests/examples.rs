@@ -138,7 +138,7 @@ fn a_training_that_is_asked_to_end_goes_on_when_it_is_started_again() {
     let (program, dir) = (example("preemption"), tempfile::tempdir().unwrap());
     let step = |printed: &str, word: &str| -> u64 {
         let line = printed.lines().find(|line| line.starts_with(word)).unwrap_or_else(|| panic!("{printed}"));
-        let step = line.split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).next();
+        let step = line.split(' ').find_map(|word| word.trim_end_matches(',').parse().ok());
         step.unwrap_or_else(|| panic!("{line}"))
     };
     // The time is over, then a signal.

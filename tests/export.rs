@@ -180,7 +180,7 @@ fn lengths_that_are_equal_in_all_examples_must_be_equal() -> Outcome {
     let vs = VarStore::new(Device::Cpu);
     let body = |x: &[Tensor]| vec![sum(&x[0]) / x[1].size()[0] + x[1].sum(Kind::Float)];
     let examples: [&[Tensor]; 2] = [&[numbers(&[2, 3]), numbers(&[3])], &[numbers(&[4, 5]), numbers(&[5])]];
-    let (saved, _dir) = export(&vs, &examples, body)?;
+    let (saved, dir) = export(&vs, &examples, body)?;
     let classes: Vec<Vec<String>> = saved.info().same_lengths["forward"]
         .iter()
         .map(|class| class.iter().map(ToString::to_string).collect())
@@ -192,7 +192,7 @@ fn lengths_that_are_equal_in_all_examples_must_be_equal() -> Outcome {
     assert!(error.contains("size 1 of `input_0` is 9 and size 0 of `input_1` is 4"), "{error}");
     saved.check(0.0)?;
     // It stays so when the program is saved again.
-    let again = saved.save(_dir.path().join("again"), &mut saved.checkpoint()?)?;
+    let again = saved.save(dir.path().join("again"), &mut saved.checkpoint()?)?;
     let again = SavedModel::load(again, Device::Cpu)?;
     assert!(again.run("forward", &[&numbers(&[7, 9]), &numbers(&[4])]).is_err());
     // With an example in which they differ, they may.
@@ -215,7 +215,7 @@ fn what_only_other_sizes_show_is_refused() {
     assert!(text.contains("one more example"), "{text}");
     let text = refusal(&vs, &examples, |x| vec![&x[0] * (x[0].size()[1] / 3)]);
     assert!(text.contains("the same in all examples, 1"), "{text}");
-    let text = refusal(&vs, &examples, |x| vec![Tensor::from_slice(&[(x[0].size()[1] > 5) as i64]) + &x[0]]);
+    let text = refusal(&vs, &examples, |x| vec![Tensor::from_slice(&[i64::from(x[0].size()[1] > 5)]) + &x[0]]);
     assert!(text.contains("gives something else than the closure"), "{text}");
     // Sizes that the closure does not take are not the program's either.
     let table = numbers(&[6, 3]);
@@ -281,7 +281,7 @@ fn a_part_of_a_large_tensor_is_written_alone() -> Outcome {
     let constant = large.narrow(0, 20, 1);
     let expanded = large.narrow(0, 30, 1).narrow(1, 5, 1).expand([1, 1000], false);
     let body = |x: &[Tensor]| vec![&x[0] * &part + &tied + &left - &right + &constant * &expanded];
-    let (saved, _dir) = export(&vs, &[&[numbers(&[2, 1000])], &[numbers(&[5, 1000])]], body)?;
+    let (saved, dir) = export(&vs, &[&[numbers(&[2, 1000])], &[numbers(&[5, 1000])]], body)?;
     let bytes = program_bytes(saved.path());
     assert!(bytes < 4000 * 4 + 16_000, "{bytes}");
     let x = numbers(&[3, 1000]);
@@ -292,7 +292,7 @@ fn a_part_of_a_large_tensor_is_written_alone() -> Outcome {
     assert!(all["part"].requires_grad() && all["part"].is_leaf());
     // Of the live model nothing has moved, and a program that is saved again is as small.
     assert_eq!(vs.variables()["part"].data_ptr(), large.narrow(0, 10, 1).data_ptr());
-    let again = saved.save(_dir.path().join("again"), &mut saved.checkpoint()?)?;
+    let again = saved.save(dir.path().join("again"), &mut saved.checkpoint()?)?;
     assert_eq!(program_bytes(&again), bytes);
     Ok(())
 }
@@ -446,7 +446,7 @@ fn tied_variables_have_keys_of_their_own_and_go_back() -> Outcome {
         if keys > 1 {
             assert_ne!(saved.info().variables[names[0]].key, saved.info().variables[names[1]].key);
         }
-        for (key, _) in CheckpointReader::open(&path)?.manifest().tensors.iter() {
+        for key in CheckpointReader::open(&path)?.manifest().tensors.keys() {
             assert!(used.contains(&key.as_str()), "{names:?}: {key}");
         }
         // What is trained without the code goes back into the live model.

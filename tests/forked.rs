@@ -40,7 +40,7 @@ fn a_child_does_not_wait_for_the_threads_of_its_parent() -> Outcome {
         manager.wait()?;
         let (mut status, began) = (0, Instant::now());
         // SAFETY: the pointer is that of a variable that outlives the call.
-        while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
+        while unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == 0 {
             if began.elapsed() > Duration::from_secs(20) {
                 // SAFETY: the child is ours, and not yet waited for.
                 unsafe { libc::kill(child, libc::SIGKILL) };

@@ -207,7 +207,7 @@ fn every_number_of_inodes(folder: &Path) {
     let (mut newest, mut failed, mut saved) = (1, 0, 0);
     for free in 0..12 {
         fs::create_dir(&fillers).unwrap();
-        let files = (0..).take_while(|i| fs::write(fillers.join(i.to_string()), "").is_ok()).count();
+        let files = (0..1_000_000).take_while(|i| fs::write(fillers.join(i.to_string()), "").is_ok()).count();
         (0..free.min(files)).for_each(|i| fs::remove_file(fillers.join(i.to_string())).unwrap());
         let (list, counter) = (manager.checkpoints(), manager.checkpoint().save_counter());
         run.set(newest + 1);

@@ -142,7 +142,7 @@ impl Run {
 
     /// What a forward pass changes.
     fn pass(&self) {
-        let next = self.random.bytes()[0] as u64 + 7 * self.step.get() + 1;
+        let next = u64::from(self.random.bytes()[0]) + 7 * self.step.get() + 1;
         *self.random.bytes() = Memory::seeded(100, next).bytes().clone();
         self.note.set(format!("{}-{next}", self.step.get()));
     }

@@ -1,4 +1,4 @@
-//! Files of Keras and of h5py: those in `tests/fixtures/keras` were written by Keras 3.15, tf_keras 2.21 and h5py 3.14;
+//! Files of Keras and of h5py: those in `tests/fixtures/keras` were written by Keras 3.15, `tf_keras` 2.21 and h5py 3.14;
 //! `FIXTURES=DIR` runs the same checks over more.
 #![cfg(feature = "keras")]
 

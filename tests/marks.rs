@@ -271,7 +271,7 @@ fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
     Ok(())
 }
 
-/// Once released their bytes stay as they are, and stay readable. With UPDATE_GOLDEN=1 in the environment they are
+/// Once released their bytes stay as they are, and stay readable. With `UPDATE_GOLDEN=1` in the environment they are
 /// written.
 #[test]
 fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {

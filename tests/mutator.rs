@@ -168,7 +168,7 @@ impl Program {
         let swa = Swa::new(Variables::of(&vs).under("layer")).unwrap();
         let swa = if random.below(2) == 0 { swa.average_buffers() } else { swa };
         let is_handed_out = random.below(2) == 0;
-        Program { embedding, layer, norm, teacher, alias, sparse, optimizer, is_handed_out, other, ema, swa, vs }
+        Program { vs, embedding, layer, norm, teacher, alias, sparse, optimizer, is_handed_out, other, ema, swa }
     }
 
     fn checkpoint(&self) -> Checkpoint {
@@ -236,7 +236,7 @@ impl Program {
 
     /// Between saves: anything goes.
     fn train(&mut self, random: &mut Random, step: u64) {
-        for _ in 0..1 + random.below(2) {
+        for _ in 0..=random.below(2) {
             match random.below(11) {
                 0..4 => {
                     self.gradients(random);
@@ -266,6 +266,7 @@ impl Program {
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "one arm per writer")]
     fn write(&mut self, writer: Writer, random: &mut Random, older: &Path) {
         let trained = self.trained();
         let fill = |tensor: &Tensor| drop(no_grad(|| tensor.shallow_clone().fill_(77.0)));

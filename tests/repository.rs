@@ -207,7 +207,7 @@ fn a_write_reads_no_manifest_twice() -> Outcome {
     other.write(path(7))?;
     let reads = write(41)?;
     assert_eq!(reads, 3 * first, "the last of ours, and two others");
-    let sequences = [39, 100, 7, 41].map(|number| id(&store, number).map(|id| id.sequence).unwrap_or(0));
+    let sequences = [39, 100, 7, 41].map(|number| id(&store, number).map_or(0, |id| id.sequence));
     assert_eq!(sequences, [40, 41, 42, 43]);
     Ok(())
 }

@@ -24,7 +24,7 @@ impl Model {
         let encoder = BTreeMap::from([("weight".to_string(), weight.clone())]);
         let embedding = BTreeMap::from([("table".to_string(), Memory::seeded(64, 1))]);
         let checkpoint = Checkpoint::new().track("encoder", encoder)?.track("embedding", embedding)?;
-        Ok(Model { weight, checkpoint: Some(checkpoint.track("step", &Counter::new(0))?) })
+        Ok(Model { weight, checkpoint: Some(checkpoint.track("step", Counter::new(0))?) })
     }
 
     /// Saves the values of the weight, one per checkpoint.

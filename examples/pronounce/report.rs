@@ -92,7 +92,7 @@ impl Progress {
     pub fn start(step: u64, steps: u64, best: Option<f64>) -> Self {
         match best {
             Some(rate) => {
-                println!("step {step} of {steps}: best phoneme error rate {:.1} % on held-out words", 100.0 * rate)
+                println!("step {step} of {steps}: best phoneme error rate {:.1} % on held-out words", 100.0 * rate);
             }
             None => println!("step {step} of {steps}"),
         }

@@ -11,7 +11,7 @@ impl Display for Error {
         let mut source = self.source();
         match self {
             Error::Io { action, path, source: answer } => {
-                write!(f, "cannot {action} {}", path)?;
+                write!(f, "cannot {action} {path}")?;
                 // The remedy is easier to understand after what it remedies.
                 if f.alternate() {
                     write!(f, ": {answer}")?;
@@ -33,19 +33,18 @@ impl Error {
     /// Writes what happened, where, and what to do.
     fn message(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Io { action, path, .. } => write!(f, "cannot {action} {}", path),
+            Error::Io { action, path, .. } => write!(f, "cannot {action} {path}"),
             Error::NoSpace { path, needed, free } => {
-                write!(f, "no space left for {}: {needed} bytes are needed", path)?;
+                write!(f, "no space left for {path}: {needed} bytes are needed")?;
                 if let Some(free) = free {
                     write!(f, ", {free} are free")?;
                 }
                 f.write_str("; free some space, or keep fewer checkpoints (`max_to_keep`)")
             }
-            Error::NotFound { path, reason } => write!(f, "no checkpoint at {}: {reason}", path),
+            Error::NotFound { path, reason } => write!(f, "no checkpoint at {path}: {reason}"),
             Error::Removed { path } => write!(
                 f,
-                "{} was removed or moved aside meanwhile: nothing was noted in it; choose one that is there",
-                path
+                "{path} was removed or moved aside meanwhile: nothing was noted in it; choose one that is there"
             ),
             Error::Unhealthy { path, tensors } => write!(
                 f,
@@ -57,46 +56,43 @@ impl Error {
             Error::Pinned { path, pins } => {
                 write!(f, "{} is pinned ({}): remove the pins first (`unpin`)", path, pins.join(", "))
             }
-            Error::Damaged { path, reason } => write!(f, "{} is damaged: {reason}", path),
-            Error::Link { path, hint } => write!(f, "{} is a symbolic link: {hint}", path),
+            Error::Damaged { path, reason } => write!(f, "{path} is damaged: {reason}"),
+            Error::Link { path, hint } => write!(f, "{path} is a symbolic link: {hint}"),
             Error::Moved { path, reason } => {
-                write!(f, "{} is not the one that was opened: {reason}", path)
+                write!(f, "{path} is not the one that was opened: {reason}")
             }
             Error::Unsupported { path, reason } => {
-                write!(f, "{} cannot be read by this version: {reason}", path)
+                write!(f, "{path} cannot be read by this version: {reason}")
             }
             Error::InvalidName { name, reason } => write!(f, "the name {name:?} cannot be used: {reason}"),
             Error::Object { name, reason } => write!(f, "{name}: {reason}"),
             Error::Mismatch { path, report } => {
-                write!(f, "{} does not match the tracked objects: {report}", path)
+                write!(f, "{path} does not match the tracked objects: {report}")
             }
             Error::Assertion(what) | Error::InvalidArgument(what) => f.write_str(what),
             Error::PartlyRestored { path, .. } => write!(
                 f,
-                "restoring {} stopped half-way, the objects are partly overwritten; restore another checkpoint before going \
-                 on",
-                path
+                "restoring {path} stopped half-way, the objects are partly overwritten; restore another checkpoint before going \
+                 on"
             ),
             Error::Callback { path, .. } => {
-                write!(f, "{} was saved and is durable, but a function given to `on_saved` failed", path)
+                write!(f, "{path} was saved and is durable, but a function given to `on_saved` failed")
             }
             Error::Locked { path, holder } => write!(
                 f,
-                "{} is in use by another writer ({holder}); a directory has one writer: close it, or use another directory",
-                path
+                "{path} is in use by another writer ({holder}); a directory has one writer: close it, or use another directory"
             ),
             Error::AlreadyExists { path, hint } => {
-                write!(f, "{} exists already and was left as it is; {hint}", path)
+                write!(f, "{path} exists already and was left as it is; {hint}")
             }
             Error::Undecided { first, second } => write!(
                 f,
-                "{} and {} are of different runs, and nothing tells which one to go on from; restore one of them by its \
-                 path (`CheckpointManager::restore`), or move the other one out of the directory",
-                first, second
+                "{first} and {second} are of different runs, and nothing tells which one to go on from; restore one of them by its \
+                 path (`CheckpointManager::restore`), or move the other one out of the directory"
             ),
             Error::Map { path, line, column, reason } => {
                 match path {
-                    Some(path) => write!(f, "{}", path)?,
+                    Some(path) => write!(f, "{path}")?,
                     None => f.write_str("map")?,
                 }
                 write!(f, ", line {line}, column {column}: {reason}")

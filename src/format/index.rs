@@ -131,7 +131,7 @@ impl Index {
     }
 }
 
-/// Returns the user chooses a checkpoint's name. It must not lead out of the directory, or be the name of something
+/// Checks the name of a checkpoint, which the user chooses. It must not lead out of the directory, or be the name of something
 /// else in it.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {

@@ -176,7 +176,7 @@ struct Strict<'a> {
     left: &'a Cell<usize>,
 }
 
-/// The form in which serde_json passes numbers if a crate in the program enables its feature `arbitrary_precision`.
+/// The form in which `serde_json` passes numbers if a crate in the program enables its feature `arbitrary_precision`.
 const ARBITRARY_PRECISION: &str = "$serde_json::private::Number";
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
@@ -311,7 +311,7 @@ pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Res
     }
 }
 
-/// A value whose objects are written with sorted keys, whatever order serde_json keeps.
+/// A value whose objects are written with sorted keys, whatever order `serde_json` keeps.
 pub(super) struct Sorted<'a>(pub &'a Value);
 
 impl Serialize for Sorted<'_> {

@@ -736,7 +736,7 @@ fn nesting_and_number_of_values_are_bounded() {
 
 // ---- Golden files
 
-/// Compares with a file under tests/golden; with UPDATE_GOLDEN=1 in the environment, writes it.
+/// Compares with a file under tests/golden; with `UPDATE_GOLDEN=1` in the environment, writes it.
 fn golden(file: &str, bytes: &[u8]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -1066,7 +1066,7 @@ fn the_example_in_the_specification_is_right() {
 
 // ---- The Python reader
 
-/// Runs docs/read_checkpoint.py on the sample and compares every tensor's type, shape and digest, and the values.
+/// Runs `docs/read_checkpoint.py` on the sample and compares every tensor's type, shape and digest, and the values.
 /// Needs Python with safetensors and numpy; PYTHON names another interpreter than `python3`.
 #[test]
 fn the_python_reader_reads_the_sample() {

@@ -81,6 +81,9 @@ use std::sync::Arc;
 /// ```
 pub trait TensorLeaf: Send + Sync {
     /// Returns the current type and shape, or an error if this tensor cannot be saved.
+    ///
+    /// # Errors
+    /// If this tensor cannot be saved.
     fn spec(&self) -> Result<TensorSpec, BoxError>;
 
     /// Returns the identity of the tensor's memory, if it can be shared with another leaf. Leaves of equal identity are
@@ -90,11 +93,17 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Returns the elements in row-major order, little-endian. Does not copy if the memory has this layout.
+    ///
+    /// # Errors
+    /// If the elements cannot be read.
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError>;
 
     /// Copies the elements into `target`, whose length is that of `spec`. Returns an error if the tensor no longer has
     /// this type and shape. The default implementation calls [`bytes`](TensorLeaf::bytes); for many small tensors, a
     /// direct implementation is faster.
+    ///
+    /// # Errors
+    /// If the elements cannot be read, or the tensor no longer has this type and shape.
     fn copy_to(&self, spec: &TensorSpec, target: &mut [u8]) -> Result<(), BoxError> {
         target.copy_from_slice(bytes_as(self, spec)?.as_slice());
         Ok(())
@@ -115,6 +124,9 @@ pub trait TensorLeaf: Send + Sync {
     /// Pins the tensor's current memory, so that a background save can read it later from any thread, whatever happens
     /// to the tensor. `spec` is the expected type and shape. Returns `None` if the tensor can only be read through this
     /// leaf, which the background save then does.
+    ///
+    /// # Errors
+    /// If the tensor no longer has this type and shape.
     fn pin(&self, spec: &TensorSpec) -> Result<Option<Box<dyn TensorPin>>, BoxError> {
         if !self.is_plain_memory() {
             return Ok(None);
@@ -160,6 +172,9 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Opens the tensor to be overwritten in place.
+    ///
+    /// # Errors
+    /// If the tensor cannot be overwritten.
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError>;
 
     /// Returns `true` if a checkpoint may lack it, such as the random state of a second GPU. Defaults to `false`.
@@ -174,6 +189,9 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Sets what [`requires_grad`](TensorLeaf::requires_grad) returns. Called only if that is `Some`.
+    ///
+    /// # Errors
+    /// If the flag cannot be set.
     fn set_requires_grad(&self, requires_grad: bool) -> Result<(), BoxError> {
         let _ = requires_grad;
         Ok(())
@@ -196,6 +214,9 @@ pub(crate) fn bytes_as<T: TensorLeaf + ?Sized>(leaf: &T, spec: &TensorSpec) -> R
 /// The memory that a tensor had when it was [pinned](TensorLeaf::pin), kept alive by this value.
 pub trait TensorPin: Send + Sync {
     /// Returns the current elements of that memory in row-major order, little-endian.
+    ///
+    /// # Errors
+    /// If the elements cannot be read.
     fn bytes(&self) -> Result<Box<dyn TensorBytes + '_>, BoxError>;
 
     /// Returns the memory itself, if it has the layout of [`bytes`](TensorPin::bytes).
@@ -260,6 +281,9 @@ pub trait TensorTarget: Send {
     fn as_mut_slice(&mut self) -> &mut [u8];
 
     /// Copies the buffer into the tensor, if `as_mut_slice` did not return the tensor's own memory.
+    ///
+    /// # Errors
+    /// If the buffer cannot be copied.
     fn finish(self: Box<Self>) -> Result<(), BoxError>;
 }
 
@@ -291,9 +315,15 @@ pub type ValueApply = Box<dyn FnOnce() + Send>;
 /// A small value, such as a counter or a learning rate, that is saved in the manifest.
 pub trait ValueLeaf: Send + Sync {
     /// Returns the value as JSON.
+    ///
+    /// # Errors
+    /// If the value cannot be represented.
     fn save(&self) -> Result<serde_json::Value, BoxError>;
 
     /// Checks that `saved` can be restored and returns a function that restores it. Changes nothing by itself.
+    ///
+    /// # Errors
+    /// If `saved` does not fit, with the reason.
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError>;
 
     /// Returns a function that restores the matching parts of `saved`. Called if [`load`](ValueLeaf::load) has refused

@@ -80,6 +80,9 @@ impl fmt::Debug for Node {
 /// An object whose children come and go, such as a `VarStore` or an optimizer's slots.
 pub trait Collection: Send + Sync {
     /// Returns the current children, or an error that names a child that cannot be tracked.
+    ///
+    /// # Errors
+    /// If a child cannot be tracked, with its name.
     fn children(&self) -> Result<Vec<Child>, BoxError>;
 
     /// Called when the checkpoint has a child `name` that this collection lacks. Returns a new, detached child to
@@ -132,6 +135,9 @@ pub trait Collection: Send + Sync {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// If the child cannot be created, with the reason.
     fn create(&self, name: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
         let _ = (name, saved);
         Ok(None)

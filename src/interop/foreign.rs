@@ -59,7 +59,7 @@ impl Foreign {
                 let identity = (blob, begin, stride, change, spec.dtype, spec.shape.clone());
                 let known = first.entry(identity).or_insert(key);
                 if *known != key {
-                    aliases.insert(key.clone(), known.to_string());
+                    aliases.insert(key.clone(), (*known).clone());
                     continue;
                 }
             }

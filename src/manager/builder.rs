@@ -33,6 +33,7 @@ pub struct CheckpointManagerBuilder {
     directory: Location,
     name: String,
     /// The value of `max_to_keep`, if it was set.
+    #[allow(clippy::option_option, reason = "`None` until it is set, and then perhaps to all")]
     max_to_keep: Option<Option<usize>>,
     keep_every: Option<Duration>,
     rules: Rules,
@@ -239,6 +240,7 @@ impl CheckpointManagerBuilder {
     /// # Ok(())
     /// # }
     /// ```
+    #[must_use]
     pub fn link_latest(mut self) -> Self {
         self.links.push(Link { name: "latest".to_string(), best: None });
         self
@@ -248,6 +250,7 @@ impl CheckpointManagerBuilder {
     /// [`link_latest`](CheckpointManagerBuilder::link_latest) does. It changes with a save, and with a metric that is added
     /// through the manager. While no checkpoint has the metric there is no link. The link does not keep the checkpoint: use the
     /// policy [`Best`](crate::retention::Best).
+    #[must_use]
     pub fn link_best(mut self, metric: impl Into<String>, goal: Goal) -> Self {
         self.links.push(Link { name: "best".to_string(), best: Some((metric.into(), goal)) });
         self
@@ -272,6 +275,7 @@ impl CheckpointManagerBuilder {
     /// # }
     /// ```
     #[cfg(feature = "huggingface")]
+    #[must_use]
     pub fn export_weights_when(
         mut self,
         policy: impl SavePolicy + 'static,

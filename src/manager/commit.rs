@@ -136,7 +136,7 @@ impl Commit {
             known.into_iter().partition(|found| verdict.remove.contains(&found.entry.name));
         let mut spared = Vec::new();
         let removes = !victims.is_empty() || !verdict.thin.is_empty();
-        if let Some(found) = self.stand_ins(&kept).find(|found| removes && !self.looks_whole(&found.entry)) {
+        if let Some(found) = Commit::stand_ins(&kept).find(|found| removes && !self.looks_whole(&found.entry)) {
             log::warn!("nothing is removed to make room: {} has lost files", found.entry.name);
             spared = std::mem::take(&mut victims);
         } else {
@@ -182,7 +182,7 @@ impl Commit {
 
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
     /// no look.
-    fn stand_ins<'a>(&self, kept: &'a [Found]) -> impl Iterator<Item = &'a Found> {
+    fn stand_ins(kept: &[Found]) -> impl Iterator<Item = &Found> {
         kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
     }
 

@@ -351,7 +351,7 @@ impl CheckpointManager {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
             let metadata = self.next_metadata.clone();
-            let before = Before { last_step, save_counter, head, begun, last_save_at, metadata };
+            let before = Before { last_step, save_counter, head, begun, metadata, last_save_at };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, request, commit, before });
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);

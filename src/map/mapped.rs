@@ -456,7 +456,7 @@ impl Layer for LayerOf<'_, '_> {
             let found: Vec<&String> = found.into_values().collect();
             match found.as_slice() {
                 [] => Ok(None),
-                [key] => Ok(Some(key.to_string())),
+                [key] => Ok(Some((*key).clone())),
                 [a, b, ..] => {
                     Err(format!("it has several variables {name}: {} and {}", name::shown(a), name::shown(b)))
                 }

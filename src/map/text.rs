@@ -84,8 +84,8 @@ impl Functions {
             return Err(at(1, 1, format!("it is longer than {MAX_BYTES} bytes")));
         }
         let text = String::from_utf8(bytes).map_err(|e| {
-            let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-            at(1 + good.iter().filter(|byte| **byte == b'\n').count(), 1, "it is not UTF-8".to_string())
+            let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]);
+            at(1 + good.matches('\n').count(), 1, "it is not UTF-8".to_string())
         })?;
         parse(&text, &self.known).map_err(|wrong| at(wrong.line, wrong.column, wrong.reason))
     }
@@ -153,10 +153,7 @@ fn lex(line: &str) -> Step<Vec<Lexed>> {
         let begin = at;
         match c {
             '#' => break,
-            c if c.is_whitespace() => {
-                at += 1;
-                continue;
-            }
+            c if c.is_whitespace() => at += 1,
             '(' | ')' | '[' | ']' | ',' | '=' => {
                 at += 1;
                 tokens.push((Token::Mark(c), begin, at));
@@ -533,6 +530,7 @@ impl<'a> Parser<'a> {
 }
 
 /// Parses the end of a range: a number, or nothing.
+#[allow(clippy::option_option, reason = "a range may have no end")]
 fn bound(text: &str) -> Option<Option<u64>> {
     if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
 }

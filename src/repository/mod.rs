@@ -436,25 +436,43 @@ pub const PAGE: usize = 4096;
 /// components; a symbolic link of that name is never followed.
 pub trait OpenDir: Debug + Send + Sync {
     /// Returns the directory itself.
+    ///
+    /// # Errors
+    /// Those of the storage.
     fn stat(&self) -> io::Result<Stat>;
 
     /// Returns what has this name, if anything has.
+    ///
+    /// # Errors
+    /// Those of the storage.
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>>;
 
     /// Returns what is in the directory, unsorted.
+    ///
+    /// # Errors
+    /// Those of the storage.
     fn list(&self) -> io::Result<Vec<Entry>>;
 
     /// Opens a regular file for reading. A symbolic link is the error `ELOOP`; directories, pipes and devices are
     /// errors of the kind `InvalidInput`, whose text states what is there. Never waits for the other end of a pipe.
+    ///
+    /// # Errors
+    /// As above, and those of the storage.
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>>;
 }
 
 /// A file being read.
 pub trait ReadFile: Send + Sync {
     /// Returns the file as it is now.
+    ///
+    /// # Errors
+    /// Those of the storage.
     fn stat(&self) -> io::Result<Stat>;
 
     /// Fills `buffer` from `offset`; an error if the file ends before.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before, and those of the storage.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 

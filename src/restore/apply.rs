@@ -101,7 +101,7 @@ fn verify_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally)
         jobs,
         threads,
         || (),
-        |job, _| {
+        |job, ()| {
             any.verify(job.key)?;
             tally.add(job.bytes);
             Ok(())
@@ -114,7 +114,7 @@ fn read_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally) -
         jobs,
         threads,
         || (),
-        |job, _| {
+        |job, ()| {
             fill(job.key, job.leaf, Some(job.bytes), |memory| any.read(job.key, memory))?;
             tally.add(job.bytes);
             Ok(())

@@ -193,7 +193,7 @@ impl Pending {
             .collect();
         if !kept.is_empty() {
             let kept: BTreeSet<&String> = kept.iter().flat_map(|place| below(&state.matched, place)).collect();
-            report.unused.extend(kept.iter().map(|key| key.to_string()));
+            report.unused.extend(kept.iter().map(|key| (*key).clone()));
             report.matched.retain(|key| !kept.contains(key));
             report.unused.sort_unstable();
         }

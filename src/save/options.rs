@@ -92,7 +92,7 @@ impl SaveOptions {
     }
 
     /// Sets what is recorded about the values of tensors of float types (F64, F32, F16, BF16, the F8 types except
-    /// F8_E8M0, and C64). Defaults to [`Health::Finite`].
+    /// `F8_E8M0`, and C64). Defaults to [`Health::Finite`].
     pub fn health(mut self, health: Health) -> Self {
         self.health = health;
         self

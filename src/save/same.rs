@@ -31,7 +31,7 @@ pub(crate) fn is_saved(plan: &Plan, seen: &[Seen], manifest: &Manifest, threads:
         return Ok(false);
     }
     let differs = AtomicBool::new(false);
-    let compare = |(tensor, record): &(&super::plan::PlannedTensor, &TensorRecord), _: &mut ()| {
+    let compare = |(tensor, record): &(&super::plan::PlannedTensor, &TensorRecord), (): &mut ()| {
         if !differs.load(Ordering::Relaxed) {
             let bytes = tensor.leaf.bytes().map_err(|reason| Error::object(&tensor.key, reason))?;
             differs.fetch_or(Digest::of(bytes.as_slice()) != record.digest, Ordering::Relaxed);

@@ -57,6 +57,9 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// Opens the checkpoint in the directory `path`. The manifest must be valid, and all files must exist with their
     /// full length. Follows symbolic links in the path.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     pub fn open(storage: &dyn Storage, path: impl Into<Location>) -> Result<Source> {
         let (source, problems) = Source::open_what_is_whole(storage, &path.into())?;
         problems.into_iter().next().map_or(Ok(source), Err)
@@ -184,6 +187,9 @@ impl Source {
     }
 
     /// Checks everything before the tensors of the file `name`.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
     pub fn verify_header(&self, name: &str) -> Result<()> {
         let Some(entry) = self.manifest.files.get(name) else {
             return Ok(());
@@ -239,6 +245,9 @@ impl Source {
     }
 
     /// Reads a tensor chunk by chunk, in order, and checks its digest at the end.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
     pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
         // Most tensors are small: allocating a whole chunk would cost more than reading them.
@@ -260,6 +269,9 @@ impl Source {
     }
 
     /// Reads a tensor into `target`, which has its exact size. Checks the digest if `verify` is set.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
     pub fn read_tensor(&self, key: &str, record: &TensorRecord, target: &mut [u8], verify: bool) -> Result<()> {
         let mut hasher = Hasher::new();
         let mut rest = target;

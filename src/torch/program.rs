@@ -168,7 +168,7 @@ fn result<F, E>(call: Call<F, E>, message: *mut c_char) -> Result<(), Failure<E>
 impl Program {
     fn made<E>(make: impl FnOnce(*mut *mut RawProgram) -> Result<(), E>) -> Result<Program, E> {
         let mut program = ptr::null_mut();
-        make(&mut program)?;
+        make(&raw mut program)?;
         Ok(Program(program))
     }
 
@@ -184,7 +184,7 @@ impl Program {
             let message = unsafe {
                 let (names, lengths) = (names.as_ptr(), lengths.as_ptr());
                 let (tensors, parameters) = (tensors.as_ptr(), parameters.as_ptr());
-                tcp_program_new(names, lengths, tensors, parameters, variables.len(), &mut culprit, out)
+                tcp_program_new(names, lengths, tensors, parameters, variables.len(), &raw mut culprit, out)
             };
             check(message)
         })
@@ -300,7 +300,7 @@ impl Program {
     pub(super) fn bytes(&self) -> Result<u64, String> {
         let mut bytes = 0;
         // SAFETY: the program and the number live.
-        check(unsafe { tcp_program_bytes(self.0, &mut bytes) })?;
+        check(unsafe { tcp_program_bytes(self.0, &raw mut bytes) })?;
         Ok(bytes)
     }
 
@@ -340,7 +340,7 @@ impl Program {
         let mut program = ptr::null_mut();
         // SAFETY: `callback` is for the type of `state`, which lives until this returns.
         let message =
-            unsafe { tcp_program_read(callback, state.data(), size, from.as_ptr(), to.as_ptr(), &mut program) };
+            unsafe { tcp_program_read(callback, state.data(), size, from.as_ptr(), to.as_ptr(), &raw mut program) };
         result(state, message)?;
         Ok(Program(program))
     }
@@ -373,7 +373,7 @@ impl Program {
         let name = c_string(name)?;
         let mut inputs = 0;
         // SAFETY: program, name and number live.
-        check(unsafe { tcp_program_inputs(self.0, name.as_ptr(), &mut inputs) })?;
+        check(unsafe { tcp_program_inputs(self.0, name.as_ptr(), &raw mut inputs) })?;
         Ok(inputs)
     }
 
@@ -383,7 +383,7 @@ impl Program {
         let inputs = pointers(inputs.iter().copied());
         let mut list = ptr::null_mut();
         // SAFETY: everything lives, and the list has as many elements as is said.
-        check(unsafe { tcp_program_run(self.0, name.as_ptr(), inputs.as_ptr(), inputs.len(), &mut list) })?;
+        check(unsafe { tcp_program_run(self.0, name.as_ptr(), inputs.as_ptr(), inputs.len(), &raw mut list) })?;
         // SAFETY: without a message it is a new list, ours alone; every element is taken once.
         unsafe {
             let take = |i| Tensor::from_ptr(tcp_tensors_take(list, i));

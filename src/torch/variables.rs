@@ -74,6 +74,7 @@ impl Variables {
     /// Selects the variables below `prefix`, which is one or several whole components of their names, such as `encoder`
     /// or `model.encoder`; `encoder` does not include `encoder2`. If there are none, saving and restoring fail with an
     /// error that lists the existing prefixes.
+    #[must_use]
     pub fn under(self, prefix: impl Into<String>) -> Variables {
         let below = prefix.into();
         let below = below.trim_end_matches(SEPARATOR);

@@ -43,6 +43,7 @@ pub fn shape(expected: &Value) -> Vec<u64> {
     expected["shape"].as_array().unwrap().iter().map(|length| length.as_u64().unwrap()).collect()
 }
 
+#[allow(clippy::many_single_char_names, reason = "the names of FIPS 180-4")]
 /// SHA-256 in hexadecimal digits, by which the fixtures say what is in them.
 pub fn sha256(bytes: &[u8]) -> String {
     let mut state: [u32; 8] =
@@ -52,7 +53,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     let root = |p: u64| {
         let (mut low, mut high) = (0u128, 1u128 << 36);
         while high - low > 1 {
-            let middle = (low + high) / 2;
+            let middle = u128::midpoint(low, high);
             if middle * middle * middle <= u128::from(p) << 96 { low = middle } else { high = middle }
         }
         low as u32

@@ -133,7 +133,7 @@ impl Bench {
         self.get_ready()?;
         let began = clock();
         manager.save_at(4)?;
-        Ok(clock() - began)
+        Ok(clock().saturating_sub(began))
     }
 
     /// Bytes that a save writes after only the decoder has changed.
@@ -190,7 +190,7 @@ impl Bench {
         self.get_ready()?;
         let began = clock();
         checkpoint.restore_with(&path, &options)?;
-        Ok(clock() - began)
+        Ok(clock().saturating_sub(began))
     }
 
     /// Everything written is on the device, memory that the benchmark held back is free, and the state is another one.

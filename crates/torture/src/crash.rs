@@ -207,7 +207,7 @@ pub(super) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
     for step in first..first + saves as u64 {
         run.set(step);
         match save(&mut manager, step) {
-            Ok(_) => disk.saved(step),
+            Ok(()) => disk.saved(step),
             Err(e) => {
                 error = error.or(Some(e));
                 continue;

@@ -24,6 +24,7 @@ pub struct DamageReport {
 }
 
 /// Damages the newest of three checkpoints in every way. `thin` of 1 flips every bit of the small one.
+#[must_use]
 pub fn damage(thin: usize, random_flips: u64, seed: u64) -> DamageReport {
     let mut report = DamageReport::default();
     let small = Case::new(24);

@@ -328,6 +328,7 @@ pub struct FaultReport {
 /// Every operation of opening, restoring, saving and rotating fails once, or from then on, in every way; pairs of
 /// operations of a recovery fail; one sync fails, and then the machine crashes; syncs lie, and then it crashes.
 /// `thin` of 1 tries all of it, of n every n-th.
+#[must_use]
 pub fn faults_everywhere(thin: u64) -> FaultReport {
     let mut report = FaultReport::default();
     for keep in [Some(1), Some(2)] {
@@ -514,7 +515,7 @@ fn recovered(
     match result {
         Ok(step) if step >= acknowledged && step.map_or(run.is_untouched(), |step| run.is_at(step)) => {}
         Ok(step) => {
-            report.violations.push(format!("{context}: {acknowledged:?} was acknowledged, {step:?} is restored"))
+            report.violations.push(format!("{context}: {acknowledged:?} was acknowledged, {step:?} is restored"));
         }
         Err(e) => report.violations.push(format!("{context}: cannot be restored afterwards: {e}")),
     }

@@ -86,7 +86,7 @@ pub fn mutate(bytes: &mut Vec<u8>, seed: u64) {
     const TELLING: [u8; 16] =
         [0, 1, 0x7f, 0x80, 0xff, b'(', b'.', b'R', b'b', b'Q', b'q', b'h', b't', b'u', 0x8a, b'}'];
     let mut random = Random::new(seed);
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..=random.below(4) {
         if bytes.is_empty() {
             return;
         }

@@ -38,11 +38,13 @@ pub struct HistoryReport {
 const NAMES: [&str; 2] = ["ckpt", "best"];
 
 /// Runs histories in a directory below `scratch`, which is best one in memory.
+#[must_use]
 pub fn histories(scratch: &Path, seed: u64, count: u64) -> HistoryReport {
     run(scratch, seed, count, None)
 }
 
 /// Runs histories with each rule broken until one shows it; returns the rules and after how many histories, if at all.
+#[must_use]
 pub fn broken_histories(scratch: &Path, seed: u64, most: u64) -> Vec<(String, Option<u64>)> {
     let tried = Rule::ALL.iter().map(|&rule| {
         let report = run(scratch, seed, most, Some(rule));

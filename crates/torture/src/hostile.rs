@@ -128,7 +128,9 @@ pub fn names(bytes: &[u8]) -> Verdict {
         let numbered = name.strip_prefix("ckpt-").is_some_and(|number| number.parse::<u64>().is_ok());
         let aside = || after.iter().any(|now| now.name.to_string_lossy().starts_with(&format!("damaged-{name}-")));
         let there = after.contains(&entry) || entry.kind == Kind::Directory && numbered && aside();
-        must(there != (marked(".tmp-") || marked(".trash-")), || format!("{:?}: still there: {there}", entry.name))?;
+        must(there != (marked(".tmp-") || marked(".trash-")), || {
+            format!("{}: still there: {there}", entry.name.display())
+        })?;
     }
     if let Some(line) = text.lines().next() {
         let file = format!("{}.safetensors", name::file_stem(line));

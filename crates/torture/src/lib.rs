@@ -3,6 +3,7 @@
 //! at full length.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![deny(unsafe_code)]
+#![allow(clippy::missing_errors_doc, reason = "a verdict is what was found, and this package is not published")]
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)

@@ -26,6 +26,7 @@ impl FileSystem {
     pub const ALL: [FileSystem; 3] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs];
 
     /// As `mount` calls it.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "ext4",
@@ -167,5 +168,5 @@ fn run(command: &mut Command) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-    Err(io::Error::other(format!("{:?} failed: {said}", command.get_program())))
+    Err(io::Error::other(format!("{} failed: {said}", command.get_program().display())))
 }

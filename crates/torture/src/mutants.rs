@@ -126,6 +126,7 @@ pub struct MutantReport {
 }
 
 /// Runs every mutant, on at most so many images each; those that need two crashes only when `all`.
+#[must_use]
 pub fn mutants(images: u64, all: bool) -> Vec<MutantReport> {
     MUTANTS.iter().filter(|mutant| all || !mutant.4).map(|mutant| run(mutant, images)).collect()
 }

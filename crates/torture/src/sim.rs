@@ -37,8 +37,7 @@ impl PartialEq for Name {
 }
 
 fn hash_of(bytes: &[u8]) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = Digest::of(bytes).to_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    Digest::of(bytes).to_bytes().into_iter().take(8).rev().fold(0, |hash, byte| hash << 8 | u64::from(byte))
 }
 
 /// A file's bytes.

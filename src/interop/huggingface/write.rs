@@ -33,6 +33,7 @@ impl Default for WriteOptions {
 
 impl WriteOptions {
     /// Sets the key to write: only entries below `key` are written, without `key` in their names.
+    #[must_use]
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
         self

@@ -156,7 +156,7 @@ impl Weights {
     /// not fit these.
     pub fn slots_of(&self, variables: &[&str]) -> Result<Vec<Slot>> {
         let key = |number: usize| format!("optimizer/vars/{number}");
-        let count = (0..).take_while(|number| self.tensors.contains_key(&key(*number))).count();
+        let count = (0..=self.tensors.len()).take_while(|number| self.tensors.contains_key(&key(*number))).count();
         let spec = |number: usize| self.tensors.get(&key(number));
         // Keras 3 has the learning rate in second place, Keras 2 has none: a scalar, unlike the first variable's.
         let is_scalar = spec(1).is_some_and(|spec| spec.shape.is_empty());

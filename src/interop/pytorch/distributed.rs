@@ -351,7 +351,7 @@ impl Pieces<'_, '_> {
             return Ok(Err(format!("it is of the type torch.{}, which safetensors cannot hold", torch_type.name())));
         };
         let spec = TensorSpec::new(dtype, shape);
-        let count = spec.bytes().filter(|&bytes| bytes <= i64::MAX as u64).map(|bytes| bytes / dtype.size() as u64);
+        let count = spec.bytes().filter(|&bytes| i64::try_from(bytes).is_ok()).map(|bytes| bytes / dtype.size() as u64);
         let count = count.ok_or_else(|| damaged("it would have more bytes than there can be".into()))?;
         let chunks = metadata.field(entry, "chunks")?;
         let chunks = metadata.arena.items(chunks).ok_or_else(|| damaged("its pieces are no list".into()))?;

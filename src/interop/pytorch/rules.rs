@@ -264,7 +264,7 @@ impl Rules for TorchRules {
 impl TorchRules {
     /// Returns the storage `key`, the same for every time it is named.
     pub(super) fn storage(&mut self, arena: &mut Arena, key: &str, kind: StorageType, elements: u64) -> Step<u32> {
-        let bytes = elements.checked_mul(kind.size()).filter(|&bytes| bytes <= i64::MAX as u64);
+        let bytes = elements.checked_mul(kind.size()).filter(|&bytes| i64::try_from(bytes).is_ok());
         let bytes = bytes.ok_or_else(|| format!("the storage {key:?} would have {elements} elements"))?;
         if let Some(&place) = self.storages.get(key) {
             let known = arena.storages.get(place as usize).map(|known| known.elements * known.kind.size());
@@ -286,7 +286,7 @@ impl TorchRules {
 fn at(module: &str, name: &str, e: super::pickle::PickleError) -> super::pickle::PickleError {
     match e {
         super::pickle::PickleError::Bad(reason) => format!("{module}.{name}: {reason}").into(),
-        read => read,
+        read @ super::pickle::PickleError::Read(_) => read,
     }
 }
 
@@ -353,10 +353,7 @@ fn encoded(arena: &mut Arena, text: Id, encoding: Id) -> Step<Id> {
     if !matches!(encoding, "latin1" | "latin-1" | "iso-8859-1") {
         return Err(format!("the encoding {encoding:?} is not read").into());
     }
-    let text = match arena.node(text) {
-        Node::Text(text) => text,
-        _ => return Err("what it encodes is no text".into()),
-    };
+    let Node::Text(text) = arena.node(text) else { return Err("what it encodes is no text".into()) };
     let bytes: Option<Box<[u8]>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
     let bytes = bytes.ok_or("its text has characters that are no bytes")?;
     arena.charge(bytes.len() as u64);

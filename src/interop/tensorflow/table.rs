@@ -113,7 +113,7 @@ fn entries(body: &[u8], budget: &mut usize) -> Parsed<Entries> {
     }
     let mut found: Entries = Vec::new();
     while !rest.is_empty() {
-        let mut number = || varint(&mut rest).filter(|value| *value <= u64::from(u32::MAX)).ok_or_else(wrong);
+        let mut number = || varint(&mut rest).filter(|value| u32::try_from(*value).is_ok()).ok_or_else(wrong);
         let (shared, unshared, length) = (number()? as usize, number()?, number()?);
         let new = take(&mut rest, unshared).ok_or_else(wrong)?;
         let value = take(&mut rest, length).ok_or_else(wrong)?;

@@ -35,7 +35,7 @@ impl<'a> Field<'a> {
     /// A number that must not be negative.
     pub(super) fn count(self, what: &str) -> Parsed<u64> {
         match self.varint(what)? {
-            value if value <= i64::MAX as u64 => Ok(value),
+            value if i64::try_from(value).is_ok() => Ok(value),
             value => Err(format!("{what} is negative: {}", value as i64)),
         }
     }

@@ -15,6 +15,7 @@ pub(super) fn is_ours_alone(file: &File) -> bool {
 
 /// Takes a lease for reading on a file that is open for reading only, and keeps it until the file is closed: who opens
 /// the file for writing waits, or is told `EWOULDBLOCK`. For tests.
+#[must_use]
 pub fn hold_lease(file: &File) -> bool {
     #[cfg(target_os = "linux")]
     return set_lease(file, libc::F_RDLCK);

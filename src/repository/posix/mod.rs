@@ -78,6 +78,7 @@ pub(crate) fn path_of(location: &Location) -> Result<&Path> {
 }
 
 /// A file system, as far as paths are concerned: those that the user gives.
+#[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait Disk: Send + Sync + Debug {
     /// Returns the path from the root directory, whatever the working directory will be.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
@@ -98,6 +99,7 @@ pub trait Disk: Send + Sync + Debug {
 
 /// An open directory. It stays the same one whatever becomes of its name. All names are single components; a symbolic
 /// link of that name is never followed.
+#[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait Dir: OpenDir {
     /// For [`recycle`](Dir::recycle) and [`link`](Dir::link), which need two directories of one kind.
     fn as_any(&self) -> &dyn Any;
@@ -174,6 +176,7 @@ pub trait LockFile: Send + Sync {
 }
 
 /// A file being written. Write, `sync` where durability asks for it, drop.
+#[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait WriteFile: Send + Sync {
     /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of
     /// [`PAGE`](crate::repository::PAGE), the bytes may go to the device directly.

@@ -152,11 +152,11 @@ impl State {
             names.insert(variable.name, Named { place, full_name: variable.full_name });
         }
         // Averages that are the tensors of another store may be in a save at the moment.
-        let _writing = self.write(new.iter().map(|entry| &entry.average));
+        let writing = self.write(new.iter().map(|entry| &entry.average));
         for entry in &new {
             shim::copy(&entry.average, &entry.variable).map_err(|reason| Error::object(&entry.name, reason))?;
         }
-        drop(_writing);
+        drop(writing);
         self.entries.extend(new);
         self.names = names;
         Ok(())

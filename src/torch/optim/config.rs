@@ -112,30 +112,35 @@ macro_rules! adam {
 
         impl $name {
             /// Sets the decay rate of the running mean of gradients.
+            #[must_use]
             pub fn beta1(mut self, b: f64) -> Self {
                 self.beta1 = b;
                 self
             }
 
             /// Sets the decay rate of the running mean of squared gradients.
+            #[must_use]
             pub fn beta2(mut self, b: f64) -> Self {
                 self.beta2 = b;
                 self
             }
 
             /// Sets the weight decay.
+            #[must_use]
             pub fn wd(mut self, w: f64) -> Self {
                 self.wd = w;
                 self
             }
 
             /// Sets the term added to the denominator.
+            #[must_use]
             pub fn eps(mut self, e: f64) -> Self {
                 self.eps = e;
                 self
             }
 
             /// Sets whether to divide by the largest mean of squares so far.
+            #[must_use]
             pub fn amsgrad(mut self, a: bool) -> Self {
                 self.amsgrad = a;
                 self

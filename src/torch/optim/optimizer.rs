@@ -64,6 +64,9 @@ impl Optimizer {
     }
 
     /// Like [`zero_grad`](Optimizer::zero_grad), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_zero_grad(&mut self) -> Result<()> {
         self.gradients(shim::zero_grad)
     }
@@ -78,6 +81,9 @@ impl Optimizer {
     }
 
     /// Like [`clip_grad_value`](Optimizer::clip_grad_value), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_clip_grad_value(&self, max: f64) -> Result<()> {
         self.gradients(|params| shim::clip_grad_value(params, max))
     }
@@ -92,6 +98,9 @@ impl Optimizer {
     }
 
     /// Like [`clip_grad_norm`](Optimizer::clip_grad_norm), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_clip_grad_norm(&self, max: f64) -> Result<f64> {
         self.gradients(|params| shim::clip_grad_norm(params, max))
     }
@@ -107,6 +116,9 @@ impl Optimizer {
 
     /// Like [`step`](Optimizer::step), but returns the error: a sparse gradient that the algorithm cannot use, or
     /// restored slots that do not fit a variable that was added later. Both are found before anything changes.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_step(&mut self) -> Result<()> {
         self.0.lock().step()
     }
@@ -121,6 +133,9 @@ impl Optimizer {
     }
 
     /// Like [`backward_step`](Optimizer::backward_step), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_backward_step(&mut self, loss: &Tensor) -> Result<()> {
         self.backward(loss)?;
         self.f_step()
@@ -136,6 +151,9 @@ impl Optimizer {
     }
 
     /// Like [`backward_step_clip`](Optimizer::backward_step_clip), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         self.backward(loss)?;
         self.f_clip_grad_value(max)?;
@@ -152,6 +170,9 @@ impl Optimizer {
     }
 
     /// Like [`backward_step_clip_norm`](Optimizer::backward_step_clip_norm), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::Object`](crate::Error::Object), with the reason.
     pub fn f_backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         self.backward(loss)?;
         self.f_clip_grad_norm(max)?;
@@ -220,6 +241,9 @@ impl Optimizer {
     }
 
     /// Like [`set_lr_group`](Optimizer::set_lr_group), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no such group.
     pub fn f_set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
         self.set_group(group, |group| group.lr = lr)
     }
@@ -239,6 +263,9 @@ impl Optimizer {
     }
 
     /// Like [`set_momentum_group`](Optimizer::set_momentum_group), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no such group.
     pub fn f_set_momentum_group(&mut self, group: usize, m: f64) -> Result<()> {
         self.set_group(group, |group| set_momentum(group, m))
     }
@@ -258,6 +285,9 @@ impl Optimizer {
     }
 
     /// Like [`set_weight_decay_group`](Optimizer::set_weight_decay_group), but returns the error.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no such group.
     pub fn f_set_weight_decay_group(&mut self, group: usize, weight_decay: f64) -> Result<()> {
         self.set_group(group, |group| group.weight_decay = weight_decay)
     }

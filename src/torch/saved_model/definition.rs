@@ -65,18 +65,21 @@ impl<'a> SignatureDef<'a> {
     }
 
     /// Sets the names of the inputs. Defaults to `input_0`, `input_1` and so on.
+    #[must_use]
     pub fn inputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.inputs = names.into_iter().map(Into::into).collect();
         self
     }
 
     /// Sets the names of the outputs. Defaults to `output_0`, `output_1` and so on.
+    #[must_use]
     pub fn outputs<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.outputs = names.into_iter().map(Into::into).collect();
         self
     }
 
     /// Adds an example of all inputs, which is copied and saved with the model.
+    #[must_use]
     pub fn example(mut self, inputs: impl IntoIterator<Item = Tensor>) -> Self {
         self.examples.push(inputs.into_iter().map(|input| input.detach().copy()).collect());
         self

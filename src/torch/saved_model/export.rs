@@ -51,6 +51,7 @@ impl<'a> Export<'a> {
 
     /// Exports only the variables below `prefix`, such as `encoder`. Further calls add further prefixes. Variables keep
     /// their full names. Without this, all variables of the store are exported.
+    #[must_use]
     pub fn under(mut self, prefix: impl Into<String>) -> Self {
         self.prefixes.push(prefix.into());
         self
@@ -65,6 +66,7 @@ impl<'a> Export<'a> {
 
     /// Saves everything that `checkpoint` tracks beside the program, so that training can resume from it. It must track
     /// all exported variables. Without a checkpoint, only these are saved, under their prefixes or under `model`.
+    #[must_use]
     pub fn checkpoint(mut self, checkpoint: &'a mut Checkpoint) -> Self {
         self.checkpoint = Some(checkpoint);
         self
@@ -85,6 +87,7 @@ impl<'a> Export<'a> {
     }
 
     /// Adds metadata, such as a vocabulary, a licence, or how the inputs are computed.
+    #[must_use]
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
         self.metadata.insert(name.into(), value.into());
         self

@@ -67,7 +67,7 @@ impl fmt::Debug for SavedModel {
 
 impl SavedModel {
     /// Starts an export of the model whose variables are in `vs` to the directory `dir`, which must not exist.
-    pub fn export<'a>(dir: impl Into<Location>, vs: &'a VarStore) -> Export<'a> {
+    pub fn export(dir: impl Into<Location>, vs: &VarStore) -> Export<'_> {
         Export::new(dir.into(), vs)
     }
 

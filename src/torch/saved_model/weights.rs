@@ -26,7 +26,7 @@ pub(super) fn device_name(device: Device) -> String {
 /// Returns the variables of a store, by name.
 pub(super) fn of_store(vs: &VarStore) -> Result<Vec<ProgramVariable>> {
     let table = lock(&vs.variables_);
-    let object = |tensor: &Tensor| shim::info(tensor).map(|info| info.object).unwrap_or(0);
+    let object = |tensor: &Tensor| shim::info(tensor).map_or(0, |info| info.object);
     let trainable: Vec<usize> = table.trainable_variables.iter().map(|variable| object(&variable.tensor)).collect();
     let mut variables = Vec::new();
     for (name, tensor) in &table.named_variables {

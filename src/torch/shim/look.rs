@@ -67,7 +67,7 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
     // SAFETY: the struct is plain old data, for which zeros are a value.
     let mut raw: RawInfo = unsafe { std::mem::zeroed() };
     // SAFETY: the tensor lives, and `raw` has the layout of `tcp_info`.
-    check(unsafe { tcp_tensor_info(tensor.as_ptr(), &mut raw) })?;
+    check(unsafe { tcp_tensor_info(tensor.as_ptr(), &raw mut raw) })?;
     let text = |chars: &[u8; 24]| {
         let end = chars.iter().position(|&c| c == 0).unwrap_or(chars.len());
         String::from_utf8_lossy(&chars[..end]).into_owned()

@@ -32,7 +32,7 @@ impl Pinned {
     pub(crate) fn new(tensor: &Tensor, scalar_type: i32, shape: &[u64]) -> Result<Option<Pinned>, String> {
         let mut raw = RawPinned { pin: ptr::null_mut(), data: ptr::null(), bytes: 0, plain: 0, cpu: 0 };
         // SAFETY: the tensor lives, the shape has the length that goes with it, and `raw` the layout of `tcp_pinned`.
-        check(unsafe { tcp_pin(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), &mut raw) })?;
+        check(unsafe { tcp_pin(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), &raw mut raw) })?;
         let bytes = usize::try_from(raw.bytes).map_err(|e| e.to_string())?;
         let pinned = Pinned { pin: raw.pin, data: raw.data.cast(), bytes, plain: raw.plain != 0, cpu: raw.cpu != 0 };
         Ok((!raw.pin.is_null()).then_some(pinned))
@@ -99,7 +99,7 @@ pub(crate) fn on_cpu(tensor: &Tensor) -> Result<Tensor, String> {
 pub(crate) fn open(tensor: &Tensor) -> Result<*mut u8, String> {
     let mut data = ptr::null_mut();
     // SAFETY: the tensor lives.
-    check(unsafe { tcp_open(tensor.as_ptr(), &mut data) })?;
+    check(unsafe { tcp_open(tensor.as_ptr(), &raw mut data) })?;
     Ok(data.cast())
 }
 

@@ -153,7 +153,7 @@ pub(super) fn check(message: *mut c_char) -> Result<(), String> {
 /// A tensor that the C++ side makes.
 fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, String> {
     let mut tensor = ptr::null_mut();
-    check(make(&mut tensor))?;
+    check(make(&raw mut tensor))?;
     // SAFETY: without a message the pointer is a new `at::Tensor`, and nobody else holds it.
     Ok(unsafe { Tensor::from_ptr(tensor) })
 }

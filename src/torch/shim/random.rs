@@ -15,7 +15,7 @@ pub(crate) enum GeneratorDevice {
 pub(crate) fn count_generators(device: GeneratorDevice) -> Result<i32, String> {
     let mut count = 0;
     // SAFETY: the count is ours to write to.
-    check(unsafe { tcp_count_generators(device as i32, &mut count) })?;
+    check(unsafe { tcp_count_generators(device as i32, &raw mut count) })?;
     i32::try_from(count).map_err(|e| e.to_string())
 }
 

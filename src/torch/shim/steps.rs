@@ -82,7 +82,7 @@ pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String
     let params = pointers(params);
     let mut total = 0.0;
     // SAFETY: the tensors live; pointer and length are those of a vector.
-    check(unsafe { tcp_clip_grad_norm(params.as_ptr(), params.len(), max, &mut total) })?;
+    check(unsafe { tcp_clip_grad_norm(params.as_ptr(), params.len(), max, &raw mut total) })?;
     Ok(total)
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn unused_gradients<'a>(parameters: impl Iterator<Item = (&'a Tensor,
 pub(crate) fn gradient_is_zero(parameter: &Tensor) -> Result<bool, String> {
     let mut zero = false;
     // SAFETY: the tensor lives.
-    check(unsafe { tcp_gradient_is_zero(parameter.as_ptr(), &mut zero) })?;
+    check(unsafe { tcp_gradient_is_zero(parameter.as_ptr(), &raw mut zero) })?;
     Ok(zero)
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
             slots.as_mut_ptr(),
             params.len(),
             moved,
-            &mut culprit,
+            &raw mut culprit,
         )
     };
     for (slot, pointer) in stepped.iter_mut().flat_map(|one| one.slots.iter_mut()).zip(slots) {
@@ -210,7 +210,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
 pub(crate) fn unscale(params: &[&Tensor], inverse: f64) -> Result<bool, String> {
     let (params, mut finite) = (pointers(params), true);
     // SAFETY: the tensors live; pointer and length are those of a vector.
-    check(unsafe { tcp_unscale(params.as_ptr(), params.len(), inverse, &mut finite) })?;
+    check(unsafe { tcp_unscale(params.as_ptr(), params.len(), inverse, &raw mut finite) })?;
     Ok(finite)
 }
 
@@ -223,6 +223,6 @@ pub(crate) fn average(averages: &[&Tensor], tensors: &[&Tensor], weight: f64) ->
     }
     let (averages, tensors, mut culprit) = (pointers(averages), pointers(tensors), -1);
     // SAFETY: all tensors live; both lists have this length.
-    let message = unsafe { tcp_average(averages.as_ptr(), tensors.as_ptr(), averages.len(), weight, &mut culprit) };
+    let message = unsafe { tcp_average(averages.as_ptr(), tensors.as_ptr(), averages.len(), weight, &raw mut culprit) };
     check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
 }

@@ -213,11 +213,12 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
             spark::usual(&values)
         });
         html.raw("</td><td>");
-        let range = if std::ptr::eq(values, &updates) { Range::Share } else { Range::Around(usual.unwrap_or(1.0)) };
+        let range =
+            if std::ptr::eq(values, &raw const updates) { Range::Share } else { Range::Around(usual.unwrap_or(1.0)) };
         spark::draw(html, view, range, &lines, detail.points);
         html.raw("</td><td class=\"end\">");
         figures(html, values);
-        if std::ptr::eq(values, &norms) {
+        if std::ptr::eq(values, &raw const norms) {
             html.raw("</td><td class=\"end\">");
             let growth = |history: &Option<&TensorHistory>| history.and_then(|history| history.growth);
             let growths: Vec<Option<f64>> = row.histories.iter().map(growth).collect();

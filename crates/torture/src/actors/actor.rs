@@ -233,11 +233,11 @@ impl Actor {
             let (from, to) = (self.run.join(&name).join(&file), to.join(&file));
             if by_links { fs::hard_link(from, to)? } else { fs::copy(from, to).map(drop)? }
         }
-        self.keep(&to, &name, if by_links { "links" } else { "copies" })
+        Actor::keep(&to, &name, if by_links { "links" } else { "copies" })
     }
 
     /// Notes an archive that must stay as it is, if it is whole.
-    fn keep(&mut self, path: &Path, name: &str, of: &str) -> io::Result<()> {
+    fn keep(path: &Path, name: &str, of: &str) -> io::Result<()> {
         match tch_checkpoint::verify_checkpoint(path).is_intact() {
             true => say(&format!("keep {of} {name} {}", path.display())),
             false => fs::remove_dir_all(path),
@@ -254,7 +254,7 @@ impl Actor {
         say(&format!("touch {name}"))?;
         fs::rename(&path, &to)?;
         let _ = symlink(&to, &path);
-        self.keep(&to, &name, "copies")
+        Actor::keep(&to, &name, "copies")
     }
 
     /// Writes its own file, somewhere.

@@ -80,10 +80,7 @@ impl Trainer {
             let builder = CheckpointManager::builder(checkpoint, root).save_options(options);
             builder.max_to_keep(KEEP).fresh_start().open()
         });
-        let mut manager = match opened {
-            Ok(manager) => manager,
-            Err(_) => return false,
-        };
+        let Ok(mut manager) = opened else { return false };
         match restore(&mut manager) {
             Ok(started) => {
                 let step = started.restored.and_then(|status| status.step());
@@ -116,7 +113,7 @@ impl Trainer {
     }
 
     /// What is wrong with a checkpoint.
-    fn wrong(&self, path: &Path, step: u64) -> Result<()> {
+    fn wrong(path: &Path, step: u64) -> Result<()> {
         if let Some(problem) = tch_checkpoint::verify_checkpoint(path).problems.into_iter().next() {
             return Err(problem);
         }
@@ -132,7 +129,7 @@ impl Trainer {
         let newer = names(&self.root, |name| number(name).is_some_and(|number| number > step));
         newer
             .iter()
-            .filter(|name| number(name).is_some_and(|step| self.wrong(&self.root.join(name), step).is_ok()))
+            .filter(|name| number(name).is_some_and(|step| Trainer::wrong(&self.root.join(name), step).is_ok()))
             .count()
     }
 
@@ -148,7 +145,7 @@ impl Trainer {
         }
         for (path, (by_links, name)) in std::mem::take(&mut said.kept) {
             let step = name.strip_prefix("ckpt-").and_then(|step| step.parse().ok()).unwrap_or(u64::MAX);
-            match self.wrong(&path, step) {
+            match Trainer::wrong(&path, step) {
                 Err(_) if said.has_damaged(&path) => {}
                 Err(_) if by_links && shares_files(&path, &self.root) => report.windows += 1,
                 Err(e) => broken(format!("the archive {} of {name}: {e}", path.display())),
@@ -161,7 +158,7 @@ impl Trainer {
                 let name = format!("{manager}-{step}");
                 let path = self.root.join(&name);
                 if !said.is_touched(&name, &path)
-                    && let Err(e) = self.wrong(&path, *step)
+                    && let Err(e) = Trainer::wrong(&path, *step)
                     && self.newer(manager, *step) < KEEP
                 {
                     broken(format!("{name}, by a manager of another name: {e}"));
@@ -181,7 +178,7 @@ impl Trainer {
             let moved = now != name;
             report.aside += u64::from(moved);
             let path = self.root.join(now);
-            match (said.is_touched(&name, &path), self.wrong(&path, step)) {
+            match (said.is_touched(&name, &path), Trainer::wrong(&path, step)) {
                 (false, Ok(())) => {
                     report.right += 1;
                     best = best.max(Some(step).filter(|_| !moved));

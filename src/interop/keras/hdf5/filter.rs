@@ -123,7 +123,7 @@ mod tests {
     fn compressed_bytes_are_bounded() {
         use std::io::Write;
         let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(&[0; 100_000]).unwrap();
+        encoder.write_all(&vec![0; 100_000]).unwrap();
         let bomb = encoder.finish().unwrap();
         assert_eq!(inflate(&bomb, 100_000).unwrap().len(), 100_000);
         assert!(inflate(&bomb, 99_999).is_err());

@@ -59,12 +59,14 @@ impl OptimizerOptions {
 
     /// Sets the algorithm: `SGD`, `Adam`, `AdamW` or `RMSprop`. Needed for Adam and AdamW of files before PyTorch 2.7,
     /// which do not say which of the two it is.
+    #[must_use]
     pub fn algorithm(mut self, algorithm: impl Into<String>) -> Self {
         self.algorithm = Some(algorithm.into());
         self
     }
 
     /// Sets the key under which the state appears. Defaults to `optimizer`.
+    #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self

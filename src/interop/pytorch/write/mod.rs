@@ -37,6 +37,7 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     /// Writes what is under `key` alone, as the root of the file: with `model`, a `state_dict` of the model.
+    #[must_use]
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
         self
@@ -53,6 +54,7 @@ impl WriteOptions {
     /// Writes the state of the optimizer under `key` as PyTorch's `Optimizer.state_dict()`. That numbers the
     /// parameters: `parameters` are the names of the variables in the order in which PyTorch's optimizer gets them,
     /// a list for each parameter group.
+    #[must_use]
     pub fn optimizer<N: Into<String>>(
         mut self,
         key: impl Into<String>,

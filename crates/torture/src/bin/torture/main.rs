@@ -99,7 +99,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    std::process::exit(if passed { 0 } else { 1 });
+    std::process::exit(i32::from(!passed));
 }
 
 fn crashes(run: CrashRun) -> bool {
