@@ -353,7 +353,7 @@ mod tests {
             super::super::numbers::decode(*dtype, &bytes, &mut numbers);
             let found = match dtype {
                 Dtype::Bool => f64::from(u8::from(found == "true")),
-                Dtype::C64 => found.split_once("j").map_or("", |(text, _)| &text[..text.len() / 2]).parse().unwrap(),
+                Dtype::C64 => found.split_once('j').map_or("", |(text, _)| &text[..text.len() / 2]).parse().unwrap(),
                 Dtype::U64 | Dtype::I64 => found.parse::<i128>().unwrap() as f64,
                 _ => found.parse().unwrap(),
             };
