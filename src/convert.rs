@@ -37,6 +37,9 @@ pub enum Format {
     TensorFlow,
 }
 
+/// The format of checkpoints of this crate.
+const OWN: &str = crate::interop::FORMAT;
+
 /// The component of tensors and values whose key is a single name.
 const COMPONENT: &str = "model";
 
@@ -44,7 +47,7 @@ const COMPONENT: &str = "model";
 /// its format allows. A [`Mapped`](crate::map::Mapped) source is written under its new names.
 ///
 /// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
-/// safetensors files, becomes `model/NAME`. Entries that the format cannot hold are left out and listed in the result.
+/// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format cannot hold are left out and listed in the result.
 ///
 /// # Errors
 /// [`Error::AlreadyExists`] if a checkpoint, directory or TensorFlow prefix exists (files are replaced);
@@ -81,7 +84,8 @@ pub fn convert(source: &dyn TensorSource, path: impl Into<Location>, format: For
 
 fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
     let (requests, asked) = channel::<Request>();
-    let mut root = Tree::default();
+    // In checkpoints of this crate, an object can be a tensor or a value itself.
+    let mut root = Tree { has_components: source.format() == OWN, ..Tree::default() };
     let mut addresses = HashMap::new();
     for (key, spec) in source.tensors() {
         let next = addresses.len();
@@ -128,6 +132,8 @@ fn read(source: &dyn TensorSource, key: &str) -> Result<Vec<u8>> {
 /// Objects by their names.
 #[derive(Default)]
 struct Tree {
+    /// Whether a key of a single name is a component.
+    has_components: bool,
     leaf: Option<Node>,
     children: BTreeMap<String, Tree>,
 }
@@ -135,7 +141,7 @@ struct Tree {
 impl Tree {
     fn put(&mut self, key: &str, leaf: Node) -> Result<()> {
         let mut path = name::path(key).ok_or_else(|| Error::name(key, "it is not a key"))?;
-        if path.len() == 1 {
+        if path.len() == 1 && !self.has_components {
             path.insert(0, COMPONENT.to_string());
         }
         let mut at = self;

@@ -11,6 +11,9 @@
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
 //! * [`bisect`]: the first checkpoint in which a [`Condition`] holds.
+//! * [`disk_usage`]: what checkpoints take on the disk, and what they share.
+//! * [`repair_plan`], [`repair`], [`salvage`]: what is wrong with a directory, putting it right, and what is intact of a
+//!   damaged checkpoint.
 //! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
 //! * [`report`]: a whole run: its checkpoints, and how its tensors changed.
 //!
@@ -47,12 +50,15 @@ mod moments;
 mod numbers;
 mod problem;
 mod reading;
+mod repair;
 mod report;
 mod retention;
+mod salvage;
 mod slice;
 mod stats;
 mod summary;
 mod target;
+mod usage;
 mod verify;
 
 pub use bisect::{BisectReport, ExaminedCheckpoint, Search, bisect};
@@ -61,16 +67,19 @@ pub use diff::{Diff, DiffEntry, DiffKind, DiffOptions, DiffSide, MetadataDiff, d
 pub use elements::ElementDiff;
 pub use listing::{CheckpointEntry, DirectoryListing, OtherEntry, OtherState, list};
 pub use problem::{Problem, ProblemKind};
+pub use repair::{RepairAction, RepairKind, RepairReport, repair, repair_plan};
 pub use report::{
     ReportGap, ReportOptions, ReportedCheckpoint, RunOrigin, RunReport, TensorHistory, TensorPoint, Trend, report,
 };
 pub use retention::{
     FoundCheckpoint, NoteState, PinState, RetentionEntry, RetentionReport, best, explain, latest, prune,
 };
+pub use salvage::{Salvaged, salvage};
 pub use slice::{Element, Slice, TensorSlice};
 pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
 pub use summary::{ComponentSummary, DtypeSummary, FileSummary, Summary, TensorSummary, Totals};
 pub use target::{Overview, Target, runs_below};
+pub use usage::{CheckpointUsage, DiskUsage, PathUsage, disk_usage};
 pub use verify::{SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify, verify_with};
 
 use crate::location::Location;

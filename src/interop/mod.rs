@@ -47,7 +47,7 @@ pub use slot::Slot;
 #[cfg(feature = "pytorch")]
 use stream::{for_each_chunk, verify_before_streaming};
 
-pub(crate) use ours::Ours;
+pub(crate) use ours::{FORMAT, Ours};
 
 /// What to do with a format that [`open`] does not recognize.
 pub(crate) const OWN_FORMAT: &str = "to read another format, implement `TensorSource` and pass it to \

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// The name of the format.
-pub(super) const FORMAT: &str = "tch-checkpoint";
+pub(crate) const FORMAT: &str = "tch-checkpoint";
 
 pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
     let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE));

@@ -10,6 +10,7 @@ mod cast;
 #[cfg(feature = "huggingface")]
 pub(crate) use cast::cast;
 mod mapped;
+mod merged;
 mod pattern;
 mod preset;
 mod propose;
@@ -20,6 +21,7 @@ mod transform;
 pub use crate::error::{Loss, Mapping};
 pub use average::Average;
 pub use mapped::Mapped;
+pub use merged::Merged;
 pub use preset::Preset;
 pub use propose::{Proposal, Proposed, Sureness, propose};
 pub use text::Functions;

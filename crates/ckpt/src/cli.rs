@@ -55,6 +55,12 @@ pub enum Command {
     Rm(Rm),
     Cat(crate::cat::Cat),
     Bisect(crate::bisect::Bisect),
+    Du(crate::du::Du),
+    Repair(crate::repair::Repair),
+    Extract(crate::rewrite::Extract),
+    Rename(crate::rewrite::Rename),
+    Cast(crate::rewrite::Cast),
+    Merge(crate::rewrite::Merge),
     Completions(crate::shell::Completions),
     Man(crate::shell::Man),
 }
@@ -392,6 +398,7 @@ pub struct Convert {
 #[command(after_help = "\
 Examples:
   ckpt average checkpoints/run/ckpt-800 checkpoints/run/ckpt-900 checkpoints/run/ckpt-1000 --out averaged
+  ckpt average --weights 1,2 checkpoints/run/ckpt-900 checkpoints/run/ckpt-1000 --out averaged
   ckpt average --decay 0.9 checkpoints/run/ckpt-* --out averaged.safetensors
 
 Exit codes:
@@ -407,6 +414,9 @@ pub struct Average {
     /// Exponential instead of uniform: AVERAGE = D * AVERAGE + (1 - D) * NEXT
     #[arg(long, value_name = "D")]
     pub decay: Option<f64>,
+    /// A weight per source, separated by commas; they are divided by their sum
+    #[arg(long, value_name = "W,W,...", value_delimiter = ',', conflicts_with = "decay")]
+    pub weights: Vec<f64>,
     #[command(flatten)]
     pub writing: Writing,
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::map::{self, Mapping, NameMap, Transform};
+use tch_checkpoint::name::matches;
 use tch_checkpoint::{Dtype, Error, TensorSource, interop};
 
 /// The JSON document.
@@ -30,44 +31,72 @@ struct Mapped<'a> {
     loss: String,
 }
 
+/// How a source is written.
+#[derive(Default)]
+pub struct Wanted<'a> {
+    /// Names and transforms.
+    pub map: NameMap,
+    /// The type of floats whose names, after the map, match a pattern of `cast`; of all floats if there is none.
+    pub dtype: Option<&'a str>,
+    pub cast: &'a [String],
+    /// The format, if it is not to follow from the suffix.
+    pub to: Option<To>,
+}
+
+impl Writing {
+    fn wanted(&self) -> Result<Wanted<'_>, Error> {
+        let mut map = match &self.map {
+            Some(path) => NameMap::open(path)?,
+            None => NameMap::new(),
+        };
+        if !self.only.is_empty() {
+            map = map.include(&self.only);
+        }
+        Ok(Wanted { map, dtype: self.dtype.as_deref(), cast: &[], to: self.to })
+    }
+}
+
+/// Opens a checkpoint of any format.
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, Error> {
+    interop::open(path)
+}
+
 pub fn run(args: &Convert, out: &mut Output) -> Result<Exit, Error> {
-    let source = interop::open(&args.source)?;
-    write(&*source, std::slice::from_ref(&args.source), &args.dest, &args.writing, out)
+    let source = open(&args.source)?;
+    write(&*source, std::slice::from_ref(&args.source), &args.dest, &args.writing.wanted()?, out)
 }
 
 pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
-    let sources = args.sources.iter().map(interop::open).collect::<Result<Vec<_>, _>>()?;
+    let sources = args.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let all = sources.iter().map(|source| &**source);
+    if !args.weights.is_empty() && args.weights.len() != sources.len() {
+        let reason = format!("{} weights do not fit {} sources", args.weights.len(), sources.len());
+        return Err(Error::InvalidArgument(reason));
+    }
     let average = match args.decay {
         Some(decay) => map::Average::exponential(all, decay)?,
+        None if !args.weights.is_empty() => map::Average::weighted(all.zip(args.weights.iter().copied()))?,
         None => map::Average::uniform(all)?,
     };
-    write(&average, &args.sources, &args.dest, &args.writing, out)
+    write(&average, &args.sources, &args.dest, &args.writing.wanted()?, out)
 }
 
-/// Applies the maps of the arguments and writes the result.
-fn write(
+/// Applies the maps and writes the result.
+pub fn write(
     source: &dyn TensorSource,
     sources: &[PathBuf],
     dest: &Path,
-    writing: &Writing,
+    wanted: &Wanted<'_>,
     out: &mut Output,
 ) -> Result<Exit, Error> {
-    let mut wanted = match &writing.map {
-        Some(path) => NameMap::open(path)?,
-        None => NameMap::new(),
-    };
-    if !writing.only.is_empty() {
-        wanted = wanted.include(&writing.only);
-    }
-    let mapped = wanted.apply(source)?;
+    let mapped = wanted.map.apply(source)?;
     // The second map is about the names of the first.
-    let cast = match &writing.dtype {
-        Some(name) => cast(&mapped, name)?,
+    let cast = match wanted.dtype {
+        Some(name) => cast(&mapped, name, wanted.cast)?,
         None => NameMap::new(),
     };
     let mapped_twice = cast.apply(&mapped)?;
-    let written = convert(&mapped_twice, dest, format(dest, writing.to)?)?;
+    let written = convert(&mapped_twice, dest, format(dest, wanted.to)?)?;
     let shown: Vec<&Mapping> = mapped.mappings().iter().chain(mapped_twice.mappings()).collect();
     let values = mapped_twice.values().len();
     out.line(format!("{}: {}", dest.display(), human::count(written.tensors, "tensor")));
@@ -94,12 +123,14 @@ fn write(
     Ok(Exit::Fine)
 }
 
-/// Returns a map that converts all floats to `name`.
-fn cast(source: &dyn TensorSource, name: &str) -> Result<NameMap, Error> {
+/// Returns a map that converts the floats that match a pattern to `name`; all of them if there is no pattern.
+fn cast(source: &dyn TensorSource, name: &str, patterns: &[String]) -> Result<NameMap, Error> {
     let floats = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
     let dtype = floats.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
-    let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
+    let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("floats are F16, BF16, F32 or F64, not {name}")))?;
     let others = source.tensors().iter().filter(|(_, spec)| floats.contains(&spec.dtype) && spec.dtype != dtype);
+    let fits = |key: &str| patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, key));
+    let others = others.filter(|(key, _)| fits(key));
     Ok(others.fold(NameMap::new(), |map, (key, _)| map.define(key, Transform::of(key).cast(dtype))))
 }
 

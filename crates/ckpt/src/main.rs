@@ -7,6 +7,7 @@ mod cli;
 mod columns;
 mod convert;
 mod diff;
+mod du;
 mod escape;
 mod human;
 mod keep;
@@ -14,7 +15,9 @@ mod ls;
 mod names;
 mod output;
 mod policies;
+mod repair;
 mod report;
+mod rewrite;
 mod seal;
 mod shell;
 mod show;
@@ -51,6 +54,12 @@ fn main() -> ExitCode {
         Command::Rm(args) => keep::rm(args, &mut out),
         Command::Cat(args) => cat::run(args, &mut out),
         Command::Bisect(args) => bisect::run(args, &mut out),
+        Command::Du(args) => du::run(args, &mut out),
+        Command::Repair(args) => repair::run(args, &mut out),
+        Command::Extract(args) => rewrite::extract(args, &mut out),
+        Command::Rename(args) => rewrite::rename(args, &mut out),
+        Command::Cast(args) => rewrite::cast(args, &mut out),
+        Command::Merge(args) => rewrite::merge(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut out),
         Command::Man(args) => shell::man(args, &mut out),
     };

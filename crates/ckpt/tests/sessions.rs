@@ -173,4 +173,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { bisect cat diff keep ls marks show }
+sessions! { bisect cat diff du keep ls marks repair rewrite show }

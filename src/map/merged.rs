@@ -1,0 +1,123 @@
+//! Several sources as one.
+
+use crate::dtype::TensorSpec;
+use crate::error::{Error, Result};
+use crate::format::Digest;
+use crate::location::Location;
+use crate::source::{TensorSource, VerifiedBy};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The tensors and values of several sources under their own names.
+///
+/// It is a [`TensorSource`]: [`convert`](crate::convert::convert) writes it as a new checkpoint. Put a
+/// [`NameMap`](super::NameMap) before a source whose names others have, too.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::convert::{Format, convert};
+/// use tch_checkpoint::{interop, map::Merged};
+/// let (encoder, decoder) = (interop::open("encoder.pt")?, interop::open("decoder.pt")?);
+/// let both = Merged::new([&*encoder, &*decoder])?;
+/// convert(&both, "both", Format::Checkpoint)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Merged<'a> {
+    first: &'a dyn TensorSource,
+    /// By key, the source of each tensor.
+    of: BTreeMap<String, &'a dyn TensorSource>,
+    order: Vec<&'a str>,
+    specs: BTreeMap<String, TensorSpec>,
+    values: BTreeMap<String, Value>,
+    unreadable: BTreeMap<String, String>,
+}
+
+impl<'a> Merged<'a> {
+    /// Returns everything that the sources have.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without a source; [`Error::Object`] for a name that two sources have.
+    pub fn new(sources: impl IntoIterator<Item = &'a dyn TensorSource>) -> Result<Merged<'a>> {
+        let mut sources = sources.into_iter().peekable();
+        let first = *sources.peek().ok_or_else(|| Error::InvalidArgument("there is nothing to merge".to_string()))?;
+        let (of, order, specs) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let mut merged = Merged { first, of, order, specs, values: BTreeMap::new(), unreadable: BTreeMap::new() };
+        let mut owners: BTreeMap<&str, &Location> = BTreeMap::new();
+        for source in sources {
+            for key in source.tensors().keys().chain(source.values().keys()) {
+                if let Some(other) = owners.insert(key, source.path()) {
+                    let (other, own) = (other.display(), source.path().display());
+                    let reason = format!("{other} and {own} both have it; rename it in one of them, or leave it out");
+                    return Err(Error::object(key, reason));
+                }
+            }
+            merged.order.extend(source.order());
+            merged.of.extend(source.tensors().keys().map(|key| (key.clone(), source)));
+            merged.specs.extend(source.tensors().iter().map(|(key, spec)| (key.clone(), spec.clone())));
+            merged.values.extend(source.values().iter().map(|(key, value)| (key.clone(), value.clone())));
+            merged.unreadable.extend(source.unreadable().iter().map(|(key, reason)| (key.clone(), reason.clone())));
+        }
+        Ok(merged)
+    }
+
+    fn source(&self, key: &str) -> Result<&'a dyn TensorSource> {
+        self.of.get(key).copied().ok_or_else(|| Error::object(key, "none of the merged sources has such a tensor"))
+    }
+}
+
+impl TensorSource for Merged<'_> {
+    fn format(&self) -> &'static str {
+        self.first.format()
+    }
+
+    fn path(&self) -> &Location {
+        self.first.path()
+    }
+
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        &self.specs
+    }
+
+    fn order(&self) -> Vec<&str> {
+        self.order.clone()
+    }
+
+    fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.unreadable
+    }
+
+    fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
+        self.of.get(key).map_or(key, |source| source.first_alias(key))
+    }
+
+    fn verified_by(&self, key: &str) -> VerifiedBy {
+        self.of.get(key).map_or(VerifiedBy::Nothing, |source| source.verified_by(key))
+    }
+
+    fn digest(&self, key: &str) -> Option<Digest> {
+        self.of.get(key).and_then(|source| source.digest(key))
+    }
+
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        self.source(key)?.read(key, target)
+    }
+
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        self.source(key)?.read_range(key, range, target)
+    }
+
+    fn verify_tensor(&self, key: &str) -> Result<()> {
+        self.source(key)?.verify_tensor(key)
+    }
+
+    fn verify(&self) -> Result<()> {
+        self.specs.keys().try_for_each(|key| self.verify_tensor(key))
+    }
+}
