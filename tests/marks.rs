@@ -293,3 +293,38 @@ fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {
     }
     Ok(())
 }
+
+/// `cargo test --test marks -- --ignored --nocapture many_permanent` says how long a save takes beside 10,000 of them.
+#[test]
+#[ignore = "it measures"]
+fn saves_beside_many_permanent_checkpoints() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    run.train(&mut manager, 1)?;
+    manager.close()?;
+    let first = Manifest::from_bytes(&fs::read(dir.path().join("ckpt-1/manifest.json"))?)?;
+    for number in 2..=10_000 {
+        let checkpoint = dir.path().join(format!("ckpt-{number}"));
+        fs::create_dir(&checkpoint)?;
+        let mut manifest = first.clone();
+        (manifest.sequence, manifest.step) = (first.sequence + number - 1, Some(number));
+        manifest.follows = Some(first.id());
+        if let Some(follows) = &mut manifest.follows {
+            follows.sequence = manifest.sequence - 1;
+        }
+        fs::write(checkpoint.join("manifest.json"), manifest.to_bytes()?)?;
+        let mark = Mark::new(manifest.id(), MarkKind::Permanent);
+        fs::write(checkpoint.join(mark.file_name()), mark.to_bytes()?)?;
+    }
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    manager.restore_or_initialize()?;
+    run.0.set(10_000);
+    for _ in 0..5 {
+        let begun = std::time::Instant::now();
+        run.train(&mut manager, 1)?;
+        println!("a save beside {} checkpoints takes {:?}", manager.checkpoints().len() - 1, begun.elapsed());
+    }
+    Ok(())
+}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{Manifest, Mark, MarkKind};
 use tch_checkpoint::repository;
-use tch_checkpoint::retention::{EveryNSteps, Explanation};
+use tch_checkpoint::retention::{Best, EveryNSteps, Explanation, Goal};
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter,
     Durability, Error, RestoreOptions, SaveOptions, verify_checkpoint,
@@ -170,6 +170,29 @@ fn a_restart_does_not_take_what_lacks_a_component_unless_told() -> Outcome {
     fs::remove_dir_all(dir.path().join("ckpt-2"))?;
     let mut manager = run.builder(dir.path()).restore_incomplete().open()?;
     assert_eq!(manager.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(1));
+    Ok(())
+}
+
+#[test]
+fn the_best_is_restored_in_one_call_also_if_it_is_thinned() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let best = Best::new("loss", Goal::Minimize, 2);
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep(best).keep_component("optimizer", 1).open()?;
+    for (step, loss) in [(1, 0.5), (2, 0.2), (3, 0.4), (4, f64::NAN), (5, 0.9)] {
+        run.set(step);
+        manager.save_with_metrics(step, [("loss", loss)])?;
+    }
+    assert!(!has_optimizer(dir.path(), 2));
+    let optimizer = run.optimizer.bytes().clone();
+    assert_eq!(manager.restore_best("loss", Goal::Minimize)?.step(), Some(2));
+    assert!(run.model_is_of(2));
+    assert_eq!(*run.optimizer.bytes(), optimizer);
+    // A metric that another process adds counts at once.
+    CheckpointDirectory::new(dir.path()).add_metrics("ckpt-5", [("loss", 0.1)])?;
+    assert_eq!(manager.restore_best("loss", Goal::Minimize)?.step(), Some(5));
+    assert_eq!(manager.restore_best("loss", Goal::Maximize)?.step(), Some(3));
+    assert!(manager.restore_best("accuracy", Goal::Maximize).unwrap_err().is_not_found());
     Ok(())
 }
 

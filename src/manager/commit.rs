@@ -120,9 +120,13 @@ impl Commit {
         let listed_twice = |found: &Found| !rules.hold(Rule::OneEntry) && found.entry.name == self.name;
         known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
-        self.ledger().seen = seen;
         // Also of permanent checkpoints: their metrics decide whether others are among the best.
-        known.iter_mut().for_each(|found| self.read_marks(found));
+        for found in known.iter_mut() {
+            if seen.may_be_marked(&self.directory, found) && !self.read_marks(found) {
+                seen.forget_marks(&found.entry.name);
+            }
+        }
+        self.ledger().seen = seen;
         let retention = self.ledger().retention.clone();
         let verdict = retention.decide(&infos(&known), restored.as_ref(), self.directory.now());
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
@@ -170,14 +174,18 @@ impl Commit {
         }
     }
 
-    /// Reads what other processes noted in a checkpoint.
-    fn read_marks(&self, found: &mut Found) {
+    /// Reads what other processes noted in a checkpoint. Returns whether it could be read.
+    fn read_marks(&self, found: &mut Found) -> bool {
         match self.directory.marks(&found.entry.name) {
             Ok(_) if !self.directory.rules().hold(Rule::FreshMarks) => {}
             Ok(files) => found.take_in(Marks::among(&files, &found.id(), self.directory.rules())),
-            // It is not removed either: that reads them again.
-            Err(e) => log::debug!("the marks of {} cannot be read: {e:#}", found.entry.name),
+            Err(e) => {
+                // It is not removed either: that reads them again.
+                log::debug!("the marks of {} cannot be read: {e:#}", found.entry.name);
+                return false;
+            }
         }
+        true
     }
 
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs

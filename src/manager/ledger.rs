@@ -13,7 +13,7 @@ use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A link, and what it leads to.
 #[derive(Debug, Clone)]
@@ -66,7 +66,15 @@ pub(super) struct Ledger {
 /// The manifests of checkpoints as they were when they were last read, so that one that took the place of another is
 /// noticed without reading all of them again.
 #[derive(Debug, Default)]
-pub(super) struct Seen(HashMap<String, (Follows, Stat)>);
+pub(super) struct Seen {
+    manifests: HashMap<String, (Follows, Stat)>,
+    /// The directories of checkpoints as they were when their marks were read. Whatever is added, replaced or removed in
+    /// a directory changes its time.
+    marked: HashMap<String, Stat>,
+}
+
+/// A directory whose time is not this long ago can change again at the same time, as its file system tells it.
+const SETTLED: Duration = Duration::from_secs(3);
 
 impl Seen {
     /// Returns `true` if `found` still has its name, as far as the system reports.
@@ -77,13 +85,13 @@ impl Seen {
         }
         let Some(stat) = directory.stat_of_manifest(name) else { return true };
         let seen = (found.id(), stat);
-        if self.0.get(name) == Some(&seen) {
+        if self.manifests.get(name) == Some(&seen) {
             return true;
         }
         match directory.manifest(name) {
             Ok(manifest) if (&manifest.run, manifest.sequence) != (&found.entry.run, found.entry.sequence) => false,
             Ok(_) => {
-                self.0.insert(name.clone(), seen);
+                self.manifests.insert(name.clone(), seen);
                 true
             }
             Err(_) => true,
@@ -93,14 +101,40 @@ impl Seen {
     /// `found` was saved just now.
     pub(super) fn saved(&mut self, directory: &Directory, found: &Found) {
         if let Some(stat) = directory.stat_of_manifest(&found.entry.name) {
-            self.0.insert(found.entry.name.clone(), (found.id(), stat));
+            self.manifests.insert(found.entry.name.clone(), (found.id(), stat));
         }
     }
 
     /// Forgets all but these.
     pub(super) fn keep(&mut self, known: &[Found]) {
         let names: HashSet<&str> = known.iter().map(|found| found.entry.name.as_str()).collect();
-        self.0.retain(|name, _| names.contains(name.as_str()));
+        self.manifests.retain(|name, _| names.contains(name.as_str()));
+        self.marked.retain(|name, _| names.contains(name.as_str()));
+    }
+
+    /// The marks of this checkpoint could not be read.
+    pub(super) fn forget_marks(&mut self, name: &str) {
+        self.marked.remove(name);
+    }
+
+    /// Returns `false` if the marks of `found` are those that were read last, as far as the time of its directory tells.
+    /// Marks that are read for nothing cost time; a change that is not noticed is noticed before anything is removed.
+    pub(super) fn may_be_marked(&mut self, directory: &Directory, found: &Found) -> bool {
+        let name = &found.entry.name;
+        let stat = directory.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+        if stat.is_some() && self.marked.get(name) == stat.as_ref() {
+            return false;
+        }
+        // Before they are read. Storages that tell no time are always asked.
+        let age = |stat: &Stat| {
+            let seconds = u64::try_from(stat.modified.0).ok().filter(|seconds| *seconds > 0)?;
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).ok()
+        };
+        match stat.filter(|stat| age(stat).is_some_and(|age| age > SETTLED)) {
+            Some(stat) => drop(self.marked.insert(name.clone(), stat)),
+            None => drop(self.marked.remove(name)),
+        }
+        true
     }
 }
 

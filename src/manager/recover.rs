@@ -1,7 +1,9 @@
 //! The start of a run: from the newest intact checkpoint, from a given one, or from nothing.
 
 use super::CheckpointManager;
-use crate::catalog::{Catalog, Found, number_of};
+use super::ledger::infos;
+use super::retention::{Best, Goal};
+use crate::catalog::{Catalog, Found, Marks, number_of};
 use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
 use crate::location::Location;
@@ -218,6 +220,59 @@ impl CheckpointManager {
         let status = self.checkpoint.restore_with(path, options)?;
         self.note_restore(&status);
         Ok(status)
+    }
+
+    /// Restores the healthy checkpoint of this manager with the best finite value of `metric`, at the end of a training;
+    /// of two with the same value the newer one. Waits for a background save, and reads metrics that another process
+    /// added. Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component))
+    /// keep their values. The metric does not keep a checkpoint: use the policy [`Best`].
+    ///
+    /// As after any [`restore`](CheckpointManager::restore), a later save would supersede the checkpoints after this one.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path().join("run");
+    /// use tch_checkpoint::retention::{Best, Goal};
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let step = Counter::new(0);
+    /// let checkpoint = Checkpoint::new().track("step", &step)?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, &dir)
+    ///     .max_to_keep(1)
+    ///     .keep(Best::new("loss", Goal::Minimize, 1))
+    ///     .open()?;
+    /// for loss in [0.5, 0.2, 0.4] {
+    ///     manager.save_with_metrics(step.increment(), [("loss", loss)])?;
+    /// }
+    /// manager.restore_best("loss", Goal::Minimize)?;
+    /// assert_eq!(step.get(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if no healthy checkpoint has a finite value of the metric; otherwise as for
+    /// [`restore`](CheckpointManager::restore).
+    pub fn restore_best(&mut self, metric: impl Into<String>, goal: Goal) -> Result<RestoreStatus> {
+        let metric = metric.into();
+        self.settle()?;
+        let best = {
+            let mut ledger = self.ledger();
+            for found in &mut ledger.known {
+                let files = self.directory.marks(&found.entry.name)?;
+                found.take_in(Marks::among(&files, &found.id(), self.directory.rules()));
+            }
+            let healthy: Vec<_> = infos(&ledger.known).into_iter().filter(|info| info.is_healthy()).collect();
+            let best = Best::new(metric.clone(), goal, 1).order(&healthy).into_iter().next();
+            best.and_then(|at| healthy.into_iter().nth(at))
+        };
+        let Some(best) = best else {
+            let reason = format!("no healthy checkpoint has a finite value of the metric {metric:?}");
+            return Err(Error::not_found(self.directory.root(), reason));
+        };
+        let skip = |options: RestoreOptions, component: &String| options.skip(name::key([component]));
+        let options = best.without.iter().fold(RestoreOptions::new(), skip);
+        self.restore_with(self.directory.root().join(&best.name), &options)
     }
 
     fn note_restore(&mut self, status: &RestoreStatus) {
