@@ -14,6 +14,7 @@ mod merged;
 mod pattern;
 mod preset;
 mod propose;
+mod rows;
 mod statement;
 mod text;
 mod transform;

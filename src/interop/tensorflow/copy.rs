@@ -1,11 +1,11 @@
 //! Writing a bundle again.
 
 use super::Bundle;
-use super::bundle::Stored;
 use super::checksum::mask;
 use super::messages::Entry;
 use super::ordered::slice_key;
 use super::place;
+use super::stored::Stored;
 use super::table::TableWriter;
 use crate::error::{Error, Result};
 use crate::interop::durable::DurableFile;

@@ -42,6 +42,7 @@ mod ordered;
 mod place;
 mod slices;
 mod state;
+mod stored;
 mod strings;
 mod table;
 mod types;
