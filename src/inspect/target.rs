@@ -7,15 +7,16 @@ use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
 use crate::interop::{self, OWN_FORMAT, Ours};
 use crate::location::Location;
-use crate::manager::{Listing, list_checkpoints};
+use crate::manager::{CheckpointDirectory, Listing, list_checkpoints};
 use crate::reader::{CheckpointReader, saved_model};
-use crate::repository::path_of;
+use crate::repository::{Storage, path_of};
 use crate::source::{Source, TensorSource};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 /// An open checkpoint of any format.
 #[derive(Debug)]
@@ -86,6 +87,42 @@ impl Target {
             Place::Directory(listing) => Target::latest(path, *listing),
             Place::Foreign(source) => Ok(Target::of(source)),
         }
+    }
+
+    /// Like [`open`](Target::open), for a checkpoint of this crate, or a directory of them, in a storage other than the
+    /// operating system's file systems.
+    ///
+    /// # Errors
+    /// As for [`open`](Target::open); [`Error::InvalidArgument`] for a location that the storage does not serve.
+    ///
+    /// ```
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use std::sync::Arc;
+    /// use tch_checkpoint::inspect::Target;
+    /// use tch_checkpoint::repository::Memory;
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let storage = Arc::new(Memory::default());
+    /// let checkpoint = Checkpoint::in_storage(storage.clone()).track("step", &Counter::new(7))?;
+    /// CheckpointManager::builder(checkpoint, "mem://run").open()?.save_at(7)?;
+    /// let latest = Target::open_in(storage, "mem://run")?;
+    /// assert_eq!(latest.source().path().to_string(), "mem://run/ckpt-7");
+    /// assert_eq!(*latest.summary(None)?.values["step"], 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_in(storage: Arc<dyn Storage>, path: impl Into<Location>) -> Result<Target> {
+        let path = path.into();
+        let not_found = match CheckpointReader::open_in(&*storage, path.clone()) {
+            Err(error @ Error::NotFound { .. }) => error,
+            opened => return Ok(Target::own(opened?)),
+        };
+        let listing = CheckpointDirectory::in_storage(storage.clone(), path.clone()).list()?;
+        if let Some((first, second)) = listing.undecided {
+            return Err(Error::Undecided { first, second });
+        }
+        let Some(latest) = listing.checkpoints.last() else { return Err(not_found) };
+        let reader = CheckpointReader::open_in(&*storage, latest.path.clone())?;
+        Ok(Target { latest_of: Some(path), skipped: listing.damaged, ..Target::own(reader) })
     }
 
     /// Returns the target for a source that is open: one of a format of your own, a [`Snapshot`](crate::Snapshot), or

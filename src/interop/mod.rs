@@ -94,7 +94,7 @@ impl ReadOptions {
         self
     }
 
-    /// Returns whether a file that holds objects of unknown classes is opened all the same. They are listed as
+    /// Sets whether a file that holds objects of unknown classes is opened all the same. They are listed as
     /// [`unreadable`](TensorSource::unreadable); nothing of them is executed in either case. Defaults to `false`: such
     /// a file is refused, and the error names the class.
     #[must_use]
@@ -103,7 +103,7 @@ impl ReadOptions {
         self
     }
 
-    /// Returns whether tensors of `tensors` bytes may come from `files` bytes; else what to say.
+    /// Checks that tensors of `tensors` bytes may come from `files` bytes. The error is the reason.
     #[cfg(feature = "pytorch")]
     pub(crate) fn check_expansion(&self, tensors: u64, files: u64) -> Result<(), String> {
         if tensors <= FREE_EXPANSION.max(files.saturating_mul(self.max_expansion)) {

@@ -44,7 +44,7 @@ impl Default for WriteOptions {
 }
 
 impl WriteOptions {
-    /// How often was saved: `tf.train.Checkpoint` continues to count from it. Defaults to the number at the end of the
+    /// Sets the number of saves so far, from which `tf.train.Checkpoint` continues to count. Defaults to the number at the end of the
     /// prefix, or 1. A source that has a value `save_counter` keeps it.
     #[must_use]
     pub fn save_counter(mut self, saves: u64) -> Self {
@@ -52,7 +52,7 @@ impl WriteOptions {
         self
     }
 
-    /// Returns whether the directory's file `checkpoint` is written, which names this checkpoint as the newest, and the
+    /// Sets whether the directory's file `checkpoint` is written, which names this checkpoint as the newest, and the
     /// only one, as `tf.train.Checkpoint.save` does. Defaults to `true`.
     #[must_use]
     pub fn state_file(mut self, is_written: bool) -> Self {

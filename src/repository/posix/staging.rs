@@ -114,7 +114,7 @@ impl Staging<'_> {
         }
     }
 
-    /// Returns what is to get the name is what was written here: nobody took away a file, or the directory.
+    /// Checks that the staging directory still holds what was written: nobody removed a file, or replaced the directory.
     fn look(&self) -> Result<()> {
         for (name, bytes) in self.files.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let path = self.path(name);

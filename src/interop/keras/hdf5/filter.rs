@@ -70,7 +70,7 @@ fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Returns bytes were sorted by their place in the element.
+/// Returns the elements of bytes that were sorted by their place in the element.
 fn unshuffle(bytes: &[u8], size: usize) -> Vec<u8> {
     let count = bytes.len() / size;
     let mut plain = Vec::with_capacity(bytes.len());
