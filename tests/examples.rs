@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use tch_checkpoint::latest_checkpoint;
 
-const EXAMPLES: [&str; 10] = [
+const EXAMPLES: [&str; 11] = [
     "average",
     "best_and_latest",
     "components",
@@ -16,6 +16,7 @@ const EXAMPLES: [&str; 10] = [
     "evaluator",
     "fine_tune",
     "preemption",
+    "pretrained",
     "pronounce",
     "saved_model",
     "saved_model_run",
@@ -79,6 +80,21 @@ fn fine_tuning_keeps_the_encoder_and_goes_on() {
     }
     let second = run(&program, dir.path());
     assert!(second.contains("goes on from step 1000"), "{second}");
+}
+
+#[test]
+fn an_encoder_of_pytorch_is_trained_and_given_back() {
+    let (program, dir) = (example("pretrained"), tempfile::tempdir().unwrap());
+    let first = run(&program, dir.path());
+    assert!(first.contains("from PyTorch: model/encoder.embedding.weight, model/encoder.rnn.bias_hh_l0"), "{first}");
+    let source = tch_checkpoint::interop::open(dir.path().join("model.pt")).unwrap();
+    let shapes: Vec<(String, Vec<u64>)> =
+        source.tensors().iter().map(|(key, spec)| (key.clone(), spec.shape.clone())).collect();
+    assert_eq!(shapes.len(), 7, "{shapes:?}");
+    assert!(shapes.contains(&("encoder.rnn.weight_ih_l0".to_string(), vec![144, 16])), "{shapes:?}");
+    assert!(shapes.contains(&("decoder.weight".to_string(), vec![5, 48])), "{shapes:?}");
+    let second = run(&program, dir.path());
+    assert!(second.contains("goes on from step 200"), "{second}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn a_warm_start_reads_another_run_only_when_there_is_nothing_to_resume() -> Outc
             .initialize_from(&from, RestoreOptions::new().skip("step"))
             .open()?;
         let started = manager.restore_or_initialize()?;
-        assert_eq!(started.restored.is_some(), resumed);
+        assert_eq!((started.restored.is_some(), started.initialized.is_some()), (resumed, !resumed));
         assert_eq!(step.get(), u64::from(resumed));
         let expected = if resumed { Memory::seeded(100, 3) } else { weights.clone() };
         assert_eq!(*live.bytes(), *expected.bytes());

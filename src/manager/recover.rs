@@ -79,7 +79,7 @@ impl CheckpointManager {
                     let restored = self.place_of(checkpoint);
                     passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
                     passed_over.append(&mut passed_by);
-                    return Ok(StartOutcome { restored: Some(status), passed_over });
+                    return Ok(StartOutcome { restored: Some(status), initialized: None, passed_over });
                 }
                 Err(error) if error.is_damage() => {
                     let cause = if let Error::PartlyRestored { source, .. } = &error { source } else { &error };
@@ -117,12 +117,13 @@ impl CheckpointManager {
             init()?;
         }
         self.init = None;
-        if let Some((path, options)) = &self.initialize_from {
-            self.checkpoint.read_with(path, options)?;
-        }
+        let initialized = match &self.initialize_from {
+            Some((path, options)) => Some(self.checkpoint.read_with(path, options)?),
+            None => None,
+        };
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
-        Ok(StartOutcome { restored: None, passed_over })
+        Ok(StartOutcome { restored: None, initialized, passed_over })
     }
 
     /// Returns why a run is not resumed from a whole checkpoint.

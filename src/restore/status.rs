@@ -146,6 +146,8 @@ impl RestoreStatus {
 pub struct StartOutcome {
     /// The restore, or `None` for a fresh start.
     pub restored: Option<RestoreStatus>,
+    /// What [`initialize_from`](crate::CheckpointManagerBuilder::initialize_from) read, in a fresh start.
+    pub initialized: Option<RestoreStatus>,
     /// Checkpoints that were skipped because they are damaged, newest first.
     pub passed_over: Vec<PassedOver>,
 }
