@@ -105,22 +105,25 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](crate::checkpoints).
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>> {
-        Ok(self.found()?.iter().map(CheckpointInfo::from).collect())
+        Ok(self.found()?.1.iter().map(CheckpointInfo::from).collect())
     }
 
-    fn found(&self) -> Result<Vec<Found>> {
+    /// Returns the content of the directory, and the whole checkpoints in order.
+    fn found(&self) -> Result<(Catalog, Vec<Found>)> {
         let directory = self.directory()?;
-        let catalog = Catalog::of(directory, directory.scan()?);
+        let mut catalog = Catalog::of(directory, directory.scan()?);
         let (found, undecided) = catalog.ordered();
-        if let Some((_, error)) = catalog.damaged.into_iter().chain(catalog.unreachable).find(|(_, e)| !e.is_damage()) {
-            return Err(error);
+        for list in [&mut catalog.damaged, &mut catalog.unreachable] {
+            if let Some(at) = list.iter().position(|(_, error)| !error.is_damage()) {
+                return Err(list.swap_remove(at).1);
+            }
         }
         match undecided {
             Some((first, second)) => {
                 let path = |name: &str| directory.path(name);
                 Err(Error::Undecided { first: path(&first), second: path(&second) })
             }
-            None => Ok(found),
+            None => Ok((catalog, found)),
         }
     }
 
@@ -169,9 +172,7 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn explain(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<Explanation>> {
-        let directory = self.directory()?;
-        self.found()?;
-        let catalog = Catalog::of(directory, directory.scan()?);
+        let (catalog, _) = self.found()?;
         Ok(self.decide(&catalog, policies)?.into_iter().map(|(_, explanation)| explanation).collect())
     }
 
@@ -205,8 +206,7 @@ impl CheckpointDirectory {
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         let directory = self.directory()?;
         let held = Held::take(directory)?;
-        self.found()?;
-        let catalog = Catalog::of(directory, directory.scan()?);
+        let (catalog, _) = self.found()?;
         let (stay, go): (Vec<_>, Vec<_>) =
             self.decide(&catalog, policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
         for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
