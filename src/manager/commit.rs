@@ -121,7 +121,7 @@ impl Commit {
         known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
         // Also of permanent checkpoints: their metrics decide whether others are among the best.
-        for found in known.iter_mut() {
+        for found in &mut known {
             if seen.may_be_marked(&self.directory, found) && !self.read_marks(found) {
                 seen.forget_marks(&found.entry.name);
             }

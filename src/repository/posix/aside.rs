@@ -1,4 +1,4 @@
-//! Checkpoints that leave the numbering and stay on the disk: their names are free again, and nothing of them is lost.
+//! Renames checkpoints out of the numbering. Their names become free, and nothing of them is lost.
 
 use super::Dir;
 use super::directory::PosixDirectory;
@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::io;
 
 impl PosixDirectory {
-    /// Moves a checkpoint, or whatever has its name, out of the numbering; returns its new name, which is durable.
-    /// Reads nothing of it.
+    /// Renames a checkpoint, or whatever has its name, out of the numbering, durably. Returns the new name. Reads none of
+    /// its files.
     pub(super) fn move_aside(&self, name: &str, aside: Aside) -> Result<String> {
         self.check()?;
         let root = self.open_root()?;
@@ -35,7 +35,7 @@ impl PosixDirectory {
     }
 }
 
-/// Moves what is in a directory into a new one, the manifest first: without it the old one is no checkpoint.
+/// Moves the files of a directory into a new one. The manifest is first: without it, the old directory is no checkpoint.
 fn move_files(root: &dyn Dir, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let old = root.open_dir(from)?;
     root.create_dir(to)?;

@@ -1,4 +1,4 @@
-//! A directory of checkpoints: what is in it, and the few ways it may change. Each function is one guarantee.
+//! A directory of checkpoints: its contents, and the operations that change it. Each function is one guarantee.
 
 use super::lock::{Held, LOCK, holder};
 use super::spares::Spares;
@@ -23,18 +23,18 @@ pub(super) struct PosixDirectory {
     /// The path as results and messages show it.
     root: Location,
     options: OpenOptions,
-    /// Where the files of removed checkpoints go that the next one overwrites; `None` to remove them at once.
+    /// The files of removed checkpoints, which the next one overwrites. `None` if they are removed at once.
     pub(super) spares: Option<Spares>,
     shared: Shared,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// The process that made it. A process forked from that one may not use it.
+    /// The process that created it. A process forked from that one must not use it.
     process: u32,
     open: OnceLock<Open>,
     lock: Mutex<Weak<Held>>,
-    /// Something was removed whose room the file system may give back later.
+    /// Whether something was removed whose space the file system may free later.
     freed: AtomicBool,
 }
 
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Held {
 }
 
 impl PosixDirectory {
-    /// Nothing is opened yet: that is done by the first call that needs it.
+    /// Opens nothing. The first call that needs the directory opens it.
     pub(super) fn new(disk: Arc<dyn Disk>, root: Location, options: &OpenOptions) -> PosixDirectory {
         let shared = Shared {
             process: std::process::id(),
@@ -124,7 +124,7 @@ impl PosixDirectory {
         }
         let synced = self.disk.open_dir(parent).and_then(|dir| dir.sync());
         match synced {
-            // What we may not read was made by someone else, long ago.
+            // A directory without permission to read belongs to another user and existed before.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             Err(e) if cannot_sync(&e) => {
                 no_promise(parent, &e);

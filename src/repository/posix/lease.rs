@@ -1,20 +1,20 @@
-//! Whether anyone else sees a file: the one question that only a lease answers (fcntl(2), "Leases").
+//! Finds out whether anybody else has a file open. Only a lease answers that (fcntl(2), "Leases").
 
 use std::fs::File;
 
-/// Returns `true` if no other open file, in this process or another, shows this one; mapped memory counts as open. Asks
-/// for a lease for writing, which the system grants only then, and gives it back.
+/// Returns `true` if nothing else, in this process or another, has the file open or mapped. Requests a write lease, which
+/// the system grants only then, and releases it.
 ///
-/// Who opens the file while the lease is held makes the system send a signal, by default SIGIO, which ends a process
-/// that does not expect it. SIGURG, which is ignored by default, is chosen first; never a real-time signal, in whose
-/// place the system sends SIGIO when its queue is full.
+/// If another process opens the file while the lease is held, the system sends this one a signal: by default SIGIO, which
+/// ends a process without a handler. SIGURG, which is ignored by default, is set instead. A real-time signal would not do:
+/// the system sends SIGIO when the queue of those is full.
 #[cfg(target_os = "linux")]
 pub(super) fn is_ours_alone(file: &File) -> bool {
     set_lease(file, libc::F_WRLCK) && set_lease(file, libc::F_UNLCK)
 }
 
-/// Takes a lease for reading on a file that is open for reading only, and keeps it until the file is closed: who opens
-/// the file for writing waits, or is told `EWOULDBLOCK`. For tests.
+/// Takes a read lease on a file that is open for reading only, and holds it until the file is closed. Opening the file for
+/// writing then blocks, or fails with `EWOULDBLOCK`. For tests.
 #[must_use]
 pub fn hold_lease(file: &File) -> bool {
     #[cfg(target_os = "linux")]

@@ -7,8 +7,8 @@ use crate::repository::{Kind, Repository};
 use std::ffi::OsStr;
 
 impl PosixDirectory {
-    /// Makes the link `name` lead to `target`, or removes it where there is none. Nothing is replaced or removed but a link
-    /// whose target `is_ours`.
+    /// Points the link `name` to `target`, or removes it if `target` is `None`. Only a link whose target `is_ours` is ever
+    /// replaced or removed.
     pub(super) fn update_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
         self.check()?;
         let (root, path) = (self.open_root()?, self.path(name));

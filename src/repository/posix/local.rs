@@ -23,7 +23,7 @@ pub struct LocalDisk;
 #[derive(Debug)]
 struct LocalDir(OwnedFd);
 
-/// A file being written: through the page cache, and past it where `direct` is.
+/// A file being written, through the page cache or, if there is a `direct` one, past it.
 struct LocalFile {
     file: File,
     direct: Option<File>,
@@ -34,14 +34,14 @@ struct LocalLock {
     id: FileId,
 }
 
-/// What is asked of every directory and file that is opened.
+/// The flags with which every directory and file is opened.
 const CLOSED_ON_EXEC: OFlags = OFlags::CLOEXEC;
-/// Like the system's tools: the user's umask is subtracted.
+/// The modes of new directories and files, as the system's tools have them. The umask applies.
 const NEW_FILE: u32 = 0o666;
 const NEW_DIRECTORY: u32 = 0o777;
 
-/// File systems that are known to hold their files here: nobody reads them past this kernel, which knows of every
-/// open file (an overlay's files can be opened in its layers, those of FUSE and of network file systems elsewhere).
+/// File systems whose files are accessed through this kernel only, which therefore knows of every open file. The files of an
+/// overlay can also be opened in its layers, and those of FUSE and network file systems on other machines.
 /// ext2, ext3 and ext4; XFS; btrfs; tmpfs; F2FS; bcachefs.
 #[cfg(target_os = "linux")]
 const LOCAL: [u64; 6] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0xCA45_1A4E];
@@ -67,14 +67,14 @@ impl LocalDir {
         rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(NEW_FILE))
     }
 
-    /// Opens the file `name`, which is `file`, again for direct writes; `None` where that cannot be.
+    /// Opens the file `name`, which must be `file`, again for direct writes. `None` if that is not possible.
     fn open_direct(&self, name: &OsStr, file: &File) -> Option<File> {
         let direct = File::from(self.open_at(name, OFlags::WRONLY | OFlags::DIRECT).ok()?);
         let id = |file: &File| stat_fd(file).ok().map(|stat| stat.id);
         (id(&direct) == id(file)).then_some(direct)
     }
 
-    /// Opens a file that another program has a lease on: waits until that gives it up, as `cat` does.
+    /// Opens a file that another program holds a lease on. Blocks until the lease is released.
     fn open_leased(&self, name: &OsStr) -> io::Result<File> {
         // Must not wait for a pipe: the opened file must be the examined one.
         let held = self.open_at(name, OFlags::PATH)?;
@@ -85,8 +85,8 @@ impl LocalDir {
         Ok(File::from(rustix::fs::open(path, OFlags::RDONLY | CLOSED_ON_EXEC, Mode::empty())?))
     }
 
-    /// Returns whether an old file differs from a new one in this directory in nothing but its content: owner, group,
-    /// mode, names of extended attributes.
+    /// Returns `true` if an old file has the owner, group, mode and names of extended attributes of a new file in this
+    /// directory.
     fn is_like_new(&self, file: &File) -> io::Result<bool> {
         // A file without a name, which goes when it is closed.
         let flags = OFlags::TMPFILE | OFlags::WRONLY | CLOSED_ON_EXEC;
@@ -96,11 +96,11 @@ impl LocalDir {
         Ok(old_stat.st_nlink == 1 && owner(&old_stat) == owner(&new_stat) && attributes(file)? == attributes(&new)?)
     }
 
-    /// Opens the lock file, or makes one.
+    /// Opens the lock file, or creates it.
     fn open_lock(&self, name: &OsStr) -> io::Result<(File, bool)> {
         // Not waiting for the other end of a pipe.
         match self.open_at(name, OFlags::RDWR | OFlags::NONBLOCK) {
-            // Another user's: holding it needs no right to write, only writing into the directory does.
+            // It belongs to another user. Locking it needs no write permission.
             Err(Errno::ACCESS | Errno::PERM) => {
                 let rights = Access::WRITE_OK | Access::EXEC_OK;
                 rustix::fs::accessat(&self.0, ".", rights, AtFlags::EACCESS)?;
@@ -199,7 +199,7 @@ impl Dir for LocalDir {
         let Some(to) = to.as_any().downcast_ref::<LocalDir>() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        // Out of the reach of those who know its name first; then nobody can come to see it any more.
+        // Renamed first, so that nobody who knows its old name can open it after the check.
         rename_new(self, name, to, new)?;
         let taken = || -> io::Result<Option<File>> {
             let file = File::from(to.open_at(new, OFlags::WRONLY | OFlags::NONBLOCK)?);
@@ -212,7 +212,7 @@ impl Dir for LocalDir {
                 let direct = if direct { to.open_direct(new, &file) } else { None };
                 Ok(Some(Box::new(LocalFile { file, direct })))
             }
-            // Whoever sees it keeps it as it is.
+            // Somebody has it open and must not see other content, or it differs from a new file.
             _ => to.remove_file(new).map(|()| None),
         }
     }
@@ -286,7 +286,7 @@ impl Dir for LocalDir {
     }
 
     fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>> {
-        // Again when it was removed, or made by another, between opening and locking.
+        // Tried again if it was removed or created by another process between opening and locking.
         for _ in 0..100 {
             let (mut file, writable) = match self.open_lock(name) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => continue,
@@ -304,7 +304,7 @@ impl Dir for LocalDir {
             if self.stat_of(name)?.is_none_or(|now| now.id != stat.id) {
                 continue;
             }
-            // Who holds it is for people, so a full disk is no reason to refuse; a file with another name is not ours.
+            // The name of the holder is informative, so a full disk is no error. A file with a second name is not written.
             if writable && rustix::fs::fstat(&file)?.st_nlink == 1 {
                 let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
             }
@@ -331,7 +331,7 @@ impl WriteFile for LocalFile {
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let aligned = [offset as usize, bytes.as_ptr() as usize, bytes.len()].iter().all(|n| n % PAGE == 0);
         match self.direct.as_ref().filter(|_| aligned).map(|direct| direct.write_all_at(bytes, offset)) {
-            // This file system, or device, wants another alignment: the page cache takes any.
+            // This file system or device requires another alignment; the page cache accepts any.
             None => self.file.write_all_at(bytes, offset),
             Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => self.file.write_all_at(bytes, offset),
             Some(result) => result,
@@ -343,7 +343,7 @@ impl WriteFile for LocalFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // Content, length and where they are on the device; not the time of the change, which would be a second write.
+        // Syncs the content and what is needed to read it, but not the modification time, which would be a second write.
         self.file.sync_data()
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 /// The lock file; it is never removed, since removing it would race with another taking it.
 pub(super) const LOCK: &str = ".lock";
 
-/// A lock file that this process holds; none where locking was renounced.
+/// A lock file that this process holds. There is none if locking is turned off.
 pub(super) struct Held {
     process: u32,
     file: Mutex<Option<Box<dyn LockFile>>>,
@@ -19,7 +19,7 @@ impl Held {
         Held { process: std::process::id(), file: Mutex::new(file) }
     }
 
-    /// Sees to it that the lock file of the directory is the one held: one that was removed or replaced is taken anew.
+    /// Checks that the lock file in the directory is the one that is held. One that was removed or replaced is locked again.
     pub(super) fn check(&self, dir: &dyn Dir, root: &Path) -> Result<()> {
         let path = root.join(LOCK);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,7 +40,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // A forked child has the same lock as its parent, who needs it.
+        // A forked child shares the lock with its parent, which needs it.
         if self.process != std::process::id() {
             return;
         }

@@ -28,7 +28,7 @@ impl PosixDirectory {
             let written = written.map(|()| dir.replace(staged.as_ref(), name.as_ref()));
             match written {
                 Ok(Ok(())) => break,
-                // The directory is gone, or a cleanup took it for that of a dead writer.
+                // The directory is gone, or a cleanup took the staged file for that of a dead writer.
                 Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound && tries > 0 => tries -= 1,
                 Ok(Err(e)) => {
                     let _ = dir.remove_file(staged.as_ref());
@@ -45,8 +45,7 @@ impl PosixDirectory {
         self.must_still_be(&*dir, checkpoint)
     }
 
-    /// Takes a mark away from the checkpoint `of`, which is called `checkpoint`, durably. Returns whether there was
-    /// one.
+    /// Removes a mark from the checkpoint `of`, whose name is `checkpoint`, durably. Returns whether there was one.
     pub(super) fn take_mark(&self, checkpoint: &str, of: &Follows, name: &str) -> Result<bool> {
         self.check_process()?;
         let path = self.path(checkpoint);
@@ -74,7 +73,7 @@ impl PosixDirectory {
         Ok(())
     }
 
-    /// Removes what writers of marks left that died. Only the directory's writer does.
+    /// Removes the staged files of writers of marks that died. Only the writer of the directory calls it.
     pub(super) fn sweep_staged_marks(&self, checkpoint: &str) {
         let Ok(Ok(dir)) = self.open_root().map(|root| root.open_dir(checkpoint.as_ref())) else { return };
         for left in dir.list().unwrap_or_default() {
@@ -95,8 +94,8 @@ impl PosixDirectory {
         if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::removed(path)) }
     }
 
-    /// That the name still leads to the directory. Whoever removes it may give the name back in a moment, because of
-    /// the mark.
+    /// Checks that the name still leads to the directory. Tries several times: a removal that finds the mark gives the name
+    /// back.
     fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
         let own = dir.stat().map_err(|e| Error::io("examine", self.path(checkpoint), e))?.id;
         for _ in 0..LOOKS.0 {
@@ -111,8 +110,8 @@ impl PosixDirectory {
     }
 }
 
-/// How often a mark is written again whose staged file was cleaned up.
+/// How often a mark is written again if a cleanup has removed its staged file.
 const TRIES: usize = 20;
 
-/// How often, and how long after one another, a name is looked for.
+/// How often, and at which interval, the name is checked.
 const LOOKS: (usize, Duration) = (25, Duration::from_millis(4));

@@ -1,4 +1,4 @@
-//! Removing and moving away: what is ours, and known to be it, and nothing that a link leads to.
+//! Removes and renames checkpoints. Only what is known to be ours is removed, and no link is followed.
 
 use super::Dir;
 use super::directory::PosixDirectory;
@@ -11,14 +11,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
 
-/// How deep what is removed may nest: ours has files only.
+/// The maximum depth of a directory that is removed. Those of checkpoints have only files.
 const MAX_DEPTH: usize = 64;
 
 impl PosixDirectory {
-    /// Takes the checkpoint `name`, which must be the commit `id`, out of the namespace, and when that is durable
-    /// removes its files, or keeps them to be overwritten; `false`, and it has its name again, when its marks say that
-    /// it `stays`. Another commit of that name is left alone, and one that cannot be identified is renamed. An error
-    /// after the first step is only logged: the leftovers are removed when the directory is next opened.
+    /// Removes the checkpoint `name`, which must be the commit `id`: renames it to the trash, syncs the directory, and then
+    /// removes the files or keeps them to be overwritten. If its marks require that it `stays`, it keeps or regains its
+    /// name, and the result is `false`. Another commit of that name is left alone, and one that cannot be identified is
+    /// moved aside. After the directory is synced, errors are only logged: the rest is removed when it is next opened.
     pub(super) fn remove_commit(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         let root = self.open_root()?;
@@ -50,8 +50,7 @@ impl PosixDirectory {
         let trash = format!("{TRASH}{bare}-{}", nonce());
         match root.rename_new(name.as_ref(), trash.as_ref()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
-            // A directory of an overlay's lower layer cannot be renamed: without its manifest it is no checkpoint
-            // either.
+            // A directory of an overlay's lower layer cannot be renamed. Removing its manifest has the same effect.
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
                 let manifest = path.join(MANIFEST);
                 dir.remove_file(MANIFEST.as_ref()).map_err(|e| Error::io("remove", &manifest, e))?;
@@ -71,7 +70,7 @@ impl PosixDirectory {
             self.give_back(name, &trash, reason)?;
             return Err(Error::io("remove", &path, io::Error::other(reason)));
         }
-        // A mark may have been written meanwhile. Marks that cannot be read now say nothing: it is tried again later.
+        // A mark may have been written meanwhile. If the marks cannot be read, the removal is tried again later.
         match marks_in(&*dir, &path) {
             Ok(marks) if stays(&marks) => {
                 return self.give_back(name, &trash, "it was marked at this moment").map(|()| false);
@@ -89,14 +88,14 @@ impl PosixDirectory {
                     self.remove_leftover(&trash);
                 }
             }
-            // A power cut could bring back the name: it must not be that of half a checkpoint.
+            // A power cut could bring back the name, which must not be that of half a checkpoint: nothing is removed.
             Err(e) => log::warn!("{trash} is removed when the directory is next opened: {e:#}"),
         }
         Ok(true)
     }
 
-    /// Removes what was moved aside as damaged; `false`, and nothing has changed, when its marks say that it `stays`,
-    /// or it is no directory of that kind.
+    /// Removes a checkpoint that was moved aside as damaged. Changes nothing and returns `false` if its marks require that
+    /// it `stays`, or if it is no such directory.
     pub(super) fn discard_damaged(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {
@@ -130,7 +129,8 @@ impl PosixDirectory {
         now.is_some_and(|now| dir.stat().is_ok_and(|stat| stat.id == now.id))
     }
 
-    /// Gives what was moved to the trash and must stay its name back; if that is taken, one that nobody removes.
+    /// Renames what was moved to the trash back to its name. If that is taken, moves it aside under a name that nothing
+    /// removes.
     fn give_back(&self, name: &str, trash: &str, why: &str) -> Result<()> {
         log::warn!("{} is not removed: {why}", self.path(name).display());
         let root = self.open_root()?;
@@ -141,7 +141,7 @@ impl PosixDirectory {
         self.sync(&**root, self.root())
     }
 
-    /// Removes a staging or trash directory with what it holds, as far as it goes.
+    /// Removes a staging or trash directory and its contents, as far as possible. Errors are logged.
     pub(super) fn remove_leftover(&self, name: &str) {
         let removed = self.open_root().map(|root| remove_all(&**root, name.as_ref(), 0));
         let failed = match removed {
@@ -157,7 +157,7 @@ impl PosixDirectory {
     }
 }
 
-/// Removes a file or a directory with all that is in it. A symbolic link is a file here, wherever it leads.
+/// Removes a file, or a directory and its contents. A symbolic link is removed itself, whatever it leads to.
 pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Result<()> {
     let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
     let dir: Arc<dyn Dir> = match parent.open_dir(name) {

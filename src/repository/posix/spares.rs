@@ -1,8 +1,8 @@
-//! Files of removed checkpoints, waiting to be overwritten by the next one.
+//! Files of removed checkpoints, kept so that the next checkpoint overwrites them.
 //!
-//! Blocks and cached pages that exist already are written about twice as fast as new ones. A spare lies in a trash
-//! directory: its name left the namespace, durably, before it became one, and a process that dies leaves it to the
-//! sweep. Whether anyone still sees the old content is asked when it is taken ([`Dir::recycle`]).
+//! Existing blocks and cached pages are written about twice as fast as new ones. A spare lies in a trash directory. The
+//! checkpoint was renamed to it durably before, and if the process dies, the next one that opens the directory removes it.
+//! [`Dir::recycle`] checks that nobody has the file open before it is overwritten.
 
 use super::{Dir, WriteFile};
 use crate::repository::{Entry, Kind};
@@ -31,7 +31,7 @@ struct Trash {
 }
 
 impl Spares {
-    /// None yet; never any of fewer than `least` bytes.
+    /// Creates an empty collection, which never takes files of fewer than `least` bytes.
     pub(super) fn new(least: u64) -> Spares {
         Spares { files: Mutex::default(), least }
     }
@@ -45,8 +45,8 @@ impl Spares {
         self.lock().is_empty()
     }
 
-    /// Takes the files of the trash directory `name` of `root` in the place of those there were. An error leaves
-    /// files that are none: whatever the trash has more of is for the caller to remove.
+    /// Replaces the spares by the files of the trash directory `name` of `root`. After an error there are no spares, and
+    /// the caller removes the trash.
     pub(super) fn refill(&self, root: &dyn Dir, dir: Arc<dyn Dir>, name: &OsStr) -> std::io::Result<()> {
         self.clear(root);
         let entries = dir.list()?;
@@ -70,8 +70,8 @@ impl Spares {
         Ok(())
     }
 
-    /// A spare of about `bytes` bytes, moved to `to` as `new` and open for overwriting, if there is one that nobody
-    /// sees.
+    /// Renames a spare of about `bytes` bytes to `new` in `to` and opens it for overwriting. `None` if there is none that
+    /// nobody else has open.
     pub(super) fn take(
         &self,
         root: &dyn Dir,
@@ -93,7 +93,7 @@ impl Spares {
         None
     }
 
-    /// Returns how many of `bytes`, the lengths of files to come, will find spares, and take no new room.
+    /// Returns how many of the files of these lengths will overwrite spares, and take no new space.
     pub(super) fn covers(&self, lengths: impl Iterator<Item = u64>) -> u64 {
         let left = Spares { files: Mutex::new(self.lock().clone()), least: self.least };
         lengths.filter_map(|length| left.nearest(length).map(|spare| spare.bytes.min(length))).sum()
@@ -118,7 +118,7 @@ impl Spares {
     }
 }
 
-/// The trash directory goes with its last file. What cannot be removed now is swept when the directory is next opened.
+/// Removes the trash directory with its last file. What cannot be removed is removed when the directory is next opened.
 fn remove_if_empty(root: &dyn Dir, trash: &Trash) {
     let _ = root.remove_dir(&trash.name);
 }

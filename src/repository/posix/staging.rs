@@ -1,4 +1,4 @@
-//! A checkpoint being written, in a directory of its own that readers ignore, until it gets its name.
+//! A checkpoint being written: a staging directory that readers ignore, which the commit renames.
 
 use super::directory::PosixDirectory;
 use super::removal::remove_all;
@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// So many small files are synced at a time, where there is more than one thread.
+/// The number of small files that are synced at a time, if there is more than one thread.
 const SYNCS: usize = 8;
-/// So many small files at most are open and wait to be synced.
+/// The maximum number of small files that are open and wait to be synced.
 const UNSYNCED: usize = 64;
-/// How often, and how long after one another, a file system is asked again that frees what was removed only later.
+/// How often, and at which interval, to try again on a file system that frees removed files later.
 const ASKED_AGAIN: (u32, Duration) = (10, Duration::from_millis(40));
 
 /// A checkpoint being written. Dropped before [`Transaction::commit`] has succeeded, it removes what it wrote.
@@ -25,11 +25,11 @@ pub(super) struct Staging<'a> {
     directory: &'a PosixDirectory,
     root: Arc<dyn Dir>,
     dir: Arc<dyn Dir>,
-    /// What it is called until then.
+    /// The name of the staging directory.
     staged: String,
-    /// What it will be called.
+    /// The name of the checkpoint.
     name: String,
-    /// Bytes that will be written.
+    /// The number of bytes that will be written.
     needed: AtomicU64,
     /// Files that are written and wait to be synced together.
     unsynced: Mutex<Vec<(Location, Box<dyn WriteFile>)>>,
@@ -71,7 +71,7 @@ impl Staging<'_> {
         self.directory.path(&self.staged).join(name)
     }
 
-    /// A file of the checkpoint is finished.
+    /// Notes that a file of the checkpoint is finished.
     fn note(&self, name: &str, bytes: u64) {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), bytes));
     }
@@ -80,8 +80,8 @@ impl Staging<'_> {
         self.root.free_space().ok().flatten()
     }
 
-    /// Creates a file of the checkpoint. The manifest is always a new one: it vouches for all the others, so on a
-    /// device that loses what it said was written there must be none, rather than that of an older checkpoint.
+    /// Creates a file of the checkpoint. The manifest is always a new file: if a device loses acknowledged writes, there
+    /// must be no manifest, rather than that of an older checkpoint.
     fn create_new(&self, name: &str, direct: bool) -> Result<PosixFile<'_>> {
         let path = self.path(name);
         let file = self.dir.create(name.as_ref(), direct);
@@ -89,7 +89,7 @@ impl Staging<'_> {
         Ok(PosixFile { staging: self, file, name: name.to_string(), direct })
     }
 
-    /// Syncs what waits for it. The system waits for the device, and for one device it can wait for all at once.
+    /// Syncs the files that wait for it, several at a time, so that the waits for the device overlap.
     fn sync_files(&self, files: Vec<(Location, Box<dyn WriteFile>)>, threads: usize) -> Result<()> {
         let threads = if threads > 1 { SYNCS } else { 1 };
         parallel::for_each(&files, threads, || (), |(path, file), ()| self.sync(path, &**file))
@@ -104,7 +104,7 @@ impl Staging<'_> {
         if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
     }
 
-    /// Tells a full disk how much the whole checkpoint needs.
+    /// Adds to the error of a full disk how much the whole checkpoint needs.
     fn no_space(&self, error: Error) -> Error {
         match error {
             Error::NoSpace { path, .. } => {
@@ -127,7 +127,7 @@ impl Staging<'_> {
         self.is_there(&self.staged)
     }
 
-    /// Returns the directory that was written has this name.
+    /// Checks that this name leads to the directory that was written.
     fn is_there(&self, name: &str) -> Result<()> {
         let path = self.directory.path(name);
         let failed = |e| Error::io("look for", &path, e);
@@ -224,7 +224,7 @@ impl Transaction for Staging<'_> {
 
 impl Drop for Staging<'_> {
     fn drop(&mut self) {
-        // In a forked child it is the parent who writes.
+        // In a forked child, the parent is the writer.
         if self.done || self.directory.check_process().is_err() {
             return;
         }
@@ -235,7 +235,7 @@ impl Drop for Staging<'_> {
     }
 }
 
-/// Renaming a directory onto an existing one: file systems say it in two ways.
+/// Returns `true` for the errors of renaming a directory onto an existing one. File systems report one of two.
 fn already_there(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty)
 }
@@ -245,14 +245,14 @@ struct PosixFile<'a> {
     staging: &'a Staging<'a>,
     file: Box<dyn WriteFile>,
     name: String,
-    /// It is written past the page cache: without a sync that takes the bytes faster than the device, with one they
-    /// must reach it anyway.
+    /// Whether it is written past the page cache. Without a sync, the page cache is faster than the device; with one, the
+    /// bytes must reach the device anyway.
     direct: bool,
 }
 
 impl PosixFile<'_> {
-    /// Ends the file, and closes it. A long one is durable when this returns, where durability asks for it; a short one
-    /// is synced with others, when there are many or the checkpoint is [committed](Transaction::commit).
+    /// Finishes the file and closes it. A long file is synced before this returns, if durability requires it. Short files
+    /// are synced together, when there are many or when the checkpoint is [committed](Transaction::commit).
     fn end(self, bytes: u64) -> Result<Finished> {
         let (staging, path) = (self.staging, self.staging.path(&self.name));
         let cut = self.file.set_len(bytes);
