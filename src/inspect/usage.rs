@@ -154,10 +154,10 @@ fn name_of(path: &Location) -> String {
 
 /// Where tensors of each digest and length are stored: in which file, and from which byte on.
 #[derive(Default)]
-struct Stored(HashMap<(Digest, u64), BTreeSet<Place>>);
+struct Stored(HashMap<(Digest, u64), BTreeSet<StoredAt>>);
 
 /// The device and inode of a file, and a byte in it.
-type Place = (u64, u64, u64);
+type StoredAt = (u64, u64, u64);
 
 impl Stored {
     /// Adds the tensors of a checkpoint, if it can be read.
