@@ -9,6 +9,7 @@ use crate::graph;
 use crate::interop::durable::DurableFile;
 use crate::location::Location;
 use crate::parallel;
+use crate::progress::{Observer, Tally};
 use crate::repository::{Directory, MANIFEST, Posix, Storage, checkpoint_name, parent_of};
 use crate::save::{self, AssetStream, SaveOptions};
 use crate::source::Source;
@@ -255,6 +256,12 @@ impl CheckpointReader {
     /// Verifies every byte of every file, and that the headers of the files agree with the manifest. Bytes that several
     /// tensors share are read once.
     pub fn verify(&self) -> Verification {
+        self.verify_as(false, &Observer::default().begin(0))
+    }
+
+    /// Like [`verify`](CheckpointReader::verify). Reads neither tensors nor assets if it is to be `quick`; `tally` counts
+    /// the bytes that were read.
+    pub(crate) fn verify_as(&self, quick: bool, tally: &Tally) -> Verification {
         let problems = Mutex::new(Vec::new());
         let note = |result: Result<()>| {
             problems.lock().unwrap_or_else(PoisonError::into_inner).extend(result.err());
@@ -262,8 +269,12 @@ impl CheckpointReader {
         };
         let manifest = &self.source.manifest;
         let files: Vec<&String> = manifest.files.keys().filter(|file| self.source.has_file(file)).collect();
-        let assets: Vec<&String> = manifest.assets.keys().filter(|asset| self.source.has_file(asset)).collect();
-        let tensors = self.tensors_to_verify();
+        let mut assets: Vec<&String> = manifest.assets.keys().filter(|asset| self.source.has_file(asset)).collect();
+        let mut tensors = self.tensors_to_verify();
+        if quick {
+            assets.clear();
+            tensors.clear();
+        }
         let threads = parallel::default_threads();
         let headers = Mutex::new(BTreeMap::new());
         let verify_header = |file: &&String, (): &mut ()| {
@@ -271,12 +282,19 @@ impl CheckpointReader {
                 headers.lock().unwrap_or_else(PoisonError::into_inner).extend(header.map(|it| ((*file).clone(), it)));
             }))
         };
-        let verify_asset = |asset: &&String, (): &mut ()| note(self.source.verify_asset(asset, |_| Ok(())));
+        let verify_asset = |asset: &&String, (): &mut ()| {
+            note(self.source.verify_asset(asset, |bytes| {
+                tally.add(bytes.len() as u64);
+                Ok(())
+            }))
+        };
         let read = parallel::for_each(&files, threads, || (), verify_header)
             .and_then(|()| parallel::for_each(&assets, threads, || (), verify_asset))
             .and_then(|()| {
                 parallel::for_each(&tensors, threads, Vec::new, |(key, record), buffer| {
-                    note(self.source.verify_tensor(key, record, buffer))
+                    note(self.source.verify_tensor(key, record, buffer).map(|()| {
+                        tally.add(record.spec.bytes().unwrap_or_default());
+                    }))
                 })
             });
         let headers = headers.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -398,9 +416,14 @@ impl Verification {
 /// # }
 /// ```
 pub fn verify_checkpoint(path: impl Into<Location>) -> Verification {
+    verify_checkpoint_as(path, false, &Observer::default().begin(0))
+}
+
+/// Like [`verify_checkpoint`]; see [`CheckpointReader::verify_as`].
+pub(crate) fn verify_checkpoint_as(path: impl Into<Location>, quick: bool, tally: &Tally) -> Verification {
     match Source::open_what_is_whole(&Posix::default(), &path.into()) {
         Ok((source, mut problems)) => {
-            let mut found = CheckpointReader { source }.verify();
+            let mut found = CheckpointReader { source }.verify_as(quick, tally);
             problems.append(&mut found.problems);
             Verification { problems, ..found }
         }

@@ -1,12 +1,14 @@
 //! Whether every byte is what was written.
 
+use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
 use super::target::{Place, lost_manifest, no_checkpoint_in, place};
 use super::{lossy, lossy_all};
 use crate::error::Error;
 use crate::location::Location;
 use crate::manager::Listing;
-use crate::reader::{CheckpointReader, Verification, verify_checkpoint};
+use crate::progress::{Observer, Progress, Tally};
+use crate::reader::{CheckpointReader, Verification, verify_checkpoint_as};
 use crate::source::{TensorSource, VerifiedBy};
 use serde::Serialize;
 use std::path::Path;
@@ -78,6 +80,73 @@ pub enum VerifyItem<'a> {
     Skipped(&'a SkippedPath),
 }
 
+/// How [`VerifyOptions::verify`] verifies.
+///
+/// ```
+/// use tch_checkpoint::inspect::{VerifyOptions, VerifyReport};
+/// let options = VerifyOptions::new().quick(true);
+/// let report: VerifyReport = options.verify(["run/ckpt-100"], |_| {});
+/// # let _ = report;
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+#[must_use = "call `verify`"]
+pub struct VerifyOptions {
+    quick: bool,
+    progress: Observer,
+}
+
+impl VerifyOptions {
+    /// Returns options that read everything.
+    pub fn new() -> VerifyOptions {
+        VerifyOptions::default()
+    }
+
+    /// Sets whether only manifests, the presence and lengths of files, and the structure of other tools' files are
+    /// checked. No tensor is read then. Defaults to `false`.
+    pub fn quick(mut self, quick: bool) -> Self {
+        self.quick = quick;
+        self
+    }
+
+    /// Sets a function that is called with the bytes read so far and the bytes of everything, on the threads that read.
+    /// Bytes of checkpoints of other tools are counted when the checkpoint is done.
+    pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Observer::new(report);
+        self
+    }
+
+    /// Verifies the checkpoints at `paths` as [`verify_with`] does; calls `each` with every result as soon as it is
+    /// known.
+    pub fn verify<P: AsRef<Path>>(
+        &self,
+        paths: impl IntoIterator<Item = P>,
+        each: impl FnMut(VerifyItem<'_>),
+    ) -> VerifyReport {
+        let paths: Vec<P> = paths.into_iter().collect();
+        let total = if self.quick { 0 } else { paths.iter().map(|path| bytes_at(path.as_ref())).sum() };
+        let report = VerifyReport { intact: true, ..VerifyReport::default() };
+        let mut run = Run { report, each, quick: self.quick, tally: self.progress.begin(total) };
+        for path in &paths {
+            run.path(path.as_ref());
+        }
+        run.report
+    }
+}
+
+/// Returns the bytes of the files that will be read.
+fn bytes_at(path: &Path) -> u64 {
+    let inside = |path: &Path| files_in(path).into_iter().map(|(_, bytes)| bytes).sum::<u64>();
+    match place(path) {
+        Ok(Place::Directory(listing)) => {
+            let damaged = listing.damaged.iter().map(|(path, _)| inside(path));
+            listing.checkpoints.iter().map(|listed| inside(&listed.path)).chain(damaged).sum()
+        }
+        Ok(_) if path.is_dir() => inside(path),
+        _ => std::fs::metadata(path).map_or(0, |file| file.len()),
+    }
+}
+
 /// Reads every byte of the checkpoints at `paths` and compares it with what was written.
 ///
 /// A path is a checkpoint of any format, or a directory of checkpoints, all of which are verified except those that a
@@ -104,18 +173,7 @@ pub fn verify_with<P: AsRef<Path>>(
     paths: impl IntoIterator<Item = P>,
     each: impl FnMut(VerifyItem<'_>),
 ) -> VerifyReport {
-    let mut run = Run { report: VerifyReport { intact: true, ..VerifyReport::default() }, each };
-    for path in paths {
-        let path = path.as_ref();
-        match place(path) {
-            Ok(Place::Checkpoint) => run.checked(path, own(path)),
-            Ok(Place::LostManifest) => run.checked(path, Found::problem(&lost_manifest(path))),
-            Ok(Place::Foreign(source)) => run.checked(path, foreign(&*source)),
-            Ok(Place::Directory(listing)) => run.directory(path, &listing),
-            Err(error) => run.checked(path, Found::problem(&error)),
-        }
-    }
-    run.report
+    VerifyOptions::new().verify(paths, each)
 }
 
 /// What verifying one checkpoint found.
@@ -133,20 +191,24 @@ impl Found {
     }
 }
 
-/// Reads all of a checkpoint of this crate.
-fn own(path: &Path) -> Found {
+/// Reads all of a checkpoint of this crate, or all but its tensors and assets.
+fn own(path: &Path, quick: bool, tally: &Tally) -> Found {
     // An open checkpoint stays readable even if it is removed meanwhile.
     let (without, Verification { problems, unexpected }) = match CheckpointReader::open(path) {
-        Ok(reader) => (Some(reader.manifest().without.clone()), reader.verify()),
-        Err(_) => (None, verify_checkpoint(path)),
+        Ok(reader) => (Some(reader.manifest().without.clone()), reader.verify_as(quick, tally)),
+        Err(_) => (None, verify_checkpoint_as(path, quick, tally)),
     };
     let problems = problems.iter().map(Problem::of).collect();
-    let verified_by = without.as_ref().map(|_| VerifiedBy::Digest);
+    let verified_by = without.as_ref().map(|_| if quick { VerifiedBy::Nothing } else { VerifiedBy::Digest });
     Found { verified_by, without: without.unwrap_or_default(), problems, unexpected }
 }
 
 /// Reads everything in another tool's checkpoint that has a checksum, or a digest in a seal.
-fn foreign(source: &dyn TensorSource) -> Found {
+fn foreign(source: &dyn TensorSource, quick: bool) -> Found {
+    if quick {
+        let (without, problems, unexpected) = (Vec::new(), Vec::new(), Vec::new());
+        return Found { verified_by: Some(VerifiedBy::Nothing), without, problems, unexpected };
+    }
     let verified_by = source.tensors().keys().map(|key| source.verified_by(key)).min();
     let problems = source.verify().err().iter().map(Problem::of).collect();
     let verified_by = Some(verified_by.unwrap_or(VerifiedBy::Nothing));
@@ -156,9 +218,24 @@ fn foreign(source: &dyn TensorSource) -> Found {
 struct Run<F> {
     report: VerifyReport,
     each: F,
+    quick: bool,
+    tally: Tally,
 }
 
 impl<F: FnMut(VerifyItem<'_>)> Run<F> {
+    fn path(&mut self, path: &Path) {
+        match place(path) {
+            Ok(Place::Checkpoint) => self.checked(path, own(path, self.quick, &self.tally)),
+            Ok(Place::LostManifest) => self.checked(path, Found::problem(&lost_manifest(path))),
+            Ok(Place::Foreign(source)) => {
+                self.checked(path, foreign(&*source, self.quick));
+                self.tally.add(bytes_at(path));
+            }
+            Ok(Place::Directory(listing)) => self.directory(path, &listing),
+            Err(error) => self.checked(path, Found::problem(&error)),
+        }
+    }
+
     /// Verifies all checkpoints of a directory, oldest first.
     fn directory(&mut self, directory: &Path, listing: &Listing) {
         let whole = listing.checkpoints.iter().map(|listed| &*listed.path);
@@ -167,7 +244,7 @@ impl<F: FnMut(VerifyItem<'_>)> Run<F> {
         for path in whole.chain(damaged) {
             let found = match place(path) {
                 Ok(Place::LostManifest) => Found::problem(&lost_manifest(path)),
-                _ => own(path),
+                _ => own(path, self.quick, &self.tally),
             };
             checked += 1;
             if !found.problems.is_empty() && !path.exists() {

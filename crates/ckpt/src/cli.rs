@@ -323,6 +323,7 @@ pub struct Show {
 Examples:
   ckpt verify checkpoints/pronounce/ckpt-240
   ckpt verify checkpoints/*
+  ckpt verify --quick checkpoints/pronounce
 
 Exit codes:
   0  every checkpoint is intact
@@ -332,6 +333,9 @@ pub struct Verify {
     /// Checkpoints, directories of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
+    /// Check manifests, headers and lengths of files only; read no tensor
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Compares the state in two checkpoints: tensors and values

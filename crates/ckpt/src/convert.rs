@@ -127,7 +127,7 @@ pub fn write(
 fn cast(source: &dyn TensorSource, name: &str, patterns: &[String]) -> Result<NameMap, Error> {
     let floats = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
     let dtype = floats.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
-    let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("floats are F16, BF16, F32 or F64, not {name}")))?;
+    let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
     let others = source.tensors().iter().filter(|(_, spec)| floats.contains(&spec.dtype) && spec.dtype != dtype);
     let fits = |key: &str| patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, key));
     let others = others.filter(|(key, _)| fits(key));

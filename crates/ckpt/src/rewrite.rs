@@ -83,7 +83,7 @@ pub struct Cast {
     #[arg(value_name = "DEST")]
     pub dest: PathBuf,
     /// F16, BF16, F32 or F64
-    #[arg(value_name = "DTYPE")]
+    #[arg(value_name = "DTYPE", ignore_case = true, value_parser = ["F16", "BF16", "F32", "F64"])]
     pub dtype: String,
     /// Only the tensors whose names match; `*` matches any text
     #[arg(value_name = "PATTERN")]

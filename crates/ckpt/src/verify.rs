@@ -3,17 +3,28 @@
 use crate::cli::Verify;
 use crate::human::{self, text};
 use crate::output::{Exit, Output};
-use tch_checkpoint::inspect::{VerifiedCheckpoint, VerifyItem, VerifyReport, VerifyState, verify_with};
-use tch_checkpoint::{Error, VerifiedBy};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use tch_checkpoint::inspect::{VerifiedCheckpoint, VerifyItem, VerifyOptions, VerifyReport, VerifyState};
+use tch_checkpoint::{Error, Progress, VerifiedBy};
 
 pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
-    let report = verify_with(&args.paths, |item| match item {
-        VerifyItem::Checkpoint(checkpoint) => print(checkpoint, out),
-        VerifyItem::Skipped(skipped) => {
-            out.line(format!("{:<10}  {} ({})", "skipped", skipped.path.display(), skipped.reason));
-        }
-        _ => {}
+    let bar = bar(args.quick);
+    let progress = bar.clone();
+    let options = VerifyOptions::new().quick(args.quick).on_progress(move |so_far: Progress| {
+        progress.set_length(so_far.total);
+        progress.set_position(so_far.done);
     });
+    let report = options.verify(&args.paths, |item| {
+        bar.suspend(|| match item {
+            VerifyItem::Checkpoint(checkpoint) => print(checkpoint, args.quick, out),
+            VerifyItem::Skipped(skipped) => {
+                out.line(format!("{:<10}  {} ({})", "skipped", skipped.path.display(), skipped.reason));
+            }
+            _ => {}
+        });
+    });
+    bar.finish_and_clear();
     sum_up(&report, out);
     out.document(&report);
     Ok(match report.checkpoints.iter().map(|checkpoint| checkpoint.state).max() {
@@ -23,7 +34,17 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
     })
 }
 
-fn print(checkpoint: &VerifiedCheckpoint, out: &mut Output) {
+/// A bar with the rate and the time left on standard error, if that is a terminal.
+fn bar(quick: bool) -> ProgressBar {
+    let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template);
+    match (quick || !std::io::stderr().is_terminal(), style) {
+        (false, Ok(style)) => ProgressBar::new(0).with_style(style),
+        _ => ProgressBar::hidden(),
+    }
+}
+
+fn print(checkpoint: &VerifiedCheckpoint, quick: bool, out: &mut Output) {
     let path = &checkpoint.path;
     let word = match checkpoint.state {
         VerifyState::Intact => "intact",
@@ -31,6 +52,7 @@ fn print(checkpoint: &VerifiedCheckpoint, out: &mut Output) {
         _ => "UNREADABLE",
     };
     let unverified = match (checkpoint.state, checkpoint.verified_by) {
+        (VerifyState::Intact, _) if quick => " (quick: no tensor was read)",
         (VerifyState::Intact, Some(VerifiedBy::Nothing)) => " (structure only: the format has no checksums)",
         _ => "",
     };

@@ -173,4 +173,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { bisect cat diff du keep ls marks repair rewrite show }
+sessions! { bisect cat diff du keep ls marks repair rewrite show verify }
