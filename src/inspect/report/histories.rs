@@ -1,11 +1,12 @@
 //! How the tensors of a run changed.
 
+use super::point::TensorPoint;
 use super::trend::{self, Trend};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::inspect::numbers::decode;
 use crate::inspect::reading::Elements;
-use crate::inspect::stats::{StatsOptions, TensorStats, tensor_stats};
+use crate::inspect::stats::{StatsOptions, tensor_stats};
 use crate::inspect::target::Target;
 use crate::name;
 use crate::parallel;
@@ -37,19 +38,6 @@ pub struct TensorHistory {
     /// One per position in [`RunReport::sampled`](super::RunReport::sampled). `None` where the checkpoint does not have
     /// the tensor, or where it could not be read.
     pub points: Vec<Option<TensorPoint>>,
-}
-
-/// The values of a tensor in a checkpoint.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct TensorPoint {
-    /// Statistics of its values. Some points have a histogram.
-    #[serde(flatten)]
-    pub stats: TensorStats,
-    /// The L2 norm of the difference from the previous sample, divided by the norm there: the update-to-weight ratio
-    /// between them. `None` for the first sample, and if type or shape changed, the norm was 0, or a value is not
-    /// finite.
-    pub update: Option<f64>,
 }
 
 /// The number of bins of a histogram.

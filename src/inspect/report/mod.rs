@@ -5,12 +5,14 @@ mod gaps;
 mod histories;
 mod options;
 mod origin;
+mod point;
 mod trend;
 
 pub use gaps::ReportGap;
-pub use histories::{TensorHistory, TensorPoint};
+pub use histories::TensorHistory;
 pub use options::ReportOptions;
 pub use origin::RunOrigin;
+pub use point::TensorPoint;
 pub use trend::Trend;
 
 use super::listing::{CheckpointEntry, OtherEntry};

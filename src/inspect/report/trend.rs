@@ -1,6 +1,6 @@
 //! Whether the values of a tensor stay in their usual range.
 
-use super::TensorPoint;
+use super::point::TensorPoint;
 use serde::Serialize;
 
 /// The course of a tensor's norm, the most serious one first.
