@@ -197,3 +197,51 @@ fn a_training_that_diverges_restarts_from_what_was_healthy() {
     assert_eq!(printed.matches(": NaN in ").count(), 1, "{printed}");
     assert!(printed.contains("restarted from") && printed.contains("passed over"), "{printed}");
 }
+
+/// SIGTERM at any moment: a verified checkpoint of the step at which it stopped, and in the end the losses of a run that was
+/// never stopped, to the last digit. `PRONOUNCE_SIGNALS=200 cargo test --test examples pronounce_stops` is the full form.
+#[test]
+fn pronounce_stops_on_a_signal_with_what_it_has_done_and_goes_on_exactly() {
+    let count = std::env::var("PRONOUNCE_SIGNALS").ok().and_then(|count| count.parse().ok()).unwrap_or(4);
+    let (program, dir) = (example("pronounce"), tempfile::tempdir().unwrap());
+    let begin = |name: &str, more: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("--dir").arg(dir.path().join(name)).arg("--loss-log").arg(dir.path().join(format!("{name}.log")));
+        command.args(["--hidden", "8", "--batch", "4", "--save-every", "1000000", "--patience", "1000000"]).args(more);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    let stopped_at = |child: std::process::Child| -> u64 {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let step = text.split("stopped at step ").nth(1).and_then(|rest| rest.split(',').next());
+        step.and_then(|step| step.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    };
+    let mut reached = 0;
+    for number in 0..count {
+        let grace = (1 + number % 10).to_string();
+        let child = if number % 4 == 3 {
+            begin("stopped", &["--steps", "1000000", "--grace", &grace, "--time-limit", "1"])
+        } else {
+            let child = begin("stopped", &["--steps", "1000000", "--grace", &grace]);
+            // When it is past the beginning: the handlers are set.
+            let log = dir.path().join("stopped.log");
+            let before = std::fs::metadata(&log).map_or(0, |found| found.len());
+            while std::fs::metadata(&log).map_or(0, |found| found.len()) <= before {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            std::thread::sleep(std::time::Duration::from_micros(7_919 * number % 100_000));
+            assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+            child
+        };
+        let step = stopped_at(child);
+        assert!(step > reached, "{step} after {reached}");
+        reached = step;
+        let latest = dir.path().join(format!("stopped/ckpt-{step}"));
+        assert!(tch_checkpoint::verify_checkpoint(&latest).is_intact(), "{}", latest.display());
+    }
+    let output = begin("whole", &["--steps", &reached.to_string()]).wait_with_output().unwrap();
+    assert!(output.status.success());
+    let log = |name: &str| std::fs::read_to_string(dir.path().join(format!("{name}.log"))).unwrap();
+    assert_eq!(log("stopped"), log("whole"));
+}

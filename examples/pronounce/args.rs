@@ -9,6 +9,7 @@ Learns how English words are pronounced; started again with the same DIR, it goe
 
 usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--seed S]
                  [--loss-log FILE] [--hidden H] [--batch B] [--patience P]
+                 [--grace SECONDS] [--time-limit SECONDS]
 
   --dir DIR         where the checkpoints are                      [checkpoints/pronounce]
   --steps N         train up to this step                          [4000]
@@ -18,7 +19,9 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
   --loss-log FILE   append a line {\"step\":…,\"loss\":…} every step   [none]
   --hidden H        size of embeddings and states, an even number  [128]
   --batch B         words per step                                 [64]
-  --patience P      stop after P saves without an improvement      [8]";
+  --patience P      stop after P saves without an improvement      [8]
+  --grace S         seconds until SIGTERM is followed by SIGKILL   [30]
+  --time-limit S    save and stop after so many seconds            [none]";
 
 /// What the command line says, or the defaults.
 pub struct Args {
@@ -31,6 +34,8 @@ pub struct Args {
     pub hidden: i64,
     pub batch: usize,
     pub patience: u64,
+    pub grace: u64,
+    pub time_limit: Option<u64>,
 }
 
 impl Args {
@@ -46,6 +51,8 @@ impl Args {
             hidden: 128,
             batch: 64,
             patience: 8,
+            grace: 30,
+            time_limit: None,
         };
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{name} needs a value"));
@@ -58,6 +65,8 @@ impl Args {
                 "--loss-log" => args.loss_log = Some(value()?.into()),
                 "--hidden" => args.hidden = at_least(2, &name, &value()?)?,
                 "--patience" => args.patience = at_least(1, &name, &value()?)?,
+                "--grace" => args.grace = at_least(1, &name, &value()?)?,
+                "--time-limit" => args.time_limit = Some(at_least(1, &name, &value()?)?),
                 "--batch" => args.batch = at_least(1, &name, &value()?)?,
                 _ => return Err(format!("unknown argument {name}")),
             }

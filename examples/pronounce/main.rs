@@ -13,11 +13,12 @@ mod words;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tch::{Device, nn};
 use tch_checkpoint::{
-    Background, Batches, Checkpoint, CheckpointManager, Counter, EarlyStopping, Ema, Goal, ReduceOnPlateau, Rng,
-    Schedule, Variables, optim,
+    Background, Batches, Checkpoint, CheckpointManager, Counter, EarlyStopping, Ema, Goal, Preemption, ReduceOnPlateau,
+    Rng, Schedule, Signal, Variables, optim,
 };
 
 use args::{Args, USAGE};
@@ -77,8 +78,15 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         .track("stopping", &stopping)?
         .track("step", &step)?
         .track("rng", Rng::global())?;
+    // SIGTERM, or the end of the time limit: saves the step that is done, and stops.
+    let mut preemption = Preemption::new().grace(Duration::from_secs(args.grace)).on_signals([Signal::Term])?;
+    if let Some(limit) = args.time_limit {
+        preemption = preemption.after(Duration::from_secs(limit));
+    }
     let mut manager = CheckpointManager::builder(checkpoint, &args.dir)
         .max_to_keep(args.max_to_keep)
+        .save_every(args.save_every)
+        .preemption(preemption)
         .background(Background::new())
         .open()?;
 
@@ -109,6 +117,12 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
             stopping.observe(step.get(), error_rate);
             let path = manager.save_with_metrics(step.get(), [("loss", loss), ("error_rate", error_rate)])?;
             progress.saved(&path, step.get(), error_rate);
+        }
+        manager.save_if_due(step.get())?;
+        if manager.preempted() {
+            manager.close()?;
+            println!("stopped at step {}, which is saved; start again to go on", step.get());
+            return Ok(());
         }
     }
     manager.close()?;
