@@ -1,5 +1,8 @@
 //! `Ema` and `Swa`: what they compute, how they are saved, and that the variables get their own values back.
 
+mod common;
+
+use common::turn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -41,6 +44,7 @@ fn lerp(average: &Tensor, variable: &Tensor, weight: f64) -> Tensor {
 
 #[test]
 fn an_ema_is_what_lerp_gives() {
+    let _turn = turn();
     tch::manual_seed(1);
     let (vs, layer, _norm) = model();
     let mut ema = Ema::new(&vs, 0.9).unwrap();
@@ -56,6 +60,7 @@ fn an_ema_is_what_lerp_gives() {
 
 #[test]
 fn warm_up_and_every_n_calls() {
+    let _turn = turn();
     let (vs, layer, _norm) = model();
     let mut ema = Ema::new(&vs, 0.5).unwrap().warm_up().every(3);
     let mut expected = layer.ws.detach().copy();
@@ -73,6 +78,7 @@ fn warm_up_and_every_n_calls() {
 
 #[test]
 fn an_swa_is_the_mean() {
+    let _turn = turn();
     let (vs, layer, _norm) = model();
     let mut swa = Swa::new(&vs).unwrap();
     for value in [4.0, 8.0, 0.0, 12.0] {
@@ -90,6 +96,7 @@ fn an_swa_is_the_mean() {
 
 #[test]
 fn buffers_are_copied_or_averaged() {
+    let _turn = turn();
     for averaged in [false, true] {
         let (vs, _layer, norm) = model();
         let count = vs.root().add("count", Tensor::from(7i64), false);
@@ -107,6 +114,7 @@ fn buffers_are_copied_or_averaged() {
 
 #[test]
 fn half_precision_is_averaged_in_single_precision_and_comes_back_bit_for_bit() {
+    let _turn = turn();
     let (mut vs, layer, _norm) = model();
     let mut ema = Ema::new(&vs, 0.999).unwrap();
     vs.half();
@@ -131,6 +139,7 @@ fn half_precision_is_averaged_in_single_precision_and_comes_back_bit_for_bit() {
 
 #[test]
 fn averages_are_swapped_in_and_out() {
+    let _turn = turn();
     tch::manual_seed(2);
     let (vs, layer, norm) = model();
     let tied = (vs.root() / "decoder").add("weight", layer.ws.shallow_clone(), true);
@@ -167,6 +176,7 @@ fn averages_are_swapped_in_and_out() {
 
 #[test]
 fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let (vs, layer, _norm) = model();
     let mut ema = Ema::new(&vs, 0.5).unwrap();
@@ -192,6 +202,7 @@ fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
 
 #[test]
 fn it_resumes_bit_for_bit_and_its_file_is_one_of_tch() {
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let program = |steps: i64, resume: Option<&str>| {
         tch::manual_seed(3);
@@ -238,6 +249,7 @@ fn it_resumes_bit_for_bit_and_its_file_is_one_of_tch() {
 
 #[test]
 fn a_target_network_is_an_average() {
+    let _turn = turn();
     let ((online, layer, _), (mut target, goal, _)) = (model(), model());
     target.freeze();
     fill(&layer.ws, 4.0);
@@ -263,6 +275,7 @@ fn a_target_network_is_an_average() {
 
 #[test]
 fn what_is_wrong_is_said() {
+    let _turn = turn();
     let (vs, layer, _norm) = model();
     for decay in [-0.1, 1.1, f64::NAN] {
         assert!(Ema::new(&vs, decay).unwrap_err().to_string().contains("within 0 and 1"));
@@ -289,6 +302,7 @@ fn what_is_wrong_is_said() {
 
 #[test]
 fn an_older_checkpoint_without_it_is_restored_and_averages_begin_anew() {
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let (vs, layer, _norm) = model();
     let path = Checkpoint::new().track("model", Variables::of(&vs)).unwrap().write(dir.path().join("old")).unwrap();
@@ -304,6 +318,7 @@ fn an_older_checkpoint_without_it_is_restored_and_averages_begin_anew() {
 
 #[test]
 fn averages_are_copied_behind_the_call_and_updates_wait() {
+    let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
     let vs = VarStore::new(Device::Cpu);
     let w = vs.root().var("w", &[1024, 1024], nn::Init::Const(0.0));
