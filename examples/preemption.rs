@@ -45,13 +45,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open()?;
     manager.restore_or_initialize()?;
     println!("begins at step {}", line.optimizer.steps());
-    while line.optimizer.steps() < 2000 && !manager.preempted() {
+    while line.optimizer.steps() < 2000 && !manager.should_stop() {
         line.train();
         manager.save_if_due(line.optimizer.steps())?;
         std::thread::sleep(Duration::from_millis(1));
     }
-    // What was requested after the last call.
-    manager.save_if_due(line.optimizer.steps())?;
     println!("ends at step {}, loss {:.5}", line.optimizer.steps(), line.validate());
     manager.close()?;
     Ok(())

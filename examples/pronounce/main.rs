@@ -119,7 +119,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
             progress.saved(&path, step.get(), error_rate);
         }
         manager.save_if_due(step.get())?;
-        if manager.preempted() {
+        if manager.should_stop() {
             manager.close()?;
             println!("stopped at step {}, which is saved; start again to go on", step.get());
             return Ok(());

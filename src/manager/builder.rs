@@ -379,7 +379,7 @@ impl CheckpointManagerBuilder {
     }
 
     /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves,
-    /// and returns when that is durable, once. [`CheckpointManager::preempted`] tells the loop to stop.
+    /// and returns when that is durable, once. [`CheckpointManager::should_stop`] then returns `true`.
     #[must_use]
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);

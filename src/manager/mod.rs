@@ -257,10 +257,20 @@ impl CheckpointManager {
         wanted.map(|found| ledger.path(&found.entry.name)).collect()
     }
 
-    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), so that the loop
-    /// should stop.
+    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)), for example to cut a
+    /// long step short. The request may have come after the last call of [`save_if_due`](CheckpointManager::save_if_due),
+    /// so that nothing is saved for it yet: a loop stops when [`should_stop`](CheckpointManager::should_stop) returns
+    /// `true`.
+    #[must_use]
     pub fn preempted(&self) -> bool {
         self.preemption.as_ref().is_some_and(Preemption::is_requested)
+    }
+
+    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)) and the state is saved
+    /// for it, durably, by [`save_if_due`](CheckpointManager::save_if_due): the loop stops here.
+    #[must_use]
+    pub fn should_stop(&self) -> bool {
+        self.saved_for_end
     }
 
     /// Returns `true` if a save is being written in the background, or the functions given to

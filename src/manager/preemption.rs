@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 ///     step.increment();
 /// #   if step.get() == 7 { preemption.request(); }
 ///     manager.save_if_due(step.get())?; // saves when the end was requested
-///     if manager.preempted() {
+///     if manager.should_stop() {
 ///         break;
 ///     }
 /// }

@@ -38,7 +38,7 @@ fn the_manual_has_a_page_per_command() -> Outcome {
     let output = ckpt(dir.path(), &["man", "man/man1"], "");
     assert!(output.status.success(), "{output:?}");
     let help = String::from_utf8(ckpt(dir.path(), &["--help"], "").stdout)?;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands = commands_in(&help);
     let commands = commands.filter_map(|line| line.split_whitespace().next());
     let commands: Vec<&str> = commands.filter(|command| *command != "help").collect();
     assert!(commands.len() > 15, "{help}");
@@ -52,11 +52,17 @@ fn the_manual_has_a_page_per_command() -> Outcome {
     Ok(())
 }
 
+/// The lines of the commands, without those that go on with a description.
+fn commands_in(help: &str) -> impl Iterator<Item = &str> {
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+}
+
 #[test]
 fn every_command_shows_how_it_is_used_and_how_it_ends() -> Outcome {
     let dir = tempfile::tempdir()?;
     let help = String::from_utf8(ckpt(dir.path(), &["--help"], "").stdout)?;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands = commands_in(&help);
     for command in commands.filter_map(|line| line.split_whitespace().next()).filter(|command| *command != "help") {
         let help = String::from_utf8(ckpt(dir.path(), &[command, "--help"], "").stdout)?;
         let has = |part: &str| help.contains(&format!("\n{part}:\n"));
