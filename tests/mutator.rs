@@ -363,6 +363,8 @@ impl Program {
                 no_grad(|| drop(self.embedding.ws.shallow_clone().index_fill_(0, &rows, 77.0)));
             }
             DataAll => trained.iter().for_each(|w| drop(w.data().g_add_scalar_(1.0))),
+            // Of a sparse gradient it changes a few rows only, which is less than everything.
+            TchSgd if self.sparse => trained.iter().for_each(|w| drop(w.data().g_add_scalar_(1.0))),
             TchSgd => nn::Sgd::default().build(&self.vs, 10.0).unwrap().step(),
             DataElement | DataRow | Data1 | Data10 => {
                 let w = self.layer.ws.data().flatten(0, -1);
