@@ -20,6 +20,8 @@ pub struct Exclusive {
     writing: AtomicUsize,
     /// Whether somebody else has a handle to one of the tensors, or had one.
     is_shared: AtomicBool,
+    /// Whether no save copies any more under the assumption that nobody has.
+    is_settled: AtomicBool,
 }
 
 impl Exclusive {
@@ -31,6 +33,7 @@ impl Exclusive {
             writes: AtomicU64::new(0),
             writing: AtomicUsize::new(0),
             is_shared: AtomicBool::new(false),
+            is_settled: AtomicBool::new(false),
         })
     }
 
@@ -54,10 +57,15 @@ impl Exclusive {
     /// Ends the exclusive access for good, before a handle to one of the tensors is given to somebody else. Waits for
     /// the saves that are still copying under the assumption that it was exclusive.
     pub(crate) fn share(&self) {
+        if self.is_settled.load(Ordering::SeqCst) {
+            return;
+        }
         if !self.is_shared.swap(true, Ordering::SeqCst) {
             self.moved();
-            self.gate.pass();
         }
+        // Also the second of two threads waits.
+        self.gate.pass();
+        self.is_settled.store(true, Ordering::SeqCst);
     }
 
     /// Returns `true` if somebody else may have a handle to one of the tensors.
