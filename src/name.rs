@@ -190,6 +190,11 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     nearest_within(name, candidates, &mut left)
 }
 
+/// Returns the end of a message about an unknown name: the candidate that is most like it, of the first 10,000.
+pub(crate) fn nearest_hint<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    nearest(name, candidates.take(10_000)).map(|near| format!("; the nearest is {}", shown(near))).unwrap_or_default()
+}
+
 /// The maximum number of steps for a hint: comparisons of two bytes.
 const MAX_WORK: usize = 4_000_000;
 

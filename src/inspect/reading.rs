@@ -3,6 +3,7 @@
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::format::Hasher;
+use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 
 /// The length of a piece in bytes: whole elements of every type, and few enough to stay in the core's cache.
@@ -23,8 +24,7 @@ impl<'a> Elements<'a> {
     /// Starts to read the tensor `key`. A checksum of the container is over more than the elements, so it is verified
     /// first.
     pub(super) fn open(source: &'a dyn TensorSource, key: &'a str) -> Result<Elements<'a>> {
-        let spec = source.tensors().get(key);
-        let spec = spec.ok_or_else(|| Error::object(key, format!("{} has no such tensor", source.path().display())))?;
+        let spec = source.tensors().get(key).ok_or_else(|| no_such_tensor(source, key))?;
         let is_digested = source.digest(key).is_some();
         if !is_digested && source.verified_by(key) != VerifiedBy::Nothing {
             source.verify_tensor(key)?;
@@ -70,4 +70,10 @@ impl<'a> Elements<'a> {
         self.source.verify_tensor(self.key)?;
         Err(Error::damaged(self.source.path(), format!("the tensor {:?} changed while it was read", self.key)))
     }
+}
+
+/// The error for a key that the source lacks, with the key that is most like it.
+pub(super) fn no_such_tensor(source: &dyn TensorSource, key: &str) -> Error {
+    let near = name::nearest_hint(key, source.tensors().keys().map(String::as_str));
+    Error::object(key, format!("{} has no such tensor{near}", source.path().display()))
 }

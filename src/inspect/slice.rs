@@ -1,6 +1,6 @@
 //! A part of a tensor, element by element.
 
-use super::reading::CHUNK;
+use super::reading::{CHUNK, no_such_tensor};
 use super::target::Target;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
@@ -190,7 +190,7 @@ impl Target {
     pub fn slice<'a>(&'a self, key: &str, slice: &Slice) -> Result<TensorSlice<'a>> {
         let source = self.source();
         let Some((key, spec)) = source.tensors().get_key_value(key) else {
-            return Err(Error::object(key, format!("{} has no such tensor", source.path().display())));
+            return Err(no_such_tensor(source, key));
         };
         let (ranges, shape) = slice.resolve(key, spec)?;
         source.verify_tensor(key)?;

@@ -251,8 +251,7 @@ impl<'a> State<'a> {
 
     /// Returns the message for an unknown name.
     fn unknown(&self, what: &str, name: &str) -> String {
-        let near = name::nearest(name, self.entries.keys().take(10_000).map(String::as_str));
-        let near = near.map(|near| format!("; the nearest is {}", name::shown(near))).unwrap_or_default();
+        let near = name::nearest_hint(name, self.entries.keys().map(String::as_str));
         format!("{what} {}{near}", name::shown(name))
     }
 

@@ -55,13 +55,17 @@ pub fn run(args: &Bisect, out: &mut Output) -> Result<Exit, Error> {
     }
     table.print(out);
     out.line("");
+    let unread = report.examined.iter().filter(|examined| examined.holds.is_none()).count();
     match &report.first {
         Some(first) => out.line(format!("the first: {}", first.display())),
-        None => out.line(format!("{condition} holds in none of {}", human::count(report.examined.len(), "checkpoint"))),
+        None => {
+            let of = human::count(report.examined.len() - unread, "checkpoint");
+            let beside = if unread > 0 { format!("; {unread} could not be read") } else { String::new() };
+            out.line(format!("{condition} holds in none of {of}{beside}"));
+        }
     }
     out.document(&report);
-    let unread = report.examined.iter().any(|examined| examined.holds.is_none());
-    Ok(match (&report.first, unread) {
+    Ok(match (&report.first, unread > 0) {
         (_, true) => Exit::Trouble,
         (Some(_), false) => Exit::Fine,
         (None, false) => Exit::Finding,
