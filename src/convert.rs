@@ -13,9 +13,11 @@ use crate::interop::pytorch;
 use crate::interop::tensorflow;
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, room};
+use crate::save::{AssetStream, SaveOptions};
+use crate::source::{SOURCES, SourceAttributes, TensorSource, room};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -49,6 +51,12 @@ const COMPONENT: &str = "model";
 /// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
 /// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format cannot hold are left out and listed in the result.
 ///
+/// What the source has beside tensors and values ([`TensorSource::attributes`]) goes into a checkpoint of this crate:
+/// the step, the save counter, metrics, metadata, files, and which variables require a gradient. It is a new checkpoint, with a run
+/// and a sequence of its own, and follows no other. The program of a saved model is left out unless all its variables are
+/// unchanged. A checkpoint that was made of several has a record of them as the metadata `sources`. Other formats have no
+/// place for this. What is left out is listed in [`Written::attributes_left_out`].
+///
 /// # Errors
 /// [`Error::AlreadyExists`] if a checkpoint, directory or TensorFlow prefix exists (files are replaced);
 /// [`Error::InvalidName`] for names that the format cannot hold; errors of reading and writing. After an error, nothing
@@ -67,22 +75,50 @@ const COMPONENT: &str = "model";
 /// ```
 pub fn convert(source: &dyn TensorSource, path: impl Into<Location>, format: Format) -> Result<Written> {
     let path = &path.into();
+    let attributes = source.attributes()?;
     match format {
-        Format::Checkpoint => checkpoint(source, path),
+        Format::Checkpoint => checkpoint(source, attributes, path),
         #[cfg(feature = "huggingface")]
-        Format::Safetensors => huggingface::write(source, path, &huggingface::WriteOptions::default()),
+        Format::Safetensors => {
+            let written = huggingface::write(source, path, &huggingface::WriteOptions::default())?;
+            Ok(without_attributes(written, source, attributes, "safetensors files hold tensors only"))
+        }
         #[cfg(feature = "pytorch")]
-        Format::PyTorch => pytorch::write(source, path, &pytorch::WriteOptions::default()),
+        Format::PyTorch => {
+            let written = pytorch::write(source, path, &pytorch::WriteOptions::default())?;
+            Ok(without_attributes(written, source, attributes, "PyTorch files hold tensors and values only"))
+        }
         #[cfg(feature = "tensorflow")]
         Format::TensorFlow => {
             let left_out = tensorflow::write(source, path, &tensorflow::WriteOptions::default())?;
             let tensors = source.tensors().keys().filter(|key| !left_out.contains_key(*key)).count();
-            Ok(Written { tensors, left_out })
+            let written = Written { tensors, left_out, ..Written::default() };
+            Ok(without_attributes(written, source, attributes, "TensorFlow checkpoints hold tensors and values only"))
         }
     }
 }
 
-fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
+/// Adds everything beside tensors and values to what is left out, with the reason that a format gives.
+#[cfg(any(feature = "huggingface", feature = "pytorch", feature = "tensorflow"))]
+fn without_attributes(
+    written: Written,
+    source: &dyn TensorSource,
+    attributes: SourceAttributes,
+    reason: &str,
+) -> Written {
+    let mut names = attributes.names();
+    if source.tensors().keys().any(|key| source.requires_grad(key).is_some()) {
+        names.push("requires_grad".to_string());
+    }
+    let mut attributes_left_out = attributes.left_out;
+    attributes_left_out.extend(names.into_iter().map(|name| (name, reason.to_string())));
+    Written { attributes_left_out, ..written }
+}
+
+fn checkpoint(source: &dyn TensorSource, mut attributes: SourceAttributes, path: &Location) -> Result<Written> {
+    if !attributes.sources.is_empty() {
+        attributes.metadata.insert(SOURCES.to_string(), std::mem::take(&mut attributes.sources).into());
+    }
     let (requests, asked) = channel::<Request>();
     // In checkpoints of this crate, an object can be a tensor or a value itself.
     let mut root = Tree { has_components: source.format() == OWN, ..Tree::default() };
@@ -90,13 +126,16 @@ fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
     for (key, spec) in source.tensors() {
         let next = addresses.len();
         let address = *addresses.entry(source.first_alias(key)).or_insert(next);
-        let leaf = FromSource { key: key.clone(), spec: spec.clone(), address, requests: Mutex::new(requests.clone()) };
+        let (requires_grad, requests) = (source.requires_grad(key), Mutex::new(requests.clone()));
+        let leaf = FromSource { key: key.clone(), spec: spec.clone(), address, requires_grad, requests };
         root.put(key, Node::tensor(leaf))?;
     }
     for (key, value) in source.values() {
         root.put(key, Node::value(Fixed(value.clone())))?;
     }
     drop(requests);
+    // What one of several sources lacks, another one may have.
+    attributes.without.retain(|component| !root.children.contains_key(component));
     let asked = Mutex::new(asked);
     let answer = || loop {
         let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -104,20 +143,36 @@ fn checkpoint(source: &dyn TensorSource, path: &Location) -> Result<Written> {
         // The requester may have given up.
         let _ = reply.send(read(source, &key));
     };
-    let write = move || {
+    let write = || {
         let mut checkpoint = Checkpoint::new();
         for (name, tree) in root.children {
             checkpoint.track_mut(&name, tree.node())?;
         }
-        checkpoint.write(path)
+        let assets = attributes.assets.iter().map(|(name, entry)| {
+            AssetStream::new(name, entry.bytes, move |out| copy_asset(source, name, out).map_err(io::Error::other))
+        });
+        checkpoint.write_stamped(path, &SaveOptions::new(), assets.collect(), |stamp| {
+            stamp.step = attributes.step;
+            stamp.save_counter = attributes.save_counter.unwrap_or_default();
+            (stamp.metrics, stamp.metadata) = (attributes.metrics.clone(), attributes.metadata.clone());
+            (stamp.unclean, stamp.without) = (attributes.unclean, attributes.without.clone());
+        })
     };
     // Leaves outlive every borrow, so the source is read by separate threads that hold it.
     thread::scope(|scope| {
         (0..READERS).for_each(|_| drop(scope.spawn(answer)));
         write()
     })?;
-    let left_out = source.unreadable().clone();
-    Ok(Written { tensors: source.tensors().len(), left_out })
+    let (left_out, attributes_left_out) = (source.unreadable().clone(), attributes.left_out);
+    Ok(Written { tensors: source.tensors().len(), left_out, attributes_left_out })
+}
+
+/// Writes a file of the source, verified.
+fn copy_asset(source: &dyn TensorSource, name: &str, out: &mut dyn Write) -> Result<()> {
+    source.read_asset(name, &mut |bytes| {
+        out.write_all(bytes)
+            .map_err(|e| e.downcast().unwrap_or_else(|e| Error::io("write", source.path().join(name), e)))
+    })
 }
 
 /// The number of threads that read.
@@ -183,6 +238,7 @@ struct FromSource {
     spec: TensorSpec,
     /// Equal for tensors that share their elements.
     address: usize,
+    requires_grad: Option<bool>,
     requests: Mutex<Sender<Request>>,
 }
 
@@ -213,6 +269,10 @@ impl TensorLeaf for FromSource {
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
         Err("a source is only read".into())
+    }
+
+    fn requires_grad(&self) -> Option<bool> {
+        self.requires_grad
     }
 }
 

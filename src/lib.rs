@@ -169,7 +169,7 @@ pub use restore::{PassedOver, RestoreOptions, RestoreStatus, StartOutcome, Train
 pub use save::UserAsset as Asset;
 pub use save::{AssetStream, Health, SaveOptions};
 pub use snapshot::Snapshot;
-pub use source::{TensorSource, VerifiedBy};
+pub use source::{SourceAttributes, TensorSource, VerifiedBy};
 #[cfg(feature = "derive")]
 pub use tch_checkpoint_derive::Trackable;
 #[cfg(feature = "torch")]

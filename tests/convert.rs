@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::convert::{Format, convert};
-use tch_checkpoint::map::{Average, NameMap};
+use tch_checkpoint::format::{Manifest, SavedModelInfo};
+use tch_checkpoint::map::{Average, Merged, NameMap};
 use tch_checkpoint::{
-    Checkpoint, Dtype, Error, RestoreOptions, TensorSource, Value, VerifiedBy, interop, verify_checkpoint,
+    Asset, AssetStream, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Dtype, Error,
+    RestoreOptions, SaveOptions, TensorSource, Value, VerifiedBy, interop, verify_checkpoint,
 };
 
 fn fixture(path: &str) -> PathBuf {
@@ -164,4 +166,179 @@ fn averages_are_exact_and_go_into_objects_and_files() {
     assert!(matches!(error, Error::Object { .. }), "{error}");
     assert!(matches!(Average::uniform([]).unwrap_err(), Error::InvalidArgument(_)));
     assert!(matches!(Average::exponential(all(), 1.5).unwrap_err(), Error::InvalidArgument(_)));
+}
+
+/// Saves a run of two checkpoints that have everything that a checkpoint can have beside its state.
+fn run(dir: &Path) -> Vec<Box<dyn TensorSource>> {
+    let tokenizer = Asset::writer("tokenizer.json", |out| out.write_all(b"[\"never\", \"odd\"]"));
+    let weight = Memory::f32(&[2], [1.0, 2.0]);
+    let checkpoint = Checkpoint::new()
+        .track("model", BTreeMap::from([("w", &weight)]))
+        .unwrap()
+        .track("rate", Value::new(0.5))
+        .unwrap()
+        .metadata("layers", &2)
+        .unwrap()
+        .metadata("seed", &7)
+        .unwrap()
+        .asset(tokenizer)
+        .unwrap();
+    let mut manager = CheckpointManager::builder(checkpoint, dir.join("run")).max_to_keep(None).open().unwrap();
+    for step in [10, 20] {
+        weight.bytes()[0] = step as u8;
+        manager.checkpoint_mut().set_metadata("seed", &step).unwrap();
+        manager.save_with_metrics(step, [("loss", 1.0 / step as f64)]).unwrap();
+    }
+    manager.close().unwrap();
+    let paths = tch_checkpoint::checkpoints(dir.join("run")).unwrap();
+    for path in &paths {
+        // As a variable of libtorch that requires a gradient.
+        let file = path.join("manifest.json");
+        let mut manifest = Manifest::from_bytes(&fs::read(&file).unwrap()).unwrap();
+        manifest.tensors.get_mut("model/w").unwrap().requires_grad = Some(true);
+        fs::write(&file, manifest.to_bytes().unwrap()).unwrap();
+    }
+    let marks = CheckpointDirectory::new(dir.join("run"));
+    marks.add_metrics(&paths[1], [("accuracy", 0.75)]).unwrap();
+    marks.annotate(&paths[1], "reviewed", "listened to 50 words").unwrap();
+    paths.iter().map(|path| interop::open(path).unwrap()).collect()
+}
+
+/// What a checkpoint has beside its state goes with it, also under other names.
+#[test]
+fn a_checkpoint_keeps_what_it_has_beside_its_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let sources = run(dir);
+    let source = &*sources[1];
+    let renamed = NameMap::new().rename("model/*", "net/*").apply(source).unwrap();
+    for (name, source, key) in [("same", source, "model/w"), ("renamed", &renamed as &dyn TensorSource, "net/w")] {
+        let written = convert(source, dir.join(name), Format::Checkpoint).unwrap();
+        let names: Vec<&String> = written.attributes_left_out.keys().collect();
+        assert_eq!(names, ["notes/reviewed"], "{name}");
+        let reader = CheckpointReader::open(dir.join(name)).unwrap();
+        let manifest = reader.manifest();
+        assert_eq!((manifest.step, manifest.save_counter), (Some(20), Some(2)));
+        assert_eq!(manifest.metrics, BTreeMap::from([("accuracy".to_string(), 0.75), ("loss".to_string(), 0.05)]));
+        assert_eq!(
+            manifest.metadata,
+            BTreeMap::from([("layers".to_string(), json!(2)), ("seed".to_string(), json!(20))])
+        );
+        assert_eq!(manifest.tensors[key].requires_grad, Some(true));
+        assert_eq!(reader.asset("tokenizer.json").unwrap(), b"[\"never\", \"odd\"]");
+        assert!(reader.verify().is_intact());
+        // It is another checkpoint, of another run.
+        assert_ne!(Some(manifest.id()), source.attributes().unwrap().id);
+        assert_eq!(manifest.follows, None);
+    }
+    for (name, format) in
+        [("x.safetensors", Format::Safetensors), ("x.pt", Format::PyTorch), ("tf", Format::TensorFlow)]
+    {
+        let written = convert(source, dir.join(name), format).unwrap();
+        let names: Vec<&String> = written.attributes_left_out.keys().collect();
+        let all = ["assets/tokenizer.json", "metadata/layers", "metadata/seed", "metrics/accuracy", "metrics/loss"];
+        assert_eq!(names, [&all[..], &["notes/reviewed", "requires_grad", "step"]].concat(), "{name}");
+        // What another tool's file does not have cannot be left out.
+        let back = interop::open(dir.join(name)).unwrap();
+        let written = convert(&*back, dir.join(format!("{name}-back")), Format::Checkpoint).unwrap();
+        assert_eq!(written.attributes_left_out, BTreeMap::new());
+    }
+}
+
+/// An average and a merge record their sources.
+#[test]
+fn several_sources_are_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let sources = run(dir);
+    let all = || sources.iter().map(|source| &**source);
+    let average = Average::weighted(all().zip([1.0, 3.0])).unwrap();
+    let written = convert(&average, dir.join("average"), Format::Checkpoint).unwrap();
+    let names: Vec<&String> = written.attributes_left_out.keys().collect();
+    assert_eq!(names, ["metrics/accuracy", "metrics/loss", "notes/reviewed"]);
+    let reader = CheckpointReader::open(dir.join("average")).unwrap();
+    let manifest = reader.manifest();
+    assert_eq!((manifest.step, manifest.metrics.len()), (Some(20), 0));
+    assert_eq!((&manifest.metadata["layers"], &manifest.metadata["seed"]), (&json!(2), &json!(20)));
+    assert_eq!(reader.asset("tokenizer.json").unwrap().len(), 16);
+    let recorded = &manifest.metadata["sources"];
+    assert_eq!((&recorded[0]["weight"], &recorded[1]["weight"]), (&json!(0.25), &json!(0.75)));
+    assert_eq!((&recorded[0]["step"], &recorded[0]["metrics"]), (&json!(10), &json!({ "loss": 0.1 })));
+    assert_eq!((&recorded[0]["metadata"], &recorded[1]["metadata"]), (&json!({ "seed": 10 }), &json!(null)));
+    assert_eq!(recorded[0]["path"], json!(sources[0].path().to_string()));
+
+    // A step that the sources do not agree on is that of none.
+    let other = NameMap::new().include(["model/w"]).rename("model/w", "other/w").apply(&*sources[0]).unwrap();
+    let merged = Merged::new([&*sources[1], &other]).unwrap();
+    let written = convert(&merged, dir.join("merged"), Format::Checkpoint).unwrap();
+    let names: Vec<&String> = written.attributes_left_out.keys().collect();
+    assert_eq!(names, ["metadata/seed", "metrics/accuracy", "metrics/loss", "notes/reviewed", "step"]);
+    let reader = CheckpointReader::open(dir.join("merged")).unwrap();
+    let manifest = reader.manifest();
+    assert_eq!((manifest.step, &manifest.metadata["layers"]), (None, &json!(2)));
+    assert_eq!(manifest.metadata["sources"][1]["metadata"], json!({ "seed": 10 }));
+    assert_eq!(manifest.metadata["sources"][0]["metrics"], json!({ "accuracy": 0.75, "loss": 0.05 }));
+    assert_eq!(manifest.tensors["other/w"].requires_grad, Some(true));
+    assert_eq!(reader.asset("tokenizer.json").unwrap().len(), 16);
+    // The same file from both; another one of the same name is neither's.
+    let mut other = Checkpoint::new()
+        .track("third", Memory::f32(&[1], [3.0]))
+        .unwrap()
+        .asset(Asset::writer("tokenizer.json", |out| out.write_all(b"[]")))
+        .unwrap();
+    let third = interop::open(other.write(dir.join("third")).unwrap()).unwrap();
+    let merged = Merged::new([&*sources[1], &*third]).unwrap();
+    let written = convert(&merged, dir.join("conflict"), Format::Checkpoint).unwrap();
+    assert!(written.attributes_left_out["assets/tokenizer.json"].contains("different files"));
+    assert!(CheckpointReader::open(dir.join("conflict")).unwrap().manifest().assets.is_empty());
+}
+
+/// A program fits the variables that it was exported with, as they were.
+#[test]
+fn a_program_goes_only_with_its_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let mut info = serde_json::to_value(SavedModelInfo::new("cpu")).unwrap();
+    info["variables"] = json!({ "w": { "key": "model/w", "trainable": true, "group": 0 } });
+    let info = SavedModelInfo::from_bytes(info.to_string().as_bytes()).unwrap().to_bytes().unwrap();
+    let model = BTreeMap::from([("w", Memory::f32(&[2], [1.0, 2.0]))]);
+    let mut checkpoint =
+        Checkpoint::new().track("model", &model).unwrap().track("optimizer", Memory::f32(&[2], [0.0, 0.5])).unwrap();
+    let asset = |name: &'static str, bytes: Vec<u8>| {
+        AssetStream::new(name, bytes.len() as u64, move |out| out.write_all(&bytes))
+    };
+    let assets = [
+        asset("saved_model.json", info),
+        asset("program.pt", b"program".to_vec()),
+        asset("examples.st", b"examples".to_vec()),
+        asset("words.txt", b"never odd".to_vec()),
+    ];
+    let path = checkpoint.write_with_assets(dir.join("saved"), &SaveOptions::new(), assets).unwrap();
+    let source = &*interop::open(path).unwrap();
+    let part = NameMap::new().include(["model/*"]).apply(source).unwrap();
+    let renamed = NameMap::new().rename("model/*", "net/*").apply(source).unwrap();
+    let half = tch_checkpoint::map::Transform::of("model/w").cast(Dtype::F16);
+    let cast = NameMap::new().define("model/w", half).apply(source).unwrap();
+    let average = Average::uniform([source, source]).unwrap();
+    for (name, source, has_program) in [
+        ("same", source, true),
+        ("part", &part as &dyn TensorSource, true),
+        ("renamed", &renamed, false),
+        ("cast", &cast, false),
+        ("average", &average, false),
+    ] {
+        let written = convert(source, dir.join(name), Format::Checkpoint).unwrap();
+        let reader = CheckpointReader::open(dir.join(name)).unwrap();
+        let files: Vec<&str> = reader.manifest().assets.keys().map(String::as_str).collect();
+        let left_out: Vec<&str> = written.attributes_left_out.keys().map(String::as_str).collect();
+        let program = ["examples.st", "program.pt", "saved_model.json"];
+        match has_program {
+            true => assert_eq!((files, left_out), ([&program[..], &["words.txt"]].concat(), vec![]), "{name}"),
+            false => {
+                let wanted = ["assets/examples.st", "assets/program.pt", "assets/saved_model.json"];
+                assert_eq!((files, left_out), (vec!["words.txt"], wanted.to_vec()), "{name}");
+            }
+        }
+        assert!(reader.verify().is_intact());
+    }
 }

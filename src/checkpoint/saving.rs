@@ -83,9 +83,21 @@ impl Checkpoint {
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
     ) -> Result<Location> {
+        self.write_stamped(path, options, assets, |stamp| stamp.step = step)
+    }
+
+    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a stamp that `complete` has completed.
+    pub(crate) fn write_stamped(
+        &mut self,
+        path: &Location,
+        options: &SaveOptions,
+        assets: Vec<AssetStream<'_>>,
+        complete: impl FnOnce(&mut Stamp),
+    ) -> Result<Location> {
         check_names(&assets, self.assets.iter().map(UserAsset::name))?;
         let target = Target { directory: self.directory(&parent_of(path), options)?, name: checkpoint_name(path)? };
-        let stamp = Stamp { step, save_counter: self.save_counter(), ..self.stamp() };
+        let mut stamp = Stamp { save_counter: self.save_counter(), ..self.stamp() };
+        complete(&mut stamp);
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 

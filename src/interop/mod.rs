@@ -160,4 +160,8 @@ pub struct Written {
     pub tensors: usize,
     /// Entries that the format cannot hold or the source could not read: the reason, by key.
     pub left_out: BTreeMap<String, String>,
+    /// What the source has beside tensors and values and the result has not: the reason, by name. Names are `step`,
+    /// `requires_grad`, and keys such as `metrics/loss`, `metadata/layers`, `assets/tokenizer.json` and
+    /// `notes/reviewed`. Only [`convert`](crate::convert::convert) fills it.
+    pub attributes_left_out: BTreeMap<String, String>,
 }

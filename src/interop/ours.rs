@@ -4,10 +4,10 @@ use super::ReadOptions;
 use super::probe::Probe;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
-use crate::format::{Digest, MANIFEST_FILE, TensorRecord};
+use crate::format::{Digest, MANIFEST_FILE, MarkKind, TensorRecord};
 use crate::location::Location;
 use crate::repository::Posix;
-use crate::source::{Source, TensorSource, VerifiedBy};
+use crate::source::{self, Source, SourceAttributes, TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -85,6 +85,40 @@ impl TensorSource for Ours {
 
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
         self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        self.source.manifest.tensors.get(key)?.requires_grad
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        let manifest = &self.source.manifest;
+        let mut attributes = SourceAttributes {
+            id: Some(manifest.id()),
+            step: manifest.step,
+            save_counter: manifest.save_counter,
+            metrics: manifest.metrics.clone(),
+            metadata: manifest.metadata.clone(),
+            unclean: manifest.unclean,
+            without: manifest.without.clone(),
+            assets: manifest.assets.clone(),
+            ..SourceAttributes::default()
+        };
+        for mark in self.source.marks()? {
+            match mark.kind {
+                MarkKind::Metric { name, value } => drop(attributes.metrics.insert(name, value)),
+                MarkKind::Note { name, .. } => {
+                    let reason = "a note stays with its checkpoint; `ckpt annotate` adds it to another".to_string();
+                    attributes.left_out.insert(source::of("notes", &name), reason);
+                }
+                _ => {}
+            }
+        }
+        Ok(attributes)
+    }
+
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.source.verify_asset(name, with)
     }
 
     fn verified_by(&self, _: &str) -> VerifiedBy {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy, room};
+use crate::source::{SourceAttributes, TensorSource, VerifiedBy, room};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -216,6 +216,18 @@ impl TensorSource for Sealed {
 
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
         self.source.first_alias(key)
+    }
+
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        self.source.requires_grad(key)
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        self.source.attributes()
+    }
+
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.source.read_asset(name, with)
     }
 
     fn verified_by(&self, _: &str) -> VerifiedBy {

@@ -5,7 +5,7 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy, check_range, check_target, room};
+use crate::source::{self, SourceAttributes, TensorSource, VerifiedBy, check_range, check_target, room};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -168,6 +168,29 @@ impl TensorSource for Average<'_> {
         let first = self.last.first_alias(key);
         let is_tied = self.sources.iter().all(|(source, _)| source.first_alias(key) == source.first_alias(first));
         if is_tied { first } else { key }
+    }
+
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        self.last.requires_grad(key)
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        let mut attributes = self.last.attributes()?;
+        for name in std::mem::take(&mut attributes.metrics).into_keys() {
+            let reason = "it was measured with other weights; the metadata `sources` has that of each source";
+            attributes.left_out.insert(source::of("metrics", &name), reason.to_string());
+        }
+        attributes.drop_saved_model("the program has the weights of one source; export the saved model again");
+        for (source, _) in &self.sources {
+            attributes.unclean |= source.attributes()?.unclean;
+        }
+        let (sources, weights): (Vec<_>, Vec<_>) = self.sources.iter().copied().unzip();
+        attributes.record(&sources, &weights)?;
+        Ok(attributes)
+    }
+
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.last.read_asset(name, with)
     }
 
     fn verified_by(&self, key: &str) -> VerifiedBy {

@@ -10,7 +10,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Loss, Mapping, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy, check_range, check_target};
+use crate::source::{SourceAttributes, TensorSource, VerifiedBy, check_range, check_target};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -97,6 +97,25 @@ impl TensorSource for Mapped<'_> {
 
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
         self.aliases.get(key).map_or(key, String::as_str)
+    }
+
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        let mut keys = BTreeSet::new();
+        self.tensors.get(key)?.keys(&mut keys);
+        let mut flags = keys.into_iter().map(|key| self.source.requires_grad(key));
+        let first = flags.next()?;
+        if flags.all(|flag| flag == first) { first } else { None }
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        let mut attributes = self.source.attributes()?;
+        let is_unchanged = |key: &str| self.tensors.get(key).is_some_and(|bound| bound.plain() == Some(key));
+        attributes.fit_saved_model(self.source, is_unchanged);
+        Ok(attributes)
+    }
+
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.source.read_asset(name, with)
     }
 
     fn verified_by(&self, key: &str) -> VerifiedBy {

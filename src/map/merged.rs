@@ -4,7 +4,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Digest;
 use crate::location::Location;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{SourceAttributes, TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,6 +26,7 @@ use std::ops::Range;
 /// ```
 #[derive(Debug)]
 pub struct Merged<'a> {
+    sources: Vec<&'a dyn TensorSource>,
     first: &'a dyn TensorSource,
     /// By key, the source of each tensor.
     of: BTreeMap<String, &'a dyn TensorSource>,
@@ -41,12 +42,14 @@ impl<'a> Merged<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] without a source; [`Error::Object`] for a name that two sources have.
     pub fn new(sources: impl IntoIterator<Item = &'a dyn TensorSource>) -> Result<Merged<'a>> {
-        let mut sources = sources.into_iter().peekable();
-        let first = *sources.peek().ok_or_else(|| Error::InvalidArgument("there is nothing to merge".to_string()))?;
+        let sources: Vec<&dyn TensorSource> = sources.into_iter().collect();
+        let nothing = || Error::InvalidArgument("there is nothing to merge".to_string());
+        let first = *sources.first().ok_or_else(nothing)?;
         let (of, order, specs) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-        let mut merged = Merged { first, of, order, specs, values: BTreeMap::new(), unreadable: BTreeMap::new() };
+        let (values, unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let mut merged = Merged { sources, first, of, order, specs, values, unreadable };
         let mut owners: BTreeMap<&str, &Location> = BTreeMap::new();
-        for source in sources {
+        for source in merged.sources.clone() {
             for key in source.tensors().keys().chain(source.values().keys()) {
                 if let Some(other) = owners.insert(key, source.path()) {
                     let (other, own) = (other.display(), source.path().display());
@@ -95,6 +98,23 @@ impl TensorSource for Merged<'_> {
 
     fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
         self.of.get(key).map_or(key, |source| source.first_alias(key))
+    }
+
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        self.of.get(key)?.requires_grad(key)
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        SourceAttributes::common(&self.sources)
+    }
+
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        for source in &self.sources {
+            if source.attributes()?.assets.contains_key(name) {
+                return source.read_asset(name, with);
+            }
+        }
+        self.first.read_asset(name, with)
     }
 
     fn verified_by(&self, key: &str) -> VerifiedBy {

@@ -1,20 +1,24 @@
 //! An open checkpoint: a directory that is held open, and its files, of which the first [`HELD`] are held open too.
 //! These stay readable until they are dropped, even if the checkpoint is pruned.
 
+mod attributes;
 mod tensor_source;
 
+pub use attributes::SourceAttributes;
+pub(crate) use attributes::{SOURCES, of};
 pub use tensor_source::{TensorSource, VerifiedBy};
 pub(crate) use tensor_source::{check_range, check_target, number, room};
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result, is_unreadable_data};
 use crate::format::safetensors::{Header, parse_header};
-use crate::format::{Digest, Hasher, Manifest, TensorRecord};
+use crate::format::{Digest, Hasher, Manifest, Mark, TensorRecord};
 use crate::graph::SavedTree;
 use crate::location::Location;
 use crate::name;
 use crate::repository::{
-    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, open_failed, read_manifest, thinned_in,
+    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, marks_in, open_failed, read_manifest,
+    thinned_in,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -134,6 +138,18 @@ impl Source {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(e) => Err(Error::io("list the checkpoint", &self.path, e)),
             Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
+        }
+    }
+
+    /// Returns the marks of the checkpoint: none if it was removed meanwhile. Those that cannot be read say nothing.
+    pub(crate) fn marks(&self) -> Result<Vec<Mark>> {
+        let of = self.manifest.id();
+        match marks_in(&*self.dir, &self.path) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            marks => {
+                let marks = marks?.into_iter().filter_map(|(_, bytes)| Mark::from_bytes(&bytes).ok());
+                Ok(marks.filter(|mark| mark.of == of).collect())
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! `TensorSource`: named tensors and values in files of any format.
 
+use super::SourceAttributes;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::Digest;
@@ -169,6 +170,33 @@ pub trait TensorSource: Debug + Send + Sync {
     /// `key` itself if there is no other.
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
         key
+    }
+
+    /// Returns whether the tensor `key` was a variable that required a gradient; `None`, the default, if that has no
+    /// meaning or was not recorded.
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        let _ = key;
+        None
+    }
+
+    /// Returns what is recorded beside the tensors and values: the step, metrics, metadata and files that are no
+    /// components. Defaults to nothing.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io).
+    fn attributes(&self) -> Result<SourceAttributes> {
+        Ok(SourceAttributes::default())
+    }
+
+    /// Reads the file `name` of [`attributes`](TensorSource::attributes) from beginning to end, and passes it on in
+    /// pieces. It is verified when this returns. Defaults to an error, because there are no such files.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`](crate::Error::Damaged) if there is no such file, or it is not what was written;
+    /// [`Error::Io`](crate::Error::Io); the errors of `with`.
+    fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let _ = with;
+        Err(Error::damaged(self.path(), format!("it has no file {name:?}")))
     }
 
     /// Returns how far [`read`](TensorSource::read) verifies the tensor `key`.

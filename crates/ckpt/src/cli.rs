@@ -155,7 +155,7 @@ Exit codes:
   0  pinned
   2  there is no such checkpoint, it was removed at this moment, or it could not be written")]
 pub struct Pin {
-    /// The checkpoint
+    /// The checkpoint itself; a directory of checkpoints does not stand for its latest
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
     /// The name of the pin; replaces one of the same name
@@ -177,7 +177,7 @@ Exit codes:
   1  there was no such pin
   2  there is no such checkpoint, or it could not be written")]
 pub struct Unpin {
-    /// The checkpoint
+    /// The checkpoint itself; a directory of checkpoints does not stand for its latest
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
     /// The name of the pin
@@ -195,7 +195,7 @@ Exit codes:
   0  noted
   2  there is no such checkpoint, it was removed at this moment, or it could not be written")]
 pub struct Annotate {
-    /// The checkpoint
+    /// The checkpoint itself; a directory of checkpoints does not stand for its latest
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
     /// The name of the note; replaces one of the same name
@@ -221,7 +221,7 @@ Exit codes:
   1  one was not removed, because the answer was not yes
   2  one was not removed: it is pinned, a training process writes, it is damaged, or there is none")]
 pub struct Rm {
-    /// The checkpoints
+    /// The checkpoints themselves; a directory of checkpoints does not stand for its latest
     #[arg(value_name = "CHECKPOINT", required = true)]
     pub checkpoints: Vec<PathBuf>,
     /// Do not ask
@@ -373,7 +373,8 @@ pub struct Diff {
 /// Writes a checkpoint of any format in another one
 ///
 /// The format of SOURCE is recognized by its content: PyTorch, TorchScript, Hugging Face, TensorFlow, Keras, NumPy,
-/// tch, and this crate's own. Elements are verified as far as the format allows. DEST is written atomically.
+/// tch, and this crate's own. Elements are verified as far as the format allows. DEST is written atomically. From one
+/// checkpoint of this crate to another, step, metrics, metadata and files go with the state; what is left out is reported.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -385,7 +386,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Convert {
-    /// A file, a directory, or the prefix of a TensorFlow checkpoint
+    /// A file, a directory, the prefix of a TensorFlow checkpoint, or a directory of checkpoints for its latest
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What to write
@@ -409,7 +410,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Average {
-    /// Checkpoints of any format, with the same names, the oldest first
+    /// Checkpoints of any format, or directories of checkpoints for their latest, with the same names, the oldest first
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<PathBuf>,
     /// What to write
@@ -486,10 +487,10 @@ Exit codes:
   1  some tensors of TO have no counterpart
   2  one of them could not be read")]
 pub struct Map {
-    /// The source
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "FROM")]
     pub from: PathBuf,
-    /// A checkpoint with the wanted names, such as one of the untrained model
+    /// Another one with the wanted names, such as one of the untrained model
     #[arg(value_name = "TO")]
     pub to: PathBuf,
     /// Write the map to a new file instead of printing it

@@ -3,13 +3,15 @@
 use crate::cli::{Average, Convert, To, Writing};
 use crate::human::{self, text};
 use crate::output::{Exit, Output};
+use crate::target;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::convert::{Format, convert};
+use tch_checkpoint::inspect::Target;
 use tch_checkpoint::map::{self, Mapping, NameMap, Transform};
 use tch_checkpoint::name::matches;
-use tch_checkpoint::{Dtype, Error, TensorSource, interop};
+use tch_checkpoint::{Dtype, Error, TensorSource};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -20,6 +22,7 @@ struct Converted<'a> {
     values: usize,
     mapped: Vec<Mapped<'a>>,
     left_out: &'a BTreeMap<String, String>,
+    attributes_left_out: &'a BTreeMap<String, String>,
 }
 
 /// What a map did with the source's tensors.
@@ -56,19 +59,19 @@ impl Writing {
     }
 }
 
-/// Opens a checkpoint of any format.
-pub fn open(path: &Path) -> Result<Box<dyn TensorSource>, Error> {
-    interop::open(path)
+/// Opens what is to be read: checkpoints of any format, or directories of them for their latest, which it states.
+pub fn open(paths: &[PathBuf], out: &mut Output) -> Result<Vec<Target>, Error> {
+    paths.iter().map(|path| target::open_stated(path, out)).collect()
 }
 
 pub fn run(args: &Convert, out: &mut Output) -> Result<Exit, Error> {
-    let source = open(&args.source)?;
-    write(&*source, std::slice::from_ref(&args.source), &args.dest, &args.writing.wanted()?, out)
+    let source = target::open_stated(&args.source, out)?;
+    write(source.source(), std::slice::from_ref(&source), &args.dest, &args.writing.wanted()?, out)
 }
 
 pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
-    let sources = args.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let all = sources.iter().map(|source| &**source);
+    let sources = open(&args.sources, out)?;
+    let all = sources.iter().map(Target::source);
     if !args.weights.is_empty() && args.weights.len() != sources.len() {
         let reason = format!("{} weights do not fit {} sources", args.weights.len(), sources.len());
         return Err(Error::InvalidArgument(reason));
@@ -78,13 +81,13 @@ pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
         None if !args.weights.is_empty() => map::Average::weighted(all.zip(args.weights.iter().copied()))?,
         None => map::Average::uniform(all)?,
     };
-    write(&average, &args.sources, &args.dest, &args.writing.wanted()?, out)
+    write(&average, &sources, &args.dest, &args.writing.wanted()?, out)
 }
 
 /// Applies the maps and writes the result.
 pub fn write(
     source: &dyn TensorSource,
-    sources: &[PathBuf],
+    sources: &[Target],
     dest: &Path,
     wanted: &Wanted<'_>,
     out: &mut Output,
@@ -106,6 +109,13 @@ pub fn write(
     for (key, reason) in &written.left_out {
         out.note(format!("{key} is left out: {reason}"));
     }
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, reason) in &written.attributes_left_out {
+        by_reason.entry(reason).or_default().push(name);
+    }
+    for (reason, names) in by_reason {
+        out.note(format!("left out: {}: {reason}", names.join(", ")));
+    }
     let mapped = shown.iter().map(|mapping| Mapped {
         key: &mapping.key,
         from: &mapping.from,
@@ -113,12 +123,13 @@ pub fn write(
         loss: mapping.loss.to_string(),
     });
     out.document(&Converted {
-        sources: sources.iter().map(|path| text(path)).collect(),
+        sources: sources.iter().map(|source| text(source.source().path())).collect(),
         path: text(dest),
         tensors: written.tensors,
         values,
         mapped: mapped.collect(),
         left_out: &written.left_out,
+        attributes_left_out: &written.attributes_left_out,
     });
     Ok(Exit::Fine)
 }

@@ -3,11 +3,12 @@
 use crate::cli::Map;
 use crate::human::{self, text};
 use crate::output::{Exit, Output};
+use crate::target;
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io::Write;
+use tch_checkpoint::Error;
 use tch_checkpoint::map::{Sureness, propose};
-use tch_checkpoint::{Error, interop};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -28,10 +29,15 @@ struct Line<'a> {
 }
 
 pub fn run(args: &Map, out: &mut Output) -> Result<Exit, Error> {
-    let (from, to) = (interop::open(&args.from)?, interop::open(&args.to)?);
-    let proposal = propose(&*from, &*to);
+    let (from, to) = (target::open(&args.from, out)?, target::open(&args.to, out)?);
+    // The map itself goes to standard output.
+    for overview in [from.overview(), to.overview()].iter().filter(|overview| overview.latest_of.is_some()) {
+        out.note(target::title(overview));
+    }
+    let (from, to) = (from.source(), to.source());
+    let proposal = propose(from, to);
     // What is proposed must fit.
-    proposal.map().apply(&*from)?;
+    proposal.map().apply(from)?;
     if let Some(path) = &args.output {
         let file = OpenOptions::new().write(true).create_new(true).open(path);
         let written = file.and_then(|mut file| file.write_all(proposal.to_string().as_bytes()));
@@ -62,8 +68,8 @@ pub fn run(args: &Map, out: &mut Output) -> Result<Exit, Error> {
         },
     });
     out.document(&Proposed {
-        from: text(&args.from),
-        to: text(&args.to),
+        from: text(from.path()),
+        to: text(to.path()),
         lines: lines.collect(),
         missing: &proposal.missing,
         unused: &proposal.unused,

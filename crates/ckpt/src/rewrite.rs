@@ -3,9 +3,11 @@
 use crate::cli::To;
 use crate::convert::{Wanted, open, write};
 use crate::output::{Exit, Output};
+use crate::target::open_stated;
 use clap::Args;
 use std::path::PathBuf;
 use tch_checkpoint::Error;
+use tch_checkpoint::inspect::Target;
 use tch_checkpoint::map::{Merged, NameMap};
 
 /// Writes some of the tensors and values of a checkpoint as a new one
@@ -19,7 +21,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Extract {
-    /// A checkpoint of any format
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What to write
@@ -46,7 +48,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Rename {
-    /// A checkpoint of any format
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What to write
@@ -76,7 +78,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Cast {
-    /// A checkpoint of any format
+    /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What to write
@@ -105,7 +107,7 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Merge {
-    /// Checkpoints of any format
+    /// Checkpoints of any format, or directories of checkpoints for their latest
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<PathBuf>,
     /// What to write
@@ -117,28 +119,28 @@ pub struct Merge {
 }
 
 pub fn extract(args: &Extract, out: &mut Output) -> Result<Exit, Error> {
-    let source = open(&args.source)?;
+    let source = open_stated(&args.source, out)?;
     let map = NameMap::new().include(&args.patterns);
     let wanted = Wanted { map, to: args.to, ..Wanted::default() };
-    write(&*source, std::slice::from_ref(&args.source), &args.dest, &wanted, out)
+    write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn rename(args: &Rename, out: &mut Output) -> Result<Exit, Error> {
-    let source = open(&args.source)?;
+    let source = open_stated(&args.source, out)?;
     let map = args.names.iter().fold(NameMap::new(), |map, (from, to)| map.rename(from, to));
     let wanted = Wanted { map, to: args.to, ..Wanted::default() };
-    write(&*source, std::slice::from_ref(&args.source), &args.dest, &wanted, out)
+    write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn cast(args: &Cast, out: &mut Output) -> Result<Exit, Error> {
-    let source = open(&args.source)?;
+    let source = open_stated(&args.source, out)?;
     let dtype = Some(args.dtype.as_str());
     let wanted = Wanted { dtype, cast: &args.patterns, to: args.to, ..Wanted::default() };
-    write(&*source, std::slice::from_ref(&args.source), &args.dest, &wanted, out)
+    write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn merge(args: &Merge, out: &mut Output) -> Result<Exit, Error> {
-    let sources = args.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-    let merged = Merged::new(sources.iter().map(|source| &**source))?;
-    write(&merged, &args.sources, &args.dest, &Wanted { to: args.to, ..Wanted::default() }, out)
+    let sources = open(&args.sources, out)?;
+    let merged = Merged::new(sources.iter().map(Target::source))?;
+    write(&merged, &sources, &args.dest, &Wanted { to: args.to, ..Wanted::default() }, out)
 }

@@ -3,6 +3,7 @@
 use crate::cli::Seal;
 use crate::human::text;
 use crate::output::{Exit, Output};
+use crate::target;
 use serde::Serialize;
 use tch_checkpoint::{Error, interop};
 
@@ -15,6 +16,9 @@ struct Sealed {
 pub fn run(args: &Seal, out: &mut Output) -> Result<Exit, Error> {
     let mut seals = Vec::new();
     for path in &args.paths {
+        // The latest in a directory of checkpoints has digests already, which the error says.
+        let latest = target::open(path, out)?.overview();
+        let path = if latest.latest_of.is_some() { &*latest.path } else { path };
         let seal = interop::seal(path)?;
         out.line(format!("sealed      {}", path.display()));
         seals.push(text(&seal));

@@ -14,6 +14,16 @@ pub fn open(path: &Path, out: &mut Output) -> Result<Target, Error> {
     Ok(target)
 }
 
+/// Like [`open`]; prints which checkpoint is the latest in a directory.
+pub fn open_stated(path: &Path, out: &mut Output) -> Result<Target, Error> {
+    let target = open(path, out)?;
+    let overview = target.overview();
+    if overview.latest_of.is_some() {
+        out.line(title(&overview));
+    }
+    Ok(target)
+}
+
 /// The path, and of which directory it is the latest checkpoint.
 pub fn title(overview: &Overview) -> String {
     let path = overview.path.display();
