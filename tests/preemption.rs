@@ -96,7 +96,8 @@ mod signals {
     use super::*;
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, ChildStdout, Command, Stdio};
-    use tch_checkpoint::{Signal, latest_checkpoint, verify_checkpoint};
+    use tch_checkpoint::save_policy::OnSignal;
+    use tch_checkpoint::{CheckpointDirectory, Signal, latest_checkpoint, verify_checkpoint};
 
     /// The process that gets a signal in a long step, where the environment says that this is it.
     #[test]
@@ -215,6 +216,46 @@ mod signals {
         assert_eq!(child.wait()?.code(), Some(128 + 15));
         let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
         assert!(verify_checkpoint(&latest).is_intact());
+        Ok(())
+    }
+    /// The process that saves on request and trains on, where the environment says that this is it.
+    #[test]
+    fn child_that_saves_on_request() -> Outcome {
+        let Some(dir) = std::env::var_os("PREEMPTION_REQUESTS") else { return Ok(()) };
+        let run = Run::new();
+        let builder = run.builder(Path::new(&dir))?.save_when(OnSignal::new(Signal::Usr2)?);
+        let mut manager = builder.preemption(Preemption::new().on_signals([Signal::Term])?).open()?;
+        println!("begins");
+        while !manager.should_stop() {
+            if manager.save_if_due(run.train())?.is_some() {
+                println!("saved {}", run.step.get());
+            }
+        }
+        Ok(manager.close()?)
+    }
+
+    #[test]
+    fn on_a_signal_it_saves_once_and_trains_on() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--exact", "signals::child_that_saves_on_request", "--nocapture"]);
+        let mut child = command.env("PREEMPTION_REQUESTS", dir.path()).stdout(Stdio::piped()).spawn()?;
+        let mut out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        wait_for(&mut out, "begins")?;
+        let mut steps = Vec::new();
+        for name in ["USR2", "USR2", "TERM"] {
+            signal(&child, name)?;
+            let line = wait_for(&mut out, "saved")?;
+            steps.push(line.trim().rsplit(' ').next().ok_or("no step")?.parse::<u64>()?);
+        }
+        assert!(child.wait()?.success());
+        assert!(steps.is_sorted_by(|one, next| one < next), "{steps:?}");
+        // No more than were asked for.
+        let saved = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        assert_eq!(saved.iter().filter_map(|info| info.step).collect::<Vec<_>>(), steps);
+        for info in &saved {
+            assert!(verify_checkpoint(dir.path().join(&info.name)).is_intact());
+        }
         Ok(())
     }
 }

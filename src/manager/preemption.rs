@@ -72,7 +72,7 @@ pub enum Signal {
 
 #[cfg(feature = "signals")]
 impl Signal {
-    fn number(self) -> i32 {
+    pub(super) fn number(self) -> i32 {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
         match self {
             Signal::Term => SIGTERM,

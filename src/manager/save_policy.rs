@@ -28,9 +28,18 @@
 //! # }
 //! ```
 
+#[cfg(feature = "signals")]
+use super::preemption::Signal;
+#[cfg(feature = "signals")]
+use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
+#[cfg(feature = "signals")]
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// The information on which a policy decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,5 +148,169 @@ pub struct Continuous;
 impl SavePolicy for Continuous {
     fn is_due(&self, context: &SaveContext) -> bool {
         !context.is_saving
+    }
+}
+
+/// Saves when the process gets a signal, and training continues: before a maintenance, or to look at the present state.
+///
+/// The handler only sets a flag, which the next `save_if_due` sees. Several signals before it are one. A save that fails
+/// is due again. The handler stays until the process ends, and handlers that were installed before are called as well.
+/// Use a signal that no [`Preemption`](crate::Preemption) ends the run on.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::save_policy::OnSignal;
+/// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Signal};
+/// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+/// let manager = CheckpointManager::builder(checkpoint, &dir)
+///     .save_every(1000)
+///     .save_when(OnSignal::new(Signal::Usr2)?) // kill -USR2 PID
+///     .open()?;
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "signals")]
+#[derive(Debug)]
+pub struct OnSignal {
+    signal: Signal,
+    arrived: Arc<AtomicBool>,
+    /// What was last saved, and how long ago, when the signal that is not answered yet was first seen.
+    seen: Mutex<Option<(Option<u64>, Duration)>>,
+}
+
+#[cfg(feature = "signals")]
+impl OnSignal {
+    /// Installs a handler for the signal.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system refuses the handler.
+    pub fn new(signal: Signal) -> Result<OnSignal> {
+        let arrived = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(signal.number(), arrived.clone())
+            .map_err(|e| Error::io("set a handler for", format!("the signal {signal:?}"), e))?;
+        Ok(OnSignal { signal, arrived, seen: Mutex::new(None) })
+    }
+
+    /// Returns the signal.
+    #[must_use]
+    pub fn signal(&self) -> Signal {
+        self.signal
+    }
+}
+
+#[cfg(feature = "signals")]
+impl SavePolicy for OnSignal {
+    fn is_due(&self, context: &SaveContext) -> bool {
+        let now = (context.last_saved, context.since_last_save);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.arrived.swap(false, Ordering::Relaxed) {
+            *seen = Some(now);
+        }
+        // Nothing was saved since, or what was has failed.
+        let is_due = seen.is_some_and(|seen| seen.0 == now.0 && seen.1 <= now.1);
+        if !is_due && !context.is_saving {
+            *seen = None;
+        }
+        is_due
+    }
+}
+
+/// Returns the time between two saves with which a run is expected to lose the least, where training stops for `cost`
+/// per save and the run fails once per `time_between_failures` on average. Use it with [`EveryDuration`].
+///
+/// With background saves, `cost` is the time of the call, not the time until the checkpoint is durable; an interval
+/// shorter than the latter gains nothing.
+///
+/// The formula is that of J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps",
+/// Future Generation Computer Systems 22(3), 2006. With cost δ and time between failures M it is
+/// `sqrt(2δM) · (1 + sqrt(δ / 2M) / 3 + (δ / 2M) / 9) − δ` if `δ < 2M`, else `M`. It refines `sqrt(2δM)` of J. W. Young, "A
+/// first order approximation to the optimum checkpoint interval", Communications of the ACM 17(9), 1974.
+///
+/// ```
+/// use std::time::Duration;
+/// use tch_checkpoint::save_policy::{EveryDuration, recommended_interval};
+/// let (cost, time_between_failures) = (Duration::from_secs(2), Duration::from_secs(24 * 3600));
+/// let policy = EveryDuration(recommended_interval(cost, time_between_failures));
+/// assert_eq!(policy.0.as_secs(), 586);
+/// ```
+#[must_use]
+pub fn recommended_interval(cost: Duration, time_between_failures: Duration) -> Duration {
+    let twice = time_between_failures.saturating_mul(2);
+    if cost >= twice {
+        return time_between_failures;
+    }
+    // The formula divided by M, in x = sqrt(δ / 2M), which is below 1: so it is at most 8/9.
+    let x = cost.div_duration_f64(twice).sqrt();
+    time_between_failures.mul_f64(2.0 * x - 4.0 / 3.0 * x * x + 2.0 / 9.0 * x * x * x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The formula as it is printed.
+    fn daly(cost: f64, mean: f64) -> f64 {
+        let ratio = cost / (2.0 * mean);
+        (2.0 * cost * mean).sqrt() * (1.0 + ratio.sqrt() / 3.0 + ratio / 9.0) - cost
+    }
+
+    #[test]
+    fn the_interval_is_that_of_daly() {
+        let interval = |cost, mean| recommended_interval(Duration::from_secs_f64(cost), Duration::from_secs_f64(mean));
+        for (cost, mean) in [(2.0, 86_400.0), (0.001, 3600.0), (60.0, 600.0), (300.0, 3600.0), (1.9, 1.0)] {
+            let (found, expected) = (interval(cost, mean).as_secs_f64(), daly(cost, mean));
+            assert!((found - expected).abs() < 1e-6 * expected, "{cost}, {mean}: {found} instead of {expected}");
+        }
+        // Young's is close to it where saves are cheap.
+        let young = (2.0 * 2.0 * 86_400.0f64).sqrt();
+        assert!((interval(2.0, 86_400.0).as_secs_f64() / young - 1.0).abs() < 0.003);
+        assert_eq!(interval(2.0, 1.0), Duration::from_secs(1));
+        assert_eq!(interval(0.0, 1.0), Duration::ZERO);
+        assert_eq!(interval(0.0, 0.0), Duration::ZERO);
+        assert!(recommended_interval(Duration::from_secs(1), Duration::MAX) < Duration::MAX);
+        assert_eq!(recommended_interval(Duration::MAX, Duration::from_secs(1)), Duration::from_secs(1));
+    }
+
+    /// The loss that the interval is to make small, from a model of its own: a run with failures at exponential
+    /// intervals, in which a save or the work before it is lost if a failure comes meanwhile.
+    #[test]
+    fn no_other_interval_loses_much_less() {
+        let (cost, mean) = (30.0, 1800.0);
+        // The expected time per interval until work and save are done without a failure, per second of work.
+        let time = |work: f64| mean * (((work + cost) / mean).exp() - 1.0) / work;
+        let best = recommended_interval(Duration::from_secs_f64(cost), Duration::from_secs_f64(mean)).as_secs_f64();
+        for factor in [0.25, 0.5, 0.8, 0.95, 1.05, 1.2, 2.0, 4.0] {
+            assert!(time(best) <= time(best * factor), "{factor} of {best} s");
+        }
+    }
+
+    #[cfg(feature = "signals")]
+    #[test]
+    fn a_signal_is_answered_by_one_save_that_succeeds() -> Result<()> {
+        let policy = OnSignal::new(Signal::Usr2)?;
+        let context = |last_saved, since: u64, is_saving| SaveContext {
+            last_saved,
+            since_last_save: Duration::from_secs(since),
+            is_saving,
+            ..SaveContext::new(0)
+        };
+        assert!(!policy.is_due(&context(Some(10), 1, false)));
+        policy.arrived.store(true, Ordering::Relaxed);
+        assert!(policy.is_due(&context(Some(10), 2, false)));
+        // It waits: it is still due.
+        assert!(policy.is_due(&context(Some(10), 3, false)));
+        // It is being written, has failed, and is due again; then it is durable.
+        assert!(!policy.is_due(&context(Some(13), 1, true)));
+        assert!(policy.is_due(&context(Some(10), 5, false)));
+        assert!(!policy.is_due(&context(Some(15), 1, true)));
+        assert!(!policy.is_due(&context(Some(15), 2, false)));
+        assert!(!policy.is_due(&context(Some(10), 9, false)));
+        // One that comes while another is written is another.
+        policy.arrived.store(true, Ordering::Relaxed);
+        assert!(policy.is_due(&context(Some(15), 1, true)));
+        assert!(!policy.is_due(&context(Some(15), 0, false)));
+        Ok(())
     }
 }
