@@ -51,6 +51,96 @@ fn a_warm_start_reads_another_run_only_when_there_is_nothing_to_resume() -> Outc
     Ok(())
 }
 
+/// Two runs in one directory: one whose newest checkpoint is unhealthy, and `other-20`.
+fn some_runs(dir: &Path) -> Outcome {
+    let weights = Memory::seeded(100, 0);
+    let open = |name: &str| -> Result<CheckpointManager, Error> {
+        let checkpoint = Checkpoint::new().track("weights", &weights)?;
+        CheckpointManager::builder(checkpoint, dir).checkpoint_name(name).fresh_start().open()
+    };
+    let mut other = open("other")?;
+    other.save_with_metrics(20, [("loss", 0.0)])?;
+    other.close()?;
+    let mut manager = open("ckpt")?;
+    for (step, loss) in [(10, 0.5), (20, 0.2), (30, 0.2), (40, f64::NAN)] {
+        *weights.bytes() = Memory::seeded(100, step).bytes().clone();
+        manager.save_with_metrics(step, [("loss", loss), ("accuracy", 1.0 - loss)])?;
+    }
+    weights.bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    manager.save_with_metrics(50, [("loss", 0.1)])?;
+    manager.pin(dir.join("ckpt-10"), "paper", "")?;
+    Ok(manager.close()?)
+}
+
+#[test]
+fn a_selection_stands_for_one_checkpoint() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    some_runs(dir.path())?;
+    let run = CheckpointDirectory::new(dir.path());
+    for (selection, name) in [
+        ("latest", "ckpt-40"),
+        ("best:accuracy:max", "ckpt-30"),
+        ("best:accuracy:min", "ckpt-10"),
+        ("best:loss:min", "other-20"),
+        ("pin:paper", "ckpt-10"),
+        ("30", "ckpt-30"),
+        ("50", "ckpt-50"),
+        ("ckpt-50", "ckpt-50"),
+        ("other-20", "other-20"),
+    ] {
+        assert_eq!(run.select(selection)?.name, name, "{selection}");
+        // The tool opens it at a path.
+        let target = tch_checkpoint::inspect::Target::open(dir.path().join(selection))?;
+        assert_eq!(target.source().path(), &dir.path().join(name), "{selection}");
+    }
+    for (selection, says) in [
+        ("60", "number 60"),
+        ("pin:papers", "the nearest is \"paper\""),
+        ("best:los:min", "the nearest is \"loss\""),
+        ("ckpt-60", "ckpt-60"),
+    ] {
+        let error = run.select(selection).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains(says), "{error}");
+        let error = tch_checkpoint::inspect::Target::open(dir.path().join(selection)).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+    for (selection, says) in [("20", "other-20 and ckpt-20"), ("best:loss", "best:METRIC:min")] {
+        let error = run.select(selection).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains(says), "{error}");
+    }
+    assert!(matches!(CheckpointDirectory::new(dir.path().join("none")).select("latest"), Err(Error::NotFound { .. })));
+    Ok(())
+}
+
+#[test]
+fn a_warm_start_takes_what_its_path_selects() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let pretrained = dir.path().join("pretrained");
+    some_runs(&pretrained)?;
+    // What is there comes first.
+    std::fs::rename(pretrained.join("other-20"), pretrained.join("30"))?;
+    let mut number = 0;
+    let mut start = |selection: &str| -> Result<Memory, Error> {
+        number += 1;
+        let live = Memory::seeded(100, 99);
+        let checkpoint = Checkpoint::new().track("weights", &live)?;
+        let mut manager = CheckpointManager::builder(checkpoint, dir.path().join(number.to_string()))
+            .initialize_from(pretrained.join(selection), RestoreOptions::new())
+            .open()?;
+        assert!(manager.restore_or_initialize()?.initialized.is_some());
+        Ok(live)
+    };
+    for (selection, seed) in
+        [("latest", 40), ("best:accuracy:max", 30), ("pin:paper", 10), ("20", 20), ("ckpt-30", 30), ("30", 0)]
+    {
+        assert_eq!(*start(selection)?.bytes(), *Memory::seeded(100, seed).bytes(), "{selection}");
+    }
+    for selection in ["60", "pin:nothing", "best:nothing:min", "ckpt-60"] {
+        assert!(matches!(start(selection), Err(Error::NotFound { .. })), "{selection}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_evaluator_sees_the_newest_or_each_until_none_comes() -> Outcome {
     let dir = tempfile::tempdir()?;

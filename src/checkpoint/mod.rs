@@ -276,7 +276,7 @@ impl Checkpoint {
         Ok(crate::graph::walk(&self.objects.list())?.leaves)
     }
 
-    pub(crate) fn storage(&self) -> &dyn Storage {
-        &*self.storage
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 }

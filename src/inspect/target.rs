@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
 use crate::interop::{self, OWN_FORMAT, Ours};
 use crate::location::Location;
-use crate::manager::{CheckpointDirectory, Listing, list_checkpoints};
+use crate::manager::{CheckpointDirectory, Listing, list_checkpoints, selected};
 use crate::reader::{CheckpointReader, saved_model};
-use crate::repository::{Storage, path_of};
+use crate::repository::{Posix, Storage, path_of};
 use crate::source::{Source, TensorSource};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -58,7 +58,8 @@ pub struct Overview {
 
 impl Target {
     /// Opens the checkpoint at `path`, of any format that [`interop::open`] recognizes. If `path` is a directory of
-    /// checkpoints, opens the latest.
+    /// checkpoints, opens the latest. If there is nothing at `path`, its last part can
+    /// [select](CheckpointDirectory::select) a checkpoint of the directory before it, such as `run/best:loss:min`.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no checkpoint; [`Error::Undecided`] if a directory has two latest checkpoints;
@@ -81,7 +82,15 @@ impl Target {
     /// ```
     pub fn open(path: impl Into<Location>) -> Result<Target> {
         let path = &path.into();
-        match place(path)? {
+        let found = match place(path) {
+            Err(error @ Error::NotFound { .. }) => {
+                let storage: Arc<dyn Storage> = Arc::new(Posix::default());
+                let selected = selected(&storage, path)?.ok_or(error)?;
+                return Ok(Target::own(CheckpointReader::open(selected)?));
+            }
+            found => found?,
+        };
+        match found {
             Place::Checkpoint => Ok(Target::own(CheckpointReader::open(path)?)),
             Place::LostManifest => Err(lost_manifest(path)),
             Place::Directory(listing) => Target::latest(path, *listing),

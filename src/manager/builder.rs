@@ -415,12 +415,15 @@ impl CheckpointManagerBuilder {
     /// or from a file of another tool. It runs after the function of [`init`](CheckpointManagerBuilder::init). The run
     /// is a new one: steps, save counter and lineage do not continue those of that checkpoint.
     ///
+    /// If there is nothing at `path`, its last part can [select](crate::CheckpointDirectory::select) a checkpoint of the
+    /// directory before it: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
+    ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
     /// # let checkpoint = tch_checkpoint::Checkpoint::new();
     /// use tch_checkpoint::{CheckpointManager, RestoreOptions};
     /// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/fine-tuned")
-    ///     .initialize_from("checkpoints/pretrained/ckpt-1000", RestoreOptions::new().skip("optimizer"))
+    ///     .initialize_from("checkpoints/pretrained/best:loss:min", RestoreOptions::new().skip("optimizer"))
     ///     .open()?;
     /// manager.restore_or_initialize()?;
     /// # Ok(())
@@ -504,7 +507,7 @@ impl CheckpointManagerBuilder {
         if let Some(steps) = self.interval.or_else(default) {
             self.save_policies.push(Box::new(EverySteps(steps)));
         }
-        let storage = self.checkpoint.storage();
+        let storage = &**self.checkpoint.storage();
         let options = OpenOptions { recycle: self.recycle, ..self.options.open_options() };
         // An absolute path, independent of the working directory.
         let directory = Directory::new(storage, storage.absolute(&self.directory)?, &options)?.with_rules(self.rules);

@@ -82,6 +82,10 @@ impl CheckpointDirectory {
         self
     }
 
+    pub(super) fn location(&self) -> &Location {
+        &self.location
+    }
+
     fn directory(&self) -> Result<&Directory> {
         match self.directory.get() {
             Some(directory) => Ok(directory),

@@ -17,6 +17,7 @@ pub mod retention;
 mod room;
 pub mod save_policy;
 mod saving;
+mod select;
 mod thinning;
 mod watcher;
 #[cfg(feature = "huggingface")]
@@ -32,6 +33,7 @@ pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
 pub use preemption::Signal;
+pub(crate) use select::selected;
 pub use watcher::CheckpointWatcher;
 
 use crate::checkpoint::Checkpoint;

@@ -3,6 +3,7 @@
 use super::CheckpointManager;
 use super::ledger::infos;
 use super::retention::{Best, Goal};
+use super::select::selected;
 use crate::catalog::{Catalog, Found, Marks, number_of};
 use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
@@ -117,13 +118,24 @@ impl CheckpointManager {
             init()?;
         }
         self.init = None;
-        let initialized = match &self.initialize_from {
-            Some((path, options)) => Some(self.checkpoint.read_with(path, options)?),
+        let initialized = match self.initialize_from.clone() {
+            Some((path, options)) => Some(self.read_initial(&path, &options)?),
             None => None,
         };
         (self.begun, self.head, self.last_step) = (true, None, None);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(StartOutcome { restored: None, initialized, passed_over })
+    }
+
+    /// Reads the checkpoint that the run is initialized from: what is at `path`, or what its last part selects.
+    fn read_initial(&mut self, path: &Location, options: &RestoreOptions) -> Result<RestoreStatus> {
+        match self.checkpoint.read_with(path, options) {
+            Err(error @ Error::NotFound { .. }) => match selected(self.checkpoint.storage(), path)? {
+                Some(selected) => self.checkpoint.read_with(selected, options),
+                None => Err(error),
+            },
+            result => result,
+        }
     }
 
     /// Returns why a run is not resumed from a whole checkpoint.
