@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     // Back to the best.
     let last = line.validate();
-    manager.restore(dir.join("best"))?;
+    manager.restore_best("loss", Goal::Minimize)?;
     let best = line.validate();
     println!("loss {last:.5} at the end, {best:.5} at the best step, {}", line.optimizer.steps());
     manager.close()?;

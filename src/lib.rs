@@ -43,6 +43,12 @@
 //! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling ([`GradScaler`]): small independent objects that
 //! resume exactly. See `docs/training.md`.
 //!
+//! # Running
+//!
+//! [`save_policy`] decides when a save is taken, [`retention`] which checkpoints stay, [`Preemption`] ends a run on a signal or
+//! after a time limit, [`CheckpointManager::guard`] saves when the loop fails, and a [`CheckpointWatcher`] follows a run
+//! from another process. See `docs/running.md`.
+//!
 //! # Running without the model's code
 //!
 //! [`SavedModel`] exports a model as a TorchScript program beside a checkpoint. See `docs/saved_model.md`.
@@ -187,6 +193,11 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/retention.md")]
 struct RetentionPage;
+
+/// The code of docs/running.md compiles and does what it says.
+#[cfg(all(doctest, feature = "signals"))]
+#[doc = include_str!("../docs/running.md")]
+struct Running;
 
 /// The code of docs/training.md compiles.
 #[cfg(all(doctest, feature = "torch"))]
