@@ -172,7 +172,9 @@ pub(crate) fn enter<H: Hold + 'static, E>(
 ) -> Result<(Entered, Arc<H>), E> {
     let _closed = Gate::lock_all(gates);
     let mut entries = REGISTRY.entries();
-    REGISTRY.unfinished.fetch_add(1, Ordering::AcqRel);
+    // Before the capture asks whether a writer's access is exclusive, as `wait_at` comes after the end of that access:
+    // one of the two sees the other.
+    REGISTRY.unfinished.fetch_add(1, Ordering::SeqCst);
     let number = REGISTRY.numbers.fetch_add(1, Ordering::Relaxed);
     let begun = Begun;
     let (touched, hold) = begin()?;
@@ -224,7 +226,7 @@ impl Gate {
 
 /// Waits until no unfinished capture is behind the gate.
 fn wait_at(gate: &Gate) {
-    if REGISTRY.unfinished.load(Ordering::Acquire) > 0 {
+    if REGISTRY.unfinished.load(Ordering::SeqCst) > 0 {
         wait_for_those(|entry| entry.gates.iter().any(|one| one.is(gate)));
     }
 }

@@ -95,10 +95,14 @@ impl Plan {
     }
 
     /// Returns `true` if the writers that had exclusive access to tensors have it still, to the same memory, as far as
-    /// reported in [`seen`](Plan::look).
+    /// reported in [`seen`](Plan::look). Both are asked: another thread may have ended the access after the plan
+    /// took it over, but before it took over the generation.
     pub(super) fn fits_writers(&self, seen: &[Seen]) -> bool {
-        let firsts = self.survey.writers().iter().filter_map(|(_, places)| places.first());
-        firsts.into_iter().all(|&place| self.generations[place] == seen[place].generation())
+        let fits = |(writer, places): &(Arc<Exclusive>, Vec<usize>)| {
+            let is_same = places.first().is_none_or(|&place| self.generations[place] == seen[place].generation());
+            is_same && !writer.is_shared()
+        };
+        self.survey.writers().iter().all(fits)
     }
 
     /// Returns `true` if a save with these options divides its bytes in the same way.
@@ -346,5 +350,45 @@ impl Planner {
             tensors.push(place);
         }
         Ok(PlannedFile { name, header: layout.header.into(), bytes: layout.file_bytes, tensors })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::{Dtype, TensorSpec};
+    use crate::error::BoxError;
+    use crate::graph::{TensorBytes, TensorTarget};
+
+    /// A slot to which another thread asks for a handle right after the plan has asked whether anybody has one.
+    #[derive(Debug)]
+    struct SharedMeanwhile(Arc<Exclusive>);
+
+    impl TensorLeaf for SharedMeanwhile {
+        fn spec(&self) -> std::result::Result<TensorSpec, BoxError> {
+            Ok(TensorSpec::new(Dtype::U8, [3]))
+        }
+        fn bytes(&self) -> std::result::Result<Box<dyn TensorBytes>, BoxError> {
+            Ok(Box::new(vec![1, 2, 3]))
+        }
+        fn target(&self) -> std::result::Result<Box<dyn TensorTarget>, BoxError> {
+            Err("read only".into())
+        }
+        fn exclusive(&self) -> Option<Arc<Exclusive>> {
+            let exclusive = (!self.0.is_shared()).then(|| self.0.clone());
+            self.0.share();
+            exclusive
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_shared_while_it_is_planned_is_not_taken_for_exclusive() {
+        let slot = SharedMeanwhile(Exclusive::new(Gate::new()));
+        let objects = [("optimizer".to_string(), Node::tensor(slot))];
+        let first = plan(&objects, &SaveOptions::default()).unwrap();
+        assert!(first.fits(&first.look()) && !first.fits_writers(&first.look()));
+        // Planned once more, it is a tensor like any other.
+        let second = plan(&objects, &SaveOptions::default()).unwrap();
+        assert!(second.survey().writers().is_empty() && second.fits_writers(&second.look()));
     }
 }
