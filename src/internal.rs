@@ -110,6 +110,13 @@ pub fn open_keras(bytes: &[u8], options: &ReadOptions) -> Result<Box<dyn TensorS
     Ok(Box::new(interop::keras::Weights::of_bytes(bytes, options)?))
 }
 
+/// The `.index` file of a bundle of TensorFlow whose entries are these bytes, whatever they are.
+#[cfg(feature = "tensorflow")]
+#[must_use]
+pub fn tensorflow_table(entries: &[u8]) -> Vec<u8> {
+    interop::tensorflow::table_of(entries)
+}
+
 /// Reads bytes as each of the small formats that a bundle of TensorFlow is made of.
 #[cfg(feature = "tensorflow")]
 pub fn parse_tensorflow(bytes: &[u8]) {

@@ -1,16 +1,18 @@
-//! Any bytes whatever, as files of PyTorch and zip archives: what the fuzzers of `fuzz/` feed, and what must hold of it.
+//! Any bytes whatever, as files of other tools and parts of them: what the fuzzers of `fuzz/` feed, and what must hold of it.
 
 use super::hostile::Verdict;
 use super::random::Random;
 use tch_checkpoint::TensorSource;
+use tch_checkpoint::format::Digest;
 use tch_checkpoint::internal::{open_keras, open_pytorch, parse_tensorflow, pytorch_archive};
 use tch_checkpoint::interop::ReadOptions;
 
 /// The longest tensor that is read here.
 const LONG: u64 = 1 << 20;
 
-/// What was opened can be read, as a whole and piece by piece, and is the same both times.
-fn check(source: &dyn TensorSource) -> Verdict {
+/// What was opened can be read, as a whole and piece by piece, is the same both times, and has the digest that is given for
+/// it.
+pub(crate) fn check(source: &dyn TensorSource) -> Verdict {
     for (key, spec) in source.tensors() {
         let bytes = spec.bytes().ok_or_else(|| format!("{key:?} has no length"))?;
         if bytes > LONG {
@@ -19,6 +21,9 @@ fn check(source: &dyn TensorSource) -> Verdict {
         let mut whole = vec![0; bytes as usize];
         if source.read(key, &mut whole).is_err() {
             continue;
+        }
+        if source.digest(key).is_some_and(|digest| digest != Digest::of(&whole)) {
+            return Err(format!("{key:?} is read, and has another digest"));
         }
         let count = bytes / spec.dtype.size() as u64;
         let middle = count / 2;
@@ -113,6 +118,7 @@ pub fn mutate(bytes: &mut Vec<u8>, seed: u64) {
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
+    use crate::corpora::replayed;
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
@@ -203,15 +209,9 @@ mod tests {
     /// What the fuzzers have kept still holds.
     #[test]
     fn the_corpora() {
-        type Target = fn(&[u8]) -> Verdict;
-        let targets: [(&str, Target); 2] = [("torch_file", file), ("pickle", pickle)];
-        for (name, target) in targets {
-            let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
-            let entries: Vec<_> = fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
-            assert!(entries.len() > 10, "{name}");
-            for path in entries {
-                assert_eq!(target(&fs::read(&path).unwrap()), Ok(()), "{}", path.display());
-            }
-        }
+        replayed("torch_file", file);
+        replayed("pickle", pickle);
+        replayed("bundle", bundle);
+        replayed("hdf5", hdf5);
     }
 }

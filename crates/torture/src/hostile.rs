@@ -145,28 +145,6 @@ pub fn names(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-#[cfg(all(test, not(shuttle)))]
-mod tests {
-    use super::*;
-
-    /// What the fuzzers have kept still holds.
-    #[test]
-    fn the_corpora() {
-        let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-        type Target = fn(&[u8]) -> Verdict;
-        let targets: [(&str, Target); 5] =
-            [("manifest", manifest), ("index", index), ("header", header), ("names", names), ("condition", condition)];
-        for (name, target) in targets {
-            let entries: Vec<_> = std::fs::read_dir(corpora.join(name)).unwrap().map(|entry| entry.unwrap()).collect();
-            assert!(entries.len() > 10, "{name}");
-            for entry in entries {
-                let verdict = target(&std::fs::read(entry.path()).unwrap());
-                assert_eq!(verdict, Ok(()), "{}", entry.path().display());
-            }
-        }
-    }
-}
-
 /// As the text of a condition: it is refused with a place in it, or comes back from its own text.
 pub fn condition(bytes: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
@@ -203,4 +181,21 @@ pub fn map(bytes: &[u8]) -> Verdict {
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::corpora::replayed;
+
+    /// What the fuzzers have kept still holds.
+    #[test]
+    fn the_corpora() {
+        replayed("manifest", manifest);
+        replayed("index", index);
+        replayed("header", header);
+        replayed("names", names);
+        replayed("condition", condition);
+        replayed("map", map);
+    }
 }

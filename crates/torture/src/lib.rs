@@ -11,6 +11,8 @@
 
 mod actors;
 mod check;
+#[cfg(all(test, not(shuttle)))]
+mod corpora;
 mod crash;
 mod damage;
 mod faults;
@@ -18,6 +20,7 @@ pub mod foreign;
 mod history;
 pub mod hostile;
 mod kills;
+pub mod layouts;
 mod loops;
 mod marked;
 mod memory;

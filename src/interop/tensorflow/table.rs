@@ -243,6 +243,14 @@ impl BlockWriter {
     }
 }
 
+/// Returns a table with one data block whose entries are `bytes`, whatever they are: for fuzzing.
+pub(super) fn of_entries(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = TableWriter::default();
+    let handle = writer.write_block(BlockWriter { body: bytes.to_vec(), ..BlockWriter::default() });
+    writer.closed = Some((vec![0xff; 64], handle));
+    writer.finish()
+}
+
 /// A short key that is not less than `last` and less than `next`.
 fn separator(last: &[u8], next: &[u8]) -> Vec<u8> {
     let common = last.iter().zip(next).take_while(|(a, b)| a == b).count();
@@ -279,6 +287,15 @@ mod tests {
         assert_eq!(parse(&file).unwrap(), entries);
         assert_eq!(written(&[]).len(), 8 + 5 + 8 + 5 + 48);
         assert_eq!(parse(&written(&[])).unwrap(), []);
+    }
+
+    #[test]
+    fn entries_come_back_from_a_table_around_them() {
+        let mut block = BlockWriter::default();
+        let entries: Entries = vec![(vec![], vec![8, 1]), (b"a".to_vec(), vec![7; 9])];
+        entries.iter().for_each(|(key, value)| block.add(key, value, RESTART_INTERVAL));
+        assert_eq!(parse(&of_entries(&block.body)).unwrap(), entries);
+        assert!(parse(&of_entries(b"\x05")).unwrap_err().contains("not readable"));
     }
 
     #[test]
