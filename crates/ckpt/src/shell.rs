@@ -40,7 +40,12 @@ pub struct Man {
 pub fn completions(args: &Completions, out: &mut Output) -> Result<Exit, Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ckpt", &mut script);
-    out.raw(&script);
+    if out.is_json() {
+        let script = String::from_utf8_lossy(&script);
+        out.document(&serde_json::json!({ "shell": args.shell.to_string(), "script": script }));
+    } else {
+        out.raw(&script);
+    }
     Ok(Exit::Fine)
 }
 

@@ -2,16 +2,23 @@
 //!
 //! A line `$ ckpt …` is a command, and what follows is its standard output, then its standard error with `! ` before each
 //! line, then `[exit N]` unless that is 0. JSON is printed over several lines. `UPDATE_SESSIONS=1` writes what the
-//! commands print into the files: look at the difference before committing it.
+//! commands print into the files: look at the difference before committing it. Every document is compared with
+//! `docs/ckpt.schema.json`.
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "sessions/pages.rs"]
+mod pages;
+#[path = "sessions/schema.rs"]
+mod schema;
+#[path = "sessions/transcript.rs"]
+mod transcript;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::Memory;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::format::Manifest;
@@ -121,8 +128,8 @@ fn shown(dir: &Path, line: &str) -> String {
     let output = command.output().unwrap();
     let (mut out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     if arguments.iter().any(|argument| argument == "--json") && !out.is_empty() {
-        let document: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{line}: {e}: {out}"));
-        out = serde_json::to_string_pretty(&document).unwrap() + "\n";
+        let command = arguments.iter().find(|argument| *argument != "--json").unwrap();
+        out = serde_json::to_string_pretty(&schema::document(command, &out)).unwrap() + "\n";
     }
     let out: String = out.lines().map(|line| format!("{}\n", steady(line))).collect();
     let err: String = err.lines().map(|line| format!("! {line}\n")).collect();
@@ -176,13 +183,11 @@ macro_rules! sessions {
 
         #[test]
         fn every_session_is_played() {
-            let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sessions")).unwrap();
-            let stem = |entry: fs::DirEntry| entry.path().file_stem().unwrap().to_string_lossy().into_owned();
-            let mut files: Vec<String> = files.map(|entry| stem(entry.unwrap())).collect();
-            files.sort();
+            let stem = |path: PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
+            let files: Vec<String> = transcript::sessions().into_iter().map(stem).collect();
             assert_eq!(files, [$(stringify!($name)),*]);
         }
     };
 }
 
-sessions! { bisect cat diff du keep ls marks repair rewrite show verify }
+sessions! { bisect cat diff du keep ls marks repair report rewrite shell show verify }

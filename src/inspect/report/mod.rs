@@ -19,10 +19,8 @@ use super::listing::{CheckpointEntry, OtherEntry};
 use super::problem::Problem;
 use super::target::Target;
 use super::{lossy, retention};
-use crate::catalog::Marks;
 use crate::error::Result;
 use crate::location::Location;
-use crate::repository::{Directory, OpenOptions, Posix};
 use crate::source::Source;
 use files::Files;
 use histories::Histories;
@@ -71,10 +69,6 @@ pub struct ReportedCheckpoint {
     /// What a listing has of it.
     #[serde(flatten)]
     pub entry: CheckpointEntry,
-    /// Its pins: names and notes.
-    pub pins: BTreeMap<String, String>,
-    /// Its notes: names and texts.
-    pub notes: BTreeMap<String, String>,
     /// What keeps it under the policies, each with what would end that. `None` for checkpoints of other runs, which no
     /// policy concerns.
     pub kept_by: Option<Vec<String>>,
@@ -118,7 +112,6 @@ pub struct ReportedCheckpoint {
 pub fn report(path: impl Into<Location>, options: &ReportOptions) -> Result<RunReport> {
     let path = &path.into();
     let listing = super::list(path)?;
-    let directory = Directory::new(&Posix::default(), path, &OpenOptions::default())?;
     let kept_by = kept_by(path, options);
     let tensors = listing.checkpoints.iter().map(|entry| entry.tensors).max().unwrap_or(0).max(1);
     let sampled = spread(listing.checkpoints.len(), options.samples.min((POINTS / tensors).max(2)));
@@ -133,7 +126,7 @@ pub fn report(path: impl Into<Location>, options: &ReportOptions) -> Result<RunR
         let target = opened.map_err(|error| checkpoint.problem = Some(Problem::of(&error))).ok();
         let source = target.as_ref().and_then(Target::own_source);
         if let Some(source) = source {
-            checkpoint.describe(source, &directory);
+            checkpoint.describe(source);
             (checkpoint.written_bytes, checkpoint.linked_bytes) = files.count(source);
             runs.add(&checkpoint.entry, &source.manifest);
         }
@@ -162,8 +155,6 @@ impl ReportedCheckpoint {
         ReportedCheckpoint {
             kept_by: kept_by.get(&entry.name).cloned(),
             entry,
-            pins: BTreeMap::new(),
-            notes: BTreeMap::new(),
             components: BTreeMap::new(),
             written_bytes: 0,
             linked_bytes: 0,
@@ -171,12 +162,8 @@ impl ReportedCheckpoint {
         }
     }
 
-    /// Adds what the manifest and the marks have.
-    fn describe(&mut self, source: &Source, directory: &Directory) {
-        match Marks::read(directory, &self.entry.name, &source.manifest) {
-            Ok(marks) => (self.pins, self.notes) = (marks.pins, marks.notes),
-            Err(error) => self.problem = Some(Problem::of(&error)),
-        }
+    /// Adds what the manifest has.
+    fn describe(&mut self, source: &Source) {
         let mut stored = BTreeSet::new();
         for (key, record) in &source.manifest.tensors {
             let component = self.components.entry(key.split('/').next().unwrap_or(key).to_string()).or_default();

@@ -102,11 +102,11 @@ fn states(html: &mut Html, one: &ReportedCheckpoint, has_policies: bool) {
     if entry.permanent {
         badge(html, "badge", "◆", "permanent");
     }
-    for (name, note) in &one.pins {
+    for (name, note) in &one.entry.pins {
         badge(html, "badge", "◆", &format!("pinned: {name}"));
         html.text(note).raw(" ");
     }
-    for (name, text) in &one.notes {
+    for (name, text) in &one.entry.notes {
         html.raw("<span class=\"note\">").text(name).raw(": ").text(text).raw("</span> ");
     }
     match &one.kept_by {

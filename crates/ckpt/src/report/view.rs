@@ -99,7 +99,7 @@ impl State {
             State::Unhealthy
         } else if !entry.without.is_empty() {
             State::Incomplete
-        } else if entry.permanent || !one.pins.is_empty() {
+        } else if entry.permanent || !entry.pins.is_empty() {
             State::Pinned
         } else {
             State::Whole
