@@ -224,3 +224,48 @@ fn only_what_is_not_finite_is_noted_unless_more_is_asked_for() -> Outcome {
     assert!(!text(&off)?.contains("statistics"));
     Ok(())
 }
+
+/// Issue 11: a mask is infinite on purpose.
+#[test]
+fn a_constant_that_is_excepted_makes_no_checkpoint_unhealthy() -> Outcome {
+    for (background, health) in [(false, Health::Finite), (true, Health::Finite), (false, Health::Statistics)] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let mask = Memory::f32(&[2, 2], [0.0, f32::NEG_INFINITY, 0.0, 0.0]);
+        let open = |options: SaveOptions, name: &str| -> Result<CheckpointManager, Error> {
+            // It has two names, and is excepted under one of them.
+            let checkpoint = run.checkpoint().track("a", [mask.clone()])?.track("mask", [mask.clone()])?;
+            let builder = CheckpointManager::builder(checkpoint, dir.path()).checkpoint_name(name).fresh_start();
+            let builder = builder.save_options(options.health(health));
+            if background { builder.background(Background::new()).open() } else { builder.open() }
+        };
+        let mut manager = open(SaveOptions::new(), "all")?;
+        manager.save_at(1)?;
+        manager.close()?;
+        let mut manager = open(SaveOptions::new().health_except("mask/*"), "some")?;
+        for step in 1..=3 {
+            run.set(0, step as f32);
+            manager.save_at(step)?;
+        }
+        run.set(0, f32::NAN);
+        manager.save_at(4)?;
+        manager.close()?;
+        let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        let non_finite: Vec<_> = found.iter().map(|info| (info.name.as_str(), info.non_finite.clone())).collect();
+        let none = Vec::new;
+        let expected = [
+            ("all-1", vec!["a/0".to_string(), "mask/0".to_string()]),
+            ("some-1", none()),
+            ("some-2", none()),
+            ("some-3", none()),
+            ("some-4", vec!["weights".to_string()]),
+        ];
+        assert_eq!(non_finite, expected, "background: {background}, {health:?}");
+        let reader = CheckpointReader::open(dir.path().join("some-2"))?;
+        let recorded = |key: &str| reader.manifest().tensors[key].statistics.is_some();
+        assert_eq!((recorded("mask/0"), recorded("weights")), (false, health == Health::Statistics));
+        let mut again = open(SaveOptions::new(), "some")?;
+        assert_eq!(again.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(3));
+    }
+    Ok(())
+}

@@ -48,8 +48,8 @@ impl Error {
             ),
             Error::Unhealthy { path, tensors } => write!(
                 f,
-                "{} was not saved: there are values that are not finite in {}; restore an earlier checkpoint, or save all \
-                 the same (`OnUnhealthy::Keep`)",
+                "{} was not saved: there are values that are not finite in {}; restore an earlier checkpoint, save all \
+                 the same (`OnUnhealthy::Keep`), or except constants (`SaveOptions::health_except`)",
                 path,
                 listed(tensors)
             ),

@@ -7,7 +7,7 @@ use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
 use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, listed};
 use crate::format::{IndexEntry, MarkKind};
 use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
@@ -103,6 +103,14 @@ impl Commit {
 
     fn take_in(&self, saved: Committed) -> Found {
         let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
+        if !found.non_finite.is_empty() {
+            log::warn!(
+                "{} has values that are not finite in {}: no policy keeps it, and no restart takes it; constants such as \
+                 masks can be excepted (`SaveOptions::health_except`)",
+                self.name,
+                listed(&found.non_finite)
+            );
+        }
         self.write_early_marks(&mut found);
         let rules = self.directory.rules();
         let (mut known, restored, mut seen) = {

@@ -1,5 +1,6 @@
 //! Options of a save.
 
+use crate::name::matches;
 use crate::parallel;
 use crate::progress::{Observer, Progress};
 use crate::repository::{Durability, OpenOptions, PAGE};
@@ -35,6 +36,8 @@ pub struct SaveOptions {
     pub(crate) max_file_bytes: u64,
     /// What is recorded about the values of float tensors.
     pub(crate) health: Health,
+    /// Patterns of keys of tensors of which nothing is recorded.
+    health_exceptions: Vec<String>,
     pub(crate) observer: Observer,
 }
 
@@ -47,6 +50,7 @@ impl Default for SaveOptions {
             chunk_bytes: None,
             max_file_bytes: 16 << 30,
             health: Health::default(),
+            health_exceptions: Vec::new(),
             observer: Observer::default(),
         }
     }
@@ -98,10 +102,36 @@ impl SaveOptions {
         self
     }
 
+    /// Records nothing about the values of tensors whose key matches `pattern`, so that they never make a checkpoint
+    /// unhealthy: for constants that hold infinite values on purpose, such as an attention mask. In a pattern, `*` matches
+    /// any text, including `/`. Can be called several times. By default, every tensor counts, buffers too: a NaN in the
+    /// statistics of batch normalization spoils an evaluation as one in a weight does.
+    ///
+    /// ```
+    /// use tch_checkpoint::SaveOptions;
+    /// let options = SaveOptions::new().health_except("model/*.attention_mask");
+    /// # let _ = options;
+    /// ```
+    pub fn health_except(mut self, pattern: impl Into<String>) -> Self {
+        self.health_exceptions.push(pattern.into());
+        self
+    }
+
     /// Sets a function that is called after every few megabytes of a save, on the threads that write, which it delays.
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.observer = Observer::new(report);
         self
+    }
+
+    /// Returns what is recorded about each of the tensors whose keys and places are given, `count` in all. A tensor with
+    /// several keys is excepted under each of them.
+    pub(crate) fn health_of<'a>(&self, keys: impl Iterator<Item = (&'a str, usize)>, count: usize) -> Vec<Health> {
+        let mut each = vec![self.health; count];
+        if !self.health_exceptions.is_empty() {
+            let is_excepted = |key: &str| self.health_exceptions.iter().any(|pattern| matches(pattern, key));
+            keys.filter(|(key, _)| is_excepted(key)).for_each(|(_, place)| each[place] = Health::Off);
+        }
+        each
     }
 
     /// Returns how the directory of checkpoints is opened.

@@ -100,7 +100,9 @@ pub(super) fn write(
     let noted = Mutex::new(vec![Noted { digest: Digest::of(&[]), statistics: None }; plan.tensors.len()]);
     let longest = plan.spans.iter().flat_map(|span| &span.chunks).map(|chunk| chunk.length).max().unwrap_or_default();
     let pins = Pins::default();
-    let health = options.health;
+    let keys = plan.tensors.iter().enumerate().map(|(place, tensor)| (tensor.key.as_str(), place));
+    let keys = keys.chain(plan.aliases.iter().map(|(key, place)| (key.as_str(), *place)));
+    let health = options.health_of(keys, plan.tensors.len());
     let work = Work { plan, image, unchanged, directory, staging, threads, tally, health, longest, pins, noted };
 
     let mut cannot_link = false;
@@ -142,7 +144,8 @@ struct Work<'a> {
     staging: &'a dyn Transaction,
     threads: usize,
     tally: Tally,
-    health: Health,
+    /// What is recorded about each tensor.
+    health: Vec<Health>,
     /// The length of the longest chunk.
     longest: usize,
     /// Tensors are read while they are written: none is pinned.
@@ -200,7 +203,7 @@ impl<'a> Work<'a> {
             plan: self.plan,
             file: &**staged,
             tally: &self.tally,
-            health: self.health,
+            health: &self.health,
             current: None,
             done: Vec::new(),
         };
@@ -292,7 +295,7 @@ struct SpanWriter<'a> {
     /// The large tensor that the last chunk ended in.
     current: Option<(usize, Pass)>,
     done: Vec<(usize, Noted)>,
-    health: Health,
+    health: &'a [Health],
 }
 
 impl SpanWriter<'_> {
@@ -335,7 +338,7 @@ impl SpanWriter<'_> {
                 scan.update(bytes);
                 scan
             });
-            let statistics = self.statistics(scan);
+            let statistics = self.statistics(place, scan);
             return self.done.push((place, Noted { digest: Digest::of(bytes), statistics }));
         }
         if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
@@ -351,19 +354,19 @@ impl SpanWriter<'_> {
 
     fn scan(&self, place: usize) -> Option<Scan> {
         let dtype = self.plan.tensors[place].spec.dtype;
-        if self.health == Health::Off { None } else { Scan::of(dtype) }
+        if self.health[place] == Health::Off { None } else { Scan::of(dtype) }
     }
 
     /// Returns what of a finished scan is recorded.
-    fn statistics(&self, scan: Option<Scan>) -> Option<Statistics> {
+    fn statistics(&self, place: usize, scan: Option<Scan>) -> Option<Statistics> {
         let statistics = scan?.finish();
-        (statistics.non_finite > 0 || self.health == Health::Statistics).then_some(statistics)
+        (statistics.non_finite > 0 || self.health[place] == Health::Statistics).then_some(statistics)
     }
 
     fn next(&mut self, place: Option<usize>) {
         let next = place.map(|place| (place, Pass { hasher: Hasher::new(), scan: self.scan(place) }));
         if let Some((done, pass)) = std::mem::replace(&mut self.current, next) {
-            let statistics = self.statistics(pass.scan);
+            let statistics = self.statistics(done, pass.scan);
             self.done.push((done, Noted { digest: pass.hasher.finish(), statistics }));
         }
     }
