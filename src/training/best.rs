@@ -61,13 +61,11 @@ impl BestMetric {
         self
     }
 
-    /// Records the value of a step. Returns whether it is the best so far; NaN never is.
+    /// Records the value of a step. Returns whether it is the best so far; NaN and infinite values never are.
     pub fn observe(&self, step: u64, value: f64) -> bool {
         self.best.update(|best| {
-            let is_better = match best {
-                Some(best) => is_better(self.goal, value, best.value, self.min_change),
-                None => !value.is_nan(),
-            };
+            let is_better =
+                value.is_finite() && best.is_none_or(|best| is_better(self.goal, value, best.value, self.min_change));
             if is_better {
                 *best = Some(Best { step, value });
             }
@@ -187,7 +185,7 @@ impl EarlyStopping {
     /// Records the value of a step. A decision to stop is final, whatever values follow; call
     /// [`reset`](EarlyStopping::reset) to continue training.
     pub fn observe(&self, step: u64, value: f64) -> Stop {
-        let is_best = value.is_finite() && self.best.observe(step, value);
+        let is_best = self.best.observe(step, value);
         let goal = self.best.goal;
         self.state.update(|state| {
             if state.stop.is_stop() {
@@ -264,6 +262,16 @@ mod tests {
         stopping.reset();
         assert_eq!(stopping.observe(4, 0.4), Stop::No);
         assert_eq!((stopping.best().step(), stopping.best().value()), (Some(4), Some(0.4)));
+    }
+
+    #[test]
+    fn an_infinite_value_is_never_the_best() {
+        for (goal, infinite) in [(Goal::Minimize, f64::NEG_INFINITY), (Goal::Maximize, f64::INFINITY)] {
+            let best = BestMetric::new(goal);
+            assert!(!best.observe(1, infinite) && !best.observe(2, -infinite) && best.value().is_none());
+            assert!(best.observe(3, 0.5) && !best.observe(4, infinite));
+            assert_eq!((best.step(), best.value()), (Some(3), Some(0.5)));
+        }
     }
 
     #[test]

@@ -111,6 +111,7 @@ const ONLY_STRUCTS: &str = "`Trackable` can be derived for structs only: an enum
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proc_macro2::TokenTree;
 
     /// The message of the error, and the source text that it points at.
     fn refusal(source: &str) -> (String, String) {
@@ -136,6 +137,30 @@ mod tests {
             let (said, at) = refusal(source);
             assert!(said.contains(message) && at == place, "{source}: {said} at {at}");
         }
+    }
+
+    /// Returns the source texts that the tokens of this name come from, in all groups.
+    fn sources_of(name: &str, tokens: TokenStream) -> Vec<String> {
+        let of = |token| match token {
+            TokenTree::Group(group) => sources_of(name, group.stream()),
+            TokenTree::Ident(ident) if ident == name => vec![ident.span().source_text().unwrap_or_default()],
+            _ => Vec::new(),
+        };
+        tokens.into_iter().flat_map(of).collect()
+    }
+
+    /// The compiler reports a type that is not `Trackable` where the tokens that need it come from.
+    #[test]
+    fn what_needs_a_type_to_be_trackable_points_at_the_field() {
+        let source = "struct S<T> { a: Counter, #[track(flatten)] b: std::time::Instant, c: Vec<T> }";
+        let input: DeriveInput = syn::parse_str(source).unwrap();
+        let expanded = expand(&input).unwrap();
+        let types = ["Counter", "std::time::Instant", "Vec<T>"];
+        // The calls; the last one is the name of the function.
+        assert_eq!(sources_of("node", expanded.clone())[1..], types);
+        // The bounds; the first one is the trait of the implementation.
+        let bounds = sources_of("Trackable", expanded);
+        assert_eq!(bounds[1..4], types);
     }
 
     #[test]
