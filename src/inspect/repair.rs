@@ -1,18 +1,19 @@
 //! What is wrong with a directory of checkpoints, and putting it right.
 
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use super::target::{Place, place};
-use super::{lossy, lossy_option, text};
-use crate::catalog::Catalog;
+use super::{lossy, lossy_all, lossy_option, text};
+use crate::catalog::{Catalog, numbered};
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry};
+use crate::format::{Index, IndexEntry, MANIFEST_FILE};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::repository::{Aside, Directory, OpenOptions, Posix};
 use crate::save::Held;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 
 /// What [`repair_plan`] would do to a directory of checkpoints, or what [`repair`] did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -23,8 +24,12 @@ pub struct RepairReport {
     pub directory: Location,
     /// What is to be done, or was.
     pub actions: Vec<RepairAction>,
-    /// What cannot be read now, or by this version, and is left as it is.
+    /// What is left as it is: what cannot be read now, or by this version, links that lead nowhere and that no manager
+    /// made, and checkpoints of two runs between which nothing decides.
     pub left: Vec<Problem>,
+    /// What was set aside as damaged or unreadable before, by a manager or by an earlier repair.
+    #[serde(serialize_with = "lossy_all")]
+    pub moved_aside: Vec<Location>,
 }
 
 /// A part of a repair.
@@ -56,7 +61,7 @@ pub enum RepairKind {
     SetAside,
     /// What a save or a removal left whose process died is removed.
     Sweep,
-    /// A symbolic link that leads nowhere is removed.
+    /// A symbolic link such as `latest` is removed, because the checkpoint that it leads to is gone.
     DropLink,
     /// The index is written anew.
     RebuildIndex,
@@ -85,14 +90,23 @@ pub fn repair_plan(path: impl Into<Location>) -> Result<RepairReport> {
     let path = path.into();
     let directory = open(&path)?;
     let catalog = Catalog::of(&directory, directory.scan()?);
-    let mut report = plan(&path, &catalog);
-    report.actions.splice(0..0, sweeps(&path, &catalog));
+    let sweeps = sweeps(&path, &catalog);
+    let mut report = plan(&path, catalog);
+    report.actions.splice(0..0, sweeps);
     Ok(report)
 }
 
-/// Repairs the directory `path`: renames damaged checkpoints (`damaged-…`), so that nothing takes them for whole ones,
-/// removes what dead processes and links to nothing left, and writes the index anew. Every byte of every checkpoint is
-/// read. Nothing of a checkpoint is removed. Takes the writer's lock.
+/// Repairs the directory `path`. Every byte of every checkpoint is read. Nothing of a checkpoint is removed. Takes the
+/// writer's lock.
+///
+/// * Damaged checkpoints are renamed (`damaged-…`), so that nothing takes them for whole ones: those that have the name
+///   of a checkpoint, are in the index, or have a manifest. Other directories, such as exports of weights, stay.
+/// * What saves and removals left whose process died is removed.
+/// * A link that leads to a checkpoint of this directory (`latest`, `best`) is removed if that checkpoint is gone. All
+///   other links stay.
+/// * The index is written anew if it does not list what a manager would list: per name the checkpoints of the run that
+///   is there. The index decides between the checkpoints of different runs, so those of other runs are never added. Where
+///   nothing decides ([`Error::Undecided`]), none of that name is listed.
 ///
 /// # Errors
 /// As for [`repair_plan`]; [`Error::Locked`] while another process writes into the directory.
@@ -118,15 +132,17 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
     // Removes the leftovers: whoever holds the lock has none.
     let held = Held::take(&directory)?;
     let catalog = Catalog::of(&directory, directory.scan()?);
-    let mut report = plan(&path, &catalog);
+    let mut report = plan(&path, catalog);
     for action in &mut report.actions {
         let name = text(action.path.file_name().map_or("".as_ref(), |name| name.as_ref()));
         let result = match action.kind {
             RepairKind::SetAside => directory.quarantine(&name, Aside::Damaged).map(|aside| {
                 action.moved_to = Some(path.join(aside));
             }),
-            // It is dangling, whatever its target.
-            RepairKind::DropLink => directory.put_link(&name, None, &|_| true),
+            RepairKind::DropLink => {
+                let is_gone = |target: &str| is_checkpoint(target) && matches!(directory.has(target), Ok(false));
+                directory.put_link(&name, None, &is_gone)
+            }
             RepairKind::Sweep | RepairKind::RebuildIndex => continue,
         };
         action.done = result.is_ok();
@@ -134,7 +150,7 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
     }
     if let Some(action) = report.actions.iter_mut().find(|action| action.kind == RepairKind::RebuildIndex) {
         let catalog = Catalog::of(&directory, directory.scan()?);
-        let result = held.update_index(&directory, |index| *index = index_of(&catalog, &BTreeSet::new()));
+        let result = held.update_index(&directory, |index| *index = index_of(&catalog).0);
         action.done = result.is_ok();
         action.failed = result.err().map(|error| format!("{error:#}"));
     }
@@ -148,13 +164,15 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
 }
 
 fn open(path: &Location) -> Result<Directory> {
-    match place(path)? {
-        Place::Directory(_) => Directory::new(&Posix::default(), path, &OpenOptions::default()),
-        _ => {
-            let reason = format!("{} is a checkpoint, not a directory of checkpoints", path.display());
-            Err(Error::InvalidArgument(reason))
+    let reason = match place(path)? {
+        Place::Directory(_) => return Directory::new(&Posix::default(), path, &OpenOptions::default()),
+        Place::Foreign(_) => "is a checkpoint of another tool, not a directory of checkpoints",
+        Place::Checkpoint | Place::LostManifest => {
+            "is a checkpoint, not a directory of checkpoints; `salvage` writes what is intact of it \
+             (`ckpt repair --salvage OUT`)"
         }
-    }
+    };
+    Err(Error::InvalidArgument(format!("{} {reason}", path.display())))
 }
 
 fn action(kind: RepairKind, path: Location, reason: impl Into<String>) -> RepairAction {
@@ -167,19 +185,19 @@ fn sweeps(path: &Location, catalog: &Catalog) -> Vec<RepairAction> {
 }
 
 /// Everything but the leftovers.
-fn plan(path: &Location, catalog: &Catalog) -> RepairReport {
-    let damage = |name: &String, error: &Error| {
+fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
+    let damage = |name: &str, error: &Error| {
         let inside = path.join(name);
         action(RepairKind::SetAside, inside.clone(), Problem::of(error).within(&inside))
     };
-    let mut actions: Vec<RepairAction> = catalog
-        .damaged
-        .iter()
-        .filter(|(_, error)| error.is_damage())
-        .map(|(name, error)| damage(name, error))
-        .collect();
-    let mut left: Vec<Problem> =
-        catalog.damaged.iter().filter(|(_, error)| !error.is_damage()).map(|(_, error)| Problem::of(error)).collect();
+    let (mut actions, mut left) = (Vec::new(), Vec::new());
+    for (name, error) in &catalog.damaged {
+        match error.is_damage() {
+            true if is_ours(path, &catalog, name) => actions.push(damage(name, error)),
+            true => {}
+            false => left.push(Problem::of(error)),
+        }
+    }
     for found in &catalog.found {
         let name = &found.entry.name;
         let problems = CheckpointReader::open(path.join(name)).map(|reader| reader.verify().problems);
@@ -189,15 +207,23 @@ fn plan(path: &Location, catalog: &Catalog) -> RepairReport {
             None => {}
         }
     }
-    let dangling =
-        |name: &&String| fs::metadata(path.join(name)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
-    let links: Vec<&String> = catalog.links.iter().filter(dangling).collect();
-    let unreachable = catalog.unreachable.iter().filter(|(name, _)| !links.contains(&name));
+    let name = |action: &RepairAction| action.path.file_name().map(|name| text(name.as_ref()));
+    let set_aside: BTreeSet<String> = actions.iter().filter_map(name).collect();
+    let (dropped, dangling) = links(path, &catalog, &set_aside);
+    let unreachable = catalog.unreachable.iter().filter(|(name, _)| !dangling.contains_key(name));
     left.extend(unreachable.map(|(_, error)| Problem::of(error)));
-    let set_aside: BTreeSet<&str> = actions.iter().filter_map(|action| action.path.file_name()?.to_str()).collect();
-    let expected = index_of(catalog, &set_aside);
+    left.extend(dangling.into_values());
+    actions.extend(dropped);
+    // As a manager finds them afterwards.
+    catalog.found.retain(|found| !set_aside.contains(&found.entry.name));
+    catalog.damaged.retain(|(name, _)| !set_aside.contains(name));
+    let (expected, undecided) = index_of(&catalog);
+    left.extend(
+        undecided.into_iter().map(|(first, second)| {
+            Problem::of(&Error::Undecided { first: path.join(first), second: path.join(second) })
+        }),
+    );
     let is_current = catalog.index.as_ref().is_some_and(|index| is_same(index, &expected));
-    actions.extend(links.iter().map(|name| action(RepairKind::DropLink, path.join(name), "it leads nowhere")));
     if !is_current && (catalog.index.is_some() || !expected.checkpoints.is_empty()) {
         let reason = match catalog.index {
             Some(_) => "it does not list what is there",
@@ -205,20 +231,76 @@ fn plan(path: &Location, catalog: &Catalog) -> RepairReport {
         };
         actions.push(action(RepairKind::RebuildIndex, path.join(crate::format::INDEX_FILE), reason));
     }
-    RepairReport { directory: path.clone(), actions, left }
+    let moved_aside = catalog.set_aside.iter().map(|name| path.join(name)).collect();
+    RepairReport { directory: path.clone(), actions, left, moved_aside }
 }
 
-/// Returns the index of what is whole, without the checkpoints that are set aside.
-fn index_of(catalog: &Catalog, set_aside: &BTreeSet<&str>) -> Index {
-    let (found, undecided) = catalog.ordered();
-    let stay = found.into_iter().map(|found| found.entry).filter(|entry| !set_aside.contains(entry.name.as_str()));
-    let checkpoints: Vec<IndexEntry> = stay.collect();
-    let permanent = checkpoints.iter().filter(|entry| entry.permanent);
-    Index {
-        latest: checkpoints.last().filter(|_| undecided.is_none()).map(|entry| entry.name.clone()),
-        last_permanent: permanent.map(|entry| entry.saved_at).max(),
-        checkpoints,
+/// Returns `true` if the damaged directory `name` is certainly a checkpoint of this crate: it has the name of one, a
+/// manifest, or an entry in the index. Otherwise it may be an export of weights, which has components only.
+fn is_ours(path: &Location, catalog: &Catalog, name: &str) -> bool {
+    let is_indexed = || catalog.index.iter().flat_map(|index| &index.checkpoints).any(|entry| entry.name == name);
+    let has_manifest = || fs::symlink_metadata(path.join(name).join(MANIFEST_FILE)).is_ok();
+    // `weights-STEP` is also the name of an export.
+    numbered(name).is_some_and(|(manager, _)| manager != "weights") || is_indexed() || has_manifest()
+}
+
+/// Returns `true` if the target of a link is the name of a checkpoint beside it.
+fn is_checkpoint(target: &str) -> bool {
+    !target.contains('/') && numbered(target).is_some()
+}
+
+/// Returns the links to remove, and by name what is wrong with other links that lead nowhere. A link with the name of a
+/// checkpoint may stand for one on a file system that is not mounted now; others than those to checkpoints are not a
+/// manager's.
+fn links(
+    path: &Location,
+    catalog: &Catalog,
+    set_aside: &BTreeSet<String>,
+) -> (Vec<RepairAction>, BTreeMap<String, Problem>) {
+    let (mut dropped, mut dangling) = (Vec::new(), BTreeMap::new());
+    for name in &catalog.links {
+        let link = path.join(name);
+        let Ok(target) = fs::read_link(&link) else { continue };
+        let target = text(&target);
+        let is_set_aside = set_aside.contains(&target);
+        if !is_set_aside && !fs::metadata(&link).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+            continue;
+        }
+        if is_checkpoint(&target) && numbered(name).is_none() {
+            let why = if is_set_aside { "is set aside" } else { "is gone" };
+            dropped.push(action(RepairKind::DropLink, link, format!("the checkpoint {target} that it leads to {why}")));
+        } else {
+            let reason = format!(
+                "it is a symbolic link to {target}, which is not there: mount or restore that, or remove the link"
+            );
+            dangling.insert(name.clone(), Problem { path: Some(link), kind: ProblemKind::Link, reason });
+        }
     }
+    (dropped, dangling)
+}
+
+/// Returns the index as managers write it: of each name only the checkpoints of this directory's run, because the index
+/// decides between runs. Of a name for which nothing decides it has none, and the two checkpoints are returned.
+fn index_of(catalog: &Catalog) -> (Index, Vec<(String, String)>) {
+    let managers: BTreeSet<&str> =
+        catalog.found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager).collect();
+    let (mut own, mut undecided) = (BTreeSet::new(), Vec::new());
+    for manager in managers {
+        match catalog.chain(manager) {
+            Ok(chain) => own.extend(chain.own),
+            Err(pair) => undecided.push(pair),
+        }
+    }
+    let is_own = |name: &str| numbered(name).is_none() || own.contains(name);
+    let found = catalog.ordered().0.into_iter().map(|found| found.entry);
+    let mut checkpoints: Vec<IndexEntry> = found.filter(|entry| is_own(&entry.name)).collect();
+    let latest = checkpoints.last().filter(|_| undecided.is_empty()).map(|entry| entry.name.clone());
+    // What cannot be read now stays known.
+    let unread: BTreeSet<&String> = catalog.damaged.iter().chain(&catalog.unreachable).map(|(name, _)| name).collect();
+    let known = catalog.index.iter().flat_map(|index| &index.checkpoints);
+    checkpoints.extend(known.filter(|entry| unread.contains(&entry.name)).cloned());
+    let permanent = checkpoints.iter().filter(|entry| entry.permanent);
+    (Index { latest, last_permanent: permanent.map(|entry| entry.saved_at).max(), checkpoints }, undecided)
 }
 
 /// Returns `true` if two indexes list the same checkpoints, in any order.

@@ -84,24 +84,37 @@ pub fn salvage(from: impl Into<Location>, to: impl Into<Location>) -> Result<Sal
         return Err(Error::damaged(&from, "none of its components is intact"));
     }
     let ours = Ours::new(source);
-    let is_intact = |key: &String| !lost.contains_key(&of(key));
-    let tensors = ours.tensors().iter().filter(|(key, _)| is_intact(key));
-    let specs = tensors.map(|(key, spec)| (key.clone(), spec.clone())).collect();
-    let values = ours.values().iter().filter(|(key, _)| is_intact(key));
-    let values = values.map(|(key, value)| (key.clone(), value.clone())).collect();
-    convert(&Intact { ours: &ours, specs, values }, &to, Format::Checkpoint)?;
+    let intact = Intact::of(&ours, &|key| !lost.contains_key(&of(key)));
+    convert(&intact, &to, Format::Checkpoint)?;
     Ok(Salvaged { from, path: to, components, lost })
 }
 
 /// The intact part of a checkpoint.
 #[derive(Debug)]
 struct Intact<'a> {
-    ours: &'a Ours,
+    ours: &'a dyn TensorSource,
     specs: BTreeMap<String, TensorSpec>,
     values: BTreeMap<String, Value>,
+    /// For a first key that is not intact, the first one that is, in sorted order, of the same elements.
+    firsts: BTreeMap<String, String>,
 }
 
 impl Intact<'_> {
+    fn of<'a>(ours: &'a dyn TensorSource, is_intact: &dyn Fn(&str) -> bool) -> Intact<'a> {
+        let tensors = ours.tensors().iter().filter(|(key, _)| is_intact(key));
+        let specs: BTreeMap<String, TensorSpec> = tensors.map(|(key, spec)| (key.clone(), spec.clone())).collect();
+        let values = ours.values().iter().filter(|(key, _)| is_intact(key));
+        let values = values.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let mut firsts = BTreeMap::new();
+        for key in specs.keys() {
+            let first = ours.first_alias(key);
+            if !specs.contains_key(first) {
+                firsts.entry(first.to_string()).or_insert_with(|| key.clone());
+            }
+        }
+        Intact { ours, specs, values, firsts }
+    }
+
     fn check(&self, key: &str) -> Result<()> {
         let known = self.specs.contains_key(key);
         if known { Ok(()) } else { Err(Error::object(key, "it is not intact")) }
@@ -127,9 +140,7 @@ impl TensorSource for Intact<'_> {
 
     fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
         let first = self.ours.first_alias(key);
-        // The first of those that are left, in sorted order.
-        let is_same = |other: &&String| self.ours.first_alias(other) == first;
-        if self.specs.contains_key(first) { first } else { self.specs.keys().find(is_same).map_or(key, String::as_str) }
+        self.firsts.get(first).map_or(first, String::as_str)
     }
 
     fn verified_by(&self, key: &str) -> VerifiedBy {
@@ -157,5 +168,67 @@ impl TensorSource for Intact<'_> {
 
     fn verify(&self) -> Result<()> {
         self.specs.keys().try_for_each(|key| self.ours.verify_tensor(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    /// Tensors that are all the same, and how often it was asked.
+    #[derive(Debug)]
+    struct Same {
+        path: Location,
+        specs: BTreeMap<String, TensorSpec>,
+        values: BTreeMap<String, Value>,
+        asked: AtomicUsize,
+    }
+
+    impl TensorSource for Same {
+        fn format(&self) -> &'static str {
+            "same"
+        }
+
+        fn path(&self) -> &Location {
+            &self.path
+        }
+
+        fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+            &self.specs
+        }
+
+        fn values(&self) -> &BTreeMap<String, Value> {
+            &self.values
+        }
+
+        fn first_alias<'k>(&'k self, _: &'k str) -> &'k str {
+            self.asked.fetch_add(1, Relaxed);
+            "a/0"
+        }
+
+        fn verified_by(&self, _: &str) -> VerifiedBy {
+            VerifiedBy::Nothing
+        }
+
+        fn read_range(&self, key: &str, _: Range<u64>, _: &mut [u8]) -> Result<()> {
+            Err(Error::object(key, "it is not read"))
+        }
+    }
+
+    #[test]
+    fn the_first_of_many_that_are_the_same_is_found_once() {
+        let count = 2_000;
+        let key = |n: usize| format!("{}/{n}", if n == 0 { "a" } else { "b" });
+        let specs = (0..count).map(|n| (key(n), TensorSpec::new(Dtype::F32, vec![1]))).collect();
+        let same = Same { path: "same".into(), specs, values: BTreeMap::new(), asked: AtomicUsize::new(0) };
+        let whole = Intact::of(&same, &|_| true);
+        assert!(whole.tensors().keys().all(|key| whole.first_alias(key) == "a/0"));
+        same.asked.store(0, Relaxed);
+        let intact = Intact::of(&same, &|key| !key.starts_with("a/"));
+        assert!(intact.tensors().keys().all(|key| intact.first_alias(key) == "b/1"));
+        let asked = same.asked.load(Relaxed);
+        assert!(asked <= 2 * count, "{asked}");
     }
 }
