@@ -446,3 +446,37 @@ fn hostile_cbor_costs_in_proportion() -> Outcome {
     }
     Ok(())
 }
+
+#[cfg(feature = "huggingface")]
+#[test]
+fn seals_take_memory_in_proportion_to_their_length() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("model.safetensors");
+    let header = br#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header);
+    bytes.push(7);
+    fs::write(&path, bytes)?;
+    let seal = tch_checkpoint::interop::seal(&path)?;
+    let sound = fs::read_to_string(&seal)?;
+    let (digest, count) = ("0".repeat(32), 200_000);
+    let entries: Vec<String> =
+        (0..count / 50).map(|n| format!(r#""{n}":{{"dtype":"U8","shape":[],"digest":"{digest}"}}"#)).collect();
+    let nested = "[".repeat(count);
+    for (what, text) in [
+        ("a shape", sound.replace("[1]", &format!("[{}]", list("1", count)))),
+        ("entries", sound.replace(r#""w":"#, &format!("{},\"w\":", entries.join(",")))),
+        ("one key", sound.replace(r#""w":"#, &format!("\"{}\":", "w".repeat(count)))),
+        ("a format", sound.replace("safetensors", &"s".repeat(count))),
+        ("nesting", sound.replace("[1]", &nested)),
+        ("numbers", format!("[{}]", list("0", count))),
+    ] {
+        assert_ne!(text, sound, "{what}");
+        fs::write(&seal, &text)?;
+        let opened = bounded(what, text.len(), || tch_checkpoint::interop::open(&path).map(drop));
+        let error = opened.err().map(|error| error.to_string());
+        assert!(what == "a format" || error.is_some_and(|error| error.len() < 4_000), "{what}");
+    }
+    Ok(())
+}

@@ -342,3 +342,44 @@ fn a_program_goes_only_with_its_variables() {
         assert!(reader.verify().is_intact());
     }
 }
+
+/// What `interop::open` returns, within some seconds.
+fn opened_in_time(path: &Path) -> Result<(), Error> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let path = path.to_path_buf();
+    std::thread::spawn(move || send.send(interop::open(path).map(drop)));
+    receive.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits")
+}
+
+#[test]
+fn a_seal_is_a_file_of_bounded_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::copy(fixture("huggingface/single/model.safetensors"), &path).unwrap();
+    let seal = interop::seal(&path).unwrap();
+    let aside = folder.path().join("aside");
+    fs::rename(&seal, &aside).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&seal).status().unwrap().success());
+    let error = opened_in_time(&path).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { path, .. } if *path == seal), "{error}");
+    fs::remove_file(&seal).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(&seal).unwrap();
+    assert!(matches!(opened_in_time(&path), Err(Error::Unsupported { .. })));
+    drop(socket);
+    fs::remove_file(&seal).unwrap();
+    // What the link leads to is exactly what was written.
+    std::os::unix::fs::symlink(&aside, &seal).unwrap();
+    let error = opened_in_time(&path).unwrap_err();
+    assert!(matches!(&error, Error::Link { path, .. } if *path == seal), "{error}");
+    fs::remove_file(&seal).unwrap();
+    fs::File::create(&seal).unwrap().set_len((256 << 20) + 1).unwrap();
+    let error = opened_in_time(&path).unwrap_err();
+    assert!(error.is_damaged() && error.to_string().contains("at most"), "{error}");
+    fs::remove_file(&seal).unwrap();
+    fs::rename(&aside, &seal).unwrap();
+    opened_in_time(&path).unwrap();
+    // A name to which nothing can be added has no seal.
+    let long = folder.path().join(format!("{}.safetensors", "a".repeat(240)));
+    fs::copy(&path, &long).unwrap();
+    opened_in_time(&long).unwrap();
+}

@@ -7,12 +7,15 @@ use crate::format::{Digest, Hasher};
 use crate::location::Location;
 use crate::name;
 use crate::source::{SourceAttributes, TensorSource, VerifiedBy, room};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The suffix of a seal's file name.
@@ -127,21 +130,43 @@ fn digest_of_values(source: &dyn TensorSource) -> Digest {
     Digest::of(Value::Object(all).to_string().as_bytes())
 }
 
+/// Opens the seal at `place`, if there is one. Like the files of a checkpoint, it must be a regular file and no link,
+/// and nothing waits for the other end of a pipe.
+fn open_seal(place: &Path) -> Result<Option<File>> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits() as i32;
+    let failed = |action: &'static str, e: io::Error| match Errno::from_io_error(&e) {
+        // A name to which the suffix cannot be added has no seal.
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(None),
+        Some(Errno::LOOP) => {
+            Err(Error::link(place, "a seal must be a file: copy what it leads to into its place (`cp -L`)"))
+        }
+        // A socket.
+        Some(Errno::NXIO) => Err(Error::unsupported(place, "it is not a regular file")),
+        _ => Err(Error::io(action, place, e)),
+    };
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(place) {
+        Ok(file) => file,
+        Err(e) => return failed("open", e),
+    };
+    match file.metadata() {
+        Ok(metadata) if !metadata.is_file() => Err(Error::unsupported(place, "it is not a regular file")),
+        Ok(metadata) if metadata.len() > MAX_BYTES => {
+            Err(Error::damaged(place, format!("it has {} bytes, a seal has at most {MAX_BYTES}", metadata.len())))
+        }
+        Ok(_) => Ok(Some(file)),
+        Err(e) => failed("read", e),
+    }
+}
+
 /// Wraps the source with its seal, if it has one.
 pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Box<dyn TensorSource>> {
     if source.format() == super::ours::FORMAT {
         return Ok(source);
     }
     let place = place(path);
+    let Some(file) = open_seal(&place)? else { return Ok(source) };
     let mut bytes = Vec::new();
-    match File::open(&place).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)) {
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(source),
-        Err(e) => return Err(Error::io("read", &place, e)),
-        Ok(_) if bytes.len() as u64 > MAX_BYTES => {
-            return Err(Error::damaged(&place, format!("it is longer than {MAX_BYTES} bytes")));
-        }
-        Ok(_) => {}
-    }
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io("read", &place, e))?;
     let seal: Seal = serde_json::from_slice(&bytes)
         .map_err(|e| Error::damaged(&place, name::short_message(format!("it is not a seal: {e}"))))?;
     if seal.seal != 1 {
