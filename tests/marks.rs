@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tch_checkpoint::format::{Manifest, Mark, MarkKind};
+use tch_checkpoint::format::{Index, Manifest, Mark, MarkKind};
 use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy, Latest, Reason, RetentionPolicy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability,
@@ -79,6 +79,28 @@ fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
     evaluator.add_metrics("ckpt-1", [("loss", 0.1)])?;
     run.train(&mut manager, 1)?;
     assert_eq!(steps(dir.path())?, [1, 3, 4]);
+    Ok(())
+}
+
+/// Before there were marks, only the index had it.
+#[test]
+fn what_only_the_index_lists_as_permanent_is_not_pruned() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    run.train(&mut manager, 4)?;
+    manager.close()?;
+    let file = dir.path().join("checkpoint.json");
+    let mut index = Index::from_bytes(&fs::read(&file)?)?;
+    index.checkpoints.iter_mut().find(|entry| entry.name == "ckpt-2").ok_or("not listed")?.permanent = true;
+    fs::write(&file, index.to_bytes()?)?;
+    let directory = CheckpointDirectory::new(dir.path());
+    let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(1))];
+    let explained = directory.explain(&policies)?;
+    assert_eq!(explained[1].kept_by, [KeptBy::Permanent], "{}", explained[1]);
+    let removed = directory.prune(&policies)?.removed;
+    assert_eq!(removed, ["ckpt-1", "ckpt-3"].map(|name| dir.path().join(name)));
+    assert_eq!(steps(dir.path())?, [2, 4]);
     Ok(())
 }
 

@@ -176,17 +176,17 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn explain(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<Explanation>> {
-        let (catalog, _) = self.found()?;
-        Ok(self.decide(&catalog, policies)?.into_iter().map(|(_, explanation)| explanation).collect())
+        Ok(self.decide(policies)?.into_iter().map(|(_, explanation)| explanation).collect())
     }
 
-    fn decide(&self, catalog: &Catalog, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
+    fn decide(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
         let directory = self.directory()?;
+        // Those that only the index of an older version lists as permanent are permanent, too.
+        let (catalog, found) = self.found()?;
         let retention = Retention::new(policies.to_vec(), None);
-        let names = catalog.found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager);
+        let names = found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager);
         let managers: BTreeSet<&str> = names.collect();
-        let by_name: BTreeMap<&str, &Found> =
-            catalog.found.iter().map(|found| (found.entry.name.as_str(), found)).collect();
+        let by_name: BTreeMap<&str, &Found> = found.iter().map(|found| (found.entry.name.as_str(), found)).collect();
         let mut decided = Vec::new();
         for manager in managers {
             let chain = catalog.chain(manager).map_err(|(first, second)| {
@@ -210,9 +210,8 @@ impl CheckpointDirectory {
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         let directory = self.directory()?;
         let held = Held::take(directory)?;
-        let (catalog, _) = self.found()?;
         let (stay, go): (Vec<_>, Vec<_>) =
-            self.decide(&catalog, policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
+            self.decide(policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
         for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
             if !directory.looks_whole(&found.entry.name, found.entry.bytes) {
                 let reason = "it would stay and has lost files, so nothing is removed";
