@@ -4,16 +4,19 @@ mod common;
 
 use common::Memory;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{Manifest, Mark, MarkKind};
-use tch_checkpoint::repository;
+use tch_checkpoint::inspect;
+use tch_checkpoint::repository::{self, Entry, OpenDir, OpenOptions, Posix, ReadFile, Repository, Stat, Storage};
 use tch_checkpoint::retention::{Best, EveryNSteps, Explanation, Goal};
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter,
-    Durability, Error, RestoreOptions, SaveOptions, verify_checkpoint,
+    Durability, Error, Location, RestoreOptions, SaveOptions, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -341,6 +344,85 @@ fn in_memory_too() -> Outcome {
     let reader = CheckpointReader::open_in(&*memory, "mem://run/ckpt-2")?;
     assert!(reader.verify().is_intact());
     assert_eq!(reader.keys().collect::<Vec<_>>(), ["model"]);
+    Ok(())
+}
+
+/// A file system that cannot read marks of removed components.
+#[derive(Debug)]
+struct Failing<T>(T);
+
+impl Storage for Failing<Posix> {
+    fn absolute(&self, location: &Location) -> Result<Location, Error> {
+        self.0.absolute(location)
+    }
+
+    fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>, Error> {
+        self.0.repository(root, options)
+    }
+
+    fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>, Error> {
+        Ok(Arc::new(Failing(self.0.open(location)?)))
+    }
+}
+
+impl OpenDir for Failing<Arc<dyn OpenDir>> {
+    fn stat(&self) -> io::Result<Stat> {
+        self.0.stat()
+    }
+
+    fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        self.0.stat_of(name)
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.0.list()
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
+        match name.to_str().is_some_and(|name| name.starts_with("mark-thinned-")) {
+            true => Err(io::Error::from_raw_os_error(5)),
+            false => self.0.open(name),
+        }
+    }
+}
+
+#[test]
+fn a_mark_that_cannot_be_read_does_not_make_a_checkpoint_a_damaged_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(4).keep_component("optimizer", 1).open()?;
+    run.train(&mut manager, 1..=3)?;
+    manager.close()?;
+    let path = dir.path().join("ckpt-2");
+    assert!(!has_optimizer(dir.path(), 2) && CheckpointReader::open(&path).is_ok());
+    // It may be readable later.
+    let error = CheckpointReader::open_in(&Failing(Posix::default()), &path).map(drop).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("mark-thinned-optimizer.json")), "{error:#}");
+    // This version cannot read it: a directory, then another content.
+    let mark = path.join("mark-thinned-optimizer.json");
+    fs::remove_file(&mark)?;
+    for content in [None, Some("{\"version\":9}")] {
+        match content {
+            None => fs::create_dir(&mark)?,
+            Some(content) => {
+                fs::remove_dir(&mark)?;
+                fs::write(&mark, content)?;
+            }
+        }
+        let error = CheckpointReader::open(&path).map(drop).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { path, .. } if *path == mark), "{error:#}");
+        let report = inspect::repair(dir.path())?;
+        assert!(report.actions.is_empty() && report.left.len() == 1, "{report:?}");
+    }
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    manager.restore_or_initialize()?;
+    manager.save_at(4)?;
+    manager.close()?;
+    assert!(mark.exists());
+    // A file that is there and not as it was written is damage, whatever the marks say.
+    fs::write(path.join("model.safetensors"), "short")?;
+    fs::write(path.join("optimizer.safetensors"), "short")?;
+    assert!(CheckpointReader::open(&path).is_err_and(|error| error.is_damaged()));
     Ok(())
 }
 

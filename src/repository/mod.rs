@@ -57,7 +57,7 @@ pub use posix::Posix;
 pub(crate) use posix::path_of;
 #[doc(hidden)]
 pub use posix::{Dir, Disk, LocalDisk, LockFile, WriteFile, hold_lease};
-pub(crate) use reading::{checkpoint_failed, link_met, marks_in, open_failed, read_manifest, thinned_in};
+pub(crate) use reading::{Thinned, checkpoint_failed, link_met, marks_in, open_failed, read_manifest, thinned_in};
 
 use crate::error::{Error, Result};
 use crate::format::Follows;

@@ -92,18 +92,48 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String
     Ok(marks)
 }
 
-/// Returns the components of the checkpoint `of` that were removed after its commit, by its marks. Marks that cannot be
-/// read say nothing: then the files are there, or are found missing.
-pub(crate) fn thinned_in(dir: &dyn OpenDir, path: &Location, of: &Follows) -> BTreeSet<String> {
-    let names = dir.list().unwrap_or_default().into_iter().filter_map(|entry| entry.name.into_string().ok());
-    let component = |name: String| {
-        let bytes = read_whole(dir, &name, &path.join(&name), MAX_MARK_BYTES as u64).ok()?;
-        match Mark::from_bytes(&bytes).ok().filter(|mark| mark.of == *of)?.kind {
-            MarkKind::Thinned { component } => Some(component),
-            _ => None,
+/// The components of a checkpoint that were removed after its commit, as its marks tell.
+#[derive(Debug, Default)]
+pub(crate) struct Thinned {
+    pub components: BTreeSet<String>,
+    /// Why a mark could not be read. Then a file that is missing may have been removed, and is no damage.
+    pub unread: Option<Error>,
+}
+
+/// Returns the components of the checkpoint `of` that were removed after its commit.
+pub(crate) fn thinned_in(dir: &dyn OpenDir, path: &Location, of: &Follows) -> Thinned {
+    let mut thinned = Thinned::default();
+    let entries = dir.list().unwrap_or_else(|e| {
+        thinned.unread = Some(Error::io("list the checkpoint", path, e));
+        Vec::new()
+    });
+    for name in entries.into_iter().filter_map(|entry| entry.name.into_string().ok()) {
+        if !is_thinned_file(&name) {
+            continue;
         }
-    };
-    names.filter(|name| is_thinned_file(name)).filter_map(component).collect()
+        let file = path.join(&name);
+        let unknown = |reason: String| {
+            Error::unsupported(
+                &file,
+                format!("it does not say which component was removed from the checkpoint: {reason}"),
+            )
+        };
+        let mark = match read_whole(dir, &name, &file, MAX_MARK_BYTES as u64) {
+            Ok(bytes) => Mark::from_bytes(&bytes).map_err(|e| unknown(e.to_string())),
+            // Removed meanwhile.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+            Err(error @ Error::Io { .. }) => Err(error),
+            Err(error) => Err(unknown(format!("{error:#}"))),
+        };
+        match mark {
+            Ok(Mark { of: whose, kind: MarkKind::Thinned { component }, .. }) if whose == *of => {
+                thinned.components.insert(component);
+            }
+            Ok(_) => {}
+            Err(error) => thinned.unread = Some(error),
+        }
+    }
+    thinned
 }
 
 /// Returns `true` if opening a directory failed since it is none: a file, or a symbolic link.

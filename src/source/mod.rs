@@ -17,8 +17,8 @@ use crate::graph::SavedTree;
 use crate::location::Location;
 use crate::name;
 use crate::repository::{
-    Directory, FileId, Kind, OpenDir, ReadFile, Storage, checkpoint_failed, marks_in, open_failed, read_manifest,
-    thinned_in,
+    Directory, FileId, Kind, OpenDir, ReadFile, Storage, Thinned, checkpoint_failed, marks_in, open_failed,
+    read_manifest, thinned_in,
 };
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -103,7 +103,7 @@ impl Source {
                 Ok(now) => match read_content(&*now, path) {
                     Err(Error::NotFound { .. }) => return Err(removed(path)),
                     Err(error @ Error::Io { .. }) => return Err(error),
-                    Ok((now, _)) if now != source.manifest => {}
+                    Ok(now) if now.manifest != source.manifest => {}
                     _ => return Ok((source, problems)),
                 },
                 Err(error) => return Err(error),
@@ -114,15 +114,22 @@ impl Source {
 
     /// Opens the files that the manifest names.
     fn open_files(dir: Arc<dyn OpenDir>, path: &Location, content: Content) -> (Source, Vec<Error>) {
-        let (manifest, thinned) = content;
+        let Content { manifest, thinned, unread } = content;
         let mut files = BTreeMap::new();
-        let mut problems = Vec::new();
+        let (mut problems, mut any_missing) = (Vec::new(), false);
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
         for (name, bytes) in components.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
             match open_whole(&*dir, name, &path.join(name), bytes, files.len() < HELD) {
                 Ok(file) => drop(files.insert(name.clone(), file)),
-                Err(problem) => problems.push(problem),
+                Err(problem) => {
+                    any_missing |= matches!(dir.stat_of(name.as_ref()), Ok(None));
+                    problems.push(problem);
+                }
             }
+        }
+        // It may have been removed on purpose.
+        if let Some(unread) = unread.filter(|_| any_missing) {
+            problems.insert(0, unread);
         }
         (Source { path: path.clone(), manifest, thinned, dir, files }, problems)
     }
@@ -349,14 +356,22 @@ impl Source {
     }
 }
 
-/// A manifest without the components that were removed, and these with their files.
-type Content = (Manifest, BTreeMap<String, Vec<String>>);
+/// What a checkpoint consists of.
+struct Content {
+    /// Without the components that were removed.
+    manifest: Manifest,
+    /// These, with their files.
+    thinned: BTreeMap<String, Vec<String>>,
+    /// Why it is not known which components were removed.
+    unread: Option<Error>,
+}
 
 /// Reads the manifest in the checkpoint `dir`, and which components were removed since.
 fn read_content(dir: &dyn OpenDir, path: &Location) -> Result<Content> {
     let mut manifest = read_manifest(dir, path)?;
-    let thinned = manifest.take_out(&thinned_in(dir, path, &manifest.id()));
-    Ok((manifest, thinned))
+    let Thinned { components, unread } = thinned_in(dir, path, &manifest.id());
+    let thinned = manifest.take_out(&components);
+    Ok(Content { manifest, thinned, unread })
 }
 
 /// Opens a file of a checkpoint, which must have the length it was written with. Only checks it if it is not to be held
