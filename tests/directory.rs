@@ -8,8 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
-    latest_checkpoint, verify_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, RestoreOptions,
+    checkpoints, latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -81,6 +81,27 @@ fn a_change_of_the_working_directory_changes_nothing() {
     let folder = folder.path().canonicalize().unwrap();
     again("a_change_of_the_working_directory_changes_nothing", &folder, "CHILD");
     assert_eq!(checkpoints(folder.join("one/run")).unwrap().len(), 2);
+}
+
+#[test]
+fn a_warm_start_reads_what_its_path_meant_at_the_call() {
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let folder = Path::new(&folder);
+        fs::create_dir(folder.join("elsewhere")).unwrap();
+        std::env::set_current_dir(folder).unwrap();
+        let (pretrained, run) = (Run::new(), Run::new());
+        let mut manager = pretrained.builder(Path::new("pretrained")).open().unwrap();
+        pretrained.save(&mut manager, 7).unwrap();
+        let builder = run.builder(Path::new("run")).initialize_from("pretrained/ckpt-7", RestoreOptions::new());
+        let mut manager = builder.open().unwrap();
+        std::env::set_current_dir(folder.join("elsewhere")).unwrap();
+        assert!(manager.restore_or_initialize().unwrap().initialized.is_some());
+        assert_eq!(run.step.get(), 7);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    again("a_warm_start_reads_what_its_path_meant_at_the_call", folder.path(), "CHILD");
+    assert!(folder.path().join("run").exists());
 }
 
 #[test]

@@ -121,6 +121,17 @@ fn of_those_found_damaged_the_newest_stay() -> Outcome {
 }
 
 #[test]
+fn a_damaged_one_without_a_component_does_not_stay_for_that() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    damage(dir.path(), 1, None)?;
+    let thinned = aside(dir.path()).remove(0);
+    fs::write(dir.path().join(&thinned).join("mark-thinned-optimizer.json"), "whatever it says")?;
+    damage(dir.path(), 2, Some(0))?;
+    assert_eq!(aside(dir.path()).len(), 0);
+    Ok(())
+}
+
+#[test]
 fn a_damaged_one_with_a_pin_stays_and_so_does_what_only_looks_like_one() -> Outcome {
     let dir = tempfile::tempdir()?;
     damage(dir.path(), 1, None)?;

@@ -413,7 +413,8 @@ impl CheckpointManagerBuilder {
 
     /// Restores the checkpoint at `path` if there is nothing to resume in the directory: a warm start from another run,
     /// or from a file of another tool. It runs after the function of [`init`](CheckpointManagerBuilder::init). The run
-    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint.
+    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint. A relative path starts
+    /// from the working directory of this call.
     ///
     /// If there is nothing at `path`, its last part can [select](crate::CheckpointDirectory::select) a checkpoint of the
     /// directory before it: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
@@ -431,7 +432,10 @@ impl CheckpointManagerBuilder {
     /// ```
     #[must_use]
     pub fn initialize_from(mut self, path: impl Into<Location>, options: RestoreOptions) -> Self {
-        self.initialize_from = Some((path.into(), options));
+        let path = path.into();
+        // One that the storage does not serve is refused when it is restored.
+        let path = self.checkpoint.storage().absolute(&path).unwrap_or(path);
+        self.initialize_from = Some((path, options));
         self
     }
 

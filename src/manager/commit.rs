@@ -8,7 +8,7 @@ use super::retention::CheckpointInfo;
 use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
 use crate::error::{Error, Result, listed};
-use crate::format::{IndexEntry, MarkKind};
+use crate::format::{IndexEntry, MarkKind, is_thinned_file};
 use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
@@ -265,8 +265,9 @@ impl Commit {
     fn remove_damaged(&self) {
         let damaged = self.ledger().damaged_to_remove();
         for aside in damaged {
-            // Whatever its manifest was: a mark that may keep it does.
-            let stays = |marks: &[(String, Vec<u8>)]| marks.iter().any(|(name, _)| !name.starts_with("mark-metric-"));
+            // Whatever its manifest was: a mark that may keep it does. Metrics, and that components were removed, do not.
+            let keeps = |name: &str| !name.starts_with("mark-metric-") && !is_thinned_file(name);
+            let stays = |marks: &[(String, Vec<u8>)]| marks.iter().any(|(name, _)| keeps(name));
             match self.directory.discard(&aside, &stays) {
                 Ok(true) => self.ledger().damaged.retain(|name| *name != aside),
                 Ok(false) => {}
