@@ -212,8 +212,16 @@ mod tests {
             VerifiedBy::Nothing
         }
 
-        fn read_range(&self, key: &str, _: Range<u64>, _: &mut [u8]) -> Result<()> {
+        fn read(&self, key: &str, _: &mut [u8]) -> Result<()> {
             Err(Error::object(key, "it is not read"))
+        }
+
+        fn read_range(&self, key: &str, _: Range<u64>, target: &mut [u8]) -> Result<()> {
+            self.read(key, target)
+        }
+
+        fn verify(&self) -> Result<()> {
+            Ok(())
         }
     }
 
