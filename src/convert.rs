@@ -4,13 +4,13 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
 use crate::error::{BoxError, Error, Result};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
-use crate::interop::Written;
 #[cfg(feature = "huggingface")]
 use crate::interop::huggingface;
 #[cfg(feature = "pytorch")]
 use crate::interop::pytorch;
 #[cfg(feature = "tensorflow")]
 use crate::interop::tensorflow;
+use crate::interop::{AT_ONCE, Written, verify_before_streaming};
 use crate::location::Location;
 use crate::name;
 use crate::save::{AssetStream, SaveOptions};
@@ -18,6 +18,7 @@ use crate::source::{SOURCES, SourceAttributes, TensorSource, room};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -56,6 +57,9 @@ const COMPONENT: &str = "model";
 /// and a sequence of its own, and follows no other. The program of a saved model is left out unless all its variables are
 /// unchanged. A checkpoint that was made of several has a record of them as the metadata `sources`. Other formats have no
 /// place for this. What is left out is listed in [`Written::attributes_left_out`].
+///
+/// Memory does not depend on the size of a tensor: one of more than 8 MiB is verified, and then read and written in pieces.
+/// The exceptions are tensors that a map computes as a whole ([`Mapped`](crate::map::Mapped)).
 ///
 /// # Errors
 /// [`Error::AlreadyExists`] if a checkpoint, directory or TensorFlow prefix exists (files are replaced);
@@ -134,14 +138,15 @@ fn checkpoint(source: &dyn TensorSource, mut attributes: SourceAttributes, path:
         root.put(key, Node::value(Fixed(value.clone())))?;
     }
     drop(requests);
+    verify_before_streaming(source, source.tensors().keys().map(String::as_str))?;
     // What one of several sources lacks, another one may have.
     attributes.without.retain(|component| !root.children.contains_key(component));
     let asked = Mutex::new(asked);
     let answer = || loop {
         let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Request { key, reply }) = next else { return };
+        let Ok(Request { key, range, reply }) = next else { return };
         // The requester may have given up.
-        let _ = reply.send(read(source, &key));
+        let _ = reply.send(read(source, &key, range));
     };
     let write = || {
         let mut checkpoint = Checkpoint::new();
@@ -151,7 +156,7 @@ fn checkpoint(source: &dyn TensorSource, mut attributes: SourceAttributes, path:
         let assets = attributes.assets.iter().map(|(name, entry)| {
             AssetStream::new(name, entry.bytes, move |out| copy_asset(source, name, out).map_err(io::Error::other))
         });
-        checkpoint.write_stamped(path, &SaveOptions::new(), assets.collect(), |stamp| {
+        checkpoint.write_stamped(path, &SaveOptions::new().threads(READERS), assets.collect(), |stamp| {
             stamp.step = attributes.step;
             stamp.save_counter = attributes.save_counter.unwrap_or_default();
             (stamp.metrics, stamp.metadata) = (attributes.metrics.clone(), attributes.metadata.clone());
@@ -162,7 +167,8 @@ fn checkpoint(source: &dyn TensorSource, mut attributes: SourceAttributes, path:
     thread::scope(|scope| {
         (0..READERS).for_each(|_| drop(scope.spawn(answer)));
         write()
-    })?;
+    })
+    .map_err(of_source)?;
     let (left_out, attributes_left_out) = (source.unreadable().clone(), attributes.left_out);
     Ok(Written { tensors: source.tensors().len(), left_out, attributes_left_out })
 }
@@ -175,13 +181,36 @@ fn copy_asset(source: &dyn TensorSource, name: &str, out: &mut dyn Write) -> Res
     })
 }
 
-/// The number of threads that read.
+/// The number of threads that read, and of those that write: each of them has a piece of a tensor in memory.
 const READERS: usize = 2;
 
-fn read(source: &dyn TensorSource, key: &str) -> Result<Vec<u8>> {
-    let mut bytes = room(key, source.tensors().get(key).and_then(|spec| spec.bytes()))?;
-    source.read(key, &mut bytes)?;
-    Ok(bytes)
+/// Reads a tensor as a whole, verified, or a range of its elements.
+fn read(source: &dyn TensorSource, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
+    let spec = source.tensors().get(key);
+    match range {
+        None => {
+            let mut bytes = room(key, spec.and_then(TensorSpec::bytes))?;
+            source.read(key, &mut bytes)?;
+            Ok(bytes)
+        }
+        Some(range) => {
+            let size = spec.map_or(1, |spec| spec.dtype.size() as u64);
+            let mut bytes = room(key, (range.end - range.start).checked_mul(size))?;
+            source.read_range(key, range, &mut bytes)?;
+            Ok(bytes)
+        }
+    }
+}
+
+/// Returns the error of the source that made a save fail: it names the file or the tensor itself.
+fn of_source(error: Error) -> Error {
+    match error {
+        Error::Object { name, reason } => match reason.downcast::<Error>() {
+            Ok(error) => *error,
+            Err(reason) => Error::Object { name, reason },
+        },
+        error => error,
+    }
 }
 
 /// Objects by their names.
@@ -229,6 +258,8 @@ fn both(key: &str) -> Error {
 /// A request for a tensor.
 struct Request {
     key: String,
+    /// Elements; `None` for all of them.
+    range: Option<Range<u64>>,
     reply: Sender<Result<Vec<u8>>>,
 }
 
@@ -240,6 +271,18 @@ struct FromSource {
     address: usize,
     requires_grad: Option<bool>,
     requests: Mutex<Sender<Request>>,
+}
+
+impl FromSource {
+    /// Asks the threads that hold the source.
+    fn ask(&self, range: Option<Range<u64>>) -> Result<Vec<u8>, BoxError> {
+        let (reply, answer) = channel();
+        let request = Request { key: self.key.clone(), range, reply };
+        let sent = self.requests.lock().unwrap_or_else(PoisonError::into_inner).send(request);
+        let closed = "its source is closed";
+        sent.map_err(|_| closed)?;
+        Ok(answer.recv().map_err(|_| closed)??)
+    }
 }
 
 impl TensorLeaf for FromSource {
@@ -258,13 +301,20 @@ impl TensorLeaf for FromSource {
     }
 
     fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
-        let (reply, answer) = channel();
-        let request = Request { key: self.key.clone(), reply };
-        let sent = self.requests.lock().unwrap_or_else(PoisonError::into_inner).send(request);
-        let closed = || "its source is closed".to_string();
-        sent.map_err(|_| closed())?;
-        let bytes = answer.recv().map_err(|_| closed())?;
-        Ok(Box::new(bytes?))
+        Ok(Box::new(self.ask(None)?))
+    }
+
+    fn copy_range(&self, _: &TensorSpec, offset: u64, target: &mut [u8]) -> Result<bool, BoxError> {
+        if self.spec.bytes().is_none_or(|bytes| bytes <= AT_ONCE) {
+            return Ok(false);
+        }
+        // Where a file is divided is not always between two elements.
+        let size = self.spec.dtype.size() as u64;
+        let (begin, end) = (offset / size, (offset + target.len() as u64).div_ceil(size));
+        let bytes = self.ask(Some(begin..end))?;
+        let from = (offset - begin * size) as usize;
+        target.copy_from_slice(bytes.get(from..from + target.len()).ok_or("its source has returned too little")?);
+        Ok(true)
     }
 
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {

@@ -383,3 +383,55 @@ fn a_seal_is_a_file_of_bounded_length() {
     fs::copy(&path, &long).unwrap();
     opened_in_time(&long).unwrap();
 }
+
+/// Tensors above 8 MiB are verified first, and then read and written in pieces, which need not begin at an element.
+#[test]
+fn large_tensors_go_in_pieces() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    // A pattern whose length has nothing in common with that of a piece.
+    let long = |seed| {
+        let bytes = Memory::seeded(16_381, seed).bytes().repeat(129);
+        Memory::new(Dtype::F32, &[bytes.len() as u64 / 4], bytes)
+    };
+    let tensors = BTreeMap::from([("a", Memory::new(Dtype::U8, &[3], vec![1, 2, 3])), ("w", long(5)), ("z", long(6))]);
+    let path = Checkpoint::new().track("m", &tensors).unwrap().write(dir.join("first")).unwrap();
+    let source = interop::open(&path).unwrap();
+    let half = tch_checkpoint::map::Transform::of("m/w").cast(Dtype::F64);
+    let cast = NameMap::new().define("m/w", half).apply(&*source).unwrap();
+    let turned = tch_checkpoint::map::Transform::of("m/w").slice(0, 1, None);
+    let other = tch_checkpoint::map::Transform::of("m/z").slice(0, 2, None);
+    let whole = NameMap::new().define("m/w", turned).define("m/z", other).apply(&*source).unwrap();
+    let part = NameMap::new().exclude(["m/z"]).apply(&*source).unwrap();
+    let average = Average::uniform([&part as &dyn TensorSource, &part]).unwrap();
+    let sources: [(&str, &dyn TensorSource); 4] =
+        [("same", &*source), ("cast", &cast), ("whole", &whole), ("average", &average)];
+    for (name, source) in sources {
+        convert(source, dir.join(name), Format::Checkpoint).unwrap();
+        let back = interop::open(dir.join(name)).unwrap();
+        assert!(verify_checkpoint(dir.join(name)).is_intact());
+        for key in source.tensors().keys() {
+            assert!(read(&*back, key) == read(source, key), "{name} {key}");
+        }
+    }
+    let first = read(&*source, "m/w");
+    let double = read(&cast, "m/w");
+    for at in [0, 1, 262_143, 262_144, 1_048_577, 2_113_148] {
+        let (single, double) = (first[4 * at..].first_chunk().unwrap(), double[8 * at..].first_chunk().unwrap());
+        assert_eq!(f64::from(f32::from_le_bytes(*single)), f64::from_le_bytes(*double), "{at}");
+    }
+    assert!(read(&average, "m/w") == first && read(&whole, "m/w") == first[4..]);
+
+    // One changed byte, and nothing is written.
+    let file = path.join("m.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let manifest = CheckpointReader::open(&path).unwrap().manifest().clone();
+    bytes[manifest.tensors["m/w"].pieces[0].begin as usize + (4 << 20)] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for (name, source) in sources {
+        let error = convert(source, dir.join("no"), Format::Checkpoint).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }) && !dir.join("no").exists(), "{name}: {error}");
+        let mut target = vec![0; source.tensors()["m/w"].bytes().unwrap() as usize];
+        assert!(matches!(source.read("m/w", &mut target).unwrap_err(), Error::Damaged { .. }), "{name}");
+    }
+}

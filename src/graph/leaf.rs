@@ -109,6 +109,17 @@ pub trait TensorLeaf: Send + Sync {
         Ok(())
     }
 
+    /// Copies a part of the elements, the bytes from `offset` on, into `target`, and returns `true`. `spec` is the
+    /// expected type and shape. Implement it for a tensor that is not in memory: a save that writes a large tensor then
+    /// needs no memory for all of it. Defaults to `false`: the save calls [`bytes`](TensorLeaf::bytes).
+    ///
+    /// # Errors
+    /// If the elements cannot be read, or the tensor no longer has this type and shape.
+    fn copy_range(&self, spec: &TensorSpec, offset: u64, target: &mut [u8]) -> Result<bool, BoxError> {
+        let _ = (spec, offset, target);
+        Ok(false)
+    }
+
     /// Returns `true` if [`bytes`](TensorLeaf::bytes) borrows the tensor's storage without copying. Defaults to
     /// `false`.
     fn is_plain_memory(&self) -> bool {

@@ -31,7 +31,6 @@ pub mod pytorch;
 mod seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 mod slot;
-#[cfg(feature = "pytorch")]
 mod stream;
 #[cfg(feature = "tensorflow")]
 pub mod tensorflow;
@@ -45,7 +44,8 @@ pub use seal::seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 pub use slot::Slot;
 #[cfg(feature = "pytorch")]
-use stream::{for_each_chunk, verify_before_streaming};
+use stream::for_each_chunk;
+pub(crate) use stream::{AT_ONCE, verify_before_streaming};
 
 pub(crate) use ours::{FORMAT, Ours};
 

@@ -1,24 +1,37 @@
 //! Tensors that are read in pieces, for writers.
 
-use crate::error::{Error, Result};
+#[cfg(feature = "pytorch")]
+use crate::error::Error;
+use crate::error::Result;
+use crate::parallel;
+#[cfg(feature = "pytorch")]
+use crate::source::room;
 use crate::source::{TensorSource, VerifiedBy};
+use std::collections::BTreeSet;
 
 /// The size of the largest tensor that is read in one piece, in bytes.
-const AT_ONCE: u64 = 32 << 20;
+pub(crate) const AT_ONCE: u64 = 8 << 20;
 
 /// The size of the pieces of a larger one, in bytes.
+#[cfg(feature = "pytorch")]
 const CHUNK: u64 = 4 << 20;
 
-/// Verifies the whole source if a tensor is too large to be verified as it is read.
-pub(super) fn verify_before_streaming<'a>(
+/// The number of threads that verify: each needs a buffer.
+const THREADS: usize = 2;
+
+/// Verifies the tensors that are too large to be verified as they are read.
+pub(crate) fn verify_before_streaming<'a>(
     source: &dyn TensorSource,
     keys: impl Iterator<Item = &'a str>,
 ) -> Result<()> {
-    let mut long = keys.filter(|key| source.tensors().get(*key).and_then(|spec| spec.bytes()) > Some(AT_ONCE));
-    if long.any(|key| source.verified_by(key) != VerifiedBy::Nothing) { source.verify() } else { Ok(()) }
+    let is_long = |key: &&str| source.tensors().get(*key).and_then(|spec| spec.bytes()) > Some(AT_ONCE);
+    let long: BTreeSet<&str> = keys.filter(is_long).map(|key| source.first_alias(key)).collect();
+    let long: Vec<&str> = long.into_iter().filter(|key| source.verified_by(key) != VerifiedBy::Nothing).collect();
+    parallel::for_each(&long, THREADS, || (), |key, ()| source.verify_tensor(key))
 }
 
 /// Passes the bytes of a tensor on in pieces, verified unless the tensor is large.
+#[cfg(feature = "pytorch")]
 pub(super) fn for_each_chunk(
     source: &dyn TensorSource,
     key: &str,
@@ -27,13 +40,13 @@ pub(super) fn for_each_chunk(
     let spec = source.tensors().get(key).ok_or_else(|| Error::object(key, "the source has no such tensor"))?;
     let bytes = spec.bytes().ok_or_else(|| Error::object(key, "it has no length"))?;
     if bytes <= AT_ONCE {
-        let mut buffer = vec![0; bytes as usize];
+        let mut buffer = room(key, Some(bytes))?;
         source.read(key, &mut buffer)?;
         return if bytes == 0 { Ok(()) } else { with(&buffer) };
     }
     let size = spec.dtype.size() as u64;
     let (count, step) = (bytes / size, CHUNK / size);
-    let mut buffer = vec![0; CHUNK as usize];
+    let mut buffer = room(key, Some(CHUNK))?;
     let mut at = 0;
     while at < count {
         let end = (at + step).min(count);

@@ -13,11 +13,15 @@ use std::ops::Range;
 /// The number of elements that are added at a time.
 const CHUNK: u64 = 64 << 10;
 
+/// The size of the largest tensor that is verified as it is read, in bytes. A larger one is verified before.
+const AT_ONCE: usize = 1 << 20;
+
 /// The average of several sources. Tensors of F16, BF16, F32 and F64 are averaged element by element, in 64 bits and
 /// rounded once. Tensors of other types (counters, random state) and values are those of the last source.
 ///
 /// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) restores it into live
-/// objects, and [`convert`](crate::convert::convert) writes it as a new checkpoint. All sources must have the same
+/// objects, and [`convert`](crate::convert::convert) writes it as a new checkpoint. Memory does not depend on the size of
+/// a tensor: one of more than 1 MiB is verified in every source, and then read in pieces. All sources must have the same
 /// names, with equal types and shapes; leave out what differs with a [`NameMap`](super::NameMap).
 ///
 /// ```no_run
@@ -201,10 +205,14 @@ impl TensorSource for Average<'_> {
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let spec = self.spec(key)?;
         check_target(key, spec, target.len())?;
-        match is_averaged(spec.dtype) {
-            true => self.add_up(key, spec.dtype, target, |source, buffer| source.read(key, buffer)),
-            false => self.last.read(key, target),
+        if !is_averaged(spec.dtype) {
+            return self.last.read(key, target);
         }
+        if target.len() <= AT_ONCE {
+            return self.add_up(key, spec.dtype, target, |source, buffer| source.read(key, buffer));
+        }
+        self.verify_tensor(key)?;
+        self.read_range(key, 0..(target.len() / spec.dtype.size()) as u64, target)
     }
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! A source under the names of a map.
 
-use super::bound::Bound;
+use super::bound::{Bound, PIECE};
 use super::pattern::Pattern;
 use super::preset::{self, Layer, Preset};
 use super::statement::{Definition, Kind, Statement};
@@ -18,8 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A source under the names that a [`NameMap`](super::NameMap) assigns.
 ///
-/// Tensors are computed when they are read. A tensor that is only renamed, cast, reshaped or added can be read in
-/// pieces. Any other needs memory for the whole tensor and for its inputs.
+/// Tensors are computed when they are read. A tensor that is only renamed, cast, reshaped or added is read in pieces. Any
+/// other (transposed, sliced, concatenated, stacked, repeated, padded, or made by a function) needs memory for the whole
+/// tensor and for its inputs.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     source: &'a dyn TensorSource,
@@ -32,9 +33,12 @@ pub struct Mapped<'a> {
     order: Vec<String>,
     mappings: Vec<Mapping>,
     left_out: Vec<String>,
-    /// The tensor that was computed last, to be read in pieces.
-    last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
+    /// The tensors that were computed as a whole and are being read in pieces, oldest first.
+    computed: Mutex<Vec<(String, Arc<Vec<u8>>)>>,
 }
+
+/// How many tensors are computed as a whole at a time: the number of threads that a conversion writes with.
+const COMPUTED: usize = 2;
 
 impl Mapped<'_> {
     /// Returns the entries that are renamed or transformed, by key.
@@ -59,13 +63,15 @@ impl Mapped<'_> {
 
     /// Returns all elements of a tensor that is computed as a whole.
     fn computed(&self, key: &str, bound: &Bound) -> Result<Arc<Vec<u8>>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| known == key) {
+        let mut computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = computed.iter().find(|(known, _)| known == key) {
             return Ok(bytes.clone());
         }
-        *last = None;
+        if computed.len() >= COMPUTED {
+            computed.remove(0);
+        }
         let bytes = Arc::new(bound.read(key, self.source)?);
-        *last = Some((key.to_string(), bytes.clone()));
+        computed.push((key.to_string(), bytes.clone()));
         Ok(bytes)
     }
 }
@@ -128,6 +134,13 @@ impl TensorSource for Mapped<'_> {
         if let Some(from) = bound.plain() {
             return self.source.read(from, target);
         }
+        if bound.streams() && target.len() as u64 > PIECE {
+            bound.verify_inputs(self.source)?;
+            return bound.for_each_piece(key, self.source, &mut |at, piece| {
+                target[at..at + piece.len()].copy_from_slice(piece);
+                Ok(())
+            });
+        }
         target.copy_from_slice(&bound.read(key, self.source)?);
         Ok(())
     }
@@ -147,7 +160,7 @@ impl TensorSource for Mapped<'_> {
         let bytes = self.computed(key, bound)?;
         target.copy_from_slice(&bytes[(range.start * size) as usize..(range.end * size) as usize]);
         if range.end == count {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.computed.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != key);
         }
         Ok(())
     }
@@ -443,8 +456,8 @@ impl<'a> State<'a> {
         let mut left_out: Vec<String> = keys.filter(|key| !went_in.contains(*key)).cloned().collect();
         left_out.sort_unstable();
         let order = order.into_iter().map(|(_, key)| key).collect();
-        let last = Mutex::new(None);
-        Ok(Mapped { source, specs, tensors, values, unreadable, aliases, order, mappings, left_out, last })
+        let computed = Mutex::new(Vec::new());
+        Ok(Mapped { source, specs, tensors, values, unreadable, aliases, order, mappings, left_out, computed })
     }
 }
 

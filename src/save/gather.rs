@@ -55,9 +55,14 @@ impl<'a> Gatherer<'a> {
                 Source::Tensor(place) => {
                     let tensor = &self.plan.tensors[place];
                     let is_whole = target.len() as u64 == tensor.range.end - tensor.range.start;
-                    if is_whole && self.pins.get(place).is_none() {
-                        let copied = tensor.leaf.copy_to(&tensor.spec, target);
-                        copied.map_err(|reason| Error::object(&tensor.key, reason))?;
+                    let is_live = self.pins.get(place).is_none();
+                    let failed = |reason| Error::object(&tensor.key, reason);
+                    if is_whole && is_live {
+                        tensor.leaf.copy_to(&tensor.spec, target).map_err(failed)?;
+                    } else if is_live
+                        && tensor.leaf.copy_range(&tensor.spec, part.from as u64, target).map_err(failed)?
+                    {
+                        // A tensor that is not in memory, and need not be.
                     } else {
                         let bytes = self.tensor(place)?;
                         target.copy_from_slice(&bytes[part.from..part.from + target.len()]);

@@ -186,3 +186,50 @@ fn the_tool_takes_memory_in_proportion() -> Outcome {
     }
     Ok(())
 }
+
+/// Tensors that are larger than the memory are converted, cast and averaged, into every format.
+#[test]
+#[cfg_attr(libtorch, ignore = "linked with libtorch, the tool does not start in so little memory")]
+fn conversions_take_memory_that_does_not_depend_on_the_tensors() -> Outcome {
+    const BYTES: u64 = 96 << 20;
+    const MEGABYTES: usize = 80;
+    let temp = tempfile::tempdir()?;
+    let dir = temp.path();
+    let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    // Two tensors, all of the file a hole.
+    let count = BYTES / 8;
+    let header = format!(
+        r#"{{"a.w":{{"dtype":"F64","shape":[{count}],"data_offsets":[0,{BYTES}]}},"b.w":{{"dtype":"F32","shape":[2],"data_offsets":[{BYTES},{}]}}}}"#,
+        BYTES + 8
+    );
+    let header = format!("{header:<256}");
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    fs::write(path("big.safetensors"), &file)?;
+    fs::OpenOptions::new().write(true).open(path("big.safetensors"))?.set_len(file.len() as u64 + BYTES + 8)?;
+    let run = |arguments: &[&str]| {
+        let output = ckpt(arguments, MEGABYTES);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
+    };
+    let (big, own) = (path("big.safetensors"), path("own"));
+    // From what has no checksums, and from what is verified.
+    run(&["convert", &big, &own]);
+    run(&["rename", &own, &path("renamed"), "model/*=encoder/*"]);
+    fs::remove_dir_all(path("renamed"))?;
+    run(&["cast", &own, &path("half"), "F32"]);
+    fs::remove_dir_all(path("half"))?;
+    run(&["average", &own, &own, "--out", &path("mean")]);
+    fs::remove_dir_all(path("mean"))?;
+    for to in ["back.safetensors", "back.pt"] {
+        run(&["convert", &own, &path(to)]);
+        fs::remove_file(path(to))?;
+    }
+    run(&["convert", &own, &path("tf"), "--to", "tensorflow"]);
+    // What a map computes as a whole does not fit, and is refused.
+    fs::write(path("turn.map"), "map 1\nmodel/t = transpose(reshape(model/a.w, [2, _]))\n")?;
+    let output = ckpt(&["convert", &own, &path("turned"), "--map", &path("turn.map")], MEGABYTES);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && errors.contains("memory") && !dir.join("turned").exists(), "{errors}");
+    Ok(())
+}

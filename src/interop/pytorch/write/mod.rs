@@ -71,7 +71,7 @@ impl WriteOptions {
 ///
 /// Keys become dictionaries, values Python objects; tensors that are the same elements share a storage. The file
 /// appears at `path` in one step, in place of what is there, when all of it is on disk. The same source gives the same
-/// bytes. Memory is bounded: of a source with tensors above 32 MiB that has checksums everything is verified before.
+/// bytes. Memory is bounded: tensors above 8 MiB that have checksums are verified before, and then read in pieces.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of
