@@ -8,17 +8,30 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is written beside the one that it will replace.
+/// A file that is written beside its place.
 #[derive(Debug)]
 pub(crate) struct DurableFile {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
+    /// Whether something that is there already stays.
+    is_new: bool,
     is_done: bool,
 }
 
 impl DurableFile {
-    /// Creates a file that will become `path`.
+    /// Creates a file that will become `path`, which must not exist.
+    #[cfg(feature = "pytorch")]
+    pub(crate) fn create_new(path: &Path) -> Result<DurableFile> {
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(file_is_there(path));
+        }
+        let mut file = DurableFile::create(path)?;
+        file.is_new = true;
+        Ok(file)
+    }
+
+    /// Creates a file that will become `path`, in the place of what is there.
     pub(crate) fn create(path: &Path) -> Result<DurableFile> {
         let name = path
             .file_name()
@@ -26,7 +39,7 @@ impl DurableFile {
         let temporary = path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), nonce()));
         let file = File::options().write(true).create_new(true).open(&temporary);
         let file = file.map_err(|e| Error::io("create", &temporary, e))?;
-        Ok(DurableFile { path: path.to_path_buf(), temporary, file, is_done: false })
+        Ok(DurableFile { path: path.to_path_buf(), temporary, file, is_new: false, is_done: false })
     }
 
     pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -41,12 +54,36 @@ impl DurableFile {
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
     }
 
-    /// Makes the content durable, renames the file atomically, replacing an existing one, and makes the name durable.
+    /// Makes the content durable, renames the file atomically, and makes the name durable. Replaces an existing file
+    /// unless it is to be a new one.
     pub(crate) fn publish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))?;
-        fs::rename(&self.temporary, &self.path).map_err(|e| Error::io("rename", &self.temporary, e))?;
+        let renamed = match self.is_new {
+            true => rename_to_free(&self.temporary, &self.path),
+            false => fs::rename(&self.temporary, &self.path),
+        };
+        renamed.map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => file_is_there(&self.path),
+            _ => Error::io("rename", &self.temporary, e),
+        })?;
         self.is_done = true;
         sync_directory(parent_of(&self.path))
+    }
+}
+
+fn file_is_there(path: &Path) -> Error {
+    let hint = "choose another name, or replace it (`ConvertOptions::replace`, `ckpt convert --force`)".to_string();
+    Error::AlreadyExists { path: path.into(), hint }
+}
+
+/// Renames atomically, unless something has that name by now.
+fn rename_to_free(from: &Path, to: &Path) -> std::io::Result<()> {
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
+        // A file system without that flag: a file that appears at this moment is replaced.
+        Err(rustix::io::Errno::INVAL) if fs::symlink_metadata(to).is_err() => fs::rename(from, to),
+        Err(rustix::io::Errno::INVAL) => Err(std::io::ErrorKind::AlreadyExists.into()),
+        renamed => Ok(renamed?),
     }
 }
 
@@ -91,23 +128,16 @@ impl DurableDirectory {
         let path = self.temporary.join(name);
         let file =
             File::options().write(true).create_new(true).open(&path).map_err(|e| Error::io("create", &path, e))?;
-        Ok(DurableFile { path: path.clone(), temporary: path, file, is_done: false })
+        Ok(DurableFile { path: path.clone(), temporary: path, file, is_new: true, is_done: false })
     }
 
     /// Makes it durable and renames it atomically, unless something has that name by now.
     pub(crate) fn publish(mut self) -> Result<()> {
         sync_directory(&self.temporary)?;
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        let renamed = rustix::fs::renameat_with(rustix::fs::CWD, &self.temporary, rustix::fs::CWD, &self.path, flags);
-        let renamed = match renamed.map_err(std::io::Error::from) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Err(already_there(&self.path)),
-            // On a file system without that flag, a plain rename replaces at most an empty directory.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-                fs::rename(&self.temporary, &self.path)
-            }
-            result => result,
-        };
-        renamed.map_err(|e| Error::io("rename", &self.temporary, e))?;
+        rename_to_free(&self.temporary, &self.path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => already_there(&self.path),
+            _ => Error::io("rename", &self.temporary, e),
+        })?;
         self.is_done = true;
         sync_directory(parent_of(&self.path))
     }

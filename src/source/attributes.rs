@@ -61,7 +61,7 @@ pub(crate) const SOURCES: &str = "sources";
 
 impl SourceAttributes {
     /// Returns the names of everything that a format without attributes has no place for.
-    #[cfg(any(feature = "huggingface", feature = "pytorch", feature = "tensorflow"))]
+    #[cfg(feature = "pytorch")]
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.step.iter().map(|_| "step".to_string()).collect();
         names.extend(self.metrics.keys().map(|name| of("metrics", name)));

@@ -381,6 +381,8 @@ Examples:
   ckpt convert model.pt checkpoints/pretrained                    to a checkpoint of this crate
   ckpt convert checkpoints/pronounce/ckpt-240 model.safetensors --only 'encoder/*' --dtype F16
   ckpt convert tagger.keras tagger.pt --map tagger.map
+  ckpt convert checkpoints/pronounce weights.pt --root model --flat         for VarStore::load
+  ckpt convert checkpoints/pronounce resume.pt --optimizer optimizer --parameters names.txt
 
 Exit codes:
   0  written
@@ -444,12 +446,35 @@ pub struct Seal {
     pub paths: Vec<PathBuf>,
 }
 
+/// What is written to DEST, and how
 #[derive(Debug, Args)]
-pub struct Writing {
+pub struct Destination {
     /// The format; defaults to that of the suffix of DEST (.safetensors, .pt, .pth, .bin), and to a checkpoint for any
     /// other name
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<To>,
+    /// Replace an existing file; directories and TensorFlow checkpoints are never replaced
+    #[arg(long)]
+    pub force: bool,
+    /// Write only what is below KEY, without KEY in its names (PyTorch and safetensors)
+    #[arg(long, value_name = "KEY")]
+    pub root: Option<String>,
+    /// Write one dictionary of tensors, their names joined by dots, as `VarStore::load` of tch takes it (PyTorch)
+    #[arg(long)]
+    pub flat: bool,
+    /// Write the optimizer below KEY as the state_dict of PyTorch's (PyTorch)
+    #[arg(long, value_name = "KEY", requires = "parameters")]
+    pub optimizer: Option<String>,
+    /// The variables in the order in which PyTorch's optimizer gets them: a name per line, and an empty line before each
+    /// further parameter group
+    #[arg(long, value_name = "FILE", requires = "optimizer")]
+    pub parameters: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Writing {
+    #[command(flatten)]
+    pub destination: Destination,
     /// Names and transforms: a map (docs/maps.md)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,

@@ -1,14 +1,15 @@
 //! `ckpt convert` and `ckpt average`: any readable checkpoint, or the average of several, in another format.
 
-use crate::cli::{Average, Convert, To, Writing};
+use crate::cli::{Average, Convert, Destination, To, Writing};
 use crate::human::{self, text};
 use crate::output::{Exit, Output};
 use crate::target;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tch_checkpoint::convert::{Format, convert};
+use tch_checkpoint::convert::{ConvertOptions, Format, convert_with};
 use tch_checkpoint::inspect::Target;
+use tch_checkpoint::interop::{huggingface, pytorch};
 use tch_checkpoint::map::{self, Mapping, NameMap, Transform};
 use tch_checkpoint::name::matches;
 use tch_checkpoint::{Dtype, Error, TensorSource};
@@ -35,15 +36,64 @@ struct Mapped<'a> {
 }
 
 /// How a source is written.
-#[derive(Default)]
 pub struct Wanted<'a> {
     /// Names and transforms.
     pub map: NameMap,
     /// The type of floats whose names, after the map, match a pattern of `cast`; of all floats if there is none.
     pub dtype: Option<&'a str>,
     pub cast: &'a [String],
-    /// The format, if it is not to follow from the suffix.
-    pub to: Option<To>,
+    pub destination: &'a Destination,
+}
+
+impl<'a> Wanted<'a> {
+    /// Everything under its own name.
+    pub fn of(destination: &'a Destination) -> Wanted<'a> {
+        Wanted { map: NameMap::new(), dtype: None, cast: &[], destination }
+    }
+}
+
+impl Destination {
+    /// Returns the format of `dest`, and its options.
+    fn format(&self, dest: &Path) -> Result<(Format, ConvertOptions), Error> {
+        let format = format(dest, self.to)?;
+        let is_pytorch = format == Format::PyTorch;
+        let misplaced = match () {
+            () if self.flat && !is_pytorch => Some("--flat is for PyTorch files"),
+            () if self.optimizer.is_some() && !is_pytorch => Some("--optimizer is for PyTorch files"),
+            () if self.root.is_some() && !is_pytorch && format != Format::Safetensors => {
+                Some("--root is for PyTorch and safetensors files; extract what is wanted, or use a map")
+            }
+            () => None,
+        };
+        if let Some(reason) = misplaced {
+            return Err(Error::InvalidArgument(reason.to_string()));
+        }
+        let mut pytorch = pytorch::WriteOptions::default().flat(self.flat);
+        let mut safetensors = huggingface::WriteOptions::default();
+        if let Some(root) = &self.root {
+            (pytorch, safetensors) = (pytorch.only(root), safetensors.only(root));
+        }
+        if let (Some(key), Some(file)) = (&self.optimizer, &self.parameters) {
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+            pytorch = pytorch.optimizer(key, groups(&text));
+        }
+        let options = ConvertOptions::default().replace(self.force).pytorch(pytorch).safetensors(safetensors);
+        Ok((format, options))
+    }
+}
+
+/// The parameter groups of a file with a name per line and an empty line before each further group.
+fn groups(text: &str) -> Vec<Vec<&str>> {
+    let mut groups = vec![Vec::new()];
+    for line in text.lines().map(str::trim) {
+        match groups.last_mut() {
+            Some(group) if !line.is_empty() => group.push(line),
+            Some(group) if group.is_empty() => {}
+            _ => groups.push(Vec::new()),
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+    groups
 }
 
 impl Writing {
@@ -55,7 +105,7 @@ impl Writing {
         if !self.only.is_empty() {
             map = map.include(&self.only);
         }
-        Ok(Wanted { map, dtype: self.dtype.as_deref(), cast: &[], to: self.to })
+        Ok(Wanted { map, dtype: self.dtype.as_deref(), ..Wanted::of(&self.destination) })
     }
 }
 
@@ -92,6 +142,7 @@ pub fn write(
     wanted: &Wanted<'_>,
     out: &mut Output,
 ) -> Result<Exit, Error> {
+    let (format, options) = wanted.destination.format(dest)?;
     let mapped = wanted.map.apply(source)?;
     // The second map is about the names of the first.
     let cast = match wanted.dtype {
@@ -99,7 +150,7 @@ pub fn write(
         None => NameMap::new(),
     };
     let mapped_twice = cast.apply(&mapped)?;
-    let written = convert(&mapped_twice, dest, format(dest, wanted.to)?)?;
+    let written = convert_with(&mapped_twice, dest, format, &options)?;
     let shown: Vec<&Mapping> = mapped.mappings().iter().chain(mapped_twice.mappings()).collect();
     let values = mapped_twice.values().len();
     out.line(format!("{}: {}", dest.display(), human::count(written.tensors, "tensor")));

@@ -1,6 +1,6 @@
 //! `ckpt extract`, `rename`, `cast` and `merge`: new checkpoints from old ones, by maps as `ckpt convert` has them.
 
-use crate::cli::To;
+use crate::cli::Destination;
 use crate::convert::{Wanted, open, write};
 use crate::output::{Exit, Output};
 use crate::target::open_stated;
@@ -30,9 +30,8 @@ pub struct Extract {
     /// The names; `*` matches any text
     #[arg(value_name = "PATTERN", required = true)]
     pub patterns: Vec<String>,
-    /// The format; defaults to that of the suffix of DEST, as for `ckpt convert`
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<To>,
+    #[command(flatten)]
+    pub destination: Destination,
 }
 
 /// Writes a checkpoint under other names
@@ -57,9 +56,8 @@ pub struct Rename {
     /// FROM=TO; each `*` in TO stands for what the `*` at the same place in FROM matched
     #[arg(value_name = "FROM=TO", required = true, value_parser = renaming)]
     pub names: Vec<(String, String)>,
-    /// The format; defaults to that of the suffix of DEST, as for `ckpt convert`
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<To>,
+    #[command(flatten)]
+    pub destination: Destination,
 }
 
 fn renaming(text: &str) -> Result<(String, String), String> {
@@ -90,9 +88,8 @@ pub struct Cast {
     /// Only the tensors whose names match; `*` matches any text
     #[arg(value_name = "PATTERN")]
     pub patterns: Vec<String>,
-    /// The format; defaults to that of the suffix of DEST, as for `ckpt convert`
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<To>,
+    #[command(flatten)]
+    pub destination: Destination,
 }
 
 /// Writes everything that several checkpoints have as one
@@ -113,34 +110,33 @@ pub struct Merge {
     /// What to write
     #[arg(long = "out", value_name = "DEST")]
     pub dest: PathBuf,
-    /// The format; defaults to that of the suffix of DEST, as for `ckpt convert`
-    #[arg(long, value_name = "FORMAT")]
-    pub to: Option<To>,
+    #[command(flatten)]
+    pub destination: Destination,
 }
 
 pub fn extract(args: &Extract, out: &mut Output) -> Result<Exit, Error> {
     let source = open_stated(&args.source, out)?;
     let map = NameMap::new().include(&args.patterns);
-    let wanted = Wanted { map, to: args.to, ..Wanted::default() };
+    let wanted = Wanted { map, ..Wanted::of(&args.destination) };
     write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn rename(args: &Rename, out: &mut Output) -> Result<Exit, Error> {
     let source = open_stated(&args.source, out)?;
     let map = args.names.iter().fold(NameMap::new(), |map, (from, to)| map.rename(from, to));
-    let wanted = Wanted { map, to: args.to, ..Wanted::default() };
+    let wanted = Wanted { map, ..Wanted::of(&args.destination) };
     write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn cast(args: &Cast, out: &mut Output) -> Result<Exit, Error> {
     let source = open_stated(&args.source, out)?;
     let dtype = Some(args.dtype.as_str());
-    let wanted = Wanted { dtype, cast: &args.patterns, to: args.to, ..Wanted::default() };
+    let wanted = Wanted { dtype, cast: &args.patterns, ..Wanted::of(&args.destination) };
     write(source.source(), std::slice::from_ref(&source), &args.dest, &wanted, out)
 }
 
 pub fn merge(args: &Merge, out: &mut Output) -> Result<Exit, Error> {
     let sources = open(&args.sources, out)?;
     let merged = Merged::new(sources.iter().map(Target::source))?;
-    write(&merged, &sources, &args.dest, &Wanted { to: args.to, ..Wanted::default() }, out)
+    write(&merged, &sources, &args.dest, &Wanted::of(&args.destination), out)
 }

@@ -150,6 +150,80 @@ fn a_seal_finds_what_no_checksum_does() {
     assert_eq!(ckpt(&["seal", "own"], dir).status.code(), Some(2));
 }
 
+/// What PyTorch's optimizer loads, and what tch's `VarStore::load` does.
+#[test]
+fn an_optimizer_gets_its_state_dict() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    // The state of an optimizer of two variables, as a checkpoint of this crate has it.
+    let tensor = |name: &str| format!("{name} = encoder.embedding.weight\n");
+    let source = fixture("pytorch/a_state_dict/seq2seq.pt");
+    let slots = ["a.weight", "b.weight"]
+        .map(|variable| tensor(&format!("model/{variable}")) + &tensor(&format!("optimizer/state/{variable}/exp_avg")));
+    fs::write(dir.join("names.map"), format!("map 1\n{}only model optimizer\n", slots.concat())).unwrap();
+    ok(&["convert", &source, "tensors", "--map", "names.map"], dir);
+    let groups = serde_json::json!([{ "lr": 0.1 }, { "lr": 0.2 }]);
+    let values = Checkpoint::new()
+        .track(
+            "optimizer",
+            std::collections::BTreeMap::from([
+                ("param_groups", tch_checkpoint::Value::new(groups)),
+                ("algorithm", tch_checkpoint::Value::new("Adam".into())),
+            ]),
+        )
+        .unwrap()
+        .write(dir.join("values"))
+        .unwrap();
+    ok(&["merge", "tensors", values.to_str().unwrap(), "--out", "trained"], dir);
+    // PyTorch's order is another one than that of the names.
+    fs::write(dir.join("order.txt"), "b.weight\n\na.weight\n").unwrap();
+    ok(&["convert", "trained", "resume.pt", "--optimizer", "optimizer", "--parameters", "order.txt"], dir);
+    let written = interop::open(dir.join("resume.pt")).unwrap();
+    let keys: Vec<&str> = written.tensors().keys().map(String::as_str).collect();
+    let wanted = ["model/a.weight", "model/b.weight", "optimizer/state/0/exp_avg", "optimizer/state/1/exp_avg"];
+    assert_eq!(keys, wanted);
+    let value = written.value("optimizer/param_groups").unwrap();
+    let lr = |at: usize| (value[at]["lr"].clone(), value[at]["params"].clone());
+    assert_eq!((lr(0), lr(1)), ((0.1.into(), serde_json::json!([0])), (0.2.into(), serde_json::json!([1]))), "{value}");
+    // Its variables must all be there.
+    fs::write(dir.join("order.txt"), "b.weight\n\nc.weight\n").unwrap();
+    let output = ckpt(&["convert", "trained", "no.pt", "--optimizer", "optimizer", "--parameters", "order.txt"], dir);
+    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(2) && shown.contains("\"a.weight\"") && !dir.join("no.pt").exists(),
+        "{shown}"
+    );
+    // A flat file has the names that the model's own variables have.
+    ok(&["convert", "trained", "weights.pt", "--root", "model", "--flat"], dir);
+    let keys: Vec<String> = interop::open(dir.join("weights.pt")).unwrap().tensors().keys().cloned().collect();
+    assert_eq!(keys, ["a.weight", "b.weight"]);
+}
+
+/// Nothing is replaced unless it is asked for, and then only files.
+#[test]
+fn an_existing_file_is_replaced_only_by_force() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let source = fixture("pytorch/a_state_dict/seq2seq.pt");
+    for (to, format) in
+        [("x.pt", "pytorch"), ("x.safetensors", "safetensors"), ("own", "checkpoint"), ("tf", "tensorflow")]
+    {
+        ok(&["convert", &source, to, "--to", format], dir);
+        let before = fs::read(dir.join(to)).ok();
+        let output = ckpt(&["convert", &source, to, "--to", format, "--dtype", "F16"], dir);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && shown.contains("exists already"), "{to}: {shown}");
+        assert_eq!(fs::read(dir.join(to)).ok(), before);
+        let code = ckpt(&["convert", &source, to, "--to", format, "--dtype", "F16", "--force"], dir).status.code();
+        assert_eq!(code, Some(if before.is_some() { 0 } else { 2 }), "{to}");
+        assert!(before.is_none() || fs::read(dir.join(to)).ok() != before);
+    }
+    fs::create_dir(dir.join("empty")).unwrap();
+    assert_eq!(ckpt(&["convert", &source, "empty", "--to", "safetensors", "--force"], dir).status.code(), Some(2));
+    let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains(".tmp-")), "{left:?}");
+}
+
 /// Every command that reads takes checkpoints of other tools.
 #[test]
 fn files_of_other_tools_are_shown_verified_and_compared() {

@@ -22,12 +22,14 @@ use std::path::Path;
 #[non_exhaustive]
 pub struct WriteOptions {
     only: Option<String>,
+    /// Whether an existing file is an error.
+    pub(crate) is_new: bool,
     max_shard_bytes: u64,
 }
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        WriteOptions { only: None, max_shard_bytes: 5_000_000_000 }
+        WriteOptions { only: None, is_new: false, max_shard_bytes: 5_000_000_000 }
     }
 }
 
@@ -73,7 +75,7 @@ pub fn write(source: &dyn TensorSource, path: impl AsRef<Path>, options: &WriteO
     let (names, written) = names(source, options)?;
     verify_before_streaming(source, names.values().copied())?;
     if path.extension().is_some_and(|extension| extension == "safetensors") {
-        let mut file = DurableFile::create(path)?;
+        let mut file = if options.is_new { DurableFile::create_new(path)? } else { DurableFile::create(path)? };
         write_file(source, &names, &mut file)?;
         file.publish()?;
         return Ok(written);

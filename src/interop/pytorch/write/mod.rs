@@ -31,6 +31,8 @@ const ALIGNMENT: u64 = 64;
 #[non_exhaustive]
 pub struct WriteOptions {
     only: Option<String>,
+    /// Whether an existing file is an error.
+    pub(crate) is_new: bool,
     flat: bool,
     optimizers: BTreeMap<String, Vec<Vec<String>>>,
 }
@@ -95,7 +97,8 @@ pub fn write(source: &dyn TensorSource, path: impl AsRef<Path>, options: &WriteO
     let pickle = pickle(source, &root, &mut tensors)?;
     crate::interop::verify_before_streaming(source, tensors.iter().copied())?;
 
-    let mut file = DurableFile::create(path.as_ref())?;
+    let path = path.as_ref();
+    let mut file = if options.is_new { DurableFile::create_new(path)? } else { DurableFile::create(path)? };
     let mut zip = ZipWriter::new(&mut file, ALIGNMENT);
     zip.record(&format!("{TOP}/data.pkl"), &pickle)?;
     zip.record(&format!("{TOP}/byteorder"), b"little")?;

@@ -1,16 +1,10 @@
-//! Writes any source as a checkpoint of this crate, or as files of another tool.
+//! Writing any source as a checkpoint of this crate.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
 use crate::error::{BoxError, Error, Result};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
-#[cfg(feature = "huggingface")]
-use crate::interop::huggingface;
-#[cfg(feature = "pytorch")]
-use crate::interop::pytorch;
-#[cfg(feature = "tensorflow")]
-use crate::interop::tensorflow;
-use crate::interop::{AT_ONCE, Written, verify_before_streaming};
+use crate::interop::{self, AT_ONCE, Written, verify_before_streaming};
 use crate::location::Location;
 use crate::name;
 use crate::save::{AssetStream, SaveOptions};
@@ -23,109 +17,21 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// The format that [`convert`] writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Format {
-    /// A checkpoint of this crate.
-    Checkpoint,
-    /// A safetensors file if the path ends in `.safetensors`, otherwise a Hugging Face directory.
-    #[cfg(feature = "huggingface")]
-    Safetensors,
-    /// A file for `torch.load`.
-    #[cfg(feature = "pytorch")]
-    PyTorch,
-    /// A TensorFlow checkpoint; the path is its prefix.
-    #[cfg(feature = "tensorflow")]
-    TensorFlow,
-}
-
-/// The format of checkpoints of this crate.
-const OWN: &str = crate::interop::FORMAT;
-
 /// The component of tensors and values whose key is a single name.
 const COMPONENT: &str = "model";
 
-/// Writes the content of `source` to `path`, atomically and durably. The source is verified as it is read, as far as
-/// its format allows. A [`Mapped`](crate::map::Mapped) source is written under its new names.
-///
-/// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
-/// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format cannot hold are left out and listed in the result.
-///
-/// What the source has beside tensors and values ([`TensorSource::attributes`]) goes into a checkpoint of this crate:
-/// the step, the save counter, metrics, metadata, files, and which variables require a gradient. It is a new checkpoint, with a run
-/// and a sequence of its own, and follows no other. The program of a saved model is left out unless all its variables are
-/// unchanged. A checkpoint that was made of several has a record of them as the metadata `sources`. Other formats have no
-/// place for this. What is left out is listed in [`Written::attributes_left_out`].
-///
-/// Memory does not depend on the size of a tensor: one of more than 8 MiB is verified, and then read and written in pieces.
-/// The exceptions are tensors that a map computes as a whole ([`Mapped`](crate::map::Mapped)).
-///
-/// # Errors
-/// [`Error::AlreadyExists`] if a checkpoint, directory or TensorFlow prefix exists (files are replaced);
-/// [`Error::InvalidName`] for names that the format cannot hold; errors of reading and writing. After an error, nothing
-/// is left at `path`.
-///
-/// ```no_run
-/// # fn main() -> tch_checkpoint::Result<()> {
-/// use tch_checkpoint::convert::{Format, convert};
-/// use tch_checkpoint::{interop, map::NameMap};
-/// let source = interop::open("encoder.weights.h5")?;
-/// let names = NameMap::open("encoder.map")?.apply(&*source)?;
-/// let written = convert(&names, "encoder", Format::Checkpoint)?;
-/// println!("{} tensors", written.tensors);
-/// # Ok(())
-/// # }
-/// ```
-pub fn convert(source: &dyn TensorSource, path: impl Into<Location>, format: Format) -> Result<Written> {
-    let path = &path.into();
-    let attributes = source.attributes()?;
-    match format {
-        Format::Checkpoint => checkpoint(source, attributes, path),
-        #[cfg(feature = "huggingface")]
-        Format::Safetensors => {
-            let written = huggingface::write(source, path, &huggingface::WriteOptions::default())?;
-            Ok(without_attributes(written, source, attributes, "safetensors files hold tensors only"))
-        }
-        #[cfg(feature = "pytorch")]
-        Format::PyTorch => {
-            let written = pytorch::write(source, path, &pytorch::WriteOptions::default())?;
-            Ok(without_attributes(written, source, attributes, "PyTorch files hold tensors and values only"))
-        }
-        #[cfg(feature = "tensorflow")]
-        Format::TensorFlow => {
-            let left_out = tensorflow::write(source, path, &tensorflow::WriteOptions::default())?;
-            let tensors = source.tensors().keys().filter(|key| !left_out.contains_key(*key)).count();
-            let written = Written { tensors, left_out, ..Written::default() };
-            Ok(without_attributes(written, source, attributes, "TensorFlow checkpoints hold tensors and values only"))
-        }
-    }
-}
-
-/// Adds everything beside tensors and values to what is left out, with the reason that a format gives.
-#[cfg(any(feature = "huggingface", feature = "pytorch", feature = "tensorflow"))]
-fn without_attributes(
-    written: Written,
+/// Writes the checkpoint `path`.
+pub(super) fn checkpoint(
     source: &dyn TensorSource,
-    attributes: SourceAttributes,
-    reason: &str,
-) -> Written {
-    let mut names = attributes.names();
-    if source.tensors().keys().any(|key| source.requires_grad(key).is_some()) {
-        names.push("requires_grad".to_string());
-    }
-    let mut attributes_left_out = attributes.left_out;
-    attributes_left_out.extend(names.into_iter().map(|name| (name, reason.to_string())));
-    Written { attributes_left_out, ..written }
-}
-
-fn checkpoint(source: &dyn TensorSource, mut attributes: SourceAttributes, path: &Location) -> Result<Written> {
+    mut attributes: SourceAttributes,
+    path: &Location,
+) -> Result<Written> {
     if !attributes.sources.is_empty() {
         attributes.metadata.insert(SOURCES.to_string(), std::mem::take(&mut attributes.sources).into());
     }
     let (requests, asked) = channel::<Request>();
     // In checkpoints of this crate, an object can be a tensor or a value itself.
-    let mut root = Tree { has_components: source.format() == OWN, ..Tree::default() };
+    let mut root = Tree { has_components: source.format() == interop::FORMAT, ..Tree::default() };
     let mut addresses = HashMap::new();
     for (key, spec) in source.tensors() {
         let next = addresses.len();
