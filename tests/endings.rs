@@ -9,7 +9,7 @@ use std::time::Duration;
 use tch_checkpoint::retention::KeptBy;
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
-    OnUnhealthy, Preemption, RestoreOptions,
+    OnSaveError, OnUnhealthy, Preemption, RestoreOptions,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -237,5 +237,57 @@ fn a_component_that_is_not_tracked_is_an_error_and_a_complete_one_is_not_replace
     preemption.request();
     manager.save_if_due(1)?;
     assert!(CheckpointDirectory::new(dir.path()).get("ckpt-1")?.is_complete());
+    Ok(())
+}
+
+/// Whatever is otherwise done about a save that is refused: there may be no other call.
+#[test]
+fn a_state_that_is_refused_ends_the_loop_with_the_error() -> Outcome {
+    let go_on = OnSaveError::Continue { give_up_after: 5 };
+    let kinds = [(OnUnhealthy::Skip, OnSaveError::Return), (OnUnhealthy::Skip, go_on), (OnUnhealthy::Fail, go_on)];
+    for (background, (on_unhealthy, on_save_error)) in
+        [false, true].into_iter().flat_map(|it| kinds.map(|kind| (it, kind)))
+    {
+        let dir = tempfile::tempdir()?;
+        let (run, preemption) = (Run::new(), Preemption::new());
+        let builder = run.builder(dir.path())?.save_every(100).preemption(preemption.clone());
+        let builder = builder.on_unhealthy(on_unhealthy).on_save_error(on_save_error);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_at(run.train())?;
+        preemption.request();
+        run.train();
+        run.set(f32::NAN);
+        assert!(!manager.should_stop());
+        let refusal = manager.save_if_due(2).unwrap_err();
+        assert!(matches!(refusal, Error::Unhealthy { .. }), "{refusal}");
+        assert!(manager.should_stop() && !manager.is_saving());
+        assert_eq!(names(dir.path())?, ["ckpt-1"], "{on_unhealthy:?} {on_save_error:?} background: {background}");
+        // Whoever goes on is saved.
+        let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
+        assert!(path.ends_with("ckpt-3") && path.join("manifest.json").exists() && manager.should_stop());
+        assert_eq!(manager.save_if_due(run.train())?, None);
+        manager.close()?;
+        assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-3"]);
+    }
+    Ok(())
+}
+
+/// The present state is saved, whatever became of an earlier one.
+#[test]
+fn a_save_in_flight_that_fails_does_not_prevent_the_last_one() -> Outcome {
+    for on_unhealthy in [OnUnhealthy::Skip, OnUnhealthy::Fail] {
+        let dir = tempfile::tempdir()?;
+        let (run, preemption) = (Run::new(), Preemption::new());
+        let builder = run.builder(dir.path())?.save_every(100).preemption(preemption.clone());
+        let mut manager = builder.on_unhealthy(on_unhealthy).background(Background::new()).open()?;
+        run.train();
+        run.set(f32::NAN);
+        manager.save_at(1)?;
+        preemption.request();
+        let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
+        assert!(path.ends_with("ckpt-2") && path.join("manifest.json").exists() && manager.should_stop());
+        manager.close()?;
+        assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    }
     Ok(())
 }

@@ -7,7 +7,11 @@ use common::Memory;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, Counter, Error, OnNoSpace, latest_checkpoint};
+use tch_checkpoint::retention::Steps;
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
+    OnNoSpace, OnSaveError, Preemption, latest_checkpoint,
+};
 
 const CHILD: &str = "FULL_DISK_CHILD";
 
@@ -397,4 +401,236 @@ fn choices(folder: &Path) {
     assert!(matches!(manager.save_at(step), Err(Error::NoSpace { .. })));
     assert_eq!(names(), before);
     println!("all choices tried");
+}
+
+/// Calls `child` with a directory on a disk of its own.
+fn on_a_disk_of(size: &str, test: &str, child: fn(&Path)) {
+    if let Some(folder) = std::env::var_os(CHILD) {
+        child(Path::new(&folder));
+        println!("all was tried");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("mount -t tmpfs -o size={size} tmpfs FOLDER || {{ echo NOT MOUNTED; exit 0; }}; CHILD");
+    if let Some(text) = again(test, folder.path(), &script) {
+        assert!(text.contains("all was tried"), "{text}");
+    }
+}
+
+/// Leaves no byte free until it is dropped.
+struct Full<'a>(&'a Path);
+
+impl Full<'_> {
+    fn new(filler: &Path) -> Full<'_> {
+        let mut file = fs::File::create(filler).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        Full(filler)
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        fs::remove_file(self.0).unwrap();
+    }
+}
+
+fn names(root: &Path) -> Vec<String> {
+    CheckpointDirectory::new(root).checkpoints().unwrap().into_iter().map(|info| info.name).collect()
+}
+
+fn opened(builder: CheckpointManagerBuilder, background: bool) -> CheckpointManager {
+    if background { builder.background(Background::new()).open().unwrap() } else { builder.open().unwrap() }
+}
+
+#[test]
+fn a_last_save_for_which_there_is_no_room_ends_the_loop_with_the_error() {
+    let test = "a_last_save_for_which_there_is_no_room_ends_the_loop_with_the_error";
+    on_a_disk_of("300k", test, |folder| {
+        let (root, filler) = (folder.join("run"), folder.join("filler"));
+        let go_on = OnSaveError::Continue { give_up_after: 5 };
+        let kinds = [
+            (OnNoSpace::Skip, OnSaveError::Return),
+            (OnNoSpace::Skip, go_on),
+            (OnNoSpace::Fail, go_on),
+            (OnNoSpace::PruneFirst, go_on),
+        ];
+        for (background, (on_no_space, on_save_error)) in
+            [false, true].into_iter().flat_map(|background| kinds.map(|kind| (background, kind)))
+        {
+            let (run, preemption) = (Run::new(), Preemption::new());
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(3).save_every(100);
+            let builder = builder.on_no_space(on_no_space).on_save_error(on_save_error).preemption(preemption.clone());
+            let mut manager = opened(builder, background);
+            run.set(1);
+            manager.save_at(1).unwrap();
+            manager.wait().unwrap();
+            let full = Full::new(&filler);
+            preemption.request();
+            run.set(2);
+            let error = manager.save_if_due(2).unwrap_err();
+            assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+            assert!(manager.should_stop());
+            assert_eq!(names(&root), ["ckpt-1"]);
+            drop(full);
+            // Another call tries again.
+            let path = manager.save_if_due(2).unwrap().unwrap();
+            assert!(path.join("manifest.json").exists() && manager.should_stop());
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
+}
+
+#[test]
+fn every_kind_of_save_makes_room_where_that_is_asked_for() {
+    on_a_disk_of("300k", "every_kind_of_save_makes_room_where_that_is_asked_for", |folder| {
+        let (root, filler) = (folder.join("run"), folder.join("filler"));
+        let end = |only: bool| {
+            move |run: &Run, manager: &mut CheckpointManager, preemption: &Preemption| {
+                preemption.request();
+                run.set(3);
+                let path = manager.save_if_due(3).unwrap().unwrap();
+                let info = CheckpointDirectory::new(path.parent().unwrap()).get(&path).unwrap();
+                assert_eq!((info.is_complete(), manager.should_stop()), (!only, true));
+            }
+        };
+        let fail = |run: &Run, manager: &mut CheckpointManager, _: &Preemption| {
+            let result = manager.guard(|manager| {
+                run.set(3);
+                assert_eq!(manager.save_if_due(3)?, None);
+                Err::<(), _>(Error::Assertion("no data".into()))
+            });
+            assert_eq!(result.unwrap_err().to_string(), "no data");
+        };
+        let fail_unclean = |run: &Run, manager: &mut CheckpointManager, _: &Preemption| {
+            run.set(3);
+            assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
+        };
+        type Save<'a> = &'a dyn Fn(&Run, &mut CheckpointManager, &Preemption);
+        let (whole, part) = (end(false), end(true));
+        let kinds: [(&str, Save<'_>); 4] =
+            [("whole", &whole), ("part", &part), ("guarded", &fail), ("unclean", &fail_unclean)];
+        for (background, (kind, save)) in [false, true].into_iter().flat_map(|it| kinds.map(|kind| (it, kind))) {
+            let run = Run::new();
+            let preemption = if kind == "part" { Preemption::new().save_only(["part0"]) } else { Preemption::new() };
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(2).save_every(100);
+            let builder = builder.on_no_space(OnNoSpace::PruneFirst).preemption(preemption.clone());
+            let mut manager = opened(builder.unclean_on_failure(), background);
+            let is_unclean = kind == "unclean";
+            for step in 0..3 {
+                run.set(step);
+                if is_unclean && step == 1 {
+                    run.parts[0].bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+                }
+                // Without a step, so that the guard knows of none.
+                if is_unclean {
+                    manager.save().unwrap()
+                } else {
+                    manager.save_at(step).unwrap()
+                };
+            }
+            manager.wait().unwrap();
+            let full = Full::new(&filler);
+            save(&run, &mut manager, &preemption);
+            // It takes the place of the unhealthy one, and of no healthy one.
+            let names = names(&root);
+            let expected: &[&str] = if is_unclean { &["ckpt-1", "ckpt-3", "ckpt-4"] } else { &["ckpt-2", "ckpt-3"] };
+            assert_eq!(names, expected, "{kind}, background: {background}");
+            let info = CheckpointDirectory::new(&root).get(names.last().unwrap()).unwrap();
+            assert_eq!(info.unclean, is_unclean);
+            drop(full);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
+}
+
+#[test]
+fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to_make_room() {
+    let test = "after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to_make_room";
+    on_a_disk_of("300k", test, |folder| {
+        let (root, filler) = (folder.join("run"), folder.join("filler"));
+        for background in [false, true] {
+            let run = Run::new();
+            let builder = |keep| {
+                let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(keep);
+                builder.on_no_space(OnNoSpace::PruneFirst)
+            };
+            let save = |manager: &mut CheckpointManager, steps: &[u64]| {
+                for &step in steps {
+                    run.set(step);
+                    manager.save_at(step).unwrap();
+                }
+                manager.wait().unwrap();
+            };
+            // The abandoned ones stay until two newer ones are complete, and the run continues from the only other one.
+            let mut manager = opened(builder(2), background);
+            save(&mut manager, &[1, 2, 3]);
+            manager.restore(root.join("ckpt-2")).unwrap();
+            let full = Full::new(&filler);
+            run.set(4);
+            let result = manager.save_at(4).and_then(|_| manager.wait()).and_then(|()| manager.save_at(4));
+            assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}");
+            assert_eq!(names(&root), ["ckpt-2", "ckpt-3"]);
+            drop(full);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+
+            // Here they would go with the next save: then they go before it.
+            let mut manager = opened(builder(1).keep(Steps::new([1, 2])), background);
+            save(&mut manager, &[1, 2, 3]);
+            manager.restore(root.join("ckpt-2")).unwrap();
+            let full = Full::new(&filler);
+            run.set(4);
+            let result = manager.save_at(4).and_then(|_| manager.wait());
+            if let Err(error) = result {
+                assert!(background && matches!(error, Error::NoSpace { .. }), "{error}");
+                manager.save_at(4).unwrap();
+                manager.wait().unwrap();
+            }
+            assert_eq!(names(&root), ["ckpt-1", "ckpt-2", "ckpt-4"]);
+            assert!(CheckpointDirectory::new(&root).list().unwrap().superseded.is_empty());
+            drop(full);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
+}
+
+/// The loop of a user: two stay, and something else takes all the room that is left.
+#[test]
+fn a_training_that_may_make_room_goes_on() {
+    on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |folder| {
+        let (root, filler) = (folder.join("run"), folder.join("filler"));
+        for (background, keep) in [(false, 2), (true, 2), (false, 3), (true, 3)] {
+            let run = Run::new();
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(keep).save_every(2);
+            let mut manager = opened(builder.on_no_space(OnNoSpace::PruneFirst).recycle(false), background);
+            let mut train = |steps: std::ops::RangeInclusive<u64>| {
+                for step in steps {
+                    run.set(step);
+                    manager.save_if_due(step)?;
+                    while manager.is_saving() {
+                        std::thread::yield_now();
+                    }
+                }
+                Ok(())
+            };
+            train(1..=4).unwrap();
+            let full = Full::new(&filler);
+            let result: Result<(), Error> = train(5..=12);
+            // A third one fits only if nothing need be removed for it.
+            match keep {
+                2 => result.unwrap(),
+                _ => assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}"),
+            }
+            drop(manager);
+            let steps: Vec<_> = CheckpointDirectory::new(&root).checkpoints().unwrap();
+            let steps: Vec<u64> = steps.into_iter().filter_map(|info| info.step).collect();
+            assert_eq!(steps.len(), 2);
+            assert_eq!(steps[1] >= 10, keep == 2, "{steps:?}, background: {background}");
+            drop(full);
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, OnUnhealthy, SaveOptions,
+    Error, Health, OnUnhealthy, SaveOptions, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -267,5 +267,44 @@ fn a_constant_that_is_excepted_makes_no_checkpoint_unhealthy() -> Outcome {
         let mut again = open(SaveOptions::new(), "some")?;
         assert_eq!(again.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(3));
     }
+    Ok(())
+}
+
+/// However good its metric is: a restart would not take it.
+#[test]
+fn the_best_is_healthy_and_the_latest_is_the_newest() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let tensor = Memory::f32(&[2], [1.0, 2.0]);
+    let checkpoint = Checkpoint::new().track("tensor", &tensor)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).unclean_on_failure();
+    let mut manager = builder.link_best("loss", Goal::Minimize).open()?;
+    manager.save_with_metrics(1, [("loss", 0.5)])?;
+    manager.save_with_metrics(2, [("loss", 0.6)])?;
+    tensor.bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    manager.save_with_metrics(3, [("loss", 0.1)])?;
+    tensor.bytes()[..4].copy_from_slice(&1f32.to_le_bytes());
+    let directory = CheckpointDirectory::new(dir.path());
+    let found = directory.best("loss", Goal::Minimize)?.ok_or("none")?;
+    assert_eq!(found.name, "ckpt-1");
+    assert_eq!(directory.best("loss", Goal::Maximize)?.ok_or("none")?.name, "ckpt-2");
+    assert_eq!(tch_checkpoint::inspect::best(dir.path(), "loss", Goal::Minimize)?.name, "ckpt-1");
+    assert_eq!(std::fs::read_link(dir.path().join("best"))?, std::path::Path::new("ckpt-1"));
+    let latest = directory.latest()?.ok_or("none")?;
+    assert_eq!((latest.name.as_str(), latest.is_healthy()), ("ckpt-3", false));
+    assert!(latest_checkpoint(dir.path())?.ok_or("none")?.ends_with("ckpt-3"));
+    drop(manager);
+
+    // One that was saved after an error is no better.
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).unclean_on_failure().open()?;
+    manager.save()?;
+    assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
+    let directory = CheckpointDirectory::new(dir.path());
+    for (name, loss) in [("ckpt-1", 0.5), ("ckpt-2", 0.1)] {
+        directory.add_metrics(name, [("loss", loss)])?;
+    }
+    assert!(directory.get("ckpt-2")?.unclean);
+    assert_eq!(directory.best("loss", Goal::Minimize)?.ok_or("none")?.name, "ckpt-1");
     Ok(())
 }

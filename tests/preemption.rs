@@ -134,7 +134,12 @@ mod signals {
     fn child() -> Outcome {
         let Some(dir) = std::env::var_os("PREEMPTION_DIR") else { return Ok(()) };
         let run = Run::new();
-        let preemption = Preemption::new().on_signals([Signal::Term, Signal::Usr1])?;
+        let mut preemption = Preemption::new().on_signals([Signal::Term, Signal::Usr1])?;
+        if std::env::var_os("PREEMPTION_TWICE").is_some() {
+            // A library and the program do the same, with clones of one request.
+            let library = preemption.clone().on_signals([Signal::Hup, Signal::Term, Signal::Hup])?;
+            preemption = library.on_signals([Signal::Usr1])?;
+        }
         let mut manager = run.builder(Path::new(&dir))?.preemption(preemption).background(Background::new()).open()?;
         manager.restore_or_initialize()?;
         assert!(run.is_at(run.step.get()));
@@ -149,11 +154,14 @@ mod signals {
         Ok(manager.close()?)
     }
 
-    fn begin(dir: &Path, ignores: bool) -> Result<(Child, BufReader<ChildStdout>), std::io::Error> {
+    fn begin(dir: &Path, ignores: bool, twice: bool) -> Result<(Child, BufReader<ChildStdout>), std::io::Error> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", "signals::child", "--nocapture"]).env("PREEMPTION_DIR", dir);
         if ignores {
             command.env("PREEMPTION_IGNORED", "1");
+        }
+        if twice {
+            command.env("PREEMPTION_TWICE", "1");
         }
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut out = BufReader::new(child.stdout.take().ok_or(std::io::ErrorKind::BrokenPipe)?);
@@ -186,7 +194,7 @@ mod signals {
         let dir = tempfile::tempdir()?;
         let mut reached = 0;
         for number in 0..count {
-            let (mut child, mut out) = begin(dir.path(), false)?;
+            let (mut child, mut out) = begin(dir.path(), false, false)?;
             std::thread::sleep(Duration::from_micros(7_919 * number % 40_000));
             signal(&child, if number % 2 == 0 { "TERM" } else { "USR1" })?;
             let line = wait_for(&mut out, "ends at")?;
@@ -205,17 +213,36 @@ mod signals {
 
     #[test]
     fn a_second_signal_ends_at_once() -> Outcome {
-        let dir = tempfile::tempdir()?;
-        let (mut child, _out) = begin(dir.path(), true)?;
-        signal(&child, "TERM")?;
-        // Until the first one has been handled: its checkpoint is there.
-        while latest_checkpoint(dir.path())?.is_none() {
-            std::thread::sleep(Duration::from_millis(5));
+        for twice in [false, true] {
+            let dir = tempfile::tempdir()?;
+            let (mut child, _out) = begin(dir.path(), true, twice)?;
+            signal(&child, "TERM")?;
+            // Until the first one has been handled: its checkpoint is there.
+            while latest_checkpoint(dir.path())?.is_none() {
+                assert_eq!(child.try_wait()?, None, "the first one ended it");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            signal(&child, "TERM")?;
+            assert_eq!(child.wait()?.code(), Some(128 + 15));
+            let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
+            assert!(verify_checkpoint(&latest).is_intact());
         }
-        signal(&child, "TERM")?;
-        assert_eq!(child.wait()?.code(), Some(128 + 15));
-        let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
-        assert!(verify_checkpoint(&latest).is_intact());
+        Ok(())
+    }
+
+    /// With two handlers the first signal would count as the second.
+    #[test]
+    fn a_signal_that_is_handled_already_is_ignored() -> Outcome {
+        for name in ["TERM", "USR1", "HUP"] {
+            let dir = tempfile::tempdir()?;
+            let (mut child, mut out) = begin(dir.path(), false, true)?;
+            signal(&child, name)?;
+            let line = wait_for(&mut out, "ends at")?;
+            assert!(child.wait()?.success());
+            let step = line.trim().rsplit(' ').next().ok_or("no step")?;
+            let latest = latest_checkpoint(dir.path())?.ok_or("no checkpoint")?;
+            assert!(latest.ends_with(format!("ckpt-{step}")) && verify_checkpoint(&latest).is_intact());
+        }
         Ok(())
     }
     /// The process that saves on request and trains on, where the environment says that this is it.

@@ -108,6 +108,38 @@ fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
     Ok(())
 }
 
+/// Before the first save there is no such checkpoint: all later ones are of the other path.
+#[test]
+fn the_run_goes_back_to_before_its_first_save() -> Outcome {
+    for (background, starts) in [(false, false), (true, false), (false, true), (true, true)] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(1);
+        let builder = CheckpointManager::builder(run.checkpoint()?, dir.path());
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        if starts {
+            manager.restore_or_initialize()?;
+        }
+        let good = manager.checkpoint().snapshot()?;
+        for _ in 0..3 {
+            manager.save_at(run.train())?;
+        }
+        manager.checkpoint_mut().rollback(&good)?;
+        manager.save_at(run.train())?;
+        let path = manager.save_at(run.train())?;
+        manager.close()?;
+        let names: Vec<_> =
+            checkpoints(dir.path())?.iter().filter_map(|path| Some(path.file_name()?.to_owned())).collect();
+        assert_eq!(names, ["ckpt-1", "ckpt-2"], "background: {background}");
+        let first = CheckpointReader::open(dir.path().join("ckpt-1"))?.manifest().clone();
+        assert_eq!(first.follows, None);
+        assert_eq!(CheckpointReader::open(path)?.manifest().follows, Some(first.id()));
+        let again = Run::new(2);
+        CheckpointManager::builder(again.checkpoint()?, dir.path()).open()?.restore_or_initialize()?;
+        assert!(again.state() == run.state());
+    }
+    Ok(())
+}
+
 /// What a restore that stopped halfway has left gets its values from a snapshot too.
 #[test]
 fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {

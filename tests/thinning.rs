@@ -199,6 +199,24 @@ fn the_best_is_restored_in_one_call_also_if_it_is_thinned() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_best_that_is_there_is_restored_after_one_was_removed_by_hand() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).open()?;
+    for (step, loss) in [(1, 0.5), (2, 0.2), (3, 0.4)] {
+        run.set(step);
+        manager.save_with_metrics(step, [("loss", loss)])?;
+    }
+    fs::remove_dir_all(dir.path().join("ckpt-2"))?;
+    assert_eq!(manager.restore_best("loss", Goal::Minimize)?.step(), Some(3));
+    fs::remove_dir_all(dir.path().join("ckpt-3"))?;
+    assert_eq!(manager.restore_best("loss", Goal::Minimize)?.step(), Some(1));
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    assert!(manager.restore_best("loss", Goal::Minimize).unwrap_err().is_not_found());
+    Ok(())
+}
+
 /// Writes the mark as a process does that dies before it removes the files.
 fn mark(dir: &Path, step: u64) -> Outcome {
     let checkpoint = dir.join(format!("ckpt-{step}"));

@@ -120,9 +120,9 @@ impl Checkpoint {
     /// checkpoint: tensors, slots of optimizers, values, counters and random state. Waits for background saves that
     /// still copy what would be overwritten.
     ///
-    /// The run continues from the checkpoint that it had restored or saved before the snapshot: the next save of a
-    /// manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad` is
-    /// unchanged.
+    /// The run continues from the checkpoint that it had restored or saved before the snapshot, or from none: the next
+    /// save of a manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back).
+    /// `requires_grad` is unchanged.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another
@@ -130,11 +130,9 @@ impl Checkpoint {
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.apply(&Origin::any(snapshot), &RestoreOptions::new().verify(Verify::Never))?;
         self.save_counter.set(snapshot.save_counter);
-        if snapshot.follows.is_some() {
-            self.follows.clone_from(&snapshot.follows);
-            self.earlier.clone_from(&snapshot.earlier);
-            self.restores += 1;
-        }
+        self.follows.clone_from(&snapshot.follows);
+        self.earlier.clone_from(&snapshot.earlier);
+        self.restores += 1;
         Ok(())
     }
 

@@ -97,7 +97,7 @@ impl NoteState {
     }
 }
 
-/// Returns the newest checkpoint in `directory`.
+/// Returns the newest checkpoint in `directory`, healthy or not.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is none; otherwise as for [`CheckpointDirectory::latest`].
@@ -107,11 +107,11 @@ pub fn latest(directory: impl AsRef<Path>) -> Result<FoundCheckpoint> {
     found_in(directory, found, |_| None, || "it has no checkpoint".to_string())
 }
 
-/// Returns the checkpoint in `directory` with the best finite value of `metric`, the newer one of two with the same
-/// value.
+/// Returns the healthy checkpoint in `directory` with the best finite value of `metric`, the newer one of two with the
+/// same value.
 ///
 /// # Errors
-/// [`Error::NotFound`] if no checkpoint has a finite value; otherwise as for [`CheckpointDirectory::best`].
+/// [`Error::NotFound`] if no healthy checkpoint has a finite value; otherwise as for [`CheckpointDirectory::best`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -131,7 +131,7 @@ pub fn best(directory: impl AsRef<Path>, metric: &str, goal: Goal) -> Result<Fou
     let directory = directory.as_ref();
     let found = CheckpointDirectory::new(directory).best(metric, goal)?;
     let value = |info: &CheckpointInfo| info.metrics.get(metric).copied();
-    found_in(directory, found, value, || format!("no checkpoint has a finite value of the metric {metric:?}"))
+    found_in(directory, found, value, || format!("no healthy checkpoint has a finite value of the metric {metric:?}"))
 }
 
 fn found_in(

@@ -542,6 +542,7 @@ impl CheckpointManagerBuilder {
             on_saved: self.on_saved,
             preemption: self.preemption,
             saved_for_end: false,
+            has_to_stop: false,
             init: self.init,
             initialize_from: self.initialize_from,
             ledger: Arc::new(Mutex::new(ledger)),
@@ -555,6 +556,7 @@ impl CheckpointManagerBuilder {
             #[cfg(feature = "huggingface")]
             exports: self.exports,
             on_no_space: self.on_no_space,
+            lacked_room: false,
             on_unhealthy: self.on_unhealthy,
             last_step: None,
             background: self.background,

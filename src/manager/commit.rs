@@ -4,6 +4,7 @@
 use super::ledger::{Ledger, infos};
 use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
+use super::outlook::newer_whole;
 use super::retention::CheckpointInfo;
 use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, write_mark};
@@ -130,8 +131,9 @@ impl Commit {
         seen.keep(&known);
         // Also of permanent checkpoints: their metrics decide whether others are among the best.
         for found in &mut known {
-            if seen.may_be_marked(&self.directory, found) && !self.read_marks(found) {
-                seen.forget_marks(&found.entry.name);
+            let name = found.entry.name.clone();
+            if seen.may_be_marked(&self.directory, found) && !read_marks(&self.directory, &name, found) {
+                seen.forget_marks(&name);
             }
         }
         self.ledger().seen = seen;
@@ -182,20 +184,6 @@ impl Commit {
         }
     }
 
-    /// Reads what other processes noted in a checkpoint. Returns whether it could be read.
-    fn read_marks(&self, found: &mut Found) -> bool {
-        match self.directory.marks(&found.entry.name) {
-            Ok(_) if !self.directory.rules().hold(Rule::FreshMarks) => {}
-            Ok(files) => found.take_in(Marks::among(&files, &found.id(), self.directory.rules())),
-            Err(e) => {
-                // It is not removed either: that reads them again.
-                log::debug!("the marks of {} cannot be read: {e:#}", found.entry.name);
-                return false;
-            }
-        }
-        true
-    }
-
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
     /// no look.
     fn stand_ins(kept: &[Found]) -> impl Iterator<Item = &Found> {
@@ -241,17 +229,22 @@ impl Commit {
 
     /// Removes those that were superseded when as many newer ones are complete as are kept.
     fn remove_superseded(&self) {
-        let (superseded, known, keep) = {
+        let (mut superseded, known, retention) = {
             let ledger = self.ledger();
-            (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.superseded_after)
+            (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.clone())
         };
+        superseded.retain_mut(|(aside, found)| {
+            let newer = newer_whole(&self.directory, known.iter(), found);
+            read_marks(&self.directory, aside, found);
+            retention.keeps_superseded(&CheckpointInfo::from(&*found), newer).is_empty()
+        });
+        self.remove_aside(superseded.iter().map(|(aside, found)| (aside.as_str(), found)));
+    }
+
+    /// Removes these superseded ones, unless a mark keeps one.
+    pub(super) fn remove_aside<'a>(&self, superseded: impl Iterator<Item = (&'a str, &'a Found)>) {
         let rules = self.directory.rules();
-        let Some(keep) = keep.map(|keep| if rules.hold(Rule::KeepSuperseded) { keep } else { 0 }) else { return };
-        for (aside, found) in superseded.iter().filter(|(_, found)| !found.entry.permanent) {
-            let newer = known.iter().filter(|newer| newer.entry.sequence > found.entry.sequence);
-            if newer.filter(|newer| self.looks_whole(&newer.entry)).count() < keep {
-                continue;
-            }
+        for (aside, found) in superseded {
             let id = found.id();
             match self.directory.remove(aside, &id, &|marks| Marks::among(marks, &id, rules).stays()) {
                 Ok(true) => self.ledger().superseded.retain(|(name, _)| name != aside),
@@ -262,13 +255,10 @@ impl Commit {
     }
 
     /// Removes those found damaged that are more than stay, unless a mark keeps one.
-    fn remove_damaged(&self) {
+    pub(super) fn remove_damaged(&self) {
         let damaged = self.ledger().damaged_to_remove();
         for aside in damaged {
-            // Whatever its manifest was: a mark that may keep it does. Metrics, and that components were removed, do not.
-            let keeps = |name: &str| !name.starts_with("mark-metric-") && !is_thinned_file(name);
-            let stays = |marks: &[(String, Vec<u8>)]| marks.iter().any(|(name, _)| keeps(name));
-            match self.directory.discard(&aside, &stays) {
+            match self.directory.discard(&aside, &keeps_damaged) {
                 Ok(true) => self.ledger().damaged.retain(|name| *name != aside),
                 Ok(false) => {}
                 Err(e) => log::warn!("{aside} could not be removed: {e:#}; it is tried again later"),
@@ -295,6 +285,27 @@ impl Drop for Commit {
             }
         }
     }
+}
+
+/// Reads the marks of a checkpoint, which other processes may have written, in the directory `name`. Returns whether they
+/// could be read.
+pub(super) fn read_marks(directory: &Directory, name: &str, found: &mut Found) -> bool {
+    match directory.marks(name) {
+        Ok(_) if !directory.rules().hold(Rule::FreshMarks) => {}
+        Ok(files) => found.take_in(Marks::among(&files, &found.id(), directory.rules())),
+        Err(e) => {
+            // It is not removed either: that reads them again.
+            log::debug!("the marks of {name} cannot be read: {e:#}");
+            return false;
+        }
+    }
+    true
+}
+
+/// Returns `true` if a damaged checkpoint with these marks stays: whatever its manifest was, a mark that may keep it does.
+/// Metrics, and that components were removed, do not.
+pub(super) fn keeps_damaged(marks: &[(String, Vec<u8>)]) -> bool {
+    marks.iter().any(|(name, _)| !name.starts_with("mark-metric-") && !is_thinned_file(name))
 }
 
 /// Puts checkpoints that stay after all back to where they were among the others.

@@ -131,7 +131,8 @@ impl CheckpointDirectory {
         }
     }
 
-    /// Returns the newest checkpoint, if there is one.
+    /// Returns the newest checkpoint, if there is one, also if it is unhealthy, unclean or incomplete: check
+    /// [`is_healthy`](CheckpointInfo::is_healthy) and [`is_complete`](CheckpointInfo::is_complete).
     ///
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
@@ -139,14 +140,13 @@ impl CheckpointDirectory {
         Ok(self.checkpoints()?.pop())
     }
 
-    /// Returns the checkpoint with the best finite value of `metric`; of two with the same value the newer one.
+    /// Returns the [healthy](CheckpointInfo::is_healthy) checkpoint with the best finite value of `metric`; of two with
+    /// the same value the newer one.
     ///
     /// # Errors
     /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn best(&self, metric: impl Into<String>, goal: Goal) -> Result<Option<CheckpointInfo>> {
-        let checkpoints = self.checkpoints()?;
-        let best = Best::new(metric, goal, 1).order(&checkpoints).into_iter().next();
-        Ok(best.and_then(|at| checkpoints.into_iter().nth(at)))
+        Ok(Best::new(metric, goal, 1).choose(&self.checkpoints()?).cloned())
     }
 
     /// Returns what is known of a checkpoint.

@@ -10,7 +10,8 @@ pub enum OnUnhealthy {
     Keep,
     /// Does not save it and logs a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`,
     /// and the next save is due as if this one had been made. Calls that save in any case return
-    /// [`Error::Unhealthy`](crate::Error::Unhealthy). A background save is dropped.
+    /// [`Error::Unhealthy`](crate::Error::Unhealthy), and so does `save_if_due` when the end was requested
+    /// ([`Preemption`](crate::Preemption)). A background save is dropped.
     Skip,
     /// Does not save it. The call, or with background saves the next call, returns
     /// [`Error::Unhealthy`](crate::Error::Unhealthy).
@@ -25,7 +26,8 @@ pub enum OnSaveError {
     /// It returns the error.
     #[default]
     Return,
-    /// It logs the error and returns `None`. The save is due again at the next call.
+    /// It logs the error and returns `None`. The save is due again at the next call. When the end was requested
+    /// ([`Preemption`](crate::Preemption)), it returns the error.
     Continue {
         /// The number of consecutive failures after which the error is returned.
         give_up_after: u32,
@@ -40,11 +42,13 @@ pub enum OnNoSpace {
     #[default]
     Fail,
     /// Skips the save with a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and the
-    /// next save is due as if this one had been made. Calls that save in any case return the error. A background save is
-    /// dropped.
+    /// next save is due as if this one had been made. Calls that save in any case return the error, and so does
+    /// `save_if_due` when the end was requested ([`Preemption`](crate::Preemption)). A background save is dropped.
     Skip,
-    /// Removes the checkpoints that the policies would remove after this save, and tries once more. A healthy, complete
-    /// checkpoint must remain, and every byte of it is verified before the removal. If the second try fails as well,
-    /// the removed checkpoints are gone without a new one. A background save is retried by the next call that saves.
+    /// Removes the checkpoints that would be removed after this save, and tries once more. A healthy, complete
+    /// checkpoint must remain, and every byte of it is verified before the removal. The checkpoint from which the run
+    /// continues is never removed. If the second try fails as well, the removed checkpoints are gone without a new one.
+    /// For a background save, the next call that saves does this. [`save_if_due`](crate::CheckpointManager::save_if_due)
+    /// returns the error of the background save only if nothing could be removed.
     PruneFirst,
 }

@@ -1,5 +1,6 @@
 //! Saves the state when the training loop ends with an error or a panic.
 
+use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
 use crate::error::Result;
 use crate::location::Location;
@@ -122,10 +123,14 @@ impl CheckpointManager {
         }
         let (plan, seen) = noted.into_plan();
         self.look_at_restores();
-        let superseded = self.superseded_by(Some(&name))?;
-        let counter = self.checkpoint.next_save()?;
-        let next = Next { superseded, ..Next::new(step, Some(step), counter) };
-        self.save_planned(next, plan, seen, None).map(Ok)
+        let next = self.next_at(step, &BTreeMap::new());
+        let saved = self.with_room(next, |manager| {
+            let superseded = manager.superseded_by(Some(&name))?;
+            let counter = manager.checkpoint.next_save()?;
+            let next = Next { superseded, ..Next::new(step, Some(step), counter) };
+            manager.save_planned(next, plan.clone(), seen.clone(), None)
+        });
+        saved.map(Ok)
     }
 
     /// Saves the state, marked as unclean, if requested.
@@ -135,12 +140,17 @@ impl CheckpointManager {
         }
         log::warn!("the state is saved all the same, marked as unclean: {why}");
         self.look_at_restores();
-        let counter = self.checkpoint.next_save()?;
-        let number = self.free_number(step.unwrap_or(counter), &[])?;
         let (plan, seen) = self.plan_now()?;
-        let superseded = self.superseded_by(None)?;
-        let next = Next { superseded, unclean: true, ..Next::new(number, step, counter) };
-        self.save_planned(next, plan, seen, None).map(Ok)
+        let mut next = CheckpointInfo::new(String::new(), self.directory.now());
+        (next.step, next.unclean) = (step, true);
+        let saved = self.with_room(next, |manager| {
+            let counter = manager.checkpoint.next_save()?;
+            let number = manager.free_number(step.unwrap_or(counter), &[])?;
+            let superseded = manager.superseded_by(None)?;
+            let next = Next { superseded, unclean: true, ..Next::new(number, step, counter) };
+            manager.save_planned(next, plan.clone(), seen.clone(), None)
+        });
+        saved.map(Ok)
     }
 }
 

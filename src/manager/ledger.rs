@@ -65,7 +65,7 @@ pub(super) struct Ledger {
 
 /// The manifests of checkpoints as they were when they were last read, so that one that took the place of another is
 /// noticed without reading all of them again.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     manifests: HashMap<String, (Follows, Stat)>,
     /// The directories of checkpoints as they were when their marks were read. Whatever is added, replaced or removed in
@@ -337,11 +337,26 @@ impl Ledger {
         Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
     }
 
-    /// Returns the names of superfluous damaged checkpoints, oldest first by number.
-    pub(super) fn damaged_to_remove(&self) -> Vec<String> {
+    /// # Errors
+    /// If nothing decides which of two checkpoints is the newest.
+    pub(super) fn decided(&self) -> Result<()> {
+        match &self.undecided {
+            Some((first, second)) => Err(Error::Undecided { first: self.path(first), second: self.path(second) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the names of damaged checkpoints, oldest first by number.
+    pub(super) fn damaged_by_number(&self) -> Vec<String> {
         let number = |name: &String| before_aside(name).and_then(|(_, name)| number_of(&self.name, name));
         let mut damaged = self.damaged.clone();
         damaged.sort_by_key(|name| (number(name), name.clone()));
+        damaged
+    }
+
+    /// Returns the superfluous ones of these.
+    pub(super) fn damaged_to_remove(&self) -> Vec<String> {
+        let mut damaged = self.damaged_by_number();
         damaged.truncate(damaged.len().saturating_sub(self.retention.keep_damaged.unwrap_or(usize::MAX)));
         damaged
     }

@@ -15,14 +15,10 @@ pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) {
         }
         (ledger.links.clone(), infos(&ledger.known), ledger.name.clone())
     };
-    let healthy: Vec<_> = known.into_iter().filter(|info| info.is_healthy()).collect();
     for link in links {
         let target = match link.best {
-            None => healthy.last(),
-            Some((metric, goal)) => {
-                let best = Best::new(metric, goal, 1).order(&healthy).into_iter().next();
-                best.and_then(|at| healthy.get(at))
-            }
+            None => known.iter().rfind(|info| info.is_healthy()),
+            Some((metric, goal)) => Best::new(metric, goal, 1).choose(&known),
         };
         let target = target.map(|info| info.name.as_str());
         // One of ours leads to a checkpoint of this manager, whatever became of that.

@@ -162,7 +162,8 @@ pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     Ok(listing.checkpoints.into_iter().map(|listed| listed.path).collect())
 }
 
-/// Returns the newest of [`checkpoints`], if there is one.
+/// Returns the newest of [`checkpoints`], if there is one, also if it has values that are not finite.
+/// [`CheckpointDirectory`](crate::CheckpointDirectory) tells which ones are healthy.
 ///
 /// # Errors
 /// As for [`checkpoints`].

@@ -11,6 +11,7 @@ mod links;
 mod listing;
 mod marks;
 mod on_saved;
+mod outlook;
 mod preemption;
 mod recover;
 pub mod retention;
@@ -108,6 +109,8 @@ pub struct CheckpointManager {
     preemption: Option<Preemption>,
     /// Whether the state was saved because the end was requested.
     saved_for_end: bool,
+    /// Whether that was tried.
+    has_to_stop: bool,
     init: Option<Init>,
     /// The checkpoint to read if there is nothing to restore.
     initialize_from: Option<(Location, RestoreOptions)>,
@@ -130,6 +133,8 @@ pub struct CheckpointManager {
     exports: Vec<WeightsCadence>,
     /// What is done when there is no room.
     on_no_space: OnNoSpace,
+    /// Whether something is to be removed before the next save, because the one in the background had no room.
+    lacked_room: bool,
     /// How a save treats such values.
     on_unhealthy: OnUnhealthy,
     /// The step of the last save or restore, from which the next interval is counted.
@@ -268,11 +273,13 @@ impl CheckpointManager {
         self.preemption.as_ref().is_some_and(Preemption::is_requested)
     }
 
-    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)) and the state is saved
-    /// for it, durably, by [`save_if_due`](CheckpointManager::save_if_due): the loop stops here.
+    /// Returns `true` if the end was requested ([`preemption`](CheckpointManagerBuilder::preemption)) and
+    /// [`save_if_due`](CheckpointManager::save_if_due) was called after it: the loop stops here. That call has saved the
+    /// state, durably, or has returned the error that prevented it. After such an error, another call of `save_if_due`
+    /// tries again.
     #[must_use]
     pub fn should_stop(&self) -> bool {
-        self.saved_for_end
+        self.has_to_stop
     }
 
     /// Returns `true` if a save is being written in the background, or the functions given to

@@ -1,5 +1,6 @@
 //! A request to end soon: by a signal, a wall-time limit, or the program.
 
+use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
 #[cfg(feature = "signals")]
 use crate::error::Error;
@@ -9,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+#[cfg(feature = "signals")]
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A request to end soon, upon which a manager saves and the training loop stops. Clones share it, so that it can be
@@ -45,6 +48,9 @@ use std::time::{Duration, Instant};
 pub struct Preemption {
     requested: Arc<AtomicBool>,
     signalled: Arc<AtomicBool>,
+    /// The signals that have a handler of this request. With a second one, the first signal would count as two.
+    #[cfg(feature = "signals")]
+    handled: Arc<Mutex<BTreeSet<i32>>>,
     deadline: Option<Instant>,
     /// When the request was made, other than by the deadline.
     since: Arc<OnceLock<Instant>>,
@@ -135,13 +141,21 @@ impl Preemption {
     /// the exit code 128 plus the signal's number; durable checkpoints stay.
     ///
     /// Without this call, the crate installs no handler. The handlers and the thread stay until the process ends.
-    /// Previously installed handlers are called as well.
+    /// Previously installed handlers are called as well. A signal that this request, or a clone of it, handles already
+    /// is ignored.
     ///
     /// # Errors
     /// [`Error::Io`] if the system refuses a handler or the thread.
     #[cfg(feature = "signals")]
     pub fn on_signals(self, signals: impl IntoIterator<Item = Signal>) -> Result<Preemption> {
-        let signals: Vec<Signal> = signals.into_iter().collect();
+        let handled = self.handled.clone();
+        let mut handled = handled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = BTreeSet::new();
+        let mut signals: Vec<Signal> = signals.into_iter().collect();
+        signals.retain(|signal| !handled.contains(&signal.number()) && new.insert(signal.number()));
+        if signals.is_empty() {
+            return Ok(self);
+        }
         self.note_time_of(&signals)
             .map_err(|e| Error::io("set a handler for", format!("the signals {signals:?}"), e))?;
         for signal in signals {
@@ -151,6 +165,7 @@ impl Preemption {
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, self.signalled.clone())
                 .map_err(refused)?;
             signal_hook::flag::register(number, self.signalled.clone()).map_err(refused)?;
+            handled.insert(number);
         }
         Ok(self)
     }
@@ -221,22 +236,42 @@ impl Preemption {
 
 impl CheckpointManager {
     /// Saves what there is time for. Returns when it is durable.
+    ///
+    /// # Errors
+    /// Whatever keeps the state from being saved. The loop ends all the same.
     pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        self.settle()?;
+        self.has_to_stop = true;
+        if let Err(error) = self.settle() {
+            // The present state does not need that save.
+            log::error!("the save before the last one failed: {error:#}");
+        }
+        // The call waits in any case, and a save that it makes itself reports every error.
+        let background = self.background.take();
+        let saved = self.save_in_time(number, metrics);
+        self.background = background;
+        self.saved_for_end = saved.is_ok();
+        saved
+    }
+
+    fn save_in_time(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         let last_took = self.ledger().last_took;
         let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();
         // A complete checkpoint of this step is kept.
         let name = format!("{}-{number}", self.name);
         let is_there = self.ledger().known.iter().any(|found| found.entry.name == name);
         let Some(only) = only.filter(|_| !is_there) else {
-            let path = self.save_step(number, metrics)?;
-            return self.settle().map(|()| path);
+            return self.save_step(number, metrics);
         };
+        self.settle()?;
         self.look_at_restores();
-        let superseded = self.superseded_by(Some(&name))?;
-        let counter = self.checkpoint.next_save()?;
         let (plan, seen, without) = self.checkpoint.plan_only(&only, &self.options)?;
-        let next = Next { metrics, superseded, without, ..Next::new(number, Some(number), counter) };
-        self.save_planned(next, plan, seen, None)
+        let next = CheckpointInfo { without: without.clone(), ..self.next_at(number, &metrics) };
+        self.with_room(next, |manager| {
+            let superseded = manager.superseded_by(Some(&name))?;
+            let counter = manager.checkpoint.next_save()?;
+            let (metrics, without) = (metrics.clone(), without.clone());
+            let next = Next { metrics, superseded, without, ..Next::new(number, Some(number), counter) };
+            manager.save_planned(next, plan.clone(), seen.clone(), None)
+        })
     }
 }

@@ -1,10 +1,11 @@
 //! The start of a run: from the newest intact checkpoint, from a given one, or from nothing.
 
 use super::CheckpointManager;
+use super::commit::read_marks;
 use super::ledger::infos;
 use super::retention::{Best, Goal};
 use super::select::selected;
-use crate::catalog::{Catalog, Found, Marks, number_of};
+use crate::catalog::{Catalog, Found, number_of};
 use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
 use crate::location::Location;
@@ -201,18 +202,21 @@ impl CheckpointManager {
     /// # Errors
     /// If it still cannot be read, or if nothing decides which of two checkpoints is the newest.
     fn look_again(&mut self) -> Result<()> {
+        self.look_at_changes()?;
+        let ledger = self.ledger();
+        if let Some(error) = ledger.why_unreachable() {
+            return Err(error);
+        }
+        ledger.decided()
+    }
+
+    fn look_at_changes(&mut self) -> Result<()> {
         let mut ledger = self.ledger();
         if !ledger.unreachable.is_empty() || !ledger.are_all_there() {
             let catalog = Catalog::of(&self.directory, self.directory.scan()?);
             ledger.take_in(catalog);
         }
-        if let Some(error) = ledger.why_unreachable() {
-            return Err(error);
-        }
-        match &ledger.undecided {
-            Some((first, second)) => Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Restores the checkpoint at `path`; saves continue from its step. If there are later checkpoints of this
@@ -237,7 +241,7 @@ impl CheckpointManager {
 
     /// Restores the healthy checkpoint of this manager with the best finite value of `metric`, at the end of a training;
     /// of two with the same value the newer one. Waits for a background save, and reads metrics that another process
-    /// added. Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component))
+    /// added. Checkpoints that were removed by hand, or that cannot be read now, are left out. Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component))
     /// keep their values. The metric does not keep a checkpoint: use the policy [`Best`].
     ///
     /// As after any [`restore`](CheckpointManager::restore), a later save would supersede the checkpoints after this one.
@@ -264,20 +268,21 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if no healthy checkpoint has a finite value of the metric; otherwise as for
-    /// [`restore`](CheckpointManager::restore).
+    /// [`Error::NotFound`] if no healthy checkpoint has a finite value of the metric; [`Error::Undecided`] if nothing
+    /// decides which of two runs is that of the directory; otherwise as for [`restore`](CheckpointManager::restore).
     pub fn restore_best(&mut self, metric: impl Into<String>, goal: Goal) -> Result<RestoreStatus> {
         let metric = metric.into();
         self.settle()?;
+        self.look_at_changes()?;
         let best = {
             let mut ledger = self.ledger();
+            ledger.decided()?;
             for found in &mut ledger.known {
-                let files = self.directory.marks(&found.entry.name)?;
-                found.take_in(Marks::among(&files, &found.id(), self.directory.rules()));
+                // Those of which the marks cannot be read keep the metrics that they had.
+                let name = found.entry.name.clone();
+                read_marks(&self.directory, &name, found);
             }
-            let healthy: Vec<_> = infos(&ledger.known).into_iter().filter(|info| info.is_healthy()).collect();
-            let best = Best::new(metric.clone(), goal, 1).order(&healthy).into_iter().next();
-            best.and_then(|at| healthy.into_iter().nth(at))
+            Best::new(metric.clone(), goal, 1).choose(&infos(&ledger.known)).cloned()
         };
         let Some(best) = best else {
             let reason = format!("no healthy checkpoint has a finite value of the metric {metric:?}");

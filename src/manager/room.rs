@@ -1,14 +1,14 @@
 //! Disk space: how much the policies will need, and what happens if there is none.
 
 use super::commit::Commit;
-use super::ledger::infos;
-use super::retention::CheckpointInfo;
+use super::outlook::Outlook;
+use super::retention::{CheckpointInfo, Explanation};
 use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
 use crate::catalog::Found;
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::source::Source;
-use std::collections::BTreeMap;
 
 impl CheckpointManager {
     /// Logs a warning if the policies, as far as they bound the number of checkpoints, will need more space than there
@@ -42,54 +42,58 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns whether something was removed for a save that met this error, so that it is tried again.
-    ///
-    /// # Errors
-    /// `error`, with what kept it from being removed in the log.
-    pub(super) fn make_room(
+    /// Calls `save`, which saves `next`. If there is no space and something may be removed for it, removes that and calls
+    /// `save` again.
+    pub(super) fn with_room(
         &mut self,
-        error: Error,
-        step: Option<u64>,
-        metrics: &BTreeMap<String, f64>,
-    ) -> Result<(), Error> {
-        if self.on_no_space != OnNoSpace::PruneFirst || !matches!(error, Error::NoSpace { .. }) {
-            return Err(error);
+        next: CheckpointInfo,
+        mut save: impl FnMut(&mut CheckpointManager) -> Result<Location>,
+    ) -> Result<Location> {
+        if std::mem::take(&mut self.lacked_room) {
+            // For the save in the background before this one.
+            self.make_room(next.clone());
         }
-        let mut next = CheckpointInfo::new(String::new(), self.directory.now());
-        (next.step, next.metrics) = (step, metrics.clone());
-        next.counted_from = self.ledger().counted_from(&[]);
-        let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
-        match commit.prune_before(next) {
-            Ok(()) => {
-                log::warn!("there was no room: what the policies would remove after this save was removed before it");
-                Ok(())
+        match save(self) {
+            Err(error) if self.makes_room_after(&error) => {
+                self.lacked_room = false;
+                if self.make_room(next) { save(self) } else { Err(error) }
             }
-            Err(why) => {
-                log::warn!("nothing is removed to make room: {why}");
-                Err(error)
-            }
+            result => result,
         }
     }
-}
 
-impl Commit {
-    /// Removes what the policies would remove after `next` is saved.
+    /// Returns `true` if something may be removed after this error, for another try.
+    pub(super) fn makes_room_after(&self, error: &Error) -> bool {
+        self.on_no_space == OnNoSpace::PruneFirst && matches!(error, Error::NoSpace { .. })
+    }
+
+    /// Returns whether something was removed that would be removed after `next` is saved.
+    pub(super) fn make_room(&mut self, next: CheckpointInfo) -> bool {
+        let removed = self.prune_before(next);
+        match &removed {
+            Ok(()) => log::warn!("there was no room: what this save would remove after it was removed before it"),
+            Err(why) => log::warn!("nothing is removed to make room: {why}"),
+        }
+        removed.is_ok()
+    }
+
+    /// Removes what would be removed after `next` is saved, but not the checkpoint that the run continues from.
     ///
     /// # Errors
     /// Why nothing is removed.
-    fn prune_before(&self, next: CheckpointInfo) -> Result<(), String> {
-        let (known, verdict) = {
-            let ledger = self.ledger();
-            let mut all = infos(&ledger.known);
-            all.push(next);
-            let verdict = ledger.retention.decide(&all, ledger.restored.as_ref(), self.directory.now());
-            (ledger.known.clone(), verdict)
-        };
-        let (victims, kept): (Vec<Found>, Vec<Found>) =
-            known.into_iter().partition(|found| verdict.remove.contains(&found.entry.name));
-        if victims.is_empty() {
-            return Err("the policies would remove nothing after this save".to_string());
+    fn prune_before(&mut self, next: CheckpointInfo) -> Result<(), String> {
+        let Outlook { known, superseded, damaged } = self.outlook(Some(next));
+        let is_head = |found: &Found| self.head == Some(found.id());
+        let (kept, go): (Vec<_>, Vec<_>) =
+            known.into_iter().partition(|(found, explanation)| explanation.is_kept() || is_head(found));
+        let (numbered, aside): (Vec<_>, Vec<_>) = superseded
+            .into_iter()
+            .filter(|(_, found, explanation)| !explanation.is_kept() && !is_head(found))
+            .partition(|(name, found, _)| *name == found.entry.name);
+        if go.is_empty() && numbered.is_empty() && aside.is_empty() && damaged.iter().all(Explanation::is_kept) {
+            return Err("nothing would be removed after this save".to_string());
         }
+        let kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         if let Some(found) = kept.iter().find(|found| !self.directory.looks_whole(&found.entry.name, found.entry.bytes))
         {
             return Err(format!("{}, which stays, has lost files", found.entry.name));
@@ -103,8 +107,13 @@ impl Commit {
         if let Some(problem) = reader.verify().problems.first() {
             return Err(format!("{name}, which stays, is not intact: {problem:#}"));
         }
-        self.ledger().known = kept;
-        self.remove(victims);
+        let go = go.into_iter().map(|(found, _)| found).chain(numbered.into_iter().map(|(_, found, _)| found));
+        let go: Vec<Found> = go.collect();
+        let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
+        self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
+        commit.remove(go);
+        commit.remove_aside(aside.iter().map(|(name, found, _)| (name.as_str(), found)));
+        commit.remove_damaged();
         Ok(())
     }
 }

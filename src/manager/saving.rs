@@ -27,10 +27,8 @@ impl CheckpointManager {
     /// started then. [`Error::AlreadyExists`] for the first save of a run that restored nothing in a directory with
     /// another run; see [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).
     pub fn save(&mut self) -> Result<Location> {
-        self.try_save().or_else(|error| {
-            self.make_room(error, None, &BTreeMap::new())?;
-            self.try_save()
-        })
+        let next = CheckpointInfo::new(String::new(), self.directory.now());
+        self.with_room(next, CheckpointManager::try_save)
     }
 
     /// Saves now, numbered by `step`: `ckpt-240`. If the checkpoint of that step was saved or restored last and has the
@@ -65,8 +63,13 @@ impl CheckpointManager {
     /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the
     /// call after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
     ///
+    /// When the end was requested ([`preemption`](crate::CheckpointManagerBuilder::preemption)), saves at the next call in
+    /// any case, durably, and [`should_stop`](CheckpointManager::should_stop) returns `true` from then on.
+    ///
     /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again.
+    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again. When the end was
+    /// requested, the error is returned even if such a save is otherwise skipped, or tried again at the next step
+    /// ([`OnUnhealthy::Skip`], [`OnNoSpace::Skip`](crate::OnNoSpace::Skip), [`OnSaveError::Continue`]).
     pub fn save_if_due(&mut self, step: u64) -> Result<Option<Location>> {
         self.save_if_due_with_metrics::<&str, _>(step, || [])
     }
@@ -98,19 +101,27 @@ impl CheckpointManager {
         step: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
-        let result = self.save_number_if_due(step, metrics).or_else(|error| {
-            if !self.is_skipped(&error) {
-                return Err(error);
-            }
-            log::warn!("the save is skipped: {error:#}");
-            (self.last_step, self.last_save_at) = (Some(step), Instant::now());
-            Ok(None)
-        });
+        let is_last = self.preempted() && !self.saved_for_end;
+        let result = if is_last {
+            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+            self.save_for_end(step, metrics).map(Some)
+        } else {
+            self.save_number_if_due(step, metrics).or_else(|error| {
+                if !self.is_skipped(&error) {
+                    return Err(error);
+                }
+                log::warn!("the save is skipped: {error:#}");
+                (self.last_step, self.last_save_at) = (Some(step), Instant::now());
+                Ok(None)
+            })
+        };
         self.note_state(Some(step), matches!(result, Ok(Some(_))));
         #[cfg(feature = "huggingface")]
         let result = result.and_then(|saved| self.export_if_due(step).map(|()| saved));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
+            // There may be no time for another call.
+            (Err(_), _) if is_last => {}
             (Err(error), OnSaveError::Continue { give_up_after }) => {
                 self.failures += 1;
                 if self.failures < give_up_after {
@@ -129,17 +140,17 @@ impl CheckpointManager {
         number: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
-        if self.in_flight.as_ref().is_some_and(InFlight::is_finished) {
-            self.settle()?;
+        if self.in_flight.as_ref().is_some_and(InFlight::is_finished)
+            && let Err(error) = self.settle()
+        {
+            // With room, the save is made now.
+            self.lacked_room = false;
+            if !self.makes_room_after(&error) || !self.make_room(self.next_at(number, &BTreeMap::new())) {
+                return Err(error);
+            }
         }
         self.look_at_restores();
         let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
-        if self.preempted() && !self.saved_for_end {
-            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
-            let path = self.save_for_end(number, metrics)?;
-            self.saved_for_end = true;
-            return Ok(Some(path));
-        }
         let context = SaveContext {
             previous: self.previous_step.replace(number),
             last_saved: self.last_step,
@@ -205,10 +216,8 @@ impl CheckpointManager {
     }
 
     pub(super) fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        self.try_step(number, metrics.clone()).or_else(|error| {
-            self.make_room(error, Some(number), &metrics)?;
-            self.try_step(number, metrics)
-        })
+        let next = self.next_at(number, &metrics);
+        self.with_room(next, |manager| manager.try_step(number, metrics.clone()))
     }
 
     fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
@@ -270,6 +279,12 @@ impl CheckpointManager {
         }
     }
 
+    /// Returns the checkpoint that was restored or saved last, also if a restore bypassed this manager.
+    fn present_head(&self) -> Option<Follows> {
+        let (restored, restores) = self.checkpoint.restored();
+        if restores == self.restores { self.head.clone() } else { restored.cloned() }
+    }
+
     /// Returns the checkpoints that the next one supersedes: those after the one that the run continues from, and the
     /// one of the same name.
     ///
@@ -281,19 +296,17 @@ impl CheckpointManager {
             if let Some(error) = ledger.why_unreachable() {
                 return Err(error);
             }
-            if let Some((first, second)) = &ledger.undecided {
-                return Err(Error::Undecided { first: ledger.path(first), second: ledger.path(second) });
-            }
+            ledger.decided()?;
             if let Some(newest) = ledger.known.last() {
                 let hint = "it is of a run of which nothing was restored: restore it (`restore_or_initialize`) and go on \
                             from there, or begin anew beside it (`CheckpointManagerBuilder::fresh_start`)";
                 return Err(Error::AlreadyExists { path: ledger.path(&newest.entry.name), hint: hint.into() });
             }
         }
-        let mut superseded = match (&self.head, self.begun) {
-            (Some(head), true) if ledger.has(head) => ledger.after(Some(head)),
-            (_, true) => Vec::new(),
-            (_, false) => ledger.after(None),
+        let mut superseded = match self.present_head() {
+            Some(head) if ledger.has(&head) => ledger.after(Some(&head)),
+            Some(_) if self.begun => Vec::new(),
+            _ => ledger.after(None),
         };
         let same = ledger.known.iter().map(|found| &found.entry.name).filter(|known| Some(known.as_str()) == name);
         superseded.extend(same.cloned());
@@ -422,12 +435,15 @@ impl CheckpointManager {
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
             }
-            self.checkpoint.set_follows(before.head.clone());
+            // What was restored since stays restored.
+            if self.checkpoint.restored().1 == self.restores {
+                self.checkpoint.set_follows(before.head.clone());
+                self.checkpoint.set_save_counter(before.save_counter);
+            }
             (self.head, self.begun) = (before.head, before.begun);
             before.metadata.into_iter().for_each(|(name, value)| {
                 self.next_metadata.entry(name).or_insert(value);
             });
-            self.checkpoint.set_save_counter(before.save_counter);
             self.checkpoint.forget_plan();
             // Without hard links: a file of the last checkpoint may have caused the failure.
             self.ledger().memo = Memo::default();
@@ -438,6 +454,7 @@ impl CheckpointManager {
                 log::warn!("the save is dropped: {:#}", failure.error);
                 return Ok(());
             }
+            self.lacked_room = self.makes_room_after(&failure.error);
             Err(failure.error)
         })
     }

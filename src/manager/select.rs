@@ -92,13 +92,11 @@ impl CheckpointDirectory {
                 (found.iter().rposition(CheckpointInfo::is_healthy), "no healthy checkpoint is there".to_string())
             }
             Selection::Best(metric, goal) => {
-                let healthy: Vec<usize> = (0..found.len()).filter(|&at| found[at].is_healthy()).collect();
-                let infos: Vec<CheckpointInfo> = healthy.iter().map(|&at| found[at].clone()).collect();
-                let best = Best::new(metric, goal, 1).order(&infos).into_iter().next();
+                let best = Best::new(metric, goal, 1).place(&found);
                 let metrics = found.iter().flat_map(|info| info.metrics.keys()).map(String::as_str);
                 let hint = nearest_hint(metric, metrics);
                 let reason = format!("no healthy checkpoint has a finite value of the metric {}{hint}", shown(metric));
-                (best.map(|at| healthy[at]), reason)
+                (best, reason)
             }
             Selection::Pin(pin) => {
                 let pins = found.iter().flat_map(|info| info.pins.keys()).map(String::as_str);

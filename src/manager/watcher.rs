@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 /// Yields the checkpoints of a directory as they are committed, like TensorFlow's `tf.train.checkpoints_iterator`.
 ///
 /// By default, only the newest checkpoint is yielded when it has changed; those in between are skipped. Polls once per
-/// second and waits forever. The first item is the newest existing checkpoint.
+/// second and waits forever. The first item is the newest existing checkpoint. Checkpoints with values that are not
+/// finite are yielded like any other: see [`CheckpointInfo::is_healthy`].
 ///
 /// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
 /// [`Error::Removed`], or completes, because it reads through the open directory. Continue with the next one.

@@ -1,14 +1,16 @@
 //! Explains why a manager's checkpoints stay, and what its next save removes.
 
 use super::CheckpointManager;
-use super::ledger::infos;
 use super::retention::{CheckpointInfo, Explanation};
 use crate::error::{Error, Result};
 use crate::location::Location;
+use std::collections::BTreeMap;
 
 impl CheckpointManager {
-    /// Reports for each checkpoint of this run, oldest first, what keeps it. A save that is still being written does
-    /// not count. Checkpoints that nothing keeps are removed after the next save.
+    /// Reports for each checkpoint of this run, oldest first, what keeps it; then the same for checkpoints that the run
+    /// abandoned (`superseded-…`) and those that were found damaged (`damaged-…`). Those that nothing keeps are removed
+    /// after the next save. Reads the marks of all of them, so that pins and metrics of other processes count. A save
+    /// that is still being written does not count.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,8 +30,7 @@ impl CheckpointManager {
     /// ```
     #[must_use]
     pub fn explain(&self) -> Vec<Explanation> {
-        let ledger = self.ledger();
-        ledger.retention.explain(&infos(&ledger.known), ledger.restored.as_ref(), self.directory.now())
+        self.outlook(None).explanations()
     }
 
     /// Reports what keeps the checkpoint at `path`. Only the last component of the path is used, so a name is enough.
@@ -47,7 +48,9 @@ impl CheckpointManager {
     }
 
     /// Reports what a save at `step` with these metrics would remove: for each existing checkpoint, what would keep it
-    /// then. Changes nothing. Does not consider what a save of an earlier step supersedes.
+    /// then. Lists the same checkpoints as [`explain`](CheckpointManager::explain); those that the save would supersede,
+    /// because the run went back, come after the others of the run. Assumes that the values to save are finite. Changes
+    /// nothing.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,17 +70,14 @@ impl CheckpointManager {
         step: Option<u64>,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Vec<Explanation> {
-        let (ledger, now) = (self.ledger(), self.directory.now());
-        let name = step.map_or_else(String::new, |step| format!("{}-{step}", self.name));
-        let mut next = CheckpointInfo::new(name, now);
-        next.step = step;
-        next.metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        next.counted_from = ledger.counted_from(&[]);
-        let next = ledger.retention.with_components(next);
-        let mut all = infos(&ledger.known);
-        all.push(next);
-        let mut explanations = ledger.retention.explain(&all, ledger.restored.as_ref(), now);
-        explanations.pop();
-        explanations
+        let metrics: BTreeMap<String, f64> = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let next = match step {
+            Some(step) => self.next_at(step, &metrics),
+            None => {
+                let next = CheckpointInfo::new(String::new(), self.directory.now());
+                CheckpointInfo { metrics, ..next }
+            }
+        };
+        self.outlook(Some(next)).explanations()
     }
 }

@@ -2,11 +2,16 @@
 
 use super::Outcome;
 use chrono::{DateTime, Utc};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Goal, KeptBy, Reason, RetentionPolicy, Steps};
-use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, list_checkpoints};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability, SaveOptions,
+    list_checkpoints,
+};
 
 struct Run(Counter);
 
@@ -197,6 +202,138 @@ fn a_dry_run_says_what_the_next_save_removes() -> Outcome {
             planned.into_iter().filter(|why| !why.is_kept()).map(|why| why.checkpoint.name).collect();
         assert_eq!(planned, gone);
         assert!(!gone.is_empty());
+    }
+    Ok(())
+}
+
+/// The checkpoints of any name in a directory, by inode, held open so that none of these numbers is used again.
+fn there(dir: &Path) -> Result<(BTreeMap<u64, String>, Vec<File>), std::io::Error> {
+    let (mut names, mut open) = (BTreeMap::new(), Vec::new());
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() && !name.starts_with('.') {
+            names.insert(entry.metadata()?.ino(), name);
+            open.push(File::open(entry.path())?);
+        }
+    }
+    Ok((names, open))
+}
+
+/// Also of what left the numbering, after going back, and by the marks of another process.
+#[test]
+fn a_dry_run_names_all_that_the_next_save_removes() -> Outcome {
+    let (mut kinds, mut went_back) = (BTreeMap::new(), 0);
+    for seed in 0..9_u64 {
+        let dir = tempfile::tempdir()?;
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let run = Run::new();
+        let keep = 1 + (seed % 3) as usize;
+        let open = || {
+            let quick = SaveOptions::new().durability(Durability::ProcessCrash);
+            let builder = run.builder(dir.path()).save_options(quick).max_to_keep(keep).keep(EveryNSteps(5));
+            builder.keep(Best::new("loss", Goal::Minimize, 1)).keep_damaged(Some(1)).open()
+        };
+        let mut manager = open()?;
+        manager.restore_or_initialize()?;
+        let other = CheckpointDirectory::new(dir.path());
+        for _ in 0..40 {
+            let known = manager.checkpoints();
+            let (before, _open) = there(dir.path())?;
+            let chosen = before.values().nth(random(before.len().max(1) as u64) as usize);
+            match (random(8), chosen) {
+                (0 | 1, _) if known.len() > 1 => {
+                    manager.restore(known[random(known.len() as u64) as usize].clone())?;
+                    went_back += 1;
+                }
+                (2, _) if known.len() > 1 => {
+                    let newest = known.last().ok_or("none")?;
+                    fs::write(newest.join("manifest.json"), "not what was written")?;
+                    manager.close()?;
+                    manager = open()?;
+                    manager.restore_or_initialize()?;
+                }
+                // Of damaged ones there is nothing to mark.
+                (3, Some(name)) => drop(other.pin(name, "a", "by another process")),
+                (4, Some(name)) => drop(other.unpin(name, "a")),
+                (5, Some(name)) => drop(other.add_metrics(name, [("loss", random(100) as f64)])),
+                _ => {}
+            }
+            let loss = random(100) as f64;
+            let planned = manager.plan_removal(Some(run.0.get() + 1), [("loss", loss)]);
+            let planned: BTreeSet<String> =
+                planned.into_iter().filter(|why| !why.is_kept()).map(|why| why.checkpoint.name).collect();
+            let (before, _open) = there(dir.path())?;
+            run.train(&mut manager, &[loss])?;
+            let (after, _) = there(dir.path())?;
+            let gone = before.iter().filter(|(inode, _)| !after.contains_key(inode)).map(|(_, name)| name.clone());
+            let gone: BTreeSet<String> = gone.collect();
+            assert_eq!(planned, gone, "seed {seed}, step {}", run.0.get());
+            for name in gone {
+                *kinds.entry(name.split('-').next().unwrap_or_default().to_string()).or_insert(0) += 1;
+            }
+        }
+    }
+    println!("removed: {kinds:?}; went back {went_back} times");
+    assert!(kinds.len() == 3 && kinds.values().all(|count| *count > 5) && went_back > 20, "{kinds:?}");
+    Ok(())
+}
+
+#[test]
+fn what_another_process_notes_counts_in_explanations_at_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).keep(Best::new("loss", Goal::Minimize, 1)).open()?;
+    run.train(&mut manager, &[0.5, 0.2, 0.4])?;
+    let removed = |manager: &CheckpointManager| -> Vec<String> {
+        let planned = manager.plan_removal(Some(4), [("loss", 0.9)]).into_iter();
+        planned.filter(|why| !why.is_kept()).map(|why| why.checkpoint.name).collect()
+    };
+    assert_eq!(removed(&manager), ["ckpt-3"]);
+    let other = CheckpointDirectory::new(dir.path());
+    other.add_metrics("ckpt-3", [("loss", 0.1)])?;
+    assert!(!manager.why("ckpt-2")?.is_kept());
+    assert_eq!(removed(&manager), ["ckpt-2"]);
+    other.pin("ckpt-2", "paper", "table 2")?;
+    let why = manager.why("ckpt-2")?;
+    assert_eq!(why.to_string(), "ckpt-2 stays: it is pinned as \"paper\" (table 2), until the pin is removed");
+    assert_eq!(removed(&manager), [""; 0]);
+    // What was removed by hand is not there.
+    fs::remove_dir_all(dir.path().join("ckpt-3"))?;
+    let names: Vec<String> = manager.explain().into_iter().map(|why| why.checkpoint.name).collect();
+    assert_eq!(names, ["ckpt-2"]);
+    Ok(())
+}
+
+#[test]
+fn what_left_the_numbering_is_explained_too() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).keep_damaged(Some(1)).open()?;
+    run.train(&mut manager, &[0.5, 0.2])?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    let planned = manager.plan_removal(Some(2), [("loss", 0.9)]);
+    assert_eq!(
+        planned.last().map(ToString::to_string).as_deref(),
+        Some("ckpt-2 stays: a run went back to an older one, until 1 newer one is saved")
+    );
+    run.train(&mut manager, &[0.3])?;
+    let superseded = manager.explain().pop().ok_or("none")?;
+    assert!(superseded.checkpoint.name.starts_with("superseded-ckpt-2-"), "{superseded}");
+    assert_eq!(superseded.kept_by, [KeptBy::Superseded { newer: 1, needed: Some(2) }]);
+    assert!(manager.why(dir.path().join(&superseded.checkpoint.name))?.is_kept());
+    for number in [2, 2] {
+        fs::write(dir.path().join(format!("ckpt-{number}/manifest.json")), "not what was written")?;
+        manager.close()?;
+        manager = run.builder(dir.path()).max_to_keep(2).keep_damaged(Some(1)).open()?;
+        manager.restore_or_initialize()?;
+        let damaged: Vec<String> = manager.explain().iter().map(ToString::to_string).collect();
+        assert!(damaged.iter().any(|why| why.contains("it was found damaged, and is among the 1")), "{damaged:?}");
+        run.train(&mut manager, &[0.4])?;
     }
     Ok(())
 }

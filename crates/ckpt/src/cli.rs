@@ -81,7 +81,7 @@ pub struct LatestOf {
     pub directory: PathBuf,
 }
 
-/// Prints the path of the checkpoint with the best value of a metric
+/// Prints the path of the healthy checkpoint with the best value of a metric
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -260,7 +260,7 @@ pub struct Ls {
         default_value = "name,step,saved,size,tensors,metrics,marks"
     )]
     pub columns: Vec<Column>,
-    /// Mark the one with the lowest (with `--max`: highest) finite value of a metric as best
+    /// Mark the healthy one with the lowest (with `--max`: highest) finite value of a metric as best
     #[arg(long, value_name = "METRIC")]
     pub best: Option<String>,
     /// Higher is better

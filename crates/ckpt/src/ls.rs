@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use tch_checkpoint::Error;
 use tch_checkpoint::inspect::{self, CheckpointEntry, DirectoryListing, OtherState};
+use tch_checkpoint::retention::{Best, CheckpointInfo, Goal};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Column {
@@ -149,7 +150,7 @@ fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) ->
     let headings: Vec<(&str, Align)> = args.columns.iter().map(|column| columns::heading(*column)).collect();
     let mut table = Table::new(headings);
     for entry in &listing.checkpoints {
-        let is_best = best == Some(entry.name.as_str());
+        let is_best = best.as_deref() == Some(entry.name.as_str());
         let kept = kept.get(&entry.name).map_or("", String::as_str);
         let cell = |column: &Column| columns::cell(*column, entry, is_best, kept);
         table.row(args.columns.iter().map(cell).collect::<Vec<String>>());
@@ -162,15 +163,22 @@ fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) ->
     Ok(())
 }
 
-/// The checkpoint with the best finite value of a metric; of two with the same value the one that was saved later.
-fn best<'a>(listing: &'a DirectoryListing, metric: &str, max: bool) -> Option<&'a str> {
-    let value = |entry: &CheckpointEntry| entry.metrics.get(metric).copied().filter(|value| value.is_finite());
-    let valued = listing.checkpoints.iter().filter_map(|entry| Some((value(entry)?, entry.sequence, &entry.name)));
-    let better = |a: &(f64, u64, &String), b: &(f64, u64, &String)| {
-        let by_value = if max { a.0.total_cmp(&b.0) } else { b.0.total_cmp(&a.0) };
-        by_value.then(a.1.cmp(&b.1))
-    };
-    valued.max_by(better).map(|(_, _, name)| name.as_str())
+/// The name of the healthy checkpoint with the best finite value of a metric; of two with the same value the one that was
+/// saved later.
+fn best(listing: &DirectoryListing, metric: &str, max: bool) -> Option<String> {
+    let mut entries: Vec<&CheckpointEntry> = listing.checkpoints.iter().collect();
+    entries.sort_by_key(|entry| entry.sequence);
+    let infos: Vec<CheckpointInfo> = entries.into_iter().map(info).collect();
+    let goal = if max { Goal::Maximize } else { Goal::Minimize };
+    Best::new(metric, goal, 1).choose(&infos).map(|info| info.name.clone())
+}
+
+fn info(entry: &CheckpointEntry) -> CheckpointInfo {
+    let mut info = CheckpointInfo::new(&entry.name, entry.saved_at);
+    info.metrics.clone_from(&entry.metrics);
+    info.non_finite.clone_from(&entry.non_finite);
+    info.unclean = entry.unclean;
+    info
 }
 
 fn print_others(listing: &DirectoryListing, out: &mut Output) {

@@ -53,7 +53,7 @@ fn latest_and_best_print_a_path() -> Outcome {
     assert_eq!((&document["name"], &document["step"], &document["value"]), (&"ckpt-2".into(), &2.into(), &0.2.into()));
     let (code, out, err) = ckpt(&["best", "--metric", "accuracy", "run"], dir.path());
     assert_eq!((code, out.as_str()), (Some(2), ""));
-    assert!(err.contains("no checkpoint has a finite value of the metric \"accuracy\""), "{err}");
+    assert!(err.contains("no healthy checkpoint has a finite value of the metric \"accuracy\""), "{err}");
     assert_eq!(ckpt(&["latest", "nowhere"], dir.path()).0, Some(2));
     Ok(())
 }

@@ -46,8 +46,32 @@ impl Best {
         Best { metric: metric.into(), goal, n }
     }
 
+    /// Returns the best of the healthy ones among `checkpoints`, which are in the order in which they were saved. `None`
+    /// if none has a finite value. `n` does not matter.
+    ///
+    /// ```
+    /// use tch_checkpoint::retention::{Best, CheckpointInfo, Goal};
+    /// # use chrono::Utc;
+    /// let mut saved = ["ckpt-1", "ckpt-2"].map(|name| CheckpointInfo::new(name, Utc::now()));
+    /// for (info, loss) in saved.iter_mut().zip([0.5, 0.1]) {
+    ///     info.metrics.insert("loss".into(), loss);
+    /// }
+    /// saved[1].non_finite.push("model/weight".into());
+    /// let best = Best::new("loss", Goal::Minimize, 1).choose(&saved);
+    /// assert_eq!(best.map(|info| info.name.as_str()), Some("ckpt-1"));
+    /// ```
+    #[must_use]
+    pub fn choose<'a>(&self, checkpoints: &'a [CheckpointInfo]) -> Option<&'a CheckpointInfo> {
+        checkpoints.get(self.place(checkpoints)?)
+    }
+
+    /// Returns the index of [the best](Best::choose).
+    pub(crate) fn place(&self, checkpoints: &[CheckpointInfo]) -> Option<usize> {
+        self.order(checkpoints).into_iter().find(|&at| checkpoints[at].is_healthy())
+    }
+
     /// Returns the indices of the checkpoints that have the metric, best first.
-    pub(crate) fn order(&self, checkpoints: &[CheckpointInfo]) -> Vec<usize> {
+    fn order(&self, checkpoints: &[CheckpointInfo]) -> Vec<usize> {
         let value = |at: usize| checkpoints[at].metrics.get(&self.metric).copied().filter(|value| value.is_finite());
         let mut places: Vec<(usize, f64)> = (0..checkpoints.len()).filter_map(|at| Some((at, value(at)?))).collect();
         places.sort_by(|(a, left), (b, right)| {

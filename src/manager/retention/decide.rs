@@ -85,6 +85,20 @@ pub enum KeptBy {
         /// The number that is needed.
         needed: usize,
     },
+    /// A run abandoned it when it went back, or will with the next save, and too few newer ones are complete.
+    Superseded {
+        /// The number of newer ones.
+        newer: usize,
+        /// The number that is needed; `None` if no number is enough.
+        needed: Option<usize>,
+    },
+    /// It was found damaged, and is one of those of the highest numbers.
+    Damaged {
+        /// How many of them stay; `None` for all.
+        keep: Option<usize>,
+    },
+    /// It was found damaged, and has a pin, a note, or another mark that may keep it.
+    Marked,
     /// A policy keeps it.
     Policy {
         /// The policy, as its `Debug` form.
@@ -121,6 +135,18 @@ impl Display for KeptBy {
                 let missing = super::newer(needed.saturating_sub(*newer));
                 write!(f, "a run was restored from it, until {missing} saved")
             }
+            KeptBy::Superseded { newer, needed: Some(needed) } => {
+                let missing = super::newer(needed.saturating_sub(*newer));
+                write!(f, "a run went back to an older one, until {missing} saved")
+            }
+            KeptBy::Superseded { needed: None, .. } => {
+                f.write_str("a run went back to an older one, and all checkpoints are kept")
+            }
+            KeptBy::Damaged { keep: Some(keep) } => {
+                write!(f, "it was found damaged, and is among the {keep} of the highest numbers")
+            }
+            KeptBy::Damaged { keep: None } => f.write_str("it was found damaged, and all of these are kept"),
+            KeptBy::Marked => f.write_str("it was found damaged, and has a mark that keeps it"),
             KeptBy::Policy { policy, reason } => write!(f, "{policy}: {reason}"),
         }
     }
@@ -247,11 +273,7 @@ impl Retention {
             explanations[at].kept_by.push(KeptBy::Unhealthy { keep: self.keep_unhealthy });
         }
         for Explanation { checkpoint, kept_by, .. } in &mut explanations {
-            if checkpoint.permanent {
-                kept_by.push(KeptBy::Permanent);
-            }
-            let pins = checkpoint.pins.iter().filter(|_| self.rules.hold(Rule::Pins));
-            kept_by.extend(pins.map(|(name, note)| KeptBy::Pin { name: name.clone(), note: note.clone() }));
+            kept_by.extend(self.marks_of(checkpoint));
         }
         let all_restored: HashSet<&Follows> = restored_from(checkpoints).chain(restored).collect();
         for (at, info) in checkpoints.iter().enumerate() {
@@ -284,6 +306,24 @@ impl Retention {
         }
         self.thin(&mut explanations);
         explanations
+    }
+
+    /// Returns what keeps a checkpoint that left the numbering because a run went back, beside `newer` complete ones.
+    pub(crate) fn keeps_superseded(&self, checkpoint: &CheckpointInfo, newer: usize) -> Vec<KeptBy> {
+        let mut kept_by = self.marks_of(checkpoint);
+        let needed = self.superseded_after.map(|keep| if self.rules.hold(Rule::KeepSuperseded) { keep } else { 0 });
+        if needed.is_none_or(|needed| newer < needed) {
+            kept_by.push(KeptBy::Superseded { newer, needed });
+        }
+        kept_by
+    }
+
+    /// Returns the marks that keep a checkpoint whatever the policies decide.
+    fn marks_of(&self, checkpoint: &CheckpointInfo) -> Vec<KeptBy> {
+        let permanent = checkpoint.permanent.then_some(KeptBy::Permanent);
+        let pins = checkpoint.pins.iter().filter(|_| self.rules.hold(Rule::Pins));
+        let pins = pins.map(|(name, note)| KeptBy::Pin { name: name.clone(), note: note.clone() });
+        permanent.into_iter().chain(pins).collect()
     }
 
     /// Decides which components the checkpoints that stay lose. Of the healthy ones that have the component, the newest
