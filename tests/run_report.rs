@@ -123,7 +123,7 @@ fn policies_and_pins_keep() -> Outcome {
     let kept: Vec<usize> = report.checkpoints.iter().filter_map(|one| Some(one.kept_by.as_ref()?.len())).collect();
     assert_eq!(kept, [1, 0, 1, 2]);
     assert_eq!(report.checkpoints[0].entry.pins, BTreeMap::from([("paper".to_string(), "table 2".to_string())]));
-    assert_eq!(report.policies, ["Latest(2)"]);
+    assert_eq!(report.policies, ["the newest 2"]);
     Ok(())
 }
 

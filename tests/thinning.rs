@@ -94,7 +94,7 @@ fn only_the_newest_keep_the_component_and_explanations_say_so_before() -> Outcom
     assert_eq!(sorted(dir.path())?, (vec![5, 6], vec![3, 4]));
     let explained = manager.explain();
     assert_eq!(explained[0].checkpoint.without, ["optimizer"]);
-    assert!(explained[0].to_string().starts_with("ckpt-3 stays without optimizer: Latest(4)"), "{}", explained[0]);
+    assert!(explained[0].to_string().starts_with("ckpt-3 stays without optimizer: the newest 4"), "{}", explained[0]);
     assert!(explained[3].checkpoint.is_complete() && explained[3].loses.is_empty());
     let none: [(&str, f64); 0] = [];
     let plan = manager.plan_removal(Some(7), none);

@@ -126,6 +126,7 @@ impl ConvertOptions {
 ///
 /// # Errors
 /// As for [`convert`]; [`Error::InvalidArgument`] if the options of a format do not fit the source.
+#[cfg_attr(not(feature = "pytorch"), allow(unused_variables, reason = "no format has any"))]
 pub fn convert_with(
     source: &dyn TensorSource,
     path: impl Into<Location>,

@@ -18,8 +18,11 @@ use std::path::Path;
 #[must_use = "check `intact`"]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Whether every checkpoint is intact and nothing was unreadable.
+    /// Whether every byte of every checkpoint was read, and is what was written. `false` if only a
+    /// [quick](VerifyOptions::quick) look was asked for.
     pub intact: bool,
+    /// Whether nothing is wrong with what was read.
+    pub complete: bool,
     /// The checkpoints that were verified, and the paths at which there was none.
     pub checkpoints: Vec<VerifiedCheckpoint>,
     /// What was not verified in directories of checkpoints.
@@ -53,6 +56,9 @@ pub struct VerifiedCheckpoint {
 pub enum VerifyState {
     /// Every byte is what was written, as far as the format can tell.
     Intact,
+    /// Manifest, headers and the lengths of the files are what was written. No tensor was read, because a
+    /// [quick](VerifyOptions::quick) look was asked for.
+    Complete,
     /// Bytes were changed, are missing or were added.
     Damaged,
     /// The checkpoint could not be read.
@@ -103,7 +109,8 @@ impl VerifyOptions {
     }
 
     /// Sets whether only manifests, the presence and lengths of files, and the structure of other tools' files are
-    /// checked. No tensor is read then. Defaults to `false`.
+    /// checked. No tensor is read then, and what has no problem is [`Complete`](VerifyState::Complete), not intact.
+    /// Defaults to `false`.
     pub fn quick(mut self, quick: bool) -> Self {
         self.quick = quick;
         self
@@ -125,7 +132,7 @@ impl VerifyOptions {
     ) -> VerifyReport {
         let paths: Vec<P> = paths.into_iter().collect();
         let total = if self.quick { 0 } else { paths.iter().map(|path| bytes_at(path.as_ref())).sum() };
-        let report = VerifyReport { intact: true, ..VerifyReport::default() };
+        let report = VerifyReport { intact: !self.quick, complete: true, ..VerifyReport::default() };
         let mut run = Run { report, each, quick: self.quick, tally: self.progress.begin(total) };
         for path in &paths {
             run.path(path.as_ref());
@@ -270,10 +277,12 @@ impl<F: FnMut(VerifyItem<'_>)> Run<F> {
     fn checked(&mut self, path: &Path, Found { verified_by, without, problems, unexpected }: Found) {
         let state = match problems.iter().any(|problem| problem.kind != ProblemKind::Damaged) {
             true => VerifyState::Unreadable,
+            false if problems.is_empty() && self.quick => VerifyState::Complete,
             false if problems.is_empty() => VerifyState::Intact,
             false => VerifyState::Damaged,
         };
         self.report.intact &= state == VerifyState::Intact;
+        self.report.complete &= state <= VerifyState::Complete;
         let checked = VerifiedCheckpoint { path: path.into(), state, verified_by, without, problems, unexpected };
         (self.each)(VerifyItem::Checkpoint(&checked));
         self.report.checkpoints.push(checked);

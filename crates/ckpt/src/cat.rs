@@ -21,7 +21,6 @@ Examples:
 
 Exit codes:
   0  printed
-  1  the checkpoint is damaged
   2  there is no such tensor or value, the slice does not fit it, or it could not be read")]
 pub struct Cat {
     /// A checkpoint of any format, or a directory of checkpoints for its latest
@@ -48,10 +47,7 @@ pub enum Format {
 pub fn run(args: &Cat, out: &mut Output) -> Result<Exit, Error> {
     let format = if out.is_json() { Format::Json } else { args.format };
     let slice: Slice = args.slice.parse()?;
-    let target = match target::open(&args.path, out) {
-        Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
-        result => result?,
-    };
+    let target = target::open(&args.path, out)?;
     if let Some(value) = target.source().values().get(&args.key) {
         if format == Format::Npy || !args.slice.is_empty() {
             return Err(Error::object(&args.key, "it is a value, not a tensor: it has no slices and no NumPy file"));
@@ -62,20 +58,12 @@ pub fn run(args: &Cat, out: &mut Output) -> Result<Exit, Error> {
         }
         return Ok(Exit::Fine);
     }
-    let tensor = match target.slice(&args.key, &slice) {
-        Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
-        result => result?,
-    };
+    let tensor = target.slice(&args.key, &slice)?;
     match format {
         Format::Text => print(&tensor, out),
         Format::Json => print_json(&tensor, out),
         Format::Npy => print_npy(&tensor, out),
     }
-}
-
-fn damaged(error: &Error, out: &mut Output) -> Exit {
-    out.error(error);
-    Exit::Finding
 }
 
 /// Ends the reading once nobody reads the result.

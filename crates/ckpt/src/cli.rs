@@ -17,9 +17,9 @@ Examples:
   ckpt prune --latest 3 --best loss:min:2 checkpoints/pronounce
 
 Exit codes:
-  0  success; verify: everything is intact; diff: the states are equal
-  1  verify: something is damaged; diff: the states differ
-  2  invalid arguments, or something could not be read; everything else is printed";
+  0  done
+  1  done, and the answer is no: verify: something is damaged; diff: the states differ
+  2  not done: invalid arguments, or an input is missing, damaged or unreadable; everything else is printed";
 
 /// Inspects checkpoints of training loops: lists, shows, verifies, compares and converts them, and reports which of
 /// them retention policies keep. Commands that remove checkpoints take the writer's lock; all others are safe while a
@@ -286,8 +286,7 @@ Examples:
 
 Exit codes:
   0  shown
-  1  the checkpoint is damaged: its manifest, or a file is missing or of another length
-  2  there is no checkpoint, or it could not be read")]
+  2  there is no checkpoint, it is damaged, or it could not be read")]
 pub struct Show {
     /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "CHECKPOINT")]
@@ -326,14 +325,14 @@ Examples:
   ckpt verify --quick checkpoints/pronounce
 
 Exit codes:
-  0  every checkpoint is intact
+  0  every checkpoint is intact, or complete with --quick
   1  at least one is damaged: a changed, missing or added byte, or a missing file
   2  at least one could not be read, or a directory has no checkpoint; others may be damaged")]
 pub struct Verify {
     /// Checkpoints, directories of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
-    /// Check manifests, headers and lengths of files only; read no tensor
+    /// Check manifests, headers and lengths of files only; read no tensor. What has no problem is `complete`, not `intact`
     #[arg(long)]
     pub quick: bool,
 }

@@ -19,19 +19,12 @@ const SHOWN: usize = 80;
 const PROVENANCE: &str = "provenance";
 
 pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
-    let target = match target::open(&args.path, out) {
-        Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
-        result => result?,
-    };
+    let target = target::open(&args.path, out)?;
     let pattern = args.pattern.as_deref().or(args.filter.as_deref());
     let summary = match args.stats || args.histogram {
         true => target.summary_with_stats(pattern, &options(args)),
         false => target.summary(pattern),
-    };
-    let summary = match summary {
-        Err(error @ Error::Damaged { .. }) => return Ok(damaged(&error, out)),
-        result => result?,
-    };
+    }?;
     if pattern.is_none() {
         print_head(&summary, out);
         print_components(&summary, out);
@@ -73,11 +66,6 @@ pub fn run(args: &Show, out: &mut Output) -> Result<Exit, Error> {
 
 fn options(args: &Show) -> StatsOptions {
     if args.histogram { StatsOptions::new().histogram(args.bins.into()) } else { StatsOptions::new() }
-}
-
-fn damaged(error: &Error, out: &mut Output) -> Exit {
-    out.error(error);
-    Exit::Finding
 }
 
 fn print_head(summary: &Summary<'_>, out: &mut Output) {

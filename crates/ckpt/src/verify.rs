@@ -17,7 +17,7 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
     });
     let report = options.verify(&args.paths, |item| {
         bar.suspend(|| match item {
-            VerifyItem::Checkpoint(checkpoint) => print(checkpoint, args.quick, out),
+            VerifyItem::Checkpoint(checkpoint) => print(checkpoint, out),
             VerifyItem::Skipped(skipped) => {
                 out.line(format!("{:<10}  {} ({})", "skipped", skipped.path.display(), skipped.reason));
             }
@@ -25,10 +25,10 @@ pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
         });
     });
     bar.finish_and_clear();
-    sum_up(&report, out);
+    sum_up(&report, args.quick, out);
     out.document(&report);
     Ok(match report.checkpoints.iter().map(|checkpoint| checkpoint.state).max() {
-        None | Some(VerifyState::Intact) => Exit::Fine,
+        None | Some(VerifyState::Intact | VerifyState::Complete) => Exit::Fine,
         Some(VerifyState::Damaged) => Exit::Finding,
         Some(_) => Exit::Trouble,
     })
@@ -44,15 +44,16 @@ fn bar(quick: bool) -> ProgressBar {
     }
 }
 
-fn print(checkpoint: &VerifiedCheckpoint, quick: bool, out: &mut Output) {
+fn print(checkpoint: &VerifiedCheckpoint, out: &mut Output) {
     let path = &checkpoint.path;
     let word = match checkpoint.state {
         VerifyState::Intact => "intact",
+        VerifyState::Complete => "complete",
         VerifyState::Damaged => "DAMAGED",
         _ => "UNREADABLE",
     };
     let unverified = match (checkpoint.state, checkpoint.verified_by) {
-        (VerifyState::Intact, _) if quick => " (quick: no tensor was read)",
+        (VerifyState::Complete, _) => " (quick: no tensor was read)",
         (VerifyState::Intact, Some(VerifiedBy::Nothing)) => " (structure only: the format has no checksums)",
         _ => "",
     };
@@ -72,13 +73,14 @@ fn print(checkpoint: &VerifiedCheckpoint, quick: bool, out: &mut Output) {
 }
 
 /// Prints a last line if there is more than one result.
-fn sum_up(report: &VerifyReport, out: &mut Output) {
+fn sum_up(report: &VerifyReport, quick: bool, out: &mut Output) {
     let of = |state| report.checkpoints.iter().filter(|checkpoint| checkpoint.state == state).count();
     let (damaged, unreadable) = (of(VerifyState::Damaged), of(VerifyState::Unreadable));
     if report.checkpoints.len() > 1 {
         let total = human::count(report.checkpoints.len(), "checkpoint");
         let unread = if unreadable > 0 { format!(", {unreadable} unreadable") } else { String::new() };
         out.line("");
-        out.line(format!("{total}: {} intact, {damaged} damaged{unread}", of(VerifyState::Intact)));
+        let (good, word) = if quick { (VerifyState::Complete, "complete") } else { (VerifyState::Intact, "intact") };
+        out.line(format!("{total}: {} {word}, {damaged} damaged{unread}", of(good)));
     }
 }

@@ -618,15 +618,15 @@ fn show_filters_by_name() {
 }
 
 #[test]
-fn show_tells_damaged_from_missing() {
+fn show_says_what_is_damaged() {
     let (dir, checkpoint) = one_checkpoint();
     Model::new().train(dir.path(), &[9]);
     fs::remove_file(dir.path().join("ckpt-9/encoder.safetensors")).unwrap();
     let ran = on("show", &[&dir.path().join("ckpt-9")]);
-    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
     assert!(ran.err.contains("the file is missing"), "{ran:?}");
     let (code, document) = json_on("show", &[&dir.path().join("ckpt-9")]);
-    assert_eq!((code, &document["error"]["kind"]), (Some(1), &json!("damaged")));
+    assert_eq!((code, &document["error"]["kind"]), (Some(2), &json!("damaged")));
 
     // The latest whole one is not the latest that was saved: that has to be said.
     let ran = on("show", &[dir.path()]);
@@ -634,7 +634,7 @@ fn show_tells_damaged_from_missing() {
     assert!(ran.err.contains("ckpt-9 was skipped: encoder.safetensors: the file is missing"), "{ran:?}");
 
     fs::remove_file(checkpoint.join("manifest.json")).unwrap();
-    assert_eq!(on("show", &[&checkpoint]).code, Some(1));
+    assert_eq!(on("show", &[&checkpoint]).code, Some(2));
     let ran = on("show", &[dir.path()]);
     assert!(ran.code == Some(2) && ran.err.contains("no whole checkpoint"), "{ran:?}");
     assert_eq!(on("show", &[&dir.path().join("nowhere")]).code, Some(2));
@@ -830,7 +830,7 @@ fn hostile_names_are_printed_harmlessly() -> Outcome {
         check(run("show", &[&folder]), 0);
         check(run("diff", &[&first, &second]), 1);
         check(run("verify", &[&folder]), 1);
-        check(run("show", &[&damaged]), 1);
+        check(run("show", &[&damaged]), 2);
         check(run("show", &[&folder.join(HOSTILE)]), 2);
         let bytes = fs::read(file)?;
         fs::write(file, flipped(&bytes, 8 * bytes.len() as u64 - 1))?;
@@ -987,7 +987,7 @@ fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
     fs::remove_file(empty.join("checkpoint.json"))?;
     let ran = on("verify", &[&empty]);
     assert!(ran.code == Some(1) && ran.out.contains("manifest.json: the file is missing"), "{ran:?}");
-    assert_eq!(on("show", &[&empty]).code, Some(1));
+    assert_eq!(on("show", &[&empty]).code, Some(2));
     Ok(())
 }
 /// The root of a volume has a directory that only root may read.

@@ -140,7 +140,7 @@ pub fn report(path: impl Into<Location>, options: &ReportOptions) -> Result<RunR
         directory: listing.directory,
         latest: listing.latest,
         undecided: listing.undecided,
-        policies: options.policies.iter().map(|policy| format!("{policy:?}")).collect(),
+        policies: options.policies.iter().map(|policy| policy.label()).collect(),
         gaps: gaps::of(&checkpoints, &listing.others),
         checkpoints,
         others: listing.others,

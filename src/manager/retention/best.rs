@@ -3,6 +3,7 @@
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
 use std::cmp::Reverse;
+use std::fmt;
 
 /// Whether a lower or a higher value of a metric is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +85,18 @@ impl Best {
     }
 }
 
+impl fmt::Display for Best {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let adjective = if self.goal == Goal::Minimize { "lowest" } else { "highest" };
+        write!(f, "the {} with the {adjective} {:?}", self.n, self.metric)
+    }
+}
+
 impl RetentionPolicy for Best {
+    fn label(&self) -> String {
+        self.to_string()
+    }
+
     fn bound(&self) -> Option<usize> {
         Some(self.n)
     }

@@ -289,19 +289,22 @@ impl Retention {
             let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(&infos, now))).unwrap_or_default();
             let is_complete = reasons.len() == infos.len();
             if !is_complete {
-                log::warn!("the retention policy {policy:?} did not decide what it keeps, so nothing is removed");
+                log::warn!(
+                    "the retention policy `{}` did not decide what it keeps, so nothing is removed",
+                    policy.label()
+                );
             }
             let reasons = reasons.into_iter().chain(std::iter::repeat(None));
             for (&at, reason) in healthy.iter().zip(reasons) {
                 let unsaid = || Reason::new("what it keeps is not known");
                 if let Some(reason) = if is_complete { reason } else { Some(unsaid()) } {
-                    explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
+                    explanations[at].kept_by.push(KeptBy::Policy { policy: policy.label(), reason });
                 }
             }
             // Then nothing is removed, including unhealthy ones.
             for &at in unhealthy.iter().filter(|_| !is_complete) {
                 let reason = Reason::new("what it keeps is not known");
-                explanations[at].kept_by.push(KeptBy::Policy { policy: format!("{policy:?}"), reason });
+                explanations[at].kept_by.push(KeptBy::Policy { policy: policy.label(), reason });
             }
         }
         self.thin(&mut explanations);

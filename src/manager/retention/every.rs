@@ -1,7 +1,8 @@
 //! Keeps one checkpoint per interval of time permanently, like TensorFlow's `keep_checkpoint_every_n_hours`.
 
-use super::{CheckpointInfo, Reason, RetentionPolicy, delta};
+use super::{CheckpointInfo, Reason, RetentionPolicy, Span, delta};
 use chrono::{DateTime, TimeDelta, Utc};
+use std::fmt;
 use std::time::Duration;
 
 /// Keeps one checkpoint per interval permanently. The short form is
@@ -57,9 +58,19 @@ impl Every {
     }
 }
 
+impl fmt::Display for Every {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "one per {:#}", Span(self.0))
+    }
+}
+
 impl RetentionPolicy for Every {
+    fn label(&self) -> String {
+        self.to_string()
+    }
+
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>> {
-        let reason = || Reason::new(format!("it is one per {:?}, and permanent", self.0)).for_good();
+        let reason = || Reason::new(format!("it is one per {:#}, and permanent", Span(self.0))).for_good();
         self.scan(checkpoints, now).0.into_iter().map(|is_kept| is_kept.then(reason)).collect()
     }
 

@@ -3,6 +3,7 @@
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
 use std::collections::HashMap;
+use std::fmt;
 
 /// Keeps, for each multiple of `n` steps, the checkpoint whose step is closest to it, if any is at most `n`/2 steps
 /// away. A step halfway between two multiples counts for the higher one. Of two that are equally close, the one that
@@ -24,7 +25,17 @@ use std::collections::HashMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EveryNStepsClosest(pub u64);
 
+impl fmt::Display for EveryNStepsClosest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the closest to every {} steps", self.0)
+    }
+}
+
 impl RetentionPolicy for EveryNStepsClosest {
+    fn label(&self) -> String {
+        self.to_string()
+    }
+
     fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
         let mut reasons = vec![None; checkpoints.len()];
         // The closest to each multiple so far: its distance and its index.

@@ -2,6 +2,7 @@
 
 use super::{CheckpointInfo, Reason, RetentionPolicy, newer};
 use chrono::{DateTime, Utc};
+use std::fmt;
 
 /// Keeps the newest `n` checkpoints that are not permanent. The newest are those saved last, whatever their steps. The
 /// short form is [`max_to_keep`](crate::CheckpointManagerBuilder::max_to_keep).
@@ -16,7 +17,17 @@ use chrono::{DateTime, Utc};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latest(pub usize);
 
+impl fmt::Display for Latest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the newest {}", self.0)
+    }
+}
+
 impl RetentionPolicy for Latest {
+    fn label(&self) -> String {
+        self.to_string()
+    }
+
     fn bound(&self) -> Option<usize> {
         Some(self.0)
     }

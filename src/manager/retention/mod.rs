@@ -70,8 +70,8 @@ use std::time::Duration;
 /// An implementation is a pure function of its arguments. Its decision about a checkpoint must not depend on the
 /// presence of another one that it does not keep.
 ///
-/// [`explain`](crate::CheckpointManager::explain) prints the policy's [`Debug`] form before each reason, such as
-/// `Latest(2)`: derive it, or write what a user should read there.
+/// [`explain`](crate::CheckpointManager::explain) prints the policy's [`label`](RetentionPolicy::label) before each
+/// reason, such as `the newest 2`.
 ///
 /// An [`Arc`] of a policy is a policy. A wrapper forwards every method, the provided ones too.
 ///
@@ -102,6 +102,12 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     /// nothing is removed.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
+    /// Returns what users read as the name of this policy, such as `the newest 2`. The policies of this crate return their
+    /// [`Display`] form. Defaults to the [`Debug`] form.
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+
     /// Returns how many checkpoints this policy keeps at most, for the warning that there is too little room for them. `None`,
     /// the default, where nothing bounds that.
     fn bound(&self) -> Option<usize> {
@@ -121,12 +127,35 @@ impl<P: RetentionPolicy + ?Sized> RetentionPolicy for Arc<P> {
         (**self).keep(checkpoints, now)
     }
 
+    fn label(&self) -> String {
+        (**self).label()
+    }
+
     fn bound(&self) -> Option<usize> {
         (**self).bound()
     }
 
     fn counted_from(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         (**self).counted_from(checkpoints, now)
+    }
+}
+
+/// A duration in words, in the largest unit that divides it: `1 day`, or `day` in the alternate form.
+struct Span(Duration);
+
+impl Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        if self.0.subsec_nanos() != 0 || seconds == 0 {
+            return write!(f, "{:?}", self.0);
+        }
+        let units = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+        let (length, unit) = units.into_iter().find(|(length, _)| seconds % length == 0).unwrap_or((1, "second"));
+        match seconds / length {
+            1 if f.alternate() => f.write_str(unit),
+            1 => write!(f, "1 {unit}"),
+            count => write!(f, "{count} {unit}s"),
+        }
     }
 }
 

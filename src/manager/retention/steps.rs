@@ -3,6 +3,7 @@
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// Keeps the checkpoints of the given steps.
 ///
@@ -21,7 +22,18 @@ impl Steps {
     }
 }
 
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps: Vec<String> = self.0.iter().map(u64::to_string).collect();
+        write!(f, "the steps {}", steps.join(", "))
+    }
+}
+
 impl RetentionPolicy for Steps {
+    fn label(&self) -> String {
+        self.to_string()
+    }
+
     fn bound(&self) -> Option<usize> {
         Some(self.0.len())
     }
