@@ -44,6 +44,8 @@ pub(crate) struct Found {
     pub leftover: BTreeSet<String>,
     /// A mark cannot be read.
     pub has_unknown_mark: bool,
+    /// Marks that can decide about other checkpoints were read, and may not be durable.
+    pub has_new_marks: bool,
     /// The names of its metadata.
     pub metadata: Vec<String>,
     /// Names and notes.
@@ -86,6 +88,7 @@ impl Found {
             thinned: BTreeMap::new(),
             leftover: BTreeSet::new(),
             has_unknown_mark: false,
+            has_new_marks: false,
             metadata,
             pins,
             notes,
@@ -98,6 +101,9 @@ impl Found {
 
     /// Updates it with its present marks. Only pins are ever removed.
     pub(crate) fn take_in(&mut self, marks: Marks) {
+        self.has_new_marks |= !self.knows(&marks.metrics)
+            || marks.permanent && !self.entry.permanent
+            || marks.pins.keys().ne(self.pins.keys());
         self.entry.metrics.extend(marks.metrics);
         self.entry.permanent |= marks.permanent;
         self.has_unknown_mark |= marks.unknown;
@@ -106,10 +112,14 @@ impl Found {
 
     /// Returns `true` if `marks` have something new that may keep it.
     pub(crate) fn is_told_more_by(&self, marks: &Marks) -> bool {
+        marks.stays() || !self.knows(&marks.metrics)
+    }
+
+    fn knows(&self, metrics: &BTreeMap<String, f64>) -> bool {
         let known = |(name, value): (&String, &f64)| {
             self.entry.metrics.get(name).is_some_and(|known| known.to_bits() == value.to_bits())
         };
-        marks.stays() || !marks.metrics.iter().all(known)
+        metrics.iter().all(known)
     }
 
     /// Returns its identity, independent of its name.
@@ -319,6 +329,19 @@ pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
         found.thinned = source.thinned;
     }
     Ok(found)
+}
+
+/// Makes the marks of these checkpoints durable, before anything is removed because of them: a writer may have ended, or
+/// failed, between a mark and its sync.
+///
+/// # Errors
+/// As for [`write_mark`].
+pub(crate) fn sync_marks<'a>(directory: &Directory, stay: impl IntoIterator<Item = &'a mut Found>) -> Result<()> {
+    for found in stay.into_iter().filter(|found| found.has_new_marks) {
+        directory.sync_marks(&found.entry.name, &found.id())?;
+        found.has_new_marks = false;
+    }
+    Ok(())
 }
 
 /// Returns `true` if the error of a checkpoint is final, as far as this version is concerned.

@@ -7,7 +7,7 @@ use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::outlook::newer_whole;
 use super::retention::CheckpointInfo;
 use super::thinning;
-use crate::catalog::{Found, Marks, look, number_of, write_mark};
+use crate::catalog::{Found, Marks, look, number_of, sync_marks, write_mark};
 use crate::error::{Error, Result, listed};
 use crate::format::{IndexEntry, MarkKind, is_thinned_file};
 use crate::repository::{Aside, Directory};
@@ -150,11 +150,14 @@ impl Commit {
             known.into_iter().partition(|found| verdict.remove.contains(&found.entry.name));
         let mut spared = Vec::new();
         let removes = !victims.is_empty() || !verdict.thin.is_empty();
-        if let Some(found) = Commit::stand_ins(&kept).find(|found| removes && !self.looks_whole(&found.entry)) {
-            log::warn!("nothing is removed to make room: {} has lost files", found.entry.name);
-            spared = std::mem::take(&mut victims);
-        } else {
-            thinning::mark(&self.directory, &mut kept, &verdict.thin);
+        if removes {
+            match self.may_remove(&mut kept) {
+                Ok(()) => thinning::mark(&self.directory, &mut kept, &verdict.thin),
+                Err(why) => {
+                    log::warn!("nothing is removed to make room: {why}");
+                    spared = std::mem::take(&mut victims);
+                }
+            }
         }
         {
             let mut ledger = self.ledger();
@@ -188,6 +191,17 @@ impl Commit {
     /// no look.
     fn stand_ins(kept: &[Found]) -> impl Iterator<Item = &Found> {
         kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
+    }
+
+    /// Checks that those that stay are whole, and that the marks by which it was decided are durable.
+    ///
+    /// # Errors
+    /// Why nothing may be removed.
+    fn may_remove(&self, kept: &mut [Found]) -> Result<(), String> {
+        if let Some(found) = Commit::stand_ins(kept).find(|found| !self.looks_whole(&found.entry)) {
+            return Err(format!("{} has lost files", found.entry.name));
+        }
+        sync_marks(&self.directory, kept).map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))
     }
 
     /// Returns `true` if a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is

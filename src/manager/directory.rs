@@ -3,7 +3,7 @@
 use super::listing::{Listing, list};
 use super::marks::name_of;
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
-use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, write_mark};
+use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, sync_marks, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
 use crate::graph;
@@ -210,13 +210,16 @@ impl CheckpointDirectory {
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         let directory = self.directory()?;
         let held = Held::take(directory)?;
-        let (stay, go): (Vec<_>, Vec<_>) =
+        let (mut stay, go): (Vec<_>, Vec<_>) =
             self.decide(policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
         for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
             if !directory.looks_whole(&found.entry.name, found.entry.bytes) {
                 let reason = "it would stay and has lost files, so nothing is removed";
                 return Err(Error::damaged(directory.path(&found.entry.name), reason));
             }
+        }
+        if !go.is_empty() {
+            sync_marks(directory, stay.iter_mut().map(|(found, _)| found))?;
         }
         let mut pruned = Pruned::default();
         for (found, _) in go {

@@ -4,7 +4,7 @@ use super::commit::Commit;
 use super::outlook::Outlook;
 use super::retention::{CheckpointInfo, Explanation};
 use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
-use crate::catalog::Found;
+use crate::catalog::{Found, sync_marks};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
@@ -93,7 +93,7 @@ impl CheckpointManager {
         if go.is_empty() && numbered.is_empty() && aside.is_empty() && damaged.iter().all(Explanation::is_kept) {
             return Err("nothing would be removed after this save".to_string());
         }
-        let kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
+        let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         if let Some(found) = kept.iter().find(|found| !self.directory.looks_whole(&found.entry.name, found.entry.bytes))
         {
             return Err(format!("{}, which stays, has lost files", found.entry.name));
@@ -109,6 +109,8 @@ impl CheckpointManager {
         }
         let go = go.into_iter().map(|(found, _)| found).chain(numbered.into_iter().map(|(_, found, _)| found));
         let go: Vec<Found> = go.collect();
+        let settled = sync_marks(&self.directory, &mut kept);
+        settled.map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))?;
         let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
         self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
         commit.remove(go);

@@ -14,7 +14,8 @@ pub(super) fn mark(directory: &Directory, known: &mut [Found], thin: &BTreeMap<S
         for component in components {
             let kind = MarkKind::Thinned { component: component.clone() };
             if let Err(e) = write_mark(directory, &found.entry.name, found.id(), kind) {
-                log::warn!("{} keeps its component {component:?}: it could not be marked: {e:#}", found.entry.name);
+                // If only the sync failed, the mark is there, and durable before a file is removed.
+                log::warn!("the component {component:?} of {} could not be marked: {e:#}", found.entry.name);
             }
         }
         let was_pinned = !found.pins.is_empty();

@@ -329,6 +329,10 @@ impl Repository for MemoryDirectory {
         self.marked(checkpoint, of, |files| files.remove(file).is_some())
     }
 
+    fn sync_marks(&self, _checkpoint: &str, _of: &Follows) -> Result<()> {
+        Ok(())
+    }
+
     fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
         self.marked(checkpoint, of, |all| files.iter().for_each(|file| drop(all.remove(file))))
     }

@@ -272,8 +272,15 @@ pub trait Repository: Debug + Send + Sync {
     /// As for [`put_mark`](Repository::put_mark).
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
 
+    /// Makes the marks of the checkpoint `of`, whose name is `checkpoint`, durable, whoever wrote them. Called before
+    /// other checkpoints are removed because of them. Does nothing where every mark that can be read is durable.
+    ///
+    /// # Errors
+    /// As for [`put_mark`](Repository::put_mark).
+    fn sync_marks(&self, checkpoint: &str, of: &Follows) -> Result<()>;
+
     /// Removes these `files` of the checkpoint `of`, whose name is `checkpoint`, as far as they are there: those of
-    /// components of which a mark says that they are removed. Need not be durable: the next writer finds by the mark
+    /// components of which a mark says that they are removed. Makes that mark durable before it removes the first. Need not be durable: the next writer finds by the mark
     /// what is left. A file that other checkpoints share stays in those.
     ///
     /// # Errors

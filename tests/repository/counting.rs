@@ -99,6 +99,7 @@ impl Repository for Counted {
         fn remove_small(&self, file: &str);
         fn put_mark(&self, checkpoint: &str, of: &Follows, file: &str, bytes: &[u8]) -> Result<()>;
         fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
+        fn sync_marks(&self, checkpoint: &str, of: &Follows) -> Result<()>;
         fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()>;
         fn sweep_marks(&self, checkpoint: &str);
         fn sweep(&self, leftovers: &[String]);

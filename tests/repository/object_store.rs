@@ -448,6 +448,10 @@ impl Repository for Prefix {
         Ok(was_there)
     }
 
+    fn sync_marks(&self, _checkpoint: &str, _of: &Follows) -> Result<()> {
+        Ok(())
+    }
+
     fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
         for file in files {
             self.bucket.delete(&self.mark(checkpoint, of, file)?);

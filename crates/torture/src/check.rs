@@ -1,15 +1,15 @@
-//! What the library makes of a disk after a crash, and what it must make of it: the invariants.
+//! The invariants: what the library must do with a disk after a crash.
 //!
 //! * I1: an acknowledged step, or a later one, is restored.
 //! * I2: restored values are saved values.
 //! * I3: the index is not needed; where there is one, it names a good checkpoint.
 //! * I4: as many good checkpoints are there as were acknowledged, up to the number to keep.
-//! * I5: what has the name of a checkpoint is a good one.
-//! * I6: recovery leaves nothing behind, comes to the same when repeated, and the next save works.
+//! * I5: a directory with the name of a checkpoint is an intact checkpoint.
+//! * I6: recovery leaves nothing behind, has the same result when repeated, and the next save succeeds.
 //! * I8: nothing stays open or locked.
 //! * I9: nothing outside the directory is touched. I10: nothing of the user's is touched.
 //!
-//! I7 (a failed save changes nothing) is the fault injector's.
+//! `faults` checks I7: a failed save changes nothing.
 
 use super::crash::Told;
 use super::marked::{self, Beside};
@@ -22,7 +22,7 @@ use tch_checkpoint::internal::{Directory, Disk, OpenOptions, Posix, Source};
 /// The directory of checkpoints on the simulated disk.
 pub(super) const ROOT: &str = "/data/run";
 
-/// What users may have in the directory.
+/// Entries of the user's in the directory and beside it.
 pub(super) const STRANGERS: [&str; 6] = [
     "/data/run/notes.txt",
     "/data/run/ckpt-007/file",
@@ -32,24 +32,24 @@ pub(super) const STRANGERS: [&str; 6] = [
     "/data/other/file",
 ];
 
-/// What became of one state of the disk; depends on the state alone.
+/// The result for one state of the disk. Depends only on the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     /// The step that was restored.
     pub restored: Option<u64>,
-    /// Steps of checkpoints that are whole.
+    /// The steps of the intact checkpoints.
     pub good: Vec<u64>,
-    /// The step of the checkpoint that the index calls the latest, if that is whole.
+    /// The step of the checkpoint that the index names as the latest, if it is intact.
     pub indexed: Option<u64>,
-    /// A checkpoint has all its files in full length, and wrong bytes in them.
+    /// A checkpoint has all its files in full length, with wrong bytes.
     pub wrong_bytes: bool,
-    /// What the checkpoints have beside their states: before anything is repaired, and after.
+    /// Marks, links and components, before the first recovery and after the last.
     pub beside: [Beside; 2],
-    /// What breaks an invariant whatever was acknowledged.
+    /// Violations that do not depend on what was acknowledged.
     pub broken: Vec<String>,
 }
 
-/// Looks at a state of the disk: as a reader, as a manager that restores, again, and as one that continues saving.
+/// Examines a state of the disk as a reader, as a manager that restores, twice, and as one that continues to save.
 pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     let mut outcome = Outcome::default();
     let disk = SimDisk::new(files.clone(), 0);
@@ -85,13 +85,13 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     outcome
 }
 
-/// What a reader finds, before anything is repaired.
+/// Examines the disk as a reader, before the first recovery.
 fn look(disk: &SimDisk, outcome: &mut Outcome) {
     let storage = Posix::new(Arc::new(disk.clone()));
     let directory = Directory::new(&storage, ROOT, &OpenOptions::default());
     let (directory, names) = match directory.and_then(|directory| directory.scan().map(|scan| (directory, scan))) {
         Ok((directory, scan)) => (directory, scan.checkpoints),
-        Err(e) => return outcome.broken.push(format!("the folder cannot be listed: {e}")),
+        Err(e) => return outcome.broken.push(format!("the directory cannot be listed: {e}")),
     };
     for name in &names {
         if !is_ours(name) {
@@ -112,7 +112,7 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
     let latest = index.latest.as_ref().map(|name| whole(&storage, &Path::new(ROOT).join(name)));
     outcome.indexed = latest.and_then(Result::ok);
     for entry in &index.checkpoints {
-        // Older ones may be gone already: the index is written first.
+        // Older ones may be gone: the index is written before they are removed.
         if Some(&entry.name) == index.latest.as_ref() && !names.contains(&entry.name) {
             outcome.broken.push(format!("I3: the index names {:?}, which is not there", entry.name));
         }
@@ -127,7 +127,7 @@ fn is_unclean(storage: &Posix, name: &str) -> bool {
     Source::open(storage, Path::new(ROOT).join(name)).is_ok_and(|source| source.manifest.unclean)
 }
 
-/// The step of a checkpoint of which every byte is right.
+/// Returns the step of a checkpoint, after verifying every byte.
 fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<u64> {
     let source = Source::open(storage, path)?;
     let mut buffer = Vec::new();
@@ -187,7 +187,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
         let known = [".lock", "checkpoint.json"].contains(&name.as_str())
             || listed.contains(name)
             || setup.links && ["latest", "best"].contains(&name.as_str())
-            // What was saved after an error makes way for the next save of its number.
+            // An unclean checkpoint is superseded by the next save of its number.
             || setup.unclean && name.starts_with("superseded-");
         if !stranger && !known {
             broken(format!("I6: {name} is left behind"));
@@ -196,7 +196,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
     restored
 }
 
-/// The user's files are where they were in `before`.
+/// Checks that the user's files are where they were in `before`.
 fn strangers(disk: &SimDisk, before: &Files, setup: &Setup, outcome: &mut Outcome) {
     if !setup.strangers {
         return;
@@ -213,22 +213,22 @@ fn resolve(files: &Files, path: &str) -> Option<Id> {
     path.split('/').filter(|part| !part.is_empty()).try_fold(TOP, |id, part| files.find(id, &Name::new(part)))
 }
 
-/// What is asked of a state.
+/// What must hold of a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
     /// The invariants.
     Invariants,
-    /// The invariants but I3: an index that could not be written is an old one.
+    /// The invariants without I3: an index that could not be written is outdated.
     ButTheIndex,
-    /// That a reader which believes the index alone finds what was acknowledged.
+    /// A reader that trusts the index finds what was acknowledged.
     IndexAlone,
-    /// That a reader which believes lengths, and has no digests, restores no wrong bytes.
+    /// A reader that checks lengths but no digests restores no wrong bytes.
     LengthsAlone,
-    /// That no wrong bytes are restored; all else may be lost, for the disk lied.
+    /// No wrong bytes are restored. The disk lied, so everything else may be lost.
     NoWrongBytes,
 }
 
-/// What a state breaks, given what the program had been told when the crash came.
+/// Returns the violations of a state, given what was acknowledged before the crash.
 pub(super) fn judge(outcome: &Outcome, told: &Told, setup: &Setup, asked: Asked) -> Vec<String> {
     let Told { acknowledged, attempted, noted } = told;
     let mut broken = outcome.broken.clone();

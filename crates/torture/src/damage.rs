@@ -10,16 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 use tch_checkpoint::internal::Disk;
 
-/// What came of it.
+/// The result of [`damage`].
 #[derive(Debug, Clone, Default)]
 pub struct DamageReport {
-    /// Single bits that were flipped in a small checkpoint: all of them, or every n-th.
+    /// The number of single bits flipped in a small checkpoint.
     pub bits: u64,
-    /// Random single bits in a larger one.
+    /// The number of random single bits flipped in a larger one.
     pub random_bits: u64,
-    /// Truncations, extensions, blocks of zeros, swapped and missing files.
+    /// The number of truncations, extensions, zeroed blocks, swapped and missing files.
     pub others: u64,
-    /// What was not found, or had wrong consequences.
+    /// Damage that was not found, or not handled correctly.
     pub violations: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ fn others(case: &Case, report: &mut DamageReport) {
     }
 }
 
-/// A disk with three checkpoints.
+/// Returns a disk with three checkpoints.
 struct Case {
     setup: Setup,
     files: Files,
@@ -105,8 +105,8 @@ impl Case {
 
     fn files_of(&self, checkpoint: &str) -> Vec<(String, Id)> {
         let path = ["data", "run", checkpoint];
-        let folder = path.iter().try_fold(TOP, |id, part| self.files.find(id, &Name::new(part))).unwrap_or(TOP);
-        self.files.entries(folder).iter().map(|(name, id)| (format!("{checkpoint}/{}", name.text), *id)).collect()
+        let directory = path.iter().try_fold(TOP, |id, part| self.files.find(id, &Name::new(part))).unwrap_or(TOP);
+        self.files.entries(directory).iter().map(|(name, id)| (format!("{checkpoint}/{}", name.text), *id)).collect()
     }
 
     fn newest(&self) -> Vec<(String, Id)> {
@@ -117,14 +117,14 @@ impl Case {
         self.files.content(id).map(|content| content.bytes.as_slice()).unwrap_or_default()
     }
 
-    /// With other bytes in a file, or without the file.
+    /// Returns the disk with other bytes in a file, or without the file.
     fn check(&self, id: Id, bytes: Option<Vec<u8>>, context: &str, report: &mut DamageReport) {
         let mut files = self.files.clone();
         match bytes {
             Some(bytes) => files.nodes[id] = Node::File(Content::new(bytes)),
             None => {
                 for node in &mut files.nodes {
-                    if let Node::Folder(entries) = node {
+                    if let Node::Directory(entries) = node {
                         entries.retain(|(_, other)| *other != id);
                     }
                 }

@@ -1,4 +1,4 @@
-//! Any bytes whatever, as files of other tools and parts of them: what the fuzzers of `fuzz/` feed, and what must hold of it.
+//! Arbitrary bytes as files of other tools and parts of them: the fuzz targets of `fuzz/`, and what must hold of them.
 
 use super::hostile::Verdict;
 use super::random::Random;
@@ -7,11 +7,10 @@ use tch_checkpoint::format::Digest;
 use tch_checkpoint::internal::{open_keras, open_pytorch, parse_tensorflow, pytorch_archive};
 use tch_checkpoint::interop::ReadOptions;
 
-/// The longest tensor that is read here.
+/// The maximum length of a tensor that is read.
 const LONG: u64 = 1 << 20;
 
-/// What was opened can be read, as a whole and piece by piece, is the same both times, and has the digest that is given for
-/// it.
+/// Checks that tensors can be read in whole and in parts, with the same bytes, and with the digest that is given for them.
 pub(crate) fn check(source: &dyn TensorSource) -> Verdict {
     for (key, spec) in source.tensors() {
         let bytes = spec.bytes().ok_or_else(|| format!("{key:?} has no length"))?;
@@ -43,12 +42,12 @@ pub(crate) fn check(source: &dyn TensorSource) -> Verdict {
     if order.len() != source.tensors().len() || !order.iter().all(|key| source.tensors().contains_key(*key)) {
         return Err("the order of the file is not that of its tensors".to_string());
     }
-    // An error is as good as none.
+    // May succeed or fail, and must not panic.
     let _ = source.verify();
     Ok(())
 }
 
-/// As a file: a zip archive, a stream, a tar file.
+/// Opens the bytes as a file: a zip archive, a stream, a tar file.
 pub fn file(bytes: &[u8]) -> Verdict {
     for options in [ReadOptions::default(), ReadOptions::default().unknown_objects(true)] {
         if let Ok(source) = open_pytorch(bytes.to_vec(), &options) {
@@ -58,7 +57,7 @@ pub fn file(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As the pickle of an archive of either kind, which has some storages.
+/// Opens an archive of either kind, with some storages, that has these bytes as its pickle.
 pub fn pickle(bytes: &[u8]) -> Verdict {
     for is_script in [false, true] {
         let mut records: Vec<(&str, &[u8])> = vec![("x/data.pkl", bytes)];
@@ -72,13 +71,13 @@ pub fn pickle(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As the parts of a TensorFlow bundle: a table, and messages.
+/// Parses the bytes as the parts of a TensorFlow bundle: a table and messages.
 pub fn bundle(bytes: &[u8]) -> Verdict {
     parse_tensorflow(bytes);
     Ok(())
 }
 
-/// As an HDF5 file.
+/// Opens the bytes as an HDF5 file.
 pub fn hdf5(bytes: &[u8]) -> Verdict {
     match open_keras(bytes, &ReadOptions::default()) {
         Ok(source) => check(&*source),
@@ -86,7 +85,7 @@ pub fn hdf5(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// Changes `bytes` in a few places, as damage and malice do.
+/// Changes `bytes` in a few random places.
 pub fn mutate(bytes: &mut Vec<u8>, seed: u64) {
     const TELLING: [u8; 16] =
         [0, 1, 0x7f, 0x80, 0xff, b'(', b'.', b'R', b'b', b'Q', b'q', b'h', b't', b'u', 0x8a, b'}'];
@@ -125,9 +124,9 @@ mod tests {
 
     fn fixtures() -> Vec<PathBuf> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/pytorch");
-        let folders = ["d_views", "e_objects", "f_refused", "hostile", "c_dtypes"];
-        let list = |folder: &str| fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
-        let mut files: Vec<PathBuf> = folders.iter().flat_map(|folder| list(folder)).collect();
+        let directories = ["d_views", "e_objects", "f_refused", "hostile", "c_dtypes"];
+        let list = |directory: &str| fs::read_dir(root.join(directory)).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> = directories.iter().flat_map(|directory| list(directory)).collect();
         files.retain(|path| {
             path.is_file() && path.extension().is_none_or(|extension| extension != "json" && extension != "md")
         });
@@ -135,7 +134,7 @@ mod tests {
         files
     }
 
-    /// As long as a test may take, whatever the machine.
+    /// The time that a test takes.
     const TIME: Duration = Duration::from_secs(4);
 
     #[test]
@@ -154,7 +153,7 @@ mod tests {
         }
     }
 
-    /// The checksum of an archive would keep most changes from the unpickler.
+    /// Mutated archives would fail at the checksum, so that the unpickler is not reached.
     #[test]
     fn mutated_pickles_neither_panic_nor_hang() {
         let pickles: Vec<Vec<u8>> =
@@ -172,7 +171,7 @@ mod tests {
         }
     }
 
-    /// A second each, over files of TensorFlow and Keras.
+    /// One second per format.
     #[test]
     fn mutated_bundles_and_hdf5_files_neither_panic_nor_hang() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
@@ -206,7 +205,7 @@ mod tests {
         }
     }
 
-    /// What the fuzzers have kept still holds.
+    /// Replays the corpora.
     #[test]
     fn the_corpora() {
         replayed("torch_file", file);

@@ -1,5 +1,5 @@
-//! Any bytes whatever, as manifest, index, header and names of a folder: what the fuzzers of `fuzz/` feed, and what must
-//! hold of it. A returned text says what does not.
+//! Arbitrary bytes as manifest, index, header and names of a directory: the fuzz targets of `fuzz/`, and what must hold of
+//! them. An error says what does not hold.
 
 use super::check::ROOT;
 use super::sim::{Files, SimDisk};
@@ -14,14 +14,14 @@ use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{CheckpointManager, Error, SaveOptions};
 use tch_checkpoint::{internal, name};
 
-/// What must hold, or why it does not.
+/// An error says what does not hold.
 pub type Verdict = Result<(), String>;
 
 fn must(holds: bool, what: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-/// The bytes between a right first and a right last line: else a fuzzer would never get past the digest.
+/// Returns the bytes between a valid first and a valid last line. Otherwise a fuzzer would not get past the digest.
 fn sealed(format: &str, body: &[u8]) -> Vec<u8> {
     let mut text = format!("{{\"format\":\"{format}\",\"version\":1,\n").into_bytes();
     text.extend_from_slice(body);
@@ -31,7 +31,7 @@ fn sealed(format: &str, body: &[u8]) -> Vec<u8> {
     text
 }
 
-/// As a manifest, and as what is inside one.
+/// Parses the bytes as a manifest, and as the content of one.
 pub fn manifest(bytes: &[u8]) -> Verdict {
     for text in [bytes.to_vec(), sealed("tch-checkpoint", bytes)] {
         let Ok(manifest) = Manifest::from_bytes(&text) else { continue };
@@ -52,7 +52,7 @@ pub fn manifest(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As an index, and as what is inside one.
+/// Parses the bytes as an index, and as the content of one.
 pub fn index(bytes: &[u8]) -> Verdict {
     for text in [bytes.to_vec(), sealed("tch-checkpoint-index", bytes)] {
         let Ok(index) = Index::from_bytes(&text) else { continue };
@@ -66,7 +66,7 @@ pub fn index(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As the start of a safetensors file; and, after four bytes that say how much data follows, as its JSON.
+/// Parses the bytes as the start of a safetensors file, and, after four bytes with the length of the data, as its JSON.
 pub fn header(bytes: &[u8]) -> Verdict {
     let mut tries = vec![(bytes.to_vec(), bytes.len() as u64)];
     if let Some((data, json)) = bytes.split_first_chunk::<4>() {
@@ -145,7 +145,7 @@ pub fn names(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As the text of a condition: it is refused with a place in it, or comes back from its own text.
+/// Parses the bytes as a condition. It is refused with a position, or equals the parsed form of its own text.
 pub fn condition(bytes: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     match text.parse::<Condition>() {
@@ -159,7 +159,7 @@ pub fn condition(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// As the text of a map: it is refused with a place in it, or comes back from its own text.
+/// Parses the bytes as a map. It is refused with a position, or equals the parsed form of its own text.
 pub fn map(bytes: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     // Half of them behind the first line, without which a fuzzer would not get far.

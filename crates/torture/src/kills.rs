@@ -9,12 +9,12 @@ use std::process::Command;
 use std::sync::Arc;
 use tch_checkpoint::internal::Disk;
 
-/// What came of it.
+/// The result of [`kills`].
 #[derive(Debug, Clone, Default)]
 pub struct KillReport {
-    /// Processes that were killed, each at another point.
+    /// The number of processes killed, each at a different point.
     pub killed: u64,
-    /// What broke a promise.
+    /// The violations.
     pub violations: Vec<String>,
 }
 
@@ -26,11 +26,11 @@ fn setup(keep: usize) -> Setup {
 
 /// The process: opens, restores, saves three times, and says on its standard output what was saved. It ends itself
 /// without any cleaning up before its operation `at`.
-pub fn kill_child(folder: &Path, keep: usize, at: u64) -> tch_checkpoint::Result<()> {
+pub fn kill_child(directory: &Path, keep: usize, at: u64) -> tch_checkpoint::Result<()> {
     let plan = Plan::new(Fault::Die, &[at], false);
     let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(System::default()), plan));
     let run = Run::new(&setup(keep));
-    let mut manager = run.open(disk, folder)?;
+    let mut manager = run.open(disk, directory)?;
     let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step + 1);
     for step in first..first + SAVES {
         run.set(step);
@@ -46,10 +46,10 @@ pub fn kill_child(folder: &Path, keep: usize, at: u64) -> tch_checkpoint::Result
 pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Command) -> io::Result<KillReport> {
     let mut report = KillReport::default();
     for keep in [1, 2] {
-        let folder = scratch.join(format!("keep-{keep}"));
+        let directory = scratch.join(format!("keep-{keep}"));
         for at in 0.. {
-            let one = folder.join(format!("run-{at}"));
-            std::fs::create_dir_all(&folder)?;
+            let one = directory.join(format!("run-{at}"));
+            std::fs::create_dir_all(&directory)?;
             let mut acknowledged = 0;
             let mut ended = false;
             // Twice, so that the second starts with what the first left.
@@ -74,10 +74,10 @@ pub fn kills(scratch: &Path, mut command: impl FnMut(&Path, usize, u64) -> Comma
 
 /// What breaks a promise in what a reader finds in the directory, and then a manager in a copy of it: the next process
 /// is to find what the killed one left.
-pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: u64, context: &str) -> Vec<String> {
+pub(super) fn look(directory: &Path, copy: &Path, setup: &Setup, acknowledged: u64, context: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let mut broken = |what: String| violations.push(format!("{context}: {what}"));
-    match tch_checkpoint::list_checkpoints(folder) {
+    match tch_checkpoint::list_checkpoints(directory) {
         Ok(listing) => {
             let listed =
                 listing.checkpoints.iter().flat_map(|listed| tch_checkpoint::verify_checkpoint(&listed.path).problems);
@@ -85,15 +85,15 @@ pub(super) fn look(folder: &Path, copy: &Path, setup: &Setup, acknowledged: u64,
         }
         Err(e) => broken(format!("it cannot be listed: {e}")),
     }
-    // Killed before it made the directory, there is none.
-    if !folder.exists() {
+    // The process was killed before it created the directory.
+    if !directory.exists() {
         if acknowledged > 0 {
-            broken(format!("{acknowledged} was acknowledged, there is no folder"));
+            broken(format!("{acknowledged} was acknowledged, there is no directory"));
         }
         return violations;
     }
     let _ = std::fs::remove_dir_all(copy);
-    let copied = Command::new("cp").arg("-r").arg(folder).arg(copy).status();
+    let copied = Command::new("cp").arg("-r").arg(directory).arg(copy).status();
     if !copied.is_ok_and(|status| status.success()) {
         broken("it cannot be copied".into());
         return violations;
@@ -130,15 +130,15 @@ mod tests {
 
     const CHILD: &str = "TORTURE_KILL";
 
-    /// Not a test of its own: what [`a_killed_process_loses_nothing`] kills.
+    /// The process that [`a_killed_process_loses_nothing`] kills; not a test of its own.
     #[test]
     fn child() {
         let Ok(order) = std::env::var(CHILD) else { return };
         let mut parts = order.splitn(3, ' ');
         let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok());
         let (Some(keep), Some(at)) = (number(), number()) else { return };
-        if let Some(folder) = parts.next() {
-            kill_child(Path::new(folder), keep as usize, at).unwrap();
+        if let Some(directory) = parts.next() {
+            kill_child(Path::new(directory), keep as usize, at).unwrap();
         }
     }
 
@@ -147,10 +147,10 @@ mod tests {
     fn a_killed_process_loses_nothing() {
         let scratch = tempfile::tempdir().unwrap();
         let this = std::env::current_exe().unwrap();
-        let command = |folder: &Path, keep: usize, at: u64| {
+        let command = |directory: &Path, keep: usize, at: u64| {
             let mut command = Command::new(&this);
             command.args(["--exact", "kills::tests::child", "--nocapture"]);
-            command.env(CHILD, format!("{keep} {at} {}", folder.display()));
+            command.env(CHILD, format!("{keep} {at} {}", directory.display()));
             command
         };
         let report = kills(scratch.path(), command).unwrap();

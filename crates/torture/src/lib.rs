@@ -1,9 +1,9 @@
-//! The proof that nothing is ever lost: the library itself, run on a simulated disk whose every legal state after a
-//! crash is examined, and under injected faults. Short forms are this package's tests; the program `torture` runs them
-//! at full length.
+//! Tests that nothing is lost: the library runs on a simulated disk of which every possible state after a crash is
+//! examined, and under injected faults. This package's tests are short forms; the program `torture` runs them in full
+//! length.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![deny(unsafe_code)]
-#![allow(clippy::missing_errors_doc, reason = "a verdict is what was found, and this package is not published")]
+#![allow(clippy::missing_errors_doc, reason = "an error describes what was found, and this package is not published")]
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::todo, clippy::unimplemented, clippy::dbg_macro)

@@ -1,7 +1,8 @@
 //! A real file system in a file, whose power can be cut.
 //!
-//! The file lies in another file system, in a file too: what the inner one has not flushed to its device is in the outer
-//! one's cache, and when the power of the outer one is cut any part of that may be gone, as from a device's own cache.
+//! The file is in another file system, which is in a file too. What the inner file system has not flushed to its device is
+//! in the cache of the outer one. When the power of the outer one is cut, any part of that may be lost, as from the cache of
+//! a device.
 
 use super::random::Random;
 use std::io;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Which file system is tested.
+/// The file system that is tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
     /// ext4, with its default options.
@@ -25,7 +26,7 @@ impl FileSystem {
     /// All of them.
     pub const ALL: [FileSystem; 3] = [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs];
 
-    /// As `mount` calls it.
+    /// Returns the name that `mount` uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -35,7 +36,7 @@ impl FileSystem {
         }
     }
 
-    /// How its power can be cut. btrfs cannot be shut down.
+    /// Returns how its power can be cut. btrfs cannot be shut down.
     fn cuts(self) -> &'static [Cut] {
         match self {
             FileSystem::Btrfs => &[Cut::Device],
@@ -47,11 +48,11 @@ impl FileSystem {
 /// What happens at a cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// From now on the file system writes nothing more.
+    /// The file system writes nothing more.
     NoFlush,
-    /// It writes its journal, then nothing more: names are newer than what they name.
+    /// It writes its journal and then nothing more, so that names are newer than the files.
     LogFlush,
-    /// Its device takes nothing more, and forgets what it was not told to flush.
+    /// Its device accepts nothing more, and loses what was not flushed.
     Device,
 }
 
@@ -62,7 +63,7 @@ pub(super) struct Loop {
     inner: PathBuf,
 }
 
-/// Why this cannot be done here, as far as can be told without trying.
+/// Returns why power cannot be cut here, as far as is known without trying.
 pub(super) fn why_not(kind: FileSystem) -> Option<String> {
     let root = std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0);
     if !root {
@@ -75,11 +76,11 @@ pub(super) fn why_not(kind: FileSystem) -> Option<String> {
 }
 
 impl Loop {
-    /// Makes the file system, empty, under the directory `scratch`, and mounts it.
+    /// Creates an empty file system below the directory `scratch`, and mounts it.
     pub(super) fn make(kind: FileSystem, scratch: &Path) -> io::Result<Loop> {
         let made = Loop { kind, outer: scratch.join("outer"), inner: scratch.join("inner") };
-        for folder in [&made.outer, &made.inner] {
-            std::fs::create_dir_all(folder)?;
+        for directory in [&made.outer, &made.inner] {
+            std::fs::create_dir_all(directory)?;
         }
         // XFS has at least 300 MiB. Both files are sparse.
         for (kind, file, bytes) in
@@ -105,8 +106,8 @@ impl Loop {
         self.outer.join("inner.img")
     }
 
-    /// Where it is mounted.
-    pub(super) fn folder(&self) -> &Path {
+    /// Returns its mount point.
+    pub(super) fn directory(&self) -> &Path {
         &self.inner
     }
 
@@ -114,17 +115,17 @@ impl Loop {
     pub(super) fn cut(&self, random: &mut Random) -> io::Result<Cut> {
         let ways = self.kind.cuts();
         let cut = ways[random.below(ways.len())];
-        let (folder, how) = match cut {
+        let (directory, how) = match cut {
             Cut::NoFlush => (&self.inner, "shutdown"),
             Cut::LogFlush => (&self.inner, "shutdown -f"),
             Cut::Device => (&self.outer, "shutdown"),
         };
-        // Nothing may be opened by this path: a cut must not wait for what is under way.
-        run(Command::new("xfs_io").args(["-x", "-c", how]).arg(folder))?;
+        // Opens nothing by this path: a cut must not wait for operations in progress.
+        run(Command::new("xfs_io").args(["-x", "-c", how]).arg(directory))?;
         Ok(cut)
     }
 
-    /// Mounts it again: the file system recovers.
+    /// Mounts it again, so that the file system recovers.
     pub(super) fn restart(&self, cut: Cut) -> io::Result<()> {
         unmount(&self.inner)?;
         if cut == Cut::Device {
@@ -141,15 +142,15 @@ impl Drop for Loop {
     }
 }
 
-fn mount(image: &Path, folder: &Path) -> io::Result<()> {
-    patiently(|| run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(folder)))
+fn mount(image: &Path, directory: &Path) -> io::Result<()> {
+    patiently(|| run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(directory)))
 }
 
-fn unmount(folder: &Path) -> io::Result<()> {
-    patiently(|| run(Command::new("umount").arg(folder)))
+fn unmount(directory: &Path) -> io::Result<()> {
+    patiently(|| run(Command::new("umount").arg(directory)))
 }
 
-/// What was killed, or let go, may take a moment to be gone.
+/// Tries for a while: a killed process may still hold its files.
 fn patiently(mut act: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     let mut result = act();
     for _ in 0..50 {

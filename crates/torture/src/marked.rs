@@ -1,5 +1,5 @@
-//! What a program decides about its checkpoints after they are saved, and what a crash must leave of it: pins, late
-//! metrics of another process, links, removed components, and the save of a state that may be inconsistent.
+//! What a program does with its checkpoints after saving them, and what must survive a crash: pins, late metrics of another
+//! process, links, removed components, and the save of a state that may be inconsistent.
 //!
 //! * M1: a pin that was acknowledged is there, with its checkpoint, whole, until its removal begins.
 //! * M2: a late metric that was acknowledged is there as long as its checkpoint.
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tch_checkpoint::internal::{Directory, Disk, OpenOptions, Posix, Source};
 use tch_checkpoint::{CheckpointDirectory, CheckpointManager, Error};
 
-/// What the program was told, by the step of the checkpoint.
+/// An acknowledgement other than that of a save, with the step of the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Noted {
     Pinned(u64),
@@ -25,7 +25,7 @@ pub(super) enum Noted {
     LateMetric(u64),
 }
 
-/// What a checkpoint has beside its state.
+/// A checkpoint, without its state.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Marked {
     name: String,
@@ -38,7 +38,7 @@ pub(super) struct Marked {
     leftover: bool,
 }
 
-/// The checkpoints of a directory that are no result of an error, by step, and where its links lead.
+/// The clean checkpoints of a directory by step, and the targets of its links.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Beside {
     pub all: BTreeMap<u64, Marked>,
@@ -77,7 +77,7 @@ pub(super) fn fail(run: &Run, manager: &mut CheckpointManager, step: u64) {
     });
 }
 
-/// Looks at the checkpoints of a disk without changing anything.
+/// Examines the checkpoints of a disk without changing anything.
 pub(super) fn look(disk: &Arc<dyn Disk>) -> Beside {
     let storage = Posix::new(disk.clone());
     let mut beside = Beside::default();
@@ -117,7 +117,7 @@ pub(super) fn look(disk: &Arc<dyn Disk>) -> Beside {
 }
 
 impl Beside {
-    /// What a disk must never be like; `opened` after a manager has opened it and saved.
+    /// Returns the violations that do not depend on what was acknowledged. `opened`: a manager has opened the disk and saved.
     pub(super) fn judge(&self, setup: &Setup, opened: bool) -> Vec<String> {
         let mut broken = Vec::new();
         let names: BTreeSet<&String> = self.all.values().map(|marked| &marked.name).collect();
@@ -146,7 +146,7 @@ impl Beside {
         broken
     }
 
-    /// What was acknowledged and is not there. `least` checkpoints at least are there.
+    /// Returns what was acknowledged and is lost. At least `least` checkpoints must be there.
     pub(super) fn lost(&self, noted: &[Noted], least: usize, setup: &Setup) -> Vec<String> {
         let mut broken = Vec::new();
         let mut pinned = BTreeSet::new();

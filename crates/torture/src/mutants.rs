@@ -1,5 +1,5 @@
-//! The protocol with one thing wrong, made by a disk that leaves out or reorders what it is told. Each must be
-//! caught by the invariants, or else be harmless for a reason that is written down.
+//! Mutants of the protocol, made by a disk that omits or reorders operations. Each must be caught by the invariants, or be
+//! harmless for the stated reason.
 
 use super::check::{Asked, ROOT};
 use super::crash::{Crashes, Model};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch_checkpoint::internal::{Dir, Disk, Entry, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 
-/// What is wrong.
+/// The mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
     Nothing,
@@ -40,7 +40,7 @@ enum Wrong {
 }
 
 impl Wrong {
-    /// Whether only a program that marks and links shows it.
+    /// Returns `true` if only a program with marks and links shows it.
     fn is_of_marks(self) -> bool {
         matches!(self, Wrong::MarkFilesNotSynced | Wrong::MarksNotSynced | Wrong::LinksAfterRemoval)
     }
@@ -110,22 +110,22 @@ const MUTANTS: &[Mutant] = &[
     Mutant("M21", Wrong::LinksAfterRemoval, 1, Asked::Invariants, false, None),
 ];
 
-/// What became of a mutant.
+/// The result for a mutant.
 #[derive(Debug, Clone)]
 pub struct MutantReport {
     /// Its number.
     pub name: String,
-    /// What is wrong in it.
+    /// The mutation.
     pub wrong: String,
-    /// How many images broke what was asked, of how many, in the weak and in the journal model.
+    /// The number of images with a violation and of all images, in the weak and in the journal model.
     pub broken: [(u64, u64); 2],
-    /// Why it need not be caught, if so.
+    /// Why it is harmless, if it is.
     pub harmless: Option<String>,
-    /// Whether it was caught, or need not be and was not.
+    /// It was caught, or is harmless and was not.
     pub as_expected: bool,
 }
 
-/// Runs every mutant, on at most so many images each; those that need two crashes only when `all`.
+/// Runs every mutant on at most `images` images; those that need two crashes only if `all`.
 #[must_use]
 pub fn mutants(images: u64, all: bool) -> Vec<MutantReport> {
     MUTANTS.iter().filter(|mutant| all || !mutant.4).map(|mutant| run(mutant, images)).collect()
@@ -162,7 +162,7 @@ fn run(Mutant(name, wrong, keep, asked, twice, harmless): &Mutant, images: u64) 
     }
 }
 
-/// The last change of names in the root.
+/// The last rename in the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Last {
     Nothing,
@@ -238,10 +238,10 @@ impl MutantDir {
         starts_with(self.path.file_name().unwrap_or_default(), ".tmp-ckpt")
     }
 
-    fn remove_folder(&self, name: &OsStr) -> io::Result<()> {
-        let folder = self.dir.open_dir(name)?;
-        for entry in folder.list()? {
-            folder.remove_file(&entry.name)?;
+    fn remove_directory(&self, name: &OsStr) -> io::Result<()> {
+        let directory = self.dir.open_dir(name)?;
+        for entry in directory.list()? {
+            directory.remove_file(&entry.name)?;
         }
         self.dir.remove_dir(name)
     }
@@ -257,7 +257,7 @@ impl OpenDir for MutantDir {
     }
 
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>> {
-        // A rename that is held back is not to be missed.
+        // Shows the rename that is held back.
         let held = self.mutant.state().held.clone();
         let stat = self.dir.stat_of(name)?;
         match held {
@@ -294,7 +294,7 @@ impl Dir for MutantDir {
                 let trash = OsString::from(format!(".trash-{}-{}", old[0].to_string_lossy(), "0".repeat(32)));
                 self.dir.rename_new(&old[0], &trash)?;
                 self.dir.sync()?;
-                self.remove_folder(&trash)?;
+                self.remove_directory(&trash)?;
             }
         }
         self.dir.create_dir(name)
@@ -361,7 +361,7 @@ impl Dir for MutantDir {
             return Ok(());
         }
         if !commit && wrong == Wrong::RemovedInPlace {
-            return self.remove_folder(from);
+            return self.remove_directory(from);
         }
         self.dir.rename_new(from, to)?;
         if commit && wrong == Wrong::CommitBeforeSync {

@@ -1,5 +1,5 @@
-//! Real power cuts: a process saves into a real file system while that loses its power, and what is found afterwards is
-//! held against what the process had acknowledged.
+//! Real power cuts: a process saves into a real file system while its power is cut. What is found afterwards is compared
+//! with what the process had acknowledged.
 
 use super::kills::look;
 use super::loops::{Cut, FileSystem, Loop, why_not};
@@ -14,39 +14,39 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use tch_checkpoint::Durability;
 
-/// What to do.
+/// The parameters of a run.
 #[derive(Debug, Clone)]
 pub struct PowerRun {
-    /// Where.
+    /// The file system.
     pub file_system: FileSystem,
-    /// How many times the power is cut.
+    /// The number of power cuts.
     pub cuts: u64,
-    /// Repeats the choices; the moments are the machine's.
+    /// The seed of the choices. The moments of the cuts are not repeatable.
     pub seed: u64,
-    /// How durably the process saves.
+    /// The durability of the saves.
     pub durability: Durability,
 }
 
-/// What came of it.
+/// The result of [`power`].
 #[derive(Debug, Clone, Default)]
 pub struct PowerReport {
-    /// Why nothing was done.
+    /// Why nothing was run.
     pub skipped: Option<String>,
-    /// Cuts.
+    /// The number of cuts.
     pub cuts: u64,
     /// Of these: the journal written first, and the device itself.
     pub with_journal: u64,
     /// See [`PowerReport::with_journal`].
     pub of_device: u64,
-    /// Saves that were acknowledged.
+    /// The number of acknowledged saves.
     pub acknowledged: u64,
-    /// Cuts after which a promise was broken.
+    /// The number of cuts with a violation.
     pub broken: u64,
-    /// How, for some.
+    /// Some of them.
     pub violations: Vec<String>,
 }
 
-/// A run continues for so many cuts in the same directory.
+/// The number of cuts for which a run continues in the same directory.
 const CUTS_A_RUN: u64 = 8;
 
 /// What the process saves, and how, is a function of this number.
@@ -65,9 +65,9 @@ fn setup(seed: u64, durability: Durability) -> Setup {
 }
 
 /// The process: opens, restores, and saves until it ends, saying on its standard output what was saved.
-pub fn power_child(folder: &Path, seed: u64, durability: Durability) -> tch_checkpoint::Result<()> {
+pub fn power_child(directory: &Path, seed: u64, durability: Durability) -> tch_checkpoint::Result<()> {
     let run = Run::new(&setup(seed, durability));
-    let mut manager = run.open(Arc::new(System::default()), folder)?;
+    let mut manager = run.open(Arc::new(System::default()), directory)?;
     let first = restore(&mut manager)?.restored.and_then(|status| status.step()).map_or(1, |step| step + 1);
     for step in first.. {
         run.set(step);
@@ -101,11 +101,12 @@ pub fn power(
     while report.cuts < run.cuts {
         let seed = random.next();
         let setup = setup(seed, run.durability);
-        let folder = disk.folder().join(format!("run-{name}"));
+        let directory = disk.directory().join(format!("run-{name}"));
         name += 1;
         let mut acknowledged = 0;
         for _ in 0..CUTS_A_RUN.min(run.cuts - report.cuts) {
-            let child = command(&folder, seed, run.durability).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+            let child =
+                command(&directory, seed, run.durability).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
             let (cut, saved) = cut_under(&disk, child, &mut random)?;
             report.acknowledged += saved.len() as u64;
             acknowledged = saved.into_iter().fold(acknowledged, u64::max);
@@ -114,14 +115,14 @@ pub fn power(
             report.with_journal += u64::from(cut == Cut::LogFlush);
             report.of_device += u64::from(cut == Cut::Device);
             let context = format!("{} {cut:?} {setup:?}, cut {}", run.file_system.name(), report.cuts);
-            let broken = look(&folder, &scratch.join("copy"), &setup, acknowledged, &context);
+            let broken = look(&directory, &scratch.join("copy"), &setup, acknowledged, &context);
             if !broken.is_empty() {
                 report.broken += 1;
                 report.violations.extend(broken);
                 break;
             }
         }
-        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_dir_all(&directory);
     }
     Ok(report)
 }
@@ -149,7 +150,7 @@ fn cut_under(disk: &Loop, mut child: Child, random: &mut Random) -> io::Result<(
     Ok((cut?, saved))
 }
 
-/// The steps that a process says were saved.
+/// Reads the steps that a process reports as saved.
 pub(super) fn lines(child: &mut Child) -> Receiver<u64> {
     let (sender, receiver) = channel();
     if let Some(output) = child.stdout.take() {
@@ -190,20 +191,21 @@ mod tests {
         let this = std::env::current_exe().unwrap();
         let order = std::env::var(CHILD).unwrap_or_default();
         match order.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["child", how, folder] => {
+            ["child", how, directory] => {
                 let (seed, level) = how.split_once('-').unwrap();
                 let synced = level == "synced";
                 let durability = if synced { Durability::PowerLoss } else { Durability::ProcessCrash };
                 // It ends with the power of the disk.
-                let _ = power_child(Path::new(folder), seed.parse().unwrap(), durability);
+                let _ = power_child(Path::new(directory), seed.parse().unwrap(), durability);
             }
-            ["inside", folder] => {
+            ["inside", directory] => {
                 for file_system in FileSystem::ALL {
                     for durability in [Durability::PowerLoss, Durability::ProcessCrash] {
                         let run = PowerRun { file_system, cuts: 8, seed: 5, durability };
-                        let scratch = Path::new(folder).join(format!("{}-{}", file_system.name(), level(durability)));
-                        let report = power(&scratch, &run, |folder, seed, durability| {
-                            let order = format!("child {seed}-{} {}", level(durability), folder.display());
+                        let scratch =
+                            Path::new(directory).join(format!("{}-{}", file_system.name(), level(durability)));
+                        let report = power(&scratch, &run, |directory, seed, durability| {
+                            let order = format!("child {seed}-{} {}", level(durability), directory.display());
                             again(&mut Command::new(&this), &order)
                         });
                         let report = report.unwrap();

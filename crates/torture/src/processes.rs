@@ -1,5 +1,5 @@
-//! Eight processes in one folder: four that want to write, of which the lock lets in one, and four that read while that
-//! one saves and prunes. Any of them is killed at any time.
+//! Eight processes in one directory: four writers, one of which has the lock, and four readers while it saves and prunes.
+//! Any of them is killed at any time.
 
 use super::kills::look;
 use super::random::Random;
@@ -18,20 +18,20 @@ use tch_checkpoint::{Error, Result};
 const WRITERS: usize = 4;
 const READERS: usize = 4;
 
-/// What came of it.
+/// The result of [`processes`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessReport {
-    /// Processes that were killed.
+    /// The number of killed processes.
     pub killed: u64,
-    /// How often a writer was let in.
+    /// How often a writer took the lock.
     pub opened: u64,
-    /// Saves that were acknowledged.
+    /// The number of acknowledged saves.
     pub saved: u64,
-    /// Restores by readers.
+    /// The number of restores by readers.
     pub restored: u64,
-    /// Times that a reader had to choose again, since what it had chosen was gone.
+    /// How often a reader chose again because its checkpoint was removed.
     pub again: u64,
-    /// What broke a promise.
+    /// The violations.
     pub violations: Vec<String>,
 }
 
@@ -43,8 +43,8 @@ fn setup(random: &mut Random) -> Setup {
 struct Acknowledged(PathBuf);
 
 impl Acknowledged {
-    fn beside(folder: &Path) -> Acknowledged {
-        Acknowledged(folder.with_extension("acknowledged"))
+    fn beside(directory: &Path) -> Acknowledged {
+        Acknowledged(directory.with_extension("acknowledged"))
     }
 
     fn step(&self) -> u64 {
@@ -53,7 +53,7 @@ impl Acknowledged {
         read.map_or(0, |()| u64::from_le_bytes(bytes))
     }
 
-    /// Only who holds the lock may call this, so that steps only rise.
+    /// Requires the lock, so that steps only increase.
     fn note(&self, step: u64) -> io::Result<()> {
         let file = OpenOptions::new().create(true).write(true).truncate(false).open(&self.0)?;
         file.write_all_at(&step.to_le_bytes(), 0)
@@ -61,12 +61,12 @@ impl Acknowledged {
 }
 
 /// One of the processes; `role` is `writer` or `reader`. Says on its standard output what it did and what is wrong.
-pub fn process_child(role: &str, folder: &Path, seed: u64) -> Result<()> {
+pub fn process_child(role: &str, directory: &Path, seed: u64) -> Result<()> {
     let mut random = Random::new(seed);
     loop {
         let said = match role {
-            "writer" => write(folder, &mut random)?,
-            _ => read(folder, &mut random)?,
+            "writer" => write(directory, &mut random)?,
+            _ => read(directory, &mut random)?,
         };
         if let Some(said) = said {
             say(&said)?;
@@ -84,9 +84,9 @@ fn say(line: &str) -> Result<()> {
 }
 
 /// Takes the lock if it is free, and then restores, saves a few times, and gives it back.
-fn write(folder: &Path, random: &mut Random) -> Result<Option<String>> {
+fn write(directory: &Path, random: &mut Random) -> Result<Option<String>> {
     let run = Run::new(&setup(random));
-    let mut manager = match run.open(Arc::new(System::default()), folder) {
+    let mut manager = match run.open(Arc::new(System::default()), directory) {
         Err(Error::Locked { .. }) => {
             std::thread::sleep(Duration::from_millis(2));
             return Ok(None);
@@ -95,7 +95,7 @@ fn write(folder: &Path, random: &mut Random) -> Result<Option<String>> {
         Ok(manager) => manager,
     };
     say("opened")?;
-    let acknowledged = Acknowledged::beside(folder);
+    let acknowledged = Acknowledged::beside(directory);
     let (before, started) = (acknowledged.step(), restore(&mut manager));
     let step = match &started {
         Err(e) => return Ok(Some(format!("BROKEN: it cannot be restored: {e}"))),
@@ -109,7 +109,7 @@ fn write(folder: &Path, random: &mut Random) -> Result<Option<String>> {
         if let Err(e) = manager.save_at(step).and_then(|_| manager.wait()) {
             return Ok(Some(format!("BROKEN: step {step} cannot be saved: {e}")));
         }
-        acknowledged.note(step).map_err(|source| failed(folder, source))?;
+        acknowledged.note(step).map_err(|source| failed(directory, source))?;
         say("saved")?;
     }
     manager.close()?;
@@ -117,9 +117,9 @@ fn write(folder: &Path, random: &mut Random) -> Result<Option<String>> {
 }
 
 /// Restores the newest, as a process that evaluates beside the training would.
-fn read(folder: &Path, random: &mut Random) -> Result<Option<String>> {
-    let before = Acknowledged::beside(folder).step();
-    let listing = tch_checkpoint::list_checkpoints(folder)?;
+fn read(directory: &Path, random: &mut Random) -> Result<Option<String>> {
+    let before = Acknowledged::beside(directory).step();
+    let listing = tch_checkpoint::list_checkpoints(directory)?;
     if let Some((path, e)) = listing.damaged.first() {
         return Ok(Some(format!("BROKEN: {} is listed as damaged: {e}", path.display())));
     }
@@ -138,7 +138,7 @@ fn read(folder: &Path, random: &mut Random) -> Result<Option<String>> {
     }
 }
 
-/// What is wrong with what was restored.
+/// Returns what is wrong with the restored values.
 fn wrong(run: &Run, step: u64, acknowledged: u64) -> Option<String> {
     if step < acknowledged {
         return Some(format!("BROKEN: LOST: {acknowledged} was acknowledged, {step} is restored"));
@@ -157,11 +157,11 @@ pub fn processes(
 ) -> io::Result<ProcessReport> {
     let mut report = ProcessReport::default();
     let mut random = Random::new(seed);
-    let folder = scratch.join("run");
+    let directory = scratch.join("run");
     let (sender, said) = channel();
     let mut start = |place: usize, seed: u64| {
         let role = if place < WRITERS { "writer" } else { "reader" };
-        let child = command(role, &folder, seed).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let child = command(role, &directory, seed).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         child.map(|child| listen(child, role, sender.clone()))
     };
     let mut children = Vec::new();
@@ -175,7 +175,7 @@ pub fn processes(
             report.add(line);
         }
         let place = random.below(children.len());
-        // One that ended by itself has failed.
+        // A process that ended by itself has failed.
         if let Some(status) = children[place].try_wait()? {
             report.violations.push(format!("process {place} ended by itself: {status}"));
         }
@@ -190,8 +190,8 @@ pub fn processes(
     }
     drop(sender);
     said.into_iter().for_each(|line| report.add(line));
-    let newest = Acknowledged::beside(&folder).step();
-    report.violations.extend(look(&folder, &scratch.join("copy"), &setup(&mut random), newest, "in the end"));
+    let newest = Acknowledged::beside(&directory).step();
+    report.violations.extend(look(&directory, &scratch.join("copy"), &setup(&mut random), newest, "in the end"));
     Ok(report)
 }
 
@@ -214,7 +214,7 @@ impl ProcessReport {
             "restored" => self.restored += 1,
             "again" => self.again += 1,
             _ if line.contains("BROKEN") => self.violations.push(format!("{role}: {line}")),
-            // Other programs' talk, such as the test harness's.
+            // Output of other programs, such as the test harness.
             _ => {}
         }
     }
@@ -230,21 +230,21 @@ mod tests {
     #[test]
     fn child() {
         let Ok(order) = std::env::var(CHILD) else { return };
-        if let [role, seed, folder] = order.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            process_child(role, Path::new(folder), seed.parse().unwrap()).unwrap();
+        if let [role, seed, directory] = order.splitn(3, ' ').collect::<Vec<_>>()[..] {
+            process_child(role, Path::new(directory), seed.parse().unwrap()).unwrap();
         }
     }
 
-    /// A few seconds; the long run is `cargo xtask torture processes`.
+    /// Runs a few seconds; the long form is `cargo xtask torture processes`.
     #[test]
     #[cfg_attr(libtorch, ignore = "many processes would load libtorch; it runs without libtorch")]
     fn eight_processes_lose_and_tear_nothing() {
         let scratch = tempfile::tempdir().unwrap();
         let this = std::env::current_exe().unwrap();
-        let report = processes(scratch.path(), Duration::from_secs(4), 1, |role, folder, seed| {
+        let report = processes(scratch.path(), Duration::from_secs(4), 1, |role, directory, seed| {
             let mut command = Command::new(&this);
             command.args(["--exact", "processes::tests::child", "--nocapture"]);
-            command.env(CHILD, format!("{role} {seed} {}", folder.display()));
+            command.env(CHILD, format!("{role} {seed} {}", directory.display()));
             command
         });
         let report = report.unwrap();

@@ -1,4 +1,4 @@
-//! Random numbers that a seed repeats.
+//! Pseudorandom numbers.
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ impl Random {
         mix(self.0)
     }
 
-    /// A number below `limit`, which is not 0.
+    /// Returns a number below `limit`, which is not 0.
     pub(super) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
@@ -24,7 +24,7 @@ impl Random {
     }
 }
 
-/// Scatters the bits of a number.
+/// The finalizer of SplitMix64.
 pub(super) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

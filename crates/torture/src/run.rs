@@ -1,4 +1,4 @@
-//! The program under test: it trains a little, and saves through a manager.
+//! The program under test, which saves through a manager.
 
 use super::memory::Memory;
 use super::random::mix;
@@ -13,35 +13,35 @@ use tch_checkpoint::internal::Disk;
 use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
 use tch_checkpoint::{RestoreOptions, StartOutcome};
 
-/// What is saved, and how.
+/// The settings of the program.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     pub components: usize,
-    /// So many of the components never change.
+    /// The number of components that never change.
     pub frozen: usize,
     pub keep: Option<usize>,
     pub saves: usize,
-    /// Bytes of a component.
+    /// The length of a component in bytes.
     pub bytes: usize,
-    /// Into how many parts a crash can tear a write.
+    /// The number of parts into which a crash can tear a write.
     pub atoms: usize,
-    /// Saves are written by a thread.
+    /// Saves in the background.
     pub(super) background: bool,
-    /// The directory of checkpoints is there already, with files of the user's in it.
+    /// The directory of checkpoints exists, with files of the user's.
     pub strangers: bool,
     pub durability: Durability,
     /// Pins, and metrics from another process.
     pub marks: bool,
     /// The links `latest` and `best`.
     pub links: bool,
-    /// In how many checkpoints the component [`THINNED`] is kept.
+    /// The number of checkpoints that keep the component [`THINNED`].
     pub thin: Option<usize>,
-    /// The program ends by an error, and saves what may be inconsistent.
+    /// The program ends with an error, and saves a state that may be inconsistent.
     pub unclean: bool,
 }
 
 impl Setup {
-    /// Whether the program does anything beside saving.
+    /// Returns `true` if the program does more than saving.
     pub(super) fn marks_anything(&self) -> bool {
         self.marks || self.links || self.thin.is_some() || self.unclean
     }
@@ -50,7 +50,7 @@ impl Setup {
 /// The component that only the newest checkpoints keep.
 pub(super) const THINNED: &str = "part0";
 
-/// The metric that each save has.
+/// The metric of each save.
 pub(super) const METRIC: &str = "loss";
 
 impl Default for Setup {
@@ -73,7 +73,7 @@ impl Default for Setup {
     }
 }
 
-/// The step of objects that nothing was restored into.
+/// The step of new objects.
 const UNTOUCHED: u64 = u64::MAX;
 
 /// Tracked objects whose values are a function of the step.
@@ -84,13 +84,13 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Objects with values that no step gives them.
+    /// Returns objects with values of no step.
     pub(super) fn new(setup: &Setup) -> Run {
         let parts = (0..setup.components).map(|_| Memory::new(vec![0xEE; setup.bytes]));
         Run { setup: setup.clone(), step: Counter::new(UNTOUCHED), parts: parts.collect() }
     }
 
-    /// How it saves: with one thread, so that the order of operations is always the same.
+    /// Returns options with one thread, so that the order of operations is deterministic.
     pub(super) fn options(&self) -> SaveOptions {
         SaveOptions::new().durability(self.setup.durability).threads(1)
     }
@@ -122,7 +122,7 @@ impl Run {
         }
     }
 
-    /// The bytes of a component at a step.
+    /// Returns the bytes of a component at a step.
     fn value(&self, part: usize, step: u64) -> Vec<u8> {
         let step = if part < self.setup.frozen { 0 } else { step };
         let word = |i: usize| mix((part as u64) << 48 | step << 16 | i as u64).to_le_bytes();
@@ -137,18 +137,18 @@ impl Run {
         }
     }
 
-    /// Whether every value is that of `step`.
+    /// Returns `true` if every value is that of `step`.
     pub(super) fn is_at(&self, step: u64) -> bool {
         self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| **part.get() == self.value(i, step))
     }
 
-    /// Whether nothing was restored.
+    /// Returns `true` if nothing was restored.
     pub(super) fn is_untouched(&self) -> bool {
         self.step.get() == UNTOUCHED && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
     }
 }
 
-/// Saves; done when this returns.
+/// Saves, and waits until the checkpoint is durable.
 pub(super) fn save(manager: &mut CheckpointManager, step: u64) -> Result<()> {
     manager.save_with_metrics(step, [(METRIC, (step % 3) as f64)])?;
     manager.wait()

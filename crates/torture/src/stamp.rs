@@ -1,4 +1,4 @@
-//! Saves in the background while everything is overwritten right after the call: what is saved is of the call.
+//! Saves in the background while everything is overwritten right after the call: the state of the call must be saved.
 
 use super::random::Random;
 use super::words::{Optimizer, Words, others};
@@ -10,32 +10,32 @@ use tch_checkpoint::Durability;
 use tch_checkpoint::Result;
 use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
 
-/// What came of it.
+/// The result of [`stamp`].
 #[derive(Debug, Clone, Default)]
 pub struct StampReport {
-    /// Saves that were examined.
+    /// The number of saves.
     pub saves: u64,
-    /// Checkpoints with a stamp that is not of their call.
+    /// The number of checkpoints with a stamp of another call.
     pub mixed: u64,
-    /// Some of these.
+    /// Some of them.
     pub examples: Vec<String>,
 }
 
-/// Saves so often into `folder`, and stamps every element with the number of the next save right after each call, in
+/// Saves so often into `directory`, and stamps every element with the number of the next save right after each call, in
 /// another thread every other time. A `careless` mutator does not go through the gate.
-pub fn stamp(folder: &Path, saves: u64, seed: u64, careless: bool) -> Result<StampReport> {
+pub fn stamp(directory: &Path, saves: u64, seed: u64, careless: bool) -> Result<StampReport> {
     let mut random = Random::new(seed);
     let mut report = StampReport::default();
     let optimizer = Optimizer::new(&[1, 300, 7000, 20_000]);
     let buffers = [Words::new(5), Words::new(3000)];
     let count = Counter::new(0);
-    // What is durable is another question.
+    // Durability is tested elsewhere.
     let options = SaveOptions::new().threads(1 + random.below(2)).durability(Durability::ProcessCrash);
     let mut checkpoint = Checkpoint::new();
     checkpoint.track_mut("model", optimizer.clone())?;
     checkpoint.track_mut("buffers", buffers.clone())?;
     checkpoint.track_mut("count", count.clone())?;
-    let builder = CheckpointManager::builder(checkpoint, folder).max_to_keep(2).save_options(options);
+    let builder = CheckpointManager::builder(checkpoint, directory).max_to_keep(2).save_options(options);
     let mut manager = builder.background(Background::new()).open()?;
     let overwrite = |stamp: u64| {
         buffers.iter().for_each(|buffer| buffer.fill(stamp));
@@ -100,7 +100,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let report = stamp(&dir.path().join("right"), 300, 1, false).unwrap();
         assert_eq!((report.saves, report.mixed), (300, 0), "{}", report.examples.join("\n"));
-        // And a mixture would have been seen.
+        // A mixture would have been noticed.
         let careless = stamp(&dir.path().join("careless"), 100, 1, true).unwrap();
         assert!(careless.mixed > 0);
     }

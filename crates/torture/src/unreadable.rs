@@ -1,5 +1,5 @@
-//! Bad sectors, and file systems that are away, in one checkpoint: what is damage, and what is an error that names the
-//! way on.
+//! Read errors of one checkpoint, from bad sectors and from file systems that are not reachable: which are damage, and
+//! which are errors that name the remedy.
 
 use super::memory::Memory;
 use std::any::Any;

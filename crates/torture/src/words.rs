@@ -1,4 +1,4 @@
-//! Tensors that are copied word by word, so that a torn copy shows, and an optimizer that changes them.
+//! Tensors that are copied word by word, so that a torn copy is noticed, and an optimizer that changes them.
 
 #[cfg(shuttle)]
 use shuttle::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tch_checkpoint::{
 };
 use tch_checkpoint::{Dtype, TensorSpec};
 
-/// A tensor whose words anyone may change at any time; clones share them.
+/// A tensor whose words can be changed at any time. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Words(Arc<[AtomicU64]>);
 
@@ -19,7 +19,7 @@ impl Words {
         Words((0..count).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Stamps every word.
+    /// Sets every word.
     pub(super) fn fill(&self, stamp: u64) {
         self.0.iter().for_each(|word| word.store(stamp, Ordering::Relaxed));
     }
@@ -68,7 +68,7 @@ impl Optimizer {
         self.overwrite(stamp);
     }
 
-    /// What no optimizer may do.
+    /// Changes its tensors without passing its gate.
     pub(super) fn overwrite(&self, stamp: u64) {
         self.tensors.iter().for_each(|tensor| tensor.fill(stamp));
     }
@@ -95,7 +95,7 @@ impl Trackable for Optimizer {
     }
 }
 
-/// The stamps in a tensor's saved bytes that are not `stamp`.
+/// Returns the words of a tensor's saved bytes that are not `stamp`.
 pub(super) fn others(bytes: &[u8], stamp: u64) -> Vec<u64> {
     let words = bytes.chunks_exact(8).filter_map(|word| word.first_chunk()).map(|word| u64::from_le_bytes(*word));
     words.filter(|&word| word != stamp).collect()

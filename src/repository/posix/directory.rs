@@ -387,6 +387,10 @@ impl Repository for PosixDirectory {
         self.take_mark(checkpoint, of, file)
     }
 
+    fn sync_marks(&self, checkpoint: &str, of: &Follows) -> Result<()> {
+        self.settle_marks(checkpoint, of)
+    }
+
     fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
         self.take_files(checkpoint, of, files)
     }

@@ -50,19 +50,31 @@ impl PosixDirectory {
         self.check_process()?;
         let path = self.path(checkpoint);
         let dir = self.checkpoint_of(checkpoint, of)?;
-        match dir.remove_file(name.as_ref()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            result => result.map_err(|e| Error::io("remove", path.join(name), e))?,
-        }
+        let was_there = match dir.remove_file(name.as_ref()) {
+            // It may have been removed by a call whose sync failed.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            result => result.map(|()| true).map_err(|e| Error::io("remove", path.join(name), e))?,
+        };
         self.sync(&*dir, &path)?;
-        self.must_still_be(&*dir, checkpoint).map(|()| true)
+        self.must_still_be(&*dir, checkpoint).map(|()| was_there)
     }
 
-    /// Removes these files of the checkpoint `of`, which is called `checkpoint`.
+    /// Makes the marks of the checkpoint `of`, which is called `checkpoint`, durable, whoever wrote them.
+    pub(super) fn settle_marks(&self, checkpoint: &str, of: &Follows) -> Result<()> {
+        let dir = self.checkpoint_of(checkpoint, of)?;
+        self.sync(&*dir, &self.path(checkpoint))
+    }
+
+    /// Removes these files of the checkpoint `of`, which is called `checkpoint`. The directory is synced before the first
+    /// of them: the mark by which they are removed may be that of a call whose sync failed, or of a process that ended
+    /// before it.
     pub(super) fn take_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
         self.check()?;
         let path = self.path(checkpoint);
         let dir = self.checkpoint_of(checkpoint, of)?;
+        if !files.is_empty() {
+            self.sync(&*dir, &path)?;
+        }
         for file in files {
             match dir.remove_file(file.as_ref()) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -12,19 +12,19 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use tch_checkpoint::internal::hold_lease;
 
-/// The actor: does what its standard input asks for, in the directory `run` below `folder`, and says on its standard
+/// The actor: does what its standard input asks for, in the directory `run` below `directory`, and says on its standard
 /// output what it is about to destroy (`touch NAME`, `inode NUMBER`), what it saw go wrong, and when it is done.
 ///
 /// # Errors
 /// When it cannot make its directory, or is not spoken to.
-pub fn actor_child(folder: &Path, seed: u64) -> io::Result<()> {
+pub fn actor_child(directory: &Path, seed: u64) -> io::Result<()> {
     if std::env::var_os(LEFT_TO_DIE).is_some() {
-        others::save_until_killed(&folder.join("run"));
+        others::save_until_killed(&directory.join("run"));
         return Ok(());
     }
     let mut actor = Actor {
-        run: folder.join("run"),
-        outside: folder.join("outside"),
+        run: directory.join("run"),
+        outside: directory.join("outside"),
         random: Random::new(seed),
         seen: Vec::new(),
         leases: Vec::new(),
@@ -79,14 +79,14 @@ impl Actor {
     fn file(&mut self) -> io::Result<(String, PathBuf)> {
         let wanted =
             |name: &str| name.starts_with("ckpt-") || name.starts_with(".tmp-ckpt") || name.starts_with(".trash-");
-        let folder = self.one_of(names(&self.run, wanted))?;
-        let path = self.run.join(&folder);
+        let directory = self.one_of(names(&self.run, wanted))?;
+        let path = self.run.join(&directory);
         // What a link leads to is an archive.
         if !fs::symlink_metadata(&path)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         let file = self.one_of(names(&path, |_| true))?;
-        Ok((folder, path.join(file)))
+        Ok((directory, path.join(file)))
     }
 
     /// A new name of the user's own.
@@ -143,10 +143,10 @@ impl Actor {
 
     /// Opens a file and examines it again later: an open file never changes, unless this process changes it.
     fn open(&mut self) -> io::Result<()> {
-        let (folder, path) = self.file()?;
+        let (directory, path) = self.file()?;
         let file = File::open(&path)?;
         // What is being written changes.
-        if folder.starts_with(".tmp-") {
+        if directory.starts_with(".tmp-") {
             return Ok(());
         }
         let mut bytes = vec![0; file.metadata()?.len() as usize];
@@ -266,14 +266,14 @@ impl Actor {
     }
 
     fn damage(&mut self) -> io::Result<()> {
-        let (folder, path) = self.file()?;
+        let (directory, path) = self.file()?;
         // A hole in the list of what was seen: this process changes it. Its own leases would make it wait.
         self.look_at_seen();
         self.leases.clear();
         let file = fs::OpenOptions::new().write(true).open(path)?;
         let metadata = file.metadata()?;
         say(&format!("inode {}", metadata.ino()))?;
-        say(&format!("touch {}", bare(&folder)))?;
+        say(&format!("touch {}", bare(&directory)))?;
         match self.random.one_in(2) {
             true => file.set_len(metadata.len() / 2),
             false => file.write_all_at(&[0xAA; 3], self.random.below(metadata.len().max(1) as usize) as u64),
@@ -281,8 +281,8 @@ impl Actor {
     }
 
     fn remove_file(&mut self) -> io::Result<()> {
-        let (folder, path) = self.file()?;
-        say(&format!("touch {}", bare(&folder)))?;
+        let (directory, path) = self.file()?;
+        say(&format!("touch {}", bare(&directory)))?;
         fs::remove_file(path)
     }
 

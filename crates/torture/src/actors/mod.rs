@@ -71,8 +71,8 @@ struct Said {
     others: BTreeMap<String, Vec<u64>>,
 }
 
-fn names(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+fn names(directory: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.retain(|name| wanted(name));
     names.sort();
@@ -121,8 +121,8 @@ impl Said {
     /// Forgets the numbers of files that are not there any more: others get them.
     fn forget(&mut self, root: &Path) {
         let files = |name: String| {
-            let folder = root.join(name);
-            names(&folder, |_| true).into_iter().map(move |file| folder.join(file))
+            let directory = root.join(name);
+            names(&directory, |_| true).into_iter().map(move |file| directory.join(file))
         };
         let files = names(root, |_| true).into_iter().flat_map(files);
         let there: BTreeSet<u64> = files.filter_map(|file| Some(fs::metadata(file).ok()?.ino())).collect();
@@ -157,8 +157,8 @@ pub fn actors(
 ) -> io::Result<ActorReport> {
     let mut report = ActorReport::default();
     fs::create_dir_all(scratch)?;
-    let folder = scratch.canonicalize()?;
-    let mut child = command(&folder, seed).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let directory = scratch.canonicalize()?;
+    let mut child = command(&directory, seed).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let (Some(mut orders), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the actor has no input and output"));
     };
@@ -166,7 +166,7 @@ pub fn actors(
     std::thread::spawn(move || {
         BufReader::new(output).lines().map_while(io::Result::ok).try_for_each(|line| sender.send(line))
     });
-    let mut trainer = Trainer::new(&folder.join("run"), !seed, beside);
+    let mut trainer = Trainer::new(&directory.join("run"), !seed, beside);
     let mut said = Said::default();
     while report.operations < operations && report.violations.len() < 20 {
         writeln!(orders, "{BATCH}")?;
@@ -203,17 +203,17 @@ mod tests {
     #[test]
     fn child() {
         let Ok(order) = std::env::var(CHILD) else { return };
-        if let Some((seed, folder)) = order.split_once(' ') {
-            actor_child(Path::new(folder), seed.parse().unwrap()).unwrap();
+        if let Some((seed, directory)) = order.split_once(' ') {
+            actor_child(Path::new(directory), seed.parse().unwrap()).unwrap();
         }
     }
 
     fn beside(scratch: &Path, operations: u64, seed: u64, beside: Beside) -> ActorReport {
         let this = std::env::current_exe().unwrap();
-        let report = actors(scratch, operations, seed, beside, |folder, seed| {
+        let report = actors(scratch, operations, seed, beside, |directory, seed| {
             let mut command = Command::new(&this);
             command.args(["--exact", "actors::tests::child", "--nocapture"]);
-            command.env(CHILD, format!("{seed} {}", folder.display()));
+            command.env(CHILD, format!("{seed} {}", directory.display()));
             command
         });
         report.unwrap()

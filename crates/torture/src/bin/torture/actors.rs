@@ -6,9 +6,9 @@ use tch_checkpoint_torture::{Beside, actor_child, actors};
 
 pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
     let this = std::env::current_exe().unwrap_or_else(|_| "torture".into());
-    let result = actors(scratch, operations, seed, Beside { careless: None, wanders: true }, |folder, seed| {
+    let result = actors(scratch, operations, seed, Beside { careless: None, wanders: true }, |directory, seed| {
         let mut command = Command::new(&this);
-        command.arg("actor-child").arg(folder).arg(seed.to_string());
+        command.arg("actor-child").arg(directory).arg(seed.to_string());
         command
     });
     let _ = std::fs::remove_dir_all(scratch);
@@ -38,6 +38,6 @@ pub(crate) fn run(scratch: &Path, operations: u64, seed: u64) -> bool {
     }
 }
 
-pub(crate) fn child(folder: &str, seed: &str) -> bool {
-    seed.parse().is_ok_and(|seed| actor_child(Path::new(folder), seed).is_ok())
+pub(crate) fn child(directory: &str, seed: &str) -> bool {
+    seed.parse().is_ok_and(|seed| actor_child(Path::new(directory), seed).is_ok())
 }

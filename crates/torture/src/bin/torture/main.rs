@@ -22,20 +22,20 @@ torture faults [--every N]
     with a crash after them. N: only every N-th.
 torture mutants [--images M]
     The protocol with one thing wrong, in every way we know: each must be caught.
-torture history [--histories N] [--seed N] [--scratch FOLDER]
+torture history [--histories N] [--seed N] [--scratch DIR]
     N random histories of a manager's calls and of what others do in its directory, against a plain list of what should
     be there; and the rules with one of them broken: each must be caught. Best with a scratch directory in memory.
 torture damage [--flips N] [--seed N]
     Every bit of a small checkpoint, N random ones of a larger, truncation, extension, zeros, swapped and missing files.
-torture kills [--scratch FOLDER] [--strace yes]
+torture kills [--scratch DIR] [--strace yes]
     A real process killed before each of its file operations, or with strace before each of its system calls.
-torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch FOLDER]
+torture power [--cuts N] [--seed N] [--file-system ext4|xfs|btrfs] [--scratch DIR]
     N real power cuts of each file system, as root; and N/6 of a process that does not sync, which must lose something.
-torture actors [--operations N] [--seed N] [--scratch FOLDER]
+torture actors [--operations N] [--seed N] [--scratch DIR]
     N random things that a second process does in and around the directory while a manager saves, rotates and restarts.
-torture processes [--minutes T] [--seed N] [--scratch FOLDER]
+torture processes [--minutes T] [--seed N] [--scratch DIR]
     Four processes that write, one at a time, and four that read meanwhile, killed at random for T minutes.
-torture stamp [--saves N] [--seed N] [--scratch FOLDER]
+torture stamp [--saves N] [--seed N] [--scratch DIR]
     N saves in the background while everything is overwritten; and some with a mutator that breaks the rules.
 ";
 
@@ -72,24 +72,24 @@ fn main() {
             power::cut(&args, &scratch, only.as_deref(), number("--cuts", 300), number("--seed", 1))
         }
         Some("power-child") => match &args[1..] {
-            [folder, seed, level] => power::child(folder, seed, level),
+            [directory, seed, level] => power::child(directory, seed, level),
             _ => false,
         },
         Some("processes") => processes::run(&scratch, number("--minutes", 10), number("--seed", 1)),
         Some("stamp") => stamp::run(&scratch, number("--saves", 10_000), number("--seed", 1)),
         Some("actors") => actors::run(&scratch, number("--operations", 100_000), number("--seed", 1)),
         Some("actor-child") => match &args[1..] {
-            [folder, seed] => actors::child(folder, seed),
+            [directory, seed] => actors::child(directory, seed),
             _ => false,
         },
         Some("process-child") => match &args[1..] {
-            [role, folder, seed] => processes::child(role, folder, seed),
+            [role, directory, seed] => processes::child(role, directory, seed),
             _ => false,
         },
         Some("kill-child") => match (args.get(1), args.get(2), args.get(3)) {
-            (Some(folder), Some(keep), Some(at)) => {
+            (Some(directory), Some(keep), Some(at)) => {
                 let number = |text: &String| text.parse().unwrap_or(u64::MAX);
-                let result = kill_child(Path::new(folder), number(keep) as usize, number(at));
+                let result = kill_child(Path::new(directory), number(keep) as usize, number(at));
                 result.inspect_err(|e| eprintln!("{e}")).is_ok()
             }
             _ => false,
@@ -218,20 +218,20 @@ fn killed(scratch: &Path, strace: bool) -> bool {
         std::fs::create_dir_all(scratch)?;
         let this = std::env::current_exe()?;
         if !strace {
-            return kills(scratch, |folder, keep, at| {
+            return kills(scratch, |directory, keep, at| {
                 let mut command = Command::new(&this);
-                command.arg("kill-child").arg(folder).args([keep.to_string(), at.to_string()]);
+                command.arg("kill-child").arg(directory).args([keep.to_string(), at.to_string()]);
                 command
             });
         }
         let mut all = KillReport::default();
         for call in CALLS {
             // The counters of strace are those of one call.
-            let report = kills(scratch, |folder, keep, at| {
+            let report = kills(scratch, |directory, keep, at| {
                 let inject = format!("inject={call}:signal=SIGKILL:when={}", at + 1);
                 let mut command = Command::new("strace");
                 command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
-                command.arg(&this).arg("kill-child").arg(folder).args([keep.to_string(), u64::MAX.to_string()]);
+                command.arg(&this).arg("kill-child").arg(directory).args([keep.to_string(), u64::MAX.to_string()]);
                 command
             })?;
             println!("  before {call}: {} killed, {} violations", report.killed, report.violations.len());

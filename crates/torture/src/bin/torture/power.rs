@@ -37,10 +37,10 @@ fn one(scratch: &Path, run: &PowerRun) -> bool {
     let name = format!("power: {}, {}", run.file_system.name(), if synced { "synced" } else { "NOT synced" });
     let scratch = scratch.join(format!("{}-{synced}", run.file_system.name()));
     let this = std::env::current_exe().unwrap_or_else(|_| "torture".into());
-    let result = power(&scratch, run, |folder, seed, durability| {
+    let result = power(&scratch, run, |directory, seed, durability| {
         let mut command = Command::new(&this);
         let level = if durability == Durability::PowerLoss { "synced" } else { "unsynced" };
-        command.arg("power-child").arg(folder).args([seed.to_string(), level.to_string()]);
+        command.arg("power-child").arg(directory).args([seed.to_string(), level.to_string()]);
         command
     });
     let _ = std::fs::remove_dir_all(&scratch);
@@ -69,7 +69,7 @@ fn one(scratch: &Path, run: &PowerRun) -> bool {
 }
 
 /// The process whose power is cut.
-pub(crate) fn child(folder: &str, seed: &str, level: &str) -> bool {
+pub(crate) fn child(directory: &str, seed: &str, level: &str) -> bool {
     let durability = if level == "synced" { Durability::PowerLoss } else { Durability::ProcessCrash };
-    seed.parse().is_ok_and(|seed| power_child(Path::new(folder), seed, durability).is_ok())
+    seed.parse().is_ok_and(|seed| power_child(Path::new(directory), seed, durability).is_ok())
 }

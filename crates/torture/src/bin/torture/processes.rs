@@ -8,9 +8,9 @@ use tch_checkpoint_torture::{process_child, processes};
 pub(crate) fn run(scratch: &Path, minutes: u64, seed: u64) -> bool {
     let this = std::env::current_exe().unwrap_or_else(|_| "torture".into());
     let result = std::fs::create_dir_all(scratch).and_then(|()| {
-        processes(scratch, Duration::from_secs(60 * minutes), seed, |role, folder, seed| {
+        processes(scratch, Duration::from_secs(60 * minutes), seed, |role, directory, seed| {
             let mut command = Command::new(&this);
-            command.args(["process-child", role]).arg(folder).arg(seed.to_string());
+            command.args(["process-child", role]).arg(directory).arg(seed.to_string());
             command
         })
     });
@@ -37,7 +37,7 @@ pub(crate) fn run(scratch: &Path, minutes: u64, seed: u64) -> bool {
     }
 }
 
-pub(crate) fn child(role: &str, folder: &str, seed: &str) -> bool {
+pub(crate) fn child(role: &str, directory: &str, seed: &str) -> bool {
     let Ok(seed) = seed.parse() else { return false };
-    process_child(role, Path::new(folder), seed).inspect_err(|e| println!("BROKEN: {e}")).is_ok()
+    process_child(role, Path::new(directory), seed).inspect_err(|e| println!("BROKEN: {e}")).is_ok()
 }

@@ -1,0 +1,242 @@
+//! A disk that fails: any error at the n-th operation, once or for ever; writes cut short; syncs that lie.
+
+mod disk;
+mod session;
+mod unsynced;
+
+pub(crate) use disk::{Fault, FaultDisk, Only, Plan};
+
+use super::check::{Asked, ROOT};
+use super::crash::{Crashes, Model, empty_disk, program};
+use super::run::{Run, Setup, restore};
+use super::sim::{Files, Op, SimDisk};
+use session::{check_error, recovered, session};
+use std::path::Path;
+use std::sync::Arc;
+use tch_checkpoint::internal::Disk;
+
+/// The errors that are injected.
+fn faults() -> Vec<Fault> {
+    use rustix::io::Errno;
+    let errnos = [
+        Errno::IO,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::ROFS,
+        Errno::MFILE,
+        Errno::NOMEM,
+        Errno::STALE,
+        Errno::INTR,
+        Errno::ACCESS,
+        Errno::FBIG,
+    ];
+    errnos.iter().map(|errno| Fault::Errno(errno.raw_os_error())).chain([Fault::ShortWrite]).collect()
+}
+
+/// The result of [`faults_everywhere`].
+#[derive(Debug, Clone, Default)]
+pub struct FaultReport {
+    /// The number of runs, each with one fault or one pair of faults.
+    pub runs: u64,
+    /// The number of runs in which the fault occurred.
+    pub struck: u64,
+    /// The number of runs that ended without an error.
+    pub survived: u64,
+    /// The number of images of crashes.
+    pub images: u64,
+    /// The violations.
+    pub violations: Vec<String>,
+}
+
+/// Every operation of opening, restoring, saving and rotating fails once, or from then on, in every way; pairs of
+/// operations of a recovery fail; one sync fails, and then the machine crashes; syncs lie, and then it crashes.
+/// Tries every `thin`-th case.
+#[must_use]
+pub fn faults_everywhere(thin: u64) -> FaultReport {
+    let mut report = FaultReport::default();
+    for keep in [Some(1), Some(2)] {
+        let setup = Setup { keep, ..Setup::default() };
+        let start = after(&setup, 2);
+        for fault in faults() {
+            for for_ever in [false, true] {
+                for at in 0.. {
+                    if !(at + fault_number(fault)).is_multiple_of(thin) {
+                        continue;
+                    }
+                    let plan = Plan::new(fault, &[at], for_ever);
+                    let context = format!("keep {keep:?}, {fault:?} at {at}, for ever: {for_ever}");
+                    session(&start, &setup, &plan, &context, &mut report);
+                    if plan.count() <= at {
+                        break;
+                    }
+                    report.struck += 1;
+                }
+            }
+        }
+        pairs(&setup, thin, &mut report);
+    }
+    crashes_with_bad_syncs(thin, &mut report);
+    let chosen = |ops: &[Op]| (ops.len() as u64).is_multiple_of(thin);
+    unsynced::failing_syncs(chosen, 20_000 / thin, &mut report);
+    unsynced::kills(chosen, 4_000 / thin, &mut report);
+    report
+}
+
+fn fault_number(fault: Fault) -> u64 {
+    match fault {
+        Fault::Errno(code) => code as u64,
+        _ => 0,
+    }
+}
+
+/// Returns the disk after some saves.
+fn after(setup: &Setup, saves: usize) -> Files {
+    let disk = SimDisk::new(empty_disk(setup), 0);
+    program(&disk, Arc::new(disk.clone()), setup, saves);
+    disk.files()
+}
+
+/// Of the recovery after every kill of a run, any two operations fail.
+fn pairs(setup: &Setup, thin: u64, report: &mut FaultReport) {
+    let start = empty_disk(setup);
+    let disk = SimDisk::new(start.clone(), 1);
+    program(&disk, Arc::new(disk.clone()), setup, 2);
+    let ops = disk.ops();
+    for at in (1..ops.len()).step_by(1 + 4 * thin as usize) {
+        let killed = SimDisk::resumed(start.clone(), &ops[..at], 1);
+        let saved = |op: &Op| match op {
+            Op::Saved(step) => Some(*step),
+            _ => None,
+        };
+        let acknowledged = ops[..at].iter().filter_map(saved).next_back();
+        let files = killed.files();
+        for first in 0..80 {
+            for second in first + 1..80 {
+                if (first * 7 + second) % thin != 0 {
+                    continue;
+                }
+                let errno = [rustix::io::Errno::IO, rustix::io::Errno::NOSPC][(first + second) as usize % 2];
+                let plan = Plan::new(Fault::Errno(errno.raw_os_error()), &[first, second], false);
+                let disk = SimDisk::new(files.clone(), 0);
+                let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan.clone()));
+                let context = format!("killed at {at}, {errno:?} at {first} and {second}");
+                let run = Run::new(setup);
+                report.runs += 1;
+                // Three tries, as a supervisor would; the last has no faults left.
+                for _ in 0..3 {
+                    let tried = run.open(shared.clone(), Path::new(ROOT)).and_then(|mut m| restore(&mut m).map(|_| ()));
+                    if let Err(e) = tried {
+                        check_error(&e, &context, report);
+                    }
+                }
+                plan.heal();
+                recovered(&disk, &shared, setup, acknowledged, &context, report);
+                if plan.count() <= first {
+                    break;
+                }
+                report.struck += 1;
+            }
+        }
+    }
+}
+
+/// A sync fails, or all of them lie, and the machine crashes at any point after that.
+fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
+    let setup = Setup { keep: Some(1), ..Setup::default() };
+    for model in [Model::Weak, Model::Journal] {
+        let counted = Plan::new(Fault::LyingSync, &[u64::MAX], false);
+        let disk = SimDisk::new(empty_disk(&setup), 1);
+        program(&disk, Arc::new(FaultDisk::new(Arc::new(disk.clone()), counted.clone())), &setup, setup.saves);
+        for at in (0..counted.count()).step_by(thin as usize) {
+            let errno = rustix::io::Errno::IO.raw_os_error();
+            for (fault, for_ever, asked) in [
+                (Fault::Errno(errno), false, Asked::ButTheIndex),
+                (Fault::LyingSync, false, Asked::NoWrongBytes),
+                (Fault::LyingSync, true, Asked::NoWrongBytes),
+            ] {
+                let mut crashes = Crashes::new(&setup, model, at, 20_000);
+                crashes.asked = asked;
+                crashes.may_fail = true;
+                crashes.first_through(|disk| {
+                    Arc::new(FaultDisk::new(Arc::new(disk.clone()), Plan::new(fault, &[at], for_ever)))
+                });
+                report.images += crashes.report.images;
+                let context = |example: &String| format!("{model:?}, {fault:?} at {at}, {for_ever}: {example}");
+                report.violations.extend(crashes.report.examples.iter().map(context));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::Rename;
+    use tch_checkpoint::Error;
+    use tch_checkpoint::format::Follows;
+    use tch_checkpoint::format::Manifest;
+    use tch_checkpoint::internal::{Directory, OpenOptions, Posix};
+
+    #[test]
+    fn a_failing_disk_loses_nothing() {
+        let report = faults_everywhere(23);
+        println!("{report:?}");
+        assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
+        assert!(report.struck > 100);
+    }
+
+    fn manifest() -> Manifest {
+        Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now())
+    }
+
+    /// Removes a checkpoint whose move to the trash fails. Returns the result, and whether its directory is still there.
+    fn remove(there: bool, errno: rustix::io::Errno) -> (tch_checkpoint::Result<()>, bool) {
+        let disk = SimDisk::new(Files::default(), 1);
+        let sim = disk.clone();
+        disk.put(&format!("{ROOT}/"), b"");
+        if there {
+            disk.put(&format!("{ROOT}/ckpt-1/manifest.json"), &manifest().to_bytes().unwrap());
+            disk.put(&format!("{ROOT}/ckpt-1/w.safetensors"), b"w");
+        }
+        let plan = Plan::of(Only::Names, Fault::Errno(errno.raw_os_error()), if there { &[0] } else { &[] }, false);
+        let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk), plan));
+        let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
+        let id = Follows { run: manifest().run, sequence: 1 };
+        let removed = directory.remove("ckpt-1", &id, &|_| false).map(drop);
+        (removed, sim.has(&Path::new(ROOT).join("ckpt-1")))
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_moved_to_the_trash_stays_whole_or_goes() {
+        let (removed, there) = remove(true, rustix::io::Errno::IO);
+        assert!(there && matches!(removed, Err(Error::Io { .. })), "{removed:?}");
+        let (removed, there) = remove(true, rustix::io::Errno::XDEV);
+        assert!(!there && removed.is_ok(), "an overlay's lower layer: {removed:?}");
+        let (removed, there) = remove(false, rustix::io::Errno::IO);
+        assert!(!there && removed.is_ok(), "removed by somebody else: {removed:?}");
+    }
+
+    #[test]
+    fn a_commit_that_was_not_synced_is_taken_back_before_its_files_go() {
+        let publish = |failing: &[u64]| {
+            let sim = SimDisk::new(Files::default(), 1);
+            sim.put(&format!("{ROOT}/"), b"");
+            let plan = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
+            let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
+            let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
+            let published = directory.begin("ckpt-1", 0).and_then(|staging| staging.commit(&manifest().to_bytes()?, 1));
+            assert_eq!(published.is_ok(), failing.is_empty());
+            (sim.ops(), plan.count())
+        };
+        let (_, operations) = publish(&[]);
+        let (ops, _) = publish(&[operations - 1]);
+        let is_move = |op: &Op| matches!(op, Op::Rename(Rename::Move { .. }));
+        let back = ops.iter().rposition(is_move).unwrap();
+        assert!(is_move(&ops[back - 1]), "the commit's sync failed, and did nothing");
+        assert!(matches!(ops[back + 1], Op::SyncDirectory(_)), "{ops:?}");
+        assert!(ops[back + 2..].iter().any(|op| matches!(op, Op::Rename(Rename::Remove { .. }))), "{ops:?}");
+        // While a power cut may bring the name back, its files stay.
+        let (ops, _) = publish(&[operations - 1, operations + 1]);
+        assert!(!ops.iter().any(|op| matches!(op, Op::Rename(Rename::Remove { .. }))), "{ops:?}");
+    }
+}
