@@ -23,6 +23,10 @@ impl Checkpoint {
     /// tool's file changes while it is read, that is an error. Values that no object uses are kept for objects that are
     /// tracked later, and replace those of earlier restores. No file stays open.
     ///
+    /// A file of another tool that has unknown objects, or expands beyond the limit, is refused. Open it with
+    /// [`interop::open_with`](crate::interop::open_with), which allows both, and give it to
+    /// [`restore_source`](Checkpoint::restore_source).
+    ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences. No
     /// object was changed then. Only if the files fail between verifying and reading, some objects were changed:

@@ -5,7 +5,7 @@ use super::{lossy, lossy_option};
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::format::{INDEX_FILE, MANIFEST_FILE, SavedModelInfo};
-use crate::interop::{self, OWN_FORMAT, Ours};
+use crate::interop::{self, OWN_FORMAT, Ours, ReadOptions};
 use crate::location::Location;
 use crate::manager::{CheckpointDirectory, Listing, list_checkpoints, selected};
 use crate::reader::{CheckpointReader, saved_model};
@@ -81,8 +81,26 @@ impl Target {
     /// # }
     /// ```
     pub fn open(path: impl Into<Location>) -> Result<Target> {
+        Target::open_with(path, &ReadOptions::default())
+    }
+
+    /// Like [`open`](Target::open), with options for files of other tools.
+    ///
+    /// # Errors
+    /// As for [`open`](Target::open).
+    ///
+    /// ```no_run
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::inspect::Target;
+    /// use tch_checkpoint::interop::ReadOptions;
+    /// let target = Target::open_with("training.pt", &ReadOptions::default().unknown_objects(true))?;
+    /// # let _ = target;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_with(path: impl Into<Location>, options: &ReadOptions) -> Result<Target> {
         let path = &path.into();
-        let found = match place(path) {
+        let found = match place_with(path, options) {
             Err(error @ Error::NotFound { .. }) => {
                 let storage: Arc<dyn Storage> = Arc::new(Posix::default());
                 let selected = selected(&storage, path)?.ok_or(error)?;
@@ -281,12 +299,17 @@ pub(super) enum Place {
 /// # Errors
 /// [`Error::NotFound`] for nothing; otherwise as for [`interop::open`] and [`list_checkpoints`].
 pub(super) fn place(path: &Path) -> Result<Place> {
+    place_with(path, &ReadOptions::default())
+}
+
+/// Like [`place`], with options for files of other tools.
+pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
     path_of(&Location::from(path))?;
     match fs::metadata(path) {
         // The prefix of a TensorFlow checkpoint is the name of no file.
-        Err(e) if e.kind() == ErrorKind::NotFound => return foreign(path),
+        Err(e) if e.kind() == ErrorKind::NotFound => return foreign(path, options),
         Err(source) => return Err(Error::io("look for", path, source)),
-        Ok(found) if !found.is_dir() => return foreign(path),
+        Ok(found) if !found.is_dir() => return foreign(path, options),
         Ok(_) => {}
     }
     // Anything of the manifest's name counts: a directory or a dangling link of that name is damage.
@@ -303,14 +326,14 @@ pub(super) fn place(path: &Path) -> Result<Place> {
     if (has_component_file(path) && !has_foreign_description(path)) || is_listed_as_damaged(path) {
         return Ok(Place::LostManifest);
     }
-    match interop::open(path) {
+    match interop::open_with(path, options) {
         Err(Error::Unsupported { .. } | Error::NotFound { .. }) => Ok(Place::Directory(Box::new(listing))),
         source => Ok(Place::Foreign(source?)),
     }
 }
 
-fn foreign(path: &Path) -> Result<Place> {
-    interop::open(path).map(Place::Foreign)
+fn foreign(path: &Path, options: &ReadOptions) -> Result<Place> {
+    interop::open_with(path, options).map(Place::Foreign)
 }
 
 fn names(path: &Path) -> impl Iterator<Item = String> {

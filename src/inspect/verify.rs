@@ -2,9 +2,10 @@
 
 use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
-use super::target::{Place, lost_manifest, no_checkpoint_in, place};
+use super::target::{Place, lost_manifest, no_checkpoint_in, place, place_with};
 use super::{lossy, lossy_all};
 use crate::error::Error;
+use crate::interop::ReadOptions;
 use crate::location::Location;
 use crate::manager::Listing;
 use crate::progress::{Observer, Progress, Tally};
@@ -99,6 +100,7 @@ pub enum VerifyItem<'a> {
 #[must_use = "call `verify`"]
 pub struct VerifyOptions {
     quick: bool,
+    reading: ReadOptions,
     progress: Observer,
 }
 
@@ -113,6 +115,12 @@ impl VerifyOptions {
     /// Defaults to `false`.
     pub fn quick(mut self, quick: bool) -> Self {
         self.quick = quick;
+        self
+    }
+
+    /// Sets the limits for files of other tools, and how unknown objects in them are treated.
+    pub fn reading(mut self, options: ReadOptions) -> Self {
+        self.reading = options;
         self
     }
 
@@ -133,7 +141,8 @@ impl VerifyOptions {
         let paths: Vec<P> = paths.into_iter().collect();
         let total = if self.quick { 0 } else { paths.iter().map(|path| bytes_at(path.as_ref())).sum() };
         let report = VerifyReport { intact: !self.quick, complete: true, ..VerifyReport::default() };
-        let mut run = Run { report, each, quick: self.quick, tally: self.progress.begin(total) };
+        let reading = &self.reading;
+        let mut run = Run { report, each, quick: self.quick, reading, tally: self.progress.begin(total) };
         for path in &paths {
             run.path(path.as_ref());
         }
@@ -222,16 +231,17 @@ fn foreign(source: &dyn TensorSource, quick: bool) -> Found {
     Found { verified_by, without: Vec::new(), problems, unexpected: Vec::new() }
 }
 
-struct Run<F> {
+struct Run<'a, F> {
     report: VerifyReport,
     each: F,
     quick: bool,
+    reading: &'a ReadOptions,
     tally: Tally,
 }
 
-impl<F: FnMut(VerifyItem<'_>)> Run<F> {
+impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
     fn path(&mut self, path: &Path) {
-        match place(path) {
+        match place_with(path, self.reading) {
             Ok(Place::Checkpoint) => self.checked(path, own(path, self.quick, &self.tally)),
             Ok(Place::LostManifest) => self.checked(path, Found::problem(&lost_manifest(path))),
             Ok(Place::Foreign(source)) => {

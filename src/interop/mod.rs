@@ -40,7 +40,7 @@ mod view;
 mod zip;
 
 #[cfg(feature = "pytorch")]
-pub use seal::seal;
+pub use seal::{seal, seal_with};
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 pub use slot::Slot;
 #[cfg(feature = "pytorch")]
@@ -111,7 +111,7 @@ impl ReadOptions {
         }
         Err(format!(
             "its tensors would take {tensors} bytes, {files} bytes are in the file; more than {} times as much is refused \
-             unless `ReadOptions::max_expansion` allows it",
+             unless `ReadOptions::max_expansion` with `interop::open_with`, or `ckpt --max-expansion`, allows it",
             self.max_expansion
         ))
     }

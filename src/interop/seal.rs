@@ -1,5 +1,6 @@
 //! Seals: digests of another tool's checkpoint, in a small file beside it.
 
+use super::ReadOptions;
 use super::durable::DurableFile;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
@@ -79,8 +80,16 @@ fn place(path: &Path) -> PathBuf {
 /// # }
 /// ```
 pub fn seal(path: impl AsRef<Path>) -> Result<PathBuf> {
+    seal_with(path, &ReadOptions::default())
+}
+
+/// Like [`seal`], with options. Entries that cannot be read are not sealed.
+///
+/// # Errors
+/// As for [`seal`].
+pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBuf> {
     let path = path.as_ref();
-    let source = super::detect::open(path, &super::ReadOptions::default())?;
+    let source = super::detect::open(path, options)?;
     if source.format() == super::ours::FORMAT {
         let reason = format!("{} is a checkpoint of this crate: its manifest has the digests", path.display());
         return Err(Error::InvalidArgument(reason));

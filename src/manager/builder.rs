@@ -419,6 +419,9 @@ impl CheckpointManagerBuilder {
     /// If there is nothing at `path`, its last part can [select](crate::CheckpointDirectory::select) a checkpoint of the
     /// directory before it: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
     ///
+    /// A file that [`restore`](crate::Checkpoint::restore) refuses because of unknown objects or its expansion is given to
+    /// [`restore_source`](crate::Checkpoint::restore_source) after `restore_or_initialize` has found nothing to resume.
+    ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
     /// # let checkpoint = tch_checkpoint::Checkpoint::new();

@@ -4,6 +4,7 @@ use crate::ls::{Column, Sort};
 use crate::policies::Policies;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use tch_checkpoint::interop::ReadOptions;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +33,26 @@ pub struct Cli {
     /// Print one JSON document instead of text; its fields are described in docs/ckpt.md
     #[arg(long, global = true)]
     pub json: bool,
+    #[command(flatten)]
+    pub reading: Reading,
+}
+
+/// How files of other tools are read
+#[derive(Debug, Args)]
+pub struct Reading {
+    /// Open files of PyTorch that have objects of unknown classes, without these; nothing of them is executed
+    #[arg(long, global = true)]
+    pub unknown_objects: bool,
+    /// Allow the tensors of a file of another tool to take N times its length in memory
+    #[arg(long, global = true, value_name = "N", default_value_t = 100)]
+    pub max_expansion: u64,
+}
+
+impl Reading {
+    /// Returns the options of the library.
+    pub fn options(&self) -> ReadOptions {
+        ReadOptions::default().unknown_objects(self.unknown_objects).max_expansion(self.max_expansion)
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = Output::new(cli.json);
+    let mut out = Output::new(cli.json, cli.reading.options());
     let result = match &cli.command {
         Command::Ls(args) => ls::run(args, &mut out),
         Command::Show(args) => show::run(args, &mut out),

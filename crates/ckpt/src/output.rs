@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
 use std::process::ExitCode;
 use tch_checkpoint::Error;
 use tch_checkpoint::inspect::Problem;
+use tch_checkpoint::interop::ReadOptions;
 
 /// Exit codes; higher ones are more serious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +32,7 @@ impl From<Exit> for ExitCode {
 /// Prints results as lines of text or as one JSON document.
 pub struct Output {
     json: bool,
+    reading: ReadOptions,
     stdout: BufWriter<Stdout>,
     /// Whether anything was printed.
     started: bool,
@@ -45,13 +47,18 @@ struct Failure {
 }
 
 impl Output {
-    pub fn new(json: bool) -> Output {
-        Output { json, stdout: BufWriter::new(io::stdout()), started: false, failed: None }
+    pub fn new(json: bool, reading: ReadOptions) -> Output {
+        Output { json, reading, stdout: BufWriter::new(io::stdout()), started: false, failed: None }
     }
 
     /// Returns whether JSON is printed instead of text.
     pub fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// Returns how files of other tools are read, which is for all commands, too.
+    pub fn reading(&self) -> &ReadOptions {
+        &self.reading
     }
 
     /// Prints a line of text in text mode.

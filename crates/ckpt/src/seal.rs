@@ -19,7 +19,7 @@ pub fn run(args: &Seal, out: &mut Output) -> Result<Exit, Error> {
         // The latest in a directory of checkpoints has digests already, which the error says.
         let latest = target::open(path, out)?.overview();
         let path = if latest.latest_of.is_some() { &*latest.path } else { path };
-        let seal = interop::seal(path)?;
+        let seal = interop::seal_with(path, out.reading())?;
         out.line(format!("sealed      {}", path.display()));
         seals.push(text(&seal));
     }

@@ -7,7 +7,7 @@ use tch_checkpoint::inspect::{Overview, Problem, Target};
 
 /// Opens the checkpoint at `path`, or the latest in the directory `path`. Reports on standard error what was skipped.
 pub fn open(path: &Path, out: &mut Output) -> Result<Target, Error> {
-    let target = Target::open(path)?;
+    let target = Target::open_with(path, out.reading())?;
     for (path, error) in target.skipped() {
         out.note(format!("{} was skipped: {}", path.display(), Problem::of(error).within(path)));
     }

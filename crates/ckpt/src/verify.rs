@@ -11,10 +11,11 @@ use tch_checkpoint::{Error, Progress, VerifiedBy};
 pub fn run(args: &Verify, out: &mut Output) -> Result<Exit, Error> {
     let bar = bar(args.quick);
     let progress = bar.clone();
-    let options = VerifyOptions::new().quick(args.quick).on_progress(move |so_far: Progress| {
-        progress.set_length(so_far.total);
-        progress.set_position(so_far.done);
-    });
+    let options =
+        VerifyOptions::new().quick(args.quick).reading(out.reading().clone()).on_progress(move |so_far: Progress| {
+            progress.set_length(so_far.total);
+            progress.set_position(so_far.done);
+        });
     let report = options.verify(&args.paths, |item| {
         bar.suspend(|| match item {
             VerifyItem::Checkpoint(checkpoint) => print(checkpoint, out),

@@ -32,6 +32,36 @@ fn every_command(path: &Path, mut check: impl FnMut(&[&str], std::process::Outpu
     }
 }
 
+/// All commands that read tensors, convert, or write something else, on a path.
+fn every_writing_command(path: &Path, mut check: impl FnMut(&[&str], std::process::Output)) {
+    let to = tempfile::tempdir().unwrap();
+    let (path, to_path) = (path.to_str().unwrap(), to.path().join("to"));
+    let (dest, page) = (to_path.to_str().unwrap(), to.path().join("page.html"));
+    let commands: [&[&str]; 15] = [
+        &["show", "--stats", "--histogram", path],
+        &["cat", path, "model"],
+        &["du", path],
+        &["bisect", path, "nonfinite"],
+        &["convert", path, dest],
+        &["convert", path, dest, "--to", "pytorch", "--flat"],
+        &["extract", path, dest, "*"],
+        &["rename", path, dest, "*=x/*"],
+        &["cast", path, dest, "F16"],
+        &["merge", path, "--out", dest],
+        &["average", path, path, "--out", dest],
+        &["map", path, path],
+        &["seal", path],
+        &["report", path, "-o", page.to_str().unwrap()],
+        &["repair", "--salvage", dest, path],
+    ];
+    for arguments in commands {
+        check(arguments, ckpt(arguments, 400));
+        let _ = fs::remove_dir_all(&to_path);
+        let _ = fs::remove_file(&to_path);
+        let _ = fs::remove_file(format!("{path}.seal.json"));
+    }
+}
+
 #[test]
 #[cfg_attr(libtorch, ignore = "linked with libtorch, the tool does not start in so little memory")]
 fn the_tool_prints_in_proportion() -> Outcome {
@@ -86,6 +116,7 @@ fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
     link("nowhere", &root.join("nowhere-link"));
     for name in ["pipe", "socket", "loop", "zero", "nowhere-link", "nothing", "pipe/below", "loop/below"] {
         every_command(&root.join(name), one_line);
+        every_writing_command(&root.join(name), one_line);
     }
     // As a manifest, as an index, as the index of the directory around, as a component, in a checkpoint.
     for (n, file) in ["manifest.json", "checkpoint.json", "model.safetensors", "saved_model.json"].iter().enumerate() {
@@ -109,6 +140,7 @@ fn the_tool_never_waits_and_never_takes_what_is_not_there() -> Outcome {
                     let arguments = [command, path.to_str().unwrap()];
                     one_line(&arguments, ckpt(&arguments, 400));
                 }
+                every_writing_command(path, one_line);
             }
         }
     }
@@ -231,5 +263,38 @@ fn conversions_take_memory_that_does_not_depend_on_the_tensors() -> Outcome {
     let output = ckpt(&["convert", &own, &path("turned"), "--map", &path("turn.map")], MEGABYTES);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && errors.contains("memory") && !dir.join("turned").exists(), "{errors}");
+    Ok(())
+}
+
+/// Hostile files of other tools, through every command that reads tensors or writes something.
+#[test]
+#[cfg_attr(libtorch, ignore = "linked with libtorch, the tool does not start in so little memory")]
+fn hostile_files_end_every_command_with_a_line() -> Outcome {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let temp = tempfile::tempdir()?;
+    let mut files = 0;
+    for tool in ["pytorch", "keras"] {
+        for entry in fs::read_dir(fixtures.join(tool).join("hostile"))? {
+            let path = entry?.path();
+            if path.is_dir() || path.extension().is_some_and(|extension| extension == "json" || extension == "md") {
+                continue;
+            }
+            // A seal lies beside the file.
+            let file = temp.path().join(path.file_name().ok_or("no name")?);
+            fs::copy(&path, &file)?;
+            every_writing_command(&file, |arguments, output| {
+                let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+                let code = output.status.code();
+                assert!(code.is_some_and(|code| code <= 2), "{arguments:?}: {:?}, {errors}", output.status);
+                // Those that are good: what a format cannot hold is listed.
+                let most = if code == Some(2) { 2 } else { 12 };
+                assert!(errors.lines().count() <= most && errors.len() < 10_000, "{arguments:?}: {errors}");
+                assert!(output.stdout.len() < 20_000, "{arguments:?}: {}", output.stdout.len());
+            });
+            fs::remove_file(&file)?;
+            files += 1;
+        }
+    }
+    assert!(files > 50, "{files}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use tch_checkpoint::{Checkpoint, Counter, TensorSource, Trackable, VerifiedBy, interop};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, TensorSource, Trackable, VerifiedBy, interop};
 
 fn ckpt(args: &[&str], directory: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ckpt")).args(args).current_dir(directory).output().unwrap()
@@ -197,6 +197,89 @@ fn an_optimizer_gets_its_state_dict() {
     ok(&["convert", "trained", "weights.pt", "--root", "model", "--flat"], dir);
     let keys: Vec<String> = interop::open(dir.join("weights.pt")).unwrap().tensors().keys().cloned().collect();
     assert_eq!(keys, ["a.weight", "b.weight"]);
+}
+
+/// The limits for files of other tools are options of every command, which the errors name.
+#[test]
+fn unknown_objects_and_expansion_are_allowed_by_options() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let objects = fixture("pytorch/f_refused/datetime.pt");
+    fs::copy(&objects, dir.join("objects.pt")).unwrap();
+    let bomb = fixture("keras/hostile/shape_bomb.h5");
+    let error = |args: &[&str]| {
+        let output = ckpt(args, dir);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), shown.lines().count()), (Some(2), 1), "{args:?}: {shown}");
+        shown
+    };
+    for args in [
+        &["show", "objects.pt"][..],
+        &["verify", "objects.pt"],
+        &["convert", "objects.pt", "no"],
+        &["seal", "objects.pt"],
+    ] {
+        if args[0] != "verify" {
+            let shown = error(args);
+            assert!(shown.contains("--unknown-objects") && shown.contains("ReadOptions::unknown_objects"), "{shown}");
+        } else {
+            assert_eq!(ckpt(args, dir).status.code(), Some(2));
+        }
+        let output = ckpt(&[args, &["--unknown-objects"]].concat(), dir);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // What is left out of the conversion is said.
+    let output = ckpt(&["convert", "objects.pt", "x.safetensors", "--unknown-objects"], dir);
+    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && shown.contains("datetime"), "{shown}");
+    let shown = error(&["show", &bomb]);
+    assert!(shown.contains("--max-expansion") && shown.contains("ReadOptions::max_expansion"), "{shown}");
+    ok(&["show", "--max-expansion", &u64::MAX.to_string(), &bomb], dir);
+}
+
+/// A directory that a manager writes to is locked for everything that would write a checkpoint into it.
+#[test]
+fn no_checkpoint_is_written_beside_a_running_manager() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let step = Counter::new(7);
+    let checkpoint = Checkpoint::new().track("step", &step).unwrap().track("other", Counter::new(1)).unwrap();
+    let mut manager = CheckpointManager::builder(checkpoint, dir.join("run")).open().unwrap();
+    manager.save_at(7).unwrap();
+    let file = fixture("pytorch/a_state_dict/seq2seq.pt");
+    ok(&["convert", &file, "damaged/ckpt-1"], dir);
+    // One of its components is damaged, another one is intact.
+    ok(&["rename", "damaged/ckpt-1", "broken/ckpt-1", "model/encoder*=encoder/e*", "model/*=rest/*"], dir);
+    let damaged = dir.join("broken/ckpt-1/rest.safetensors");
+    let mut bytes = fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    let commands: [&[&str]; 7] = [
+        &["convert", &file, "run/ckpt-8"],
+        &["extract", "damaged/ckpt-1", "run/ckpt-8", "*"],
+        &["rename", "damaged/ckpt-1", "run/ckpt-8", "model/*=m/*"],
+        &["cast", "damaged/ckpt-1", "run/ckpt-8", "F16"],
+        &["merge", "damaged/ckpt-1", "--out", "run/ckpt-8"],
+        &["average", "damaged/ckpt-1", "--out", "run/ckpt-8"],
+        &["repair", "--salvage", "run", "broken"],
+    ];
+    for command in commands {
+        let output = ckpt(command, dir);
+        let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && shown.contains("in use by another writer"), "{command:?}: {shown}");
+    }
+    assert_eq!(
+        fs::read_dir(dir.join("run")).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count(),
+        1
+    );
+    // The run reads and writes on.
+    step.set(8);
+    manager.save_at(8).unwrap();
+    manager.close().unwrap();
+    // Without it they are written; the number 8 is taken.
+    ok(&["convert", &file, "run/ckpt-9"], dir);
+    let output = ckpt(&["repair", "--salvage", "run", "broken"], dir);
+    assert!(output.status.code() == Some(1) && dir.join("run/ckpt-1").exists(), "{output:?}");
 }
 
 /// Nothing is replaced unless it is asked for, and then only files.

@@ -150,7 +150,7 @@ fn check_refused(
     };
     let reason = pickle::not_allowed(&global.text());
     Err(input.unsupported(format!(
-        "{part}, at byte {}{place}: {reason}; `ReadOptions::unknown_objects` reads the rest",
+        "{part}, at byte {}{place}: {reason}; `ReadOptions::unknown_objects` with `interop::open_with`, or `ckpt --unknown-objects`, reads the rest",
         global.offset
     )))
 }
