@@ -1,6 +1,8 @@
 //! `Ema` and `Swa`: what they compute, how they are saved, and that the variables get their own values back.
 
 mod common;
+#[path = "common/recorded.rs"]
+mod recorded;
 
 use common::turn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -335,4 +337,114 @@ fn averages_are_copied_behind_the_call_and_updates_wait() {
         assert!(saved.chunks(4).all(|value| value == ((step - 1) as f32).to_le_bytes()), "step {step}");
     }
     manager.close().unwrap();
+}
+
+// ------------------------------------------------------------------------------------------ PyTorch
+
+/// The model of record.py.
+struct Recorded {
+    vs: VarStore,
+    weight: Tensor,
+    buffer: Tensor,
+}
+
+impl Recorded {
+    fn new() -> Recorded {
+        let vs = VarStore::new(Device::Cpu);
+        let weight = vs.root().var_copy("weight", &Tensor::zeros([15], FLOAT));
+        let buffer = vs.root().add("buffer", Tensor::zeros([4], FLOAT), false);
+        let model = Recorded { vs, weight, buffer };
+        model.set(0);
+        model
+    }
+
+    fn set(&self, update: usize) {
+        no_grad(|| {
+            self.weight.shallow_clone().copy_(&Tensor::from_slice(&recorded::values(update, 15, 0)));
+            self.buffer.shallow_clone().copy_(&Tensor::from_slice(&recorded::values(update, 4, 15)));
+        });
+    }
+}
+
+fn floats(average: Option<Tensor>) -> Vec<f32> {
+    Vec::try_from(average.unwrap()).unwrap()
+}
+
+#[test]
+fn averages_are_those_of_pytorch() {
+    for name in ["ema", "ema_buffers", "swa", "swa_buffers"] {
+        let expected = recorded::table(&recorded::directory(), name);
+        let model = Recorded::new();
+        let mut found = Vec::new();
+        if name.starts_with("ema") {
+            let ema = Ema::new(&model.vs, 0.9).unwrap();
+            let mut ema = if name == "ema" { ema } else { ema.average_buffers() };
+            for update in 0..30 {
+                model.set(update);
+                // The first call of PyTorch copies the variables, as `Ema::new` does.
+                if update > 0 {
+                    ema.update().unwrap();
+                }
+                found.extend([floats(ema.average("weight")), floats(ema.average("buffer"))].concat());
+            }
+        } else {
+            let swa = Swa::new(&model.vs).unwrap();
+            let mut swa = if name == "swa" { swa } else { swa.average_buffers() };
+            for update in 0..30 {
+                model.set(update);
+                swa.update().unwrap();
+                found.extend([floats(swa.average("weight")), floats(swa.average("buffer"))].concat());
+            }
+        }
+        let largest = recorded::difference(&found, &expected);
+        println!("{name}: the largest difference is {largest:e}");
+        assert!(largest <= recorded::LIMIT, "{name}: {largest:e}");
+    }
+}
+
+/// The tables are what PyTorch computes: records them again where there is one.
+#[test]
+fn the_tables_can_be_recorded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    if !recorded::record(dir.path()) {
+        return;
+    }
+    for name in ["ema", "ema_buffers", "swa", "swa_buffers", "grad_scaler", "grad_scaler_rounding"] {
+        let [now, then] = [dir.path(), &recorded::directory()].map(|directory| recorded::table(directory, name));
+        let largest = recorded::difference(&now, &then);
+        assert!(largest <= recorded::LIMIT, "{name}: {largest:e}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------ export
+
+#[cfg(feature = "huggingface")]
+#[test]
+fn averages_are_exported_as_weights() {
+    use tch_checkpoint::{Dtype, WeightsExport};
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let (vs, layer, _norm) = model();
+    let mut ema = Ema::new(&vs, 0.5).unwrap();
+    for value in [1.0, 2.0, 4.0] {
+        fill(&layer.ws, value);
+        ema.update().unwrap();
+    }
+    let checkpoint = Checkpoint::new().track("model", Variables::of(&vs)).unwrap().track("ema", &ema).unwrap();
+    let path = dir.path().join("averaged.safetensors");
+    checkpoint.export_weights(&path, &WeightsExport::of(["ema"])).unwrap();
+    // A model of the same code loads them as its weights.
+    let (mut loaded, _, _) = model();
+    loaded.load(&path).unwrap();
+    let averages: Vec<_> = ema.averages().iter().map(|(name, average)| (name.clone(), bits(average))).collect();
+    assert_eq!(all_bits(&loaded), averages);
+    assert_ne!(all_bits(&loaded), all_bits(&vs));
+    // And in another type.
+    checkpoint.export_weights(&path, &WeightsExport::of(["ema"]).dtype(Dtype::BF16).unwrap()).unwrap();
+    let source = tch_checkpoint::interop::open(&path).unwrap();
+    assert!(source.tensors().values().all(|spec| spec.dtype == Dtype::BF16));
+    assert_eq!(source.tensors().len(), averages.len());
+    // Not while they are swapped in.
+    let refused = ema.with_averaged(|| checkpoint.export_weights(&path, &WeightsExport::of(["ema"]))).unwrap();
+    assert!(refused.is_err());
 }

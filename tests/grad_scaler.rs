@@ -1,5 +1,8 @@
 //! `GradScaler`: its arithmetic on the CPU, and training in float16 where there is a GPU.
 
+#[path = "common/recorded.rs"]
+mod recorded;
+
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{Checkpoint, GradScaler, optim};
@@ -76,6 +79,35 @@ fn steps_are_skipped_and_the_scale_backs_off_and_grows() {
     let zero = layer.ws.sum(Kind::Float) * 0.0;
     assert!(scaler.backward_step(&mut optimizer, &zero).unwrap());
     assert_eq!(scaler.factor(), f32::MAX);
+}
+
+/// As in record.py.
+fn overflows(step: usize) -> bool {
+    [1, 5, 6].contains(&(step % 7)) || (30..34).contains(&step)
+}
+
+#[test]
+fn scales_and_weights_are_those_of_pytorch() {
+    let powers = GradScaler::new().initial_scale(1024.0).growth_interval(3);
+    let rounding = GradScaler::new().initial_scale(1000.0).growth_factor(1.7).back_off_factor(0.3).growth_interval(2);
+    for (name, mut scaler) in [("grad_scaler", powers), ("grad_scaler_rounding", rounding)] {
+        let expected = recorded::table(&recorded::directory(), name);
+        let vs = VarStore::new(Device::Cpu);
+        let weight = vs.root().var_copy("weight", &Tensor::from_slice(&recorded::values(1, 8, 0)));
+        let mut optimizer = optim::Sgd::default().build(&vs, 0.1).unwrap();
+        let mut largest = 0.0f32;
+        for (step, expected) in expected.chunks_exact(9).enumerate() {
+            let factor = if overflows(step) { f32::INFINITY } else { 1.0 };
+            let factors: Vec<f32> = recorded::values(step, 8, 0).into_iter().map(|value| value * factor).collect();
+            let loss = (&weight * Tensor::from_slice(&factors)).sum(Kind::Float);
+            assert_eq!(scaler.backward_step(&mut optimizer, &loss).unwrap(), !overflows(step), "{name} {step}");
+            assert_eq!(scaler.factor().to_bits(), expected[0].to_bits(), "{name}: the scale after step {step}");
+            let found = Vec::<f32>::try_from(weight.detach()).unwrap();
+            largest = largest.max(recorded::difference(&found, &expected[1..]));
+        }
+        println!("{name}: the largest difference of a weight is {largest:e}");
+        assert!(expected.len() == 60 * 9 && largest <= recorded::LIMIT, "{name}: {largest:e}");
+    }
 }
 
 #[test]

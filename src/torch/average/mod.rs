@@ -44,7 +44,8 @@ use tch::Tensor;
 /// # What is saved
 ///
 /// Averages are saved under the names of their variables, so that `VarStore::load` reads `ema.safetensors` as it reads
-/// `model.safetensors`. The value `averaging` has the number of calls and of updates. Decay and the other options are
+/// `model.safetensors`. [`export_weights`](crate::Checkpoint::export_weights) with
+/// [`WeightsExport::of(["ema"])`](crate::WeightsExport::of) writes the averages alone. The value `averaging` has the number of calls and of updates. Decay and the other options are
 /// not saved. A checkpoint without the `Ema` is restored with
 /// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so
 /// that the averages start with the restored variables.
