@@ -1,10 +1,12 @@
 //! The command line.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::str::FromStr;
 
-pub const USAGE: &str = "\
+const USAGE: &str = "\
 Learns how English words are pronounced; started again with the same DIR, it goes on.
 
 usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--seed S]
@@ -22,6 +24,29 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
   --patience P      stop after P saves without an improvement      [8]
   --grace S         seconds until SIGTERM is followed by SIGKILL   [30]
   --time-limit S    save and stop after so many seconds            [none]";
+
+/// Does what the command line says. Returns the exit code.
+pub fn run(program: impl FnOnce(&Args) -> Result<(), Box<dyn Error>>) -> ExitCode {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.peek().is_some_and(|argument| argument == "--help" || argument == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let args = match Args::parse(arguments) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("pronounce: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match program(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pronounce: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// What the command line says, or the defaults.
 pub struct Args {

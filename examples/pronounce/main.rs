@@ -21,31 +21,13 @@ use tch_checkpoint::{
     Rng, Schedule, Signal, Variables, optim,
 };
 
-use args::{Args, USAGE};
+use args::Args;
 use model::Pronouncer;
 use report::{LossLog, Progress, phoneme_error_rate};
 use words::Words;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1).peekable();
-    if arguments.peek().is_some_and(|argument| argument == "--help" || argument == "-h") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let args = match Args::parse(arguments) {
-        Ok(args) => args,
-        Err(error) => {
-            eprintln!("pronounce: {error}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match train(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pronounce: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    args::run(train)
 }
 
 fn train(args: &Args) -> Result<(), Box<dyn Error>> {
