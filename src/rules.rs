@@ -31,11 +31,23 @@ pub enum Rule {
     Pins,
     /// Marks of other processes are read before it is decided what goes; broken: they are not.
     FreshMarks,
+    /// What is not healthy counts for no policy; broken: it does.
+    Healthy,
+    /// A run resumes from a healthy checkpoint; broken: from any.
+    ResumeHealthy,
+    /// A run resumes from a checkpoint with all components; broken: from any.
+    ResumeWhole,
+    /// What stays to be resumed from, or for a pin, stays whole; broken: it loses components as others do.
+    Whole,
+    /// Each checkpoint records from when intervals are counted; broken: it does not.
+    CountedFrom,
+    /// A state that was saved as unclean is saved anew; broken: it is taken for saved.
+    CleanAgain,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 14] = [
+    pub const ALL: [Rule; 20] = [
         Rule::Chain,
         Rule::Supersede,
         Rule::KeepSuperseded,
@@ -50,6 +62,12 @@ impl Rule {
         Rule::Restored,
         Rule::Pins,
         Rule::FreshMarks,
+        Rule::Healthy,
+        Rule::ResumeHealthy,
+        Rule::ResumeWhole,
+        Rule::Whole,
+        Rule::CountedFrom,
+        Rule::CleanAgain,
     ];
 }
 

@@ -276,6 +276,24 @@ fn an_unclean_state_never_takes_the_place_of_a_good_one() -> Outcome {
 }
 
 #[test]
+fn a_state_that_was_saved_as_unclean_is_not_saved_already() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let mut manager = run.builder(dir.path())?.unclean_on_failure().open()?;
+    let result = manager.guard(|manager| {
+        manager.save_if_due(run.update())?;
+        run.large.fill(200);
+        Err::<(), _>(Error::Assertion("in the midst of a step".into()))
+    });
+    assert!(result.is_err());
+    let directory = CheckpointDirectory::new(dir.path());
+    assert!(directory.get("ckpt-1")?.unclean);
+    manager.save_at(1)?;
+    assert!(!directory.get("ckpt-1")?.unclean);
+    Ok(())
+}
+
+#[test]
 fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothing() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new(true, false);

@@ -12,6 +12,7 @@ use crate::location::Location;
 use crate::name;
 use crate::repository::Aside;
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, StartOutcome, Verify};
+use crate::rules::Rule;
 use crate::source::Source;
 use std::time::Instant;
 
@@ -146,12 +147,13 @@ impl CheckpointManager {
         }
         let is_wanted = |component: &&String| !options.skips_here(&name::key([component]));
         let lacks: Vec<String> = found.without.iter().filter(is_wanted).cloned().collect();
-        if !lacks.is_empty() && !self.restore_incomplete {
+        let rules = self.directory.rules();
+        if !lacks.is_empty() && !self.restore_incomplete && rules.hold(Rule::ResumeWhole) {
             let (lacked, thinned) = (listed(&lacks), lacks.iter().any(|lacked| found.thinned.contains_key(lacked)));
             let why = if thinned { ", which `keep_component` removed" } else { "" };
             return Some(format!("it lacks the component {lacked}{why} (`restore_incomplete` takes it all the same)"));
         }
-        let is_taken = found.non_finite.is_empty() || self.restore_unhealthy;
+        let is_taken = found.non_finite.is_empty() || self.restore_unhealthy || !rules.hold(Rule::ResumeHealthy);
         (!is_taken).then(|| {
             let tensors = listed(&found.non_finite);
             format!("there are values that are not finite in {tensors} (`restore_unhealthy` takes it all the same)")

@@ -239,7 +239,9 @@ impl CheckpointManager {
     /// gets the metrics.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
-        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty();
+        // One that restarts do not use does not hold the state for them.
+        let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
+        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
         let last = self.ledger().known.last().filter(is_it).map(Found::id);
         let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
         let manifest = match self.directory.manifest(&name) {

@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch_checkpoint::{Dtype, TensorSpec};
 use tch_checkpoint::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
 
-/// Bytes that are saved and restored as a tensor, and how often they were changed; clones share them.
+/// Bytes that are saved and restored as a tensor, with a version counter. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Memory(Arc<Mutex<Bytes>>);
 
 #[derive(Debug)]
 pub(super) struct Bytes {
     bytes: Vec<u8>,
+    dtype: Dtype,
+    is_plain: bool,
     version: u64,
 }
 
@@ -23,14 +25,26 @@ impl std::ops::Deref for Bytes {
 
 impl Memory {
     pub(super) fn new(bytes: Vec<u8>) -> Memory {
-        Memory(Arc::new(Mutex::new(Bytes { bytes, version: 0 })))
+        Memory::of(Dtype::U8, bytes)
+    }
+
+    /// Returns a tensor with elements of this type.
+    pub(super) fn of(dtype: Dtype, bytes: Vec<u8>) -> Memory {
+        Memory(Arc::new(Mutex::new(Bytes { bytes, dtype, is_plain: false, version: 0 })))
+    }
+
+    /// Returns a tensor that is read where it is, as large ones are.
+    pub(super) fn plain(bytes: Vec<u8>) -> Memory {
+        let memory = Memory::new(bytes);
+        memory.get().is_plain = true;
+        memory
     }
 
     pub(super) fn get(&self) -> MutexGuard<'_, Bytes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the bytes; nothing happens when they are these already.
+    /// Sets the bytes. The version increases only if they differ.
     pub(super) fn set(&self, bytes: Vec<u8>) {
         let mut memory = self.get();
         if memory.bytes != bytes {
@@ -48,13 +62,18 @@ impl Trackable for Memory {
 
 impl TensorLeaf for Memory {
     fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
-        Ok(TensorSpec::new(Dtype::U8, [self.get().len() as u64]))
+        let memory = self.get();
+        Ok(TensorSpec::new(memory.dtype, [(memory.len() / memory.dtype.size()) as u64]))
     }
 
     fn identity(&self) -> Option<Identity> {
         let address = Arc::as_ptr(&self.0) as usize;
         let spec = self.spec().ok()?;
         Some(Identity::new("memory", address, spec, Vec::new()))
+    }
+
+    fn is_plain_memory(&self) -> bool {
+        self.get().is_plain
     }
 
     fn version(&self) -> Option<u64> {

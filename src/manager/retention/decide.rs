@@ -260,8 +260,9 @@ impl Retention {
         if let Some(newest) = explanations.last_mut() {
             newest.kept_by.push(KeptBy::Newest);
         }
+        let counts = |info: &CheckpointInfo| info.is_healthy() || !self.rules.hold(Rule::Healthy);
         let (healthy, unhealthy): (Vec<usize>, Vec<usize>) =
-            (0..checkpoints.len()).partition(|&at| checkpoints[at].is_healthy());
+            (0..checkpoints.len()).partition(|&at| counts(&checkpoints[at]));
         if let Some(&newest) = healthy.last().filter(|newest| **newest + 1 < checkpoints.len()) {
             explanations[newest].kept_by.push(KeptBy::NewestHealthy);
         }
@@ -338,7 +339,8 @@ impl Retention {
                 if kept_by.is_empty() || !checkpoint.is_healthy() || !checkpoint.components.contains(component) {
                     continue;
                 }
-                if newer >= *keep && !checkpoint.has_unknown_mark && !kept_by.iter().any(KeptBy::is_whole) {
+                let stays_whole = kept_by.iter().any(KeptBy::is_whole) && self.rules.hold(Rule::Whole);
+                if newer >= *keep && !checkpoint.has_unknown_mark && !stays_whole {
                     loses.push(component.clone());
                 }
                 newer += 1;
@@ -378,6 +380,9 @@ impl Retention {
     ) -> Option<DateTime<Utc>> {
         let healthy: Vec<CheckpointInfo> = checkpoints.iter().filter(|info| info.is_healthy()).cloned().collect();
         let now = if healthy.is_empty() { opened.min(now) } else { now };
+        if !self.rules.hold(Rule::CountedFrom) {
+            return None;
+        }
         self.policies.iter().find_map(|policy| policy.counted_from(&healthy, now))
     }
 }

@@ -5,7 +5,7 @@ use super::{Fault, FaultDisk, FaultReport, Only, Plan};
 use crate::check::Asked;
 use crate::crash::{Crashes, Model, empty_disk, program};
 use crate::run::Setup;
-use crate::sim::{Op, Rename, SimDisk};
+use crate::sim::{Op, SimDisk};
 use std::sync::Arc;
 
 /// All checkpoints are kept, and a component by the newest only.
@@ -18,11 +18,6 @@ fn undisturbed(setup: &Setup) -> Vec<Op> {
     let disk = SimDisk::new(empty_disk(setup), setup.atoms);
     program(&disk, Arc::new(disk.clone()), setup, setup.saves);
     disk.ops()
-}
-
-/// Whether a mark has just got its name.
-fn ends_in_mark(ops: &[Op]) -> bool {
-    matches!(ops.last(), Some(Op::Rename(Rename::Move { to, .. })) if to.text.starts_with("mark-"))
 }
 
 /// Each sync of a directory that comes after such operations fails, and then the power is cut. At most so many images
@@ -72,12 +67,18 @@ mod tests {
     use crate::check::ROOT;
     use crate::crash::durable;
     use crate::run::Run;
+    use crate::sim::Rename;
     use rustix::io::Errno;
     use std::collections::BTreeMap;
     use std::path::Path;
     use tch_checkpoint::internal::{Disk, Posix};
     use tch_checkpoint::retention::{Best, Goal, Latest, RetentionPolicy};
     use tch_checkpoint::{CheckpointDirectory, CheckpointManager};
+
+    /// Returns `true` if a mark has just got its name.
+    fn ends_in_mark(ops: &[Op]) -> bool {
+        matches!(ops.last(), Some(Op::Rename(Rename::Move { to, .. })) if to.text.starts_with("mark-"))
+    }
 
     #[test]
     fn a_component_is_not_removed_before_its_mark_is_durable() {

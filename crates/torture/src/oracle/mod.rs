@@ -1,10 +1,13 @@
 //! What a directory should hold, kept as plain lists. It knows nothing of manifests, sequences, chains or indexes, and
 //! shares no code with what keeps them.
 
+mod intervals;
+mod keep;
+
 use std::collections::BTreeMap;
 
 /// A checkpoint that was saved.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Made {
     pub number: u64,
     pub step: Option<u64>,
@@ -22,11 +25,31 @@ pub(super) struct Made {
     /// Nobody removed it.
     pub there: bool,
     pub is_damaged: bool,
+    /// There are values in it that are not finite.
+    pub is_unhealthy: bool,
+    /// It was saved after an error.
+    pub is_unclean: bool,
+    /// Its slots were removed.
+    pub is_thinned: bool,
+    /// When it was saved, in seconds.
+    pub time: i64,
+    /// From when its intervals are counted, if they are; two of the same time differ in the second number.
+    pub counted_from: Option<(i64, i64)>,
 }
 
 impl Made {
     pub(super) fn is_whole(&self) -> bool {
         self.there && !self.is_damaged
+    }
+
+    /// Whether policies count it.
+    pub(super) fn is_healthy(&self) -> bool {
+        !self.is_unhealthy && !self.is_unclean
+    }
+
+    /// Whether a run resumes from it, unless it is damaged.
+    pub(super) fn is_taken(&self) -> bool {
+        self.there && self.is_healthy() && !self.is_thinned
     }
 }
 
@@ -41,6 +64,23 @@ pub(super) struct Rules {
     pub multiples: u64,
     /// How many newer ones what was restored waits for.
     pub restored: usize,
+    /// How many have their slots; 0 for all.
+    pub slots: usize,
+    /// One of each so many seconds is permanent.
+    pub every: Option<i64>,
+}
+
+/// What is saved.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Saved {
+    pub number: u64,
+    pub step: Option<u64>,
+    pub value: u64,
+    pub metrics: BTreeMap<String, f64>,
+    pub is_unhealthy: bool,
+    pub is_unclean: bool,
+    /// When.
+    pub time: i64,
 }
 
 /// What a save comes to.
@@ -73,11 +113,14 @@ pub(super) struct Line {
     lost: bool,
     /// Of every value the how manyth save of the directory it was, also where the checkpoint is gone.
     orders: BTreeMap<u64, u64>,
+    /// When the process began, in seconds.
+    opened: i64,
 }
 
 impl Line {
     /// A new process knows nothing.
-    pub(super) fn opened(&mut self) {
+    pub(super) fn opened(&mut self, time: i64) {
+        self.opened = time;
         self.own.retain(|made| made.there);
         self.aside.retain(|made| made.there);
         (self.head, self.last_step, self.restored, self.came_from) = (None, None, None, None);
@@ -90,20 +133,32 @@ impl Line {
 
     /// Whether the last one was saved or restored last, and is that of `step`.
     pub(super) fn ends_at(&self, step: u64) -> bool {
-        self.own.last().is_some_and(|made| Some(made.value) == self.head && made.step == Some(step))
+        self.own.last().is_some_and(|made| self.is_that_of(made, step))
     }
 
-    /// The value of the newest whole one.
+    fn is_that_of(&self, made: &Made, step: u64) -> bool {
+        Some(made.value) == self.head && made.step == Some(step) && made.number == step
+    }
+
+    /// The value of the newest one that a run resumes from.
     pub(super) fn newest(&self) -> Option<u64> {
-        self.own.iter().rfind(|made| made.is_whole()).map(|made| made.value)
+        self.own.iter().rfind(|made| made.is_taken() && !made.is_damaged).map(|made| made.value)
+    }
+
+    /// What is damaged was noticed, and moved aside, down to the one at `at`.
+    fn tried(&mut self, at: usize) {
+        let mut place = 0..;
+        self.own.retain(|made| {
+            let is_tried = place.next() >= Some(at) && made.is_taken() && made.is_damaged;
+            self.lost |= is_tried;
+            !is_tried
+        });
     }
 
     /// This one was restored. What is damaged and newer was moved aside if the newest was asked for.
     pub(super) fn restored(&mut self, value: u64, newest: bool) {
         if newest {
-            let at = self.own.iter().position(|made| made.value == value).unwrap_or(0);
-            self.lost |= self.own[at + 1..].iter().any(|made| made.there);
-            self.own.truncate(at + 1);
+            self.tried(self.own.iter().position(|made| made.value == value).unwrap_or(0));
         }
         self.head = Some(value);
         self.restored = Some(value);
@@ -116,8 +171,7 @@ impl Line {
 
     /// There was nothing that could be restored: what is damaged was moved aside.
     pub(super) fn begun(&mut self) {
-        self.lost |= self.own.iter().any(|made| made.there);
-        self.own.clear();
+        self.tried(0);
         (self.head, self.last_step) = (None, None);
     }
 
@@ -156,7 +210,7 @@ impl Line {
 
     /// What a save at this step comes to.
     pub(super) fn save(&self, step: u64, value: u64) -> Then {
-        let last = self.own.last().filter(|made| Some(made.value) == self.head && made.step == Some(step));
+        let last = self.own.last().filter(|made| self.is_that_of(made, step) && !made.is_unclean);
         if last.is_some_and(|made| made.there && made.value == value) && self.last_step == Some(step) {
             return Then::Already;
         }
@@ -176,8 +230,10 @@ impl Line {
     }
 
     /// It was saved, as the `order`-th of the directory.
-    pub(super) fn saved(&mut self, number: u64, step: Option<u64>, value: u64, then: Then, order: u64) {
+    pub(super) fn saved(&mut self, saved: &Saved, then: Then, rules: &Rules, order: u64) {
+        let Saved { number, step, value, time, .. } = *saved;
         if let Then::New { supersedes, before } = then {
+            let counted_from = self.counted_from(rules, &supersedes, time);
             let (gone, own) = self.own.drain(..).partition(|made: &Made| supersedes.contains(&made.number));
             self.own = own;
             self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
@@ -187,8 +243,6 @@ impl Line {
             all.chain([&mut self.restored, &mut self.came_from]).for_each(|from| {
                 from.take_if(|from| *from == value);
             });
-            let (permanent, pinned, metrics) = (false, false, BTreeMap::new());
-            let (there, is_damaged) = (true, false);
             self.orders.insert(value, order);
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
@@ -197,80 +251,16 @@ impl Line {
             // Saved again after it was removed by hand: the run goes back to the one that is gone.
             let came_from = came_from.filter(|_| !of_another(&value));
             self.origins.insert(value, (process, self.came_from));
-            self.own.push(Made {
-                number,
-                step,
-                value,
-                order,
-                before,
-                came_from,
-                permanent,
-                pinned,
-                metrics,
-                there,
-                is_damaged,
-            });
+            let Saved { is_unhealthy, is_unclean, .. } = *saved;
+            let (there, made) = (true, Made::default());
+            let made = Made { number, step, value, order, before, came_from, there, time, counted_from, ..made };
+            self.own.push(Made { is_unhealthy, is_unclean, ..made });
+        }
+        if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
+            made.metrics.extend(saved.metrics.clone());
         }
         self.head = self.own.last().map(|made| made.value);
         self.last_step = step.or(self.last_step);
-    }
-
-    pub(super) fn add_metrics(&mut self, value: u64, metrics: BTreeMap<String, f64>) {
-        if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
-            made.metrics.extend(metrics);
-        }
-    }
-
-    /// What stays after a save, and superseded ones until enough newer ones are there. `preserved` are the values of
-    /// those that the manager says it keeps permanently: that is its choice, once.
-    pub(super) fn rotated(&mut self, rules: &Rules, preserved: &[u64]) {
-        let stay: Vec<bool> = (0..self.own.len()).map(|at| self.stays(at, rules)).collect();
-        let mut stay = stay.into_iter();
-        self.own.retain_mut(|made| {
-            let stays = stay.next().unwrap_or(true);
-            if made.there && !stays {
-                made.permanent = preserved.contains(&made.value);
-            }
-            stays || made.permanent
-        });
-        let newer = |order: u64| self.own.iter().filter(|made| made.there && made.order > order).count();
-        let done: Vec<bool> = self
-            .aside
-            .iter()
-            .map(|made| newer(made.order) >= rules.latest && !made.permanent && !made.pinned)
-            .collect();
-        for (made, done) in self.aside.iter_mut().zip(done) {
-            made.there &= !done;
-        }
-    }
-
-    /// Whether a rule keeps one of the own ones, by what is there.
-    fn stays(&self, at: usize, rules: &Rules) -> bool {
-        let made = &self.own[at];
-        if !made.there || made.permanent || made.pinned {
-            return true;
-        }
-        let newer: Vec<&Made> = self.own[at + 1..].iter().filter(|other| other.there).collect();
-        let temporary = newer.iter().filter(|other| !other.permanent).count();
-        let is_multiple = made.step.is_some_and(|step| rules.multiples > 0 && step % rules.multiples == 0);
-        let went_on = |other: &Made| other.came_from == Some(made.value);
-        let was_restored =
-            self.restored == Some(made.value) || self.own.iter().any(|other| other.there && went_on(other));
-        newer.is_empty()
-            || temporary < rules.latest
-            || is_multiple
-            || self.is_among_the_best(at, rules.best)
-            || was_restored && newer.len() < rules.restored
-    }
-
-    /// Whether fewer than `best` others have a lower `m0`, or the same and are newer.
-    fn is_among_the_best(&self, at: usize, best: usize) -> bool {
-        let Some(own) = self.own[at].metrics.get("m0") else { return false };
-        let better = self.own.iter().enumerate().filter(|(other_at, other)| {
-            let value = other.metrics.get("m0").filter(|_| other.there && *other_at != at);
-            value.is_some_and(|value| value < own || value == own && *other_at > at)
-        });
-        better.count() < best
     }
 
     /// Whether nothing is there but what is permanent.

@@ -1,0 +1,307 @@
+//! What a history does with its manager: processes that begin, restore, save, go back, fail.
+
+use super::look::Planned;
+use super::state::{NAMES, State, value_in};
+use super::{History, Verdict};
+use crate::oracle::{Line, Made, Saved, Then};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use tch_checkpoint::{Error, Location};
+
+impl History {
+    /// A new process; sometimes its user has changed the policies.
+    pub(super) fn begin(&mut self) -> Verdict {
+        self.name = usize::from(self.random.one_in(5));
+        self.state = State::on(self.state.system.clone());
+        self.diverges = false;
+        if self.random.one_in(4) {
+            self.choose_rules();
+        }
+        let fresh = self.random.one_in(8);
+        self.tell(format!("open {}{}", NAMES[self.name], if fresh { ", fresh" } else { "" }));
+        self.manager = Some(self.open(fresh).map_err(|e| format!("it does not open: {e}"))?);
+        let now = self.now;
+        self.line().opened(now);
+        let restores = match self.random.below(8) {
+            0 => return self.save_unrestored(fresh),
+            1 => self.go_back()?,
+            _ => false,
+        };
+        if restores { Ok(()) } else { self.recover(fresh) }
+    }
+
+    /// The directory must be taken as it is, or the other name's checkpoints be an error.
+    fn recover(&mut self, fresh: bool) -> Verdict {
+        self.tell("restore_or_initialize");
+        let others = self.lines[1 - self.name].own.iter().any(|made| made.there);
+        let foreign = self.name == 0 && !self.copied.is_empty();
+        let foreign_elsewhere = self.name == 1 && !self.copied.is_empty();
+        let known = self.indexed[self.name];
+        let expected = self.line().newest();
+        let may_begin = self.line().is_empty() && (fresh || !others && !foreign_elsewhere);
+        let started = self.manager()?.restore_or_initialize();
+        match (started, expected) {
+            // Nothing tells whose the directory is, without the index.
+            (Err(Error::Undecided { .. }), _) if foreign && !known => self.close(),
+            // What is permanent stands alone: the other one is the only one that continues.
+            (Ok(_), Some(_))
+                if foreign && !known && !self.state.is(expected.unwrap_or(0)) && self.line().is_all_kept() =>
+            {
+                self.leave()
+            }
+            (Ok(started), None) if foreign && started.restored.is_some() => self.leave(),
+            (Err(_), None) if foreign => self.leave(),
+            (Ok(started), Some(value)) => {
+                let restored = started.restored.is_some() && self.state.is(value);
+                if !restored {
+                    return Err(format!("restored {}, expected {value}", self.state.get()));
+                }
+                self.diverges = false;
+                self.line().restored(value, true);
+                Ok(())
+            }
+            (Ok(started), None) if started.restored.is_none() && (may_begin || fresh) => {
+                self.line().begun();
+                Ok(())
+            }
+            (Ok(started), None) => Err(format!("{:?} and not an error", started.restored.map(|_| "restored"))),
+            (Err(_), None) if !may_begin => {
+                self.line().begun();
+                self.close()
+            }
+            (Err(e), expected) => Err(format!("{e}; expected {expected:?}")),
+        }
+    }
+
+    /// What follows is not ours to foresee.
+    fn leave(&mut self) -> Verdict {
+        self.tell("the foreign one is all there is");
+        self.manager = None;
+        self.lines[self.name] = Line::default();
+        let _ = fs::remove_dir_all(&self.dir);
+        self.lines = Default::default();
+        self.copied.clear();
+        Ok(())
+    }
+
+    fn save_unrestored(&mut self, fresh: bool) -> Verdict {
+        let must_fail = self.line().own.iter().any(|made| made.there) && !fresh;
+        if self.name == 0 && !self.copied.is_empty() {
+            return self.recover(fresh);
+        }
+        let step = self.random.below(30) as u64;
+        if !must_fail {
+            self.line().unrestored();
+            return self.save_at(step, false);
+        }
+        self.tell(format!("save_at({step}) without a restore"));
+        match self.manager()?.save_at(step) {
+            Err(Error::AlreadyExists { .. }) => self.close(),
+            other => Err(format!("a new run beside a finished one: {other:?}")),
+        }
+    }
+
+    /// Restores any checkpoint of the line, or one that was superseded. Returns whether it did: one that lacks a component
+    /// is refused.
+    pub(super) fn go_back(&mut self) -> Result<bool, String> {
+        let line = &self.lines[self.name];
+        // An unclean one that was saved anew is there twice.
+        let aside = line.aside.iter().filter(|made| line.own.iter().all(|own| own.value != made.value));
+        let whole: Vec<Made> = line.own.iter().chain(aside).filter(|made| made.is_whole()).cloned().collect();
+        if whole.is_empty() {
+            return Ok(false);
+        }
+        let made = whole[self.random.below(whole.len())].clone();
+        let Some(path) = self.find(&made) else { return Err(format!("{made:?} is not there")) };
+        self.tell(format!("restore {}", path.display()));
+        let before = self.state.get();
+        match self.manager()?.restore(&path) {
+            Err(Error::Mismatch { .. }) if made.is_thinned && self.state.get() == before => return Ok(false),
+            Ok(_) if made.is_thinned => return Err(format!("it restores {made:?}, which lacks its slots")),
+            result => drop(result.map_err(|e| format!("{made:?}: {e}"))?),
+        }
+        if !self.state.is(made.value) {
+            return Err(format!("restored {} instead of {}", self.state.get(), made.value));
+        }
+        self.diverges = made.is_unhealthy;
+        self.line().restored(made.value, false);
+        Ok(true)
+    }
+
+    /// Where a checkpoint is, by its name and what it holds.
+    fn find(&self, made: &Made) -> Option<PathBuf> {
+        let name = format!("{}-{}", NAMES[self.name], made.number);
+        let aside = format!("superseded-{name}-");
+        let names = fs::read_dir(&self.dir).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let paths = names.filter(|found| *found == name || found.starts_with(&aside)).map(|name| self.dir.join(name));
+        paths.into_iter().find(|path| value_in(path) == Some(made.value))
+    }
+
+    /// Changes the state. Every tenth one diverges: a value in it is not finite.
+    fn change(&mut self) -> u64 {
+        self.fresh_value += 1;
+        self.diverges = self.random.one_in(10);
+        self.state.set(self.fresh_value, self.diverges);
+        self.fresh_value
+    }
+
+    pub(super) fn save_if_due(&mut self, step: u64) -> Verdict {
+        let last = self.line().last_step;
+        let due = last.is_some_and(|last| step < last) || step >= last.unwrap_or(0) + self.interval;
+        if due {
+            return self.save_at_with(step, true, true);
+        }
+        self.change();
+        self.tell(format!("save_if_due({step}), not due"));
+        match self.manager()?.save_if_due(step) {
+            Ok(None) => Ok(()),
+            other => Err(format!("it is not due, and yet {other:?}")),
+        }
+    }
+
+    pub(super) fn save_at(&mut self, step: u64, changed: bool) -> Verdict {
+        self.save_at_with(step, changed, false)
+    }
+
+    fn save_at_with(&mut self, step: u64, changed: bool, if_due: bool) -> Verdict {
+        // No two checkpoints hold the same.
+        if changed || !self.line().ends_at(step) {
+            self.change();
+        }
+        let value = self.state.get();
+        let metrics: BTreeMap<String, f64> = match self.random.one_in(3) && !if_due {
+            true => BTreeMap::from([(format!("m{}", self.random.below(2)), self.random.below(9) as f64)]),
+            false => BTreeMap::new(),
+        };
+        self.tell(format!(
+            "save_at({step}) of {value} with {metrics:?}{}{}",
+            if if_due { ", if due" } else { "" },
+            if self.diverges { ", not finite" } else { "" }
+        ));
+        let then = self.line().save(step, value);
+        let in_the_way = matches!(then, Then::New { .. }) && self.is_in_the_way(step, &then);
+        let planned = self.planned(Some(step), &metrics)?;
+        let saved = match if_due {
+            true => self.manager()?.save_if_due(step).map(|path| path.unwrap_or_default()),
+            false => self.manager()?.save_with_metrics(step, metrics.clone()),
+        };
+        match saved {
+            // That something was removed by hand is noticed, and no more listed, when something is saved.
+            Err(Error::AlreadyExists { .. }) if in_the_way => return self.check_directory(),
+            Ok(_) if in_the_way => return Err("it is saved over something".to_string()),
+            _ => {}
+        }
+        self.judge(
+            saved,
+            Saved { number: step, step: Some(step), value, metrics, ..Saved::default() },
+            then,
+            Some(planned),
+        )
+    }
+
+    pub(super) fn save_counted(&mut self) -> Verdict {
+        let value = self.change();
+        self.tell(format!("save() of {value}{}", if self.diverges { ", not finite" } else { "" }));
+        let counter = self.manager()?.checkpoint().save_counter() + 1;
+        let superseded = self.line().later();
+        let number = self.free_number(counter, &superseded)?;
+        let then = self.line().save_new(number, value);
+        let planned = self.planned(None, &BTreeMap::new())?;
+        let saved = self.manager()?.save();
+        self.judge(saved, Saved { number, value, ..Saved::default() }, then, Some(planned))
+    }
+
+    /// The training fails. If nothing has changed since the last call of the manager, the state of that call is saved, or
+    /// is saved already. Otherwise what may be left half done is saved, and is not what a run resumes from.
+    pub(super) fn fail(&mut self) -> Verdict {
+        let last = self.line().last_step;
+        // It calls the manager before it fails, or does not.
+        let called = last.filter(|_| self.interval > 1 && self.random.one_in(2)).map(|step| step + 1);
+        let changes = last.is_none() || !self.random.one_in(3);
+        if called.is_some() {
+            self.change();
+        }
+        let step = called.or(last);
+        let counter = self.manager()?.checkpoint().save_counter() + 1;
+        let number = match step {
+            Some(step) if !changes => step,
+            _ => self.free_number(step.unwrap_or(counter), &[])?,
+        };
+        let value = if changes { self.fresh_value + 1 } else { self.state.get() };
+        self.tell(format!("the training fails at {step:?}, called at {called:?}, with {value}, changed: {changes}"));
+        let then = self.line().save_new(number, value);
+        let in_the_way = self.is_in_the_way(number, &then);
+        let mut manager = self.manager.take().ok_or("no manager")?;
+        let failed: Result<(), String> = manager.guard(|manager| {
+            match called.map(|step| manager.save_if_due(step)) {
+                None | Some(Ok(None)) => {}
+                other => return Err(format!("it is not due, and yet {other:?}")),
+            }
+            if changes {
+                self.change();
+            }
+            Err(String::new())
+        });
+        self.manager = Some(manager);
+        match failed {
+            Err(why) if why.is_empty() => {}
+            other => return Err(format!("the failure is {other:?}")),
+        }
+        if !changes && (called.is_none() || in_the_way) {
+            return self.check_directory();
+        }
+        let saved = Saved { number, step, value, is_unclean: changes, ..Saved::default() };
+        self.judge(Ok(Location::from(self.path(number))), saved, then, None)
+    }
+
+    /// This number, or the one after the highest if something has that name.
+    fn free_number(&self, number: u64, superseded: &[u64]) -> Result<u64, String> {
+        let prefix = format!("{}-", NAMES[self.name]);
+        let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let numbers = names.filter_map(|name| name.strip_prefix(&prefix)?.parse::<u64>().ok());
+        let taken: Vec<u64> = numbers.filter(|number| !superseded.contains(number)).collect();
+        let highest = taken.iter().max().copied().unwrap_or(0);
+        Ok(if taken.contains(&number) { highest + 1 } else { number })
+    }
+
+    /// Whether something that this line did not save has the name.
+    fn is_in_the_way(&self, number: u64, then: &Then) -> bool {
+        let Then::New { supersedes, .. } = then else { return false };
+        fs::symlink_metadata(self.path(number)).is_ok() && !supersedes.contains(&number)
+    }
+
+    /// What was saved is there, and what stays and goes beside it, as it was planned.
+    fn judge(
+        &mut self,
+        path: tch_checkpoint::Result<Location>,
+        saved: Saved,
+        then: Then,
+        planned: Option<Planned>,
+    ) -> Verdict {
+        match path {
+            Err(e) => return Err(format!("it is not saved: {e}")),
+            Ok(path) if path != self.path(saved.number) => return Err(format!("it is saved as {}", path.display())),
+            Ok(_) => {}
+        }
+        let (rules, now) = (self.rules.clone(), self.now);
+        let saved = Saved { time: now, is_unhealthy: self.diverges, ..saved };
+        let is_new = matches!(then, Then::New { .. });
+        self.saves += 1;
+        let (name, saves) = (self.name, self.saves);
+        self.indexed[name] |= is_new || !saved.metrics.is_empty();
+        let line = self.line();
+        line.saved(&saved, then, &rules, saves);
+        // Metrics alone remove nothing.
+        if is_new {
+            line.rotated(&rules, now);
+        }
+        self.check()?;
+        // A plan assumes that what is saved is finite.
+        match planned.filter(|_| is_new && !self.diverges) {
+            Some(planned) => self.check_plan(&planned),
+            None => Ok(()),
+        }
+    }
+}

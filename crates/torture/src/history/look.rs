@@ -1,0 +1,145 @@
+//! Whether a directory, and what a manager lists, are as the oracle says.
+
+use super::state::{NAMES, value_in, value_of};
+use super::{History, Verdict};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use tch_checkpoint::retention::Explanation;
+use tch_checkpoint::{CheckpointReader, Location, latest_checkpoint};
+
+/// The run and the sequence of a checkpoint.
+type Id = (String, u64);
+
+/// What a manager says that its next save does.
+pub(super) struct Planned {
+    /// All that is there before it, in or out of the numbering.
+    before: BTreeMap<String, Id>,
+    removes: BTreeSet<String>,
+    thins: BTreeSet<String>,
+}
+
+impl History {
+    pub(super) fn planned(&mut self, step: Option<u64>, metrics: &BTreeMap<String, f64>) -> Result<Planned, String> {
+        let before = self.there()?;
+        let plan = self.manager()?.plan_removal(step, metrics.clone());
+        let names = |wanted: fn(&Explanation) -> bool| {
+            plan.iter().filter(|explanation| wanted(explanation)).map(|of| of.checkpoint.name.clone()).collect()
+        };
+        let removes = names(|explanation| !explanation.is_kept());
+        Ok(Planned { before, removes, thins: names(|explanation| !explanation.loses.is_empty()) })
+    }
+
+    /// The save has removed what it said.
+    pub(super) fn check_plan(&self, planned: &Planned) -> Verdict {
+        let after: BTreeSet<Id> = self.there()?.into_values().collect();
+        let gone = planned.before.iter().filter(|(_, id)| !after.contains(id)).map(|(name, _)| name.clone());
+        let gone: BTreeSet<String> = gone.collect();
+        if gone != planned.removes {
+            return Err(format!("it said that it removes {:?}, and removed {gone:?}", planned.removes));
+        }
+        let lacks = |name: &&String| !self.dir.join(name).join("slots.safetensors").exists();
+        match planned.thins.iter().find(|name| !lacks(name)) {
+            Some(name) => Err(format!("it said that {name} loses its slots, which are there")),
+            None => Ok(()),
+        }
+    }
+
+    /// The checkpoints of the present name, in or out of the numbering.
+    fn there(&self) -> Result<BTreeMap<String, Id>, String> {
+        let mut there = BTreeMap::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let bare = ["superseded-", "damaged-"].iter().find_map(|aside| name.strip_prefix(aside)).unwrap_or(&name);
+            if bare.strip_prefix(NAMES[self.name]).is_none_or(|rest| !rest.starts_with('-')) {
+                continue;
+            }
+            if let Ok(reader) = CheckpointReader::open(entry.path()) {
+                let manifest = reader.manifest();
+                there.insert(name, (manifest.run.clone(), manifest.sequence));
+            }
+        }
+        Ok(there)
+    }
+
+    /// Looks at everything that must be there, and that nothing more is.
+    pub(super) fn check(&self) -> Verdict {
+        self.check_directory()?;
+        self.check_listed()
+    }
+
+    pub(super) fn check_directory(&self) -> Verdict {
+        for (name, line) in self.lines.iter().enumerate() {
+            for made in line.own.iter().filter(|made| made.there) {
+                let path = self.dir.join(format!("{}-{}", NAMES[name], made.number));
+                let Ok(reader) = CheckpointReader::open(&path) else {
+                    return Err(format!("{} of {} is not there", path.display(), made.value));
+                };
+                if value_of(&reader) != Some(made.value) {
+                    return Err(format!("{} has {:?}, not {}", path.display(), value_of(&reader), made.value));
+                }
+                if !made.is_damaged && !reader.verify().is_intact() {
+                    return Err(format!("{} is damaged", path.display()));
+                }
+                let lacks_slots = !reader.manifest().tensors.keys().any(|key| key.starts_with("slots"));
+                if lacks_slots != made.is_thinned || path.join("slots.safetensors").exists() == made.is_thinned {
+                    let not = if lacks_slots { "no" } else { "still" };
+                    return Err(format!("{} of {} has {not} slots", path.display(), made.value));
+                }
+            }
+            for made in &line.aside {
+                let prefix = format!("superseded-{}-{}-", NAMES[name], made.number);
+                let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
+                let mut named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
+                let there = named.any(|entry| value_in(&entry.path()) == Some(made.value));
+                if there != made.there {
+                    let not = if there { "still" } else { "not" };
+                    return Err(format!("the superseded {} of {} is {not} there", made.number, made.value));
+                }
+            }
+        }
+        for name in &self.copied {
+            if !self.dir.join(name).join("manifest.json").exists() {
+                return Err(format!("the foreign {name} is gone"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_listed(&self) -> Verdict {
+        let manager = self.manager.as_ref().ok_or("no manager")?;
+        let listed: Vec<Location> = manager.checkpoints();
+        let line = &self.lines[self.name];
+        let expected: Vec<PathBuf> =
+            line.own.iter().filter(|made| made.there && !made.permanent).map(|made| self.path(made.number)).collect();
+        if listed.iter().filter(|path| path.is_dir()).ne(&expected) {
+            return Err(format!("it lists {listed:?}, not {expected:?}"));
+        }
+        for made in line.own.iter().filter(|made| made.there) {
+            let found = tch_checkpoint::list_checkpoints(&self.dir).map_err(|e| e.to_string())?;
+            let path = self.path(made.number);
+            let Some(found) = found.checkpoints.iter().find(|listed| listed.path == path) else {
+                return Err(format!("{} is not listed", path.display()));
+            };
+            if found.entry.metrics != made.metrics || found.entry.permanent != made.permanent {
+                return Err(format!("{}: {:?} is listed, not {made:?}", path.display(), found.entry));
+            }
+        }
+        self.check_latest()
+    }
+
+    fn check_latest(&self) -> Verdict {
+        if !self.copied.is_empty() {
+            return Ok(());
+        }
+        let newest = self.lines.iter().enumerate().filter_map(|(name, line)| {
+            let made = line.own.iter().rfind(|made| made.there)?;
+            Some((made.order, self.dir.join(format!("{}-{}", NAMES[name], made.number))))
+        });
+        let expected = newest.max().map(|(_, path)| path);
+        match latest_checkpoint(&self.dir) {
+            Ok(latest) if latest.as_deref() == expected.as_deref() => Ok(()),
+            other => Err(format!("the latest is {other:?}, not {expected:?}")),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! One checkpoint per interval: in the order of saving, one is kept if it was saved an interval after the last one that
+//! was kept, or that is permanent for another reason. The first interval begins when the directory is opened for the
+//! first time, or with the oldest one there; each checkpoint records that beginning. If the clock went back behind the
+//! last one kept, intervals begin anew.
+
+use super::{Line, Made, Rules};
+
+impl Line {
+    /// Which of the own ones are kept for their intervals.
+    pub(super) fn due(&self, rules: &Rules, now: i64) -> Vec<bool> {
+        let due = rules.every.map(|interval| intervals(&self.policies_see(&[]), interval, now).0).unwrap_or_default();
+        self.own.iter().map(|made| made.there && due.contains(&made.value)).collect()
+    }
+
+    /// What the next one records, which takes the place of those with these numbers.
+    pub(super) fn counted_from(&self, rules: &Rules, supersedes: &[u64], now: i64) -> Option<(i64, i64)> {
+        let interval = rules.every?;
+        // Whoever removed one by hand is noticed only when something is saved.
+        let before = self.policies_know(supersedes);
+        let Some(oldest) = before.first() else { return Some((now.min(self.opened), 0)) };
+        if intervals(&before, interval, i64::MAX).1 > now {
+            let taken = |nth: &i64| before.iter().any(|made| made.counted_from == Some((now, -nth)));
+            let nth = (0..).find(|nth| !taken(nth)).unwrap_or(0);
+            return Some((now, -nth));
+        }
+        let recorded = before.iter().rev().find_map(|made| made.counted_from);
+        Some(recorded.unwrap_or((oldest.time, 0)).min((now, 0)))
+    }
+
+    fn policies_see(&self, supersedes: &[u64]) -> Vec<&Made> {
+        self.policies_know(supersedes).into_iter().filter(|made| made.there).collect()
+    }
+
+    fn policies_know(&self, supersedes: &[u64]) -> Vec<&Made> {
+        self.own.iter().filter(|made| made.is_healthy() && !supersedes.contains(&made.number)).collect()
+    }
+}
+
+/// The values of those that are kept, and when the last interval began. A time in the future is the present.
+fn intervals(all: &[&Made], interval: i64, now: i64) -> (Vec<u64>, i64) {
+    let begins = |made: &Made| made.counted_from.map(|from| from.min((now, 0)));
+    let mut from = all.iter().find_map(|made| begins(made));
+    let mut last = from.map(|(time, _)| time).or(all.first().map(|made| made.time.min(now))).unwrap_or(now);
+    let mut kept = Vec::new();
+    for made in all {
+        let time = made.time.min(now);
+        if let Some(anew) = begins(made).filter(|begins| Some(*begins) != from) {
+            (from, last) = (Some(anew), anew.0);
+        }
+        let is_kept = time.saturating_sub(last) >= interval;
+        if is_kept {
+            kept.push(made.value);
+        }
+        if is_kept || made.permanent {
+            last = last.max(time);
+        }
+    }
+    (kept, last)
+}
