@@ -17,8 +17,8 @@ from safetensors import safe_open
 def load(folder):
     with open(f"{folder}/manifest.json", encoding="utf-8") as file:
         manifest = json.load(file)
-    if manifest["format"] != "tch-checkpoint" or manifest["version"] not in (1, 2, 3, 4, 5):
-        raise ValueError(f"{folder} is not a checkpoint of version 1 to 5")
+    if manifest["format"] != "tch-checkpoint" or manifest["version"] not in (1, 2, 3, 4, 5, 6):
+        raise ValueError(f"{folder} is not a checkpoint of version 1 to 6")
     marks = [json.load(open(path, encoding="utf-8")) for path in glob.glob(f"{glob.escape(folder)}/mark-thinned-*.json")]
     removed = {mark["mark"]["thinned"]["component"] for mark in marks}
     keys, values = ([key for key in manifest[of] if unquote(key.split("/")[0]) not in removed] for of in ("tensors", "values"))

@@ -8,16 +8,14 @@
 #[path = "common/arguments.rs"]
 mod arguments;
 
-use std::collections::HashSet;
 use std::error::Error;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, Counter, Location, RestoreOptions, SavedCheckpoint, Variables, latest_checkpoint,
-    optim,
+    Checkpoint, CheckpointManager, Counter, Location, RestoreOptions, SaveFigures, SavedCheckpoint, Variables,
+    latest_checkpoint, optim,
 };
 
 const USAGE: &str = "\
@@ -148,17 +146,10 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Says after each save what it wrote. A file that the last checkpoint has as well was linked.
+/// Says after each save what it wrote, and what it linked because the last checkpoint has the same.
 fn report_bytes() -> impl FnMut(&SavedCheckpoint) -> std::io::Result<()> + Send {
-    let mut last = HashSet::new();
-    move |saved| {
-        let (mut written, mut linked, mut files) = (0, 0, HashSet::new());
-        for file in std::fs::read_dir(&saved.path)? {
-            let found = file?.metadata()?;
-            *(if last.contains(&found.ino()) { &mut linked } else { &mut written }) += found.len();
-            files.insert(found.ino());
-        }
-        last = files;
+    |saved| {
+        let SaveFigures { bytes_written: written, bytes_linked: linked, .. } = saved.figures;
         println!("{}: {written} bytes written, {linked} bytes linked", saved.info.name);
         Ok(())
     }

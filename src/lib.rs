@@ -109,6 +109,7 @@ mod dtype;
 mod error;
 #[cfg(feature = "huggingface")]
 mod export;
+mod figures;
 pub mod format;
 pub mod graph;
 pub mod inspect;
@@ -147,6 +148,7 @@ pub use dtype::{Dtype, TensorSpec};
 pub use error::{BoxError, Error, Mismatch, RestoreReport, Result, SkipReason, Skipped, TrainableDifference};
 #[cfg(feature = "huggingface")]
 pub use export::WeightsExport;
+pub use figures::SaveFigures;
 pub use graph::{Counter, Node, Trackable, Value};
 // Named in full where they are documented: `graph`.
 #[doc(hidden)]

@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,11 @@ impl Provenance {
         }
     }
 
+    /// Returns what was recorded among the `metadata` of a checkpoint, if it is of this form.
+    pub(crate) fn of(metadata: &BTreeMap<String, Value>) -> Option<Provenance> {
+        Provenance::deserialize(metadata.get(PROVENANCE)?).ok()
+    }
+
     /// Adds the commit of the git repository that contains the directory `path`. Reads the repository's files without
     /// running git. Adds nothing if there is no repository, or if it stores its references in another form than loose
     /// and packed files.
@@ -95,6 +102,9 @@ impl Provenance {
         self
     }
 }
+
+/// The name of the metadata in which it is recorded.
+pub(crate) const PROVENANCE: &str = "provenance";
 
 /// The version of `tch` that this version of the crate is built on.
 const TCH_VERSION: &str = "0.26";

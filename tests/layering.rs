@@ -17,6 +17,7 @@ const LAYERS: &[&str] = &[
     "progress",
     "callback",
     "provenance",
+    "figures",
     "graph",
     "format",
     "rules",

@@ -12,7 +12,9 @@ pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
 
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::{Follows, Index, IndexEntry, Manifest};
+use crate::provenance::Provenance;
 use crate::repository::{Aside, Directory, Scan, before_aside, link_met};
 use crate::rules::{Rule, Rules};
 use crate::source::Source;
@@ -48,6 +50,8 @@ pub(crate) struct Found {
     pub has_new_marks: bool,
     /// The names of its metadata.
     pub metadata: Vec<String>,
+    pub provenance: Option<Provenance>,
+    pub figures: Option<SaveFigures>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
     /// Names and texts.
@@ -90,6 +94,8 @@ impl Found {
             has_unknown_mark: false,
             has_new_marks: false,
             metadata,
+            provenance: Provenance::of(&manifest.metadata),
+            figures: manifest.figures,
             pins,
             notes,
             tensors,

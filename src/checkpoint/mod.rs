@@ -5,10 +5,11 @@ mod saving;
 
 use crate::catalog::Sequences;
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::Follows;
 use crate::graph::{self, Counter, Node, Trackable, Tracked};
 use crate::name;
-use crate::provenance::Provenance;
+use crate::provenance::{PROVENANCE, Provenance};
 use crate::repository::{Posix, Storage, nonce};
 use crate::restore::Pending;
 use crate::save::{Held, Plan, UserAsset};
@@ -68,6 +69,8 @@ pub struct Checkpoint {
     pending: Vec<Arc<Pending>>,
     /// Tensors that a restore which stopped halfway may have left partly overwritten.
     torn: BTreeSet<String>,
+    /// What the last save cost.
+    figures: Option<SaveFigures>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -97,6 +100,7 @@ impl Checkpoint {
             storage: Arc::new(Posix::default()),
             run: nonce(),
             planned: None,
+            figures: None,
             follows: None,
             earlier: Vec::new(),
             restores: 0,
@@ -255,7 +259,7 @@ impl Checkpoint {
     /// # Errors
     /// As for [`metadata`](Checkpoint::metadata).
     pub fn provenance(self, provenance: &Provenance) -> Result<Self> {
-        self.metadata("provenance", provenance)
+        self.metadata(PROVENANCE, provenance)
     }
 
     /// Returns how many times this state was saved by [`save`](Checkpoint::save) or a manager. The number is part of

@@ -3,12 +3,14 @@
 use super::Checkpoint;
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
 use crate::graph::Unfinished;
 use crate::location::Location;
 use crate::repository::{Directory, checkpoint_name, parent_of};
 use crate::save::{
-    self, AllSeen, AssetStream, Held, Plan, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset, check_names,
+    self, AllSeen, AssetStream, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset,
+    check_names,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -101,6 +103,26 @@ impl Checkpoint {
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 
+    /// Returns what the last save of this object cost; `None` before the first one. Saves of a manager do not count: see
+    /// [`CheckpointManager::last_save_figures`](crate::CheckpointManager::last_save_figures).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path();
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+    /// checkpoint.write(dir.join("seven"))?;
+    /// let figures = checkpoint.last_save_figures().ok_or("nothing was saved")?;
+    /// assert_eq!(figures.stall, figures.total);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn last_save_figures(&self) -> Option<SaveFigures> {
+        self.figures
+    }
+
     /// Returns the save counter after the next save.
     pub(crate) fn next_save(&self) -> Result<u64> {
         let counter = self.save_counter.get();
@@ -117,15 +139,17 @@ impl Checkpoint {
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
     ) -> Result<(Location, Manifest, Arc<Held>)> {
+        let clock = SaveClock::start();
         let Target { directory, name } = target;
         let (plan, seen) = self.plan(options)?;
         let held = self.hold(directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, ..stamp };
         let unchanged = Unchanged::since_nothing(&plan, seen);
-        let request = self.request(plan, unchanged, stamp, options)?;
+        let request = self.request(plan, unchanged, stamp, options, clock)?;
         directory.must_be_free(name)?;
         let saved = request.run(None, directory, name, assets, || Ok(()));
         let saved = saved.inspect_err(|_| self.forget_plan())?;
+        self.figures = Some(saved.figures);
         Ok((saved.path, saved.manifest, held))
     }
 
@@ -136,8 +160,9 @@ impl Checkpoint {
         unchanged: Unchanged,
         stamp: Stamp,
         options: &SaveOptions,
+        clock: SaveClock,
     ) -> Result<SaveRequest> {
-        SaveRequest::new(plan, unchanged, stamp, &self.assets, options)
+        SaveRequest::new(plan, unchanged, stamp, &self.assets, options, clock)
     }
 
     /// Returns the lock of a directory: the manager's, if it writes to this directory.

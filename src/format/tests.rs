@@ -4,13 +4,14 @@
 use super::safetensors::{MAX_HEADER, header_bytes, layout, parse_header};
 use super::*;
 use crate::dtype::TensorSpec;
+use crate::figures::SaveFigures;
 use crate::name;
 use ::safetensors as oracle;
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const RUN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -541,7 +542,7 @@ fn hostile_manifests_of_right_digest_are_refused_with_a_reason() {
     assert_eq!(Manifest::from_bytes(&seal(&text)), Ok(manifest));
     let cases = [
         // The frame.
-        ("\"version\":1,", "\"version\":6,\"new\":[{}],", "use a newer crate"),
+        ("\"version\":1,", "\"version\":7,\"new\":[{}],", "use a newer crate"),
         ("\"version\":1,", "\"version\":2,", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":{},\n", "`assets`"),
         ("\"step\":1500,\n", "\"step\":1500,\n\"assets\":null,\n", "invalid"),
@@ -665,7 +666,7 @@ fn hostile_indexes_of_right_digest_are_refused_with_a_reason() {
 
 #[test]
 fn a_newer_version_is_told_from_damage() {
-    let newer = "{\"format\":\"tch-checkpoint\",\"version\":6,\n\"anything\":[[[]]] whatever\n";
+    let newer = "{\"format\":\"tch-checkpoint\",\"version\":7,\n\"anything\":[[[]]] whatever\n";
     assert!(matches!(Manifest::from_bytes(&seal(newer)), Err(FormatError::Unsupported(_))));
     let mut damaged = seal(newer);
     damaged[40] ^= 1;
@@ -870,6 +871,47 @@ fn version_5_is_read_as_it_was_written_and_is_needed() {
     let mut alone = sample().0;
     alone.unclean = true;
     assert!(alone.to_bytes().unwrap().starts_with(b"{\"format\":\"tch-checkpoint\",\"version\":5,"));
+}
+
+#[test]
+fn version_6_is_read_as_it_was_written_and_is_needed() {
+    let (mut manifest, _) = sample();
+    let mut figures = SaveFigures::default();
+    figures.stall = Duration::from_micros(1500);
+    figures.total = Duration::from_millis(2250);
+    figures.waited = Duration::from_nanos(1);
+    (figures.bytes_written, figures.bytes_linked) = (123_456_789, 4096);
+    manifest.figures = Some(figures);
+    let text = manifest.to_bytes().unwrap();
+    golden("v6/ckpt-1500/manifest.json", &text);
+    assert_eq!(Manifest::from_bytes(&text).as_ref(), Ok(&manifest));
+    let text = unseal(&text);
+    for (from, to) in [
+        ("\"version\":6", "\"version\":5"),
+        ("\"stall_ns\":1500000", "\"stall_ns\":-1"),
+        ("\"stall_ns\":1500000", "\"stall_ns\":1.5"),
+        ("\"stall_ns\":1500000", "\"stall_ns\":null"),
+        ("\"stall_ns\":1500000", "\"stall_ns\":\"NaN\""),
+        ("\"stall_ns\":1500000", "\"stall_ns\":18446744073709551616"),
+        ("\"stall_ns\":1500000,", ""),
+        ("\"stall_ns\":1500000", "\"stall_ns\":1500000,\"more\":0"),
+        ("\"bytes_linked\":4096", "\"bytes_linked\":-4096"),
+        ("\"figures\":{", "\"figures\":null,\"other\":{"),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let read = Manifest::from_bytes(&seal(&text.replacen(from, to, 1)));
+        assert!(matches!(read, Err(FormatError::Damaged(_))), "{to}: {read:?}");
+    }
+    // Whatever the numbers are, they are only shown.
+    let most = u64::MAX.to_string();
+    let changed = text.replacen("2250000000", "0", 1).replacen("1500000", &most, 1).replacen(
+        "\"bytes_written\":123456789",
+        &format!("\"bytes_written\":{most}"),
+        1,
+    );
+    let read = Manifest::from_bytes(&seal(&changed)).unwrap().figures.unwrap();
+    assert_eq!((read.stall, read.total, read.rate()), (Duration::from_nanos(u64::MAX), Duration::ZERO, None));
+    assert!(read.bytes_written == u64::MAX);
 }
 
 #[test]

@@ -5,9 +5,11 @@ use super::problem::{Problem, ProblemKind};
 use super::target::{Place, directories_below, place};
 use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::MANIFEST_FILE;
 use crate::location::Location;
 use crate::manager::{ListedCheckpoint, Listing};
+use crate::provenance::Provenance;
 use crate::reader::CheckpointReader;
 use crate::repository::FileId;
 use chrono::{DateTime, Utc};
@@ -69,6 +71,10 @@ pub struct CheckpointEntry {
     pub metrics: BTreeMap<String, f64>,
     /// The names of the metadata that was recorded with it.
     pub metadata: Vec<String>,
+    /// Where its run came from, if that was [recorded](crate::Checkpoint::provenance).
+    pub provenance: Option<Provenance>,
+    /// What the save cost. `None` if it was saved before version 6 of the format, or not from tracked objects.
+    pub figures: Option<SaveFigures>,
     /// The keys of tensors with values that are NaN or infinite, as far as that was recorded.
     pub non_finite: Vec<String>,
     /// Whether it was saved after an error, when the state may not have belonged together.
@@ -191,6 +197,8 @@ fn entry(listed: &ListedCheckpoint, latest: bool, seen: &mut HashSet<FileId>) ->
         values: *values,
         metrics: entry.metrics.clone(),
         metadata: listed.metadata.clone(),
+        provenance: listed.provenance.clone(),
+        figures: listed.figures,
         non_finite: listed.non_finite.clone(),
         unclean: listed.unclean,
         without: listed.without.clone(),

@@ -4,6 +4,7 @@ use super::stats::{StatsOptions, TensorStats};
 use super::target::{Overview, Target};
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::figures::SaveFigures;
 use crate::format::{Digest, MANIFEST_FILE, Manifest, SavedModelInfo};
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
@@ -29,6 +30,8 @@ pub struct Summary<'a> {
     pub metrics: BTreeMap<&'a str, f64>,
     /// The metadata that was recorded with it, by name.
     pub metadata: BTreeMap<&'a str, &'a Value>,
+    /// What the save cost, as far as its manifest records it.
+    pub figures: Option<SaveFigures>,
     /// Whether it was saved after an error, when the state may not have belonged together.
     pub unclean: bool,
     /// The components that were tracked and that it does not have.
@@ -190,6 +193,7 @@ impl Target {
             verified_by: source.tensors().keys().map(|key| source.verified_by(key)).min().unwrap_or(VerifiedBy::Digest),
             metrics: metrics.map(|(name, value)| (name.as_str(), *value)).collect(),
             metadata: metadata.map(|(name, value)| (name.as_str(), value)).collect(),
+            figures: manifest.and_then(|manifest| manifest.figures),
             unclean: manifest.is_some_and(|manifest| manifest.unclean),
             without: manifest.map_or(&[], |manifest| manifest.without.as_slice()),
             totals: Totals {

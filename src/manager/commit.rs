@@ -97,9 +97,9 @@ impl Commit {
     /// # Errors
     /// [`Error::Callback`] when a function given to `on_saved` fails.
     pub(super) fn done(self, saved: Committed) -> Result<()> {
-        let path = saved.path.clone();
+        let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
-        self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found) })
+        self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures })
     }
 
     fn take_in(&self, saved: Committed) -> Found {
@@ -122,6 +122,7 @@ impl Commit {
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
             ledger.last_took = Some(self.began.elapsed());
+            ledger.figures = Some(saved.figures);
             (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, &found);

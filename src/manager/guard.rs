@@ -4,7 +4,7 @@ use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
 use crate::error::Result;
 use crate::location::Location;
-use crate::save::Noted;
+use crate::save::{Noted, SaveClock};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -158,6 +158,6 @@ impl Next {
     /// Returns a save of a number, without metrics, that supersedes nothing.
     pub(super) fn new(number: u64, step: Option<u64>, counter: u64) -> Next {
         let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Next { number, step, counter, metrics, superseded, unclean: false, without }
+        Next { number, step, counter, metrics, superseded, unclean: false, without, clock: SaveClock::start() }
     }
 }

@@ -4,6 +4,7 @@ use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
 use super::thinning;
 use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::{Follows, MarkKind};
 use crate::location::Location;
 use crate::repository::{Aside, Directory, Stat, before_aside};
@@ -56,6 +57,8 @@ pub(super) struct Ledger {
     pub links: Vec<Link>,
     /// How long the last save took until it was durable.
     pub last_took: Option<Duration>,
+    /// What it cost.
+    pub figures: Option<SaveFigures>,
     /// Checkpoints of other managers' names.
     pub strangers: Vec<String>,
     /// What the last checkpoint was made of.
@@ -169,6 +172,7 @@ impl Ledger {
             damaged: Vec::new(),
             links: Vec::new(),
             last_took: None,
+            figures: None,
             strangers: Vec::new(),
             memo: Memo::default(),
             seen: Seen::default(),

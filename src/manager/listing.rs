@@ -2,8 +2,10 @@
 
 use crate::catalog::{Catalog, Found};
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::IndexEntry;
 use crate::location::Location;
+use crate::provenance::Provenance;
 use crate::repository::{Directory, OpenOptions, Posix, TRASH};
 use std::collections::BTreeMap;
 
@@ -49,6 +51,10 @@ pub struct ListedCheckpoint {
     pub values: usize,
     /// The names of the [metadata](crate::Checkpoint::metadata) that was recorded with it.
     pub metadata: Vec<String>,
+    /// Where its run came from, if that was [recorded](crate::Checkpoint::provenance).
+    pub provenance: Option<Provenance>,
+    /// What the save cost, if that was recorded.
+    pub figures: Option<SaveFigures>,
     /// The keys of tensors with values that are NaN or infinite, as far as that was noted.
     pub non_finite: Vec<String>,
     /// Whether it was saved after an error, when the state may not have belonged together.
@@ -123,9 +129,23 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
         checkpoints: found
             .into_iter()
             .map(|found| {
-                let Found { entry, non_finite, unclean, without, metadata, tensors, values, pins, notes, .. } = found;
+                let Found { entry, tensors, values, metadata, provenance, figures, .. } = found;
+                let Found { non_finite, unclean, without, pins, notes, .. } = found;
                 let path = path(&entry.name);
-                ListedCheckpoint { path, entry, tensors, values, metadata, non_finite, unclean, without, pins, notes }
+                ListedCheckpoint {
+                    path,
+                    entry,
+                    tensors,
+                    values,
+                    metadata,
+                    provenance,
+                    figures,
+                    non_finite,
+                    unclean,
+                    without,
+                    pins,
+                    notes,
+                }
             })
             .collect(),
         undecided: undecided.map(|(first, second)| (path(&first), path(&second))),

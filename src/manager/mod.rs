@@ -39,11 +39,12 @@ pub use watcher::CheckpointWatcher;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::Follows;
 use crate::location::Location;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
-use crate::save::{Held, Image, SaveOptions};
+use crate::save::{Held, Image, SaveClock, SaveOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::{callback, graph};
 use background::InFlight;
@@ -167,6 +168,8 @@ struct Next {
     unclean: bool,
     /// The components that are left out, sorted.
     without: Vec<String>,
+    /// Started when the save was called for.
+    clock: SaveClock,
 }
 
 /// The function to call if there is nothing to restore.
@@ -280,6 +283,28 @@ impl CheckpointManager {
     #[must_use]
     pub fn should_stop(&self) -> bool {
         self.has_to_stop
+    }
+
+    /// Returns what the last save cost. A background save counts when it is durable, which
+    /// [`wait`](CheckpointManager::wait) waits for; `None` before the first one.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let dir = directory.path();
+    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+    /// let checkpoint = Checkpoint::new().track("step", &Counter::new(7))?;
+    /// let mut manager = CheckpointManager::builder(checkpoint, dir).open()?;
+    /// assert!(manager.last_save_figures().is_none());
+    /// manager.save()?;
+    /// let figures = manager.last_save_figures().ok_or("nothing was saved")?;
+    /// println!("saved in {:?}, which stalled the training for {:?}", figures.total, figures.stall);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn last_save_figures(&self) -> Option<SaveFigures> {
+        self.ledger().figures
     }
 
     /// Returns `true` if a save is being written in the background, or the functions given to

@@ -3,6 +3,7 @@
 use super::retention::CheckpointInfo;
 use crate::callback;
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::location::Location;
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::fmt;
@@ -15,6 +16,8 @@ pub struct SavedCheckpoint {
     pub path: Location,
     /// Its step, metrics, size and health.
     pub info: CheckpointInfo,
+    /// What the save cost.
+    pub figures: SaveFigures,
 }
 
 /// The error type of the functions.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::location::Location;
 use crate::rules::Rule;
-use crate::save::{self, AllSeen, Memo, Plan, Stamp, Unchanged};
+use crate::save::{self, AllSeen, Memo, Plan, SaveClock, Stamp, Unchanged};
 use crate::sync::{Arc, PoisonError};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -191,12 +191,12 @@ impl CheckpointManager {
     }
 
     fn try_save(&mut self) -> Result<Location> {
-        self.settle()?;
+        let clock = self.settle_timed()?;
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
         let number = self.free_number(counter, &superseded)?;
-        self.save_next(Next { superseded, ..Next::new(number, None, number) })
+        self.save_next(Next { superseded, clock, ..Next::new(number, None, number) })
     }
 
     /// Returns this number, or the one after the highest if it is taken. `superseded` names are free.
@@ -221,7 +221,7 @@ impl CheckpointManager {
     }
 
     fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        self.settle()?;
+        let clock = self.settle_timed()?;
         self.look_at_restores();
         if self.last_step == Some(number)
             && self.next_metadata.is_empty()
@@ -232,7 +232,7 @@ impl CheckpointManager {
         let name = format!("{}-{number}", self.name);
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
-        self.save_next(Next { metrics, superseded, ..Next::new(number, Some(number), counter) })
+        self.save_next(Next { metrics, superseded, clock, ..Next::new(number, Some(number), counter) })
     }
 
     /// Returns the checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it
@@ -340,7 +340,7 @@ impl CheckpointManager {
         seen: AllSeen,
         taken: Option<Taken>,
     ) -> Result<Location> {
-        let Next { number, step, counter, metrics, superseded, unclean, without } = next;
+        let Next { number, step, counter, metrics, superseded, unclean, without, clock } = next;
         let name = format!("{}-{number}", self.name);
         let sequence = self.held.next_sequence()?;
         let stamp = self.checkpoint.stamp();
@@ -358,7 +358,8 @@ impl CheckpointManager {
             ledger.memo.keep(beside);
             Unchanged::since(&ledger.memo, &plan, seen)
         };
-        let request = self.checkpoint.request(plan, unchanged, stamp, &self.options)?;
+        let is_behind = taken.is_some();
+        let request = self.checkpoint.request(plan, unchanged, stamp, &self.options, clock.clone())?;
         let request = request.refuse_unhealthy(self.on_unhealthy != OnUnhealthy::Keep);
         let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
         let mut after = Ok(());
@@ -383,6 +384,9 @@ impl CheckpointManager {
         self.checkpoint.set_follows(Some(id.clone()));
         self.head = Some(id);
         self.begun = true;
+        if is_behind {
+            clock.call_returns();
+        }
         after.map(|()| path)
     }
 
@@ -419,6 +423,14 @@ impl CheckpointManager {
             Some(found) => found.follows.clone(),
             None => Some(head),
         }
+    }
+
+    /// Like [`settle`](CheckpointManager::settle), at the beginning of a save. Returns the clock of that save.
+    fn settle_timed(&mut self) -> Result<SaveClock> {
+        let clock = SaveClock::start();
+        let is_in_flight = self.in_flight.is_some();
+        self.settle()?;
+        Ok(if is_in_flight { clock.waited() } else { clock })
     }
 
     /// Waits for the save in flight, if there is one.

@@ -183,6 +183,8 @@ pub(crate) fn copy(
     let kept: BTreeMap<_, _> = kept.map(|name| copy_asset(source, name, &*staging)).collect::<Result<_>>()?;
     let mut manifest = old.clone();
     (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, nonce(), Utc::now());
+    // They are those of the save that is copied.
+    manifest.figures = None;
     manifest.follows = None;
     manifest.earlier.clear();
     manifest.assets = write_streams(assets, &*staging)?;

@@ -5,6 +5,7 @@ mod asset;
 mod behind;
 mod buffer;
 mod chunk;
+mod clock;
 mod freeze;
 mod gather;
 mod held;
@@ -22,6 +23,7 @@ mod write;
 
 pub use asset::AssetStream;
 pub(crate) use asset::{check_names, copy};
+pub(crate) use clock::SaveClock;
 pub(crate) use freeze::Noted;
 pub(crate) use held::Held;
 pub(crate) use image::{Capture, Failure, Image, Others};

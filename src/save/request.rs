@@ -1,6 +1,7 @@
 //! A save: assembled by the call, and run from the live tensors or from a capture.
 
 use super::asset::{AssetStream, write_streams};
+use super::clock::{SaveClock, SavedBytes};
 use super::image::{Capture, Image};
 use super::options::SaveOptions;
 use super::plan::Plan;
@@ -8,6 +9,7 @@ use super::tracked::{Asset, Captured, SavedAsset};
 use super::unchanged::{Memo, Unchanged};
 use super::write;
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest, TensorRecord};
 use crate::location::Location;
 use crate::repository::{Directory, Transaction};
@@ -49,6 +51,7 @@ pub(crate) struct SaveRequest {
     unchanged: Unchanged,
     options: SaveOptions,
     refuse_unhealthy: bool,
+    clock: SaveClock,
 }
 
 /// A checkpoint that was saved.
@@ -57,21 +60,26 @@ pub(crate) struct Committed {
     pub manifest: Manifest,
     /// What to compare the next save with.
     pub memo: Memo,
+    /// What the save cost.
+    pub figures: SaveFigures,
 }
 
 impl SaveRequest {
-    /// Requests a save of `plan`, with the present values and user-provided files.
+    /// Requests a save of `plan`, with the present values and user-provided files. The save began when `clock` was
+    /// started.
     pub(crate) fn new(
         plan: Arc<Plan>,
         unchanged: Unchanged,
         stamp: Stamp,
         assets: &[Asset],
         options: &SaveOptions,
+        clock: SaveClock,
     ) -> Result<SaveRequest> {
         let values = plan.values()?;
         let assets = assets.iter().map(|asset| asset.capture(unchanged.earlier(asset.name())));
         let assets = assets.collect::<Result<_>>()?;
-        Ok(SaveRequest { plan, stamp, values, assets, unchanged, options: options.clone(), refuse_unhealthy: false })
+        let options = options.clone();
+        Ok(SaveRequest { plan, stamp, values, assets, unchanged, options, refuse_unhealthy: false, clock })
     }
 
     /// Sets whether non-finite values are an error.
@@ -116,15 +124,21 @@ impl SaveRequest {
             }
         }
         manifest.assets = write_streams(streams, &*staging)?;
+        let mut bytes = SavedBytes::default();
+        self.plan.files.iter().zip(&written.linked).for_each(|(file, is_linked)| bytes.add(file.bytes, *is_linked));
+        manifest.assets.values().for_each(|entry| bytes.add(entry.bytes, false));
         let assets = self.write_assets(directory, &*staging)?;
+        assets.iter().for_each(|asset| bytes.add(asset.captured.entry.bytes, asset.finished.is_none()));
         let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
         manifest.assets.extend(entries);
         ready()?;
+        manifest.figures = Some(self.clock.figures(bytes));
         staging.commit(&manifest.to_bytes()?, self.options.threads)?;
         let path = directory.path(name);
-        let SaveRequest { plan, unchanged, .. } = self;
+        let SaveRequest { plan, unchanged, clock, .. } = self;
+        let figures = clock.figures(bytes);
         let memo = unchanged.into_memo(&plan, name, &manifest, &written.linked, &written.finished, assets);
-        Ok(Committed { path, manifest, memo })
+        Ok(Committed { path, manifest, memo, figures })
     }
 
     fn write_assets(&mut self, directory: &Directory, staging: &dyn Transaction) -> Result<Vec<SavedAsset>> {

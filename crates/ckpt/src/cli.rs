@@ -259,6 +259,7 @@ Examples:
   ckpt ls checkpoints/pronounce
   ckpt ls --sort metric:loss --best loss checkpoints/pronounce
   ckpt ls --columns name,age,new,pins,kept checkpoints/pronounce
+  ckpt ls --columns name,stall,took,waited,written,linked,rate checkpoints/pronounce
   ckpt ls -r checkpoints
   ckpt ls --json checkpoints/pronounce | jq -r .latest
 
@@ -273,7 +274,8 @@ pub struct Ls {
     #[arg(long, value_name = "KEY", default_value = "sequence")]
     pub sort: Sort,
     /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values, metrics,
-    /// health, pins, notes, kept (what keeps it under any policies), marks
+    /// health, pins, notes, stall (time that the training stood still), took (time until it was durable), waited (of these,
+    /// for the save before), written and linked (bytes), rate, provenance, kept (what keeps it under any policies), marks
     #[arg(
         long,
         value_name = "COLUMNS",

@@ -5,6 +5,7 @@ use crate::ls::Column;
 use crate::table::Align;
 use chrono::Utc;
 use tch_checkpoint::inspect::CheckpointEntry;
+use tch_checkpoint::{Provenance, SaveFigures};
 
 /// The heading of a column, and how its cells are aligned.
 pub fn heading(column: Column) -> (&'static str, Align) {
@@ -21,6 +22,13 @@ pub fn heading(column: Column) -> (&'static str, Align) {
         Column::Health => ("HEALTH", Align::Left),
         Column::Pins => ("PINS", Align::Left),
         Column::Notes => ("NOTES", Align::Left),
+        Column::Stall => ("STALL", Align::Right),
+        Column::Took => ("TOOK", Align::Right),
+        Column::Waited => ("WAITED", Align::Right),
+        Column::Written => ("WRITTEN", Align::Right),
+        Column::Linked => ("LINKED", Align::Right),
+        Column::Rate => ("RATE", Align::Right),
+        Column::Provenance => ("PROVENANCE", Align::Left),
         Column::Kept => ("KEPT BY", Align::Left),
         Column::Marks => ("", Align::Left),
     }
@@ -32,6 +40,7 @@ pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str) 
         true => name.clone(),
         false => format!("{name} ({text})"),
     };
+    let figure = |of: fn(SaveFigures) -> String| entry.figures.map_or_else(|| "-".to_string(), of);
     match column {
         Column::Name => entry.name.clone(),
         Column::Step => human::number(entry.step),
@@ -45,8 +54,24 @@ pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str) 
         Column::Health => health(entry),
         Column::Pins => entry.pins.iter().map(with).collect::<Vec<_>>().join(", "),
         Column::Notes => entry.notes.iter().map(with).collect::<Vec<_>>().join(", "),
+        Column::Stall => figure(|figures| human::seconds(figures.stall.as_secs_f64())),
+        Column::Took => figure(|figures| human::seconds(figures.total.as_secs_f64())),
+        Column::Waited => figure(|figures| human::seconds(figures.waited.as_secs_f64())),
+        Column::Written => figure(|figures| human::bytes(figures.bytes_written)),
+        Column::Linked => figure(|figures| human::bytes(figures.bytes_linked)),
+        Column::Rate => figure(|figures| human::rate(figures.rate())),
+        Column::Provenance => entry.provenance.as_ref().map_or_else(|| "-".to_string(), provenance),
         Column::Kept => kept.to_string(),
         Column::Marks => marks(entry, is_best),
+    }
+}
+
+/// The commit, shortened, or the version where none was recorded.
+fn provenance(provenance: &Provenance) -> String {
+    let dirty = if provenance.git_dirty == Some(true) { ", uncommitted changes" } else { "" };
+    match &provenance.git_commit {
+        Some(commit) => format!("commit {}{dirty}", commit.chars().take(12).collect::<String>()),
+        None => format!("tch-checkpoint {}{dirty}", provenance.crate_version),
     }
 }
 

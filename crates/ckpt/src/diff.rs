@@ -5,6 +5,8 @@ use crate::human;
 use crate::output::{Exit, Output};
 use crate::table::{Align, Table};
 use crate::target::{self, title};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use tch_checkpoint::inspect::{Diff, DiffEntry, DiffKind, DiffOptions, DiffSide, ElementDiff, diff_with};
 use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{Error, TensorSource};
@@ -65,11 +67,23 @@ fn print_metadata(diff: &Diff<'_>, out: &mut Output) {
     }
     out.line("");
     let mut table = Table::new([("METADATA", Align::Left), ("A", Align::Left), ("B", Align::Left)]);
-    let shown = |value: Option<&serde_json::Value>| {
-        value.map_or_else(String::new, |value| human::excerpt(&value.to_string(), 0, SHOWN))
+    let shown =
+        |value: Option<&Value>| value.map_or_else(String::new, |value| human::excerpt(&value.to_string(), 0, SHOWN));
+    let plain = |value: Option<&Value>| match value {
+        Some(Value::String(text)) => human::excerpt(text, 0, SHOWN),
+        value => shown(value),
     };
     for entry in &diff.metadata {
-        table.row([entry.name.to_string(), shown(entry.a), shown(entry.b)]);
+        // Of what has fields, such as the provenance, those that differ.
+        match (entry.a.and_then(Value::as_object), entry.b.and_then(Value::as_object)) {
+            (Some(a), Some(b)) => {
+                let fields: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+                for field in fields.into_iter().filter(|field| a.get(*field) != b.get(*field)) {
+                    table.row([format!("{}.{field}", entry.name), plain(a.get(field)), plain(b.get(field))]);
+                }
+            }
+            _ => table.row([entry.name.to_string(), shown(entry.a), shown(entry.b)]),
+        }
     }
     table.print(out);
 }

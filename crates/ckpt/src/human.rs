@@ -41,6 +41,25 @@ pub fn age(age: TimeDelta) -> String {
     }
 }
 
+/// `850 µs`, `12.3 ms`, `1.5 s`, `12 min`, `3 h`: with three digits.
+pub fn seconds(seconds: f64) -> String {
+    let (number, unit) = match seconds.abs() {
+        0.0 => (0.0, "s"),
+        ..1e-3 => (seconds * 1e6, "µs"),
+        ..1.0 => (seconds * 1e3, "ms"),
+        ..120.0 => (seconds, "s"),
+        ..7200.0 => (seconds / 60.0, "min"),
+        _ => (seconds / 3600.0, "h"),
+    };
+    let rounded: f64 = format!("{number:.2e}").parse().unwrap_or(number);
+    format!("{} {unit}", figure(rounded))
+}
+
+/// `1.5 GiB/s`, or `-` if there is none.
+pub fn rate(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_string(), |rate| format!("{}/s", bytes(rate as u64)))
+}
+
 /// `1 tensor`, `2 tensors`.
 pub fn count(count: usize, thing: &str) -> String {
     match count {
@@ -118,6 +137,26 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(figure(value), text);
         }
+    }
+
+    #[test]
+    fn times_have_a_unit_that_fits() {
+        let cases = [
+            (0.0, "0 s"),
+            (1.234e-9, "0.00123 µs"),
+            (850e-6, "850 µs"),
+            (0.012345, "12.3 ms"),
+            (0.9999, "1000 ms"),
+            (1.5, "1.5 s"),
+            (90.0, "90 s"),
+            (600.0, "10 min"),
+            (10_800.0, "3 h"),
+            (u64::MAX as f64 / 1e9, "5120000 h"),
+        ];
+        for (time, text) in cases {
+            assert_eq!(seconds(time), text);
+        }
+        assert_eq!((rate(None), rate(Some(1536.0))), ("-".to_string(), "1.5 KiB/s".to_string()));
     }
 
     #[test]

@@ -30,6 +30,13 @@ pub enum Column {
     Health,
     Pins,
     Notes,
+    Stall,
+    Took,
+    Waited,
+    Written,
+    Linked,
+    Rate,
+    Provenance,
     Kept,
     Marks,
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use tch_checkpoint::format::TensorInfo;
 use tch_checkpoint::inspect::{StatsOptions, Summary};
-use tch_checkpoint::{Error, VerifiedBy};
+use tch_checkpoint::{Error, SaveFigures, VerifiedBy};
 
 /// How many characters of a value are shown.
 const SHOWN: usize = 80;
@@ -87,6 +87,9 @@ fn print_head(summary: &Summary<'_>, out: &mut Output) {
             row("verified by", verified_by(summary.verified_by).to_string());
         }
     }
+    if let Some(figures) = summary.figures {
+        row("save", cost(&figures));
+    }
     if summary.unclean {
         row("unclean", "saved after an error; the state may not belong together".to_string());
     }
@@ -98,6 +101,23 @@ fn print_head(summary: &Summary<'_>, out: &mut Output) {
     }
     table.print(out);
     out.line("");
+}
+
+/// What the save cost, in a line.
+fn cost(figures: &SaveFigures) -> String {
+    let [stall, total, waited] = [figures.stall, figures.total, figures.waited];
+    let waited = match waited.is_zero() {
+        true => String::new(),
+        false => format!(", {} of it waiting for the save before", human::seconds(waited.as_secs_f64())),
+    };
+    format!(
+        "took {}, stalled the training for {}{waited}; {} written at {}, {} linked",
+        human::seconds(total.as_secs_f64()),
+        human::seconds(stall.as_secs_f64()),
+        human::bytes(figures.bytes_written),
+        human::rate(figures.rate()),
+        human::bytes(figures.bytes_linked),
+    )
 }
 
 /// How far the elements of another tool's checkpoint can be verified.

@@ -20,9 +20,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::format::Manifest;
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, Value, interop};
+use tch_checkpoint::{
+    Checkpoint, CheckpointManager, Counter, Durability, Provenance, SaveFigures, SaveOptions, Value, interop,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -64,6 +67,8 @@ fn run(dir: &Path, run: &str, shift: f32) -> Outcome {
         manifest.counted_from = manifest.counted_from.map(|_| manifest.saved_at);
         manifest.follows.iter_mut().for_each(|follows| follows.run = id.clone());
         manifest.run = id;
+        // Of no use in most sessions; see `with_figures`.
+        manifest.figures = None;
         fs::write(&file, manifest.to_bytes()?)?;
     }
     // The index is a cache of what was replaced.
@@ -71,10 +76,39 @@ fn run(dir: &Path, run: &str, shift: f32) -> Outcome {
     Ok(())
 }
 
+/// Saves two checkpoints that record where their run came from, and what the saves cost.
+fn with_figures(dir: &Path) -> Outcome {
+    run(dir, "00112233445566778899aabbccddeeff", 0.0)?;
+    fs::remove_dir_all(dir.join("ckpt-300"))?;
+    let millis = Duration::from_millis;
+    let first = (millis(12), millis(480), millis(0), 8324, 0);
+    let second = (millis(350), millis(815), millis(338), 4108, 4216);
+    let commits = ["0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"];
+    for (number, commit, (stall, total, waited, written, linked)) in
+        [(100, commits[0], first), (200, commits[1], second)]
+    {
+        let file = dir.join(format!("ckpt-{number}/manifest.json"));
+        let mut manifest = Manifest::from_bytes(&fs::read(&file)?).map_err(|e| e.to_string())?;
+        let mut provenance = Provenance::new().dirty(number == 200);
+        provenance.started_at = START.parse()?;
+        provenance.crate_version = "0.1.0".to_string();
+        (provenance.tch_version, provenance.libtorch_version) = (Some("0.26".to_string()), Some("2.13.0".to_string()));
+        provenance.git_commit = Some(commit.to_string());
+        manifest.metadata.insert("provenance".to_string(), serde_json::to_value(&provenance)?);
+        let mut figures = SaveFigures::default();
+        (figures.stall, figures.total, figures.waited) = (stall, total, waited);
+        (figures.bytes_written, figures.bytes_linked) = (written, linked);
+        manifest.figures = Some(figures);
+        fs::write(&file, manifest.to_bytes()?)?;
+    }
+    Ok(())
+}
+
 /// What the sessions are about.
 fn scene(dir: &Path) -> Outcome {
     run(&dir.join("run"), "0123456789abcdef", 0.0)?;
     run(&dir.join("other"), "fedcba9876543210", 0.25)?;
+    with_figures(&dir.join("traced"))?;
     // As a save links what did not change.
     let encoder = |number: u32| dir.join(format!("run/ckpt-{number}/encoder.safetensors"));
     fs::remove_file(encoder(200))?;
@@ -190,4 +224,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { bisect cat diff du keep ls marks repair report rewrite shell show verify }
+sessions! { bisect cat diff du keep ls marks repair report rewrite shell show traced verify }

@@ -8,6 +8,7 @@ pub(super) use check::{check_count, check_run, check_sequence, check_time};
 
 use super::Digest;
 use crate::dtype::TensorSpec;
+use crate::figures::SaveFigures;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -59,6 +60,9 @@ pub struct Manifest {
     pub unclean: bool,
     /// The tracked components that were left out of this save, sorted. Empty if the checkpoint is complete.
     pub without: Vec<String>,
+    /// What the save cost, up to the writing of the manifest. `None` in manifests of versions 1 to 5, and of checkpoints
+    /// that were not saved from tracked objects.
+    pub figures: Option<SaveFigures>,
 }
 
 /// The maximum number of earlier runs in a manifest.
@@ -214,6 +218,7 @@ impl Manifest {
             counted_from: None,
             unclean: false,
             without: Vec::new(),
+            figures: None,
         }
     }
 

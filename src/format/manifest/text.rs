@@ -3,6 +3,7 @@
 use super::{AssetEntry, FileEntry, Follows, MAX_MANIFEST_BYTES, Manifest, Piece, Statistics, TensorRecord};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
+use crate::figures::SaveFigures;
 use crate::format::envelope::Envelope;
 use crate::format::json::{self, Sorted, Unique, Values};
 use crate::format::safetensors::Shape;
@@ -14,7 +15,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 const ENVELOPE: Envelope =
-    Envelope { format: "tch-checkpoint", version: 5, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
+    Envelope { format: "tch-checkpoint", version: 6, max_bytes: MAX_MANIFEST_BYTES, what: "manifest" };
 
 impl Manifest {
     /// Returns the text of the file. Two manifests of the same state differ only in the last two lines.
@@ -39,6 +40,9 @@ impl Manifest {
 
     /// Returns the lowest version that can represent this manifest.
     fn version(&self) -> u64 {
+        if self.figures.is_some() {
+            return 6;
+        }
         if !self.metadata.is_empty() || self.unclean || !self.without.is_empty() {
             return 5;
         }
@@ -79,8 +83,8 @@ impl Manifest {
         }
         let (sequence, run, saved_at) = (self.sequence, self.run.clone(), self.saved_at);
         let (follows, earlier, counted_from) = (self.follows.clone(), self.earlier.clone(), self.counted_from);
-        let (unclean, without) = (self.unclean, self.without.clone());
-        let commit = Commit { sequence, run, saved_at, follows, earlier, counted_from, unclean, without };
+        let (unclean, without, figures) = (self.unclean, self.without.clone(), self.figures);
+        let commit = Commit { sequence, run, saved_at, follows, earlier, counted_from, unclean, without, figures };
         text.extend_from_slice(b"\"commit\":");
         json::append(&mut text, &commit)?;
         text.extend_from_slice(b",\n");
@@ -132,6 +136,7 @@ impl Manifest {
             counted_from: text.commit.counted_from,
             unclean: text.commit.unclean,
             without: text.commit.without,
+            figures: text.commit.figures,
         };
         if manifest.version() > version {
             let newer = manifest.version();
@@ -186,6 +191,8 @@ struct Commit {
     unclean: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     without: Vec<String>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    figures: Option<SaveFigures>,
 }
 
 /// Reads a field that may be missing, but not null.

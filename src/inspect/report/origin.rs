@@ -2,8 +2,8 @@
 
 use crate::format::{Follows, Manifest};
 use crate::inspect::listing::CheckpointEntry;
-use crate::provenance::Provenance;
-use serde::{Deserialize, Serialize};
+use crate::provenance::{PROVENANCE, Provenance};
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -27,9 +27,6 @@ pub struct RunOrigin {
     pub metadata: BTreeMap<String, Value>,
 }
 
-/// The name of the metadata in which [`Provenance`] is recorded.
-const PROVENANCE: &str = "provenance";
-
 /// The runs so far, in the order of their first checkpoints.
 #[derive(Debug, Default)]
 pub(super) struct Runs(Vec<RunOrigin>);
@@ -52,8 +49,7 @@ impl Runs {
         let Some(run) = self.0.get_mut(at) else { return };
         run.checkpoints += 1;
         run.last = entry.name.clone();
-        let recorded = manifest.metadata.get(PROVENANCE);
-        run.provenance = recorded.and_then(|value| Provenance::deserialize(value).ok()).or(run.provenance.take());
+        run.provenance = Provenance::of(&manifest.metadata).or(run.provenance.take());
         let others =
             manifest.metadata.iter().filter(|(name, _)| name.as_str() != PROVENANCE || run.provenance.is_none());
         run.metadata = others.map(|(name, value)| (name.clone(), value.clone())).collect();

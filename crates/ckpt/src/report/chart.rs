@@ -1,7 +1,7 @@
 //! Charts as inline SVG.
 
 use super::html::Html;
-use super::scale::{Scale, byte_ticks, thinned};
+use super::scale::{Scale, thinned};
 use super::view::View;
 use crate::human;
 
@@ -146,13 +146,20 @@ pub struct Bar {
     pub parts: Vec<Part>,
 }
 
-/// Draws bars of bytes.
-pub fn bars(html: &mut Html, view: &View<'_>, label: &str, bars: &[Bar]) {
+/// Draws bars, with values as `text` writes them, at the ticks that `ticks` returns for the largest value and their number.
+pub fn bars(
+    html: &mut Html,
+    view: &View<'_>,
+    label: &str,
+    bars: &[Bar],
+    ticks: impl Fn(f64, usize) -> Vec<f64>,
+    text: impl Fn(f64) -> String,
+) {
     open(html, label);
     let sum = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
     let largest = bars.iter().map(sum).fold(0.0, f64::max);
     if let Some(scale) = Scale::from_zero([largest]) {
-        vertical(html, &scale, &byte_ticks(largest, 4), |bytes| human::bytes(bytes as u64));
+        vertical(html, &scale, &ticks(largest, 4), text);
         let width = ((WIDTH - LEFT - RIGHT) / bars.len().max(1) as f64 * 0.8).clamp(1.0, 24.0);
         for bar in bars {
             // Inside of the axis, the first and the last one too.

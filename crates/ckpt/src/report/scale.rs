@@ -78,6 +78,17 @@ pub fn byte_ticks(largest: f64, count: usize) -> Vec<f64> {
     scale.ticks(count).into_iter().map(|tick| tick * unit).collect()
 }
 
+/// Returns about `count` values from 0 to `largest` seconds that are round in the unit of the largest.
+pub fn second_ticks(largest: f64, count: usize) -> Vec<f64> {
+    let unit = match largest {
+        ..120.0 => 1.0,
+        ..7200.0 => 60.0,
+        _ => 3600.0,
+    };
+    let scale = Scale { low: 0.0, high: largest / unit, is_log: false };
+    scale.ticks(count).into_iter().map(|tick| tick * unit).collect()
+}
+
 fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     let finite = values.into_iter().filter(|value| value.is_finite());
     finite.fold(None, |range, value| {
@@ -137,6 +148,14 @@ mod tests {
     fn sizes_have_binary_units() {
         assert_eq!(byte_ticks(1.1 * 1024.0 * 1024.0, 4), [0.0, 0.5, 1.0].map(|mib| mib * 1024.0 * 1024.0));
         assert_eq!(byte_ticks(900.0, 4), [0.0, 500.0]);
+    }
+
+    #[test]
+    fn times_have_units_of_time() {
+        assert_eq!(second_ticks(0.004, 4), [0.0, 0.001, 0.002, 0.003, 0.004]);
+        assert_eq!(second_ticks(600.0, 2), [0.0, 300.0, 600.0]);
+        assert_eq!(second_ticks(36_000.0, 2), [0.0, 18_000.0, 36_000.0]);
+        assert_eq!(second_ticks(0.0, 2), [0.0]);
     }
 
     #[test]

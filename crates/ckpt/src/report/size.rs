@@ -2,6 +2,7 @@
 
 use super::chart::{self, Bar, Part};
 use super::html::Html;
+use super::scale::byte_ticks;
 use super::summary::sum;
 use super::view::{Run, View};
 use crate::human;
@@ -79,7 +80,7 @@ fn of_run(html: &mut Html, view: &View<'_>, run: &Run<'_>) {
 }
 
 /// At most [`BARS`] checkpoints, evenly spaced, the newest one among them, with their positions.
-fn shown<'a>(run: &Run<'a>) -> Vec<(f64, &'a ReportedCheckpoint)> {
+pub fn shown<'a>(run: &Run<'a>) -> Vec<(f64, &'a ReportedCheckpoint)> {
     let all = &run.report.checkpoints;
     let every = all.len().div_ceil(BARS).max(1);
     let pairs = run.x.iter().copied().zip(all).rev().step_by(every);
@@ -97,7 +98,8 @@ fn bars(
     title: &dyn Fn(&ReportedCheckpoint) -> String,
 ) {
     let bar = |(x, one): &(f64, &ReportedCheckpoint)| Bar { x: *x, title: title(one), parts: parts(one) };
-    chart::bars(html, view, label, &shown.iter().map(bar).collect::<Vec<Bar>>());
+    let bars: Vec<Bar> = shown.iter().map(bar).collect();
+    chart::bars(html, view, label, &bars, byte_ticks, |bytes| human::bytes(bytes as u64));
 }
 
 /// The components of the newest checkpoint, with the colours of the chart.

@@ -157,6 +157,13 @@ pub fn facts(html: &mut Html, view: &View<'_>) {
     row("Bytes linked", &|html, run| {
         html.text(human::bytes(sum(run.report.checkpoints.iter().map(|one| one.linked_bytes))))
     });
+    row("Training stalled by saves", &|html, run| {
+        let stalls = || run.report.checkpoints.iter().filter_map(|one| Some(one.entry.figures?.stall.as_secs_f64()));
+        match stalls().count() {
+            0 => html.raw("not recorded"),
+            saves => html.text(human::seconds(stalls().sum())).raw(" in ").text(human::count(saves, "save")),
+        }
+    });
     row("Tensors", &|html, run| html.number(run.report.checkpoints.last().map_or(0, |one| one.entry.tensors)));
     html.raw("</tbody></table></div></section>");
 }

@@ -60,6 +60,11 @@ fn a_page_has_everything_in_its_place() {
     ] {
         assert!(items.iter().any(|item| item == expected), "{expected:?} is not in {items:?}");
     }
+    // What the saves cost: one bar and one row each.
+    let of_saves =
+        dom.named("table").into_iter().find(|table| table.attribute("class").as_deref() == Some("saves")).unwrap();
+    assert_eq!(of_saves.text().matches("ckpt-").count(), 6, "{}", of_saves.text());
+    assert_eq!(text.matches(": stalled the training for ").count(), 6);
     // What keeps each one, pins, notes, what is gone.
     for expected in ["pinned: paper", "table 2", "remark: looked at", "it is among the newest 3", "no policy keeps it"]
     {
@@ -85,6 +90,31 @@ fn two_runs_are_side_by_side() {
         class.starts_with("line")
     });
     assert_eq!(lines.count(), 5);
+}
+
+#[test]
+fn save_times_of_any_length_have_a_page() {
+    use std::time::Duration;
+    use tch_checkpoint::SaveFigures;
+    use tch_checkpoint::format::Manifest;
+    let dir = tempfile::tempdir().unwrap();
+    runs::steady(&dir.path().join("run"), 4, 2);
+    let mut most = SaveFigures::default();
+    (most.bytes_written, most.bytes_linked) = (u64::MAX, u64::MAX);
+    let mut none = SaveFigures::default();
+    let longest = Duration::from_nanos(u64::MAX);
+    (most.stall, most.total, none.waited) = (longest, longest, longest);
+    for (step, figures) in [(10, None), (20, Some(most)), (30, Some(none))] {
+        let file = dir.path().join(format!("run/ckpt-{step}/manifest.json"));
+        let mut manifest = Manifest::from_bytes(&fs::read(&file).unwrap()).unwrap();
+        manifest.figures = figures;
+        fs::write(&file, manifest.to_bytes().unwrap()).unwrap();
+    }
+    let (_, text) = page(dir.path(), &["run"]);
+    Dom::valid(&text).check();
+    assert!(text.contains("1 checkpoint does not record what the save cost"), "the oldest one");
+    assert!(text.contains("5120000 h") && text.contains("16.0 EiB"));
+    assert!(!text.contains("height=\"-"), "a bar has a height");
 }
 
 #[test]
@@ -133,6 +163,9 @@ fn json_has_what_the_page_shows() {
     assert_eq!((&run["directory"], &run["latest"]), (&"run".into(), &"ckpt-40".into()));
     assert_eq!(run["checkpoints"].as_array().unwrap().len(), 4);
     assert_eq!(run["tensors"][0]["points"].as_array().unwrap().len(), 4);
+    let figures = &run["checkpoints"][0]["figures"];
+    assert!(figures["stall_ns"].as_u64() > Some(0) && figures["bytes_written"].as_u64() > Some(0), "{figures}");
+    assert_eq!((&figures["stall_ns"], &figures["waited_ns"]), (&figures["total_ns"], &0.into()));
     assert_eq!(run["tensors"][0]["trend"], "steady");
     assert!(!dir.path().join("report.html").exists(), "the document replaces the page");
 }
