@@ -6,10 +6,13 @@ use super::target::{Overview, Target};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::AssetEntry;
+use crate::parallel;
 use crate::source::TensorSource;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 /// The result of [`diff`].
 #[derive(Debug, Clone, Serialize)]
@@ -153,8 +156,8 @@ pub enum DiffSide<'a> {
 
 /// Compares the state in two checkpoints: tensors and values by key, and the files of two saved models.
 ///
-/// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, and
-/// verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of the state.
+/// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, by several
+/// threads, and verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of the state.
 /// Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
@@ -215,13 +218,27 @@ pub fn diff_with<'a>(
         Some(_) => Budget(u64::MAX),
     };
     let is_close = |elements: &ElementDiff| options.tolerance.is_some_and(|tolerance| elements.is_within(tolerance));
-    for key in &keys(sides[0]) | &keys(sides[1]) {
+    let compared = (&keys(sides[0]) | &keys(sides[1])).into_iter().map(|key| {
         let entries = sides.map(|source| Entry::of(source, key));
-        match compare(key, entries, sides, &mut budget)? {
-            Some((DiffKind::Content, Some(elements))) if is_close(&elements) => diff.within_tolerance += 1,
-            Some((kind, elements)) => {
+        (key, entries, compare(key, entries, sides, &mut budget))
+    });
+    let compared: Vec<(&str, [Option<Entry<'_>>; 2], Found)> = compared.collect();
+    let mut elements = read_all(&compared, sides)?;
+    for (key, entries, found) in compared {
+        let kind = match (found, elements.get(key)) {
+            (Found::Read(Read { differ: false, .. }), Some(elements)) if elements.differing == 0 => None,
+            (Found::Read(_), Some(elements)) if is_close(elements) => {
+                diff.within_tolerance += 1;
+                continue;
+            }
+            (Found::Read(_), _) => Some(DiffKind::Content),
+            (Found::Differs(kind), _) => Some(kind),
+            (Found::Equal, _) => None,
+        };
+        match kind {
+            Some(kind) => {
                 let [a, b] = entries.map(|entry| entry.map(Entry::side));
-                diff.differences.push(DiffEntry { key, kind, a, b, elements });
+                diff.differences.push(DiffEntry { key, kind, a, b, elements: elements.remove(key) });
             }
             None if matches!(entries[0], Some(Entry::Tensor(_))) => diff.equal_tensors += 1,
             None => diff.equal_values += 1,
@@ -283,18 +300,29 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// How the two entries of a key differ.
-fn compare(
-    key: &str,
-    entries: [Option<Entry<'_>>; 2],
-    sides: [&dyn TensorSource; 2],
-    budget: &mut Budget,
-) -> Result<Option<(DiffKind, Option<ElementDiff>)>> {
+/// What is known of the entries of a key before elements are read.
+#[derive(Clone, Copy)]
+enum Found {
+    Equal,
+    Differs(DiffKind),
+    Read(Read),
+}
+
+/// Two tensors whose elements are read.
+#[derive(Clone, Copy)]
+struct Read {
+    bytes: u64,
+    /// Whether their digests differ; otherwise only the elements show whether the tensors do.
+    differ: bool,
+}
+
+/// Compares the two entries of a key as far as that takes no reading.
+fn compare(key: &str, entries: [Option<Entry<'_>>; 2], sides: [&dyn TensorSource; 2], budget: &mut Budget) -> Found {
     let kind = match entries {
-        [None, None] => return Ok(None),
+        [None, None] => return Found::Equal,
         [Some(_), None] => DiffKind::OnlyInA,
         [None, Some(_)] => DiffKind::OnlyInB,
-        [Some(Entry::Value(a)), Some(Entry::Value(b))] if is_same(a, b) => return Ok(None),
+        [Some(Entry::Value(a)), Some(Entry::Value(b))] if is_same(a, b) => return Found::Equal,
         [Some(Entry::Value(_)), Some(Entry::Value(_))] => DiffKind::Value,
         [Some(Entry::Tensor(a)), Some(Entry::Tensor(b))] => match (a.dtype == b.dtype, a.shape == b.shape) {
             (false, false) => DiffKind::DtypeAndShape,
@@ -304,7 +332,7 @@ fn compare(
         },
         [Some(_), Some(_)] => DiffKind::TensorOrValue,
     };
-    Ok(Some((kind, None)))
+    Found::Differs(kind)
 }
 
 /// Compares as text, which distinguishes 0.0 from -0.0. The keys of objects have the same order in both.
@@ -320,16 +348,12 @@ struct Budget(u64);
 const READS: u64 = 4;
 
 impl Budget {
-    /// Compares the elements of the tensor `key`, of one type and shape in both.
-    fn compare(
-        &mut self,
-        key: &str,
-        spec: &TensorSpec,
-        sides: [&dyn TensorSource; 2],
-    ) -> Result<Option<(DiffKind, Option<ElementDiff>)>> {
+    /// Compares the digests of the tensor `key`, of one type and shape in both, and decides whether its elements are
+    /// read.
+    fn compare(&mut self, key: &str, spec: &TensorSpec, sides: [&dyn TensorSource; 2]) -> Found {
         let digests = sides.map(|source| source.digest(key));
         let differ = match digests {
-            [Some(a), Some(b)] if a == b => return Ok(None),
+            [Some(a), Some(b)] if a == b => return Found::Equal,
             [Some(_), Some(_)] => true,
             _ => false,
         };
@@ -337,12 +361,38 @@ impl Budget {
         // Without two digests, only the elements show whether two tensors differ: they are always read.
         match self.0.checked_sub(bytes.saturating_mul(2)) {
             Some(left) => self.0 = left,
-            None if differ => return Ok(Some((DiffKind::Content, None))),
+            None if differ => return Found::Differs(DiffKind::Content),
             None => {}
         }
-        let elements = read(key, sides)?;
-        Ok((differ || elements.differing > 0).then_some((DiffKind::Content, Some(elements))))
+        Found::Read(Read { bytes, differ })
     }
+}
+
+/// Reads the elements of all pairs that are to be read, the largest first, on several threads, one pair each.
+fn read_all<'a>(
+    compared: &[(&'a str, [Option<Entry<'_>>; 2], Found)],
+    sides: [&dyn TensorSource; 2],
+) -> Result<HashMap<&'a str, ElementDiff>> {
+    let wanted = compared.iter().filter_map(|(key, _, found)| match found {
+        Found::Read(read) => Some((*key, read.bytes)),
+        _ => None,
+    });
+    let mut wanted: Vec<(&str, u64)> = wanted.collect();
+    wanted.sort_by_key(|(_, bytes)| Reverse(*bytes));
+    let bytes = wanted.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(bytes.saturating_mul(2)));
+    let threads = parallel::worth(parallel::default_threads(), bytes);
+    let found = Mutex::new(HashMap::with_capacity(wanted.len()));
+    parallel::for_each(
+        &wanted,
+        threads,
+        || (),
+        |(key, _), ()| {
+            let elements = read(key, sides)?;
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, elements);
+            Ok(())
+        },
+    )?;
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Reads both tensors and compares their elements, which are verified as far as each source allows.

@@ -10,6 +10,7 @@ use crate::name;
 use crate::parallel;
 use crate::source::TensorSource;
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
@@ -273,7 +274,9 @@ impl Target {
         let stored: BTreeSet<&str> = keys.iter().map(|key| source.first_alias(key)).collect();
         let bytes = |key: &&str| source.tensors().get(*key).and_then(|spec| spec.bytes()).unwrap_or(u64::MAX);
         let wanted = stored.iter().map(bytes).fold(0, u64::saturating_add);
-        let stored: Vec<&str> = stored.into_iter().collect();
+        // The largest first, so that no thread begins one when the others have nothing left.
+        let mut stored: Vec<&str> = stored.into_iter().collect();
+        stored.sort_by_key(|key| Reverse(bytes(key)));
         let found = Mutex::new(BTreeMap::new());
         let threads = parallel::worth(parallel::default_threads(), wanted);
         parallel::for_each(
