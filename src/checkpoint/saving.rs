@@ -258,6 +258,7 @@ impl Checkpoint {
             metadata,
             unclean,
             without,
+            records_figures: true,
         }
     }
 

@@ -63,6 +63,8 @@ pub(super) fn checkpoint(
             AssetStream::new(name, entry.bytes, move |out| copy_asset(source, name, out).map_err(io::Error::other))
         });
         checkpoint.write_stamped(path, &SaveOptions::new().threads(READERS), assets.collect(), |stamp| {
+            // No training waits for it.
+            stamp.records_figures = false;
             stamp.step = attributes.step;
             stamp.save_counter = attributes.save_counter.unwrap_or_default();
             (stamp.metrics, stamp.metadata) = (attributes.metrics.clone(), attributes.metadata.clone());

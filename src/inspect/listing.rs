@@ -73,7 +73,7 @@ pub struct CheckpointEntry {
     pub metadata: Vec<String>,
     /// Where its run came from, if that was [recorded](crate::Checkpoint::provenance).
     pub provenance: Option<Provenance>,
-    /// What the save cost. `None` if it was saved before version 6 of the format, or not from tracked objects.
+    /// What the save cost. `None` if it was saved before version 6 of the format, or converted or copied.
     pub figures: Option<SaveFigures>,
     /// The keys of tensors with values that are NaN or infinite, as far as that was recorded.
     pub non_finite: Vec<String>,

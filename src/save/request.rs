@@ -39,6 +39,8 @@ pub(crate) struct Stamp {
     pub unclean: bool,
     /// The components that are tracked and left out, sorted.
     pub without: Vec<String>,
+    /// Whether the manifest records what the save costs.
+    pub records_figures: bool,
 }
 
 /// A save. Everything except the tensors is as of the time of the request.
@@ -132,7 +134,7 @@ impl SaveRequest {
         let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
         manifest.assets.extend(entries);
         ready()?;
-        manifest.figures = Some(self.clock.figures(bytes));
+        manifest.figures = self.stamp.records_figures.then(|| self.clock.figures(bytes));
         staging.commit(&manifest.to_bytes()?, self.options.threads)?;
         let path = directory.path(name);
         let SaveRequest { plan, unchanged, clock, .. } = self;

@@ -177,7 +177,9 @@ fn shown(dir: &Path, line: &str) -> String {
 /// Returns a line of output, with the time and the run of a checkpoint that the session itself has saved replaced.
 fn steady(line: &str) -> String {
     let (name, value) = line.split_once("  ").unwrap_or((line, ""));
-    let is_of_scene = ["2026-11-22", "0123456789abcdef", "fedcba9876543210"].iter().any(|known| value.contains(known));
+    let is_of_scene = ["2026-11-22", "0123456789abcdef", "fedcba9876543210", "0011223344556677"]
+        .iter()
+        .any(|known| value.contains(known));
     match name {
         "saved" if !is_of_scene => "saved         (now)".to_string(),
         "run" if !is_of_scene => "run           (another one)".to_string(),

@@ -61,7 +61,7 @@ pub struct Manifest {
     /// The tracked components that were left out of this save, sorted. Empty if the checkpoint is complete.
     pub without: Vec<String>,
     /// What the save cost, up to the writing of the manifest. `None` in manifests of versions 1 to 5, and of checkpoints
-    /// that were not saved from tracked objects.
+    /// that were converted or copied.
     pub figures: Option<SaveFigures>,
 }
 
