@@ -389,3 +389,73 @@ fn a_save_that_fails_hides_nothing() -> Outcome {
     assert!(!root.exists());
     Ok(())
 }
+
+/// What a panic interrupts, in the order of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Moment {
+    /// The data are loaded.
+    Before,
+    /// After the forward pass.
+    Passed,
+    /// In the update: the tensors belong to no step.
+    Torn,
+}
+
+/// A panic at any moment: the run goes on from the last call, or from the last checkpoint if the state may be torn, and in
+/// the end the state is that of a run that never stopped. `GUARD_PANICS=50` in the environment sets how many.
+#[test]
+fn a_panic_at_any_moment_costs_nothing_but_a_torn_step() -> Outcome {
+    let count: u64 = std::env::var("GUARD_PANICS").ok().and_then(|count| count.parse().ok()).unwrap_or(12);
+    let dir = tempfile::tempdir()?;
+    let whole = Run::new(true, true);
+    let mut states = vec![whole.state()];
+    let (mut reached, mut torn) = (0, 0);
+    for number in 0..count {
+        let random = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+        let kind = TOLD[(number % 3) as usize];
+        let moment = [Moment::Before, Moment::Passed, Moment::Torn][(random % 3) as usize];
+        let every = 1 + random / 3 % 5;
+        let steps = 1 + random / 15 % 17;
+        let run = Run::new(kind.0, kind.1);
+        let builder = run.builder(dir.path())?.save_every(every);
+        let background = random / 255 % 2 == 0;
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.restore_or_initialize()?;
+        assert_eq!(run.step.get(), reached, "panic {number}");
+        assert!(run.state() == states[reached as usize], "panic {number}");
+        let mut durable = reached;
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            manager.guard(|manager| -> Result<(), Error> {
+                for _ in 0..steps {
+                    if manager.save_if_due(run.update())?.is_some() {
+                        durable = run.step.get();
+                    }
+                }
+                match moment {
+                    Moment::Before => {}
+                    Moment::Passed => run.pass(),
+                    Moment::Torn => run.large.fill(255),
+                }
+                panic!("a bug in the model")
+            })
+        }));
+        assert!(panicked.is_err());
+        while states.len() <= run.step.get() as usize {
+            whole.update();
+            states.push(whole.state());
+        }
+        // A step whose call has saved it is not lost, even if the next one was torn.
+        reached = if moment == Moment::Torn { durable } else { reached + steps };
+        torn += u64::from(moment == Moment::Torn);
+        manager.close()?;
+        let latest = latest_checkpoint(dir.path())?;
+        assert_eq!(latest.is_some(), reached > 0);
+        if let Some(latest) = latest {
+            assert!(latest.ends_with(format!("ckpt-{reached}")), "{} at {reached}, {moment:?}", latest.display());
+            assert!(verify_checkpoint(&latest).is_intact());
+        }
+    }
+    println!("{count} panics, {torn} of them in an update; {reached} steps");
+    assert!(torn > 0 && torn < count && reached > count);
+    Ok(())
+}

@@ -13,11 +13,12 @@ use object_store::{PART, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{self, Aside, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter, Dtype, Error, Location,
-    RestoreOptions, SaveOptions, list_checkpoints, verify_checkpoint,
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, CheckpointWatcher, Counter,
+    Dtype, Error, Location, RestoreOptions, SaveOptions, list_checkpoints, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -343,4 +344,57 @@ fn what_was_quarantined_as_damaged_is_discarded_unless_it_stays() -> Outcome {
     let shared: Arc<dyn Storage> = Arc::new(Store::default());
     discards(Run::new(Arc::new(shared.clone()), "mem://bucket/shared"))?;
     discards(Run::new(Arc::new(Counting::new(shared)), "mem://bucket/wrapped"))
+}
+
+/// Issue 11: an evaluator polls for hours beside thousands of permanent checkpoints.
+#[test]
+fn a_watcher_reads_what_is_new_and_nothing_twice() -> Outcome {
+    const COUNT: u64 = 30;
+    let dir = tempfile::tempdir()?;
+    let counting = Counting::new(Arc::new(Posix::default()));
+    let step = Counter::new(0);
+    let checkpoint = Checkpoint::new().track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).open()?;
+    let save = |manager: &mut CheckpointManager| manager.save_at(step.increment());
+    for _ in 0..COUNT {
+        save(&mut manager)?;
+    }
+    // As if it had been a while ago: a directory that changed just now is read again.
+    let age = || -> Result<(), std::io::Error> {
+        let then = std::time::SystemTime::now() - Duration::from_secs(60);
+        for entry in std::fs::read_dir(dir.path())?.filter_map(Result::ok).filter(|entry| entry.path().is_dir()) {
+            std::fs::File::open(entry.path())?.set_modified(then)?;
+        }
+        std::fs::File::open(dir.path())?.set_modified(then)
+    };
+    age()?;
+    let watcher = CheckpointWatcher::in_storage(Arc::new(counting.clone()), dir.path());
+    let mut watcher = watcher.poll(Duration::from_millis(1)).timeout(Duration::from_millis(200));
+    let opened = || counting.take().get("open").copied().unwrap_or(0);
+    let newest = |watcher: &mut CheckpointWatcher| watcher.next().transpose().map(|info| info.map(|info| info.name));
+    assert_eq!(newest(&mut watcher)?.as_deref(), Some("ckpt-30"));
+    let all = opened();
+    assert!(all >= COUNT, "{all}");
+    // It polls about 200 times.
+    assert_eq!(newest(&mut watcher)?, None);
+    let counts = counting.take();
+    assert_eq!((counts.get("open"), counts.get("scan")), (None, Some(&1)), "{counts:?}");
+
+    save(&mut manager)?;
+    assert_eq!(newest(&mut watcher)?.as_deref(), Some("ckpt-31"));
+    let one = opened();
+    assert!(one > 0 && one <= all.div_ceil(COUNT), "{one} for one, {all} for {COUNT}");
+
+    // One that takes the place of another, under its name and with a mark.
+    age()?;
+    assert_eq!(newest(&mut watcher)?, None);
+    counting.take();
+    std::fs::remove_dir_all(dir.path().join("ckpt-31"))?;
+    step.set(30);
+    save(&mut manager)?;
+    CheckpointDirectory::new(dir.path()).annotate("ckpt-31", "note", "another")?;
+    let found = watcher.next().ok_or("none")??;
+    assert_eq!((found.name.as_str(), found.notes.len()), ("ckpt-31", 1));
+    assert!(opened() <= 2 * one);
+    Ok(())
 }

@@ -2,11 +2,13 @@
 //! answers these questions.
 
 mod chain;
+mod looks;
 mod marks;
 mod rule;
 mod sequences;
 
 pub(crate) use chain::{Chain, Link};
+pub(crate) use looks::{Looks, is_settled};
 pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
@@ -174,6 +176,13 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Examines everything that `scan` found in `directory`.
     pub(crate) fn of(directory: &Directory, scan: Scan) -> Catalog {
+        Catalog::of_changed(directory, scan, &mut Looks::default())
+    }
+
+    /// Like [`of`](Catalog::of), without what has not changed since the last time with these `looks`. Files that were
+    /// changed in place are not noticed.
+    pub(crate) fn of_changed(directory: &Directory, scan: Scan, looks: &mut Looks) -> Catalog {
+        looks.keep(&scan.names);
         let mut catalog = Catalog {
             leftovers: scan.leftovers,
             names: scan.names,
@@ -183,11 +192,14 @@ impl Catalog {
         };
         let indexed = rule::indexed(catalog.index.as_ref());
         for name in &scan.checkpoints {
-            catalog.look(directory, name, &indexed);
+            catalog.look(directory, name, &indexed, looks);
         }
         for (aside, name) in scan.aside {
             match aside {
-                Aside::Superseded => catalog.superseded.push((name.clone(), look(directory, &name).ok())),
+                Aside::Superseded => {
+                    let found = looks.look(directory, &name).ok();
+                    catalog.superseded.push((name, found));
+                }
                 Aside::Damaged | Aside::PassedOver => catalog.set_aside.push(name),
             }
         }
@@ -211,8 +223,8 @@ impl Catalog {
         self.links = links;
     }
 
-    fn look(&mut self, directory: &Directory, name: &str, indexed: &HashSet<String>) {
-        let error = match look(directory, name) {
+    fn look(&mut self, directory: &Directory, name: &str, indexed: &HashSet<String>, looks: &mut Looks) {
+        let error = match looks.look(directory, name) {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
         };

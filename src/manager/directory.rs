@@ -3,12 +3,12 @@
 use super::listing::{Listing, list};
 use super::marks::name_of;
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
-use crate::catalog::{self, Catalog, Found, Marks, numbered, remove_mark, sync_marks, write_mark};
+use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, sync_marks, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
 use crate::graph;
 use crate::location::Location;
-use crate::repository::{Directory, OpenOptions, Posix, Storage};
+use crate::repository::{Directory, OpenOptions, Posix, Stat, Storage};
 use crate::save::Held;
 use crate::sync::Arc;
 use serde::de::DeserializeOwned;
@@ -109,13 +109,28 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](crate::checkpoints).
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>> {
-        Ok(self.found()?.1.iter().map(CheckpointInfo::from).collect())
+        self.checkpoints_changed(&mut Looks::default())
+    }
+
+    /// Like [`checkpoints`](CheckpointDirectory::checkpoints), reading only those that changed since the last time with
+    /// these `looks`.
+    pub(super) fn checkpoints_changed(&self, looks: &mut Looks) -> Result<Vec<CheckpointInfo>> {
+        Ok(self.found_changed(looks)?.1.iter().map(CheckpointInfo::from).collect())
+    }
+
+    /// Returns the directory as it is, if any later change gives it another time.
+    pub(super) fn settled(&self) -> Option<Stat> {
+        self.directory().ok()?.dir().ok()?.stat().ok().filter(is_settled)
     }
 
     /// Returns the content of the directory, and the whole checkpoints in order.
     fn found(&self) -> Result<(Catalog, Vec<Found>)> {
+        self.found_changed(&mut Looks::default())
+    }
+
+    fn found_changed(&self, looks: &mut Looks) -> Result<(Catalog, Vec<Found>)> {
         let directory = self.directory()?;
-        let mut catalog = Catalog::of(directory, directory.scan()?);
+        let mut catalog = Catalog::of_changed(directory, directory.scan()?, looks);
         let (found, undecided) = catalog.ordered();
         for list in [&mut catalog.damaged, &mut catalog.unreachable] {
             if let Some(at) = list.iter().position(|(_, error)| !error.is_damage()) {

@@ -2,7 +2,7 @@
 
 use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
 use super::thinning;
-use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
+use crate::catalog::{Catalog, Chain, Found, is_settled, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, MarkKind};
@@ -14,7 +14,7 @@ use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// A link, and what it leads to.
 #[derive(Debug, Clone)]
@@ -76,9 +76,6 @@ pub(super) struct Seen {
     marked: HashMap<String, Stat>,
 }
 
-/// A directory whose time is not this long ago can change again at the same time, as its file system tells it.
-const SETTLED: Duration = Duration::from_secs(3);
-
 impl Seen {
     /// Returns `true` if `found` still has its name, as far as the system reports.
     pub(super) fn is_there(&mut self, directory: &Directory, found: &Found) -> bool {
@@ -129,11 +126,7 @@ impl Seen {
             return false;
         }
         // Before they are read. Storages that tell no time are always asked.
-        let age = |stat: &Stat| {
-            let seconds = u64::try_from(stat.modified.0).ok().filter(|seconds| *seconds > 0)?;
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).ok()
-        };
-        match stat.filter(|stat| age(stat).is_some_and(|age| age > SETTLED)) {
+        match stat.filter(is_settled) {
             Some(stat) => drop(self.marked.insert(name.clone(), stat)),
             None => drop(self.marked.remove(name)),
         }

@@ -2,9 +2,12 @@
 
 use super::directory::CheckpointDirectory;
 use super::retention::CheckpointInfo;
+use crate::catalog::Looks;
 use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::location::Location;
+use crate::repository::{Posix, Stat, Storage};
+use crate::sync::Arc;
 use std::collections::HashSet;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -46,6 +49,9 @@ pub struct CheckpointWatcher {
     stop: Option<Box<dyn FnMut() -> bool + Send>>,
     /// The yielded checkpoints: names and identities.
     yielded: HashSet<(String, Option<Follows>)>,
+    looks: Looks,
+    /// The directory as it was when there was nothing new in it.
+    unchanged: Option<Stat>,
     /// When the last one was yielded.
     last: Option<Instant>,
 }
@@ -64,9 +70,29 @@ impl fmt::Debug for CheckpointWatcher {
 impl CheckpointWatcher {
     /// Watches the directory at `path`, which need not exist yet.
     pub fn new(path: impl Into<Location>) -> CheckpointWatcher {
-        let path = path.into();
+        CheckpointWatcher::in_storage(Arc::new(Posix::default()), path)
+    }
+
+    /// Watches the directory at `location` of a storage other than the operating system's file systems.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    /// use tch_checkpoint::repository::Memory;
+    /// use tch_checkpoint::{Checkpoint, CheckpointWatcher, Counter};
+    /// let memory = Arc::new(Memory::default());
+    /// Checkpoint::in_storage(memory.clone()).track("step", &Counter::new(3))?.save("mem://run/ckpt")?;
+    /// let mut watcher = CheckpointWatcher::in_storage(memory, "mem://run").timeout(Duration::ZERO);
+    /// assert_eq!(watcher.next().ok_or("none")??.name, "ckpt-1");
+    /// assert!(watcher.next().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointWatcher {
+        let path = location.into();
         CheckpointWatcher {
-            directory: CheckpointDirectory::new(&path),
+            directory: CheckpointDirectory::in_storage(storage, &path),
             path,
             timeout: None,
             min_interval: Duration::ZERO,
@@ -74,6 +100,8 @@ impl CheckpointWatcher {
             each: false,
             stop: None,
             yielded: HashSet::new(),
+            looks: Looks::default(),
+            unchanged: None,
             last: None,
         }
     }
@@ -113,9 +141,14 @@ impl CheckpointWatcher {
         self
     }
 
-    /// Returns the next one that is new.
-    fn look(&self) -> Result<Option<CheckpointInfo>> {
-        let mut found = match self.directory.checkpoints() {
+    /// Returns the next one that is new. Where the storage tells when a directory changed, reads only what did.
+    fn look(&mut self) -> Result<Option<CheckpointInfo>> {
+        let settled = self.directory.settled();
+        if settled.is_some() && settled == self.unchanged {
+            return Ok(None);
+        }
+        self.unchanged = None;
+        let mut found = match self.directory.checkpoints_changed(&mut self.looks) {
             // It is being removed at this moment: the next poll finds out.
             Err(error) if error.is_damage() || matches!(error, Error::Removed { .. }) => return Ok(None),
             result => result?,
@@ -124,7 +157,11 @@ impl CheckpointWatcher {
             found.drain(..found.len().saturating_sub(1));
         }
         let is_new = |info: &CheckpointInfo| !self.yielded.contains(&(info.name.clone(), info.id.clone()));
-        Ok(found.into_iter().find(is_new))
+        let new = found.into_iter().find(is_new);
+        if new.is_none() {
+            self.unchanged = settled;
+        }
+        Ok(new)
     }
 }
 

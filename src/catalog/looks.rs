@@ -1,0 +1,48 @@
+//! Checkpoints as they were when they were last examined, for those who examine a directory again and again.
+
+use super::{Found, look};
+use crate::error::Result;
+use crate::repository::{Directory, Stat};
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, SystemTime};
+
+/// A directory whose time is not this long ago can change again at the same time, as its file system tells it.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// Returns `true` if any later change gives what has this `stat` another time. Storages that tell no time never say so.
+pub(crate) fn is_settled(stat: &Stat) -> bool {
+    let seconds = u64::try_from(stat.modified.0).ok().filter(|seconds| *seconds > 0);
+    let age = seconds.and_then(|seconds| {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).ok()
+    });
+    age.is_some_and(|age| age > SETTLED)
+}
+
+/// What is known of checkpoints by name, with their directories as they were before: whatever is added, replaced or
+/// removed in a directory changes its time.
+#[derive(Debug, Default)]
+pub(crate) struct Looks(HashMap<String, (Stat, Found)>);
+
+impl Looks {
+    /// Examines the checkpoint `name`, unless its directory is as it was.
+    pub(super) fn look(&mut self, directory: &Directory, name: &str) -> Result<Found> {
+        let stat = directory.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+        let stat = stat.filter(is_settled);
+        if let Some((seen, found)) = self.0.get(name)
+            && stat.as_ref() == Some(seen)
+        {
+            return Ok(found.clone());
+        }
+        let found = look(directory, name);
+        match (&found, stat) {
+            (Ok(found), Some(stat)) => drop(self.0.insert(name.to_string(), (stat, found.clone()))),
+            _ => drop(self.0.remove(name)),
+        }
+        found
+    }
+
+    /// Forgets all but these.
+    pub(super) fn keep(&mut self, names: &BTreeSet<String>) {
+        self.0.retain(|name, _| names.contains(name));
+    }
+}
