@@ -219,7 +219,7 @@ pub trait TensorSource: Debug + Send + Sync {
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()>;
 
     /// Reads the elements `range` of the tensor `key`, counted in row-major order, into `target`. Memory is bounded by
-    /// the length of `target`, a small buffer, and one compressed chunk of the format. Does not verify checksums that
+    /// the length of `target`, a small buffer, and two chunks of a format that compresses in chunks. Does not verify checksums that
     /// cover other elements, too.
     ///
     /// # Errors

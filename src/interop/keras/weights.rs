@@ -407,7 +407,7 @@ impl TensorSource for Weights {
         let spec = self.tensors.get(key).ok_or_else(|| unknown_key(key))?;
         let (file, dataset) = self.dataset(key).ok_or_else(|| unknown_key(key))?;
         check_range(key, spec, &range, target.len())?;
-        dataset.read(&file.input, range, target)
+        file.read(dataset, range, target)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {

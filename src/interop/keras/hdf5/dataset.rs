@@ -1,6 +1,7 @@
 //! Datasets: where their elements are, and reading them.
 
 use super::attributes::{Attributes, texts};
+use super::decoded::{Decoded, Encoded};
 use super::filter::{self, Filter};
 use super::group::leaves;
 use super::metadata::{Metadata, UNDEFINED};
@@ -136,14 +137,14 @@ impl Dataset {
             return Ok(());
         }
         let mut raw = vec![0; bytes as usize];
-        self.read_bytes(metadata.input, 0, &mut raw)?;
+        self.read_bytes(metadata.input, &Decoded::default(), 0, &mut raw)?;
         self.texts = Some(texts(metadata, &self.kind, bytes / self.kind.size, &raw)?);
         Ok(())
     }
 
-    /// Reads the elements `range` in row-major order, little-endian. `target` has their length.
-    pub(in crate::interop::keras) fn read(&self, input: &Input, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        self.read_bytes(input, range.start * self.kind.size, target)?;
+    /// See [`File::read`](super::File::read).
+    pub(super) fn read(&self, input: &Input, decoded: &Decoded, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        self.read_bytes(input, decoded, range.start * self.kind.size, target)?;
         if let Kind::Number { unit, big: true, .. } = &self.kind.kind {
             target.chunks_exact_mut(*unit).for_each(<[u8]>::reverse);
         }
@@ -151,7 +152,7 @@ impl Dataset {
     }
 
     /// Reads from byte `begin` on.
-    fn read_bytes(&self, input: &Input, begin: u64, target: &mut [u8]) -> Result<()> {
+    fn read_bytes(&self, input: &Input, decoded: &Decoded, begin: u64, target: &mut [u8]) -> Result<()> {
         match &self.layout {
             Layout::Compact(bytes) => {
                 target.copy_from_slice(&bytes[begin as usize..begin as usize + target.len()]);
@@ -165,7 +166,7 @@ impl Dataset {
             Layout::Chunked { chunk, filters, index } => {
                 self.fill(target);
                 for found in index.iter() {
-                    self.read_chunk(input, chunk, filters, found, begin, target)?;
+                    self.read_chunk((input, decoded), chunk, filters, found, begin, target)?;
                 }
                 Ok(())
             }
@@ -182,7 +183,7 @@ impl Dataset {
 
     fn read_chunk(
         &self,
-        input: &Input,
+        (input, decoded): (&Input, &Decoded),
         lengths: &[u64],
         filters: &[Filter],
         chunk: &Chunk,
@@ -203,9 +204,18 @@ impl Dataset {
         if last <= begin || first >= end {
             return Ok(());
         }
-        let stored = input.read_vec(chunk.address..chunk.address + chunk.size, u64::MAX)?;
-        let bytes = filter::undo(filters, chunk.mask, stored, self.chunk_bytes() as usize);
-        let bytes = bytes.map_err(|reason| input.damaged(reason))?;
+        let encoded = &Encoded {
+            address: chunk.address,
+            size: chunk.size,
+            mask: chunk.mask,
+            filters: filters.to_vec(),
+            bytes: self.chunk_bytes() as usize,
+        };
+        let bytes = decoded.get(encoded, last > end, || {
+            let stored = input.read_vec(encoded.address..encoded.address + encoded.size, u64::MAX)?;
+            let bytes = filter::undo(&encoded.filters, encoded.mask, stored, encoded.bytes);
+            bytes.map_err(|reason| input.damaged(reason))
+        })?;
         let row = inside.last().copied().unwrap_or(1) * size;
         let mut index = vec![0; inside.len()];
         loop {

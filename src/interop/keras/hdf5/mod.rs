@@ -4,6 +4,7 @@
 
 mod attributes;
 mod dataset;
+mod decoded;
 mod filter;
 mod group;
 mod header;
@@ -13,11 +14,13 @@ mod types;
 pub(super) use attributes::Attributes;
 pub(super) use dataset::Dataset;
 
+use self::decoded::Decoded;
 use self::group::Link;
 use self::metadata::Metadata;
 use crate::error::Result;
 use crate::interop::input::Input;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The first bytes of a file.
@@ -41,6 +44,7 @@ pub(super) struct File {
     pub groups: BTreeMap<Vec<String>, Arc<Attributes>>,
     /// Paths of soft links that lead nowhere.
     pub dangling: Vec<Vec<String>>,
+    decoded: Decoded,
 }
 
 /// An object of the file.
@@ -55,6 +59,11 @@ enum Object {
 }
 
 impl File {
+    /// Reads the elements `range` of a dataset of this file in row-major order, little-endian. `target` has their length.
+    pub(super) fn read(&self, dataset: &Dataset, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        dataset.read(&self.input, &self.decoded, range, target)
+    }
+
     pub(super) fn open(input: Input) -> Result<File> {
         let metadata = Metadata::new(&input);
         let root = superblock(&metadata)?;
@@ -95,7 +104,7 @@ impl File {
             Names { input: &input, root, objects, found: Vec::new(), groups: BTreeMap::new(), dangling: vec![] };
         names.walk()?;
         let Names { found, groups, dangling, .. } = names;
-        Ok(File { input, datasets, paths: found, groups, dangling })
+        Ok(File { input, datasets, paths: found, groups, dangling, decoded: Decoded::default() })
     }
 }
 
