@@ -300,6 +300,37 @@ proptest! {
     }
 }
 
+/// The other lengths of a shape with a zero can be any numbers: nothing may go through them, or multiply them.
+#[test]
+fn tensors_without_elements_are_made_at_once() {
+    let table = Table::default()
+        .with("wide", Dtype::F32, &[1 << 40, 0], Vec::new())
+        .with("long", Dtype::F32, &[0, 1 << 40, 1 << 40], Vec::new())
+        .with("row", Dtype::F32, &[1, 2], vec![0; 8]);
+    for expression in [
+        "concat(1, wide, wide)",
+        "stack(0, wide, wide)",
+        "repeat(wide, [1, 3])",
+        "slice(wide, 1, 0..0)",
+        "blocks(wide, 1, 2, [1, 0])",
+        "transpose(wide)",
+        "add(wide, zeros(wide))",
+        "cast(concat(1, wide, wide), F16)",
+        "concat(0, long, long)",
+        "slice(long, 0, 0..0)",
+        "transpose(reshape(long, [0, 0, 1099511627776, 1099511627776]), [1, 0, 2, 3])",
+    ] {
+        let map: NameMap = format!("map 1\nmade = {expression}\n").parse().unwrap();
+        let mapped = map.apply(&table).unwrap();
+        assert!(read(&mapped, "made").is_empty(), "{expression}");
+        mapped.verify().unwrap();
+    }
+    // From nothing to something.
+    let map: NameMap = "map 1\nmade = concat(0, row, pad(slice(row, 1, 0..0), 1, 2, 1))\n".parse().unwrap();
+    let expected: Vec<u8> = [0f32, 0.0, 1.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert_eq!(read(&map.apply(&table).unwrap(), "made"), expected);
+}
+
 fn keys(map: &str, table: &Table) -> Vec<String> {
     let map: NameMap = format!("map 1\n{map}").parse().unwrap_or_else(|e| panic!("{e}"));
     let mapped = map.apply(table).unwrap_or_else(|e| panic!("{e}"));

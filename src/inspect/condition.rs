@@ -327,7 +327,8 @@ impl<'a> Parser<'a> {
 
     fn term(&mut self) -> Result<Term, ConditionError> {
         self.rest();
-        if self.depth == MAX_DEPTH {
+        // The innermost condition is inside of them all.
+        if self.depth > MAX_DEPTH {
             return Err(self.wrong(format!("at most {MAX_DEPTH} parentheses and `not` can be inside of each other")));
         }
         self.depth += 1;
@@ -437,6 +438,9 @@ mod tests {
             ("metric(\"loss\") > two", 18, "a number belongs here, not `two`"),
             ("metric(\"loss\") > 1e999", 18, "a number belongs here, not `1e999`"),
             ("metric(\"loss\") > nan", 18, "a number"),
+            ("metric(\"loss\") > ++1", 18, "a number"),
+            ("metric(\"loss\") > 1e", 18, "a number belongs here, not `1e`"),
+            ("metric(\"loss\") > 0x10", 18, "a number belongs here, not `0x10`"),
             ("metric(\"loss) > 2", 8, "not closed"),
             ("metric(\"lo\\ss\") > 2", 11, "after `\\`"),
             ("metric(\"ü\", 2) > 2", 11, "`)` belongs here, not `,`"),
@@ -456,8 +460,10 @@ mod tests {
     #[test]
     fn depth_and_length_have_limits() {
         let nested = |depth: usize| format!("{}nonfinite{}", "(".repeat(depth), ")".repeat(depth));
-        assert!(nested(MAX_DEPTH - 1).parse::<Condition>().is_ok());
-        assert!(wrong(&nested(MAX_DEPTH)).1.contains("inside of each other"));
+        assert!(nested(MAX_DEPTH).parse::<Condition>().is_ok());
+        assert!(format!("{}nonfinite", "not ".repeat(MAX_DEPTH)).parse::<Condition>().is_ok());
+        assert_eq!(wrong(&nested(MAX_DEPTH + 1)).0, MAX_DEPTH + 2);
+        assert!(wrong(&nested(MAX_DEPTH + 1)).1.contains("inside of each other"));
         assert!(wrong(&format!("{}nonfinite", "not ".repeat(1000))).1.contains("inside of each other"));
         assert!(wrong(&" ".repeat(5000)).1.contains("at most 4096"));
         assert!(format!("unclean{}", " or unclean".repeat(300)).parse::<Condition>().is_ok());

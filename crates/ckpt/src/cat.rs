@@ -93,7 +93,8 @@ fn print(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> {
         row = *columns;
     }
     if let [.., rows, columns] = tensor.shape() {
-        matrix = rows * columns;
+        // Of a tensor without elements these can be any numbers.
+        matrix = rows.saturating_mul(*columns);
     }
     let is_matrix = tensor.shape().len() > 2;
     let exit = each(tensor, out, |out, at, element| {

@@ -1,5 +1,6 @@
 //! What `ckpt` gives to a shell: completions, a manual, files for NumPy, and questions that are answered.
 
+use serde_json::json;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -209,5 +210,33 @@ fn ls_watches_until_nobody_looks() -> Outcome {
     assert_eq!(seen, 2);
     drop(lines);
     assert!(child.wait()?.success());
+    Ok(())
+}
+
+/// The other lengths of a shape with a zero can be any numbers.
+#[test]
+fn tensors_without_elements_take_no_time() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let header = json!({
+        "long": { "dtype": "F32", "shape": [0, 1u64 << 40, 1u64 << 40], "data_offsets": [0, 0] },
+        "wide": { "dtype": "F32", "shape": [1u64 << 40, 0], "data_offsets": [0, 0] },
+    });
+    let header = header.to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    fs::write(dir.path().join("model.safetensors"), bytes)?;
+    for line in [
+        "cat model.safetensors long",
+        "cat model.safetensors wide",
+        "cat model.safetensors long --format npy",
+        "show --stats --histogram model.safetensors",
+        "verify model.safetensors",
+        "diff model.safetensors model.safetensors",
+        "convert model.safetensors own",
+        "average model.safetensors model.safetensors --out mean.pt",
+        "seal model.safetensors",
+    ] {
+        let output = ckpt(dir.path(), &line.split(' ').collect::<Vec<_>>(), "");
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
     Ok(())
 }

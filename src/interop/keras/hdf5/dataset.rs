@@ -131,9 +131,7 @@ impl Dataset {
         if !matches!(self.kind.kind, Kind::FixedText | Kind::Text) || bytes > MAX_TEXT {
             return Ok(());
         }
-        if let Layout::Chunked { chunk, .. } = &self.layout
-            && chunk.iter().product::<u64>().saturating_mul(self.kind.size) > MAX_TEXT
-        {
+        if self.chunk_bytes() > MAX_TEXT {
             return Ok(());
         }
         let mut raw = vec![0; bytes as usize];
