@@ -2,7 +2,9 @@
 //! them. An error says what does not hold.
 
 use super::check::ROOT;
+use super::foreign::check;
 use super::sim::{Files, SimDisk};
+use super::table::Table;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -159,7 +161,14 @@ pub fn condition(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// Parses the bytes as a map. It is refused with a position, or equals the parsed form of its own text.
+/// Returns the largest factor by which a map can lengthen a tensor.
+fn expansion(text: &str) -> u64 {
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.map(|digits| digits.parse().unwrap_or(u64::MAX).max(1)).fold(1, u64::saturating_mul)
+}
+
+/// Parses the bytes as a map. It is refused with a position, or equals the parsed form of its own text, and what it
+/// makes of a few tensors can be read.
 pub fn map(bytes: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     // Half of them behind the first line, without which a fuzzer would not get far.
@@ -170,6 +179,12 @@ pub fn map(bytes: &[u8]) -> Verdict {
                 must(again.as_ref().is_ok_and(|again| *again == map), || {
                     format!("{map} is not read again: {again:?}")
                 })?;
+                let table = Table::new();
+                let Ok(mapped) = map.apply(&table) else { continue };
+                // A map may ask for as much as there is room for.
+                if expansion(&text) <= 1 << 12 {
+                    check(&mapped)?;
+                }
             }
             Err(Error::Map { line, column, .. }) => {
                 let lines = text.lines().count().max(1);

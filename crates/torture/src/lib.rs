@@ -37,6 +37,7 @@ mod schedules;
 mod sim;
 mod stamp;
 mod system;
+mod table;
 #[cfg(test)]
 mod unreadable;
 mod words;
