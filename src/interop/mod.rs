@@ -21,8 +21,12 @@ pub mod huggingface;
 mod input;
 #[cfg(feature = "keras")]
 pub mod keras;
+#[cfg(any(feature = "tensorflow", feature = "keras"))]
+mod keras_optimizer;
 #[cfg(feature = "pytorch")]
 pub mod npz;
+#[cfg(feature = "pytorch")]
+mod optimizer;
 mod ours;
 mod probe;
 #[cfg(feature = "pytorch")]
@@ -39,6 +43,10 @@ mod view;
 #[cfg(feature = "pytorch")]
 mod zip;
 
+#[cfg(any(feature = "tensorflow", feature = "keras"))]
+pub use keras_optimizer::KerasOptimizer;
+#[cfg(feature = "pytorch")]
+pub use optimizer::OptimizerState;
 #[cfg(feature = "pytorch")]
 pub use seal::{seal, seal_with};
 #[cfg(any(feature = "tensorflow", feature = "keras"))]

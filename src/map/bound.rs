@@ -74,6 +74,38 @@ impl Bound {
         self.inputs.iter().for_each(|input| input.keys(found));
     }
 
+    /// Checks that each element is one of its inputs', moved or converted, or 0: as for the weights, so for what an
+    /// optimizer keeps for each of them. The error is the reason.
+    pub(super) fn moves_elements(&self) -> Result<(), Refusal> {
+        let refused =
+            |what: &str| Err(format!("it is made {what}, so that its elements are no elements of a variable"));
+        match &self.op {
+            Op::Source(_) | Op::Cast | Op::Reshape | Op::Permute(_) | Op::Concat(_) => {}
+            Op::Take { times: 1, .. } => {}
+            Op::Pad(_, element) if element.iter().all(|byte| *byte == 0) => {}
+            Op::Take { .. } => return refused("by repeating"),
+            Op::Pad(..) => return refused("by padding with another number than 0"),
+            Op::Add => return refused("by adding"),
+            Op::Zeros => return refused("of zeros"),
+            Op::Function(function) => return refused(&format!("by the function {}", function.name)),
+        }
+        self.inputs.iter().try_for_each(|input| input.moves_elements())
+    }
+
+    /// Checks that no element is converted. The error is the reason.
+    pub(super) fn converts_nothing(&self) -> Result<(), Refusal> {
+        if let Op::Cast = &self.op {
+            return Err("it is made by converting, which may lose something".to_string());
+        }
+        self.inputs.iter().try_for_each(|input| input.converts_nothing())
+    }
+
+    /// Returns `true` if it is made of zeros, whatever else is computed with it.
+    pub(super) fn is_zeros(&self) -> bool {
+        let moves = matches!(&self.op, Op::Cast | Op::Reshape | Op::Permute(_) | Op::Take { .. } | Op::Concat(_));
+        matches!(&self.op, Op::Zeros) || (moves && self.inputs.iter().all(|input| input.is_zeros()))
+    }
+
     /// Returns the text of its computation from the source's tensors.
     pub(super) fn shown(&self) -> String {
         let inputs: Vec<String> = self.inputs.iter().map(|input| input.shown()).collect();

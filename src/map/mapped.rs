@@ -51,6 +51,11 @@ impl Mapped<'_> {
         &self.left_out
     }
 
+    /// Returns how each tensor is computed, by key.
+    pub(super) fn into_tensors(self) -> BTreeMap<String, Arc<Bound>> {
+        self.tensors
+    }
+
     fn bound(&self, key: &str) -> Result<&Arc<Bound>> {
         self.tensors.get(key).ok_or_else(|| {
             let reason = match self.unreadable.get(key) {

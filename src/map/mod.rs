@@ -9,8 +9,10 @@ mod bound;
 mod cast;
 #[cfg(feature = "huggingface")]
 pub(crate) use cast::cast;
+mod inverse;
 mod mapped;
 mod merged;
+mod optimizer;
 mod pattern;
 mod preset;
 mod propose;
@@ -21,8 +23,10 @@ mod transform;
 
 pub use crate::error::{Loss, Mapping};
 pub use average::Average;
+pub use inverse::Inverse;
 pub use mapped::Mapped;
 pub use merged::Merged;
+pub use optimizer::MappedOptimizer;
 pub use preset::Preset;
 pub use propose::{Proposal, Proposed, Sureness, propose};
 pub use text::Functions;

@@ -13,7 +13,7 @@
 //! # Optimizers
 //!
 //! A Keras 2 file names what the optimizer keeps: see [`Weights::slots`]. Keras 3 files number it, in the order of the
-//! model's trainable variables, which only the model knows: [`Weights::slots_of`] takes that order.
+//! model's trainable variables, which only the model knows: [`Weights::slots_of`] takes that order. [`optimizer_state`] gives both the layout of `optim`.
 //!
 //! # Verified
 //!
@@ -27,8 +27,11 @@
 
 mod hdf5;
 mod layers;
+mod optimizer;
 mod sharded;
 mod weights;
 
+pub use super::optimizer::OptimizerState;
+pub use optimizer::optimizer_state;
 pub use weights::Weights;
 pub(crate) use weights::detect;

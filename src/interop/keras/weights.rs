@@ -155,56 +155,74 @@ impl Weights {
     /// [`Error::Object`] for an unknown variable, and where the number or the shapes of the optimizer's variables do
     /// not fit these.
     pub fn slots_of(&self, variables: &[&str]) -> Result<Vec<Slot>> {
-        let key = |number: usize| format!("optimizer/vars/{number}");
-        let count = (0..=self.tensors.len()).take_while(|number| self.tensors.contains_key(&key(*number))).count();
-        let spec = |number: usize| self.tensors.get(&key(number));
-        // Keras 3 has the learning rate in second place, Keras 2 has none: a scalar, unlike the first variable's.
-        let is_scalar = spec(1).is_some_and(|spec| spec.shape.is_empty());
-        let mut candidates = Vec::new();
-        for first in if is_scalar { vec![2, 1] } else { vec![1] } {
-            let each = count.saturating_sub(first).checked_div(variables.len()).unwrap_or(0);
-            if each == 0 || first + each * variables.len() != count {
-                continue;
-            }
-            let fits = variables.iter().enumerate().all(|(i, variable)| {
-                let shape = self.tensors.get(*variable).map(|spec| &spec.shape);
-                (0..each).all(|j| spec(first + i * each + j).map(|spec| &spec.shape) == shape)
-            });
-            candidates.extend(fits.then_some((first, each)));
+        match self.numbered_slots(variables)? {
+            (_, slots) if slots.is_empty() => Err(self.other_variables(variables)),
+            (_, slots) => Ok(slots),
         }
+    }
+
+    /// Returns the number of the optimizer's variables before the first slot, and the slots.
+    pub(super) fn numbered_slots(&self, variables: &[&str]) -> Result<(usize, Vec<Slot>)> {
+        let key = |number: usize| format!("optimizer/vars/{number}");
+        let count = self.optimizer_variables();
+        let shape = |number: usize| self.tensors.get(&key(number)).map(|spec| &spec.shape);
         if let Some(unknown) = variables.iter().find(|variable| !self.tensors.contains_key(**variable)) {
             return Err(unknown_key(unknown));
         }
-        let Some((first, each)) = candidates.first().copied() else {
-            let reason = format!(
-                "its {count} variables do not fit {} variables of the model in this order, by number or shape",
-                variables.len()
-            );
-            return Err(Error::object("optimizer", reason));
+        // The names of the slots of variable `i` of `n`, with their numbers after the first. The third is made after all
+        // of the others.
+        let names = |each: usize| -> &'static [&'static str] {
+            if each == 1 { &["momentum"] } else { &["momentum", "velocity", "velocity_hat"] }
         };
-        let names: &[&str] = match each {
-            1 => &["momentum"],
-            _ => &["momentum", "velocity", "velocity_hat"],
+        let at = |each: usize, i: usize, j: usize| match each {
+            1 => i,
+            _ if j < 2 => 2 * i + j,
+            _ => 2 * variables.len() + i,
         };
-        if each > names.len() {
-            return Err(Error::object(
-                "optimizer",
-                format!("it keeps {each} tensors for each variable, at most 3 are known"),
-            ));
-        }
-        let mut slots = Vec::new();
-        for (i, variable) in variables.iter().enumerate() {
-            for (j, name) in names.iter().take(each).enumerate() {
-                slots.push(Slot {
-                    optimizer: "optimizer".to_string(),
-                    variable: variable.to_string(),
-                    name: name.to_string(),
-                    torch: torch_slot(name, &names[..each]),
-                    key: key(first + i * each + j),
-                });
+        // Keras 3 has the learning rate in second place, Keras 2 has none: a scalar, unlike the first variable's.
+        let is_scalar = shape(1).is_some_and(Vec::is_empty);
+        for first in if is_scalar { vec![2, 1] } else { vec![1] } {
+            let each = count.saturating_sub(first).checked_div(variables.len()).unwrap_or(0);
+            if first + each * variables.len() != count || each > 3 {
+                continue;
             }
+            let fits = variables.iter().enumerate().all(|(i, variable)| {
+                let own = self.tensors.get(*variable).map(|spec| &spec.shape);
+                (0..each).all(|j| shape(first + at(each, i, j)) == own)
+            });
+            if !fits {
+                continue;
+            }
+            let mut slots = Vec::new();
+            for (i, variable) in variables.iter().enumerate() {
+                for (j, name) in names(each).iter().take(each).enumerate() {
+                    slots.push(Slot {
+                        optimizer: "optimizer".to_string(),
+                        variable: variable.to_string(),
+                        name: name.to_string(),
+                        torch: torch_slot(name, &names(each)[..each]),
+                        key: key(first + at(each, i, j)),
+                    });
+                }
+            }
+            return Ok((first, slots));
         }
-        Ok(slots)
+        Err(self.other_variables(variables))
+    }
+
+    /// Returns how many variables the optimizer has, in files that number them.
+    fn optimizer_variables(&self) -> usize {
+        let is_there = |number: &usize| self.tensors.contains_key(&format!("optimizer/vars/{number}"));
+        (0..=self.tensors.len()).take_while(is_there).count()
+    }
+
+    fn other_variables(&self, variables: &[&str]) -> Error {
+        let reason = format!(
+            "its {} variables do not fit {} variables of the model in this order, by number or shape",
+            self.optimizer_variables(),
+            variables.len()
+        );
+        Error::object("optimizer", reason)
     }
 
     /// Returns all keys of the same tensor, in order.

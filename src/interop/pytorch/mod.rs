@@ -28,7 +28,8 @@ use pickle::{Arena, Id, PickleError};
 use std::path::Path;
 use tree::{Problem, Style};
 
-pub use optimizer::{OptimizerOptions, OptimizerState, optimizer_state};
+pub use super::optimizer::OptimizerState;
+pub use optimizer::{OptimizerOptions, optimizer_state};
 pub(crate) use types::TorchType;
 pub use write::{WriteOptions, write};
 

@@ -14,7 +14,8 @@
 //! `.`.
 //!
 //! What optimizers keep for variables is offered under the optimizer's path, the variable's, and PyTorch's name for the
-//! slot where there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`].
+//! slot where there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`], and
+//! [`optimizer_state`] for the layout of `optim`.
 //!
 //! # Types
 //!
@@ -38,6 +39,7 @@ mod detect;
 mod graph;
 mod messages;
 mod names;
+mod optimizer;
 mod ordered;
 mod place;
 mod slices;
@@ -50,8 +52,10 @@ mod value;
 mod wire;
 mod write;
 
+pub use super::optimizer::OptimizerState;
 pub use bundle::Bundle;
 pub(crate) use detect::detect;
+pub use optimizer::optimizer_state;
 pub use state::CheckpointState;
 pub use write::{WriteOptions, write};
 

@@ -59,9 +59,13 @@ pub(super) fn undo(filters: &[Filter], mask: u32, mut bytes: Vec<u8>, length: us
     }
 }
 
+/// The most bytes that one byte of a deflated stream becomes.
+const MAX_INFLATION: usize = 1032;
+
 /// Returns at most `most` bytes, and no byte more.
 fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
-    let mut inflated = Vec::new();
+    // As much as it can be, at once: a vector that grows takes up to three times as much.
+    let mut inflated = Vec::with_capacity(most.min(bytes.len().saturating_mul(MAX_INFLATION)));
     let mut decoder = flate2::read::ZlibDecoder::new(bytes).take(most as u64 + 1);
     match decoder.read_to_end(&mut inflated) {
         Ok(_) if inflated.len() <= most => Ok(inflated),

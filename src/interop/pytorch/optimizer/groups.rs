@@ -1,7 +1,8 @@
 //! Parameter groups: which algorithm it is, and its options as `optim` has them.
 
-use super::{number, under};
+use super::under;
 use crate::error::{Error, Result};
+use crate::interop::optimizer::number;
 use crate::source::TensorSource;
 use serde_json::{Map, Value, json};
 
@@ -69,11 +70,9 @@ fn with_tensors(source: &dyn TensorSource, place: &str) -> Result<Vec<Value>> {
             groups.entry(group).or_default().insert(field, value.clone());
         }
     }
-    for (key, spec) in source.tensors() {
+    for key in source.tensors().keys() {
         let Some((group, field)) = split(key) else { continue };
-        let mut bytes = vec![0; spec.bytes().filter(|&bytes| bytes <= 8).unwrap_or(0) as usize];
-        source.read(key, &mut bytes)?;
-        let value = number(spec.dtype, &bytes).ok_or_else(|| Error::object(key, format!("{spec} is no option")))?;
+        let value = number(source, key)?.unwrap_or_default();
         groups.entry(group).or_default().insert(field, value.into());
     }
     Ok(groups.into_values().map(Value::Object).collect())

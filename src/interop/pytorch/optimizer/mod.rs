@@ -6,16 +6,14 @@
 mod align;
 mod groups;
 
-use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::location::Location;
+use crate::interop::optimizer::{Elements, OptimizerState, number};
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::TensorSource;
 use align::align;
 use groups::{Group, groups};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// How the numbered parameters get names, and what else the file does not say.
 ///
@@ -73,30 +71,10 @@ impl OptimizerOptions {
     }
 }
 
-/// The state of an optimizer in the layout of `optim`: `optimizer/algorithm`, `optimizer/param_groups`,
-/// `optimizer/state/VARIABLE/SLOT` and so on.
-#[derive(Debug)]
-pub struct OptimizerState<'a> {
-    source: &'a dyn TensorSource,
-    tensors: BTreeMap<String, TensorSpec>,
-    from: BTreeMap<String, Slot>,
-    values: BTreeMap<String, Value>,
-    unreadable: BTreeMap<String, String>,
-}
-
-/// Where a slot's elements are.
-#[derive(Debug)]
-enum Slot {
-    /// The key in the source.
-    Tensor(String),
-    /// A count of steps, which torch has in several ways.
-    Count(f32),
-}
-
 /// What was found of one parameter.
 #[derive(Debug, Default)]
 struct Parameter {
-    slots: BTreeMap<String, Slot>,
+    slots: BTreeMap<String, Elements>,
     shape: Option<Vec<u64>>,
 }
 
@@ -132,37 +110,14 @@ pub fn optimizer_state<'a>(
     let names = names(&ids, &parameters, options)
         .map_err(|reason| Error::InvalidArgument(format!("the optimizer {key:?}: {reason}")))?;
 
-    let mut state = OptimizerState {
-        source,
-        tensors: BTreeMap::new(),
-        from: BTreeMap::new(),
-        values: BTreeMap::new(),
-        unreadable: BTreeMap::new(),
-    };
-    let mut steps = 0f32;
+    let mut state = OptimizerState::new(source, &options.name);
     for (variable, parameter) in names.iter().zip(parameters) {
-        for (slot, from) in parameter.slots {
-            let own = name::key([options.name.as_str(), "state", variable, &slot]);
-            let spec = match &from {
-                Slot::Count(count) => {
-                    steps = steps.max(*count);
-                    TensorSpec::new(Dtype::F32, [])
-                }
-                Slot::Tensor(key) => source.tensors().get(key).cloned().unwrap_or(TensorSpec::new(Dtype::F32, [])),
-            };
-            state.tensors.insert(own.clone(), spec);
-            state.from.insert(own, from);
+        for (slot, elements) in parameter.slots {
+            state.add(variable, &slot, elements);
         }
     }
     let listed: Vec<Value> = groups.groups.iter().map(|Group { options, .. }| options.clone()).collect();
-    let defaults = listed.first().cloned().unwrap_or(json!({}));
-    let values: [(&str, Value); 4] = [
-        ("algorithm", groups.algorithm.into()),
-        ("defaults", defaults),
-        ("param_groups", listed.into()),
-        ("steps", (steps as u64).into()),
-    ];
-    state.values = values.into_iter().map(|(part, value)| (name::key([options.name.as_str(), part]), value)).collect();
+    state.set_options(groups.algorithm, listed, None);
     Ok(state)
 }
 
@@ -182,10 +137,7 @@ fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> 
             return Err(Error::object(full, format!("it is a slot that `optim` does not have; it has {known:?}")));
         }
         let from = if slot == "step" {
-            let mut bytes = vec![0; spec.bytes().filter(|&bytes| bytes <= 8).unwrap_or(0) as usize];
-            source.read(full, &mut bytes)?;
-            let count = number(spec.dtype, &bytes);
-            Slot::Count(count.ok_or_else(|| Error::object(full, format!("{spec} is no count of steps")))? as f32)
+            Elements::Count(number(source, full)?.unwrap_or_default() as f32)
         } else {
             parameter.shape.get_or_insert_with(|| spec.shape.clone());
             if parameter.shape.as_ref() != Some(&spec.shape) {
@@ -194,7 +146,7 @@ fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> 
                     format!("it is {spec}, another slot of that parameter has another shape"),
                 ));
             }
-            Slot::Tensor(full.clone())
+            Elements::Tensor(full.clone())
         };
         parameter.slots.insert(slot, from);
     }
@@ -202,7 +154,7 @@ fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> 
         match (inside(full).as_deref(), value.as_f64()) {
             // RMSprop and Adam before 1.12 count in Python.
             (Some("step"), Some(count)) if known.contains(&"step") => {
-                parameter.slots.insert("step".to_string(), Slot::Count(count as f32));
+                parameter.slots.insert("step".to_string(), Elements::Count(count as f32));
             }
             // A slot that is not there yet, such as SGD's momentum before the first step, and counts nobody needs.
             (_, _) if value.is_null() || value.is_number() => {}
@@ -210,17 +162,6 @@ fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> 
         }
     }
     Ok(parameter)
-}
-
-/// One number of few bytes.
-fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
-    Some(match dtype {
-        Dtype::F32 => f32::from_le_bytes(*bytes.first_chunk()?).into(),
-        Dtype::F64 => f64::from_le_bytes(*bytes.first_chunk()?),
-        Dtype::I64 => i64::from_le_bytes(*bytes.first_chunk()?) as f64,
-        Dtype::I32 => i32::from_le_bytes(*bytes.first_chunk()?).into(),
-        _ => return None,
-    })
 }
 
 /// Returns a name for each parameter.
@@ -252,71 +193,5 @@ fn names(ids: &[&str], parameters: &[Parameter], options: &OptimizerOptions) -> 
     match sorted.windows(2).find(|pair| pair[0] == pair[1] && !pair[0].is_empty()) {
         Some(pair) => Err(format!("the name {:?} was given twice", pair[0])),
         None => Ok(names),
-    }
-}
-
-impl OptimizerState<'_> {
-    fn slot(&self, key: &str) -> Result<&Slot> {
-        self.from.get(key).ok_or_else(|| Error::object(key, "the state of the optimizer has no such tensor"))
-    }
-}
-
-impl TensorSource for OptimizerState<'_> {
-    fn format(&self) -> &'static str {
-        self.source.format()
-    }
-
-    fn path(&self) -> &Location {
-        self.source.path()
-    }
-
-    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
-        &self.tensors
-    }
-
-    fn values(&self) -> &BTreeMap<String, Value> {
-        &self.values
-    }
-
-    fn unreadable(&self) -> &BTreeMap<String, String> {
-        &self.unreadable
-    }
-
-    fn verified_by(&self, key: &str) -> VerifiedBy {
-        match self.from.get(key) {
-            Some(Slot::Tensor(from)) => self.source.verified_by(from),
-            _ => VerifiedBy::Nothing,
-        }
-    }
-
-    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
-        match self.slot(key)? {
-            Slot::Tensor(from) => self.source.read(from, target),
-            Slot::Count(count) if target.len() == 4 => {
-                target.copy_from_slice(&count.to_le_bytes());
-                Ok(())
-            }
-            Slot::Count(_) => Err(Error::object(key, "the target of a count has 4 bytes")),
-        }
-    }
-
-    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        match self.slot(key)? {
-            Slot::Tensor(from) => self.source.read_range(from, range, target),
-            Slot::Count(_) if range == (0..1) => self.read(key, target),
-            Slot::Count(_) if range.is_empty() && target.is_empty() => Ok(()),
-            Slot::Count(_) => Err(Error::object(key, "the range is outside of a count")),
-        }
-    }
-
-    fn verify_tensor(&self, key: &str) -> Result<()> {
-        match self.slot(key)? {
-            Slot::Tensor(from) => self.source.verify_tensor(from),
-            Slot::Count(_) => Ok(()),
-        }
-    }
-
-    fn verify(&self) -> Result<()> {
-        self.source.verify()
     }
 }
