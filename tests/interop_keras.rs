@@ -4,15 +4,22 @@
 
 #[path = "common/fixtures.rs"]
 mod fixtures;
+#[path = "common/memory.rs"]
+mod memory;
+#[path = "common/python.rs"]
+mod python;
 
 use fixtures::{find, json, sha256, shape, without};
+use memory::measured;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tch_checkpoint::interop::keras::Weights;
-use tch_checkpoint::interop::{self, ReadOptions};
+use tch_checkpoint::convert::{Format, convert};
+use tch_checkpoint::interop::keras::{self, Weights};
+use tch_checkpoint::interop::{self, KerasOptimizer, ReadOptions, tensorflow};
+use tch_checkpoint::map::{NameMap, Preset};
 use tch_checkpoint::{Dtype, Error, TensorSource, VerifiedBy, name};
 
 const EXPECTED: &str = ".expected.json";
@@ -66,12 +73,14 @@ fn bytes(source: &dyn TensorSource, key: &str) -> Vec<u8> {
 
 #[test]
 fn every_fixture_is_bit_exact() {
-    let (mut count, mut tensors) = (0, 0);
+    let (mut count, mut tensors, mut newer) = (0, 0, 0);
     for (file, expected) in files() {
         let shown = file.display();
         if expected["superblock"].as_u64().is_some_and(|version| version > 1) {
             let error = Weights::open(&file).unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }), "{shown}: {error}");
+            assert!(error.to_string().contains("libver=\"latest\""), "{shown}: {error}");
+            newer += 1;
             continue;
         }
         let weights = Weights::open(&file).unwrap_or_else(|error| panic!("{error}"));
@@ -107,6 +116,7 @@ fn every_fixture_is_bit_exact() {
         }
         count += 1;
     }
+    assert!(newer > 0, "the newer form is refused by name");
     println!("{tensors} tensors of {count} files are bit-exact");
 }
 
@@ -183,6 +193,66 @@ fn optimizers_are_named_after_their_variables() {
     assert!(tagger.slots_of(&[]).is_err());
 }
 
+/// What an optimizer keeps gets the names and layouts of the variables.
+#[test]
+fn the_state_of_an_optimizer_goes_through_a_map() {
+    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
+    let expected = json(&fixture("a_keras3/tagger.keras.expected.json"));
+    let trainable: Vec<&str> = (expected["variables"].as_array().unwrap().iter())
+        .map(|variable| variable[0].as_str().unwrap())
+        .filter(|name| !name.contains("/moving_") && !name.contains("seed"))
+        .collect();
+    let state = keras::optimizer_state(&tagger, &trainable, &KerasOptimizer::adam().name("opt")).unwrap();
+    assert_eq!(state.values()["opt/algorithm"], "Adam");
+    assert!(state.values()["opt/steps"].as_u64() > Some(0));
+    assert_eq!(state.tensors().len(), 3 * trainable.len());
+    let map = NameMap::new()
+        .layer("model/vs/logits", Preset::KerasDense, "logits")
+        .layer("model/vs/encoder", Preset::KerasBidirectional, "encoder")
+        .layer("model/vs/lstm", Preset::KerasLstm, "lstm")
+        .layer("model/vs/norm", Preset::KerasBatchNorm, "batch_normalization");
+    let mapped = map.apply_to_optimizer(&tagger, &state, "model/vs").unwrap();
+    assert_eq!(mapped.values(), state.values());
+    // Two layers of the bidirectional GRU, of its kernels, recurrent kernels and both of its biases; two variables of the
+    // dense layer and of the normalization, whose running statistics have no state; three of the LSTM.
+    let variables: BTreeSet<String> = mapped.tensors().keys().map(|key| name::path(key).unwrap()[2].clone()).collect();
+    assert_eq!(variables.len(), 8 + 2 + 2 + 3, "{variables:?}");
+    assert!(!variables.contains("norm.running_mean") && variables.contains("norm.weight"));
+    // Keras has one bias, of which the second of PyTorch's has no part.
+    let left_out: Vec<&String> = mapped.left_out().keys().collect();
+    assert_eq!(left_out, ["lstm.bias_hh_l0"]);
+    assert!(mapped.left_out()["lstm.bias_hh_l0"].contains("made of zeros"));
+    // The moments of a kernel are transposed as the kernel is.
+    for slot in ["exp_avg", "exp_avg_sq"] {
+        let theirs = bytes(&state, &format!("opt/state/logits%2Fkernel/{slot}"));
+        let ours = bytes(&mapped, &format!("opt/state/logits.weight/{slot}"));
+        let shape = &mapped.tensors()[&format!("opt/state/logits.weight/{slot}")].shape;
+        let (rows, columns) = (shape[0] as usize, shape[1] as usize);
+        let element = |bytes: &[u8], at: usize| bytes[4 * at..4 * at + 4].to_vec();
+        for row in 0..rows {
+            for column in 0..columns {
+                assert_eq!(element(&ours, row * columns + column), element(&theirs, column * rows + row));
+            }
+        }
+        let mut part = vec![0; 4 * columns];
+        let range = columns as u64..2 * columns as u64;
+        mapped.read_range(&format!("opt/state/logits.weight/{slot}"), range, &mut part).unwrap();
+        assert_eq!(part, ours[4 * columns..8 * columns]);
+    }
+    let step = bytes(&mapped, "opt/state/logits.weight/step");
+    assert_eq!(f32::from_le_bytes(step.try_into().unwrap()) as u64, state.values()["opt/steps"].as_u64().unwrap());
+    // Not the state of an optimizer, and a state of other variables.
+    assert!(map.apply_to_optimizer(&tagger, &tagger, "model").is_err());
+    let other = Weights::open(fixture("b_keras2/model.h5")).unwrap();
+    let old = keras::optimizer_state(&other, &[], &KerasOptimizer::adam().learning_rate(0.1)).unwrap();
+    assert_eq!(old.tensors().len(), 28 / 2 * 3);
+    let sharded = Weights::open(fixture("a_keras3/float16.weights.h5")).unwrap();
+    let error = map.apply_to_optimizer(&sharded, &old, "model").unwrap_err().to_string();
+    assert!(error.contains("has no variable"), "{error}");
+    let error = keras::optimizer_state(&other, &[], &KerasOptimizer::adam()).unwrap_err().to_string();
+    assert!(error.contains("set `learning_rate`"), "{error}");
+}
+
 #[test]
 fn an_archive_has_a_checksum() {
     let root = tempfile::tempdir().unwrap();
@@ -200,6 +270,9 @@ fn an_archive_has_a_checksum() {
     assert!(matches!(damaged.verify(), Err(Error::Damaged { .. })));
 }
 
+/// Memory that a hostile file may take above its own length and its tensors.
+const MEMORY: u64 = 64 << 20;
+
 /// Opens a file and reads all of it.
 fn read_all(path: &Path) -> Result<(), Error> {
     let source = interop::open(path)?;
@@ -212,12 +285,16 @@ fn read_all(path: &Path) -> Result<(), Error> {
 
 #[test]
 fn hostile_files_are_refused() {
-    let (mut refused, mut files) = (0, 0);
+    let (mut refused, mut files, mut largest) = (0, 0, 0);
     for list in find("keras", HOSTILE) {
         for (file, expected) in json(&list)["files"].as_object().unwrap() {
             let path = list.with_file_name(file);
-            let begin = Instant::now();
-            let result = read_all(&path);
+            let (result, time, memory) = measured(|| read_all(&path));
+            let tensors = interop::open(&path)
+                .map_or(0, |source| source.tensors().values().map(|spec| spec.bytes().unwrap()).sum::<u64>());
+            let allowed = MEMORY + fs::metadata(&path).unwrap().len() + tensors;
+            assert!(memory as u64 <= allowed, "{file}: {memory} bytes of memory");
+            largest = largest.max(memory as u64 - (memory as u64).min(tensors));
             match (expected["expect"].as_str().unwrap(), &result) {
                 ("read", Ok(())) | ("refuse", Err(_)) | ("either", _) => {}
                 (expect, result) => panic!("{file}: {expect}, but {result:?}"),
@@ -227,11 +304,12 @@ fn hostile_files_are_refused() {
                 assert!(matches!(error, Error::Damaged { .. } | Error::Unsupported { .. }), "{file}: {error}");
                 println!("{file}: {error}");
             }
-            assert!(begin.elapsed() < Duration::from_secs(5), "{file}");
+            assert!(time < Duration::from_secs(5), "{file}: {time:?}");
             files += 1;
         }
     }
-    println!("{refused} of {files} hostile files are refused, the others are read");
+    assert!(!Path::new("HOSTILE_WAS_EXECUTED").exists());
+    println!("{refused} of {files} hostile files are refused, the others are read; at most {largest} bytes of memory");
 }
 
 #[test]
@@ -279,4 +357,34 @@ fn no_flipped_byte_and_no_cut_panics() {
             check(&whole[..at]);
         }
     }
+}
+
+/// A model of Keras takes the weights of a checkpoint of ours, and computes with them what it did before.
+#[cfg(feature = "tensorflow")]
+#[test]
+fn keras_computes_with_what_is_written() {
+    let Some(python) = python::python("keras") else { return };
+    let training = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training");
+    let root = tempfile::tempdir().unwrap();
+    let bundle = interop::open(training.join("keras_seq2seq")).unwrap();
+    let weights = NameMap::new().weights().apply(&*bundle).unwrap();
+    let ours = convert(&weights, root.path().join("ours"), Format::Checkpoint).unwrap();
+    assert!(!ours.left_out.contains_key("logits/bias"));
+    let ours = interop::open(root.path().join("ours")).unwrap();
+    fs::create_dir(root.path().join("theirs")).unwrap();
+    tensorflow::write(&*ours, root.path().join("theirs/ckpt-1"), &tensorflow::WriteOptions::default()).unwrap();
+    let mut command = python::command(python);
+    command
+        .arg(training.join("record_keras.py"))
+        .args(["check".as_ref(), root.path().join("theirs/ckpt-1").as_os_str()]);
+    let printed = python::output(&mut command);
+    let output: Vec<f64> = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+    let recorded = interop::open(training.join("keras_seq2seq.npz")).unwrap();
+    let wanted = bytes(&*recorded, "output");
+    let wanted: Vec<f64> = wanted.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect();
+    assert_eq!(output.len(), wanted.len());
+    assert!(
+        output.iter().zip(&wanted).all(|(output, wanted)| (output - wanted).abs() <= 1e-6),
+        "{output:?} {wanted:?}"
+    );
 }

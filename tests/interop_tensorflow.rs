@@ -4,6 +4,8 @@
 
 #[path = "common/fixtures.rs"]
 mod fixtures;
+#[path = "common/python.rs"]
+mod python;
 
 use fixtures::{find, json, sha256, shape, without};
 use serde_json::{Value, json};
@@ -11,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
 use tch_checkpoint::interop::tensorflow::{self, Bundle, CheckpointState, WriteOptions};
 use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop};
@@ -427,29 +428,14 @@ fn any_source_becomes_a_bundle() {
     assert_eq!(fs::read_dir(root.path().join("again")).unwrap().count(), 3);
 }
 
-/// A Python that has `module`, or `None` after saying that the test is skipped.
-fn python(module: &str) -> Option<String> {
-    let candidates = std::env::var("TCH_CHECKPOINT_PYTHON").into_iter().chain(["python3".to_string()]);
-    let found = candidates.into_iter().find(|python| {
-        let probe = format!("import importlib.util as u, sys; sys.exit(u.find_spec({module:?}) is None)");
-        Command::new(python).args(["-c", &probe]).output().is_ok_and(|output| output.status.success())
-    });
-    if found.is_none() {
-        println!("SKIPPED: no Python with {module}; TCH_CHECKPOINT_PYTHON names another");
-    }
-    found
-}
-
 #[test]
 fn tensorflow_restores_what_was_written() {
-    let Some(python) = python("tensorflow") else { return };
+    let Some(python) = python::python("tensorflow") else { return };
     let root = tempfile::tempdir().unwrap();
     let memory = memory();
     tensorflow::write(&memory, root.path().join("ckpt-41"), &WriteOptions::default()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop_tensorflow.py");
-    let output = Command::new(python).arg(script).arg(root.path()).env("TF_CPP_MIN_LOG_LEVEL", "3").output().unwrap();
-    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{printed}{errors}");
+    let printed = python::output(python::command(python).arg(script).arg(root.path()));
     let digests: BTreeMap<&str, &str> = printed.lines().filter_map(|line| line.split_once(' ')).collect();
     for (key, bytes) in memory.bytes.iter().filter(|(key, _)| *key != "scales") {
         assert_eq!(digests.get(&**key).copied(), Some(&*sha256(bytes)), "{key}: {printed}");

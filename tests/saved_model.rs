@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::turn;
+use common::{python, turn};
 use std::collections::HashMap;
 use std::process::Command;
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
@@ -517,14 +517,7 @@ fn tch_loads_the_program() -> Outcome {
 #[test]
 fn python_loads_runs_and_trains_the_program() -> Outcome {
     let _turn = turn();
-    let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has = Command::new(&python).args(["-c", "import torch"]).output();
-    if !has.is_ok_and(|output| output.status.success()) {
-        eprintln!(
-            "SKIPPED python_loads_runs_and_trains_the_program: {python} has no torch (TCH_CHECKPOINT_PYTHON names another)"
-        );
-        return Ok(());
-    }
+    let Some(python) = python::python("torch") else { return Ok(()) };
     let dir = tempfile::tempdir()?;
     let model = Seq2Seq::new();
     let path = export(&model, &dir.path().join("model"), &mut model.checkpoint()?)?;
@@ -533,11 +526,9 @@ fn python_loads_runs_and_trains_the_program() -> Outcome {
     let sum = model.whole(&source, &target).to_kind(Kind::Double).abs().sum(Kind::Double).double_value(&[]);
     let mut names: Vec<String> = model.vs.variables().into_keys().collect();
     names.sort();
-    // Python finds libtorch's libraries where its own torch has them.
-    let mut command = Command::new(&python);
-    command.env_remove("LD_LIBRARY_PATH").arg(script).arg(path.join("program.pt"));
+    let mut command = python::command(python);
+    command.arg(script).arg(path.join("program.pt"));
     let list = |tensor: &Tensor| Vec::<i64>::try_from(tensor.view(-1)).map(|numbers| format!("{numbers:?}"));
-    let output = command.args([list(&source)?, list(&target)?, sum.to_string(), names.join(",")]).output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    python::output(command.args([list(&source)?, list(&target)?, sum.to_string(), names.join(",")]));
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! Schedules against PyTorch's schedulers: 1,001 learning rates each, recorded by `tests/fixtures/schedules/record.py`.
 
+#[path = "common/python.rs"]
+mod python;
+
 use std::path::{Path, PathBuf};
 use tch_checkpoint::{Checkpoint, Goal, OneCycle, ReduceOnPlateau, Schedule};
 
@@ -103,15 +106,9 @@ fn plateaus_are_those_of_pytorch_also_when_resumed() {
 /// The tables are what PyTorch computes: records them again where there is one.
 #[test]
 fn the_tables_can_be_recorded_again() {
-    let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".to_string());
-    let run = |arguments: &[&str]| std::process::Command::new(&python).args(arguments).output();
-    if !run(&["-c", "import torch.optim"]).is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: {python} has no torch (TCH_CHECKPOINT_PYTHON names another)");
-        return;
-    }
+    let Some(python) = python::python("torch.optim") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let output = run(&[tables().join("record.py").to_str().unwrap(), dir.path().to_str().unwrap()]).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    python::output(python::command(python).arg(tables().join("record.py")).arg(dir.path()));
     let names = schedules().into_iter().map(|(name, _)| name).chain(["plateau", "plateau_max"]);
     for name in names {
         let (relative, step) = difference(&table(dir.path(), name), &table(&tables(), name));

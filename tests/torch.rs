@@ -2,10 +2,9 @@
 
 mod common;
 
-use common::turn;
+use common::{python, turn};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
@@ -167,20 +166,12 @@ fn tch_reads_a_component_file() -> Outcome {
 #[test]
 fn python_reads_a_component_file() -> Outcome {
     let _turn = turn();
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let has = |module: &str| {
-        let import = format!("import safetensors.{module}");
-        Command::new(&python).args(["-c", &import]).output().is_ok_and(|output| output.status.success())
-    };
     let dir = tempfile::tempdir()?;
     let saved = Model::new();
     let path = saved.checkpoint()?.write(dir.path().join("c"))?;
     let sum = saved.encoder.ws.to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
     for module in ["numpy", "torch"] {
-        if !has(module) {
-            println!("SKIPPED: {python} cannot import safetensors.{module}");
-            continue;
-        }
+        let Some(python) = python::python(&format!("safetensors.{module}")) else { continue };
         let program = format!(
             "import sys; from safetensors.{module} import load_file; t = load_file(sys.argv[1])\n\
              assert sorted(t) == ['encoder.bias', 'encoder.weight'], sorted(t)\n\
@@ -188,8 +179,7 @@ fn python_reads_a_component_file() -> Outcome {
              assert abs(sum(float(x) for row in w for x in row) - float(sys.argv[2])) < 1e-5"
         );
         let file = path.join("encoder.safetensors");
-        let status = Command::new(&python).args(["-c", &program]).arg(file).arg(sum.to_string()).status()?;
-        assert!(status.success(), "safetensors.{module}");
+        python::output(python::command(python).args(["-c", &program]).arg(file).arg(sum.to_string()));
     }
     Ok(())
 }

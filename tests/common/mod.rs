@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod documents;
+pub mod python;
 pub mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -74,7 +74,7 @@ fn is_link_of_checkout(path: &Path, checkout: &Path) -> bool {
 /// Makes `.libtorch` lead to a libtorch.
 fn setup_link(checkout: &Path) -> Result<()> {
     let link = checkout.join(".libtorch");
-    let cache = cache_dir(env_path("XDG_CACHE_HOME"), env::home_dir())?;
+    let cache = cache()?;
     let target = fs::read_link(&link).ok();
     let is_ours = target.as_ref().is_some_and(|target| target.starts_with(&cache));
     if link.exists() && !is_ours {
@@ -107,13 +107,18 @@ fn make_link(link: &Path, folder: &Path) -> Result<()> {
     Err(format!("make {} lead to {}", link.display(), folder.display()))
 }
 
-/// The directory in the user's cache that all checkouts share. The XDG rules say to ignore a relative path.
+/// The directory in the user's cache that all checkouts share.
+pub fn cache() -> Result<PathBuf> {
+    cache_dir(env_path("XDG_CACHE_HOME"), env::home_dir())
+}
+
+/// The same, of these variables. The XDG rules say to ignore a relative path.
 fn cache_dir(xdg_cache_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
     xdg_cache_home
         .filter(|path| path.is_absolute())
         .or_else(|| Some(home.filter(|path| path.is_absolute())?.join(".cache")))
         .map(|cache| cache.join("tch-checkpoint"))
-        .ok_or_else(|| "no place for libtorch: set HOME, or XDG_CACHE_HOME to a folder for caches".to_owned())
+        .ok_or_else(|| "no place for downloads: set HOME, or XDG_CACHE_HOME to a folder for caches".to_owned())
 }
 
 /// Checks that there are headers of the right libtorch in `headers/include` and libraries in `libraries/lib`.

@@ -5,6 +5,7 @@
 
 mod fetch;
 mod libtorch;
+mod python;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -22,6 +23,10 @@ Usage: cargo xtask <COMMAND> [ARGS]...
                ARGS go to the example: cargo xtask demo --steps 500
   test [ARGS]  setup, then run all tests, with libtorch and without (`cargo test-core`);
                ARGS go to both runs of `cargo test`: cargo xtask test -- --nocapture
+  test --python [ARGS]
+               setup, then run the tests in which PyTorch, TensorFlow and Keras read what the library wrote.
+               Makes their Python environments in the user's cache (once: a download of 1 GB, 3 GB on disk),
+               unless TCH_CHECKPOINT_PYTHON lists interpreters
 
   torture ARGS the crash and fault tests at full length, without libtorch; docs/reliability.md has the
                commands: cargo xtask torture crash --seed 1 --images 10000000
@@ -53,6 +58,10 @@ fn run(args: &[OsString]) -> Result<ExitCode> {
             libtorch::setup(&checkout()?)?;
             demo(args)?;
         }
+        "test" if args.first().is_some_and(|first| first == "--python") => {
+            libtorch::setup(&checkout()?)?;
+            test_with_python(&args[1..])?;
+        }
         "test" => {
             libtorch::setup(&checkout()?)?;
             test(args)?;
@@ -82,6 +91,16 @@ fn test(args: &[OsString]) -> Result<()> {
     schedules(&[])
 }
 
+/// The files of tests that start Python. A tool that is missing fails them.
+fn test_with_python(args: &[OsString]) -> Result<()> {
+    let pythons = python::environments(&libtorch::cache()?)?;
+    eprintln!("TCH_CHECKPOINT_PYTHON={}", pythons.display());
+    let tests = ["interop_pytorch", "interop_tensorflow", "interop_keras", "saved_model", "schedules", "torch"];
+    let tests: Vec<&str> = tests.iter().flat_map(|test| ["--test", test]).collect();
+    let environment = [("TCH_CHECKPOINT_PYTHON", pythons), ("TCH_CHECKPOINT_PYTHON_REQUIRED", "1".into())];
+    cargo_with(&[&list(&["test"]), &list(&tests), args].concat(), &environment)
+}
+
 /// Random orders of the threads of saves in the background: the unit tests of that name, with the threads, locks and
 /// atomics of a scheduler.
 fn schedules(args: &[OsString]) -> Result<()> {
@@ -99,11 +118,16 @@ fn schedules(args: &[OsString]) -> Result<()> {
 
 /// Runs the Cargo that runs this program, at the root of the checkout.
 fn cargo(args: &[OsString]) -> Result<()> {
+    cargo_with(args, &[])
+}
+
+fn cargo_with(args: &[OsString], environment: &[(&str, OsString)]) -> Result<()> {
     let shown = args.join(OsStr::new(" ")).to_string_lossy().into_owned();
     eprintln!("\n$ cargo {shown}");
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(program)
         .args(args)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .current_dir(checkout()?)
         .status()
         .map_err(|error| format!("cannot start cargo: {error}"))?;
