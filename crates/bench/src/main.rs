@@ -12,7 +12,10 @@
 //! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
 //! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a background
 //! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder).
+//!
+//! `bench --restore PATH` restores a file of another tool several times, for `benches/formats.py`.
 
+mod foreign;
 mod state;
 mod trained;
 mod training;
@@ -31,6 +34,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const USAGE: &str =
     "usage: bench --measure MEASURE --size small|many|medium|large|TENSORSxBYTES --dir DIR [--threads N]
+       bench --restore PATH [--reps N] [--unverified yes] [--threads N]
        bench --print-shapes SIZE";
 
 fn main() -> ExitCode {
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
 
 fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     let (mut measure, mut size, mut dir, mut threads) = (None, None, None, None);
+    let (mut foreign, mut reps, mut is_verified) = (None, 5, true);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or(format!("{name} needs a value"))?;
         match name.as_str() {
@@ -52,9 +57,15 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
             "--size" => size = Some(value),
             "--dir" => dir = Some(PathBuf::from(value)),
             "--threads" => threads = Some(value.parse()?),
+            "--restore" => foreign = Some(PathBuf::from(value)),
+            "--reps" => reps = value.parse()?,
+            "--unverified" => is_verified = value != "yes",
             "--print-shapes" => return state::print_shapes(&value),
             _ => return Err(format!("unknown argument {name}").into()),
         }
+    }
+    if let Some(path) = foreign {
+        return foreign::Restores { path: &path, reps, is_verified, threads }.print();
     }
     let (Some(measure), Some(size), Some(dir)) = (measure, size, dir) else {
         return Err("--measure, --size and --dir are needed".into());
