@@ -3,11 +3,12 @@
 use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
 use super::target::{Place, directories_below, place};
-use super::{lossy, lossy_all};
+use super::{lossy, lossy_all, retention};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::MANIFEST_FILE;
 use crate::location::Location;
+use crate::manager::retention::{Best, CheckpointInfo, Goal};
 use crate::manager::{ListedCheckpoint, Listing};
 use crate::provenance::Provenance;
 use crate::reader::CheckpointReader;
@@ -33,9 +34,35 @@ pub struct DirectoryListing {
     pub checkpoints: Vec<CheckpointEntry>,
     /// What else this crate left in the directory, by state and name.
     pub others: Vec<OtherEntry>,
+    /// The name of the checkpoint with the best value of a metric, once [`mark_best`](Self::mark_best) has looked for it.
+    pub best: Option<String>,
+    /// What keeps each checkpoint whatever the policies, by name, once [`explain`](Self::explain) has asked. Checkpoints
+    /// of other runs are not in it.
+    pub kept_by: Option<BTreeMap<String, Vec<String>>>,
     /// Directories of checkpoints directly in this one. Empty if this one has checkpoints of its own.
     #[serde(serialize_with = "lossy_all")]
     pub below: Vec<Location>,
+}
+
+impl DirectoryListing {
+    /// Notes which healthy checkpoint has the best finite value of `metric`; of two with the same value the one that was
+    /// saved later.
+    pub fn mark_best(&mut self, metric: &str, goal: Goal) {
+        let mut entries: Vec<&CheckpointEntry> = self.checkpoints.iter().collect();
+        entries.sort_by_key(|entry| entry.sequence);
+        let infos: Vec<CheckpointInfo> = entries.into_iter().map(info).collect();
+        self.best = Best::new(metric, goal, 1).choose(&infos).map(|info| info.name.clone());
+    }
+
+    /// Notes what keeps each checkpoint whatever the policies.
+    ///
+    /// # Errors
+    /// As for [`CheckpointDirectory::explain`](crate::CheckpointDirectory::explain), such as [`Error::Undecided`].
+    pub fn explain(&mut self) -> Result<()> {
+        let report = retention::explain(&self.directory, &[], &BTreeMap::new())?;
+        self.kept_by = Some(report.checkpoints.into_iter().map(|entry| (entry.name, entry.kept_by)).collect());
+        Ok(())
+    }
 }
 
 /// A checkpoint that is whole as far as its manifest and its file sizes tell.
@@ -168,6 +195,8 @@ fn of(path: &Location, listing: &Listing) -> DirectoryListing {
         directory: path.into(),
         latest: latest.and_then(|at| checkpoints.get(at)).map(|entry| entry.name.clone()),
         undecided: listing.undecided.as_ref().map(|(first, second)| (name_of(first), name_of(second))),
+        best: None,
+        kept_by: None,
         below: if checkpoints.is_empty() { directories_below(path) } else { Vec::new() },
         checkpoints,
         others: others(listing),
@@ -205,6 +234,15 @@ fn entry(listed: &ListedCheckpoint, latest: bool, seen: &mut HashSet<FileId>) ->
         pins: listed.pins.clone(),
         notes: listed.notes.clone(),
     }
+}
+
+/// What decides which checkpoint is the best.
+fn info(entry: &CheckpointEntry) -> CheckpointInfo {
+    let mut info = CheckpointInfo::new(&entry.name, entry.saved_at);
+    info.metrics.clone_from(&entry.metrics);
+    info.non_finite.clone_from(&entry.non_finite);
+    info.unclean = entry.unclean;
+    info
 }
 
 fn others(listing: &Listing) -> Vec<OtherEntry> {

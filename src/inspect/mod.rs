@@ -79,7 +79,7 @@ pub use slice::{Element, Slice, TensorSlice};
 pub use stats::{Histogram, MAX_BINS, StatsOptions, TensorStats, tensor_stats};
 pub use summary::{ComponentSummary, DtypeSummary, FileSummary, Summary, TensorSummary, Totals};
 pub use target::{Overview, Target, runs_below};
-pub use usage::{CheckpointUsage, DiskUsage, PathUsage, disk_usage};
+pub use usage::{CheckpointUsage, DiskUsage, DuplicateUsage, PathUsage, disk_usage};
 pub use verify::{
     SkippedPath, VerifiedCheckpoint, VerifyItem, VerifyOptions, VerifyReport, VerifyState, verify, verify_with,
 };

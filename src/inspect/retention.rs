@@ -7,6 +7,7 @@ use crate::manager::CheckpointDirectory;
 use crate::manager::retention::{CheckpointInfo, Explanation, Goal, RetentionPolicy};
 use crate::sync::Arc;
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A checkpoint that [`latest`] or [`best`] found.
@@ -31,6 +32,8 @@ pub struct RetentionReport {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: Location,
+    /// The policies, as users read them ([`RetentionPolicy::label`]). Without any, the report is about what holds whatever the policies.
+    pub policies: Vec<String>,
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<RetentionEntry>,
     /// What [`prune`] removed.
@@ -39,6 +42,29 @@ pub struct RetentionReport {
     /// What [`prune`] was to remove and did not, with the reason.
     #[serde(serialize_with = "lossy_pairs")]
     pub spared: Vec<(Location, String)>,
+    /// The components that [`prune`] removed from checkpoints that stay.
+    #[serde(serialize_with = "lossy_pairs")]
+    pub thinned: Vec<(Location, String)>,
+}
+
+impl RetentionReport {
+    /// Leaves out all checkpoints but the one that `selection` stands for
+    /// ([`CheckpointDirectory::select`](crate::CheckpointDirectory::select)).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such checkpoint, or if it is of another run than those that the policies
+    /// concern; otherwise as for [`CheckpointDirectory::select`].
+    pub fn only(mut self, selection: &str) -> Result<RetentionReport> {
+        let name = CheckpointDirectory::new(&self.directory).select(selection)?.name;
+        self.checkpoints.retain(|entry| entry.name == name);
+        match self.checkpoints.is_empty() {
+            true => {
+                let reason = "it is of another run than the newest checkpoint, and no policy concerns it";
+                Err(Error::not_found(self.directory.join(name), reason.to_string()))
+            }
+            false => Ok(self),
+        }
+    }
 }
 
 /// What keeps a checkpoint.
@@ -55,6 +81,8 @@ pub struct RetentionEntry {
     pub kept_by: Vec<String>,
     /// The components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
+    /// The components that [`prune`] removes from it although it stays.
+    pub loses: Vec<String>,
 }
 
 /// Whether a checkpoint has a pin.
@@ -145,41 +173,73 @@ fn found_in(
     Ok(FoundCheckpoint { path: directory.join(&info.name).into(), name: info.name, step: info.step, value })
 }
 
-/// Reports for each checkpoint in `directory` what keeps it under `policies`. Changes nothing.
+/// Reports for each checkpoint in `directory` what keeps it under `policies`; without policies, what keeps it whatever
+/// they are. `components` are those that only the newest checkpoints keep, with how many
+/// ([`CheckpointDirectory::keep_component`]). Changes nothing.
 ///
 /// # Errors
 /// As for [`CheckpointDirectory::explain`].
-pub fn explain(directory: impl AsRef<Path>, policies: &[Arc<dyn RetentionPolicy>]) -> Result<RetentionReport> {
-    let directory = directory.as_ref();
-    Ok(report(directory, &CheckpointDirectory::new(directory).explain(policies)?))
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// use std::collections::BTreeMap;
+/// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, inspect};
+/// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+/// CheckpointManager::builder(checkpoint, dir).open()?.save_at(7)?;
+/// let report = inspect::explain(dir, &[], &BTreeMap::new())?.only("7")?;
+/// assert_eq!(report.checkpoints[0].kept_by, ["it is the newest, until another one is saved"]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn explain(
+    directory: impl AsRef<Path>,
+    policies: &[Arc<dyn RetentionPolicy>],
+    components: &BTreeMap<String, usize>,
+) -> Result<RetentionReport> {
+    let explanations = at(directory.as_ref(), components).explain(policies)?;
+    Ok(report(directory.as_ref(), policies, &explanations))
 }
 
-/// Removes the checkpoints in `directory` that nothing keeps under `policies`. Takes the writer's lock.
+/// Removes the checkpoints in `directory` that nothing keeps under `policies`, and from those that stay the components
+/// that only newer ones keep. Takes the writer's lock.
 ///
 /// # Errors
 /// As for [`CheckpointDirectory::prune`].
-pub fn prune(directory: impl AsRef<Path>, policies: &[Arc<dyn RetentionPolicy>]) -> Result<RetentionReport> {
-    let directory = directory.as_ref();
-    let checkpoints = CheckpointDirectory::new(directory);
-    let mut report = report(directory, &checkpoints.explain(policies)?);
+pub fn prune(
+    directory: impl AsRef<Path>,
+    policies: &[Arc<dyn RetentionPolicy>],
+    components: &BTreeMap<String, usize>,
+) -> Result<RetentionReport> {
+    let checkpoints = at(directory.as_ref(), components);
+    let mut report = report(directory.as_ref(), policies, &checkpoints.explain(policies)?);
     let pruned = checkpoints.prune(policies)?;
-    (report.removed, report.spared) = (pruned.removed, pruned.spared);
+    (report.removed, report.spared, report.thinned) = (pruned.removed, pruned.spared, pruned.thinned);
     Ok(report)
 }
 
-fn report(directory: &Path, explanations: &[Explanation]) -> RetentionReport {
+fn at(directory: &Path, components: &BTreeMap<String, usize>) -> CheckpointDirectory {
+    let checkpoints = CheckpointDirectory::new(directory);
+    components.iter().fold(checkpoints, |checkpoints, (component, keep)| checkpoints.keep_component(component, *keep))
+}
+
+fn report(directory: &Path, policies: &[Arc<dyn RetentionPolicy>], explanations: &[Explanation]) -> RetentionReport {
     let entry = |explanation: &Explanation| RetentionEntry {
         name: explanation.checkpoint.name.clone(),
         step: explanation.checkpoint.step,
         kept: explanation.is_kept(),
         kept_by: explanation.kept_by.iter().map(ToString::to_string).collect(),
         without: explanation.checkpoint.without.clone(),
+        loses: explanation.loses.clone(),
     };
     RetentionReport {
         directory: directory.into(),
+        policies: policies.iter().map(|policy| policy.label()).collect(),
         checkpoints: explanations.iter().map(entry).collect(),
         removed: Vec::new(),
         spared: Vec::new(),
+        thinned: Vec::new(),
     }
 }
 

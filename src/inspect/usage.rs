@@ -9,7 +9,7 @@ use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::repository::FileId;
 use serde::Serialize;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -27,6 +27,23 @@ pub struct DiskUsage {
     /// Bytes of tensors that are stored more than once although they have the same digest: what linking all of them
     /// would save.
     pub duplicate_bytes: u64,
+    /// Between which of the paths these tensors are, most bytes first.
+    pub duplicates: Vec<DuplicateUsage>,
+}
+
+/// Tensors with the same digests in different files of two paths, or of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DuplicateUsage {
+    /// The first path.
+    #[serde(serialize_with = "lossy")]
+    pub a: Location,
+    /// The second path; the same as the first for duplicates within one.
+    #[serde(serialize_with = "lossy")]
+    pub b: Location,
+    /// Bytes of the tensors that both have and do not share by a link, each counted once; within one path the bytes that
+    /// linking them would save.
+    pub bytes: u64,
 }
 
 /// What a directory of checkpoints takes, or a checkpoint on its own.
@@ -91,7 +108,7 @@ pub fn disk_usage<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<
     for path in paths {
         let path = Location::from(path.as_ref());
         let found = checkpoints_at(&path)?;
-        found.iter().for_each(|path| stored.add(path));
+        found.iter().for_each(|path| stored.add(all.len(), path));
         let files = found.iter().map(|path| Files { name: name_of(path), files: files_in(path) });
         all.push((path, files.collect::<Vec<Files>>()));
     }
@@ -126,7 +143,8 @@ pub fn disk_usage<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<
         });
         everything.extend(own);
     }
-    Ok(DiskUsage { paths, bytes, disk_bytes: everything.values().sum(), duplicate_bytes: stored.duplicate_bytes() })
+    let (duplicate_bytes, duplicates) = stored.duplicates(&paths);
+    Ok(DiskUsage { paths, bytes, disk_bytes: everything.values().sum(), duplicate_bytes, duplicates })
 }
 
 /// Returns the directories of the checkpoints at a path.
@@ -152,16 +170,16 @@ fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Where tensors of each digest and length are stored: in which file, and from which byte on.
+/// Where tensors of each digest and length are stored, by the number of the path: in which file, and from which byte on.
 #[derive(Default)]
-struct Stored(HashMap<(Digest, u64), BTreeSet<StoredAt>>);
+struct Stored(HashMap<(Digest, u64), BTreeMap<usize, BTreeSet<StoredAt>>>);
 
 /// The device and inode of a file, and a byte in it.
 type StoredAt = (u64, u64, u64);
 
 impl Stored {
-    /// Adds the tensors of a checkpoint, if it can be read.
-    fn add(&mut self, path: &Location) {
+    /// Adds the tensors of a checkpoint of the path `owner`, if it can be read.
+    fn add(&mut self, owner: usize, path: &Location) {
         let Ok(reader) = CheckpointReader::open(path) else { return };
         let manifest: &Manifest = &reader.source.manifest;
         let files: HashMap<&str, FileId> =
@@ -170,15 +188,35 @@ impl Stored {
             let Some(piece) = record.pieces.first() else { continue };
             let Some(file) = files.get(piece.file.as_str()) else { continue };
             let bytes = record.spec.bytes().unwrap_or_default();
-            self.0.entry((record.digest, bytes)).or_default().insert((file.device, file.inode, piece.begin));
+            let places = self.0.entry((record.digest, bytes)).or_default().entry(owner).or_default();
+            places.insert((file.device, file.inode, piece.begin));
         }
     }
 
-    fn duplicate_bytes(&self) -> u64 {
-        self.0
-            .iter()
-            .map(|((_, bytes), places)| bytes.saturating_mul(places.len() as u64 - 1))
-            .fold(0, u64::saturating_add)
+    /// Returns how many bytes are stored more than once, and between which paths.
+    fn duplicates(&self, paths: &[PathUsage]) -> (u64, Vec<DuplicateUsage>) {
+        let mut total: u64 = 0;
+        let mut pairs: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+        for ((_, bytes), owners) in &self.0 {
+            let places: BTreeSet<&StoredAt> = owners.values().flatten().collect();
+            total = total.saturating_add(bytes.saturating_mul(places.len() as u64 - 1));
+            let mut add = |pair, times: usize| {
+                let sum: &mut u64 = pairs.entry(pair).or_default();
+                *sum = sum.saturating_add(bytes.saturating_mul(times as u64));
+            };
+            for (a, own) in owners {
+                add((*a, *a), own.len() - 1);
+                // Where they are the same places, all is linked.
+                let others = owners.range(a + 1..).filter(|(_, other)| *other != own);
+                others.for_each(|(b, _)| add((*a, *b), 1));
+            }
+        }
+        let path = |at: usize| paths.get(at).map(|usage| usage.path.clone()).unwrap_or_default();
+        let pairs = pairs.into_iter().filter(|(_, bytes)| *bytes > 0);
+        let mut pairs: Vec<DuplicateUsage> =
+            pairs.map(|((a, b), bytes)| DuplicateUsage { a: path(a), b: path(b), bytes }).collect();
+        pairs.sort_by_key(|pair| std::cmp::Reverse(pair.bytes));
+        (total, pairs)
     }
 }
 

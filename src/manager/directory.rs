@@ -3,7 +3,7 @@
 use super::listing::{Listing, list};
 use super::marks::name_of;
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
-use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, sync_marks, write_mark};
+use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, write_mark};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
 use crate::graph;
@@ -48,17 +48,8 @@ pub struct CheckpointDirectory {
     storage: Arc<dyn Storage>,
     location: Location,
     options: OpenOptions,
+    pub(super) components: BTreeMap<String, usize>,
     directory: OnceLock<Directory>,
-}
-
-/// The result of [`CheckpointDirectory::prune`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Pruned {
-    /// What was removed, oldest first.
-    pub removed: Vec<Location>,
-    /// Checkpoints that were to be removed and were not, with the reason: a mark was written meanwhile, or an error.
-    pub spared: Vec<(Location, String)>,
 }
 
 impl CheckpointDirectory {
@@ -69,8 +60,13 @@ impl CheckpointDirectory {
 
     /// Returns the directory at `location` of a storage other than the operating system's file systems.
     pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
-        let (options, directory) = (OpenOptions::default(), OnceLock::new());
-        CheckpointDirectory { storage, location: location.into(), options, directory }
+        CheckpointDirectory {
+            storage,
+            location: location.into(),
+            options: OpenOptions::default(),
+            components: BTreeMap::new(),
+            directory: OnceLock::new(),
+        }
     }
 
     /// Takes no lock when removing checkpoints, for file systems without locks. Make sure by other means that no other
@@ -86,7 +82,35 @@ impl CheckpointDirectory {
         &self.location
     }
 
-    fn directory(&self) -> Result<&Directory> {
+    /// Keeps a component, such as the optimizer, only in the newest `keep` healthy checkpoints, in those that stay for a
+    /// resume, and in pinned ones: [`prune`](CheckpointDirectory::prune) removes it from the others, as a manager with
+    /// [`keep_component`](crate::CheckpointManagerBuilder::keep_component) does after a save.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temp = tempfile::tempdir()?;
+    /// # let dir = temp.path().join("run");
+    /// use std::sync::Arc;
+    /// use tch_checkpoint::retention::{Latest, RetentionPolicy};
+    /// use tch_checkpoint::{CheckpointDirectory, Error};
+    /// # tch_checkpoint::CheckpointManager::builder(tch_checkpoint::Checkpoint::new(), &dir).open()?.close()?;
+    /// let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(10))];
+    /// let pruned = CheckpointDirectory::new(&dir).keep_component("optimizer", 2).prune(&policies)?;
+    /// for (checkpoint, component) in pruned.thinned {
+    ///     println!("{} lost its {component}", checkpoint.display());
+    /// }
+    /// let error = CheckpointDirectory::new(&dir).keep_component("optimizer", 0).prune(&policies);
+    /// assert!(matches!(error, Err(Error::InvalidArgument(_))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn keep_component(mut self, component: impl Into<String>, keep: usize) -> CheckpointDirectory {
+        self.components.insert(component.into(), keep);
+        self
+    }
+
+    pub(super) fn directory(&self) -> Result<&Directory> {
         match self.directory.get() {
             Some(directory) => Ok(directory),
             None => {
@@ -186,19 +210,23 @@ impl CheckpointDirectory {
     }
 
     /// Reports for each checkpoint what keeps it under `policies`, by the rules of a manager: per name, for the run of
-    /// the newest checkpoint. Checkpoints of other runs and names are not listed.
+    /// the newest checkpoint. Checkpoints of other runs and names are not listed. Without policies, reports what keeps
+    /// each checkpoint whatever the policies.
     ///
     /// # Errors
-    /// As for [`checkpoints`](CheckpointDirectory::checkpoints).
+    /// [`Error::InvalidArgument`] if no checkpoint has a component that is given to
+    /// [`keep_component`](CheckpointDirectory::keep_component), or if none is to keep it; as for
+    /// [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn explain(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<Explanation>> {
         Ok(self.decide(policies)?.into_iter().map(|(_, explanation)| explanation).collect())
     }
 
-    fn decide(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
+    pub(super) fn decide(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
         let directory = self.directory()?;
         // Those that only the index of an older version lists as permanent are permanent, too.
         let (catalog, found) = self.found()?;
-        let retention = Retention::new(policies.to_vec(), None);
+        let retention = Retention::new(policies.to_vec(), None).keep_components(self.components.clone());
+        self.check_components(&found)?;
         let names = found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager);
         let managers: BTreeSet<&str> = names.collect();
         let by_name: BTreeMap<&str, &Found> = found.iter().map(|found| (found.entry.name.as_str(), found)).collect();
@@ -214,42 +242,6 @@ impl CheckpointDirectory {
             decided.extend(own.into_iter().cloned().zip(explanations));
         }
         Ok(decided)
-    }
-
-    /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain). Takes the
-    /// writer's lock. If a checkpoint that stays has lost files, nothing is removed.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
-    /// lost files; as for [`checkpoints`](CheckpointDirectory::checkpoints).
-    pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
-        let directory = self.directory()?;
-        let held = Held::take(directory)?;
-        let (mut stay, go): (Vec<_>, Vec<_>) =
-            self.decide(policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
-        for (found, _) in stay.iter().filter(|_| !go.is_empty()) {
-            if !directory.looks_whole(&found.entry.name, found.entry.bytes) {
-                let reason = "it would stay and has lost files, so nothing is removed";
-                return Err(Error::damaged(directory.path(&found.entry.name), reason));
-            }
-        }
-        if !go.is_empty() {
-            sync_marks(directory, stay.iter_mut().map(|(found, _)| found))?;
-        }
-        let mut pruned = Pruned::default();
-        for (found, _) in go {
-            let (name, id) = (found.entry.name.clone(), found.id());
-            let path = directory.path(&name);
-            let stays =
-                |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id, directory.rules()));
-            match directory.remove(&name, &id, &stays) {
-                Ok(true) => pruned.removed.push(path),
-                Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
-                Err(e) => pruned.spared.push((path, format!("{e:#}"))),
-            }
-        }
-        CheckpointDirectory::tidy_index(directory, &held);
-        Ok(pruned)
     }
 
     /// Removes one checkpoint, even if it is permanent. Takes the writer's lock.
@@ -273,7 +265,7 @@ impl CheckpointDirectory {
     }
 
     /// Removes entries of the index whose checkpoints are gone.
-    fn tidy_index(directory: &Directory, held: &Held) {
+    pub(super) fn tidy_index(directory: &Directory, held: &Held) {
         let noted = held.update_index(directory, |index| {
             index.checkpoints.retain(|entry| directory.has(&entry.name).unwrap_or(true));
             index.latest = index.latest.take().filter(|name| directory.has(name).unwrap_or(true));

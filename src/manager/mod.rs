@@ -13,6 +13,7 @@ mod marks;
 mod on_saved;
 mod outlook;
 mod preemption;
+mod prune;
 mod recover;
 pub mod retention;
 mod room;
@@ -27,13 +28,14 @@ mod why;
 
 pub use background::{Background, WhenBusy};
 pub use builder::CheckpointManagerBuilder;
-pub use directory::{CheckpointDirectory, Pruned};
+pub use directory::CheckpointDirectory;
 pub use failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 pub use listing::{ListedCheckpoint, Listing, checkpoints, latest_checkpoint, list_checkpoints};
 pub use on_saved::SavedCheckpoint;
 pub use preemption::Preemption;
 #[cfg(feature = "signals")]
 pub use preemption::Signal;
+pub use prune::Pruned;
 pub(crate) use select::selected;
 pub use watcher::CheckpointWatcher;
 

@@ -1,7 +1,7 @@
 //! Command-line arguments. Those of newer commands are beside the commands.
 
 use crate::ls::{Column, Sort};
-use crate::policies::Policies;
+use crate::policies::{Components, Policies};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use tch_checkpoint::interop::ReadOptions;
@@ -125,20 +125,31 @@ pub struct BestOf {
 }
 
 /// Reports what keeps each checkpoint under the given policies, and what would end that
+///
+/// Without policies, it reports what keeps a checkpoint whatever they are: it is the newest, pinned, permanent, what a run was
+/// restored from, or the newest healthy one.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_group("Policies", |group| group.required(false)), after_help = "\
 Examples:
+  ckpt why checkpoints/pronounce                     whatever the policies
+  ckpt why checkpoints/pronounce 240                 only the one with this number
   ckpt why --latest 3 --best loss:min:2 checkpoints/pronounce
+  ckpt why --latest 10 --keep-component optimizer=2 checkpoints/pronounce
 
 Exit codes:
   0  printed
-  2  the directory could not be read")]
+  2  the directory could not be read, or there is no such checkpoint")]
 pub struct Why {
     #[command(flatten)]
     pub policies: Policies,
+    #[command(flatten)]
+    pub components: Components,
     /// The directory of checkpoints
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
+    /// Only this checkpoint: a number, a name, `latest`, `best:METRIC:min`, `best:METRIC:max` or `pin:NAME`
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: Option<String>,
 }
 
 /// Removes the checkpoints that none of the given policies keeps
@@ -151,6 +162,7 @@ pub struct Why {
 Examples:
   ckpt prune --latest 3 checkpoints/pronounce         what would be removed
   ckpt prune --latest 3 --yes checkpoints/pronounce   remove it
+  ckpt prune --latest 10 --keep-component optimizer=2 --yes checkpoints/pronounce
 
 Exit codes:
   0  done
@@ -158,6 +170,8 @@ Exit codes:
 pub struct Prune {
     #[command(flatten)]
     pub policies: Policies,
+    #[command(flatten)]
+    pub components: Components,
     /// Remove instead of only reporting
     #[arg(long)]
     pub yes: bool,
@@ -265,7 +279,7 @@ Examples:
 
 Exit codes:
   0  listed, even if the directory is empty or has damaged checkpoints
-  2  there is no such directory, or it could not be read")]
+  2  there is no such directory, or it, or with -r one below it, could not be read")]
 pub struct Ls {
     /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
@@ -274,14 +288,10 @@ pub struct Ls {
     #[arg(long, value_name = "KEY", default_value = "sequence")]
     pub sort: Sort,
     /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values, metrics,
-    /// health, pins, notes, stall (time that the training stood still), took (time until it was durable), waited (of these,
-    /// for the save before), written and linked (bytes), rate, provenance, kept (what keeps it under any policies), marks
-    #[arg(
-        long,
-        value_name = "COLUMNS",
-        value_delimiter = ',',
-        default_value = "name,step,saved,size,tensors,metrics,marks"
-    )]
+    /// metadata (names), health, pins, notes, stall (time that the training stood still), took (time until it was durable),
+    /// waited (of these, for the save before), written and linked (bytes), rate, provenance, kept (what keeps it under any
+    /// policies), marks
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',', default_value = "name,step,age,size,new,metrics,marks")]
     pub columns: Vec<Column>,
     /// Mark the healthy one with the lowest (with `--max`: highest) finite value of a metric as best
     #[arg(long, value_name = "METRIC")]

@@ -3,7 +3,7 @@
 use crate::human;
 use crate::ls::Column;
 use crate::table::Align;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tch_checkpoint::inspect::CheckpointEntry;
 use tch_checkpoint::{Provenance, SaveFigures};
 
@@ -19,6 +19,7 @@ pub fn heading(column: Column) -> (&'static str, Align) {
         Column::Tensors => ("TENSORS", Align::Right),
         Column::Values => ("VALUES", Align::Right),
         Column::Metrics => ("METRICS", Align::Left),
+        Column::Metadata => ("METADATA", Align::Left),
         Column::Health => ("HEALTH", Align::Left),
         Column::Pins => ("PINS", Align::Left),
         Column::Notes => ("NOTES", Align::Left),
@@ -35,7 +36,7 @@ pub fn heading(column: Column) -> (&'static str, Align) {
 }
 
 /// What a column shows of a checkpoint.
-pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str) -> String {
+pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str, now: DateTime<Utc>) -> String {
     let with = |(name, text): (&String, &String)| match text.is_empty() {
         true => name.clone(),
         false => format!("{name} ({text})"),
@@ -45,12 +46,13 @@ pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str) 
         Column::Name => entry.name.clone(),
         Column::Step => human::number(entry.step),
         Column::Saved => human::time(entry.saved_at),
-        Column::Age => human::age(Utc::now() - entry.saved_at),
+        Column::Age => human::age(now - entry.saved_at),
         Column::Size => human::bytes(entry.bytes),
         Column::New => human::bytes(entry.new_bytes),
         Column::Tensors => entry.tensors.to_string(),
         Column::Values => entry.values.to_string(),
         Column::Metrics => human::metrics(entry.metrics.iter().map(|(name, value)| (name.as_str(), *value))),
+        Column::Metadata => entry.metadata.join(", "),
         Column::Health => health(entry),
         Column::Pins => entry.pins.iter().map(with).collect::<Vec<_>>().join(", "),
         Column::Notes => entry.notes.iter().map(with).collect::<Vec<_>>().join(", "),
@@ -98,6 +100,5 @@ fn marks(entry: &CheckpointEntry, is_best: bool) -> String {
     let mut marks: Vec<String> = marks.collect();
     marks.extend(entry.pins.keys().map(|pin| format!("pinned as {pin}")));
     marks.extend(entry.without.iter().map(|component| format!("without {component}")));
-    marks.extend(entry.metadata.iter().map(|name| format!("has {name}")));
     marks.join(", ")
 }

@@ -11,7 +11,7 @@ use tch_checkpoint::inspect;
 /// Prints what checkpoints take on the disk, and what they share
 ///
 /// A file that several checkpoints link takes its space once. UNIQUE is what removing a checkpoint would free. Tensors
-/// with the same digest in different files are reported as duplicates.
+/// with the same digest in different files are reported as duplicates, with the paths that have them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,6 +26,9 @@ pub struct Du {
     #[arg(value_name = "DIR", required = true)]
     pub paths: Vec<PathBuf>,
 }
+
+/// How many pairs of paths with duplicates are printed.
+const PAIRS: usize = 10;
 
 pub fn run(args: &Du, out: &mut Output) -> Result<Exit, Error> {
     let usage = inspect::disk_usage(&args.paths)?;
@@ -52,6 +55,13 @@ pub fn run(args: &Du, out: &mut Output) -> Result<Exit, Error> {
     let (all, disk) = (human::bytes(usage.bytes), human::bytes(usage.disk_bytes));
     out.line(format!("total: {disk} on the disk, {all} without links"));
     out.line(format!("duplicates: {} of tensors that another file has, too", human::bytes(usage.duplicate_bytes)));
+    for pair in usage.duplicates.iter().take(PAIRS) {
+        let (a, b, bytes) = (pair.a.display(), pair.b.display(), human::bytes(pair.bytes));
+        out.line(if pair.a == pair.b { format!("  {bytes} within {a}") } else { format!("  {bytes} in {a} and {b}") });
+    }
+    if let Some(more) = usage.duplicates.len().checked_sub(PAIRS).filter(|more| *more > 0) {
+        out.line(format!("  and {more} more pairs of paths"));
+    }
     out.document(&usage);
     Ok(Exit::Fine)
 }

@@ -26,25 +26,31 @@ fn print_found(found: &FoundCheckpoint, out: &mut Output) -> Result<Exit, Error>
 }
 
 pub fn why(args: &Why, out: &mut Output) -> Result<Exit, Error> {
-    let report = inspect::explain(&args.directory, &args.policies.values())?;
+    let mut report = inspect::explain(&args.directory, &args.policies.values(), &args.components.values())?;
+    if let Some(checkpoint) = &args.checkpoint {
+        report = report.only(checkpoint)?;
+    }
     print_explained(&report, out);
     out.document(&report);
     Ok(Exit::Fine)
 }
 
 pub fn prune(args: &Prune, out: &mut Output) -> Result<Exit, Error> {
-    let policies = args.policies.values();
+    let (policies, components) = (args.policies.values(), args.components.values());
     if !args.yes {
-        let report = inspect::explain(&args.directory, &policies)?;
+        let report = inspect::explain(&args.directory, &policies, &components)?;
         print_explained(&report, out);
         out.note("nothing was removed: give --yes to remove what nothing keeps");
         out.document(&report);
         return Ok(Exit::Fine);
     }
-    let report = inspect::prune(&args.directory, &policies)?;
+    let report = inspect::prune(&args.directory, &policies, &components)?;
     report.removed.iter().for_each(|path| out.line(format!("removed {}", path.display())));
+    for (path, component) in &report.thinned {
+        out.line(format!("removed {component} from {}", path.display()));
+    }
     for (path, reason) in &report.spared {
-        out.note(format!("{} was not removed: {reason}", path.display()));
+        out.note(format!("{} stays: {reason}", path.display()));
     }
     out.document(&report);
     Ok(if report.spared.is_empty() { Exit::Fine } else { Exit::Trouble })
@@ -55,16 +61,16 @@ fn print_explained(report: &RetentionReport, out: &mut Output) {
         out.note(format!("{} has no checkpoint", report.directory.display()));
     }
     for entry in &report.checkpoints {
-        match entry.kept {
-            true if entry.without.is_empty() => {
-                out.line(format!("{} stays: {}", entry.name, entry.kept_by.join("; ")));
-            }
-            true => {
-                let (without, reasons) = (entry.without.join(", "), entry.kept_by.join("; "));
-                out.line(format!("{} stays without {without}: {reasons}", entry.name));
-            }
-            false => out.line(format!("{} is removed: no policy keeps it", entry.name)),
-        }
+        let lacks = |lacks: &str, components: &[String]| match components {
+            [] => String::new(),
+            some => format!(" {lacks} {}", some.join(", ")),
+        };
+        let (without, loses) = (lacks("without", &entry.without), lacks("and loses", &entry.loses));
+        out.line(match entry.kept {
+            true => format!("{} stays{without}{loses}: {}", entry.name, entry.kept_by.join("; ")),
+            false if report.policies.is_empty() => format!("{} stays only if a policy keeps it", entry.name),
+            false => format!("{} is removed: no policy keeps it", entry.name),
+        });
     }
 }
 

@@ -1,20 +1,19 @@
 //! `ckpt ls`: what is in a directory of checkpoints.
 
 use crate::cli::Ls;
-use crate::columns;
 use crate::output::{Exit, Output};
 use crate::table::{Align, Table};
+use crate::{columns, human};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 use tch_checkpoint::Error;
-use tch_checkpoint::inspect::{self, CheckpointEntry, DirectoryListing, OtherState};
-use tch_checkpoint::retention::{Best, CheckpointInfo, Goal};
+use tch_checkpoint::inspect::{self, CheckpointEntry, DirectoryListing, OtherState, Problem};
+use tch_checkpoint::retention::Goal;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Column {
@@ -27,6 +26,7 @@ pub enum Column {
     Tensors,
     Values,
     Metrics,
+    Metadata,
     Health,
     Pins,
     Notes,
@@ -91,75 +91,98 @@ impl Sort {
 }
 
 /// The JSON document of several directories.
-#[derive(Serialize)]
-struct Runs<'a> {
-    directories: &'a [DirectoryListing],
+#[derive(Default, Serialize)]
+struct Runs {
+    directories: Vec<DirectoryListing>,
+    failed: Vec<Problem>,
 }
 
 pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
     loop {
-        let listings = listings(args)?;
+        let mut runs = runs(args)?;
+        let mut exit = if runs.failed.is_empty() { Exit::Fine } else { Exit::Trouble };
         if args.watch.is_some() && std::io::stdout().is_terminal() && !out.is_json() {
             // Clears the terminal, and begins at its top.
             out.raw(b"\x1b[H\x1b[2J");
         }
-        for (n, listing) in listings.iter().enumerate() {
+        for (n, listing) in runs.directories.iter_mut().enumerate() {
+            exit = exit.max(look_further(args, listing, out));
             if args.recursive {
                 if n > 0 {
                     out.line("");
                 }
                 out.line(format!("{}:", listing.directory.display()));
             }
-            print_checkpoints(args, listing, out)?;
+            print_checkpoints(args, listing, out);
             print_others(listing, out);
         }
-        match (args.recursive, &listings[..]) {
+        for problem in &runs.failed {
+            out.note(format!("not listed: {}", problem.within(Path::new(""))));
+        }
+        match (args.recursive, &runs.directories[..]) {
             (false, [listing]) => out.document(listing),
-            (_, all) => out.document(&Runs { directories: all }),
+            _ => out.document(&runs),
         }
         out.flush();
         match args.watch {
             Some(seconds) if !out.has_failed() => std::thread::sleep(Duration::from_secs(seconds)),
-            _ => return Ok(Exit::Fine),
+            _ => return Ok(exit),
         }
     }
 }
 
-/// What the directory has, or each directory of checkpoints below it, in the order asked for.
-fn listings(args: &Ls) -> Result<Vec<DirectoryListing>, Error> {
-    let mut listings = match args.recursive {
-        true => inspect::runs_below(&args.directory)?.iter().map(inspect::list).collect::<Result<Vec<_>, _>>()?,
-        false => vec![inspect::list(&args.directory)?],
-    };
-    listings.iter_mut().for_each(|listing| listing.checkpoints.sort_by(|a, b| args.sort.compare(a, b)));
-    Ok(listings)
+/// What the directory has, or each directory of checkpoints below it, in the order asked for. Of those below, one that
+/// cannot be listed does not keep the others from being listed.
+fn runs(args: &Ls) -> Result<Runs, Error> {
+    let mut runs = Runs::default();
+    if !args.recursive {
+        runs.directories.push(inspect::list(&args.directory)?);
+    } else {
+        for directory in inspect::runs_below(&args.directory)? {
+            match inspect::list(&directory) {
+                Ok(listing) => runs.directories.push(listing),
+                Err(error) => runs.failed.push(Problem::of(&error)),
+            }
+        }
+    }
+    runs.directories.iter_mut().for_each(|listing| listing.checkpoints.sort_by(|a, b| args.sort.compare(a, b)));
+    Ok(runs)
 }
 
-/// What keeps each checkpoint whatever the policies, by name.
-fn kept(directory: &Path) -> Result<HashMap<String, String>, Error> {
-    let report = inspect::explain(directory, &[])?;
-    Ok(report.checkpoints.into_iter().map(|entry| (entry.name, entry.kept_by.join("; "))).collect())
+/// Looks for the best, and for what keeps each checkpoint: in JSON always, as far as that is decided.
+fn look_further(args: &Ls, listing: &mut DirectoryListing, out: &mut Output) -> Exit {
+    if let Some(metric) = &args.best {
+        listing.mark_best(metric, if args.max { Goal::Maximize } else { Goal::Minimize });
+    }
+    let is_column = args.columns.contains(&Column::Kept);
+    if !is_column && !out.is_json() {
+        return Exit::Fine;
+    }
+    match listing.explain() {
+        Err(error) if is_column => {
+            out.note(format!("what keeps the checkpoints of {} is not known: {error:#}", listing.directory.display()));
+            Exit::Trouble
+        }
+        _ => Exit::Fine,
+    }
 }
 
-fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) -> Result<(), Error> {
+fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) {
     if listing.checkpoints.is_empty() {
         let below: Vec<String> =
             listing.below.iter().take(10).map(|directory| directory.display().to_string()).collect();
         let hint = if below.is_empty() { String::new() } else { format!("; look into {}", below.join(", ")) };
         out.line(format!("no whole checkpoint in {}{hint}", listing.directory.display()));
-        return Ok(());
+        return;
     }
-    let kept = match args.columns.contains(&Column::Kept) && !out.is_json() {
-        true => kept(&listing.directory)?,
-        false => HashMap::new(),
-    };
-    let best = args.best.as_deref().and_then(|metric| best(listing, metric, args.max));
+    let now = human::now();
     let headings: Vec<(&str, Align)> = args.columns.iter().map(|column| columns::heading(*column)).collect();
     let mut table = Table::new(headings);
     for entry in &listing.checkpoints {
-        let is_best = best.as_deref() == Some(entry.name.as_str());
-        let kept = kept.get(&entry.name).map_or("", String::as_str);
-        let cell = |column: &Column| columns::cell(*column, entry, is_best, kept);
+        let is_best = listing.best.as_ref() == Some(&entry.name);
+        let kept = listing.kept_by.as_ref().and_then(|kept| kept.get(&entry.name));
+        let kept = kept.map_or_else(String::new, |reasons| reasons.join("; "));
+        let cell = |column: &Column| columns::cell(*column, entry, is_best, &kept, now);
         table.row(args.columns.iter().map(cell).collect::<Vec<String>>());
     }
     table.print(out);
@@ -167,25 +190,6 @@ fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) ->
         out.line("");
         out.line(format!("{first} and {second} are of different runs, and nothing decides which one is the latest"));
     }
-    Ok(())
-}
-
-/// The name of the healthy checkpoint with the best finite value of a metric; of two with the same value the one that was
-/// saved later.
-fn best(listing: &DirectoryListing, metric: &str, max: bool) -> Option<String> {
-    let mut entries: Vec<&CheckpointEntry> = listing.checkpoints.iter().collect();
-    entries.sort_by_key(|entry| entry.sequence);
-    let infos: Vec<CheckpointInfo> = entries.into_iter().map(info).collect();
-    let goal = if max { Goal::Maximize } else { Goal::Minimize };
-    Best::new(metric, goal, 1).choose(&infos).map(|info| info.name.clone())
-}
-
-fn info(entry: &CheckpointEntry) -> CheckpointInfo {
-    let mut info = CheckpointInfo::new(&entry.name, entry.saved_at);
-    info.metrics.clone_from(&entry.metrics);
-    info.non_finite.clone_from(&entry.non_finite);
-    info.unclean = entry.unclean;
-    info
 }
 
 fn print_others(listing: &DirectoryListing, out: &mut Output) {

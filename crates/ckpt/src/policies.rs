@@ -1,6 +1,7 @@
 //! Retention policies on the command line.
 
 use clap::Args;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tch_checkpoint::retention::{
@@ -48,6 +49,31 @@ impl Policies {
             policies.push(Arc::new(Steps::new(self.steps.iter().copied())));
         }
         policies
+    }
+}
+
+/// Components that only the newest checkpoints keep.
+#[derive(Debug, Args)]
+pub struct Components {
+    /// Keep a component, such as the optimizer, only in the newest N, in those that stay for a resume, and in pinned
+    /// ones; can be given several times
+    #[arg(long = "keep-component", value_name = "NAME=N", value_parser = component)]
+    pub keep: Vec<(String, usize)>,
+}
+
+impl Components {
+    /// Returns how many checkpoints keep each of them.
+    pub fn values(&self) -> BTreeMap<String, usize> {
+        self.keep.iter().cloned().collect()
+    }
+}
+
+/// `NAME=N`.
+fn component(text: &str) -> Result<(String, usize), String> {
+    let (name, count) = text.rsplit_once('=').unwrap_or((text, ""));
+    match count.parse() {
+        Ok(count) if count > 0 && !name.is_empty() => Ok((name.to_string(), count)),
+        _ => Err("it has the form NAME=N, such as optimizer=2".to_string()),
     }
 }
 

@@ -22,9 +22,13 @@ use tch_checkpoint::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// The year 2100, in seconds.
+const NOW: i64 = 4_102_444_800;
+
 fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
-    command.env("TZ", "UTC").stdin(Stdio::null());
+    // Ages do not change from one command to the next.
+    command.env("TZ", "UTC").env("SOURCE_DATE_EPOCH", NOW.to_string()).stdin(Stdio::null());
     command
 }
 
@@ -399,10 +403,11 @@ fn ls_lists_by_commit_sequence_with_all_there_is_to_know() {
     let names: Vec<&str> = ran.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(names, ["NAME", "ckpt-100", "ckpt-20", "ckpt-3"]);
     let manifest = Manifest::from_bytes(&fs::read(path.join("ckpt-3/manifest.json")).unwrap()).unwrap();
-    let saved = manifest.saved_at.format("%Y-%m-%d %H:%M:%S").to_string();
+    let days = (NOW - manifest.saved_at.timestamp() - 1) / 86_400;
     let size: u64 = files_of(&path.join("ckpt-3")).iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    let size_text = format!("{:.1} KiB", size as f64 / 1024.0);
-    let expected = format!("ckpt-3 3 {saved} {size_text} 4 loss=0.333333 latest");
+    let text = |bytes: u64| format!("{:.1} KiB", bytes as f64 / 1024.0);
+    let new = json_on("ls", &[path]).1["checkpoints"][2]["new_bytes"].as_u64().unwrap();
+    let expected = format!("ckpt-3 3 {days}d {} {} loss=0.333333 latest", text(size), text(new));
     assert_eq!(ran.row("ckpt-3").join(" "), expected);
     assert_eq!(ran.row("ckpt-20").last(), Some(&"loss=0.05"));
 
@@ -493,7 +498,7 @@ fn ls_is_clear_about_empty_and_missing_folders() {
     assert_eq!(ran.out, format!("no whole checkpoint in {}\n", path.display()));
     assert_eq!(
         json_on("ls", &[path]).1,
-        json!({"directory": path, "latest": null, "undecided": null, "checkpoints": [], "others": [], "below": []})
+        json!({"directory": path, "latest": null, "undecided": null, "best": null, "kept_by": {}, "checkpoints": [], "others": [], "below": []})
     );
 
     // One directory too high.
@@ -587,8 +592,8 @@ fn metadata_is_shown_and_compared_and_is_no_state() -> Outcome {
     let shown = on("show", &[&path]);
     assert!(shown.out.contains("METADATA") && shown.out.contains("{\"layers\":2}"), "{}", shown.out);
     assert_eq!(json_on("show", &[&path]).1["metadata"], json!({ "hyperparameters": { "layers": 2 } }));
-    let listed = on("ls", &[dir]);
-    assert!(listed.row("other").contains(&"has"), "{}", listed.out);
+    let listed = on("ls", &[Path::new("--columns"), Path::new("name,metadata"), dir]);
+    assert_eq!(listed.row("other"), ["other", "hyperparameters"], "{}", listed.out);
     let document = json_on("ls", &[dir]).1;
     let entries = document["checkpoints"].as_array().ok_or("no list")?;
     let entry = entries.iter().find(|entry| entry["name"] == "other").ok_or("not listed")?;

@@ -102,8 +102,10 @@ fn a_pin_is_taken_away_once() -> Outcome {
 fn policies_that_make_no_sense_are_refused() -> Outcome {
     let dir = tempfile::tempdir()?;
     for policy in [
-        &[][..],
-        &["--latest", "0"],
+        &["--latest", "0"][..],
+        &["--keep-component", "optimizer"],
+        &["--keep-component", "optimizer=0"],
+        &["--keep-component", "=1"],
         &["--best", "loss"],
         &["--best", "loss:best:1"],
         &["--best", "loss:min:0"],
@@ -118,6 +120,100 @@ fn policies_that_make_no_sense_are_refused() -> Outcome {
         assert_eq!(code, Some(2), "{policy:?}: {err}");
     }
     assert_eq!(ckpt(&["why", "--every", "36h", "--younger-than", "2d", "."], dir.path()).0, Some(0));
+    // What is removed must be said; what keeps a checkpoint whatever the policies can be asked.
+    assert_eq!(ckpt(&["prune", "."], dir.path()).0, Some(2));
+    assert_eq!(ckpt(&["why", "."], dir.path()).0, Some(0));
+    Ok(())
+}
+
+#[test]
+fn without_policies_why_says_what_holds_whatever_they_are() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    assert_eq!(ckpt(&["pin", "run/ckpt-2", "paper"], dir.path()).0, Some(0));
+    let (code, out, err) = ckpt(&["why", "run"], dir.path());
+    assert_eq!(code, Some(0), "{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[0], "ckpt-1 stays only if a policy keeps it");
+    assert_eq!(lines[1], "ckpt-2 stays: it is pinned as \"paper\", until the pin is removed");
+    assert_eq!(lines[5], "ckpt-6 stays: it is the newest, until another one is saved");
+    assert_eq!(lines.len(), 6);
+    // One of them, by number, name, or what it is.
+    for one in ["2", "ckpt-2", "pin:paper", "best:val:loss:min"] {
+        assert_eq!(ckpt(&["why", "run", one], dir.path()).1, format!("{}\n", lines[1]), "{one}");
+    }
+    let document = json(&["why", "run", "2"], dir.path());
+    assert_eq!(
+        (&document["policies"], document["checkpoints"].as_array().map(Vec::len)),
+        (&Json::Array(vec![]), Some(1))
+    );
+    let (code, _, err) = ckpt(&["why", "run", "9"], dir.path());
+    assert!(code == Some(2) && err.contains('9'), "{err}");
+    let (_, out, _) = ckpt(&["why", "--latest", "1", "run", "1"], dir.path());
+    assert_eq!(out, "ckpt-1 is removed: no policy keeps it\n");
+    // The same in a listing.
+    let document = json(&["ls", "--best", "val:loss", "run"], dir.path());
+    assert_eq!((&document["best"], &document["kept_by"]["ckpt-1"]), (&"ckpt-2".into(), &Json::Array(vec![])));
+    assert!(document["kept_by"]["ckpt-2"][0].as_str().is_some_and(|by| by.contains("pinned")), "{document}");
+    Ok(())
+}
+
+#[test]
+fn a_component_is_removed_from_all_but_the_newest() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let checkpoint = Checkpoint::new().track("model", Memory::seeded(4, 1))?;
+    let checkpoint = checkpoint.track("optimizer", Memory::seeded(8, 2))?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path().join("run")).max_to_keep(None);
+    let mut manager = builder.open()?;
+    (1..=5).try_for_each(|step| manager.save_at(step).map(drop))?;
+    manager.close()?;
+    assert_eq!(ckpt(&["pin", "run/ckpt-2", "paper"], dir.path()).0, Some(0));
+    let has = |step: u64| dir.path().join(format!("run/ckpt-{step}/optimizer.safetensors")).exists();
+    let all = || (1..=5).map(has).collect::<Vec<bool>>();
+    let policies = ["--latest", "4", "--keep-component", "optimizer=2", "run"];
+    let (_, out, _) = ckpt(&[&["why"], &policies[..]].concat(), dir.path());
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("ckpt-1 is removed") && lines[1].starts_with("ckpt-2 stays: "), "{out}");
+    assert!(lines[2].starts_with("ckpt-3 stays and loses optimizer: the newest 4"), "{out}");
+    assert!(lines[3].starts_with("ckpt-4 stays: "), "{out}");
+    assert_eq!(
+        (all(), json(&[&["why"], &policies[..]].concat(), dir.path())["checkpoints"][2]["loses"][0].as_str()),
+        (vec![true; 5], Some("optimizer"))
+    );
+    // A name that no checkpoint has.
+    let (code, _, err) = ckpt(&["prune", "--latest", "4", "--keep-component", "optimiser=2", "run"], dir.path());
+    assert!(code == Some(2) && err.contains("the nearest is \"optimizer\""), "{err}");
+    let (code, out, err) = ckpt(&[&["prune", "--yes"], &policies[..]].concat(), dir.path());
+    assert_eq!((code, out.as_str()), (Some(0), "removed run/ckpt-1\nremoved optimizer from run/ckpt-3\n"), "{err}");
+    assert_eq!(all(), [false, true, false, true, true]);
+    let (code, out, _) = ckpt(&["verify", "run"], dir.path());
+    assert!(code == Some(0) && out.contains("run/ckpt-3 (without optimizer)"), "{out}");
+    // Once more there is nothing to do, but for what is left by a process that died.
+    let document = json(&[&["prune", "--yes"], &policies[..]].concat(), dir.path());
+    assert_eq!((&document["removed"], &document["thinned"]), (&Json::Array(vec![]), &Json::Array(vec![])));
+    Ok(())
+}
+
+#[test]
+fn a_run_that_cannot_be_listed_does_not_hide_the_others() -> Outcome {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    // A model of another tool, and below it what looks like a checkpoint and has a name that is no text.
+    let odd = dir.path().join("odd");
+    let inside = odd.join(std::ffi::OsStr::from_bytes(b"\xff"));
+    std::fs::create_dir_all(&inside)?;
+    std::fs::write(inside.join("manifest.json"), "{}")?;
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/huggingface/single");
+    std::fs::copy(fixture.join("model.safetensors"), odd.join("model.safetensors"))?;
+    std::fs::write(odd.join("config.json"), "{}")?;
+    let (code, out, err) = ckpt(&["ls", "-r", "."], dir.path());
+    assert_eq!(code, Some(2), "{out}{err}");
+    assert!(out.contains("./run:\n") && out.contains("ckpt-6"), "{out}");
+    assert!(err.contains("not listed: ./odd is a checkpoint, not a directory of checkpoints"), "{err}");
+    let document = json(&["ls", "-r", "."], dir.path());
+    assert_eq!(document["directories"].as_array().map(Vec::len), Some(1), "{document}");
+    assert_eq!(document["failed"][0]["kind"], "other");
     Ok(())
 }
 

@@ -32,6 +32,9 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 /// The moment at which the first checkpoint of a run was saved, as far as its manifest tells.
 const START: &str = "2026-11-22T10:59:09.123456Z";
 
+/// The moment from which ages are counted, in seconds: 2026-11-22T12:03:00Z.
+const NOW: &str = "1795348980";
+
 /// Saves a run of three checkpoints, one per second, into `dir`. Every byte is the same in every run of the tests.
 fn run(dir: &Path, run: &str, shift: f32) -> Outcome {
     let named = |tensors: &[(&str, &Memory)]| -> BTreeMap<String, Memory> {
@@ -158,7 +161,7 @@ fn words(line: &str) -> Vec<String> {
 fn shown(dir: &Path, line: &str) -> String {
     let arguments = words(line.strip_prefix("ckpt ").unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
-    command.args(&arguments).current_dir(dir).env("TZ", "UTC").stdin(Stdio::null());
+    command.args(&arguments).current_dir(dir).env("TZ", "UTC").env("SOURCE_DATE_EPOCH", NOW).stdin(Stdio::null());
     let output = command.output().unwrap();
     let (mut out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     if arguments.iter().any(|argument| argument == "--json") && !out.is_empty() {

@@ -177,7 +177,7 @@ impl ReportedCheckpoint {
 
 /// Returns what keeps each checkpoint, by name; empty if nothing decides which run the policies concern.
 fn kept_by(path: &Location, options: &ReportOptions) -> BTreeMap<String, Vec<String>> {
-    match retention::explain(path, &options.policies) {
+    match retention::explain(path, &options.policies, &BTreeMap::new()) {
         Ok(report) => report.checkpoints.into_iter().map(|entry| (entry.name, entry.kept_by)).collect(),
         Err(error) => {
             log::debug!("what keeps the checkpoints of {} is not known: {error:#}", path.display());

@@ -1,0 +1,103 @@
+//! Removes what policies do not keep from a directory of checkpoints, without a model.
+
+use super::directory::CheckpointDirectory;
+use super::retention::RetentionPolicy;
+use super::thinning;
+use crate::catalog::{Found, Marks, sync_marks};
+use crate::error::{Error, Result};
+use crate::location::Location;
+use crate::name::nearest_hint;
+use crate::save::Held;
+use crate::sync::Arc;
+use std::collections::BTreeMap;
+
+/// The result of [`CheckpointDirectory::prune`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pruned {
+    /// What was removed, oldest first.
+    pub removed: Vec<Location>,
+    /// Checkpoints that were to be removed and were not, with the reason: a mark was written meanwhile, or an error.
+    /// Also those of which a component was to be removed.
+    pub spared: Vec<(Location, String)>,
+    /// The components that were removed from checkpoints that stay
+    /// ([`keep_component`](CheckpointDirectory::keep_component)), with these checkpoints, oldest first.
+    pub thinned: Vec<(Location, String)>,
+}
+
+impl CheckpointDirectory {
+    /// A name that no checkpoint has would keep nothing, silently.
+    pub(super) fn check_components(&self, found: &[Found]) -> Result<()> {
+        for (component, keep) in &self.components {
+            if *keep == 0 {
+                return Err(Error::InvalidArgument(format!(
+                    "keep_component({component:?}, 0): it must be at least 1, for a run is resumed from the newest checkpoint"
+                )));
+            }
+            let known = || found.iter().flat_map(|found| found.separable.iter().chain(&found.without));
+            if !found.is_empty() && !known().any(|known| known == component) {
+                let hint = nearest_hint(component, known().map(String::as_str));
+                let reason = "no checkpoint has a component of this name that can be removed without the others";
+                return Err(Error::InvalidArgument(format!("keep_component({component:?}): {reason}{hint}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain), and the
+    /// components that those that stay lose. Takes the writer's lock. If a checkpoint that stays has lost files, nothing
+    /// is removed.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
+    /// lost files; as for [`explain`](CheckpointDirectory::explain).
+    pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
+        let directory = self.directory()?;
+        let held = Held::take(directory)?;
+        let (stay, go): (Vec<_>, Vec<_>) =
+            self.decide(policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
+        let loses = stay.iter().filter(|(_, explanation)| !explanation.loses.is_empty());
+        let thin: BTreeMap<String, Vec<String>> =
+            loses.map(|(found, explanation)| (found.entry.name.clone(), explanation.loses.clone())).collect();
+        for (found, _) in stay.iter().filter(|_| !go.is_empty() || !thin.is_empty()) {
+            if !directory.looks_whole(&found.entry.name, found.entry.bytes) {
+                let reason = "it would stay and has lost files, so nothing is removed";
+                return Err(Error::damaged(directory.path(&found.entry.name), reason));
+            }
+        }
+        let mut pruned = Pruned::default();
+        let mut kept: Vec<Found> = stay.into_iter().map(|(found, _)| found).collect();
+        if !go.is_empty() || !thin.is_empty() {
+            sync_marks(directory, kept.iter_mut())?;
+        }
+        thinning::mark(directory, &mut kept, &thin);
+        for (found, _) in go {
+            let (name, id) = (found.entry.name.clone(), found.id());
+            let path = directory.path(&name);
+            let stays =
+                |marks: &[(String, Vec<u8>)]| found.is_told_more_by(&Marks::among(marks, &id, directory.rules()));
+            match directory.remove(&name, &id, &stays) {
+                Ok(true) => pruned.removed.push(path),
+                Ok(false) => pruned.spared.push((path, "something was noted in it at this moment".to_string())),
+                Err(e) => pruned.spared.push((path, format!("{e:#}"))),
+            }
+        }
+        thinning::finish(directory, &mut kept);
+        for found in &kept {
+            let path = directory.path(&found.entry.name);
+            for component in thin.get(&found.entry.name).into_iter().flatten() {
+                let why_not = match found.thinned.contains_key(component) {
+                    true if found.leftover.is_empty() => {
+                        pruned.thinned.push((path.clone(), component.clone()));
+                        continue;
+                    }
+                    true => "its files could not be removed",
+                    false => "the checkpoint was pinned at this moment, or could not be marked",
+                };
+                pruned.spared.push((path.clone(), format!("it keeps the component {component:?}: {why_not}")));
+            }
+        }
+        CheckpointDirectory::tidy_index(directory, &held);
+        Ok(pruned)
+    }
+}
