@@ -218,6 +218,26 @@ fn the_tool_takes_memory_in_proportion() -> Outcome {
                 assert!(output.stdout.len() < 10 * text.len() + 10_000, "{arguments:?}");
             }
         }
+        let (to, file) = (dir.path().join("to/ckpt-1"), dir.path().join("to/file.pt"));
+        let (dest, file) = (to.to_str().ok_or("no text")?, file.to_str().ok_or("no text")?);
+        for arguments in [
+            &["convert", path, dest][..],
+            &["convert", path, file],
+            &["rename", path, dest, "v=w"],
+            &["merge", path, "--out", dest],
+            &["average", path, path, "--out", dest],
+            &["map", path, path],
+            &["du", dir.path().to_str().ok_or("no text")?],
+            &["bisect", dir.path().to_str().ok_or("no text")?, "nonfinite"],
+        ] {
+            fs::create_dir_all(dir.path().join("to"))?;
+            let output = ckpt(arguments, megabytes);
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            // It holds in none.
+            let code = if arguments[0] == "bisect" { Some(1) } else { Some(0) };
+            assert_eq!(output.status.code(), code, "{arguments:?}: {errors}");
+            fs::remove_dir_all(dir.path().join("to"))?;
+        }
     }
     Ok(())
 }

@@ -104,6 +104,22 @@ pub trait RetentionPolicy: Debug + Send + Sync {
 
     /// Returns what users read as the name of this policy, such as `the newest 2`. The policies of this crate return their
     /// [`Display`] form. Defaults to the [`Debug`] form.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tch_checkpoint::retention::{Best, Every, Goal, Latest, RetentionPolicy, Steps, YoungerThan};
+    /// let policies: [(&dyn RetentionPolicy, &str); 6] = [
+    ///     (&Latest(3), "the newest 3"),
+    ///     (&Best::new("loss", Goal::Minimize, 2), "the 2 with the lowest \"loss\""),
+    ///     (&Every(Duration::from_secs(6 * 60 * 60)), "one per 6 hours"),
+    ///     (&Every(Duration::from_secs(60)), "one per minute"),
+    ///     (&Steps::new([500, 100]), "the steps 100, 500"),
+    ///     (&YoungerThan(Duration::from_secs(24 * 60 * 60)), "younger than 1 day"),
+    /// ];
+    /// for (policy, label) in policies {
+    ///     assert_eq!(policy.label(), label);
+    /// }
+    /// ```
     fn label(&self) -> String {
         format!("{self:?}")
     }
