@@ -494,7 +494,7 @@ pub struct Destination {
     /// Write one dictionary of tensors, their names joined by dots, as `VarStore::load` of tch takes it (PyTorch)
     #[arg(long)]
     pub flat: bool,
-    /// Write the optimizer below KEY as the state_dict of PyTorch's (PyTorch)
+    /// Write the optimizer below KEY as the `state_dict` of PyTorch's (PyTorch)
     #[arg(long, value_name = "KEY", requires = "parameters")]
     pub optimizer: Option<String>,
     /// The variables in the order in which PyTorch's optimizer gets them: a name per line, and an empty line before each

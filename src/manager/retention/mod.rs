@@ -166,7 +166,8 @@ impl Display for Span {
             return write!(f, "{:?}", self.0);
         }
         let units = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
-        let (length, unit) = units.into_iter().find(|(length, _)| seconds % length == 0).unwrap_or((1, "second"));
+        let (length, unit) =
+            units.into_iter().find(|(length, _)| seconds.is_multiple_of(*length)).unwrap_or((1, "second"));
         match seconds / length {
             1 if f.alternate() => f.write_str(unit),
             1 => write!(f, "1 {unit}"),
