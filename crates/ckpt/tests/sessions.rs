@@ -140,6 +140,20 @@ fn scene(dir: &Path) -> Outcome {
     Ok(())
 }
 
+/// A run of the example: `pronounce --hidden 8 --steps 2000 --save-every 500 --max-to-keep 4`.
+fn example(dir: &Path) -> Outcome {
+    let run = dir.join("checkpoints/pronounce");
+    for checkpoint in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pronounce"))? {
+        let checkpoint = checkpoint?;
+        fs::create_dir_all(run.join(checkpoint.file_name()))?;
+        for file in fs::read_dir(checkpoint.path())? {
+            let file = file?;
+            fs::copy(file.path(), run.join(checkpoint.file_name()).join(file.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Splits a command line at spaces outside of single quotes.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut quoted, mut word) = (Vec::new(), false, None::<String>);
@@ -192,7 +206,10 @@ fn steady(line: &str) -> String {
 
 fn play(name: &str) {
     let dir = tempfile::tempdir().unwrap();
-    scene(dir.path()).unwrap();
+    match name {
+        "pronounce" => example(dir.path()).unwrap(),
+        _ => scene(dir.path()).unwrap(),
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sessions").join(name).with_extension("console");
     let written = fs::read_to_string(&path).unwrap();
     let mut now = String::new();
@@ -229,4 +246,4 @@ macro_rules! sessions {
     };
 }
 
-sessions! { bisect cat diff du keep ls marks repair report rewrite shell show traced verify }
+sessions! { bisect cat diff du keep ls marks pronounce repair report rewrite shell show traced verify }
