@@ -53,7 +53,7 @@ impl CheckpointManager {
         let (now, directory) = (self.directory.now(), &self.directory);
         known.retain(|found| seen.is_there(directory, found));
         superseded.retain(|(aside, _)| directory.may_hold(aside));
-        for found in known.iter_mut() {
+        for found in &mut known {
             read_marks(directory, &found.entry.name.clone(), found);
         }
         for (aside, found) in &mut superseded {

@@ -1,4 +1,4 @@
-//! The second process: what it does, lawful or not.
+//! The second process, with its lawful and unlawful operations.
 
 use super::others::{self, LEFT_TO_DIE, save_some};
 use super::watch::Watch;

@@ -1,4 +1,4 @@
-//! A disk with one thing wrong in how files are reached: the actor must notice.
+//! A disk that reaches files carelessly, which the actor must notice.
 
 use crate::system::System;
 use std::any::Any;

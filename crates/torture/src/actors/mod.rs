@@ -23,29 +23,29 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use trainer::Trainer;
 
-/// What came of it.
+/// The result of [`actors`].
 #[derive(Debug, Clone, Default)]
 pub struct ActorReport {
     /// What the actor did.
     pub operations: u64,
-    /// Saves that were acknowledged.
+    /// The number of acknowledged saves.
     pub saved: u64,
-    /// Saves that failed with an error.
+    /// The number of saves that failed.
     pub refused: u64,
-    /// Times that a manager was opened and restored.
+    /// How often a manager was opened and restored.
     pub restarts: u64,
-    /// Acknowledged checkpoints that were examined and were right.
+    /// The number of examined checkpoints that were right.
     pub right: u64,
-    /// Those that had left the numbering: a run continued from another one.
+    /// The number of those that had been superseded.
     pub aside: u64,
-    /// Those that the actor had destroyed, and of which that was said.
+    /// The number of those that the actor had destroyed, which was reported.
     pub reported: u64,
     /// What the actor did of each rarer kind: leases taken, directories watched, managers killed, saves by others.
     pub did: BTreeMap<String, u64>,
     /// Archives that share a file with a checkpoint that was written later: the actor gave it a second name between the
     /// examine its names and the first write. No call of the system closes that window (SECURITY.md).
     pub windows: u64,
-    /// What broke a promise.
+    /// The violations.
     pub violations: Vec<String>,
 }
 
@@ -135,7 +135,7 @@ impl Said {
     }
 }
 
-/// How the manager works beside the actor.
+/// The manager beside the actor.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Beside {
     /// What is wrong with it, so that something must be found.
@@ -233,7 +233,7 @@ mod tests {
         }
     }
 
-    /// A few seconds; the long run is `torture actors`.
+    /// Runs a few seconds; the long form is `torture actors`.
     #[test]
     #[cfg_attr(libtorch, ignore = "the second process would load libtorch; it runs without libtorch")]
     fn an_actor_beside_a_manager_costs_nothing_that_was_acknowledged() {

@@ -1,4 +1,4 @@
-//! The process that trains and saves, and examines what is there.
+//! The process that trains, saves, and examines the directory.
 
 use super::careless::disk;
 use super::{ActorReport, Beside, KEEP, Said, names, setup};

@@ -1,4 +1,4 @@
-//! What a history does with its manager: processes that begin, restore, save, go back, fail.
+//! The calls of a manager in a history: processes begin, restore, save, go back, and fail.
 
 use super::look::Planned;
 use super::state::{NAMES, State, value_in};
@@ -31,7 +31,7 @@ impl History {
         if restores { Ok(()) } else { self.recover(fresh) }
     }
 
-    /// The directory must be taken as it is, or the other name's checkpoints be an error.
+    /// Restores the newest checkpoint. Checkpoints of another name only must be an error.
     fn recover(&mut self, fresh: bool) -> Verdict {
         self.tell("restore_or_initialize");
         let others = self.lines[1 - self.name].own.iter().any(|made| made.there);
@@ -74,7 +74,7 @@ impl History {
         }
     }
 
-    /// What follows is not ours to foresee.
+    /// Starts with an empty directory, because the oracle does not model what follows.
     fn leave(&mut self) -> Verdict {
         self.tell("the foreign one is all there is");
         self.manager = None;
@@ -129,7 +129,7 @@ impl History {
         Ok(true)
     }
 
-    /// Where a checkpoint is, by its name and what it holds.
+    /// Returns the path of a checkpoint, by its name and its value.
     fn find(&self, made: &Made) -> Option<PathBuf> {
         let name = format!("{}-{}", NAMES[self.name], made.number);
         let aside = format!("superseded-{name}-");
@@ -212,8 +212,8 @@ impl History {
         self.judge(saved, Saved { number, value, ..Saved::default() }, then, Some(planned))
     }
 
-    /// The training fails. If nothing has changed since the last call of the manager, the state of that call is saved, or
-    /// is saved already. Otherwise what may be left half done is saved, and is not what a run resumes from.
+    /// A guarded training fails. If nothing has changed since the last call of the manager, the state of that call is saved,
+    /// unless it is saved already. Otherwise the state is saved as unclean.
     pub(super) fn fail(&mut self) -> Verdict {
         let last = self.line().last_step;
         // It calls the manager before it fails, or does not.
@@ -255,7 +255,7 @@ impl History {
         self.judge(Ok(Location::from(self.path(number))), saved, then, None)
     }
 
-    /// This number, or the one after the highest if something has that name.
+    /// Returns this number, or the one after the highest if the name is taken.
     fn free_number(&self, number: u64, superseded: &[u64]) -> Result<u64, String> {
         let prefix = format!("{}-", NAMES[self.name]);
         let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
@@ -266,13 +266,13 @@ impl History {
         Ok(if taken.contains(&number) { highest + 1 } else { number })
     }
 
-    /// Whether something that this line did not save has the name.
+    /// Returns `true` if something that this line did not save has the name.
     fn is_in_the_way(&self, number: u64, then: &Then) -> bool {
         let Then::New { supersedes, .. } = then else { return false };
         fs::symlink_metadata(self.path(number)).is_ok() && !supersedes.contains(&number)
     }
 
-    /// What was saved is there, and what stays and goes beside it, as it was planned.
+    /// Checks the result of a save, what it removed, and that this was planned.
     fn judge(
         &mut self,
         path: tch_checkpoint::Result<Location>,

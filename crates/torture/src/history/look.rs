@@ -1,4 +1,4 @@
-//! Whether a directory, and what a manager lists, are as the oracle says.
+//! Compares a directory, and what a manager lists, with the oracle.
 
 use super::state::{NAMES, value_in, value_of};
 use super::{History, Verdict};
@@ -11,9 +11,9 @@ use tch_checkpoint::{CheckpointReader, Location, latest_checkpoint};
 /// The run and the sequence of a checkpoint.
 type Id = (String, u64);
 
-/// What a manager says that its next save does.
+/// The plan of a manager for its next save.
 pub(super) struct Planned {
-    /// All that is there before it, in or out of the numbering.
+    /// All checkpoints before the save, in or out of the numbering.
     before: BTreeMap<String, Id>,
     removes: BTreeSet<String>,
     thins: BTreeSet<String>,
@@ -30,7 +30,7 @@ impl History {
         Ok(Planned { before, removes, thins: names(|explanation| !explanation.loses.is_empty()) })
     }
 
-    /// The save has removed what it said.
+    /// Checks that the save has removed what was planned.
     pub(super) fn check_plan(&self, planned: &Planned) -> Verdict {
         let after: BTreeSet<Id> = self.there()?.into_values().collect();
         let gone = planned.before.iter().filter(|(_, id)| !after.contains(id)).map(|(name, _)| name.clone());
@@ -45,7 +45,7 @@ impl History {
         }
     }
 
-    /// The checkpoints of the present name, in or out of the numbering.
+    /// Returns the checkpoints of the present name, in or out of the numbering.
     fn there(&self) -> Result<BTreeMap<String, Id>, String> {
         let mut there = BTreeMap::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten() {
@@ -62,7 +62,7 @@ impl History {
         Ok(there)
     }
 
-    /// Looks at everything that must be there, and that nothing more is.
+    /// Checks that everything is there that must be, and nothing more.
     pub(super) fn check(&self) -> Verdict {
         self.check_directory()?;
         self.check_listed()

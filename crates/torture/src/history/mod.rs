@@ -1,5 +1,5 @@
-//! Random histories of a manager's calls, and of what others do in its directory meanwhile, against an oracle that
-//! keeps a plain list of what should be there.
+//! Random histories of a manager's calls, and of changes by others in its directory, compared with an oracle that keeps
+//! a list of what should be there.
 
 mod calls;
 mod look;
@@ -18,26 +18,26 @@ use tch_checkpoint::CheckpointManager;
 use tch_checkpoint::internal::{Rule, without_rule};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
 
-/// What came of it.
+/// The result of [`histories`].
 #[derive(Debug, Clone, Default)]
 pub struct HistoryReport {
-    /// Histories that ran to their end.
+    /// The number of histories.
     pub histories: u64,
-    /// Calls and other deeds in them.
+    /// The number of steps in them.
     pub deeds: u64,
-    /// Histories in which something was not as it should be.
+    /// The number of histories with a violation.
     pub violations: u64,
-    /// Some of them, in words.
+    /// Some of them.
     pub examples: Vec<String>,
 }
 
-/// Runs histories in a directory below `scratch`, which is best one in memory.
+/// Runs histories in a directory below `scratch`, preferably in memory.
 #[must_use]
 pub fn histories(scratch: &Path, seed: u64, count: u64) -> HistoryReport {
     run(scratch, seed, count, None)
 }
 
-/// Runs histories with each rule broken until one shows it; returns the rules and after how many histories, if at all.
+/// Runs histories with each rule broken until one is violated. Returns the rules, and after how many histories it was.
 #[must_use]
 pub fn broken_histories(scratch: &Path, seed: u64, most: u64) -> Vec<(String, Option<u64>)> {
     let tried = Rule::ALL.iter().map(|&rule| {
@@ -47,7 +47,7 @@ pub fn broken_histories(scratch: &Path, seed: u64, most: u64) -> Vec<(String, Op
     tried.collect()
 }
 
-/// With a broken rule the first violation is enough.
+/// Stops at the first violation if a rule is broken.
 fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryReport {
     let next = AtomicU64::new(0);
     let report = Mutex::new(HistoryReport::default());
@@ -95,17 +95,17 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
 struct History {
     dir: PathBuf,
     foreign: PathBuf,
-    /// The rule that its managers do not go by.
+    /// The rule that its managers do not follow.
     broken: Option<Rule>,
     random: Random,
     state: State,
     manager: Option<CheckpointManager>,
-    /// Which name the manager has, by place in `NAMES`.
+    /// The manager's name, as an index into `NAMES`.
     name: usize,
     lines: [Line; 2],
     rules: Rules,
     interval: u64,
-    /// What the clock says, in seconds.
+    /// The time in seconds.
     now: i64,
     /// Checkpoints of the foreign run that were copied in.
     copied: Vec<String>,
@@ -115,12 +115,12 @@ struct History {
     fresh_value: u64,
     /// A value of the state is not finite.
     diverges: bool,
-    /// How many saves of the directory there were.
+    /// The number of saves into the directory.
     saves: u64,
     told: Vec<String>,
 }
 
-/// What is wrong, if anything is.
+/// An error says what is wrong.
 type Verdict = Result<(), String>;
 
 impl History {
@@ -148,7 +148,7 @@ impl History {
         history
     }
 
-    /// What the user asks for, in this process and the next ones.
+    /// Chooses policies for this process and the next ones.
     fn choose_rules(&mut self) {
         let random = &mut self.random;
         self.interval = 1 + random.below(3) as u64;
@@ -164,7 +164,7 @@ impl History {
         self.told.push(format!("{rules:?}, every {interval}"));
     }
 
-    /// A manager of the present name, by the present rules.
+    /// Opens a manager of the present name with the present policies.
     fn open(&mut self, fresh: bool) -> tch_checkpoint::Result<CheckpointManager> {
         let mut builder = CheckpointManager::builder(self.state.checkpoint()?, &self.dir)
             .save_options(State::options())
@@ -194,7 +194,7 @@ impl History {
         builder.open()
     }
 
-    /// Most are short, since those go through the most beginnings.
+    /// Runs one history. Most are short, because the beginning of a process has the most cases.
     fn run(&mut self) -> Verdict {
         let most = if self.random.one_in(8) { 80 } else { 14 };
         for _ in 0..4 + self.random.below(most) {
@@ -230,7 +230,7 @@ impl History {
         self.manager.as_mut().ok_or_else(|| "no manager".to_string())
     }
 
-    /// A call, or what someone else does in the directory.
+    /// Does one step: a call, or a change by others.
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
         match self.random.below(25) {

@@ -1,4 +1,4 @@
-//! What others do in the directory: its user, other processes, the clock.
+//! Changes by others: the user, other processes, the clock.
 
 use super::state::NAMES;
 use super::{History, Verdict};
@@ -20,7 +20,7 @@ impl History {
         Ok(())
     }
 
-    /// One bit of a tensor.
+    /// Flips one bit of a tensor.
     pub(super) fn damage(&mut self) -> Verdict {
         let Some(at) = self.line().own.iter().rposition(|made| made.is_whole()) else { return Ok(()) };
         let number = self.line().own[at].number;
@@ -52,7 +52,7 @@ impl History {
         Ok(())
     }
 
-    /// Another process pins a checkpoint, or takes the pin away.
+    /// Another process pins or unpins a checkpoint.
     pub(super) fn pin(&mut self) -> Verdict {
         let Some(at) = self.any_there() else { return Ok(()) };
         let made = self.line().own[at].clone();
@@ -87,7 +87,7 @@ impl History {
         (!there.is_empty()).then(|| there[self.random.below(there.len())])
     }
 
-    /// The index, the clock, leftovers, names that are taken.
+    /// Loses the index, moves the clock, leaves a staging directory, or takes a name.
     pub(super) fn somebody(&mut self) -> Verdict {
         match self.random.below(4) {
             0 => {

@@ -1,4 +1,4 @@
-//! What is saved in a history, and a run of somebody else's.
+//! The state that is saved in a history, and a foreign run.
 
 use crate::memory::Memory;
 use crate::system::System;
@@ -9,10 +9,10 @@ use std::sync::Arc;
 use tch_checkpoint::internal::checkpoint_on;
 use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointReader, Counter, Dtype, Durability, SaveOptions};
 
-/// The names of managers; and of the checkpoints that are copied in, only the first.
+/// The names of managers. Foreign checkpoints that are copied in have the first.
 pub(super) const NAMES: [&str; 2] = ["ckpt", "best"];
 
-/// A run that saved more often than any history does, of which the last checkpoints are copied elsewhere.
+/// Saves a run with more checkpoints than any history; the last ones are copied into histories.
 pub(super) fn foreign_run(dir: &Path) -> tch_checkpoint::Result<()> {
     let _ = fs::remove_dir_all(dir);
     let state = State::new();
@@ -25,8 +25,7 @@ pub(super) fn foreign_run(dir: &Path) -> tch_checkpoint::Result<()> {
     manager.close()
 }
 
-/// What is saved: a number, as a value and as a tensor; and slots that follow it slowly, so that they are often the same
-/// as in the checkpoint before.
+/// The state: a number, as a value and as a tensor, and slots that often stay the same from save to save.
 pub(super) struct State {
     value: Counter,
     tensor: Memory,
@@ -39,7 +38,7 @@ impl State {
         State::on(System::standing_at(DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000)))
     }
 
-    /// As it is before anything is restored.
+    /// Returns the state before a restore.
     pub(super) fn on(system: System) -> State {
         let slots = Memory::of(Dtype::F32, vec![0; 8]);
         State { value: Counter::new(0), tensor: Memory::plain(vec![0; 8]), slots, system }
@@ -54,7 +53,7 @@ impl State {
         SaveOptions::new().durability(Durability::ProcessCrash).threads(1)
     }
 
-    /// `diverges`: one of the slots is no number.
+    /// Sets the number. If it `diverges`, one of the slots is NaN.
     pub(super) fn set(&self, value: u64, diverges: bool) {
         self.value.set(value);
         self.tensor.set(value.to_le_bytes().to_vec());

@@ -1,21 +1,21 @@
-//! One checkpoint per interval: in the order of saving, one is kept if it was saved an interval after the last one that
-//! was kept, or that is permanent for another reason. The first interval begins when the directory is opened for the
-//! first time, or with the oldest one there; each checkpoint records that beginning. If the clock went back behind the
-//! last one kept, intervals begin anew.
+//! One checkpoint per interval: in the order of saving, a checkpoint is kept if it was saved at least the interval after
+//! the last one that was kept or is permanent. The first interval starts when the directory is first opened, or with the
+//! oldest checkpoint; each checkpoint records that time. If the clock was set back behind the last one kept, intervals
+//! start again.
 
 use super::{Line, Made, Rules};
 
 impl Line {
-    /// Which of the own ones are kept for their intervals.
+    /// Returns which of the own checkpoints are kept for an interval.
     pub(super) fn due(&self, rules: &Rules, now: i64) -> Vec<bool> {
         let due = rules.every.map(|interval| intervals(&self.policies_see(&[]), interval, now).0).unwrap_or_default();
         self.own.iter().map(|made| made.there && due.contains(&made.value)).collect()
     }
 
-    /// What the next one records, which takes the place of those with these numbers.
+    /// Returns what the next checkpoint records, which supersedes those with these numbers.
     pub(super) fn counted_from(&self, rules: &Rules, supersedes: &[u64], now: i64) -> Option<(i64, i64)> {
         let interval = rules.every?;
-        // Whoever removed one by hand is noticed only when something is saved.
+        // A removal by hand is noticed only after the next save.
         let before = self.policies_know(supersedes);
         let Some(oldest) = before.first() else { return Some((now.min(self.opened), 0)) };
         if intervals(&before, interval, i64::MAX).1 > now {
@@ -36,7 +36,8 @@ impl Line {
     }
 }
 
-/// The values of those that are kept, and when the last interval began. A time in the future is the present.
+/// Returns the values of those that are kept, and the start of the last interval. A time in the future counts as the
+/// present.
 fn intervals(all: &[&Made], interval: i64, now: i64) -> (Vec<u64>, i64) {
     let begins = |made: &Made| made.counted_from.map(|from| from.min((now, 0)));
     let mut from = all.iter().find_map(|made| begins(made));

@@ -1,4 +1,4 @@
-//! What stays after a save: the rules of the documentation, one by one.
+//! The documented rules of what stays after a save.
 
 use super::{Line, Made, Rules};
 
@@ -7,15 +7,15 @@ use super::{Line, Made, Rules};
 struct Kept {
     /// With all components: to be resumed from, or for a pin.
     whole: bool,
-    /// A policy, or what makes it stay whatever the policies are.
+    /// By a policy, or independently of the policies.
     otherwise: bool,
-    /// The policy of intervals.
+    /// By the policy of intervals.
     for_good: bool,
 }
 
 impl Line {
-    /// What stays after a save at this time, what becomes permanent, and what loses its slots; superseded ones stay until
-    /// enough newer ones are there.
+    /// Removes what nothing keeps after a save at this time, and notes what becomes permanent and what loses its slots.
+    /// Superseded checkpoints stay until enough newer ones exist.
     pub(crate) fn rotated(&mut self, rules: &Rules, now: i64) {
         let due = self.due(rules, now);
         let kept: Vec<Kept> = (0..self.own.len()).map(|at| self.kept(at, rules, due[at])).collect();
@@ -44,7 +44,7 @@ impl Line {
         }
     }
 
-    /// What keeps one of the own ones, by what is there.
+    /// Returns what keeps one of the own checkpoints.
     fn kept(&self, at: usize, rules: &Rules, is_due: bool) -> Kept {
         let made = &self.own[at];
         let newer: Vec<&Made> = self.own[at + 1..].iter().filter(|other| other.there).collect();
@@ -65,7 +65,7 @@ impl Line {
         }
     }
 
-    /// Whether fewer than `best` others have a lower `m0`, or the same and are newer.
+    /// Returns `true` if fewer than `best` others have a lower `m0`, or the same and are newer.
     fn is_among_the_best(&self, at: usize, best: usize) -> bool {
         let Some(own) = self.own[at].metrics.get("m0") else { return false };
         let better = self.own.iter().enumerate().filter(|(other_at, other)| {

@@ -1,5 +1,5 @@
-//! What a directory should hold, kept as plain lists. It knows nothing of manifests, sequences, chains or indexes, and
-//! shares no code with what keeps them.
+//! The oracle: lists of what a directory should contain. It knows nothing of manifests, sequences, chains or indexes, and
+//! shares no code with the library.
 
 mod intervals;
 mod keep;
@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 pub(super) struct Made {
     pub number: u64,
     pub step: Option<u64>,
-    /// What it holds; no two hold the same.
+    /// Its value, which is unique.
     pub value: u64,
-    /// The how manyth save of the directory it was.
+    /// Its place among all saves into the directory.
     pub order: u64,
     /// The value of the one it continues from.
     pub before: Option<u64>,
-    /// What its process had restored of an earlier one.
+    /// The value of an earlier process that its own process had restored.
     pub came_from: Option<u64>,
     pub permanent: bool,
     pub pinned: bool,
@@ -25,15 +25,15 @@ pub(super) struct Made {
     /// Nobody removed it.
     pub there: bool,
     pub is_damaged: bool,
-    /// There are values in it that are not finite.
+    /// It has values that are not finite.
     pub is_unhealthy: bool,
     /// It was saved after an error.
     pub is_unclean: bool,
     /// Its slots were removed.
     pub is_thinned: bool,
-    /// When it was saved, in seconds.
+    /// The time of the save in seconds.
     pub time: i64,
-    /// From when its intervals are counted, if they are; two of the same time differ in the second number.
+    /// The time from which intervals are counted. Two of the same time differ in the second number.
     pub counted_from: Option<(i64, i64)>,
 }
 
@@ -42,31 +42,31 @@ impl Made {
         self.there && !self.is_damaged
     }
 
-    /// Whether policies count it.
+    /// Returns `true` if policies count it.
     pub(super) fn is_healthy(&self) -> bool {
         !self.is_unhealthy && !self.is_unclean
     }
 
-    /// Whether a run resumes from it, unless it is damaged.
+    /// Returns `true` if a run resumes from it, unless it is damaged.
     pub(super) fn is_taken(&self) -> bool {
         self.there && self.is_healthy() && !self.is_thinned
     }
 }
 
-/// What a manager is asked to keep.
+/// The policies of a manager.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
-    /// The newest ones.
+    /// How many of the newest.
     pub latest: usize,
     /// How many with the lowest `m0`.
     pub best: usize,
     /// Those at multiples of this step; 0 for none.
     pub multiples: u64,
-    /// How many newer ones what was restored waits for.
+    /// How many newer ones protect what was restored.
     pub restored: usize,
-    /// How many have their slots; 0 for all.
+    /// How many keep their slots; 0 for all.
     pub slots: usize,
-    /// One of each so many seconds is permanent.
+    /// The interval in seconds of which one is permanent.
     pub every: Option<i64>,
 }
 
@@ -83,21 +83,21 @@ pub(super) struct Saved {
     pub time: i64,
 }
 
-/// What a save comes to.
+/// The expected result of a save.
 #[derive(Debug)]
 pub(super) enum Then {
     /// It is saved already.
     Already,
-    /// A new one, which takes the place of those with these numbers.
+    /// A new checkpoint, which supersedes those with these numbers.
     New { supersedes: Vec<u64>, before: Option<u64> },
 }
 
 /// The checkpoints of one name.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    /// Those the run consists of, oldest first.
+    /// Those of the run, oldest first.
     pub own: Vec<Made>,
-    /// Those a run went back from.
+    /// Those that were superseded.
     pub aside: Vec<Made>,
     /// The value of the one restored or saved last in this process.
     head: Option<u64>,
@@ -109,9 +109,9 @@ pub(super) struct Line {
     came_from: Option<u64>,
     /// Which process saved each value, and what that went back to.
     origins: BTreeMap<u64, (u64, Option<u64>)>,
-    /// A damaged one was moved aside, so that it is never empty again.
+    /// A damaged one was moved aside, so that the directory does not count as empty.
     lost: bool,
-    /// Of every value the how manyth save of the directory it was, also where the checkpoint is gone.
+    /// The place of every value among all saves, also if the checkpoint is gone.
     orders: BTreeMap<u64, u64>,
     /// When the process began, in seconds.
     opened: i64,

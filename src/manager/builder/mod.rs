@@ -1,19 +1,22 @@
 //! The settings of a manager, and how it opens a directory.
 
+mod kept;
+mod start;
+
 use super::background::Background;
 use super::failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 use super::ledger::{Ledger, Link};
 use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::preemption::Preemption;
-use super::retention::{Every, Goal, Latest, Retention, RetentionPolicy};
+use super::retention::{Goal, RetentionPolicy};
 use super::save_policy::{EverySteps, SavePolicy};
 #[cfg(feature = "huggingface")]
 use super::weights::WeightsCadence;
 use super::{CheckpointManager, Init};
 use crate::catalog::Catalog;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::Result;
 #[cfg(feature = "huggingface")]
 use crate::export::WeightsExport;
 use crate::location::Location;
@@ -117,94 +120,6 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Sets the maximum number of checkpoints to keep, with the policy [`Latest`](crate::retention::Latest). `None`
-    /// keeps all. Defaults to 5, or to the policies that were added with [`keep`](CheckpointManagerBuilder::keep).
-    ///
-    /// Checkpoints that a run abandoned when it [went back](CheckpointManager#going-back) stay until this number of
-    /// newer ones are complete (1 if only policies are given).
-    #[must_use]
-    pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
-        self.max_to_keep = Some(keep.into());
-        self
-    }
-
-    /// Adds a [retention policy](crate::retention). A checkpoint stays if any of the policies keeps it, including
-    /// `max_to_keep` and `keep_every`.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), tch_checkpoint::Error> {
-    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
-    /// use tch_checkpoint::CheckpointManager;
-    /// use tch_checkpoint::retention::{Best, Goal};
-    /// // The newest 2, and the 3 with the highest accuracy.
-    /// let manager = CheckpointManager::builder(checkpoint, "checkpoints/run")
-    ///     .max_to_keep(2)
-    ///     .keep(Best::new("accuracy", Goal::Maximize, 3))
-    ///     .open()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn keep(mut self, policy: impl RetentionPolicy + 'static) -> Self {
-        self.policies.push(Arc::new(policy));
-        self
-    }
-
-    /// Keeps one checkpoint per `interval` permanently, with the policy [`Every`](crate::retention::Every), which is
-    /// that of TensorFlow's `keep_checkpoint_every_n_hours`. Of the others, the newest `max_to_keep` stay.
-    ///
-    /// A permanent checkpoint is marked in its own directory (`mark-permanent.json`), so that neither the loss of the
-    /// index nor a manager of another name forgets it.
-    #[must_use]
-    pub fn keep_every(mut self, interval: Duration) -> Self {
-        self.keep_every = Some(interval);
-        self
-    }
-
-    /// Sets how many newer checkpoints must exist before the checkpoint that a run was restored from may be removed.
-    /// Defaults to 1; 0 does not protect it. A number that the policies never reach protects it for the whole run.
-    #[must_use]
-    pub fn protect_restored(mut self, newer: usize) -> Self {
-        self.protect_restored = newer;
-        self
-    }
-
-    /// Keeps `component` only in the newest `keep` checkpoints that have it, and removes it from older ones that stay: for
-    /// example the optimizer, which takes twice the room of the weights and only serves to resume. Can be set for several
-    /// components. By default, every checkpoint keeps all components.
-    ///
-    /// Such a checkpoint is *thinned*: a mark in its directory says so durably before the component's files are removed.
-    /// It verifies as intact, and its other components are restored as exactly as before. It lacks the component
-    /// ([`CheckpointInfo::without`](crate::retention::CheckpointInfo)), so no run is resumed from it unless the component
-    /// is [skipped](RestoreOptions::skip).
-    ///
-    /// What stays whole: the newest checkpoint and the newest healthy one, the one that the run was
-    /// [restored from](CheckpointManagerBuilder::protect_restored) as long as that protects it, those that are pinned, and
-    /// unhealthy ones, which do not count. A component whose tensors other components share is not removed. With `keep` 1
-    /// a run cannot be resumed if its newest checkpoint is damaged; use at least 2.
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let directory = tempfile::tempdir()?;
-    /// # let dir = directory.path().join("run");
-    /// use tch_checkpoint::retention::EveryNSteps;
-    /// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
-    /// # let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
-    /// // Every thousandth checkpoint stays for good; only the newest 2 can be resumed.
-    /// let manager = CheckpointManager::builder(checkpoint, &dir)
-    ///     .max_to_keep(5)
-    ///     .keep(EveryNSteps(1000))
-    ///     .keep_component("optimizer", 2)
-    ///     .open()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn keep_component(mut self, component: impl Into<String>, keep: usize) -> Self {
-        self.keep_components.insert(component.into(), keep);
-        self
-    }
-
     /// Sets what happens when values that are NaN or infinite are saved. Defaults to [`OnUnhealthy::Keep`].
     #[must_use]
     pub fn on_unhealthy(mut self, on_unhealthy: OnUnhealthy) -> Self {
@@ -286,41 +201,6 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Sets how many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy
-    /// counts or keeps such a checkpoint.
-    #[must_use]
-    pub fn keep_unhealthy(mut self, keep: usize) -> Self {
-        self.keep_unhealthy = keep;
-        self
-    }
-
-    /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) stay: those of the highest
-    /// numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are pinned,
-    /// annotated or permanent always stay. [Skipped](CheckpointManager::pass_over) checkpoints are never removed.
-    #[must_use]
-    pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
-        self.keep_damaged = keep.into();
-        self
-    }
-
-    /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint that lacks
-    /// components ([`Preemption::save_only`](crate::Preemption::save_only),
-    /// [`keep_component`](CheckpointManagerBuilder::keep_component)), which are then left unchanged. By default,
-    /// such checkpoints are skipped, because the run could not be resumed exactly.
-    #[must_use]
-    pub fn restore_incomplete(mut self) -> Self {
-        self.restore_incomplete = true;
-        self
-    }
-
-    /// Allows [`restore_or_initialize`](CheckpointManager::restore_or_initialize) to restore a checkpoint with values
-    /// that are NaN or infinite. By default, such checkpoints are skipped.
-    #[must_use]
-    pub fn restore_unhealthy(mut self) -> Self {
-        self.restore_unhealthy = true;
-        self
-    }
-
     /// Sets the number of steps between saves of [`CheckpointManager::save_if_due`], with the policy [`EverySteps`].
     /// Defaults to 1, or to the policies that were added with [`save_when`](CheckpointManagerBuilder::save_when).
     #[must_use]
@@ -348,8 +228,8 @@ impl CheckpointManagerBuilder {
     /// copy it elsewhere, to start an evaluation, or to log. With background saves, it is called on the thread that
     /// writes, and the next save waits for it. Can be set several times.
     ///
-    /// An error or a panic of the function is returned as [`Error::Callback`], like an error of that save: by this
-    /// call, or with background saves by the next one. The checkpoint stays, and the save is not due again. Inside the
+    /// An error or a panic of the function is returned as [`Error::Callback`](crate::Error::Callback), like an error of
+    /// that save: by this call, or with background saves by the next one. The checkpoint stays, and the save is not due again. Inside the
     /// function, every call of a manager and every restore is an error; a [`CheckpointReader`](crate::CheckpointReader)
     /// and a [`CheckpointDirectory`](crate::CheckpointDirectory) can be used. Do not lock anything that the training
     /// holds while it calls the manager.
@@ -403,45 +283,6 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Sets a function that [`CheckpointManager::restore_or_initialize`] calls if there is nothing to restore. After an
-    /// error, the next `restore_or_initialize` calls it again.
-    #[must_use]
-    pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
-        self.init = Some(Box::new(init));
-        self
-    }
-
-    /// Restores the checkpoint at `path` if there is nothing to resume in the directory: a warm start from another run,
-    /// or from a file of another tool. It runs after the function of [`init`](CheckpointManagerBuilder::init). The run
-    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint. A relative path starts
-    /// from the working directory of this call.
-    ///
-    /// If there is nothing at `path`, its last part can [select](crate::CheckpointDirectory::select) a checkpoint of the
-    /// directory before it: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
-    ///
-    /// A file that [`restore`](crate::Checkpoint::restore) refuses because of unknown objects or its expansion is given to
-    /// [`restore_source`](crate::Checkpoint::restore_source) after `restore_or_initialize` has found nothing to resume.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), tch_checkpoint::Error> {
-    /// # let checkpoint = tch_checkpoint::Checkpoint::new();
-    /// use tch_checkpoint::{CheckpointManager, RestoreOptions};
-    /// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/fine-tuned")
-    ///     .initialize_from("checkpoints/pretrained/best:loss:min", RestoreOptions::new().skip("optimizer"))
-    ///     .open()?;
-    /// manager.restore_or_initialize()?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn initialize_from(mut self, path: impl Into<Location>, options: RestoreOptions) -> Self {
-        let path = path.into();
-        // One that the storage does not serve is refused when it is restored.
-        let path = self.checkpoint.storage().absolute(&path).unwrap_or(path);
-        self.initialize_from = Some((path, options));
-        self
-    }
-
     /// Saves in the background: calls return as soon as a consistent snapshot is guaranteed, and a background thread
     /// writes it. If it fails, the next call that saves, waits or closes returns the error.
     ///
@@ -476,19 +317,6 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Allows a new run in a directory that holds the checkpoints of another one.
-    ///
-    /// By default, the first save is an error if nothing in the directory was restored and it has checkpoints of this
-    /// name, and [`restore_or_initialize`](CheckpointManager::restore_or_initialize) is an error if there are
-    /// checkpoints but none that can be restored. With this option, both start a new run: the first save renames the
-    /// checkpoints of the other run (`superseded-…`), which stay until `max_to_keep` newer ones are complete.
-    /// `restore_or_initialize` still restores the newest one if there is one.
-    #[must_use]
-    pub fn fresh_start(mut self) -> Self {
-        self.fresh_start = true;
-        self
-    }
-
     /// Returns whether the files of a removed checkpoint are kept until the next save, which overwrites them: about
     /// twice as fast as writing new ones, for the disk space of one checkpoint more. Defaults to true. Files that
     /// anyone else has open, has mapped, or has given a second name are never overwritten, nor are files whose owner,
@@ -506,8 +334,8 @@ impl CheckpointManagerBuilder {
     /// be examined now is an error of the next restore or save, not of this call.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for invalid settings, [`Error::Locked`] if another writer uses the directory,
-    /// [`Error::Io`].
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for invalid settings,
+    /// [`Error::Locked`](crate::Error::Locked) if another writer uses the directory, [`Error::Io`](crate::Error::Io).
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
         let default = || if self.save_policies.is_empty() { Some(1) } else { None };
@@ -574,37 +402,5 @@ impl CheckpointManagerBuilder {
         manager.warn_of_room();
         links::update(&manager.ledger, &manager.directory);
         Ok(manager)
-    }
-
-    fn retention(&self) -> Result<Retention> {
-        let usage = |text: String| Err(Error::InvalidArgument(text));
-        if self.max_to_keep == Some(Some(0)) {
-            return usage("max_to_keep is 0: it must be at least 1, or None to keep all".into());
-        }
-        if let Some((component, _)) = self.keep_components.iter().find(|(_, keep)| **keep == 0) {
-            return usage(format!(
-                "keep_component({component:?}, 0): it must be at least 1, for a run is resumed from the newest checkpoint"
-            ));
-        }
-        if self.interval == Some(0) {
-            return usage("save_every is 0: it must be at least 1 step".into());
-        }
-        if self.name.is_empty() || self.name.starts_with('.') || self.name.contains(['/', '\\', '\0']) {
-            return usage(format!("checkpoint_name is {:?}: it must be a plain name such as \"ckpt\"", self.name));
-        }
-        if self.keep_every == Some(Duration::ZERO) {
-            return usage("keep_every is 0: it must be a positive duration".into());
-        }
-        let mut policies = self.policies.clone();
-        let default = || if policies.is_empty() { Some(5) } else { None };
-        let latest = self.max_to_keep.unwrap_or_else(default);
-        let superseded_after = if self.max_to_keep == Some(None) { None } else { Some(latest.unwrap_or(1)) };
-        policies.extend(latest.map(|keep| Arc::new(Latest(keep)) as Arc<dyn RetentionPolicy>));
-        policies.extend(self.keep_every.map(|every| Arc::new(Every(every)) as Arc<dyn RetentionPolicy>));
-        let retention = Retention::new(policies, superseded_after).rules(self.rules);
-        let retention = retention.protect_restored(self.protect_restored);
-        let retention = retention.keep_components(self.keep_components.clone());
-        let retention = retention.keep_unhealthy(self.keep_unhealthy).keep_damaged(self.keep_damaged);
-        Ok(if superseded_after.is_none() { retention.keep_all() } else { retention })
     }
 }
