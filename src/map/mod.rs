@@ -4,6 +4,7 @@
 //! or as text; `docs/maps.md` in the repository specifies the text. [`NameMap::apply`] returns a [`Mapped`] source,
 //! which is a `TensorSource` itself, so that it can be restored, written and compared.
 
+mod attributes;
 mod average;
 mod bound;
 mod cast;

@@ -1,0 +1,145 @@
+//! What a checkpoint has beside its state, under other names or made of several.
+
+use crate::error::Result;
+use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, check_saved_model_length};
+use crate::name;
+use crate::source::{SOURCES, SourceAttributes, TensorSource, of};
+use serde_json::Value;
+
+/// The files of a saved model.
+const SAVED_MODEL: [&str; 3] = [SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
+
+impl SourceAttributes {
+    /// Leaves out the program of a saved model, with its description and its examples.
+    pub(super) fn drop_saved_model(&mut self, reason: &str) {
+        for name in SAVED_MODEL {
+            if self.assets.remove(name).is_some() {
+                self.left_out.insert(of("assets", name), reason.to_string());
+            }
+        }
+    }
+
+    /// Leaves out the program of a saved model unless `is_unchanged` holds for the key of every variable that it was
+    /// exported with. `source` has the description; one that cannot be read says nothing, and is found when it is copied.
+    pub(super) fn fit_saved_model(&mut self, source: &dyn TensorSource, is_unchanged: impl Fn(&str) -> bool) {
+        let Some(info) = self.saved_model(source) else { return };
+        if let Some(variable) = info.variables.values().find(|variable| !is_unchanged(&variable.key)) {
+            let key = name::shown(&variable.key);
+            self.drop_saved_model(&format!(
+                "the program has {key} as it was, under its name and with its type; export the saved model again"
+            ));
+        }
+    }
+
+    /// Returns the description of a saved model.
+    fn saved_model(&self, source: &dyn TensorSource) -> Option<SavedModelInfo> {
+        let entry = self.assets.get(SAVED_MODEL_FILE)?;
+        check_saved_model_length(entry.bytes).ok()?;
+        let mut bytes = Vec::new();
+        let read = source.read_asset(SAVED_MODEL_FILE, &mut |chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        });
+        read.ok().and_then(|()| SavedModelInfo::from_bytes(&bytes).ok())
+    }
+
+    /// Returns what all of `sources` agree on, with a record of the sources among the metadata. Where they differ, the
+    /// record has what each of them said. `weights` are recorded, too, if they are given.
+    pub(super) fn common(sources: &[&dyn TensorSource]) -> Result<SourceAttributes> {
+        let all = sources.iter().map(|source| source.attributes()).collect::<Result<Vec<_>>>()?;
+        let mut common = SourceAttributes::default();
+        // A checkpoint of another tool says nothing.
+        let own: Vec<&SourceAttributes> = all.iter().filter(|attributes| attributes.id.is_some()).collect();
+        let Some((first, others)) = own.split_first() else {
+            common.record(sources, &[])?;
+            return Ok(common);
+        };
+        let mut differing = |name: String| {
+            let reason = format!("the sources have different ones; the metadata `{SOURCES}` has each");
+            common.left_out.insert(name, reason);
+        };
+        common.step = first.step.filter(|_| others.iter().all(|other| other.step == first.step));
+        if common.step.is_none() && own.iter().any(|attributes| attributes.step.is_some()) {
+            differing("step".to_string());
+        }
+        let names = |all: &dyn Fn(&SourceAttributes) -> Vec<String>| {
+            let mut names: Vec<String> = own.iter().flat_map(|attributes| all(attributes)).collect();
+            names.sort();
+            names.dedup();
+            names
+        };
+        for name in names(&|attributes| attributes.metrics.keys().cloned().collect()) {
+            let bits = |attributes: &SourceAttributes| attributes.metrics.get(&name).map(|value| value.to_bits());
+            match first.metrics.get(&name).filter(|_| others.iter().all(|other| bits(other) == bits(first))) {
+                Some(value) => drop(common.metrics.insert(name, *value)),
+                None => differing(of("metrics", &name)),
+            }
+        }
+        for name in names(&|attributes| attributes.metadata.keys().cloned().collect()) {
+            let value = |attributes: &'_ SourceAttributes| attributes.metadata.get(&name).cloned();
+            match value(first).filter(|_| others.iter().all(|other| value(other) == value(first))) {
+                Some(value) => drop(common.metadata.insert(name, value)),
+                None => differing(of("metadata", &name)),
+            }
+        }
+        for name in names(&|attributes| attributes.assets.keys().cloned().collect()) {
+            let mut entries = own.iter().filter_map(|attributes| attributes.assets.get(&name));
+            let Some(entry) = entries.next() else { continue };
+            match entries.all(|other| other == entry) {
+                true => drop(common.assets.insert(name, entry.clone())),
+                false => {
+                    let reason = "the sources have different files of this name".to_string();
+                    common.left_out.insert(of("assets", &name), reason);
+                }
+            }
+        }
+        if SAVED_MODEL.iter().any(|name| common.left_out.contains_key(&of("assets", name))) {
+            common.drop_saved_model("the sources have different saved models");
+        }
+        common.id = first.id.clone();
+        common.save_counter = own.iter().filter_map(|attributes| attributes.save_counter).max();
+        common.unclean = own.iter().any(|attributes| attributes.unclean);
+        common.without = names(&|attributes| attributes.without.clone());
+        common.left_out.extend(own.iter().flat_map(|attributes| attributes.left_out.clone()));
+        common.record(sources, &[])?;
+        Ok(common)
+    }
+
+    /// Records the sources: the path and the format of each, and what it says that is not recorded here as it is there.
+    pub(super) fn record(&mut self, sources: &[&dyn TensorSource], weights: &[f64]) -> Result<()> {
+        let mut records = Vec::new();
+        for (at, source) in sources.iter().enumerate() {
+            let mut record = serde_json::Map::new();
+            record.insert("path".to_string(), source.path().to_string().into());
+            record.insert("format".to_string(), source.format().into());
+            record.extend(weights.get(at).map(|weight| ("weight".to_string(), number(*weight))));
+            let attributes = source.attributes()?;
+            if let Some(id) = &attributes.id {
+                record.insert("run".to_string(), id.run.clone().into());
+                record.insert("sequence".to_string(), id.sequence.into());
+            }
+            record.extend(attributes.step.map(|step| ("step".to_string(), step.into())));
+            let metrics = attributes.metrics.iter().map(|(name, value)| (name.clone(), number(*value)));
+            let metrics: serde_json::Map<String, Value> = metrics.collect();
+            if !metrics.is_empty() {
+                record.insert("metrics".to_string(), metrics.into());
+            }
+            let others = attributes.metadata.into_iter().filter(|(name, value)| self.metadata.get(name) != Some(value));
+            let others: serde_json::Map<String, Value> = others.collect();
+            if !others.is_empty() {
+                record.insert("metadata".to_string(), others.into());
+            }
+            if !attributes.sources.is_empty() {
+                record.insert(SOURCES.to_string(), attributes.sources.into());
+            }
+            records.push(Value::Object(record));
+        }
+        self.sources = records;
+        Ok(())
+    }
+}
+
+/// Returns a number as JSON, or its text if it is none that JSON has.
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or_else(|| Value::from(value.to_string()), Value::Number)
+}
