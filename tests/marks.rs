@@ -316,7 +316,8 @@ fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {
     Ok(())
 }
 
-/// `cargo test --test marks -- --ignored --nocapture many_permanent` says how long a save takes beside 10,000 of them.
+/// `cargo test --test marks -- --ignored --nocapture many_permanent` says how long a save takes beside 10,000 of them, and
+/// how much of it on a processor.
 #[test]
 #[ignore = "it measures"]
 fn saves_beside_many_permanent_checkpoints() -> Outcome {
@@ -343,10 +344,16 @@ fn saves_beside_many_permanent_checkpoints() -> Outcome {
     let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
     manager.restore_or_initialize()?;
     run.0.set(10_000);
+    let busy = || {
+        let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        std::time::Duration::from_nanos(text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or_default())
+    };
     for _ in 0..5 {
-        let begun = std::time::Instant::now();
+        let (begun, before) = (std::time::Instant::now(), busy());
         run.train(&mut manager, 1)?;
-        println!("a save beside {} checkpoints takes {:?}", manager.checkpoints().len() - 1, begun.elapsed());
+        let (count, took, busy) =
+            (manager.permanent_checkpoints().len(), begun.elapsed(), busy().saturating_sub(before));
+        println!("a save beside {count} permanent checkpoints takes {took:?}, {busy:?} of it on a processor");
     }
     Ok(())
 }

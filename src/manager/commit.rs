@@ -14,6 +14,7 @@ use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// A checkpoint on its way into the ledger.
@@ -147,8 +148,9 @@ impl Commit {
                 Err(e) => log::warn!("{} could not be marked as permanent: {e:#}", found.entry.name),
             }
         }
+        let remove: HashSet<&str> = verdict.remove.iter().map(String::as_str).collect();
         let (mut victims, mut kept): (Vec<Found>, Vec<Found>) =
-            known.into_iter().partition(|found| verdict.remove.contains(&found.entry.name));
+            known.into_iter().partition(|found| remove.contains(found.entry.name.as_str()));
         let mut spared = Vec::new();
         let removes = !victims.is_empty() || !verdict.thin.is_empty();
         if removes {

@@ -278,7 +278,7 @@ impl Retention {
         }
         let all_restored: HashSet<&Follows> = restored_from(checkpoints).chain(restored).collect();
         for (at, info) in checkpoints.iter().enumerate() {
-            let newer = healthy.iter().filter(|newer| **newer > at).count();
+            let newer = healthy.len() - healthy.partition_point(|&healthy| healthy <= at);
             let needed = self.protect_restored;
             let is_it = info.id.as_ref().is_some_and(|id| all_restored.contains(id));
             if is_it && newer < needed && self.rules.hold(Rule::Restored) {
