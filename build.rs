@@ -14,15 +14,22 @@ mod torch {
     use std::env;
     use std::path::{Path, PathBuf};
 
-    const SOURCES: [&str; 6] = [
-        "src/torch/shim.cpp",
+    const SOURCES: [&str; 12] = [
+        "src/torch/tensors.cpp",
+        "src/torch/pins.cpp",
+        "src/torch/look.cpp",
+        "src/torch/generators.cpp",
+        "src/torch/gradients.cpp",
+        "src/torch/steps.cpp",
+        "src/torch/averages.cpp",
         "src/torch/expressions.cpp",
         "src/torch/sizes.cpp",
         "src/torch/trace.cpp",
         "src/torch/storages.cpp",
         "src/torch/program.cpp",
     ];
-    const HEADERS: [&str; 3] = ["src/torch/expressions.hpp", "src/torch/guard.hpp", "src/torch/program.hpp"];
+    const HEADERS: [&str; 4] =
+        ["src/torch/expressions.hpp", "src/torch/guard.hpp", "src/torch/program.hpp", "src/torch/tensors.hpp"];
 
     pub fn prepare() -> Result<(), String> {
         // torch-sys says where it found libtorch, whichever way it was told (on Linux and macOS).

@@ -10,7 +10,7 @@ pub struct Seen {
     generation: u64,
     version: u64,
     /// Which of these are set, and whether the tensor requires a gradient; the layout is that of `tcp_seen` in
-    /// torch/shim.cpp.
+    /// torch/look.cpp.
     says: u8,
 }
 

@@ -1,4 +1,4 @@
-// Which expressions of sizes give some numbers.
+// Searches for the expressions of sizes that give some numbers.
 
 #include "expressions.hpp"
 
@@ -8,10 +8,10 @@
 
 namespace {
 
-// How many divisors of one size are listed: more than one is ambiguous anyway.
+// The maximum number of divisors of one size that are listed. More than one is ambiguous anyway.
 constexpr int64_t MAX_DIVISORS = 4;
 
-// Wraps: a product that large is no number of a program.
+// Wraps on overflow. So large a product is not a number of a program.
 int64_t times(int64_t a, int64_t b) { return int64_t(uint64_t(a) * uint64_t(b)); }
 int64_t plus(int64_t a, int64_t b) { return int64_t(uint64_t(a) + uint64_t(b)); }
 
@@ -24,7 +24,7 @@ Numbers zip(const Numbers &a, const Numbers &b, int64_t (*with)(int64_t, int64_t
   return result;
 }
 
-// `wanted[k] == scale * base[k] + offset` for all k, in whole numbers.
+// Solves `wanted[k] == scale * base[k] + offset` for all k in whole numbers.
 std::optional<std::pair<int64_t, int64_t>> linear(const Numbers &wanted, const Numbers &base) {
   std::optional<int64_t> scale;
   for (size_t k = 1; k < base.size() && !scale; k++)
@@ -42,7 +42,7 @@ std::optional<std::pair<int64_t, int64_t>> linear(const Numbers &wanted, const N
   return std::make_pair(*scale, offset);
 }
 
-// The divisors that give `wanted` from `size` in whole numbers, rounded down or up.
+// Returns the divisors that give `wanted` from `size`, rounded down or up.
 void divisors(const Numbers &wanted, const Numbers &size, int place, bool up, std::vector<Expression> &found) {
   int64_t low = 2, high = std::numeric_limits<int64_t>::max();
   for (size_t k = 0; k < size.size(); k++) {

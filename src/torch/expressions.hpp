@@ -1,4 +1,4 @@
-// Expressions of the inputs' sizes, and which of them give some numbers.
+// Expressions of the inputs' sizes.
 
 #pragma once
 
@@ -16,7 +16,7 @@ struct Size {
   Numbers values;
 };
 
-// scale * factors / divisor + summand + offset, of sizes by their place. It divides in whole numbers, down or up.
+// scale * factors / divisor + summand + offset, of sizes by their place. The division rounds down or up.
 struct Expression {
   std::vector<int> factors;
   int64_t scale = 1, divisor = 1;
@@ -24,22 +24,22 @@ struct Expression {
   std::optional<int> summand;
   int64_t offset = 0;
 
-  // The number for these sizes.
+  // Returns the number for these sizes.
   int64_t value(const std::vector<int64_t> &sizes) const;
 };
 
 // The sizes of one of the inputs.
 std::vector<int64_t> sizes_of(const std::vector<Size> &sizes, size_t input);
 
-// How likely it is that an expression gives the examples' numbers by chance: the kinds that are tried one after the other.
+// The kinds of expressions, from the least to the most likely to fit by chance. They are tried in this order.
 enum Kind {
   EQUAL,    // a size
   COMPUTED, // a multiple, a product, a part without a remainder, a sum of two
   DIVIDED,  // a part, with a remainder in some example
-  SHIFTED,  // a size and a number: fits two examples easily
-  AFFINE,   // a multiple and a number: fits any two examples
+  SHIFTED,  // a size plus a number: easily fits two examples
+  AFFINE,   // a multiple plus a number: fits any two examples
   KINDS
 };
 
-// All expressions that give the first `given` numbers, by kind.
+// Returns all expressions that give the first `given` numbers, by kind.
 std::array<std::vector<Expression>, KINDS> fitting(const Numbers &wanted, const std::vector<Size> &sizes, size_t given);

@@ -1,5 +1,5 @@
-// How a function of the C++ files answers: null, or a message for the caller, who frees it with `tcp_free_message`. No
-// C++ exception leaves them.
+// The result of a function of the C++ files: null, or a message that the caller frees with `tcp_free_message`. No C++
+// exception leaves them.
 
 #pragma once
 
@@ -23,7 +23,7 @@ inline void free_message(char *text) noexcept {
     free(text);
 }
 
-// Runs `work`; what it throws becomes the message.
+// Runs `work`, and returns the message of what it throws.
 template <class Work> char *guarded(Work &&work) noexcept {
   try {
     work();

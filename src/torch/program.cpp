@@ -1,6 +1,6 @@
 // TorchScript programs: a module whose parameters and buffers have the variables' names and whose methods are traced
-// closures; written, read, and run. As in shim.cpp, every function returns null or a message, and tensors cross as
-// pointers to `at::Tensor`. The declarations for Rust are in program.rs.
+// closures; written, read, and run. As in tensors.cpp, every function returns null or a message, and tensors cross
+// the boundary as pointers to `at::Tensor`. The declarations for Rust are in program.rs.
 
 #include "program.hpp"
 
@@ -21,10 +21,10 @@ using torch::jit::Module;
 
 constexpr char TRAINING[] = "training";
 
-// A module of a type of its own.
+// Creates a module of a new type.
 Module new_module(const std::shared_ptr<torch::jit::CompilationUnit> &unit, const char *name) {
   Module module(c10::QualifiedName(name), unit, /*shouldMangle=*/true);
-  // Python sets it in `eval()` and `train()`.
+  // An attribute that `eval()` and `train()` of Python set.
   module.register_attribute(TRAINING, c10::BoolType::get(), false);
   return module;
 }
@@ -47,7 +47,7 @@ void register_variable(Module module, const std::string &name, const at::Tensor 
   module.register_parameter(rest, tensor, /*is_buffer=*/!is_parameter);
 }
 
-// The methods that are signatures.
+// Returns the methods that are signatures.
 torch::jit::Method method(const Module &module, const char *name) {
   auto found = module.find_method(name);
   require(found.has_value(), std::string("the program has no method `") + name + "`");
@@ -68,7 +68,7 @@ Tensors tensors_of(const IValue &result) {
   return tensors;
 }
 
-// Bytes that Rust reads.
+// Reads bytes through a function of Rust.
 class Reader : public caffe2::serialize::ReadAdapterInterface {
 public:
   using Read = int32_t (*)(void *data, uint64_t offset, void *buffer, size_t n);
@@ -88,7 +88,7 @@ private:
   size_t size_;
 };
 
-// Empties the variables of a module, and fills them again at the end.
+// Removes the variables of a module while it lives.
 class Emptied {
 public:
   explicit Emptied(const Module &module) {
@@ -113,7 +113,7 @@ private:
   std::vector<Slot> slots_;
 };
 
-// The module as it will be read from a file, but over the same tensors: without copying them.
+// Returns the module as it will be read from a file, over the same tensors, without copying them.
 Module reread(const Module &module) {
   std::string bytes;
   {
@@ -146,7 +146,7 @@ Module reread(const Module &module) {
 
 extern "C" {
 
-// A closure of Rust: 0 when it has pushed its outputs. The inputs become Rust's.
+// A closure of Rust. Returns 0 once it has pushed its outputs. Takes ownership of the inputs.
 using tcp_closure = int32_t (*)(void *data, at::Tensor **inputs, size_t n, Tensors *outputs);
 using tcp_read = Reader::Read;
 using tcp_write = int32_t (*)(void *data, const void *bytes, size_t n);
@@ -154,7 +154,7 @@ using tcp_visit_variable = void (*)(void *data, const char *name, size_t length,
 
 void tcp_push(Tensors *tensors, const at::Tensor *tensor) { tensors->push_back(*tensor); }
 
-// A module of these variables, and without methods; `culprit` is the one that it cannot have.
+// Creates a module of these variables, without methods. Sets `culprit` to the variable that it cannot have.
 char *tcp_program_new(const char *const *names, const size_t *lengths, const at::Tensor *const *tensors,
                       const uint8_t *are_parameters, size_t n, size_t *culprit, tcp_program **out) {
   return guarded([&] {
@@ -171,8 +171,8 @@ char *tcp_program_new(const char *const *names, const size_t *lengths, const at:
 
 void tcp_program_free(tcp_program *program) { delete program; }
 
-// Adds a method: the closure, traced with all of `n_examples` times `n_inputs` tensors, of which the first `n_given`
-// examples are the caller's. It must not use `others`.
+// Adds a method: the closure, traced with `n_examples` times `n_inputs` tensors. The first `n_given` examples are the
+// caller's. The closure must not use `others`.
 char *tcp_program_trace(tcp_program *program, const char *name, const char *const *input_names,
                         const at::Tensor *const *inputs, size_t n_inputs, size_t n_examples, size_t n_given,
                         const at::Tensor *const *others, size_t n_others, tcp_closure closure, void *data) {
@@ -200,7 +200,7 @@ char *tcp_program_trace(tcp_program *program, const char *name, const char *cons
   });
 }
 
-// The program as it will be read from a file, over the same variables.
+// Returns the program as it will be read from a file, over the same variables.
 char *tcp_program_reread(const tcp_program *program, tcp_program **out) {
   return guarded([&] { *out = new tcp_program{reread(program->module)}; });
 }
@@ -217,7 +217,7 @@ char *tcp_program_write(const tcp_program *program, tcp_write write, void *data)
   });
 }
 
-// How many bytes `tcp_program_write` will write, nearly.
+// Returns approximately how many bytes `tcp_program_write` will write.
 char *tcp_program_bytes(const tcp_program *program, uint64_t *bytes) {
   return guarded([&] {
     *bytes = variable_bytes(program->module);
@@ -229,7 +229,7 @@ char *tcp_program_bytes(const tcp_program *program, uint64_t *bytes) {
   });
 }
 
-// Reads a program. Every device in it that is `from` becomes `to`, where they differ.
+// Reads a program. Replaces the device `from` by `to` if they differ.
 char *tcp_program_read(tcp_read read, void *data, size_t size, const char *from, const char *to, tcp_program **out) {
   return guarded([&] {
     auto program = std::make_unique<tcp_program>();
@@ -254,12 +254,12 @@ char *tcp_program_variables(const tcp_program *program, tcp_visit_variable visit
   });
 }
 
-// How many inputs a method has; an error where there is no such method.
+// Returns the number of inputs of a method. Fails if there is no such method.
 char *tcp_program_inputs(const tcp_program *program, const char *name, size_t *inputs) {
   return guarded([&] { *inputs = method(program->module, name).num_inputs() - 1; });
 }
 
-// Runs a method as it is written: without the optimizations that would round differently from the live model.
+// Runs a method without optimizations, which would round differently from the live model.
 char *tcp_program_run(const tcp_program *program, const char *name, const at::Tensor *const *inputs, size_t n,
                       Tensors **out) {
   return guarded([&] {
@@ -273,7 +273,7 @@ char *tcp_program_run(const tcp_program *program, const char *name, const at::Te
 
 size_t tcp_tensors_len(const Tensors *tensors) { return tensors->size(); }
 
-// Hands one over; the caller frees it as tch does.
+// Hands over a tensor, which the caller frees as tch does.
 at::Tensor *tcp_tensors_take(Tensors *tensors, size_t i) { return new at::Tensor(std::move((*tensors)[i])); }
 
 void tcp_tensors_free(Tensors *tensors) { delete tensors; }

@@ -1,5 +1,5 @@
-// What trace.cpp, sizes.cpp, storages.cpp and program.cpp share: a TorchScript module in the making, and the closure that
-// it is traced from.
+// What trace.cpp, sizes.cpp, storages.cpp and program.cpp share: a TorchScript module under construction, and the
+// closure that it is traced from.
 
 #pragma once
 
@@ -27,22 +27,22 @@ using Closure = std::function<Tensors(const Tensors &)>;
 // The inputs that a closure is traced with.
 struct Inputs {
   std::vector<std::string> names;
-  // The first `given` are the caller's examples. The others have the same free lengths in other sizes: they confirm or
-  // refute what the examples say, and decide nothing.
+  // The first `given` are the caller's examples. The others vary the free sizes. They confirm or refute what the examples
+  // suggest, and do not decide anything.
   std::vector<Tensors> all;
   size_t given;
 };
 
-// Traces `closure` once for all inputs into a graph that holds for other sizes too. `check` sees its constants as the
+// Traces `closure` with all inputs into one graph that is valid for other sizes too. `check` receives its constants as the
 // closure has them.
 std::shared_ptr<torch::jit::Graph> trace_inputs(torch::jit::Module &module, const Inputs &inputs, const Closure &closure,
                                                 const std::function<void(const torch::jit::Graph &)> &check);
 
-// Throws where the graph has memory of one of these tensors as a constant: of one that is not exported, or of one that is.
+// Throws if a constant of the graph has memory of one of these tensors, exported or not.
 void check_constants(const torch::jit::Graph &graph, const Tensors &not_exported, const torch::jit::Module &exported);
 
 // Merges the graphs of one closure for several inputs: numbers that follow the sizes of the inputs are computed from
-// them, in the first graph, which is returned. Throws where the graphs differ in anything else.
+// them, in the first graph, which is returned. Throws if the graphs differ in anything else.
 std::shared_ptr<torch::jit::Graph> follow_sizes(const std::vector<std::shared_ptr<torch::jit::Graph>> &graphs,
                                                 const Inputs &inputs);
 
@@ -71,5 +71,5 @@ private:
   std::vector<Slot> slots_;
 };
 
-// How many bytes the variables take in a file.
+// Returns the bytes of the variables in a file.
 uint64_t variable_bytes(const torch::jit::Module &module);

@@ -1,7 +1,6 @@
-// A trace holds the sizes of its inputs as plain numbers. Here the traces of one closure for inputs of different sizes are
-// laid side by side: where a number differs from trace to trace, the one expression of the inputs' sizes that gives it in
-// all of them takes its place. Where several would do, or anything else differs, the closure cannot be held, and that is
-// said: a program is right or refused.
+// A trace has the sizes of its inputs as plain numbers. This file compares the traces of one closure for inputs of different
+// sizes. A number that differs between them is replaced by the only expression of the inputs' sizes that gives it in all
+// traces. If several expressions do, or if anything else differs, the export fails: a program is right or refused.
 
 #include "expressions.hpp"
 #include "program.hpp"
@@ -23,8 +22,8 @@ using torch::jit::IValue;
 using torch::jit::Node;
 using torch::jit::Value;
 
-// The sizes that differ between the examples. Those that are equal in all of them are one: a program is refused inputs
-// in which they are not (`same_lengths` in saved_model.json).
+// The sizes that differ between the examples. Sizes that are equal in all examples count as one, and a program refuses
+// inputs in which they are not equal (`same_lengths` in saved_model.json).
 std::vector<Size> varying_sizes(const Inputs &inputs) {
   std::vector<Size> found;
   const auto &first = inputs.all[0];
@@ -82,7 +81,7 @@ bool same(const IValue &a, const IValue &b) {
   return text(a) == text(b);
 }
 
-// Where in the program something is, as well as a trace knows: what is computed with the value.
+// Describes where in the program a value is used, as far as a trace tells.
 std::string used_by(const Value *value) {
   for (const auto &use : value->uses()) {
     if (use.user->kind() == torch::jit::prim::ListConstruct)
@@ -92,7 +91,7 @@ std::string used_by(const Value *value) {
   return "nowhere";
 }
 
-// A whole number, also one that is written as a float.
+// Returns a whole number, also if it is written as a float.
 std::optional<int64_t> whole(const IValue &value) {
   if (value.isInt())
     return value.toInt();
@@ -101,7 +100,7 @@ std::optional<int64_t> whole(const IValue &value) {
   return {};
 }
 
-// The shapes of one of the inputs, for an error.
+// Returns the shapes of one of the inputs, for an error.
 std::string shapes(const Inputs &inputs, size_t k) {
   std::ostringstream text;
   for (size_t i = 0; i < inputs.names.size(); i++)
@@ -114,7 +113,7 @@ public:
   Merger(std::shared_ptr<Graph> graph, const Inputs &inputs)
       : graph_(std::move(graph)), inputs_(inputs), sizes_(varying_sizes(inputs)) {}
 
-  // `values` are what a constant is in each of the traces.
+  // `values` are the values of a constant in each of the traces.
   void constant(Node *node, const std::vector<IValue> &values) {
     const std::string where = used_by(node->output());
     bool equal = true;
@@ -142,7 +141,7 @@ public:
   }
 
 private:
-  // A value that is the same in all examples is a constant, unless other inputs or other sizes show that it is none.
+  // A value that is the same in all examples is a constant, unless other inputs or sizes refute that.
   void stays(const std::vector<IValue> &values, const std::string &where) {
     for (size_t k = inputs_.given; k < values.size(); k++)
       if (!same(values[k], values[0]))
@@ -168,7 +167,7 @@ private:
         }
   }
 
-  // The one expression that gives the examples' numbers.
+  // Returns the only expression that gives the examples' numbers.
   Expression choose(const Numbers &numbers, const std::string &where) {
     auto found = fitting(numbers, sizes_, inputs_.given);
     for (int kind = 0; kind < KINDS; kind++) {
@@ -180,7 +179,7 @@ private:
       require(kind != AFFINE || inputs_.given > 2,
               "the number " + list(numbers) + " " + where + " could be " + describe(chosen) +
                   ", but any two numbers could be; give one more example, with sizes that vary in another way");
-      // A size and a number fits easily, so it is no rival of what fits without one.
+      // A size plus a number fits by chance easily, so it does not compete with an expression without a number.
       const int rivals = kind <= DIVIDED ? DIVIDED : kind == SHIFTED ? AFFINE : kind;
       for (int other = kind + 1; other <= rivals; other++)
         for (const auto &rival : found[other])
@@ -194,7 +193,7 @@ private:
                              "with operations on the input tensors");
   }
 
-  // Whether other sizes tell the two apart.
+  // Returns whether other sizes distinguish the two.
   bool refuted(const Expression &rival, const Expression &chosen) const {
     for (size_t k = inputs_.given; k < inputs_.all.size(); k++)
       if (rival.value(sizes_of(sizes_, k)) != chosen.value(sizes_of(sizes_, k)))
@@ -202,7 +201,7 @@ private:
     return false;
   }
 
-  // Throws where other inputs show that the expression is another one.
+  // Throws if other inputs refute the expression.
   void confirm(const Expression &chosen, const std::vector<IValue> &values, const std::string &where) const {
     for (size_t k = inputs_.given; k < values.size(); k++) {
       const int64_t expected = chosen.value(sizes_of(sizes_, k));
@@ -222,7 +221,7 @@ private:
                              decider(one, other));
   }
 
-  // An example that would tell the two apart: the last one, with one size changed.
+  // Returns an example that would distinguish the two: the last one, with one size changed.
   std::string decider(const Expression &one, const Expression &other) const {
     auto sizes = sizes_of(sizes_, inputs_.given - 1);
     for (int i = 0; i < int(sizes.size()); i++)
@@ -241,7 +240,7 @@ private:
     return graph_->insert(at::aten::size, {graph_->inputs().at(size.input + 1), size.dim});
   }
 
-  // Whether some traced input leaves a remainder, so that is known how it is rounded.
+  // Returns whether a traced input leaves a remainder, which shows how the division is rounded.
   bool rounding_is_known(const Expression &e) const {
     for (size_t k = 0; k < inputs_.all.size(); k++) {
       auto whole = e;
@@ -252,7 +251,7 @@ private:
     return false;
   }
 
-  // Fails the program where a division leaves a remainder, which no example has.
+  // Makes the program fail if a division leaves a remainder, which it does in no example.
   void require_no_remainder(const Expression &e, Value *dividend) {
     Value *remainder = graph_->insert(at::aten::remainder, {dividend, e.divisor});
     Node *branch = graph_->insertNode(graph_->create(torch::jit::prim::If, {graph_->insert(at::aten::eq, {remainder, 0})}, 0));
@@ -339,7 +338,7 @@ std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &g
   std::vector<std::vector<Node *>> all;
   for (const auto &graph : graphs)
     all.push_back(nodes(*graph));
-  // Of every value of the first graph, the one at the same place in each of the others.
+  // For every value of the first graph, the values at the same place in the others.
   std::vector<std::unordered_map<const Value *, const Value *>> twins(graphs.size());
   const auto pair = [&](size_t k, at::ArrayRef<Value *> mine, at::ArrayRef<Value *> other, Node *a, Node *b) {
     if (mine.size() != other.size())

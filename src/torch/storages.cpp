@@ -1,5 +1,5 @@
-// A file has the whole storage of every tensor in it. What is only a small part of its storage is copied before, so that a
-// model does not take along the data that it was cut from.
+// A file contains the whole storage of each of its tensors. A tensor that is only a small part of its storage is copied before,
+// so that the file does not contain the rest.
 
 #include "program.hpp"
 
@@ -12,7 +12,7 @@ namespace {
 
 using torch::jit::Module;
 
-// Elements from the first one of a tensor to its last.
+// Returns the number of elements from the first one of a tensor to its last in memory.
 int64_t span(const at::Tensor &tensor) {
   int64_t span = tensor.numel() > 0;
   for (int64_t dim = 0; dim < tensor.dim() && span > 0; dim++)
@@ -24,14 +24,14 @@ bool has_memory(const at::Tensor &tensor) {
   return tensor.defined() && tensor.layout() == at::kStrided && tensor.has_storage() && !tensor.is_quantized();
 }
 
-// How many bytes a copy of its own would take.
+// Returns the bytes of a copy in a storage of its own.
 uint64_t bytes_alone(const at::Tensor &tensor) {
   return uint64_t(std::min(tensor.numel(), span(tensor))) * tensor.element_size();
 }
 
 bool is_part(const at::Tensor &tensor) { return bytes_alone(tensor) < tensor.storage().nbytes(); }
 
-// The same elements in a storage of their own. An expanded tensor stays expanded.
+// Copies the elements to a storage of their own. An expanded tensor stays expanded.
 at::Tensor alone(const at::Tensor &tensor) {
   const at::Tensor plain = tensor.detach();
   if (plain.numel() <= span(plain))
@@ -39,7 +39,7 @@ at::Tensor alone(const at::Tensor &tensor) {
   return plain.as_strided({span(plain)}, {1}).clone().as_strided(plain.sizes(), plain.strides(), 0);
 }
 
-// Which elements of which storage.
+// A range of elements of a storage.
 using View = std::tuple<const void *, int64_t, std::vector<int64_t>, std::vector<int64_t>, at::ScalarType>;
 
 View view(const at::Tensor &tensor) {
@@ -47,8 +47,8 @@ View view(const at::Tensor &tensor) {
           tensor.scalar_type()};
 }
 
-// For the views of the module's variables, whether they are copied: those whose storage no others overlap in, and that are
-// less than all of it together.
+// Tells which views of the module's variables are copied: those that do not overlap others in their storage, and that are
+// together less than all of it.
 std::map<View, bool> copied(const Module &module) {
   std::map<const void *, std::map<View, at::Tensor>> storages;
   each_variable(module, "", [&](const std::string &, const at::Tensor &tensor, bool, const auto &, size_t) {
@@ -108,7 +108,7 @@ ShrunkVariables::ShrunkVariables(const Module &module) {
   });
   try {
     for (auto &slot : slots_) {
-      // Tied variables stay one tensor.
+      // Tied variables remain one tensor.
       auto &copy = copies[view(slot.tensor)];
       if (!copy.defined())
         copy = alone(slot.tensor).set_requires_grad(slot.tensor.requires_grad());

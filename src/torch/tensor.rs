@@ -17,7 +17,7 @@ use torch_sys::C_tensor;
 #[cfg(target_endian = "big")]
 compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory as they are");
 
-/// The types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; checked in shim.cpp).
+/// The types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; checked in tensors.cpp).
 const DTYPES: [(i32, Dtype); 19] = [
     (0, Dtype::U8),
     (1, Dtype::I8),

@@ -21,7 +21,7 @@ using torch::jit::Graph;
 using torch::jit::IValue;
 using torch::jit::Node;
 
-// What is given to an operation as a constant, under the name that its schema has for it.
+// Returns the constant argument of an operation, by its name in the schema.
 std::optional<IValue> given(const Node *node, const char *argument) {
   const auto *schema = node->maybeSchema();
   if (!schema)
@@ -36,21 +36,21 @@ bool is_false(const std::optional<IValue> &value) { return value && value->isBoo
 
 bool is_zero(const std::optional<IValue> &value) { return value && value->isDouble() && value->toDouble() == 0; }
 
-// Whether an operation is given a tensor that it could do without.
+// Returns whether an operation has an optional tensor argument.
 bool has_tensor(const Node *node, const char *argument) {
   const auto *schema = node->maybeSchema();
   auto index = schema ? schema->argumentIndexWithName(argument) : std::nullopt;
   return index && !node->input(*index)->mustBeNone();
 }
 
-// Whether an operation draws random numbers with the arguments that it has.
+// Returns whether an operation draws random numbers with these arguments.
 bool draws(const Node *node) {
-  // A recurrent layer may drop between its layers, attention may drop weights.
+  // Recurrent layers and attention have dropout of their own.
   return node->isNondeterministic() && !is_false(given(node, "train")) && !is_zero(given(node, "dropout")) &&
          !is_zero(given(node, "dropout_p")) && !is_zero(given(node, "p"));
 }
 
-// Refuses what belongs into training: it would go on in the exported program.
+// Refuses operations of training mode, which the exported program would go on with.
 void check_evaluates(const Graph &graph) {
   for (const Node *node : graph.nodes()) {
     const std::string name = node->kind().toQualString();
@@ -58,7 +58,7 @@ void check_evaluates(const Graph &graph) {
             "the closure draws random numbers (" + name +
                 "): an exported program evaluates. Give `train = false` to dropout and to layers that have it, and take "
                 "random numbers as an input");
-    // Without running statistics, those of the inputs are what evaluating means too.
+    // Without running statistics, evaluation uses those of the inputs too.
     require(!has_tensor(node, "running_mean") ||
                 (!is_true(given(node, "training")) && !is_true(given(node, "use_input_stats"))),
             "the closure normalizes by the statistics of the batch, as in training (" + name +
@@ -66,8 +66,8 @@ void check_evaluates(const Graph &graph) {
   }
 }
 
-// Sees, while it lives, which operations of this thread hand numbers of a tensor to the closure. What an operation reads
-// for itself is its own affair.
+// While it lives, observes which operations of this thread hand numbers of a tensor to the closure. What an operation reads
+// internally does not count.
 class Reads {
 public:
   Reads() {
@@ -80,10 +80,10 @@ public:
   Reads(const Reads &) = delete;
   Reads &operator=(const Reads &) = delete;
 
-  // The first operation that did, if one did.
+  // The first such operation, if any.
   static const char *first() { return first_; }
 
-  // `Vec::try_from` and its like convert a tensor, and then read its memory: what is left is a conversion for nobody.
+  // `Vec::try_from` and the like convert a tensor, and then read its memory. The trace has only the unused conversion.
   static void see(const Graph &graph, const std::unordered_set<const torch::jit::Value *> &outputs) {
     for (const Node *node : graph.nodes())
       if (!first_ && node->kind() == torch::jit::aten::to && !node->hasUses() && !outputs.count(node->output()))
@@ -122,7 +122,7 @@ std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Inputs &input
     for (const auto &input : given)
       tensors.push_back(input.toTensor());
     Tensors outputs = closure(tensors);
-    // A graph cannot end with a variable of the module itself, nor with a tensor that no operation has made.
+    // The output of a graph cannot be a variable of the module itself, nor a tensor that no operation created.
     const auto &tracing = torch::jit::tracer::getTracingState();
     std::unordered_set<const torch::jit::Value *> values;
     for (auto &output : outputs) {
@@ -141,7 +141,7 @@ std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Inputs &input
   return state->graph;
 }
 
-// A closure may change its inputs in place; the program changes copies of them, and leaves the caller's as they are.
+// A closure may change its inputs in place. The program changes copies of them instead of the caller's tensors.
 void copy_changed_inputs(std::shared_ptr<Graph> &graph) {
   bool changes = false;
   for (const Node *node : graph->nodes())
@@ -163,7 +163,7 @@ void copy_changed_inputs(std::shared_ptr<Graph> &graph) {
   }
 }
 
-// The first and the last byte that a tensor's elements can be in.
+// Returns the first and the last byte of a tensor's elements.
 std::pair<const char *, const char *> range(const at::Tensor &tensor) {
   const auto *first = static_cast<const char *>(tensor.const_data_ptr());
   int64_t span = 1;
@@ -209,7 +209,7 @@ std::shared_ptr<Graph> trace_inputs(torch::jit::Module &module, const Inputs &in
   check(*graph);
   copy_changed_inputs(graph);
   torch::jit::EliminateDeadCode(graph);
-  // A trace knows the sizes of its example, and the interpreter would believe that they are always so.
+  // A trace records the sizes of its example, which the interpreter would take for fixed.
   torch::jit::EraseShapeInformation(graph);
   shrink_constants(*graph);
   graph->lint();

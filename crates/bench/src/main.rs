@@ -8,7 +8,8 @@
 //! saved a few times before. Sizes: `small` 4 MB, `many` 41 MB in 10,000 tensors, `medium` 402 MB, `large` 1.6 GB, or
 //! `TENSORSxBYTES` such as `1000x4096`.
 //!
-//! Beyond that: `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
+//! Beyond that: `restore_warm_one_pass` and `restore_cold_one_pass` (verified while reading, as `restore_or_initialize`
+//! does), `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
 //! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
 //! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a background
 //! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder).
@@ -116,11 +117,13 @@ impl Bench {
             "save_durable" => self.save(Durability::PowerLoss, wall),
             "cpu_save" => self.save(Durability::ProcessCrash, processor),
             "cpu_save_durable" => self.save(Durability::PowerLoss, processor),
-            "cpu_restore" => self.restore(true, true, processor),
+            "cpu_restore" => self.restore(true, Verify::Before, processor),
             "async_stall" | "async_step" | "async_total" => self.background(measure),
-            "restore_warm" => self.restore(true, true, wall),
-            "restore_cold" => self.restore(false, true, wall),
-            "restore_warm_unverified" => self.restore(true, false, wall),
+            "restore_warm" => self.restore(true, Verify::Before, wall),
+            "restore_cold" => self.restore(false, Verify::Before, wall),
+            "restore_warm_one_pass" => self.restore(true, Verify::WhileReading, wall),
+            "restore_cold_one_pass" => self.restore(false, Verify::WhileReading, wall),
+            "restore_warm_unverified" => self.restore(true, Verify::Never, wall),
             _ => Err(format!("unknown measure {measure}").into()),
         }
     }
@@ -183,10 +186,10 @@ impl Bench {
         Ok(began.elapsed())
     }
 
-    fn restore(&self, warm: bool, verify: bool, clock: fn() -> Duration) -> Outcome<Duration> {
+    fn restore(&self, warm: bool, verify: Verify, clock: fn() -> Duration) -> Outcome<Duration> {
         let path = self.state.checkpoint()?.write(self.folder.join("saved"))?;
         let mut checkpoint = self.state.checkpoint()?;
-        let mut options = if verify { RestoreOptions::new() } else { RestoreOptions::new().verify(Verify::Never) };
+        let mut options = RestoreOptions::new().verify(verify);
         if let Some(threads) = self.threads {
             options = options.threads(threads);
         }

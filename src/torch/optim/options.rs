@@ -3,7 +3,7 @@
 use crate::torch::shim::{Algorithm, SLOTS, StepOptions};
 use serde_json::{Map, Value, json};
 
-/// A tensor that an algorithm keeps for a variable. Its place in the list is its place in shim.cpp.
+/// A tensor that an algorithm keeps for a variable. Its place in the list is its place in steps.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     pub name: &'static str,

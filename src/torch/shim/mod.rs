@@ -1,4 +1,4 @@
-//! The C++ file `shim.cpp`, as safe functions: what libtorch knows and tch does not reach. Every refusal of libtorch
+//! The C++ files as safe functions: what libtorch has and tch does not reach. Every refusal of libtorch
 //! comes back as its message.
 
 mod look;
@@ -27,7 +27,7 @@ use torch_sys::C_tensor;
 /// write, by C++: it must not unwind.
 pub(crate) type Wait = extern "C" fn(*const c_void, usize);
 
-/// Memory that is held. As `tcp_pinned` in shim.cpp.
+/// Memory that is held. As `tcp_pinned` in pins.cpp.
 #[repr(C)]
 struct RawPinned {
     pin: *mut c_void,
@@ -37,7 +37,7 @@ struct RawPinned {
     cpu: u8,
 }
 
-/// What is known of a tensor. As `tcp_info` in shim.cpp.
+/// What is known of a tensor. As `tcp_info` in tensors.cpp.
 #[repr(C)]
 struct RawInfo {
     object: *const c_void,
@@ -64,7 +64,7 @@ struct RawInfo {
     layout: [u8; 24],
 }
 
-// SAFETY: these are the functions of shim.cpp, with its types. Pointers to tensors are those that tch holds.
+// SAFETY: these are the functions of the C++ files, with their types. Pointers to tensors are those that tch holds.
 unsafe extern "C" {
     fn tcp_free_message(text: *mut c_char);
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;

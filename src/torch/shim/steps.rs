@@ -13,7 +13,7 @@ use torch_sys::C_tensor;
 /// Slots that a parameter can have.
 pub(crate) const SLOTS: usize = 4;
 
-/// How parameters are stepped. As `tcp_algorithm` in shim.cpp.
+/// How parameters are stepped. As `tcp_algorithm` in steps.cpp.
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
@@ -23,7 +23,7 @@ pub(crate) enum Algorithm {
     RmsProp = 3,
 }
 
-/// With what a parameter group is stepped. As `tcp_options` in shim.cpp; an algorithm reads only what it has.
+/// With what a parameter group is stepped. As `tcp_options` in steps.cpp; an algorithm reads only what it has.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepOptions {

@@ -1,0 +1,66 @@
+// Averages of the weights, and exchanging them with the weights.
+
+#include "tensors.hpp"
+
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/empty_like.h>
+
+#include <map>
+#include <tuple>
+#include <utility>
+
+extern "C" {
+
+// Moves every average towards its tensor by `weight` of their difference; a `weight` of 1 copies the tensor. Integers are
+// copied too. Shapes are compared before anything is written. Sets `culprit` to the average that a message is about, or to -1.
+char *tcp_average(at::Tensor *const *averages, at::Tensor *const *tensors, size_t n, double weight, int64_t *culprit) {
+  *culprit = -1;
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    for (size_t i = 0; i < n; i++) {
+      *culprit = int64_t(i);
+      require(averages[i]->sizes() == tensors[i]->sizes(), "its shape differs from that of its average");
+    }
+    using Key = std::tuple<int, int, int>;
+    std::map<Key, std::pair<Written, std::vector<at::Tensor>>> lists;
+    for (size_t i = 0; i < n; i++) {
+      *culprit = int64_t(i);
+      const at::Tensor &average = *averages[i];
+      if (weight == 1 || !(average.is_floating_point() || average.is_complex())) {
+        average.copy_(*tensors[i]);
+        continue;
+      }
+      auto device = average.device();
+      auto &list = lists[Key(int(device.type()), int(device.index()), int(average.scalar_type()))];
+      list.first.add(average);
+      list.second.push_back(tensors[i]->to(average.options().requires_grad(false)));
+    }
+    *culprit = -1;
+    for (auto &entry : lists)
+      at::_foreach_lerp_(entry.second.first.tensors, entry.second.second, weight);
+  });
+}
+
+// Copies the elements of a tensor into another one of its shape.
+char *tcp_copy(const at::Tensor *to, const at::Tensor *from) {
+  return guarded([&] {
+    Writing writing(*to);
+    require(to->sizes() == from->sizes(), "their shapes differ");
+    to->copy_(*from);
+  });
+}
+
+// Exchanges the elements of two tensors of one shape and type.
+char *tcp_exchange(const at::Tensor *one, const at::Tensor *other) {
+  return guarded([&] {
+    Writing writing(*one);
+    require(one->sizes() == other->sizes() && one->scalar_type() == other->scalar_type(),
+            "their shapes or types differ");
+    at::Tensor between = at::empty_like(*one);
+    between.copy_(*one);
+    one->copy_(*other);
+    other->copy_(between);
+  });
+}
+
+} // extern "C"

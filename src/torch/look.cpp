@@ -1,0 +1,96 @@
+// The survey at the call of a background save: what thousands of tensors report, and the hooks that make other writers wait.
+
+#include "tensors.hpp"
+
+#include <atomic>
+#include <new>
+#include <utility>
+
+namespace {
+
+// Returns once a range of memory may be written.
+using Wait = void (*)(const void *data, size_t bytes);
+std::atomic<Wait> wait_for_readers{nullptr};
+
+// The hook of a storage. libtorch calls it before it hands out the memory for writing, and removes it afterwards. It does not
+// change the storage, so that several threads may call it at once. It is harmless if the storage has other memory by now, or
+// if nothing reads the memory any more.
+void before_write(c10::StorageImpl *storage) {
+  // Work that is done while waiting must not wait for itself.
+  thread_local bool waiting = false;
+  const Wait wait = wait_for_readers.load(std::memory_order_acquire);
+  if (waiting || !wait)
+    return;
+  waiting = true;
+  wait(storage->_mutable_data_ptr_no_checks().get(), storage->nbytes());
+  waiting = false;
+}
+
+} // namespace
+
+extern "C" {
+
+// Tensors that are examined together at every save.
+struct tcp_batch {
+  std::vector<at::Tensor> tensors;
+  // The place of each in the result, and whether it is a variable, whose `requires_grad` is reported.
+  std::vector<std::pair<size_t, bool>> places;
+};
+
+// The layout of `Seen` in graph/group.rs.
+struct tcp_seen {
+  uint64_t fingerprint;
+  uint64_t version;
+  uint8_t says;
+};
+
+constexpr uint8_t SAYS_FINGERPRINT = 1, SAYS_VERSION = 2, SAYS_REQUIRES_GRAD = 4, REQUIRES_GRAD = 8;
+
+tcp_batch *tcp_new_batch() { return new (std::nothrow) tcp_batch; }
+
+void tcp_free_batch(tcp_batch *batch) { delete batch; }
+
+char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, size_t place) {
+  return guarded([&] {
+    batch->places.reserve(batch->tensors.size() + 1);
+    batch->tensors.push_back(*tensor);
+    batch->places.emplace_back(place, is_variable);
+  });
+}
+
+// Writes what each tensor reports to its place in `seen`. From now on libtorch calls `wait` before the next write to the
+// storages of the tensors whose place is set in `held`, if they are CPU memory. The hook is never removed from here, because
+// another thread could see that half done. A storage that already has a hook has this one, or one of other code, which is
+// left alone.
+void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp_seen *seen) {
+  if (n > 0)
+    wait_for_readers.store(wait, std::memory_order_release);
+  const auto &tensors = batch->tensors;
+  for_each_ahead(tensors.size(), [&](size_t i) -> const at::Tensor & { return tensors[i]; },
+                 [&](size_t i, const at::Tensor &t) {
+                   const auto [place, is_variable] = batch->places[i];
+                   tcp_seen &one = seen[place] = tcp_seen{0, 0, SAYS_FINGERPRINT};
+                   try {
+                     if (!t.defined())
+                       return;
+                     if (place < n && held[place] && is_strided_memory(t) && t.is_cpu()) {
+                       c10::StorageImpl &storage = *t.storage().unsafeGetStorageImpl();
+                       unshare(storage);
+                       if (!storage.has_materializer())
+                         storage.set_materializer(&before_write);
+                     }
+                     one.fingerprint = fingerprint(t);
+                     if (!t.is_inference()) {
+                       one.version = uint64_t(version(t));
+                       one.says |= SAYS_VERSION;
+                     }
+                     const bool requires_grad = t.requires_grad();
+                     if (is_variable && (!requires_grad || t.is_leaf()))
+                       one.says |= SAYS_REQUIRES_GRAD | (requires_grad ? REQUIRES_GRAD : 0);
+                   } catch (...) {
+                     // Nothing is reported of it. Without a hook, changes are detected instead.
+                   }
+                 });
+}
+
+} // extern "C"
