@@ -338,6 +338,16 @@ fn keys(map: &str, table: &Table) -> Vec<String> {
     mapped.tensors().keys().map(|key| format!("{key}={}", read(&mapped, key)[0])).collect()
 }
 
+/// A definition with stars also takes what earlier ones defined: without a bound, names double with every line.
+#[test]
+fn names_do_not_double_without_end() {
+    let table = Table::of(&["a", "b", "c"]);
+    let lines: String = (0..40).map(|line| format!("p{line}/* = *\n")).collect();
+    let map: NameMap = format!("map 1\n{lines}").parse().unwrap();
+    let error = map.apply(&table).unwrap_err().to_string();
+    assert!(error.contains("more than 65536 names") && error.contains("line 16"), "{error}");
+}
+
 #[test]
 fn names_go_through_the_statements_in_order() {
     let all = Table::of(&["enc.l.0.w", "enc.l.1.w", "enc2.w", "opt", "optimizer/state/0/m"]);

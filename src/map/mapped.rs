@@ -193,14 +193,23 @@ struct State<'a> {
     entries: BTreeMap<String, Entry>,
     /// The entries that consecutive definitions have used.
     used: BTreeSet<String>,
+    /// The maximum number of entries. A definition with stars can double them.
+    most: usize,
 }
+
+/// The maximum number of names that definitions with stars make, as a multiple of those of the source.
+const MOST_COPIES: usize = 16;
+
+/// As many names may always be made.
+const ALWAYS: usize = 1 << 16;
 
 pub(super) fn apply<'a>(statements: &[Statement], source: &'a dyn TensorSource) -> Result<Mapped<'a>> {
     let mut entries = BTreeMap::new();
     entries.extend(source.unreadable().iter().map(|(key, reason)| (key.clone(), Entry::Unreadable(reason.clone()))));
     entries.extend(source.values().keys().map(|key| (key.clone(), Entry::Value(key.clone()))));
     entries.extend(source.tensors().iter().map(|(key, spec)| (key.clone(), Entry::Tensor(Bound::source(key, spec)))));
-    let mut state = State { source, entries, used: BTreeSet::new() };
+    let most = entries.len().saturating_mul(MOST_COPIES).max(ALWAYS);
+    let mut state = State { source, entries, used: BTreeSet::new(), most };
     for statement in statements {
         state.run(&statement.kind).map_err(|reason| {
             let reason = name::short_message(format!("{}: {reason}", source.path().display()));
@@ -307,6 +316,13 @@ impl<'a> State<'a> {
         let fitting: Vec<String> = self.entries.keys().filter(|key| driver.captures(key).is_some()).cloned().collect();
         if fitting.is_empty() && !optional {
             return Err(self.unknown("there is nothing for", &driver.to_string()));
+        }
+        if self.entries.len() + fitting.len() > self.most {
+            return Err(format!(
+                "there would be more than {} names; a definition with stars also takes the names that earlier ones \
+                 define: write more of the name on its right side",
+                self.most
+            ));
         }
         // All are computed from the entries before.
         let mut all = Vec::new();

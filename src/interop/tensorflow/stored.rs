@@ -56,7 +56,11 @@ pub(super) fn stored(entries: table::Entries) -> Parsed<(Header, Vec<Stored>)> {
         let wrong = |reason: &str| format!("the tensor {shown:?}: {reason}");
         let kind = types::by_number(entry.dtype).ok_or_else(|| wrong("its type is unknown"))?;
         let elements = entry.elements().ok_or_else(|| wrong("its shape has more elements than there are"))?;
-        let bytes = elements.checked_mul(kind.size.max(1)).ok_or_else(|| wrong("its elements take too many bytes"))?;
+        // The last length may be 0: then the elements are few, and a `TensorSpec` of the shape has no length.
+        let has_length =
+            entry.shape.iter().try_fold(kind.size.max(1), |all, length| all.checked_mul(*length)).is_some();
+        let bytes = elements.checked_mul(kind.size.max(1)).filter(|_| has_length);
+        let bytes = bytes.ok_or_else(|| wrong("its elements take too many bytes"))?;
         let mut parts = Vec::new();
         for extents in &entry.slices {
             let part = slices.remove(&(name.clone(), extents.clone()));

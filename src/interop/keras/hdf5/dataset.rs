@@ -84,8 +84,8 @@ impl Dataset {
             dtype = dtype.and(Err("a dataset without elements".to_string()));
         }
         let shape = space.unwrap_or_default();
-        let elements = shape.iter().try_fold(1u64, |all, length| all.checked_mul(*length));
-        let bytes = elements.and_then(|elements| elements.checked_mul(kind.size)).filter(|_| kind.size > 0);
+        // In the order of `TensorSpec::bytes`, which a zero behind an overflow does not make fit either.
+        let bytes = shape.iter().try_fold(kind.size, |all, length| all.checked_mul(*length)).filter(|_| kind.size > 0);
         let bytes = bytes.ok_or_else(|| metadata.damaged("a dataset has more elements than there are"))?;
         let fill = fill(metadata, message(0x05), message(0x04), kind.size)?;
         let filters = message(0x0b).map_or(Ok(Vec::new()), |message| filter::parse(metadata, message))?;
