@@ -15,10 +15,13 @@ pub struct Series<'a> {
 
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 200.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 64.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 38.0;
+
+/// The width of a digit, at most.
+const DIGIT: f64 = 7.0;
 
 /// The largest number of points that are drawn one by one.
 const DOTS: usize = 60;
@@ -73,8 +76,14 @@ fn horizontal(html: &mut Html, view: &View<'_>) {
     for tick in view.across.iter().flat_map(|across| across.ticks(4)).filter(|tick| tick.fract() == 0.0) {
         let x = across(view, tick);
         html.raw("<line class=\"axis\"").numbers([("x1", x), ("x2", x), ("y1", base), ("y2", base + 4.0)]);
-        html.raw("/><text class=\"tick middle\"").numbers([("x", x), ("y", base + 16.0)]);
-        html.raw(">").text(count(tick)).raw("</text>");
+        // A long number at the right end would not fit.
+        let text = count(tick);
+        let (class, x) = match x + DIGIT * text.len() as f64 / 2.0 > WIDTH {
+            true => ("tick end", WIDTH),
+            false => ("tick middle", x),
+        };
+        html.raw("/><text class=\"").raw(class).raw("\"").numbers([("x", x), ("y", base + 16.0)]);
+        html.raw(">").text(text).raw("</text>");
     }
     html.raw("<text class=\"tick middle\"").numbers([("x", (LEFT + WIDTH - RIGHT) / 2.0), ("y", HEIGHT - 4.0)]);
     html.raw(">").text(view.axis()).raw("</text>");
@@ -146,18 +155,20 @@ pub struct Bar {
     pub parts: Vec<Part>,
 }
 
-/// Draws bars, with values as `text` writes them, at the ticks that `ticks` returns for the largest value and their number.
+/// Draws bars on an axis that reaches up to `top` at least, with values as `text` writes them, at the ticks that `ticks`
+/// returns for the largest value and their number.
 pub fn bars(
     html: &mut Html,
     view: &View<'_>,
     label: &str,
     bars: &[Bar],
+    top: f64,
     ticks: impl Fn(f64, usize) -> Vec<f64>,
     text: impl Fn(f64) -> String,
 ) {
     open(html, label);
     let sum = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
-    let largest = bars.iter().map(sum).fold(0.0, f64::max);
+    let largest = bars.iter().map(sum).fold(top, f64::max);
     if let Some(scale) = Scale::from_zero([largest]) {
         vertical(html, &scale, &ticks(largest, 4), text);
         let width = ((WIDTH - LEFT - RIGHT) / bars.len().max(1) as f64 * 0.8).clamp(1.0, 24.0);

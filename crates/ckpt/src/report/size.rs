@@ -99,7 +99,7 @@ fn bars(
 ) {
     let bar = |(x, one): &(f64, &ReportedCheckpoint)| Bar { x: *x, title: title(one), parts: parts(one) };
     let bars: Vec<Bar> = shown.iter().map(bar).collect();
-    chart::bars(html, view, label, &bars, byte_ticks, |bytes| human::bytes(bytes as u64));
+    chart::bars(html, view, label, &bars, 0.0, byte_ticks, |bytes| human::bytes(bytes as u64));
 }
 
 /// The components of the newest checkpoint, with the colours of the chart.

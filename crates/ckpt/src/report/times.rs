@@ -15,8 +15,11 @@ const ROWS: usize = 200;
 pub fn section(html: &mut Html, view: &View<'_>) {
     html.raw("<section aria-labelledby=\"times\"><h2 id=\"times\">Times</h2><div class=\"charts\">");
     let recorded: Vec<&Run<'_>> = view.runs.iter().filter(|run| figures(run).next().is_some()).collect();
+    // The bars of two runs have one scale.
+    let times = recorded.iter().flat_map(|run| figures(run)).map(|(_, figures)| figures.total.max(figures.stall));
+    let longest = times.max().unwrap_or_default().as_secs_f64();
     for run in &recorded {
-        saves(html, view, run);
+        saves(html, view, run, longest);
     }
     between(html, view);
     html.raw("</div>");
@@ -41,7 +44,7 @@ fn figures<'a>(run: &Run<'a>) -> impl DoubleEndedIterator<Item = (&'a ReportedCh
 }
 
 /// A bar per save: what the training waited for at the bottom, what went on beside it at the top.
-fn saves(html: &mut Html, view: &View<'_>, run: &Run<'_>) {
+fn saves(html: &mut Html, view: &View<'_>, run: &Run<'_>, longest: f64) {
     html.raw("<figure><figcaption>Stall and save times");
     run.title(html);
     html.raw("</figcaption>");
@@ -56,7 +59,7 @@ fn saves(html: &mut Html, view: &View<'_>, run: &Run<'_>) {
         Some(Bar { x: *x, title, parts: parts.map(|(class, time)| Part { class, value: time.as_secs_f64() }).into() })
     });
     let label = format!("Seconds that each save took, by {}; the table below has the numbers", view.axis());
-    chart::bars(html, view, &label, &bars.collect::<Vec<Bar>>(), second_ticks, human::seconds);
+    chart::bars(html, view, &label, &bars.collect::<Vec<Bar>>(), longest, second_ticks, human::seconds);
     html.raw(
         "<ul class=\"legend\"><li><span class=\"box c1\"></span> stall: waiting for the save before</li><li><span \
          class=\"box c0\"></span> stall: the save itself</li><li><span class=\"box linked\"></span> in the \
