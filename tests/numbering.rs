@@ -579,7 +579,7 @@ fn what_this_version_does_not_read_leaves_the_numbering_when_an_older_one_is_res
     let run = Run::new();
     run.save(&mut run.open(dir.path()), &[1, 2, 3])?;
     let manifest = dir.path().join("ckpt-3/manifest.json");
-    let newer = fs::read_to_string(&manifest)?.replace("\"version\":3", "\"version\":999");
+    let newer = fs::read_to_string(&manifest)?.replace("\"version\":6", "\"version\":999");
     let body = newer.rsplit_once("\"xxh3_128\"").unwrap().0;
     fs::write(&manifest, format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes())))?;
     assert!(matches!(latest_checkpoint(dir.path()), Err(Error::Unsupported { .. })));

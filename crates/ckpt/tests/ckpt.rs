@@ -383,7 +383,7 @@ fn verify_takes_folders_and_tells_damage_from_what_cannot_be_read() {
     assert_eq!(ckpt(["verify"]).code, Some(2));
 
     let newer =
-        fs::read_to_string(root.join("a/ckpt-2/manifest.json")).unwrap().replace("\"version\":3", "\"version\":999");
+        fs::read_to_string(root.join("a/ckpt-2/manifest.json")).unwrap().replace("\"version\":6", "\"version\":999");
     let body = newer.rsplit_once("\"xxh3_128\"").unwrap().0;
     let digest = tch_checkpoint::format::Digest::of(body.as_bytes());
     fs::write(root.join("a/ckpt-2/manifest.json"), format!("{body}\"xxh3_128\":\"{digest}\"}}\n")).unwrap();
