@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Goal, KeptBy, Reason, RetentionPolicy, Steps};
 use tch_checkpoint::{
-    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability, SaveOptions,
-    list_checkpoints,
+    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter,
+    Durability, SaveOptions, list_checkpoints,
 };
 
 struct Run(Counter);

@@ -418,7 +418,8 @@ fn ls_lists_by_commit_sequence_with_all_there_is_to_know() {
     let expected = json!({
         "name": "ckpt-3", "path": path.join("ckpt-3").to_str(), "latest": true, "permanent": false, "step": 3,
         "sequence": 3, "run": manifest.run, "saved_at": manifest.saved_at, "bytes": size, "new_bytes": document["checkpoints"][2]["new_bytes"],
-        "tensors": 4, "values": 2, "metrics": {"loss": 1.0 / 3.0}, "metadata": [], "non_finite": [], "unclean": false,
+        "tensors": 4, "values": 2, "metrics": {"loss": 1.0 / 3.0}, "metadata": [], "provenance": null,
+        "figures": manifest.figures, "non_finite": [], "unclean": false,
         "without": [], "pins": {}, "notes": {},
     });
     assert_eq!(document["checkpoints"][2], expected);
