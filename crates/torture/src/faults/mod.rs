@@ -78,7 +78,7 @@ pub fn faults_everywhere(thin: u64) -> FaultReport {
     crashes_with_bad_syncs(thin, &mut report);
     let chosen = |ops: &[Op]| (ops.len() as u64).is_multiple_of(thin);
     unsynced::failing_syncs(chosen, 20_000 / thin, &mut report);
-    unsynced::kills(chosen, 4_000 / thin, &mut report);
+    unsynced::kills(chosen, 1_000 / thin, &mut report);
     report
 }
 
