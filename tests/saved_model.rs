@@ -4,7 +4,6 @@ mod common;
 
 use common::{python, turn};
 use std::collections::HashMap;
-use std::process::Command;
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::format::{AssetEntry, Digest};
