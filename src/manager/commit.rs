@@ -4,7 +4,6 @@
 use super::ledger::{Ledger, infos};
 use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
-use super::outlook::newer_whole;
 use super::retention::CheckpointInfo;
 use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, sync_marks, write_mark};
@@ -323,6 +322,16 @@ pub(super) fn read_marks(directory: &Directory, name: &str, found: &mut Found) -
 /// Metrics, and that components were removed, do not.
 pub(super) fn keeps_damaged(marks: &[(String, Vec<u8>)]) -> bool {
     marks.iter().any(|(name, _)| !name.starts_with("mark-metric-") && !is_thinned_file(name))
+}
+
+/// Returns how many of `known` are newer than `superseded` and look whole.
+pub(super) fn newer_whole<'a>(
+    directory: &Directory,
+    known: impl Iterator<Item = &'a Found>,
+    superseded: &Found,
+) -> usize {
+    let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
+    newer.filter(|newer| directory.looks_whole(&newer.entry.name, newer.entry.bytes)).count()
 }
 
 /// Puts checkpoints that stay after all back to where they were among the others.

@@ -1,11 +1,10 @@
 //! What the next save removes: for explanations, dry runs, and removals before it.
 
 use super::CheckpointManager;
-use super::commit::{keeps_damaged, read_marks};
+use super::commit::{keeps_damaged, newer_whole, read_marks};
 use super::ledger::infos;
 use super::retention::{CheckpointInfo, Explanation, KeptBy};
 use crate::catalog::{Found, look};
-use crate::repository::Directory;
 use chrono::DateTime;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -114,14 +113,4 @@ impl CheckpointManager {
         let time = stat.and_then(|stat| DateTime::from_timestamp(stat.modified.0, 0));
         CheckpointInfo::new(aside, time.unwrap_or_else(|| self.directory.now()))
     }
-}
-
-/// Returns how many of `known` are newer than `superseded` and look whole.
-pub(super) fn newer_whole<'a>(
-    directory: &Directory,
-    known: impl Iterator<Item = &'a Found>,
-    superseded: &Found,
-) -> usize {
-    let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    newer.filter(|newer| directory.looks_whole(&newer.entry.name, newer.entry.bytes)).count()
 }
