@@ -135,15 +135,15 @@ pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
 /// cannot be listed does not keep the others from being listed.
 fn runs(args: &Ls) -> Result<Runs, Error> {
     let mut runs = Runs::default();
-    if !args.recursive {
-        runs.directories.push(inspect::list(&args.directory)?);
-    } else {
+    if args.recursive {
         for directory in inspect::runs_below(&args.directory)? {
             match inspect::list(&directory) {
                 Ok(listing) => runs.directories.push(listing),
                 Err(error) => runs.failed.push(Problem::of(&error)),
             }
         }
+    } else {
+        runs.directories.push(inspect::list(&args.directory)?);
     }
     runs.directories.iter_mut().for_each(|listing| listing.checkpoints.sort_by(|a, b| args.sort.compare(a, b)));
     Ok(runs)
