@@ -66,10 +66,12 @@ impl Comparison {
             decode(dtype, a, x);
             decode(dtype, if is_equal { a } else { b }, y);
             let is_finite = (sum(x, |number| number * 0.0) + sum(y, |number| number * 0.0)).is_finite();
-            if !is_equal
-                && !(is_finite && compare_numbers(&mut self.found, dtype, [a, b], [x.as_slice(), y.as_slice()]))
-            {
-                compare(&mut self.found, dtype, a, b);
+            if !is_equal {
+                let numbers = [x.as_slice(), y.as_slice()];
+                let is_compared = is_finite && compare_numbers(&mut self.found, dtype, [a, b], numbers);
+                if !is_compared {
+                    compare(&mut self.found, dtype, a, b);
+                }
             }
             if !is_finite {
                 // Pairs of which one is not finite count as zeros.

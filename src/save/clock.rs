@@ -48,10 +48,12 @@ impl SaveClock {
     /// Returns the figures up to now. If the call has not returned yet, it has stalled the training until now.
     pub(super) fn figures(&self, bytes: SavedBytes) -> SaveFigures {
         let total = self.began.elapsed();
-        let mut figures = SaveFigures::default();
-        figures.stall = self.stall.get().copied().unwrap_or(total).min(total);
-        (figures.total, figures.waited) = (total, self.waited);
-        (figures.bytes_written, figures.bytes_linked) = (bytes.written, bytes.linked);
-        figures
+        SaveFigures {
+            stall: self.stall.get().copied().unwrap_or(total).min(total),
+            total,
+            waited: self.waited,
+            bytes_written: bytes.written,
+            bytes_linked: bytes.linked,
+        }
     }
 }
