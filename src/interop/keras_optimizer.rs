@@ -58,7 +58,7 @@ impl KerasOptimizer {
 
     /// `Adam`, for [`optim::Adam`](https://docs.rs/tch-checkpoint/latest/tch_checkpoint/optim/struct.Adam.html). With a
     /// [`weight_decay`](KerasOptimizer::weight_decay), for `optim::AdamW`: Keras decouples the decay from the gradient.
-    /// The variant AMSGrad is recognized by what the file holds.
+    /// The variant `AMSGrad` is recognized by what the file holds.
     pub fn adam() -> KerasOptimizer {
         Self::new(Algorithm::Adam)
     }
