@@ -96,9 +96,12 @@ fn table(entries: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     [data, meta, index, footer].concat()
 }
 
-/// An object graph: of each object its edges, and the key of its variable.
-fn graph(objects: &[(Vec<(u64, &str)>, Option<&str>)]) -> Vec<u8> {
-    let object = |(edges, variable): &(Vec<(u64, &str)>, Option<&str>)| {
+/// The edges of an object, and the key of its variable.
+type Object<'a> = (Vec<(u64, &'a str)>, Option<&'a str>);
+
+/// An object graph.
+fn graph(objects: &[Object<'_>]) -> Vec<u8> {
+    let object = |(edges, variable): &Object<'_>| {
         let edge = |(to, name): &(u64, &str)| bytes(1, &[number(1, *to), bytes(2, name.as_bytes())].concat());
         let attribute =
             |key: &str| bytes(2, &[bytes(1, b"VARIABLE_VALUE"), bytes(2, b"w"), bytes(3, key.as_bytes())].concat());
@@ -217,7 +220,7 @@ fn tables_that_cannot_be_are_refused() {
 }
 
 /// A bundle of one variable, below a graph.
-fn with_graph(objects: &[(Vec<(u64, &str)>, Option<&str>)]) -> Result<Vec<String>, Error> {
+fn with_graph(objects: &[Object<'_>]) -> Result<Vec<String>, Error> {
     let graph = graph(objects);
     let (stored, entry) = text(&graph, graph.len() as u64, 8);
     let data = [&DATA[..8], &stored].concat();
