@@ -876,12 +876,13 @@ fn version_5_is_read_as_it_was_written_and_is_needed() {
 #[test]
 fn version_6_is_read_as_it_was_written_and_is_needed() {
     let (mut manifest, _) = sample();
-    let mut figures = SaveFigures::default();
-    figures.stall = Duration::from_micros(1500);
-    figures.total = Duration::from_millis(2250);
-    figures.waited = Duration::from_nanos(1);
-    (figures.bytes_written, figures.bytes_linked) = (123_456_789, 4096);
-    manifest.figures = Some(figures);
+    manifest.figures = Some(SaveFigures {
+        stall: Duration::from_micros(1500),
+        total: Duration::from_millis(2250),
+        waited: Duration::from_nanos(1),
+        bytes_written: 123_456_789,
+        bytes_linked: 4096,
+    });
     let text = manifest.to_bytes().unwrap();
     golden("v6/ckpt-1500/manifest.json", &text);
     assert_eq!(Manifest::from_bytes(&text).as_ref(), Ok(&manifest));

@@ -52,7 +52,7 @@ fn saves(html: &mut Html, view: &View<'_>, run: &Run<'_>, longest: f64) {
     let bars = shown.iter().filter_map(|(x, one)| {
         let SaveFigures { stall, total, waited, .. } = one.entry.figures?;
         let waiting = waited.min(stall);
-        let parts = [("c1", waiting), ("c0", stall - waiting), ("linked", total.saturating_sub(stall))];
+        let parts = [("c1", waiting), ("c0", stall.saturating_sub(waiting)), ("linked", total.saturating_sub(stall))];
         let [stall, total, waited] = [stall, total, waited].map(|time| human::seconds(time.as_secs_f64()));
         let name = &one.entry.name;
         let title = format!("{name}: stalled the training for {stall}, {waited} of it waiting; written after {total}");

@@ -20,7 +20,7 @@ impl Line {
         let Some(oldest) = before.first() else { return Some((now.min(self.opened), 0)) };
         if intervals(&before, interval, i64::MAX).1 > now {
             let taken = |nth: &i64| before.iter().any(|made| made.counted_from == Some((now, -nth)));
-            let nth = (0..).find(|nth| !taken(nth)).unwrap_or(0);
+            let nth = (0..=i64::try_from(before.len()).unwrap_or(i64::MAX)).find(|nth| !taken(nth)).unwrap_or(0);
             return Some((now, -nth));
         }
         let recorded = before.iter().rev().find_map(|made| made.counted_from);
