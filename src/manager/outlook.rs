@@ -5,6 +5,7 @@ use super::commit::{keeps_damaged, newer_whole, read_marks};
 use super::ledger::infos;
 use super::retention::{CheckpointInfo, Explanation, KeptBy};
 use crate::catalog::{Found, look};
+use crate::save::Stamp;
 use chrono::DateTime;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +31,14 @@ impl Outlook {
 impl CheckpointManager {
     /// Describes a save at `step` for the policies.
     pub(super) fn next_at(&self, step: u64, metrics: &BTreeMap<String, f64>) -> CheckpointInfo {
-        let next = CheckpointInfo::new(format!("{}-{step}", self.name), self.directory.now());
-        CheckpointInfo { step: Some(step), metrics: metrics.clone(), ..next }
+        self.next(&format!("{}-{step}", self.name), Some(step), metrics)
+    }
+
+    /// Describes the next save for the policies, also which checkpoints of earlier runs it goes back to: they may be
+    /// protected.
+    pub(super) fn next(&self, name: &str, step: Option<u64>, metrics: &BTreeMap<String, f64>) -> CheckpointInfo {
+        let stamp = Stamp { step, metrics: metrics.clone(), ..self.checkpoint.stamp() };
+        CheckpointInfo::of_save(name, &stamp, self.directory.now())
     }
 
     /// Returns what keeps each checkpoint now, or after `next` is saved. Its name is empty where it is not known.

@@ -1,7 +1,7 @@
 //! Explains why a manager's checkpoints stay, and what its next save removes.
 
 use super::CheckpointManager;
-use super::retention::{CheckpointInfo, Explanation};
+use super::retention::Explanation;
 use crate::error::{Error, Result};
 use crate::location::Location;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ impl CheckpointManager {
     /// manager.save_at(2)?;
     /// assert_eq!(
     ///     manager.explain()[0].to_string(),
-    ///     "ckpt-1 stays: Latest(2): it is among the newest 2, until 1 newer one is saved"
+    ///     "ckpt-1 stays: the newest 2: it is among the newest 2, until 1 newer one is saved"
     /// );
     /// # Ok(())
     /// # }
@@ -73,10 +73,7 @@ impl CheckpointManager {
         let metrics: BTreeMap<String, f64> = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
         let next = match step {
             Some(step) => self.next_at(step, &metrics),
-            None => {
-                let next = CheckpointInfo::new(String::new(), self.directory.now());
-                CheckpointInfo { metrics, ..next }
-            }
+            None => self.next("", None, &metrics),
         };
         self.outlook(Some(next)).explanations()
     }

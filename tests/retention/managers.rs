@@ -63,6 +63,25 @@ fn policies_combine_and_a_restart_without_an_index_decides_the_same() -> Outcome
     Ok(())
 }
 
+/// The checkpoint to be saved goes back to that of the earlier run, also where none that is there does.
+#[test]
+fn a_plan_knows_what_the_next_checkpoint_goes_back_to() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.train(&mut run.builder(dir.path()).max_to_keep(1).open()?, &[0.9])?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).protect_restored(3).open()?;
+    manager.restore_or_initialize()?;
+    run.train(&mut manager, &[0.5])?;
+    manager.restore(dir.path().join("ckpt-2"))?;
+    run.0.set(7);
+    let plan = manager.plan_removal(Some(2), [("loss", 0.4)]);
+    let stay = |name: &str| plan.iter().any(|of| of.checkpoint.name == name && of.is_kept());
+    assert!(stay("ckpt-1"), "{plan:?}");
+    manager.save_with_metrics(2, [("loss", 0.4)])?;
+    assert_eq!(steps(dir.path())?, [1, 2]);
+    Ok(())
+}
+
 #[test]
 fn other_policies_decide_over_what_is_there() -> Outcome {
     let dir = tempfile::tempdir()?;
