@@ -54,7 +54,8 @@ impl CheckpointManager {
             let ledger = self.ledger();
             let (known, superseded) = (ledger.known.clone(), ledger.superseded.clone());
             let counted_from = ledger.counted_from(&superseding);
-            (known, superseded, ledger.retention.clone(), ledger.restored.clone(), ledger.seen.clone(), counted_from)
+            let restored = self.restored_since().or_else(|| ledger.restored.clone());
+            (known, superseded, ledger.retention.clone(), restored, ledger.seen.clone(), counted_from)
         };
         let (now, directory) = (self.directory.now(), &self.directory);
         known.retain(|found| seen.is_there(directory, found));

@@ -287,6 +287,12 @@ impl CheckpointManager {
         if restores == self.restores { self.head.clone() } else { restored.cloned() }
     }
 
+    /// Returns the checkpoint that was restored since the last save, which accounts for it.
+    pub(super) fn restored_since(&self) -> Option<Follows> {
+        let (restored, restores) = self.checkpoint.restored();
+        restored.filter(|_| restores != self.restores).cloned()
+    }
+
     /// Returns the checkpoints that the next one supersedes: those after the one that the run continues from, and the
     /// one of the same name.
     ///

@@ -83,6 +83,20 @@ fn a_plan_knows_what_the_next_checkpoint_goes_back_to() -> Outcome {
 }
 
 #[test]
+fn a_plan_knows_what_was_restored_since_the_last_save() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).protect_restored(2).open()?;
+    run.train(&mut manager, &[0.9, 0.5])?;
+    manager.restore(dir.path().join("ckpt-2"))?;
+    let plan = manager.plan_removal(Some(3), [("loss", 0.4)]);
+    assert!(plan.iter().all(|of| of.checkpoint.name != "ckpt-2" || of.is_kept()), "{plan:?}");
+    run.train(&mut manager, &[0.4])?;
+    assert_eq!(steps(dir.path())?, [2, 3]);
+    Ok(())
+}
+
+#[test]
 fn other_policies_decide_over_what_is_there() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
