@@ -71,6 +71,12 @@ impl CheckpointManager {
         superseded.extend(leaving.into_iter().map(|found| (found.entry.name.clone(), found)));
         let mut all = infos(&known);
         let saves = next.is_some();
+        // If it replaces the newest, it follows what that one followed.
+        let next = next.map(|mut next| {
+            next.follows = self.follows(&superseding);
+            next.earlier.retain(|earlier| next.follows.as_ref().is_some_and(|follows| follows != earlier));
+            next
+        });
         all.extend(next.map(|next| retention.with_components(CheckpointInfo { counted_from, ..next })));
         let explanations = retention.explain(&all, restored.as_ref(), now);
         let known: Vec<(Found, Explanation)> = known.into_iter().zip(explanations).collect();

@@ -422,7 +422,7 @@ impl CheckpointManager {
     /// Returns the checkpoint that the next one follows: the one restored or saved last, or its predecessor if the next
     /// one replaces it.
     pub(super) fn follows(&self, superseded: &[String]) -> Option<Follows> {
-        let head = self.head.clone()?;
+        let head = self.present_head()?;
         let ledger = self.ledger();
         let replaced = ledger.known.iter().find(|found| found.id() == head);
         match replaced.filter(|found| superseded.contains(&found.entry.name)) {

@@ -255,6 +255,26 @@ fn there(dir: &Path) -> Result<(BTreeMap<u64, String>, Vec<File>), std::io::Erro
     Ok((names, open))
 }
 
+/// The new one follows what the one that it replaces had followed, which a process before saved.
+#[test]
+fn a_dry_run_knows_what_the_next_save_goes_back_to() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    run.train(&mut manager, &[0.5, 0.4])?;
+    manager.close()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).protect_restored(3).open()?;
+    manager.restore_or_initialize()?;
+    run.0.set(7);
+    let planned = manager.plan_removal(Some(2), [("loss", 0.3)]);
+    let kept: Vec<_> = planned.iter().filter(|why| why.is_kept()).map(|why| why.checkpoint.name.as_str()).collect();
+    assert!(kept.contains(&"ckpt-1"), "{kept:?}");
+    manager.save_with_metrics(2, [("loss", 0.3)])?;
+    assert_eq!(steps(dir.path())?, [1, 2]);
+    Ok(())
+}
+
 /// Also of what left the numbering, after going back, and by the marks of another process.
 #[test]
 fn a_dry_run_names_all_that_the_next_save_removes() -> Outcome {

@@ -1,6 +1,6 @@
 //! Compares a directory, and what a manager lists, with the oracle.
 
-use super::state::{NAMES, value_in, value_of};
+use super::state::{NAMES, value_of};
 use super::{History, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -62,6 +62,24 @@ impl History {
         Ok(there)
     }
 
+    /// Lists the directory: of each checkpoint its value, its run and sequence, and what it follows.
+    pub(super) fn listing(&self) -> String {
+        let names = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut lines: Vec<String> = names
+            .map(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let Ok(reader) = CheckpointReader::open(entry.path()) else { return name };
+                let manifest = reader.manifest();
+                let id = |run: &str, sequence: u64| format!("{} {sequence}", run.get(..4).unwrap_or(run));
+                let follows = manifest.follows.as_ref().map(|follows| id(&follows.run, follows.sequence));
+                let own = id(&manifest.run, manifest.sequence);
+                format!("{name}: {:?}, {own}, follows {follows:?}", value_of(&reader))
+            })
+            .collect();
+        lines.sort();
+        lines.join("\n  ")
+    }
+
     /// Checks that everything is there that must be, and nothing more.
     pub(super) fn check(&self) -> Verdict {
         self.check_directory()?;
@@ -91,7 +109,11 @@ impl History {
                 let prefix = format!("superseded-{}-{}-", NAMES[name], made.number);
                 let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
                 let mut named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-                let there = named.any(|entry| value_in(&entry.path()) == Some(made.value));
+                // An unclean one that was saved anew has the same number and value.
+                let is_it = |reader: &CheckpointReader| {
+                    value_of(reader) == Some(made.value) && reader.manifest().unclean == made.is_unclean
+                };
+                let there = named.any(|entry| CheckpointReader::open(entry.path()).is_ok_and(|reader| is_it(&reader)));
                 if there != made.there {
                     let not = if there { "still" } else { "not" };
                     return Err(format!("the superseded {} of {} is {not} there", made.number, made.value));

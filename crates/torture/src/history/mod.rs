@@ -74,8 +74,9 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
             if let Err(violation) = result {
                 report.violations += 1;
                 if report.examples.len() < 5 {
-                    let told = history.told.join("\n  ");
-                    report.examples.push(format!("history {number} of seed {seed}: {violation}\n  {told}"));
+                    let (told, there) = (history.told.join("\n  "), history.listing());
+                    let text = format!("history {number} of seed {seed}: {violation}\n  {told}\nthere:\n  {there}");
+                    report.examples.push(text);
                 }
             }
         }

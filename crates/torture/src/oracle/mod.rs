@@ -250,7 +250,7 @@ impl Line {
             let came_from = before.filter(of_another).or(before.and(self.came_from));
             // Saved again after it was removed by hand: the run goes back to the one that is gone.
             let came_from = came_from.filter(|_| !of_another(&value));
-            self.origins.insert(value, (process, self.came_from));
+            self.origins.insert(value, (process, came_from));
             let Saved { is_unhealthy, is_unclean, .. } = *saved;
             let (there, made) = (true, Made::default());
             let made = Made { number, step, value, order, before, came_from, there, time, counted_from, ..made };
