@@ -228,7 +228,7 @@ fn only_what_is_not_finite_is_noted_unless_more_is_asked_for() -> Outcome {
     Ok(())
 }
 
-/// Issue 11: a mask is infinite on purpose.
+/// A mask is infinite on purpose.
 #[test]
 fn a_constant_that_is_excepted_makes_no_checkpoint_unhealthy() -> Outcome {
     for (background, health) in [(false, Health::Finite), (true, Health::Finite), (false, Health::Statistics)] {

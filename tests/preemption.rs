@@ -245,6 +245,7 @@ mod signals {
         }
         Ok(())
     }
+
     /// The process that saves on request and trains on, where the environment says that this is it.
     #[test]
     fn child_that_saves_on_request() -> Outcome {

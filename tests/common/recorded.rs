@@ -2,7 +2,6 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// The largest difference of weights below 4 that another kernel explains, such as one without fused multiplication: some
 /// roundings.
@@ -28,17 +27,4 @@ pub fn difference(found: &[f32], expected: &[f32]) -> f32 {
     let largest =
         found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0f32, |a, b| if b <= a { a } else { b });
     if found.len() == expected.len() { largest } else { f32::INFINITY }
-}
-
-/// Runs the script again. Returns `false` where no Python has torch.
-pub fn record(to: &Path) -> bool {
-    let python = std::env::var("TCH_CHECKPOINT_PYTHON").unwrap_or_else(|_| "python3".to_string());
-    let has_torch = Command::new(&python).args(["-c", "import torch.optim.swa_utils"]).output();
-    if !has_torch.is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: {python} has no torch (TCH_CHECKPOINT_PYTHON names another)");
-        return false;
-    }
-    let output = Command::new(&python).arg(directory().join("record.py")).arg(to).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    true
 }

@@ -95,7 +95,8 @@ fn test(args: &[OsString]) -> Result<()> {
 fn test_with_python(args: &[OsString]) -> Result<()> {
     let pythons = python::environments(&libtorch::cache()?)?;
     eprintln!("TCH_CHECKPOINT_PYTHON={}", pythons.display());
-    let tests = ["interop_pytorch", "interop_tensorflow", "interop_keras", "saved_model", "schedules", "torch"];
+    let tests =
+        ["average", "interop_pytorch", "interop_tensorflow", "interop_keras", "saved_model", "schedules", "torch"];
     let tests: Vec<&str> = tests.iter().flat_map(|test| ["--test", test]).collect();
     let environment = [("TCH_CHECKPOINT_PYTHON", pythons), ("TCH_CHECKPOINT_PYTHON_REQUIRED", "1".into())];
     cargo_with(&[&list(&["test"]), &list(&tests), args].concat(), &environment)

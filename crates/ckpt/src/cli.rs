@@ -288,9 +288,9 @@ pub struct Ls {
     #[arg(long, value_name = "KEY", default_value = "sequence")]
     pub sort: Sort,
     /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values, metrics,
-    /// metadata (names), health, pins, notes, stall (time that the training stood still), took (time until it was durable),
-    /// waited (of these, for the save before), written and linked (bytes), rate, provenance, kept (what keeps it under any
-    /// policies), marks
+    /// metadata (names), health, pins, notes, stall (time that the training stood still), took (time until everything was written),
+    /// waited (of these, for the save before), written and linked (bytes), rate, provenance, kept (what keeps it whatever
+    /// the policies), marks
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', default_value = "name,step,age,size,new,metrics,marks")]
     pub columns: Vec<Column>,
     /// Mark the healthy one with the lowest (with `--max`: highest) finite value of a metric as best

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What keeps a checkpoint, if anything.
 ///
-/// The same function decides and explains, so they cannot differ.
+/// The functions that decide also explain.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -101,7 +101,7 @@ pub enum KeptBy {
     Marked,
     /// A policy keeps it.
     Policy {
-        /// The policy, as its `Debug` form.
+        /// The policy, by its [label](RetentionPolicy::label).
         policy: String,
         /// Why.
         reason: Reason,
