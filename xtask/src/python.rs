@@ -5,6 +5,7 @@ use crate::Result;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -85,7 +86,7 @@ impl Environment {
         if fs::read_to_string(&ready).is_ok_and(|made_of| made_of == wanted) {
             return Ok(python);
         }
-        let base = self.pythons.iter().find(|python| succeeds(Command::new(python).arg("--version")));
+        let base = self.pythons.iter().find_map(|python| interpreter(python));
         let base = base.ok_or_else(|| format!("it needs one of {}, none of which runs", self.pythons.join(", ")))?;
         if directory.exists() {
             fs::remove_dir_all(&directory).map_err(|e| format!("cannot remove {}: {e}", directory.display()))?;
@@ -104,6 +105,14 @@ impl Environment {
         fs::write(&ready, wanted).map_err(|e| format!("cannot write {}: {e}", ready.display()))?;
         Ok(python)
     }
+}
+
+/// Returns the interpreter called `name` that runs: the one in `PATH`, or one that pyenv has installed and not selected.
+fn interpreter(name: &str) -> Option<PathBuf> {
+    let home = env::var_os("PYENV_ROOT").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".pyenv")));
+    let versions = home.and_then(|home| fs::read_dir(home.join("versions")).ok()).into_iter().flatten().flatten();
+    let installed = versions.map(|version| version.path().join("bin").join(name));
+    iter::once(PathBuf::from(name)).chain(installed).find(|python| succeeds(Command::new(python).arg("--version")))
 }
 
 fn succeeds(command: &mut Command) -> bool {
