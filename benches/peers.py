@@ -167,7 +167,7 @@ def timed(work):
     return time.perf_counter() - began
 
 
-def training(peer, folder):
+def training(peer, directory):
     copying = min(timed(peer.copy) for _ in range(5))
     del peer.copies
     product = min(timed(peer.product) for _ in range(6))
@@ -183,7 +183,7 @@ def training(peer, folder):
             peer.update()
             if interval and i % interval == interval // 2:
                 count += 1
-                kept.append(f"{folder}/{count}")
+                kept.append(f"{directory}/{count}")
                 peer.begin(kept[-1])
                 # As a manager that keeps one: the one before last is complete.
                 if len(kept) > 2:
@@ -200,13 +200,13 @@ def training(peer, folder):
     return {name: statistics.median(seen) for name, seen in times.items()}
 
 
-def cpu(peer, folder):
+def cpu(peer, directory):
     del peer.copies
     result = {}
     for name, work in [("cpu_save", peer.save), ("cpu_restore", peer.restore)]:
         seen = []
         for i in range(4):
-            path = f"{folder}/{i}"
+            path = f"{directory}/{i}"
             os.sync()
             time.sleep(0.2)
             began = time.process_time()
@@ -223,19 +223,19 @@ def main():
     p.add_argument("what", choices=["training", "cpu"])
     p.add_argument("--size", default="medium")
     p.add_argument("--ours", required=True, help="the program `bench`")
-    p.add_argument("--dir", required=True, help="an empty folder on the disk to be measured")
+    p.add_argument("--dir", required=True, help="an empty directory on the disk to be measured")
     p.add_argument("--peers", default="torch,safetensors,dcp,tf")
     p.add_argument("--tf-python", default=sys.executable)
     p.add_argument("--reps", type=int, default=3)
     p.add_argument("--one", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one:
-        folder = f"{a.dir}/{a.one}"
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder)
+        directory = f"{a.dir}/{a.one}"
+        shutil.rmtree(directory, ignore_errors=True)
+        os.makedirs(directory)
         peer = PEERS[a.one](shapes(a.ours, a.size))
-        print(json.dumps({"training": training, "cpu": cpu}[a.what](peer, folder)), flush=True)
-        shutil.rmtree(folder)
+        print(json.dumps({"training": training, "cpu": cpu}[a.what](peer, directory)), flush=True)
+        shutil.rmtree(directory)
         os._exit(0)
     seen = {}
     for _ in range(a.reps):

@@ -14,16 +14,16 @@ import numpy
 from safetensors import safe_open
 
 
-def load(folder):
-    with open(f"{folder}/manifest.json", encoding="utf-8") as file:
+def load(directory):
+    with open(f"{directory}/manifest.json", encoding="utf-8") as file:
         manifest = json.load(file)
     if manifest["format"] != "tch-checkpoint" or manifest["version"] not in (1, 2, 3, 4, 5, 6):
-        raise ValueError(f"{folder} is not a checkpoint of version 1 to 6")
-    marks = [json.load(open(path, encoding="utf-8")) for path in glob.glob(f"{glob.escape(folder)}/mark-thinned-*.json")]
+        raise ValueError(f"{directory} is not a checkpoint of version 1 to 6")
+    marks = [json.load(open(path, encoding="utf-8")) for path in glob.glob(f"{glob.escape(directory)}/mark-thinned-*.json")]
     removed = {mark["mark"]["thinned"]["component"] for mark in marks}
     keys, values = ([key for key in manifest[of] if unquote(key.split("/")[0]) not in removed] for of in ("tensors", "values"))
     names = {piece["file"] for key in keys for piece in manifest["tensors"][key]["pieces"]}
-    files = {name: safe_open(f"{folder}/{name}", framework="np") for name in names}
+    files = {name: safe_open(f"{directory}/{name}", framework="np") for name in names}
     tensors = {}
     for key in keys:
         record = manifest["tensors"][key]

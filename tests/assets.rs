@@ -137,9 +137,10 @@ fn what_cannot_be_saved_is_refused() {
 
     let missing = Checkpoint::new().asset(Asset::file(dir.path().join("missing"))).unwrap().write(dir.path().join("a"));
     assert!(missing.unwrap_err().to_string().contains("missing"));
-    fs::create_dir(dir.path().join("folder")).unwrap();
-    let folder = Checkpoint::new().asset(Asset::file(dir.path().join("folder"))).unwrap().write(dir.path().join("a"));
-    assert!(folder.unwrap_err().to_string().contains("not a file"));
+    fs::create_dir(dir.path().join("directory")).unwrap();
+    let directory =
+        Checkpoint::new().asset(Asset::file(dir.path().join("directory"))).unwrap().write(dir.path().join("a"));
+    assert!(directory.unwrap_err().to_string().contains("not a file"));
     let fails = |_: &mut dyn Write| Err(std::io::Error::other("no words today"));
     let fails = Checkpoint::new().asset(Asset::writer("words", fails)).unwrap().write(dir.path().join("a"));
     assert!(fails.unwrap_err().to_string().contains("no words today"));

@@ -407,14 +407,14 @@ fn errors_say_what_where_and_what_to_do() -> Outcome {
     let missing = checkpoint.restore(dir.path().join("nowhere")).unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }) && missing.to_string().contains("nowhere"), "{missing}");
     checkpoint.save(dir.path().join("ckpt"))?;
-    let folder = checkpoint.restore(dir.path()).unwrap_err();
-    assert!(folder.to_string().contains("holds checkpoints"), "{folder}");
+    let directory = checkpoint.restore(dir.path()).unwrap_err();
+    assert!(directory.to_string().contains("holds checkpoints"), "{directory}");
     let usage = checkpoint.save(dir.path().join("..")).unwrap_err();
     assert!(matches!(usage, Error::InvalidArgument(_)), "{usage}");
     let file = dir.path().join("file");
     fs::write(&file, "x")?;
-    let not_a_folder = checkpoint.save(file.join("ckpt")).unwrap_err();
-    assert!(not_a_folder.to_string().contains("file"), "{not_a_folder}");
+    let not_a_directory = checkpoint.save(file.join("ckpt")).unwrap_err();
+    assert!(not_a_directory.to_string().contains("file"), "{not_a_directory}");
     Ok(())
 }
 
@@ -437,7 +437,7 @@ fn the_index_follows_saves_and_is_only_a_hint() -> Outcome {
 
 #[test]
 fn progress_counts_every_byte_once_or_twice() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let weights = Memory::seeded(5_000_000, 1);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let note = |seen: &Arc<Mutex<Vec<Progress>>>| {
@@ -446,7 +446,7 @@ fn progress_counts_every_byte_once_or_twice() {
     };
     let mut checkpoint = Checkpoint::new().track("weights", &weights).unwrap();
     let options = SaveOptions::new().on_progress(note(&seen));
-    let path = checkpoint.save_with(folder.path().join("ckpt"), &options).unwrap();
+    let path = checkpoint.save_with(temp.path().join("ckpt"), &options).unwrap();
     let file = path.join("weights.safetensors").metadata().unwrap().len();
     let saved = std::mem::take(&mut *seen.lock().unwrap());
     assert!(saved.len() > 3 && saved.iter().all(|progress| progress.total == file), "{saved:?}");

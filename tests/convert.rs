@@ -28,7 +28,7 @@ fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
 
 #[test]
 fn every_format_becomes_a_checkpoint_with_the_same_elements() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let sources = [
         "pytorch/a_state_dict/seq2seq.pt",
         "pytorch/b_training/checkpoint_objects.pth",
@@ -40,7 +40,7 @@ fn every_format_becomes_a_checkpoint_with_the_same_elements() {
     ];
     for (i, path) in sources.into_iter().enumerate() {
         let source = interop::open(fixture(path)).unwrap();
-        let to = folder.path().join(format!("c{i}"));
+        let to = temp.path().join(format!("c{i}"));
         let written = convert(&*source, &to, Format::Checkpoint).unwrap_or_else(|e| panic!("{path}: {e}"));
         assert_eq!(written.tensors, source.tensors().len());
         assert!(verify_checkpoint(&to).is_intact());
@@ -64,7 +64,7 @@ fn every_format_becomes_a_checkpoint_with_the_same_elements() {
 
 #[test]
 fn a_map_goes_with_the_conversion_into_every_format() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let source = interop::open(fixture("pytorch/a_state_dict/seq2seq.pt")).unwrap();
     let key = source.tensors().iter().find(|(_, spec)| spec.shape.len() == 2).unwrap().0.clone();
     let map = NameMap::new().include([&key]).define("net/w", tch_checkpoint::map::Transform::of(&key).transpose());
@@ -76,7 +76,7 @@ fn a_map_goes_with_the_conversion_into_every_format() {
         ("a.pt", Format::PyTorch, "net/w"),
         ("tf", Format::TensorFlow, "net/w"),
     ] {
-        let to = folder.path().join(name);
+        let to = temp.path().join(name);
         assert_eq!(convert(&mapped, &to, format).unwrap().tensors, 1, "{name}");
         let back = interop::open(&to).unwrap();
         assert_eq!((back.tensors()[key].clone(), read(&*back, key)), wanted, "{name}");
@@ -85,10 +85,10 @@ fn a_map_goes_with_the_conversion_into_every_format() {
 
 #[test]
 fn what_fails_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let tensors = BTreeMap::from([("a", Memory::seeded(5000, 1)), ("b", Memory::seeded(5000, 2))]);
-    let ours = Checkpoint::new().track("m", &tensors).unwrap().write(folder.path().join("first")).unwrap();
-    let pt = folder.path().join("m.pt");
+    let ours = Checkpoint::new().track("m", &tensors).unwrap().write(temp.path().join("first")).unwrap();
+    let pt = temp.path().join("m.pt");
     convert(&*interop::open(&ours).unwrap(), &pt, Format::PyTorch).unwrap();
     // A changed byte in one of the tensors.
     let mut bytes = fs::read(&pt).unwrap();
@@ -103,7 +103,7 @@ fn what_fails_leaves_nothing() {
         ("x.pt", Format::PyTorch),
         ("tf", Format::TensorFlow),
     ] {
-        let to = folder.path().join("to").join(name);
+        let to = temp.path().join("to").join(name);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         let error = convert(&*source, &to, format).unwrap_err();
         assert!(error.to_string().contains("CRC-32"), "{error}");
@@ -113,15 +113,15 @@ fn what_fails_leaves_nothing() {
     }
     // One key is the beginning of another.
     let two = Checkpoint::new().track("m", Memory::seeded(1, 1)).unwrap().track("n", Memory::seeded(1, 2)).unwrap();
-    let two = interop::open({ two }.write(folder.path().join("two")).unwrap()).unwrap();
+    let two = interop::open({ two }.write(temp.path().join("two")).unwrap()).unwrap();
     let mapped = NameMap::new().rename("m", "x/a").rename("n", "x/a/b").apply(&*two).unwrap();
-    let error = convert(&mapped, folder.path().join("nested"), Format::Checkpoint).unwrap_err();
-    assert!(matches!(error, Error::InvalidName { .. }) && !folder.path().join("nested").exists(), "{error}");
+    let error = convert(&mapped, temp.path().join("nested"), Format::Checkpoint).unwrap_err();
+    assert!(matches!(error, Error::InvalidName { .. }) && !temp.path().join("nested").exists(), "{error}");
 }
 
 #[test]
 fn averages_are_exact_and_go_into_objects_and_files() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let numbers = [[1.0f32, 2.0, 1e30], [2.0, 4.0, 3e30], [6.0, 0.5, 2e30]];
     let sources: Vec<Box<dyn TensorSource>> = (0..3)
         .map(|i| {
@@ -132,7 +132,7 @@ fn averages_are_exact_and_go_into_objects_and_files() {
                 ("steps", Memory::new(Dtype::I64, &[], (i as i64).to_le_bytes().to_vec())),
             ]);
             let checkpoint = Checkpoint::new().track("m", model).unwrap().track("epoch", Value::new(i)).unwrap();
-            let path = { checkpoint }.write(folder.path().join(format!("c{i}"))).unwrap();
+            let path = { checkpoint }.write(temp.path().join(format!("c{i}"))).unwrap();
             interop::open(path).unwrap()
         })
         .collect();
@@ -150,7 +150,7 @@ fn averages_are_exact_and_go_into_objects_and_files() {
     assert_eq!(read(&uniform, "m/steps"), 2i64.to_le_bytes());
     assert_eq!((uniform.values()["epoch"].clone(), uniform.verified_by("m/w")), (json!(2), VerifiedBy::Digest));
 
-    let path = folder.path().join("average");
+    let path = temp.path().join("average");
     convert(&uniform, &path, Format::Checkpoint).unwrap();
     let live = BTreeMap::from([("w", Memory::f32(&[3], [0.0; 3]))]);
     let mut checkpoint = Checkpoint::new().track("m", &live).unwrap();
@@ -160,7 +160,7 @@ fn averages_are_exact_and_go_into_objects_and_files() {
     assert_eq!(*live["w"].bytes(), read(&decayed, "m/w"));
 
     let other =
-        Checkpoint::new().track("m", Memory::f32(&[2], [1.0; 2])).unwrap().write(folder.path().join("o")).unwrap();
+        Checkpoint::new().track("m", Memory::f32(&[2], [1.0; 2])).unwrap().write(temp.path().join("o")).unwrap();
     let other = interop::open(other).unwrap();
     let error = Average::uniform(all().chain([&*other])).unwrap_err();
     assert!(matches!(error, Error::Object { .. }), "{error}");
@@ -207,8 +207,8 @@ fn run(dir: &Path) -> Vec<Box<dyn TensorSource>> {
 /// What a checkpoint has beside its state goes with it, also under other names.
 #[test]
 fn a_checkpoint_keeps_what_it_has_beside_its_state() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let sources = run(dir);
     let source = &*sources[1];
     let renamed = NameMap::new().rename("model/*", "net/*").apply(source).unwrap();
@@ -248,8 +248,8 @@ fn a_checkpoint_keeps_what_it_has_beside_its_state() {
 /// An average and a merge record their sources.
 #[test]
 fn several_sources_are_recorded() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let sources = run(dir);
     let all = || sources.iter().map(|source| &**source);
     let average = Average::weighted(all().zip([1.0, 3.0])).unwrap();
@@ -296,8 +296,8 @@ fn several_sources_are_recorded() {
 /// A program fits the variables that it was exported with, as they were.
 #[test]
 fn a_program_goes_only_with_its_variables() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let mut info = serde_json::to_value(SavedModelInfo::new("cpu")).unwrap();
     info["variables"] = json!({ "w": { "key": "model/w", "trainable": true, "group": 0 } });
     let info = SavedModelInfo::from_bytes(info.to_string().as_bytes()).unwrap().to_bytes().unwrap();
@@ -353,11 +353,11 @@ fn opened_in_time(path: &Path) -> Result<(), Error> {
 
 #[test]
 fn a_seal_is_a_file_of_bounded_length() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.safetensors");
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("model.safetensors");
     fs::copy(fixture("huggingface/single/model.safetensors"), &path).unwrap();
     let seal = interop::seal(&path).unwrap();
-    let aside = folder.path().join("aside");
+    let aside = temp.path().join("aside");
     fs::rename(&seal, &aside).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(&seal).status().unwrap().success());
     let error = opened_in_time(&path).unwrap_err();
@@ -379,7 +379,7 @@ fn a_seal_is_a_file_of_bounded_length() {
     fs::rename(&aside, &seal).unwrap();
     opened_in_time(&path).unwrap();
     // A name to which nothing can be added has no seal.
-    let long = folder.path().join(format!("{}.safetensors", "a".repeat(240)));
+    let long = temp.path().join(format!("{}.safetensors", "a".repeat(240)));
     fs::copy(&path, &long).unwrap();
     opened_in_time(&long).unwrap();
 }
@@ -387,8 +387,8 @@ fn a_seal_is_a_file_of_bounded_length() {
 /// Tensors above 8 MiB are verified first, and then read and written in pieces, which need not begin at an element.
 #[test]
 fn large_tensors_go_in_pieces() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     // A pattern whose length has nothing in common with that of a piece.
     let long = |seed| {
         let bytes = Memory::seeded(16_381, seed).bytes().repeat(129);

@@ -41,12 +41,12 @@ impl Run {
     }
 }
 
-/// Runs this test alone, in a process of its own, with `folder` in the environment; says what that printed.
-fn again(test: &str, folder: &Path, script: &str) -> String {
+/// Runs this test alone, in a process of its own, with `dir` in the environment. Returns what that printed.
+fn again(test: &str, dir: &Path, script: &str) -> String {
     let this = std::env::current_exe().unwrap();
     let child = format!("\"{}\" --exact {test} --nocapture", this.display());
-    let script = script.replace("CHILD", &child).replace("FOLDER", &folder.display().to_string());
-    let output = Command::new("sh").args(["-c", &script]).env(CHILD, folder).output().unwrap();
+    let script = script.replace("CHILD", &child).replace("DIRECTORY", &dir.display().to_string());
+    let output = Command::new("sh").args(["-c", &script]).env(CHILD, dir).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}: {text}", output.status);
     text
@@ -58,50 +58,50 @@ fn is_intact(path: impl AsRef<Path>) -> bool {
 
 #[test]
 fn a_change_of_the_working_directory_changes_nothing() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder);
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
         for name in ["one", "two"] {
-            fs::create_dir(folder.join(name)).unwrap();
+            fs::create_dir(dir.join(name)).unwrap();
         }
-        std::env::set_current_dir(folder.join("one")).unwrap();
+        std::env::set_current_dir(dir.join("one")).unwrap();
         let run = Run::new();
         let mut manager = run.builder(Path::new("run")).open().unwrap();
         for step in 1..=4 {
             run.save(&mut manager, step).unwrap();
-            std::env::set_current_dir(folder.join("two")).unwrap();
+            std::env::set_current_dir(dir.join("two")).unwrap();
         }
-        assert!(!folder.join("two/run").exists());
+        assert!(!dir.join("two/run").exists());
         let latest = manager.latest_checkpoint().unwrap();
-        assert_eq!(latest, folder.join("one/run/ckpt-4"));
+        assert_eq!(latest, dir.join("one/run/ckpt-4"));
         run.checkpoint().restore(latest).unwrap();
         assert_eq!(manager.checkpoints().len(), 2);
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path().canonicalize().unwrap();
-    again("a_change_of_the_working_directory_changes_nothing", &folder, "CHILD");
-    assert_eq!(checkpoints(folder.join("one/run")).unwrap().len(), 2);
+    let temp = tempfile::tempdir().unwrap();
+    let temp = temp.path().canonicalize().unwrap();
+    again("a_change_of_the_working_directory_changes_nothing", &temp, "CHILD");
+    assert_eq!(checkpoints(temp.join("one/run")).unwrap().len(), 2);
 }
 
 #[test]
 fn a_warm_start_reads_what_its_path_meant_at_the_call() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder);
-        fs::create_dir(folder.join("elsewhere")).unwrap();
-        std::env::set_current_dir(folder).unwrap();
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        fs::create_dir(dir.join("elsewhere")).unwrap();
+        std::env::set_current_dir(dir).unwrap();
         let (pretrained, run) = (Run::new(), Run::new());
         let mut manager = pretrained.builder(Path::new("pretrained")).open().unwrap();
         pretrained.save(&mut manager, 7).unwrap();
         let builder = run.builder(Path::new("run")).initialize_from("pretrained/ckpt-7", RestoreOptions::new());
         let mut manager = builder.open().unwrap();
-        std::env::set_current_dir(folder.join("elsewhere")).unwrap();
+        std::env::set_current_dir(dir.join("elsewhere")).unwrap();
         assert!(manager.restore_or_initialize().unwrap().initialized.is_some());
         assert_eq!(run.step.get(), 7);
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    again("a_warm_start_reads_what_its_path_meant_at_the_call", folder.path(), "CHILD");
-    assert!(folder.path().join("run").exists());
+    let temp = tempfile::tempdir().unwrap();
+    again("a_warm_start_reads_what_its_path_meant_at_the_call", temp.path(), "CHILD");
+    assert!(temp.path().join("run").exists());
 }
 
 #[test]
@@ -309,12 +309,12 @@ fn a_file_that_others_could_read_is_not_reused() -> Outcome {
 }
 
 /// Opens whatever a manager moves out of sight, again and again, as a crawler does.
-fn crawl(folder: &Path) {
+fn crawl(dir: &Path) {
     use std::os::unix::fs::FileExt;
     let mut seen = 0_u64;
     println!("crawling");
-    while !folder.join("stop").exists() {
-        for entry in fs::read_dir(folder.join("run")).into_iter().flatten().flatten() {
+    while !dir.join("stop").exists() {
+        for entry in fs::read_dir(dir.join("run")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with(".t") {
                 continue;
@@ -340,27 +340,27 @@ fn crawl(folder: &Path) {
 #[test]
 fn who_opens_what_is_being_reused_neither_ends_the_process_nor_sees_a_change() -> Outcome {
     const TEST: &str = "who_opens_what_is_being_reused_neither_ends_the_process_nor_sees_a_change";
-    if let Some(folder) = std::env::var_os(CHILD) {
-        crawl(Path::new(&folder));
+    if let Some(dir) = std::env::var_os(CHILD) {
+        crawl(Path::new(&dir));
         return Ok(());
     }
-    let folder = tempfile::tempdir()?;
+    let temp = tempfile::tempdir()?;
     let start = || {
         let this = std::env::current_exe().unwrap();
         let mut command = Command::new(this);
-        command.args(["--exact", TEST, "--nocapture"]).env(CHILD, folder.path());
+        command.args(["--exact", TEST, "--nocapture"]).env(CHILD, temp.path());
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()
     };
     let crawlers = [start()?, start()?];
     let run = Run::new();
-    let mut manager = run.builder(&folder.path().join("run")).max_to_keep(1).open()?;
+    let mut manager = run.builder(&temp.path().join("run")).max_to_keep(1).open()?;
     let begun = std::time::Instant::now();
     let mut step = 0;
     while step < 600 && (step < 100 || begun.elapsed() < std::time::Duration::from_secs(8)) {
         step += 1;
         run.save(&mut manager, step)?;
     }
-    fs::write(folder.path().join("stop"), "")?;
+    fs::write(temp.path().join("stop"), "")?;
     for crawler in crawlers {
         let output = crawler.wait_with_output()?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -445,14 +445,14 @@ fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
 fn many_components_need_few_open_files() {
     const TEST: &str = "many_components_need_few_open_files";
     let many = 2000;
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder);
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
         let parts: Vec<Memory> = (0..many).map(|i| Memory::seeded(4, i)).collect();
         let mut checkpoint = Checkpoint::new();
         for (i, part) in parts.iter().enumerate() {
             checkpoint.track_mut(&format!("part{i}"), part).unwrap();
         }
-        let mut manager = CheckpointManager::builder(checkpoint, folder).max_to_keep(1).open().unwrap();
+        let mut manager = CheckpointManager::builder(checkpoint, dir).max_to_keep(1).open().unwrap();
         for step in 1..=3 {
             manager.save_at(step).unwrap();
         }
@@ -461,35 +461,35 @@ fn many_components_need_few_open_files() {
         }
         manager.restore_or_initialize().unwrap();
         assert!(parts.iter().enumerate().all(|(i, part)| *part.bytes() == *Memory::seeded(4, i as u64).bytes()));
-        assert!(is_intact(folder.join("ckpt-3")));
+        assert!(is_intact(dir.join("ckpt-3")));
         println!("all restored");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    assert!(again(TEST, folder.path(), "ulimit -n 512; CHILD").contains("all restored"));
+    let temp = tempfile::tempdir().unwrap();
+    assert!(again(TEST, temp.path(), "ulimit -n 512; CHILD").contains("all restored"));
 }
 
 #[test]
 #[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn two_users_of_a_group_write_in_turn() {
     const TEST: &str = "two_users_of_a_group_write_in_turn";
-    if let Some(folder) = std::env::var_os(CHILD) {
+    if let Some(dir) = std::env::var_os(CHILD) {
         let run = Run::new();
-        let mut manager = run.builder(Path::new(&folder)).open().unwrap();
+        let mut manager = run.builder(Path::new(&dir)).open().unwrap();
         manager.restore_or_initialize().unwrap();
         run.save(&mut manager, 2).unwrap();
         println!("another user was here");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let shared = folder.path().join("shared");
+    let temp = tempfile::tempdir().unwrap();
+    let shared = temp.path().join("shared");
     let run = Run::new();
     let mut manager = run.builder(&shared).open().unwrap();
     run.save(&mut manager, 1).unwrap();
     manager.close().unwrap();
     // The lock file has the mode that the first user's umask gave it.
     fs::set_permissions(shared.join(".lock"), fs::Permissions::from_mode(0o644)).unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", TEST, "--nocapture"]).env(CHILD, &shared);

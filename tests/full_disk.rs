@@ -1,4 +1,4 @@
-//! A full disk, one without inodes, a limit of file sizes, a read-only file system, another user's folder: on real
+//! A full disk, one without inodes, a limit of file sizes, a read-only file system, another user's directory: on real
 //! ones, in a mount namespace of the test's own where the system allows that.
 
 mod common;
@@ -51,15 +51,15 @@ impl Run {
 }
 
 /// Runs this test program again, with one test, in a shell.
-fn again(test: &str, folder: &Path, script: &str) -> Option<String> {
+fn again(test: &str, dir: &Path, script: &str) -> Option<String> {
     let this = std::env::current_exe().unwrap();
     let child = format!("\"{}\" --exact {test} --nocapture", this.display());
-    let script = script.replace("CHILD", &child).replace("FOLDER", &folder.display().to_string());
+    let script = script.replace("CHILD", &child).replace("DIRECTORY", &dir.display().to_string());
     let mut command = if script.contains("mount") { Command::new("unshare") } else { Command::new("env") };
     if script.contains("mount") {
         command.args(["-r", "-m"]);
     }
-    let output = command.args(["sh", "-c", &script]).env(CHILD, folder).output();
+    let output = command.args(["sh", "-c", &script]).env(CHILD, dir).output();
     let output = match output {
         Ok(output) => output,
         Err(e) => {
@@ -78,20 +78,20 @@ fn again(test: &str, folder: &Path, script: &str) -> Option<String> {
 
 #[test]
 fn on_a_full_disk_nothing_is_lost_and_the_next_save_works() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        return every_size(Path::new(&folder));
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return every_size(Path::new(&dir));
     }
-    let folder = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=400k tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD";
-    if let Some(text) = again("on_a_full_disk_nothing_is_lost_and_the_next_save_works", folder.path(), script) {
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=400k tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again("on_a_full_disk_nothing_is_lost_and_the_next_save_works", temp.path(), script) {
         println!("{text}");
         assert!(text.contains("sizes tried"));
     }
 }
 
 /// Leaves 0, 1, 2 … pages free and saves.
-fn every_size(folder: &Path) {
-    let (root, filler) = (folder.join("run"), folder.join("filler"));
+fn every_size(dir: &Path) {
+    let (root, filler) = (dir.join("run"), dir.join("filler"));
     let (mut failed, mut saved) = (0, 0);
     let run = Run::new();
     let mut manager = run.open(&root, 1).unwrap();
@@ -153,57 +153,56 @@ fn every_size(folder: &Path) {
 
 #[test]
 fn on_a_read_only_file_system_saving_is_an_error_and_restoring_works() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder).join("run");
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir).join("run");
         let run = Run::new();
-        if !folder.exists() {
+        if !dir.exists() {
             run.set(1);
-            run.open(&folder, 2).unwrap().save_at(1).unwrap();
+            run.open(&dir, 2).unwrap().save_at(1).unwrap();
             return;
         }
-        let error = run.open(&folder, 2).unwrap_err();
+        let error = run.open(&dir, 2).unwrap_err();
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("read-only"), "{error}");
-        run.checkpoint().restore(latest_checkpoint(&folder).unwrap().unwrap()).unwrap();
+        run.checkpoint().restore(latest_checkpoint(&dir).unwrap().unwrap()).unwrap();
         assert!(run.is_at(1));
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let script =
-        "mount -t tmpfs tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD && mount -o remount,ro FOLDER && CHILD";
-    again("on_a_read_only_file_system_saving_is_an_error_and_restoring_works", folder.path(), script);
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD && mount -o remount,ro DIRECTORY && CHILD";
+    again("on_a_read_only_file_system_saving_is_an_error_and_restoring_works", temp.path(), script);
 }
 
 #[test]
 fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder);
-        let error = Run::new().open(folder, 2).unwrap().save_at(1).unwrap_err();
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        let error = Run::new().open(dir, 2).unwrap().save_at(1).unwrap_err();
         // There is room enough: what helps is to split the files.
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("max_file_bytes"), "{error}");
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "only the lock file");
+        assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "only the lock file");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let script = "trap '' XFSZ; ulimit -f 8; CHILD";
-    again("a_limit_of_file_sizes_is_an_error_and_leaves_nothing", folder.path(), script);
+    again("a_limit_of_file_sizes_is_an_error_and_leaves_nothing", temp.path(), script);
 }
 
 #[test]
 fn without_inodes_nothing_is_lost_and_the_next_save_works() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        return every_number_of_inodes(Path::new(&folder));
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return every_number_of_inodes(Path::new(&dir));
     }
-    let folder = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o nr_inodes=40 tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD";
-    if let Some(text) = again("without_inodes_nothing_is_lost_and_the_next_save_works", folder.path(), script) {
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o nr_inodes=40 tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again("without_inodes_nothing_is_lost_and_the_next_save_works", temp.path(), script) {
         println!("{text}");
         assert!(text.contains("numbers tried"));
     }
 }
 
 /// Leaves 0, 1, 2 … inodes free and saves.
-fn every_number_of_inodes(folder: &Path) {
-    let (root, fillers) = (folder.join("run"), folder.join("fillers"));
+fn every_number_of_inodes(dir: &Path) {
+    let (root, fillers) = (dir.join("run"), dir.join("fillers"));
     let run = Run::new();
     let mut manager = run.open(&root, 2).unwrap();
     run.set(1);
@@ -237,48 +236,48 @@ fn every_number_of_inodes(folder: &Path) {
 
 #[test]
 #[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
-fn in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works() {
-    const TEST: &str = "in_the_folder_of_somebody_else_saving_is_an_error_and_restoring_works";
+fn in_the_directory_of_somebody_else_saving_is_an_error_and_restoring_works() {
+    const TEST: &str = "in_the_directory_of_somebody_else_saving_is_an_error_and_restoring_works";
     let run = Run::new();
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let folder = Path::new(&folder);
-        let error = run.open(&folder.join("theirs"), 2).unwrap_err();
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        let error = run.open(&dir.join("theirs"), 2).unwrap_err();
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("right"), "{error}");
-        run.checkpoint().restore(latest_checkpoint(folder.join("theirs")).unwrap().unwrap()).unwrap();
+        run.checkpoint().restore(latest_checkpoint(dir.join("theirs")).unwrap().unwrap()).unwrap();
         assert!(run.is_at(2));
         // Where we may write beside what is theirs we save; what cannot be removed is left in the trash, again and
         // again.
         let mut newest = 2;
         for _ in 0..2 {
-            let mut manager = run.open(&folder.join("shared"), 1).unwrap();
+            let mut manager = run.open(&dir.join("shared"), 1).unwrap();
             manager.restore_or_initialize().unwrap();
             assert!(run.is_at(newest));
             newest += 1;
             run.set(newest);
             manager.save_at(newest).unwrap();
-            assert_eq!(manager.checkpoints(), [folder.join(format!("shared/ckpt-{newest}"))]);
+            assert_eq!(manager.checkpoints(), [dir.join(format!("shared/ckpt-{newest}"))]);
             manager.close().unwrap();
         }
-        let left = tch_checkpoint::list_checkpoints(folder.join("shared")).unwrap().removed;
+        let left = tch_checkpoint::list_checkpoints(dir.join("shared")).unwrap().removed;
         assert_eq!(left.len(), 2, "{left:?}");
         println!("somebody else was here");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     for name in ["theirs", "shared"] {
-        let mut manager = run.open(&folder.path().join(name), 2).unwrap();
+        let mut manager = run.open(&temp.path().join(name), 2).unwrap();
         for step in [1, 2] {
             run.set(step);
             manager.save_at(step).unwrap();
         }
         manager.close().unwrap();
     }
-    fs::remove_file(folder.path().join("shared/.lock")).unwrap();
+    fs::remove_file(temp.path().join("shared/.lock")).unwrap();
     let open_to_all = |path: &Path, mode| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode));
-    open_to_all(folder.path(), 0o755).unwrap();
-    open_to_all(&folder.path().join("shared"), 0o777).unwrap();
+    open_to_all(temp.path(), 0o755).unwrap();
+    open_to_all(&temp.path().join("shared"), 0o777).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", TEST, "--nocapture"]).env(CHILD, folder.path());
+    command.args(["--exact", TEST, "--nocapture"]).env(CHILD, temp.path());
     std::os::unix::process::CommandExt::uid(&mut command, 65534);
     match command.output() {
         Ok(output) => {
@@ -311,23 +310,22 @@ impl log::Log for Logger {
 
 #[test]
 fn without_room_a_save_is_skipped_or_what_would_go_anyway_goes_first() {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        return choices(Path::new(&folder));
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return choices(Path::new(&dir));
     }
-    let folder = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=200k tmpfs FOLDER || { echo NOT MOUNTED; exit 0; }; CHILD";
-    if let Some(text) =
-        again("without_room_a_save_is_skipped_or_what_would_go_anyway_goes_first", folder.path(), script)
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=200k tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again("without_room_a_save_is_skipped_or_what_would_go_anyway_goes_first", temp.path(), script)
     {
         assert!(text.contains("all choices tried"), "{text}");
     }
 }
 
 /// A disk with room for three checkpoints of about 40 KB and some blocks more.
-fn choices(folder: &Path) {
+fn choices(dir: &Path) {
     log::set_logger(&Logger).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
-    let root = folder.join("run");
+    let root = dir.join("run");
     let warned = || LOGGED.lock().unwrap().drain(..).any(|line| line.contains("will need"));
     let names = || {
         let found = tch_checkpoint::checkpoints(&root).unwrap().into_iter();
@@ -392,7 +390,7 @@ fn choices(folder: &Path) {
     let mut bytes = fs::read(&newest).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&newest, bytes).unwrap();
-    let filler = folder.join("filler");
+    let filler = dir.join("filler");
     let mut file = fs::File::create(&filler).unwrap();
     while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
     let before = names();
@@ -405,14 +403,14 @@ fn choices(folder: &Path) {
 
 /// Calls `child` with a directory on a disk of its own.
 fn on_a_disk_of(size: &str, test: &str, child: fn(&Path)) {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        child(Path::new(&folder));
+    if let Some(dir) = std::env::var_os(CHILD) {
+        child(Path::new(&dir));
         println!("all was tried");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let script = format!("mount -t tmpfs -o size={size} tmpfs FOLDER || {{ echo NOT MOUNTED; exit 0; }}; CHILD");
-    if let Some(text) = again(test, folder.path(), &script) {
+    let temp = tempfile::tempdir().unwrap();
+    let script = format!("mount -t tmpfs -o size={size} tmpfs DIRECTORY || {{ echo NOT MOUNTED; exit 0; }}; CHILD");
+    if let Some(text) = again(test, temp.path(), &script) {
         assert!(text.contains("all was tried"), "{text}");
     }
 }
@@ -445,8 +443,8 @@ fn opened(builder: CheckpointManagerBuilder, background: bool) -> CheckpointMana
 #[test]
 fn a_last_save_for_which_there_is_no_room_ends_the_loop_with_the_error() {
     let test = "a_last_save_for_which_there_is_no_room_ends_the_loop_with_the_error";
-    on_a_disk_of("300k", test, |folder| {
-        let (root, filler) = (folder.join("run"), folder.join("filler"));
+    on_a_disk_of("300k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
         let go_on = OnSaveError::Continue { give_up_after: 5 };
         let kinds = [
             (OnNoSpace::Skip, OnSaveError::Return),
@@ -483,8 +481,8 @@ fn a_last_save_for_which_there_is_no_room_ends_the_loop_with_the_error() {
 
 #[test]
 fn every_kind_of_save_makes_room_where_that_is_asked_for() {
-    on_a_disk_of("300k", "every_kind_of_save_makes_room_where_that_is_asked_for", |folder| {
-        let (root, filler) = (folder.join("run"), folder.join("filler"));
+    on_a_disk_of("300k", "every_kind_of_save_makes_room_where_that_is_asked_for", |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
         let end = |only: bool| {
             move |run: &Run, manager: &mut CheckpointManager, preemption: &Preemption| {
                 preemption.request();
@@ -548,8 +546,8 @@ fn every_kind_of_save_makes_room_where_that_is_asked_for() {
 #[test]
 fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to_make_room() {
     let test = "after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to_make_room";
-    on_a_disk_of("300k", test, |folder| {
-        let (root, filler) = (folder.join("run"), folder.join("filler"));
+    on_a_disk_of("300k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
         for background in [false, true] {
             let run = Run::new();
             let builder = |keep| {
@@ -600,8 +598,8 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
 /// The loop of a user: two stay, and something else takes all the room that is left.
 #[test]
 fn a_training_that_may_make_room_goes_on() {
-    on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |folder| {
-        let (root, filler) = (folder.join("run"), folder.join("filler"));
+    on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
         for (background, keep) in [(false, 2), (true, 2), (false, 3), (true, 3)] {
             let run = Run::new();
             let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(keep).save_every(2);

@@ -385,8 +385,8 @@ fn assert_same_tensors(path: &Path, a: &dyn TensorSource, b: &dyn TensorSource) 
 
 #[test]
 fn what_is_written_as_pt_is_read_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (folder.path().join("one.pt"), folder.path().join("two.pt"));
+    let temp = tempfile::tempdir().unwrap();
+    let (one, two) = (temp.path().join("one.pt"), temp.path().join("two.pt"));
     for (path, source) in readable() {
         if source.tensors().contains_key("") && source.tensors().len() > 1 {
             continue;
@@ -406,20 +406,20 @@ fn what_is_written_as_pt_is_read_again() {
         // Twice the same bytes, and nothing left beside them.
         pytorch::write(&*again, &two, &pytorch::WriteOptions::default()).unwrap();
         assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{}", path.display());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
     }
 }
 
 #[test]
 fn what_is_written_as_safetensors_is_read_again() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let mut sharded = 0;
     for (i, (path, source)) in readable().into_iter().enumerate() {
         let has_one_level = |key: &String| name::path(key).is_some_and(|path| path.len() == 1);
         if source.tensors().is_empty() || !source.tensors().keys().all(has_one_level) {
             continue;
         }
-        let (file, directory) = (folder.path().join(format!("{i}.safetensors")), folder.path().join(format!("{i}")));
+        let (file, directory) = (temp.path().join(format!("{i}.safetensors")), temp.path().join(format!("{i}")));
         huggingface::write(&*source, &file, &huggingface::WriteOptions::default()).unwrap();
         let options = huggingface::WriteOptions::default().max_shard_bytes(600);
         huggingface::write(&*source, &directory, &options).unwrap();
@@ -435,7 +435,7 @@ fn what_is_written_as_safetensors_is_read_again() {
         assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     }
     assert!(sharded > 3);
-    let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(names.into_iter().all(|name| !name.starts_with('.')));
 }
 
@@ -508,8 +508,8 @@ fn an_optimizer_is_written_as_torch_has_it() {
     let (source, order) = training();
     let options = pytorch::OptimizerOptions::in_order(order.clone()).algorithm("Adam");
     let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("optimizer.pt");
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("optimizer.pt");
     let save = pytorch::WriteOptions::default().optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);
     pytorch::write(&state, &file, &save).unwrap();
     let written = interop::open(&file).unwrap();
@@ -572,7 +572,7 @@ fn flatten(path: String, value: &Value, found: &mut BTreeMap<String, Value>) {
 
 #[test]
 fn torch_reads_what_is_written() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let names =
         ["seq2seq.pt", "dtypes_zip.pt", "checkpoint_objects.pth", "views_zip.pt", "dtypes.ot", "sharded", "two_ranks"];
     let mut sources = readable();
@@ -585,7 +585,7 @@ fn torch_reads_what_is_written() {
         for (path, source) in &sources {
             let unknown = source.tensors().iter().filter(|(_, spec)| is_unknown(spec)).map(|(key, _)| key);
             let known = NameMap::new().exclude(unknown).apply(&**source).unwrap();
-            let file = folder.path().join(format!("{version}-{}.pt", files.len()));
+            let file = temp.path().join(format!("{version}-{}.pt", files.len()));
             pytorch::write(&known, &file, &pytorch::WriteOptions::default()).unwrap();
             files.push(file);
             wanted.push((path, known));
@@ -619,8 +619,8 @@ fn an_optimizer_of_torch_takes_what_is_written() {
     let (source, order) = training();
     let options = pytorch::OptimizerOptions::in_order(order.clone()).algorithm("Adam");
     let state = pytorch::optimizer_state(&*source, "optimizer", &options).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("optimizer.pt");
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("optimizer.pt");
     let save = pytorch::WriteOptions::default()
         .only("optimizer")
         .optimizer("optimizer", [order[..15].to_vec(), order[15..].to_vec()]);

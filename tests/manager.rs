@@ -250,7 +250,7 @@ fn a_model_that_does_not_fit_is_an_error_not_a_fallback() -> Outcome {
 }
 
 #[test]
-fn one_writer_a_folder_and_readers_without_a_lock() -> Outcome {
+fn one_writer_per_directory_and_readers_without_a_lock() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     let mut manager = run.builder(dir.path()).open()?;
@@ -307,14 +307,14 @@ fn a_link_among_the_leftovers_leads_nowhere() -> Outcome {
 #[test]
 fn a_lock_file_that_leads_elsewhere_is_refused() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (folder, victim) = (dir.path().join("run"), dir.path().join("victim"));
-    fs::create_dir(&folder)?;
+    let (directory, victim) = (dir.path().join("run"), dir.path().join("victim"));
+    fs::create_dir(&directory)?;
     fs::write(&victim, "precious")?;
-    std::os::unix::fs::symlink(&victim, folder.join(".lock"))?;
-    assert!(matches!(Run::new().builder(&folder).open(), Err(Error::Io { .. })));
-    fs::remove_file(folder.join(".lock"))?;
-    fs::hard_link(&victim, folder.join(".lock"))?;
-    Run::new().builder(&folder).open()?;
+    std::os::unix::fs::symlink(&victim, directory.join(".lock"))?;
+    assert!(matches!(Run::new().builder(&directory).open(), Err(Error::Io { .. })));
+    fs::remove_file(directory.join(".lock"))?;
+    fs::hard_link(&victim, directory.join(".lock"))?;
+    Run::new().builder(&directory).open()?;
     assert_eq!(fs::read_to_string(&victim)?, "precious");
     Ok(())
 }
@@ -337,19 +337,19 @@ fn a_half_written_checkpoint_is_not_taken_for_a_whole_one() -> Outcome {
 }
 
 #[test]
-fn folders_of_any_name_can_be_moved() -> Outcome {
+fn directories_of_any_name_can_be_moved() -> Outcome {
     let dir = tempfile::tempdir()?;
     for (i, name) in ["[brackets]*?", "with spaces", "übung λ", "a\\b", "new\nline", "-dash"].iter().enumerate() {
-        let folder = dir.path().join(name);
+        let directory = dir.path().join(name);
         let run = Run::new();
-        let mut manager = run.builder(&folder).max_to_keep(2).open()?;
+        let mut manager = run.builder(&directory).max_to_keep(2).open()?;
         for _ in 0..4 {
             manager.save_at(run.train())?;
         }
-        assert_eq!(names(&checkpoints(&folder)?), ["ckpt-3", "ckpt-4"], "{name}");
+        assert_eq!(names(&checkpoints(&directory)?), ["ckpt-3", "ckpt-4"], "{name}");
         drop(manager);
         let moved = dir.path().join(format!("moved {i}"));
-        fs::rename(&folder, &moved)?;
+        fs::rename(&directory, &moved)?;
         let again = Run::new();
         let mut manager = again.builder(&moved).max_to_keep(2).open()?;
         manager.restore_or_initialize()?;
@@ -606,15 +606,15 @@ fn a_checkpoint_may_have_any_name() -> Outcome {
     let dir = tempfile::tempdir()?;
     for name in ["my ckpt", "größe", "a[1]*?", "50%", "damaged-ckpt"] {
         let run = Run::new();
-        let folder = dir.path().join(name);
-        run.builder(&folder).checkpoint_name(name).open()?.save_at(1)?;
-        let expected = [folder.join(format!("{name}-1"))];
-        assert_eq!(run.builder(&folder).checkpoint_name(name).open()?.checkpoints(), expected);
-        let index = Index::from_bytes(&fs::read(folder.join("checkpoint.json"))?)?;
+        let directory = dir.path().join(name);
+        run.builder(&directory).checkpoint_name(name).open()?.save_at(1)?;
+        let expected = [directory.join(format!("{name}-1"))];
+        assert_eq!(run.builder(&directory).checkpoint_name(name).open()?.checkpoints(), expected);
+        let index = Index::from_bytes(&fs::read(directory.join("checkpoint.json"))?)?;
         assert_eq!(index.latest, Some(format!("{name}-1")));
-        let folder = dir.path().join("without a manager").join(name);
-        let path = run.checkpoint().save(folder.join(name))?;
-        assert_eq!(latest_checkpoint(&folder)?, Some(path));
+        let directory = dir.path().join("without a manager").join(name);
+        let path = run.checkpoint().save(directory.join(name))?;
+        assert_eq!(latest_checkpoint(&directory)?, Some(path));
     }
     // A name that starts with a dot would never be found again.
     let run = Run::new();

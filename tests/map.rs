@@ -432,8 +432,8 @@ fn errors_point_at_the_place_and_name_what_is_near() {
     let table = Table::default().with("w0", Dtype::U8, &[2], vec![1, 2]);
     let error = format!("map 1\n{bombs}").parse::<NameMap>().unwrap().apply(&table).unwrap_err();
     assert!(error.to_string().contains("4096 steps"), "{error}");
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("names.map");
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("names.map");
     std::fs::write(&path, "map 1\nonly\n").unwrap();
     let error = NameMap::open(&path).unwrap_err();
     assert!(
@@ -506,10 +506,10 @@ fn a_restore_takes_a_map_all_or_nothing_and_lists_what_it_did() {
 
 #[test]
 fn own_checkpoints_are_renamed_too_and_go_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let old = Memory::seeded(50, 1);
     let mut first = Checkpoint::new().track("enc", BTreeMap::from([("w", &old)])).unwrap();
-    let path = first.save(folder.path().join("ckpt")).unwrap();
+    let path = first.save(temp.path().join("ckpt")).unwrap();
     let new = Memory::seeded(50, 2);
     let mut second = Checkpoint::new().track("encoder", BTreeMap::from([("weight", &new)])).unwrap();
     assert!(second.restore(&path).is_err());

@@ -55,7 +55,7 @@ fn is_refused(path: &Path, why: &str) {
 }
 
 #[test]
-fn links_pipes_and_folders_in_the_place_of_files_are_refused() -> Outcome {
+fn links_pipes_and_directories_in_the_place_of_files_are_refused() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     run.save(dir.path(), 1)?;

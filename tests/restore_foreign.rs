@@ -130,9 +130,9 @@ fn model(a: &str, count: u64) -> (Checkpoint, Memory, Memory) {
 
 #[test]
 fn what_does_not_fit_changes_nothing_and_names_what_may_be_meant() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     for file in ["x.pt", "x.safetensors"] {
-        let path = small(folder.path(), file);
+        let path = small(temp.path(), file);
         for (name, count, wanted) in [("aa", 500, "(it has \"a\""), ("a", 501, "the checkpoint has F32 [500]")] {
             let (mut checkpoint, first, second) = model(name, count);
             let before = (first.bytes().clone(), second.bytes().clone());
@@ -142,7 +142,7 @@ fn what_does_not_fit_changes_nothing_and_names_what_may_be_meant() {
         }
     }
     // By shape: nothing of that text.
-    let path = small(folder.path(), "y.pt");
+    let path = small(temp.path(), "y.pt");
     let mut checkpoint = Checkpoint::new().track("zzz", Memory::seeded(500, 1)).unwrap();
     let Error::Mismatch { report, .. } = checkpoint.restore(&path).unwrap_err() else { panic!() };
     assert_eq!(report.nearest["zzz"], ["a"]);
@@ -190,18 +190,18 @@ fn the_reason_why_a_tensor_is_unreadable_is_in_the_error() {
 
 #[test]
 fn a_directory_of_no_known_format_says_so_and_names_the_way_for_others() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let mut checkpoint = Checkpoint::new().track("a", Memory::seeded(3, 1)).unwrap();
-    let empty = checkpoint.restore(folder.path()).unwrap_err().to_string();
+    let empty = checkpoint.restore(temp.path()).unwrap_err().to_string();
     assert!(empty.contains("it has no manifest.json") && !empty.contains("restore_source"), "{empty}");
-    fs::write(folder.path().join("weights.own"), "own").unwrap();
-    let error = checkpoint.restore(folder.path()).unwrap_err();
+    fs::write(temp.path().join("weights.own"), "own").unwrap();
+    let error = checkpoint.restore(temp.path()).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, Error::NotFound { .. }) && text.contains("it has no manifest.json"), "{text}");
     assert!(text.contains("holds no checkpoint of a format this version reads"), "{text}");
     assert!(text.contains("`Checkpoint::restore_source`"), "{text}");
     // A directory of checkpoints has its own advice.
-    let saved = folder.path().join("run");
+    let saved = temp.path().join("run");
     checkpoint.save(saved.join("ckpt")).unwrap();
     let text = checkpoint.restore(&saved).unwrap_err().to_string();
     assert!(text.contains("latest_checkpoint") && !text.contains("restore_source"), "{text}");
@@ -209,8 +209,8 @@ fn a_directory_of_no_known_format_says_so_and_names_the_way_for_others() {
 
 #[test]
 fn changed_bytes_are_found_before_anything_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = small(folder.path(), "x.pt");
+    let temp = tempfile::tempdir().unwrap();
+    let path = small(temp.path(), "x.pt");
     let good = fs::read(&path).unwrap();
     let data = Memory::seeded(300, 2).bytes()[..16].to_vec();
     let at = good.windows(16).position(|window| window == data).unwrap();
@@ -224,7 +224,7 @@ fn changed_bytes_are_found_before_anything_changes() {
     assert!((first.bytes().clone(), second.bytes().clone()) == before);
     // A file that is cut off.
     for file in ["x.pt", "x.safetensors"] {
-        let path = small(&folder.path().join("."), &format!("cut-{file}"));
+        let path = small(&temp.path().join("."), &format!("cut-{file}"));
         let good = fs::read(&path).unwrap();
         fs::write(&path, &good[..good.len() - 700]).unwrap();
         assert!(checkpoint.restore(&path).is_err());
@@ -234,9 +234,9 @@ fn changed_bytes_are_found_before_anything_changes() {
 
 #[test]
 fn a_file_that_changes_after_it_was_opened_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     for file in ["x.pt", "x.safetensors"] {
-        let path = small(folder.path(), file);
+        let path = small(temp.path(), file);
         let source = interop::open(&path).unwrap();
         // One byte, in place, same length: no checksum of safetensors would tell.
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -254,8 +254,8 @@ fn a_file_that_changes_after_it_was_opened_is_noticed() {
 
 #[test]
 fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = small(folder.path(), "x.safetensors");
+    let temp = tempfile::tempdir().unwrap();
+    let path = small(temp.path(), "x.safetensors");
     let (mut checkpoint, ..) = model("a", 500);
     let status = checkpoint.restore(&path).unwrap();
     assert!(status.report().unused.contains(&"other".to_string()));
@@ -312,15 +312,15 @@ fn values_come_from_dictionaries_lists_and_numbers() {
 
 #[test]
 fn a_checkpoint_without_a_manifest_and_a_directory_of_others_say_what_they_are() {
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let (mut checkpoint, ..) = model("a", 500);
     for (path, wanted) in
-        [(folder.path().to_path_buf(), "no checkpoint"), (folder.path().join("nothing"), "nothing of that name")]
+        [(temp.path().to_path_buf(), "no checkpoint"), (temp.path().join("nothing"), "nothing of that name")]
     {
         let error = checkpoint.restore(path).unwrap_err();
         assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains(wanted), "{error}");
     }
-    let text = folder.path().join("text.pt");
+    let text = temp.path().join("text.pt");
     fs::write(&text, "<html>").unwrap();
     let error = checkpoint.restore(text).unwrap_err();
     assert!(error.to_string().contains("HTML"), "{error}");

@@ -134,22 +134,21 @@ fn with_one_kept_a_damaged_file_is_written_anew() -> Outcome {
 fn what_is_linked_needs_no_room() {
     const TEST: &str = "what_is_linked_needs_no_room";
     const CHILD: &str = "SHARED_FILES_CHILD";
-    if let Some(folder) = std::env::var_os(CHILD) {
-        let mut manager = manager(&Path::new(&folder).join("run"), 3_000_000, Some(1), &Counter::new(0)).unwrap();
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let mut manager = manager(&Path::new(&dir).join("run"), 3_000_000, Some(1), &Counter::new(0)).unwrap();
         for step in 1..=5 {
             manager.save_at(step).unwrap();
         }
         println!("five saved");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let temp = tempfile::tempdir().unwrap();
     let this = std::env::current_exe().unwrap();
-    let (folder, this) = (folder.path().display(), this.display());
+    let (temp, this) = (temp.path().display(), this.display());
     let script = format!(
-        "mount -t tmpfs -o size=20m tmpfs {folder} || {{ echo NOT MOUNTED; exit 0; }}; \"{this}\" --exact {TEST} --nocapture"
+        "mount -t tmpfs -o size=20m tmpfs {temp} || {{ echo NOT MOUNTED; exit 0; }}; \"{this}\" --exact {TEST} --nocapture"
     );
-    let output =
-        Command::new("unshare").args(["-r", "-m", "sh", "-c", &script]).env(CHILD, folder.to_string()).output();
+    let output = Command::new("unshare").args(["-r", "-m", "sh", "-c", &script]).env(CHILD, temp.to_string()).output();
     let text = output.map_or_else(
         |e| format!("unshare: {e}"),
         |output| format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),

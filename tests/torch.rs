@@ -248,7 +248,7 @@ fn a_variable_that_tch_renamed_is_refused_by_name() -> Outcome {
 
 #[test]
 fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Outcome {
-    let folder = tempfile::tempdir()?;
+    let temp = tempfile::tempdir()?;
     let vs = VarStore::new(Device::Cpu);
     let encoder = linear(&vs, "encoder", 4, 3);
     let _tied = (vs.root() / "decoder").add("weight", encoder.ws.shallow_clone(), true);
@@ -272,7 +272,7 @@ fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Out
          └── step: 5"
     );
     // What is shown is what is saved.
-    let path = checkpoint.write(folder.path().join("all"))?;
+    let path = checkpoint.write(temp.path().join("all"))?;
     let reader = CheckpointReader::open(&path)?;
     let manifest = reader.manifest();
     let saved: Vec<&String> = manifest.tensors.keys().chain(manifest.values.keys()).collect();
@@ -291,7 +291,7 @@ fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Out
     step.set(6);
     part.restore(&path)?;
     assert!(encoder.ws.double_value(&[0, 0]) != 7.0 && step.get() == 6);
-    let alone = CheckpointReader::open(part.write(folder.path().join("alone"))?)?;
+    let alone = CheckpointReader::open(part.write(temp.path().join("alone"))?)?;
     assert_eq!(alone.manifest().tensors.len(), 2);
     let mut other = Checkpoint::new().track("encoder", &part)?;
     other.restore(&path)?;

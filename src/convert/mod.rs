@@ -50,8 +50,8 @@ pub enum Format {
 ///
 /// # Errors
 /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if anything is at `path` ([`ConvertOptions::replace`] replaces a file);
-/// [`Error::InvalidName`](crate::Error::InvalidName) for names that the format cannot hold; errors of reading and writing. After an error, nothing
-/// is left at `path`.
+/// [`Error::InvalidName`](crate::Error::InvalidName) for names that the format cannot hold; errors of reading and
+/// writing. After an error, nothing is left at `path`.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -125,7 +125,8 @@ impl ConvertOptions {
 /// Like [`convert`], with options.
 ///
 /// # Errors
-/// As for [`convert`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the options of a format do not fit the source.
+/// As for [`convert`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the options of a format do not fit the
+/// source.
 #[cfg_attr(not(feature = "pytorch"), allow(unused_variables, reason = "no format has any"))]
 pub fn convert_with(
     source: &dyn TensorSource,

@@ -1120,17 +1120,17 @@ fn the_python_reader_reads_the_sample() {
         return;
     }
     let (manifest, files) = sample();
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join(MANIFEST_FILE), manifest.to_bytes().unwrap()).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join(MANIFEST_FILE), manifest.to_bytes().unwrap()).unwrap();
     for (file, bytes) in &files {
-        std::fs::write(folder.path().join(file), bytes).unwrap();
+        std::fs::write(temp.path().join(file), bytes).unwrap();
     }
     let program = "import json, sys; sys.path.insert(0, sys.argv[1]); import read_checkpoint as r\n\
                    tensors, values = r.load(sys.argv[2])\n\
                    print(json.dumps([{k: [str(t.dtype), list(t.shape), t.tobytes().hex()] for k, t in tensors.items()}, values]))";
     let output = std::process::Command::new(&python)
         .args(["-B", "-c", program, concat!(env!("CARGO_MANIFEST_DIR"), "/docs")])
-        .arg(folder.path())
+        .arg(temp.path())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

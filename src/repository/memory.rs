@@ -32,13 +32,13 @@ struct Root {
 
 #[derive(Debug, Default)]
 struct State {
-    checkpoints: BTreeMap<String, Arc<Folder>>,
+    checkpoints: BTreeMap<String, Arc<Held>>,
     files: BTreeMap<String, File>,
 }
 
 /// A checkpoint.
 #[derive(Debug)]
-struct Folder {
+struct Held {
     id: FileId,
     files: Mutex<BTreeMap<String, File>>,
 }
@@ -84,7 +84,7 @@ fn read(files: &BTreeMap<String, File>, name: &OsStr) -> io::Result<Box<dyn Read
     Ok(Box::new(file.clone()))
 }
 
-impl OpenDir for Folder {
+impl OpenDir for Held {
     fn stat(&self) -> io::Result<Stat> {
         Ok(Stat::new(self.id, Kind::Directory, 0))
     }
@@ -153,7 +153,7 @@ impl Storage for Memory {
 }
 
 impl Root {
-    fn checkpoint(&self, name: &str) -> Option<Arc<Folder>> {
+    fn checkpoint(&self, name: &str) -> Option<Arc<Held>> {
         lock(&self.state).checkpoints.get(name).cloned()
     }
 }
@@ -381,7 +381,7 @@ impl Transaction for Staged<'_> {
         if state.checkpoints.contains_key(&self.name) {
             return Err(Error::already_exists(self.directory.location.join(&self.name)));
         }
-        state.checkpoints.insert(self.name.clone(), Arc::new(Folder { id: new_id(), files: Mutex::new(files) }));
+        state.checkpoints.insert(self.name.clone(), Arc::new(Held { id: new_id(), files: Mutex::new(files) }));
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ pub use linux::libtorch;
 #[cfg(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
 mod linux {
     use super::{OTHER_WAYS, Path, PathBuf, Result};
-    use crate::libtorch::{VERSION, check_folders};
+    use crate::libtorch::{VERSION, check_directories};
     use std::fs::{self, File, TryLockError};
     use std::io;
     use std::os::unix::fs::symlink;
@@ -79,29 +79,32 @@ mod linux {
 
     /// The libtorch directory in the cache, made if it is not there.
     pub fn libtorch(cache: &Path) -> Result<PathBuf> {
-        let folder = cache.join(format!("libtorch-{VERSION}-cpu-x86_64"));
-        if is_whole(&folder) {
-            return Ok(folder);
+        let dir = cache.join(format!("libtorch-{VERSION}-cpu-x86_64"));
+        if is_whole(&dir) {
+            return Ok(dir);
         }
         fs::create_dir_all(cache).map_err(|error| {
-            format!("cannot create {}: {error}\nSet XDG_CACHE_HOME to a folder that you may write to.", cache.display())
+            format!(
+                "cannot create {}: {error}\nSet XDG_CACHE_HOME to a directory that you may write to.",
+                cache.display()
+            )
         })?;
         let _lock = lock(cache)?;
-        if is_whole(&folder) {
-            return Ok(folder);
+        if is_whole(&dir) {
+            return Ok(dir);
         }
-        remove_leftovers(cache, &folder)?;
+        remove_leftovers(cache, &dir)?;
         check_python()?;
         check_space(cache)?;
 
         let partial = cache.join(format!("partial-{}", std::process::id()));
-        let result = make(&partial, &folder);
+        let result = make(&partial, &dir);
         _ = fs::remove_dir_all(&partial);
-        result.map(|()| folder)
+        result.map(|()| dir)
     }
 
-    fn is_whole(folder: &Path) -> bool {
-        folder.join("build-version").is_file() && check_folders(folder, folder).is_ok()
+    fn is_whole(dir: &Path) -> bool {
+        dir.join("build-version").is_file() && check_directories(dir, dir).is_ok()
     }
 
     /// Two at once would fetch the same twice: the second waits for the first. The lock goes with its process.
@@ -121,11 +124,11 @@ mod linux {
     }
 
     /// What interrupted runs have left, and a directory that someone has taken files out of.
-    fn remove_leftovers(cache: &Path, folder: &Path) -> Result<()> {
+    fn remove_leftovers(cache: &Path, dir: &Path) -> Result<()> {
         let entries = fs::read_dir(cache).map_err(|error| format!("cannot read {}: {error}", cache.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let is_partial = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("partial-"));
-            if is_partial || path == folder {
+            if is_partial || path == dir {
                 eprintln!("Removing what an earlier run left: {}", path.display());
                 fs::remove_dir_all(&path).map_err(|error| format!("cannot remove {}: {error}", path.display()))?;
             }
@@ -160,7 +163,7 @@ mod linux {
         match answer {
             Ok(Ok(free)) if free < SPACE_NEEDED_MB => Err(format!(
                 "too little space: {} has {free} MB free, and fetching libtorch needs {SPACE_NEEDED_MB} MB there \
-                 (500 MB stay).\nMake room, or set XDG_CACHE_HOME to a folder with more, and run this again.\n\
+                 (500 MB stay).\nMake room, or set XDG_CACHE_HOME to a directory with more, and run this again.\n\
                  {OTHER_WAYS}",
                 cache.display()
             )),
@@ -170,10 +173,10 @@ mod linux {
     }
 
     /// Makes the directory inside `partial` and gives it its name.
-    fn make(partial: &Path, folder: &Path) -> Result<()> {
+    fn make(partial: &Path, dir: &Path) -> Result<()> {
         let new = partial.join("libtorch");
         let total: u64 = WHEELS.iter().map(|wheel| wheel.megabytes).sum();
-        eprintln!("Fetching libtorch {VERSION} for the CPU: a download of {total} MB, once, into {}", folder.display());
+        eprintln!("Fetching libtorch {VERSION} for the CPU: a download of {total} MB, once, into {}", dir.display());
         for (number, wheel) in WHEELS.iter().enumerate() {
             let (number, count) = (number + 1, WHEELS.len());
             eprintln!("[{number}/{count}] {} ({} MB)", wheel.requirement, wheel.megabytes);
@@ -186,8 +189,8 @@ mod linux {
         symlink("libtorch_cpu.so", new.join("lib/libtorch.so"))
             .and_then(|()| symlink("libgomp.so.1", new.join("lib/libgomp.so")))
             .and_then(|()| fs::write(new.join("build-version"), format!("{VERSION}\n")))
-            .and_then(|()| fs::rename(&new, folder))
-            .map_err(|error| format!("cannot finish {}: {error}", folder.display()))
+            .and_then(|()| fs::rename(&new, dir))
+            .map_err(|error| format!("cannot finish {}: {error}", dir.display()))
     }
 
     /// Lets pip choose the index, the proxy and the certificates, and nothing else.
@@ -231,12 +234,12 @@ mod linux {
         }
     }
 
-    fn unpack(wheel: &Wheel, file: &Path, folder: &Path) -> Result<()> {
+    fn unpack(wheel: &Wheel, file: &Path, dir: &Path) -> Result<()> {
         let output = Command::new("python3")
             .args(["-c", UNPACK])
             .arg(file)
             .arg(wheel.sha256)
-            .arg(folder)
+            .arg(dir)
             .args(wheel.takes)
             .output()
             .map_err(|error| format!("cannot start python3: {error}"))?;

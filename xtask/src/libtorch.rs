@@ -17,7 +17,7 @@ pub const VERSION: &str = "2.13.0";
 /// Ends every message about a libtorch that cannot be had.
 pub const OTHER_WAYS: &str = "\
 Other ways to a libtorch, on any system that tch supports, CPU or CUDA:
-  - unpack libtorch 2.13.0 anywhere and set LIBTORCH to its folder, the one with lib/ and include/;
+  - unpack libtorch 2.13.0 anywhere and set LIBTORCH to its directory, the one with lib/ and include/;
   - or, in a Python environment with torch 2.13.0 installed, set LIBTORCH_USE_PYTORCH=1.
 Where to get it: https://github.com/LaurentMazare/tch-rs/blob/main/README.md
 Then run the same command again. `--no-default-features` builds the crate without libtorch.";
@@ -33,10 +33,10 @@ pub fn setup(checkout: &Path) -> Result<()> {
     let libraries = env_path("LIBTORCH_LIB").or_else(|| own.clone());
     match (headers, libraries) {
         (Some(headers), Some(libraries)) => {
-            check_folders(&headers, &libraries).map_err(|problem| {
+            check_directories(&headers, &libraries).map_err(|problem| {
                 format!(
                     "LIBTORCH, LIBTORCH_INCLUDE and LIBTORCH_LIB do not lead to a libtorch: {problem}\n\
-                     Set LIBTORCH to a folder with the lib/ and include/ of libtorch {VERSION}, or unset all \
+                     Set LIBTORCH to a directory with the lib/ and include/ of libtorch {VERSION}, or unset all \
                      three, and one will be fetched."
                 )
             })?;
@@ -58,7 +58,7 @@ fn user_libtorch(checkout: &Path) -> Result<Option<PathBuf>> {
     }
     if path.is_relative() {
         return Err(format!(
-            "LIBTORCH is `{}`, which is not an absolute path, and torch-sys would look for it in a folder of its own.\n\
+            "LIBTORCH is `{}`, which is not an absolute path, and torch-sys would look for it in a directory of its own.\n\
              Set it to an absolute path, or unset it, and a libtorch will be fetched.",
             path.display()
         ));
@@ -78,33 +78,33 @@ fn setup_link(checkout: &Path) -> Result<()> {
     let target = fs::read_link(&link).ok();
     let is_ours = target.as_ref().is_some_and(|target| target.starts_with(&cache));
     if link.exists() && !is_ours {
-        check_folders(&link, &link)
+        check_directories(&link, &link)
             .map_err(|problem| format!("{problem}\nRemove {}, and run this again.", link.display()))?;
         let shown = target.unwrap_or(link);
         eprintln!("libtorch: the one in {} (where .libtorch leads)", shown.display());
         return Ok(());
     }
-    let folder = fetch::libtorch(&cache)?;
-    if target.as_ref() != Some(&folder) {
-        make_link(&link, &folder)?;
+    let dir = fetch::libtorch(&cache)?;
+    if target.as_ref() != Some(&dir) {
+        make_link(&link, &dir)?;
     }
-    eprintln!("libtorch: {VERSION} for the CPU, in {}", folder.display());
+    eprintln!("libtorch: {VERSION} for the CPU, in {}", dir.display());
     Ok(())
 }
 
 /// Puts the link in one step, over an older or dangling one.
 #[cfg(unix)]
-fn make_link(link: &Path, folder: &Path) -> Result<()> {
+fn make_link(link: &Path, dir: &Path) -> Result<()> {
     let new = link.with_file_name(format!(".libtorch.{}", std::process::id()));
-    std::os::unix::fs::symlink(folder, &new).and_then(|()| fs::rename(&new, link)).map_err(|error| {
+    std::os::unix::fs::symlink(dir, &new).and_then(|()| fs::rename(&new, link)).map_err(|error| {
         _ = fs::remove_file(&new);
         format!("cannot make the link {}: {error}", link.display())
     })
 }
 
 #[cfg(not(unix))]
-fn make_link(link: &Path, folder: &Path) -> Result<()> {
-    Err(format!("make {} lead to {}", link.display(), folder.display()))
+fn make_link(link: &Path, dir: &Path) -> Result<()> {
+    Err(format!("make {} lead to {}", link.display(), dir.display()))
 }
 
 /// The directory in the user's cache that all checkouts share.
@@ -118,11 +118,11 @@ fn cache_dir(xdg_cache_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<P
         .filter(|path| path.is_absolute())
         .or_else(|| Some(home.filter(|path| path.is_absolute())?.join(".cache")))
         .map(|cache| cache.join("tch-checkpoint"))
-        .ok_or_else(|| "no place for downloads: set HOME, or XDG_CACHE_HOME to a folder for caches".to_owned())
+        .ok_or_else(|| "no place for downloads: set HOME, or XDG_CACHE_HOME to a directory for caches".to_owned())
 }
 
 /// Checks that there are headers of the right libtorch in `headers/include` and libraries in `libraries/lib`.
-pub fn check_folders(headers: &Path, libraries: &Path) -> Result<()> {
+pub fn check_directories(headers: &Path, libraries: &Path) -> Result<()> {
     let lib = libraries.join("lib");
     let names = ["libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"];
     if !names.iter().any(|name| lib.join(name).is_file()) {
@@ -228,28 +228,28 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_checked_for_libraries_headers_and_version() {
-        let folder = env::temp_dir().join(format!("xtask-libtorch-{}", std::process::id()));
+    fn a_directory_is_checked_for_libraries_headers_and_version() {
+        let dir = env::temp_dir().join(format!("xtask-libtorch-{}", std::process::id()));
         let write = |name: &str, text: &str| {
-            let path = folder.join(name);
+            let path = dir.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let problem = || check_folders(&folder, &folder).unwrap_err();
+        let problem = || check_directories(&dir, &dir).unwrap_err();
         let header = "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 12\n\n#define TORCH_VERSION_PATCH 1";
 
         assert!(problem().contains("no libtorch_cpu"));
         write("lib/libtorch_cpu.so", "");
         assert!(problem().contains("torch.h"));
         write("include/torch/csrc/api/include/torch/torch.h", "");
-        assert_eq!(check_folders(&folder, &folder), Ok(()));
+        assert_eq!(check_directories(&dir, &dir), Ok(()));
         write("include/torch/csrc/api/include/torch/version.h", header);
         assert!(problem().contains("is version 2.12.1, not 2.13.0"));
         write(
             "include/torch/csrc/api/include/torch/version.h",
             &header.replace("12", "13").replace("PATCH 1", "PATCH 0"),
         );
-        assert_eq!(check_folders(&folder, &folder), Ok(()));
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(check_directories(&dir, &dir), Ok(()));
+        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 """unpack.py WHEEL SHA256 DEST [FROM TO]...: checks a wheel's digest, then copies members of it into DEST.
 
-FROM is a member of the wheel, or a folder of it (with a slash at its end); TO is its name in DEST.
+FROM is a member of the wheel, or a directory of it (with a slash at its end); TO is its name in DEST.
 """
 
 import hashlib
@@ -31,5 +31,5 @@ with open(wheel, "rb") as file:
                 with archive.open(name) as member, open(path, "wb") as out:
                     shutil.copyfileobj(member, out, 1 << 20)
 
-# The folder is used unchecked once it has its final name, so its bytes have to be on the disk before that.
+# The directory is used unchecked once it has its final name, so its bytes have to be on the disk before that.
 os.sync()

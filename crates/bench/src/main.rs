@@ -71,17 +71,17 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     let (Some(measure), Some(size), Some(dir)) = (measure, size, dir) else {
         return Err("--measure, --size and --dir are needed".into());
     };
-    let folder = dir.join(&measure);
-    let _ = fs::remove_dir_all(&folder);
+    let directory = dir.join(&measure);
+    let _ = fs::remove_dir_all(&directory);
     if let "trained_stall" | "fine_tune_stall" = measure.as_str() {
-        let seconds = trained::stall(&size, measure == "fine_tune_stall", &folder)?.as_secs_f64();
+        let seconds = trained::stall(&size, measure == "fine_tune_stall", &directory)?.as_secs_f64();
         println!("{{\"measure\":{measure:?},\"seconds\":{seconds}}}");
-        let _ = fs::remove_dir_all(&folder);
+        let _ = fs::remove_dir_all(&directory);
         return Ok(());
     }
     let state = State::new(&size)?;
     let before = resident("VmRSS:");
-    let bench = Bench { state, folder, threads };
+    let bench = Bench { state, directory, threads };
     let bytes = bench.state.bytes();
     match measure.as_str() {
         "training" => {
@@ -100,13 +100,13 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
             println!("{{\"measure\":{measure:?},\"seconds\":{seconds},\"bytes\":{bytes},\"rss_extra\":{extra}}}");
         }
     }
-    let _ = fs::remove_dir_all(&bench.folder);
+    let _ = fs::remove_dir_all(&bench.directory);
     Ok(())
 }
 
 struct Bench {
     state: State,
-    folder: PathBuf,
+    directory: PathBuf,
     threads: Option<usize>,
 }
 
@@ -133,7 +133,7 @@ impl Bench {
         if let Some(threads) = self.threads {
             options = options.threads(threads);
         }
-        let builder = CheckpointManager::builder(self.state.checkpoint()?, &self.folder);
+        let builder = CheckpointManager::builder(self.state.checkpoint()?, &self.directory);
         let builder = builder.max_to_keep(1).save_options(options);
         Ok(if background { builder.background(Background::new()).open()? } else { builder.open()? })
     }
@@ -187,7 +187,7 @@ impl Bench {
     }
 
     fn restore(&self, warm: bool, verify: Verify, clock: fn() -> Duration) -> Outcome<Duration> {
-        let path = self.state.checkpoint()?.write(self.folder.join("saved"))?;
+        let path = self.state.checkpoint()?.write(self.directory.join("saved"))?;
         let mut checkpoint = self.state.checkpoint()?;
         let mut options = RestoreOptions::new().verify(verify);
         if let Some(threads) = self.threads {

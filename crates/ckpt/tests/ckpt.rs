@@ -259,9 +259,9 @@ fn truncated_extended_and_missing_files_are_found_and_added_ones_are_shown() {
         assert!(ran.code == Some(0) && ran.out.starts_with("intact") && ran.out.contains("unexpected"), "{ran:?}");
         fs::remove_file(checkpoint.join(added)).unwrap();
     }
-    fs::create_dir(checkpoint.join("folder")).unwrap();
-    assert!(on("verify", &[&checkpoint]).out.contains("folder: unexpected"));
-    fs::remove_dir(checkpoint.join("folder")).unwrap();
+    fs::create_dir(checkpoint.join("dir")).unwrap();
+    assert!(on("verify", &[&checkpoint]).out.contains("dir: unexpected"));
+    fs::remove_dir(checkpoint.join("dir")).unwrap();
     // What a manager notes beside the manifest is expected.
     fs::write(checkpoint.join("mark-0123.json"), "{}").unwrap();
     let ran = on("verify", &[&checkpoint]);
@@ -328,7 +328,7 @@ fn what_stands_in_the_place_of_a_file_is_damage() {
         assert_eq!(on("verify", &[&checkpoint]).code, Some(2), "it is not damaged, but is not read");
         fs::remove_file(&file).unwrap();
         fs::create_dir(&file).unwrap();
-        assert_found(&checkpoint, &file, "a folder");
+        assert_found(&checkpoint, &file, "a directory");
         fs::remove_dir(&file).unwrap();
         fs::rename(&aside, &file).unwrap();
     }
@@ -336,7 +336,7 @@ fn what_stands_in_the_place_of_a_file_is_damage() {
 }
 
 #[test]
-fn verify_takes_folders_and_tells_damage_from_what_cannot_be_read() {
+fn verify_takes_directories_and_tells_damage_from_what_cannot_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     Model::new().train(&root.join("a"), &[1, 2]);
@@ -459,8 +459,8 @@ fn ls_hides_nothing_that_is_not_whole() {
     fs::rename(file("ckpt-4"), file(&aside_4)).unwrap();
     fs::rename(file("ckpt-5"), file(&aside_5)).unwrap();
     fs::remove_file(file(&aside_5).join("decoder.safetensors")).unwrap();
-    for folder in [&tmp, &trash, "plots", ".git", ".tmp-mine", "damaged-plots"] {
-        fs::create_dir(file(folder)).unwrap();
+    for directory in [&tmp, &trash, "plots", ".git", ".tmp-mine", "damaged-plots"] {
+        fs::create_dir(file(directory)).unwrap();
     }
     fs::write(file("notes.txt"), "").unwrap();
 
@@ -491,7 +491,7 @@ fn ls_hides_nothing_that_is_not_whole() {
 }
 
 #[test]
-fn ls_is_clear_about_empty_and_missing_folders() {
+fn ls_is_clear_about_empty_and_missing_directories() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
     let ran = on("ls", &[path]);
@@ -581,8 +581,8 @@ fn show_shows_components_files_tensors_and_values() {
 
 #[test]
 fn metadata_is_shown_and_compared_and_is_no_state() -> Outcome {
-    let folder = tempfile::tempdir()?;
-    let dir = folder.path();
+    let temp = tempfile::tempdir()?;
+    let dir = temp.path();
     let model = Model::new();
     let mut plain = model.checkpoint();
     plain.save(dir.join("ckpt"))?;
@@ -799,11 +799,11 @@ fn diff_does_not_compare_what_it_cannot_read() {
 fn hostile_names_are_printed_harmlessly() -> Outcome {
     const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{9b}2J\r\n\u{202e}x";
     let dir = tempfile::tempdir()?;
-    let folder = dir.path().join(format!("run{HOSTILE}"));
+    let directory = dir.path().join(format!("run{HOSTILE}"));
     let step = Counter::new(1);
     let tensors = BTreeMap::from([(HOSTILE.to_string(), Memory::f32(&[2], [1.0, 2.0]))]);
     let checkpoint = Checkpoint::new().track(HOSTILE, &tensors)?.track("text", Value::new(HOSTILE.to_string()))?;
-    let mut manager = CheckpointManager::builder(checkpoint.track("step", &step)?, &folder)
+    let mut manager = CheckpointManager::builder(checkpoint.track("step", &step)?, &directory)
         .checkpoint_name(format!("ckpt{HOSTILE}"))
         .open()?;
     let first = manager.save_with_metrics(1, [(HOSTILE, 1.0)])?;
@@ -813,7 +813,7 @@ fn hostile_names_are_printed_harmlessly() -> Outcome {
     manager.close()?;
     let file = fs::read_dir(&second)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     let file = file.iter().find(|path| path.extension() == Some(OsStr::new("safetensors"))).ok_or("no file")?;
-    let damaged = folder.join(format!("ckpt{HOSTILE}-3"));
+    let damaged = directory.join(format!("ckpt{HOSTILE}-3"));
     fs::create_dir(&damaged)?;
     fs::write(damaged.join("manifest.json"), "{}")?;
 
@@ -828,16 +828,16 @@ fn hostile_names_are_printed_harmlessly() -> Outcome {
             let args = [OsStr::new(command)].into_iter().chain(json.map(OsStr::new));
             ckpt(args.chain(paths.iter().map(|path| path.as_os_str())))
         };
-        let ls = check(run("ls", &[&folder]), 0);
+        let ls = check(run("ls", &[&directory]), 0);
         if json.is_some() {
             assert_eq!(ls.json()["checkpoints"][0]["metrics"][HOSTILE], 1.0, "escaped, not changed");
         }
         check(run("show", &[&first]), 0);
-        check(run("show", &[&folder]), 0);
+        check(run("show", &[&directory]), 0);
         check(run("diff", &[&first, &second]), 1);
-        check(run("verify", &[&folder]), 1);
+        check(run("verify", &[&directory]), 1);
         check(run("show", &[&damaged]), 2);
-        check(run("show", &[&folder.join(HOSTILE)]), 2);
+        check(run("show", &[&directory.join(HOSTILE)]), 2);
         let bytes = fs::read(file)?;
         fs::write(file, flipped(&bytes, 8 * bytes.len() as u64 - 1))?;
         check(run("verify", &[&second]), 1);
@@ -928,8 +928,8 @@ fn help_says_how_it_ends() {
 #[test]
 fn a_saved_model_is_shown_verified_and_compared() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/v2/model");
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
+    let temp = tempfile::tempdir().unwrap();
+    let model = temp.path().join("model");
     fs::create_dir(&model).unwrap();
     for entry in fs::read_dir(&golden).unwrap() {
         let entry = entry.unwrap();

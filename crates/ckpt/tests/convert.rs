@@ -28,8 +28,8 @@ fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
 
 #[test]
 fn there_and_back_is_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let source = fixture("pytorch/a_state_dict/seq2seq.pt");
     for to in ["ours", "x.safetensors", "x.pt"] {
         ok(&["convert", &source, to], dir);
@@ -57,8 +57,8 @@ fn there_and_back_is_the_same() {
 
 #[test]
 fn nothing_is_written_when_something_is_wrong() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let source = fixture("pytorch/a_state_dict/seq2seq.pt");
     fs::write(dir.join("bad.map"), "map 1\na = transpos(b)\n").unwrap();
     for (args, wanted) in [
@@ -77,8 +77,8 @@ fn nothing_is_written_when_something_is_wrong() {
 
 #[test]
 fn a_proposed_map_converts() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let keras = fixture("layers/keras_layers.weights.h5");
     // What is wanted: names and layouts of tch.
     fs::write(dir.join("tch.map"), "map 1\nm/dense = keras.dense(dense)\nm/gru = keras.gru(gru)\nonly m\n").unwrap();
@@ -98,8 +98,8 @@ fn a_proposed_map_converts() {
 
 #[test]
 fn averages_are_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     for name in ["a", "b"] {
         ok(&["convert", &fixture("pytorch/a_state_dict/seq2seq.pt"), name], dir);
     }
@@ -115,8 +115,8 @@ fn averages_are_written() {
 
 #[test]
 fn a_seal_finds_what_no_checksum_does() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     ok(&["convert", &fixture("pytorch/a_state_dict/seq2seq.pt"), "x.safetensors"], dir);
     let file = dir.join("x.safetensors");
     let good = fs::read(&file).unwrap();

@@ -39,8 +39,8 @@ pub(crate) fn replayed(name: &str, mut target: impl FnMut(&[u8]) -> Verdict) {
 /// A target without a corpus, and a corpus without a target, would be forgotten.
 #[test]
 fn every_target_has_a_corpus() {
-    let names = |folder: &str| {
-        let entries = fs::read_dir(root().join(folder)).unwrap();
+    let names = |dir: &str| {
+        let entries = fs::read_dir(root().join(dir)).unwrap();
         let stem = |entry: fs::DirEntry| entry.path().file_stem().unwrap().to_string_lossy().into_owned();
         let mut names: Vec<String> = entries.map(|entry| stem(entry.unwrap())).collect();
         names.sort();
