@@ -4,7 +4,7 @@ mod common;
 #[path = "common/recorded.rs"]
 mod recorded;
 
-use common::{python, turn};
+use common::{bits, python, turn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -13,13 +13,6 @@ use tch_checkpoint::{
 };
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
-
-fn bits(tensor: &Tensor) -> Vec<u8> {
-    let plain = tensor.detach().contiguous();
-    let mut bytes = vec![0; plain.numel() * plain.kind().elt_size_in_bytes()];
-    plain.copy_data_u8(&mut bytes, plain.numel());
-    bytes
-}
 
 fn all_bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = vs.variables().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect();

@@ -4,10 +4,11 @@
 mod common;
 
 use common::Memory;
+use common::sources::{fixture, read};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::format::{Manifest, SavedModelInfo};
 use tch_checkpoint::map::{Average, Merged, NameMap};
@@ -15,16 +16,6 @@ use tch_checkpoint::{
     Asset, AssetStream, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Dtype, Error,
     RestoreOptions, SaveOptions, TensorSource, Value, VerifiedBy, interop, verify_checkpoint,
 };
-
-fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
-}
-
-fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
-    bytes
-}
 
 #[test]
 fn every_format_becomes_a_checkpoint_with_the_same_elements() {

@@ -3,31 +3,23 @@
 mod common;
 
 use common::Memory;
+use common::run::Run;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, RestoreOptions,
-    checkpoints, latest_checkpoint, verify_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Error, RestoreOptions, checkpoints,
+    latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const CHILD: &str = "DIRECTORY_CHILD";
 
-struct Run {
-    step: Counter,
-    weights: Memory,
-}
-
 impl Run {
     fn new() -> Run {
-        Run { step: Counter::new(0), weights: Memory::seeded(20_000, 0) }
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+        Run::of(20_000)
     }
 
     fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
@@ -35,8 +27,7 @@ impl Run {
     }
 
     fn save(&self, manager: &mut CheckpointManager, step: u64) -> Result<(), Error> {
-        self.step.set(step);
-        *self.weights.bytes() = Memory::seeded(20_000, step).bytes().clone();
+        self.set(step);
         manager.save_at(step).map(drop)
     }
 }

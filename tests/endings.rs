@@ -3,6 +3,7 @@
 mod common;
 
 use common::Memory;
+use common::run::names_in;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -43,10 +44,6 @@ impl Run {
     }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, Error> {
-    Ok(CheckpointDirectory::new(dir).checkpoints()?.into_iter().map(|info| info.name).collect())
-}
-
 fn aside(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| name.starts_with("damaged-")).collect();
@@ -72,14 +69,14 @@ fn refused_values_are_skipped_and_the_training_goes_on() -> Outcome {
             attempts += usize::from(manager.save_if_due(step)?.is_some());
         }
         manager.wait()?;
-        assert_eq!(names(dir.path())?, ["ckpt-2", "ckpt-8"], "background: {background}");
+        assert_eq!(names_in(dir.path())?, ["ckpt-2", "ckpt-8"], "background: {background}");
         // It was due at 4 and 6 only: what is skipped is not tried again at every step.
         assert_eq!(attempts, if background { 4 } else { 2 });
         run.set(f32::NAN);
         let forced = manager.save_at(9).and_then(|_| manager.wait());
         assert_eq!(matches!(forced, Err(Error::Unhealthy { .. })), !background);
         manager.close()?;
-        assert_eq!(names(dir.path())?, ["ckpt-2", "ckpt-8"]);
+        assert_eq!(names_in(dir.path())?, ["ckpt-2", "ckpt-8"]);
     }
     Ok(())
 }
@@ -184,7 +181,7 @@ fn the_full_state_is_saved_if_there_is_time_and_else_only_the_weights() -> Outco
         for background in [false, true] {
             let dir = tempfile::tempdir()?;
             end(dir.path(), preemption(), 3, background)?;
-            assert_eq!(names(dir.path())?, ["ckpt-3", "ckpt-4"]);
+            assert_eq!(names_in(dir.path())?, ["ckpt-3", "ckpt-4"]);
             let info = CheckpointDirectory::new(dir.path()).get("ckpt-4")?;
             assert_eq!(info.is_complete(), is_complete, "{:?}", preemption());
             assert!(is_complete || info.without == ["optimizer"]);
@@ -219,7 +216,7 @@ fn weights_alone_are_not_resumed_from_unless_that_is_asked_for() -> Outcome {
     let explained = manager.explain();
     assert_eq!(explained[0].kept_by[0], KeptBy::NewestComplete, "{}", explained[0]);
     manager.save_at(run.train())?;
-    assert_eq!(names(dir.path())?, ["ckpt-5"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-5"]);
     Ok(())
 }
 
@@ -261,13 +258,13 @@ fn a_state_that_is_refused_ends_the_loop_with_the_error() -> Outcome {
         let refusal = manager.save_if_due(2).unwrap_err();
         assert!(matches!(refusal, Error::Unhealthy { .. }), "{refusal}");
         assert!(manager.should_stop() && !manager.is_saving());
-        assert_eq!(names(dir.path())?, ["ckpt-1"], "{on_unhealthy:?} {on_save_error:?} background: {background}");
+        assert_eq!(names_in(dir.path())?, ["ckpt-1"], "{on_unhealthy:?} {on_save_error:?} background: {background}");
         // Whoever goes on is saved.
         let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
         assert!(path.ends_with("ckpt-3") && path.join("manifest.json").exists() && manager.should_stop());
         assert_eq!(manager.save_if_due(run.train())?, None);
         manager.close()?;
-        assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-3"]);
+        assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-3"]);
     }
     Ok(())
 }
@@ -287,7 +284,7 @@ fn a_save_in_flight_that_fails_does_not_prevent_the_last_one() -> Outcome {
         let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
         assert!(path.ends_with("ckpt-2") && path.join("manifest.json").exists() && manager.should_stop());
         manager.close()?;
-        assert_eq!(names(dir.path())?, ["ckpt-2"]);
+        assert_eq!(names_in(dir.path())?, ["ckpt-2"]);
     }
     Ok(())
 }

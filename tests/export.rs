@@ -4,7 +4,7 @@ mod common;
 #[path = "export/random.rs"]
 mod random;
 
-use common::turn;
+use common::{bits, turn};
 use std::path::Path;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
@@ -19,14 +19,6 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Numbers that depend on the shape alone.
 fn numbers(shape: &[i64]) -> Tensor {
     (Tensor::arange(shape.iter().product::<i64>(), FLOAT).view(shape) * 0.37 + shape.iter().sum::<i64>()).sin()
-}
-
-fn bits(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.contiguous();
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    let count = tensor.numel();
-    tensor.copy_data_u8(&mut bytes, count);
-    bytes
 }
 
 fn weight(vs: &VarStore) -> Tensor {

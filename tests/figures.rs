@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Memory;
+use common::{Frozen, Memory};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,37 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::Manifest;
 use tch_checkpoint::{
-    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Identity, Node,
-    SaveFigures, SaveOptions, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, list_checkpoints,
+    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Node, SaveFigures,
+    SaveOptions, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-/// A tensor that says that it never changes.
-#[derive(Clone)]
-struct Frozen(Memory);
-
-impl TensorLeaf for Frozen {
-    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
-        self.0.spec()
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        self.0.identity()
-    }
-
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
-        TensorLeaf::bytes(&self.0)
-    }
-
-    fn version(&self) -> Option<u64> {
-        Some(1)
-    }
-
-    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
-        self.0.target()
-    }
-}
 
 fn recorded(path: impl AsRef<Path>) -> Result<SaveFigures, Box<dyn std::error::Error>> {
     let manifest = Manifest::from_bytes(&fs::read(path.as_ref().join("manifest.json"))?)?;

@@ -4,6 +4,7 @@
 mod common;
 
 use common::Memory;
+use common::run::names_in;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -152,10 +153,6 @@ impl Run {
     }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, Error> {
-    Ok(CheckpointDirectory::new(dir).checkpoints()?.into_iter().map(|info| info.name).collect())
-}
-
 /// The kinds of tensors of which a change can be told.
 const TOLD: [(bool, bool); 3] = [(true, false), (false, true), (true, true)];
 
@@ -185,7 +182,7 @@ fn the_state_of_the_last_call_is_saved_by_an_error_and_by_a_panic() -> Outcome {
             Ok(result) => assert!(!panics && result.unwrap_err().to_string() == "no data"),
             Err(panic) => assert!(panics && panic.downcast_ref::<&str>() == Some(&"a bug in the model")),
         }
-        assert_eq!(names(dir.path())?, ["ckpt-7"]);
+        assert_eq!(names_in(dir.path())?, ["ckpt-7"]);
         assert!(verify_checkpoint(dir.path().join("ckpt-7")).is_intact());
         // The objects themselves are left as they are.
         assert_eq!(run.step.get(), 8);
@@ -197,7 +194,7 @@ fn the_state_of_the_last_call_is_saved_by_an_error_and_by_a_panic() -> Outcome {
         assert!(Some(again.state()) == state);
         // It continues as if nothing had happened.
         manager.save_at(again.update())?;
-        assert_eq!(names(dir.path())?, ["ckpt-7", "ckpt-8"]);
+        assert_eq!(names_in(dir.path())?, ["ckpt-7", "ckpt-8"]);
     }
     Ok(())
 }
@@ -225,7 +222,7 @@ fn what_may_be_torn_is_not_saved() -> Outcome {
     for kind in TOLD.into_iter().chain([(false, false)]) {
         let dir = tempfile::tempdir()?;
         torn(dir.path(), kind, false, 3)?;
-        assert_eq!(names(dir.path())?, [""; 0]);
+        assert_eq!(names_in(dir.path())?, [""; 0]);
     }
     Ok(())
 }
@@ -238,7 +235,7 @@ fn on_request_it_is_saved_and_marked_and_no_restart_takes_it() -> Outcome {
     manager.save_at(first.update())?;
     manager.close()?;
     let run = torn(dir.path(), (true, false), true, 3)?;
-    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-4"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-4"]);
     let info = CheckpointDirectory::new(dir.path()).get("ckpt-4")?;
     assert!(info.unclean && !info.is_healthy() && info.step == Some(4));
     // It has the state, for whoever wants to examine it.
@@ -254,7 +251,7 @@ fn on_request_it_is_saved_and_marked_and_no_restart_takes_it() -> Outcome {
     assert_eq!(started.restored.and_then(|status| status.step()), Some(1));
     assert!(started.passed_over[0].reason.contains("after an error"), "{}", started.passed_over[0].reason);
     manager.save_at(again.update())?;
-    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-2"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-2"]);
     Ok(())
 }
 
@@ -269,7 +266,7 @@ fn an_unclean_state_never_takes_the_place_of_a_good_one() -> Outcome {
         Err::<(), _>(Error::Assertion("in the midst of a step".into()))
     });
     assert!(good.is_err());
-    assert_eq!(names(dir.path())?, ["ckpt-1", "ckpt-2"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-2"]);
     let directory = CheckpointDirectory::new(dir.path());
     assert!(!directory.get("ckpt-1")?.unclean && directory.get("ckpt-2")?.unclean);
     Ok(())
@@ -310,14 +307,14 @@ fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothi
         |path: &Path| -> Result<u64, Error> { Ok(tch_checkpoint::CheckpointReader::open(path)?.manifest().sequence) };
     assert_eq!(sequence(&before)?, 1);
     assert_eq!(manager.guard(|manager| manager.save_if_due(run.update()))?, None);
-    assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-2"]);
     // A restored state that nothing has changed is there already.
     manager.close()?;
     let again = Run::new(true, false);
     let mut manager = again.builder(dir.path())?.open()?;
     manager.restore_or_initialize()?;
     assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
-    assert_eq!(names(dir.path())?, ["ckpt-2"]);
+    assert_eq!(names_in(dir.path())?, ["ckpt-2"]);
     Ok(())
 }
 
@@ -356,14 +353,14 @@ fn a_checkpoint_that_is_not_there_is_never_reported_as_the_state() -> Outcome {
         Err::<(), _>(Error::Assertion("no data".into()))
     });
     assert_eq!(result.unwrap_err().to_string(), "no data");
-    assert_eq!(names(&root)?, ["ckpt-1"]);
+    assert_eq!(names_in(&root)?, ["ckpt-1"]);
     manager.close()?;
     tensor.bytes()[..4].copy_from_slice(&1f32.to_le_bytes());
     let elsewhere = dir.path().join("elsewhere");
     let mut manager = CheckpointManager::builder(checkpoint()?, &elsewhere).open()?;
     manager.restore(root.join("ckpt-1"))?;
     assert!(manager.guard(|_| Err::<(), _>("at once")).is_err());
-    assert_eq!(names(&elsewhere)?, [""; 0]);
+    assert_eq!(names_in(&elsewhere)?, [""; 0]);
     let wrong = |line: &&String| {
         let path = line.split_once("its state is in ").map(|(_, path)| Path::new(path));
         path.is_some_and(|path| path.starts_with(dir.path()) && !path.exists())

@@ -3,6 +3,7 @@
 mod common;
 
 use common::Memory;
+use common::run::steps_in;
 use std::path::Path;
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
@@ -39,10 +40,6 @@ impl Run {
     }
 }
 
-fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
-    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
-}
-
 #[test]
 fn the_healthy_ones_stay_and_are_what_a_run_restarts_from() -> Outcome {
     for background in [false, true] {
@@ -63,7 +60,7 @@ fn the_healthy_ones_stay_and_are_what_a_run_restarts_from() -> Outcome {
             manager.save_at(step)?;
         }
         manager.close()?;
-        assert_eq!(steps(dir.path())?, [3, 4, 5, 9]);
+        assert_eq!(steps_in(dir.path())?, [3, 4, 5, 9]);
         let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
         assert_eq!(found[3].non_finite, ["weights"]);
         assert!(found[..3].iter().all(|info| info.is_healthy()));
@@ -77,7 +74,7 @@ fn the_healthy_ones_stay_and_are_what_a_run_restarts_from() -> Outcome {
         assert_eq!(again.weights.bytes()[28..32], 5f32.to_le_bytes());
         manager.save_at(6)?;
         manager.wait()?;
-        assert_eq!(steps(dir.path())?, [4, 5, 6]);
+        assert_eq!(steps_in(dir.path())?, [4, 5, 6]);
     }
     Ok(())
 }
@@ -113,7 +110,7 @@ fn refused_values_are_an_error_and_nothing_is_committed() -> Outcome {
         run.set(5, 1.0);
         manager.save_at(2)?;
         manager.close()?;
-        assert_eq!(steps(dir.path())?, [1, 2]);
+        assert_eq!(steps_in(dir.path())?, [1, 2]);
     }
     Ok(())
 }
@@ -128,13 +125,13 @@ fn an_unhealthy_one_counts_for_no_policy() -> Outcome {
         run.set(0, value);
         manager.save_with_metrics(step, [("loss", loss)])?;
     }
-    assert_eq!(steps(dir.path())?, [1, 3, 4]);
+    assert_eq!(steps_in(dir.path())?, [1, 3, 4]);
     let explained = manager.explain();
     assert!(explained[0].kept_by.contains(&KeptBy::NewestHealthy), "{}", explained[0]);
     assert_eq!(explained[1].kept_by, [KeptBy::Unhealthy { keep: 2 }]);
     run.set(0, 2.0);
     manager.save_with_metrics(5, [("loss", 0.9)])?;
-    assert_eq!(steps(dir.path())?, [1, 3, 4, 5]);
+    assert_eq!(steps_in(dir.path())?, [1, 3, 4, 5]);
     Ok(())
 }
 

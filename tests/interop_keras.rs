@@ -8,10 +8,13 @@ mod fixtures;
 mod memory;
 #[path = "common/python.rs"]
 mod python;
+#[path = "common/sources.rs"]
+mod sources;
 
 use fixtures::{find, json, sha256, shape, without};
 use memory::measured;
 use serde_json::Value;
+use sources::{fixture, read};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,12 +68,6 @@ fn dtype(name: &str) -> Option<Dtype> {
     })
 }
 
-fn bytes(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
-    bytes
-}
-
 #[test]
 fn every_fixture_is_bit_exact() {
     let (mut count, mut tensors, mut newer) = (0, 0, 0);
@@ -93,7 +90,7 @@ fn every_fixture_is_bit_exact() {
             let spec = weights.tensors().get(&key).unwrap_or_else(|| panic!("{context} in {weights:?}"));
             assert_eq!(Some(spec.dtype), dtype(wanted["dtype"].as_str().unwrap()), "{context}");
             assert_eq!(spec.shape, shape(wanted), "{context}");
-            let whole = bytes(&weights, &key);
+            let whole = read(&weights, &key);
             assert_eq!(sha256(&whole), wanted["sha256"].as_str().unwrap(), "{context}");
             let verified = wanted.get("filters").is_some() || file.extension().is_some_and(|suffix| suffix == "keras");
             assert_eq!(weights.verified_by(&key) == VerifiedBy::Container, verified, "{context}");
@@ -139,7 +136,7 @@ fn layers_have_their_names() {
             }
         }
     }
-    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
+    let tagger = Weights::open(fixture("keras/a_keras3/tagger.keras")).unwrap();
     for (alias, path) in [
         ("logits/kernel", "layers/dense/vars/0"),
         ("source_embedding/embeddings", "layers/embedding/vars/0"),
@@ -150,30 +147,29 @@ fn layers_have_their_names() {
         assert_eq!(tagger.first_alias(path), tagger.first_alias(alias));
         assert_eq!(tagger.aliases(alias).collect::<BTreeSet<_>>(), BTreeSet::from([alias, path]));
     }
-    let old = Weights::open(fixture("b_keras2/old_fixed_strings.h5")).unwrap();
+    let old = Weights::open(fixture("keras/b_keras2/old_fixed_strings.h5")).unwrap();
     assert_eq!(old.format(), "Keras 2 (HDF5)");
     assert!(old.tensors().contains_key("encoder/forward_gru/gru_cell/kernel"));
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/keras").join(name)
+/// The variables that an optimizer of the model updates.
+fn trainable(expected: &Value) -> Vec<&str> {
+    let names = expected["variables"].as_array().unwrap().iter().map(|variable| variable[0].as_str().unwrap());
+    names.filter(|name| !name.contains("/moving_") && !name.contains("seed")).collect()
 }
 
 #[test]
 fn optimizers_are_named_after_their_variables() {
     // Keras 2 names them in the file.
-    let model = Weights::open(fixture("b_keras2/model.h5")).unwrap();
+    let model = Weights::open(fixture("keras/b_keras2/model.h5")).unwrap();
     assert_eq!(model.slots().len(), 28);
     let slot = model.slots().iter().find(|slot| slot.variable == "logits/kernel" && slot.name == "v").unwrap();
     assert_eq!((slot.torch, &*slot.key), (Some("exp_avg_sq"), "optimizer/logits/kernel/exp_avg_sq"));
-    assert_eq!(bytes(&model, &slot.key), bytes(&model, "optimizer_weights/Adam/v/logits/kernel:0"));
+    assert_eq!(read(&model, &slot.key), read(&model, "optimizer_weights/Adam/v/logits/kernel:0"));
     // Keras 3 has numbers, in the order of the model's trainable variables.
-    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
-    let expected = json(&fixture("a_keras3/tagger.keras.expected.json"));
-    let trainable: Vec<&str> = (expected["variables"].as_array().unwrap().iter())
-        .map(|variable| variable[0].as_str().unwrap())
-        .filter(|name| !name.contains("/moving_") && !name.contains("seed"))
-        .collect();
+    let tagger = Weights::open(fixture("keras/a_keras3/tagger.keras")).unwrap();
+    let expected = json(&fixture("keras/a_keras3/tagger.keras.expected.json"));
+    let trainable = trainable(&expected);
     let slots = tagger.slots_of(&trainable).unwrap();
     assert_eq!(slots.len(), 28);
     let names: BTreeMap<String, String> = (expected["optimizer_variables"].as_array().unwrap().iter().enumerate())
@@ -196,12 +192,9 @@ fn optimizers_are_named_after_their_variables() {
 /// What an optimizer keeps gets the names and layouts of the variables.
 #[test]
 fn the_state_of_an_optimizer_goes_through_a_map() {
-    let tagger = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
-    let expected = json(&fixture("a_keras3/tagger.keras.expected.json"));
-    let trainable: Vec<&str> = (expected["variables"].as_array().unwrap().iter())
-        .map(|variable| variable[0].as_str().unwrap())
-        .filter(|name| !name.contains("/moving_") && !name.contains("seed"))
-        .collect();
+    let tagger = Weights::open(fixture("keras/a_keras3/tagger.keras")).unwrap();
+    let expected = json(&fixture("keras/a_keras3/tagger.keras.expected.json"));
+    let trainable = trainable(&expected);
     let state = keras::optimizer_state(&tagger, &trainable, &KerasOptimizer::adam().name("opt")).unwrap();
     assert_eq!(state.values()["opt/algorithm"], "Adam");
     assert!(state.values()["opt/steps"].as_u64() > Some(0));
@@ -224,8 +217,8 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
     assert!(mapped.left_out()["lstm.bias_hh_l0"].contains("made of zeros"));
     // The moments of a kernel are transposed as the kernel is.
     for slot in ["exp_avg", "exp_avg_sq"] {
-        let theirs = bytes(&state, &format!("opt/state/logits%2Fkernel/{slot}"));
-        let ours = bytes(&mapped, &format!("opt/state/logits.weight/{slot}"));
+        let theirs = read(&state, &format!("opt/state/logits%2Fkernel/{slot}"));
+        let ours = read(&mapped, &format!("opt/state/logits.weight/{slot}"));
         let shape = &mapped.tensors()[&format!("opt/state/logits.weight/{slot}")].shape;
         let (rows, columns) = (shape[0] as usize, shape[1] as usize);
         let element = |bytes: &[u8], at: usize| bytes[4 * at..4 * at + 4].to_vec();
@@ -239,14 +232,14 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
         mapped.read_range(&format!("opt/state/logits.weight/{slot}"), range, &mut part).unwrap();
         assert_eq!(part, ours[4 * columns..8 * columns]);
     }
-    let step = bytes(&mapped, "opt/state/logits.weight/step");
+    let step = read(&mapped, "opt/state/logits.weight/step");
     assert_eq!(f32::from_le_bytes(step.try_into().unwrap()) as u64, state.values()["opt/steps"].as_u64().unwrap());
     // Not the state of an optimizer, and a state of other variables.
     assert!(map.apply_to_optimizer(&tagger, &tagger, "model").is_err());
-    let other = Weights::open(fixture("b_keras2/model.h5")).unwrap();
+    let other = Weights::open(fixture("keras/b_keras2/model.h5")).unwrap();
     let old = keras::optimizer_state(&other, &[], &KerasOptimizer::adam().learning_rate(0.1)).unwrap();
     assert_eq!(old.tensors().len(), 28 / 2 * 3);
-    let sharded = Weights::open(fixture("a_keras3/float16.weights.h5")).unwrap();
+    let sharded = Weights::open(fixture("keras/a_keras3/float16.weights.h5")).unwrap();
     let error = map.apply_to_optimizer(&sharded, &old, "model").unwrap_err().to_string();
     assert!(error.contains("has no variable"), "{error}");
     let error = keras::optimizer_state(&other, &[], &KerasOptimizer::adam()).unwrap_err().to_string();
@@ -257,8 +250,8 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
 fn an_archive_has_a_checksum() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("tagger.keras");
-    let mut bytes = fs::read(fixture("a_keras3/tagger.keras")).unwrap();
-    let whole = Weights::open(fixture("a_keras3/tagger.keras")).unwrap();
+    let mut bytes = fs::read(fixture("keras/a_keras3/tagger.keras")).unwrap();
+    let whole = Weights::open(fixture("keras/a_keras3/tagger.keras")).unwrap();
     // In the elements of a tensor, where HDF5 has no checksum.
     let mut kernel = vec![0; 4 * 33];
     whole.read("logits/kernel", &mut kernel).unwrap();
@@ -314,7 +307,7 @@ fn hostile_files_are_refused() {
 
 #[test]
 fn what_expands_beyond_reason_is_refused_unless_asked_for() {
-    let bomb = fixture("hostile/shape_bomb.h5");
+    let bomb = fixture("keras/hostile/shape_bomb.h5");
     let error = Weights::open(&bomb).unwrap_err().to_string();
     assert!(error.contains("max_expansion"), "{error}");
     let weights = Weights::open_with(&bomb, &ReadOptions::default().max_expansion(u64::MAX)).unwrap();
@@ -337,7 +330,7 @@ fn no_flipped_byte_and_no_cut_panics() {
         ("c_hdf5/features.h5", 307),
         ("hostile/config_calls_system.keras", 23),
     ] {
-        let whole = fs::read(fixture(name)).unwrap();
+        let whole = fs::read(fixture("keras").join(name)).unwrap();
         let path = root.path().join("damaged");
         let check = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
@@ -364,7 +357,7 @@ fn no_flipped_byte_and_no_cut_panics() {
 #[test]
 fn keras_computes_with_what_is_written() {
     let Some(python) = python::python("keras") else { return };
-    let training = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training");
+    let training = fixture("training");
     let root = tempfile::tempdir().unwrap();
     let bundle = interop::open(training.join("keras_seq2seq")).unwrap();
     let weights = NameMap::new().weights().apply(&*bundle).unwrap();
@@ -380,7 +373,7 @@ fn keras_computes_with_what_is_written() {
     let printed = python::output(&mut command);
     let output: Vec<f64> = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     let recorded = interop::open(training.join("keras_seq2seq.npz")).unwrap();
-    let wanted = bytes(&*recorded, "output");
+    let wanted = read(&*recorded, "output");
     let wanted: Vec<f64> = wanted.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect();
     assert_eq!(output.len(), wanted.len());
     assert!(

@@ -3,14 +3,19 @@
 //! `tests/fixtures` holds some of each kind. With the environment variable `FIXTURES` the same checks run over every
 //! file with an `expected.json` under that directory.
 
+#[path = "common/fixtures.rs"]
+mod fixtures;
 #[path = "common/memory.rs"]
 mod memory;
 #[path = "common/python.rs"]
 mod python;
+#[path = "common/sources.rs"]
+mod sources;
 
+use fixtures::{json as json_of, sha256};
 use memory::measured;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
+use sources::{fixture, read};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +25,7 @@ use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, name};
 
 fn roots() -> Vec<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let own = fixture("");
     let other = std::env::var_os("FIXTURES").map(PathBuf::from);
     [Some(own), other].into_iter().flatten().collect()
 }
@@ -34,10 +39,6 @@ fn files(directory: &Path, found: &mut Vec<PathBuf>) {
             false => found.push(path),
         }
     }
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 /// The files of the formats that these tests are about.
@@ -54,13 +55,13 @@ fn fixtures() -> Vec<(PathBuf, Value)> {
         for file in ours(&root) {
             let name = file.file_name().unwrap().to_str().unwrap();
             if name == "expected.json" {
-                all.push((file.parent().unwrap().to_path_buf(), read_json(&file)));
+                all.push((file.parent().unwrap().to_path_buf(), json_of(&file)));
             } else if let Some(stem) = name.strip_suffix(".expected.json").filter(|stem| *stem != "hostile") {
                 let mut path = file.with_file_name(stem);
                 if !path.exists() {
                     path = file.with_file_name(format!("{stem}.safetensors"));
                 }
-                all.push((path, read_json(&file)));
+                all.push((path, json_of(&file)));
             }
         }
     }
@@ -97,16 +98,6 @@ fn dtype(name: &str) -> Option<Dtype> {
 /// A key as the fixtures write it.
 fn plain(key: &str) -> String {
     name::path(key).unwrap_or_default().join("/")
-}
-
-fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap_or_else(|e| panic!("{key}: {e}"));
-    bytes
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// All tensors are there, as they were written; the same elements have one first name.
@@ -327,7 +318,7 @@ fn hostile_files_end_in_errors() {
     let (mut longest, mut largest) = (Duration::ZERO, 0);
     for root in roots() {
         for list in ours(&root).iter().filter(|file| file.ends_with("hostile.expected.json")) {
-            for (name, entry) in read_json(list)["files"].as_object().unwrap() {
+            for (name, entry) in json_of(list)["files"].as_object().unwrap() {
                 let path = list.with_file_name(name);
                 let (result, time, memory) = measured(|| read_all(&path));
                 let length = fs::metadata(&path).unwrap().len();
@@ -443,7 +434,7 @@ fn what_is_written_as_safetensors_is_read_again() {
 fn training() -> (Box<dyn TensorSource>, Vec<String>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures/pytorch/b_training/checkpoint_adam_legacy_t1_6_0.pth.tar");
-    let expected = read_json(&path.with_file_name("checkpoint_adam_legacy_t1_6_0.pth.tar.expected.json"));
+    let expected = json_of(&path.with_file_name("checkpoint_adam_legacy_t1_6_0.pth.tar.expected.json"));
     let order = expected["parameter_order"].as_array().unwrap();
     (interop::open(path).unwrap(), order.iter().map(|name| name.as_str().unwrap().to_string()).collect())
 }

@@ -6,9 +6,12 @@
 mod fixtures;
 #[path = "common/python.rs"]
 mod python;
+#[path = "common/sources.rs"]
+mod sources;
 
 use fixtures::{find, json, sha256, shape, without};
 use serde_json::{Value, json};
+use sources::fixture;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
@@ -101,13 +104,9 @@ fn every_fixture_is_bit_exact() {
     println!("{tensors} tensors of {files} bundles are bit-exact");
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tensorflow").join(name)
-}
-
 #[test]
 fn variables_have_every_name_that_the_graph_gives_them() {
-    let bundle = Bundle::open(fixture("a_seq2seq_gru/ckpt-5")).unwrap();
+    let bundle = Bundle::open(fixture("tensorflow/a_seq2seq_gru/ckpt-5")).unwrap();
     // TensorFlow's key is the shortest path, which leads through the optimizer.
     let key = "encoder/rnn/cell/kernel";
     assert_eq!(
@@ -122,7 +121,7 @@ fn variables_have_every_name_that_the_graph_gives_them() {
         assert!(bundle.tensors().contains_key(name), "{name}");
     }
     // A model saved on its own: the edge `root` leads back to it.
-    let weights = Bundle::open(fixture("g_keras2_weights/weights")).unwrap();
+    let weights = Bundle::open(fixture("tensorflow/g_keras2_weights/weights")).unwrap();
     assert_eq!(
         weights.aliases("layer-0/kernel").collect::<Vec<_>>(),
         ["layer-0/kernel", "layer_with_weights-0/kernel"]
@@ -180,7 +179,7 @@ fn slots_are_named_after_their_variable() {
             [("momentum", "exp_avg"), ("velocity", "exp_avg_sq")],
         ),
     ] {
-        let bundle = Bundle::open(fixture(file)).unwrap();
+        let bundle = Bundle::open(fixture("tensorflow").join(file)).unwrap();
         for (name, torch) in slots {
             let slot = bundle.slots().iter().find(|slot| slot.variable == variable && slot.name == name);
             let slot = slot.unwrap_or_else(|| panic!("{file}: {variable} {name} in {:?}", bundle.slots()));
@@ -189,11 +188,11 @@ fn slots_are_named_after_their_variable() {
             assert_eq!(bundle.tensors()[&slot.key], bundle.tensors()[variable], "{file}");
         }
     }
-    let sgd = Bundle::open(fixture("e_slots/keras2_legacy_sgd-1")).unwrap();
+    let sgd = Bundle::open(fixture("tensorflow/e_slots/keras2_legacy_sgd-1")).unwrap();
     assert_eq!(sgd.slots().len(), 4);
     assert!(sgd.tensors().contains_key("optimizer/model/layer-0/kernel/momentum_buffer"));
     // In the Keras 3 optimizer of the sequence model the right one of many of the same shape.
-    let adam = Bundle::open(fixture("a_seq2seq_gru/ckpt-5")).unwrap();
+    let adam = Bundle::open(fixture("tensorflow/a_seq2seq_gru/ckpt-5")).unwrap();
     assert_eq!(adam.slots().len(), 32);
     let key = adam.tensorflow_key("optimizer/decoder/attention/W2/_kernel/exp_avg_sq");
     assert_eq!(key, Some("optimizer/_variables/27/.ATTRIBUTES/VARIABLE_VALUE"));
@@ -201,22 +200,22 @@ fn slots_are_named_after_their_variable() {
 
 #[test]
 fn a_directory_means_its_newest_checkpoint_or_its_saved_model() {
-    let newest = Bundle::open(fixture("a_seq2seq_gru")).unwrap();
+    let newest = Bundle::open(fixture("tensorflow/a_seq2seq_gru")).unwrap();
     assert!(newest.prefix().ends_with("ckpt-5"));
-    assert!(Bundle::open(fixture("a_seq2seq_gru/ckpt-5.index")).unwrap().prefix().ends_with("ckpt-5"));
-    assert!(Bundle::open(fixture("g_keras2_weights/saved_model")).unwrap().tensors().contains_key("v"));
+    assert!(Bundle::open(fixture("tensorflow/a_seq2seq_gru/ckpt-5.index")).unwrap().prefix().ends_with("ckpt-5"));
+    assert!(Bundle::open(fixture("tensorflow/g_keras2_weights/saved_model")).unwrap().tensors().contains_key("v"));
     for path in
         ["a_seq2seq_gru", "a_seq2seq_gru/ckpt-5.index", "g_keras2_weights/saved_model", "f_name_based/model.ckpt-7"]
     {
-        assert_eq!(interop::open(fixture(path)).unwrap().format(), "TensorFlow", "{path}");
+        assert_eq!(interop::open(fixture("tensorflow").join(path)).unwrap().format(), "TensorFlow", "{path}");
     }
-    assert!(matches!(interop::open(fixture("e_slots")), Err(Error::Unsupported { .. })));
+    assert!(matches!(interop::open(fixture("tensorflow/e_slots")), Err(Error::Unsupported { .. })));
     for missing in ["a_seq2seq_gru/ckpt-4", "c_sharded", "e_slots", "nowhere"] {
-        assert!(matches!(Bundle::open(fixture(missing)), Err(Error::NotFound { .. })), "{missing}");
+        assert!(matches!(Bundle::open(fixture("tensorflow").join(missing)), Err(Error::NotFound { .. })), "{missing}");
     }
-    let state = CheckpointState::read(fixture("a_seq2seq_gru/checkpoint")).unwrap();
+    let state = CheckpointState::read(fixture("tensorflow/a_seq2seq_gru/checkpoint")).unwrap();
     assert_eq!(state.all_model_checkpoint_paths, ["ckpt-3", "ckpt-4", "ckpt-5"]);
-    assert_eq!(state.to_string(), fs::read_to_string(fixture("a_seq2seq_gru/checkpoint")).unwrap());
+    assert_eq!(state.to_string(), fs::read_to_string(fixture("tensorflow/a_seq2seq_gru/checkpoint")).unwrap());
 }
 
 #[test]
@@ -224,7 +223,7 @@ fn a_state_file_leads_nowhere_else() {
     let root = tempfile::tempdir().unwrap();
     for name in ["ckpt-5.index", "ckpt-5.data-00000-of-00001"] {
         fs::create_dir_all(root.path().join("run")).unwrap();
-        fs::copy(fixture("a_seq2seq_gru").join(name), root.path().join(name)).unwrap();
+        fs::copy(fixture("tensorflow/a_seq2seq_gru").join(name), root.path().join(name)).unwrap();
     }
     for path in ["../ckpt-5", "/etc/passwd"] {
         fs::write(root.path().join("run/checkpoint"), format!("model_checkpoint_path: {path:?}\n")).unwrap();
@@ -239,7 +238,7 @@ fn a_state_file_leads_nowhere_else() {
 /// A copy of a small fixture.
 fn copied(name: &str) -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
-    let source = fixture(name);
+    let source = fixture("tensorflow").join(name);
     let stem = source.file_name().unwrap().to_str().unwrap();
     for entry in fs::read_dir(source.parent().unwrap()).unwrap() {
         let path = entry.unwrap().path();

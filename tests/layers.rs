@@ -1,21 +1,21 @@
 //! Layers of PyTorch and Keras under tch's modules: the outputs that the other tool recorded, not only its shapes.
 
-use std::path::{Path, PathBuf};
+#[path = "common/sources.rs"]
+mod sources;
+
+use sources::{fixture, keras_layers};
+use std::path::Path;
 use tch::nn::{self, Module, ModuleT, RNN};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::map::{NameMap, Preset};
 use tch_checkpoint::{Checkpoint, Error, RestoreOptions, Variables};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/layers").join(name)
-}
 
 /// What was recorded, by name.
 struct Recorded(Vec<(String, Tensor)>);
 
 impl Recorded {
     fn open(name: &str) -> Recorded {
-        Recorded(Tensor::read_npz(fixture(name)).unwrap())
+        Recorded(Tensor::read_npz(fixture("layers").join(name)).unwrap())
     }
 
     fn get(&self, name: &str) -> Tensor {
@@ -77,7 +77,7 @@ fn layers_of_pytorch_give_the_same_outputs() {
         .fold(NameMap::new().layer("model/attention", Preset::TorchMultiheadAttention, "attention"), |map, layer| {
             map.layer(&format!("model/{layer}"), Preset::TorchModule, layer)
         });
-    restore(&vs, &fixture("torch_layers.pt"), &map).unwrap_or_else(|e| panic!("{e}"));
+    restore(&vs, &fixture("layers/torch_layers.pt"), &map).unwrap_or_else(|e| panic!("{e}"));
     recorded.check("linear", &linear.forward(&input("linear")));
     recorded.check("embedding", &embedding.forward(&input("embedding")));
     recorded.check("conv1d", &conv1d.forward(&input("conv1d")));
@@ -97,23 +97,7 @@ fn layers_of_pytorch_give_the_same_outputs() {
 fn layers_of_keras_give_the_same_outputs() {
     let recorded = Recorded::open("keras_outputs.npz");
     let input = |name: &str| recorded.get(&format!("{name}.input"));
-    let map = [
-        ("dense", Preset::KerasDense),
-        ("embedding", Preset::KerasEmbedding),
-        ("conv1d", Preset::KerasConv),
-        ("conv2d", Preset::KerasConv),
-        ("conv2d_transpose", Preset::KerasConv),
-        ("depthwise", Preset::KerasDepthwiseConv),
-        ("batch_norm", Preset::KerasBatchNorm),
-        ("layer_norm", Preset::KerasLayerNorm),
-        ("gru", Preset::KerasGru),
-        ("lstm", Preset::KerasLstm),
-        ("both_gru", Preset::KerasBidirectional),
-        ("both_lstm", Preset::KerasBidirectional),
-        ("attention", Preset::KerasMultiHeadAttention),
-    ]
-    .into_iter()
-    .fold(NameMap::new(), |map, (layer, preset)| map.layer(&format!("model/{layer}"), preset, layer));
+    let map = keras_layers("model", "");
     for (file, prefix) in [("keras_layers.weights.h5", ""), ("keras_layers", "model/")] {
         let map = if prefix.is_empty() {
             map.clone()
@@ -139,7 +123,7 @@ fn layers_of_keras_give_the_same_outputs() {
         let project = (&root / "attention").zeros("in_proj_weight", &[12, 4]);
         let bias = (&root / "attention").zeros("in_proj_bias", &[12]);
         let out = nn::linear(&root / "attention" / "out_proj", 4, 4, Default::default());
-        restore(&vs, &fixture(file), &map).unwrap_or_else(|e| panic!("{e}"));
+        restore(&vs, &fixture("layers").join(file), &map).unwrap_or_else(|e| panic!("{e}"));
         recorded.check("dense", &dense.forward(&input("dense")));
         recorded.check("embedding", &embedding.forward(&input("embedding")));
         // Keras has channels last.

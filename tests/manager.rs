@@ -3,50 +3,27 @@
 mod common;
 
 use common::Memory;
+use common::run::{Run, names};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch_checkpoint::format::Index;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Location, checkpoints, latest_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, checkpoints, latest_checkpoint,
     list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// A run: a counter and a tensor that depends on it.
-struct Run {
-    step: Counter,
-    weights: Memory,
-}
-
 impl Run {
     fn new() -> Run {
-        Run { step: Counter::new(0), weights: Memory::seeded(1000, 0) }
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+        Run::of(1000)
     }
 
     fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
         CheckpointManager::builder(self.checkpoint(), dir)
     }
-
-    fn train(&self) -> u64 {
-        let step = self.step.increment();
-        *self.weights.bytes() = Memory::seeded(1000, step).bytes().clone();
-        step
-    }
-
-    fn is_at(&self, step: u64) -> bool {
-        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(1000, step).bytes()
-    }
-}
-
-fn names(paths: &[Location]) -> Vec<String> {
-    paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
 fn flip(path: &Path, at: usize) {

@@ -3,6 +3,7 @@
 mod common;
 
 use common::Memory;
+use common::sources::read;
 use common::table::Table;
 use proptest::prelude::*;
 use serde_json::json;
@@ -11,12 +12,6 @@ use tch_checkpoint::map::{Functions, Loss, NameMap, TensorFunction, Transform};
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Node, RestoreOptions, Result, TensorSource, TensorSpec, Trackable, VerifiedBy,
 };
-
-fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
-    bytes
-}
 
 /// The oracle: a shape, and a function from indices to numbers.
 #[derive(Debug, Clone)]

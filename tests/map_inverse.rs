@@ -4,43 +4,16 @@
 mod common;
 
 use common::Memory;
-use std::path::{Path, PathBuf};
+use common::sources::{fixture, keras_layers, read};
+use std::path::Path;
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::interop::{self, keras, tensorflow};
 use tch_checkpoint::map::{NameMap, Preset};
 use tch_checkpoint::{Checkpoint, Dtype, TensorSource};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
-    bytes
-}
-
 /// Every preset of Keras.
 fn presets(prefix: &str) -> NameMap {
-    let layers = [
-        ("dense", Preset::KerasDense),
-        ("embedding", Preset::KerasEmbedding),
-        ("conv1d", Preset::KerasConv),
-        ("conv2d", Preset::KerasConv),
-        ("conv2d_transpose", Preset::KerasConv),
-        ("depthwise", Preset::KerasDepthwiseConv),
-        ("batch_norm", Preset::KerasBatchNorm),
-        ("layer_norm", Preset::KerasLayerNorm),
-        ("gru", Preset::KerasGru),
-        ("lstm", Preset::KerasLstm),
-        ("both_gru", Preset::KerasBidirectional),
-        ("both_lstm", Preset::KerasBidirectional),
-        ("attention", Preset::KerasMultiHeadAttention),
-    ];
-    let map = layers.into_iter().fold(NameMap::new(), |map, (layer, preset)| {
-        map.layer(&format!("ours/{layer}"), preset, &format!("{prefix}{layer}"))
-    });
-    map.only(["ours"])
+    keras_layers("ours", prefix).only(["ours"])
 }
 
 /// Those of PyTorch, of which one splits a tensor into three.

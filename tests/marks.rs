@@ -4,6 +4,7 @@ mod common;
 
 use chrono::{DateTime, Utc};
 use common::Memory;
+use common::run::steps_in;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,10 +39,6 @@ impl Run {
     }
 }
 
-fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
-    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
-}
-
 #[test]
 fn late_metrics_of_another_process_decide_what_stays() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -53,14 +50,14 @@ fn late_metrics_of_another_process_decide_what_stays() -> Outcome {
         let latest = evaluator.latest()?.ok_or("none")?;
         evaluator.add_metrics(&latest.name, [("accuracy", accuracy)])?;
     }
-    assert_eq!(steps(dir.path())?, [2, 4, 5, 6]);
+    assert_eq!(steps_in(dir.path())?, [2, 4, 5, 6]);
     // Without the index, and in another process.
     manager.close()?;
     fs::remove_file(dir.path().join("checkpoint.json"))?;
     let mut manager = run.builder(dir.path()).max_to_keep(1).keep(Best::new("accuracy", Goal::Maximize, 1)).open()?;
     manager.restore_or_initialize()?;
     run.train(&mut manager, 1)?;
-    assert_eq!(steps(dir.path())?, [2, 7]);
+    assert_eq!(steps_in(dir.path())?, [2, 7]);
     assert_eq!(evaluator.best("accuracy", Goal::Maximize)?.ok_or("none")?.metrics["accuracy"], 0.9);
     Ok(())
 }
@@ -78,7 +75,7 @@ fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
     evaluator.add_metrics("ckpt-2", [("loss", 0.5)])?;
     evaluator.add_metrics("ckpt-1", [("loss", 0.1)])?;
     run.train(&mut manager, 1)?;
-    assert_eq!(steps(dir.path())?, [1, 3, 4]);
+    assert_eq!(steps_in(dir.path())?, [1, 3, 4]);
     Ok(())
 }
 
@@ -100,7 +97,7 @@ fn what_only_the_index_lists_as_permanent_is_not_pruned() -> Outcome {
     assert_eq!(explained[1].kept_by, [KeptBy::Permanent], "{}", explained[1]);
     let removed = directory.prune(&policies)?.removed;
     assert_eq!(removed, ["ckpt-1", "ckpt-3"].map(|name| dir.path().join(name)));
-    assert_eq!(steps(dir.path())?, [2, 4]);
+    assert_eq!(steps_in(dir.path())?, [2, 4]);
     Ok(())
 }
 
@@ -125,7 +122,7 @@ fn what_is_pinned_stays_until_it_is_not() -> Outcome {
     let beside = CheckpointDirectory::new(dir.path());
     beside.pin("ckpt-1", "demo", "")?;
     run.train(&mut manager, 3)?;
-    assert_eq!(steps(dir.path())?, [1, 4]);
+    assert_eq!(steps_in(dir.path())?, [1, 4]);
     let why = manager.why("ckpt-1")?;
     let names: Vec<&str> = why
         .kept_by
@@ -148,10 +145,10 @@ fn what_is_pinned_stays_until_it_is_not() -> Outcome {
     let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
     manager.restore_or_initialize()?;
     run.train(&mut manager, 1)?;
-    assert_eq!(steps(dir.path())?, [1, 5]);
+    assert_eq!(steps_in(dir.path())?, [1, 5]);
     assert!(manager.unpin(&path, "paper")?);
     run.train(&mut manager, 1)?;
-    assert_eq!(steps(dir.path())?, [6]);
+    assert_eq!(steps_in(dir.path())?, [6]);
     assert!(matches!(beside.pin("ckpt-1", "late", ""), Err(Error::NotFound { .. })));
     Ok(())
 }
@@ -193,7 +190,7 @@ fn a_checkpoint_that_is_still_written_gets_its_marks() -> Outcome {
         manager.annotate(&path, "by", "the training")?;
     }
     manager.wait()?;
-    assert_eq!(steps(dir.path())?, [2, 4]);
+    assert_eq!(steps_in(dir.path())?, [2, 4]);
     let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
     assert_eq!(found.iter().map(|info| info.metrics["accuracy"]).collect::<Vec<_>>(), [0.9, 0.6]);
     assert!(found.iter().all(|info| info.notes["by"] == "the training"));
@@ -265,9 +262,9 @@ fn prune_asks_the_policies_and_leaves_pins_alone() -> Outcome {
     assert_eq!(kept, ["ckpt-2", "ckpt-5", "ckpt-6"]);
     let pruned = beside.prune(&policies)?;
     assert_eq!((pruned.removed.len(), pruned.spared.len()), (3, 0));
-    assert_eq!(steps(dir.path())?, [2, 5, 6]);
+    assert_eq!(steps_in(dir.path())?, [2, 5, 6]);
     beside.delete("ckpt-5")?;
-    assert_eq!(steps(dir.path())?, [2, 6]);
+    assert_eq!(steps_in(dir.path())?, [2, 6]);
     Ok(())
 }
 

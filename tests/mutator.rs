@@ -4,6 +4,9 @@
 //! `MUTATOR_SAVES=100000 cargo test --test mutator -- --nocapture` runs it in full and prints how often writes past the
 //! version counter were noticed.
 
+mod common;
+
+use common::bits;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -199,26 +202,26 @@ impl Program {
 
     /// Every tracked tensor's bytes, by key, and the gradients.
     fn state(&self) -> BTreeMap<String, Vec<u8>> {
-        let mut state = BTreeMap::from([("alias".to_string(), bytes(&self.alias))]);
+        let mut state = BTreeMap::from([("alias".to_string(), bits(&self.alias))]);
         for (name, tensor) in self.vs.variables() {
-            state.insert(format!("model/{name}"), bytes(&tensor));
+            state.insert(format!("model/{name}"), bits(&tensor));
             let gradient = tensor.grad();
             if gradient.defined() && !gradient.is_sparse() {
-                state.insert(format!("optimizer/state/{name}/grad"), bytes(&gradient));
+                state.insert(format!("optimizer/state/{name}/grad"), bits(&gradient));
             }
             let slots = self.is_handed_out.then(|| self.optimizer.state(&name)).flatten();
             for (slot, tensor) in slots.unwrap_or_default() {
-                state.insert(format!("optimizer/state/{name}/{slot}"), bytes(&tensor));
+                state.insert(format!("optimizer/state/{name}/{slot}"), bits(&tensor));
             }
         }
         if !self.is_handed_out {
             state.extend(self.slots());
         }
         for (name, average) in self.ema.averages() {
-            state.insert(format!("ema/{name}"), bytes(&average));
+            state.insert(format!("ema/{name}"), bits(&average));
         }
         for (name, average) in self.swa.averages() {
-            state.insert(format!("swa/{name}"), bytes(&average));
+            state.insert(format!("swa/{name}"), bits(&average));
         }
         state
     }
@@ -380,13 +383,6 @@ impl Program {
             }
         }
     }
-}
-
-fn bytes(tensor: &Tensor) -> Vec<u8> {
-    let plain = tensor.detach().contiguous();
-    let mut bytes = vec![0; plain.numel() * plain.kind().elt_size_in_bytes()];
-    plain.copy_data_u8(&mut bytes, plain.numel());
-    bytes
 }
 
 /// Whether a checkpoint has this state. It has a gradient only where no step has used it.

@@ -2,30 +2,20 @@
 
 mod common;
 
-use common::Memory;
+use common::run::{Run, names};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, Location, checkpoints,
+    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
     latest_checkpoint, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// A run: a counter and a tensor that depends on it.
-struct Run {
-    step: Counter,
-    weights: Memory,
-}
-
 impl Run {
     fn new() -> Run {
-        Run { step: Counter::new(0), weights: Memory::seeded(100, 0) }
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+        Run::of(100)
     }
 
     fn builder(&self, dir: &Path) -> CheckpointManagerBuilder {
@@ -36,11 +26,6 @@ impl Run {
         self.builder(dir).open().unwrap()
     }
 
-    fn set(&self, step: u64) {
-        self.step.set(step);
-        *self.weights.bytes() = Memory::seeded(100, step).bytes().clone();
-    }
-
     /// Restores the newest, or starts, and saves these steps.
     fn save(&self, manager: &mut CheckpointManager, steps: &[u64]) -> Outcome {
         for &step in steps {
@@ -49,10 +34,6 @@ impl Run {
         }
         Ok(())
     }
-}
-
-fn names(paths: &[Location]) -> Vec<String> {
-    paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
 }
 
 fn in_dir(dir: &Path, prefix: &str) -> Vec<String> {

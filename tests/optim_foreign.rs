@@ -1,16 +1,15 @@
 //! Trainings of PyTorch, Keras and TensorFlow, continued: one more step gives the variables that the other tool recorded.
 //! `tests/fixtures/training` has the programs that recorded them.
 
-use std::path::{Path, PathBuf};
+#[path = "common/sources.rs"]
+mod sources;
+
+use sources::{fixture, read};
 use tch::nn::{self, Module, RNN};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::interop::{KerasOptimizer, keras, pytorch, tensorflow};
 use tch_checkpoint::map::{Merged, NameMap, Preset};
 use tch_checkpoint::{Checkpoint, Dtype, Error, RestoreOptions, TensorSource, Variables, interop, optim};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training").join(name)
-}
 
 fn tensor(source: &dyn TensorSource, key: &str) -> Tensor {
     let spec = source.tensors().get(key).unwrap_or_else(|| panic!("{key}"));
@@ -19,10 +18,8 @@ fn tensor(source: &dyn TensorSource, key: &str) -> Tensor {
         Dtype::I64 => Kind::Int64,
         other => panic!("{key} is {other}"),
     };
-    let mut bytes = vec![0; spec.bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
     let shape: Vec<i64> = spec.shape.iter().map(|length| *length as i64).collect();
-    Tensor::from_data_size(&bytes, &shape, kind)
+    Tensor::from_data_size(&read(source, key), &shape, kind)
 }
 
 /// The largest difference of two tensors.
@@ -56,7 +53,7 @@ fn two_groups() -> (nn::VarStore, Tensor, Tensor) {
 
 #[test]
 fn optimizers_of_pytorch_continue() {
-    let file = interop::open(fixture("torch_optimizers.pt")).unwrap();
+    let file = interop::open(fixture("training/torch_optimizers.pt")).unwrap();
     // Options that differ from all of those recorded.
     type Build = fn(&nn::VarStore) -> Result<optim::Optimizer, Error>;
     let builds: [(&str, Build); 4] = [
@@ -85,7 +82,7 @@ fn optimizers_of_pytorch_continue() {
 
 #[test]
 fn optimizers_of_keras_and_tensorflow_continue() {
-    let recorded = interop::open(fixture("keras_optimizers.npz")).unwrap();
+    let recorded = interop::open(fixture("training/keras_optimizers.npz")).unwrap();
     type Build = fn(&nn::VarStore) -> Result<optim::Optimizer, Error>;
     let adam: Build = |vs| optim::Adam::default().build(vs, 0.5);
     let adamw: Build = |vs| optim::AdamW::default().build(vs, 0.5);
@@ -107,12 +104,12 @@ fn optimizers_of_keras_and_tensorflow_continue() {
         let dense = nn::linear(vs.root() / "dense", 3, 2, Default::default());
         let mut optimizer = build(&vs).unwrap();
         if name == "keras3_amsgrad" {
-            let file = keras::Weights::open(fixture("keras3_amsgrad.weights.h5")).unwrap();
+            let file = keras::Weights::open(fixture("training/keras3_amsgrad.weights.h5")).unwrap();
             let state = keras::optimizer_state(&file, &["dense/kernel", "dense/bias"], &options).unwrap();
             let state = map.apply_to_optimizer(&file, &state, "model").unwrap();
             restore(&vs, &optimizer, &map.apply(&file).unwrap(), &state);
         } else {
-            let bundle = tensorflow::Bundle::open(fixture(name)).unwrap();
+            let bundle = tensorflow::Bundle::open(fixture("training").join(name)).unwrap();
             let state = tensorflow::optimizer_state(&bundle, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
             let state = map.apply_to_optimizer(&bundle, &state, "model").unwrap_or_else(|e| panic!("{name}: {e}"));
             assert!(state.left_out().is_empty());
@@ -130,7 +127,7 @@ fn optimizers_of_keras_and_tensorflow_continue() {
 #[test]
 fn an_optimizer_without_an_equal_is_refused_with_the_reason() {
     let refused = |name: &str, options: KerasOptimizer| {
-        let bundle = tensorflow::Bundle::open(fixture(name)).unwrap();
+        let bundle = tensorflow::Bundle::open(fixture("training").join(name)).unwrap();
         tensorflow::optimizer_state(&bundle, &options).unwrap_err().to_string()
     };
     for (name, options, reason) in [
@@ -196,7 +193,7 @@ impl Seq2Seq {
 
 #[test]
 fn an_encoder_decoder_of_pytorch_continues() {
-    let file = interop::open(fixture("torch_seq2seq.pt")).unwrap();
+    let file = interop::open(fixture("training/torch_seq2seq.pt")).unwrap();
     let model = Seq2Seq::new();
     let mut optimizer = optim::Adam::default().build(&model.vs, 0.5).unwrap();
     let map = |from: &str| {
@@ -222,7 +219,7 @@ fn an_encoder_decoder_of_pytorch_continues() {
 /// The same model as an HDF5 file, which numbers what the optimizer keeps, and as a bundle, which has it in a graph.
 #[test]
 fn an_encoder_decoder_of_keras_continues() {
-    let recorded = interop::open(fixture("keras_seq2seq.npz")).unwrap();
+    let recorded = interop::open(fixture("training/keras_seq2seq.npz")).unwrap();
     let map = NameMap::new()
         .layer("model/encoder.embedding", Preset::KerasEmbedding, "source_embedding")
         .layer("model/encoder.rnn", Preset::KerasGru, "encoder")
@@ -230,13 +227,13 @@ fn an_encoder_decoder_of_keras_continues() {
         .layer("model/decoder.rnn", Preset::KerasGru, "decoder")
         .layer("model/decoder.logits", Preset::KerasDense, "logits")
         .only(["model"]);
-    let next = tensorflow::Bundle::open(fixture("keras_seq2seq_next")).unwrap();
+    let next = tensorflow::Bundle::open(fixture("training/keras_seq2seq_next")).unwrap();
     let next = map.apply(&next).unwrap();
     let options = KerasOptimizer::adam();
 
     let model = Seq2Seq::new();
     let mut optimizer = optim::Adam::default().build(&model.vs, 0.5).unwrap();
-    let file = keras::Weights::open(fixture("keras_seq2seq.weights.h5")).unwrap();
+    let file = keras::Weights::open(fixture("training/keras_seq2seq.weights.h5")).unwrap();
     let trainable = [
         "source_embedding/embeddings",
         "target_embedding/embeddings",
@@ -256,7 +253,7 @@ fn an_encoder_decoder_of_keras_continues() {
 
     let model = Seq2Seq::new();
     let mut optimizer = optim::Adam::default().build(&model.vs, 0.5).unwrap();
-    let bundle = tensorflow::Bundle::open(fixture("keras_seq2seq")).unwrap();
+    let bundle = tensorflow::Bundle::open(fixture("training/keras_seq2seq")).unwrap();
     let state = tensorflow::optimizer_state(&bundle, &options).unwrap();
     let state = map.apply_to_optimizer(&bundle, &state, "model").unwrap();
     restore(&model.vs, &optimizer, &map.apply(&bundle).unwrap(), &state);

@@ -2,29 +2,18 @@
 
 mod common;
 
-use common::Memory;
+use common::run::Run;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use tch_checkpoint::format::{Digest, Index, Manifest};
-use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, checkpoints, latest_checkpoint, list_checkpoints,
-};
+use tch_checkpoint::{CheckpointManager, CheckpointReader, Error, checkpoints, latest_checkpoint, list_checkpoints};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-struct Run {
-    step: Counter,
-    weights: Memory,
-}
-
 impl Run {
     fn new() -> Run {
-        Run { step: Counter::new(0), weights: Memory::seeded(1000, 0) }
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::new().track("step", &self.step).unwrap().track("weights", &self.weights).unwrap()
+        Run::of(1000)
     }
 
     fn open(&self, dir: &Path) -> Result<CheckpointManager, Error> {

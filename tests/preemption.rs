@@ -2,36 +2,20 @@
 
 mod common;
 
-use common::Memory;
+use common::run::Run;
 use std::path::Path;
 use std::time::Duration;
-use tch_checkpoint::{Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Preemption};
+use tch_checkpoint::{Background, CheckpointManager, CheckpointManagerBuilder, Error, Preemption};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-struct Run {
-    step: Counter,
-    weights: Memory,
-}
-
 impl Run {
     fn new() -> Run {
-        Run { step: Counter::new(0), weights: Memory::seeded(20_000, 0) }
+        Run::of(20_000)
     }
 
     fn builder(&self, dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
-        let checkpoint = Checkpoint::new().track("step", &self.step)?.track("weights", &self.weights)?;
-        Ok(CheckpointManager::builder(checkpoint, dir).save_every(1_000_000))
-    }
-
-    fn train(&self) -> u64 {
-        let step = self.step.increment();
-        *self.weights.bytes() = Memory::seeded(20_000, step).bytes().clone();
-        step
-    }
-
-    fn is_at(&self, step: u64) -> bool {
-        self.step.get() == step && *self.weights.bytes() == *Memory::seeded(20_000, step).bytes()
+        Ok(CheckpointManager::builder(self.checkpoint(), dir).save_every(1_000_000))
     }
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use common::Memory;
+use common::sources::{fixture, read};
 use common::table::Table;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -13,16 +14,6 @@ use tch_checkpoint::interop::{self, huggingface, pytorch};
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Node, RestoreOptions, TensorSource, TensorSpec, Trackable, Value, VerifiedBy, name,
 };
-
-fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
-}
-
-fn read(source: &dyn TensorSource, key: &str) -> Vec<u8> {
-    let mut bytes = vec![0; source.tensors()[key].bytes().unwrap() as usize];
-    source.read(key, &mut bytes).unwrap();
-    bytes
-}
 
 /// Objects of the same names, types and shapes, all of whose bytes are 0x55.
 #[derive(Default)]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{python, turn};
+use common::{bits, python, turn};
 use std::collections::HashMap;
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
@@ -107,14 +107,6 @@ fn words(batch: i64, length: i64) -> Tensor {
 fn words_of(batch: i64, length: i64, seed: i64) -> Tensor {
     let numbers = Tensor::arange(batch * length, (Kind::Int64, Device::Cpu));
     (numbers * 7919 + seed * 104_729).remainder(9973).remainder(WORDS).view([batch, length])
-}
-
-fn bits(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.contiguous();
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    let count = tensor.numel();
-    tensor.copy_data_u8(&mut bytes, count);
-    bytes
 }
 
 fn all_bits(vs: &VarStore) -> Vec<(String, Vec<u8>)> {

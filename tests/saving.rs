@@ -1,22 +1,19 @@
 //! When a manager saves, and what it does when a save fails.
 
+mod common;
+
+use common::run::steps_in;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 use tch_checkpoint::save_policy::{AtSteps, Continuous, EveryDuration, EverySteps, First, SaveContext, SavePolicy};
-use tch_checkpoint::{
-    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError,
-};
+use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn builder(dir: &Path) -> Result<CheckpointManagerBuilder, Error> {
     let checkpoint = Checkpoint::new().track("step", Counter::new(0))?;
     Ok(CheckpointManager::builder(checkpoint, dir).max_to_keep(None))
-}
-
-fn steps(dir: &Path) -> Result<Vec<u64>, Error> {
-    Ok(CheckpointDirectory::new(dir).checkpoints()?.iter().filter_map(|info| info.step).collect())
 }
 
 /// A context.
@@ -52,7 +49,7 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
     for step in 1..=30 {
         manager.save_if_due(step)?;
     }
-    assert_eq!(steps(whole.path())?, [1, 3, 13, 14, 24]);
+    assert_eq!(steps_in(whole.path())?, [1, 3, 13, 14, 24]);
     let dir = tempfile::tempdir()?;
     for (from, to) in [(1, 8), (4, 13), (14, 30)] {
         let mut manager = open(dir.path())?;
@@ -61,14 +58,14 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
             manager.save_if_due(step)?;
         }
     }
-    assert_eq!(steps(dir.path())?, [1, 3, 13, 14, 24]);
+    assert_eq!(steps_in(dir.path())?, [1, 3, 13, 14, 24]);
     // Alone, without the default of every step.
     let dir = tempfile::tempdir()?;
     let mut manager = builder(dir.path())?.save_when(AtSteps::new([2])).open()?;
     for step in 1..=4 {
         manager.save_if_due(step)?;
     }
-    assert_eq!(steps(dir.path())?, [2]);
+    assert_eq!(steps_in(dir.path())?, [2]);
     Ok(())
 }
 
@@ -101,6 +98,6 @@ fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
     // Those that save in any case return the error.
     assert!(manager.save_at(6).is_err());
     assert!(manager.save_if_due(7)?.is_some());
-    assert_eq!(steps(dir.path())?, [1, 7]);
+    assert_eq!(steps_in(dir.path())?, [1, 7]);
     Ok(())
 }

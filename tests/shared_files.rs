@@ -2,44 +2,15 @@
 
 mod common;
 
-use common::Memory;
+use common::{Frozen, Memory};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use tch_checkpoint::{
-    Checkpoint, CheckpointManager, Counter, Error, Identity, Node, TensorBytes, TensorLeaf, TensorSpec, TensorTarget,
-    verify_checkpoint,
-};
+use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Error, Node, verify_checkpoint};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-/// A tensor that says that it never changes.
-#[derive(Clone)]
-struct Frozen(Memory);
-
-impl TensorLeaf for Frozen {
-    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
-        self.0.spec()
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        self.0.identity()
-    }
-
-    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
-        TensorLeaf::bytes(&self.0)
-    }
-
-    fn version(&self) -> Option<u64> {
-        Some(1)
-    }
-
-    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
-        self.0.target()
-    }
-}
 
 fn manager(dir: &Path, frozen: u64, keep: Option<usize>, step: &Counter) -> Result<CheckpointManager, Error> {
     let frozen = Node::tensor(Frozen(Memory::seeded(frozen, 1)));

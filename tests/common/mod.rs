@@ -1,8 +1,10 @@
 //! Tensors in plain memory, so that everything but libtorch is tested without it; and what tests with libtorch share.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test uses a part")]
 
 pub mod documents;
 pub mod python;
+pub mod run;
+pub mod sources;
 pub mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -84,6 +86,41 @@ impl TensorTarget for Target {
         *self.tensor.bytes() = self.buffer;
         Ok(())
     }
+}
+
+/// A tensor whose version never changes, so that a save may link the file of the one before.
+#[derive(Clone)]
+pub struct Frozen(pub Memory);
+
+impl TensorLeaf for Frozen {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
+        self.0.spec()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.0.identity()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
+        TensorLeaf::bytes(&self.0)
+    }
+
+    fn version(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
+        self.0.target()
+    }
+}
+
+/// The bytes of a tensor of libtorch.
+#[cfg(feature = "torch")]
+pub fn bits(tensor: &tch::Tensor) -> Vec<u8> {
+    let plain = tensor.detach().contiguous();
+    let mut bytes = vec![0; plain.numel() * plain.kind().elt_size_in_bytes()];
+    plain.copy_data_u8(&mut bytes, plain.numel());
+    bytes
 }
 
 /// libtorch's random state is the process's. A new layer draws on it, so that every test of a file in which one test
