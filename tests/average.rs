@@ -1,10 +1,13 @@
 //! `Ema` and `Swa`: what they compute, how they are saved, and that the variables get their own values back.
 
+#[path = "common/bits.rs"]
+mod bits;
 mod common;
 #[path = "common/recorded.rs"]
 mod recorded;
 
-use common::{bits, python, turn};
+use bits::bits;
+use common::{python, turn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};

@@ -1,10 +1,13 @@
 //! An exported program gives what the live model gives, for all inputs that it takes; what cannot be held is refused.
 
+#[path = "common/bits.rs"]
+mod bits;
 mod common;
 #[path = "export/random.rs"]
 mod random;
 
-use common::{bits, turn};
+use bits::bits;
+use common::turn;
 use std::path::Path;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};

@@ -4,9 +4,10 @@
 //! `MUTATOR_SAVES=100000 cargo test --test mutator -- --nocapture` runs it in full and prints how often writes past the
 //! version counter were noticed.
 
-mod common;
+#[path = "common/bits.rs"]
+mod bits;
 
-use common::bits;
+use bits::bits;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};

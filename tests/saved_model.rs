@@ -1,8 +1,11 @@
 //! Saved models: exported from a live model, loaded without its code.
 
+#[path = "common/bits.rs"]
+mod bits;
 mod common;
 
-use common::{bits, python, turn};
+use bits::bits;
+use common::{python, turn};
 use std::collections::HashMap;
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};

@@ -114,15 +114,6 @@ impl TensorLeaf for Frozen {
     }
 }
 
-/// The bytes of a tensor of libtorch.
-#[cfg(feature = "torch")]
-pub fn bits(tensor: &tch::Tensor) -> Vec<u8> {
-    let plain = tensor.detach().contiguous();
-    let mut bytes = vec![0; plain.numel() * plain.kind().elt_size_in_bytes()];
-    plain.copy_data_u8(&mut bytes, plain.numel());
-    bytes
-}
-
 /// libtorch's random state is the process's. A new layer draws on it, so that every test of a file in which one test
 /// depends on it starts with this.
 pub fn turn() -> MutexGuard<'static, ()> {
