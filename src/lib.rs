@@ -1,4 +1,4 @@
-//! Checkpoints for training loops over libtorch that restart automatically, bit for bit.
+//! Checkpoints for training loops with tch (libtorch), which restart automatically and continue bit for bit.
 //!
 //! A [`Checkpoint`] tracks named objects: the variables of a `VarStore` ([`Variables`]), an optimizer of [`optim`], the
 //! random state ([`Rng`]), a [`Counter`], a [`Value`] of any serde type, tensors, lists, maps, and your own structs
@@ -24,7 +24,7 @@
 //! # }
 //! ```
 //!
-//! # Saving without stopping
+//! # Background saves
 //!
 //! With [`Background`], a save returns as soon as a consistent snapshot is guaranteed, and a background thread writes
 //! it. Tensors that an optimizer of [`optim`] changes are copied while training continues; the optimizer's next step
@@ -40,18 +40,18 @@
 //! # The rest of a training loop
 //!
 //! Averages of weights ([`Ema`], [`Swa`]), learning rates ([`Schedule`], [`ReduceOnPlateau`]), the order of the data
-//! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling ([`GradScaler`]): small independent objects that
+//! ([`Batches`]), when to stop ([`EarlyStopping`]) and loss scaling ([`GradScaler`]) are small independent objects that
 //! resume exactly. See `docs/training.md`.
 //!
 //! # Running
 //!
-//! [`save_policy`] decides when a save is taken, [`retention`] which checkpoints stay, [`Preemption`] ends a run on a signal or
-//! after a time limit, [`CheckpointManager::guard`] saves when the loop fails, and a [`CheckpointWatcher`] follows a run
-//! from another process. See `docs/running.md`.
+//! [`save_policy`] decides when a save is taken, [`retention`] which checkpoints stay, [`Preemption`] ends a run on a
+//! signal or before a time limit, [`CheckpointManager::guard`] saves when the loop fails, and a [`CheckpointWatcher`]
+//! follows a run from another process. See `docs/running.md`.
 //!
 //! # Running without the model's code
 //!
-//! [`SavedModel`] exports a model as a TorchScript program beside a checkpoint. See `docs/saved_model.md`.
+//! [`SavedModel`] exports a model as a TorchScript program, together with a checkpoint. See `docs/saved_model.md`.
 //!
 //! # Inspecting checkpoints
 //!
@@ -61,8 +61,9 @@
 //!
 //! # Implementing the traits
 //!
-//! A storage of your own implements [`repository::Storage`], a retention policy [`retention::RetentionPolicy`], a file format
-//! [`TensorSource`], and a tensor of another library [`graph::TensorLeaf`]. The signatures use [`chrono`] and [`serde_json`], which this crate re-exports in the versions that it uses.
+//! A custom storage implements [`repository::Storage`], a retention policy [`retention::RetentionPolicy`], a file
+//! format [`TensorSource`], and a tensor of another library [`graph::TensorLeaf`]. The signatures use [`chrono`] and
+//! [`serde_json`], which this crate re-exports in the versions that it uses.
 //!
 //! # Features
 //!
@@ -138,7 +139,7 @@ mod text;
 mod torch;
 mod training;
 
-// For implementations of the traits, whose signatures use them.
+// Implementations of the traits need them, because the signatures use them.
 #[doc(no_inline)]
 pub use {chrono, serde_json};
 
@@ -150,7 +151,7 @@ pub use error::{BoxError, Error, Mismatch, RestoreReport, Result, SkipReason, Sk
 pub use export::WeightsExport;
 pub use figures::SaveFigures;
 pub use graph::{Counter, Node, Trackable, Value};
-// Named in full where they are documented: `graph`.
+// Documented in `graph`.
 #[doc(hidden)]
 pub use graph::{
     Child, Collection, Created, Field, Gate, Guarded, Identity, SavedTree, TensorBytes, TensorLeaf, TensorPin,
@@ -191,17 +192,17 @@ pub use training::{
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The code of docs/retention.md compiles and does what it says.
+/// The code in docs/retention.md compiles and does what the page says.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/retention.md")]
 struct RetentionPage;
 
-/// The code of docs/running.md compiles and does what it says.
+/// The code in docs/running.md compiles and does what the page says.
 #[cfg(all(doctest, feature = "signals"))]
 #[doc = include_str!("../docs/running.md")]
 struct Running;
 
-/// The code of docs/training.md compiles.
+/// The code in docs/training.md compiles.
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../docs/training.md")]
 struct Training;
