@@ -13,7 +13,8 @@ of each, as seconds a step. Ours saves durably in the background; torch.save and
 DCP and TensorFlow asynchronously (TensorFlow, torch.save and safetensors sync nothing, DCP its files).
 
 cpu: processor time of all threads for a save and a warm restore, as each peer does them by default; ours synced, with
-digests, and a restore that verifies first.
+digests and the look for values that are not finite, and a restore that verifies first. Beside that, ours without that look
+(ours-off), and with statistics of every tensor (ours-statistics).
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, time
 
@@ -239,12 +240,15 @@ def main():
         os._exit(0)
     seen = {}
     for _ in range(a.reps):
-        for name in ["ours", *a.peers.split(",")]:
-            if name == "ours":
+        levels = ["ours-off", "ours-statistics"] if a.what == "cpu" else []
+        for name in ["ours", *levels, *a.peers.split(",")]:
+            if name.startswith("ours"):
                 measures = ["training"] if a.what == "training" else ["cpu_save", "cpu_save_durable", "cpu_restore"]
+                health = ["--health", name[5:]] if name[5:] else []
                 found = {}
                 for m in measures:
-                    out = subprocess.run([a.ours, "--measure", m, "--size", a.size, "--dir", a.dir], check=True, capture_output=True, text=True)
+                    ours = [a.ours, "--measure", m, "--size", a.size, "--dir", a.dir, *health]
+                    out = subprocess.run(ours, check=True, capture_output=True, text=True)
                     record = json.loads(out.stdout)
                     found |= record if a.what == "training" else {m: record["seconds"]}
             else:

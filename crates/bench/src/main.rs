@@ -12,7 +12,10 @@
 //! does), `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
 //! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
 //! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a background
-//! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder).
+//! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder), `call` and
+//! `guarded_call` (of that model, a call of `save_if_due` that does not save, outside and inside of `guard`).
+//!
+//! `--health off|finite|statistics` sets what saves record about values.
 //!
 //! `bench --restore PATH` restores a file of another tool several times, for `benches/formats.py`.
 
@@ -29,12 +32,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tch_checkpoint::{Background, CheckpointManager, Durability, RestoreOptions, SaveOptions, Verify};
+use tch_checkpoint::{Background, CheckpointManager, Durability, Health, RestoreOptions, SaveOptions, Verify};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const USAGE: &str =
     "usage: bench --measure MEASURE --size small|many|medium|large|TENSORSxBYTES --dir DIR [--threads N]
+             [--health off|finite|statistics]
        bench --restore PATH [--reps N] [--unverified yes] [--threads N]
        bench --print-shapes SIZE";
 
@@ -50,7 +54,7 @@ fn main() -> ExitCode {
 
 fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     let (mut measure, mut size, mut dir, mut threads) = (None, None, None, None);
-    let (mut foreign, mut reps, mut is_verified) = (None, 5, true);
+    let (mut foreign, mut reps, mut is_verified, mut health) = (None, 5, true, Health::default());
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or(format!("{name} needs a value"))?;
         match name.as_str() {
@@ -61,6 +65,7 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
             "--restore" => foreign = Some(PathBuf::from(value)),
             "--reps" => reps = value.parse()?,
             "--unverified" => is_verified = value != "yes",
+            "--health" => health = health_level(&value)?,
             "--print-shapes" => return state::print_shapes(&value),
             _ => return Err(format!("unknown argument {name}").into()),
         }
@@ -73,15 +78,19 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Outcome<()> {
     };
     let directory = dir.join(&measure);
     let _ = fs::remove_dir_all(&directory);
-    if let "trained_stall" | "fine_tune_stall" = measure.as_str() {
-        let seconds = trained::stall(&size, measure == "fine_tune_stall", &directory)?.as_secs_f64();
-        println!("{{\"measure\":{measure:?},\"seconds\":{seconds}}}");
+    let trained = match measure.as_str() {
+        "trained_stall" | "fine_tune_stall" => Some(trained::stall(&size, measure == "fine_tune_stall", &directory)?),
+        "call" | "guarded_call" => Some(trained::call(&size, measure == "guarded_call", &directory)?),
+        _ => None,
+    };
+    if let Some(time) = trained {
+        println!("{{\"measure\":{measure:?},\"seconds\":{}}}", time.as_secs_f64());
         let _ = fs::remove_dir_all(&directory);
         return Ok(());
     }
     let state = State::new(&size)?;
     let before = resident("VmRSS:");
-    let bench = Bench { state, directory, threads };
+    let bench = Bench { state, directory, threads, health };
     let bytes = bench.state.bytes();
     match measure.as_str() {
         "training" => {
@@ -108,6 +117,17 @@ struct Bench {
     state: State,
     directory: PathBuf,
     threads: Option<usize>,
+    health: Health,
+}
+
+/// What `--health` names.
+fn health_level(name: &str) -> Outcome<Health> {
+    Ok(match name {
+        "off" => Health::Off,
+        "finite" => Health::Finite,
+        "statistics" => Health::Statistics,
+        _ => return Err(format!("unknown health {name}").into()),
+    })
 }
 
 impl Bench {
@@ -129,7 +149,7 @@ impl Bench {
     }
 
     fn manager(&self, durability: Durability, background: bool) -> Outcome<CheckpointManager> {
-        let mut options = SaveOptions::new().durability(durability);
+        let mut options = SaveOptions::new().durability(durability).health(self.health);
         if let Some(threads) = self.threads {
             options = options.threads(threads);
         }

@@ -1,5 +1,5 @@
-//! How long the call of a background save takes for a model in a `VarStore` that an Adam of this crate trains, whole or
-//! with everything but the decoder frozen.
+//! How long calls of a manager take for a model in a `VarStore` that an Adam of this crate trains: those that save in the
+//! background, of the model as a whole or with everything but the decoder frozen, and those that do not save.
 
 use super::{Outcome, state, timed};
 use std::path::Path;
@@ -77,6 +77,30 @@ pub fn stall(size: &str, is_frozen: bool, directory: &Path) -> Outcome<Duration>
         times.push(timed(|| saved = manager.save_at(step)));
         saved?;
         manager.wait()?;
+    }
+    let times = &mut times[3..];
+    times.sort();
+    Ok(times[times.len() / 2])
+}
+
+/// The median time of a call that does not save, inside or outside of `CheckpointManager::guard`.
+pub fn call(size: &str, is_guarded: bool, directory: &Path) -> Outcome<Duration> {
+    let mut trained = Trained::new(size, false)?;
+    let mut manager = CheckpointManager::builder(trained.checkpoint()?, directory).save_every(u64::MAX).open()?;
+    let mut times = Vec::new();
+    let mut train = |manager: &mut CheckpointManager| -> Outcome<()> {
+        for step in 1..=3 + SAVES {
+            trained.step()?;
+            let mut saved = Ok(None);
+            times.push(timed(|| saved = manager.save_if_due(step)));
+            saved?;
+        }
+        Ok(())
+    };
+    if is_guarded {
+        manager.guard(train)?;
+    } else {
+        train(&mut manager)?;
     }
     let times = &mut times[3..];
     times.sort();
