@@ -9,10 +9,14 @@ use common::table::Table;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use tch_checkpoint::interop::{self, huggingface, pytorch};
+use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
-    Checkpoint, Dtype, Error, Node, RestoreOptions, TensorSource, TensorSpec, Trackable, Value, VerifiedBy, name,
+    Checkpoint, Dtype, Error, Location, Node, RestoreOptions, TensorSource, TensorSpec, Trackable, Value, VerifiedBy,
+    name,
 };
 
 /// Objects of the same names, types and shapes, all of whose bytes are 0x55.
@@ -240,6 +244,91 @@ fn a_file_that_changes_after_it_was_opened_is_noticed() {
         let error = checkpoint.restore_source(&*source, &RestoreOptions::new()).unwrap_err();
         assert!(matches!(&error, Error::Damaged { .. }) && error.to_string().contains("changed since"), "{error}");
         assert!((first.bytes().clone(), second.bytes().clone()) == before);
+    }
+}
+
+/// The same for a tensor that the system brings without copying it.
+#[test]
+fn a_long_tensor_that_cannot_be_read_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let table =
+        Table::default().with("a", Dtype::U8, &[100], vec![1; 100]).with("b", Dtype::U8, &[1 << 20], vec![2; 1 << 20]);
+    huggingface::write(&table, &path, &huggingface::WriteOptions::default()).unwrap();
+    let (a, b) = (Memory::new(Dtype::U8, &[100], vec![0; 100]), Memory::new(Dtype::U8, &[1 << 20], vec![0; 1 << 20]));
+    let mut checkpoint = Checkpoint::new().track("a", &a).unwrap().track("b", &b).unwrap();
+    checkpoint.restore(&path).unwrap();
+    assert!(a.bytes().iter().all(|byte| *byte == 1) && b.bytes().iter().all(|byte| *byte == 2));
+    let source = interop::open(&path).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
+    a.bytes().fill(0);
+    let error = checkpoint.restore_source(&*source, &RestoreOptions::new()).unwrap_err();
+    assert!(matches!(&error, Error::Damaged { .. }), "{error}");
+    assert!(a.bytes().iter().all(|byte| *byte == 0) && b.bytes().iter().all(|byte| *byte == 2));
+}
+
+/// A table that counts how often its tensors are read, and has others each time if it is fickle.
+#[derive(Debug, Default)]
+struct Fickle {
+    table: Table,
+    is_fickle: bool,
+    reads: AtomicU8,
+}
+
+impl TensorSource for Fickle {
+    fn format(&self) -> &'static str {
+        "fickle"
+    }
+    fn path(&self) -> &Location {
+        self.table.path()
+    }
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        self.table.tensors()
+    }
+    fn verified_by(&self, _: &str) -> VerifiedBy {
+        VerifiedBy::Nothing
+    }
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<(), Error> {
+        self.table.read(key, target)?;
+        let reads = self.reads.fetch_add(1, Relaxed);
+        target[0] += if self.is_fickle { reads } else { 0 };
+        Ok(())
+    }
+    fn read_range(&self, key: &str, _: Range<u64>, target: &mut [u8]) -> Result<(), Error> {
+        self.read(key, target)
+    }
+    fn ensure_readable(&self, _: &str) -> Result<bool, Error> {
+        Ok(!self.is_fickle)
+    }
+    fn verify(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_may_change_unnoticed_is_read_twice_and_compared() {
+    for is_fickle in [true, false] {
+        let source = Fickle { table: Table::of(&["x"]), is_fickle, ..Fickle::default() };
+        let x = Memory::new(Dtype::I32, &[], vec![0; 4]);
+        let mut checkpoint = Checkpoint::new().track("x", &x).unwrap();
+        let restored = checkpoint.restore_source(&source, &RestoreOptions::new());
+        assert_eq!(source.reads.load(Relaxed), if is_fickle { 2 } else { 1 });
+        match restored {
+            Ok(status) => assert!(!is_fickle && status.verified_by() == VerifiedBy::Nothing),
+            Err(error) => {
+                let text = format!("{error:?}");
+                assert!(
+                    is_fickle && matches!(error, Error::PartlyRestored { .. }) && text.contains("changed while"),
+                    "{text}"
+                );
+            }
+        }
+        // And under another name.
+        source.reads.store(0, Relaxed);
+        let mut checkpoint = Checkpoint::new().track("y", &x).unwrap();
+        let map = NameMap::new().rename("x", "y");
+        assert_eq!(checkpoint.restore_source(&source, &RestoreOptions::new().map(map)).is_err(), is_fickle);
+        assert_eq!(source.reads.load(Relaxed), if is_fickle { 2 } else { 1 });
     }
 }
 

@@ -4,6 +4,7 @@
 use super::input::Input;
 use crate::error::{Error, Result};
 use flate2::{Decompress, FlushDecompress, Status};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -90,6 +91,12 @@ impl Blob {
         self.inflate(&mut cursor, buffer)?;
         *last = Some(cursor);
         Ok(())
+    }
+
+    /// Makes sure that the bytes `range` can be read, and verifies nothing. Returns `false` if that takes reading them,
+    /// because they are compressed.
+    pub(crate) fn fetch(&self, range: Range<u64>) -> Result<bool> {
+        self.input().map_or(Ok(false), |input| input.fetch(range).map(|()| true))
     }
 
     /// Returns all bytes, at most `most`, verified.

@@ -141,6 +141,10 @@ impl TensorSource for Foreign {
         tensor.read_range(range, target)
     }
 
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.get(key)?.fetch()
+    }
+
     fn verify_tensor(&self, key: &str) -> Result<()> {
         self.get(key)?.parts.iter().try_for_each(|part| part.view.blob.verify())
     }

@@ -173,6 +173,13 @@ impl TensorSource for OptimizerState<'_> {
         }
     }
 
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        match self.elements(key)? {
+            Elements::Tensor(from) | Elements::Scaled(from, _) => self.source.ensure_readable(from),
+            Elements::Count(_) => Ok(true),
+        }
+    }
+
     fn verify_tensor(&self, key: &str) -> Result<()> {
         match self.elements(key)? {
             Elements::Tensor(from) | Elements::Scaled(from, _) => self.source.verify_tensor(from),

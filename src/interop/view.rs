@@ -122,6 +122,17 @@ impl Stored {
         self.read_range(0..count, target)
     }
 
+    /// Makes sure that all elements can be read, and verifies nothing. Returns `false` if that takes reading them.
+    pub(crate) fn fetch(&self) -> Result<bool> {
+        for part in &self.parts {
+            let Some(range) = part.bytes(self.spec.dtype.size() as u64) else { return Ok(false) };
+            if !part.view.blob.fetch(range)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads the elements `range`, which is inside the tensor and fits `target`.
     pub(crate) fn read_range(&self, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         let shape = &self.spec.shape;
@@ -179,6 +190,20 @@ struct Loop {
 }
 
 impl Part {
+    /// Returns the bytes of the blob from the first to the last element, unless most of them are of others.
+    fn bytes(&self, size: u64) -> Option<Range<u64>> {
+        let count = self.shape.iter().try_fold(1u64, |product, &length| product.checked_mul(length))?;
+        if count == 0 {
+            return Some(0..0);
+        }
+        let steps = self.shape.iter().zip(&self.view.stride);
+        let step =
+            |(&length, &stride): (&u64, &u64)| if length == 1 { Some(0) } else { (length - 1).checked_mul(stride) };
+        let last = steps.map(step).try_fold(0u64, |sum, step| sum.checked_add(step?))?;
+        let span = last.checked_add(1).filter(|span| *span / 2 <= count)?.checked_mul(size)?;
+        Some(self.view.begin..self.view.begin.checked_add(span)?)
+    }
+
     /// Copies the intersection of this part with the box at `lo` to its place in `target`, whose first element is the
     /// element `first` of the tensor.
     fn copy(&self, lo: &[u64], lengths: &[u64], shape: &[u64], size: u64, first: u64, target: &mut [u8]) -> Result<()> {

@@ -231,6 +231,15 @@ impl TensorSource for Average<'_> {
         Ok(())
     }
 
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        for (source, _) in &self.sources {
+            if !source::check(*source, key)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn verify_tensor(&self, key: &str) -> Result<()> {
         self.sources.iter().try_for_each(|(source, _)| source.verify_tensor(key))
     }

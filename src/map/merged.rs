@@ -133,6 +133,10 @@ impl TensorSource for Merged<'_> {
         self.source(key)?.read_range(key, range, target)
     }
 
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.source(key)?.ensure_readable(key)
+    }
+
     fn verify_tensor(&self, key: &str) -> Result<()> {
         self.source(key)?.verify_tensor(key)
     }

@@ -94,7 +94,8 @@ pub enum Trainable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verify {
-    /// Before anything changes: every byte is read twice, and a damaged checkpoint changes no object. The default.
+    /// Before anything changes: every byte is read twice, and a damaged checkpoint changes no object. Of another tool's file
+    /// without checksums it is made sure that every byte can be read. The default.
     Before,
     /// While values are read into the objects, in one pass. This is faster, but a damaged file may be found after some
     /// objects were changed ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).

@@ -34,8 +34,10 @@ pub enum VerifiedBy {
 ///
 /// * [`read`](TensorSource::read) and the other methods are called from several threads at once.
 /// * By default a restore first calls [`verify_tensor`](TensorSource::verify_tensor) for every tensor that it needs, and then
-///   [`read`](TensorSource::read). Tensors with [`VerifiedBy::Nothing`] are instead read twice, the first time in parts with
-///   [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the restore is an error.
+///   [`read`](TensorSource::read). For tensors with [`VerifiedBy::Nothing`] it calls
+///   [`ensure_readable`](TensorSource::ensure_readable) instead. Unless that is implemented they are read twice, the first
+///   time in parts with [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the restore is an
+///   error.
 /// * A source that claims [`VerifiedBy::Container`] is believed: nobody else compares the checksum, and
 ///   [`RestoreStatus::verified_by`](crate::RestoreStatus::verified_by) reports the claim.
 /// * A wrapper forwards every method, the provided ones too.
@@ -244,11 +246,31 @@ pub trait TensorSource: Debug + Send + Sync {
         self.read(key, &mut buffer)
     }
 
+    /// Makes sure, before a restore changes anything, that all elements of the tensor `key` can be read, where nothing of
+    /// them can be verified. Returns `true` if every later read returns the same elements or is an error, as with files whose
+    /// changes are noticed. Returns `false`, the default, if it did nothing: whoever needs to know reads them twice.
+    ///
+    /// # Errors
+    /// As for [`read`](TensorSource::read).
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        let _ = key;
+        Ok(false)
+    }
+
     /// Verifies everything in the files that has a checksum, in bounded memory.
     ///
     /// # Errors
     /// [`Error::Damaged`](crate::Error::Damaged) with the first difference; [`Error::Io`](crate::Error::Io).
     fn verify(&self) -> Result<()>;
+}
+
+/// Verifies the tensor `key` as far as that can be, or else makes sure that it can be read. Returns `false` if neither can
+/// be known without reading it twice.
+pub(crate) fn check(source: &dyn TensorSource, key: &str) -> Result<bool> {
+    match source.verified_by(key) {
+        VerifiedBy::Nothing => source.ensure_readable(key),
+        _ => source.verify_tensor(key).map(|()| true),
+    }
 }
 
 /// Checks that a target of `length` bytes has room for all elements of a tensor, and no more.
