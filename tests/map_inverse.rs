@@ -5,11 +5,17 @@ mod common;
 
 use common::Memory;
 use common::sources::{fixture, keras_layers, read};
+use common::table::Table;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::interop::{self, keras, tensorflow};
 use tch_checkpoint::map::{NameMap, Preset};
-use tch_checkpoint::{Checkpoint, Dtype, TensorSource};
+use tch_checkpoint::{Checkpoint, Dtype, Location, Result, TensorSource, TensorSpec, VerifiedBy};
 
 /// Every preset of Keras.
 fn presets(prefix: &str) -> NameMap {
@@ -91,6 +97,15 @@ fn what_cannot_go_back_is_refused_with_the_reason() {
         ("map 1\nx = slice(b, 0, 0..2)\nonly x\n", vec![("x", Memory::seeded(2, 1))], "drops its element 2"),
         ("map 1\nx = add(b, b)\nonly x\n", vec![("x", three.clone())], "by adding"),
         ("map 1\nx = cast(b, F16)\nonly x\n", vec![("x", three.clone())], "by converting"),
+        // A cast to the type that it has converts nothing.
+        ("map 1\nx = cast(b, F32)\nonly x\n", vec![("x", three.clone())], "[\"b\"]"),
+        (
+            "map 1\nx = transpose(cast(w, F32))\nonly x\n",
+            vec![("x", Memory::seeded(6, 1))],
+            "the map makes it F32 [3, 2]",
+        ),
+        // What is computed on the way and left out in the end does not matter.
+        ("map 1\nx = b\ny = add(b, b)\nz = pad(b, 0, 4, 0.5)\nonly x\n", vec![("x", three.clone())], "[\"b\"]"),
         ("map 1\nx = repeat(b, [2])\nonly x\n", vec![("x", six.clone())], "by repeating"),
         ("map 1\nx = reshape(w, [6])\nonly x\n", vec![("y", six.clone())], "has no such tensor"),
         ("map 1\nx = reshape(w, [6])\nonly x\n", vec![("x", three.clone())], "the map makes it F32 [6]"),
@@ -107,4 +122,189 @@ fn what_cannot_go_back_is_refused_with_the_reason() {
     }
     let wrong = Memory::new(Dtype::I32, &[3], vec![0; 12]);
     assert!(refused("map 1\nx = b\nonly x\n", &[("x", wrong)]).contains("it is I32 [3] in ours"));
+}
+
+/// A table that counts the bytes that are read of it. If `is_tied`, `b` is another name of `a`.
+#[derive(Debug, Default)]
+struct Counted {
+    table: Table,
+    is_tied: bool,
+    bytes: AtomicU64,
+}
+
+impl TensorSource for Counted {
+    fn format(&self) -> &'static str {
+        self.table.format()
+    }
+    fn path(&self) -> &Location {
+        self.table.path()
+    }
+    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+        self.table.tensors()
+    }
+    fn values(&self) -> &BTreeMap<String, Value> {
+        self.table.values()
+    }
+    fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
+        if self.is_tied && key == "b" { "a" } else { key }
+    }
+    fn verified_by(&self, key: &str) -> VerifiedBy {
+        self.table.verified_by(key)
+    }
+    fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        self.bytes.fetch_add(target.len() as u64, Relaxed);
+        self.table.read(key, target)
+    }
+    fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+        self.bytes.fetch_add(target.len() as u64, Relaxed);
+        self.table.read_range(key, range, target)
+    }
+    fn verify(&self) -> Result<()> {
+        self.table.verify()
+    }
+}
+
+/// Reads a tensor in pieces of some elements.
+fn in_pieces(source: &dyn TensorSource, key: &str, elements: u64) -> Vec<u8> {
+    let spec = &source.tensors()[key];
+    let size = spec.dtype.size() as u64;
+    let mut bytes = vec![0; spec.bytes().unwrap() as usize];
+    let mut at = 0;
+    for piece in bytes.chunks_mut((elements * size) as usize) {
+        let end = at + piece.len() as u64 / size;
+        source.read_range(key, at..end, piece).unwrap();
+        at = end;
+    }
+    bytes
+}
+
+#[test]
+fn what_is_read_in_pieces_is_computed_once() {
+    let bytes: Vec<u8> = (0..60u8).flat_map(|i| [i, 0, 0, 0]).collect();
+    let weights = Table::default().with("w", Dtype::F32, &[6, 10], bytes.clone());
+    let map: NameMap = "map 1\nmodel/x = transpose(w)\n".parse().unwrap();
+    // Backwards.
+    let table = Table::default().with("model/x", Dtype::F32, &[10, 6], read(&map.apply(&weights).unwrap(), "model/x"));
+    let ours = Counted { table, ..Counted::default() };
+    let back = map.apply_inverse(&weights, &ours).unwrap();
+    assert_eq!(in_pieces(&back, "w", 7), bytes);
+    assert_eq!(ours.bytes.load(Relaxed), 240);
+    // The state of an optimizer.
+    let mut table = Table::default().with("optimizer/state/w/exp_avg", Dtype::F32, &[6, 10], bytes.clone());
+    table.values.insert("optimizer/algorithm".to_string(), json!("Adam"));
+    let state = Counted { table, ..Counted::default() };
+    let moved = map.apply_to_optimizer(&weights, &state, "model").unwrap();
+    let key = "optimizer/state/x/exp_avg";
+    assert_eq!(in_pieces(&moved, key, 7), read(&map.apply(&weights).unwrap(), "model/x"));
+    assert_eq!(state.bytes.load(Relaxed), 240);
+    // What is only renamed is not read as a whole.
+    let map: NameMap = "map 1\nx = w\n".parse().unwrap();
+    let ours = Counted { table: Table::default().with("x", Dtype::F32, &[6, 10], bytes.clone()), ..Counted::default() };
+    let back = map.apply_inverse(&weights, &ours).unwrap();
+    let mut piece = [0; 8];
+    back.read_range("w", 30..32, &mut piece).unwrap();
+    assert_eq!((piece.as_slice(), ours.bytes.load(Relaxed)), (&bytes[120..128], 8));
+}
+
+/// Small tensors of theirs, all of whose bytes differ.
+fn small(is_tied: bool) -> Counted {
+    let mut next = 0;
+    let mut table = Table::default();
+    for (key, dtype, shape) in [
+        ("a", Dtype::F32, &[2, 3][..]),
+        ("b", Dtype::F32, &[2, 3]),
+        ("c", Dtype::F32, &[6]),
+        ("d", Dtype::BF16, &[2, 3]),
+        ("e", Dtype::I64, &[4]),
+        ("f", Dtype::F32, &[0, 3]),
+    ] {
+        if !(is_tied && key == "b") {
+            next += 32;
+        }
+        let count = shape.iter().product::<u64>() as usize * dtype.size();
+        table = table.with(key, dtype, shape, (0..count).map(|i| (next + i) as u8).collect());
+    }
+    Counted { table, is_tied, bytes: AtomicU64::new(0) }
+}
+
+/// An expression of the text form.
+fn expression() -> impl Strategy<Value = String> {
+    let leaf = prop::sample::select(["a", "b", "c", "d", "e", "f", "x"].as_slice()).prop_map(str::to_string);
+    leaf.prop_recursive(4, 12, 2, |inner| {
+        let (x, y) = (inner.clone(), inner.clone());
+        let dtype = prop::sample::select(["F32", "F32", "BF16", "I64", "F64"].as_slice());
+        let two = (inner.clone(), inner.clone(), 0..2, prop::sample::select(["concat", "stack"].as_slice()));
+        prop_oneof![
+            (x, dtype).prop_map(|(x, dtype)| format!("cast({x}, {dtype})")),
+            y.clone().prop_map(|x| format!("transpose({x})")),
+            (y.clone(), prop::sample::select(["[_]", "[3, _]", "[_, 1, 2]"].as_slice()))
+                .prop_map(|(x, shape)| format!("reshape({x}, {shape})")),
+            (y.clone(), 0..2, 0..3, 1..4)
+                .prop_map(|(x, dim, from, more)| { format!("slice({x}, {dim}, {from}..{})", from + more) }),
+            (y.clone(), -1..2, prop::sample::select(["2, [1, 0]", "3, [2, 0, 1]", "2, [1]", "2, [0, 0]"].as_slice()))
+                .prop_map(|(x, dim, order)| format!("blocks({x}, {dim}, {order})")),
+            (y.clone(), 0..2, 2..8, prop::sample::select(["", "", ", 0.5"].as_slice()))
+                .prop_map(|(x, dim, length, value)| format!("pad({x}, {dim}, {length}{value})")),
+            two.prop_map(|(x, y, dim, what)| format!("{what}({dim}, {x}, {y})")),
+            (y.clone(), inner).prop_map(|(x, y)| format!("add({x}, {y})")),
+            y.prop_map(|x| format!("zeros({x})")),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Whatever a map does, it is either refused or given back.
+    #[test]
+    fn any_map_goes_back_or_is_refused(
+        first in expression(),
+        second in expression(),
+        end in prop::sample::select(["", "only x\n", "only x y\n", "exclude d e f\n", "add_prefix q/\n"].as_slice()),
+        is_tied in any::<bool>(),
+        piece in 1u64..8,
+    ) {
+        let theirs = small(is_tied);
+        let map: NameMap = format!("map 1\nx = {first}\ny = {second}\n{end}").parse().unwrap();
+        let Ok(ours) = map.apply(&theirs) else { return Ok(()) };
+        let Ok(back) = map.apply_inverse(&theirs, &ours) else { return Ok(()) };
+        for (key, spec) in back.tensors() {
+            prop_assert_eq!(spec, &theirs.tensors()[key]);
+            prop_assert_eq!(read(&back, key), read(&theirs, key));
+            prop_assert_eq!(in_pieces(&back, key, piece), read(&theirs, key));
+        }
+    }
+
+    /// Moves of all elements go back.
+    #[test]
+    fn moves_of_all_elements_go_back(
+        moves in prop::collection::vec(0usize..7, 0..6),
+        cut in 0u64..7,
+        piece in 1u64..30,
+    ) {
+        let bytes: Vec<u8> = (0..96).collect();
+        let theirs = Table::default().with("t", Dtype::F32, &[4, 6], bytes.clone());
+        let mut moved = "t".to_string();
+        for step in moves {
+            moved = match step {
+                0 => format!("transpose({moved})"),
+                1 => format!("cast({moved}, F32)"),
+                2 => format!("blocks({moved}, 0, 2, [1, 0])"),
+                3 => format!("blocks({moved}, -1, 2, [1, 0])"),
+                4 => format!("reshape({moved}, [2, _])"),
+                5 => format!("concat(0, slice({moved}, 0, 1..), slice({moved}, 0, 0..1))"),
+                _ => format!("flatten({moved}, 0, -1)"),
+            };
+        }
+        let map = format!(
+            "map 1\nfirst = slice(flatten({moved}, 0, -1), 0, 0..{cut})\n\
+             second = pad(slice(flatten({moved}, 0, -1), 0, {cut}..), 0, 30)\n"
+        );
+        let map: NameMap = map.parse().unwrap();
+        // A tensor of one dimension has no second one, and an odd one no halves.
+        let Ok(ours) = map.apply(&theirs) else { return Ok(()) };
+        let back = map.apply_inverse(&theirs, &ours).unwrap();
+        prop_assert_eq!(read(&back, "t"), bytes.clone());
+        prop_assert_eq!(in_pieces(&back, "t", piece), bytes);
+    }
 }

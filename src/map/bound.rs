@@ -3,9 +3,9 @@
 use super::cast;
 use super::rows::{Rows, permuted};
 use super::transform::{Expr, Function};
-use crate::dtype::TensorSpec;
+use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Loss, Result};
-use crate::source::{TensorSource, VerifiedBy, room};
+use crate::source::{self, TensorSource, VerifiedBy, room};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(super) struct Bound {
     inputs: Vec<Arc<Bound>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Op {
     /// The source's tensor of this key.
     Source(String),
@@ -93,11 +93,31 @@ impl Bound {
     }
 
     /// Checks that no element is converted. The error is the reason.
-    pub(super) fn converts_nothing(&self) -> Result<(), Refusal> {
+    fn converts_nothing(&self) -> Result<(), Refusal> {
         if let Op::Cast = &self.op {
             return Err("it is made by converting, which may lose something".to_string());
         }
         self.inputs.iter().try_for_each(|input| input.converts_nothing())
+    }
+
+    /// Returns the same moves for the places of the elements, which are integers of 64 bits, and 0 for padding.
+    ///
+    /// # Errors
+    /// The reason, if elements are not only moved.
+    pub(super) fn of_places(&self) -> Result<Arc<Bound>, Refusal> {
+        self.moves_elements()?;
+        self.converts_nothing()?;
+        Ok(self.with_places())
+    }
+
+    fn with_places(&self) -> Arc<Bound> {
+        let op = match &self.op {
+            Op::Pad(dim, _) => Op::Pad(*dim, vec![0; Dtype::I64.size()]),
+            op => op.clone(),
+        };
+        let spec = TensorSpec::new(Dtype::I64, self.spec.shape.clone());
+        let inputs = self.inputs.iter().map(|input| input.with_places()).collect();
+        Arc::new(Bound { spec, loss: self.loss, steps: self.steps, may_fail: false, op, inputs })
     }
 
     /// Returns `true` if it is made of zeros, whatever else is computed with it.
@@ -255,6 +275,25 @@ impl Bound {
     /// Verifies everything that it is computed from, and that it can be computed.
     pub(super) fn verify(&self, key: &str, source: &dyn TensorSource) -> Result<()> {
         self.verify_inputs(source)?;
+        self.try_out(key, source)
+    }
+
+    /// Makes sure that everything that it is computed from can be read, and that it can be computed: see
+    /// [`TensorSource::ensure_readable`].
+    pub(super) fn ensure_readable(&self, key: &str, source: &dyn TensorSource) -> Result<bool> {
+        let mut keys = BTreeSet::new();
+        self.keys(&mut keys);
+        for key in keys {
+            if !source::check(source, key)? {
+                return Ok(false);
+            }
+        }
+        self.try_out(key, source)?;
+        Ok(true)
+    }
+
+    /// Computes it if that may fail.
+    fn try_out(&self, key: &str, source: &dyn TensorSource) -> Result<()> {
         match self.may_fail {
             true if self.streams() => self.for_each_piece(key, source, &mut |_, _| Ok(())),
             true => self.read(key, source).map(drop),

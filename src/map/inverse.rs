@@ -2,12 +2,13 @@
 
 use super::NameMap;
 use super::bound::Bound;
+use super::computed::Computed;
 use super::mapped;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy, check_range, check_target, room};
+use crate::source::{TensorSource, VerifiedBy, check, check_range, check_target, room};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,10 +18,19 @@ use std::sync::Arc;
 pub struct Inverse<'a> {
     ours: &'a dyn TensorSource,
     specs: BTreeMap<String, TensorSpec>,
-    /// Of each tensor, those of ours that hold its elements, and where.
-    parts: BTreeMap<String, Vec<(String, Arc<Bound>)>>,
-    places: Places,
+    /// Of each tensor, those of ours that hold its elements.
+    parts: BTreeMap<String, Vec<Part>>,
+    template: Template,
     left_out: BTreeSet<String>,
+    computed: Computed,
+}
+
+/// A tensor of ours.
+#[derive(Debug)]
+struct Part {
+    key: String,
+    /// The map, of the places of elements: which element of the template each of its elements is.
+    places: Arc<Bound>,
 }
 
 impl NameMap {
@@ -51,61 +61,45 @@ impl NameMap {
     /// # }
     /// ```
     pub fn apply_inverse<'a>(&self, template: &dyn TensorSource, ours: &'a dyn TensorSource) -> Result<Inverse<'a>> {
-        let places = Places::of(template);
-        let by_value = mapped::apply(&self.statements, template)?.into_tensors();
-        for (key, wanted) in by_value.iter().filter(|(key, wanted)| !wanted.is_zeros() && wanted.plain() != Some(key)) {
-            let movable = wanted.moves_elements().and_then(|()| wanted.converts_nothing());
-            movable.map_err(|reason| Error::object(key, reason))?;
-        }
-        // The same map of the elements' places.
-        let tensors = mapped::apply(&self.statements, &places)?.into_tensors();
+        let tensors = mapped::apply(&self.statements, template)?.into_tensors();
         let mut inverse = Inverse {
             ours,
             specs: BTreeMap::new(),
             parts: BTreeMap::new(),
-            places,
+            template: Template::of(template),
             left_out: template.tensors().keys().cloned().collect(),
+            computed: Computed::default(),
         };
         let mut names: BTreeMap<String, String> = BTreeMap::new();
         for (key, bound) in tensors {
-            let wanted = &by_value[&key];
-            if wanted.is_zeros() {
+            if bound.is_zeros() {
                 inverse.check_zeros(&key)?;
                 continue;
             }
             // What the map does not name stays what it is.
-            if wanted.plain() == Some(&key) && !ours.tensors().contains_key(&key) {
+            if bound.plain() == Some(&key) && !ours.tensors().contains_key(&key) {
                 continue;
             }
-            inverse.check_ours(&key, &wanted.spec)?;
+            let places = bound.of_places().map_err(|reason| Error::object(&key, reason))?;
+            inverse.check_ours(&key, &bound.spec)?;
             let mut from = BTreeSet::new();
             bound.keys(&mut from);
+            let mut used = BTreeSet::new();
             for from in from {
                 let name =
                     names.entry(template.first_alias(from).to_string()).or_insert_with(|| from.to_string()).clone();
-                inverse.specs.insert(name.clone(), template.tensors()[from].clone());
-                inverse.parts.entry(name).or_default().push((key.clone(), bound.clone()));
+                if let Some(spec) = template.tensors().get(&name) {
+                    inverse.specs.insert(name.clone(), spec.clone());
+                    used.insert(name);
+                }
+            }
+            for name in used {
+                inverse.parts.entry(name).or_default().push(Part { key: key.clone(), places: places.clone() });
             }
         }
         inverse.left_out.retain(|key| !names.contains_key(template.first_alias(key)));
         for (key, spec) in &inverse.specs {
-            let elements = spec.bytes().unwrap_or_default() / spec.dtype.size() as u64;
-            let mut found: Vec<Option<&str>> = vec![None; elements as usize];
-            for (part, bound) in &inverse.parts[key] {
-                let first = ours.first_alias(part);
-                let mut seen = vec![false; elements as usize];
-                for place in inverse.places_of(key, bound)?.into_iter().flatten() {
-                    // Tied tensors are the same; of two others, either could be written.
-                    let is_other = found[place].replace(first).is_some_and(|other| other != first);
-                    if is_other || std::mem::replace(&mut seen[place], true) {
-                        return Err(Error::object(key, format!("the map takes its element {place} more than once")));
-                    }
-                }
-            }
-            if let Some(missing) = found.iter().position(Option::is_none) {
-                let reason = format!("the map drops its element {missing}: there is nothing to write in its place");
-                return Err(Error::object(key, reason));
-            }
+            inverse.check_places(key, spec)?;
         }
         Ok(inverse)
     }
@@ -115,6 +109,42 @@ impl Inverse<'_> {
     /// Returns the keys of the template that the map does not use, and that are not written.
     pub fn left_out(&self) -> &BTreeSet<String> {
         &self.left_out
+    }
+
+    /// Checks that each element of a tensor is in ours, at one place.
+    fn check_places(&self, key: &str, spec: &TensorSpec) -> Result<()> {
+        let failed = |reason: String| Err(Error::object(key, reason));
+        let parts = self.parts_of(key)?;
+        if let [part] = parts
+            && part.places.plain().is_some()
+        {
+            return Ok(());
+        }
+        let elements = spec.bytes().unwrap_or_default() / spec.dtype.size() as u64;
+        // Which part has the element, counted from 1.
+        let mut found = room(key, elements.checked_mul(4))?;
+        let found = found.as_chunks_mut::<4>().0;
+        for (part, number) in parts.iter().zip(1u32..) {
+            let first = self.ours.first_alias(&part.key);
+            for place in places(&self.places_of(key, part)?).flatten() {
+                let Some(before) = found.get_mut(place) else {
+                    return failed(format!("the map takes its element {place}, and it is {spec}"));
+                };
+                let other = u32::from_le_bytes(std::mem::replace(before, number.to_le_bytes()));
+                // Tied tensors are the same; of two others, either could be written.
+                let is_same = |other: &Part| self.ours.first_alias(&other.key) == first;
+                let other = parts.get((other as usize).wrapping_sub(1)).map(|part| (other, part));
+                if other.is_some_and(|(at, other)| at == number || !is_same(other)) {
+                    return failed(format!("the map takes its element {place} more than once"));
+                }
+            }
+        }
+        match found.iter().position(|part| *part == [0; 4]) {
+            Some(missing) => {
+                failed(format!("the map drops its element {missing}: there is nothing to write in its place"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_ours(&self, key: &str, wanted: &TensorSpec) -> Result<()> {
@@ -143,13 +173,50 @@ impl Inverse<'_> {
         }
     }
 
-    /// Returns for each element of a tensor of ours its place in the tensor `key`, if it is one of its elements.
-    fn places_of(&self, key: &str, bound: &Bound) -> Result<Vec<Option<usize>>> {
-        let bytes = bound.read(key, &PlacesIn { all: &self.places, tensor: key })?;
-        // 0 is what other tensors and padding have.
-        let place = |bytes: &[u8; 8]| usize::try_from(i64::from_le_bytes(*bytes)).ok()?.checked_sub(1);
-        Ok(bytes.as_chunks().0.iter().map(place).collect())
+    fn spec(&self, key: &str) -> Result<&TensorSpec> {
+        self.specs.get(key).ok_or_else(|| unused(key))
     }
+
+    fn parts_of(&self, key: &str) -> Result<&[Part]> {
+        self.parts.get(key).map(Vec::as_slice).ok_or_else(|| unused(key))
+    }
+
+    /// Returns for each element of a part its place in the tensor `key`, for [`places`].
+    fn places_of(&self, key: &str, part: &Part) -> Result<Vec<u8>> {
+        part.places.read(key, &PlacesOf { template: &self.template, tensor: key })
+    }
+
+    /// Returns a tensor of ours that is the tensor `key`, if there is one.
+    fn same(&self, key: &str) -> Option<&str> {
+        let parts = self.parts.get(key)?;
+        parts.iter().find(|part| part.places.plain().is_some()).map(|part| part.key.as_str())
+    }
+
+    /// Returns the elements of the tensor `key`.
+    fn gather(&self, key: &str, spec: &TensorSpec) -> Result<Vec<u8>> {
+        let mut target = room(key, spec.bytes())?;
+        let size = spec.dtype.size();
+        for part in self.parts_of(key)? {
+            let mut bytes = room(&part.key, self.ours.tensors().get(&part.key).and_then(TensorSpec::bytes))?;
+            self.ours.read(&part.key, &mut bytes)?;
+            for (element, place) in bytes.chunks_exact(size).zip(places(&self.places_of(key, part)?)) {
+                if let Some(to) = place.and_then(|place| target.get_mut(place * size..(place + 1) * size)) {
+                    to.copy_from_slice(element);
+                }
+            }
+        }
+        Ok(target)
+    }
+}
+
+fn unused(key: &str) -> Error {
+    Error::object(key, "the map uses no tensor of this name")
+}
+
+/// Returns the place of each element, or `None` for one of another tensor and for padding, which have 0.
+fn places(bytes: &[u8]) -> impl Iterator<Item = Option<usize>> {
+    let place = |bytes: &[u8; 8]| usize::try_from(i64::from_le_bytes(*bytes)).ok()?.checked_sub(1);
+    bytes.as_chunks().0.iter().map(place)
 }
 
 impl TensorSource for Inverse<'_> {
@@ -167,39 +234,39 @@ impl TensorSource for Inverse<'_> {
 
     fn verified_by(&self, key: &str) -> VerifiedBy {
         let parts = self.parts.get(key).map(Vec::as_slice).unwrap_or_default();
-        parts.iter().map(|(part, _)| self.ours.verified_by(part)).min().unwrap_or(VerifiedBy::Nothing)
+        parts.iter().map(|part| self.ours.verified_by(&part.key)).min().unwrap_or(VerifiedBy::Nothing)
     }
 
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
-        let unknown = || Error::object(key, "the map uses no tensor of this name");
-        let (spec, parts) = self.specs.get(key).zip(self.parts.get(key)).ok_or_else(unknown)?;
+        let spec = self.spec(key)?;
         check_target(key, spec, target.len())?;
-        let size = spec.dtype.size();
-        for (part, bound) in parts {
-            let mut bytes = room(part, self.ours.tensors()[part].bytes())?;
-            self.ours.read(part, &mut bytes)?;
-            for (element, place) in bytes.chunks_exact(size).zip(self.places_of(key, bound)?) {
-                if let Some(place) = place {
-                    target[place * size..(place + 1) * size].copy_from_slice(element);
-                }
-            }
+        if let Some(same) = self.same(key) {
+            return self.ours.read(same, target);
         }
+        target.copy_from_slice(&self.gather(key, spec)?);
         Ok(())
     }
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        let spec = self.specs.get(key).ok_or_else(|| Error::object(key, "the map uses no tensor of this name"))?;
+        let spec = self.spec(key)?;
         check_range(key, spec, &range, target.len())?;
-        let mut all = room(key, spec.bytes())?;
-        self.read(key, &mut all)?;
-        let size = spec.dtype.size() as u64;
-        target.copy_from_slice(&all[(range.start * size) as usize..(range.end * size) as usize]);
-        Ok(())
+        if let Some(same) = self.same(key) {
+            return self.ours.read_range(same, range, target);
+        }
+        self.computed.read_range(key, spec, range, target, || self.gather(key, spec))
+    }
+
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        for part in self.parts_of(key)? {
+            if !check(self.ours, &part.key)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {
-        let parts = self.parts.get(key).map(Vec::as_slice).unwrap_or_default();
-        parts.iter().try_for_each(|(part, _)| self.ours.verify_tensor(part))
+        self.parts_of(key)?.iter().try_for_each(|part| self.ours.verify_tensor(&part.key))
     }
 
     fn verify(&self) -> Result<()> {
@@ -207,114 +274,65 @@ impl TensorSource for Inverse<'_> {
     }
 }
 
-/// Of every tensor of a source, the places of its elements instead of the elements: 1, 2, 3 and so on.
+/// What the places are counted in.
 #[derive(Debug)]
-struct Places {
+struct Template {
     path: Location,
     specs: BTreeMap<String, TensorSpec>,
-    values: BTreeMap<String, serde_json::Value>,
-    unreadable: BTreeMap<String, String>,
     first: BTreeMap<String, String>,
 }
 
-impl Places {
-    fn of(source: &dyn TensorSource) -> Places {
+impl Template {
+    fn of(source: &dyn TensorSource) -> Template {
         let place = |spec: &TensorSpec| TensorSpec::new(Dtype::I64, spec.shape.clone());
-        Places {
+        Template {
             path: source.path().clone(),
             specs: source.tensors().iter().map(|(key, spec)| (key.clone(), place(spec))).collect(),
-            values: source.values().clone(),
-            unreadable: source.unreadable().clone(),
             first: source.tensors().keys().map(|key| (key.clone(), source.first_alias(key).to_string())).collect(),
         }
     }
 }
 
-impl TensorSource for Places {
+/// The places of the elements of one tensor, from 1 on, instead of the elements; 0 for the elements of all others.
+#[derive(Debug)]
+struct PlacesOf<'p> {
+    template: &'p Template,
+    tensor: &'p str,
+}
+
+impl TensorSource for PlacesOf<'_> {
     fn format(&self) -> &'static str {
         "places"
     }
 
     fn path(&self) -> &Location {
-        &self.path
+        &self.template.path
     }
 
     fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
-        &self.specs
+        &self.template.specs
     }
 
-    fn values(&self) -> &BTreeMap<String, serde_json::Value> {
-        &self.values
-    }
-
-    fn unreadable(&self) -> &BTreeMap<String, String> {
-        &self.unreadable
-    }
-
-    fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
-        self.first.get(key).map_or(key, String::as_str)
+    fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
+        self.template.first.get(key).map_or(key, String::as_str)
     }
 
     fn verified_by(&self, _: &str) -> VerifiedBy {
         VerifiedBy::Nothing
     }
 
-    fn read(&self, _: &str, target: &mut [u8]) -> Result<()> {
-        for (place, bytes) in (1i64..).zip(target.as_chunks_mut().0) {
-            *bytes = place.to_le_bytes();
-        }
-        Ok(())
-    }
-
-    fn read_range(&self, _: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        for (place, bytes) in (range.start as i64 + 1..).zip(target.as_chunks_mut().0) {
-            *bytes = place.to_le_bytes();
-        }
-        Ok(())
-    }
-
-    fn verify(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// The places of one tensor, 0 for the elements of all others.
-#[derive(Debug)]
-struct PlacesIn<'p> {
-    all: &'p Places,
-    tensor: &'p str,
-}
-
-impl TensorSource for PlacesIn<'_> {
-    fn format(&self) -> &'static str {
-        self.all.format()
-    }
-
-    fn path(&self) -> &Location {
-        self.all.path()
-    }
-
-    fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
-        self.all.tensors()
-    }
-
-    fn verified_by(&self, key: &str) -> VerifiedBy {
-        self.all.verified_by(key)
-    }
-
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
-        if self.all.first_alias(key) == self.all.first_alias(self.tensor) {
-            return self.all.read(key, target);
-        }
-        target.fill(0);
-        Ok(())
+        self.read_range(key, 0..(target.len() / Dtype::I64.size()) as u64, target)
     }
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
-        if self.all.first_alias(key) == self.all.first_alias(self.tensor) {
-            return self.all.read_range(key, range, target);
+        if self.first_alias(key) != self.first_alias(self.tensor) {
+            target.fill(0);
+            return Ok(());
         }
-        target.fill(0);
+        for (place, bytes) in (range.start as i64 + 1..).zip(target.as_chunks_mut().0) {
+            *bytes = place.to_le_bytes();
+        }
         Ok(())
     }
 

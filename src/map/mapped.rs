@@ -1,6 +1,7 @@
 //! A source under the names of a map.
 
 use super::bound::{Bound, PIECE};
+use super::computed::Computed;
 use super::pattern::Pattern;
 use super::preset::{self, Layer, Preset};
 use super::statement::{Definition, Kind, Statement};
@@ -14,7 +15,7 @@ use crate::source::{SourceAttributes, TensorSource, VerifiedBy, check_range, che
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A source under the names that a [`NameMap`](super::NameMap) assigns.
 ///
@@ -33,12 +34,8 @@ pub struct Mapped<'a> {
     order: Vec<String>,
     mappings: Vec<Mapping>,
     left_out: Vec<String>,
-    /// The tensors that were computed as a whole and are being read in pieces, oldest first.
-    computed: Mutex<Vec<(String, Arc<Vec<u8>>)>>,
+    computed: Computed,
 }
-
-/// How many tensors are computed as a whole at a time: the number of threads that a conversion writes with.
-const COMPUTED: usize = 2;
 
 impl Mapped<'_> {
     /// Returns the entries that are renamed or transformed, by key.
@@ -64,20 +61,6 @@ impl Mapped<'_> {
             };
             Error::object(key, reason)
         })
-    }
-
-    /// Returns all elements of a tensor that is computed as a whole.
-    fn computed(&self, key: &str, bound: &Bound) -> Result<Arc<Vec<u8>>> {
-        let mut computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, bytes)) = computed.iter().find(|(known, _)| known == key) {
-            return Ok(bytes.clone());
-        }
-        if computed.len() >= COMPUTED {
-            computed.remove(0);
-        }
-        let bytes = Arc::new(bound.read(key, self.source)?);
-        computed.push((key.to_string(), bytes.clone()));
-        Ok(bytes)
     }
 }
 
@@ -152,8 +135,6 @@ impl TensorSource for Mapped<'_> {
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         let bound = self.bound(key)?;
-        let size = bound.spec.dtype.size() as u64;
-        let count = bound.spec.bytes().unwrap_or_default() / size;
         check_range(key, &bound.spec, &range, target.len())?;
         if let Some(from) = bound.plain() {
             return self.source.read_range(from, range, target);
@@ -162,12 +143,11 @@ impl TensorSource for Mapped<'_> {
             target.copy_from_slice(&bound.read_range(key, self.source, range)?);
             return Ok(());
         }
-        let bytes = self.computed(key, bound)?;
-        target.copy_from_slice(&bytes[(range.start * size) as usize..(range.end * size) as usize]);
-        if range.end == count {
-            self.computed.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != key);
-        }
-        Ok(())
+        self.computed.read_range(key, &bound.spec, range, target, || bound.read(key, self.source))
+    }
+
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.bound(key)?.ensure_readable(key, self.source)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {
@@ -477,7 +457,7 @@ impl<'a> State<'a> {
         let mut left_out: Vec<String> = keys.filter(|key| !went_in.contains(*key)).cloned().collect();
         left_out.sort_unstable();
         let order = order.into_iter().map(|(_, key)| key).collect();
-        let computed = Mutex::new(Vec::new());
+        let computed = Computed::default();
         Ok(Mapped { source, specs, tensors, values, unreadable, aliases, order, mappings, left_out, computed })
     }
 }

@@ -8,6 +8,7 @@ mod attributes;
 mod average;
 mod bound;
 mod cast;
+mod computed;
 #[cfg(feature = "huggingface")]
 pub(crate) use cast::cast;
 mod inverse;

@@ -2,6 +2,7 @@
 
 use super::NameMap;
 use super::bound::Bound;
+use super::computed::Computed;
 use super::mapped;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub struct MappedOptimizer<'a> {
     tensors: BTreeMap<String, (usize, Arc<Bound>)>,
     specs: BTreeMap<String, TensorSpec>,
     left_out: BTreeMap<String, String>,
+    computed: Computed,
 }
 
 impl NameMap {
@@ -79,6 +81,7 @@ impl NameMap {
             tensors: BTreeMap::new(),
             specs: BTreeMap::new(),
             left_out: BTreeMap::new(),
+            computed: Computed::default(),
         };
         for (slot, keys) in by_slot {
             let view = SlotOfAll::new(weights, state, keys)?;
@@ -267,6 +270,10 @@ impl TensorSource for SlotOfAll<'_> {
         self.state.read_range(self.known(key)?, range, target)
     }
 
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.state.ensure_readable(self.known(key)?)
+    }
+
     fn verify_tensor(&self, key: &str) -> Result<()> {
         self.state.verify_tensor(self.known(key)?)
     }
@@ -331,16 +338,16 @@ impl TensorSource for MappedOptimizer<'_> {
         if let Some(from) = bound.plain() {
             return source.read_range(from, range, target);
         }
-        let bytes = if bound.streams() {
-            bound.read_range(key, source, range)?
-        } else {
-            let size = bound.spec.dtype.size() as u64;
-            let mut all = bound.read(key, source)?;
-            all.truncate((range.end * size) as usize);
-            all.split_off((range.start * size) as usize)
-        };
-        target.copy_from_slice(&bytes);
-        Ok(())
+        if bound.streams() {
+            target.copy_from_slice(&bound.read_range(key, source, range)?);
+            return Ok(());
+        }
+        self.computed.read_range(key, &bound.spec, range, target, || bound.read(key, source))
+    }
+
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        let (source, bound) = self.of(key)?;
+        bound.ensure_readable(key, source)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {
