@@ -25,10 +25,10 @@ pub use manifest::{
 pub(crate) use marks::is_thinned_file;
 pub use marks::{MAX_MARK_BYTES, Mark, MarkKind, is_mark_file};
 
-pub(crate) use saved_model::check_length as check_saved_model_length;
 pub use saved_model::{
     EXAMPLES_FILE, Length, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, Signature, TensorInfo, Variable,
 };
+pub(crate) use saved_model::{SAVED_MODEL_FILES, check_length as check_saved_model_length};
 #[cfg(feature = "torch")]
 pub(crate) use saved_model::{is_identifier, unexportable};
 

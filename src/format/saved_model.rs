@@ -19,6 +19,9 @@ pub const SAVED_MODEL_FILE: &str = "saved_model.json";
 /// Example inputs and the outputs for them, in a safetensors file.
 pub const EXAMPLES_FILE: &str = "examples.st";
 
+/// The files that make a checkpoint a saved model, in lower case.
+pub(crate) const SAVED_MODEL_FILES: [&str; 3] = [SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
+
 /// The maximum length of a description in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 

@@ -1,18 +1,15 @@
 //! What a checkpoint has beside its state, under other names or made of several.
 
 use crate::error::Result;
-use crate::format::{EXAMPLES_FILE, PROGRAM_FILE, SAVED_MODEL_FILE, SavedModelInfo, check_saved_model_length};
+use crate::format::{SAVED_MODEL_FILE, SAVED_MODEL_FILES, SavedModelInfo, check_saved_model_length};
 use crate::name;
 use crate::source::{SOURCES, SourceAttributes, TensorSource, of};
 use serde_json::Value;
 
-/// The files of a saved model.
-const SAVED_MODEL: [&str; 3] = [SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
-
 impl SourceAttributes {
     /// Leaves out the program of a saved model, with its description and its examples.
     pub(super) fn drop_saved_model(&mut self, reason: &str) {
-        for name in SAVED_MODEL {
+        for name in SAVED_MODEL_FILES {
             if self.assets.remove(name).is_some() {
                 self.left_out.insert(of("assets", name), reason.to_string());
             }
@@ -93,7 +90,7 @@ impl SourceAttributes {
                 }
             }
         }
-        if SAVED_MODEL.iter().any(|name| common.left_out.contains_key(&of("assets", name))) {
+        if SAVED_MODEL_FILES.iter().any(|name| common.left_out.contains_key(&of("assets", name))) {
             common.drop_saved_model("the sources have different saved models");
         }
         common.id = first.id.clone();
@@ -106,14 +103,18 @@ impl SourceAttributes {
     }
 
     /// Records the sources: the path and the format of each, and what it says that is not recorded here as it is there.
+    /// Metadata of the name under which the record is written are left out: those of a source that is an average or a
+    /// merge itself are a record, which would grow with every one.
     pub(super) fn record(&mut self, sources: &[&dyn TensorSource], weights: &[f64]) -> Result<()> {
+        let mut has_own = self.metadata.remove(SOURCES).is_some();
         let mut records = Vec::new();
         for (at, source) in sources.iter().enumerate() {
             let mut record = serde_json::Map::new();
             record.insert("path".to_string(), source.path().to_string().into());
             record.insert("format".to_string(), source.format().into());
             record.extend(weights.get(at).map(|weight| ("weight".to_string(), number(*weight))));
-            let attributes = source.attributes()?;
+            let mut attributes = source.attributes()?;
+            has_own |= attributes.metadata.remove(SOURCES).is_some();
             if let Some(id) = &attributes.id {
                 record.insert("run".to_string(), id.run.clone().into());
                 record.insert("sequence".to_string(), id.sequence.into());
@@ -135,6 +136,11 @@ impl SourceAttributes {
             records.push(Value::Object(record));
         }
         self.sources = records;
+        if has_own {
+            let reason =
+                "the record of the new checkpoint's sources has this name; the sources keep theirs".to_string();
+            self.left_out.insert(of("metadata", SOURCES), reason);
+        }
         Ok(())
     }
 }

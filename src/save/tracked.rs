@@ -1,7 +1,7 @@
 //! Files of the user's own that are saved beside the components.
 
 use crate::error::{Error, Result};
-use crate::format::{AssetEntry, Digest, EXAMPLES_FILE, INDEX_FILE, MANIFEST_FILE, PROGRAM_FILE, SAVED_MODEL_FILE};
+use crate::format::{AssetEntry, Digest, INDEX_FILE, MANIFEST_FILE, SAVED_MODEL_FILES};
 use crate::name;
 use crate::repository::{Directory, Finished, Transaction};
 use crate::source::{CHUNK, Source};
@@ -87,7 +87,7 @@ impl Asset {
     /// Returns whether a checkpoint can have a file of this name.
     pub(crate) fn check_name(&self) -> Result<()> {
         check_asset_name(&self.name)?;
-        if SAVED_MODEL.contains(&self.name.to_ascii_lowercase().as_str()) {
+        if SAVED_MODEL_FILES.contains(&self.name.to_ascii_lowercase().as_str()) {
             return Err(Error::name(&self.name, RESERVED_NAME));
         }
         Ok(())
@@ -135,9 +135,6 @@ pub(super) fn check_asset_name(name: &str) -> Result<()> {
 }
 
 const RESERVED_NAME: &str = "files of this name are the checkpoint's own; choose another (`Asset::named`)";
-
-/// The names, in lower case, of the assets that make a checkpoint a saved model.
-const SAVED_MODEL: [&str; 3] = [SAVED_MODEL_FILE, PROGRAM_FILE, EXAMPLES_FILE];
 
 impl fmt::Debug for Asset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
