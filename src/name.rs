@@ -7,7 +7,7 @@
 //!   `A-Z a-z 0-9 _ - .` is written as `%XX`, a leading `.` too, so that it is a plain file name on every system.
 
 use crate::error::{Error, Result};
-pub(crate) use crate::text::{short_message, shown};
+pub(crate) use crate::text::{component, short_message, shown};
 
 /// The maximum length of a name, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -79,11 +79,6 @@ pub(crate) fn join(key: &str, below: &str) -> String {
 /// Returns what the keys of everything below the object at `key` start with.
 pub(crate) fn prefix(key: &str) -> String {
     format!("{key}/")
-}
-
-/// Returns the key of the component that `key` is in.
-pub(crate) fn component(key: &str) -> &str {
-    key.split('/').next().unwrap_or_default()
 }
 
 /// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.

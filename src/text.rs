@@ -1,6 +1,11 @@
-//! How messages show names and texts from files, which can have any length: shortened.
+//! How messages show names and texts from files, which can have any length: shortened, and by component.
 
 use std::fmt;
+
+/// Returns the key of the component that `key` is in.
+pub(crate) fn component(key: &str) -> &str {
+    key.split('/').next().unwrap_or_default()
+}
 
 /// Quotes a name for a message, shortened to [`MAX_SHOWN`] bytes: names out of files can have any length.
 pub(crate) fn shown(name: &str) -> impl fmt::Display {

@@ -50,6 +50,7 @@ fn every_format_becomes_a_checkpoint_with_the_same_elements() {
         // Nothing is overwritten.
         let error = convert(&*source, &to, Format::Checkpoint).unwrap_err();
         assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+        assert!(error.to_string().contains("choose another name"), "{error}");
     }
 }
 
@@ -282,6 +283,53 @@ fn several_sources_are_recorded() {
     let written = convert(&merged, dir.join("conflict"), Format::Checkpoint).unwrap();
     assert!(written.attributes_left_out["assets/tokenizer.json"].contains("different files"));
     assert!(CheckpointReader::open(dir.join("conflict")).unwrap().manifest().assets.is_empty());
+}
+
+/// What already has the name of the record is listed, and a record has no other one in it.
+#[test]
+fn no_metadata_are_lost_to_the_record_unseen() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let open = |name: &str| interop::open(dir.join(name)).unwrap();
+    for (name, own) in [("a", json!(["a corpus"])), ("b", json!(["a corpus"])), ("c", json!("another"))] {
+        let weight = BTreeMap::from([(name, Memory::f32(&[1], [1.0]))]);
+        let checkpoint = Checkpoint::new().track(if name == "c" { "c" } else { "model" }, &weight).unwrap();
+        checkpoint.metadata("sources", &own).unwrap().write(dir.join(name)).unwrap();
+    }
+    let names = NameMap::new().rename("model/b", "model/a");
+    let (a, b, c) = (open("a"), open("b"), open("c"));
+    let b = names.apply(&*b).unwrap();
+    let average = Average::uniform([&*a as &dyn TensorSource, &b]).unwrap();
+    let merged = Merged::new([&*a, &*c]).unwrap();
+    for (name, source) in [("average", &average as &dyn TensorSource), ("merged", &merged)] {
+        let written = convert(source, dir.join(name), Format::Checkpoint).unwrap();
+        assert!(written.attributes_left_out["metadata/sources"].contains("record"), "{name}: {written:?}");
+    }
+    // The average of an average.
+    let (first, second) = (open("average"), open("average"));
+    let again = Average::uniform([&*first, &*second]).unwrap();
+    let written = convert(&again, dir.join("again"), Format::Checkpoint).unwrap();
+    assert_eq!(written.attributes_left_out.keys().collect::<Vec<_>>(), ["metadata/sources"]);
+    for name in ["average", "merged", "again"] {
+        let reader = CheckpointReader::open(dir.join(name)).unwrap();
+        let records = reader.manifest().metadata["sources"].as_array().unwrap().clone();
+        assert_eq!(records.len(), 2);
+        assert!(records.iter().all(|record| record["path"].is_string() && record["metadata"].is_null()), "{records:?}");
+    }
+}
+
+#[test]
+fn what_is_salvaged_is_as_trainable_and_as_unclean_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = run(folder.path())[1].path().clone();
+    let file = path.join("manifest.json");
+    let mut manifest = Manifest::from_bytes(&fs::read(&file).unwrap()).unwrap();
+    manifest.unclean = true;
+    fs::write(&file, manifest.to_bytes().unwrap()).unwrap();
+    tch_checkpoint::inspect::salvage(&path, folder.path().join("salvaged")).unwrap();
+    let salvaged = CheckpointReader::open(folder.path().join("salvaged")).unwrap();
+    let manifest = salvaged.manifest();
+    assert_eq!((manifest.tensors["model/w"].requires_grad, manifest.unclean, manifest.step), (Some(true), true, None));
 }
 
 /// A program fits the variables that it was exported with, as they were.

@@ -4,6 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
 use crate::error::{BoxError, Error, Result};
 use crate::graph::{Identity, Node, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+use crate::interop::durable::already_there;
 use crate::interop::{self, AT_ONCE, Written, verify_before_streaming};
 use crate::location::Location;
 use crate::name;
@@ -76,7 +77,11 @@ pub(super) fn checkpoint(
         (0..READERS).for_each(|_| drop(scope.spawn(answer)));
         write()
     })
-    .map_err(of_source)?;
+    .map_err(|error| match of_source(error) {
+        // Nobody trains into it.
+        Error::AlreadyExists { path, .. } => already_there(path),
+        error => error,
+    })?;
     let (left_out, attributes_left_out) = (source.unreadable().clone(), attributes.left_out);
     Ok(Written { tensors: source.tensors().len(), left_out, attributes_left_out })
 }

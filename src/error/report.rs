@@ -1,7 +1,7 @@
 //! The report of a restore: what matched and what did not, by name.
 
 use super::mapping::Mapping;
-use crate::text::{SHOWN, listed, short_message, shown};
+use crate::text::{SHOWN, component, listed, short_message, shown};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -145,7 +145,7 @@ impl fmt::Display for RestoreReport {
 impl RestoreReport {
     /// Returns `true` if the checkpoint lacks the component of the object `key`.
     fn is_lacking(&self, key: &str) -> bool {
-        self.lacking.contains_key(key.split('/').next().unwrap_or_default())
+        self.lacking.contains_key(component(key))
     }
 
     /// Writes how to restore everything else.
@@ -173,8 +173,8 @@ impl RestoreReport {
         for (option, key) in missing.into_iter().chain(mismatched).chain(unreadable) {
             write!(f, "{option}({}), ", shown(key))?;
         }
-        let component = key.split('/').next().unwrap_or_default();
-        write!(f, "or skip({}) to leave that object as it is (`*` stands for any text)", shown(component))
+        let component = shown(component(key));
+        write!(f, "or skip({component}) to leave that object as it is (`*` stands for any text)")
     }
 }
 

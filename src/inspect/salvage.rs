@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::format::Digest;
 use crate::interop::Ours;
 use crate::location::Location;
+use crate::name;
 use crate::repository::Posix;
-use crate::source::{Source, TensorSource, VerifiedBy};
+use crate::source::{Source, SourceAttributes, TensorSource, VerifiedBy};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ pub fn salvage(from: impl Into<Location>, to: impl Into<Location>) -> Result<Sal
     let (source, problems) = Source::open_what_is_whole(&Posix::default(), &from)?;
     let mut lost = BTreeMap::new();
     let mut buffer = Vec::new();
-    let of = |key: &str| key.split('/').next().unwrap_or(key).to_string();
+    let of = |key: &str| name::component(key).to_string();
     for (key, record) in &source.manifest.tensors {
         let component = of(key);
         if lost.contains_key(&component) {
@@ -143,6 +144,15 @@ impl TensorSource for Intact<'_> {
         self.firsts.get(first).map_or(first, String::as_str)
     }
 
+    fn requires_grad(&self, key: &str) -> Option<bool> {
+        self.ours.requires_grad(key)
+    }
+
+    fn attributes(&self) -> Result<SourceAttributes> {
+        // The rest would make it look like the checkpoint that it was.
+        Ok(SourceAttributes { unclean: self.ours.attributes()?.unclean, ..SourceAttributes::default() })
+    }
+
     fn verified_by(&self, key: &str) -> VerifiedBy {
         self.ours.verified_by(key)
     }
@@ -159,6 +169,11 @@ impl TensorSource for Intact<'_> {
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         self.check(key)?;
         self.ours.read_range(key, range, target)
+    }
+
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.check(key)?;
+        self.ours.ensure_readable(key)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 #[cfg(feature = "pytorch")]
 use super::zip::Sink;
 use crate::error::{Error, Result};
+use crate::location::Location;
 use crate::repository::nonce;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -135,7 +136,7 @@ impl DurableDirectory {
     pub(crate) fn publish(mut self) -> Result<()> {
         sync_directory(&self.temporary)?;
         rename_to_free(&self.temporary, &self.path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => already_there(&self.path),
+            std::io::ErrorKind::AlreadyExists => already_there(&*self.path),
             _ => Error::io("rename", &self.temporary, e),
         })?;
         self.is_done = true;
@@ -143,10 +144,9 @@ impl DurableDirectory {
     }
 }
 
-#[cfg(feature = "pytorch")]
-#[cfg(feature = "huggingface")]
-fn already_there(path: &Path) -> Error {
-    let hint = "write into a new directory, or remove this one before".to_string();
+/// Returns the error for a name that a conversion finds taken, where it replaces nothing.
+pub(crate) fn already_there(path: impl Into<Location>) -> Error {
+    let hint = "choose another name, or remove what has this one".to_string();
     Error::AlreadyExists { path: path.into(), hint }
 }
 

@@ -238,10 +238,8 @@ fn check_slots(found: &Found, algorithm: Algorithm) -> std::result::Result<(), S
         Algorithm::Adam => ("Adam", &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
         Algorithm::Sgd => ("SGD", &["momentum_buffer"]),
     };
-    let own_names = |slot: &Slot| names.contains(slot.torch.unwrap_or(&slot.name));
     if let Some(other) = names.iter().find(|name| !known.contains(name)) {
-        let file: BTreeSet<&str> =
-            found.slots.iter().filter(|slot| own_names(slot)).map(|slot| slot.name.as_str()).collect();
+        let file: BTreeSet<&str> = found.slots.iter().map(|slot| slot.name.as_str()).collect();
         let why = match *other {
             "square_avg" | "velocity" => {
                 "; RMSprop of Keras and TensorFlow adds epsilon inside of the square root, `optim::RmsProp` outside: there \
@@ -267,6 +265,8 @@ fn list(names: &BTreeSet<&str>) -> String {
 /// Returns the number of steps after which TensorFlow 1 has this product. It begins with one `beta_2`. `None` where
 /// there were so many that nothing is left of it.
 fn steps_of(power: f64, beta_2: f64) -> Option<u64> {
+    // TensorFlow multiplies with the nearest number of 32 bits, which after many steps makes a difference.
+    let beta_2 = f64::from(beta_2 as f32);
     let is_readable = power > 1e-30 && power < 1.0 && beta_2 > 0.0 && beta_2 < 1.0;
     is_readable.then(|| ((power.ln() / beta_2.ln()).round() - 1.0).max(0.0) as u64)
 }
@@ -278,11 +278,14 @@ mod tests {
     #[test]
     fn tensorflow_1_counts_by_multiplying() {
         let power = |steps: u32| f64::from((0..=steps).fold(1f32, |power, _| power * 0.999));
-        for steps in [0, 1, 3, 1000, 50_000] {
+        for steps in [0, 1, 3, 1000, 40_000, 50_000, 60_000] {
+            assert_eq!(steps_of(power(steps), 0.999), Some(u64::from(steps)));
             assert_eq!(steps_of(power(steps), f64::from(0.999f32)), Some(u64::from(steps)));
         }
         assert_eq!(steps_of(power(200_000), 0.999), None);
         assert_eq!(steps_of(1.0, 0.999), None);
+        // What 32 bits hold as 1 never changes.
+        assert_eq!(steps_of(0.5, 1.0 - 1e-12), None);
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBu
     let seal = Seal { seal: 1, format: source.format().to_string(), tensors, values };
     let text =
         serde_json::to_string(&seal).map_err(|e| Error::InvalidArgument(format!("the seal cannot be written: {e}")))?;
-    let file = DurableFile::create(&place)?;
+    let file = DurableFile::create_new(&place)?;
     file.write_at(0, text.as_bytes())?;
     file.publish()?;
     Ok(place)
@@ -279,6 +279,10 @@ impl TensorSource for Sealed {
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         self.source.read_range(key, range, target)
+    }
+
+    fn ensure_readable(&self, key: &str) -> Result<bool> {
+        self.source.ensure_readable(key)
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {

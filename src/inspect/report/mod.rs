@@ -21,6 +21,7 @@ use super::target::Target;
 use super::{lossy, retention};
 use crate::error::Result;
 use crate::location::Location;
+use crate::name;
 use crate::source::Source;
 use files::Files;
 use histories::Histories;
@@ -166,7 +167,7 @@ impl ReportedCheckpoint {
     fn describe(&mut self, source: &Source) {
         let mut stored = BTreeSet::new();
         for (key, record) in &source.manifest.tensors {
-            let component = self.components.entry(key.split('/').next().unwrap_or(key).to_string()).or_default();
+            let component = self.components.entry(name::component(key).to_string()).or_default();
             // Tied tensors have the same pieces.
             for piece in record.pieces.iter().filter(|piece| stored.insert((&piece.file, piece.begin, piece.end))) {
                 *component = component.saturating_add(piece.end - piece.begin);

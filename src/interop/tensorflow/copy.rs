@@ -8,7 +8,7 @@ use super::place;
 use super::stored::Stored;
 use super::table::TableWriter;
 use crate::error::{Error, Result};
-use crate::interop::durable::DurableFile;
+use crate::interop::durable::{DurableFile, already_there};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -95,7 +95,7 @@ impl Bundle {
 /// A checkpoint is never overwritten: between its data and its index it would be neither the old nor the new one.
 pub(super) fn check_free(prefix: &Path) -> Result<()> {
     if place::index(prefix).exists() {
-        return Err(Error::already_exists(place::index(prefix)));
+        return Err(already_there(place::index(prefix)));
     }
     Ok(())
 }
