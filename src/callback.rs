@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// Whether this thread is in such a function.
+    /// Whether this thread is running such a function.
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -17,7 +17,7 @@ pub(crate) fn call<R>(function: impl FnOnce() -> R) -> std::result::Result<R, St
     result.map_err(|panic| message(&*panic))
 }
 
-/// Refuses calls that such a function must not make: it would wait for the save, which waits for the function.
+/// Rejects calls that such a function must not make: they would wait for the save, which waits for the function.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] in such a function.

@@ -1,4 +1,4 @@
-//! The content of the next save, before it is saved, and of a checkpoint, as a tree.
+//! The content of the next save, or of a checkpoint, as a tree.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorSpec;
@@ -95,7 +95,7 @@ impl Contents {
     /// Returns the content of a checkpoint, as far as the keys match `filter`.
     pub(crate) fn of_source(source: &dyn TensorSource, filter: Option<&str>) -> Contents {
         let fits = |key: &String| filter.is_none_or(|pattern| name::matches(pattern, key));
-        // Of the entries that are left, the first of those that share memory stands for the others.
+        // Of the remaining entries that share memory, the first represents the others.
         let mut seen = HashMap::new();
         let tensors = source.tensors().iter().filter(|(key, _)| fits(key)).map(|(key, spec)| {
             let first = *seen.entry(source.first_alias(key)).or_insert(key);
@@ -157,7 +157,7 @@ fn size(bytes: u64) -> String {
     format!("{value:.digits$} {}", unit.unwrap_or(&"B"))
 }
 
-/// One line per object, tensor and value, indented by the lines of the tree.
+/// Writes one line per object, tensor and value, indented with the lines of the tree.
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&summary(&self.entries))?;
@@ -165,7 +165,7 @@ impl fmt::Display for Contents {
     }
 }
 
-/// The depth of a tree, in names. What is deeper is shown under the rest of its key.
+/// The maximum depth of the tree, in names. Deeper entries are shown under the rest of their key.
 const DEPTH: usize = name::MAX_NAMES;
 
 /// Writes the children of an object; `entries` are all entries below it, and `depth` is the number of its names.

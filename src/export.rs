@@ -1,4 +1,4 @@
-//! Copies of the weights alone, as ordinary safetensors files.
+//! Exports weights as ordinary safetensors files.
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
@@ -33,15 +33,15 @@ pub struct WeightsExport {
 }
 
 impl WeightsExport {
-    /// Writes these components, which are names of tracked objects, in one file.
+    /// Selects components, by the names of the tracked objects, and writes them into one file.
     pub fn of<N: Into<String>>(components: impl IntoIterator<Item = N>) -> WeightsExport {
         let components = components.into_iter().map(Into::into).collect();
         WeightsExport { components, dtype: None, file_per_component: false, keep: None }
     }
 
-    /// Converts the tensors of floating-point types F64, F32, F16 and BF16 to this one: F32, F16 or BF16. Rounds to the nearest
-    /// value, ties to even, as libtorch does; values beyond the range become infinite. Tensors of other types stay as they
-    /// are. Unless set, all do.
+    /// Converts the tensors of floating-point types F64, F32, F16 and BF16 to this one: F32, F16 or BF16. Rounds to the
+    /// nearest value, ties to even, as libtorch does; values beyond the range become infinite. Tensors of other types
+    /// are unchanged. By default, no tensor is converted.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for another type.
@@ -53,31 +53,31 @@ impl WeightsExport {
         Ok(self)
     }
 
-    /// Writes one file per component, called like it, into a directory.
+    /// Writes one file per component, named after it, into a directory.
     pub fn file_per_component(mut self) -> WeightsExport {
         self.file_per_component = true;
         self
     }
 
     /// Keeps only the newest `keep` exports, but at least one, of those that
-    /// [`export_weights_when`](crate::CheckpointManagerBuilder::export_weights_when) writes: after each export, it removes
-    /// older ones. By default, all stay. [`export_weights`](Checkpoint::export_weights) removes nothing.
+    /// [`export_weights_when`](crate::CheckpointManagerBuilder::export_weights_when) writes: after each export, older
+    /// ones are removed. By default, all are kept. [`export_weights`](Checkpoint::export_weights) removes nothing.
     ///
-    /// Removed is only what has the name of an export (`weights-STEP.safetensors`, or a directory `weights-STEP` with
-    /// nothing else in it) and the same header, byte by byte, as the new export: the tensors of the same components, with
-    /// the same types and shapes, as this crate arranges them. Exports of later steps than the new one, from which the run
-    /// went back, count as older.
+    /// An entry is removed only if it has the name of an export (`weights-STEP.safetensors`, or a directory
+    /// `weights-STEP` with nothing else in it) and the same header, byte by byte, as the new export: the tensors of the
+    /// same components, with the same types and shapes, as this crate arranges them. Exports of later steps than the
+    /// new one, from which the run went back, count as older.
     pub fn keep(mut self, keep: usize) -> WeightsExport {
         self.keep = Some(keep.max(1));
         self
     }
 
-    /// Returns how many exports stay.
+    /// Returns how many exports are kept.
     pub(crate) fn kept(&self) -> Option<usize> {
         self.keep
     }
 
-    /// Where an export of a step goes: a file, or a directory of files.
+    /// Returns the path of the export of a step: a file, or a directory of files.
     pub(crate) fn path_of_step(&self, directory: &Path, step: u64) -> PathBuf {
         let extension = if self.file_per_component { "" } else { name::COMPONENT_EXTENSION };
         directory.join(format!("weights-{step}{extension}"))
@@ -85,14 +85,14 @@ impl WeightsExport {
 }
 
 impl Checkpoint {
-    /// Writes the weights of some tracked objects as safetensors files: for publishing, for serving, for Python. Returns the
-    /// paths. Values are left out. `path` is the file, which ends in `.safetensors`, or with
+    /// Writes the weights of selected tracked objects as safetensors files, for publishing, for serving, or for Python.
+    /// Returns the paths. Values are left out. `path` is the file, which ends in `.safetensors`, or with
     /// [`file_per_component`](WeightsExport::file_per_component) the directory.
     ///
-    /// Each file is durable, and appears under its name at once, in place of an earlier one. It is then read back and compared
-    /// with what was to be written. The tensors have their names in the component, joined by dots, as `VarStore::load` and
-    /// Python expect; in one file for several components the component's name comes before. Takes as much memory as the
-    /// exported tensors; they may change when this returns, not before.
+    /// Each file is durable, and replaces an earlier one atomically. It is then read back and compared with the
+    /// tensors. The tensors have their names in the component, joined by dots, as `VarStore::load` and Python expect;
+    /// in one file for several components, the component's name comes first. Needs as much memory as the exported
+    /// tensors, which must not change until this returns.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -105,9 +105,9 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] when no object of a name is tracked, or it has no tensor; [`Error::InvalidArgument`] for a path that
-    /// does not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] when what is read back is not
-    /// what was written.
+    /// [`Error::Object`] if no object of a name is tracked, or it has no tensor; [`Error::InvalidArgument`] for a path
+    /// that does not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back
+    /// differs from what was written.
     pub fn export_weights(&self, path: impl AsRef<Path>, export: &WeightsExport) -> Result<Vec<PathBuf>> {
         let path = path.as_ref();
         let mut weights = self.snapshot_of(&export.components)?;
@@ -141,10 +141,10 @@ impl Checkpoint {
     }
 }
 
-/// Writes one file, of a component or of all, and reads it back.
+/// Writes one file, of one or all components, and reads it back.
 fn write(weights: &Snapshot, component: Option<&str>, path: &Path) -> Result<()> {
     let key = component.map(|component| name::key([component]));
-    // An object that is a tensor itself has no name below its component.
+    // A tracked object that is itself a tensor has no name below its component.
     let is_one = key.as_ref().is_some_and(|key| weights.tensors().contains_key(key));
     let options = match &key {
         Some(key) if !is_one => WriteOptions::default().only(key.clone()),

@@ -1,10 +1,10 @@
-//! What a save cost: times and bytes.
+//! The cost of a save: times and bytes.
 
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a save cost: how long the training stood still, how long it took until the checkpoint was durable, and how many
-/// bytes were written and linked.
+/// The cost of a save: how long it stalled the training, how long it took until the checkpoint was durable, and how
+/// many bytes were written and linked.
 ///
 /// [`CheckpointManager::last_save_figures`](crate::CheckpointManager::last_save_figures) and
 /// [`Checkpoint::last_save_figures`](crate::Checkpoint::last_save_figures) return the figures of the last save,
@@ -32,9 +32,8 @@ use std::time::Duration;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SaveFigures {
-    /// The time that the call took, which the training waited for: with a
-    /// [background save](crate::CheckpointManagerBuilder::background) until the call returned, otherwise
-    /// [`total`](Self::total). Includes [`waited`](Self::waited).
+    /// The time for which training waited: with a [background save](crate::CheckpointManagerBuilder::background), until
+    /// the call returned; otherwise the same as [`total`](Self::total). Includes [`waited`](Self::waited).
     #[serde(rename = "stall_ns", with = "nanoseconds")]
     pub stall: Duration,
     /// The time from the call until the checkpoint was durable. Includes [`waited`](Self::waited). A manifest cannot
@@ -46,13 +45,13 @@ pub struct SaveFigures {
     pub waited: Duration,
     /// Bytes of the files that were written, without the manifest.
     pub bytes_written: u64,
-    /// Bytes of the files that were not written because the previous checkpoint has the same: hard links in a file
-    /// system.
+    /// Bytes of the files that were not written again because the previous checkpoint has the same ones: they are hard
+    /// links in a file system.
     pub bytes_linked: u64,
 }
 
 impl SaveFigures {
-    /// Returns the bytes written per second, of the time that was not spent waiting for the previous save:
+    /// Returns the bytes written per second, not counting the time spent waiting for the previous save:
     /// [`bytes_written`](Self::bytes_written) / ([`total`](Self::total) − [`waited`](Self::waited)). `None` if no time
     /// has passed.
     ///

@@ -1,5 +1,5 @@
-//! What the packages of this workspace that test and measure the crate need of its inside. It is no part of the public
-//! interface, and semantic versioning does not hold for it.
+//! The internals that the packages of this workspace need to test and measure the crate. They are not part of the
+//! public interface, and semantic versioning does not apply to them.
 
 pub use crate::repository::{
     Aside, Dir, Directory, Disk, Entry, FileId, Finished, Kind, LocalDisk, Lock, LockFile, Memory, OpenDir,
@@ -26,17 +26,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A checkpoint of nothing yet, in another storage than the operating system's file systems.
+/// Creates a checkpoint that tracks nothing, in `storage`.
 pub fn checkpoint_in(storage: Arc<dyn Storage>) -> Checkpoint {
     Checkpoint::in_storage(storage)
 }
 
-/// Like [`checkpoint_in`], on another disk than the operating system's.
+/// Like [`checkpoint_in`], on `disk`.
 pub fn checkpoint_on(disk: Arc<dyn Disk>) -> Checkpoint {
     checkpoint_in(Arc::new(Posix::new(disk)))
 }
 
-/// Returns a manager's builder whose manager does not go by `rule`.
+/// Returns a builder whose manager does not follow `rule`.
 #[must_use]
 pub fn without_rule(builder: CheckpointManagerBuilder, rule: Rule) -> CheckpointManagerBuilder {
     builder.rules(Rules::without(rule))
@@ -64,8 +64,7 @@ pub fn planned_bytes(objects: &[(String, Node)]) -> Result<u64> {
     Ok(save::plan(objects, &SaveOptions::new())?.bytes())
 }
 
-/// Returns how many of these checkpoints, oldest first, are removed when the newest ten stay and one an hour is
-/// preserved.
+/// Returns how many of these checkpoints, oldest first, are removed if the newest ten and one per hour are kept.
 #[must_use]
 pub fn removed(checkpoints: &[(String, DateTime<Utc>)]) -> usize {
     let infos = checkpoints.iter().map(|(name, saved_at)| CheckpointInfo::new(name, *saved_at));

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 /// The location of a checkpoint, a directory of checkpoints or a file: a path, or a URL such as `s3://bucket/run`.
 ///
-/// Functions take `impl Into<Location>`, so that a path or a text can be passed directly. A text that starts with a
-/// scheme and `://` is a URL, whatever it is converted from; everything else is a path. URLs are served by a
-/// [`Storage`](crate::repository::Storage) that knows their scheme; the default one serves paths only and refuses URLs.
+/// Functions take `impl Into<Location>`, so that a path or a text can be passed directly. Text that starts with a
+/// scheme and `://` is a URL, whichever type it is converted from; everything else is a path. A
+/// [`Storage`](crate::repository::Storage) that knows their scheme serves URLs; the default storage serves only paths
+/// and rejects URLs.
 ///
 /// A location dereferences to the [`Path`] of its text, so that results can be used as paths. For a URL, parents, names
-/// and joining work on that path as well, but no file system has it: opening it is an error of the kind "not found".
-/// [`as_path`](Location::as_path) is `None` then.
+/// and joining work on that path as well, but it does not exist in the file system: opening it fails with "not found".
+/// [`as_path`](Location::as_path) returns `None` then.
 ///
 /// ```
 /// use std::path::Path;

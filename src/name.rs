@@ -4,7 +4,7 @@
 //! * Its **key** in the manifest is the path joined by `/`; inside a name `%`, `/` and control characters are
 //!   written as `%` and two upper-case hexadecimal digits, so that every key has one path.
 //! * A component's **file** is the first name of the path and `.safetensors`; in it every byte other than
-//!   `A-Z a-z 0-9 _ - .` is written as `%XX`, a leading `.` too, so that it is a plain file name on every system.
+//!   `A-Z a-z 0-9 _ - .` is written as `%XX`, including a leading `.`, so that it is a plain file name on every system.
 
 use crate::error::{Error, Result};
 pub(crate) use crate::text::{component, short_message, shown};
@@ -107,7 +107,7 @@ pub fn file_stem(component: &str) -> String {
         }
     }
     if is_device_name(&stem) {
-        // On Windows, CON, NUL, COM1 … are devices, whatever the extension.
+        // On Windows, names such as CON, NUL and COM1 are devices, regardless of the extension.
         stem = format!("%{:02X}{}", stem.as_bytes()[0], &stem[1..]);
     }
     stem
@@ -185,7 +185,7 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     nearest_within(name, candidates, &mut left)
 }
 
-/// Returns the end of a message about an unknown name: the candidate that is most like it, of the first 10,000.
+/// Returns the end of a message about an unknown name: the most similar of the first 10,000 candidates.
 pub(crate) fn nearest_hint<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     nearest(name, candidates.take(10_000)).map(|near| format!("; the nearest is {}", shown(near))).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Doing many independent things on a few threads.
+//! Runs many independent jobs on a few threads.
 
 use crate::error::{Error, Result};
 use std::any::Any;
@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Returns the default number of threads: one per processor, at most 8.
 pub(crate) fn default_threads() -> usize {
-    // Asking the system means reading files of its control groups: once is enough.
+    // Cached, because asking the system reads the files of its control groups.
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(8))
 }
 
-/// Returns how many of `threads` are worth starting for so many bytes: waking one can take longer than it saves, when
-/// libtorch's own threads still spin on its processor.
+/// Returns how many of `threads` are worth starting for `bytes`: waking a thread can take longer than it saves while
+/// libtorch's own threads are spinning on its processor.
 pub(crate) fn worth(threads: usize, bytes: u64) -> usize {
     const EACH: u64 = 8 << 20;
     threads.min(usize::try_from(1 + bytes / EACH).unwrap_or(usize::MAX))
 }
 
-/// Runs `work` on every job, in order, each of at most `threads` threads with a `scratch` of its own. The first
-/// error ends it. A panic of `work` in another thread is an error too: the task has failed, the process has not.
+/// Runs `work` on every job, in order, on at most `threads` threads, each with its own `scratch`. Stops at the first
+/// error. A panic of `work` in another thread is returned as an error.
 pub(crate) fn for_each<J: Sync, S>(
     jobs: &[J],
     threads: usize,

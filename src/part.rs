@@ -73,7 +73,7 @@ impl Part {
         self.restore_with(path, &RestoreOptions::new())
     }
 
-    /// Like [`restore`](Part::restore), allowing what `options` allow.
+    /// Like [`restore`](Part::restore), with `options`.
     ///
     /// # Errors
     /// As for [`Checkpoint::restore`].

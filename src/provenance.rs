@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 #[must_use = "it is recorded only by `Checkpoint::provenance`"]
 pub struct Provenance {
-    /// When [`new`](Provenance::new) was called: call it at the start of the program.
+    /// The time at which [`new`](Provenance::new) was called; call it at the start of the program.
     pub started_at: DateTime<Utc>,
     /// The version of this crate.
     pub crate_version: String,
@@ -40,7 +40,7 @@ pub struct Provenance {
     /// The version of libtorch that the program was built with; `None` without the feature `torch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub libtorch_version: Option<String>,
-    /// The commit that the git repository was at, if [`git`](Provenance::git) found one.
+    /// The commit that was checked out in the git repository, if [`git`](Provenance::git) found one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_commit: Option<String>,
     /// Whether the program was built with changes that were not committed, if set with [`dirty`](Provenance::dirty).
@@ -66,7 +66,7 @@ impl Provenance {
         }
     }
 
-    /// Returns what was recorded among the `metadata` of a checkpoint, if it is of this form.
+    /// Returns the record in the `metadata` of a checkpoint, if there is one.
     pub(crate) fn of(metadata: &BTreeMap<String, Value>) -> Option<Provenance> {
         Provenance::deserialize(metadata.get(PROVENANCE)?).ok()
     }
@@ -82,7 +82,7 @@ impl Provenance {
         self
     }
 
-    /// Adds whether the program was built with changes that were not committed. Only the build knows: a build script
+    /// Adds whether the program was built with uncommitted changes. Only the build can determine this: a build script
     /// can run `git status --porcelain` and set an environment variable of the compiler.
     ///
     /// ```
@@ -95,8 +95,8 @@ impl Provenance {
         self
     }
 
-    /// Adds the arguments of the program, all of them. They can hold paths, names and keys: everyone who can read the
-    /// checkpoint can read them.
+    /// Adds all arguments of the program. They may contain paths, names and secrets, which everyone who can read the
+    /// checkpoint can then read.
     pub fn arguments(mut self) -> Provenance {
         self.arguments = Some(std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect());
         self
@@ -114,7 +114,7 @@ fn commit_of(directory: &Path) -> Option<String> {
     let git = directory.ancestors().find_map(|above| git_directory(&above.join(".git")))?;
     let head = read(&git.join("HEAD"), SMALL)?;
     let Some(reference) = head.trim().strip_prefix("ref: ") else { return commit(&head) };
-    // git has no names that lead elsewhere.
+    // Names that lead out of the directory are not valid in git.
     let is_plain = reference.starts_with("refs/") && reference.split('/').all(|part| !["", ".", ".."].contains(&part));
     if !is_plain {
         return None;

@@ -180,8 +180,8 @@ impl CheckpointReader {
         asset(&self.source, name)
     }
 
-    /// Fills `buffer` with bytes of the asset `name` from `offset`, for an asset that should not be in memory as a whole. The
-    /// bytes are not verified; see [`verify_asset`](CheckpointReader::verify_asset).
+    /// Fills `buffer` with bytes of the asset `name` from `offset`, for an asset that should not be held in memory
+    /// completely. The bytes are not verified; see [`verify_asset`](CheckpointReader::verify_asset).
     ///
     /// # Errors
     ///
@@ -214,8 +214,8 @@ impl CheckpointReader {
         file.publish()
     }
 
-    /// Copies the checkpoint to `path`, verified, with `assets` besides its own files, or in the place of those of the
-    /// same names. The copy does not count as a step of the run: it follows no checkpoint. Returns the path.
+    /// Copies the checkpoint to `path`, verified, with `assets` in addition to its own files, or in place of those with
+    /// the same names. The copy is not part of the run: it follows no checkpoint. Returns the path.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -231,8 +231,9 @@ impl CheckpointReader {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Damaged`] when it is not what was written; otherwise as for
-    /// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets). Nothing is at `path` then.
+    /// [`Error::Damaged`] if it differs from what was written; otherwise as for
+    /// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets). After an error, nothing exists at
+    /// `path`.
     pub fn copy_to<'a>(
         &self,
         path: impl Into<Location>,
@@ -259,8 +260,8 @@ impl CheckpointReader {
         self.verify_as(false, &Observer::default().begin(0))
     }
 
-    /// Like [`verify`](CheckpointReader::verify). Reads neither tensors nor assets if it is to be `quick`; `tally` counts
-    /// the bytes that were read.
+    /// Like [`verify`](CheckpointReader::verify). If `quick`, reads neither tensors nor assets; `tally` counts the
+    /// bytes that were read.
     pub(crate) fn verify_as(&self, quick: bool, tally: &Tally) -> Verification {
         let problems = Mutex::new(Vec::new());
         let note = |result: Result<()>| {

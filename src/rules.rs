@@ -1,4 +1,4 @@
-//! The rules of a directory of checkpoints, each of which can be left out by the test that shows what it is for.
+//! The rules of a directory of checkpoints. Tests leave out one at a time, to show that each is necessary.
 
 /// A rule that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Rule {
     ];
 }
 
-/// Which rules a manager goes by: all of them, but for tests.
+/// The rules that a manager follows: all of them, except in tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Rules {
     broken: Option<Rule>,

@@ -101,7 +101,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// One tensor alone.
+    /// The only tensor.
     #[cfg(feature = "huggingface")]
     pub(crate) fn only(&self, key: &str) -> Snapshot {
         let (tensors, bytes) = (self.tensors.get(key), self.bytes.get(self.first_alias(key)));
@@ -172,7 +172,7 @@ impl TensorSource for Snapshot {
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
         let (_, bytes) = self.elements(key)?;
         if bytes.len() != target.len() {
-            return Err(Error::object(key, "its size is another one than in the snapshot"));
+            return Err(Error::object(key, "its size differs from that in the snapshot"));
         }
         target.copy_from_slice(bytes);
         Ok(())

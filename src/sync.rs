@@ -1,5 +1,5 @@
-//! Threads, locks and atomics of what runs behind a call. With `--cfg shuttle` they are those of a scheduler that
-//! tries out orders of threads (`cargo xtask torture schedules`).
+//! Threads, locks and atomics of background work. With `--cfg shuttle`, they are those of a scheduler that tries
+//! different orders of threads (`cargo xtask torture schedules`).
 
 #[cfg(not(shuttle))]
 use std as from;
@@ -13,7 +13,7 @@ pub(crate) use from::thread;
 pub(crate) use from::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use from::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// What the scheduler's threads lack: to be asked whether they have ended.
+/// Adds to the scheduler's threads a query for whether they have ended.
 #[cfg(shuttle)]
 pub(crate) mod thread {
     use super::{Arc, AtomicBool, Ordering};

@@ -7,7 +7,7 @@ pub(crate) fn component(key: &str) -> &str {
     key.split('/').next().unwrap_or_default()
 }
 
-/// Quotes a name for a message, shortened to [`MAX_SHOWN`] bytes: names out of files can have any length.
+/// Quotes a name for a message, shortened to [`MAX_SHOWN`] bytes.
 pub(crate) fn shown(name: &str) -> impl fmt::Display {
     struct Shown<'a>(&'a str);
     impl fmt::Display for Shown<'_> {
@@ -29,7 +29,8 @@ fn start_of(text: &str, bytes: usize) -> &str {
     &text[..end.unwrap_or_default()]
 }
 
-/// Returns a message of at most about [`MAX_MESSAGE`] bytes: what others wrote of a file may quote all of it.
+/// Returns a message of at most about [`MAX_MESSAGE`] bytes, because messages of other libraries may quote a file
+/// completely.
 pub(crate) fn short_message(mut message: String) -> String {
     if message.len() > MAX_MESSAGE {
         let length = message.len();
@@ -45,7 +46,7 @@ const MAX_MESSAGE: usize = 2000;
 /// The maximum number of names per kind in a message.
 pub(crate) const SHOWN: usize = 10;
 
-/// Returns the first of some names, as a message shows them.
+/// Returns the first of several names, for a message.
 pub(crate) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let count = names.len();
     let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| shown(name).to_string()).collect();

@@ -111,9 +111,9 @@ fn a_directory_of_no_known_format_is_told_from_one_without_a_checkpoint() -> Out
     let dir = tempfile::tempdir()?;
     let text = |path: &Path| Target::open(path).unwrap_err().to_string();
     let verified = |path: &Path| inspect::verify([path]).checkpoints[0].problems[0].reason.clone();
-    let no_format = "this directory holds no whole checkpoint; the directory holds no checkpoint of a format";
+    let no_format = "this directory holds no valid checkpoint; the directory holds no checkpoint of a format";
     for told in [text(dir.path()), verified(dir.path())] {
-        assert!(told.contains("holds no whole checkpoint") && !told.contains("format"), "{told}");
+        assert!(told.contains("holds no valid checkpoint") && !told.contains("format"), "{told}");
     }
     fs::write(dir.path().join("weights.own"), "own")?;
     for told in [text(dir.path()), verified(dir.path())] {

@@ -284,7 +284,7 @@ fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
     fs::write(&file, &bytes[..bytes.len() - 8])?;
     let beside = CheckpointDirectory::new(dir.path());
     let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(1))];
-    // The damaged one is no whole checkpoint any more, so another one is the newest.
+    // The damaged one is no longer a valid checkpoint, so another one is the newest.
     let pruned = beside.prune(&policies)?;
     assert_eq!(pruned.removed, [dir.path().join("ckpt-1")]);
     Ok(())

@@ -28,16 +28,16 @@ pub(crate) struct Link {
 pub(crate) struct Chain {
     /// Oldest first, by name; the last is the newest.
     pub own: Vec<String>,
-    /// Those of other runs, which this one does not lead back to.
+    /// Those of other runs, which are not ancestors of this one.
     pub others: Vec<String>,
 }
 
 /// How certain it is that one follows another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sure {
-    /// By their sequences alone.
+    /// Only by their sequences.
     BySequence,
-    /// By its manifest, or because both are of one run.
+    /// By its manifest, or because both belong to one run.
     Certain,
 }
 
@@ -68,7 +68,7 @@ pub(super) fn order(
     let newest = own.first().map(|&tree| head(tree, &parents));
     let names = |ats: Vec<usize>| ats.into_iter().map(|at| sorted[at].name.clone()).collect();
     let (mut mine, others): (Vec<usize>, Vec<usize>) = (0..sorted.len()).partition(is_own);
-    // Whatever its sequence, the newest is last.
+    // The newest is last, regardless of its sequence.
     mine.sort_by_key(|at| Some(*at) == newest);
     Ok(Chain { own: names(mine), others: names(others) })
 }
@@ -117,7 +117,7 @@ impl<'a> Earlier<'a> {
         self.last_of(self.by_run.get(run)?, before)
     }
 
-    /// Returns the last that follows none by its manifest, before the sequence `before`.
+    /// Returns the last one before the sequence `before` whose manifest names no predecessor.
     fn of_none(&self, before: u64) -> Option<usize> {
         self.last_of(&self.without_follows, before)
     }
@@ -133,7 +133,7 @@ impl<'a> Earlier<'a> {
 const STEPS_EACH: usize = 8;
 const STEPS_BESIDE: usize = 100_000;
 
-/// Returns which of the earlier ones the checkpoint `link` follows.
+/// Returns the earlier checkpoint that `link` follows.
 fn parent(
     link: &Link,
     earlier: &Earlier<'_>,
@@ -176,11 +176,12 @@ fn own_trees(
     trees.iter().enumerate().for_each(|(at, &tree)| members[tree].push(at));
     let members = |tree: usize| members[tree].iter().copied();
     let latest = |tree: &usize| members(*tree).next_back();
-    // A permanent checkpoint is ours, and alone when its neighbours are gone: it does not compete with others.
+    // A permanent checkpoint is ours. It is alone if its neighbours are gone, and does not compete with other trees.
     let (kept, rivals): (Vec<usize>, Vec<usize>) =
         roots.iter().partition(|&&tree| members(tree).all(|at| sorted[at].permanent));
     let known = |tree: &usize| members(*tree).any(|at| indexed(sorted[at]));
-    // If the index lists any, a tree that it does not list, nor the predecessor of, was not saved here.
+    // If the index lists any, a tree was not saved here unless the index lists a checkpoint of it, or the predecessor
+    // of one.
     let decides = roots.iter().any(known);
     let counts = |trees: &[usize]| -> Vec<usize> {
         let mut trees: Vec<usize> = trees.iter().copied().filter(|tree| !decides || known(tree)).collect();

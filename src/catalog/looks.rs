@@ -1,4 +1,4 @@
-//! Checkpoints as they were when they were last examined, for those who examine a directory again and again.
+//! Caches checkpoints as they were last examined, for callers that examine a directory repeatedly.
 
 use super::{Found, look};
 use crate::error::Result;
@@ -6,10 +6,12 @@ use crate::repository::{Directory, Stat};
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
-/// A directory whose time is not this long ago can change again at the same time, as its file system tells it.
+/// A directory that was modified more recently than this may change again without getting another modification time,
+/// because the file system's clock is coarse.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// Returns `true` if any later change gives what has this `stat` another time. Storages that tell no time never say so.
+/// Returns `true` if any later change gives the entry with this `stat` another modification time. Always `false` for a
+/// storage that reports no times.
 pub(crate) fn is_settled(stat: &Stat) -> bool {
     let seconds = u64::try_from(stat.modified.0).ok().filter(|seconds| *seconds > 0);
     let age = seconds.and_then(|seconds| {
@@ -18,13 +20,13 @@ pub(crate) fn is_settled(stat: &Stat) -> bool {
     age.is_some_and(|age| age > SETTLED)
 }
 
-/// What is known of checkpoints by name, with their directories as they were before: whatever is added, replaced or
-/// removed in a directory changes its time.
+/// The checkpoints by name, with the `stat` of their directories before they were read: adding, replacing or removing
+/// an entry of a directory changes its modification time.
 #[derive(Debug, Default)]
 pub(crate) struct Looks(HashMap<String, (Stat, Found)>);
 
 impl Looks {
-    /// Examines the checkpoint `name`, unless its directory is as it was.
+    /// Examines the checkpoint `name`, unless its directory is unchanged.
     pub(super) fn look(&mut self, directory: &Directory, name: &str) -> Result<Found> {
         let stat = directory.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
         let stat = stat.filter(is_settled);
@@ -41,7 +43,7 @@ impl Looks {
         found
     }
 
-    /// Forgets all but these.
+    /// Forgets all checkpoints but these.
     pub(super) fn keep(&mut self, names: &BTreeSet<String>) {
         self.0.retain(|name, _| names.contains(name));
     }

@@ -22,7 +22,7 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    /// Returns `true` if nothing removes the checkpoint.
+    /// Returns `true` if the checkpoint must not be removed.
     pub(crate) fn stays(&self) -> bool {
         self.permanent || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
     }
@@ -42,7 +42,7 @@ impl Marks {
                 Ok(Mark { kind: MarkKind::Metric { name, value }, .. }) => drop(marks.metrics.insert(name, value)),
                 Ok(Mark { kind: MarkKind::Pin { name, note }, .. }) => drop(marks.pins.insert(name, note)),
                 Ok(Mark { kind: MarkKind::Note { name, text }, .. }) => drop(marks.notes.insert(name, text)),
-                // A source reads them with the manifest.
+                // A source reads these marks together with the manifest.
                 Ok(Mark { kind: MarkKind::Thinned { .. }, .. }) => {}
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = rules.hold(Rule::Marks),
                 Err(e) => {

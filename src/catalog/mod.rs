@@ -1,5 +1,5 @@
-//! The content of a directory of checkpoints: whole, newest, marked, ours, out of the numbering. The only place that
-//! answers these questions.
+//! Determines the content of a directory of checkpoints: which are valid, newest, marked, ours, or out of the
+//! numbering. No other module answers these questions.
 
 mod chain;
 mod looks;
@@ -24,7 +24,7 @@ use chrono::{DateTime, Utc};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// A checkpoint that is whole, as far as its manifest and the lengths of its files tell.
+/// A checkpoint that is valid, judging by its manifest and the lengths of its files.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Found {
     /// The content of its manifest and marks, including late metrics; `permanent` is a mark.
@@ -44,11 +44,11 @@ pub(crate) struct Found {
     pub separable: Vec<String>,
     /// The components that were removed after the commit, with their files.
     pub thinned: BTreeMap<String, Vec<String>>,
-    /// Those of these files that are still there.
+    /// Those of these files that still exist.
     pub leftover: BTreeSet<String>,
     /// A mark cannot be read.
     pub has_unknown_mark: bool,
-    /// Marks that can decide about other checkpoints were read, and may not be durable.
+    /// Marks that may affect other checkpoints were read, and may not be durable yet.
     pub has_new_marks: bool,
     /// The names of its metadata.
     pub metadata: Vec<String>,
@@ -150,25 +150,25 @@ impl Found {
 /// The content of a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    /// The whole checkpoints, of any name, in the order of their sequences.
+    /// The valid checkpoints, of any name, in the order of their sequences.
     pub found: Vec<Found>,
-    /// Our checkpoints that are damaged, or that this version does not read, by name. These errors are final.
+    /// Our checkpoints that are damaged, or that this version does not read, by name. These errors are permanent.
     pub damaged: Vec<(String, Error)>,
     /// Our checkpoints that cannot be read now, by name.
     pub unreachable: Vec<(String, Error)>,
-    /// Those out of the numbering because a run went back, by name, with their content if they are whole.
+    /// Those that left the numbering because a run went back, by name, with their content if they are valid.
     pub superseded: Vec<(String, Option<Found>)>,
-    /// Those out of the numbering for all other reasons, by name.
+    /// Those that left the numbering for any other reason, by name.
     pub set_aside: Vec<String>,
     /// Symbolic links, by name. They are not followed. Those with the name of a checkpoint that would be newer than all
     /// others are also unreachable.
     pub links: Vec<String>,
     /// Leftovers of saves and removals.
     pub leftovers: Vec<String>,
-    /// The names of everything in the directory, whatever it is.
+    /// The names of all entries of the directory.
     pub names: BTreeSet<String>,
     pub index: Option<Index>,
-    /// Names that were there when the directory was listed, and gone when they were examined.
+    /// Names of entries that existed when the directory was listed, and were gone when they were examined.
     pub vanished: Vec<String>,
     rules: Rules,
 }
@@ -179,8 +179,8 @@ impl Catalog {
         Catalog::of_changed(directory, scan, &mut Looks::default())
     }
 
-    /// Like [`of`](Catalog::of), without what has not changed since the last time with these `looks`. Files that were
-    /// changed in place are not noticed.
+    /// Like [`of`](Catalog::of), but does not examine again what has not changed since the last call with these
+    /// `looks`. Files that were modified in place are not noticed.
     pub(crate) fn of_changed(directory: &Directory, scan: Scan, looks: &mut Looks) -> Catalog {
         looks.keep(&scan.names);
         let mut catalog = Catalog {
@@ -265,7 +265,8 @@ impl Catalog {
         chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
     }
 
-    /// Returns all whole ones, the newest last. Of different names the one with the highest sequence is the newest.
+    /// Returns all valid ones, the newest last. If there are several names, the one with the highest sequence is the
+    /// newest.
     ///
     /// # Errors
     /// Also returns the names of two checkpoints of one name if nothing decides which one is newer.
@@ -291,7 +292,7 @@ impl Catalog {
         let heads = own.iter().filter_map(|name| by_name.get(name.as_str()).copied());
         let newest = heads.max_by(|a, b| order(a, b)).map(|found| found.entry.name.clone());
         let mut all = self.found.clone();
-        // Before there were marks, only the index had it.
+        // Before marks existed, only the index recorded it.
         let hints = self.index.iter().flat_map(|index| &index.checkpoints).filter(|entry| entry.permanent);
         let hints: HashSet<(&str, u64)> = hints.map(|entry| (entry.name.as_str(), entry.sequence)).collect();
         for found in &mut all {
@@ -349,8 +350,8 @@ pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
     Ok(found)
 }
 
-/// Makes the marks of these checkpoints durable, before anything is removed because of them: a writer may have ended, or
-/// failed, between a mark and its sync.
+/// Makes the marks of these checkpoints durable before anything is removed because of them: a writer may have ended or
+/// failed between writing a mark and syncing it.
 ///
 /// # Errors
 /// As for [`write_mark`].
@@ -362,7 +363,7 @@ pub(crate) fn sync_marks<'a>(directory: &Directory, stay: impl IntoIterator<Item
     Ok(())
 }
 
-/// Returns `true` if the error of a checkpoint is final, as far as this version is concerned.
+/// Returns `true` if the error of a checkpoint is permanent for this version.
 pub(crate) fn is_final(error: &Error) -> bool {
     error.is_damage() || matches!(error, Error::Unsupported { .. })
 }

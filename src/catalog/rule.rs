@@ -1,16 +1,16 @@
-//! The rule of what is ours in a directory: everything else belongs to other programs and is left alone.
+//! Decides what is ours in a directory: everything else belongs to other programs and is left alone.
 
 use crate::format::{INDEX_FILE, Index};
 use crate::name::COMPONENT_EXTENSION;
 use crate::repository::{Directory, MANIFEST};
 use std::collections::HashSet;
 
-/// Returns the number of the checkpoint `name`, if it consists of the manager's name and a number as we write it.
+/// Returns the number of the checkpoint `name`, if that is the manager's name and a number in our notation.
 pub(crate) fn number_of(manager: &str, name: &str) -> Option<u64> {
     numbered(name).filter(|(before, _)| *before == manager).map(|(_, number)| number)
 }
 
-/// Returns the manager's name and the number, of a name that has both.
+/// Splits `name` into the manager's name and the number, if it has both.
 pub(crate) fn numbered(name: &str) -> Option<(&str, u64)> {
     let (manager, digits) = name.rsplit_once('-')?;
     let number: u64 = digits.parse().ok()?;

@@ -17,8 +17,8 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Named objects that are saved and restored together: the components of a model, its optimizer, counters, random
-/// state, and values of your own.
+/// A set of named objects that are saved and restored together: the components of a model, its optimizer, counters,
+/// random state, and your own values.
 ///
 /// A checkpoint on disk is a directory with a `manifest.json` and one safetensors file per tracked object with tensors.
 /// It is written atomically and is durable when the call returns. A restore verifies every byte before it changes
@@ -46,7 +46,7 @@ use std::sync::Arc;
 /// ```
 pub struct Checkpoint {
     objects: Tracked,
-    /// User-provided files.
+    /// Files that the user adds.
     assets: Vec<UserAsset>,
     /// The metadata of every save.
     metadata: BTreeMap<String, serde_json::Value>,
@@ -65,11 +65,11 @@ pub struct Checkpoint {
     held: Option<Arc<Held>>,
     /// The sequences of the directory that was last saved to.
     sequences: Sequences,
-    /// Restores whose checkpoints have values for objects that are tracked later, newest last.
+    /// The restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
     /// Tensors that a restore which stopped halfway may have left partly overwritten.
     torn: BTreeSet<String>,
-    /// What the last save cost.
+    /// The cost of the last save.
     figures: Option<SaveFigures>,
 }
 
@@ -111,8 +111,8 @@ impl Checkpoint {
         }
     }
 
-    /// Returns a checkpoint of nothing yet, whose locations a storage other than the operating system's file systems
-    /// serves.
+    /// Creates a checkpoint that tracks nothing, and whose locations are in `storage` instead of the operating system's
+    /// file systems.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -138,7 +138,7 @@ impl Checkpoint {
     /// Tracks `object` under `name`, which is also the name of its file.
     ///
     /// If a checkpoint that was restored before has a value of that name that no object used, `object` is restored now,
-    /// with the options of that restore; the newest such restore counts.
+    /// with the options of that restore. If there are several, the most recent restore counts.
     ///
     /// # Errors
     /// [`Error::InvalidName`] if the name is taken or invalid, here or below `object`; the errors of
@@ -149,7 +149,7 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// [`track`](Checkpoint::track) in place, for a checkpoint that is borrowed, such as that of a
+    /// Like [`track`](Checkpoint::track), in place: for a checkpoint that is borrowed, such as that of a
     /// [manager](crate::CheckpointManager::checkpoint_mut).
     ///
     /// # Errors
@@ -168,9 +168,9 @@ impl Checkpoint {
         result
     }
 
-    /// Stops tracking the object `name`, which later checkpoints do not have. Returns whether there was one. Another
-    /// object, such as a list that has grown, can then be tracked under the name. It gets only values that no object
-    /// has used from the checkpoints restored before; restore again to fill all of it.
+    /// Stops tracking the object `name`, so that later checkpoints do not contain it. Returns whether there was one.
+    /// Another object, such as a list that has grown, can then be tracked under the name. Of the checkpoints restored
+    /// before, it gets only values that no object has used; restore again to fill all of it.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -194,7 +194,7 @@ impl Checkpoint {
         was_tracked
     }
 
-    /// Adds a file to every checkpoint from now on, beside the components.
+    /// Adds a file to every checkpoint from now on, in addition to the components.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -243,7 +243,7 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Like [`metadata`](Checkpoint::metadata), for a checkpoint that exists already.
+    /// Like [`metadata`](Checkpoint::metadata), in place.
     ///
     /// # Errors
     /// As for [`metadata`](Checkpoint::metadata).

@@ -23,14 +23,14 @@ impl Checkpoint {
     /// tool's file changes while it is read, that is an error. Values that no object uses are kept for objects that are
     /// tracked later, and replace those of earlier restores. No file stays open.
     ///
-    /// A file of another tool that has unknown objects, or expands beyond the limit, is refused. Open it with
-    /// [`interop::open_with`](crate::interop::open_with), which allows both, and give it to
+    /// A file of another tool that has unknown objects, or expands beyond the limit, is an error. To allow either, open
+    /// it with [`interop::open_with`](crate::interop::open_with) and pass the source to
     /// [`restore_source`](Checkpoint::restore_source).
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences. No
-    /// object was changed then. Only if the files fail between verifying and reading, some objects were changed:
-    /// [`Error::PartlyRestored`].
+    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Unsupported`], [`Error::Mismatch`] with all differences; no
+    /// object has been changed then. Only if the files change or become unreadable between verifying and reading may
+    /// some objects have been changed: [`Error::PartlyRestored`].
     pub fn restore(&mut self, path: impl Into<Location>) -> Result<RestoreStatus> {
         self.restore_with(path, &RestoreOptions::new())
     }
@@ -121,16 +121,16 @@ impl Checkpoint {
     }
 
     /// Restores a snapshot into the tracked objects, in place and all-or-nothing, as exactly as a restore from a
-    /// checkpoint: tensors, slots of optimizers, values, counters and random state. Waits for background saves that
-    /// still copy what would be overwritten.
+    /// checkpoint: tensors, optimizer state, values, counters and random state. Waits for background saves that are
+    /// still copying what would be overwritten.
     ///
-    /// The run continues from the checkpoint that it had restored or saved before the snapshot, or from none: the next
-    /// save of a manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back).
-    /// `requires_grad` is unchanged.
+    /// The run continues from the checkpoint that it had restored or saved before the snapshot, if any: the next save
+    /// of a manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad`
+    /// is unchanged.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another
-    /// shape. No object was changed then.
+    /// shape. No object has been changed then.
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.apply(&Origin::any(snapshot), &RestoreOptions::new().verify(Verify::Never))?;
         self.save_counter.set(snapshot.save_counter);
@@ -172,7 +172,7 @@ impl Checkpoint {
         Ok(self.note(Pending::new(about, whence, options.clone(), self.objects.clone(), done)))
     }
 
-    /// Matches, verifies, applies.
+    /// Matches objects with values, verifies, and applies the values.
     fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
         callback::refuse()?;
         let saved = origin.saved();
@@ -193,7 +193,7 @@ impl Checkpoint {
         Ok(done)
     }
 
-    /// Replaces earlier restores, for the components of its checkpoint.
+    /// Replaces earlier restores for the components of its checkpoint.
     fn note(&mut self, pending: Arc<Pending>) -> RestoreStatus {
         self.pending.iter().for_each(|older| older.superseded_by(&pending));
         self.pending.retain(|pending| !pending.is_over());

@@ -103,8 +103,8 @@ impl Checkpoint {
         Ok(self.save_alone(&target, stamp, options, assets)?.0)
     }
 
-    /// Returns what the last save of this object cost; `None` before the first one. Saves of a manager do not count: see
-    /// [`CheckpointManager::last_save_figures`](crate::CheckpointManager::last_save_figures).
+    /// Returns the cost of this object's last save, or `None` before the first one. Saves by a manager are not
+    /// included: see [`CheckpointManager::last_save_figures`](crate::CheckpointManager::last_save_figures).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -153,7 +153,7 @@ impl Checkpoint {
         Ok((saved.path, saved.manifest, held))
     }
 
-    /// Requests a save of the plan, with the present values and user-provided files.
+    /// Requests a save of the plan, with the current values and files.
     pub(crate) fn request(
         &self,
         plan: Arc<Plan>,
@@ -200,7 +200,7 @@ impl Checkpoint {
         }
         let plan = Arc::new(save::plan(&self.objects.list(), options)?);
         let seen = Arc::new(plan.look());
-        // A plan with gradients that will be used would keep their memory.
+        // A plan that contains gradients would keep their memory alive after they are used.
         self.planned = self.unfinished().is_none().then(|| plan.clone());
         Ok((plan, seen))
     }
@@ -270,7 +270,7 @@ impl Checkpoint {
         self.save_counter.set(counter);
     }
 
-    /// Returns `true` if a checkpoint has the present user-provided files.
+    /// Returns `true` if a checkpoint has the current files of the user.
     pub(crate) fn has_assets(&self, manifest: &Manifest) -> Result<bool> {
         if self.assets.len() != manifest.assets.len() {
             return Ok(false);

@@ -46,13 +46,13 @@ pub(super) fn checkpoint(
     }
     drop(requests);
     verify_before_streaming(source, source.tensors().keys().map(String::as_str))?;
-    // What one of several sources lacks, another one may have.
+    // Another of several sources may have what this one lacks.
     attributes.without.retain(|component| !root.children.contains_key(component));
     let asked = Mutex::new(asked);
     let answer = || loop {
         let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Request { key, range, reply }) = next else { return };
-        // The requester may have given up.
+        // The requester may have stopped waiting.
         let _ = reply.send(read(source, &key, range));
     };
     let write = || {
@@ -64,7 +64,7 @@ pub(super) fn checkpoint(
             AssetStream::new(name, entry.bytes, move |out| copy_asset(source, name, out).map_err(io::Error::other))
         });
         checkpoint.write_stamped(path, &SaveOptions::new().threads(READERS), assets.collect(), |stamp| {
-            // No training waits for it.
+            // No training loop is waiting for it.
             stamp.records_figures = false;
             stamp.step = attributes.step;
             stamp.save_counter = attributes.save_counter.unwrap_or_default();
@@ -226,7 +226,7 @@ impl TensorLeaf for FromSource {
         let (begin, end) = (offset / size, (offset + target.len() as u64).div_ceil(size));
         let bytes = self.ask(Some(begin..end))?;
         let from = (offset - begin * size) as usize;
-        target.copy_from_slice(bytes.get(from..from + target.len()).ok_or("its source has returned too little")?);
+        target.copy_from_slice(bytes.get(from..from + target.len()).ok_or("its source returned too few bytes")?);
         Ok(true)
     }
 

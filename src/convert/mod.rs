@@ -39,14 +39,16 @@ pub enum Format {
 /// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
 /// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format cannot hold are left out and listed in the result.
 ///
-/// What the source has beside tensors and values ([`TensorSource::attributes`]) goes into a checkpoint of this crate:
-/// the step, the save counter, metrics, metadata, files, and which variables require a gradient. It is a new checkpoint, with a run
-/// and a sequence of its own, and follows no other. The program of a saved model is left out unless all its variables are
-/// unchanged. A checkpoint that was made of several has a record of them as the metadata `sources`. Other formats have no
-/// place for this. What is left out is listed in [`Written::attributes_left_out`].
+/// A checkpoint of this crate also gets what the source has in addition to tensors and values
+/// ([`TensorSource::attributes`]): the step, the save counter, metrics, metadata, files, and which variables require a
+/// gradient. It is a new checkpoint with its own run and sequence, and follows no other. The program of a saved model
+/// is left out unless all its variables are unchanged. A checkpoint that was made from several lists them in the
+/// metadata `sources`. Other formats cannot represent any of this. [`Written::attributes_left_out`] lists what is left
+/// out.
 ///
-/// Memory does not depend on the size of a tensor: one of more than 8 MiB is verified, and then read and written in pieces.
-/// The exceptions are tensors that a map computes as a whole ([`Mapped`](crate::map::Mapped)).
+/// Memory use does not depend on the size of the tensors: a tensor of more than 8 MiB is verified, and then read and
+/// written in pieces. The exceptions are tensors that a map can only compute in one piece
+/// ([`Mapped`](crate::map::Mapped)).
 ///
 /// # Errors
 /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if anything is at `path` ([`ConvertOptions::replace`] replaces a file);
@@ -89,8 +91,8 @@ pub struct ConvertOptions {
 }
 
 impl ConvertOptions {
-    /// Sets whether an existing file is replaced, in one step. Directories and TensorFlow checkpoints never are. Defaults
-    /// to `false`.
+    /// Sets whether an existing file is replaced, atomically. Directories and TensorFlow checkpoints are never
+    /// replaced. Defaults to `false`.
     #[must_use]
     pub fn replace(mut self, replace: bool) -> Self {
         self.replace = replace;
@@ -162,7 +164,7 @@ pub fn convert_with(
     }
 }
 
-/// Adds everything beside tensors and values to what is left out, with the reason that a format gives.
+/// Lists everything but tensors and values as left out, with the format's reason.
 #[cfg(feature = "pytorch")]
 fn without_attributes(
     written: Written,

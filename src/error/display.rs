@@ -1,4 +1,4 @@
-//! What an error reads like.
+//! The messages of errors.
 
 use super::{Error, listed};
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ impl Display for Error {
         match self {
             Error::Io { action, path, source: answer } => {
                 write!(f, "cannot {action} {path}")?;
-                // The remedy is easier to understand after what it remedies.
+                // The remedy comes last, because it is easier to understand after the reason.
                 if f.alternate() {
                     write!(f, ": {answer}")?;
                     source = answer.source();
@@ -116,7 +116,7 @@ impl Error {
     }
 }
 
-/// Returns what to do about an error of the system.
+/// Returns the remedy for an error of the operating system.
 fn remedy(action: &str, error: &io::Error) -> &'static str {
     let errno = Errno::from_io_error(error);
     let has_none = matches!(errno, Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::BADF));
@@ -156,7 +156,7 @@ pub(super) fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
     cfg!(target_os = "linux") && error.raw_os_error().is_some_and(|number| numbers.contains(&number))
 }
 
-/// Returns what to do about a checkpoint that cannot be read now, which is not the same as one that is damaged.
+/// Returns the remedy for a checkpoint that cannot be read now, which is not the same as a damaged one.
 fn way_on(action: &str) -> &'static str {
     match action {
         "read" | "open" | "open the checkpoint" | "list the checkpoint" => {

@@ -20,7 +20,7 @@ pub struct Mapping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Loss {
-    /// Nothing: the source can be computed from the result.
+    /// Nothing is lost: the source can be computed from the result.
     Nothing,
     /// Values are rounded.
     Precision,

@@ -14,18 +14,18 @@ use std::io;
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What an implementation of this crate's traits ([`TensorLeaf`](crate::TensorLeaf), [`ValueLeaf`](crate::ValueLeaf),
-/// [`Collection`](crate::Collection)) returns when it refuses: any error, or a sentence (`"it is on no
-/// device".into()`). The caller adds the name of the object.
+/// The error that implementations of this crate's traits ([`TensorLeaf`](crate::TensorLeaf),
+/// [`ValueLeaf`](crate::ValueLeaf), [`Collection`](crate::Collection)) return: any error, or a sentence
+/// (`"it is on no device".into()`). The caller adds the name of the object.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The error of this crate, with kinds by what a caller can do.
+/// The error type of this crate. Its kinds are distinguished by what a caller can do.
 ///
 /// [`Display`](std::fmt::Display) writes what happened, where, and what to do, without the
-/// [`source`](std::error::Error::source): so that a printer of error chains, such as `anyhow`, prints each error once.
-/// `{:#}` writes the error with its sources, for logs and programs that print errors themselves.
+/// [`source`](std::error::Error::source), so that a program that prints error chains, for example with `anyhow`, prints
+/// each error once. `{:#}` writes the error with its sources, for logs and programs that print errors themselves.
 ///
-/// What a program does about an error depends on few questions, which have methods: [`is_damaged`](Error::is_damaged),
+/// Methods answer the questions on which a program's reaction depends: [`is_damaged`](Error::is_damaged),
 /// [`is_not_found`](Error::is_not_found), [`is_locked`](Error::is_locked), [`is_no_space`](Error::is_no_space),
 /// [`is_transient`](Error::is_transient).
 ///
@@ -54,7 +54,7 @@ pub enum Error {
     /// The operating system refused an operation on `path`.
     #[non_exhaustive]
     Io {
-        /// The operation, as a verb: "create", "write", "sync" …
+        /// The operation, as a verb such as "create", "write" or "sync".
         action: &'static str,
         /// The file or directory.
         path: Location,
@@ -68,7 +68,7 @@ pub enum Error {
         path: Location,
         /// Bytes the checkpoint needs.
         needed: u64,
-        /// Bytes the file system reported as free, where it was asked.
+        /// Bytes the file system reported as free, if known.
         free: Option<u64>,
     },
     /// There is no checkpoint at `path`.
@@ -79,13 +79,13 @@ pub enum Error {
         /// What is there instead, and what would be a checkpoint.
         reason: String,
     },
-    /// The checkpoint at `path` was removed, or moved aside, before something could be noted in it.
+    /// The checkpoint at `path` was removed or renamed before a mark could be added to it.
     #[non_exhaustive]
     Removed {
-        /// Where it was.
+        /// Its former path.
         path: Location,
     },
-    /// Values that are NaN or infinite were to be saved, and the manager was asked to refuse them; nothing was changed.
+    /// The values to be saved include NaN or infinite ones, and the manager is set to reject them. Nothing was changed.
     #[non_exhaustive]
     Unhealthy {
         /// The checkpoint that was to be saved.
@@ -101,7 +101,8 @@ pub enum Error {
         /// The names of its pins.
         pins: Vec<String>,
     },
-    /// A file of a checkpoint is not what was written: a changed, missing or added byte, or a hostile file.
+    /// A file of a checkpoint differs from what was written: bytes were changed, are missing or were added, or the file
+    /// is hostile.
     #[non_exhaustive]
     Damaged {
         /// The damaged file.
@@ -109,7 +110,7 @@ pub enum Error {
         /// What differs.
         reason: String,
     },
-    /// A symbolic link stands where a file or directory of our own must be. It was not followed, moved or removed.
+    /// A symbolic link is in the place of a file or directory of this crate. It was not followed, moved or removed.
     #[non_exhaustive]
     Link {
         /// The link.
@@ -117,8 +118,8 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
-    /// What was opened is not what its path leads to any more: a directory was renamed, removed or replaced, or this
-    /// process was forked. Nothing was saved or removed.
+    /// The path no longer refers to what was opened: a directory was renamed, removed or replaced, or this process was
+    /// forked. Nothing was saved or removed.
     #[non_exhaustive]
     Moved {
         /// The directory or file.
@@ -126,12 +127,12 @@ pub enum Error {
         /// What happened, and what to do.
         reason: String,
     },
-    /// The file was written by a newer version of this crate, or in a form this version does not read.
+    /// The file was written by a newer version of this crate, or in a form that this version does not read.
     #[non_exhaustive]
     Unsupported {
         /// The file.
         path: Location,
-        /// What it needs.
+        /// What would be needed to read it.
         reason: String,
     },
     /// A name in the object graph cannot be used.
@@ -142,12 +143,12 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
-    /// A tracked object cannot be saved, or a saved value cannot be given to it.
+    /// A tracked object cannot be saved, or a saved value cannot be restored into it.
     #[non_exhaustive]
     Object {
         /// The object's path in the graph.
         name: String,
-        /// Why, and what to do; what the object itself returned, if it refused.
+        /// The reason and the remedy, or the error that the object itself returned.
         reason: BoxError,
     },
     /// Checkpoint and objects do not match; no object was changed. The report has every difference.
@@ -160,8 +161,8 @@ pub enum Error {
     },
     /// An assertion on a [`RestoreStatus`](crate::RestoreStatus) does not hold.
     Assertion(String),
-    /// Restoring failed after objects had begun to change (the files changed or failed between verification
-    /// and reading). The objects hold a mixture: restore another checkpoint before continuing.
+    /// Restoring failed after some objects had been changed, because the files changed or became unreadable between
+    /// verification and reading. The objects hold a mixture of states: restore another checkpoint before continuing.
     #[non_exhaustive]
     PartlyRestored {
         /// The checkpoint.
@@ -175,7 +176,7 @@ pub enum Error {
     Callback {
         /// The checkpoint.
         path: Location,
-        /// What the function returned, or what it panicked with.
+        /// The error that the function returned, or the message of its panic.
         source: BoxError,
     },
     /// Another manager writes into this directory.
@@ -186,7 +187,7 @@ pub enum Error {
         /// The content of the lock file about its holder.
         holder: String,
     },
-    /// A checkpoint of that name exists already; it was left as it is.
+    /// A checkpoint of that name already exists. It was left unchanged.
     #[non_exhaustive]
     AlreadyExists {
         /// The checkpoint.
@@ -202,10 +203,10 @@ pub enum Error {
         /// The newest checkpoint of another.
         second: Location,
     },
-    /// A [`NameMap`](crate::map::NameMap) cannot be read, or does not fit the source it is applied to.
+    /// A [`NameMap`](crate::map::NameMap) cannot be parsed, or does not fit the source to which it is applied.
     #[non_exhaustive]
     Map {
-        /// The file of the map, where it was read from one.
+        /// The file of the map, if it was read from one.
         path: Option<Location>,
         /// The line, from 1; for a map made by calls, that of its text.
         line: usize,
@@ -221,7 +222,7 @@ pub enum Error {
     OutOfMemory {
         /// What the memory is needed for: a tensor's key, a file, the state.
         what: String,
-        /// How many bytes, where that is known.
+        /// The number of bytes, if known.
         bytes: Option<u64>,
     },
     /// A thread of a save or restore could not be started. Nothing was changed.
@@ -232,8 +233,8 @@ pub enum Error {
         /// The error of the system.
         source: io::Error,
     },
-    /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or by a fault of
-    /// this crate. The save has not happened.
+    /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or because of a
+    /// bug in this crate. Nothing was saved.
     #[non_exhaustive]
     Panicked {
         /// What it was doing.
@@ -247,7 +248,7 @@ pub enum Error {
     Torch {
         /// What failed: "the backward pass".
         what: &'static str,
-        /// What libtorch, or tch, answered.
+        /// The error that libtorch or tch returned.
         source: BoxError,
     },
 }
@@ -333,22 +334,22 @@ impl Error {
         Error::InvalidName { name: name.into(), reason: reason.into() }
     }
 
-    /// Memory for `bytes` is wanted for `what`, and there is none.
+    /// Returns an [`Error::NoMemory`]: `what` needs `bytes` of memory.
     pub(crate) fn out_of_memory(what: impl Into<String>, bytes: impl Into<Option<u64>>) -> Error {
         Error::OutOfMemory { what: what.into(), bytes: bytes.into() }
     }
 
-    /// `panic` ended a thread that was doing `task`.
+    /// Returns the error for a thread that panicked while it was doing `task`.
     pub(crate) fn panicked(task: &'static str, panic: &(dyn Any + Send)) -> Error {
         let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
         Error::Panicked { task, message: text.unwrap_or_else(|| "no message".to_string()) }
     }
 
-    /// Returns `true` if a file of a checkpoint is permanently not what was written: an older checkpoint is worth
-    /// trying, and this one is worth a look. An error of the system never counts, because what cannot be read now may
-    /// be readable later; only data that the device could not read twice, beside a directory and a manifest that it can
-    /// read, are [`Error::Damaged`].
+    /// Returns `true` if a file of a checkpoint permanently differs from what was written: try an older checkpoint, and
+    /// examine this one. Errors of the operating system do not count, because what cannot be read now may be readable
+    /// later. The exception is data that the device failed to read twice although the directory and the manifest are
+    /// readable: that is [`Error::Damaged`].
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         match self {
@@ -358,8 +359,8 @@ impl Error {
         }
     }
 
-    /// Returns `true` if there is no checkpoint, or no longer one: none was saved yet, the path is wrong, or it was
-    /// removed.
+    /// Returns `true` if there is no checkpoint, or no longer one: none has been saved yet, the path is wrong, or it
+    /// was removed.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         match self {
@@ -369,7 +370,8 @@ impl Error {
         }
     }
 
-    /// Returns `true` if another writer has the directory: the same run, still alive or started twice.
+    /// Returns `true` if another writer holds the directory's lock: the same run, which is still alive or was started
+    /// twice.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         matches!(self, Error::Locked { .. })
@@ -381,8 +383,8 @@ impl Error {
         matches!(self, Error::NoSpace { .. })
     }
 
-    /// Returns `true` if the system said that it cannot do it now, so that the same call can succeed later: a call that
-    /// was interrupted or took too long, a server or a device that is away.
+    /// Returns `true` if the operating system reported a temporary failure, so that the same call may succeed later: a
+    /// call was interrupted or timed out, or a server or a device is unavailable.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -408,7 +410,7 @@ impl std::error::Error for Error {
             Error::Io { source, .. } | Error::Thread { source, .. } => Some(source),
             Error::PartlyRestored { source, .. } => Some(source),
             Error::Callback { source, .. } => Some(&**source),
-            // The message has the reason itself.
+            // The message already contains the reason.
             Error::Object { reason, .. } => reason.source(),
             #[cfg(feature = "torch")]
             Error::Torch { source, .. } => Some(&**source),

@@ -29,8 +29,8 @@ pub struct RestoreReport {
     /// [unreadable](crate::TensorSource::unreadable), or has unreadable entries below: the reason. An exception of
     /// [`RestoreOptions`](crate::RestoreOptions) does not remove it.
     pub unreadable: BTreeMap<String, String>,
-    /// The components of missing objects that the checkpoint lacks as a whole, by the first part of the keys, with the reason: removed by
-    /// [`keep_component`](crate::CheckpointManagerBuilder::keep_component), or left out of the save.
+    /// The components of missing objects that the checkpoint lacks completely, by the first part of the keys, with the
+    /// reason: removed by [`keep_component`](crate::CheckpointManagerBuilder::keep_component), or left out of the save.
     pub lacking: BTreeMap<String, String>,
     /// Variables that require a gradient now and did not when they were saved, or vice versa.
     pub trainable: Vec<TrainableDifference>,
@@ -93,7 +93,7 @@ impl RestoreReport {
         self.skipped.push(Skipped { key: key.to_string(), why });
     }
 
-    /// Returns `true` if nothing stands against the restore.
+    /// Returns `true` if nothing prevents the restore.
     pub(crate) fn is_clean(&self) -> bool {
         self.missing.is_empty() && self.mismatched.is_empty()
     }
@@ -148,7 +148,7 @@ impl RestoreReport {
         self.lacking.contains_key(component(key))
     }
 
-    /// Writes how to restore everything else.
+    /// Writes how to restore the rest.
     fn remedies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_unreadable = |key: &&String| self.unreadable.contains_key(*key);
         if let Some(component) = self.lacking.keys().next() {

@@ -62,7 +62,7 @@ impl Envelope {
             }
             Some(_) => {}
         }
-        // The bytes are what a writer wrote: from here on, a difference is due to the version.
+        // The bytes are as they were written: from here on, any difference is due to the version.
         let digits = rest.split(|&byte| byte == b',').next().unwrap_or_default();
         let canonical = digits.first() != Some(&b'0') && digits.iter().all(u8::is_ascii_digit);
         match std::str::from_utf8(digits).ok().filter(|_| canonical).and_then(|digits| digits.parse::<u64>().ok()) {

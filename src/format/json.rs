@@ -17,7 +17,7 @@ pub(super) const MAX_DEPTH: usize = 100;
 /// The maximum number of numbers, texts, lists and so on in all values of a manifest together.
 pub(super) const MAX_NODES: usize = 10_000_000;
 
-/// A text may take this many bytes of memory per byte of text, and [`MEMORY_BESIDE`] more.
+/// The maximum memory of a text, in bytes per byte of text, in addition to [`MEMORY_BESIDE`].
 const MEMORY_TIMES: usize = 64;
 const MEMORY_BESIDE: usize = 16 << 20;
 
@@ -294,7 +294,7 @@ pub(super) fn memory(text: &[u8]) -> usize {
     memory
 }
 
-/// Counts the parts of a value down from `left`. Returns what is too much.
+/// Subtracts the parts of a value from `left`. Returns what exceeds the limit, if anything.
 pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err(format!("it nests deeper than {MAX_DEPTH}; {AS_A_TENSOR}"));

@@ -55,8 +55,8 @@ pub enum MarkKind {
         /// The text.
         text: String,
     },
-    /// The component was removed, or is about to be: it is not part of the checkpoint any more, even if its files are
-    /// still there. Since version 3.
+    /// The component was removed, or is about to be: it is no longer part of the checkpoint, even if its files still
+    /// exist. Since version 3.
     Thinned {
         /// The name of the component.
         component: String,

@@ -171,8 +171,8 @@ fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name)
 }
 
-/// Returns the reason why a variable of this name cannot be in a program, if it cannot. The rule is that of
-/// TorchScript's text form.
+/// Returns the reason why a variable of this name cannot be in a program, if it cannot. TorchScript's text form
+/// determines the rule.
 #[cfg(feature = "torch")]
 pub(crate) fn unexportable(variable: &str) -> Option<String> {
     let rule = "the names of an exported model's variables have printable ASCII characters other than `\"` and `\\`, between \

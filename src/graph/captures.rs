@@ -110,7 +110,7 @@ impl Touched {
 struct Entry {
     number: usize,
     /// The process that copies. A forked child has the entry, but neither the threads that would finish it nor the same
-    /// memory.
+    /// memory contents.
     process: u32,
     touched: Arc<Touched>,
     gates: Vec<Gate>,
@@ -159,7 +159,7 @@ impl Drop for Entered {
             place.map(|place| entries.swap_remove(place))
         };
         REGISTRY.unfinished.fetch_sub(1, Ordering::AcqRel);
-        // What it held is dropped without the lock.
+        // What it held is dropped after the lock is released.
         drop(removed);
     }
 }

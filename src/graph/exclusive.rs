@@ -1,12 +1,12 @@
-//! Tensors that only one writer of this crate has access to.
+//! Tensors to which only one writer of this crate has access.
 
 use super::gate::Gate;
 use super::group::Seen;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// The exclusive access of a writer, such as an optimizer, to tensors that nobody else has a handle to. The writer counts
-/// its changes of all of them together, so that a save asks it instead of thousands of tensors.
+/// The exclusive access of a writer, such as an optimizer, to tensors to which no other code has a handle. The writer
+/// counts its changes to all of them together, so that a save can query the writer instead of thousands of tensors.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Exclusive {
@@ -18,9 +18,9 @@ pub struct Exclusive {
     writes: AtomicU64,
     /// How many writes have not ended.
     writing: AtomicUsize,
-    /// Whether somebody else has a handle to one of the tensors, or had one.
+    /// Whether other code has, or had, a handle to one of the tensors.
     is_shared: AtomicBool,
-    /// Whether no save copies any more under the assumption that nobody has.
+    /// Whether every save that assumed exclusive access has finished copying.
     is_settled: AtomicBool,
 }
 
@@ -54,8 +54,8 @@ impl Exclusive {
         Writing(self.clone())
     }
 
-    /// Ends the exclusive access for good, before a handle to one of the tensors is given to somebody else. Waits for
-    /// the saves that are still copying under the assumption that it was exclusive.
+    /// Ends the exclusive access permanently, before a handle to one of the tensors is given to other code. Waits for
+    /// the saves that are still copying on the assumption that the access is exclusive.
     pub(crate) fn share(&self) {
         if self.is_settled.load(Ordering::SeqCst) {
             return;
@@ -63,12 +63,12 @@ impl Exclusive {
         if !self.is_shared.swap(true, Ordering::SeqCst) {
             self.moved();
         }
-        // Also the second of two threads waits.
+        // The second of two threads waits as well.
         self.gate.pass();
         self.is_settled.store(true, Ordering::SeqCst);
     }
 
-    /// Returns `true` if somebody else may have a handle to one of the tensors.
+    /// Returns `true` if other code may have a handle to one of the tensors.
     pub(crate) fn is_shared(&self) -> bool {
         self.is_shared.load(Ordering::SeqCst)
     }

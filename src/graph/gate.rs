@@ -8,7 +8,7 @@ use std::fmt;
 /// to the tensors in [`Guarded::addresses`], which a background save copies after its call has returned. `pass` waits
 /// for the saves that are still copying, and helps to copy what is left.
 ///
-/// The optimizers of this crate need no gate: they wait by themselves.
+/// The optimizers of this crate need no gate: they wait on their own.
 ///
 /// ```
 /// use tch_checkpoint::Gate;

@@ -1,4 +1,4 @@
-//! What a save asks of many tensors in one call.
+//! Querying many tensors in one call.
 
 use std::any::Any;
 
@@ -52,13 +52,13 @@ impl Seen {
     }
 }
 
-/// Tensors of one library that are asked together: one call for thousands of tensors takes a fraction of the time of
+/// Tensors of one library that are queried together: one call for thousands of tensors takes a fraction of the time of
 /// one call per tensor.
 #[doc(hidden)]
 pub trait TensorGroup: Any + Send + Sync {
-    /// Asks all tensors and writes what each reports to `seen`, at the place with which it
-    /// [joined](crate::TensorLeaf::join). Holds the tensors at the places that `held` names, none if it is empty: from
-    /// then on writes through the library wait for the saves that read their memory, as far as the library supports
+    /// Queries all tensors and writes what each reports to `seen`, at the place with which it
+    /// [joined](crate::TensorLeaf::join). Holds the tensors at the places that `held` names (none if it is empty): from
+    /// then on, writes through the library wait for the saves that read their memory, as far as the library supports
     /// that. Called on the thread that calls the save, by one thread at a time.
     fn look(&self, held: &[bool], seen: &mut [Seen]);
 }

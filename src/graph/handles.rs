@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-/// A count that is saved with the model, such as the step or the epoch. Clones share the count.
+/// A counter that is saved with the model, such as the step or the epoch. Clones share the count.
 ///
-/// Steps are `u64` in all of this crate: here, in [`CheckpointManager::save_at`](crate::CheckpointManager::save_at), in
-/// schedules, and in manifests. For a number that can be negative, use a [`Value<i64>`](Value).
+/// Steps are `u64` throughout this crate: here, in [`CheckpointManager::save_at`](crate::CheckpointManager::save_at),
+/// in schedules, and in manifests. For a number that can be negative, use a [`Value<i64>`](Value).
 ///
 /// ```
 /// use tch_checkpoint::Counter;
@@ -152,7 +152,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
             return Err("it is being updated by this thread; save after `Value::update` has returned".into());
         }
         let saved = encode(&*self.lock())?;
-        // Not every type reads what it writes, and CBOR is read to a limited depth only.
+        // Not every type can deserialize what it serializes, and CBOR is only read to a limited depth.
         if saved.get(CBOR).is_some() {
             decode::<T>(&saved).map_err(|e| {
                 format!(
@@ -194,7 +194,7 @@ fn kind(saved: &serde_json::Value) -> String {
 /// The only key of the JSON object that represents a value in CBOR.
 const CBOR: &str = "$cbor";
 
-/// Encodes a value as JSON, or as CBOR inside of JSON where JSON cannot represent it.
+/// Encodes a value as JSON, or as CBOR inside JSON if JSON cannot represent it.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<serde_json::Value, String> {
     let failed = |e: &dyn fmt::Display| format!("the value cannot be serialized: {e}");
     let mut cbor = ciborium::Value::serialized(value).map_err(|e| failed(&e))?;

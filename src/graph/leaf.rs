@@ -110,8 +110,8 @@ pub trait TensorLeaf: Send + Sync {
     }
 
     /// Copies a part of the elements, the bytes from `offset` on, into `target`, and returns `true`. `spec` is the
-    /// expected type and shape. Implement it for a tensor that is not in memory: a save that writes a large tensor then
-    /// needs no memory for all of it. Defaults to `false`: the save calls [`bytes`](TensorLeaf::bytes).
+    /// expected type and shape. Implement it for a tensor that is not in memory, so that a save can write a large
+    /// tensor piece by piece. Defaults to `false`: the save calls [`bytes`](TensorLeaf::bytes).
     ///
     /// # Errors
     /// If the elements cannot be read, or the tensor no longer has this type and shape.
@@ -167,16 +167,16 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
-    /// Joins `group`, or creates it, so that the tensor is asked together with others; `place` is its place among them.
-    /// Returns `false`, the default, if the tensor is to be asked alone.
+    /// Joins `group`, or creates it, so that the tensor is queried together with others; `place` is its place among
+    /// them. Returns `false`, the default, if the tensor must be queried alone.
     #[doc(hidden)]
     fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
         let _ = (place, group);
         false
     }
 
-    /// Returns the access of the tensor's writer, if only that has a handle to it; the writer is then asked instead of the
-    /// tensor. Defaults to `None`.
+    /// Returns the access of the tensor's writer, if only the writer has a handle to it. The writer is then queried
+    /// instead of the tensor. Defaults to `None`.
     #[doc(hidden)]
     fn exclusive(&self) -> Option<Arc<Exclusive>> {
         None
@@ -320,7 +320,7 @@ impl Identity {
     }
 }
 
-/// Writes a checked value into its object.
+/// A function that writes a checked value into its object.
 pub type ValueApply = Box<dyn FnOnce() + Send>;
 
 /// A small value, such as a counter or a learning rate, that is saved in the manifest.

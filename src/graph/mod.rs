@@ -1,9 +1,10 @@
-//! The object graph: named nodes, with tensors and small values at the leaves. It knows no file and no libtorch.
+//! The object graph: named nodes, with tensors and small values at the leaves. It is independent of files and of
+//! libtorch.
 //!
-//! Most programs need [`Trackable`], [`Counter`] and [`Value`] only, which are in the root of the crate too. The other traits
-//! are for implementations: [`TensorLeaf`] makes tensors of another library trackable, [`ValueLeaf`] a value with a form of
-//! its own, and [`Collection`] an object whose children come and go. What they refuse is a
-//! [`BoxError`](crate::BoxError).
+//! Most programs need only [`Trackable`], [`Counter`] and [`Value`], which the crate root re-exports. The other traits
+//! are for implementers: [`TensorLeaf`] makes the tensors of another library trackable, [`ValueLeaf`] a value with its
+//! own representation, and [`Collection`] an object whose children are added and removed over time. Their errors are
+//! [`BoxError`](crate::BoxError)s.
 //!
 //! ```
 //! # fn main() -> tch_checkpoint::Result<()> {

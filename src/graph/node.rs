@@ -60,7 +60,7 @@ impl Node {
         Node(Kind::Group(Arc::new(children.into_iter().map(|(name, node)| (name.into(), node)).collect())))
     }
 
-    /// Creates an object whose children come and go.
+    /// Creates an object whose children are added and removed over time.
     pub fn collection(collection: impl Collection + 'static) -> Node {
         Node(Kind::Collection(Arc::new(collection)))
     }
@@ -77,7 +77,7 @@ impl fmt::Debug for Node {
     }
 }
 
-/// An object whose children come and go, such as a `VarStore` or an optimizer's slots.
+/// An object whose children are added and removed over time, such as a `VarStore` or an optimizer's slots.
 pub trait Collection: Send + Sync {
     /// Returns the current children, or an error that names a child that cannot be tracked.
     ///
@@ -165,13 +165,13 @@ pub trait Collection: Send + Sync {
 
     /// Returns a number that changes whenever [`children`](Collection::children) or [`guarded`](Collection::guarded)
     /// would return something else. `None` means unknown: both are then called at every save. The tensors below are
-    /// asked separately ([`TensorLeaf::generation`](crate::TensorLeaf::generation)).
+    /// queried separately ([`TensorLeaf::generation`](crate::TensorLeaf::generation)).
     fn generation(&self) -> Option<u64> {
         None
     }
 
     /// Returns `true` if [`generation`](Collection::generation) also changes when a collection below changes. Defaults
-    /// to `false`: each collection below is asked at every save.
+    /// to `false`: each collection below is queried at every save.
     fn generation_covers_collections(&self) -> bool {
         false
     }
@@ -311,8 +311,8 @@ impl<T: Trackable + ?Sized> Trackable for Arc<T> {
     }
 }
 
-/// A list: its elements are named `0`, `1`, … The list is tracked as it is at this moment. After appending, call
-/// [`Checkpoint::untrack`](crate::Checkpoint::untrack) and track it again.
+/// A list: its elements are named `0`, `1`, and so on. The list is tracked with its current elements. After appending,
+/// call [`Checkpoint::untrack`](crate::Checkpoint::untrack) and track it again.
 impl<T: Trackable> Trackable for [T] {
     fn node(&self) -> Node {
         Node::group(self.iter().enumerate().map(|(i, item)| (i.to_string(), item.node())))

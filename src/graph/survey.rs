@@ -1,15 +1,15 @@
-//! The tensors of a plan, which a save asks together while the training waits.
+//! The tensors of a plan, which a save queries together while the training waits.
 
 use super::exclusive::Exclusive;
 use super::group::{Seen, TensorGroup};
 use super::leaf::TensorLeaf;
 use std::sync::Arc;
 
-/// A tensor to be asked, or the writer that answers for it.
+/// A tensor to be queried, or the writer that answers for it.
 pub(crate) type Asked = (Arc<dyn TensorLeaf>, Option<Arc<Exclusive>>);
 
-/// Tensors that are asked together: those of one library in one call, the others one by one. Where a writer has
-/// exclusive access to tensors, only the writer is asked.
+/// Tensors that are queried together: those of one library in one call, the others one by one. If a writer has
+/// exclusive access to tensors, only the writer is queried.
 #[derive(Default)]
 pub(crate) struct Survey {
     count: usize,
@@ -71,7 +71,7 @@ impl Survey {
     }
 }
 
-/// Asks one tensor.
+/// Queries one tensor.
 fn see(leaf: &dyn TensorLeaf) -> Seen {
     Seen::new(leaf.generation(), leaf.version(), leaf.requires_grad())
 }

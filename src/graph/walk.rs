@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Receives what a [`Walk`] passes, from the top down.
+/// Receives the objects that a [`Walk`] visits, from the top down.
 pub(crate) trait Visitor {
-    /// What the objects above a place determine for it.
+    /// What the objects above a place determine for that place.
     type Above: Copy;
 
     /// Returns `false` to leave out the object at `place` and everything below it.

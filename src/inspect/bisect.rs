@@ -52,16 +52,16 @@ pub enum Search {
     /// Examines one checkpoint after another, the oldest first, until the condition holds.
     #[default]
     Forward,
-    /// Examines the one in the middle of those that are left, so that few are read. Finds the first one if the condition
-    /// holds in all checkpoints after it, and otherwise one in which it holds and did not in the one before.
+    /// Binary search, which reads few checkpoints. Finds the first one if the condition holds in all checkpoints after
+    /// it; otherwise, one in which it holds and did not in the one before.
     Halving,
 }
 
 /// Returns the first checkpoint in the directory `path` in which `condition` holds, in the order of
 /// [`list`](super::list). `each` is called with every checkpoint that was examined.
 ///
-/// Tensors are read, and verified, only as far as the condition asks for them. Damaged checkpoints are passed over: they
-/// are in [`BisectReport::examined`] with what is wrong.
+/// Only the tensors that the condition needs are read and verified. Damaged checkpoints are skipped;
+/// [`BisectReport::examined`] lists them with their errors.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is no checkpoint; [`Error::InvalidArgument`] if `path` is a checkpoint;
@@ -124,7 +124,7 @@ pub fn bisect(
             let (mut low, mut high) = (0, checkpoints.len());
             while low < high {
                 let middle = low + (high - low) / 2;
-                // One that cannot be read is replaced by the next one that can.
+                // The next readable checkpoint takes the place of one that cannot be read.
                 match (middle..high).find_map(|at| Some((at, examine(at)?))) {
                     Some((at, true)) => {
                         first = Some(at);
@@ -170,7 +170,7 @@ fn examine(listed: &ListedCheckpoint, condition: &Condition) -> ExaminedCheckpoi
     ExaminedCheckpoint { path: listed.path.clone(), step: listed.entry.step, holds, problem }
 }
 
-/// A checkpoint, of which only what is asked for is read.
+/// A checkpoint that is read only as far as necessary.
 struct Listed<'a> {
     listed: &'a ListedCheckpoint,
     target: Option<Target>,
@@ -203,7 +203,7 @@ impl Facts for Listed<'_> {
 
     fn non_finite(&mut self, pattern: Option<&str>) -> Result<bool> {
         let pattern = pattern.unwrap_or("*");
-        // A save records them by default; if it did, nothing is read.
+        // A save records this by default, and then nothing is read.
         if self.listed.non_finite.iter().any(|key| crate::name::matches(pattern, key)) {
             return Ok(true);
         }

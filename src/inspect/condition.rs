@@ -25,14 +25,14 @@ const MAX_DEPTH: usize = 64;
 /// text. NUMBER is a decimal number such as `-2`, `0.5` or `1e-3`.
 ///
 /// * `nonfinite`: a tensor that matches has a value that is NaN or infinite.
-/// * `unclean`: it was saved after an error, when the state may not have belonged together.
+/// * `unclean`: it was saved after an error, and its state may be inconsistent.
 /// * `norm`, `min`, `max`, `mean`: of the finite values of all tensors that match, taken together. `zeros` is the share
 ///   of zeros among their values, from 0 to 1.
 ///
-/// A comparison with what a checkpoint does not have (no such metric, no step, no tensor that matches, no finite value)
-/// is false, and so is one with NaN, except that `!=` holds of NaN.
+/// A comparison with something that a checkpoint does not have (the metric, a step, a tensor that matches, a finite
+/// value) is false, and so is one with NaN, except that `!=` is true for NaN.
 ///
-/// At most 4096 bytes, and 64 parentheses or `not` inside of each other.
+/// A condition has at most 4096 bytes, and at most 64 nested parentheses or `not`.
 ///
 /// ```
 /// use tch_checkpoint::inspect::Condition;
@@ -46,7 +46,7 @@ const MAX_DEPTH: usize = 64;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Condition(Term);
 
-/// The text of a condition is wrong.
+/// An error in the text of a condition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the condition is wrong at column {column}: {reason}")]
 #[non_exhaustive]
@@ -147,7 +147,7 @@ pub(super) trait Facts {
 }
 
 impl Condition {
-    /// Returns whether it holds. Asks for nothing that does not matter any more.
+    /// Returns whether it holds. Evaluates only what the result depends on.
     pub(super) fn holds<F: Facts>(&self, facts: &mut F) -> Result<bool, F::Error> {
         self.0.holds(facts)
     }
@@ -329,7 +329,7 @@ impl<'a> Parser<'a> {
         self.rest();
         // The innermost condition is inside of them all.
         if self.depth > MAX_DEPTH {
-            return Err(self.wrong(format!("at most {MAX_DEPTH} parentheses and `not` can be inside of each other")));
+            return Err(self.wrong(format!("at most {MAX_DEPTH} parentheses and `not` can be nested")));
         }
         self.depth += 1;
         let term = self.inner();
@@ -463,8 +463,8 @@ mod tests {
         assert!(nested(MAX_DEPTH).parse::<Condition>().is_ok());
         assert!(format!("{}nonfinite", "not ".repeat(MAX_DEPTH)).parse::<Condition>().is_ok());
         assert_eq!(wrong(&nested(MAX_DEPTH + 1)).0, MAX_DEPTH + 2);
-        assert!(wrong(&nested(MAX_DEPTH + 1)).1.contains("inside of each other"));
-        assert!(wrong(&format!("{}nonfinite", "not ".repeat(1000))).1.contains("inside of each other"));
+        assert!(wrong(&nested(MAX_DEPTH + 1)).1.contains("nested"));
+        assert!(wrong(&format!("{}nonfinite", "not ".repeat(1000))).1.contains("nested"));
         assert!(wrong(&" ".repeat(5000)).1.contains("at most 4096"));
         assert!(format!("unclean{}", " or unclean".repeat(300)).parse::<Condition>().is_ok());
     }

@@ -258,8 +258,8 @@ fn metadata<'a>(a: &'a Target, b: &'a Target) -> Vec<MetadataDiff<'a>> {
     diff.filter(|diff| diff.a != diff.b).collect()
 }
 
-/// Returns the files of two saved models that differ. That only one of two checkpoints is a saved model is no
-/// difference in state.
+/// Returns the files of two saved models that differ. If only one of the two is a saved model, that is not a difference
+/// in state.
 fn assets<'a>(a: &'a Target, b: &'a Target) -> Vec<DiffEntry<'a>> {
     let (Some(a), Some(b)) = (a.own_source(), b.own_source()) else { return Vec::new() };
     let (a, b) = (&a.manifest.assets, &b.manifest.assets);
@@ -316,7 +316,7 @@ struct Read {
     differ: bool,
 }
 
-/// Compares the two entries of a key as far as that takes no reading.
+/// Compares the two entries of a key without reading elements.
 fn compare(key: &str, entries: [Option<Entry<'_>>; 2], sides: [&dyn TensorSource; 2], budget: &mut Budget) -> Found {
     let kind = match entries {
         [None, None] => return Found::Equal,
@@ -341,10 +341,11 @@ fn is_same(a: &Value, b: &Value) -> bool {
     a == b
 }
 
-/// How many bytes of elements may still be read. Bytes that many keys share are not read for each of them.
+/// The number of bytes of elements that may still be read, so that bytes that many keys share are not read for each of
+/// them.
 struct Budget(u64);
 
-/// How often the bytes of both checkpoints are read at most.
+/// The maximum number of times that the bytes of both checkpoints are read.
 const READS: u64 = 4;
 
 impl Budget {

@@ -25,19 +25,19 @@ pub struct DirectoryListing {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: Location,
-    /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
+    /// The name of the newest valid checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
     /// two.
     pub latest: Option<String>,
     /// The names of two checkpoints of different runs, if nothing decides which one is the newest.
     pub undecided: Option<(String, String)>,
-    /// The whole checkpoints, oldest first by commit sequence.
+    /// The valid checkpoints, oldest first by commit sequence.
     pub checkpoints: Vec<CheckpointEntry>,
     /// What else this crate left in the directory, by state and name.
     pub others: Vec<OtherEntry>,
-    /// The name of the checkpoint with the best value of a metric, once [`mark_best`](Self::mark_best) has looked for it.
+    /// The name of the checkpoint with the best value of a metric, once [`mark_best`](Self::mark_best) was called.
     pub best: Option<String>,
-    /// What keeps each checkpoint whatever the policies, by name, once [`explain`](Self::explain) has asked. Checkpoints
-    /// of other runs are not in it.
+    /// What keeps each checkpoint regardless of policies, by name, once [`explain`](Self::explain) was called.
+    /// Checkpoints of other runs are not included.
     pub kept_by: Option<BTreeMap<String, Vec<String>>>,
     /// Directories of checkpoints directly in this one. Empty if this one has checkpoints of its own.
     #[serde(serialize_with = "lossy_all")]
@@ -45,8 +45,8 @@ pub struct DirectoryListing {
 }
 
 impl DirectoryListing {
-    /// Notes which healthy checkpoint has the best finite value of `metric`; of two with the same value the one that was
-    /// saved later.
+    /// Records which healthy checkpoint has the best finite value of `metric`; of two with the same value, the one that
+    /// was saved later.
     pub fn mark_best(&mut self, metric: &str, goal: Goal) {
         let mut entries: Vec<&CheckpointEntry> = self.checkpoints.iter().collect();
         entries.sort_by_key(|entry| entry.sequence);
@@ -54,7 +54,7 @@ impl DirectoryListing {
         self.best = Best::new(metric, goal, 1).choose(&infos).map(|info| info.name.clone());
     }
 
-    /// Notes what keeps each checkpoint whatever the policies.
+    /// Records what keeps each checkpoint regardless of policies.
     ///
     /// # Errors
     /// As for [`CheckpointDirectory::explain`](crate::CheckpointDirectory::explain), such as [`Error::Undecided`].
@@ -65,7 +65,7 @@ impl DirectoryListing {
     }
 }
 
-/// A checkpoint that is whole as far as its manifest and its file sizes tell.
+/// A checkpoint that is valid, judging by its manifest and its file sizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CheckpointEntry {
@@ -100,13 +100,13 @@ pub struct CheckpointEntry {
     pub metadata: Vec<String>,
     /// Where its run came from, if that was [recorded](crate::Checkpoint::provenance).
     pub provenance: Option<Provenance>,
-    /// What the save cost. `None` if it was saved before version 6 of the format, or converted or copied.
+    /// The cost of the save. `None` if it was saved before version 6 of the format, or converted or copied.
     pub figures: Option<SaveFigures>,
     /// The keys of tensors with values that are NaN or infinite, as far as that was recorded.
     pub non_finite: Vec<String>,
-    /// Whether it was saved after an error, when the state may not have belonged together.
+    /// Whether it was saved after an error, and its state may be inconsistent.
     pub unclean: bool,
-    /// The components that were tracked and that it does not have.
+    /// The tracked components that it lacks.
     pub without: Vec<String>,
     /// Its pins: names and notes.
     pub pins: BTreeMap<String, String>,
@@ -114,7 +114,7 @@ pub struct CheckpointEntry {
     pub notes: BTreeMap<String, String>,
 }
 
-/// An entry of the directory that this crate made and that is no whole checkpoint.
+/// An entry of the directory that this crate created and that is not a valid checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct OtherEntry {
@@ -125,7 +125,7 @@ pub struct OtherEntry {
     pub path: Location,
     /// What it is.
     pub state: OtherState,
-    /// Why it is no whole checkpoint.
+    /// Why it is not a valid checkpoint.
     pub reason: String,
 }
 

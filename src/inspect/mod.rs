@@ -1,8 +1,8 @@
 //! What is in checkpoints and directories of checkpoints, as data.
 //!
 //! The command-line tool `ckpt` is built on this module: each of its commands calls one function, and `--json` prints
-//! the returned struct. The fields are described in `docs/ckpt.md` in the repository. Nothing here needs libtorch or
-//! changes a checkpoint, except [`prune`].
+//! the returned struct. The fields are described in `docs/ckpt.md` in the repository. Nothing here needs libtorch. Only
+//! [`prune`] and [`repair`] change a directory.
 //!
 //! * [`list`]: everything in a directory of checkpoints, intact or not.
 //! * [`Target::open`], [`Target::summary`]: the content of one checkpoint, of any format that [`interop`] reads.
@@ -11,11 +11,11 @@
 //! * [`verify`]: whether every byte is what was written.
 //! * [`diff`]: which tensors and values differ between two checkpoints.
 //! * [`bisect`]: the first checkpoint in which a [`Condition`] holds.
-//! * [`disk_usage`]: what checkpoints take on the disk, and what they share.
-//! * [`repair_plan`], [`repair`], [`salvage`]: what is wrong with a directory, putting it right, and what is intact of a
-//!   damaged checkpoint.
-//! * [`latest`], [`best`], [`explain`], [`prune`]: which checkpoints there are, and which of them a policy keeps.
-//! * [`report`]: a whole run: its checkpoints, and how its tensors changed.
+//! * [`disk_usage`]: the disk space that checkpoints use, and what they share.
+//! * [`repair_plan`], [`repair`], [`salvage`]: the damage in a directory, its repair, and the intact part of a damaged
+//!   checkpoint.
+//! * [`latest`], [`best`], [`explain`], [`prune`]: selecting checkpoints, and which of them a policy keeps.
+//! * [`report`]: a complete run: its checkpoints, and how its tensors changed.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -23,9 +23,9 @@ pub(super) struct Moments {
 impl Moments {
     /// Adds a block of numbers, and removes those that are not finite from it.
     ///
-    /// Each block is summed up on its own and then combined with what was before, as in Chan, Golub, LeVeque,
-    /// "Updating formulae and a pairwise algorithm for computing sample variances" (1979), so that no digits are lost
-    /// however many numbers there are.
+    /// Each block is summed up on its own and then combined with what was before, as in Chan, Golub, LeVeque, "Updating
+    /// formulae and a pairwise algorithm for computing sample variances" (1979), so that precision does not depend on
+    /// the number of values.
     pub(super) fn add(&mut self, numbers: &mut Vec<f64>) {
         self.count += numbers.len() as u64;
         // 0 times a number that is not finite is NaN.

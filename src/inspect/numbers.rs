@@ -40,7 +40,7 @@ fn small(numbers: &mut Vec<f64>, bytes: &[u8], read: impl Fn(u64) -> f64) {
     numbers.extend(bytes.iter().map(|byte| table[usize::from(*byte)]));
 }
 
-/// Which numbers of a small float type are none.
+/// Which bit patterns of a small float type are not numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Special {
     /// The highest exponent is infinity and NaN.
@@ -72,7 +72,7 @@ pub(super) fn float(bits: u64, exponent_bits: u32, mantissa_bits: u32, bias: i32
     if negative { -magnitude } else { magnitude }
 }
 
-/// A number that is an exponent alone.
+/// A number that consists of an exponent only.
 pub(super) fn power_of_two(bits: u64) -> f64 {
     if bits == 255 { f64::NAN } else { 2f64.powi(bits as i32 - 127) }
 }

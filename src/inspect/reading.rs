@@ -66,7 +66,7 @@ impl<'a> Elements<'a> {
         if self.source.digest(self.key) == Some(hasher.finish()) {
             return Ok(());
         }
-        // Reports what is wrong, unless it was so for a moment only.
+        // Returns the error, unless it was temporary.
         self.source.verify_tensor(self.key)?;
         Err(Error::damaged(self.source.path(), format!("the tensor {:?} changed while it was read", self.key)))
     }

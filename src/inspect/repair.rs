@@ -1,4 +1,4 @@
-//! What is wrong with a directory of checkpoints, and putting it right.
+//! Finds and repairs damage in a directory of checkpoints.
 
 use super::problem::{Problem, ProblemKind};
 use super::target::{Place, place};
@@ -22,12 +22,12 @@ pub struct RepairReport {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: Location,
-    /// What is to be done, or was.
+    /// The actions that would be, or were, taken.
     pub actions: Vec<RepairAction>,
-    /// What is left as it is: what cannot be read now, or by this version, links that lead nowhere and that no manager
-    /// made, and checkpoints of two runs between which nothing decides.
+    /// Problems that are left alone: entries that cannot be read now, or by this version, dangling links that no
+    /// manager created, and checkpoints of two runs if nothing decides between them.
     pub left: Vec<Problem>,
-    /// What was set aside as damaged or unreadable before, by a manager or by an earlier repair.
+    /// Checkpoints that a manager or an earlier repair set aside as damaged or unreadable.
     #[serde(serialize_with = "lossy_all")]
     pub moved_aside: Vec<Location>,
 }
@@ -43,7 +43,7 @@ pub struct RepairAction {
     pub path: Location,
     /// Why.
     pub reason: String,
-    /// Whether it was done: `false` in a plan.
+    /// Whether it was done; `false` in a plan.
     pub done: bool,
     /// The new path of what was set aside.
     #[serde(serialize_with = "lossy_option")]
@@ -57,18 +57,18 @@ pub struct RepairAction {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RepairKind {
-    /// A damaged checkpoint is renamed, as a manager does it. Nothing of it is removed.
+    /// A damaged checkpoint is renamed, as by a manager. None of its files are removed.
     SetAside,
-    /// What a save or a removal left whose process died is removed.
+    /// The remains of a save or removal whose process died are removed.
     Sweep,
     /// A symbolic link such as `latest` is removed, because the checkpoint that it leads to is gone.
     DropLink,
-    /// The index is written anew.
+    /// The index is rewritten.
     RebuildIndex,
 }
 
 impl RepairReport {
-    /// Returns `true` if there is nothing to do.
+    /// Returns `true` if no action is necessary.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.actions.is_empty() && self.left.is_empty()
@@ -96,17 +96,18 @@ pub fn repair_plan(path: impl Into<Location>) -> Result<RepairReport> {
     Ok(report)
 }
 
-/// Repairs the directory `path`. Every byte of every checkpoint is read. Nothing of a checkpoint is removed. Takes the
-/// writer's lock.
+/// Repairs the directory `path`. Reads every byte of every checkpoint and takes the writer's lock. No file of a
+/// checkpoint is removed.
 ///
-/// * Damaged checkpoints are renamed (`damaged-…`), so that nothing takes them for whole ones: those that have the name
-///   of a checkpoint, are in the index, or have a manifest. Other directories, such as exports of weights, stay.
-/// * What saves and removals left whose process died is removed.
+/// * Damaged checkpoints are renamed (`damaged-…`), so that nothing mistakes them for valid ones. This applies to
+///   directories that have the name of a checkpoint, are in the index, or have a manifest; others, such as exports of
+///   weights, are left alone.
+/// * The remains of saves and removals whose process died are removed.
 /// * A link that leads to a checkpoint of this directory (`latest`, `best`) is removed if that checkpoint is gone. All
-///   other links stay.
-/// * The index is written anew if it does not list what a manager would list: per name the checkpoints of the run that
-///   is there. The index decides between the checkpoints of different runs, so those of other runs are never added. Where
-///   nothing decides ([`Error::Undecided`]), none of that name is listed.
+///   other links are left alone.
+/// * The index is rewritten if it does not list what a manager would list: for each name, the checkpoints of the
+///   directory's run. Because the index decides between the checkpoints of different runs, those of other runs are
+///   never added. If nothing decides ([`Error::Undecided`]), no checkpoint of that name is listed.
 ///
 /// # Errors
 /// As for [`repair_plan`]; [`Error::Locked`] while another process writes into the directory.
@@ -129,7 +130,7 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
     let path = path.into();
     let directory = open(&path)?;
     let before = Catalog::of(&directory, directory.scan()?);
-    // Removes the leftovers: whoever holds the lock has none.
+    // Removes the leftovers. They belong to processes that died, because this process holds the lock.
     let held = Held::take(&directory)?;
     let catalog = Catalog::of(&directory, directory.scan()?);
     let mut report = plan(&path, catalog);
@@ -184,7 +185,7 @@ fn sweeps(path: &Location, catalog: &Catalog) -> Vec<RepairAction> {
     catalog.leftovers.iter().map(sweep).collect()
 }
 
-/// Everything but the leftovers.
+/// Describes everything but the leftovers.
 fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
     let damage = |name: &str, error: &Error| {
         let inside = path.join(name);
@@ -214,7 +215,7 @@ fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
     left.extend(unreachable.map(|(_, error)| Problem::of(error)));
     left.extend(dangling.into_values());
     actions.extend(dropped);
-    // As a manager finds them afterwards.
+    // The checkpoints as a manager would find them after the repair.
     catalog.found.retain(|found| !set_aside.contains(&found.entry.name));
     catalog.damaged.retain(|(name, _)| !set_aside.contains(name));
     let (expected, undecided) = index_of(&catalog);
@@ -226,7 +227,7 @@ fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
     let is_current = catalog.index.as_ref().is_some_and(|index| is_same(index, &expected));
     if !is_current && (catalog.index.is_some() || !expected.checkpoints.is_empty()) {
         let reason = match catalog.index {
-            Some(_) => "it does not list what is there",
+            Some(_) => "it does not list the checkpoints that are there",
             None => "it is missing, or it cannot be read",
         };
         actions.push(action(RepairKind::RebuildIndex, path.join(crate::format::INDEX_FILE), reason));
@@ -244,14 +245,13 @@ fn is_ours(path: &Location, catalog: &Catalog, name: &str) -> bool {
     numbered(name).is_some_and(|(manager, _)| manager != "weights") || is_indexed() || has_manifest()
 }
 
-/// Returns `true` if the target of a link is the name of a checkpoint beside it.
+/// Returns `true` if the target of a link is the name of a checkpoint in the same directory.
 fn is_checkpoint(target: &str) -> bool {
     !target.contains('/') && numbered(target).is_some()
 }
 
-/// Returns the links to remove, and by name what is wrong with other links that lead nowhere. A link with the name of a
-/// checkpoint may stand for one on a file system that is not mounted now; others than those to checkpoints are not a
-/// manager's.
+/// Returns the links to remove, and the problems of other dangling links, by name. A link with the name of a checkpoint
+/// may refer to one on a file system that is not mounted now; links to anything but checkpoints are not a manager's.
 fn links(
     path: &Location,
     catalog: &Catalog,
@@ -279,8 +279,9 @@ fn links(
     (dropped, dangling)
 }
 
-/// Returns the index as managers write it: of each name only the checkpoints of this directory's run, because the index
-/// decides between runs. Of a name for which nothing decides it has none, and the two checkpoints are returned.
+/// Returns the index as managers write it: for each name, only the checkpoints of this directory's run, because the
+/// index decides between runs. For a name for which nothing decides, it lists none, and the two checkpoints are
+/// returned.
 fn index_of(catalog: &Catalog) -> (Index, Vec<(String, String)>) {
     let managers: BTreeSet<&str> =
         catalog.found.iter().filter_map(|found| numbered(&found.entry.name)).map(|(manager, _)| manager).collect();
@@ -295,7 +296,7 @@ fn index_of(catalog: &Catalog) -> (Index, Vec<(String, String)>) {
     let found = catalog.ordered().0.into_iter().map(|found| found.entry);
     let mut checkpoints: Vec<IndexEntry> = found.filter(|entry| is_own(&entry.name)).collect();
     let latest = checkpoints.last().filter(|_| undecided.is_empty()).map(|entry| entry.name.clone());
-    // What cannot be read now stays known.
+    // What cannot be read now stays in the index.
     let unread: BTreeSet<&String> = catalog.damaged.iter().chain(&catalog.unreachable).map(|(name, _)| name).collect();
     let known = catalog.index.iter().flat_map(|index| &index.checkpoints);
     checkpoints.extend(known.filter(|entry| unread.contains(&entry.name)).cloned());

@@ -1,4 +1,4 @@
-//! Which checkpoints there are, and which of them a policy keeps.
+//! Selects checkpoints, and reports which of them a policy keeps.
 
 use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
@@ -32,34 +32,35 @@ pub struct RetentionReport {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: Location,
-    /// The policies, as users read them ([`RetentionPolicy::label`]). Without any, the report is about what holds whatever the policies.
+    /// The labels of the policies ([`RetentionPolicy::label`]). Without policies, the report has only the reasons that
+    /// do not depend on them.
     pub policies: Vec<String>,
     /// The checkpoints, oldest first.
     pub checkpoints: Vec<RetentionEntry>,
     /// What [`prune`] removed.
     #[serde(serialize_with = "lossy_all")]
     pub removed: Vec<Location>,
-    /// What [`prune`] was to remove and did not, with the reason.
+    /// What [`prune`] should have removed and could not, with the reason.
     #[serde(serialize_with = "lossy_pairs")]
     pub spared: Vec<(Location, String)>,
-    /// The components that [`prune`] removed from checkpoints that stay.
+    /// The components that [`prune`] removed from checkpoints that it kept.
     #[serde(serialize_with = "lossy_pairs")]
     pub thinned: Vec<(Location, String)>,
 }
 
 impl RetentionReport {
-    /// Leaves out all checkpoints but the one that `selection` stands for
+    /// Leaves out all checkpoints except the one that `selection` selects
     /// ([`CheckpointDirectory::select`](crate::CheckpointDirectory::select)).
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint, or if it is of another run than those that the policies
-    /// concern; otherwise as for [`CheckpointDirectory::select`].
+    /// [`Error::NotFound`] if there is no such checkpoint, or if it belongs to a run to which the policies do not
+    /// apply; otherwise as for [`CheckpointDirectory::select`].
     pub fn only(mut self, selection: &str) -> Result<RetentionReport> {
         let name = CheckpointDirectory::new(&self.directory).select(selection)?.name;
         self.checkpoints.retain(|entry| entry.name == name);
         match self.checkpoints.is_empty() {
             true => {
-                let reason = "it is of another run than the newest checkpoint, and no policy concerns it";
+                let reason = "it belongs to another run than the newest checkpoint, and no policy applies to it";
                 Err(Error::not_found(self.directory.join(name), reason.to_string()))
             }
             false => Ok(self),
@@ -75,13 +76,13 @@ pub struct RetentionEntry {
     pub name: String,
     /// The training step, if it has one.
     pub step: Option<u64>,
-    /// Whether anything keeps it.
+    /// Whether it is kept.
     pub kept: bool,
     /// What keeps it, each with what would end that.
     pub kept_by: Vec<String>,
     /// The components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
-    /// The components that [`prune`] removes from it although it stays.
+    /// The components that [`prune`] removes from it although it keeps it.
     pub loses: Vec<String>,
 }
 
@@ -173,9 +174,9 @@ fn found_in(
     Ok(FoundCheckpoint { path: directory.join(&info.name).into(), name: info.name, step: info.step, value })
 }
 
-/// Reports for each checkpoint in `directory` what keeps it under `policies`; without policies, what keeps it whatever
-/// they are. `components` are those that only the newest checkpoints keep, with how many
-/// ([`CheckpointDirectory::keep_component`]). Changes nothing.
+/// Reports for each checkpoint in `directory` what keeps it under `policies`; without policies, what keeps it
+/// regardless of them. `components` maps components that only the newest checkpoints keep to the number of these
+/// checkpoints ([`CheckpointDirectory::keep_component`]). Changes nothing.
 ///
 /// # Errors
 /// As for [`CheckpointDirectory::explain`].
@@ -202,7 +203,7 @@ pub fn explain(
     Ok(report(directory.as_ref(), policies, &explanations))
 }
 
-/// Removes the checkpoints in `directory` that nothing keeps under `policies`, and from those that stay the components
+/// Removes the checkpoints in `directory` that nothing keeps under `policies`, and from the kept ones the components
 /// that only newer ones keep. Takes the writer's lock.
 ///
 /// # Errors

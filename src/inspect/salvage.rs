@@ -26,9 +26,9 @@ pub struct Salvaged {
     /// The new checkpoint.
     #[serde(serialize_with = "lossy")]
     pub path: Location,
-    /// The components that are intact, and in the new checkpoint.
+    /// The intact components, which are in the new checkpoint.
     pub components: Vec<String>,
-    /// The components that are not, with what is wrong.
+    /// The damaged components, with their errors.
     pub lost: BTreeMap<String, Problem>,
 }
 

@@ -10,12 +10,12 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// Which elements of a tensor, in the notation of NumPy's basic indexing without steps: an index or a range per
+/// A selection of a tensor's elements, in the notation of NumPy's basic indexing without steps: an index or a range per
 /// dimension, separated by commas.
 ///
 /// `3` selects one index and removes the dimension; `0:10`, `5:`, `:5` and `:` select a range. Negative numbers count
 /// from the end. Ranges are cut off at the length of the dimension, as in NumPy; indices beyond it are errors.
-/// Dimensions that are not given are selected as a whole.
+/// Dimensions that are not given are selected completely.
 ///
 /// ```
 /// use tch_checkpoint::inspect::Slice;
@@ -37,7 +37,7 @@ enum Part {
 impl FromStr for Slice {
     type Err = Error;
 
-    /// Reads a slice.
+    /// Parses a slice.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], with the part that is wrong.
@@ -63,7 +63,7 @@ impl FromStr for Slice {
 }
 
 impl Slice {
-    /// Returns the range of each dimension, and the dimensions that stay.
+    /// Returns the range of each dimension, and the remaining dimensions.
     fn resolve(&self, key: &str, spec: &TensorSpec) -> Result<(Vec<Range<u64>>, Vec<u64>)> {
         if self.0.len() > spec.shape.len() {
             let reason = format!("a slice of {} dimensions does not fit {spec}", self.0.len());
@@ -110,7 +110,8 @@ pub enum Element {
     Complex(f32, f32),
 }
 
-/// Numbers have as few digits as identify them; `1.5+2j` is complex; NaN and infinities are `nan`, `inf` and `-inf`.
+/// Writes numbers with the fewest digits that identify them. `1.5+2j` is complex; NaN and infinities are `nan`, `inf`
+/// and `-inf`.
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -157,8 +158,8 @@ pub struct TensorSlice<'a> {
 }
 
 impl Target {
-    /// Returns a part of the tensor `key`, of which nothing is read yet but what its verification needs: the whole
-    /// tensor is verified first, as far as the format allows.
+    /// Returns a part of the tensor `key`. Verifies the complete tensor first, as far as the format allows; the
+    /// elements of the part are read later.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -217,8 +218,8 @@ impl TensorSlice<'_> {
         &self.shape
     }
 
-    /// Passes the elements of the part on, in row-major order, as little-endian bytes: one or more whole elements at a
-    /// time. Reads in order, in pieces of 512 KiB, and passes over what lies between the elements.
+    /// Calls `with` with the elements of the part in row-major order, as little-endian bytes, one or more complete
+    /// elements at a time. Reads in order, in pieces of 512 KiB, and skips what lies between the elements.
     ///
     /// # Errors
     /// [`Error::Damaged`], [`Error::Io`], and the errors of `with`.
@@ -228,7 +229,7 @@ impl TensorSlice<'_> {
         }
         let size = self.dtype.size();
         let mut piece = Piece { slice: self, at: 0..0, bytes: Vec::new(), end: self.flat(|range| range.end - 1) + 1 };
-        // The innermost dimensions that are selected as a whole form runs with the one around them.
+        // The innermost dimensions that are selected completely form runs together with the next outer one.
         let whole = |(range, length): (&Range<u64>, &u64)| *range == (0..*length);
         let inner = self.ranges.iter().zip(self.full).rev().take_while(|pair| whole(*pair)).count();
         let outer = self.ranges.len().saturating_sub(inner + 1);
@@ -256,7 +257,7 @@ impl TensorSlice<'_> {
         }
     }
 
-    /// Passes the elements of the part on, in row-major order.
+    /// Calls `with` with each element of the part, in row-major order.
     ///
     /// # Errors
     /// As for [`for_each_bytes`](TensorSlice::for_each_bytes).

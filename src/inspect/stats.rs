@@ -69,10 +69,10 @@ impl TensorStats {
     }
 }
 
-/// How many values lie in each of several bins of equal width.
+/// The number of values in each of several bins of equal width.
 ///
 /// A value belongs to the bin whose lower edge it reaches; the last bin includes its upper edge, as in
-/// `numpy.histogram`. Values at the edge of two bins can be counted in either because of rounding.
+/// `numpy.histogram`. Because of rounding, values at the edge of two bins may be counted in either.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Histogram {
@@ -80,7 +80,7 @@ pub struct Histogram {
     pub min: f64,
     /// The upper edge of the last bin.
     pub max: f64,
-    /// The number of values in each bin, in order. Values outside of the range are in none.
+    /// The number of values in each bin, in order. Values outside the range are not counted.
     pub counts: Vec<u64>,
 }
 
@@ -133,8 +133,8 @@ impl StatsOptions {
         self
     }
 
-    /// Sets the range of the histogram. Defaults to the smallest and the largest finite value of each tensor, for which
-    /// tensors of more than 4 MiB are read twice.
+    /// Sets the range of the histogram. Defaults to the smallest and the largest finite value of each tensor, which
+    /// requires reading tensors of more than 4 MiB twice.
     #[must_use]
     pub fn range(mut self, range: RangeInclusive<f64>) -> Self {
         self.range = Some(range);
@@ -158,12 +158,12 @@ impl StatsOptions {
 
 /// Returns statistics of the tensor `key` of `source`.
 ///
-/// The elements are read in pieces of 512 KiB and verified as far as the source allows; memory is bounded by about
-/// 5 MiB and the histogram, whatever the size of the tensor.
+/// The elements are read in pieces of 512 KiB and verified as far as the source allows; memory is bounded by about 5
+/// MiB and the histogram, regardless of the size of the tensor.
 ///
 /// # Errors
-/// [`Error::Object`] for an unknown key; [`Error::InvalidArgument`] for options that make no sense;
-/// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
+/// [`Error::Object`] for an unknown key; [`Error::InvalidArgument`] for invalid options; [`Error::Damaged`] if the
+/// elements differ from what was written; [`Error::Io`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -274,7 +274,7 @@ impl Target {
         let stored: BTreeSet<&str> = keys.iter().map(|key| source.first_alias(key)).collect();
         let bytes = |key: &&str| source.tensors().get(*key).and_then(|spec| spec.bytes()).unwrap_or(u64::MAX);
         let wanted = stored.iter().map(bytes).fold(0, u64::saturating_add);
-        // The largest first, so that no thread begins one when the others have nothing left.
+        // The largest first, so that no thread starts a large one when the others have finished.
         let mut stored: Vec<&str> = stored.into_iter().collect();
         stored.sort_by_key(|key| Reverse(bytes(key)));
         let found = Mutex::new(BTreeMap::new());

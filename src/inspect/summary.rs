@@ -1,4 +1,4 @@
-//! What is in one checkpoint.
+//! The content of one checkpoint.
 
 use super::stats::{StatsOptions, TensorStats};
 use super::target::{Overview, Target};
@@ -24,19 +24,19 @@ pub struct Summary<'a> {
     /// Which checkpoint it is.
     #[serde(flatten)]
     pub overview: Overview,
-    /// How far the bytes of every tensor can be verified: the least of all tensors.
+    /// How far the bytes of the tensors can be verified: that of the least verifiable tensor.
     pub verified_by: VerifiedBy,
     /// The metrics that its manifest records.
     pub metrics: BTreeMap<&'a str, f64>,
     /// The metadata that was recorded with it, by name.
     pub metadata: BTreeMap<&'a str, &'a Value>,
-    /// What the save cost, as far as its manifest records it.
+    /// The cost of the save, if its manifest records it.
     pub figures: Option<SaveFigures>,
-    /// Whether it was saved after an error, when the state may not have belonged together.
+    /// Whether it was saved after an error, and its state may be inconsistent.
     pub unclean: bool,
-    /// The components that were tracked and that it does not have.
+    /// The tracked components that it lacks.
     pub without: &'a [String],
-    /// What the checkpoint holds at the top level, by name: the tracked objects.
+    /// The components of the checkpoint, by name: the tracked objects.
     pub components: Vec<ComponentSummary<'a>>,
     /// The tensors by element type.
     pub dtypes: Vec<DtypeSummary>,
@@ -46,11 +46,11 @@ pub struct Summary<'a> {
     pub tensors: Vec<TensorSummary<'a>>,
     /// The values that pass the filter, by key.
     pub values: BTreeMap<&'a str, &'a Value>,
-    /// What a file of another format holds and this crate cannot read: the reason, by key.
+    /// The entries of another tool's file that this crate cannot read: the reason, by key.
     pub unreadable: &'a BTreeMap<String, String>,
     /// The description of a saved model's program.
     pub saved_model: Option<SavedModelInfo>,
-    /// Counts and sizes of the whole checkpoint, whatever the filter.
+    /// Counts and sizes of the complete checkpoint, regardless of the filter.
     pub totals: Totals,
 }
 

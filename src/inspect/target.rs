@@ -1,4 +1,4 @@
-//! What a path stands for: a checkpoint of any format, or the latest in a directory.
+//! Opens what a path refers to: a checkpoint of any format, or the latest in a directory.
 
 use super::problem::Problem;
 use super::{lossy, lossy_option};
@@ -32,7 +32,7 @@ enum Opened {
     Foreign(Box<dyn TensorSource>),
 }
 
-/// Which checkpoint a [`Target`] is.
+/// Identifies the checkpoint of a [`Target`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Overview {
@@ -52,14 +52,14 @@ pub struct Overview {
     pub sequence: Option<u64>,
     /// The run that saved it. `None` for other formats.
     pub run: Option<String>,
-    /// How many times its `Checkpoint` had saved, as far as it counts.
+    /// The save counter of its `Checkpoint`, if it has one.
     pub save_counter: Option<u64>,
 }
 
 impl Target {
     /// Opens the checkpoint at `path`, of any format that [`interop::open`] recognizes. If `path` is a directory of
-    /// checkpoints, opens the latest. If there is nothing at `path`, its last part can
-    /// [select](CheckpointDirectory::select) a checkpoint of the directory before it, such as `run/best:loss:min`.
+    /// checkpoints, opens the latest. If nothing exists at `path`, its last component can
+    /// [select](CheckpointDirectory::select) a checkpoint of its parent directory, such as `run/best:loss:min`.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no checkpoint; [`Error::Undecided`] if a directory has two latest checkpoints;
@@ -152,9 +152,9 @@ impl Target {
         Ok(Target { latest_of: Some(path), skipped: listing.damaged, ..Target::own(reader) })
     }
 
-    /// Returns the target for a source that is open: one of a format of your own, a [`Snapshot`](crate::Snapshot), or
-    /// one that [`interop::open_with`] opened. [`Overview`] has its format and path; what only checkpoints of this crate
-    /// have is `None`.
+    /// Creates a target from an open source: one of a custom format, a [`Snapshot`](crate::Snapshot), or one that
+    /// [`interop::open_with`] opened. Its [`Overview`] has the format and the path; everything that only checkpoints of
+    /// this crate have is `None`.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -241,7 +241,7 @@ impl Target {
         }
     }
 
-    /// A checkpoint of this crate as it is stored.
+    /// The stored checkpoint, if it is one of this crate.
     pub(super) fn own_source(&self) -> Option<&Source> {
         match &self.opened {
             Opened::Own(ours) => Some(&ours.source),
@@ -265,7 +265,7 @@ impl Target {
     }
 }
 
-/// How many times to look again for the latest checkpoint of a directory in which checkpoints come and go.
+/// How often to retry opening the latest checkpoint of a directory while a training saves and prunes.
 const ATTEMPTS: usize = 10;
 
 fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> {
@@ -282,7 +282,7 @@ fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> 
     CheckpointReader::open(&latest.path)
 }
 
-/// What is at a path.
+/// The kind of what is at a path.
 pub(super) enum Place {
     /// A checkpoint of this crate, intact or not.
     Checkpoint,
@@ -294,7 +294,7 @@ pub(super) enum Place {
     Foreign(Box<dyn TensorSource>),
 }
 
-/// Finds out what is at `path`.
+/// Determines what is at `path`.
 ///
 /// # Errors
 /// [`Error::NotFound`] for nothing; otherwise as for [`interop::open`] and [`list_checkpoints`].
@@ -312,7 +312,7 @@ pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
         Ok(found) if !found.is_dir() => return foreign(path, options),
         Ok(_) => {}
     }
-    // Anything of the manifest's name counts: a directory or a dangling link of that name is damage.
+    // Any entry with the manifest's name counts: a directory or a dangling link of that name is damage.
     if fs::symlink_metadata(path.join(MANIFEST_FILE)).is_ok() {
         return Ok(Place::Checkpoint);
     }
@@ -321,8 +321,8 @@ pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
     if has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok() {
         return Ok(Place::Directory(Box::new(listing)));
     }
-    // Component files alone are what a checkpoint without its manifest has, too: they count as another tool's
-    // only beside one of that tool's own files.
+    // A checkpoint that lost its manifest also consists of component files: they count as another tool's only if one of
+    // that tool's own files is in the same directory.
     if (has_component_file(path) && !has_foreign_description(path)) || is_listed_as_damaged(path) {
         return Ok(Place::LostManifest);
     }
@@ -366,9 +366,9 @@ pub(super) fn lost_manifest(path: &Path) -> Error {
     Error::damaged(path.join(MANIFEST_FILE), "the file is missing")
 }
 
-/// Returns the reason why a directory has no whole checkpoint to offer, and where one may be.
+/// Returns the reason why a directory has no valid checkpoint, and where one may be.
 pub(super) fn no_checkpoint_in(path: &Path, listing: &Listing) -> String {
-    let mut reason = "this directory holds no whole checkpoint".to_string();
+    let mut reason = "this directory holds no valid checkpoint".to_string();
     let below = directories_below(path);
     if let Some(first) = below.first() {
         let more = if below.len() > 1 { format!(" and {} more", below.len() - 1) } else { String::new() };
@@ -390,14 +390,15 @@ fn is_of_checkpoints(path: &Path, listing: &Listing) -> bool {
     has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok()
 }
 
-/// How deep [`runs_below`] looks.
+/// The maximum depth of [`runs_below`].
 const DEPTH: usize = 16;
 
 /// Returns the directories of checkpoints at `path` and below it, at most 16 levels deep, by name. Symbolic links, hidden
 /// directories and the checkpoints themselves are not entered.
 ///
 /// # Errors
-/// [`Error::Io`] if `path` cannot be listed, or is no directory. What cannot be listed below it is passed over.
+/// [`Error::Io`] if `path` cannot be listed, or is not a directory. Directories below it that cannot be listed are
+/// skipped.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

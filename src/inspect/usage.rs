@@ -1,4 +1,4 @@
-//! What checkpoints take on the disk, and what they share.
+//! The disk space that checkpoints use, and what they share.
 
 use super::files::files_in;
 use super::lossy;
@@ -18,16 +18,16 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DiskUsage {
-    /// The directories and checkpoints that were asked about, in order.
+    /// The given directories and checkpoints, in order.
     pub paths: Vec<PathUsage>,
     /// Bytes of all files of all checkpoints, as if they shared nothing.
     pub bytes: u64,
-    /// Bytes on the disk: a file that several checkpoints link counts once.
+    /// Bytes on the disk: a file to which several checkpoints link counts once.
     pub disk_bytes: u64,
     /// Bytes of tensors that are stored more than once although they have the same digest: what linking all of them
     /// would save.
     pub duplicate_bytes: u64,
-    /// Between which of the paths these tensors are, most bytes first.
+    /// The pairs of paths that have these tensors, most bytes first.
     pub duplicates: Vec<DuplicateUsage>,
 }
 
@@ -46,7 +46,7 @@ pub struct DuplicateUsage {
     pub bytes: u64,
 }
 
-/// What a directory of checkpoints takes, or a checkpoint on its own.
+/// The disk space of a directory of checkpoints, or of a single checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PathUsage {
@@ -57,13 +57,13 @@ pub struct PathUsage {
     pub bytes: u64,
     /// Bytes on the disk: a file that several of its checkpoints link counts once.
     pub disk_bytes: u64,
-    /// Of these, bytes that nothing else in [`DiskUsage::paths`] links.
+    /// Of these, bytes to which nothing else in [`DiskUsage::paths`] links.
     pub unique_bytes: u64,
     /// Its checkpoints, oldest first; then those that are damaged, moved aside, superseded, unfinished or removed.
     pub checkpoints: Vec<CheckpointUsage>,
 }
 
-/// What a checkpoint takes.
+/// The disk space of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CheckpointUsage {
@@ -71,9 +71,9 @@ pub struct CheckpointUsage {
     pub name: String,
     /// Bytes of all its files.
     pub bytes: u64,
-    /// Of these, bytes that nothing else in [`DiskUsage::paths`] links: what removing it would free.
+    /// Of these, bytes to which nothing else in [`DiskUsage::paths`] links: removing the checkpoint would free them.
     pub unique_bytes: u64,
-    /// Of these, bytes that something else links, too.
+    /// Of these, bytes to which something else links as well.
     pub shared_bytes: u64,
 }
 
@@ -83,8 +83,8 @@ struct Files {
     files: Vec<(FileId, u64)>,
 }
 
-/// Measures what directories of checkpoints, or checkpoints, take on the disk. Reads manifests and file sizes, not
-/// tensors. Sizes are lengths of files.
+/// Measures the disk space of checkpoints and directories of checkpoints. Reads manifests and file sizes, not tensors.
+/// Sizes are lengths of files.
 ///
 /// # Errors
 /// [`Error::NotFound`] if nothing is there; [`Error::InvalidArgument`] for a checkpoint of another tool;

@@ -1,4 +1,4 @@
-//! Whether every byte is what was written.
+//! Verifies that every byte is what was written.
 
 use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
@@ -19,14 +19,14 @@ use std::path::Path;
 #[must_use = "check `intact`"]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Whether every byte of every checkpoint was read, and is what was written. `false` if only a
-    /// [quick](VerifyOptions::quick) look was asked for.
+    /// Whether every byte of every checkpoint was read and is what was written. Always `false` for a
+    /// [quick](VerifyOptions::quick) verification.
     pub intact: bool,
-    /// Whether nothing is wrong with what was read.
+    /// Whether everything that was read is what was written.
     pub complete: bool,
-    /// The checkpoints that were verified, and the paths at which there was none.
+    /// The checkpoints that were verified, and the paths without a checkpoint.
     pub checkpoints: Vec<VerifiedCheckpoint>,
-    /// What was not verified in directories of checkpoints.
+    /// The entries of directories of checkpoints that were not verified.
     pub skipped: Vec<SkippedPath>,
 }
 
@@ -55,10 +55,10 @@ pub struct VerifiedCheckpoint {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum VerifyState {
-    /// Every byte is what was written, as far as the format can tell.
+    /// Every byte is what was written, as far as the format allows verifying it.
     Intact,
-    /// Manifest, headers and the lengths of the files are what was written. No tensor was read, because a
-    /// [quick](VerifyOptions::quick) look was asked for.
+    /// The manifest, the headers and the lengths of the files are what was written. No tensor was read, because the
+    /// verification was [quick](VerifyOptions::quick).
     Complete,
     /// Bytes were changed, are missing or were added.
     Damaged,
@@ -77,7 +77,7 @@ pub struct SkippedPath {
     pub reason: &'static str,
 }
 
-/// A result that [`verify_with`] passes on as soon as it is known.
+/// A result that [`verify_with`] reports as soon as it is known.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum VerifyItem<'a> {
@@ -125,7 +125,7 @@ impl VerifyOptions {
     }
 
     /// Sets a function that is called with the bytes read so far and the bytes of everything, on the threads that read.
-    /// Bytes of checkpoints of other tools are counted when the checkpoint is done.
+    /// Bytes of another tool's checkpoint are counted when the checkpoint is complete.
     pub fn on_progress(mut self, report: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.progress = Observer::new(report);
         self
@@ -166,7 +166,7 @@ fn bytes_at(path: &Path) -> u64 {
 /// Reads every byte of the checkpoints at `paths` and compares it with what was written.
 ///
 /// A path is a checkpoint of any format, or a directory of checkpoints, all of which are verified except those that a
-/// manager moved aside. Checkpoints of other tools are verified as far as their format, or a seal beside them, allows.
+/// manager moved aside. Checkpoints of other tools are verified as far as their format, or their seal, allows.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -192,7 +192,7 @@ pub fn verify_with<P: AsRef<Path>>(
     VerifyOptions::new().verify(paths, each)
 }
 
-/// What verifying one checkpoint found.
+/// The findings of verifying one checkpoint.
 struct Found {
     verified_by: Option<VerifiedBy>,
     without: Vec<String>,

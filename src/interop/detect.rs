@@ -8,10 +8,10 @@ use crate::repository::path_of;
 use crate::source::TensorSource;
 use std::path::Path;
 
-/// Opens a path if it is of the detector's format; returns `None` for anything else.
+/// Opens a path if it has the detector's format; returns `None` otherwise.
 pub(crate) type Detector = fn(&Probe<'_>, &ReadOptions) -> Option<Result<Box<dyn TensorSource>>>;
 
-/// One or more per format, tried in order.
+/// One or more detectors per format, tried in order.
 const DETECTORS: &[Detector] = &[
     ours::detect,
     #[cfg(feature = "tensorflow")]

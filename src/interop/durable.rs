@@ -1,4 +1,4 @@
-//! Files and directories that get their names only when they are completely on disk.
+//! Files and directories that get their names only when they are completely on the disk.
 
 #[cfg(feature = "pytorch")]
 use super::zip::Sink;
@@ -9,13 +9,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is written beside its place.
+/// A file that is written under a temporary name in its final directory.
 #[derive(Debug)]
 pub(crate) struct DurableFile {
     path: PathBuf,
     temporary: PathBuf,
     file: File,
-    /// Whether something that is there already stays.
+    /// Whether an existing entry is kept.
     is_new: bool,
     is_done: bool,
 }
@@ -32,7 +32,7 @@ impl DurableFile {
         Ok(file)
     }
 
-    /// Creates a file that will become `path`, in the place of what is there.
+    /// Creates a file that will replace `path`.
     pub(crate) fn create(path: &Path) -> Result<DurableFile> {
         let name = path
             .file_name()
@@ -96,7 +96,7 @@ fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|directory| directory.sync_all()).map_err(|e| Error::io("sync", path, e))
 }
 
-/// A new directory that is filled beside its final place.
+/// A new directory that is filled under a temporary name next to its final place.
 #[cfg(feature = "huggingface")]
 #[cfg(feature = "pytorch")]
 #[derive(Debug)]

@@ -124,7 +124,10 @@ impl Input {
                 })?;
                 match Stamp::of(file).map_err(|e| Error::io("read", &*self.path, e))? {
                     now if now == *stamp => Ok(()),
-                    _ => Err(self.damaged("it was changed since it was opened; open it again when its writer is done")),
+                    _ => {
+                        Err(self
+                            .damaged("it has changed since it was opened; open it again when its writer has finished"))
+                    }
                 }
             }
             Bytes::Memory(bytes) => {

@@ -1,4 +1,4 @@
-//! The optimizers of Keras and TensorFlow, and what `optim` calls them.
+//! The optimizers of Keras and TensorFlow, and their equivalents in `optim`.
 
 use super::Slot;
 use super::optimizer::{Elements, OptimizerState, number};
@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 /// An optimizer of Keras or TensorFlow: which one it is, and the hyperparameters that its files do not record.
 ///
-/// What is not set here comes from the file where it records it, and else is Keras' default. Files of Keras 3 record
-/// the learning rate and the number of iterations, those of Keras 2 for its legacy optimizers also `beta_1`, `beta_2`
-/// and `momentum`, and those of TensorFlow 1 none.
+/// A hyperparameter that is not set here is read from the file if the file records it, and otherwise has Keras'
+/// default. Files of Keras 3 record the learning rate and the number of iterations, those of Keras 2 for its legacy
+/// optimizers also `beta_1`, `beta_2` and `momentum`, and those of TensorFlow 1 none.
 ///
 /// ```
 /// use tch_checkpoint::interop::KerasOptimizer;
@@ -73,7 +73,7 @@ impl KerasOptimizer {
         Self::new(Algorithm::Sgd)
     }
 
-    /// Sets the learning rate. Needed where the file does not record it: TensorFlow 1, HDF5 files of Keras 2, and
+    /// Sets the learning rate. Needed if the file does not record it: for TensorFlow 1, HDF5 files of Keras 2, and
     /// schedules.
     pub fn learning_rate(mut self, learning_rate: f64) -> Self {
         self.learning_rate = Some(learning_rate);
@@ -98,7 +98,7 @@ impl KerasOptimizer {
         self
     }
 
-    /// Sets the momentum of `SGD`. Needed where the file has momenta and does not record it.
+    /// Sets the momentum of `SGD`. Needed if the file has momenta and does not record it.
     pub fn momentum(mut self, momentum: f64) -> Self {
         self.momentum = Some(momentum);
         self
@@ -110,7 +110,7 @@ impl KerasOptimizer {
         self
     }
 
-    /// Sets the number of steps that were made. Needed where the file does not record it.
+    /// Sets the number of steps made so far. Needed if the file does not record it.
     pub fn iterations(mut self, iterations: u64) -> Self {
         self.iterations = Some(iterations);
         self
@@ -130,7 +130,7 @@ impl KerasOptimizer {
     }
 }
 
-/// What a file holds of an optimizer.
+/// What a file contains of an optimizer.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub slots: Vec<Slot>,
@@ -153,7 +153,7 @@ pub(super) fn first_number<K: AsRef<str>>(source: &dyn TensorSource, keys: &[K])
     key.map_or(Ok(None), |key| number(source, key))
 }
 
-/// Gives what was found the layout of `optim`.
+/// Converts what was found to the layout of `optim`.
 pub(super) fn state<'a>(
     source: &'a dyn TensorSource,
     found: &Found,
@@ -162,7 +162,8 @@ pub(super) fn state<'a>(
     let failed = |reason: String| Error::object(&options.key, reason);
     check_slots(found, options.algorithm).map_err(failed)?;
     if found.decay.is_some_and(|decay| decay != 0.0) {
-        let reason = "its learning rate decays (`decay`), which `optim` does not do: there is no equal optimizer";
+        let reason =
+            "its learning rate decays (`decay`), which `optim` does not support: there is no equivalent optimizer";
         return Err(failed(reason.to_string()));
     }
     let beta_1 = options.betas.map(|betas| betas.0).or(found.beta_1).unwrap_or(0.9);
@@ -178,9 +179,8 @@ pub(super) fn state<'a>(
     let mut state = OptimizerState::new(source, &options.name);
     let (algorithm, group): (_, Value) = match options.algorithm {
         Algorithm::Adam => {
-            let iterations = iterations.ok_or_else(|| {
-                failed("the file does not tell how many steps were made: set `iterations`".to_string())
-            })?;
+            let iterations = iterations
+                .ok_or_else(|| failed("the file does not record the number of steps: set `iterations`".to_string()))?;
             for slot in &found.slots {
                 let name = slot.torch.unwrap_or(&slot.name);
                 state.add(&slot.variable, name, Elements::Tensor(slot.key.clone()));
@@ -231,7 +231,7 @@ pub(super) fn state<'a>(
     Ok(state)
 }
 
-/// Refuses slots that the algorithm does not have.
+/// Rejects slots that the algorithm does not have.
 fn check_slots(found: &Found, algorithm: Algorithm) -> std::result::Result<(), String> {
     let names: BTreeSet<&str> = found.slots.iter().map(|slot| slot.torch.unwrap_or(&slot.name)).collect();
     let (own, known): (&str, &[&str]) = match algorithm {

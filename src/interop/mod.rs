@@ -4,7 +4,7 @@
 //! bounded by the size of the file. [`open`] recognizes the format by content, not by file name. `docs/formats.md` in
 //! the repository lists what is read, written and verified of each format.
 //!
-//! The formats that [`open`] recognizes are fixed. For a format of your own, implement [`TensorSource`] and pass it to
+//! The formats that [`open`] recognizes are fixed. For a custom format, implement [`TensorSource`] and pass it to
 //! [`Checkpoint::restore_source`](crate::Checkpoint::restore_source), to [`convert`](crate::convert::convert), or to
 //! [`inspect::Target::of`](crate::inspect::Target::of).
 
@@ -57,7 +57,7 @@ pub(crate) use stream::{AT_ONCE, verify_before_streaming};
 
 pub(crate) use ours::{FORMAT, Ours};
 
-/// What to do with a format that [`open`] does not recognize.
+/// The advice for a format that [`open`] does not recognize.
 pub(crate) const OWN_FORMAT: &str = "to read another format, implement `TensorSource` and pass it to \
      `Checkpoint::restore_source`, `convert` or `inspect::Target::of`";
 
@@ -94,17 +94,17 @@ impl Default for ReadOptions {
 
 impl ReadOptions {
     /// Sets the maximum size of all tensors together, as a multiple of the size of the files. 64 MiB are always
-    /// allowed. Formats can describe terabytes in a few bytes (expanded elements, compression, fill values); a source
-    /// beyond the limit is refused when it is opened. Defaults to 100.
+    /// allowed. Formats can describe terabytes in a few bytes (expanded elements, compression, fill values); opening a
+    /// source beyond the limit is an error. Defaults to 100.
     #[must_use]
     pub fn max_expansion(mut self, times: u64) -> Self {
         self.max_expansion = times;
         self
     }
 
-    /// Sets whether a file that holds objects of unknown classes is opened all the same. They are listed as
-    /// [`unreadable`](TensorSource::unreadable); nothing of them is executed in either case. Defaults to `false`: such
-    /// a file is refused, and the error names the class.
+    /// Sets whether a file with objects of unknown classes is opened. Such objects are listed as
+    /// [`unreadable`](TensorSource::unreadable), and are never executed. Defaults to `false`: opening such a file is an
+    /// error that names the class.
     #[must_use]
     pub fn unknown_objects(mut self, allowed: bool) -> Self {
         self.unknown_objects = allowed;
@@ -126,7 +126,7 @@ impl ReadOptions {
 }
 
 /// Opens the checkpoint at `path`: a file, a directory, or the prefix of a TensorFlow bundle, of any format including
-/// this crate's own. If there is a seal beside it (`PATH.seal.json`), everything is compared with the seal.
+/// this crate's own. If it has a seal (`PATH.seal.json`), everything is compared with the seal.
 ///
 /// # Errors
 /// [`Error::NotFound`](crate::Error::NotFound) if nothing is there; [`Error::Unsupported`](crate::Error::Unsupported)
@@ -168,8 +168,8 @@ pub struct Written {
     pub tensors: usize,
     /// Entries that the format cannot hold or the source could not read: the reason, by key.
     pub left_out: BTreeMap<String, String>,
-    /// What the source has beside tensors and values and the result has not: the reason, by name. Names are `step`,
-    /// `requires_grad`, and keys such as `metrics/loss`, `metadata/layers`, `assets/tokenizer.json` and
+    /// What the source has in addition to tensors and values and the result lacks: the reason, by name. Names are
+    /// `step`, `requires_grad`, and keys such as `metrics/loss`, `metadata/layers`, `assets/tokenizer.json` and
     /// `notes/reviewed`. Only [`convert`](crate::convert::convert) fills it.
     pub attributes_left_out: BTreeMap<String, String>,
 }

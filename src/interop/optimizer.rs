@@ -24,7 +24,7 @@ pub struct OptimizerState<'a> {
     steps: f32,
 }
 
-/// Where the elements of a slot come from.
+/// The origin of the elements of a slot.
 #[derive(Debug)]
 pub(super) enum Elements {
     /// The tensor of this key in the source.

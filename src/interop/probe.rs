@@ -1,4 +1,4 @@
-//! What detectors of formats examine.
+//! The input of the detectors of formats.
 
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ const START: u64 = 1024;
 /// The maximum number of names in a directory that detectors examine.
 const MAX_NAMES: usize = 1 << 20;
 
-/// What a detector examines.
+/// The path that a detector examines.
 pub(crate) struct Probe<'a> {
     /// The user's path. Nothing needs to exist there: the path of a TensorFlow bundle is the prefix of its files.
     pub path: &'a Path,

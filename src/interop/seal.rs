@@ -1,4 +1,4 @@
-//! Seals: digests of another tool's checkpoint, in a small file beside it.
+//! Seals: digests of another tool's checkpoint, in a small file next to it.
 
 use super::ReadOptions;
 use super::durable::DurableFile;
@@ -58,7 +58,7 @@ fn place(path: &Path) -> PathBuf {
     PathBuf::from(text)
 }
 
-/// Writes the digests of all tensors and values of another tool's checkpoint at `path` to a file beside it,
+/// Writes the digests of all tensors and values of another tool's checkpoint at `path` to a file next to it,
 /// `PATH.seal.json`, and returns the path of that file. From then on, [`open`](super::open), restores and `ckpt verify`
 /// compare what they read with the seal, as with the digests of this crate's own checkpoints. Verifies everything that
 /// has a checksum first.
@@ -96,7 +96,7 @@ pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBu
     }
     let place = place(path);
     if std::fs::symlink_metadata(&place).is_ok() {
-        let hint = "remove the seal, and seal anew, if what is there now is right".to_string();
+        let hint = "remove the seal and seal again if the present content is right".to_string();
         return Err(Error::AlreadyExists { path: place.into(), hint });
     }
     source.verify()?;

@@ -1,4 +1,4 @@
-//! The slots of optimizers, with the names of other tools and of this crate.
+//! The slots of optimizers, with their names in other tools and in this crate.
 
 /// The state that an optimizer keeps for a variable: a moment, a momentum or an accumulator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub struct Slot {
     pub optimizer: String,
     /// The key of the variable.
     pub variable: String,
-    /// The file's name for the slot: `m`, `v`, `momentum`, `velocity` …
+    /// The file's name for the slot, such as `m`, `v`, `momentum` or `velocity`.
     pub name: String,
     /// PyTorch's name for it, which this crate's optimizers use as well: `exp_avg` for `m` …
     pub torch: Option<&'static str>,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// The maximum number of bytes to read ahead.
 const WINDOW: usize = 256 << 10;
 
-/// Elements that are further apart than this, in bytes, are read one by one.
+/// Elements that are farther apart than this, in bytes, are read one by one.
 const FAR: u64 = 4096;
 
 /// The size of the largest compressed range that is unpacked as a whole, for tensors whose elements are not in order.

@@ -22,12 +22,12 @@ use std::time::Instant;
 ///
 /// # Writers
 ///
-/// A writer to memory that is still being copied waits and helps to copy: the optimizers, averages and restores of this
-/// crate by themselves, everything else because libtorch calls a hook before it gives out CPU memory for writing. So
-/// tch's own optimizers, `copy_`, writes through `Tensor::data` or through a view, code under `no_grad`, and
-/// `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable other memory
-/// (`half`, `set_data`, `resize_`): the checkpoint has the state of the call. Operations that request memory as
-/// writable without writing to it wait as well, such as a forward pass of oneDNN's LSTM.
+/// A writer to memory that is still being copied waits and helps to copy. The optimizers, averages and restores of this
+/// crate do so on their own; everything else does because libtorch calls a hook before it hands out CPU memory for
+/// writing. Therefore tch's own optimizers, `copy_`, writes through `Tensor::data` or through a view, code under
+/// `no_grad`, and `Tensor::data_ptr` after the call are safe on every thread, and so are calls that give a variable new
+/// memory (`half`, `set_data`, `resize_`): the checkpoint has the state at the time of the call. Operations that
+/// request memory as writable without writing to it wait as well, such as a forward pass of oneDNN's LSTM.
 ///
 /// The hook does not detect:
 ///
@@ -107,7 +107,7 @@ impl Background {
         self
     }
 
-    /// Commits without detection. For tests of the detection.
+    /// Commits without detection; for tests of the detection.
     #[doc(hidden)]
     #[must_use]
     pub fn without_detection(mut self) -> Self {
@@ -115,7 +115,7 @@ impl Background {
         self
     }
 
-    /// Disables the hooks. For tests of the detection.
+    /// Disables the hooks; for tests of the detection.
     #[doc(hidden)]
     #[must_use]
     pub fn without_hooks(mut self) -> Self {

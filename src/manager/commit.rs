@@ -56,7 +56,7 @@ impl Commit {
         }
     }
 
-    /// Calls these functions when it is done.
+    /// The functions to call when it is durable.
     pub(super) fn then(mut self, on_saved: OnSaved) -> Commit {
         self.on_saved = on_saved;
         self
@@ -70,12 +70,12 @@ impl Commit {
         self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Before a byte is written: looks whether the name is free, or will be.
+    /// Checks, before anything is written, that the name is free or will be.
     pub(super) fn begin(&self) -> Result<()> {
         if self.supersedes.contains(&self.name) { Ok(()) } else { self.directory.must_be_free(&self.name) }
     }
 
-    /// Moves those that this one takes the place of out of the numbering, when it is written and before it has its
+    /// Moves the checkpoints that this one replaces out of the numbering, after it is written and before it has its
     /// name.
     pub(super) fn ready(&self) -> Result<()> {
         for name in &self.supersedes {
@@ -91,11 +91,11 @@ impl Commit {
         Ok(())
     }
 
-    /// Takes in a checkpoint that is durable, and removes what is too much. Failing to remove an old one, or to note
-    /// it, fails nothing: it is tried again at the next save.
+    /// Records a durable checkpoint, and prunes old ones. Failing to remove an old one, or to record it, is not an
+    /// error: the next save tries again.
     ///
     /// # Errors
-    /// [`Error::Callback`] when a function given to `on_saved` fails.
+    /// [`Error::Callback`] if a function given to `on_saved` fails.
     pub(super) fn done(self, saved: Committed) -> Result<()> {
         let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
@@ -126,7 +126,7 @@ impl Commit {
             (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, &found);
-        // What its user removed counts no more, whatever is in its place.
+        // A checkpoint that the user removed no longer counts, whatever is in its place.
         let listed_twice = |found: &Found| !rules.hold(Rule::OneEntry) && found.entry.name == self.name;
         known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
         seen.keep(&known);
@@ -166,7 +166,8 @@ impl Commit {
             ledger.known = in_order(spared, kept);
         }
         links::update(&self.ledger, &self.directory);
-        // The index is durable before anything is removed; on a full disk it can be only after.
+        // The index is durable before anything is removed, except on a full disk, where that is possible only
+        // afterwards.
         let noted = self.write_index();
         self.remove(victims);
         self.thin();
@@ -195,7 +196,7 @@ impl Commit {
         kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
     }
 
-    /// Checks that those that stay are whole, and that the marks by which it was decided are durable.
+    /// Checks that the kept checkpoints have all their files, and that the marks on which the decision is based are durable.
     ///
     /// # Errors
     /// Why nothing may be removed.
@@ -212,7 +213,7 @@ impl Commit {
         self.directory.looks_whole(&entry.name, entry.bytes)
     }
 
-    /// Removes those, unless something was noted in them meanwhile: then the next save decides again.
+    /// Removes these checkpoints, except those that got a mark meanwhile: the next save decides about them again.
     pub(super) fn remove(&self, victims: Vec<Found>) {
         let (mut stuck, rules) = (Vec::new(), self.directory.rules());
         for found in victims {
@@ -243,7 +244,7 @@ impl Commit {
         }
     }
 
-    /// Removes those that were superseded when as many newer ones are complete as are kept.
+    /// Removes superseded checkpoints once `max_to_keep` newer ones are complete.
     fn remove_superseded(&self) {
         let (mut superseded, known, retention) = {
             let ledger = self.ledger();
@@ -270,7 +271,7 @@ impl Commit {
         }
     }
 
-    /// Removes those found damaged that are more than stay, unless a mark keeps one.
+    /// Removes damaged checkpoints beyond the number to keep, unless a mark keeps one.
     pub(super) fn remove_damaged(&self) {
         let damaged = self.ledger().damaged_to_remove();
         for aside in damaged {
@@ -288,7 +289,7 @@ impl Commit {
     }
 }
 
-/// Gives those back their names that left the numbering for a checkpoint that did not become one.
+/// Restores the names of checkpoints that left the numbering for a checkpoint that was not completed.
 impl Drop for Commit {
     fn drop(&mut self) {
         let moved = std::mem::take(&mut *self.moved());
@@ -303,8 +304,8 @@ impl Drop for Commit {
     }
 }
 
-/// Reads the marks of a checkpoint, which other processes may have written, in the directory `name`. Returns whether they
-/// could be read.
+/// Reads the marks, which other processes may have written, of a checkpoint in the directory `name`. Returns whether
+/// they could be read.
 pub(super) fn read_marks(directory: &Directory, name: &str, found: &mut Found) -> bool {
     match directory.marks(name) {
         Ok(_) if !directory.rules().hold(Rule::FreshMarks) => {}
@@ -334,7 +335,7 @@ pub(super) fn newer_whole<'a>(
     newer.filter(|newer| directory.looks_whole(&newer.entry.name, newer.entry.bytes)).count()
 }
 
-/// Puts checkpoints that stay after all back to where they were among the others.
+/// Puts checkpoints that are kept after all back to their place among the others.
 fn in_order(stay: Vec<Found>, others: Vec<Found>) -> Vec<Found> {
     let mut all = others;
     for found in stay {

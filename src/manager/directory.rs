@@ -53,12 +53,13 @@ pub struct CheckpointDirectory {
 }
 
 impl CheckpointDirectory {
-    /// Returns the directory at `path`. Nothing is opened yet: a directory that is not there has no checkpoints.
+    /// Creates a handle to the directory at `path`. Nothing is opened yet; a directory that does not exist has no
+    /// checkpoints.
     pub fn new(path: impl Into<Location>) -> CheckpointDirectory {
         CheckpointDirectory::in_storage(Arc::new(Posix::default()), path)
     }
 
-    /// Returns the directory at `location` of a storage other than the operating system's file systems.
+    /// Creates a handle to the directory at `location` in `storage`.
     pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
         CheckpointDirectory {
             storage,
@@ -82,9 +83,9 @@ impl CheckpointDirectory {
         &self.location
     }
 
-    /// Keeps a component, such as the optimizer, only in the newest `keep` healthy checkpoints, in those that stay for a
-    /// resume, and in pinned ones: [`prune`](CheckpointDirectory::prune) removes it from the others, as a manager with
-    /// [`keep_component`](crate::CheckpointManagerBuilder::keep_component) does after a save.
+    /// Keeps a component, such as the optimizer, only in the newest `keep` healthy checkpoints, in those that are
+    /// needed to resume, and in pinned ones. [`prune`](CheckpointDirectory::prune) removes it from the others, as a
+    /// manager with [`keep_component`](crate::CheckpointManagerBuilder::keep_component) does after a save.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -120,7 +121,7 @@ impl CheckpointDirectory {
         }
     }
 
-    /// Everything that is in it, sound or not; see [`list_checkpoints`](crate::list_checkpoints).
+    /// Returns everything in the directory, intact or not; see [`list_checkpoints`](crate::list_checkpoints).
     ///
     /// # Errors
     /// As for [`list_checkpoints`](crate::list_checkpoints).
@@ -128,7 +129,7 @@ impl CheckpointDirectory {
         list(self.directory()?)
     }
 
-    /// Returns the checkpoints that are whole as far as manifests and file sizes tell, the newest last.
+    /// Returns the checkpoints that are valid, judging by manifests and file sizes, the newest last.
     ///
     /// # Errors
     /// As for [`checkpoints`](crate::checkpoints).
@@ -142,12 +143,12 @@ impl CheckpointDirectory {
         Ok(self.found_changed(looks)?.1.iter().map(CheckpointInfo::from).collect())
     }
 
-    /// Returns the directory as it is, if any later change gives it another time.
+    /// Returns the directory's `stat`, if any later change will give it another modification time.
     pub(super) fn settled(&self) -> Option<Stat> {
         self.directory().ok()?.dir().ok()?.stat().ok().filter(is_settled)
     }
 
-    /// Returns the content of the directory, and the whole checkpoints in order.
+    /// Returns the content of the directory, and the valid checkpoints in order.
     fn found(&self) -> Result<(Catalog, Vec<Found>)> {
         self.found_changed(&mut Looks::default())
     }
@@ -170,7 +171,7 @@ impl CheckpointDirectory {
         }
     }
 
-    /// Returns the newest checkpoint, if there is one, also if it is unhealthy, unclean or incomplete: check
+    /// Returns the newest checkpoint, if there is one, even if it is unhealthy, unclean or incomplete: check
     /// [`is_healthy`](CheckpointInfo::is_healthy) and [`is_complete`](CheckpointInfo::is_complete).
     ///
     /// # Errors
@@ -188,7 +189,7 @@ impl CheckpointDirectory {
         Ok(Best::new(metric, goal, 1).choose(&self.checkpoints()?).cloned())
     }
 
-    /// Returns what is known of a checkpoint.
+    /// Returns a description of a checkpoint.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
@@ -198,11 +199,11 @@ impl CheckpointDirectory {
         Ok(CheckpointInfo::from(&catalog::look(directory, name)?))
     }
 
-    /// Returns what the program recorded with a checkpoint as `name`
-    /// ([`Checkpoint::metadata`](crate::Checkpoint::metadata)), if it did: to build the model that it was trained with.
+    /// Returns the metadata `name` of a checkpoint ([`Checkpoint::metadata`](crate::Checkpoint::metadata)), if there is
+    /// any: for example, to build the model that was trained.
     ///
     /// # Errors
-    /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] when it does not fit the type.
+    /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] if it does not fit the type.
     pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl Into<Location>, name: &str) -> Result<Option<T>> {
         let manifest = self.directory()?.manifest(&name_of(checkpoint)?)?;
         let value = manifest.metadata.get(name).map(graph::decode);
@@ -211,7 +212,7 @@ impl CheckpointDirectory {
 
     /// Reports for each checkpoint what keeps it under `policies`, by the rules of a manager: per name, for the run of
     /// the newest checkpoint. Checkpoints of other runs and names are not listed. Without policies, reports what keeps
-    /// each checkpoint whatever the policies.
+    /// each checkpoint regardless of them.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if no checkpoint has a component that is given to
@@ -223,7 +224,7 @@ impl CheckpointDirectory {
 
     pub(super) fn decide(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Vec<(Found, Explanation)>> {
         let directory = self.directory()?;
-        // Those that only the index of an older version lists as permanent are permanent, too.
+        // Checkpoints that only the index of an older version lists as permanent are permanent, too.
         let (catalog, found) = self.found()?;
         let retention = Retention::new(policies.to_vec(), None).keep_components(self.components.clone());
         self.check_components(&found)?;
@@ -247,7 +248,7 @@ impl CheckpointDirectory {
     /// Removes one checkpoint, even if it is permanent. Takes the writer's lock.
     ///
     /// # Errors
-    /// [`Error::Pinned`] when it is pinned; [`Error::Locked`] while a manager writes into the directory;
+    /// [`Error::Pinned`] if it is pinned; [`Error::Locked`] while a manager writes into the directory;
     /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Io`].
     pub fn delete(&self, checkpoint: impl Into<Location>) -> Result<()> {
         let directory = self.directory()?;
@@ -278,7 +279,7 @@ impl CheckpointDirectory {
     /// Keeps a checkpoint until the pin `name` is removed, and records why, durably. Replaces a pin of the same name.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed at this moment;
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed meanwhile;
     /// [`Error::Io`].
     pub fn pin(&self, checkpoint: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
         self.mark(&checkpoint.into(), MarkKind::Pin { name: name.into(), note: note.into() })

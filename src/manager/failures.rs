@@ -1,4 +1,4 @@
-//! What a manager does about saves that fail, and about states that should not be saved.
+//! Settings for saves that fail, and for states that should not be saved.
 
 /// How a manager treats a state with values that are NaN or infinite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -8,9 +8,9 @@ pub enum OnUnhealthy {
     /// [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) skips it.
     #[default]
     Keep,
-    /// Does not save it and logs a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`,
-    /// and the next save is due as if this one had been made. Calls that save in any case return
-    /// [`Error::Unhealthy`](crate::Error::Unhealthy), and so does `save_if_due` when the end was requested
+    /// Does not save it and logs a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and
+    /// the next save is due as if this one had succeeded. Calls that always save return
+    /// [`Error::Unhealthy`](crate::Error::Unhealthy), and so does `save_if_due` once the end was requested
     /// ([`Preemption`](crate::Preemption)). A background save is dropped.
     Skip,
     /// Does not save it. The call, or with background saves the next call, returns
@@ -18,7 +18,7 @@ pub enum OnUnhealthy {
     Fail,
 }
 
-/// What [`save_if_due`](crate::CheckpointManager::save_if_due) does when a save fails. Calls that save in any case return
+/// What [`save_if_due`](crate::CheckpointManager::save_if_due) does when a save fails. Calls that always save return
 /// the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -26,7 +26,7 @@ pub enum OnSaveError {
     /// It returns the error.
     #[default]
     Return,
-    /// It logs the error and returns `None`. The save is due again at the next call. When the end was requested
+    /// It logs the error and returns `None`. The save is due again at the next call. Once the end was requested
     /// ([`Preemption`](crate::Preemption)), it returns the error.
     Continue {
         /// The number of consecutive failures after which the error is returned.
@@ -42,13 +42,13 @@ pub enum OnNoSpace {
     #[default]
     Fail,
     /// Skips the save with a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and the
-    /// next save is due as if this one had been made. Calls that save in any case return the error, and so does
-    /// `save_if_due` when the end was requested ([`Preemption`](crate::Preemption)). A background save is dropped.
+    /// next save is due as if this one had succeeded. Calls that always save return the error, and so does
+    /// `save_if_due` once the end was requested ([`Preemption`](crate::Preemption)). A background save is dropped.
     Skip,
-    /// Removes the checkpoints that would be removed after this save, and tries once more. A healthy, complete
-    /// checkpoint must remain, and every byte of it is verified before the removal. The checkpoint from which the run
-    /// continues is never removed. If the second try fails as well, the removed checkpoints are gone without a new one.
-    /// For a background save, the next call that saves does this. [`save_if_due`](crate::CheckpointManager::save_if_due)
+    /// Removes the checkpoints that would be removed after this save, and retries once. A healthy, complete checkpoint
+    /// must remain, and every byte of it is verified before the removal. The checkpoint from which the run continues is
+    /// never removed. If the retry fails as well, the removed checkpoints are gone without a replacement. For a
+    /// background save, the next call that saves does this. [`save_if_due`](crate::CheckpointManager::save_if_due)
     /// returns the error of the background save only if nothing could be removed.
     PruneFirst,
 }

@@ -8,7 +8,7 @@ use crate::save::{Noted, SaveClock};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// What is known about the state at the last call of the manager.
+/// The state at the last call of the manager.
 #[derive(Default)]
 pub(super) struct Guard {
     noted: Option<Noted>,
@@ -21,15 +21,15 @@ pub(super) struct Guard {
 
 impl CheckpointManager {
     /// Calls `train`, which contains the training loop, and saves the state if it returns an error or panics. Then
-    /// passes the error or the panic on. An error of the save is only logged.
+    /// returns the error or resumes the panic. An error of the save is only logged.
     ///
     /// At the end of each call that may save with a step ([`save_if_due`](CheckpointManager::save_if_due),
     /// [`save_at`](CheckpointManager::save_at) and those with metrics) values, counters and random state are copied,
     /// and version counters and up to 8,192 elements of the tensors are recorded. If the loop fails and no tracked
-    /// tensor has changed since, these copies are saved with the tensors, as the checkpoint of that call's step. So a
-    /// failure in a forward or backward pass, in the loading of data or in an evaluation loses nothing. If a tensor has
-    /// changed, nothing is saved, and the log names the tensor; with
-    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure) the state is saved in a checkpoint
+    /// tensor has changed since, these copies are saved with the tensors, as the checkpoint of that call's step. A
+    /// failure in a forward or backward pass, while loading data or in an evaluation therefore loses nothing. If a
+    /// tensor has changed, nothing is saved, and the log names the tensor; with
+    /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure), the state is saved as a checkpoint
     /// that is marked as unclean and that restarts do not use. Call the manager after each step: changes between two
     /// calls cannot be distinguished from those of a failed step.
     ///
@@ -99,7 +99,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns where the state is now, or why it was not saved.
+    /// Returns where the state is saved, or why it was not.
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
         if let Err(error) = self.settle() {
             log::error!("the save in the background failed: {error:#}");
@@ -115,7 +115,7 @@ impl CheckpointManager {
             return Ok(Err("nothing has changed since the guard began".to_string()));
         }
         let name = format!("{}-{step}", self.name);
-        // A save that was dropped, because it failed or was skipped, is not there.
+        // A save that was dropped because it failed or was skipped does not count.
         let is_there =
             self.ledger().known.iter().any(|found| found.entry.name == name && self.head == Some(found.id()));
         if guard.is_saved && is_there {

@@ -1,4 +1,4 @@
-//! What a manager knows of its directory.
+//! A manager's knowledge of its directory.
 
 use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
 use super::thinning;
@@ -55,13 +55,13 @@ pub(super) struct Ledger {
     pub damaged: Vec<String>,
     /// The symbolic links to keep up to date.
     pub links: Vec<Link>,
-    /// How long the last save took until it was durable.
+    /// The time that the last save took until it was durable.
     pub last_took: Option<Duration>,
-    /// What it cost.
+    /// Its cost.
     pub figures: Option<SaveFigures>,
     /// Checkpoints of other managers' names.
     pub strangers: Vec<String>,
-    /// What the last checkpoint was made of.
+    /// The parts of the last checkpoint.
     pub memo: Memo,
     pub seen: Seen,
 }
@@ -112,7 +112,7 @@ impl Seen {
         self.marked.retain(|name, _| names.contains(name.as_str()));
     }
 
-    /// The marks of this checkpoint could not be read.
+    /// Records that the marks of this checkpoint could not be read.
     pub(super) fn forget_marks(&mut self, name: &str) {
         self.marked.remove(name);
     }
@@ -197,7 +197,7 @@ impl Ledger {
         self.retention.counted_from(&infos(stay), self.opened, self.directory.now())
     }
 
-    /// Takes in what is there. What is damaged leaves the numbering.
+    /// Records the checkpoints that exist. Damaged ones leave the numbering.
     pub(super) fn take_in(&mut self, catalog: Catalog) {
         let chain = catalog.chain(&self.name);
         let mine = |name: &str| number_of(&self.name, name).is_some();
@@ -247,7 +247,7 @@ impl Ledger {
         }
     }
 
-    /// Sorts what is there by the chain it belongs to.
+    /// Sorts the checkpoints by the chain to which they belong.
     fn follow(&mut self, mut found: Vec<Found>, chain: &Chain) {
         let mut take = |name: &String| {
             let at = found.iter().position(|found| found.entry.name == *name)?;
@@ -351,14 +351,14 @@ impl Ledger {
         damaged
     }
 
-    /// Returns the superfluous ones of these.
+    /// Returns those that exceed the number to keep.
     pub(super) fn damaged_to_remove(&self) -> Vec<String> {
         let mut damaged = self.damaged_by_number();
         damaged.truncate(damaged.len().saturating_sub(self.retention.keep_damaged.unwrap_or(usize::MAX)));
         damaged
     }
 
-    /// Takes a checkpoint out of all lists.
+    /// Removes a checkpoint from all lists.
     pub(super) fn forget(&mut self, name: &str) {
         self.known.retain(|found| found.entry.name != name);
         self.others.retain(|found| found.entry.name != name);
@@ -461,5 +461,5 @@ impl Ledger {
     }
 }
 
-/// How to start a new run nevertheless.
+/// How to start a new run anyway.
 const AFRESH: &str = "`CheckpointManagerBuilder::fresh_start` starts a new run beside them";

@@ -6,7 +6,7 @@ use crate::catalog::number_of;
 use crate::repository::Directory;
 use crate::sync::{Mutex, PoisonError};
 
-/// Makes the links lead to where they should, as far as that goes.
+/// Updates the links, as far as possible.
 pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) {
     let (links, known, name) = {
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -21,7 +21,7 @@ pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) {
             Some((metric, goal)) => Best::new(metric, goal, 1).choose(&known),
         };
         let target = target.map(|info| info.name.as_str());
-        // One of ours leads to a checkpoint of this manager, whatever became of that.
+        // One of our links leads to a checkpoint of this manager, even if that is gone.
         let is_ours = |target: &str| number_of(&name, target).is_some();
         if let Err(e) = directory.put_link(&link.name, target, &is_ours) {
             log::warn!("the link {} could not be updated: {e:#}", link.name);

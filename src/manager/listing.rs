@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 #[non_exhaustive]
 #[must_use]
 pub struct Listing {
-    /// The checkpoints that are whole as far as manifests and file sizes tell, oldest first. The last one is the
-    /// latest: the head of the chain in which each checkpoint follows the one before, whatever its number or the clock.
-    /// Checkpoints of other runs come first.
+    /// The checkpoints that are valid, judging by manifests and file sizes, oldest first. The last one is the
+    /// latest: the head of the chain in which each checkpoint follows the one before, regardless of its number and of
+    /// the clock. Checkpoints of other runs come first.
     pub checkpoints: Vec<ListedCheckpoint>,
     /// Two checkpoints of one name and different runs, if nothing decides which one is the latest.
     pub undecided: Option<(Location, Location)>,
@@ -28,7 +28,7 @@ pub struct Listing {
     /// Checkpoints that a manager found damaged or skipped, and renamed (`damaged-…`, `passed-over-…`), by name.
     pub moved_aside: Vec<Location>,
     /// Checkpoints that a run abandoned when it went back to an older one (`superseded-…`), by name. A manager removes
-    /// them when as many newer ones are complete as it keeps.
+    /// them when `max_to_keep` newer ones are complete.
     pub superseded: Vec<Location>,
     /// Saves in progress, or left behind by a process that died (`.tmp-…`), by name.
     pub unfinished_saves: Vec<Location>,
@@ -53,13 +53,13 @@ pub struct ListedCheckpoint {
     pub metadata: Vec<String>,
     /// Where its run came from, if that was [recorded](crate::Checkpoint::provenance).
     pub provenance: Option<Provenance>,
-    /// What the save cost, if that was recorded.
+    /// The cost of the save, if it was recorded.
     pub figures: Option<SaveFigures>,
-    /// The keys of tensors with values that are NaN or infinite, as far as that was noted.
+    /// The keys of tensors with values that are NaN or infinite, if that was recorded.
     pub non_finite: Vec<String>,
-    /// Whether it was saved after an error, when the state may not have belonged together.
+    /// Whether it was saved after an error, and its state may be inconsistent.
     pub unclean: bool,
-    /// The components that were tracked and that it does not have.
+    /// The tracked components that it lacks.
     pub without: Vec<String>,
     /// Its pins: names and notes.
     pub pins: BTreeMap<String, String>,
@@ -71,7 +71,7 @@ pub struct ListedCheckpoint {
 /// directory that does not exist is empty. Reads manifests and file sizes, not tensors;
 /// [`verify_checkpoint`](crate::verify_checkpoint) reads those.
 ///
-/// A directory that is not a whole checkpoint counts as damaged if it has a manifest or a component file, or if the
+/// A directory that is not a valid checkpoint counts as damaged if it has a manifest or a component file, or if the
 /// index lists it. Other directories are ignored. Checkpoints removed during the scan are omitted.
 ///
 /// # Errors
@@ -95,7 +95,7 @@ pub fn list_checkpoints(directory: impl Into<Location>) -> Result<Listing> {
     list(&Directory::new(&Posix::default(), directory, &OpenOptions::default())?)
 }
 
-/// Like [`list_checkpoints`], of any storage.
+/// Like [`list_checkpoints`], for any storage.
 pub(super) fn list(directory: &Directory) -> Result<Listing> {
     // A writer that keeps one checkpoint may remove it before it is examined, after the directory was listed without
     // the next one: then list it again.
@@ -107,17 +107,17 @@ pub(super) fn list(directory: &Directory) -> Result<Listing> {
         let before = std::mem::take(&mut vanished);
         (listing, vanished) = look(directory)?;
         if vanished == before {
-            // They were never there: their names are not Unicode.
+            // Names that are not Unicode are not ours.
             break;
         }
     }
     Ok(listing)
 }
 
-/// How many times to list a changing directory again.
+/// How many times a changing directory is listed again.
 const LOOKS: usize = 10;
 
-/// Lists the directory. Also returns the names of what was gone when it was examined.
+/// Lists the directory. Also returns the names of entries that were gone when they were examined.
 fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
@@ -159,9 +159,9 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     Ok((listing, catalog.vanished))
 }
 
-/// Returns the checkpoints in a directory that are whole as far as manifests and file sizes tell, oldest first; see
-/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock; works on a read-only file system; a directory
-/// that is not there has none.
+/// Returns the checkpoints in a directory that are valid, judging by manifests and file sizes, oldest first; see
+/// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock and works on a read-only file system. A directory
+/// that does not exist has none.
 ///
 /// # Errors
 /// [`Error::Io`] if the directory, or a checkpoint in it, cannot be read now, and [`Error::Unsupported`] if a newer
@@ -182,8 +182,8 @@ pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     Ok(listing.checkpoints.into_iter().map(|listed| listed.path).collect())
 }
 
-/// Returns the newest of [`checkpoints`], if there is one, also if it has values that are not finite.
-/// [`CheckpointDirectory`](crate::CheckpointDirectory) tells which ones are healthy.
+/// Returns the newest of [`checkpoints`], if there is one, even if it has values that are not finite.
+/// [`CheckpointDirectory`](crate::CheckpointDirectory) reports which ones are healthy.
 ///
 /// # Errors
 /// As for [`checkpoints`].

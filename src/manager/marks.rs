@@ -28,7 +28,7 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed at this moment;
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed meanwhile;
     /// [`Error::Io`].
     pub fn add_metrics<N: Into<String>>(
         &mut self,

@@ -86,8 +86,8 @@ use weights::WeightsCadence;
 ///
 /// At most one manager may write to a directory at a time, enforced by an advisory lock that the system releases when
 /// the process exits. Readers take no lock. The manager removes only checkpoints with its name and a number, after the
-/// new one is durable. A damaged checkpoint is renamed (`damaged-ckpt-80-…`); the newest 3 of these stay
-/// ([`keep_damaged`](CheckpointManagerBuilder::keep_damaged)).
+/// new one is durable. A damaged checkpoint is renamed (`damaged-ckpt-80-…`); the 3 of these with the highest numbers
+/// are kept ([`keep_damaged`](CheckpointManagerBuilder::keep_damaged)).
 ///
 /// # Going back
 /// If an older checkpoint is restored and the run continues from there, the first save renames the later ones
@@ -110,9 +110,9 @@ pub struct CheckpointManager {
     failures: u32,
     on_saved: OnSaved,
     preemption: Option<Preemption>,
-    /// Whether the state was saved because the end was requested.
+    /// Whether the state has been saved because the end was requested.
     saved_for_end: bool,
-    /// Whether that was tried.
+    /// Whether that has been tried.
     has_to_stop: bool,
     init: Option<Init>,
     /// The checkpoint to read if there is nothing to restore.
@@ -125,20 +125,20 @@ pub struct CheckpointManager {
     begun: bool,
     /// The number of restores of the checkpoint that the head accounts for.
     restores: u64,
-    /// Whether a new run may start beside another one.
+    /// Whether a new run may start in a directory with another one.
     fresh_start: bool,
     /// Whether a checkpoint with non-finite values is restored like any other.
     restore_unhealthy: bool,
     /// Whether a checkpoint that lacks components is restored like any other.
     restore_incomplete: bool,
-    /// When weights are exported, what, and where to; and the step of the last export.
+    /// When to export weights, which ones, and where; and the step of the last export.
     #[cfg(feature = "huggingface")]
     exports: Vec<WeightsCadence>,
-    /// What is done when there is no room.
+    /// What to do if there is no space.
     on_no_space: OnNoSpace,
-    /// Whether something is to be removed before the next save, because the one in the background had no room.
+    /// Whether to remove something before the next save, because the one in the background had no space.
     lacked_room: bool,
-    /// How a save treats such values.
+    /// How a save treats values that are not finite.
     on_unhealthy: OnUnhealthy,
     /// The step of the last save or restore, from which the next interval is counted.
     last_step: Option<u64>,
@@ -170,7 +170,7 @@ struct Next {
     unclean: bool,
     /// The components that are left out, sorted.
     without: Vec<String>,
-    /// Started when the save was called for.
+    /// Started by the call of the save.
     clock: SaveClock,
 }
 
@@ -195,7 +195,7 @@ impl CheckpointManager {
         &self.checkpoint
     }
 
-    /// Returns the managed checkpoint, to track more.
+    /// Returns the managed checkpoint, to track more objects.
     pub fn checkpoint_mut(&mut self) -> &mut Checkpoint {
         &mut self.checkpoint
     }
@@ -211,8 +211,8 @@ impl CheckpointManager {
     }
 
     /// Records `value` under `name` with the next save only. It replaces the value that
-    /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. A failed save leaves it for the
-    /// next one.
+    /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. If a save fails, the next one
+    /// records it.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -287,8 +287,8 @@ impl CheckpointManager {
         self.has_to_stop
     }
 
-    /// Returns what the last save cost. A background save counts when it is durable, which
-    /// [`wait`](CheckpointManager::wait) waits for; `None` before the first one.
+    /// Returns the cost of the last save; `None` before the first one. A background save counts once it is durable;
+    /// [`wait`](CheckpointManager::wait) waits for that.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -310,7 +310,7 @@ impl CheckpointManager {
     }
 
     /// Returns `true` if a save is being written in the background, or the functions given to
-    /// [`on_saved`](CheckpointManagerBuilder::on_saved) are called after it.
+    /// [`on_saved`](CheckpointManagerBuilder::on_saved) are running after it.
     #[must_use]
     pub fn is_saving(&self) -> bool {
         self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
@@ -352,7 +352,7 @@ impl CheckpointManager {
     }
 }
 
-/// Waits for the save in flight. Its error is only logged, so prefer [`CheckpointManager::close`].
+/// Waits for the save in progress. Its error is only logged, so prefer [`CheckpointManager::close`].
 impl Drop for CheckpointManager {
     fn drop(&mut self) {
         if self.directory.check_process().is_err() {

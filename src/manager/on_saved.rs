@@ -16,7 +16,7 @@ pub struct SavedCheckpoint {
     pub path: Location,
     /// Its step, metrics, size and health.
     pub info: CheckpointInfo,
-    /// What the save cost.
+    /// The cost of the save.
     pub figures: SaveFigures,
 }
 
@@ -41,7 +41,7 @@ impl OnSaved {
     /// Calls all functions.
     ///
     /// # Errors
-    /// [`Error::Callback`] for the first that fails; the others are called nevertheless.
+    /// [`Error::Callback`] for the first one that fails; the others are called anyway.
     pub(super) fn call(&self, saved: impl FnOnce() -> SavedCheckpoint) -> Result<()> {
         let mut functions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if functions.is_empty() {

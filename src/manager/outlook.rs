@@ -1,4 +1,4 @@
-//! What the next save removes: for explanations, dry runs, and removals before it.
+//! Predicts what the next save removes, for explanations, dry runs, and removals before the save.
 
 use super::CheckpointManager;
 use super::commit::{keeps_damaged, newer_whole, read_marks};
@@ -9,11 +9,11 @@ use crate::save::Stamp;
 use chrono::DateTime;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What keeps each checkpoint of a manager, by the marks that it has now.
+/// What keeps each checkpoint of a manager, according to its current marks.
 pub(super) struct Outlook {
-    /// Those of the run that continues, oldest first.
+    /// The checkpoints of the run that continues, oldest first.
     pub known: Vec<(Found, Explanation)>,
-    /// Those that a run abandoned, by their names now; those that the next save abandons come last.
+    /// The checkpoints that a run abandoned, by their current names; those that the next save abandons come last.
     pub superseded: Vec<(String, Found, Explanation)>,
     /// Those that were found damaged, by number.
     pub damaged: Vec<Explanation>,
@@ -34,8 +34,8 @@ impl CheckpointManager {
         self.next(&format!("{}-{step}", self.name), Some(step), metrics)
     }
 
-    /// Describes the next save for the policies, also which checkpoints of earlier runs it goes back to: they may be
-    /// protected.
+    /// Describes the next save for the policies, including the checkpoints of earlier runs from which it descends,
+    /// because they may be protected.
     pub(super) fn next(&self, name: &str, step: Option<u64>, metrics: &BTreeMap<String, f64>) -> CheckpointInfo {
         let stamp = Stamp { step, metrics: metrics.clone(), ..self.checkpoint.stamp() };
         CheckpointInfo::of_save(name, &stamp, self.directory.now())
@@ -47,7 +47,7 @@ impl CheckpointManager {
     pub(super) fn outlook(&self, next: Option<CheckpointInfo>) -> Outlook {
         let superseding = next.as_ref().map_or_else(Vec::new, |next| {
             let name = Some(next.name.as_str()).filter(|name| !name.is_empty());
-            // A save that is refused supersedes nothing.
+            // A save that is rejected supersedes nothing.
             self.superseded_by(name).unwrap_or_default()
         });
         let (mut known, mut superseded, retention, restored, mut seen, counted_from) = {

@@ -97,7 +97,7 @@ impl Preemption {
         Preemption::default()
     }
 
-    /// Requests the end once this much time has passed from now on. Set it to the wall-time limit less the duration of
+    /// Requests the end when this much time has passed from now on. Set it to the wall-time limit less the duration of
     /// the last save.
     #[must_use]
     pub fn after(mut self, limit: Duration) -> Preemption {
@@ -108,14 +108,14 @@ impl Preemption {
     /// Sets how long the process may run after the request, which [`save_only`](Preemption::save_only) takes into
     /// account. The time counts from the arrival of the signal, from the end of the wall-time limit, or from
     /// [`request`](Preemption::request), whichever is first, on a clock that is never set back.
-    /// [`time_left`](Preemption::time_left) returns what is left of it.
+    /// [`time_left`](Preemption::time_left) returns the rest of it.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Preemption {
         self.grace = Some(grace);
         self
     }
 
-    /// Saves only these components, such as the weights, if the full state would take too long. Without
+    /// Sets the components, such as the weights, that are saved if the full state would take too long. Without
     /// [`grace`](Preemption::grace), always saves only these. With it, the full state is saved if twice the duration of
     /// the last save of this process fits into the remaining time, or if it has not saved yet.
     ///
@@ -136,9 +136,9 @@ impl Preemption {
         self
     }
 
-    /// Requests the end when one of these signals arrives. The handler only sets a flag and wakes a thread, which notes
-    /// the time of the first signal for [`grace`](Preemption::grace). A second signal ends the process immediately, with
-    /// the exit code 128 plus the signal's number; durable checkpoints stay.
+    /// Requests the end when one of these signals arrives. The handler only sets a flag and wakes a thread, which
+    /// records the time of the first signal for [`grace`](Preemption::grace). A second signal ends the process
+    /// immediately, with the exit code 128 plus the signal's number; durable checkpoints are not affected.
     ///
     /// Without this call, the crate installs no handler. The handlers and the thread stay until the process ends.
     /// Previously installed handlers are called as well. A signal that this request, or a clone of it, handles already
@@ -170,7 +170,8 @@ impl Preemption {
         Ok(self)
     }
 
-    /// Lets a thread note when the first of these signals arrives. It waits for a pipe that the handler writes to.
+    /// Starts a thread that records when the first of these signals arrives. It waits on a pipe to which the handler
+    /// writes.
     #[cfg(feature = "signals")]
     fn note_time_of(&self, signals: &[Signal]) -> std::io::Result<()> {
         let mut arrivals = signal_hook::iterator::Signals::new(signals.iter().map(|signal| signal.number()))?;
@@ -189,11 +190,11 @@ impl Preemption {
         self.requested.store(true, Ordering::Relaxed);
     }
 
-    /// Returns `true` if the end is requested. It never ceases to be.
+    /// Returns `true` once the end has been requested, and ever after.
     pub fn is_requested(&self) -> bool {
         let is_told = self.requested.load(Ordering::Relaxed) || self.signalled.load(Ordering::Relaxed);
         if is_told {
-            // Where the thread has not come to it yet.
+            // The thread may not have recorded it yet.
             self.since.get_or_init(Instant::now);
         }
         is_told || self.reached_deadline().is_some()
@@ -224,21 +225,23 @@ impl Preemption {
         self.deadline.filter(|deadline| Instant::now() >= *deadline)
     }
 
-    /// Returns the components to save, where a full save, of which the last took so long, would not be durable in time.
+    /// Returns the components to save if a full save, judging by the duration of the last one, would not be durable in
+    /// time.
     fn components(&self, last_took: Option<Duration>) -> Option<&BTreeSet<String>> {
         let only = self.only.as_deref()?;
         let Some(left) = self.time_left().or(self.grace) else { return Some(only) };
-        // Before the first save there is nothing that a run could be resumed from: then the full state is worth the risk.
+        // Before the first save, there is nothing from which the run could be resumed, so the full state is worth the
+        // risk.
         let needed = last_took.map_or(Duration::ZERO, |took| took.saturating_mul(2));
         (left < needed).then_some(only)
     }
 }
 
 impl CheckpointManager {
-    /// Saves what there is time for. Returns when it is durable.
+    /// Saves as much as the remaining time allows. Returns when it is durable.
     ///
     /// # Errors
-    /// Whatever keeps the state from being saved. The loop ends all the same.
+    /// Any error that prevents the save. The loop ends anyway.
     pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.has_to_stop = true;
         if let Err(error) = self.settle() {

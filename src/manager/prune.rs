@@ -17,10 +17,10 @@ use std::collections::BTreeMap;
 pub struct Pruned {
     /// What was removed, oldest first.
     pub removed: Vec<Location>,
-    /// Checkpoints that were to be removed and were not, with the reason: a mark was written meanwhile, or an error.
-    /// Also those of which a component was to be removed.
+    /// The checkpoints that should have been removed and were not, with the reason: a mark that was written meanwhile,
+    /// or an error. Includes checkpoints of which a component should have been removed.
     pub spared: Vec<(Location, String)>,
-    /// The components that were removed from checkpoints that stay
+    /// The components that were removed from checkpoints that are kept
     /// ([`keep_component`](CheckpointDirectory::keep_component)), with these checkpoints, oldest first.
     pub thinned: Vec<(Location, String)>,
 }
@@ -45,12 +45,12 @@ impl CheckpointDirectory {
     }
 
     /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain), and the
-    /// components that those that stay lose. Takes the writer's lock. If a checkpoint that stays has lost files, nothing
-    /// is removed.
+    /// components that the kept ones lose. Takes the writer's lock. If a kept checkpoint has lost files, nothing is
+    /// removed.
     ///
     /// # Errors
-    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] when a checkpoint that stays has
-    /// lost files; as for [`explain`](CheckpointDirectory::explain).
+    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] if a kept checkpoint has lost
+    /// files; as for [`explain`](CheckpointDirectory::explain).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         let directory = self.directory()?;
         let held = Held::take(directory)?;

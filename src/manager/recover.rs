@@ -27,7 +27,7 @@ impl CheckpointManager {
     /// Every byte is read once and verified while it is read. Manifests, file lengths and headers are checked before
     /// the first write. If a damaged tensor is found after that, an older checkpoint overwrites everything that was
     /// changed. Only if there is none are the objects left partly overwritten, with [`Error::PartlyRestored`], and
-    /// nothing can be saved until a restore succeeds. [`restore`](CheckpointManager::restore) verifies the whole
+    /// nothing can be saved until a restore succeeds. [`restore`](CheckpointManager::restore) verifies the complete
     /// checkpoint before it changes anything.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl CheckpointManager {
         self.restore_or_initialize_with(&RestoreOptions::new())
     }
 
-    /// Like [`restore_or_initialize`](CheckpointManager::restore_or_initialize), allowing what `options` allow.
+    /// Like [`restore_or_initialize`](CheckpointManager::restore_or_initialize), with exceptions or other options.
     ///
     /// # Errors
     /// As for [`restore_or_initialize`](CheckpointManager::restore_or_initialize).
@@ -107,7 +107,7 @@ impl CheckpointManager {
             }
             if let Some(passed) = passed_by.first() {
                 let reason = format!(
-                    "none that is there can be resumed: {}; `CheckpointManagerBuilder::fresh_start` begins anew",
+                    "none that is there can be resumed: {}; `CheckpointManagerBuilder::fresh_start` starts a new run",
                     passed.reason
                 );
                 return Err(Error::not_found(&passed.path, reason));
@@ -129,7 +129,8 @@ impl CheckpointManager {
         Ok(StartOutcome { restored: None, initialized, passed_over })
     }
 
-    /// Reads the checkpoint that the run is initialized from: what is at `path`, or what its last part selects.
+    /// Reads the checkpoint from which the run is initialized: the one at `path`, or the one that its last component
+    /// selects.
     fn read_initial(&mut self, path: &Location, options: &RestoreOptions) -> Result<RestoreStatus> {
         match self.checkpoint.read_with(path, options) {
             Err(error @ Error::NotFound { .. }) => match selected(self.checkpoint.storage(), path)? {
@@ -140,7 +141,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns why a run is not resumed from a whole checkpoint.
+    /// Returns why a run is not resumed from a valid checkpoint.
     fn why_not_taken(&self, found: &Found, options: &RestoreOptions) -> Option<String> {
         if found.unclean {
             return Some("it was saved after an error, and its state may not belong together".to_string());
@@ -241,10 +242,11 @@ impl CheckpointManager {
         Ok(status)
     }
 
-    /// Restores the healthy checkpoint of this manager with the best finite value of `metric`, at the end of a training;
-    /// of two with the same value the newer one. Waits for a background save, and reads metrics that another process
-    /// added. Checkpoints that were removed by hand, or that cannot be read now, are left out. Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component))
-    /// keep their values. The metric does not keep a checkpoint: use the policy [`Best`].
+    /// Restores the healthy checkpoint of this manager with the best finite value of `metric`, usually at the end of
+    /// the training; of two with the same value, the newer one. Waits for a background save, and reads metrics that
+    /// another process added. Checkpoints that were removed by hand, or that cannot be read now, are left out.
+    /// Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)) keep
+    /// their values. The metric does not keep a checkpoint: use the policy [`Best`].
     ///
     /// As after any [`restore`](CheckpointManager::restore), a later save would supersede the checkpoints after this one.
     ///
@@ -280,7 +282,7 @@ impl CheckpointManager {
             let mut ledger = self.ledger();
             ledger.decided()?;
             for found in &mut ledger.known {
-                // Those of which the marks cannot be read keep the metrics that they had.
+                // Checkpoints whose marks cannot be read keep the metrics that were read before.
                 let name = found.entry.name.clone();
                 read_marks(&self.directory, &name, found);
             }

@@ -1,4 +1,4 @@
-//! Disk space: how much the policies will need, and what happens if there is none.
+//! Disk space: how much the policies will need, and what to do if there is too little.
 
 use super::commit::Commit;
 use super::outlook::Outlook;
@@ -22,7 +22,7 @@ impl CheckpointManager {
             (ledger.retention.bound(), bytes().fold(0, u64::saturating_add), bytes().max().unwrap_or(0))
         };
         let each = planned.max(largest);
-        // One more while it is written.
+        // One more exists while it is being written.
         let needed = each.saturating_mul(bound as u64 + 1).saturating_sub(there);
         if needed > free {
             let root = self.directory.root().display();
@@ -33,7 +33,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns `true` if a save that met this error is skipped, with a warning.
+    /// Returns `true` if a save that fails with this error is skipped, with a warning.
     pub(super) fn is_skipped(&self, error: &Error) -> bool {
         match error {
             Error::Unhealthy { .. } => self.on_unhealthy == OnUnhealthy::Skip,
@@ -50,7 +50,7 @@ impl CheckpointManager {
         mut save: impl FnMut(&mut CheckpointManager) -> Result<Location>,
     ) -> Result<Location> {
         if std::mem::take(&mut self.lacked_room) {
-            // For the save in the background before this one.
+            // The previous save, in the background, had no space.
             self.make_room(next.clone());
         }
         match save(self) {
@@ -62,12 +62,12 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns `true` if something may be removed after this error, for another try.
+    /// Returns `true` if something may be removed after this error, to retry.
     pub(super) fn makes_room_after(&self, error: &Error) -> bool {
         self.on_no_space == OnNoSpace::PruneFirst && matches!(error, Error::NoSpace { .. })
     }
 
-    /// Returns whether something was removed that would be removed after `next` is saved.
+    /// Removes what would be removed after `next` is saved, if that is allowed. Returns whether anything was removed.
     pub(super) fn make_room(&mut self, next: CheckpointInfo) -> bool {
         let removed = self.prune_before(next);
         match &removed {

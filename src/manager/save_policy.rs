@@ -41,13 +41,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// The information on which a policy decides.
+/// The information on which a policy bases its decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SaveContext {
     /// The step of this call.
     pub step: u64,
-    /// The step of the call before, if there was one since the manager was opened.
+    /// The step of the previous call, if there was one since the manager was opened.
     pub previous: Option<u64>,
     /// The step that was saved or restored last.
     pub last_saved: Option<u64>,
@@ -115,7 +115,7 @@ impl SavePolicy for EveryDuration {
 pub struct AtSteps(BTreeSet<u64>);
 
 impl AtSteps {
-    /// Returns the given steps, in any order.
+    /// Creates a policy for the given steps, in any order.
     pub fn new(steps: impl IntoIterator<Item = u64>) -> AtSteps {
         AtSteps(steps.into_iter().collect())
     }
@@ -151,11 +151,12 @@ impl SavePolicy for Continuous {
     }
 }
 
-/// Saves when the process gets a signal, and training continues: before a maintenance, or to look at the present state.
+/// Saves when the process receives a signal, and training continues: for use before maintenance, or to look at the
+/// present state.
 ///
-/// The handler only sets a flag, which the next `save_if_due` sees. Several signals before it are one. A save that fails
-/// is due again. The handler stays until the process ends, and handlers that were installed before are called as well.
-/// Use a signal that no [`Preemption`](crate::Preemption) ends the run on.
+/// The handler only sets a flag, which the next `save_if_due` checks. Several signals before that call count as one. A
+/// save that fails is due again. The handler stays until the process ends, and handlers that were installed before are
+/// called as well. Use a signal that no [`Preemption`](crate::Preemption) ends the run on.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -208,7 +209,7 @@ impl SavePolicy for OnSignal {
         if self.arrived.swap(false, Ordering::Relaxed) {
             *seen = Some(now);
         }
-        // Nothing was saved since, or what was has failed.
+        // Nothing has been saved since, or the save failed.
         let is_due = seen.is_some_and(|seen| seen.0 == now.0 && seen.1 <= now.1);
         if !is_due && !context.is_saving {
             *seen = None;
@@ -217,8 +218,8 @@ impl SavePolicy for OnSignal {
     }
 }
 
-/// Returns the time between two saves with which a run is expected to lose the least, where training stops for `cost`
-/// per save and the run fails once per `time_between_failures` on average. Use it with [`EveryDuration`].
+/// Returns the interval between saves that minimizes the expected loss of time, if training stops for `cost` per save
+/// and the run fails once per `time_between_failures` on average. Use it with [`EveryDuration`].
 ///
 /// With background saves, `cost` is the time of the call, not the time until the checkpoint is durable; an interval
 /// shorter than the latter gains nothing.

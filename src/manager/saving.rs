@@ -1,4 +1,4 @@
-//! The saves of a manager: what is due, under which number, and in the place of which checkpoints.
+//! The saves of a manager: when they are due, under which number, and which checkpoints they replace.
 
 use super::background::{Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::Commit;
@@ -18,21 +18,21 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 impl CheckpointManager {
-    /// Saves now, numbered by the save counter: `ckpt-1`, `ckpt-2` … If that name is taken, uses the number after the
-    /// highest one; nothing is overwritten. Returns the path.
+    /// Saves immediately, numbered by the save counter: `ckpt-1`, `ckpt-2`, and so on. If that name is taken, uses the
+    /// number after the highest one; nothing is overwritten. Returns the path.
     ///
     /// # Errors
-    /// As for [`Checkpoint::save`](crate::Checkpoint::save); the directory, the counter and the list are unchanged then. With
-    /// [`background`](crate::CheckpointManagerBuilder::background), also the error of the last save, once; this save was not
-    /// started then. [`Error::AlreadyExists`] for the first save of a run that restored nothing in a directory with
-    /// another run; see [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).
+    /// As for [`Checkpoint::save`](crate::Checkpoint::save); the directory, the counter and the list are then
+    /// unchanged. With [`background`](crate::CheckpointManagerBuilder::background), also the error of the last save,
+    /// once; this save has then not been started. [`Error::AlreadyExists`] for the first save of a run that restored
+    /// nothing in a directory with another run; see [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).
     pub fn save(&mut self) -> Result<Location> {
         let next = CheckpointInfo::new(String::new(), self.directory.now());
         self.with_room(next, CheckpointManager::try_save)
     }
 
-    /// Saves now, numbered by `step`: `ckpt-240`. If the checkpoint of that step was saved or restored last and has the
-    /// present state, nothing is written. If the state has changed, a new checkpoint replaces that one.
+    /// Saves immediately, numbered by `step`: `ckpt-240`. If the checkpoint of that step was saved or restored last and
+    /// has the current state, nothing is written. If the state has changed, a new checkpoint replaces that one.
     ///
     /// # Errors
     /// As for [`save`](CheckpointManager::save); [`Error::AlreadyExists`] if something else has that name.
@@ -41,7 +41,7 @@ impl CheckpointManager {
     }
 
     /// Like [`save_at`](CheckpointManager::save_at), with metrics that the checkpoint records. They can be NaN or
-    /// infinite. When the checkpoint of that step holds the state already, they are added to it, durably.
+    /// infinite. If the checkpoint of that step already has the current state, they are added to it, durably.
     ///
     /// # Errors
     /// As for [`save_at`](CheckpointManager::save_at).
@@ -60,15 +60,16 @@ impl CheckpointManager {
     /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back.
     /// Returns the path if it saves.
     ///
-    /// While gradients are accumulated that no step of a tracked optimizer has used, a save that is due waits for the
-    /// call after that step; after 100 steps, or 1,000 calls, that all found unused gradients, it saves with them.
+    /// While there are accumulated gradients that no step of a tracked optimizer has used, a save that is due is
+    /// postponed to the call after that step. If 100 steps, or 1,000 calls, have all found unused gradients, it saves
+    /// including them.
     ///
-    /// When the end was requested ([`preemption`](crate::CheckpointManagerBuilder::preemption)), saves at the next call in
-    /// any case, durably, and [`should_stop`](CheckpointManager::should_stop) returns `true` from then on.
+    /// Once the end was requested ([`preemption`](crate::CheckpointManagerBuilder::preemption)), the next call always
+    /// saves, durably, and [`should_stop`](CheckpointManager::should_stop) returns `true` from then on.
     ///
     /// # Errors
-    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again. When the end was
-    /// requested, the error is returned even if such a save is otherwise skipped, or tried again at the next step
+    /// As for [`save_at`](CheckpointManager::save_at). After an error, the next call tries again. Once the end was
+    /// requested, the error is returned even with settings under which such a save is skipped or retried
     /// ([`OnUnhealthy::Skip`], [`OnNoSpace::Skip`](crate::OnNoSpace::Skip), [`OnSaveError::Continue`]).
     pub fn save_if_due(&mut self, step: u64) -> Result<Option<Location>> {
         self.save_if_due_with_metrics::<&str, _>(step, || [])
@@ -120,7 +121,7 @@ impl CheckpointManager {
         let result = result.and_then(|saved| self.export_if_due(step).map(|()| saved));
         match (&result, self.on_save_error) {
             (Ok(Some(_)), _) => self.failures = 0,
-            // There may be no time for another call.
+            // There may not be time for another call.
             (Err(_), _) if is_last => {}
             (Err(error), OnSaveError::Continue { give_up_after }) => {
                 self.failures += 1;
@@ -143,7 +144,7 @@ impl CheckpointManager {
         if self.in_flight.as_ref().is_some_and(InFlight::is_finished)
             && let Err(error) = self.settle()
         {
-            // With room, the save is made now.
+            // If there is space now, saves.
             self.lacked_room = false;
             if !self.makes_room_after(&error) || !self.make_room(self.next_at(number, &BTreeMap::new())) {
                 return Err(error);
@@ -172,7 +173,8 @@ impl CheckpointManager {
         self.save_step(number, metrics).map(Some)
     }
 
-    /// Returns `true` if a save that is due waits for gradients to be used: not for ever, as it can hold them too.
+    /// Returns `true` if a due save is postponed until gradients are used. This is bounded, because a checkpoint can
+    /// also include gradients.
     fn waits_for_the_step(&mut self) -> bool {
         let Some((name, unfinished)) = self.checkpoint.unfinished() else {
             self.waits_since = None;
@@ -235,11 +237,11 @@ impl CheckpointManager {
         self.save_next(Next { metrics, superseded, clock, ..Next::new(number, Some(number), counter) })
     }
 
-    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and holds the state as it is; it
-    /// gets the metrics.
+    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and has the current state. Adds
+    /// the metrics to it.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
-        // One that restarts do not use does not hold the state for them.
+        // A checkpoint that restarts do not use does not count.
         let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
         let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
         let last = self.ledger().known.last().filter(is_it).map(Found::id);
@@ -281,7 +283,7 @@ impl CheckpointManager {
         }
     }
 
-    /// Returns the checkpoint that was restored or saved last, also if a restore bypassed this manager.
+    /// Returns the checkpoint that was restored or saved last, even if a restore bypassed this manager.
     fn present_head(&self) -> Option<Follows> {
         let (restored, restores) = self.checkpoint.restored();
         if restores == self.restores { self.head.clone() } else { restored.cloned() }
@@ -337,8 +339,8 @@ impl CheckpointManager {
         self.save_planned(next, plan, seen, taken)
     }
 
-    /// Like [`save_next`](CheckpointManager::save_next), of a state that was taken hold of, or that is saved before
-    /// this returns.
+    /// Like [`save_next`](CheckpointManager::save_next), for a state that was pinned, or that is saved before this
+    /// returns.
     pub(super) fn save_planned(
         &mut self,
         next: Next,
@@ -455,7 +457,7 @@ impl CheckpointManager {
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
             }
-            // What was restored since stays restored.
+            // A restore since then remains in effect.
             if self.checkpoint.restored().1 == self.restores {
                 self.checkpoint.set_follows(before.head.clone());
                 self.checkpoint.set_save_counter(before.save_counter);
@@ -465,7 +467,7 @@ impl CheckpointManager {
                 self.next_metadata.entry(name).or_insert(value);
             });
             self.checkpoint.forget_plan();
-            // Without hard links: a file of the last checkpoint may have caused the failure.
+            // The next save uses no hard links: a file of the last checkpoint may have caused the failure.
             self.ledger().memo = Memo::default();
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);

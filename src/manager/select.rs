@@ -43,18 +43,18 @@ impl Selection<'_> {
 }
 
 impl CheckpointDirectory {
-    /// Returns the checkpoint that `selection` stands for:
+    /// Returns the checkpoint that `selection` selects:
     ///
     /// | Selection | The checkpoint |
     /// |---|---|
     /// | `latest` | the newest healthy one |
     /// | `best:loss:min`, `best:accuracy:max` | the healthy one with the lowest or highest finite value of a metric; of two with the same value the newer one |
-    /// | `pin:paper` | the one with this pin; of several the newest |
+    /// | `pin:paper` | the one with this pin; of several, the newest |
     /// | `120` | the one with this number |
-    /// | `ckpt-120` | the one of this name |
+    /// | `ckpt-120` | the one with this name |
     ///
     /// [`initialize_from`](crate::CheckpointManagerBuilder::initialize_from) and
-    /// [`inspect::Target::open`](crate::inspect::Target::open) take such a selection as the last part of a path.
+    /// [`inspect::Target::open`](crate::inspect::Target::open) accept such a selection as the last component of a path.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -125,7 +125,7 @@ impl CheckpointDirectory {
     }
 }
 
-/// Returns the checkpoint that the last part of `path` selects in the directory before it, if it is a selection other
+/// Returns the checkpoint that the last component of `path` selects in its parent directory, if it is a selection other
 /// than a name.
 ///
 /// # Errors

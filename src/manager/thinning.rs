@@ -1,20 +1,20 @@
-//! Components that only the newest checkpoints keep: marked as removed first, durably, and removed afterwards. A crash in
-//! between leaves the mark, by which the next writer finds what is left to remove.
+//! Removes components that only the newest checkpoints keep: they are durably marked as removed first, and removed
+//! afterwards. After a crash in between, the next writer finds by the mark what remains to be removed.
 
 use crate::catalog::{Found, look, remove_mark, write_mark};
 use crate::format::MarkKind;
 use crate::repository::Directory;
 use std::collections::BTreeMap;
 
-/// Marks the components of these checkpoints as removed, by the names of the checkpoints. One that is pinned at this
-/// moment stays whole.
+/// Marks the components of these checkpoints as removed, by the names of the checkpoints. A checkpoint that is pinned
+/// meanwhile keeps all components.
 pub(super) fn mark(directory: &Directory, known: &mut [Found], thin: &BTreeMap<String, Vec<String>>) {
     for found in known {
         let Some(components) = thin.get(&found.entry.name) else { continue };
         for component in components {
             let kind = MarkKind::Thinned { component: component.clone() };
             if let Err(e) = write_mark(directory, &found.entry.name, found.id(), kind) {
-                // If only the sync failed, the mark is there, and durable before a file is removed.
+                // If only the sync failed, the mark exists, and is made durable before a file is removed.
                 log::warn!("the component {component:?} of {} could not be marked: {e:#}", found.entry.name);
             }
         }
@@ -27,8 +27,8 @@ pub(super) fn mark(directory: &Directory, known: &mut [Found], thin: &BTreeMap<S
     }
 }
 
-/// Continues what a writer that died had begun. A component of which every file is there stays in a checkpoint that is
-/// pinned.
+/// Completes what a writer that died had started. A pinned checkpoint keeps a component of which every file still
+/// exists.
 pub(super) fn resume(directory: &Directory, known: &mut [Found]) {
     for found in known.iter_mut().filter(|found| !found.leftover.is_empty() && !found.pins.is_empty()) {
         let is_there = |files: &Vec<String>| files.iter().all(|file| found.leftover.contains(file));
@@ -64,7 +64,7 @@ fn unmark(directory: &Directory, found: &Found, component: &str) {
     }
 }
 
-/// Reads what a checkpoint has now. If it cannot be read, nothing is removed from it.
+/// Reads the present content of a checkpoint. If it cannot be read, nothing is removed from it.
 fn look_again(directory: &Directory, found: &mut Found) {
     match look(directory, &found.entry.name) {
         Ok(mut now) if now.id() == found.id() => {

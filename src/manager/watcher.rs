@@ -1,4 +1,4 @@
-//! Waits for new checkpoints, in a process beside the one that trains.
+//! Waits for new checkpoints, in another process than the one that trains.
 
 use super::directory::CheckpointDirectory;
 use super::retention::CheckpointInfo;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// finite are yielded like any other: see [`CheckpointInfo::is_healthy`].
 ///
 /// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
-/// [`Error::Removed`], or completes, because it reads through the open directory. Continue with the next one.
+/// [`Error::Removed`], or succeeds, because it reads through the open directory. Continue with the next one.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -50,7 +50,7 @@ pub struct CheckpointWatcher {
     /// The yielded checkpoints: names and identities.
     yielded: HashSet<(String, Option<Follows>)>,
     looks: Looks,
-    /// The directory as it was when there was nothing new in it.
+    /// The directory's `stat` when there was nothing new in it.
     unchanged: Option<Stat>,
     /// When the last one was yielded.
     last: Option<Instant>,
@@ -73,7 +73,7 @@ impl CheckpointWatcher {
         CheckpointWatcher::in_storage(Arc::new(Posix::default()), path)
     }
 
-    /// Watches the directory at `location` of a storage other than the operating system's file systems.
+    /// Watches the directory at `location` in `storage`.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -127,7 +127,7 @@ impl CheckpointWatcher {
         self
     }
 
-    /// Yields every checkpoint that exists when it polls, oldest first, and not only the newest.
+    /// Yields every checkpoint that exists when it polls, oldest first, instead of only the newest.
     #[must_use]
     pub fn each(mut self) -> CheckpointWatcher {
         self.each = true;
@@ -141,7 +141,7 @@ impl CheckpointWatcher {
         self
     }
 
-    /// Returns the next one that is new. Where the storage tells when a directory changed, reads only what did.
+    /// Returns the next new checkpoint. If the storage reports modification times, reads only what has changed.
     fn look(&mut self) -> Result<Option<CheckpointInfo>> {
         let settled = self.directory.settled();
         if settled.is_some() && settled == self.unchanged {
@@ -149,7 +149,7 @@ impl CheckpointWatcher {
         }
         self.unchanged = None;
         let mut found = match self.directory.checkpoints_changed(&mut self.looks) {
-            // It is being removed at this moment: the next poll finds out.
+            // It is being removed; the next poll will find out.
             Err(error) if error.is_damage() || matches!(error, Error::Removed { .. }) => return Ok(None),
             result => result?,
         };

@@ -1,4 +1,4 @@
-//! Exports of weights on a cadence of their own.
+//! Exports of weights on their own schedule.
 
 use super::CheckpointManager;
 use super::save_policy::{SaveContext, SavePolicy};
@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// When weights are exported, what, and where to.
+/// When to export weights, which ones, and where.
 pub(super) struct WeightsCadence {
     policy: Box<dyn SavePolicy>,
     export: WeightsExport,
@@ -31,12 +31,12 @@ impl WeightsCadence {
         WeightsCadence { policy, export, directory, previous: None, last: None, last_at: Instant::now() }
     }
 
-    /// The step of the last export there is: a run that is resumed goes on from it.
+    /// The step of the last existing export, from which a resumed run continues.
     fn last_before(&self, step: u64) -> Option<u64> {
         self.steps().filter(|number| *number <= step).max()
     }
 
-    /// The steps of what has the name of an export.
+    /// The steps of the entries that have the name of an export.
     fn steps(&self) -> impl Iterator<Item = u64> {
         let number = |name: OsString| {
             let name = name.into_string().ok()?;
@@ -48,8 +48,8 @@ impl WeightsCadence {
         entries.filter_map(move |entry| number(entry.ok()?.file_name()))
     }
 
-    /// Removes superfluous exports after that of `step`, whose files are `written`. What cannot be removed now is tried
-    /// again after the next one.
+    /// Removes superfluous exports after that of `step`, whose files are `written`. If one cannot be removed now, this
+    /// is retried after the next export.
     fn prune(&self, step: u64, written: &[PathBuf]) {
         let Some(keep) = self.export.kept() else { return };
         let headers: io::Result<BTreeMap<OsString, Vec<u8>>> = written
@@ -61,7 +61,7 @@ impl WeightsCadence {
             Err(e) => return log::warn!("no export is removed: that of step {step} cannot be read: {e}"),
         };
         let mut steps: Vec<u64> = self.steps().collect();
-        // Newest first; later ones than this, from which the run went back, are older than all.
+        // Newest first; exports of later steps, from which the run went back, count as the oldest.
         steps.sort_unstable_by_key(|other| (*other > step, Reverse(*other)));
         steps.dedup();
         let ours =
@@ -116,7 +116,7 @@ fn starts_with(path: &Path, header: &[u8]) -> io::Result<bool> {
 }
 
 impl CheckpointManager {
-    /// Exports what is due at this step.
+    /// Performs the exports that are due at this step.
     pub(super) fn export_if_due(&mut self, step: u64) -> Result<()> {
         let (checkpoint, is_saving) = (&self.checkpoint, self.in_flight.is_some());
         for cadence in &mut self.exports {

@@ -1,4 +1,4 @@
-//! Explains why a manager's checkpoints stay, and what its next save removes.
+//! Explains why a manager's checkpoints are kept, and what its next save removes.
 
 use super::CheckpointManager;
 use super::retention::Explanation;

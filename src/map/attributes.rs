@@ -1,4 +1,4 @@
-//! What a checkpoint has beside its state, under other names or made of several.
+//! The attributes of a source under other names, or of several sources together.
 
 use crate::error::Result;
 use crate::format::{SAVED_MODEL_FILE, SAVED_MODEL_FILES, SavedModelInfo, check_saved_model_length};
@@ -17,7 +17,8 @@ impl SourceAttributes {
     }
 
     /// Leaves out the program of a saved model unless `is_unchanged` holds for the key of every variable that it was
-    /// exported with. `source` has the description; one that cannot be read says nothing, and is found when it is copied.
+    /// exported with. `source` has the description; if it cannot be read, nothing is left out, and copying it reports
+    /// the error.
     pub(super) fn fit_saved_model(&mut self, source: &dyn TensorSource, is_unchanged: impl Fn(&str) -> bool) {
         let Some(info) = self.saved_model(source) else { return };
         if let Some(variable) = info.variables.values().find(|variable| !is_unchanged(&variable.key)) {
@@ -40,12 +41,12 @@ impl SourceAttributes {
         read.ok().and_then(|()| SavedModelInfo::from_bytes(&bytes).ok())
     }
 
-    /// Returns what all of `sources` agree on, with a record of the sources among the metadata. Where they differ, the
-    /// record has what each of them said. `weights` are recorded, too, if they are given.
+    /// Returns the attributes on which all `sources` agree, with a record of the sources in the metadata. If they
+    /// differ, the record has those of each source. `weights` are recorded as well, if given.
     pub(super) fn common(sources: &[&dyn TensorSource]) -> Result<SourceAttributes> {
         let all = sources.iter().map(|source| source.attributes()).collect::<Result<Vec<_>>>()?;
         let mut common = SourceAttributes::default();
-        // A checkpoint of another tool says nothing.
+        // A checkpoint of another tool has no attributes.
         let own: Vec<&SourceAttributes> = all.iter().filter(|attributes| attributes.id.is_some()).collect();
         let Some((first, others)) = own.split_first() else {
             common.record(sources, &[])?;
@@ -102,7 +103,7 @@ impl SourceAttributes {
         Ok(common)
     }
 
-    /// Records the sources: the path and the format of each, and what it says that is not recorded here as it is there.
+    /// Records the sources: the path and the format of each, and its attributes that are not recorded here unchanged.
     /// Metadata of the name under which the record is written are left out: those of a source that is an average or a
     /// merge itself are a record, which would grow with every one.
     pub(super) fn record(&mut self, sources: &[&dyn TensorSource], weights: &[f64]) -> Result<()> {
@@ -145,7 +146,7 @@ impl SourceAttributes {
     }
 }
 
-/// Returns a number as JSON, or its text if it is none that JSON has.
+/// Returns a number as JSON, or as text if JSON cannot represent it.
 fn number(value: f64) -> Value {
     serde_json::Number::from_f64(value).map_or_else(|| Value::from(value.to_string()), Value::Number)
 }

@@ -13,16 +13,16 @@ use std::ops::Range;
 /// The number of elements that are added at a time.
 const CHUNK: u64 = 64 << 10;
 
-/// The size of the largest tensor that is verified as it is read, in bytes. A larger one is verified before.
+/// The size of the largest tensor that is verified as it is read, in bytes. A larger one is verified first.
 const AT_ONCE: usize = 1 << 20;
 
 /// The average of several sources. Tensors of F16, BF16, F32 and F64 are averaged element by element, in 64 bits and
 /// rounded once. Tensors of other types (counters, random state) and values are those of the last source.
 ///
 /// It is a [`TensorSource`]: [`Checkpoint::restore_source`](crate::Checkpoint::restore_source) restores it into live
-/// objects, and [`convert`](crate::convert::convert) writes it as a new checkpoint. Memory does not depend on the size of
-/// a tensor: one of more than 1 MiB is verified in every source, and then read in pieces. All sources must have the same
-/// names, with equal types and shapes; leave out what differs with a [`NameMap`](super::NameMap).
+/// objects, and [`convert`](crate::convert::convert) writes it as a new checkpoint. Memory use does not depend on the
+/// size of the tensors: a tensor of more than 1 MiB is verified in every source, and then read in pieces. All sources
+/// must have the same names, with equal types and shapes; leave out what differs with a [`NameMap`](super::NameMap).
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -37,7 +37,7 @@ const AT_ONCE: usize = 1 << 20;
 /// ```
 #[derive(Debug)]
 pub struct Average<'a> {
-    /// With the weight of each.
+    /// The sources, with the weight of each.
     sources: Vec<(&'a dyn TensorSource, f64)>,
     last: &'a dyn TensorSource,
 }
@@ -57,7 +57,7 @@ impl<'a> Average<'a> {
     /// `torch.optim.swa_utils.get_ema_avg_fn`.
     ///
     /// # Errors
-    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for a `decay` outside of 0 to 1.
+    /// As for [`uniform`](Average::uniform); [`Error::InvalidArgument`] for a `decay` outside 0 to 1.
     pub fn exponential(sources: impl IntoIterator<Item = &'a dyn TensorSource>, decay: f64) -> Result<Average<'a>> {
         if !(0.0..=1.0).contains(&decay) {
             return Err(Error::InvalidArgument(format!("a decay lies between 0 and 1, {decay} does not")));
@@ -168,7 +168,7 @@ impl TensorSource for Average<'_> {
     }
 
     fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
-        // Tied in the last source, but perhaps not in all.
+        // They are tied in the last source, but perhaps not in all.
         let first = self.last.first_alias(key);
         let is_tied = self.sources.iter().all(|(source, _)| source.first_alias(key) == source.first_alias(first));
         if is_tied { first } else { key }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// The maximum number of steps for one tensor, so that a short map cannot request unbounded work.
 const MAX_STEPS: u64 = 4096;
 
-/// The number of bytes that are computed at a time of a tensor that needs not be computed as a whole.
+/// The number of bytes that are computed at a time of a tensor that can be computed in pieces.
 pub(super) const PIECE: u64 = 1 << 20;
 
 /// A tensor that can be computed.
@@ -74,8 +74,8 @@ impl Bound {
         self.inputs.iter().for_each(|input| input.keys(found));
     }
 
-    /// Checks that each element is one of its inputs', moved or converted, or 0: as for the weights, so for what an
-    /// optimizer keeps for each of them. The error is the reason.
+    /// Checks that each element is one of its inputs', moved or converted, or 0, so that the computation also applies
+    /// to an optimizer's slots. The error is the reason.
     pub(super) fn moves_elements(&self) -> Result<(), Refusal> {
         let refused =
             |what: &str| Err(format!("it is made {what}, so that its elements are no elements of a variable"));

@@ -1,4 +1,4 @@
-//! The inverse of a map: tensors of ours with the names and layouts of the source that the map is made for.
+//! The inverse of a map: our tensors with the names and layouts of the source for which the map is made.
 
 use super::NameMap;
 use super::bound::Bound;
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Tensors of ours with the names and layouts of another source: see [`NameMap::apply_inverse`].
+/// Our tensors with the names and layouts of another source; see [`NameMap::apply_inverse`].
 #[derive(Debug)]
 pub struct Inverse<'a> {
     ours: &'a dyn TensorSource,
@@ -34,19 +34,20 @@ struct Part {
 }
 
 impl NameMap {
-    /// Applies the map backwards: gives tensors of ours the names and layouts that they have in `template`, the source
-    /// that the map is made for, such as the Keras file whose layers were taken over. No element of `template` is read.
-    /// The result has the tensors of `template` that the map uses, under the names by which it uses them; write it with
-    /// [`tensorflow::write`](crate::interop::tensorflow::write()) or [`pytorch::write`](crate::interop::pytorch::write()).
+    /// Applies the map backwards: gives our tensors the names and layouts that they have in `template`, the source for
+    /// which the map is made, such as the Keras file whose layers were imported. No element of `template` is read. The
+    /// result has the tensors of `template` that the map uses, under the names by which it uses them; write it with
+    /// [`tensorflow::write`](crate::interop::tensorflow::write()) or
+    /// [`pytorch::write`](crate::interop::pytorch::write()).
     ///
     /// The map must move each element of such a tensor somewhere, unchanged: `transpose`, `reshape`, `slice`, `blocks`,
     /// `concat`, `stack`, and padding. All presets do, with one condition: `bias_hh` of
-    /// [`Preset::KerasLstm`](super::Preset::KerasLstm), for which Keras has no place, must be zero or missing. Add it to
-    /// `bias_ih` before: Keras has their sum.
+    /// [`Preset::KerasLstm`](super::Preset::KerasLstm), which Keras lacks, must be zero or missing. If it is not, add
+    /// it to `bias_ih` first: Keras has their sum.
     ///
     /// # Errors
-    /// Those of [`apply`](NameMap::apply); [`Error::Object`] for a tensor whose elements are not all in tensors of ours, or
-    /// are converted or computed, and where `ours` lacks a tensor or has another dtype or shape.
+    /// Those of [`apply`](NameMap::apply); [`Error::Object`] for a tensor whose elements are not all in our tensors, or
+    /// are converted or computed, and if `ours` lacks a tensor or has another dtype or shape.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -76,7 +77,7 @@ impl NameMap {
                 inverse.check_zeros(&key)?;
                 continue;
             }
-            // What the map does not name stays what it is.
+            // Tensors that the map does not name are unchanged.
             if bound.plain() == Some(&key) && !ours.tensors().contains_key(&key) {
                 continue;
             }
@@ -131,7 +132,7 @@ impl Inverse<'_> {
                     return failed(format!("the map takes its element {place}, and it is {spec}"));
                 };
                 let other = u32::from_le_bytes(std::mem::replace(before, number.to_le_bytes()));
-                // Tied tensors are the same; of two others, either could be written.
+                // Tied tensors are equal; of two others, either could be written.
                 let is_same = |other: &Part| self.ours.first_alias(&other.key) == first;
                 let other = parts.get((other as usize).wrapping_sub(1)).map(|part| (other, part));
                 if other.is_some_and(|(at, other)| at == number || !is_same(other)) {

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 /// A source under the names that a [`NameMap`](super::NameMap) assigns.
 ///
-/// Tensors are computed when they are read. A tensor that is only renamed, cast, reshaped or added is read in pieces. Any
-/// other (transposed, sliced, concatenated, stacked, repeated, padded, or made by a function) needs memory for the whole
-/// tensor and for its inputs.
+/// Tensors are computed when they are read. A tensor that is only renamed, cast, reshaped or added is read in pieces.
+/// Any other (transposed, sliced, concatenated, stacked, repeated, padded, or made by a function) needs memory for the
+/// complete tensor and for its inputs.
 #[derive(Debug)]
 pub struct Mapped<'a> {
     source: &'a dyn TensorSource,

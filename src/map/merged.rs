@@ -11,8 +11,8 @@ use std::ops::Range;
 
 /// The tensors and values of several sources under their own names.
 ///
-/// It is a [`TensorSource`]: [`convert`](crate::convert::convert) writes it as a new checkpoint. Put a
-/// [`NameMap`](super::NameMap) before a source whose names others have, too.
+/// It is a [`TensorSource`]: [`convert`](crate::convert::convert) writes it as a new checkpoint. If a source has names
+/// that another one has as well, apply a [`NameMap`](super::NameMap) to it first.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

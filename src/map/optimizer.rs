@@ -23,7 +23,7 @@ const STEP: &str = "step";
 pub struct MappedOptimizer<'a> {
     state: &'a dyn TensorSource,
     slots: Vec<SlotOfAll<'a>>,
-    /// Which of `slots`, and how it is computed.
+    /// The index in `slots`, and how it is computed.
     tensors: BTreeMap<String, (usize, Arc<Bound>)>,
     specs: BTreeMap<String, TensorSpec>,
     left_out: BTreeMap<String, String>,
@@ -35,13 +35,14 @@ impl NameMap {
     /// gives the variable.
     ///
     /// `state` has the layout of `optim`, such as
-    /// [`tensorflow::optimizer_state`](crate::interop::tensorflow::optimizer_state) returns. Its variables have the names
-    /// of tensors in `weights`, to which the map is made. `model` is the name under which the `VarStore` is tracked, such
-    /// as `model`; variables that the map puts elsewhere, or has no state for, are left out.
+    /// [`tensorflow::optimizer_state`](crate::interop::tensorflow::optimizer_state) returns. Its variables have the
+    /// names of tensors in `weights`, the source for which the map is made. `model` is the name under which the
+    /// `VarStore` is tracked, such as `model`; variables that the map puts elsewhere, or that have no state, are left
+    /// out.
     ///
     /// Only elements that are moved keep their meaning: `transpose`, `reshape`, `slice`, `blocks`, `concat`, `stack`,
-    /// `truncate`, padding with 0, and `cast`. A variable that is made otherwise begins with new state, and is listed by
-    /// [`left_out`](MappedOptimizer::left_out): Keras' LSTM has one bias where PyTorch has two, of which
+    /// `truncate`, padding with 0, and `cast`. A variable that is computed in any other way starts with new state and
+    /// is listed by [`left_out`](MappedOptimizer::left_out): Keras' LSTM has one bias where PyTorch has two, of which
     /// [`Preset::KerasLstm`](super::Preset::KerasLstm) makes `bias_hh` of zeros. Freeze it for steps equal to those of
     /// Keras.
     ///
@@ -129,7 +130,7 @@ impl NameMap {
     }
 }
 
-/// Returns the path of the optimizer that a source is the state of.
+/// Returns the path of the optimizer whose state a source is.
 fn optimizer_of(state: &dyn TensorSource) -> Result<Vec<String>> {
     let found = state.values().keys().find_map(|key| {
         let mut path = name::path(key)?;
@@ -285,7 +286,7 @@ impl TensorSource for SlotOfAll<'_> {
 
 impl MappedOptimizer<'_> {
     /// Returns the variables that have a state which does not carry over, with the reasons, by their names in the
-    /// `VarStore`. They begin with new state.
+    /// `VarStore`. They start with new state.
     pub fn left_out(&self) -> &BTreeMap<String, String> {
         &self.left_out
     }

@@ -328,7 +328,7 @@ fn is_recurrent(key: &str) -> bool {
     key.ends_with("recurrent_kernel") || key.ends_with("cell/vars/1")
 }
 
-/// Returns the layer that a recurrent kernel is of; of two directions the layer around both.
+/// Returns the layer of a recurrent kernel; for two directions, the layer around both.
 fn layer_of(key: &str, both: bool) -> Option<String> {
     let mut names: Vec<&str> = key.split('/').collect();
     names.pop()?;

@@ -1,4 +1,4 @@
-//! Questions to a directory of checkpoints, wherever it is.
+//! Queries of a directory of checkpoints in any storage.
 
 use super::names::{INDEX, MANIFEST};
 use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
@@ -58,20 +58,20 @@ impl Directory {
         self.dir().map(|_| self.open(name))
     }
 
-    /// Returns what is in the directory `name` of this one.
+    /// Returns the entries of the subdirectory `name`.
     pub(crate) fn names_in(&self, name: &str) -> Result<Vec<OsString>> {
         let entries = self.open_in(name)?.and_then(|dir| dir.list());
         let entries = entries.map_err(|e| Error::io("list the checkpoint", self.path(name), e))?;
         Ok(entries.into_iter().map(|entry| entry.name).collect())
     }
 
-    /// Returns `true` if anything has this name.
+    /// Returns `true` if an entry has this name.
     pub(crate) fn has(&self, name: &str) -> Result<bool> {
         let stat = self.dir()?.stat_of(name.as_ref()).map_err(|e| Error::io("look for", self.path(name), e))?;
         Ok(stat.is_some())
     }
 
-    /// Checks that nothing has the name `name`.
+    /// Checks that no entry has the name `name`.
     pub(crate) fn must_be_free(&self, name: &str) -> Result<()> {
         if self.has(name)? { Err(Error::already_exists(self.path(name))) } else { Ok(()) }
     }

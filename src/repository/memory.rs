@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Checkpoints in memory, for tests and temporary state; clones share them.
 ///
-/// Serves every location, paths and URLs alike, by its text: `run` and `./run` are different directories, and no file
-/// system has them. A directory is created when a manager opens it or a checkpoint is written to it. What it has is
-/// lost with the last clone.
+/// Serves every location, path or URL, by its text: `run` and `./run` are different directories, which exist in no file
+/// system. A directory is created when a manager opens it or a checkpoint is written to it. Its content is lost with
+/// the last clone.
 #[derive(Debug, Clone, Default)]
 pub struct Memory(Arc<Mutex<BTreeMap<Location, Arc<Root>>>>);
 

@@ -1,6 +1,6 @@
 //! Where checkpoints live: the traits that a storage implements.
 //!
-//! * [`Storage`]: what a [`Location`] leads to.
+//! * [`Storage`]: resolves a [`Location`].
 //! * [`Repository`]: a directory of checkpoints, with the few ways in which it may change. Each function is one
 //!   guarantee.
 //! * [`Transaction`] and [`StagedFile`]: a checkpoint that is being written, until it is committed.
@@ -74,8 +74,8 @@ use std::sync::Arc;
 /// An [`Arc`] of a storage is a storage. A wrapper also wraps what [`repository`](Storage::repository) and
 /// [`open`](Storage::open) return, and forwards every method of theirs, the provided ones too.
 pub trait Storage: Debug + Send + Sync {
-    /// Returns the location independent of the working directory: `location` itself, where a storage has
-    /// none.
+    /// Returns the location independent of the working directory, or `location` itself for a storage without working
+    /// directories.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a location that this storage does not serve ([`not_served`]), and if the working
@@ -176,7 +176,7 @@ pub trait Repository: Debug + Send + Sync {
     fn scan(&self) -> Result<Scan>;
 
     /// Like [`scan`](Repository::scan). First makes durable what a dead predecessor may have left unsynced, so that no
-    /// decision depends on something that a power cut could undo. The same as [`scan`](Repository::scan) where nothing is
+    /// decision depends on something that a power cut could undo. The same as [`scan`](Repository::scan) if nothing is
     /// visible before it is durable.
     ///
     /// # Errors
@@ -195,8 +195,8 @@ pub trait Repository: Debug + Send + Sync {
     /// [`Error::Locked`] if another writer has it.
     fn lock(&self) -> Result<Lock>;
 
-    /// Checks that this process may use it: it must not be forked from the process that opened it. `Ok(())` where a forked
-    /// process shares nothing with the storage.
+    /// Checks that this process may use it: it must not be forked from the process that opened it. Returns `Ok(())` if
+    /// a forked process shares nothing with the storage.
     ///
     /// # Errors
     /// [`Error::Moved`] if it may not.
@@ -250,7 +250,8 @@ pub trait Repository: Debug + Send + Sync {
     /// If it cannot be renamed.
     fn release(&self, aside: &str, name: &str) -> Result<()>;
 
-    /// Writes a small file beside the checkpoints, such as the index, atomically and durably. Replaces an existing one.
+    /// Writes a small file, such as the index, to the directory itself, atomically and durably. Replaces an existing
+    /// one.
     ///
     /// # Errors
     /// If it cannot be written; the file is unchanged then.
@@ -273,15 +274,16 @@ pub trait Repository: Debug + Send + Sync {
     fn remove_mark(&self, checkpoint: &str, of: &Follows, file: &str) -> Result<bool>;
 
     /// Makes the marks of the checkpoint `of`, whose name is `checkpoint`, durable, whoever wrote them. Called before
-    /// other checkpoints are removed because of them. Does nothing where every mark that can be read is durable.
+    /// other checkpoints are removed because of them. Does nothing if every readable mark is durable.
     ///
     /// # Errors
     /// As for [`put_mark`](Repository::put_mark).
     fn sync_marks(&self, checkpoint: &str, of: &Follows) -> Result<()>;
 
-    /// Removes these `files` of the checkpoint `of`, whose name is `checkpoint`, as far as they are there: those of
-    /// components of which a mark says that they are removed. Makes that mark durable before it removes the first. Need not be durable: the next writer finds by the mark
-    /// what is left. A file that other checkpoints share stays in those.
+    /// Removes these `files` of the checkpoint `of`, whose name is `checkpoint`, if they exist: they belong to
+    /// components that a mark declares removed. Makes that mark durable before it removes the first file. The removal
+    /// need not be durable: the next writer finds by the mark what is left. A file that other checkpoints share remains
+    /// in those.
     ///
     /// # Errors
     /// [`Error::Removed`] if that checkpoint was removed; [`Error::Io`] if a file cannot be removed.
@@ -293,11 +295,12 @@ pub trait Repository: Debug + Send + Sync {
     /// Removes the leftovers that [`scan`](Repository::scan) reported, if possible.
     fn sweep(&self, leftovers: &[String]);
 
-    /// Makes the symbolic link `name` lead to `target`, which is beside it, durably and in one step, or removes it where there
-    /// is no target. What has the name is replaced only if it is a link whose target `is_ours`. Defaults to an error.
+    /// Points the symbolic link `name` to `target` in the same directory, durably and atomically, or removes it if
+    /// there is no target. An existing entry of that name is replaced only if it is a link whose target `is_ours`.
+    /// Defaults to an error.
     ///
     /// # Errors
-    /// When something else has the name, or the link cannot be made.
+    /// If something else has the name, or the link cannot be created.
     fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
         let _ = (target, is_ours);
         Err(crate::error::Error::io("link", self.root().join(name), io::ErrorKind::Unsupported.into()))
@@ -313,7 +316,7 @@ pub trait Repository: Debug + Send + Sync {
     fn clear_spares(&self) {}
 }
 
-/// Decides by the marks of a checkpoint, by name, whether it stays.
+/// Decides whether a checkpoint is kept, given its marks by name.
 pub type Stays<'a> = &'a dyn Fn(&[(String, Vec<u8>)]) -> bool;
 
 /// A checkpoint being written. If it is dropped before it is committed, it removes what it wrote.
@@ -382,7 +385,8 @@ impl From<Stat> for Finished {
     }
 }
 
-/// A guard that holds a directory's write lock until the last clone is dropped. Writers of the index pass it.
+/// A guard that holds a directory's write lock until the last clone is dropped. Functions that write the index require
+/// it.
 #[derive(Clone)]
 #[must_use = "the lock is released when it is dropped"]
 pub struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] Arc<dyn Send + Sync>);
@@ -411,8 +415,8 @@ pub enum Durability {
     /// about 30 seconds on Linux). A power cut in between can lose the checkpoint, and older ones that were pruned;
     /// that is detected, and a damaged checkpoint is never restored.
     ///
-    /// On file systems that are not known to be local (network file systems, FUSE), files are synced nevertheless,
-    /// because only that reports write errors.
+    /// On file systems that are not known to be local (network file systems, FUSE), files are synced anyway, because
+    /// write errors are reported only then.
     ProcessCrash,
 }
 
@@ -436,10 +440,10 @@ pub struct Scan {
 /// cache if there is one.
 pub(crate) const DIRECT: u64 = 8 << 20;
 
-/// What direct writes are aligned to: a multiple of every device's block size in use.
+/// The alignment of direct writes: a multiple of the block sizes in use.
 pub const PAGE: usize = 4096;
 
-/// A directory that is open for reading. It stays the same directory whatever happens to its name. All names are single
+/// A directory that is open for reading. It remains the same directory even if its name changes. All names are single
 /// components; a symbolic link of that name is never followed.
 pub trait OpenDir: Debug + Send + Sync {
     /// Returns the directory itself.
@@ -448,13 +452,13 @@ pub trait OpenDir: Debug + Send + Sync {
     /// Those of the storage.
     fn stat(&self) -> io::Result<Stat>;
 
-    /// Returns what has this name, if anything has.
+    /// Returns the entry with this name, if there is one.
     ///
     /// # Errors
     /// Those of the storage.
     fn stat_of(&self, name: &OsStr) -> io::Result<Option<Stat>>;
 
-    /// Returns what is in the directory, unsorted.
+    /// Returns the entries of the directory, unsorted.
     ///
     /// # Errors
     /// Those of the storage.
@@ -483,7 +487,7 @@ pub trait ReadFile: Send + Sync {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
-/// What a name stands for.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -496,7 +500,7 @@ pub enum Kind {
     Other,
 }
 
-/// Which file or directory it is, whatever it is called.
+/// The identity of a file or directory, independent of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {
     /// The number of the file system.
@@ -505,13 +509,13 @@ pub struct FileId {
     pub inode: u64,
 }
 
-/// What is known of a file or directory without reading it.
+/// Metadata of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stat {
-    /// Which one it is.
+    /// Its identity.
     pub id: FileId,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its length in bytes.
     pub length: u64,
@@ -520,7 +524,7 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// Returns what is known of one of this `kind` and `length` in bytes.
+    /// Creates the metadata of an entry of this `kind` and `length` in bytes.
     #[must_use]
     pub fn new(id: FileId, kind: Kind, length: u64) -> Stat {
         Stat { id, kind, length, modified: (0, 0) }
@@ -541,7 +545,7 @@ impl Stat {
 pub struct Entry {
     /// The name.
     pub name: OsString,
-    /// What it stands for.
+    /// Its kind.
     pub kind: Kind,
 }
 

@@ -1,4 +1,4 @@
-//! What the names in a directory of checkpoints mean.
+//! The meaning of names in a directory of checkpoints.
 
 use crate::error::{Error, Result};
 use crate::location::Location;
@@ -42,31 +42,31 @@ impl Aside {
     }
 }
 
-/// Why the directory `name` left the numbering, and what it was called; `None` for all others.
+/// Returns why the directory `name` left the numbering, and its former name; `None` for all others.
 #[must_use]
 pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
     PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
 }
 
-/// Returns `true` if a name is one that this module gave to what is being written or removed. All others are the
+/// Returns `true` if this module made the name for something that is being written or removed. All other names are the
 /// user's.
 pub(crate) fn is_leftover(name: &str) -> bool {
     without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
 }
 
-/// Returns the name that was marked with a prefix and a nonce; `None` when it was not.
+/// Returns the name to which a prefix and a nonce were added; `None` for all others.
 pub(crate) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
     let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     (nonce.len() == NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
 }
 
-/// Returns the directory a path lies in.
+/// Returns the parent directory of a path.
 pub(crate) fn parent_of(path: &Location) -> Location {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| ".".into())
 }
 
-/// Returns the name of the checkpoint that `path` leads to.
+/// Returns the name of the checkpoint at `path`.
 pub(crate) fn checkpoint_name(path: &Location) -> Result<&str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
     // What this crate itself calls so.
@@ -79,11 +79,11 @@ pub(crate) fn checkpoint_name(path: &Location) -> Result<&str> {
     })
 }
 
-/// Returns a name no other has: 128 random bits in hexadecimal.
+/// Returns a unique name: 128 random bits in hexadecimal.
 pub(crate) fn nonce() -> String {
     let mut bits = [0; NONCE_DIGITS / 2];
     if !random(&mut bits) {
-        // Each `RandomState` has keys of its own, drawn from the system's random source: but not in a forked process.
+        // Each `RandomState` has its own keys from the system's random source, except in a forked process.
         use std::hash::{BuildHasher, Hasher, RandomState};
         let draw = || (RandomState::new().build_hasher().finish() ^ u64::from(std::process::id())).to_ne_bytes();
         bits[..8].copy_from_slice(&draw());

@@ -21,7 +21,8 @@ pub(crate) fn read_whole(dir: &dyn OpenDir, name: &str, path: &Location, limit: 
     Ok(bytes)
 }
 
-/// A file of ours that cannot be opened: a link is called one; what else is no regular file is not what was written.
+/// Returns the error for a file of ours that cannot be opened: a link is reported as such; anything else that is not a
+/// regular file is damage.
 pub(crate) fn open_failed(path: &Location, e: io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::InvalidInput => Error::damaged(path, format!("it is {e}")),
@@ -32,7 +33,7 @@ pub(crate) fn open_failed(path: &Location, e: io::Error) -> Error {
     }
 }
 
-/// A directory of ours that cannot be opened as a checkpoint.
+/// Returns the error for a directory of ours that cannot be opened as a checkpoint.
 pub(crate) fn checkpoint_failed(path: &Location, e: io::Error) -> Error {
     match e.kind() {
         _ if Errno::from_io_error(&e) == Some(Errno::LOOP) => link_met(path),
@@ -41,7 +42,7 @@ pub(crate) fn checkpoint_failed(path: &Location, e: io::Error) -> Error {
     }
 }
 
-/// A link in the place of a checkpoint.
+/// Returns the error for a link in the place of a checkpoint.
 pub(crate) fn link_met(path: &Location) -> Error {
     let hint = "links in a directory of checkpoints are not followed: restore the checkpoint by this path, or move it \
                 here; or go on without it (`CheckpointManager::pass_over`)";
@@ -92,11 +93,11 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String
     Ok(marks)
 }
 
-/// The components of a checkpoint that were removed after its commit, as its marks tell.
+/// The components of a checkpoint that were removed after its commit, according to its marks.
 #[derive(Debug, Default)]
 pub(crate) struct Thinned {
     pub components: BTreeSet<String>,
-    /// Why a mark could not be read. Then a file that is missing may have been removed, and is no damage.
+    /// Why a mark could not be read. A missing file may then have been removed, and is not damage.
     pub unread: Option<Error>,
 }
 
@@ -136,7 +137,7 @@ pub(crate) fn thinned_in(dir: &dyn OpenDir, path: &Location, of: &Follows) -> Th
     thinned
 }
 
-/// Returns `true` if opening a directory failed since it is none: a file, or a symbolic link.
+/// Returns `true` if opening a directory failed because it is a file or a symbolic link.
 pub(crate) fn is_no_directory(e: &io::Error) -> bool {
     e.kind() == io::ErrorKind::NotADirectory || Errno::from_io_error(e) == Some(Errno::LOOP)
 }

@@ -13,7 +13,7 @@ use crate::source::{CHUNK, Source};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Restores what was matched. If it verifies first, an error leaves everything unchanged.
+/// Restores the matched values. If it verifies first, an error leaves everything unchanged.
 pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOptions) -> Result<()> {
     match origin {
         Origin::Ours(source) => {

@@ -36,7 +36,7 @@ pub(crate) struct Replacement {
 /// The entry of a collection without children, which cannot be distinguished from a missing one.
 static EMPTY: SavedTree = SavedTree { children: BTreeMap::new(), tensor: None, has_value: false };
 
-/// Returns what is saved of a child of an object of which `parent` is saved.
+/// Returns the saved part of a child, given that of its parent.
 fn saved_of<'a>(parent: Option<&'a SavedTree>, name: &str, child: &Node) -> Option<&'a SavedTree> {
     let saved = parent?.children.get(name);
     saved.or_else(|| matches!(child.0, Kind::Collection(_)).then_some(&EMPTY))
@@ -141,7 +141,7 @@ struct Mark {
 }
 
 impl<'a> Visitor for Matcher<'a> {
-    /// What is saved of the object.
+    /// The saved part of the object.
     type Above = Option<&'a SavedTree>;
 
     fn enters(&mut self, place: &Place<'_>) -> bool {
@@ -354,7 +354,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Forgets what was matched since; what was not stays in the report.
+    /// Discards the matches since then; mismatches remain in the report.
     fn go_back(&mut self, mark: &Mark) {
         self.matching.tensors.truncate(mark.tensors);
         self.matching.values.truncate(mark.values);

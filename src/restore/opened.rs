@@ -23,7 +23,7 @@ pub(crate) enum Opened {
     Foreign(Box<dyn TensorSource>, Stamp),
 }
 
-/// The description of a checkpoint beside its tensors and values.
+/// The description of a checkpoint, without its tensors and values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct About {
     pub path: Location,
@@ -119,7 +119,7 @@ impl Opened {
 }
 
 impl Whence {
-    /// Opens the checkpoint again. Returns `None` if another one is there now.
+    /// Opens the checkpoint again. Returns `None` if another one has taken its place.
     pub(crate) fn open_again(&self, path: &Location, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
             Whence::Ours(storage, manifest) => {
@@ -150,8 +150,8 @@ pub(crate) fn with_names<R>(
     }
 }
 
-/// Adds to the `error` of a directory without a manifest the `reason` why it is no checkpoint of another tool, if it
-/// has any content that is not of a directory of checkpoints.
+/// Adds to the `error` of a directory without a manifest the `reason` why it is not a checkpoint of another tool, if it
+/// has any content that does not belong to a directory of checkpoints.
 fn of_no_format(error: Error, reason: &str) -> Error {
     match error {
         Error::NotFound { path, reason: own }

@@ -44,7 +44,7 @@ use std::sync::Arc;
 /// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups in the checkpoint get their
 ///   saved options; additional ones keep their options.
 /// * **One more field in a saved struct** ([`Value`](crate::Value)): `#[serde(default)]` on the field. Or
-///   `allow_mismatch("progress")`, which keeps the whole present value.
+///   `allow_mismatch("progress")`, which keeps the present value as it is.
 /// * **One more object**: `allow_missing("ema/*")`.
 /// * **A part that was frozen or unfrozen**: [`trainable`](RestoreOptions::trainable).
 ///
@@ -144,8 +144,8 @@ impl RestoreOptions {
         self
     }
 
-    /// Excludes objects whose key matches `pattern`, and everything below them: they keep their values, whatever the
-    /// checkpoint has. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. Values of the
+    /// Excludes objects whose key matches `pattern`, and everything below them: they keep their values, regardless of
+    /// the checkpoint. `skip("optimizer")` and `skip("optimizer/*")` restore without the optimizer. Values of the
     /// checkpoint under such keys do not count as unused, and the assertions of [`RestoreStatus`](crate::RestoreStatus)
     /// ignore them.
     #[must_use]

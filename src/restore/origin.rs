@@ -26,7 +26,7 @@ pub(crate) struct Any<'a> {
     pub source: &'a dyn TensorSource,
     /// Digests of the first read of tensors that the source cannot verify.
     digests: Mutex<BTreeMap<String, Digest>>,
-    /// What a map did.
+    /// The record of what a map did.
     mappings: &'a [Mapping],
 }
 
@@ -120,7 +120,7 @@ impl<'a> Origin<'a> {
         self.lacks(key).is_some() || self.unreadable(key).is_some()
     }
 
-    /// Returns `true` if a value takes all that there is below its key.
+    /// Returns `true` if a value uses everything below its key.
     pub(crate) fn has_branches(&self) -> bool {
         matches!(self, Origin::Any(_))
     }
@@ -143,7 +143,7 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// How far what is no tensor is verified.
+    /// How far everything but tensors is verified.
     pub(crate) fn values_verified_by(&self) -> VerifiedBy {
         match self {
             Origin::Ours(_) => VerifiedBy::Digest,
@@ -161,7 +161,7 @@ impl<'a> Origin<'a> {
 }
 
 impl Any<'_> {
-    /// A tensor of one element as a number: formats without values keep numbers so.
+    /// Returns a tensor of one element as a number: formats without values store numbers in this form.
     fn number(&self, key: &str) -> Result<Option<Json>> {
         let Some(spec) = self.source.tensors().get(key).filter(|spec| spec.shape.is_empty()) else {
             return Ok(None);

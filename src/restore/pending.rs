@@ -239,13 +239,13 @@ impl State {
     }
 }
 
-/// Where a checkpoint is, whatever the working directory will be.
+/// Returns the location of a checkpoint, independent of the working directory.
 fn absolute(location: &Location) -> Location {
     let absolute = location.as_path().and_then(|path| std::path::absolute(path).ok());
     absolute.map_or_else(|| location.clone(), Location::from)
 }
 
-/// Refuses what does not match, unless the options allow it.
+/// Returns an error for mismatches, unless the options allow them.
 pub(crate) fn check(matching: &Matching, path: &Location, options: &RestoreOptions) -> Result<()> {
     if let Some(key) = matching.left_torn.first() {
         let reason = format!(

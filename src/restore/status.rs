@@ -45,19 +45,19 @@ impl RestoreStatus {
         &self.pending.about.path
     }
 
-    /// Returns the step it was saved at, if it was saved with one.
+    /// Returns the step at which it was saved, if it was saved with one.
     #[must_use]
     pub fn step(&self) -> Option<u64> {
         self.pending.about.step
     }
 
-    /// Returns the checkpoint and those of earlier runs that it goes back to. Empty for files of other tools.
+    /// Returns the checkpoint and those of earlier runs from which it descends. Empty for files of other tools.
     pub(crate) fn lineage(&self) -> &[Follows] {
         &self.pending.about.lineage
     }
 
-    /// Returns how far the restored tensors were verified: the least of all tensors. [`VerifiedBy::Digest`] for
-    /// checkpoints of this crate; depends on the format for those of other tools.
+    /// Returns how far the restored tensors were verified, which is the least over all tensors: [`VerifiedBy::Digest`]
+    /// for checkpoints of this crate, depending on the format for those of other tools.
     #[must_use]
     pub fn verified_by(&self) -> VerifiedBy {
         self.pending.verified_by
@@ -67,8 +67,8 @@ impl RestoreStatus {
         self.pending.about.save_counter
     }
 
-    /// Returns what matched, what has no value, and what is unused, for the present objects. If these cannot be
-    /// examined, returns the report of the restore.
+    /// Returns which of the present objects matched, which have no value, and which values are unused. If these cannot
+    /// be examined, returns the report of the restore.
     #[must_use]
     pub fn report(&self) -> RestoreReport {
         self.pending.report().unwrap_or_else(|_| self.pending.report_of_the_restore())
@@ -146,7 +146,7 @@ impl RestoreStatus {
 pub struct StartOutcome {
     /// The restore, or `None` for a fresh start.
     pub restored: Option<RestoreStatus>,
-    /// What [`initialize_from`](crate::CheckpointManagerBuilder::initialize_from) read, in a fresh start.
+    /// The result of [`initialize_from`](crate::CheckpointManagerBuilder::initialize_from), in a fresh start.
     pub initialized: Option<RestoreStatus>,
     /// Checkpoints that were skipped because they are damaged, newest first.
     pub passed_over: Vec<PassedOver>,
@@ -156,7 +156,7 @@ pub struct StartOutcome {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PassedOver {
-    /// Its present path.
+    /// Its current path.
     pub path: Location,
     /// The reason.
     pub reason: String,

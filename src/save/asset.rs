@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
-/// A file that one save writes beside the components, with a digest, without holding its content in memory. Given to
-/// [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
+/// A file that one save writes in addition to the components, with a digest, without holding its content in memory.
+/// Given to [`Checkpoint::write_with_assets`](crate::Checkpoint::write_with_assets) and
 /// [`CheckpointReader::copy_to`](crate::CheckpointReader::copy_to).
 ///
 /// [`Asset`](crate::Asset) is a file in every save of a checkpoint.
@@ -82,7 +82,7 @@ impl fmt::Debug for AssetStream<'_> {
     }
 }
 
-/// Checks the names of assets, of which `others` are written too.
+/// Checks the names of assets; `others` are written as well.
 pub(crate) fn check_names<'a>(streams: &'a [AssetStream<'_>], others: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut names: HashSet<String> = others.into_iter().map(str::to_ascii_lowercase).collect();
     for AssetStream { name, .. } in streams {

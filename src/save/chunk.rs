@@ -8,8 +8,8 @@ use std::ops::Range;
 /// The default number of bytes that are gathered, digested and written at a time.
 pub(super) const CHUNK: usize = 4 << 20;
 
-/// The same for small files, which always go through the page cache: allocating a whole chunk would take longer than
-/// their bytes, and a small chunk stays in the core's cache.
+/// The same for small files, which always go through the page cache: allocating a full chunk would take longer than
+/// writing their bytes, and a small chunk stays in the core's cache.
 const SMALL_CHUNK: usize = 64 << 10;
 
 /// The minimum size of a span in bytes.

@@ -29,18 +29,18 @@ impl SavedBytes {
 }
 
 impl SaveClock {
-    /// Starts at the beginning of the call.
+    /// Starts the clock, at the beginning of the call.
     pub(crate) fn start() -> SaveClock {
         SaveClock { began: Instant::now(), waited: Duration::ZERO, stall: Arc::default() }
     }
 
-    /// The call has waited for the previous save until now.
+    /// Records that the call has waited for the previous save until now.
     pub(crate) fn waited(mut self) -> SaveClock {
         self.waited = self.began.elapsed();
         self
     }
 
-    /// The call returns, and the save goes on.
+    /// Records that the call returns while the save continues.
     pub(crate) fn call_returns(&self) {
         let _ = self.stall.set(self.began.elapsed());
     }

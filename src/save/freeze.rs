@@ -119,7 +119,7 @@ impl Noted {
     }
 }
 
-/// A tensor as it was.
+/// A recorded tensor.
 struct Copied {
     spec: TensorSpec,
     bytes: Vec<u8>,
@@ -144,7 +144,7 @@ impl TensorLeaf for Copied {
     }
 }
 
-/// A value as it was.
+/// A recorded value.
 struct Fixed(Json);
 
 impl ValueLeaf for Fixed {

@@ -104,7 +104,7 @@ pub(crate) struct Capture {
     failure: Mutex<Option<Failure>>,
 }
 
-/// How writers that do not wait by themselves are treated.
+/// How writers that do not wait on their own are treated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Others {
     /// Whether their library makes them wait, if it can.
@@ -142,7 +142,7 @@ impl Failure {
 impl Capture {
     /// Starts a capture: pins what is `lazy`, and returns what it will read. Copies nothing yet: call
     /// [`Capture::copy_now`] and then, on any threads, [`Hold::finish`]. `image` fits the files with lazy tensors.
-    /// `others` is how writers that do not wait by themselves are treated. Returns `None` if the plan `is_checked` and
+    /// `others` is how writers that do not wait on their own are treated. Returns `None` if the plan `is_checked` and
     /// no longer fits the tensors.
     pub(crate) fn begin(
         plan: Arc<Plan>,
@@ -228,7 +228,7 @@ impl Capture {
         self.image.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the memory back.
+    /// Reclaims the memory.
     pub(crate) fn take_image(&self) -> Image {
         std::mem::take(&mut *self.image_mut())
     }

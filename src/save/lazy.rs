@@ -22,7 +22,7 @@ pub(crate) struct Lazy {
     pub(super) kept: Vec<Option<Box<dyn TensorPin>>>,
     /// The places of those that are pinned at every save.
     pub(super) fresh: Vec<usize>,
-    /// Those that others than their writer may have a handle to.
+    /// Those to which code other than their writer may have a handle.
     pub(super) sampled: Sampled,
     /// The writers with exclusive access to any of them, with the place of one.
     pub(super) writers: Vec<(std::sync::Arc<Exclusive>, usize)>,

@@ -103,9 +103,9 @@ impl SaveOptions {
     }
 
     /// Records nothing about the values of tensors whose key matches `pattern`, so that they never make a checkpoint
-    /// unhealthy: for constants that hold infinite values on purpose, such as an attention mask. In a pattern, `*` matches
-    /// any text, including `/`. Can be called several times. By default, every tensor counts, buffers too: a NaN in the
-    /// statistics of batch normalization spoils an evaluation as one in a weight does.
+    /// unhealthy: for constants that hold infinite values on purpose, such as an attention mask. In a pattern, `*`
+    /// matches any text, including `/`. Can be called several times. By default, every tensor counts, including
+    /// buffers: a NaN in the statistics of batch normalization spoils an evaluation just like one in a weight.
     ///
     /// ```
     /// use tch_checkpoint::SaveOptions;

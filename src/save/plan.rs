@@ -1,4 +1,4 @@
-//! Plans a save: which tensor goes to which file. Writes nothing; objects that cannot be saved are refused here, by
+//! Plans a save: which tensor goes to which file. Writes nothing. Objects that cannot be saved are reported here, by
 //! name.
 
 use super::chunk::{self, Span};
@@ -172,13 +172,13 @@ impl Plan {
     }
 }
 
-/// What the name of the file ends in that has a component's frozen parameters, where it has others.
+/// The suffix of the file with a component's frozen parameters, if it has others as well.
 const FROZEN: &str = "-frozen";
 
 /// Plans a save of these objects.
 pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<Plan> {
     let walked = walk(objects)?;
-    // Before anything else is asked, so that a change meanwhile makes the plan stale, never wrongly current.
+    // Read first, so that a change meanwhile makes the plan stale, never wrongly current.
     let asked = walked.collections.iter().zip(&walked.covered).filter(|(_, is_covered)| !**is_covered);
     let collections = asked.map(|(collection, _)| (collection.clone(), collection.generation())).collect();
     let generation = |leaf: &Leaf| match &leaf.object {
@@ -268,7 +268,7 @@ impl Planner {
         let mut files = Vec::new();
         for (component, places) in std::mem::take(&mut self.components) {
             let stem = name::file_stem(&component);
-            // What does not change while the rest is trained is not written again with it.
+            // Frozen parameters are not written again with the trained ones.
             let (frozen, others): (Vec<usize>, Vec<usize>) =
                 places.into_iter().partition(|place| self.frozen.contains(place));
             let groups = match others.is_empty() {

@@ -39,7 +39,7 @@ pub(crate) struct Stamp {
     pub unclean: bool,
     /// The components that are tracked and left out, sorted.
     pub without: Vec<String>,
-    /// Whether the manifest records what the save costs.
+    /// Whether the manifest records the cost of the save.
     pub records_figures: bool,
 }
 
@@ -60,14 +60,14 @@ pub(crate) struct SaveRequest {
 pub(crate) struct Committed {
     pub path: Location,
     pub manifest: Manifest,
-    /// What to compare the next save with.
+    /// The state with which the next save is compared.
     pub memo: Memo,
-    /// What the save cost.
+    /// The cost of the save.
     pub figures: SaveFigures,
 }
 
 impl SaveRequest {
-    /// Requests a save of `plan`, with the present values and user-provided files. The save began when `clock` was
+    /// Requests a save of `plan`, with the current values and files of the user. The save began when `clock` was
     /// started.
     pub(crate) fn new(
         plan: Arc<Plan>,

@@ -6,7 +6,8 @@ use crate::dtype::TensorSpec;
 use crate::graph::TensorPin;
 use std::hash::{BuildHasher, RandomState};
 
-/// The maximum number of elements, whatever the state's size: reading one in cold memory takes about 0.1 µs.
+/// The maximum number of elements, regardless of the size of the state: reading one from cold memory takes about 0.1
+/// µs.
 const MOST: u64 = 8192;
 
 /// The size of the largest element.
@@ -76,8 +77,8 @@ pub(super) trait Pinned {
 }
 
 impl Samples {
-    /// Looks at the first and the last element of every tensor that is pinned, and at others, spread by bytes; at other
-    /// places every time. `spare` gives the memory.
+    /// Samples the first and the last element of every pinned tensor, and further elements spread by bytes, at
+    /// different places each time. `spare` provides the memory.
     pub(super) fn take(spare: Samples, sampled: &Sampled, pins: &impl Pinned) -> Samples {
         let mut samples = spare;
         samples.choose(sampled, pins);
@@ -85,12 +86,12 @@ impl Samples {
         samples
     }
 
-    /// Looks at the same elements once more.
+    /// Samples the same elements again.
     pub(super) fn look_again(&mut self, pins: &impl Pinned) {
         self.read(pins);
     }
 
-    /// Returns the place of a tensor of which an element is not what it was.
+    /// Returns the place of a tensor with an element that has changed.
     pub(super) fn changed(&self, pins: &impl Pinned) -> Option<usize> {
         let differs = |Sample { tensor, size, offset, value }: &&Sample| {
             let memory = pins.get(*tensor as usize).and_then(|pin| pin.memory());
@@ -108,7 +109,7 @@ impl Samples {
         self.samples.reserve(MOST.min(ends.saturating_add(*bytes)) as usize);
         self.firsts.clear();
         self.firsts.resize(*planned, u32::MAX);
-        // Of too many tensors not all get a look.
+        // If there are too many tensors, not all are sampled.
         let first = if ends > MOST { random.below(count) } else { 0 };
         let end = first + MOST / 2;
         let is_looked_at = |i: u64| (first..end).contains(&i) || i + count < end;
@@ -140,8 +141,8 @@ impl Samples {
         }
     }
 
-    /// Looks at the chosen elements, one right after the other: their memory is cold, and the processor then waits for
-    /// many of them at a time.
+    /// Reads the chosen elements in a tight loop: their memory is cold, and the processor can then wait for many of
+    /// them at a time.
     fn read(&mut self, pins: &impl Pinned) {
         let (mut current, mut memory): (Option<u32>, Option<&[u8]>) = (None, None);
         for Sample { tensor, size, offset, value } in &mut self.samples {
@@ -158,7 +159,7 @@ impl Samples {
         }
     }
 
-    /// Returns `true` if the bytes of a part, copied, have all samples as they were.
+    /// Returns `true` if the copied bytes of a part have all samples unchanged.
     pub(super) fn fit(&self, part: &Part, bytes: &[u8]) -> bool {
         let Source::Tensor(place) = part.source else { return true };
         let of_tensor =

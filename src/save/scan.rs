@@ -1,19 +1,20 @@
-//! What the pass that digests notes of the values of a tensor: whether all are finite, norm, minimum and maximum.
+//! Statistics of a tensor's values, computed in the pass that digests: whether all are finite, norm, minimum and
+//! maximum.
 //!
-//! Values are taken in blocks that are counted from the tensor's first element, so that the figures do not depend on
-//! how the bytes arrive. Within a block, sums are of single precision in lanes; a block in which that could go wrong
-//! (values that are not finite, very large or very small ones) is summed again in double precision.
+//! Values are processed in blocks that are counted from the tensor's first element, so that the results do not depend
+//! on how the bytes arrive. Within a block, sums are computed in single precision, in lanes; a block in which that
+//! could be inexact (values that are not finite, very large or very small) is summed again in double precision.
 
 use crate::dtype::Dtype;
 use crate::format::Statistics;
 
 /// Bytes of a block: a multiple of every element's size.
 const BLOCK: usize = 4096;
-/// Sums that a processor can form at a time.
+/// The number of sums that a processor can compute at a time.
 const LANES: usize = 16;
-/// Between these bounds the sum of the squares of a block is good to about five digits.
+/// Between these bounds, the sum of the squares of a block is accurate to about five digits.
 const EXACT_ENOUGH: std::ops::RangeInclusive<f32> = 1e-30..=1e37;
-/// The largest finite value of half precision. What comes from an infinity or NaN of it is larger.
+/// The largest finite value of half precision. Decoded infinities and NaNs are larger.
 const F16_MAX: f32 = 65504.0;
 
 /// How elements are read.
@@ -27,7 +28,7 @@ enum Elements {
     F8(fn(u8) -> f64),
 }
 
-/// Takes in the bytes of one tensor, in order.
+/// Processes the bytes of one tensor, in order.
 #[derive(Debug)]
 pub(super) struct Scan {
     elements: Elements,
@@ -57,7 +58,7 @@ impl Totals {
 }
 
 impl Scan {
-    /// For a tensor of this type; `None` for integers and truth values.
+    /// Creates a scan for a tensor of this type; `None` for integers and booleans.
     pub(super) fn of(dtype: Dtype) -> Option<Scan> {
         let elements = match dtype {
             Dtype::F16 => Elements::F16,
@@ -74,7 +75,7 @@ impl Scan {
         Some(Scan { elements, rest: Vec::new(), totals })
     }
 
-    /// The next bytes.
+    /// Processes the next bytes.
     pub(super) fn update(&mut self, mut bytes: &[u8]) {
         if !self.rest.is_empty() {
             let (first, others) = bytes.split_at(bytes.len().min(BLOCK - self.rest.len()));
@@ -91,7 +92,7 @@ impl Scan {
         blocks.for_each(|block| self.block(block));
     }
 
-    /// What came of it.
+    /// Returns the statistics.
     pub(super) fn finish(mut self) -> Statistics {
         let rest = std::mem::take(&mut self.rest);
         self.exactly(&rest);
@@ -118,7 +119,7 @@ impl Scan {
         }
     }
 
-    /// As [`quick`], with nothing lost.
+    /// Like [`quick`], in double precision.
     fn block_of_doubles(&mut self, block: &[u8]) {
         let (mut squares, mut min, mut max) = ([0f64; LANES], [f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
         let (elements, _) = block.as_chunks::<8>();
@@ -166,13 +167,14 @@ impl Scan {
     }
 }
 
-/// Calls `take` for each element.
+/// Calls `take` with each element.
 fn each<const SIZE: usize>(bytes: &[u8], mut take: impl FnMut([u8; SIZE])) {
     let (elements, _) = bytes.as_chunks::<SIZE>();
     elements.iter().for_each(|element| take(*element));
 }
 
-/// Returns the sum of the squares, minimum and maximum of a block; `None` where single precision is not enough.
+/// Returns the sum of the squares, the minimum and the maximum of a block; `None` if single precision is not
+/// sufficient.
 fn quick<const SIZE: usize>(block: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> Option<(f64, f32, f32)> {
     let (mut squares, mut min, mut max) = ([0f32; LANES], [f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let (elements, _) = block.as_chunks::<SIZE>();
@@ -192,7 +194,7 @@ fn quick<const SIZE: usize>(block: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> 
     (is_zero || EXACT_ENOUGH.contains(&total)).then(|| (squares.iter().map(|&sum| f64::from(sum)).sum(), min, max))
 }
 
-/// A value of half precision. Infinities and NaN become values above [`F16_MAX`].
+/// Decodes a value of half precision. Infinities and NaN become values above [`F16_MAX`].
 fn f16_unless_infinite(bytes: [u8; 2]) -> f32 {
     let bits = u32::from(u16::from_le_bytes(bytes));
     // Exponents are counted from 15 there and from 127 here: 2 to the power of 112.
@@ -200,14 +202,14 @@ fn f16_unless_infinite(bytes: [u8; 2]) -> f32 {
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
-/// A value of half precision.
+/// Decodes a value of half precision.
 fn f16(bits: u16) -> f64 {
     let is_finite = bits & 0x7c00 != 0x7c00;
     let value = f16_unless_infinite(bits.to_le_bytes());
     if is_finite { value.into() } else { f64::NAN }
 }
 
-/// A value of one byte with so many bits of mantissa, exponents counted from `bias`, and these NaN.
+/// Decodes a value of one byte with so many bits of mantissa, an exponent biased by `bias`, and these NaNs.
 fn f8(byte: u8, mantissa: u32, bias: i32, is_nan: impl Fn(u8) -> bool) -> f64 {
     let magnitude = byte & 0x7f;
     if is_nan(magnitude) {

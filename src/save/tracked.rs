@@ -1,4 +1,4 @@
-//! Files of the user's own that are saved beside the components.
+//! Files of the user that are saved in addition to the components.
 
 use crate::error::{Error, Result};
 use crate::format::{AssetEntry, Digest, INDEX_FILE, MANIFEST_FILE, SAVED_MODEL_FILES};
@@ -13,11 +13,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A file of the user's own that every checkpoint has beside its components, under a digest: a tokenizer, a vocabulary,
-/// a replay shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
+/// A file of the user that every checkpoint contains in addition to its components, with a digest: for example a
+/// tokenizer, a vocabulary, or a replay shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
 ///
-/// The content is that of the call that saves, and is held in memory until it is written. A manager does not write a
-/// file again that has not changed since its last checkpoint: it is given a second name, as a component is.
+/// The content is read during the call that saves, and is held in memory until it is written. A file that has not
+/// changed since the manager's last checkpoint is hard-linked instead of written again, like a component.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,7 +45,7 @@ pub struct Asset {
     content: Content,
 }
 
-/// What writes an asset.
+/// The origin of an asset's content.
 type Writer = dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync;
 
 #[derive(Clone)]
@@ -55,15 +55,15 @@ enum Content {
 }
 
 impl Asset {
-    /// Returns the file at `path`, as it is when a checkpoint is saved. Its name there is the name it has.
+    /// Creates an asset from the file at `path`, with its content at the time of each save. It keeps its file name.
     pub fn file(path: impl Into<PathBuf>) -> Asset {
         let path = path.into();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Asset { name, content: Content::File(path) }
     }
 
-    /// Returns what `write` writes, which is called for every checkpoint, by the call that saves it. Writing the same
-    /// bytes for the same state lets checkpoints share the file.
+    /// Creates an asset whose content `write` writes; it is called for every checkpoint, by the call that saves. If it
+    /// writes the same bytes for the same state, checkpoints can share the file.
     pub fn writer(
         name: impl Into<String>,
         write: impl Fn(&mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
@@ -71,7 +71,7 @@ impl Asset {
         Asset { name: name.into(), content: Content::Writer(Arc::new(write)) }
     }
 
-    /// Under another name.
+    /// Sets the name of the file in the checkpoint.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Asset {
         self.name = name.into();
@@ -84,7 +84,7 @@ impl Asset {
         &self.name
     }
 
-    /// Returns whether a checkpoint can have a file of this name.
+    /// Checks that a checkpoint can have a file of this name.
     pub(crate) fn check_name(&self) -> Result<()> {
         check_asset_name(&self.name)?;
         if SAVED_MODEL_FILES.contains(&self.name.to_ascii_lowercase().as_str()) {
@@ -93,7 +93,7 @@ impl Asset {
         Ok(())
     }
 
-    /// Returns the content as it is now.
+    /// Returns the current content.
     pub(crate) fn capture(&self, earlier: Option<&Earlier>) -> Result<Captured> {
         let failed = |e: io::Error| Error::object(&self.name, format!("its writer failed: {e}"));
         let (bytes, stamp) = match &self.content {
@@ -105,7 +105,7 @@ impl Asset {
             Content::File(path) => match read(path, earlier)? {
                 (Some(bytes), stamp) => (bytes, stamp),
                 (None, stamp) => {
-                    // Nothing was read without an earlier one.
+                    // It was read, because there is no earlier one.
                     let entry = earlier
                         .map_or(AssetEntry { bytes: 0, digest: Digest::of(&[]) }, |earlier| earlier.entry.clone());
                     return Ok(Captured { name: self.name.clone(), entry, bytes: None, stamp });
@@ -152,9 +152,9 @@ pub(crate) struct Earlier {
     pub entry: AssetEntry,
     /// The state of the user's file; `None` if that does not show whether it has changed.
     pub stamp: Option<FileStamp>,
-    /// What the checkpoint's file was when it was finished.
+    /// The state of the checkpoint's file when it was finished.
     pub finished: Finished,
-    /// Whether one checkpoint more may have that file.
+    /// Whether one more checkpoint may share that file.
     pub may_share: bool,
     /// The checkpoints that have it.
     pub shares: BTreeSet<String>,
@@ -170,7 +170,7 @@ pub(crate) struct FileStamp {
     changed: (i64, i64),
 }
 
-/// Within so many seconds a file can change without its times telling.
+/// Within so many seconds, a file can change without a change of its times.
 const GRANULARITY: i64 = 2;
 
 impl FileStamp {
@@ -184,14 +184,14 @@ impl FileStamp {
         }
     }
 
-    /// Returns `true` if a later change would be seen.
+    /// Returns `true` if a later change would be detected.
     fn is_settled(&self) -> bool {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
         i64::try_from(now).is_ok_and(|now| self.changed.0 < now - GRANULARITY && self.modified.0 < now - GRANULARITY)
     }
 }
 
-/// Returns the bytes of a file, unless it is what it was for the earlier checkpoint.
+/// Returns the bytes of a file, unless it is unchanged since the earlier checkpoint.
 fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Option<FileStamp>)> {
     let failed = |e| Error::io("read", path, e);
     let mut file = File::open(path).map_err(failed)?;
@@ -215,24 +215,24 @@ fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Opti
     Ok((Some(bytes), is_settled.then_some(stamp)))
 }
 
-/// An asset's content at the call of a save.
+/// An asset's content at the time of a save.
 pub(crate) struct Captured {
     pub name: String,
     pub entry: AssetEntry,
-    /// `None`: as in the last checkpoint.
+    /// `None` if it is unchanged since the last checkpoint.
     bytes: Option<Vec<u8>>,
     pub stamp: Option<FileStamp>,
 }
 
-/// What became of an asset.
+/// The result of saving an asset.
 pub(crate) struct SavedAsset {
     pub captured: Captured,
-    /// What its file was when it was finished; `None` for one that is the last checkpoint's.
+    /// The state of its file when it was finished; `None` if it is the last checkpoint's.
     pub finished: Option<Finished>,
 }
 
 impl Captured {
-    /// Writes it, or gives the file of the checkpoint `last` a second name: it is the `earlier` asset.
+    /// Writes it, or hard-links the file of the `earlier` asset in the checkpoint `last`.
     pub(crate) fn write(
         mut self,
         last: &str,

@@ -1,10 +1,10 @@
-//! Components that have not changed since the last checkpoint are not written again: their file gets a second name.
+//! Components that have not changed since the last checkpoint are not written again: their file is hard-linked.
 //!
-//! That a component may be unchanged is told by its tensors' version counters, which cost nothing to ask; that it is,
-//! by the digests of the bytes of the call: of what is copied behind the call once it is copied, of all else at the
-//! call. Of the checkpoints that are kept, at least two never share a file, so that one bad sector cannot spoil them
-//! all: where one is kept, a file is always given another name; where two are kept, never; else as long as one of the
-//! others has another file.
+//! The version counters of its tensors, which are cheap to read, show that a component may be unchanged. The digests of
+//! its bytes at the time of the call decide: for tensors that are copied after the call, once they are copied; for all
+//! others, during the call. Of the checkpoints that are kept, at least two never share a file, so that one bad sector
+//! cannot damage them all: if one checkpoint is kept, files are always linked; if two are kept, never; otherwise, as
+//! long as one of the others has another file.
 
 use super::lazy::AllSeen;
 use super::plan::{Plan, PlannedFile};
@@ -18,27 +18,26 @@ use crate::repository::Finished;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// So many checkpoints at most have the same file, however many are kept.
+/// The maximum number of checkpoints that share a file, regardless of how many are kept.
 const MAX_SHARES: usize = 16;
 
-/// What the last checkpoint of a manager was made of.
+/// The parts of a manager's last checkpoint.
 #[derive(Default)]
 pub(crate) struct Memo {
-    /// Its name.
+    /// The name of the checkpoint.
     name: String,
     files: HashMap<String, MemoFile>,
     assets: HashMap<String, Earlier>,
-    /// The checkpoints that will be there beside the next one.
+    /// The checkpoints that will exist together with the next one.
     kept: BTreeSet<String>,
-    /// For components, by the first part of their keys: those of these checkpoints that lack them.
+    /// Which of these checkpoints lack a component, by the first part of its keys.
     lacking: HashMap<String, BTreeSet<String>>,
-    /// Its files could not be given a second name: what may be unchanged is captured all the same.
+    /// Its files could not be linked: components that may be unchanged are captured anyway.
     no_links: bool,
 }
 
 impl Memo {
-    /// Says which checkpoints will be there beside the next one, when that is saved, each with the components that it
-    /// lacks then.
+    /// Sets which checkpoints will exist together with the next one, each with the components that it lacks then.
     pub(crate) fn keep(&mut self, checkpoints: BTreeMap<String, Vec<String>>) {
         self.lacking.clear();
         for (checkpoint, lacks) in &checkpoints {
@@ -49,7 +48,7 @@ impl Memo {
         self.kept = checkpoints.into_keys().collect();
     }
 
-    /// Returns `true` if one checkpoint more may have this file, which is of this component if it is of one.
+    /// Returns `true` if one more checkpoint may share this file, which belongs to this component, if to any.
     fn may_share(&self, shares: &BTreeSet<String>, component: Option<&str>) -> bool {
         let lacking = component.and_then(|component| self.lacking.get(component));
         let mut kept =
@@ -63,29 +62,29 @@ struct MemoFile {
     versions: Versions,
     digests: Vec<Digest>,
     statistics: Vec<Option<Statistics>>,
-    /// What the file was when it was finished.
+    /// The state of the file when it was finished.
     finished: Finished,
-    /// The checkpoints that have this very file.
+    /// The checkpoints that share this file.
     shares: BTreeSet<String>,
 }
 
-/// Of every tensor of a file the address and the version; `None` when one of them has none.
+/// The address and the version of every tensor of a file; `None` if a tensor has none.
 type Versions = Option<Vec<(usize, u64)>>;
 
 /// The files of a plan that have not changed, according to the version counters.
 pub(crate) struct Unchanged {
     /// The last checkpoint.
     from: String,
-    /// For every file of the plan: the digests its tensors had, if they may have them still.
+    /// For every file of the plan: the digests that its tensors had, if they may still have them.
     digests: Vec<Option<Vec<Digest>>>,
-    /// What was noted of the tensors of those files.
+    /// The records of the tensors of those files.
     statistics: Vec<Vec<Option<Statistics>>>,
     /// Which of them are known to be unchanged.
     proved: Vec<bool>,
     no_links: bool,
-    /// What the tensors say of themselves.
+    /// What the tensors report.
     seen: AllSeen,
-    /// For the same files: what they were when they were finished, and who has them.
+    /// For the same files: their state when they were finished, and the checkpoints that share them.
     shared: Vec<Option<(Finished, BTreeSet<String>)>>,
     assets: HashMap<String, Earlier>,
 }
@@ -95,8 +94,8 @@ fn versions<'a>(plan: &'a Plan, file: &'a PlannedFile, seen: &'a [Seen]) -> impl
 }
 
 impl Unchanged {
-    /// Compares a plan, with its tensors as they are [`seen`](Plan::look), with the last checkpoint. What changes later
-    /// is taken for changed by the next save.
+    /// Compares a plan, with its tensors as they are [`seen`](Plan::look), with the last checkpoint. The next save
+    /// detects later changes.
     pub(crate) fn since(memo: &Memo, plan: &Plan, seen: AllSeen) -> Unchanged {
         let same = plan.files.iter().map(|file| {
             let known = memo.files.get(&file.name)?;
@@ -125,13 +124,13 @@ impl Unchanged {
         Unchanged { from, digests, statistics, proved, no_links: memo.no_links, seen, shared, assets }
     }
 
-    /// Where there is no last checkpoint.
+    /// The result if there is no last checkpoint.
     pub(crate) fn since_nothing(plan: &Plan, seen: AllSeen) -> Unchanged {
         Unchanged::since(&Memo::default(), plan, seen)
     }
 
-    /// Looks at the files that may be unchanged, now, at the call: those that are need not be captured. Not at those of
-    /// which something `is_behind` the call.
+    /// Compares the files that may be unchanged now, during the call: those that are unchanged need not be captured.
+    /// Skips files of which something `is_behind` the call.
     pub(crate) fn prove(&mut self, plan: &Plan, is_behind: impl Fn(usize) -> bool, threads: usize) {
         for place in 0..plan.files.len() {
             if self.no_links || self.digests[place].is_none() || is_behind(place) {
@@ -149,18 +148,18 @@ impl Unchanged {
         self.proved.get(file) == Some(&true)
     }
 
-    /// Returns the digests that a file's tensors had, with their places, if they may have them still.
+    /// Returns the digests that a file's tensors had, with their places, if they may still have them.
     pub(super) fn known(&self, plan: &Plan, place: usize) -> Option<Vec<(usize, Digest)>> {
         let (file, digests) = (plan.files.get(place)?, self.digests.get(place)?.as_ref()?);
         Some(file.tensors.iter().copied().zip(digests.iter().copied()).collect())
     }
 
-    /// Returns what the tensors have said of themselves.
+    /// Returns what the tensors have reported.
     pub(super) fn seen(&self) -> &[Seen] {
         &self.seen
     }
 
-    /// Returns what was noted of the tensors of a file that may be unchanged, in their order.
+    /// Returns the records of the tensors of a file that may be unchanged, in their order.
     pub(super) fn statistics(&self, place: usize) -> &[Option<Statistics>] {
         self.statistics.get(place).map_or(&[], Vec::as_slice)
     }
@@ -170,17 +169,17 @@ impl Unchanged {
         &self.from
     }
 
-    /// An asset of it.
+    /// Returns an asset of the last checkpoint.
     pub(crate) fn earlier(&self, asset: &str) -> Option<&Earlier> {
         self.assets.get(asset)
     }
 
-    /// A file of it could not be given a second name.
+    /// Records that a file of the last checkpoint could not be linked.
     pub(super) fn cannot_link(&mut self) {
         self.no_links = true;
     }
 
-    /// Returns the checkpoint that has the file, and what the file was when it was finished.
+    /// Returns the checkpoint that has the file, and the state of the file when it was finished.
     pub(crate) fn shared(&self, file: usize) -> Option<(&str, Finished)> {
         let (finished, _) = self.shared.get(file)?.as_ref()?;
         Some((&self.from, *finished))
@@ -207,8 +206,8 @@ impl Unchanged {
         compared.is_ok().then_some(pairs)
     }
 
-    /// What to compare the next save with. `linked` has the files that were not written again, `finished` what those
-    /// were that were.
+    /// Returns the state with which the next save is compared. `linked` has the files that were not written again,
+    /// `finished` the states of those that were.
     pub(crate) fn into_memo(
         mut self,
         plan: &Plan,

@@ -1,7 +1,7 @@
-//! Writing the planned bytes. Each thread takes a span and goes through its chunks: gathers the tensors' bytes in a
-//! buffer (or takes them from an image captured before), digests them while they are in the cache, and writes them: the
-//! same bytes, whatever happens to the tensors meanwhile. Whoever ends a large file's last span syncs it, while the
-//! others continue; small files are synced together in the end.
+//! Writes the planned bytes. Each thread takes a span and processes its chunks: it gathers the tensors' bytes in a
+//! buffer (or takes them from an image captured before), digests them while they are in the cache, and writes the same
+//! bytes, even if the tensors change meanwhile. The thread that completes the last span of a large file syncs it while
+//! the others continue; small files are synced together at the end.
 
 use super::buffer::PageBuffer;
 use super::chunk::{Chunk, Part, Source, Span};
@@ -22,32 +22,32 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// So many bytes stay in a core's cache from being digested to being written.
+/// The number of bytes that stay in a core's cache from being digested to being written.
 const CACHED: usize = 512 << 10;
 
-/// What was written.
+/// The result of writing.
 pub(crate) struct Written {
     pub files: BTreeMap<String, FileEntry>,
     pub tensors: BTreeMap<String, TensorRecord>,
-    /// Which files, by place in the plan, are the last checkpoint's.
+    /// The files, by place in the plan, that are the last checkpoint's.
     pub linked: Vec<bool>,
-    /// What the others were when they were finished.
+    /// The states of the other files when they were finished.
     pub finished: Vec<Option<Finished>>,
-    /// A file of the last checkpoint could not be given a second name.
+    /// Whether a file of the last checkpoint could not be linked.
     pub cannot_link: bool,
 }
 
-/// Where a file's bytes come from.
+/// The origin of a file's bytes.
 enum From<'a> {
     Image(&'a Image),
     Live,
-    /// The file of the last checkpoint, which has the state of the call and could not be given a second name.
+    /// The file of the last checkpoint, which has the state at the time of the call and could not be linked.
     Last(Box<source::Source>),
 }
 
 type Staged<'a> = Box<dyn StagedFile + 'a>;
 
-/// A file being written. It is open from its first span to its last, so that many files need few open ones.
+/// A file being written. It is open only from its first span to its last, so that few of many files are open at a time.
 struct FileInWork<'a> {
     staged: Mutex<Option<Arc<Staged<'a>>>>,
     from: From<'a>,
@@ -70,14 +70,14 @@ impl<'a> FileInWork<'a> {
         Ok(staged.insert(new).clone())
     }
 
-    /// A span is written; the last one ends the file.
+    /// Records that a span is written; the last one finishes the file.
     fn wrote(&self, file: Arc<Staged<'a>>, bytes: u64) -> Result<()> {
         drop(file);
         if self.spans_left.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
         }
         let staged = self.staged.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // All others have let go of it.
+        // All other threads have released it.
         if let Some(staged) = staged.and_then(Arc::into_inner) {
             let _ = self.finished.set(staged.finish(bytes)?);
         }
@@ -85,8 +85,8 @@ impl<'a> FileInWork<'a> {
     }
 }
 
-/// Writes all files of a plan, from `image`, or from the live tensors where there is none; those that are unchanged get
-/// a second name instead.
+/// Writes all files of a plan, from `image`, or from the live tensors if there is none. Unchanged files are hard-linked
+/// instead.
 pub(super) fn write(
     plan: &Plan,
     image: Option<&Image>,
@@ -135,7 +135,7 @@ fn entry(planned: &PlannedFile) -> (String, FileEntry) {
     (planned.name.clone(), FileEntry { bytes: planned.bytes, header })
 }
 
-/// What the threads that write share. Files, spans and tensors are numbered as in the plan.
+/// The state that the writing threads share. Files, spans and tensors are numbered as in the plan.
 struct Work<'a> {
     plan: &'a Plan,
     image: Option<&'a Image>,
@@ -148,7 +148,7 @@ struct Work<'a> {
     health: Vec<Health>,
     /// The length of the longest chunk.
     longest: usize,
-    /// Tensors are read while they are written: none is pinned.
+    /// Tensors are read while they are written, and none is pinned.
     pins: Pins,
     noted: Mutex<Vec<Noted>>,
 }
@@ -163,7 +163,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Gives the last checkpoint's file a second name. Returns `false` if the file must be written again.
+    /// Hard-links the last checkpoint's file. Returns `false` if the file must be written again.
     fn link(&self, file: usize, digests: &[(usize, Digest)]) -> bool {
         let planned = &self.plan.files[file];
         let Some((earlier, is)) = self.unchanged.shared(file) else { return false };
@@ -179,7 +179,7 @@ impl<'a> Work<'a> {
         true
     }
 
-    /// Decides where a file's bytes come from. `is_same` if they are those of the last checkpoint.
+    /// Decides the origin of a file's bytes; `is_same` if they are those of the last checkpoint.
     fn start(&self, file: usize, is_same: bool) -> Result<FileInWork<'a>> {
         let from = match self.image {
             Some(_) if is_same && self.unchanged.is_proved(file) => {
@@ -249,7 +249,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Refuses bytes of the last checkpoint that are not those that were written then.
+    /// Returns an error for bytes of the last checkpoint that differ from what was written then.
     fn must_be_known(&self, file: usize, last: &source::Source, finished: &[(usize, Noted)]) -> Result<()> {
         let known = self.unchanged.known(self.plan, file).unwrap_or_default();
         let changed = finished.iter().find(|(tensor, noted)| !known.contains(&(*tensor, noted.digest)));
@@ -259,8 +259,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A chunk, or parts of it that stay in the core's cache from being gathered to being written: what is written directly
-/// had better be long.
+/// The size of the pieces of a chunk: small enough to stay in the core's cache from being gathered to being written,
+/// except for direct writes, which should be long.
 fn pieces(chunk: &Chunk, is_direct: bool) -> Vec<Cow<'_, Chunk>> {
     let [part] = chunk.parts.as_slice() else { return vec![Cow::Borrowed(chunk)] };
     if is_direct || chunk.length <= CACHED {
@@ -274,7 +274,7 @@ fn pieces(chunk: &Chunk, is_direct: bool) -> Vec<Cow<'_, Chunk>> {
     (0..chunk.length).step_by(CACHED).map(piece).collect()
 }
 
-/// What the pass over a tensor's bytes comes to.
+/// The result of the pass over a tensor's bytes.
 #[derive(Debug, Clone, Copy)]
 struct Noted {
     digest: Digest,
@@ -292,7 +292,7 @@ struct SpanWriter<'a> {
     plan: &'a Plan,
     file: &'a dyn StagedFile,
     tally: &'a Tally,
-    /// The large tensor that the last chunk ended in.
+    /// The large tensor in which the last chunk ended.
     current: Option<(usize, Pass)>,
     done: Vec<(usize, Noted)>,
     health: &'a [Health],
@@ -329,7 +329,7 @@ impl SpanWriter<'_> {
         Ok(())
     }
 
-    /// Takes in the next bytes of a part.
+    /// Processes the next bytes of a part.
     fn digest(&mut self, part: &Part, bytes: &[u8]) {
         let Source::Tensor(place) = part.source else { return };
         let range = &self.plan.tensors[place].range;
@@ -357,7 +357,7 @@ impl SpanWriter<'_> {
         if self.health[place] == Health::Off { None } else { Scan::of(dtype) }
     }
 
-    /// Returns what of a finished scan is recorded.
+    /// Returns the part of a finished scan that is recorded.
     fn statistics(&self, place: usize, scan: Option<Scan>) -> Option<Statistics> {
         let statistics = scan?.finish();
         (statistics.non_finite > 0 || self.health[place] == Health::Statistics).then_some(statistics)

@@ -1,11 +1,12 @@
-//! What a checkpoint records beside its tensors and values, as far as a source has it.
+//! What a source records in addition to tensors and values.
 
 use crate::format::{AssetEntry, Follows};
 use crate::name;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What a [`TensorSource`](crate::TensorSource) records beside its tensors and values. Only checkpoints of this crate have some.
+/// What a [`TensorSource`](crate::TensorSource) records in addition to its tensors and values. Only checkpoints of this
+/// crate have attributes.
 ///
 /// [`convert`](crate::convert::convert) writes them into a checkpoint of this crate, and lists them in
 /// [`Written::attributes_left_out`](crate::interop::Written::attributes_left_out) for any other format.
@@ -28,7 +29,7 @@ pub struct SourceAttributes {
     pub id: Option<Follows>,
     /// The training step.
     pub step: Option<u64>,
-    /// How many times its `Checkpoint` had been saved.
+    /// The save counter of its `Checkpoint`.
     pub save_counter: Option<u64>,
     /// The metrics, including those that became known after the save.
     pub metrics: BTreeMap<String, f64>,
@@ -41,20 +42,20 @@ pub struct SourceAttributes {
     /// The files that are not components, by name; [`TensorSource::read_asset`](crate::TensorSource::read_asset) reads
     /// them.
     pub assets: BTreeMap<String, AssetEntry>,
-    /// What each of several sources says, as JSON objects, if it was made of several (an average, a merge):
-    /// `path`, `format`, `run`, `sequence`, `step`, `metrics`, the `metadata` that others do not share, and `weight`. A
-    /// new checkpoint has it as the metadata `sources`.
+    /// The attributes of each source, as JSON objects, if it was made from several (an average, a merge): `path`,
+    /// `format`, `run`, `sequence`, `step`, `metrics`, the `metadata` that others do not share, and `weight`. A new
+    /// checkpoint has it as the metadata `sources`.
     pub sources: Vec<Value>,
-    /// What the checkpoint has and the source does not pass on: the reason, by name. Names are keys such as
+    /// Attributes of the checkpoint that the source does not pass on: the reason, by name. Names are keys such as
     /// `metrics/loss`, `metadata/layers`, `assets/tokenizer.json` and `notes/reviewed`.
     pub left_out: BTreeMap<String, String>,
 }
 
-/// The name of the metadata that lists the sources of a checkpoint that was made of several.
+/// The name of the metadata that lists the sources of a checkpoint that was made from several.
 pub(crate) const SOURCES: &str = "sources";
 
 impl SourceAttributes {
-    /// Returns the names of everything that a format without attributes has no place for.
+    /// Returns the names of everything that a format without attributes cannot represent.
     #[cfg(feature = "pytorch")]
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.step.iter().map(|_| "step".to_string()).collect();

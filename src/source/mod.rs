@@ -28,7 +28,7 @@ use std::sync::Arc;
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
 pub(crate) const CHUNK: usize = 512 << 10;
 
-/// How many times to open a checkpoint again that another one replaces.
+/// How many times opening is retried if another checkpoint replaces the one being opened.
 const ATTEMPTS: usize = 10;
 
 /// The number of files of a checkpoint that are held open. The others are opened for each read and must not have
@@ -37,11 +37,11 @@ const HELD: usize = 256;
 
 /// A checkpoint that is open for reading.
 pub struct Source {
-    /// Where it was opened.
+    /// The location at which it was opened.
     pub path: Location,
     /// Its manifest, without the components that were removed.
     pub manifest: Manifest,
-    /// The components that were removed after the commit, with their files, which can still be there.
+    /// The components that were removed after the commit, with their files, which may still exist.
     pub(crate) thinned: BTreeMap<String, Vec<String>>,
     dir: Arc<dyn OpenDir>,
     files: BTreeMap<String, SourceFile>,
@@ -148,7 +148,7 @@ impl Source {
         }
     }
 
-    /// Returns the marks of the checkpoint: none if it was removed meanwhile. Those that cannot be read say nothing.
+    /// Returns the marks of the checkpoint: none if it was removed meanwhile. Marks that cannot be read are ignored.
     pub(crate) fn marks(&self) -> Result<Vec<Mark>> {
         let of = self.manifest.id();
         match marks_in(&*self.dir, &self.path) {
@@ -234,7 +234,7 @@ impl Source {
         parse_header(&header, entry.bytes).map(Some).map_err(|e| e.at(self.path.join(name)))
     }
 
-    /// Checks the whole asset `name` and passes its bytes to `with`.
+    /// Verifies the asset `name` completely and passes its bytes to `with`.
     pub(crate) fn verify_asset(&self, name: &str, with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Some(entry) = self.manifest.assets.get(name) else {
             return Err(Error::damaged(self.path.join(name), "the manifest does not list this file"));
@@ -273,7 +273,7 @@ impl Source {
     /// [`Error::Damaged`], [`Error::Io`].
     pub fn verify_tensor(&self, key: &str, record: &TensorRecord, buffer: &mut Vec<u8>) -> Result<()> {
         let mut hasher = Hasher::new();
-        // Most tensors are small: allocating a whole chunk would cost more than reading them.
+        // Most tensors are small: allocating a full chunk would take longer than reading them.
         let largest = record.pieces.iter().map(|piece| piece.end - piece.begin).max().unwrap_or(0);
         let needed = largest.min(CHUNK as u64) as usize;
         if buffer.len() < needed {
@@ -332,7 +332,8 @@ impl Source {
         Err(changed(&file, &format!("the tensor {}", name::shown(key)), found, record.digest))
     }
 
-    /// Returns the component of the object `key`, as the first part of the key, and the reason if the checkpoint lacks the whole component.
+    /// Returns the component of the object `key`, as the first part of the key, and the reason, if the checkpoint lacks
+    /// the complete component.
     pub(crate) fn lacks(&self, key: &str) -> Option<(String, String)> {
         if self.manifest.without.is_empty() {
             return None;
@@ -349,20 +350,20 @@ impl Source {
         Some((first.to_string(), reason))
     }
 
-    /// Returns what the checkpoint holds, as a tree.
+    /// Returns the content of the checkpoint, as a tree.
     pub(crate) fn saved(&self) -> SavedTree {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
         tree(tensors, self.manifest.values.keys())
     }
 }
 
-/// What a checkpoint consists of.
+/// The content of a checkpoint.
 struct Content {
     /// Without the components that were removed.
     manifest: Manifest,
     /// These, with their files.
     thinned: BTreeMap<String, Vec<String>>,
-    /// Why it is not known which components were removed.
+    /// Why it is unknown which components were removed.
     unread: Option<Error>,
 }
 

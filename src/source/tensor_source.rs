@@ -18,8 +18,8 @@ use std::ops::Range;
 pub enum VerifiedBy {
     /// The file has no checksum of the bytes: only lengths, bounds and structure are checked.
     Nothing,
-    /// The file format has a checksum of the bytes (CRC-32 of a zip archive, CRC-32C of a TensorFlow bundle). The source
-    /// compares it: what a [`TensorSource`] claims here is believed.
+    /// The file format has a checksum of the bytes (CRC-32 of a zip archive, CRC-32C of a TensorFlow bundle). The
+    /// source itself must compare it: the crate trusts what a [`TensorSource`] claims here.
     Container,
     /// A digest of the bytes is known (XXH3-128 in a manifest of this crate).
     Digest,
@@ -38,7 +38,7 @@ pub enum VerifiedBy {
 ///   [`ensure_readable`](TensorSource::ensure_readable) instead. Unless that is implemented they are read twice, the first
 ///   time in parts with [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the restore is an
 ///   error.
-/// * A source that claims [`VerifiedBy::Container`] is believed: nobody else compares the checksum, and
+/// * A source that claims [`VerifiedBy::Container`] is trusted: nothing else compares the checksum, and
 ///   [`RestoreStatus::verified_by`](crate::RestoreStatus::verified_by) reports the claim.
 /// * A wrapper forwards every method, the provided ones too.
 ///
@@ -138,7 +138,7 @@ pub trait TensorSource: Debug + Send + Sync {
     }
 
     /// Returns the value of `key`, or an object of the values below `key` if there are no tensors below it. Formats
-    /// with trees of their own do not distinguish the two.
+    /// with their own trees do not distinguish the two.
     fn value(&self, key: &str) -> Option<Value> {
         if let Some(value) = self.values().get(key) {
             return Some(value.clone());
@@ -181,7 +181,7 @@ pub trait TensorSource: Debug + Send + Sync {
         None
     }
 
-    /// Returns what is recorded beside the tensors and values: the step, metrics, metadata and files that are no
+    /// Returns what is recorded in addition to tensors and values: the step, metrics, metadata and files that are not
     /// components. Defaults to nothing.
     ///
     /// # Errors
@@ -194,7 +194,7 @@ pub trait TensorSource: Debug + Send + Sync {
     /// pieces. It is verified when this returns. Defaults to an error, because there are no such files.
     ///
     /// # Errors
-    /// [`Error::Damaged`](crate::Error::Damaged) if there is no such file, or it is not what was written;
+    /// [`Error::Damaged`](crate::Error::Damaged) if there is no such file, or it differs from what was written;
     /// [`Error::Io`](crate::Error::Io); the errors of `with`.
     fn read_asset(&self, name: &str, with: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let _ = with;
@@ -230,8 +230,8 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// Verifies the elements of the tensor `key` as far as [`verified_by`](TensorSource::verified_by) reports, without
     /// returning them. Reads nothing if nothing can be verified. The default implementation calls
-    /// [`read`](TensorSource::read) with a buffer of the tensor's size; the formats of this crate need a small buffer
-    /// only.
+    /// [`read`](TensorSource::read) with a buffer of the tensor's size; the formats of this crate need only a small
+    /// buffer.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).

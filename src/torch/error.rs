@@ -1,10 +1,10 @@
-//! tch's errors as this crate's.
+//! Converts tch's errors to this crate's.
 
 use crate::error::Error;
 use tch::TchError;
 
 impl Error {
-    /// `what` failed in libtorch.
+    /// Returns the error for `what`, which failed in libtorch.
     pub(in crate::torch) fn torch(what: &'static str, error: TchError) -> Error {
         Error::Torch { what, source: Box::new(error) }
     }

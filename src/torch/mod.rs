@@ -1,5 +1,5 @@
-//! libtorch: tensors, variables, random state and optimizers, saved models. The only room that sees `tch`, C++ and
-//! `unsafe`.
+//! Everything that needs libtorch: tensors, variables, random state, optimizers and saved models. The only layer that
+//! uses `tch`, C++ and `unsafe`.
 
 mod average;
 mod error;

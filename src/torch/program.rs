@@ -1,4 +1,4 @@
-//! The C++ files `program.cpp` and what it calls, as safe functions: TorchScript programs.
+//! Safe functions over `program.cpp` and what it calls: TorchScript programs.
 
 use super::shim::check;
 use std::any::Any;
@@ -84,7 +84,7 @@ pub(super) struct ProgramVariable {
     pub is_parameter: bool,
 }
 
-/// A TorchScript module with the variables' names and one method a signature.
+/// A TorchScript module with the variables' names and one method per signature.
 pub(super) struct Program(*mut RawProgram);
 
 // SAFETY: a module is reference-counted atomically and belongs to no thread; it is not used by two at once.
@@ -105,7 +105,7 @@ fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_t
     tensors.into_iter().map(Tensor::as_ptr).collect()
 }
 
-/// What a callback of C++ needs, and what its Rust code met: no panic and no error goes through C++.
+/// The state of a callback from C++, and the error or panic of its Rust code: neither may unwind through C++.
 struct Call<F, E> {
     work: F,
     met: Option<Result<E, Box<dyn Any + Send>>>,
@@ -134,8 +134,8 @@ impl<F, E> Call<F, E> {
         1
     }
 
-    /// Returns what libtorch refused, where a method of tch has made a panic of that: while tracing, it refuses more
-    /// than otherwise.
+    /// Returns the error of libtorch that a method of tch has turned into a panic: while tracing, libtorch rejects more
+    /// than usual.
     fn torch_refusal(&self) -> Option<String> {
         let Some(Err(panic)) = &self.met else { return None };
         let (_, reason) = panic.downcast_ref::<String>()?.split_once("value: Torch(\"")?;
@@ -151,7 +151,7 @@ impl<F, E> Call<F, E> {
     }
 }
 
-/// What went wrong: in Rust's callback, or in C++.
+/// The error of the Rust callback, or of C++.
 pub(super) enum Failure<E> {
     Callback(E),
     Torch(String),
@@ -172,7 +172,7 @@ impl Program {
         Ok(Program(program))
     }
 
-    /// A module of these variables, without methods. An error names the variable that it cannot have.
+    /// Creates a module of these variables, without methods. An error names the variable that it cannot have.
     pub(super) fn new(variables: &[ProgramVariable]) -> Result<Program, (String, String)> {
         let names: Vec<*const c_char> = variables.iter().map(|variable| variable.name.as_ptr().cast()).collect();
         let lengths: Vec<usize> = variables.iter().map(|variable| variable.name.len()).collect();
@@ -195,8 +195,8 @@ impl Program {
     }
 
     /// Adds a method, traced from `closure` with every example; all have as many inputs as there are names. The first
-    /// `given` examples decide what the numbers in the program are, the others only confirm it. `others` are variables
-    /// that the program has not, and may not have as constants either.
+    /// `given` examples determine the numbers in the program; the others only confirm them. `others` are variables that
+    /// the program lacks and must not have as constants either.
     pub(super) fn trace(
         &mut self,
         name: &str,
@@ -267,13 +267,13 @@ impl Program {
         })
     }
 
-    /// Returns the program as it will be read from a file, over the same variables.
+    /// Returns the program as it will be read from a file, with the same variables.
     pub(super) fn reread(&self) -> Result<Program, String> {
         // SAFETY: the program lives.
         Program::made(|out| check(unsafe { tcp_program_reread(self.0, out) }))
     }
 
-    /// Hands the bytes of the file to `write`, in order.
+    /// Passes the bytes of the file to `write`, in order.
     pub(super) fn write<E>(&self, write: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), Failure<E>> {
         unsafe extern "C" fn call<F: FnMut(&[u8]) -> Result<(), E>, E>(
             data: *mut c_void,
@@ -296,7 +296,7 @@ impl Program {
         result(state, message)
     }
 
-    /// Returns how many bytes [`write`](Program::write) hands over, nearly.
+    /// Returns approximately how many bytes [`write`](Program::write) will write.
     pub(super) fn bytes(&self) -> Result<u64, String> {
         let mut bytes = 0;
         // SAFETY: the program and the number live.
@@ -304,8 +304,8 @@ impl Program {
         Ok(bytes)
     }
 
-    /// Reads a program of `size` bytes, which `read` fills in from any offset, onto the device `to`. What it does on
-    /// the device `from` it does there too.
+    /// Reads a program of `size` bytes, which `read` reads from any offset, onto the device `to`, and replaces the
+    /// device `from` by it in the program.
     pub(super) fn read<E>(
         size: usize,
         from: &str,
@@ -345,7 +345,7 @@ impl Program {
         Ok(Program(program))
     }
 
-    /// Returns all parameters and buffers, as the program holds them: not copies.
+    /// Returns all parameters and buffers of the program, not copies.
     pub(super) fn variables(&self) -> Result<Vec<ProgramVariable>, String> {
         unsafe extern "C" fn visit(
             data: *mut c_void,
@@ -368,7 +368,7 @@ impl Program {
         Ok(found)
     }
 
-    /// Returns how many inputs a method has.
+    /// Returns the number of inputs of a method.
     pub(super) fn inputs(&self, name: &str) -> Result<usize, String> {
         let name = c_string(name)?;
         let mut inputs = 0;

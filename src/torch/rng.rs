@@ -7,9 +7,9 @@ use crate::error::BoxError;
 use crate::graph::{Child, Collection, Node, TensorBytes, TensorLeaf, TensorTarget, Trackable};
 use tch::Tensor;
 
-/// The states of libtorch's default generators, from which initialization, dropout and sampling draw: of the CPU
-/// (`cpu`) and of every GPU (`cuda:0` …, `mps:0`). They are saved and restored, so that a resumed run draws the same
-/// numbers as an uninterrupted one; a seed alone would start over.
+/// The states of libtorch's default generators, from which initialization, dropout and sampling draw: that of the CPU
+/// (`cpu`) and those of the GPUs (`cuda:0` and so on, `mps:0`). They are saved and restored, so that a resumed run
+/// draws the same numbers as an uninterrupted one; a seed alone would start over.
 ///
 /// A checkpoint of a machine with fewer GPUs can be restored: missing generators stay unchanged.
 ///
@@ -101,7 +101,7 @@ impl TensorTarget for NewState {
     fn finish(mut self: Box<Self>) -> Result<(), BoxError> {
         shim::fill(&self.state, &mut self.bytes)?;
         Ok(shim::set_generator_state(self.generator.device, self.generator.index, &self.state)
-            .map_err(|reason| format!("libtorch refuses this state, its generator is as it was: {reason}"))?)
+            .map_err(|reason| format!("libtorch refuses this state, and its generator is unchanged: {reason}"))?)
     }
 }
 

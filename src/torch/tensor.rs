@@ -15,7 +15,7 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 #[cfg(target_endian = "big")]
-compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory as they are");
+compile_error!("checkpoints hold little-endian bytes, and tensors are read from memory without conversion");
 
 /// The types that libtorch and safetensors share, with libtorch's number (`c10::ScalarType`; checked in tensors.cpp).
 const DTYPES: [(i32, Dtype); 19] = [
@@ -277,7 +277,7 @@ impl TensorLeaf for Leaf {
     }
 }
 
-/// A pointer for questions to a tensor without a lock, which a save asks thousands of tensors while training waits.
+/// A pointer to query a tensor without a lock, as a save does for thousands of tensors while training waits.
 struct Glance(*const C_tensor);
 
 // SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
@@ -298,7 +298,7 @@ impl Glance {
     }
 }
 
-/// Tensors that are asked together.
+/// Tensors that are queried together.
 struct Together(Tensors);
 
 impl TensorGroup for Together {

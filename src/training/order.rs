@@ -35,12 +35,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// * with another batch size, the next batch starts with the item that would have come next, and every item of the
 ///   epoch is still used once; only the boundaries of batches differ;
 /// * with another number of workers or machines, nothing changes if a batch is that of all workers together and each
-///   takes its part, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker changes the total
+///   takes its share, for example `batch.iter().skip(rank).step_by(workers)`. A batch size per worker changes the total
 ///   batch size with the number of workers;
 /// * with another seed in the program, the checkpoint's seed is kept: a new order would repeat items of the epoch and
 ///   omit others;
-/// * with another number of items, the restore is refused, because the order would differ. To continue with more data,
-///   leave the component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which starts a new epoch.
+/// * with another number of items, the restore fails, because the order would differ. To continue with more data, leave
+///   the component out with [`RestoreOptions::skip`](crate::RestoreOptions::skip), which starts a new epoch.
 ///
 /// To load data ahead, call [`next`](Iterator::next) where batches are used, not where they are loaded, so that a
 /// checkpoint counts the batches that were trained on. [`ahead`](Batches::ahead) returns the indices of later batches
@@ -150,7 +150,7 @@ impl Batches {
         if self.drop_last { items / self.batch } else { items.div_ceil(self.batch) }
     }
 
-    /// Returns the same position where there is a next batch in the epoch.
+    /// Returns the position of the next batch, which is in the next epoch if this one is complete.
     fn normal(&self, position: Position) -> Position {
         match self.left(position) {
             0 => Position { epoch: position.epoch.saturating_add(1), done: 0, ..position },

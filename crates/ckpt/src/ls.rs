@@ -172,7 +172,7 @@ fn print_checkpoints(args: &Ls, listing: &DirectoryListing, out: &mut Output) {
         let below: Vec<String> =
             listing.below.iter().take(10).map(|directory| directory.display().to_string()).collect();
         let hint = if below.is_empty() { String::new() } else { format!("; look into {}", below.join(", ")) };
-        out.line(format!("no whole checkpoint in {}{hint}", listing.directory.display()));
+        out.line(format!("no valid checkpoint in {}{hint}", listing.directory.display()));
         return;
     }
     let now = human::now();

@@ -496,7 +496,7 @@ fn ls_is_clear_about_empty_and_missing_directories() {
     let path = dir.path();
     let ran = on("ls", &[path]);
     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
-    assert_eq!(ran.out, format!("no whole checkpoint in {}\n", path.display()));
+    assert_eq!(ran.out, format!("no valid checkpoint in {}\n", path.display()));
     assert_eq!(
         json_on("ls", &[path]).1,
         json!({"directory": path, "latest": null, "undecided": null, "best": null, "kept_by": {}, "checkpoints": [], "others": [], "below": []})
@@ -642,7 +642,7 @@ fn show_says_what_is_damaged() {
     fs::remove_file(checkpoint.join("manifest.json")).unwrap();
     assert_eq!(on("show", &[&checkpoint]).code, Some(2));
     let ran = on("show", &[dir.path()]);
-    assert!(ran.code == Some(2) && ran.err.contains("no whole checkpoint"), "{ran:?}");
+    assert!(ran.code == Some(2) && ran.err.contains("no valid checkpoint"), "{ran:?}");
     assert_eq!(on("show", &[&dir.path().join("nowhere")]).code, Some(2));
     assert_eq!(on("show", &[&dir.path().join("checkpoint.json")]).code, Some(2));
 }
@@ -896,7 +896,7 @@ fn it_works_beside_a_running_training() {
                 for command in ["verify", "show", "ls"] {
                     let ran = on(command, &[dir.path()]);
                     assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{command}: {ran:?}");
-                    assert!(!ran.out.contains("no whole checkpoint"), "{command}: {ran:?}");
+                    assert!(!ran.out.contains("no valid checkpoint"), "{command}: {ran:?}");
                 }
             }
             for _ in 0..200 {
@@ -988,7 +988,7 @@ fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
     fs::create_dir(&empty)?;
     fs::write(empty.join("exported.safetensors"), "weights")?;
     fs::write(empty.join("checkpoint.json"), Index::default().to_bytes()?)?;
-    assert!(on("ls", &[&empty]).out.contains("no whole checkpoint"));
+    assert!(on("ls", &[&empty]).out.contains("no valid checkpoint"));
     // Without either it is a checkpoint that lost its manifest.
     fs::remove_file(empty.join("checkpoint.json"))?;
     let ran = on("verify", &[&empty]);

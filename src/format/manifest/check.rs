@@ -225,7 +225,8 @@ fn check_pieces(key: &str, TensorRecord { spec, pieces, .. }: &TensorRecord) -> 
     if complete { Ok(()) } else { Err(damaged(format!("a part of the tensor {key:?} is in no file"))) }
 }
 
-/// Returns the length in the first dimension of a slice that starts at `next` and is complete in the other dimensions.
+/// Returns the length, in the first dimension, of a slice that starts at `next` and is complete in the other
+/// dimensions.
 fn first_dimension(key: &str, spec: &TensorSpec, slice: &[[u64; 2]], next: u64) -> Result<u64, FormatError> {
     let fits = slice.len() == spec.shape.len()
         && slice
@@ -287,7 +288,7 @@ fn is_key(key: &str) -> bool {
 }
 
 /// Checks that the tree of the names in these sorted keys takes memory in proportion to the manifest. `least` is the
-/// minimum that an entry takes in the text beside its key.
+/// minimum length of an entry in the text, without its key.
 fn check_tree<'a>(keys: impl Iterator<Item = &'a String>, least: usize) -> Result<(), FormatError> {
     let (mut parents, mut bytes) = (0, 0);
     let mut previous = "";

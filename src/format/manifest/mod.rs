@@ -60,8 +60,8 @@ pub struct Manifest {
     pub unclean: bool,
     /// The tracked components that were left out of this save, sorted. Empty if the checkpoint is complete.
     pub without: Vec<String>,
-    /// What the save cost, up to the writing of the manifest. `None` in manifests of versions 1 to 5, and of checkpoints
-    /// that were converted or copied.
+    /// The cost of the save, up to the writing of the manifest. `None` in manifests of versions 1 to 5, and of
+    /// checkpoints that were converted or copied.
     pub figures: Option<SaveFigures>,
 }
 
@@ -228,8 +228,8 @@ impl Manifest {
         Follows { run: self.run.clone(), sequence: self.sequence }
     }
 
-    /// Returns this checkpoint and those of earlier runs that it goes back to: the `earlier` of a checkpoint that
-    /// follows it.
+    /// Returns this checkpoint and the checkpoints of earlier runs from which it descends: the `earlier` of a
+    /// checkpoint that follows it.
     pub(crate) fn lineage(&self) -> Vec<Follows> {
         let mut lineage = vec![self.id()];
         for earlier in self.follows.iter().chain(&self.earlier) {

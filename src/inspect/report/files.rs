@@ -1,4 +1,4 @@
-//! How many bytes of a checkpoint were written for it, and how many are links.
+//! Counts how many bytes of a checkpoint were written for it, and how many are links.
 
 use crate::format::MANIFEST_FILE;
 use crate::source::Source;
@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// The files of the checkpoints so far.
+/// The files of the checkpoints seen so far.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     /// By device and inode.

@@ -1,4 +1,4 @@
-//! Where saves are no longer there.
+//! Gaps: saves that are no longer in the directory.
 
 use super::ReportedCheckpoint;
 use crate::inspect::listing::{OtherEntry, OtherState};
@@ -7,7 +7,7 @@ use crate::source::Source;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Saves into a directory that are no longer there: removed by a retention policy or by hand.
+/// Consecutive saves that are no longer in the directory: a retention policy or a user removed them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReportGap {
@@ -15,12 +15,12 @@ pub struct ReportGap {
     pub after: Option<String>,
     /// The name of the checkpoint that was saved after them.
     pub before: String,
-    /// How many commit sequences have no checkpoint.
+    /// The number of commit sequences without a checkpoint.
     pub missing: u64,
 }
 
-/// Returns the gaps between the commit sequences. What is damaged or was moved out of the numbering counts as present if
-/// its manifest can be read.
+/// Returns the gaps between the commit sequences. Checkpoints that are damaged or left the numbering count as present
+/// if their manifest can be read.
 pub(super) fn of(checkpoints: &[ReportedCheckpoint], others: &[OtherEntry]) -> Vec<ReportGap> {
     let mut names: BTreeMap<u64, &str> = BTreeMap::new();
     let has_manifest = |other: &&OtherEntry| {

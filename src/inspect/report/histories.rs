@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
-/// A tensor in the course of a run.
+/// The history of a tensor over a run.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct TensorHistory {
@@ -62,8 +62,8 @@ impl<'a> Histories<'a> {
         Histories { patterns, tensors: BTreeMap::new(), samples: 0, variables: BTreeSet::new(), previous: None }
     }
 
-    /// Adds the next sample, `None` if it could not be opened. Returns the first error: what cannot be read has no
-    /// point.
+    /// Adds the next sample, `None` if it could not be opened. Returns the first error; a tensor that cannot be read
+    /// gets no point.
     pub(super) fn add(&mut self, target: Option<Target>, has_histograms: bool) -> Option<Error> {
         let failed = target.as_ref().and_then(|target| self.add_source(target.source(), has_histograms));
         if let Some(source) = target.as_ref().and_then(Target::own_source) {
@@ -94,7 +94,7 @@ impl<'a> Histories<'a> {
             |key, ()| {
                 match self.point(source, key, has_histograms) {
                     Ok(point) => drop(found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, point)),
-                    // One damaged tensor does not hide the others.
+                    // One damaged tensor must not hide the others.
                     Err(error) => drop(failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error)),
                 }
                 Ok(())

@@ -1,4 +1,4 @@
-//! A whole run, as data: what `ckpt report` draws.
+//! A complete run, as data: what `ckpt report` draws.
 
 mod files;
 mod gaps;
@@ -42,18 +42,18 @@ pub struct RunReport {
     /// The directory.
     #[serde(serialize_with = "lossy")]
     pub directory: Location,
-    /// The name of the newest whole checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
+    /// The name of the newest valid checkpoint. `None` if there is none, or if [`undecided`](Self::undecided) names
     /// two.
     pub latest: Option<String>,
     /// The names of two checkpoints of different runs, if nothing decides which one is the newest.
     pub undecided: Option<(String, String)>,
     /// The policies of [`kept_by`](ReportedCheckpoint::kept_by).
     pub policies: Vec<String>,
-    /// The whole checkpoints, oldest first.
+    /// The valid checkpoints, oldest first.
     pub checkpoints: Vec<ReportedCheckpoint>,
-    /// What else this crate left in the directory, damaged checkpoints among it.
+    /// What else this crate left in the directory, including damaged checkpoints.
     pub others: Vec<OtherEntry>,
-    /// Where saves of the directory are no longer there.
+    /// The gaps left by saves that are no longer in the directory.
     pub gaps: Vec<ReportGap>,
     /// The runs that saved the checkpoints, oldest first.
     pub runs: Vec<RunOrigin>,
@@ -67,11 +67,11 @@ pub struct RunReport {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ReportedCheckpoint {
-    /// What a listing has of it.
+    /// Its entry in a listing.
     #[serde(flatten)]
     pub entry: CheckpointEntry,
-    /// What keeps it under the policies, each with what would end that. `None` for checkpoints of other runs, which no
-    /// policy concerns.
+    /// What keeps it under the policies, each with what would end that. `None` for checkpoints of other runs, to which
+    /// no policy applies.
     pub kept_by: Option<Vec<String>>,
     /// Bytes of the tensors by component.
     pub components: BTreeMap<String, u64>,
@@ -79,18 +79,19 @@ pub struct ReportedCheckpoint {
     pub written_bytes: u64,
     /// Bytes of files that are hard links to those of an earlier checkpoint of the directory.
     pub linked_bytes: u64,
-    /// What is wrong with it, as far as reading it for the report showed.
+    /// The problem that reading it for the report revealed, if any.
     pub problem: Option<Problem>,
 }
 
 /// Describes the run in a directory of checkpoints.
 ///
-/// Reads the tensors of up to [`samples`](ReportOptions::samples) checkpoints in pieces of 512 KiB, and verifies what it
-/// reads. A tensor that changed is read again, together with the one in the previous sample, to compare them. Takes no
-/// lock. Memory is bounded by the manifests of two checkpoints and about 100 MB, whatever the sizes of the tensors.
+/// Reads the tensors of up to [`samples`](ReportOptions::samples) checkpoints in pieces of 512 KiB, and verifies what
+/// it reads. A tensor that changed is read again, together with the one in the previous sample, to compare them. Takes
+/// no lock. Memory is bounded by the manifests of two checkpoints and about 100 MB, regardless of the sizes of the
+/// tensors.
 ///
 /// # Errors
-/// As for [`list`](super::list). A checkpoint that cannot be read is no error: it has a
+/// As for [`list`](super::list). A checkpoint that cannot be read is not an error: it has a
 /// [`problem`](ReportedCheckpoint::problem).
 ///
 /// ```
@@ -163,7 +164,7 @@ impl ReportedCheckpoint {
         }
     }
 
-    /// Adds what the manifest has.
+    /// Adds the content of the manifest.
     fn describe(&mut self, source: &Source) {
         let mut stored = BTreeSet::new();
         for (key, record) in &source.manifest.tensors {

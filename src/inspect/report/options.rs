@@ -1,9 +1,9 @@
-//! What a report reads.
+//! Options of a report.
 
 use crate::manager::retention::RetentionPolicy;
 use crate::sync::Arc;
 
-/// What [`report`](super::report) reads.
+/// Sets what [`report`](super::report) reads.
 ///
 /// ```
 /// use tch_checkpoint::inspect::ReportOptions;
@@ -32,8 +32,8 @@ impl ReportOptions {
         ReportOptions::default()
     }
 
-    /// Adds a policy for [`kept_by`](super::ReportedCheckpoint::kept_by). Without any, only what holds under all
-    /// policies keeps a checkpoint: that it is the newest, pinned, permanent, and so on.
+    /// Adds a policy for [`kept_by`](super::ReportedCheckpoint::kept_by). Without policies, a checkpoint is kept only
+    /// for reasons that do not depend on them: it is the newest, pinned, permanent, and so on.
     #[must_use]
     pub fn policy(self, policy: impl RetentionPolicy + 'static) -> Self {
         self.policies([Arc::new(policy) as Arc<dyn RetentionPolicy>])
@@ -55,8 +55,8 @@ impl ReportOptions {
         self
     }
 
-    /// Describes only tensors whose key matches; `*` matches any text, including `/`. Several patterns add up. Defaults
-    /// to all tensors.
+    /// Describes only tensors whose key matches; `*` matches any text, including `/`. Can be called several times, to
+    /// select several groups. Defaults to all tensors.
     #[must_use]
     pub fn tensors(mut self, pattern: impl Into<String>) -> Self {
         self.tensors.push(pattern.into());

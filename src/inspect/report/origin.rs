@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// A run of a program, and what it recorded of itself.
+/// A run of a program, and what it recorded about itself.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct RunOrigin {
@@ -15,13 +15,13 @@ pub struct RunOrigin {
     pub run: String,
     /// The number of its checkpoints.
     pub checkpoints: usize,
-    /// The name of its first checkpoint that is there.
+    /// The name of its first checkpoint that still exists.
     pub first: String,
     /// The name of its last checkpoint.
     pub last: String,
     /// The checkpoint that its first one followed: the one it was restored from, unless that was saved by the same run.
     pub follows: Option<Follows>,
-    /// What it recorded as [`Provenance`], if it did.
+    /// The [`Provenance`] that it recorded, if any.
     pub provenance: Option<Provenance>,
     /// The other metadata of its last checkpoint, by name.
     pub metadata: BTreeMap<String, Value>,

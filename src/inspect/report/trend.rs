@@ -16,27 +16,27 @@ pub enum Trend {
     Exploding,
     /// The last norm is at most a tenth of the usual one, or a hundredth.
     Vanishing,
-    /// None of the others.
+    /// None of the other trends.
     Steady,
     /// There are fewer than three points, or the usual norm is 0.
     Unknown,
 }
 
 impl Trend {
-    /// Returns `true` if a person should look at the tensor.
+    /// Returns `true` if the tensor needs attention.
     #[must_use]
     pub fn is_conspicuous(self) -> bool {
         matches!(self, Trend::NonFinite | Trend::Exploding | Trend::Vanishing)
     }
 }
 
-/// The factor from which the norm of a variable is no longer usual.
+/// The factor from which the norm of a variable is unusual.
 const VARIABLE: f64 = 10.0;
 
-/// The same for what follows the variables: second moments are squares.
+/// The same for tensors that are derived from the variables: second moments are squares.
 const OTHER: f64 = 100.0;
 
-/// The number of points from which there is a trend.
+/// The minimum number of points for a trend.
 const POINTS: usize = 3;
 
 /// Returns the trend, and the largest norm relative to the usual one.

@@ -1,4 +1,4 @@
-//! Directories of Hugging Face: which files belong together.
+//! Directories of Hugging Face: determines which files belong together.
 
 use super::{damaged, safetensors};
 use crate::error::{Error, Result};
@@ -262,7 +262,7 @@ struct Slice {
     saved_offsets: Vec<u64>,
 }
 
-/// Joins tensors of which each file has a slice. Their shape is what the slices cover.
+/// Joins tensors of which each file has a slice. Their shape is the extent of all slices.
 fn slices(directory: &Path, contents: Vec<(&String, safetensors::Contents)>) -> Result<Found> {
     let mut found = Found::default();
     let mut parts: BTreeMap<String, Vec<Stored>> = BTreeMap::new();

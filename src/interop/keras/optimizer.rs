@@ -1,4 +1,4 @@
-//! What a file of Keras holds of its optimizer, in the layout of `optim`.
+//! The optimizer state of a Keras file, in the layout of `optim`.
 
 use super::Weights;
 use super::layers::without_output;
@@ -17,8 +17,8 @@ use crate::source::TensorSource;
 /// the epsilon of Adam acts in another place.
 ///
 /// # Errors
-/// Those of [`Weights::slots_of`]; [`Error::Object`](crate::Error::Object) if the optimizer is none that `optim` has an
-/// equal of, or a hyperparameter is missing, which the message names; [`Error::Damaged`](crate::Error::Damaged);
+/// Those of [`Weights::slots_of`]; [`Error::Object`](crate::Error::Object) if `optim` has no equivalent of the
+/// optimizer, or a hyperparameter is missing, which the message names; [`Error::Damaged`](crate::Error::Damaged);
 /// [`Error::Io`](crate::Error::Io).
 ///
 /// ```no_run

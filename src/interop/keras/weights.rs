@@ -57,7 +57,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Opens an HDF5 file, a `.keras` archive, or the index of sharded weights: told by content.
+    /// Opens an HDF5 file, a `.keras` archive, or the index of sharded weights, which it recognizes by content.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Damaged`]; [`Error::Unsupported`] where the file needs what this crate does not
@@ -132,14 +132,14 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Returns what the optimizer keeps for variables, where the file names it: in files of Keras 2.
+    /// Returns the optimizer's slots, if the file names them, as files of Keras 2 do.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// Returns what the optimizer keeps for `variables`, which are all trainable variables in the order of the model's
-    /// `trainable_variables`. For files of Keras 3, and `.keras` files, in which only the order identifies them.
+    /// Returns the optimizer's slots of `variables`, which are all trainable variables in the order of the model's
+    /// `trainable_variables`. For files of Keras 3, including `.keras` files, in which only the order identifies them.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -260,7 +260,7 @@ impl Weights {
         Ok(())
     }
 
-    /// Names datasets by layers. What several have in common is no name.
+    /// Names datasets by layers. Names that several datasets have are not used.
     fn name_layers(&mut self) {
         let mut found: BTreeMap<String, BTreeSet<(usize, usize)>> = BTreeMap::new();
         for (number, file) in self.files.iter().enumerate() {
@@ -295,7 +295,7 @@ impl Weights {
         }
     }
 
-    /// Fills the lists that a source has.
+    /// Fills the lists of the source.
     fn list(&mut self) {
         for (key, place) in &self.by_key {
             self.first.entry(*place).or_insert_with(|| key.clone());
@@ -360,7 +360,7 @@ fn unknown_key(key: &str) -> Error {
     Error::object(key, "there is no such tensor in the file")
 }
 
-/// Opens what is of Keras, or HDF5.
+/// Opens a file of Keras, or any HDF5 file.
 pub(crate) fn detect(probe: &Probe<'_>, options: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
     let start = probe.start.as_ref()?;
     let is_keras = if start.starts_with(&SIGNATURE) {

@@ -1,4 +1,4 @@
-//! From tensors of a pickle to views of stored bytes.
+//! Binds tensors of a pickle to views of stored bytes.
 
 use super::pickle::{Arena, Id, Node, StorageRef, TensorRef};
 use super::types::{StorageType, TorchType};
@@ -11,9 +11,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Gives tensors their bytes.
+/// Binds tensors to their bytes.
 pub(super) trait Binder {
-    /// Returns the tensor, or why it cannot be held.
+    /// Returns the tensor, or why it cannot be represented.
     fn bind(&mut self, arena: &Arena, id: Id) -> Result<Result<Stored, String>>;
 
     /// Returns `true` if the tensor was bound before under another name.
@@ -23,7 +23,7 @@ pub(super) trait Binder {
     }
 }
 
-/// Where the storages of a file are.
+/// The storages of a file.
 pub(super) trait Storages {
     /// Returns the bytes of a storage, `None` when they were left out, and whether they are big-endian.
     fn storage(&mut self, storage: &StorageRef) -> Result<(Option<Arc<Blob>>, bool)>;

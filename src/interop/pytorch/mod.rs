@@ -1,8 +1,8 @@
 //! Files of PyTorch: `torch.save` (zip archives, the streams before 1.6, the tar files before 0.1.10), TorchScript
 //! archives, directories of `torch.distributed.checkpoint`, and what tch writes (`.ot`).
 //!
-//! Pickles are read by a restricted unpickler: a list of globals with a fixed meaning, everything else is refused by
-//! name. Nothing is executed or imported.
+//! Pickles are read by a restricted unpickler: it knows a list of globals with a fixed meaning and rejects everything
+//! else by name. Nothing is executed or imported.
 
 mod archive;
 mod bind;
@@ -42,8 +42,8 @@ pub(crate) fn numpy_type(descr: &str) -> Option<(TorchType, bool)> {
 /// Opens a file of PyTorch, or a directory of `torch.distributed.checkpoint`.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when it is no such file, holds an object of a class that is not known, or asks for too much
-/// memory; [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
+/// [`Error::Unsupported`] if it is not such a file, contains an object of an unknown class, or needs too much memory;
+/// [`Error::Damaged`]; [`Error::NotFound`]; [`Error::Io`].
 pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     let path = path.as_ref();
     let source =
@@ -51,7 +51,7 @@ pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn Ten
     Ok(Box::new(source))
 }
 
-/// Returns the name of what the first bytes of a file say, if it is one of these.
+/// Returns the name of the format that the first bytes of a file indicate, if it is one of these.
 fn kind(start: &[u8]) -> Option<Kind> {
     if start.starts_with(b"PK\x03\x04") {
         return Some(Kind::Zip);
@@ -121,7 +121,7 @@ pub(crate) fn pickle_of(path: &Path) -> Result<Vec<u8>> {
     pickle.ok_or_else(|| input.unsupported("no pickle"))?.1.read_vec(1 << 20)
 }
 
-/// A refusal of the unpickler, with the file and the part of it.
+/// Adds the file and the part of it to an error of the unpickler.
 fn unpickle_failed(input: &Input, part: &str, e: PickleError) -> Error {
     match e {
         PickleError::Bad(reason) => input.unsupported(format!("{part}, {reason}")),
@@ -129,7 +129,7 @@ fn unpickle_failed(input: &Input, part: &str, e: PickleError) -> Error {
     }
 }
 
-/// Refuses a pickle for a global that is not allowed, unless such objects are to be shown as unreadable.
+/// Rejects a pickle with a global that is not allowed, unless such objects are to be listed as unreadable.
 fn check_refused(
     input: &Input,
     part: &str,

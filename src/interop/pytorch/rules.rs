@@ -1,4 +1,4 @@
-//! The globals that files of torch may name, and what each means. Everything else is refused by name.
+//! The globals that files of torch may name, and the meaning of each. Everything else is rejected by name.
 
 use super::numpy;
 use super::pickle::{Arena, Id, Node, Object, Rules, Step, StorageRef};

@@ -64,8 +64,8 @@ impl Bundle {
     /// newest checkpoint is opened, or a SavedModel's directory.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Damaged`] where a checksum does not match, a data file is missing or too short, or
-    /// the files are no TensorFlow checkpoint; [`Error::Io`].
+    /// [`Error::NotFound`]; [`Error::Damaged`] if a checksum does not match, a data file is missing or too short, or
+    /// the files are not a TensorFlow checkpoint; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Bundle> {
         let prefix = place::prefix(path.as_ref())?;
         let index = Input::open(&place::index(&prefix))?;
@@ -99,13 +99,13 @@ impl Bundle {
         &self.prefix
     }
 
-    /// TensorFlow's key of a tensor or value, such as `model/kernel/.ATTRIBUTES/VARIABLE_VALUE`.
+    /// Returns TensorFlow's key of a tensor or value, such as `model/kernel/.ATTRIBUTES/VARIABLE_VALUE`.
     #[must_use]
     pub fn tensorflow_key(&self, key: &str) -> Option<&str> {
         std::str::from_utf8(&self.stored(key)?.name).ok()
     }
 
-    /// TensorFlow's name of the type of a tensor or value, such as `bfloat16`. Also for
+    /// Returns TensorFlow's name of the type of a tensor or value, such as `bfloat16`; also for
     /// [`unreadable`](TensorSource::unreadable) ones.
     #[must_use]
     pub fn tensorflow_dtype(&self, key: &str) -> Option<&'static str> {
@@ -123,15 +123,15 @@ impl Bundle {
         self.stored(key).into_iter().flat_map(|stored| stored.keys.iter().map(String::as_str))
     }
 
-    /// Returns what optimizers keep for variables: slot variables, the lists of Keras' newer optimizers, and TensorFlow
-    /// 1's slots, which are known by their names.
+    /// Returns the slots of optimizers: slot variables, the lists of Keras' newer optimizers, and TensorFlow 1's slots,
+    /// which are recognized by their names.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
     }
 
-    /// Returns the elements of a tensor of any type as they are in the file, verified. Strings are in their encoded
-    /// form, slice by slice; types below 8 bits take a byte for each element.
+    /// Returns the elements of a tensor of any type in the form in which the file has them, verified. Strings are
+    /// encoded, slice by slice; types below 8 bits have one byte per element.
     ///
     /// # Errors
     /// [`Error::Object`] for an unknown key; [`Error::Damaged`], [`Error::Io`].
@@ -152,7 +152,7 @@ impl Bundle {
         })
     }
 
-    /// Every tensor lies in its file, and no two lie in the same bytes: a small file cannot become terabytes.
+    /// Every tensor lies within its file, and no two share bytes, so a small file cannot expand to terabytes.
     fn check_ranges(&self) -> Result<()> {
         let mut ranges = Vec::new();
         for entry in self.stored.iter().flat_map(Stored::entries) {

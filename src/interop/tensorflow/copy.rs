@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 impl Bundle {
-    /// Writes the checkpoint again under another prefix: byte for byte the same, unless its files have holes. Every
-    /// tensor is verified on the way. The new checkpoint is complete and durable when its `.index` file appears.
+    /// Copies the checkpoint to another prefix, byte for byte unless its files have holes. Every tensor is verified on
+    /// the way. The new checkpoint is complete and durable when its `.index` file appears.
     ///
     /// ```no_run
     /// # use tch_checkpoint::interop::tensorflow::Bundle;
@@ -23,7 +23,7 @@ impl Bundle {
     /// ```
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] where there is such a checkpoint; [`Error::Damaged`] where a checksum does not match;
+    /// [`Error::AlreadyExists`] if there is such a checkpoint; [`Error::Damaged`] if a checksum does not match;
     /// [`Error::Io`], [`Error::NoSpace`].
     pub fn copy_to(&self, prefix: impl AsRef<Path>) -> Result<()> {
         let prefix = prefix.as_ref();
@@ -56,7 +56,7 @@ impl Bundle {
         index.publish()
     }
 
-    /// Copies the bytes of an entry, verified, to `position`; where they end.
+    /// Copies the bytes of an entry, verified, to `position`. Returns where they end.
     fn copy_bytes(&self, stored: &Stored, entry: &Entry, file: &DurableFile, position: u64) -> Result<u64> {
         let (mut end, mut crc) = (position, 0);
         self.copy_entry(entry, |chunk| {

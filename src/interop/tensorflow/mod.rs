@@ -10,11 +10,10 @@
 //! The objects of a checkpoint form a graph, in which one variable is usually reached by several paths. A bundle offers
 //! every path, up to 64 for a variable; [`first_alias`](crate::TensorSource::first_alias) returns which are the same
 //! variable. TensorFlow's own key, such as `model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE`, becomes the path
-//! `model/layer/kernel`. A name-based checkpoint (TensorFlow 1) has its names as they are. An empty name is written as
-//! `.`.
+//! `model/layer/kernel`. A name-based checkpoint (TensorFlow 1) keeps its names. An empty name is written as `.`.
 //!
-//! What optimizers keep for variables is offered under the optimizer's path, the variable's, and PyTorch's name for the
-//! slot where there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`], and
+//! The slots of optimizers are offered under the path of the optimizer, that of the variable, and PyTorch's name for
+//! the slot if there is one: `optimizer/encoder/embedding/_embeddings/exp_avg`. See [`Bundle::slots`], and
 //! [`optimizer_state`] for the layout of `optim`.
 //!
 //! # Types
@@ -25,8 +24,8 @@
 //!
 //! # Written
 //!
-//! [`write()`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` takes, for
-//! objects of the same names. [`Bundle::copy_to`] writes a bundle again, byte for byte.
+//! [`write()`] writes any source as a bundle that `tf.train.Checkpoint(…).restore(…).assert_consumed()` accepts for
+//! objects of the same names. [`Bundle::copy_to`] copies a bundle byte for byte.
 //!
 //! # Verified
 //!

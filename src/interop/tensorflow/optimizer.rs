@@ -1,4 +1,4 @@
-//! What a bundle holds of an optimizer, in the layout of `optim`.
+//! The optimizer state of a bundle, in the layout of `optim`.
 
 use super::Bundle;
 use crate::error::{Error, Result};
@@ -12,14 +12,15 @@ use crate::source::TensorSource;
 /// [`NameMap::apply_to_optimizer`](crate::map::NameMap::apply_to_optimizer) to give them those of a `VarStore`. No
 /// element of a slot is read.
 ///
-/// Adam of Keras and TensorFlow adds `epsilon` before the second moment is corrected, `optim` after: in step `t` theirs
-/// acts like `epsilon / sqrt(1 - beta_2^t)`. The state has that of the next step as `eps`, which is then equal. Later
-/// ones differ, where gradients are about as small as that, until some thousand steps have been made.
+/// Adam of Keras and TensorFlow adds `epsilon` before the second moment is corrected, `optim` after it: in step `t`,
+/// their epsilon acts like `epsilon / sqrt(1 - beta_2^t)`. The state uses the value of the next step as `eps`, so that
+/// this step is equal. Later steps differ where gradients are about as small as epsilon, until some thousand steps have
+/// been made.
 ///
 /// # Errors
-/// [`Error::Object`] if there is no such optimizer, it is none that `optim` has an equal of (RMSprop and Adagrad, SGD
-/// with weight decay, a decaying learning rate), or a hyperparameter is missing, which the message names;
-/// [`Error::Damaged`]; [`Error::Io`].
+/// [`Error::Object`] if there is no such optimizer, if `optim` has no equivalent (RMSprop and Adagrad, SGD with weight
+/// decay, a decaying learning rate), or if a hyperparameter is missing, which the message names; [`Error::Damaged`];
+/// [`Error::Io`].
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

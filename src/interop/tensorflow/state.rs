@@ -23,14 +23,14 @@ pub struct CheckpointState {
     pub model_checkpoint_path: String,
     /// All checkpoints that are kept, oldest first.
     pub all_model_checkpoint_paths: Vec<String>,
-    /// When each of them was written, in seconds since 1970; empty where that is not recorded.
+    /// The time at which each of them was written, in seconds since 1970; empty if that is not recorded.
     pub all_model_checkpoint_timestamps: Vec<f64>,
-    /// When the newest was written of those that are kept for ever, in seconds since 1970.
+    /// The time at which the newest of the permanently kept ones was written, in seconds since 1970.
     pub last_preserved_timestamp: Option<f64>,
 }
 
 impl CheckpointState {
-    /// A state that names one checkpoint, as `tf.train.Checkpoint.save` writes it.
+    /// Creates a state that names one checkpoint, as `tf.train.Checkpoint.save` writes it.
     pub fn new(model_checkpoint_path: impl Into<String>) -> CheckpointState {
         let path = model_checkpoint_path.into();
         CheckpointState {
@@ -43,8 +43,8 @@ impl CheckpointState {
     /// Reads the state file `path`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such file, [`Error::Io`], and [`Error::Damaged`] where it is not readable
-    /// or names no checkpoint.
+    /// [`Error::NotFound`] if there is no such file, [`Error::Io`], and [`Error::Damaged`] if it is not readable or
+    /// names no checkpoint.
     pub fn read(path: impl AsRef<Path>) -> Result<CheckpointState> {
         let path = path.as_ref();
         let file = crate::interop::input::Input::open(path)?;

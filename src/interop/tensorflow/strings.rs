@@ -8,7 +8,7 @@ use serde_json::Value;
 pub(super) fn decode(bytes: &[u8], count: u64, crc: u32) -> Parsed<Vec<&[u8]>> {
     let wrong = || "a tensor of strings is not readable".to_string();
     let mut rest = bytes;
-    // Every length takes a byte.
+    // Every length has at least one byte.
     if count > bytes.len() as u64 {
         return Err(wrong());
     }

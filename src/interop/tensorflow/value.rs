@@ -1,4 +1,4 @@
-//! Values as tensors: what TensorFlow can hold of them.
+//! Values as tensors, as far as TensorFlow can represent them.
 
 use super::strings;
 use super::types::{self, STRING};

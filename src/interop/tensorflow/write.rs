@@ -23,7 +23,7 @@ const SAVE_COUNTER: &str = "save_counter";
 /// Larger tensors are written in parts.
 const PART: u64 = 4 << 20;
 
-/// How [`write()`] writes.
+/// Options of [`write()`].
 ///
 /// ```
 /// use tch_checkpoint::interop::tensorflow::WriteOptions;
@@ -65,11 +65,11 @@ impl WriteOptions {
 ///
 /// The keys of the source become paths of objects: for `model/dense/kernel`, `tf.train.Checkpoint(model=…)` restores
 /// the variable `kernel` of the attribute `dense` of `model`. Tensors with several keys become one variable with
-/// several paths. Values become variables too: numbers `int64` and `float64`, texts `string`. What TensorFlow cannot
-/// hold is left out: it is returned by key, with the reason.
+/// several paths. Values become variables too: numbers `int64` and `float64`, texts `string`. Entries that TensorFlow
+/// cannot represent are left out and returned by key, with the reason.
 ///
 /// Everything is verified as far as `source` can. The checkpoint is complete and durable when its `.index` file
-/// appears; the same source gives the same bytes.
+/// appears; the same source produces the same bytes.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -87,8 +87,8 @@ impl WriteOptions {
 /// ```
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] where there is such a checkpoint; [`Error::Damaged`] where the source is;
-/// [`Error::Io`], [`Error::NoSpace`].
+/// [`Error::AlreadyExists`] if there is such a checkpoint; [`Error::Damaged`] if the source is; [`Error::Io`],
+/// [`Error::NoSpace`].
 pub fn write(
     source: &dyn TensorSource,
     prefix: impl AsRef<Path>,

@@ -1,7 +1,7 @@
 //! Zip archives: a bounded reader by the central directory, and a writer of stored records.
 //!
-//! Stricter than most: every record must lie where the directory points to, under the name in the directory, and no two
-//! may overlap or have one name. What is refused here is read differently by different tools.
+//! Stricter than most readers: every record must lie where the directory points, under the name in the directory, and
+//! no two may overlap or share a name. Archives that are rejected here are read differently by different tools.
 
 mod directory;
 #[cfg(test)]
@@ -17,7 +17,7 @@ use directory::{Entry, read_directory};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What deflate can do at most: more is a lie.
+/// The maximum compression of deflate; a higher stated ratio is wrong.
 const MAX_DEFLATE: u64 = 1032;
 
 /// An archive that is open for reading.

@@ -2,13 +2,13 @@
 
 use crate::error::{Error, Result};
 
-/// Where an archive is written to.
+/// The destination of an archive.
 pub(crate) trait Sink {
     /// Writes all of `bytes` at `offset`.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 }
 
-/// Hands over bytes, piece by piece, to the function that it is given.
+/// Passes bytes, piece by piece, to the function that it is given.
 pub(crate) type Produce<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
 
 /// A record that was written.
@@ -27,7 +27,7 @@ pub(crate) struct ZipWriter<'a> {
     records: Vec<Written>,
 }
 
-/// The 1st of January 1980, the first day there is in zip archives.
+/// 1 January 1980, the earliest date in zip archives.
 const DATE: u16 = 0x21;
 
 /// The mark of the extra field that torch pads with.
@@ -41,18 +41,18 @@ fn too_many(what: &str) -> Error {
 }
 
 impl<'a> ZipWriter<'a> {
-    /// Returns the data of records starts on multiples of `alignment`.
+    /// Creates a writer that starts the data of records on multiples of `alignment`.
     pub(crate) fn new(sink: &'a mut dyn Sink, alignment: u64) -> ZipWriter<'a> {
         ZipWriter { sink, at: 0, alignment, records: Vec::new() }
     }
 
-    /// A record that is in memory.
+    /// Writes a record that is in memory.
     pub(crate) fn record(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let mut left = Some(bytes);
         self.stream(name, bytes.len() as u64, &mut |write| left.take().map_or(Ok(()), &mut *write))
     }
 
-    /// A record of `size` bytes, which `produce` hands over in pieces.
+    /// Writes a record of `size` bytes, which `produce` passes in pieces.
     pub(crate) fn stream(&mut self, name: &str, size: u64, produce: &mut Produce<'_>) -> Result<()> {
         let offset = self.at;
         let is_large = size >= u64::from(u32::MAX);

@@ -1,4 +1,4 @@
-//! Which checkpoints stay.
+//! The settings that determine which checkpoints are kept.
 
 use super::CheckpointManagerBuilder;
 use crate::error::{Error, Result};
@@ -10,15 +10,15 @@ impl CheckpointManagerBuilder {
     /// Sets the maximum number of checkpoints to keep, with the policy [`Latest`](crate::retention::Latest). `None`
     /// keeps all. Defaults to 5, or to the policies that were added with [`keep`](CheckpointManagerBuilder::keep).
     ///
-    /// Checkpoints that a run abandoned when it [went back](crate::CheckpointManager#going-back) stay until this number of
-    /// newer ones are complete (1 if only policies are given).
+    /// Checkpoints that a run abandoned when it [went back](crate::CheckpointManager#going-back) are kept until this
+    /// number of newer ones are complete (1 if only policies are given).
     #[must_use]
     pub fn max_to_keep(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.max_to_keep = Some(keep.into());
         self
     }
 
-    /// Adds a [retention policy](crate::retention). A checkpoint stays if any of the policies keeps it, including
+    /// Adds a [retention policy](crate::retention). A checkpoint is kept if any of the policies keeps it, including
     /// `max_to_keep` and `keep_every`.
     ///
     /// ```no_run
@@ -40,8 +40,9 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Keeps one checkpoint per `interval` permanently, with the policy [`Every`](crate::retention::Every), which is
-    /// that of TensorFlow's `keep_checkpoint_every_n_hours`. Of the others, the newest `max_to_keep` stay.
+    /// Keeps one checkpoint per `interval` permanently, with the policy [`Every`](crate::retention::Every), which
+    /// follows the rule of TensorFlow's `keep_checkpoint_every_n_hours`. Of the others, the newest `max_to_keep` are
+    /// kept.
     ///
     /// A permanent checkpoint is marked in its own directory (`mark-permanent.json`), so that neither the loss of the
     /// index nor a manager of another name forgets it.
@@ -59,19 +60,19 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Keeps `component` only in the newest `keep` checkpoints that have it, and removes it from older ones that stay: for
-    /// example the optimizer, which takes twice the room of the weights and only serves to resume. Can be set for several
-    /// components. By default, every checkpoint keeps all components.
+    /// Keeps `component` only in the newest `keep` checkpoints that have it, and removes it from older ones. This is
+    /// meant for the optimizer, whose state takes twice the space of the weights and is needed only to resume. Can be
+    /// set for several components. By default, every checkpoint keeps all components.
     ///
     /// Such a checkpoint is *thinned*: a mark in its directory says so durably before the component's files are removed.
     /// It verifies as intact, and its other components are restored as exactly as before. It lacks the component
     /// ([`CheckpointInfo::without`](crate::retention::CheckpointInfo)), so no run is resumed from it unless the component
     /// is [skipped](crate::RestoreOptions::skip).
     ///
-    /// What stays whole: the newest checkpoint and the newest healthy one, the one that the run was
-    /// [restored from](CheckpointManagerBuilder::protect_restored) as long as that protects it, those that are pinned, and
-    /// unhealthy ones, which do not count. A component whose tensors other components share is not removed. With `keep` 1
-    /// a run cannot be resumed if its newest checkpoint is damaged; use at least 2.
+    /// These checkpoints keep all components: the newest one and the newest healthy one, the one that the run was
+    /// [restored from](CheckpointManagerBuilder::protect_restored) while that protects it, those that are pinned, and
+    /// unhealthy ones, which do not count. A component that shares tensors with other components is not removed. With
+    /// `keep` 1, a run cannot be resumed if its newest checkpoint is damaged; use at least 2.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -95,7 +96,7 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Sets how many of the newest checkpoints with values that are NaN or infinite stay. Defaults to 1. No policy
+    /// Sets how many of the newest checkpoints with values that are NaN or infinite are kept. Defaults to 1. No policy
     /// counts or keeps such a checkpoint.
     #[must_use]
     pub fn keep_unhealthy(mut self, keep: usize) -> Self {
@@ -103,9 +104,10 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) stay: those of the highest
-    /// numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are pinned,
-    /// annotated or permanent always stay. [Skipped](crate::CheckpointManager::pass_over) checkpoints are never removed.
+    /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) are kept: those with the
+    /// highest numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are
+    /// pinned, annotated or permanent are always kept. [Skipped](crate::CheckpointManager::pass_over) checkpoints are
+    /// never removed.
     #[must_use]
     pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.keep_damaged = keep.into();

@@ -36,7 +36,7 @@ pub struct CheckpointManagerBuilder {
     directory: Location,
     name: String,
     /// The value of `max_to_keep`, if it was set.
-    #[allow(clippy::option_option, reason = "`None` until it is set, and then perhaps to all")]
+    #[allow(clippy::option_option, reason = "the outer `None` means not set, the inner one keeps all")]
     max_to_keep: Option<Option<usize>>,
     keep_every: Option<Duration>,
     rules: Rules,
@@ -136,9 +136,9 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Keeps the symbolic link `latest` in the directory, to the newest healthy checkpoint. It is relative, and replaced in one
-    /// step after each save. What has this name and is not a link of a manager is left as it is, with a warning; a link that
-    /// cannot be made is a warning too, and no error of the save.
+    /// Maintains the symbolic link `latest` in the directory, to the newest healthy checkpoint. It is relative, and is
+    /// replaced atomically after each save. Anything else of this name is left alone, with a warning. A link that
+    /// cannot be created is a warning as well, and does not make the save fail.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -161,21 +161,21 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Keeps the symbolic link `best` in the directory, to the healthy checkpoint with the best value of `metric`, as
-    /// [`link_latest`](CheckpointManagerBuilder::link_latest) does. It changes with a save, and with a metric that is added
-    /// through the manager. While no checkpoint has the metric there is no link. The link does not keep the checkpoint: use the
-    /// policy [`Best`](crate::retention::Best).
+    /// Maintains the symbolic link `best` in the directory, to the healthy checkpoint with the best value of `metric`,
+    /// like [`link_latest`](CheckpointManagerBuilder::link_latest). It is updated after each save, and when a metric is
+    /// added through the manager. While no checkpoint has the metric, there is no link. The link does not keep the
+    /// checkpoint: use the policy [`Best`](crate::retention::Best).
     #[must_use]
     pub fn link_best(mut self, metric: impl Into<String>, goal: Goal) -> Self {
         self.links.push(Link { name: "best".to_string(), best: Some((metric.into(), goal)) });
         self
     }
 
-    /// Exports weights whenever `policy` says so, into `directory`, as `weights-STEP.safetensors`, or as the directory
-    /// `weights-STEP` with a file per component: a cadence of its own, beside that of the saves.
-    /// [`CheckpointManager::save_if_due`] does it after the save, and returns when the export is durable and verified, as
-    /// [`Checkpoint::export_weights`] does; its errors are those of `save_if_due`. All exports stay
-    /// unless [`WeightsExport::keep`] bounds their number.
+    /// Exports weights into `directory` whenever `policy` requests it, independently of the saves: as
+    /// `weights-STEP.safetensors`, or as the directory `weights-STEP` with one file per component.
+    /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
+    /// as with [`Checkpoint::export_weights`]; it also returns the errors. All exports are kept unless
+    /// [`WeightsExport::keep`] limits their number.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -229,10 +229,10 @@ impl CheckpointManagerBuilder {
     /// writes, and the next save waits for it. Can be set several times.
     ///
     /// An error or a panic of the function is returned as [`Error::Callback`](crate::Error::Callback), like an error of
-    /// that save: by this call, or with background saves by the next one. The checkpoint stays, and the save is not due again. Inside the
-    /// function, every call of a manager and every restore is an error; a [`CheckpointReader`](crate::CheckpointReader)
-    /// and a [`CheckpointDirectory`](crate::CheckpointDirectory) can be used. Do not lock anything that the training
-    /// holds while it calls the manager.
+    /// that save: by this call, or with background saves by the next one. The checkpoint is kept, and the save is not
+    /// due again. Inside the function, every call of a manager and every restore is an error; a
+    /// [`CheckpointReader`](crate::CheckpointReader) and a [`CheckpointDirectory`](crate::CheckpointDirectory) can be
+    /// used. Do not lock anything that the training holds while it calls the manager.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -258,8 +258,8 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] finishes the save in flight, saves,
-    /// and returns when that is durable, once. [`CheckpointManager::should_stop`] then returns `true`.
+    /// Saves when the end is requested: the next [`CheckpointManager::save_if_due`] waits for the save in progress,
+    /// saves once more, and returns when that is durable. [`CheckpointManager::should_stop`] then returns `true`.
     #[must_use]
     pub fn preemption(mut self, preemption: Preemption) -> Self {
         self.preemption = Some(preemption);
@@ -268,15 +268,15 @@ impl CheckpointManagerBuilder {
 
     /// Saves the state when a [guarded](CheckpointManager::guard) loop fails, even if the state may be inconsistent.
     /// Such a checkpoint is marked as unclean: restarts do not use it, no policy counts it, and the newest
-    /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) of them stay. Its number is the step, or one more
-    /// than the highest number if that is taken. By default, nothing is saved then.
+    /// [`keep_unhealthy`](CheckpointManagerBuilder::keep_unhealthy) of them are kept. Its number is the step, or one
+    /// more than the highest number if that is taken. By default, nothing is saved then.
     #[must_use]
     pub fn unclean_on_failure(mut self) -> Self {
         self.unclean_on_failure = true;
         self
     }
 
-    /// Sets the name before the number. Defaults to `ckpt`.
+    /// Sets the name of the checkpoints, which the number follows (`ckpt-100`). Defaults to `ckpt`.
     #[must_use]
     pub fn checkpoint_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -317,21 +317,21 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Returns whether the files of a removed checkpoint are kept until the next save, which overwrites them: about
-    /// twice as fast as writing new ones, for the disk space of one checkpoint more. Defaults to true. Files that
-    /// anyone else has open, has mapped, or has given a second name are never overwritten, nor are files whose owner,
-    /// group or mode is not that of a new file. Only on file systems that are known to be local (ext4, XFS, btrfs,
-    /// tmpfs, F2FS, bcachefs); elsewhere this has no effect. A directory that is exported over NFS version 3 is the
-    /// exception that cannot be seen: set this to false there.
+    /// Sets whether the files of a removed checkpoint are kept until the next save, which overwrites them: this is
+    /// about twice as fast as writing new files, and needs the disk space of one more checkpoint. Defaults to `true`.
+    /// Files that any other process has open or mapped, that have another hard link, or whose owner, group or mode is
+    /// not that of a new file are never overwritten. Has an effect only on file systems that are known to be local
+    /// (ext4, XFS, btrfs, tmpfs, F2FS, bcachefs). Set this to `false` for a directory that is exported over NFS version
+    /// 3, whose clients cannot be detected.
     #[must_use]
     pub fn recycle(mut self, recycle: bool) -> Self {
         self.recycle = recycle;
         self
     }
 
-    /// Opens the directory: creates it if necessary, takes its lock, removes what a dead writer left behind, and
-    /// examines all checkpoints; the index is only a cache. Damaged checkpoints are renamed. A checkpoint that cannot
-    /// be examined now is an error of the next restore or save, not of this call.
+    /// Opens the directory: creates it if necessary, takes its lock, removes the remains of writers that died, and
+    /// examines all checkpoints; the index is only a cache. Damaged checkpoints are renamed. If a checkpoint cannot be
+    /// examined now, the next restore or save returns the error, not this call.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for invalid settings,

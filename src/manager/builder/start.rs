@@ -1,4 +1,4 @@
-//! How a run starts.
+//! The settings that determine how a run starts.
 
 use super::CheckpointManagerBuilder;
 use crate::error::Result;
@@ -16,14 +16,15 @@ impl CheckpointManagerBuilder {
 
     /// Restores the checkpoint at `path` if there is nothing to resume in the directory: a warm start from another run,
     /// or from a file of another tool. It runs after the function of [`init`](CheckpointManagerBuilder::init). The run
-    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint. A relative path starts
-    /// from the working directory of this call.
+    /// is a new one: steps, save counter and lineage do not continue those of that checkpoint. A relative path is
+    /// relative to the working directory at the time of this call.
     ///
-    /// If there is nothing at `path`, its last part can [select](crate::CheckpointDirectory::select) a checkpoint of the
-    /// directory before it: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
+    /// If nothing exists at `path`, its last component can [select](crate::CheckpointDirectory::select) a checkpoint of
+    /// its parent directory: `run/latest`, `run/best:loss:min`, `run/pin:paper`, `run/1000`.
     ///
-    /// A file that [`restore`](crate::Checkpoint::restore) refuses because of unknown objects or its expansion is given to
-    /// [`restore_source`](crate::Checkpoint::restore_source) after `restore_or_initialize` has found nothing to resume.
+    /// For a file that [`restore`](crate::Checkpoint::restore) rejects because of unknown objects or its expansion,
+    /// call [`restore_source`](crate::Checkpoint::restore_source) after `restore_or_initialize` has found nothing to
+    /// resume.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -39,7 +40,7 @@ impl CheckpointManagerBuilder {
     #[must_use]
     pub fn initialize_from(mut self, path: impl Into<Location>, options: RestoreOptions) -> Self {
         let path = path.into();
-        // One that the storage does not serve is refused when it is restored.
+        // A location that the storage does not serve is an error when it is restored.
         let path = self.checkpoint.storage().absolute(&path).unwrap_or(path);
         self.initialize_from = Some((path, options));
         self
@@ -50,7 +51,7 @@ impl CheckpointManagerBuilder {
     /// By default, the first save is an error if nothing in the directory was restored and it has checkpoints of this
     /// name, and [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) is an error if there are
     /// checkpoints but none that can be restored. With this option, both start a new run: the first save renames the
-    /// checkpoints of the other run (`superseded-…`), which stay until `max_to_keep` newer ones are complete.
+    /// checkpoints of the other run (`superseded-…`), which are kept until `max_to_keep` newer ones are complete.
     /// `restore_or_initialize` still restores the newest one if there is one.
     #[must_use]
     pub fn fresh_start(mut self) -> Self {

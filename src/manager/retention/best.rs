@@ -14,7 +14,7 @@ pub enum Goal {
     Maximize,
 }
 
-/// Keeps the best `n` checkpoints by a metric. Of two with the same value the newer one is better.
+/// Keeps the best `n` checkpoints by a metric. Of two with the same value, the newer one counts as better.
 ///
 /// A checkpoint without the metric, or with NaN or an infinite value, is not kept by this policy. If the metric is only
 /// known later, keep the newest ones until then, with [`Latest`](super::Latest) or
@@ -37,7 +37,7 @@ pub struct Best {
     pub metric: String,
     /// Whether lower or higher is better.
     pub goal: Goal,
-    /// How many stay.
+    /// The number of checkpoints to keep.
     pub n: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Combines the policies with the rules outside of them: pure functions over a list of checkpoints.
+//! Combines the policies with the rules that do not depend on them: pure functions over a list of checkpoints.
 
 use super::{CheckpointInfo, Reason, RetentionPolicy};
 use crate::format::Follows;
@@ -17,16 +17,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub struct Explanation {
     /// The checkpoint.
     pub checkpoint: CheckpointInfo,
-    /// Everything that keeps it. If nothing does, it is removed after the next save, unless a checkpoint that stays has
-    /// lost files.
+    /// Everything that keeps it. If nothing does, it is removed after the next save, unless a checkpoint that is kept
+    /// has lost files.
     pub kept_by: Vec<KeptBy>,
-    /// The components that are removed from it after the next save although it stays, because enough newer checkpoints
-    /// have them ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)).
+    /// The components that are removed from it after the next save although it is kept, because enough newer
+    /// checkpoints have them ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)).
     pub loses: Vec<String>,
 }
 
 impl Explanation {
-    /// Returns `true` if it stays.
+    /// Returns `true` if it is kept.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         !self.kept_by.is_empty()
@@ -44,7 +44,7 @@ impl Display for Explanation {
     }
 }
 
-/// Says which components a checkpoint lacks, and loses next.
+/// Writes which components a checkpoint lacks, and which it loses next.
 fn without(without: &[String], loses: &[String]) -> String {
     let without = if without.is_empty() { String::new() } else { format!(" without {}", without.join(", ")) };
     let loses = match loses {
@@ -156,15 +156,15 @@ impl Display for KeptBy {
 #[derive(Debug, Clone)]
 pub(crate) struct Retention {
     policies: Vec<Arc<dyn RetentionPolicy>>,
-    /// How many newer ones must be complete before a superseded one is removed; `None` where none ever is.
+    /// How many newer ones must be complete before a superseded one is removed; `None` if they never are.
     pub superseded_after: Option<usize>,
-    /// How many newer ones must exist before what a run was restored from may be removed.
+    /// How many newer ones must exist before the checkpoint that a run was restored from may be removed.
     protect_restored: usize,
-    /// How many unhealthy ones stay.
+    /// How many unhealthy ones are kept.
     keep_unhealthy: usize,
-    /// How many of those that were found damaged stay; `None` for all.
+    /// How many of those that were found damaged are kept; `None` for all.
     pub keep_damaged: Option<usize>,
-    /// For components that only the newest checkpoints keep: how many.
+    /// For components that only the newest checkpoints keep: how many checkpoints.
     components: BTreeMap<String, usize>,
     rules: Rules,
 }
@@ -176,11 +176,11 @@ pub(crate) struct Verdict {
     pub remove: Vec<String>,
     /// Names to mark as permanent, oldest first.
     pub preserve: Vec<String>,
-    /// The components to remove from checkpoints that stay, by the checkpoint's name.
+    /// The components to remove from kept checkpoints, by the checkpoint's name.
     pub thin: BTreeMap<String, Vec<String>>,
 }
 
-/// Keeps all: `max_to_keep` is none.
+/// Keeps all checkpoints: `max_to_keep` is `None`.
 #[derive(Debug)]
 struct All;
 
@@ -208,7 +208,7 @@ impl Retention {
         self
     }
 
-    /// Also keeps all that no policy keeps.
+    /// Also keeps all checkpoints that no policy keeps.
     pub(crate) fn keep_all(mut self) -> Retention {
         self.policies.push(Arc::new(All));
         (self.keep_unhealthy, self.keep_damaged) = (usize::MAX, None);
@@ -241,7 +241,7 @@ impl Retention {
         self
     }
 
-    /// Returns how many checkpoints the policies that have a bound keep together at most.
+    /// Returns the maximum number of checkpoints that the policies with a bound keep together.
     pub(crate) fn bound(&self) -> usize {
         self.policies.iter().filter_map(|policy| policy.bound()).fold(0, usize::saturating_add).max(1)
     }
@@ -312,7 +312,7 @@ impl Retention {
         explanations
     }
 
-    /// Returns what keeps a checkpoint that left the numbering because a run went back, beside `newer` complete ones.
+    /// Returns what keeps a checkpoint that left the numbering because a run went back, given `newer` complete ones.
     pub(crate) fn keeps_superseded(&self, checkpoint: &CheckpointInfo, newer: usize) -> Vec<KeptBy> {
         let mut kept_by = self.marks_of(checkpoint);
         let needed = self.superseded_after.map(|keep| if self.rules.hold(Rule::KeepSuperseded) { keep } else { 0 });
@@ -322,7 +322,7 @@ impl Retention {
         kept_by
     }
 
-    /// Returns the marks that keep a checkpoint whatever the policies decide.
+    /// Returns the marks that keep a checkpoint regardless of the policies.
     fn marks_of(&self, checkpoint: &CheckpointInfo) -> Vec<KeptBy> {
         let permanent = checkpoint.permanent.then_some(KeptBy::Permanent);
         let pins = checkpoint.pins.iter().filter(|_| self.rules.hold(Rule::Pins));
@@ -330,8 +330,8 @@ impl Retention {
         permanent.into_iter().chain(pins).collect()
     }
 
-    /// Decides which components the checkpoints that stay lose. Of the healthy ones that have the component, the newest
-    /// keep it, as many as were asked for; and so does each that stays for a resume or for a pin.
+    /// Decides which components the kept checkpoints lose. Of the healthy ones that have the component, the requested
+    /// number of newest ones keep it, and so does each one that is kept for resuming or by a pin.
     fn thin(&self, explanations: &mut [Explanation]) {
         for (component, keep) in &self.components {
             let mut newer = 0;
@@ -387,7 +387,8 @@ impl Retention {
     }
 }
 
-/// Returns what the runs of these checkpoints were restored from: the latest of another run that each goes back to.
+/// Returns the checkpoints from which the runs of these checkpoints were restored: for each, the latest ancestor of
+/// another run.
 fn restored_from(checkpoints: &[CheckpointInfo]) -> impl Iterator<Item = &Follows> {
     checkpoints.iter().filter_map(|info| {
         let own = info.id.as_ref()?;

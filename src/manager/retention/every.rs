@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The rule is that of `keep_checkpoint_every_n_hours` in TensorFlow. In the order of saving, a checkpoint is kept if
 /// it was saved at least the interval after the last one that this policy kept. The first interval starts when a
 /// manager with this policy is first opened in an empty directory, or with the oldest checkpoint there. The checkpoint
-/// is marked as permanent when no other policy keeps it; from then on it stays even if the policies change.
+/// is marked as permanent when no other policy keeps it; from then on it is kept even if the policies change.
 ///
 /// Use one policy of this kind only: intervals are counted from any permanent checkpoint.
 ///

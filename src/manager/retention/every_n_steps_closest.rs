@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Keeps, for each multiple of `n` steps, the checkpoint whose step is closest to it, if any is at most `n`/2 steps
 /// away. A step halfway between two multiples counts for the higher one. Of two that are equally close, the one that
-/// was saved first stays. A checkpoint without a step is not kept by this policy. 0 keeps none.
+/// was saved first is kept. A checkpoint without a step is not kept by this policy. 0 keeps none.
 ///
 /// This is for steps that are not saved at exact multiples: when saves are due by time, or a save was skipped.
 ///

@@ -6,17 +6,17 @@ use crate::save::Stamp;
 use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 
-/// What is known about a checkpoint without reading its tensors.
+/// Information about a checkpoint that is available without reading its tensors.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CheckpointInfo {
     /// The name of its directory.
     pub name: String,
-    /// The training step, where there is one.
+    /// The training step, if there is one.
     pub step: Option<u64>,
     /// When it was saved, by the clock of the machine that saved it.
     pub saved_at: DateTime<Utc>,
-    /// The metrics that were given with the save or later.
+    /// The metrics that were recorded with the save or added later.
     pub metrics: BTreeMap<String, f64>,
     /// Bytes of all its files but the manifest and the marks.
     pub bytes: u64,
@@ -39,7 +39,7 @@ pub struct CheckpointInfo {
     pub components: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,
-    /// A mark cannot be read, so nothing of it is removed.
+    /// A mark cannot be read, so none of its components are removed.
     pub(crate) has_unknown_mark: bool,
     pub(crate) id: Option<Follows>,
     pub(crate) follows: Option<Follows>,

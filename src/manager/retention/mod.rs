@@ -1,13 +1,13 @@
 //! Retention policies: which checkpoints a [`CheckpointManager`](crate::CheckpointManager) keeps.
 //!
-//! A policy is a value that decides which of a list of checkpoints it keeps, and why. Policies combine: a checkpoint
-//! stays if any policy keeps it. Some checkpoints stay whatever the policies decide:
+//! A policy is a value that decides which of a list of checkpoints it keeps, and why. Policies combine: a checkpoint is
+//! kept if any policy keeps it. Some checkpoints are kept regardless of the policies:
 //!
 //! * the newest checkpoint, and the newest healthy one;
 //! * permanent and pinned checkpoints;
 //! * the checkpoint that a run was restored from, until a newer healthy one exists
 //!   ([`protect_restored`](crate::CheckpointManagerBuilder::protect_restored));
-//! * all checkpoints, while one that would stay has lost files.
+//! * all checkpoints, while one that would be kept has lost files.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,9 +34,9 @@
 //! # }
 //! ```
 //!
-//! A decision depends only on the checkpoints in the directory, on the policies, and on the time. So after a restart, a
-//! loss of the index, or a change of policies, the decision is that of an uninterrupted run with the same policies and
-//! checkpoints. A time in the future, from a wrong clock, counts as the present.
+//! A decision depends only on the checkpoints in the directory, on the policies, and on the time. After a restart, a
+//! loss of the index, or a change of policies, the decision is therefore that of an uninterrupted run with the same
+//! policies and checkpoints. A time in the future, from a wrong clock, counts as the present.
 
 mod best;
 mod decide;
@@ -65,7 +65,7 @@ use std::fmt::{self, Debug, Display};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Decides which checkpoints stay.
+/// Decides which checkpoints are kept.
 ///
 /// An implementation is a pure function of its arguments. Its decision about a checkpoint must not depend on the
 /// presence of another one that it does not keep.
@@ -102,7 +102,7 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     /// nothing is removed.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
-    /// Returns what users read as the name of this policy, such as `the newest 2`. The policies of this crate return their
+    /// Returns the name of this policy for users, such as `the newest 2`. The policies of this crate return their
     /// [`Display`] form. Defaults to the [`Debug`] form.
     ///
     /// ```
@@ -124,8 +124,8 @@ pub trait RetentionPolicy: Debug + Send + Sync {
         format!("{self:?}")
     }
 
-    /// Returns how many checkpoints this policy keeps at most, for the warning that there is too little room for them. `None`,
-    /// the default, where nothing bounds that.
+    /// Returns the maximum number of checkpoints that this policy keeps, for the warning that there is too little
+    /// space. Defaults to `None`: there is no maximum.
     fn bound(&self) -> Option<usize> {
         None
     }
@@ -156,7 +156,7 @@ impl<P: RetentionPolicy + ?Sized> RetentionPolicy for Arc<P> {
     }
 }
 
-/// A duration in words, in the largest unit that divides it: `1 day`, or `day` in the alternate form.
+/// Formats a duration in words, in the largest unit that divides it: `1 day`, or `day` in the alternate form.
 struct Span(Duration);
 
 impl Display for Span {
@@ -180,7 +180,7 @@ impl Display for Span {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reason {
-    /// Why it stays: a clause such as "it is among the newest 3".
+    /// Why it is kept: a clause such as "it is among the newest 3".
     pub why: String,
     /// What would end that: a clause such as "2 newer ones are saved". `None` if nothing does.
     pub until: Option<String>,

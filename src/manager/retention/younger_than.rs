@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use std::fmt;
 use std::time::Duration;
 
-/// Keeps the checkpoints that were saved less than this long ago. Nothing is removed before the next save.
+/// Keeps the checkpoints that were saved less than this duration ago. Nothing is removed before the next save.
 ///
 /// ```
 /// use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Renames checkpoints out of the numbering. Their names become free, and nothing of them is lost.
+//! Renames checkpoints out of the numbering. Their names become free, and none of their files are lost.
 
 use super::Dir;
 use super::directory::PosixDirectory;

@@ -117,7 +117,7 @@ impl PosixDirectory {
         }
     }
 
-    /// Makes the name of a directory that was there before durable, as far as that can be done.
+    /// Makes the name of an existing directory durable, as far as possible.
     fn sync_parent(&self, parent: &Path) -> Result<()> {
         if self.options.durability == Durability::ProcessCrash {
             return Ok(());
@@ -134,7 +134,7 @@ impl PosixDirectory {
         }
     }
 
-    /// Makes the names in `dir` durable, where durability asks for it.
+    /// Makes the names in `dir` durable, if the durability requires it.
     pub(super) fn sync(&self, dir: &dyn Dir, path: &Path) -> Result<()> {
         match self.options.durability {
             Durability::ProcessCrash => Ok(()),
@@ -158,7 +158,7 @@ impl PosixDirectory {
         }
     }
 
-    /// Notes that something was removed.
+    /// Records that something was removed.
     pub(super) fn freed(&self) {
         self.shared.freed.store(true, Ordering::Relaxed);
     }
@@ -179,7 +179,7 @@ impl PosixDirectory {
         self.sync_file(&*file, path)
     }
 
-    /// Writes a file of the directory's own, durably and in one step.
+    /// Writes a file of the directory itself, durably and atomically.
     fn write_in_root(&self, file: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
         let root = self.open_root()?;

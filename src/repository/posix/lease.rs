@@ -1,4 +1,4 @@
-//! Finds out whether anybody else has a file open. Only a lease answers that (fcntl(2), "Leases").
+//! Determines whether anything else has a file open. Only a lease can answer that (fcntl(2), "Leases").
 
 use std::fs::File;
 

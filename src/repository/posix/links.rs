@@ -1,4 +1,4 @@
-//! Symbolic links beside the checkpoints.
+//! Symbolic links in the directory of the checkpoints.
 
 use super::directory::PosixDirectory;
 use crate::error::{Error, Result};

@@ -199,7 +199,7 @@ impl Dir for LocalDir {
         let Some(to) = to.as_any().downcast_ref::<LocalDir>() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        // Renamed first, so that nobody who knows its old name can open it after the check.
+        // Renamed first, so that no process that knows its old name can open it after the check.
         rename_new(self, name, to, new)?;
         let taken = || -> io::Result<Option<File>> {
             let file = File::from(to.open_at(new, OFlags::WRONLY | OFlags::NONBLOCK)?);
@@ -212,7 +212,7 @@ impl Dir for LocalDir {
                 let direct = if direct { to.open_direct(new, &file) } else { None };
                 Ok(Some(Box::new(LocalFile { file, direct })))
             }
-            // Somebody has it open and must not see other content, or it differs from a new file.
+            // Another process has it open and must not see other content, or it differs from a new file.
             _ => to.remove_file(new).map(|()| None),
         }
     }

@@ -1,4 +1,4 @@
-//! Small files that are added to a checkpoint after its commit, each in one step.
+//! Small files that are added to a checkpoint after its commit, each atomically.
 
 use super::Dir;
 use super::directory::PosixDirectory;
@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(crate) const STAGED_MARK: &str = ".tmp-mark-";
 
 impl PosixDirectory {
-    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and in one step. Needs
+    /// Adds a mark to the checkpoint `of`, which is called `checkpoint`, or replaces it, durably and atomically. Needs
     /// no lock: a removal reads the marks again after renaming the checkpoint.
     pub(super) fn write_mark(&self, checkpoint: &str, of: &Follows, name: &str, bytes: &[u8]) -> Result<()> {
         self.check_process()?;
@@ -106,8 +106,8 @@ impl PosixDirectory {
         if manifest.run == of.run && manifest.sequence == of.sequence { Ok(dir) } else { Err(Error::removed(path)) }
     }
 
-    /// Checks that the name still leads to the directory. Tries several times: a removal that finds the mark gives the name
-    /// back.
+    /// Checks that the name still leads to the directory. Tries several times: a removal that finds the mark restores
+    /// the name.
     fn must_still_be(&self, dir: &dyn Dir, checkpoint: &str) -> Result<()> {
         let own = dir.stat().map_err(|e| Error::io("examine", self.path(checkpoint), e))?.id;
         for _ in 0..LOOKS.0 {

@@ -1,8 +1,8 @@
 //! Checkpoints in directories of a file system, over narrow traits of file operations, so that the same protocol runs
 //! on the operating system and on a simulated disk. Every promise about durability is a sequence of these calls.
 //!
-//! A directory is opened once, by the path that the user gave, and is an open directory from then on. Everything
-//! below it is reached from there, by names of one component, and no symbolic link is followed on the way.
+//! A directory is opened once, by the path that the user gave, and stays open. Everything below it is reached from
+//! there, by names of one component, and no symbolic link is followed on the way.
 
 mod aside;
 mod directory;
@@ -77,16 +77,16 @@ pub(crate) fn path_of(location: &Location) -> Result<&Path> {
     location.as_path().ok_or_else(|| not_served(location, "the paths of this system"))
 }
 
-/// A file system, as far as paths are concerned: those that the user gives.
+/// A file system, by the paths that the user gives.
 #[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait Disk: Send + Sync + Debug {
-    /// Returns the path from the root directory, whatever the working directory will be.
+    /// Returns the absolute path, which does not depend on the working directory.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
 
     /// Opens a directory. Symbolic links in the path are followed: the user gave it.
     fn open_dir(&self, path: &Path) -> io::Result<Arc<dyn Dir>>;
 
-    /// Returns the time now, which checkpoints are stamped with and rotation goes by.
+    /// Returns the current time, for time stamps and retention.
     fn now(&self) -> DateTime<Utc> {
         Utc::now()
     }
@@ -97,8 +97,8 @@ pub trait Disk: Send + Sync + Debug {
     }
 }
 
-/// An open directory. It stays the same one whatever becomes of its name. All names are single components; a symbolic
-/// link of that name is never followed.
+/// An open directory. It remains the same directory even if its name changes. All names are single components; a
+/// symbolic link of that name is never followed.
 #[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait Dir: OpenDir {
     /// For [`recycle`](Dir::recycle) and [`link`](Dir::link), which need two directories of one kind.
@@ -110,8 +110,8 @@ pub trait Dir: OpenDir {
     /// Creates a directory; an error if anything of that name exists.
     fn create_dir(&self, name: &OsStr) -> io::Result<()>;
 
-    /// Creates a file for writing; an error if anything of that name exists. Where `direct` is true, what
-    /// [`write_all_at`](WriteFile::write_all_at) may write directly is written so, if the file system can.
+    /// Creates a file for writing; an error if anything of that name exists. If `direct`,
+    /// [`write_all_at`](WriteFile::write_all_at) writes directly where possible.
     fn create(&self, name: &OsStr, direct: bool) -> io::Result<Box<dyn WriteFile>>;
 
     /// Moves the file `name` to the free name `new` of the directory `to` and opens it for overwriting: blocks that
@@ -126,7 +126,7 @@ pub trait Dir: OpenDir {
     /// Renames to a name that must be free.
     fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
 
-    /// Renames a file over another, in one step.
+    /// Renames a file over another, atomically.
     fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
 
     /// Creates a symbolic link to `target`; an error if anything of that name exists. Defaults to an error of the kind
@@ -142,7 +142,7 @@ pub trait Dir: OpenDir {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Removes a file. A symbolic link is a file here, wherever it leads: only the link goes.
+    /// Removes a file. For a symbolic link, only the link itself is removed.
     fn remove_file(&self, name: &OsStr) -> io::Result<()>;
 
     /// Removes an empty directory.
@@ -159,14 +159,15 @@ pub trait Dir: OpenDir {
         255
     }
 
-    /// Returns `true` if the file system is known to be local: nobody reaches its files past this system.
+    /// Returns `true` if the file system is known to be local: its files are only accessible through this system.
     fn is_local(&self) -> bool;
 
-    /// Takes the lock file `name`, creating it if need be, and writes `holder` into it; `None` when another has it.
+    /// Locks the lock file `name`, creating it if necessary, and writes `holder` into it; `None` if another process
+    /// holds the lock.
     fn lock(&self, name: &OsStr, holder: &str) -> io::Result<Option<Box<dyn LockFile>>>;
 }
 
-/// A lock file that is held. Dying gives it back too.
+/// A held lock file. The system releases it when the process exits.
 pub trait LockFile: Send + Sync {
     /// Returns the file.
     fn id(&self) -> FileId;
@@ -175,7 +176,7 @@ pub trait LockFile: Send + Sync {
     fn release(&self);
 }
 
-/// A file being written. Write, `sync` where durability asks for it, drop.
+/// A file being written. Call `sync` if the durability requires it, then drop it.
 #[allow(clippy::missing_errors_doc, reason = "every error is one of the operating system")]
 pub trait WriteFile: Send + Sync {
     /// Writes all of `bytes` at `offset`. Where the memory, the offset and the length are multiples of
@@ -185,8 +186,8 @@ pub trait WriteFile: Send + Sync {
     /// Ends the file after `length` bytes: a recycled one may have been longer.
     fn set_len(&self, length: u64) -> io::Result<()>;
 
-    /// Makes content and length durable. After an error the file must be given up, never synced again: the system
-    /// may have dropped the data and would answer "done".
+    /// Makes content and length durable. After an error the file must be abandoned and never synced again: the system
+    /// may have dropped the data and would report success.
     fn sync(&self) -> io::Result<()>;
 
     /// Returns the file as it is now.

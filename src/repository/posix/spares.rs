@@ -1,8 +1,8 @@
 //! Files of removed checkpoints, kept so that the next checkpoint overwrites them.
 //!
 //! Existing blocks and cached pages are written about twice as fast as new ones. A spare lies in a trash directory. The
-//! checkpoint was renamed to it durably before, and if the process dies, the next one that opens the directory removes it.
-//! [`Dir::recycle`] checks that nobody has the file open before it is overwritten.
+//! checkpoint was renamed to it durably before, and if the process dies, the next one that opens the directory removes
+//! it. [`Dir::recycle`] checks that no process has the file open before it is overwritten.
 
 use super::{Dir, WriteFile};
 use crate::repository::{Entry, Kind};
@@ -23,7 +23,7 @@ struct Spare {
     bytes: u64,
 }
 
-/// A trash directory, and what it is called in the directory of checkpoints.
+/// A trash directory, and its name in the directory of checkpoints.
 #[derive(Debug)]
 struct Trash {
     dir: Arc<dyn Dir>,

@@ -71,7 +71,7 @@ impl Staging<'_> {
         self.directory.path(&self.staged).join(name)
     }
 
-    /// Notes that a file of the checkpoint is finished.
+    /// Records that a file of the checkpoint is finished.
     fn note(&self, name: &str, bytes: u64) {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_string(), bytes));
     }
@@ -104,7 +104,7 @@ impl Staging<'_> {
         if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
     }
 
-    /// Adds to the error of a full disk how much the whole checkpoint needs.
+    /// Adds to the error of a full disk how much the complete checkpoint needs.
     fn no_space(&self, error: Error) -> Error {
         match error {
             Error::NoSpace { path, .. } => {
@@ -207,8 +207,9 @@ impl Transaction for Staging<'_> {
             Ok(()) => {
                 let synced = directory.sync(&*self.root, directory.root());
                 if let Err(e) = synced.and_then(|()| directory.check()).and_then(|()| self.is_there(&self.name)) {
-                    // Not durable, or not there, so not done: take the name back before saying so. The files may go
-                    // only when that is durable, else a power cut could bring back the name without them.
+                    // The rename is not durable, or did not happen, so the commit failed: undo the rename before
+                    // reporting that. The files may be removed only once that is durable; otherwise a power cut could
+                    // bring back the name without them.
                     let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
                     self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
                     return Err(e);

@@ -79,8 +79,7 @@ impl Ema {
     /// Creates averages that are the variables of another model, the target network. They are set to the values of the
     /// variables of the same names immediately, and moved towards them by every update.
     ///
-    /// The target must not be trained or written by anything else. It need not be tracked: tracking the `Ema` saves its
-    /// variables.
+    /// Nothing else may train or modify the target. It need not be tracked: tracking the `Ema` saves its variables.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -278,7 +277,7 @@ macro_rules! averages {
                     self.shared.lock().apply()
                 }
 
-                /// Restarts the averages with the current values of the variables and no update.
+                /// Resets the averages to the current values of the variables, and the number of updates to 0.
                 ///
                 /// # Errors
                 ///

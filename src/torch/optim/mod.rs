@@ -25,7 +25,7 @@
 //!
 //! | key | what |
 //! |---|---|
-//! | `algorithm` | `SGD`, `Adam`, `AdamW` or `RMSprop`; another algorithm's checkpoint is refused |
+//! | `algorithm` | `SGD`, `Adam`, `AdamW` or `RMSprop`; a checkpoint of another algorithm is an error |
 //! | `defaults` | the initial options of a new parameter group |
 //! | `param_groups` | the options of every group, under PyTorch's names: `lr`, `betas`, `eps`, `weight_decay` … |
 //! | `steps` | the number of steps |
@@ -33,7 +33,7 @@
 //! | | SGD with momentum: `momentum_buffer` |
 //! | | Adam, AdamW: `step`, `exp_avg`, `exp_avg_sq`, with amsgrad `max_exp_avg_sq` |
 //! | | RMSprop: `step`, `square_avg`, with momentum `momentum_buffer`, centered `grad_avg` |
-//! | | all: `grad`, the gradient, where no step has used it |
+//! | | all: `grad`, the gradient, if no step has used it |
 //!
 //! `<variable>` is the variable's name in the `VarStore`. A tied variable has its slots under each of its names, so
 //! that a model with any of these names finds them. Slots of a variable that the model lacks are kept until it is

@@ -343,9 +343,9 @@ impl Optimizer {
     /// Returns the slots of a variable by PyTorch's names (`exp_avg`, `momentum_buffer` …), or `None` for a variable
     /// that has not been stepped. The tensors are the optimizer's own: changing them in place changes its state.
     ///
-    /// Until the first call, only the optimizer can change slots, and a background save asks it instead of every slot.
-    /// From the first call on, background saves watch all of its slots as they watch other tensors, which makes their
-    /// calls take longer; the first call waits for a background save that is still copying them.
+    /// Until the first call, only the optimizer can change slots, and a background save queries it instead of every
+    /// slot. From the first call on, background saves watch all of its slots as they watch other tensors, which makes
+    /// their calls take longer; the first call waits for a background save that is still copying them.
     ///
     /// ```no_run
     /// # fn look(optimizer: &tch_checkpoint::optim::Optimizer) {

@@ -16,10 +16,10 @@ type Closure<'a> = Box<dyn FnMut(&[Tensor]) -> Vec<Tensor> + 'a>;
 /// A method of a program to be exported: a closure over the live model, the names of its inputs and outputs, and at
 /// least two examples of inputs.
 ///
-/// The closure must evaluate: pass `train = false` to dropout and to layers that take it. Lengths in which the examples
-/// differ (the batch, the length of a sentence) are free in the program; all others are fixed, and inputs of other
-/// lengths are refused. Free lengths that are equal in all examples must be equal in all inputs. So give examples that
-/// differ in all sizes that are to be free, each in its own way.
+/// The closure must run in evaluation mode: pass `train = false` to dropout and to other layers that have this
+/// parameter. Lengths in which the examples differ (the batch, the length of a sentence) are free in the program; all
+/// others are fixed, and inputs of other lengths are errors. Free lengths that are equal in all examples must be equal
+/// in all inputs. Therefore, give examples that differ in all sizes that are to be free, each in its own way.
 ///
 /// The export also calls the closure with inputs of other sizes, derived from the examples, and fails if the closure
 /// behaves differently there. The closure may panic for such sizes, which are then ignored. (In a program that aborts
@@ -99,7 +99,7 @@ impl<'a> SignatureDef<'a> {
         let mut failures = 0;
         let mut probes = Vec::new();
         for inputs in probes::of(&self.examples) {
-            // A model may refuse some sizes, which are skipped.
+            // A model may not support some sizes, which are skipped.
             match catch_unwind(AssertUnwindSafe(|| self.call(&inputs))) {
                 Ok(outputs) => probes.push(Example { inputs, outputs }),
                 Err(_) => failures += 1,

@@ -64,8 +64,9 @@ impl<'a> Export<'a> {
         self
     }
 
-    /// Saves everything that `checkpoint` tracks beside the program, so that training can resume from it. It must track
-    /// all exported variables. Without a checkpoint, only these are saved, under their prefixes or under `model`.
+    /// Saves everything that `checkpoint` tracks together with the program, so that training can resume from it. It
+    /// must track all exported variables. Without a checkpoint, only these are saved, under their prefixes or under
+    /// `model`.
     #[must_use]
     pub fn checkpoint(mut self, checkpoint: &'a mut Checkpoint) -> Self {
         self.checkpoint = Some(checkpoint);
@@ -79,7 +80,7 @@ impl<'a> Export<'a> {
         self
     }
 
-    /// Sets how it is saved. Defaults to [`SaveOptions::new`].
+    /// Sets the options of the save. Defaults to [`SaveOptions::new`].
     #[must_use]
     pub fn save_options(mut self, options: SaveOptions) -> Self {
         self.options = options;

@@ -3,10 +3,10 @@
 use crate::format::SavedModelInfo;
 use tch::Tensor;
 
-/// Lengths that are one, as (input, dimension).
+/// Lengths that must be equal, as (input, dimension).
 pub(super) type Class = Vec<(usize, usize)>;
 
-/// Returns the free lengths, in classes of those that are equal in all examples: these are one length.
+/// Returns the free lengths, in classes of those that are equal in all examples.
 pub(super) fn free(examples: &[Vec<Tensor>]) -> Vec<Class> {
     let mut classes: Vec<(Vec<i64>, Class)> = Vec::new();
     let inputs = examples.first().map_or(0, Vec::len);
@@ -26,7 +26,7 @@ pub(super) fn free(examples: &[Vec<Tensor>]) -> Vec<Class> {
     classes.into_iter().map(|(_, class)| class).collect()
 }
 
-/// Why these inputs are none that the signature is for, where lengths differ that are the same in all examples.
+/// Returns why the signature does not accept these inputs, if lengths differ that are equal in all examples.
 pub(super) fn refused(info: &SavedModelInfo, signature: &str, inputs: &[&Tensor]) -> Option<String> {
     let names = &info.signatures.get(signature)?.inputs;
     for class in info.same_lengths.get(signature)? {

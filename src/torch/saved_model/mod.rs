@@ -1,5 +1,5 @@
-//! Saved models: a TorchScript program that runs without the model's code, beside a checkpoint from which training can
-//! resume.
+//! Saved models: a TorchScript program that runs without the model's code, together with a checkpoint from which
+//! training can resume.
 
 mod definition;
 mod examples;
@@ -72,11 +72,11 @@ impl SavedModel {
     }
 
     /// Loads the saved model in the directory `dir` onto a device. Every byte of the program is verified before
-    /// libtorch parses it. The program evaluates: it does not contain the training behaviour of dropout or batch
-    /// normalization.
+    /// libtorch parses it. The program is in evaluation mode: it does not contain the training behaviour of dropout or
+    /// batch normalization.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none, also for a checkpoint without a program; [`Error::Damaged`],
+    /// [`Error::NotFound`] if there is none, or for a checkpoint without a program; [`Error::Damaged`],
     /// [`Error::Unsupported`], [`Error::Io`].
     pub fn load(dir: impl Into<Location>, device: Device) -> Result<SavedModel> {
         let (info, reader) = open(&dir.into())?;
@@ -119,8 +119,8 @@ impl SavedModel {
     /// if the exported closure changes its inputs in place.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for inputs that do not match the signature: of another type or shape, or with
-    /// different lengths where all examples have equal ones; [`Error::Object`] if libtorch refuses them.
+    /// [`Error::InvalidArgument`] for inputs that do not match the signature: another type or shape, or different
+    /// lengths where all examples have equal ones; [`Error::Object`] if libtorch refuses them.
     pub fn run(&self, signature: &str, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         let asked = self.signature(signature)?;
         if asked.inputs.len() != inputs.len() {
@@ -244,9 +244,9 @@ impl SavedModel {
         Ok(status)
     }
 
-    /// Saves the program with its present weights to the directory `dir`, beside what `checkpoint` tracks. Use a
-    /// checkpoint from [`checkpoint`](SavedModel::checkpoint), which may track more. The outputs of the examples are
-    /// recomputed.
+    /// Saves the program with its current weights to the directory `dir`, together with everything that `checkpoint`
+    /// tracks. Use a checkpoint from [`checkpoint`](SavedModel::checkpoint), which may track more. The outputs of the
+    /// examples are recomputed.
     ///
     /// # Errors
     /// As for [`Export::write`].
@@ -260,7 +260,7 @@ impl SavedModel {
     }
 
     /// Converts a checkpoint to a saved model without the model's code: saves this program with the weights of the
-    /// checkpoint at `from` to the directory `dir`, beside everything else in that checkpoint (optimizer, step,
+    /// checkpoint at `from` to the directory `dir`, together with everything else in that checkpoint (optimizer, step,
     /// values). Afterwards this model has the checkpoint's weights.
     ///
     /// The reverse needs no conversion: a saved model is a checkpoint, and [`Checkpoint::restore`] accepts its path.

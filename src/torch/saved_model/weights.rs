@@ -86,7 +86,7 @@ pub(super) fn note_keys(
         let Some(key) = keys.get(variable.name.as_str()).copied().or_else(shared) else {
             return Err(Error::object(
                 &variable.name,
-                "the checkpoint does not track this variable of the store; track all of them, or leave the checkpoint away",
+                "the checkpoint does not track this variable of the store; track all of them, or omit the checkpoint",
             ));
         };
         let group = shim::info(&variable.tensor).ok().and_then(|info| groups.get(&info.object)).copied().unwrap_or(0);

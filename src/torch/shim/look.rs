@@ -1,4 +1,4 @@
-//! What libtorch knows of tensors, asked one by one or together.
+//! Queries of tensors, one by one or together.
 
 use super::{
     RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_join, tcp_look, tcp_new_batch,
@@ -9,10 +9,10 @@ use std::ffi::c_void;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// A tensor, seen at one moment.
+/// The properties of a tensor at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Info {
-    /// Which tensor object, whatever memory it shows: equal for shallow clones, different for views.
+    /// The identity of the tensor object, independent of its memory: equal for shallow clones, different for views.
     pub object: usize,
     /// The number of the type in libtorch.
     pub scalar_type: i32,
@@ -20,7 +20,7 @@ pub(crate) struct Info {
     pub dtype: String,
     /// The device, such as `cpu` or `cuda:0`.
     pub device: String,
-    /// Where the elements are; why not, where they are not in plain memory.
+    /// The memory of the elements, or why they are not in plain memory.
     pub memory: Result<Memory, NoMemory>,
 }
 
@@ -40,10 +40,10 @@ pub(crate) struct Memory {
     /// The first element.
     pub data: *const u8,
     /// The beginning of the storage, which views share.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask so far"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests use it so far"))]
     pub storage: usize,
     /// Elements from there to the first one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask so far"))]
+    #[cfg_attr(not(test), expect(dead_code, reason = "only tests use it so far"))]
     pub storage_offset: i64,
     pub sizes: Vec<i64>,
     /// In elements.
@@ -62,7 +62,7 @@ pub(crate) struct Memory {
     pub lazy: bool,
 }
 
-/// Looks at a tensor.
+/// Returns the properties of a tensor.
 pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
     // SAFETY: the struct is plain old data, for which zeros are a value.
     let mut raw: RawInfo = unsafe { std::mem::zeroed() };
@@ -108,20 +108,20 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
     Ok(Info { object: raw.object as usize, scalar_type: raw.scalar_type, dtype: text(&raw.dtype), device, memory })
 }
 
-/// Which tensor object it is, whatever memory it shows: as [`Info::object`], 0 for an undefined one.
+/// Returns the identity of the tensor object, as [`Info::object`]; 0 for an undefined tensor.
 pub(crate) fn object(tensor: &Tensor) -> usize {
     // SAFETY: the tensor lives.
     unsafe { tcp_object(tensor.as_ptr()) as usize }
 }
 
-/// A number that moves when a tensor gets other memory, another shape, type or device, or is frozen; not when its
-/// elements change.
+/// Returns a number that changes when a tensor gets other memory, another shape, type or device, or is frozen, but not
+/// when its elements change.
 pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
     // SAFETY: the tensor lives.
     unsafe { fingerprint_at(tensor.as_ptr()) }
 }
 
-/// [`fingerprint`] of many tensors, in order: faster than asking for one after the other.
+/// Returns the [`fingerprint`] of many tensors, in order: faster than one call per tensor.
 pub(crate) fn fingerprints<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<u64> {
     let tensors: Vec<*const C_tensor> = tensors.map(Tensor::as_ptr).collect();
     let mut fingerprints = vec![0; tensors.len()];
@@ -137,7 +137,7 @@ pub(crate) fn objects<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> u64 {
     unsafe { tcp_objects(tensors.as_ptr(), tensors.len()) }
 }
 
-/// Tensors that are asked together; they live as long as this.
+/// Tensors that are queried together. They live as long as this does.
 pub(crate) struct Tensors {
     batch: *mut c_void,
     /// One more than the highest of their places.
@@ -151,13 +151,14 @@ unsafe impl Send for Tensors {}
 unsafe impl Sync for Tensors {}
 
 impl Tensors {
-    /// None yet.
+    /// Creates an empty batch.
     pub(crate) fn new() -> Tensors {
         // SAFETY: nothing goes in; what comes out is ours, or null where there is no memory.
         Tensors { batch: unsafe { tcp_new_batch() }, end: 0 }
     }
 
-    /// Adds a tensor with its place; `false` where there is no memory for it. Of a variable, `requires_grad` counts.
+    /// Adds a tensor with its place; returns `false` if there is no memory for it. For a variable, `requires_grad` is
+    /// reported.
     pub(crate) fn add(&mut self, tensor: &Tensor, is_variable: bool, place: usize) -> bool {
         // SAFETY: the batch is not null, and the tensor lives.
         let joined = || check(unsafe { tcp_join(self.batch, tensor.as_ptr(), is_variable, place) });
@@ -168,9 +169,9 @@ impl Tensors {
         added
     }
 
-    /// Writes what they say of themselves to their places. From now on libtorch calls `wait` before the next write to
-    /// the memory of those that `held` names by place, whoever writes. Must not be called on two threads at a time
-    /// unless nothing is held.
+    /// Writes what each tensor reports to its place. From now on, libtorch calls `wait` before the next write by any
+    /// code to the memory of those that `held` names by place. Must not be called on two threads at a time unless
+    /// nothing is held.
     pub(crate) fn look(&self, held: &[bool], wait: Wait, seen: &mut [Seen]) {
         if self.end == 0 || seen.len() < self.end {
             return;
@@ -196,7 +197,7 @@ pub(crate) unsafe fn fingerprint_at(tensor: *const C_tensor) -> u64 {
     unsafe { tcp_fingerprint(tensor) }
 }
 
-/// How often a tensor was changed in place; `None` where libtorch does not count.
+/// Returns how often a tensor was changed in place; `None` if libtorch does not count that.
 pub(crate) fn version(tensor: &Tensor) -> Option<u64> {
     // SAFETY: the tensor lives.
     unsafe { version_at(tensor.as_ptr()) }

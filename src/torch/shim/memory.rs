@@ -1,4 +1,4 @@
-//! The memory of tensors: held, read, written and made.
+//! The memory of tensors: pinning, reading, writing and creating.
 
 use super::look::info;
 use super::{
@@ -9,8 +9,8 @@ use std::ffi::c_void;
 use std::ptr;
 use tch::Tensor;
 
-/// The memory that a tensor had when it was pinned, and its version counter. It stays as it is, to be read from any
-/// thread, whatever becomes of the tensor.
+/// The memory that a tensor had when it was pinned, and its version counter. It can be read from any thread, whatever
+/// happens to the tensor.
 pub(crate) struct Pinned {
     pin: *mut c_void,
     data: *const u8,
@@ -28,7 +28,7 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// Pins the memory of a tensor; `None` if it is not of this type and shape, or shows no memory of its own.
+    /// Pins the memory of a tensor; `None` if it does not have this type and shape, or has no memory of its own.
     pub(crate) fn new(tensor: &Tensor, scalar_type: i32, shape: &[u64]) -> Result<Option<Pinned>, String> {
         let mut raw = RawPinned { pin: ptr::null_mut(), data: ptr::null(), bytes: 0, plain: 0, cpu: 0 };
         // SAFETY: the tensor lives, the shape has the length that goes with it, and `raw` the layout of `tcp_pinned`.
@@ -38,12 +38,12 @@ impl Pinned {
         Ok((!raw.pin.is_null()).then_some(pinned))
     }
 
-    /// Where the first element is.
+    /// Returns the address of the first element.
     pub(crate) fn address(&self) -> usize {
         self.data as usize
     }
 
-    /// Returns the elements, where they are [plain](Pinned::plain). Others may write to them at any time.
+    /// Returns the elements if they are [plain](Pinned::plain). Other code may write to them at any time.
     pub(crate) fn memory(&self) -> Option<&[u8]> {
         if self.bytes == 0 {
             return self.plain.then_some(&[]);
@@ -67,7 +67,7 @@ impl Pinned {
         made(|out| unsafe { tcp_read_pinned(self.pin, out) })
     }
 
-    /// How often the tensor was changed in place by now; `None` where libtorch does not count.
+    /// Returns how often the tensor has been changed in place; `None` if libtorch does not count that.
     pub(crate) fn version(&self) -> Option<u64> {
         // SAFETY: the pin lives.
         u64::try_from(unsafe { tcp_pinned_version(self.pin) }).ok()
@@ -89,7 +89,7 @@ pub(crate) fn copy_plain(tensor: &Tensor, scalar_type: i32, shape: &[u64], targe
     unsafe { tcp_copy_plain(tensor.as_ptr(), scalar_type, shape.as_ptr(), shape.len(), out, bytes) }
 }
 
-/// Returns the values, row-major in CPU memory: the tensor's own memory where it is so, a copy otherwise.
+/// Returns the values, row-major in CPU memory: the tensor's own memory if it has this form, a copy otherwise.
 pub(crate) fn on_cpu(tensor: &Tensor) -> Result<Tensor, String> {
     // SAFETY: the tensor lives.
     made(|out| unsafe { tcp_on_cpu(tensor.as_ptr(), out) })
@@ -119,13 +119,13 @@ pub(crate) fn fill(tensor: &Tensor, bytes: &mut [u8]) -> Result<(), String> {
     check(unsafe { tcp_fill(tensor.as_ptr(), bytes.as_mut_ptr().cast()) })
 }
 
-/// Zeros in CPU memory; `scalar_type` is libtorch's number.
+/// Returns zeros in CPU memory; `scalar_type` is libtorch's number.
 pub(crate) fn zeros(scalar_type: i32, sizes: &[i64]) -> Result<Tensor, String> {
     // SAFETY: the pointer and the length are those of a slice.
     made(|out| unsafe { tcp_zeros(scalar_type, sizes.as_ptr(), sizes.len(), out) })
 }
 
-/// Zeros of the shape, type, device and layout of `tensor`.
+/// Returns zeros of the shape, type, device and layout of `tensor`.
 pub(crate) fn zeros_like(tensor: &Tensor) -> Result<Tensor, String> {
     // SAFETY: the tensor lives.
     made(|out| unsafe { tcp_zeros_like(tensor.as_ptr(), out) })

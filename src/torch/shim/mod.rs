@@ -1,5 +1,5 @@
-//! The C++ files as safe functions: what libtorch has and tch does not reach. Every refusal of libtorch
-//! comes back as its message.
+//! Safe functions over the C++ files: what libtorch provides and tch does not. Every error of libtorch is returned as
+//! its message.
 
 mod look;
 mod memory;
@@ -23,8 +23,8 @@ use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// Returns when a range of memory, by its first byte and length, may be written. Called on the thread that is about to
-/// write, by C++: it must not unwind.
+/// Blocks until a range of memory, given by its first byte and length, may be written. C++ calls it on the thread that
+/// is about to write; it must not unwind.
 pub(crate) type Wait = extern "C" fn(*const c_void, usize);
 
 /// Memory that is held. As `tcp_pinned` in pins.cpp.
@@ -37,7 +37,7 @@ struct RawPinned {
     cpu: u8,
 }
 
-/// What is known of a tensor. As `tcp_info` in tensors.cpp.
+/// The properties of a tensor. The same layout as `tcp_info` in tensors.cpp.
 #[repr(C)]
 struct RawInfo {
     object: *const c_void,
@@ -136,7 +136,7 @@ unsafe extern "C" {
     fn tcp_exchange(one: *const C_tensor, other: *const C_tensor) -> *mut c_char;
 }
 
-/// Returns what the C++ side answered.
+/// Converts the result of the C++ side.
 pub(super) fn check(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
@@ -150,7 +150,7 @@ pub(super) fn check(message: *mut c_char) -> Result<(), String> {
     Err(text)
 }
 
-/// A tensor that the C++ side makes.
+/// Returns a tensor that the C++ side creates.
 fn made(make: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, String> {
     let mut tensor = ptr::null_mut();
     check(make(&raw mut tensor))?;

@@ -11,7 +11,7 @@ pub(crate) enum GeneratorDevice {
     Mps = 13,
 }
 
-/// Returns how many default generators of that kind there are.
+/// Returns the number of default generators of that kind.
 pub(crate) fn count_generators(device: GeneratorDevice) -> Result<i32, String> {
     let mut count = 0;
     // SAFETY: the count is ours to write to.
@@ -25,7 +25,7 @@ pub(crate) fn generator_state(device: GeneratorDevice, index: i32) -> Result<Ten
     made(|out| unsafe { tcp_get_generator_state(device as i32, index, out) })
 }
 
-/// Sets the state of a default generator; one that is refused leaves it as it was.
+/// Sets the state of a default generator. If libtorch rejects it, the generator is unchanged.
 pub(crate) fn set_generator_state(device: GeneratorDevice, index: i32, state: &Tensor) -> Result<(), String> {
     // SAFETY: the tensor lives.
     check(unsafe { tcp_set_generator_state(device as i32, index, state.as_ptr()) })

@@ -10,10 +10,10 @@ use std::ptr;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// Slots that a parameter can have.
+/// The maximum number of slots of a parameter.
 pub(crate) const SLOTS: usize = 4;
 
-/// How parameters are stepped. As `tcp_algorithm` in steps.cpp.
+/// The algorithm of a step. The same numbers as `tcp_algorithm` in steps.cpp.
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Algorithm {
@@ -23,7 +23,8 @@ pub(crate) enum Algorithm {
     RmsProp = 3,
 }
 
-/// With what a parameter group is stepped. As `tcp_options` in steps.cpp; an algorithm reads only what it has.
+/// The options of a parameter group. The same layout as `tcp_options` in steps.cpp; an algorithm reads only those that
+/// it has.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StepOptions {
@@ -43,7 +44,7 @@ pub(crate) struct StepOptions {
 }
 
 impl StepOptions {
-    /// Returns all zero: for the rest of what an algorithm does not read.
+    /// Returns options that are all zero, for those that an algorithm does not read.
     pub(crate) fn new(algorithm: Algorithm, lr: f64) -> StepOptions {
         StepOptions {
             algorithm,
@@ -77,7 +78,7 @@ pub(crate) fn clip_grad_value(params: &[&Tensor], max: f64) -> Result<(), String
     check(unsafe { tcp_clip_grad_value(params.as_ptr(), params.len(), max) })
 }
 
-/// Scales the gradients to a common L2 norm of at most `max`; gives the norm before.
+/// Scales the gradients to a total L2 norm of at most `max`. Returns the norm before.
 pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String> {
     let params = pointers(params);
     let mut total = 0.0;
@@ -86,7 +87,7 @@ pub(crate) fn clip_grad_norm(params: &[&Tensor], max: f64) -> Result<f64, String
     Ok(total)
 }
 
-/// Which gradient a parameter was stepped with last; null where there was no memory for it.
+/// The gradient of a parameter's last step; null if there was no memory for it.
 #[derive(Debug)]
 pub(crate) struct UsedGradient(*mut c_void);
 
@@ -102,7 +103,7 @@ impl UsedGradient {
         UsedGradient(unsafe { tcp_new_used() })
     }
 
-    /// Forgets the gradient: the parameter has got another one.
+    /// Forgets the gradient, because the parameter has a new one.
     pub(crate) fn forget(&self) {
         // SAFETY: it is null or lives.
         unsafe { tcp_forget_used(self.0) }
@@ -116,7 +117,7 @@ impl Drop for UsedGradient {
     }
 }
 
-/// Notes that the gradients of these parameters were used.
+/// Records that the gradients of these parameters were used.
 pub(crate) fn note_gradients<'a>(
     parameters: impl Iterator<Item = (&'a Tensor, &'a UsedGradient)>,
 ) -> Result<(), String> {
@@ -125,7 +126,7 @@ pub(crate) fn note_gradients<'a>(
     check(unsafe { tcp_note_gradients(tensors.as_ptr(), tensors.len(), used.as_ptr()) })
 }
 
-/// Returns of each parameter, in order, whether it has a gradient that no step has used.
+/// Returns, for each parameter, in order, whether it has a gradient that no step has used.
 pub(crate) fn unused_gradients<'a>(parameters: impl Iterator<Item = (&'a Tensor, &'a UsedGradient)>) -> Vec<bool> {
     let (tensors, used): (Vec<_>, Vec<_>) = parameters.map(|(tensor, used)| (tensor.as_ptr(), used.0)).unzip();
     let mut unused = vec![false; tensors.len()];
@@ -142,7 +143,7 @@ pub(crate) fn gradient_is_zero(parameter: &Tensor) -> Result<bool, String> {
     Ok(zero)
 }
 
-/// A handle to a parameter's gradient.
+/// Returns a handle to a parameter's gradient.
 pub(crate) fn gradient(parameter: &Tensor) -> Result<Tensor, String> {
     // SAFETY: the tensor lives.
     made(|out| unsafe { tcp_gradient(parameter.as_ptr(), out) })
@@ -163,15 +164,15 @@ pub(crate) struct Stepped<'a> {
     pub slots: &'a mut [Option<Tensor>; SLOTS],
 }
 
-/// A step that failed, and at which parameter.
+/// The error of a step, and the parameter at which it occurred.
 #[derive(Debug)]
 pub(crate) struct StepError {
     pub place: Option<usize>,
     pub reason: String,
 }
 
-/// One optimizer step of all parameters that have a gradient; makes the slots that are missing. Sets `moved` if a slot was
-/// made, or moved to another device, type or layout.
+/// Performs one optimizer step of all parameters that have a gradient, and creates missing slots. Sets `moved` if a
+/// slot was created, or moved to another device, type or layout.
 pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: &mut bool) -> Result<(), StepError> {
     if let Some(place) = stepped.iter().position(|one| one.group >= options.len()) {
         return Err(StepError { place: Some(place), reason: "its parameter group does not exist".to_string() });

@@ -1,4 +1,4 @@
-//! Filters: what has been done to the bytes of a chunk.
+//! Filters: transformations of the bytes of a chunk.
 
 use super::metadata::Metadata;
 use crate::error::Result;
@@ -46,7 +46,7 @@ pub(super) fn undo(filters: &[Filter], mask: u32, mut bytes: Vec<u8>, length: us
             continue;
         }
         bytes = match filter {
-            // Sums that were added before compressing come on top.
+            // Checksums that were added before compression are in addition.
             Filter::Deflate => inflate(&bytes, length + 4 * filters.len())?,
             Filter::Shuffle(size) => unshuffle(&bytes, *size),
             Filter::Fletcher => check_fletcher(bytes)?,
@@ -59,12 +59,12 @@ pub(super) fn undo(filters: &[Filter], mask: u32, mut bytes: Vec<u8>, length: us
     }
 }
 
-/// The most bytes that one byte of a deflated stream becomes.
+/// The maximum number of bytes to which one byte of a deflated stream can expand.
 const MAX_INFLATION: usize = 1032;
 
 /// Returns at most `most` bytes, and no byte more.
 fn inflate(bytes: &[u8], most: usize) -> Result<Vec<u8>, String> {
-    // As much as it can be, at once: a vector that grows takes up to three times as much.
+    // The maximum size is allocated at once: a growing vector needs up to three times as much.
     let mut inflated = Vec::with_capacity(most.min(bytes.len().saturating_mul(MAX_INFLATION)));
     let mut decoder = flate2::read::ZlibDecoder::new(bytes).take(most as u64 + 1);
     match decoder.read_to_end(&mut inflated) {
@@ -85,7 +85,7 @@ fn unshuffle(bytes: &[u8], size: usize) -> Vec<u8> {
     plain
 }
 
-/// Returns the sum at the end holds; it is left out.
+/// Verifies the checksum at the end, and returns the bytes without it.
 fn check_fletcher(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let Some(length) = bytes.len().checked_sub(4) else {
         return Err("a chunk is shorter than its checksum".into());

@@ -1,4 +1,4 @@
-//! Reading what describes data: by address, with a budget, so that time and memory follow the length of the file.
+//! Reads metadata by address, with a budget, so that time and memory are proportional to the length of the file.
 
 use crate::error::{Error, Result};
 use crate::interop::input::Input;
@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// The address of what was never written.
+/// The address that stands for data that was never written.
 pub(super) const UNDEFINED: u64 = u64::MAX;
 /// Descriptions may be read this many times the file's length, and [`SLACK`] bytes: links may lead to one object twice.
 const TIMES: u64 = 16;

@@ -27,10 +27,10 @@ use std::sync::Arc;
 pub(super) const SIGNATURE: [u8; 8] = [0x89, b'H', b'D', b'F', 0x0d, 0x0a, 0x1a, 0x0a];
 /// The deepest path.
 const MAX_DEPTH: usize = 64;
-/// Paths in all, and bytes of them.
+/// The maximum number of paths, and of their bytes.
 const MAX_PATHS: usize = 1 << 20;
 const MAX_TEXT: usize = 16 << 20;
-/// Soft links that lead to one another.
+/// The maximum number of soft links in a chain.
 const MAX_HOPS: usize = 32;
 
 /// A file whose description has been read and checked.

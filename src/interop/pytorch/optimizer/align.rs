@@ -1,9 +1,9 @@
-//! Numbers to names, in order, by shape.
+//! Assigns names to numbers, in order, by shape.
 
-/// The most parameters times variables: two tables of that many bits.
+/// The maximum of parameters times variables: two tables have that many bits.
 const MAX_CELLS: usize = 100_000_000;
 
-/// How many candidates a message names.
+/// The number of candidates that a message names.
 const SHOWN: usize = 5;
 
 /// Gives each of `shapes` (unknown where a parameter has no state) one of `variables`, in order. Only parameters with a

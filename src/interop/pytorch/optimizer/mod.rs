@@ -1,7 +1,7 @@
 //! The state of an optimizer, from PyTorch's layout to that of `optim`.
 //!
 //! `Optimizer.state_dict()` numbers its parameters and has no names, so they come from elsewhere: in the order that the
-//! caller gives, or from the one alignment of shapes that there is.
+//! caller gives, or from the shapes if they have only one alignment.
 
 mod align;
 mod groups;
@@ -15,7 +15,7 @@ use groups::{Group, groups};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// How the numbered parameters get names, and what else the file does not say.
+/// How the numbered parameters get names, and what else the file does not record.
 ///
 /// ```
 /// use tch_checkpoint::interop::pytorch::OptimizerOptions;
@@ -44,8 +44,8 @@ impl OptimizerOptions {
     }
 
     /// `variables` are names and shapes in the order of the model, buffers and tied names among them. The numbers are
-    /// given to some of them, in that order, so that the shapes of all states fit. Refused unless there is exactly one
-    /// way.
+    /// assigned to some of them, in that order, so that the shapes of all states fit. It is an error unless there is
+    /// exactly one way.
     pub fn among<N: Into<String>, S: Into<Vec<u64>>>(variables: impl IntoIterator<Item = (N, S)>) -> Self {
         let variables = variables.into_iter().map(|(name, shape)| (name.into(), shape.into()));
         Self::new(Parameters::Among(variables.collect()))
@@ -56,7 +56,7 @@ impl OptimizerOptions {
     }
 
     /// Sets the algorithm: `SGD`, `Adam`, `AdamW` or `RMSprop`. Needed for Adam and AdamW of files before PyTorch 2.7,
-    /// which do not say which of the two it is.
+    /// which do not record which of the two it is.
     #[must_use]
     pub fn algorithm(mut self, algorithm: impl Into<String>) -> Self {
         self.algorithm = Some(algorithm.into());
@@ -71,7 +71,7 @@ impl OptimizerOptions {
     }
 }
 
-/// What was found of one parameter.
+/// What was found for one parameter.
 #[derive(Debug, Default)]
 struct Parameter {
     slots: BTreeMap<String, Elements>,
@@ -82,8 +82,8 @@ struct Parameter {
 /// it). A pure function: nothing is restored, no element of a slot is read.
 ///
 /// # Errors
-/// [`Error::Object`] when there is no such state, or it is of an algorithm or has an option that `optim` does not have;
-/// [`Error::InvalidArgument`] when the names do not fit, with those that would.
+/// [`Error::Object`] if there is no such state, or its algorithm or an option is not supported by `optim`;
+/// [`Error::InvalidArgument`] if the names do not fit, with those that would.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -156,7 +156,7 @@ fn parameter(source: &dyn TensorSource, key: &str, id: &str, known: &[&str]) -> 
             (Some("step"), Some(count)) if known.contains(&"step") => {
                 parameter.slots.insert("step".to_string(), Elements::Count(count as f32));
             }
-            // A slot that is not there yet, such as SGD's momentum before the first step, and counts nobody needs.
+            // A slot that does not exist yet, such as SGD's momentum before the first step, and unneeded counts.
             (_, _) if value.is_null() || value.is_number() => {}
             _ => return Err(Error::object(full, "it is an entry of the state that `optim` does not have")),
         }

@@ -14,7 +14,7 @@ const TRUE: usize = 2;
 pub(super) const EMPTY_TUPLE: usize = 3;
 const INT_0: usize = 5;
 
-/// What a pickle was.
+/// The result of a pickle.
 #[derive(Debug)]
 pub(crate) struct Unpickled {
     pub root: Id,
@@ -39,7 +39,7 @@ pub(crate) fn unpickle(reader: &mut PickleReader<'_>, arena: &mut Arena, rules: 
     match result {
         Ok(root) => Ok(Unpickled { root, refused }),
         Err(PickleError::Bad(reason)) => {
-            // What comes of a refused global is a consequence of it.
+            // Errors after a rejected global are consequences of it.
             let reason = match refused.and_then(|place| arena.globals.get(place as usize)) {
                 Some(global) => format!("at byte {}: {}", global.offset, not_allowed(&global.text())),
                 None => format!("before byte {at}: {reason}"),

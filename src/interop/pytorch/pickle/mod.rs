@@ -17,7 +17,7 @@ use super::types::{NumpyDtype, StorageType, TorchType};
 /// A node's place in the [`Arena`].
 pub(crate) type Id = u32;
 
-/// What went wrong, and at which byte.
+/// An error, and the byte at which it occurred.
 #[derive(Debug)]
 pub(crate) enum PickleError {
     /// Not a pickle, or not a sane one.
@@ -74,7 +74,7 @@ pub(crate) enum Node {
     Array(u32),
     /// Something that is known, and that this crate cannot hold: the reason.
     Unreadable(Box<str>),
-    /// Built with the global of that place, which is not allowed.
+    /// An object built with the global at that place, which is not allowed.
     Refused(u32),
 }
 
@@ -199,12 +199,12 @@ impl Arena {
         Ok(id)
     }
 
-    /// Notes that `bytes` of memory are taken.
+    /// Accounts for `bytes` of memory.
     pub(crate) fn charge(&mut self, bytes: u64) {
         self.used = self.used.saturating_add(bytes);
     }
 
-    /// Refuses when more is taken than `read` bytes of pickle may ask for.
+    /// Returns an error if more memory is used than `read` bytes of pickle may require.
     pub(crate) fn check(&self, read: u64) -> Result<(), String> {
         if self.used <= FREE + read.saturating_mul(PER_BYTE) {
             return Ok(());
@@ -257,9 +257,9 @@ impl Arena {
     }
 }
 
-/// What globals, calls and persistent ids mean. A method that gives `None` does not know the global.
+/// The meaning of globals, calls and persistent ids. A method returns `None` for an unknown global.
 pub(crate) trait Rules {
-    /// Returns `true` if a global may be there at all.
+    /// Returns `true` if a global is allowed.
     fn allows(&self, module: &str, name: &str) -> bool;
 
     /// Returns what `module.name(*args)` is: an existing node or a new one.

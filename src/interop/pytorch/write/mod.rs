@@ -20,7 +20,7 @@ const TOP: &str = "archive";
 /// The alignment of tensors, for readers that map the file into memory.
 const ALIGNMENT: u64 = 64;
 
-/// How a `.pt` file is laid out.
+/// Options of [`write()`].
 ///
 /// ```
 /// use tch_checkpoint::interop::pytorch::WriteOptions;
@@ -38,7 +38,7 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
-    /// Writes what is under `key` alone, as the root of the file: with `model`, a `state_dict` of the model.
+    /// Writes only what is under `key`, as the root of the file: with `model`, a `state_dict` of the model.
     #[must_use]
     pub fn only(mut self, key: impl Into<String>) -> Self {
         self.only = Some(key.into());
@@ -46,7 +46,7 @@ impl WriteOptions {
     }
 
     /// Writes one dictionary of tensors, their names joined by dots, and no values: what tch's `VarStore::load` takes.
-    /// Defaults to a dictionary in a dictionary for each `/` of a key.
+    /// By default, each `/` of a key becomes a nested dictionary.
     #[must_use]
     pub fn flat(mut self, flat: bool) -> Self {
         self.flat = flat;
@@ -72,12 +72,13 @@ impl WriteOptions {
 /// the types `U16`, `U32`, `U64` and those of 8-bit floats).
 ///
 /// Keys become dictionaries, values Python objects; tensors that are the same elements share a storage. The file
-/// appears at `path` in one step, in place of what is there, when all of it is on disk. The same source gives the same
-/// bytes. Memory is bounded: tensors above 8 MiB that have checksums are verified before, and then read in pieces.
+/// appears at `path` atomically when it is completely on the disk, and replaces an existing file. The same source
+/// produces the same bytes. Memory is bounded: tensors above 8 MiB that have checksums are verified first, and then
+/// read in pieces.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of
-/// reading. `path` is left as it was.
+/// [`Error::InvalidArgument`] if the options do not fit the source; [`Error::NoSpace`], [`Error::Io`]; the errors of
+/// reading. After an error, `path` is unchanged.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
