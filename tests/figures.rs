@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::Manifest;
 use tch_checkpoint::{
-    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Node, SaveFigures,
-    SaveOptions, list_checkpoints,
+    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Node, Preemption,
+    SaveFigures, SaveOptions, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -133,5 +133,53 @@ fn a_background_save_stalls_until_the_call_returns_and_the_next_one_waits_for_it
     assert!(second.waited >= Duration::from_millis(150), "{second:?}");
     assert!(second.waited <= second.stall && second.stall <= second.total && second.stall <= took[1], "{second:?}");
     assert_eq!(recorded(dir.path().join("ckpt-2"))?.waited, second.waited);
+    Ok(())
+}
+
+/// It is made by the call, after a request to end or a failure.
+#[test]
+fn the_last_save_waits_for_the_one_in_the_background() -> Outcome {
+    for kind in ["whole", "part", "guarded", "unclean"] {
+        let dir = tempfile::tempdir()?;
+        let (step, preemption) = (Counter::new(0), Preemption::new());
+        let checkpoint = Checkpoint::new().track("weights", Memory::seeded(5000, 1))?.track("step", &step)?;
+        let request = if kind == "part" { preemption.clone().save_only(["step"]) } else { preemption.clone() };
+        let mut manager = CheckpointManager::builder(checkpoint, dir.path())
+            .background(Background::new())
+            .save_every(2)
+            .preemption(request)
+            .unclean_on_failure()
+            .on_saved(|_| {
+                std::thread::sleep(Duration::from_millis(200));
+                Ok::<(), Error>(())
+            })
+            .open()?;
+        step.set(2);
+        manager.save_if_due(2)?.ok_or("it is not due")?;
+        let began = Instant::now();
+        match kind {
+            "guarded" | "unclean" => {
+                let fails: Result<(), Error> = manager.guard(|manager| {
+                    step.set(3);
+                    manager.save_if_due(3)?;
+                    if kind == "unclean" {
+                        step.set(4);
+                    }
+                    Err(Error::Assertion("no data".into()))
+                });
+                assert!(fails.is_err());
+            }
+            _ => {
+                preemption.request();
+                step.set(3);
+                manager.save_if_due(3)?.ok_or("it is not saved")?;
+            }
+        }
+        let took = began.elapsed();
+        let figures = manager.last_save_figures().ok_or("none")?;
+        assert!(figures.waited >= Duration::from_millis(150), "{kind}: {figures:?}");
+        assert!(figures.waited <= figures.stall && figures.stall == figures.total, "{kind}: {figures:?}");
+        assert!(figures.total <= took, "{kind}: {figures:?} of {took:?}");
+    }
     Ok(())
 }

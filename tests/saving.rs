@@ -5,6 +5,8 @@ mod common;
 use common::run::steps_in;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tch_checkpoint::save_policy::{AtSteps, Continuous, EveryDuration, EverySteps, First, SaveContext, SavePolicy};
 use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError};
@@ -66,6 +68,32 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
         manager.save_if_due(step)?;
     }
     assert_eq!(steps_in(dir.path())?, [2]);
+    Ok(())
+}
+
+/// Is due at every third call, say, which it counts.
+#[derive(Debug)]
+struct EveryCalls(u64, Arc<AtomicU64>);
+
+impl SavePolicy for EveryCalls {
+    fn is_due(&self, _: &SaveContext) -> bool {
+        (self.1.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(self.0)
+    }
+}
+
+#[test]
+fn every_policy_is_asked_at_every_call() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let counts: [Arc<AtomicU64>; 2] = Default::default();
+    let [two, three] = counts.clone();
+    let mut manager = builder(dir.path())?.save_when(EveryCalls(2, two)).save_when(EveryCalls(3, three)).open()?;
+    for step in 1..=12 {
+        manager.save_if_due(step)?;
+    }
+    assert_eq!(steps_in(dir.path())?, [2, 3, 4, 6, 8, 9, 10, 12]);
+    // Also where a save is due without them.
+    assert!(manager.save_if_due(5)?.is_some());
+    assert_eq!(counts.map(|count| count.load(Ordering::Relaxed)), [13, 13]);
     Ok(())
 }
 

@@ -35,9 +35,12 @@ impl Error {
         match self {
             Error::Io { action, path, .. } => write!(f, "cannot {action} {path}"),
             Error::NoSpace { path, needed, free } => {
-                write!(f, "no space left for {path}: {needed} bytes are needed")?;
-                if let Some(free) = free {
-                    write!(f, ", {free} are free")?;
+                write!(f, "no space left for {path}")?;
+                match (needed, free) {
+                    (0, None) => {}
+                    (0, Some(free)) => write!(f, ": {free} bytes are free")?,
+                    (needed, None) => write!(f, ": {needed} bytes are needed")?,
+                    (needed, Some(free)) => write!(f, ": {needed} bytes are needed, {free} are free")?,
                 }
                 f.write_str("; free some space, or keep fewer checkpoints (`max_to_keep`)")
             }

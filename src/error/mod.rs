@@ -66,7 +66,7 @@ pub enum Error {
     NoSpace {
         /// The file or directory that was to be written.
         path: Location,
-        /// Bytes the checkpoint needs.
+        /// Bytes the checkpoint needs; 0 if that is not known.
         needed: u64,
         /// Bytes the file system reported as free, if known.
         free: Option<u64>,

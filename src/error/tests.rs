@@ -86,3 +86,12 @@ fn what_a_script_asks() {
         assert_eq!([half.is_damaged(), half.is_not_found(), half.is_transient()], [damaged, not_found, transient]);
     }
 }
+
+#[test]
+fn how_much_is_needed_is_said_where_it_is_known() {
+    let text = |needed, free| Error::NoSpace { path: "run".into(), needed, free }.to_string();
+    assert!(text(0, None).starts_with("no space left for run; free some space"), "{}", text(0, None));
+    assert!(text(0, Some(5)).starts_with("no space left for run: 5 bytes are free; "), "{}", text(0, Some(5)));
+    assert!(text(9, None).starts_with("no space left for run: 9 bytes are needed; "), "{}", text(9, None));
+    assert!(text(9, Some(5)).starts_with("no space left for run: 9 bytes are needed, 5 are free; "));
+}

@@ -101,15 +101,16 @@ impl CheckpointManager {
 
     /// Returns where the state is saved, or why it was not.
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
-        if let Err(error) = self.settle() {
+        let (clock, settled) = self.settle_before(SaveClock::start());
+        if let Err(error) = settled {
             log::error!("the save in the background failed: {error:#}");
         }
         let (Some(noted), Some(step)) = (guard.noted, guard.step) else {
-            return self.save_unclean(None, "the manager was not called with a step before".to_string());
+            return self.save_unclean(&clock, None, "the manager was not called with a step before".to_string());
         };
         if let Some(key) = noted.changed() {
             let why = format!("{key} has changed since the manager was called at step {step}");
-            return self.save_unclean(Some(step), why);
+            return self.save_unclean(&clock, Some(step), why);
         }
         if guard.is_first {
             return Ok(Err("nothing has changed since the guard began".to_string()));
@@ -127,14 +128,15 @@ impl CheckpointManager {
         let saved = self.with_room(next, |manager| {
             let superseded = manager.superseded_by(Some(&name))?;
             let counter = manager.checkpoint.next_save()?;
-            let next = Next { superseded, ..Next::new(step, Some(step), counter) };
+            let clock = clock.clone();
+            let next = Next { superseded, clock, ..Next::new(step, Some(step), counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         });
         saved.map(Ok)
     }
 
     /// Saves the state, marked as unclean, if requested.
-    fn save_unclean(&mut self, step: Option<u64>, why: String) -> Result<Result<Location, String>> {
+    fn save_unclean(&mut self, clock: &SaveClock, step: Option<u64>, why: String) -> Result<Result<Location, String>> {
         if !self.unclean_on_failure {
             return Ok(Err(why));
         }
@@ -147,7 +149,8 @@ impl CheckpointManager {
             let counter = manager.checkpoint.next_save()?;
             let number = manager.free_number(step.unwrap_or(counter), &[])?;
             let superseded = manager.superseded_by(None)?;
-            let next = Next { superseded, unclean: true, ..Next::new(number, step, counter) };
+            let clock = clock.clone();
+            let next = Next { superseded, unclean: true, clock, ..Next::new(number, step, counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         });
         saved.map(Ok)

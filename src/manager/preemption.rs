@@ -6,6 +6,7 @@ use super::{CheckpointManager, Next};
 use crate::error::Error;
 use crate::error::Result;
 use crate::location::Location;
+use crate::save::SaveClock;
 use std::collections::{BTreeMap, BTreeSet};
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -244,26 +245,27 @@ impl CheckpointManager {
     /// Any error that prevents the save. The loop ends anyway.
     pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         self.has_to_stop = true;
-        if let Err(error) = self.settle() {
+        let (clock, settled) = self.settle_before(SaveClock::start());
+        if let Err(error) = settled {
             // The present state does not need that save.
             log::error!("the save before the last one failed: {error:#}");
         }
         // The call waits in any case, and a save that it makes itself reports every error.
         let background = self.background.take();
-        let saved = self.save_in_time(number, metrics);
+        let saved = self.save_in_time(clock, number, metrics);
         self.background = background;
         self.saved_for_end = saved.is_ok();
         saved
     }
 
-    fn save_in_time(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+    fn save_in_time(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         let last_took = self.ledger().last_took;
         let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();
         // A complete checkpoint of this step is kept.
         let name = format!("{}-{number}", self.name);
         let is_there = self.ledger().known.iter().any(|found| found.entry.name == name);
         let Some(only) = only.filter(|_| !is_there) else {
-            return self.save_step(number, metrics);
+            return self.save_step(clock, number, metrics);
         };
         self.settle()?;
         self.look_at_restores();
@@ -273,7 +275,8 @@ impl CheckpointManager {
             let superseded = manager.superseded_by(Some(&name))?;
             let counter = manager.checkpoint.next_save()?;
             let (metrics, without) = (metrics.clone(), without.clone());
-            let next = Next { metrics, superseded, without, ..Next::new(number, Some(number), counter) };
+            let clock = clock.clone();
+            let next = Next { metrics, superseded, without, clock, ..Next::new(number, Some(number), counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         })
     }

@@ -84,7 +84,8 @@ impl SaveContext {
 /// assert!(Doubling.is_due(&SaveContext::new(8)) && !Doubling.is_due(&SaveContext::new(9)));
 /// ```
 pub trait SavePolicy: Debug + Send {
-    /// Returns `true` if a save is due. Called by every `save_if_due`, so it must be fast.
+    /// Returns `true` if a save is due. Every `save_if_due` asks each policy once, whatever the others say, so it must be
+    /// fast. It asks none if it returns the error of a background save, or saves because the end was requested.
     fn is_due(&self, context: &SaveContext) -> bool;
 }
 

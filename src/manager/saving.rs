@@ -51,7 +51,7 @@ impl CheckpointManager {
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<Location> {
         let metrics = metrics.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let result = self.save_step(step, metrics);
+        let result = self.save_step(SaveClock::start(), step, metrics);
         self.note_state(Some(step), result.is_ok());
         result
     }
@@ -159,7 +159,9 @@ impl CheckpointManager {
             is_saving: self.is_saving(),
             ..SaveContext::new(number)
         };
-        if !went_back && !self.save_policies.iter().any(|policy| policy.is_due(&context)) {
+        // All are asked, because they may count their calls.
+        let is_due = self.save_policies.iter().fold(false, |is_due, policy| policy.is_due(&context) || is_due);
+        if !went_back && !is_due {
             return Ok(None);
         }
         if self.waits_for_the_step() {
@@ -170,7 +172,7 @@ impl CheckpointManager {
             return Ok(None);
         }
         let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
-        self.save_step(number, metrics).map(Some)
+        self.save_step(SaveClock::start(), number, metrics).map(Some)
     }
 
     /// Returns `true` if a due save is postponed until gradients are used. This is bounded, because a checkpoint can
@@ -193,7 +195,7 @@ impl CheckpointManager {
     }
 
     fn try_save(&mut self) -> Result<Location> {
-        let clock = self.settle_timed()?;
+        let clock = self.settle_timed(SaveClock::start())?;
         self.look_at_restores();
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
@@ -217,13 +219,19 @@ impl CheckpointManager {
         })
     }
 
-    pub(super) fn save_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+    /// Saves at a step. `clock` was started when the save was called for.
+    pub(super) fn save_step(
+        &mut self,
+        clock: SaveClock,
+        number: u64,
+        metrics: BTreeMap<String, f64>,
+    ) -> Result<Location> {
         let next = self.next_at(number, &metrics);
-        self.with_room(next, |manager| manager.try_step(number, metrics.clone()))
+        self.with_room(next, |manager| manager.try_step(clock.clone(), number, metrics.clone()))
     }
 
-    fn try_step(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
-        let clock = self.settle_timed()?;
+    fn try_step(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+        let clock = self.settle_timed(clock)?;
         self.look_at_restores();
         if self.last_step == Some(number)
             && self.next_metadata.is_empty()
@@ -434,11 +442,16 @@ impl CheckpointManager {
     }
 
     /// Like [`settle`](CheckpointManager::settle), at the beginning of a save. Returns the clock of that save.
-    fn settle_timed(&mut self) -> Result<SaveClock> {
-        let clock = SaveClock::start();
+    fn settle_timed(&mut self, clock: SaveClock) -> Result<SaveClock> {
+        let (clock, settled) = self.settle_before(clock);
+        settled.map(|()| clock)
+    }
+
+    /// Like [`settle_timed`](CheckpointManager::settle_timed), for a save that goes on after an error of the one in flight.
+    pub(super) fn settle_before(&mut self, clock: SaveClock) -> (SaveClock, Result<()>) {
         let is_in_flight = self.in_flight.is_some();
-        self.settle()?;
-        Ok(if is_in_flight { clock.waited() } else { clock })
+        let settled = self.settle();
+        (if is_in_flight { clock.waited() } else { clock }, settled)
     }
 
     /// Waits for the save in flight, if there is one.
