@@ -481,6 +481,133 @@ fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it(
     Ok(())
 }
 
+/// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out that
+/// it does not belong to what was superseded.
+#[test]
+fn a_foreign_checkpoint_that_is_alone_is_left_alone_when_a_superseded_one_is_restored() -> Outcome {
+    for case in ["", "no index", "noted", "removed meanwhile"] {
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let open = |run: &Run| run.builder(dir.path()).max_to_keep(2).open();
+        let run = Run::new();
+        let mut manager = open(&run)?;
+        for value in [1, 2] {
+            run.set(value);
+            manager.save_at(1)?;
+        }
+        let foreign_one = dir.path().join("ckpt-300");
+        let copy_in = || -> Result<(), std::io::Error> {
+            fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+            copy_dir(&foreign(other.path()), &foreign_one);
+            Ok(())
+        };
+        let aside = dir.path().join(in_dir(dir.path(), "superseded-ckpt-1-").remove(0));
+        if case == "removed meanwhile" {
+            copy_in()?;
+            // It notices, and continues from the only one.
+            manager.restore_or_initialize()?;
+            assert_eq!(run.step.get(), u64::MAX);
+        } else {
+            manager.close()?;
+            copy_in()?;
+            if case == "no index" {
+                fs::remove_file(dir.path().join("checkpoint.json"))?;
+            }
+            if case == "noted" {
+                let mut manager = open(&run)?;
+                manager.annotate(&aside, "note", "the right one")?;
+                manager.close()?;
+            }
+            manager = open(&run)?;
+        }
+        manager.restore(&aside)?;
+        assert_eq!(run.step.get(), 1, "{case}");
+        run.save(&mut manager, &[2, 3, 4, 5])?;
+        assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-300", "ckpt-4", "ckpt-5"], "{case}");
+        assert_eq!(in_dir(dir.path(), "superseded-"), [] as [&str; 0], "{case}");
+        manager.close()?;
+        assert_eq!(step_in(&foreign_one), u64::MAX);
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-5").into()), "{case}");
+    }
+    Ok(())
+}
+
+/// Nor when it counts beside permanent ones, without the index, and one of these is restored.
+#[test]
+fn a_foreign_checkpoint_is_left_alone_when_a_permanent_one_is_restored() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(1).keep_every(std::time::Duration::from_nanos(1)).open();
+    let mut manager = open()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-1", "ckpt-2"]);
+    manager.close()?;
+    fs::remove_dir_all(dir.path().join("ckpt-3"))?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    let mut manager = open()?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, &[4])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-300", "ckpt-4"]);
+    assert_eq!(in_dir(dir.path(), "superseded-").len(), 1, "it went back to the first");
+    Ok(())
+}
+
+#[test]
+fn what_went_back_is_superseded_in_turn() -> Outcome {
+    for has_index in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let open = || run.builder(dir.path()).max_to_keep(4).open();
+        let mut manager = open()?;
+        run.save(&mut manager, &[1, 2, 3])?;
+        manager.close()?;
+        let mut manager = open()?;
+        manager.restore(dir.path().join("ckpt-2"))?;
+        run.save(&mut manager, &[4])?;
+        manager.close()?;
+        // What both runs come from is gone.
+        fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+        fs::remove_dir_all(dir.path().join("ckpt-2"))?;
+        if !has_index {
+            fs::remove_file(dir.path().join("checkpoint.json"))?;
+        }
+        let mut manager = open()?;
+        manager.restore(dir.path().join(in_dir(dir.path(), "superseded-ckpt-3-").remove(0)))?;
+        run.save(&mut manager, &[5])?;
+        assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-5"], "index: {has_index}");
+        assert_eq!(in_dir(dir.path(), "superseded-ckpt-4-").len(), 1, "index: {has_index}");
+    }
+    Ok(())
+}
+
+/// A run that began afresh names no other. That both are of one directory only the index knows.
+#[test]
+fn what_began_afresh_is_superseded_if_the_index_has_it_and_else_left_alone() -> Outcome {
+    for has_index in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let mut manager = run.open(dir.path());
+        run.save(&mut manager, &[1, 2])?;
+        manager.close()?;
+        let mut manager = run.builder(dir.path()).fresh_start().open()?;
+        run.save(&mut manager, &[3])?;
+        assert_eq!((in_dir(dir.path(), "ckpt-").len(), in_dir(dir.path(), "superseded-").len()), (1, 2));
+        manager.close()?;
+        fs::remove_dir_all(dir.path().join(in_dir(dir.path(), "superseded-ckpt-1-").remove(0)))?;
+        if !has_index {
+            fs::remove_file(dir.path().join("checkpoint.json"))?;
+        }
+        let mut manager = run.open(dir.path());
+        manager.restore(dir.path().join(in_dir(dir.path(), "superseded-ckpt-2-").remove(0)))?;
+        run.save(&mut manager, &[4])?;
+        let there = in_dir(dir.path(), "ckpt-");
+        assert_eq!(there, if has_index { vec!["ckpt-4"] } else { vec!["ckpt-3", "ckpt-4"] });
+        assert_eq!(names(&manager.checkpoints()), ["ckpt-4"]);
+        assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4").into()));
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_in_the_place_of_a_checkpoint_removed_by_hand_does_not_count_for_it() -> Outcome {
     let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);

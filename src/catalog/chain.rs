@@ -73,18 +73,25 @@ pub(super) fn order(
     Ok(Chain { own: names(mine), others: names(others) })
 }
 
-/// Returns all of `links` that are in one tree with the checkpoint `id`.
-pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
-    let mut sorted: Vec<&Link> = links.iter().collect();
-    sorted.sort_by_key(|link| (link.id.sequence, link.saved_at, &link.id.run, &link.name));
+/// Returns the number of the tree of each of `links`. Those of one tree have the same number.
+pub(super) fn trees(links: &[Link]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..links.len()).collect();
+    places.sort_by_key(|&at| (links[at].id.sequence, links[at].saved_at, &links[at].id.run, &links[at].name));
+    let sorted: Vec<&Link> = places.iter().map(|&at| &links[at]).collect();
     let earlier = Earlier::of(&sorted);
-    let mut trees: Vec<usize> = Vec::with_capacity(sorted.len());
+    let mut trees = vec![0; links.len()];
     for (at, link) in sorted.iter().enumerate() {
         let parent = parent(link, &earlier, &HashMap::new(), &mut STEPS_BESIDE.clone());
-        trees.push(parent.map_or(at, |(parent, _)| trees[parent]));
+        trees[places[at]] = parent.map_or(at, |(parent, _)| trees[places[parent]]);
     }
-    let Some(tree) = sorted.iter().position(|link| link.id == *id).map(|at| trees[at]) else { return HashSet::new() };
-    sorted.iter().zip(&trees).filter(|(_, of)| **of == tree).map(|(link, _)| link.id.clone()).collect()
+    trees
+}
+
+/// Returns all of `links` that are in one tree with the checkpoint `id`.
+pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
+    let trees = trees(links);
+    let Some(at) = links.iter().position(|link| link.id == *id) else { return HashSet::new() };
+    links.iter().zip(&trees).filter(|(_, tree)| **tree == trees[at]).map(|(link, _)| link.id.clone()).collect()
 }
 
 /// Finds checkpoints by identity, in constant time.

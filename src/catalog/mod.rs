@@ -135,6 +135,12 @@ impl Found {
         Follows { run: self.entry.run.clone(), sequence: self.entry.sequence }
     }
 
+    /// Returns the runs that its manifest names: its own, and those that this one came from.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &str> {
+        let before = self.follows.iter().chain(&self.earlier).map(|before| before.run.as_str());
+        std::iter::once(self.entry.run.as_str()).chain(before)
+    }
+
     fn link(&self) -> Link {
         Link {
             id: self.id(),
@@ -315,6 +321,12 @@ impl Catalog {
 pub(crate) fn tree_of<'a>(all: impl Iterator<Item = &'a Found>, id: &Follows) -> HashSet<Follows> {
     let links: Vec<Link> = all.map(Found::link).collect();
     chain::tree_of(&links, id)
+}
+
+/// Returns the number of the tree of each of these. Those of one tree have the same number.
+pub(crate) fn trees<'a>(all: impl Iterator<Item = &'a Found>) -> Vec<usize> {
+    let links: Vec<Link> = all.map(Found::link).collect();
+    chain::trees(&links)
 }
 
 /// Returns the chain of `found` to which the checkpoints `ids` belong.

@@ -119,6 +119,7 @@ impl Commit {
             let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
             ledger.known.retain(|found| !gone(found) || !rules.hold(Rule::OneEntry));
             ledger.known.push(found.clone());
+            ledger.listed = ledger.known.iter().map(Found::id).collect();
             ledger.superseded.append(&mut self.moved());
             ledger.memo = saved.memo;
             ledger.last_took = Some(self.began.elapsed());

@@ -5,7 +5,7 @@ use super::thinning;
 use crate::catalog::{Catalog, Chain, Found, is_settled, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
-use crate::format::{Follows, MarkKind};
+use crate::format::{Follows, IndexEntry, MarkKind};
 use crate::location::Location;
 use crate::repository::{Aside, Directory, Stat, before_aside};
 use crate::restore::PassedOver;
@@ -37,6 +37,8 @@ pub(super) struct Ledger {
     pub superseded: Vec<(String, Found)>,
     /// What is there of other runs, or of runs between which nothing decides; never removed by this manager.
     pub others: Vec<Found>,
+    /// Those that are of this directory without doubt: the index had them when it was read, or will have them.
+    pub listed: HashSet<Follows>,
     /// Two checkpoints if nothing decides which one to continue from.
     pub undecided: Option<(String, String)>,
     /// Those that cannot be read now, by name.
@@ -155,6 +157,7 @@ impl Ledger {
             known: Vec::new(),
             superseded: Vec::new(),
             others: Vec::new(),
+            listed: HashSet::new(),
             undecided: None,
             unreachable: Vec::new(),
             stuck: Vec::new(),
@@ -222,6 +225,9 @@ impl Ledger {
                 (self.known, self.others) = (Vec::new(), found);
             }
         }
+        let entries = catalog.index.iter().flat_map(|index| &index.checkpoints);
+        let id = |entry: &IndexEntry| Follows { run: entry.run.clone(), sequence: entry.sequence };
+        self.listed = entries.map(id).collect();
         if let Some(index) = catalog.index {
             let permanent = |found: &Found| {
                 let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
@@ -254,21 +260,18 @@ impl Ledger {
             Some(found.swap_remove(at))
         };
         self.known = chain.own.iter().filter_map(&mut take).collect();
-        self.others = chain.others.iter().filter_map(&mut take).collect();
-        for other in &self.others {
-            log::warn!(
-                "{} is of another run than the newest and is left alone",
-                self.path(&other.entry.name).display()
-            );
-        }
+        let others = chain.others.iter().filter_map(&mut take).collect();
+        self.others.clear();
+        self.leave(others);
         self.undecided = None;
     }
 
-    /// Decides for the run of the checkpoint `id`, which was restored though it was not of the known ones.
+    /// Decides for the run of the checkpoint `id`, which was restored.
     pub(super) fn choose(&mut self, id: &Follows) {
-        let ids = if self.others.iter().any(|found| found.id() == *id) {
+        let is_other = self.others.iter().any(|found| found.id() == *id);
+        let ids = if is_other {
             HashSet::from([id.clone()])
-        } else if self.superseded.iter().any(|(_, found)| found.id() == *id) {
+        } else if self.has(id) {
             // One that was superseded belongs to the run of those that come from where it comes from.
             let superseded = self.superseded.iter().map(|(_, found)| found);
             crate::catalog::tree_of(self.known.iter().chain(&self.others).chain(superseded), id)
@@ -277,6 +280,9 @@ impl Ledger {
         };
         let is_of_it = |found: &Found| ids.contains(&found.id());
         if self.known.iter().any(is_of_it) || !self.others.iter().any(is_of_it) {
+            if !is_other {
+                self.leave_foreign(&ids);
+            }
             return;
         }
         let mut found = std::mem::take(&mut self.known);
@@ -286,6 +292,51 @@ impl Ledger {
         if let Ok(chain) = crate::catalog::chain_with(&found, superseded, &ids) {
             self.follow(found, &chain);
         }
+    }
+
+    /// Leaves alone what nothing connects with the run of the checkpoints `ids`: it was copied in when none that has a
+    /// number was there, and counted because it was alone.
+    fn leave_foreign(&mut self, ids: &HashSet<Follows>) {
+        let aside = self.superseded.iter().map(|(_, found)| found);
+        let all: Vec<&Found> = self.known.iter().chain(aside).collect();
+        let trees = crate::catalog::trees(all.iter().copied());
+        let of_run = all.iter().filter(|found| ids.contains(&found.id()));
+        let runs: HashSet<&str> = of_run.flat_map(|found| found.runs()).collect();
+        let is_listed = |id: &Follows| self.listed.contains(id);
+        let is_ours = |found: &Found| {
+            found.runs().any(|run| runs.contains(run))
+                || is_listed(&found.id())
+                || found.follows.as_ref().is_some_and(is_listed)
+        };
+        let with_trees = || all.iter().zip(&trees);
+        let ours: HashSet<usize> = with_trees().filter(|(found, _)| is_ours(found)).map(|(_, tree)| *tree).collect();
+        // A permanent one is ours, and alone when its neighbours are gone.
+        let known = with_trees().take(self.known.len());
+        let others: HashSet<usize> = known
+            .filter(|(found, tree)| !found.entry.permanent && !ours.contains(tree))
+            .map(|(_, tree)| *tree)
+            .collect();
+        if others.is_empty() {
+            return;
+        }
+        let mut tree = trees.into_iter();
+        let (foreign, known) = std::mem::take(&mut self.known)
+            .into_iter()
+            .partition(|_| tree.next().is_some_and(|tree| others.contains(&tree)));
+        self.known = known;
+        self.leave(foreign);
+    }
+
+    /// Adds these to those of other runs.
+    fn leave(&mut self, others: Vec<Found>) {
+        for other in &others {
+            log::warn!(
+                "{} is of another run than the newest and is left alone",
+                self.path(&other.entry.name).display()
+            );
+        }
+        self.others.extend(others);
+        self.others.sort_by(crate::catalog::order);
     }
 
     /// Marks each of these checkpoints as permanent, unless it is marked already.

@@ -92,6 +92,10 @@ impl CheckpointManager {
             write_mark(&self.directory, name, id.clone(), kind)?;
         }
         self.look_at_marks(name);
+        // Until something is restored or saved, nobody knows whose the checkpoints are that would be listed.
+        if !self.begun {
+            return Ok(());
+        }
         if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
             log::warn!("the index could not be written: {e:#}; what was noted is found without it");
         }
