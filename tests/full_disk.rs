@@ -595,6 +595,48 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
     });
 }
 
+/// The save in the background has failed, and another checkpoint was restored without the manager.
+#[test]
+fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
+    let test = "what_was_restored_past_the_manager_is_not_removed_to_make_room";
+    on_a_disk_of("300k", test, |folder| {
+        let (root, filler) = (folder.join("run"), folder.join("filler"));
+        let run = Run::new();
+        let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1).keep(Steps::new([1]));
+        let mut manager = opened(builder.on_no_space(OnNoSpace::PruneFirst).protect_restored(0), true);
+        for step in 1..=2 {
+            run.set(step);
+            manager.save_at(step).unwrap();
+        }
+        manager.wait().unwrap();
+        // Pinned while it is not the newest.
+        let directory = CheckpointDirectory::new(&root);
+        directory.pin("ckpt-2", "still", "").unwrap();
+        run.set(3);
+        manager.save_at(3).unwrap();
+        manager.wait().unwrap();
+        directory.unpin("ckpt-2", "still").unwrap();
+        let full = Full::new(&filler);
+        run.set(4);
+        manager.save_at(4).unwrap();
+        while manager.is_saving() {
+            std::thread::yield_now();
+        }
+        manager.checkpoint_mut().restore(root.join("ckpt-2")).unwrap();
+        assert!(run.is_at(2));
+        // More than all others together.
+        let large = Memory::seeded(60_000, 1);
+        manager.checkpoint_mut().track_mut("large", &large).unwrap();
+        run.set(5);
+        let error = manager.save_if_due(5).and_then(|_| manager.wait()).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        // What the next save supersedes may have gone for it, and not what the run continues from.
+        let names = names(&root);
+        assert!(names.starts_with(&["ckpt-1".to_string(), "ckpt-2".to_string()]), "{names:?}");
+        drop(full);
+    });
+}
+
 /// The loop of a user: two stay, and something else takes all the room that is left.
 #[test]
 fn a_training_that_may_make_room_goes_on() {

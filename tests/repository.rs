@@ -398,3 +398,64 @@ fn a_watcher_reads_what_is_new_and_nothing_twice() -> Outcome {
     assert!(opened() <= 2 * one);
     Ok(())
 }
+
+/// A copy of a directory, as by `cp -r`: only the directory that is filled changes its time.
+#[test]
+fn a_watcher_yields_what_is_filled_in_place() -> Outcome {
+    let (dir, elsewhere) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let step = Counter::new(0);
+    let mut checkpoint = Checkpoint::new().track("step", &step)?.track("large", tensor(5000))?;
+    checkpoint.write(dir.path().join("ckpt-1"))?;
+    let (partial, whole) = (dir.path().join("ckpt-5"), elsewhere.path().join("ckpt-5"));
+    checkpoint.write(partial.clone())?;
+    std::fs::rename(&partial, &whole)?;
+    std::fs::create_dir(&partial)?;
+    std::fs::copy(whole.join("large.safetensors"), partial.join("large.safetensors"))?;
+    // As if it had begun a while ago.
+    let then = std::time::SystemTime::now() - Duration::from_secs(60);
+    std::fs::File::open(dir.path())?.set_modified(then)?;
+    let watcher = CheckpointWatcher::new(dir.path()).poll(Duration::from_millis(1));
+    let mut watcher = watcher.timeout(Duration::from_millis(100)).each();
+    let mut next = || watcher.next().transpose().map(|info| info.map(|info| info.name));
+    assert_eq!(next()?.as_deref(), Some("ckpt-1"));
+    assert_eq!(next()?, None);
+    std::fs::copy(whole.join("manifest.json"), partial.join("manifest.json"))?;
+    assert_eq!(std::fs::metadata(dir.path())?.modified()?, then);
+    assert_eq!(next()?.as_deref(), Some("ckpt-5"));
+    assert_eq!(next()?, None);
+    Ok(())
+}
+
+/// What cannot go yet is not looked at, and what stays once.
+#[test]
+fn superseded_checkpoints_cost_a_save_nothing_until_they_may_go() -> Outcome {
+    let opened = |keep: Option<usize>, goes_back: bool| -> Result<u64, Box<dyn std::error::Error>> {
+        let counting = Counting::new(Arc::new(repository::Memory::default()));
+        let step = Counter::new(0);
+        let checkpoint = Checkpoint::in_storage(Arc::new(counting.clone())).track("step", &step)?;
+        let mut manager = CheckpointManager::builder(checkpoint, "memory/run").max_to_keep(keep).open()?;
+        let save = |manager: &mut CheckpointManager| manager.save_at(step.increment());
+        if goes_back {
+            let first = save(&mut manager)?;
+            for _ in 0..5 {
+                save(&mut manager)?;
+            }
+            manager.restore(first)?;
+        } else {
+            save(&mut manager)?;
+        }
+        for _ in 0..6 {
+            save(&mut manager)?;
+        }
+        counting.take();
+        save(&mut manager)?;
+        Ok(counting.take().get("open").copied().unwrap_or(0))
+    };
+    for keep in [None, Some(20)] {
+        assert_eq!(opened(keep, true)?, opened(keep, false)?, "{keep:?}");
+    }
+    // Seven are newer: the five go with this save, after one look at each that stays.
+    let (with, without) = (opened(Some(7), true)?, opened(Some(7), false)?);
+    assert!(without < with && with <= without + 5 + 8, "{with} and {without}");
+    Ok(())
+}

@@ -28,8 +28,7 @@ pub(crate) struct Looks(HashMap<String, (Stat, Found)>);
 impl Looks {
     /// Examines the checkpoint `name`, unless its directory is unchanged.
     pub(super) fn look(&mut self, directory: &Directory, name: &str) -> Result<Found> {
-        let stat = directory.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
-        let stat = stat.filter(is_settled);
+        let stat = directory.stat_of(name).filter(is_settled);
         if let Some((seen, found)) = self.0.get(name)
             && stat.as_ref() == Some(seen)
         {

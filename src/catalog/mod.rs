@@ -20,6 +20,7 @@ use crate::provenance::Provenance;
 use crate::repository::{Aside, Directory, Scan, before_aside, link_met};
 use crate::rules::{Rule, Rules};
 use crate::source::Source;
+use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -52,7 +53,7 @@ pub(crate) struct Found {
     pub has_new_marks: bool,
     /// The names of its metadata.
     pub metadata: Vec<String>,
-    pub provenance: Option<Provenance>,
+    pub provenance: Option<Arc<Provenance>>,
     pub figures: Option<SaveFigures>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
@@ -96,7 +97,7 @@ impl Found {
             has_unknown_mark: false,
             has_new_marks: false,
             metadata,
-            provenance: Provenance::of(&manifest.metadata),
+            provenance: Provenance::of(&manifest.metadata).map(Arc::new),
             figures: manifest.figures,
             pins,
             notes,
@@ -176,6 +177,8 @@ pub(crate) struct Catalog {
     pub index: Option<Index>,
     /// Names of entries that existed when the directory was listed, and were gone when they were examined.
     pub vanished: Vec<String>,
+    /// A directory is no whole checkpoint, whatever it is: if it is being filled, it can become one in place.
+    pub has_partial: bool,
     rules: Rules,
 }
 
@@ -234,6 +237,7 @@ impl Catalog {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
         };
+        self.has_partial = true;
         if !directory.has(name).unwrap_or(true) {
             self.vanished.push(name.to_string());
         } else if rule::is_ours(directory, indexed, name) {

@@ -13,6 +13,7 @@ use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::time::Instant;
 
@@ -202,16 +203,10 @@ impl Commit {
     /// # Errors
     /// Why nothing may be removed.
     fn may_remove(&self, kept: &mut [Found]) -> Result<(), String> {
-        if let Some(found) = Commit::stand_ins(kept).find(|found| !self.looks_whole(&found.entry)) {
+        if let Some(found) = Commit::stand_ins(kept).find(|found| !self.directory.looks_whole(&found.entry)) {
             return Err(format!("{} has lost files", found.entry.name));
         }
         sync_marks(&self.directory, kept).map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))
-    }
-
-    /// Returns `true` if a checkpoint has its manifest and at least as many bytes as were written. Cheap: no file is
-    /// read.
-    fn looks_whole(&self, entry: &IndexEntry) -> bool {
-        self.directory.looks_whole(&entry.name, entry.bytes)
     }
 
     /// Removes these checkpoints, except those that got a mark meanwhile: the next save decides about them again.
@@ -245,16 +240,30 @@ impl Commit {
         }
     }
 
-    /// Removes superseded checkpoints once `max_to_keep` newer ones are complete.
+    /// Removes superseded checkpoints once `max_to_keep` newer ones are complete. Examines only those that may go, and
+    /// each of those that stay once.
     fn remove_superseded(&self) {
         let (mut superseded, known, retention) = {
             let ledger = self.ledger();
+            if ledger.superseded.is_empty() || ledger.retention.superseded_after.is_none() {
+                return;
+            }
             (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.clone())
         };
+        let sequence = |found: &Found| found.entry.sequence;
+        let all: Vec<u64> = known.iter().map(sequence).collect();
+        let whole = LazyCell::new(|| {
+            let whole = known.iter().filter(|found| self.directory.looks_whole(&found.entry));
+            whole.map(sequence).collect::<Vec<u64>>()
+        });
         superseded.retain_mut(|(aside, found)| {
-            let newer = newer_whole(&self.directory, known.iter(), found);
+            let newer = |of: &[u64]| of.iter().filter(|newer| **newer > sequence(found)).count();
+            let may_go = retention.waits_superseded(newer(&all)).is_none();
+            if !may_go || retention.waits_superseded(newer(&whole)).is_some() {
+                return false;
+            }
             read_marks(&self.directory, aside, found);
-            retention.keeps_superseded(&CheckpointInfo::from(&*found), newer).is_empty()
+            retention.keeps_superseded(&CheckpointInfo::from(&*found), usize::MAX).is_empty()
         });
         self.remove_aside(superseded.iter().map(|(aside, found)| (aside.as_str(), found)));
     }
@@ -333,7 +342,7 @@ pub(super) fn newer_whole<'a>(
     superseded: &Found,
 ) -> usize {
     let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    newer.filter(|newer| directory.looks_whole(&newer.entry.name, newer.entry.bytes)).count()
+    newer.filter(|newer| directory.looks_whole(&newer.entry)).count()
 }
 
 /// Puts checkpoints that are kept after all back to their place among the others.

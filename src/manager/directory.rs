@@ -134,13 +134,14 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`checkpoints`](crate::checkpoints).
     pub fn checkpoints(&self) -> Result<Vec<CheckpointInfo>> {
-        self.checkpoints_changed(&mut Looks::default())
+        Ok(self.checkpoints_changed(&mut Looks::default())?.0)
     }
 
     /// Like [`checkpoints`](CheckpointDirectory::checkpoints), reading only those that changed since the last time with
-    /// these `looks`.
-    pub(super) fn checkpoints_changed(&self, looks: &mut Looks) -> Result<Vec<CheckpointInfo>> {
-        Ok(self.found_changed(looks)?.1.iter().map(CheckpointInfo::from).collect())
+    /// these `looks`. Also returns whether there is a directory that is no whole checkpoint.
+    pub(super) fn checkpoints_changed(&self, looks: &mut Looks) -> Result<(Vec<CheckpointInfo>, bool)> {
+        let (catalog, found) = self.found_changed(looks)?;
+        Ok((found.iter().map(CheckpointInfo::from).collect(), catalog.has_partial))
     }
 
     /// Returns the directory's `stat`, if any later change will give it another modification time.

@@ -123,7 +123,7 @@ impl Seen {
     /// Marks that are read for nothing cost time; a change that is not noticed is noticed before anything is removed.
     pub(super) fn may_be_marked(&mut self, directory: &Directory, found: &Found) -> bool {
         let name = &found.entry.name;
-        let stat = directory.dir().ok().and_then(|root| root.stat_of(name.as_ref()).ok().flatten());
+        let stat = directory.stat_of(name);
         if stat.is_some() && self.marked.get(name) == stat.as_ref() {
             return false;
         }

@@ -138,7 +138,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
                     tensors,
                     values,
                     metadata,
-                    provenance,
+                    provenance: provenance.as_deref().cloned(),
                     figures,
                     non_finite,
                     unclean,

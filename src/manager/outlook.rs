@@ -123,8 +123,7 @@ impl CheckpointManager {
             let found = Found::new(aside, &manifest, crate::catalog::Marks::default());
             return CheckpointInfo::from(&found);
         }
-        let stat = self.directory.dir().ok().and_then(|root| root.stat_of(aside.as_ref()).ok().flatten());
-        let time = stat.and_then(|stat| DateTime::from_timestamp(stat.modified.0, 0));
+        let time = self.directory.stat_of(aside).and_then(|stat| DateTime::from_timestamp(stat.modified.0, 0));
         CheckpointInfo::new(aside, time.unwrap_or_else(|| self.directory.now()))
     }
 }

@@ -82,6 +82,8 @@ impl CheckpointManager {
     /// # Errors
     /// Why nothing is removed.
     fn prune_before(&mut self, next: CheckpointInfo) -> Result<(), String> {
+        // A restore that bypassed this manager.
+        self.look_at_restores();
         let Outlook { known, superseded, damaged } = self.outlook(Some(next));
         let is_head = |found: &Found| self.head == Some(found.id());
         let (kept, go): (Vec<_>, Vec<_>) =
@@ -94,8 +96,7 @@ impl CheckpointManager {
             return Err("nothing would be removed after this save".to_string());
         }
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
-        if let Some(found) = kept.iter().find(|found| !self.directory.looks_whole(&found.entry.name, found.entry.bytes))
-        {
+        if let Some(found) = kept.iter().find(|found| !self.directory.looks_whole(&found.entry)) {
             return Err(format!("{}, which stays, has lost files", found.entry.name));
         }
         let is_good = |found: &&Found| CheckpointInfo::from(*found).is_healthy() && found.without.is_empty();

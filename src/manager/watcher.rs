@@ -50,7 +50,7 @@ pub struct CheckpointWatcher {
     /// The yielded checkpoints: names and identities.
     yielded: HashSet<(String, Option<Follows>)>,
     looks: Looks,
-    /// The directory's `stat` when there was nothing new in it.
+    /// The directory's `stat` when there was nothing new in it, and nothing that could be filled in place.
     unchanged: Option<Stat>,
     /// When the last one was yielded.
     last: Option<Instant>,
@@ -148,7 +148,7 @@ impl CheckpointWatcher {
             return Ok(None);
         }
         self.unchanged = None;
-        let mut found = match self.directory.checkpoints_changed(&mut self.looks) {
+        let (mut found, has_partial) = match self.directory.checkpoints_changed(&mut self.looks) {
             // It is being removed; the next poll will find out.
             Err(error) if error.is_damage() || matches!(error, Error::Removed { .. }) => return Ok(None),
             result => result?,
@@ -158,7 +158,8 @@ impl CheckpointWatcher {
         }
         let is_new = |info: &CheckpointInfo| !self.yielded.contains(&(info.name.clone(), info.id.clone()));
         let new = found.into_iter().find(is_new);
-        if new.is_none() {
+        // What fills a directory that is there already, such as `cp -r`, does not change the time of this one.
+        if new.is_none() && !has_partial {
             self.unchanged = settled;
         }
         Ok(new)

@@ -4,7 +4,7 @@ use super::names::{INDEX, MANIFEST};
 use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
 use super::{Kind, Lock, OpenDir, OpenOptions, Repository, Stat, Storage};
 use crate::error::{Error, Result};
-use crate::format::{Index, MAX_INDEX_BYTES, Manifest};
+use crate::format::{Index, IndexEntry, MAX_INDEX_BYTES, Manifest};
 use crate::location::Location;
 use crate::rules::Rules;
 use std::ffi::OsString;
@@ -82,15 +82,20 @@ impl Directory {
         !matches!(stat, Ok(Ok(None))) && !matches!(stat, Ok(Ok(Some(stat))) if stat.kind != Kind::Directory)
     }
 
-    /// Returns `true` if the checkpoint `name` has its manifest, and files of at least as many `bytes`. Cheap: no file
-    /// is read.
-    pub(crate) fn looks_whole(&self, name: &str, bytes: u64) -> bool {
-        let Ok(dir) = self.open(name) else { return false };
+    /// Returns the metadata of what has this name, if the system reports it.
+    pub(crate) fn stat_of(&self, name: &str) -> Option<Stat> {
+        self.dir().ok()?.stat_of(name.as_ref()).ok()?
+    }
+
+    /// Returns `true` if this checkpoint has its manifest, and files of at least as many bytes as were written. Cheap: no
+    /// file is read.
+    pub(crate) fn looks_whole(&self, entry: &IndexEntry) -> bool {
+        let Ok(dir) = self.open(&entry.name) else { return false };
         let Ok(entries) = dir.list() else { return false };
         let files = entries.iter().filter(|entry| entry.kind == Kind::File);
         let length = |name: &OsString| dir.stat_of(name).ok().flatten().map_or(0, |stat| stat.length);
         let (manifest, others): (Vec<_>, Vec<_>) = files.map(|entry| &entry.name).partition(|name| *name == MANIFEST);
-        manifest.into_iter().any(|name| length(name) > 0) && others.into_iter().map(length).sum::<u64>() >= bytes
+        manifest.into_iter().any(|name| length(name) > 0) && others.into_iter().map(length).sum::<u64>() >= entry.bytes
     }
 
     /// Reads the manifest of the checkpoint `name`, without checking its other files.

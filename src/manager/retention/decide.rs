@@ -315,11 +315,15 @@ impl Retention {
     /// Returns what keeps a checkpoint that left the numbering because a run went back, given `newer` complete ones.
     pub(crate) fn keeps_superseded(&self, checkpoint: &CheckpointInfo, newer: usize) -> Vec<KeptBy> {
         let mut kept_by = self.marks_of(checkpoint);
-        let needed = self.superseded_after.map(|keep| if self.rules.hold(Rule::KeepSuperseded) { keep } else { 0 });
-        if needed.is_none_or(|needed| newer < needed) {
-            kept_by.push(KeptBy::Superseded { newer, needed });
-        }
+        kept_by.extend(self.waits_superseded(newer));
         kept_by
+    }
+
+    /// Returns what keeps a checkpoint that left the numbering because a run went back, unless `newer` complete ones are
+    /// enough. Marks may keep it all the same.
+    pub(crate) fn waits_superseded(&self, newer: usize) -> Option<KeptBy> {
+        let needed = self.superseded_after.map(|keep| if self.rules.hold(Rule::KeepSuperseded) { keep } else { 0 });
+        needed.is_none_or(|needed| newer < needed).then_some(KeptBy::Superseded { newer, needed })
     }
 
     /// Returns the marks that keep a checkpoint regardless of the policies.
