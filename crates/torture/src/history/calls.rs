@@ -106,6 +106,10 @@ impl History {
     /// is refused.
     pub(super) fn go_back(&mut self) -> Result<bool, String> {
         let line = &self.lines[self.name];
+        // Only the index tells that what continues from nothing is of the same directory as what it began beside.
+        if line.is_parted && !self.indexed[self.name] {
+            return Ok(false);
+        }
         // An unclean one that was saved anew is there twice.
         let aside = line.aside.iter().filter(|made| line.own.iter().all(|own| own.value != made.value));
         let whole: Vec<Made> = line.own.iter().chain(aside).filter(|made| made.is_whole()).cloned().collect();

@@ -38,8 +38,11 @@ impl History {
 
     pub(super) fn copy_in(&mut self) -> Verdict {
         let from = 1058 + self.random.below(2);
-        let name = format!("{}-{}", NAMES[0], 100 + self.random.below(3));
-        if self.lines[0].own.is_empty() || self.dir.join(&name).exists() {
+        let number = 100 + self.random.below(3) as u64;
+        let name = format!("{}-{number}", NAMES[0]);
+        // The number of one that was removed by hand is still that one's.
+        let own = &self.lines[0].own;
+        if own.is_empty() || own.iter().any(|made| made.number == number) || self.dir.join(&name).exists() {
             return Ok(());
         }
         self.tell(format!("{name} is copied in"));

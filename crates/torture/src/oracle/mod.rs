@@ -115,6 +115,8 @@ pub(super) struct Line {
     orders: BTreeMap<u64, u64>,
     /// When the process began, in seconds.
     opened: i64,
+    /// Something was saved that continues from nothing, beside what was there.
+    pub is_parted: bool,
 }
 
 impl Line {
@@ -243,13 +245,15 @@ impl Line {
             all.chain([&mut self.restored, &mut self.came_from]).for_each(|from| {
                 from.take_if(|from| *from == value);
             });
+            self.is_parted |= before.is_none() && !self.is_empty();
             self.orders.insert(value, order);
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
             let of_another = |value: &u64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
             let came_from = before.filter(of_another).or(before.and(self.came_from));
             // Saved again after it was removed by hand: the run goes back to the one that is gone.
-            let came_from = came_from.filter(|_| !of_another(&value));
+            let is_gone = of_another(&value) && !supersedes.contains(&number);
+            let came_from = came_from.filter(|_| !is_gone);
             self.origins.insert(value, (process, came_from));
             let Saved { is_unhealthy, is_unclean, .. } = *saved;
             let (there, made) = (true, Made::default());
