@@ -96,6 +96,19 @@ fn a_tensor_of_many_pieces() {
     check(Dtype::F32, &numbers.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
 }
 
+/// Of one large tensor, by as many threads as there are processors; of every type that is summed up in its own way.
+#[test]
+fn several_threads_find_the_same() -> Outcome {
+    let bytes: Vec<u8> = (0..600_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F64, Dtype::C64, Dtype::I8, Dtype::U64] {
+        let table = || Table::default().with("x", dtype, &[bytes.len() as u64 / dtype.size() as u64], bytes.clone());
+        let options = StatsOptions::new().histogram(9).range(-100.0..=1000.0);
+        let one = inspect::tensor_stats(&table(), "x", &options)?;
+        assert_eq!(Target::of(Box::new(table())).stats(None, &options)?["x"], one, "{dtype}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_range_of_a_histogram_can_be_given() -> Outcome {
     let bytes: Vec<u8> = [-2f64, -1.0, 0.0, 0.5, 1.0, 9.0].iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -1,7 +1,7 @@
 //! Whether two checkpoints hold the same state, and what differs.
 
 use super::elements::{Comparison, ElementDiff};
-use super::reading::Elements;
+use super::reading::{Wanted, fold};
 use super::target::{Overview, Target};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
@@ -10,9 +10,7 @@ use crate::parallel;
 use crate::source::TensorSource;
 use serde::Serialize;
 use serde_json::Value;
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
 
 /// The result of [`diff`].
 #[derive(Debug, Clone, Serialize)]
@@ -226,12 +224,12 @@ pub fn diff_with<'a>(
     let mut elements = read_all(&compared, sides)?;
     for (key, entries, found) in compared {
         let kind = match (found, elements.get(key)) {
-            (Found::Read(Read { differ: false, .. }), Some(elements)) if elements.differing == 0 => None,
-            (Found::Read(_), Some(elements)) if is_close(elements) => {
+            (Found::Read { differ: false }, Some(elements)) if elements.differing == 0 => None,
+            (Found::Read { .. }, Some(elements)) if is_close(elements) => {
                 diff.within_tolerance += 1;
                 continue;
             }
-            (Found::Read(_), _) => Some(DiffKind::Content),
+            (Found::Read { .. }, _) => Some(DiffKind::Content),
             (Found::Differs(kind), _) => Some(kind),
             (Found::Equal, _) => None,
         };
@@ -305,15 +303,10 @@ impl<'a> Entry<'a> {
 enum Found {
     Equal,
     Differs(DiffKind),
-    Read(Read),
-}
-
-/// Two tensors whose elements are read.
-#[derive(Clone, Copy)]
-struct Read {
-    bytes: u64,
-    /// Whether their digests differ; otherwise only the elements show whether the tensors do.
-    differ: bool,
+    /// Only the elements show how they differ, and whether they do if their digests do not tell.
+    Read {
+        differ: bool,
+    },
 }
 
 /// Compares the two entries of a key without reading elements.
@@ -365,44 +358,20 @@ impl Budget {
             None if differ => return Found::Differs(DiffKind::Content),
             None => {}
         }
-        Found::Read(Read { bytes, differ })
+        Found::Read { differ }
     }
 }
 
-/// Reads the elements of all pairs that are to be read, the largest first, on several threads, one pair each.
+/// Reads the elements of all pairs that are to be read, on several threads.
 fn read_all<'a>(
     compared: &[(&'a str, [Option<Entry<'_>>; 2], Found)],
     sides: [&dyn TensorSource; 2],
 ) -> Result<HashMap<&'a str, ElementDiff>> {
-    let wanted = compared.iter().filter_map(|(key, _, found)| match found {
-        Found::Read(read) => Some((*key, read.bytes)),
-        _ => None,
-    });
-    let mut wanted: Vec<(&str, u64)> = wanted.collect();
-    wanted.sort_by_key(|(_, bytes)| Reverse(*bytes));
-    let bytes = wanted.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(bytes.saturating_mul(2)));
+    let are_read = compared.iter().filter(|(_, _, found)| matches!(found, Found::Read { .. }));
+    let keys: Vec<&str> = are_read.map(|(key, _, _)| *key).collect();
+    let wanted: Vec<Wanted<'_, 2>> = keys.iter().map(|key| Wanted { key, sources: sides }).collect();
+    let bytes = wanted.iter().fold(0u64, |sum, pair| sum.saturating_add(pair.bytes().saturating_mul(2)));
     let threads = parallel::worth(parallel::default_threads(), bytes);
-    let found = Mutex::new(HashMap::with_capacity(wanted.len()));
-    parallel::for_each(
-        &wanted,
-        threads,
-        || (),
-        |(key, _), ()| {
-            let elements = read(key, sides)?;
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, elements);
-            Ok(())
-        },
-    )?;
-    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Reads both tensors and compares their elements, which are verified as far as each source allows.
-fn read(key: &str, sides: [&dyn TensorSource; 2]) -> Result<ElementDiff> {
-    let mut comparison = Comparison::default();
-    let (mut a, mut b) = (Elements::open(sides[0], key)?, Elements::open(sides[1], key)?);
-    let dtype = a.dtype();
-    while let (Some(a), Some(b)) = (a.next()?, b.next()?) {
-        comparison.add(dtype, a, b);
-    }
-    Ok(comparison.finish())
+    let found = fold(&wanted, threads, |_, dtype, [a, b]| Comparison::of(dtype, a, b), |_, sums| sums.finish())?;
+    Ok(keys.into_iter().zip(found).collect())
 }

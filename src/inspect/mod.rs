@@ -45,6 +45,7 @@ mod condition;
 mod diff;
 mod elements;
 mod files;
+mod lanes;
 mod listing;
 mod moments;
 mod numbers;

@@ -1,5 +1,13 @@
 //! Range, mean, standard deviation and norm of numbers that arrive in blocks.
 
+use super::lanes::{self, Single};
+use super::numbers::{Singles, decode};
+use super::reading::Part;
+use crate::dtype::Dtype;
+
+/// The number of elements that are summed up at a time: few enough for a core's first cache.
+pub(super) const BLOCK: usize = 2048;
+
 /// The moments of the numbers so far.
 #[derive(Debug, Default)]
 pub(super) struct Moments {
@@ -21,12 +29,45 @@ pub(super) struct Moments {
 }
 
 impl Moments {
-    /// Adds a block of numbers, and removes those that are not finite from it.
+    /// Returns the moments of little-endian elements of type `dtype`.
     ///
     /// Each block is summed up on its own and then combined with what was before, as in Chan, Golub, LeVeque, "Updating
     /// formulae and a pairwise algorithm for computing sample variances" (1979), so that precision does not depend on
     /// the number of values.
-    pub(super) fn add(&mut self, numbers: &mut Vec<f64>) {
+    pub(super) fn of(dtype: Dtype, bytes: &[u8]) -> Moments {
+        let mut moments = Moments::default();
+        let (mut singles, mut numbers) = (Singles::of(dtype), Vec::new());
+        for block in bytes.chunks(BLOCK * dtype.size()) {
+            let is_added = singles.as_mut().is_some_and(|singles| moments.add_singles(singles.decode(block)));
+            if !is_added {
+                decode(dtype, block, &mut numbers);
+                moments.add(&mut numbers);
+            }
+        }
+        moments
+    }
+
+    /// Adds a block of numbers, unless there is one among them that is not finite: returns `false` then.
+    fn add_singles(&mut self, numbers: &[Single]) -> bool {
+        let (sum, squares) = lanes::powers(numbers);
+        if !squares.is_finite() {
+            return false;
+        }
+        let (min, max, zeros) = lanes::range(numbers);
+        self.count += numbers.len() as u64;
+        self.zeros += zeros;
+        // The squares of numbers of 32 bits neither overflow nor underflow in 64.
+        self.squares.medium += squares;
+        self.combine(numbers.len() as u64, sum, (min.into(), max.into()), |mean| {
+            let deviation = squares - sum * mean;
+            // Numbers that are close together leave few digits of that.
+            if deviation < squares / 64.0 { lanes::deviation(numbers, mean) } else { deviation }
+        });
+        true
+    }
+
+    /// Adds a block of numbers, and removes those that are not finite from it.
+    fn add(&mut self, numbers: &mut Vec<f64>) {
         self.count += numbers.len() as u64;
         // 0 times a number that is not finite is NaN.
         if sum(numbers, |x| x * 0.0).is_nan() {
@@ -36,13 +77,23 @@ impl Moments {
         }
         let Some((min, max)) = range(numbers) else { return };
         self.zeros += sum(numbers, |x| if x == 0.0 { 1.0 } else { 0.0 }) as u64;
-        self.range = Some(self.range.map_or((min, max), |(low, high)| (low.min(min), high.max(max))));
         self.squares.add(numbers, min.abs().max(max.abs()));
-        let added = numbers.len() as f64;
+        let total = sum(numbers, |x| x);
+        self.combine(numbers.len() as u64, total, (min, max), |mean| sum(numbers, |x| (x - mean) * (x - mean)));
+    }
+
+    /// Adds a block of `count` finite numbers, of which there is at least one. `deviation` returns the sum of their
+    /// squared distances from their mean.
+    fn combine(&mut self, count: u64, sum: f64, (min, max): (f64, f64), deviation: impl FnOnce(f64) -> f64) {
         // Rounding must not move the mean out of the range: the deviation of equal numbers is 0.
-        let mean = (sum(numbers, |x| x) / added).clamp(min, max);
-        let deviation = sum(numbers, |x| (x - mean) * (x - mean));
-        let before = self.finite as f64;
+        let mean = (sum / count as f64).clamp(min, max);
+        let deviation = deviation(mean);
+        self.join(count, mean, deviation, (min, max));
+    }
+
+    fn join(&mut self, count: u64, mean: f64, deviation: f64, (min, max): (f64, f64)) {
+        self.range = Some(self.range.map_or((min, max), |(low, high)| (low.min(min), high.max(max))));
+        let (before, added) = (self.finite as f64, count as f64);
         (self.mean, self.deviation) = match self.finite {
             0 => (mean, deviation),
             _ => {
@@ -51,7 +102,7 @@ impl Moments {
                 (self.mean + step * (added / all), self.deviation + deviation + between)
             }
         };
-        self.finite += numbers.len() as u64;
+        self.finite += count;
     }
 
     /// Returns the mean of the finite numbers, if there are any and it is finite.
@@ -67,6 +118,19 @@ impl Moments {
     /// Returns the L2 norm of the finite numbers, if it is finite.
     pub(super) fn norm(&self) -> Option<f64> {
         Some(self.squares.root()).filter(|norm| norm.is_finite())
+    }
+}
+
+impl Part for Moments {
+    fn append(&mut self, next: Moments) {
+        self.count += next.count;
+        self.zeros += next.zeros;
+        self.nan += next.nan;
+        self.infinite += next.infinite;
+        self.squares.append(&next.squares);
+        if let Some(range) = next.range {
+            self.join(next.finite, next.mean, next.deviation, range);
+        }
     }
 }
 
@@ -89,6 +153,12 @@ impl Squares {
             1e-140.. => self.medium += sum(numbers, |x| x * x),
             _ => self.small += sum(numbers, |x| (x * SCALE) * (x * SCALE)),
         }
+    }
+
+    fn append(&mut self, next: &Squares) {
+        self.large += next.large;
+        self.medium += next.medium;
+        self.small += next.small;
     }
 
     /// Returns the square root.
@@ -129,10 +199,44 @@ fn range(numbers: &[f64]) -> Option<(f64, f64)> {
 mod tests {
     use super::*;
 
+    /// In blocks of three, and in parts of five blocks.
     fn of(numbers: &[f64]) -> Moments {
         let mut moments = Moments::default();
-        numbers.chunks(3).for_each(|block| moments.add(&mut block.to_vec()));
+        for part in numbers.chunks(15) {
+            let mut added = Moments::default();
+            part.chunks(3).for_each(|block| added.add(&mut block.to_vec()));
+            moments.append(added);
+        }
         moments
+    }
+
+    /// Numbers of 32 bits are summed up in another way.
+    #[test]
+    fn singles_have_the_moments_of_their_numbers() {
+        let close = |found: Option<f64>, expected: Option<f64>, scale: f64| match (found, expected) {
+            (Some(found), Some(expected)) => (found - expected).abs() <= 1e-13 * scale,
+            (found, expected) => found == expected,
+        };
+        let mut state = 7u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 16_777_216.0 - 0.5
+        };
+        for (center, width) in [(0.0, 1.0), (1.0, 0.01), (1e6, 1.0), (-3e38, 1e37), (1e-44, 1e-44), (0.25, 0.0)] {
+            for count in [1, 7, 8, 31, 2047, 2048, 5003] {
+                let singles: Vec<f32> = (0..count).map(|_| center + width * random()).collect();
+                let found = Moments::of(Dtype::F32, &singles.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+                let mut expected = Moments::default();
+                expected.add(&mut singles.iter().map(|x| f64::from(*x)).collect());
+                let largest = expected.range.map_or(0.0, |(low, high)| low.abs().max(high.abs()));
+                let name = format!("{center} {width} {count}");
+                assert_eq!((found.count, found.zeros), (expected.count, expected.zeros), "{name}");
+                assert_eq!((found.range, found.finite), (expected.range, expected.finite), "{name}");
+                assert!(close(found.mean(), expected.mean(), largest), "{name}");
+                assert!(close(found.std(), expected.std(), expected.std().unwrap()), "{name}: {found:?}, {expected:?}");
+                assert!(close(found.norm(), expected.norm(), expected.norm().unwrap()), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -1,74 +1,278 @@
-//! Reading the elements of a tensor in pieces.
+//! Reading the elements of tensors in pieces, on several threads.
 
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::Hasher;
 use crate::name;
+use crate::parallel;
 use crate::source::{TensorSource, VerifiedBy};
+use std::array;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The length of a piece in bytes: whole elements of every type, and few enough to stay in the core's cache.
 pub(super) const CHUNK: u64 = 512 << 10;
 
-/// Reads the elements of a tensor piece by piece, and verifies them as far as the source allows.
-pub(super) struct Elements<'a> {
-    source: &'a dyn TensorSource,
-    key: &'a str,
-    dtype: Dtype,
-    next: u64,
-    count: u64,
-    hasher: Option<Hasher>,
-    buffer: Vec<u8>,
+/// A tensor that is to be read: of one source, or of several, where it has one type and shape.
+pub(super) struct Wanted<'a, const N: usize> {
+    pub(super) key: &'a str,
+    pub(super) sources: [&'a dyn TensorSource; N],
 }
 
-impl<'a> Elements<'a> {
-    /// Starts to read the tensor `key`. A checksum of the container is over more than the elements, so it is verified
-    /// first.
-    pub(super) fn open(source: &'a dyn TensorSource, key: &'a str) -> Result<Elements<'a>> {
-        let spec = source.tensors().get(key).ok_or_else(|| no_such_tensor(source, key))?;
-        let is_digested = source.digest(key).is_some();
-        if !is_digested && source.verified_by(key) != VerifiedBy::Nothing {
-            source.verify_tensor(key)?;
-        }
-        Ok(Elements {
-            source,
-            key,
-            dtype: spec.dtype,
-            next: 0,
-            count: spec.bytes().unwrap_or_default() / spec.dtype.size() as u64,
-            hasher: is_digested.then(Hasher::new),
-            buffer: Vec::new(),
-        })
+impl<const N: usize> Wanted<'_, N> {
+    /// Returns type and shape, if there is such a tensor.
+    pub(super) fn spec(&self) -> Option<&TensorSpec> {
+        self.sources.first().and_then(|source| source.tensors().get(self.key))
     }
 
-    /// Returns the type of the elements.
-    pub(super) fn dtype(&self) -> Dtype {
-        self.dtype
+    /// Returns the number of bytes of the tensor in one source.
+    pub(super) fn bytes(&self) -> u64 {
+        self.spec().and_then(TensorSpec::bytes).unwrap_or(u64::MAX)
+    }
+}
+
+/// What is computed from the elements of a tensor, piece by piece.
+pub(super) trait Part: Default + Send {
+    /// Adds what was computed from the next piece.
+    fn append(&mut self, next: Self);
+}
+
+/// Reads tensors in pieces, and verifies them as far as each source allows. Calls `piece` with the number of the tensor,
+/// its type and the elements of a piece in each source, little-endian; then `finish` with the number of the tensor and
+/// the parts of all its pieces, which were appended in order. Returns the results in the order of `wanted`.
+///
+/// Each thread begins with a tensor of its own. When none is left, it helps with those that the others read, so that a
+/// single large tensor takes all threads too. The pieces of a tensor do not depend on the number of threads, and neither
+/// does the result.
+///
+/// # Errors
+/// The first error that a thread meets ends all of them.
+pub(super) fn fold<T: Part, R: Send, const N: usize>(
+    wanted: &[Wanted<'_, N>],
+    threads: usize,
+    piece: impl Fn(usize, Dtype, [&[u8]; N]) -> T + Sync,
+    finish: impl Fn(usize, T) -> R + Sync,
+) -> Result<Vec<R>> {
+    let tensors = wanted.iter().map(Tensor::new).collect();
+    let fold = Fold { tensors, begun: AtomicUsize::new(0), failed: AtomicBool::new(false), piece, finish };
+    let workers: Vec<usize> = (0..threads.max(1)).collect();
+    parallel::for_each(
+        &workers,
+        threads,
+        || array::from_fn(|_| Vec::new()),
+        |_, buffers| fold.run(buffers).inspect_err(|_| fold.failed.store(true, Ordering::Relaxed)),
+    )?;
+    // Without an error there is a result for every tensor.
+    Ok(fold.tensors.into_iter().filter_map(Tensor::result).collect())
+}
+
+/// The tensors that several threads read.
+struct Fold<'a, T, R, P, F, const N: usize> {
+    tensors: Vec<Tensor<'a, T, R, N>>,
+    /// How many tensors were begun.
+    begun: AtomicUsize,
+    /// Set by the first thread that fails.
+    failed: AtomicBool,
+    piece: P,
+    finish: F,
+}
+
+impl<T: Part, R, P, F, const N: usize> Fold<'_, T, R, P, F, N>
+where
+    P: Fn(usize, Dtype, [&[u8]; N]) -> T,
+    F: Fn(usize, T) -> R,
+{
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
-    /// Returns the next elements, little-endian, or `None` at the end, where the digest is compared.
-    pub(super) fn next(&mut self) -> Result<Option<&[u8]>> {
-        let size = self.dtype.size() as u64;
-        let end = (self.next + CHUNK / size).min(self.count);
-        if self.next == end {
-            return self.finish().map(|()| None);
+    /// Reads until there is nothing left to read.
+    fn run(&self, buffers: &mut [Vec<u8>; N]) -> Result<()> {
+        while !self.has_failed() {
+            let begun = self.begun.fetch_add(1, Ordering::Relaxed);
+            match self.tensors.get(begun) {
+                Some(tensor) => self.read(begun, tensor, buffers)?,
+                None => break,
+            }
         }
-        self.buffer.resize(((end - self.next) * size) as usize, 0);
-        self.source.read_range(self.key, self.next..end, &mut self.buffer)?;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&self.buffer);
+        while !self.has_failed() {
+            let of_others = self.tensors.iter().enumerate();
+            let of_others = of_others.filter(|(_, tensor)| tensor.left().is_none_or(|left| left > 0));
+            // One that is still being opened is the last choice.
+            match of_others.max_by_key(|(_, tensor)| tensor.left()) {
+                Some((number, tensor)) => self.read(number, tensor, buffers)?,
+                None => break,
+            }
         }
-        self.next = end;
-        Ok(Some(&self.buffer))
+        Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
-        let Some(hasher) = self.hasher.take() else { return Ok(()) };
-        if self.source.digest(self.key) == Some(hasher.finish()) {
-            return Ok(());
+    /// Reads pieces of the tensor `number` until none is left to begin.
+    fn read(&self, number: usize, tensor: &Tensor<'_, T, R, N>, buffers: &mut [Vec<u8>; N]) -> Result<()> {
+        let Some(opened) = tensor.open()? else { return Ok(()) };
+        let Wanted { key, sources } = tensor.wanted;
+        while !self.has_failed() {
+            let next = tensor.next.fetch_add(1, Ordering::Relaxed);
+            if next >= opened.pieces {
+                break;
+            }
+            let mut taken = Taken { tensor, failed: &self.failed, is_done: false };
+            let begin = next * opened.in_piece;
+            let range = begin..(begin + opened.in_piece).min(opened.count);
+            let bytes = (range.end - range.start) as usize * opened.dtype.size();
+            for (source, buffer) in sources.iter().zip(buffers.iter_mut()) {
+                if buffer.len() < bytes {
+                    buffer.resize(bytes, 0);
+                }
+                if bytes > 0 {
+                    source.read_range(key, range.clone(), &mut buffer[..bytes])?;
+                }
+            }
+            let read = array::from_fn(|i| &buffers[i][..bytes]);
+            let part = (self.piece)(number, opened.dtype, read);
+            let Some(mut turn) = tensor.wait_for(next, &self.failed) else { break };
+            for (hasher, read) in turn.hashers.iter_mut().zip(read) {
+                if let Some(hasher) = hasher {
+                    hasher.update(read);
+                }
+            }
+            turn.part.get_or_insert_default().append(part);
+            turn.done += 1;
+            if turn.done == opened.pieces {
+                tensor.check(&mut turn)?;
+                let part = turn.part.take().unwrap_or_default();
+                turn.result = Some((self.finish)(number, *part));
+            }
+            taken.is_done = true;
+            drop(turn);
+            tensor.turned.notify_all();
         }
-        // Returns the error, unless it was temporary.
-        self.source.verify_tensor(self.key)?;
-        Err(Error::damaged(self.source.path(), format!("the tensor {:?} changed while it was read", self.key)))
+        Ok(())
+    }
+}
+
+/// A tensor that several threads may read.
+struct Tensor<'a, T, R, const N: usize> {
+    wanted: &'a Wanted<'a, N>,
+    /// `None` inside if it could not be opened.
+    opened: OnceLock<Option<Opened>>,
+    /// The first piece that no thread has taken.
+    next: AtomicU64,
+    turn: Mutex<Turn<T, R, N>>,
+    turned: Condvar,
+}
+
+/// What is known of a tensor before its elements are read.
+#[derive(Clone, Copy)]
+struct Opened {
+    dtype: Dtype,
+    /// The number of elements, and that of each piece but the last.
+    count: u64,
+    in_piece: u64,
+    /// At least one, even if there are no elements.
+    pieces: u64,
+}
+
+/// What the pieces of a tensor add up to, one after the other.
+struct Turn<T, R, const N: usize> {
+    /// The number of pieces that were added.
+    done: u64,
+    hashers: [Option<Box<Hasher>>; N],
+    part: Option<Box<T>>,
+    result: Option<R>,
+}
+
+impl<'a, T: Part, R, const N: usize> Tensor<'a, T, R, N> {
+    fn new(wanted: &'a Wanted<'a, N>) -> Tensor<'a, T, R, N> {
+        let turn = Turn { done: 0, hashers: array::from_fn(|_| None), part: None, result: None };
+        let (opened, next) = (OnceLock::new(), AtomicU64::new(0));
+        Tensor { wanted, opened, next, turn: Mutex::new(turn), turned: Condvar::new() }
+    }
+
+    fn result(self) -> Option<R> {
+        self.turn.into_inner().unwrap_or_else(PoisonError::into_inner).result
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn<T, R, N>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many pieces no thread has taken; `None` if the tensor was not opened.
+    fn left(&self) -> Option<u64> {
+        let pieces = self.opened.get()?.map_or(0, |opened| opened.pieces);
+        Some(pieces.saturating_sub(self.next.load(Ordering::Relaxed)))
+    }
+
+    /// Prepares for reading, if no thread has done that, and waits for the one that is doing it. Returns `None` if another
+    /// thread met an error.
+    fn open(&self) -> Result<Option<&Opened>> {
+        let mut error = None;
+        let opened = self.opened.get_or_init(|| self.try_open().map_err(|own| error = Some(own)).ok());
+        error.map_or(Ok(opened.as_ref()), Err)
+    }
+
+    /// Prepares for reading. A checksum of a container is over more than the elements, so it is verified first.
+    fn try_open(&self) -> Result<Opened> {
+        let key = self.wanted.key;
+        let mut turn = self.turn();
+        for (source, hasher) in self.wanted.sources.iter().zip(&mut turn.hashers) {
+            if !source.tensors().contains_key(key) {
+                return Err(no_such_tensor(*source, key));
+            }
+            *hasher = source.digest(key).map(|_| Box::new(Hasher::new()));
+            if hasher.is_none() && source.verified_by(key) != VerifiedBy::Nothing {
+                source.verify_tensor(key)?;
+            }
+        }
+        let dtype = self.wanted.spec().map_or(Dtype::U8, |spec| spec.dtype);
+        let size = dtype.size() as u64;
+        let count = self.wanted.spec().and_then(TensorSpec::bytes).unwrap_or_default() / size;
+        let in_piece = CHUNK / size;
+        Ok(Opened { dtype, count, in_piece, pieces: count.div_ceil(in_piece).max(1) })
+    }
+
+    /// Waits until all pieces before `piece` were added. Returns `None` if that will not come to be.
+    fn wait_for(&self, piece: u64, failed: &AtomicBool) -> Option<MutexGuard<'_, Turn<T, R, N>>> {
+        let mut turn = self.turn();
+        while turn.done != piece {
+            if failed.load(Ordering::Relaxed) {
+                return None;
+            }
+            turn = self.turned.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        Some(turn)
+    }
+
+    /// Compares the digests of all that was read.
+    fn check(&self, turn: &mut Turn<T, R, N>) -> Result<()> {
+        let key = self.wanted.key;
+        for (source, hasher) in self.wanted.sources.iter().zip(&mut turn.hashers) {
+            let Some(hasher) = hasher.take() else { continue };
+            if source.digest(key) != Some(hasher.finish()) {
+                // Returns the error, unless it was temporary.
+                source.verify_tensor(key)?;
+                return Err(Error::damaged(source.path(), format!("the tensor {key:?} changed while it was read")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A piece that a thread has taken. The others do not wait for it any longer when it is given up, for whatever reason.
+struct Taken<'a, T: Part, R, const N: usize> {
+    tensor: &'a Tensor<'a, T, R, N>,
+    failed: &'a AtomicBool,
+    is_done: bool,
+}
+
+impl<T: Part, R, const N: usize> Drop for Taken<'_, T, R, N> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.failed.store(true, Ordering::Relaxed);
+            // Whoever has looked at the flag is waiting by then.
+            drop(self.tensor.turn());
+            self.tensor.turned.notify_all();
+        }
     }
 }
 
@@ -76,4 +280,149 @@ impl<'a> Elements<'a> {
 pub(super) fn no_such_tensor(source: &dyn TensorSource, key: &str) -> Error {
     let near = name::nearest_hint(key, source.tensors().keys().map(String::as_str));
     Error::object(key, format!("{} has no such tensor{near}", source.path().display()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::format::Digest;
+    use crate::location::Location;
+    use std::collections::BTreeMap;
+    use std::ops::Range;
+    use std::sync::LazyLock;
+
+    /// Tensors in memory, with digests.
+    #[derive(Debug)]
+    pub(in crate::inspect) struct Bytes {
+        specs: BTreeMap<String, TensorSpec>,
+        bytes: BTreeMap<String, Vec<u8>>,
+        /// A piece of this tensor cannot be read.
+        fails: Option<(&'static str, u64)>,
+        /// The digest of this tensor is another one.
+        damaged: Option<&'static str>,
+    }
+
+    impl Bytes {
+        /// A tensor `0` of one dimension.
+        pub(in crate::inspect) fn tensor(dtype: Dtype, bytes: Vec<u8>) -> Bytes {
+            let spec = TensorSpec::new(dtype, &[(bytes.len() / dtype.size()) as u64]);
+            let (specs, bytes) = (BTreeMap::from([("0".into(), spec)]), BTreeMap::from([("0".into(), bytes)]));
+            Bytes { specs, bytes, fails: None, damaged: None }
+        }
+
+        /// Tensors of bytes, of these lengths.
+        fn of(lengths: &[u64]) -> Bytes {
+            let names = || (0..lengths.len()).map(|i| format!("{i}"));
+            let bytes = |length: u64, i: usize| (0..length).map(|at| (at * 7 + at / 1000) as u8 ^ i as u8).collect();
+            Bytes {
+                specs: names()
+                    .zip(lengths)
+                    .map(|(name, length)| (name, TensorSpec::new(Dtype::U8, &[*length])))
+                    .collect(),
+                bytes: names().zip(lengths).enumerate().map(|(i, (name, length))| (name, bytes(*length, i))).collect(),
+                fails: None,
+                damaged: None,
+            }
+        }
+    }
+
+    impl TensorSource for Bytes {
+        fn format(&self) -> &'static str {
+            "bytes"
+        }
+        fn path(&self) -> &Location {
+            static PATH: LazyLock<Location> = LazyLock::new(|| "bytes".into());
+            &PATH
+        }
+        fn tensors(&self) -> &BTreeMap<String, TensorSpec> {
+            &self.specs
+        }
+        fn verified_by(&self, _: &str) -> VerifiedBy {
+            VerifiedBy::Digest
+        }
+        fn digest(&self, key: &str) -> Option<Digest> {
+            let is_damaged = self.damaged == Some(key);
+            self.bytes.get(key).map(|bytes| if is_damaged { Digest::of(b"") } else { Digest::of(bytes) })
+        }
+        fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+            self.read_range(key, 0..target.len() as u64, target)
+        }
+        fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
+            match self.fails {
+                Some((of, at)) if of == key && range.contains(&at) => Err(Error::object(key, "it fails")),
+                Some((of, at)) if of == "panic" && range.contains(&at) => panic!("as it should"),
+                _ => {
+                    let size = self.specs[key].dtype.size();
+                    target.copy_from_slice(&self.bytes[key][range.start as usize * size..range.end as usize * size]);
+                    Ok(())
+                }
+            }
+        }
+        fn verify(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// All bytes, in the order of the pieces.
+    #[derive(Debug, Default, PartialEq)]
+    struct All(Vec<u8>, usize);
+
+    impl Part for All {
+        fn append(&mut self, next: All) {
+            self.0.extend(next.0);
+            self.1 += next.1;
+        }
+    }
+
+    fn read(source: &Bytes, threads: usize) -> Result<Vec<(usize, All)>> {
+        let wanted: Vec<Wanted<'_, 1>> = source.specs.keys().map(|key| Wanted { key, sources: [source] }).collect();
+        fold(&wanted, threads, |_, _, [bytes]| All(bytes.to_vec(), 1), |number, all: All| (number, all))
+    }
+
+    #[test]
+    fn every_byte_is_read_once_and_in_order() {
+        let lengths = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 9 * CHUNK + 5, 3, 20 * CHUNK];
+        let source = Bytes::of(&lengths);
+        for threads in [0, 1, 2, 3, 7, 20] {
+            let found = read(&source, threads).unwrap();
+            assert_eq!(found.len(), lengths.len());
+            for (number, (found, All(bytes, pieces))) in found.into_iter().enumerate() {
+                assert_eq!((found, bytes.len() as u64), (number, lengths[number]));
+                assert!(bytes == source.bytes[&number.to_string()], "{number} with {threads} threads");
+                assert_eq!(pieces as u64, lengths[number].div_ceil(CHUNK).max(1));
+            }
+        }
+        assert!(read(&Bytes::of(&[]), 4).unwrap().is_empty());
+    }
+
+    /// Of a single tensor, too: a thread that waits for the piece of another one is told.
+    #[test]
+    fn the_first_error_ends_all() {
+        for threads in [1, 2, 7] {
+            for at in [0, 5 * CHUNK, 8 * CHUNK + 4] {
+                let mut source = Bytes::of(&[3, 8 * CHUNK + 5, 2 * CHUNK]);
+                source.fails = Some(("1", at));
+                let error = read(&source, threads).unwrap_err();
+                assert!(error.to_string().contains("it fails"), "{error}");
+            }
+            let mut source = Bytes::of(&[8 * CHUNK, CHUNK]);
+            source.damaged = Some("0");
+            let error = read(&source, threads).unwrap_err();
+            assert!(error.to_string().contains("changed while it was read"), "{error}");
+            let wanted = [Wanted { key: "2", sources: [&source as &dyn TensorSource] }];
+            let unknown = fold(&wanted, threads, |_, _, _| All::default(), |_, all| all);
+            assert!(matches!(unknown, Err(Error::Object { .. })), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_all() {
+        for at in [0, 5 * CHUNK, 8 * CHUNK + 4] {
+            let mut source = Bytes::of(&[8 * CHUNK + 5]);
+            source.fails = Some(("panic", at));
+            let caught = std::panic::catch_unwind(|| read(&source, 7));
+            // In the thread that called, or in another one.
+            assert!(caught.is_err() || caught.is_ok_and(|read| read.is_err()), "{at}");
+        }
+    }
 }

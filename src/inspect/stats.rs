@@ -1,8 +1,8 @@
 //! Statistics of the values of tensors, computed from their elements.
 
-use super::moments::Moments;
+use super::moments::{BLOCK, Moments};
 use super::numbers::decode;
-use super::reading::Elements;
+use super::reading::{Part, Wanted, fold, no_such_tensor};
 use super::target::Target;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -10,19 +10,14 @@ use crate::name;
 use crate::parallel;
 use crate::source::TensorSource;
 use serde::Serialize;
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, PoisonError};
 
 /// The maximum number of bins of a [`Histogram`].
 pub const MAX_BINS: usize = 65_536;
 
 /// A tensor of at most so many bytes is read once, even for a histogram.
 const KEPT: u64 = 4 << 20;
-
-/// The number of elements that are decoded at a time: few enough for a core's first cache.
-const BLOCK: usize = 2048;
 
 /// Statistics of the values of a tensor; see [`Target::stats`].
 ///
@@ -89,6 +84,16 @@ impl Histogram {
         // As `numpy.histogram` does for a single value.
         let (min, max) = if min == max { (min - 0.5, max + 0.5) } else { (min, max) };
         Histogram { min, max, counts: vec![0; bins] }
+    }
+
+    /// Counts little-endian elements of type `dtype`.
+    fn of(mut self, dtype: Dtype, bytes: &[u8]) -> Histogram {
+        let mut numbers = Vec::with_capacity(BLOCK);
+        for block in bytes.chunks(BLOCK * dtype.size()) {
+            decode(dtype, block, &mut numbers);
+            self.add(&numbers);
+        }
+        self
     }
 
     fn add(&mut self, numbers: &[f64]) {
@@ -185,70 +190,110 @@ impl StatsOptions {
 /// # }
 /// ```
 pub fn tensor_stats(source: &dyn TensorSource, key: &str, options: &StatsOptions) -> Result<TensorStats> {
-    options.check()?;
-    let known = options.bins.zip(options.range.as_ref());
-    let mut histogram = known.map(|(bins, range)| Histogram::new(bins, *range.start(), *range.end()));
-    let mut moments = Moments::default();
-    let mut kept = Vec::new();
-    let bytes = source.tensors().get(key).and_then(|spec| spec.bytes()).unwrap_or(u64::MAX);
-    let keeps = options.bins.is_some() && histogram.is_none() && bytes <= KEPT;
-    let mut dtype = None;
-    read(source, key, |of, bytes, numbers| {
-        dtype = Some(of);
-        if keeps {
-            kept.extend_from_slice(bytes);
-        }
-        moments.add(numbers);
-        // Only finite values are left.
-        if let Some(histogram) = &mut histogram {
-            histogram.add(numbers);
-        }
-    })?;
-    if let (Some(bins), None, Some((min, max))) = (options.bins, &options.range, moments.range) {
-        let own = histogram.insert(Histogram::new(bins, min, max));
-        match dtype.filter(|_| keeps) {
-            Some(dtype) => {
-                let mut numbers = Vec::new();
-                for block in kept.chunks(BLOCK * dtype.size()) {
-                    decode(dtype, block, &mut numbers);
-                    own.add(&numbers);
-                }
-            }
-            None => read(source, key, |_, _, numbers| own.add(numbers))?,
-        }
-    }
-    Ok(TensorStats {
-        count: moments.count,
-        min: moments.range.map(|(min, _)| min),
-        max: moments.range.map(|(_, max)| max),
-        mean: moments.mean(),
-        std: moments.std(),
-        norm: moments.norm(),
-        zeros: moments.zeros,
-        nan: moments.nan,
-        infinite: moments.infinite,
-        histogram,
-    })
+    let mut found = compute(&[Wanted { key, sources: [source] }], 1, options)?;
+    found.pop().ok_or_else(|| no_such_tensor(source, key))
 }
 
-/// Reads a tensor and passes on its elements in blocks, also as numbers.
-fn read(source: &dyn TensorSource, key: &str, mut with: impl FnMut(Dtype, &[u8], &mut Vec<f64>)) -> Result<()> {
-    let mut elements = Elements::open(source, key)?;
-    let dtype = elements.dtype();
-    let mut numbers = Vec::with_capacity(BLOCK);
-    while let Some(piece) = elements.next()? {
-        for block in piece.chunks(BLOCK * dtype.size()) {
-            decode(dtype, block, &mut numbers);
-            with(dtype, block, &mut numbers);
+/// Returns statistics of all tensors that are wanted, in their order.
+fn compute(wanted: &[Wanted<'_, 1>], threads: usize, options: &StatsOptions) -> Result<Vec<TensorStats>> {
+    options.check()?;
+    let given = options.bins.zip(options.range.as_ref());
+    let given = given.map(|(bins, range)| Histogram::new(bins, *range.start(), *range.end()));
+    // The range is known only when all was read.
+    let bins = options.bins.filter(|_| given.is_none());
+    let is_kept = |tensor: &Wanted<'_, 1>| bins.is_some() && tensor.bytes() <= KEPT;
+    let mut found = fold(
+        wanted,
+        threads,
+        |number, dtype, [bytes]| Computed {
+            moments: Moments::of(dtype, bytes),
+            histogram: Counted(given.clone().map(|histogram| histogram.of(dtype, bytes))),
+            kept: wanted.get(number).filter(|tensor| is_kept(tensor)).map(|_| (dtype, bytes.to_vec())),
+        },
+        |_, computed: Computed| computed.stats(bins),
+    )?;
+    let Some(bins) = bins else { return Ok(found) };
+    let mut again = Vec::new();
+    for (stats, Wanted { key, sources }) in found.iter_mut().zip(wanted) {
+        if let (None, Some(min), Some(max)) = (&stats.histogram, stats.min, stats.max) {
+            again.push((stats, Histogram::new(bins, min, max), Wanted { key, sources: *sources }));
         }
     }
-    Ok(())
+    let (mut places, mut empty, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    for (stats, histogram, tensor) in again {
+        places.push(&mut stats.histogram);
+        empty.push(histogram);
+        wanted.push(tensor);
+    }
+    let count =
+        |number: usize, dtype, [bytes]: [&[u8]; 1]| Counted(empty.get(number).cloned().map(|own| own.of(dtype, bytes)));
+    let counted = fold(&wanted, threads, count, |_, Counted(histogram)| histogram)?;
+    places.into_iter().zip(counted).for_each(|(place, histogram)| *place = histogram);
+    Ok(found)
+}
+
+/// What is computed from elements.
+#[derive(Default)]
+struct Computed {
+    moments: Moments,
+    /// If the range was given.
+    histogram: Counted,
+    /// The elements of a small tensor, if the range is that of the tensor.
+    kept: Option<(Dtype, Vec<u8>)>,
+}
+
+impl Part for Computed {
+    fn append(&mut self, next: Computed) {
+        self.moments.append(next.moments);
+        self.histogram.append(next.histogram);
+        match (&mut self.kept, next.kept) {
+            (Some((_, kept)), Some((_, next))) => kept.extend_from_slice(&next),
+            (None, next) => self.kept = next,
+            (Some(_), None) => {}
+        }
+    }
+}
+
+impl Computed {
+    /// Returns the statistics, with a histogram of `bins` bins if the elements were kept.
+    fn stats(self, bins: Option<usize>) -> TensorStats {
+        let Computed { moments, histogram: Counted(histogram), kept } = self;
+        let own = bins.zip(moments.range).zip(kept);
+        let own = own.map(|((bins, (min, max)), (dtype, bytes))| Histogram::new(bins, min, max).of(dtype, &bytes));
+        TensorStats {
+            count: moments.count,
+            min: moments.range.map(|(min, _)| min),
+            max: moments.range.map(|(_, max)| max),
+            mean: moments.mean(),
+            std: moments.std(),
+            norm: moments.norm(),
+            zeros: moments.zeros,
+            nan: moments.nan,
+            infinite: moments.infinite,
+            histogram: histogram.or(own),
+        }
+    }
+}
+
+/// A histogram of the pieces so far.
+#[derive(Default)]
+struct Counted(Option<Histogram>);
+
+impl Part for Counted {
+    fn append(&mut self, next: Counted) {
+        match (&mut self.0, next.0) {
+            (Some(histogram), Some(next)) => {
+                histogram.counts.iter_mut().zip(next.counts).for_each(|(count, next)| *count += next);
+            }
+            (own, next) => *own = own.take().or(next),
+        }
+    }
 }
 
 impl Target {
     /// Returns statistics of the tensors whose key matches `filter`, by key; of all tensors if there is no filter. `*`
-    /// matches any text, including `/`. Tensors that share their elements are read once. Several threads read, one
-    /// tensor each.
+    /// matches any text, including `/`. Tensors that share their elements are read once. Several threads read,
+    /// also of one large tensor; the result does not depend on their number.
     ///
     /// # Errors
     /// As for [`tensor_stats`].
@@ -272,25 +317,51 @@ impl Target {
         let fits = |key: &str| filter.is_none_or(|pattern| name::matches(pattern, key));
         let keys: Vec<&str> = source.tensors().keys().map(String::as_str).filter(|key| fits(key)).collect();
         let stored: BTreeSet<&str> = keys.iter().map(|key| source.first_alias(key)).collect();
-        let bytes = |key: &&str| source.tensors().get(*key).and_then(|spec| spec.bytes()).unwrap_or(u64::MAX);
-        let wanted = stored.iter().map(bytes).fold(0, u64::saturating_add);
-        // The largest first, so that no thread starts a large one when the others have finished.
-        let mut stored: Vec<&str> = stored.into_iter().collect();
-        stored.sort_by_key(|key| Reverse(bytes(key)));
-        let found = Mutex::new(BTreeMap::new());
-        let threads = parallel::worth(parallel::default_threads(), wanted);
-        parallel::for_each(
-            &stored,
-            threads,
-            || (),
-            |key, ()| {
-                let stats = tensor_stats(source, key, options)?;
-                found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, stats);
-                Ok(())
-            },
-        )?;
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let wanted = stored.iter().map(|key| Wanted { key, sources: [source] });
+        let wanted: Vec<Wanted<'_, 1>> = wanted.collect();
+        let bytes = wanted.iter().map(Wanted::bytes).fold(0, u64::saturating_add);
+        let threads = parallel::worth(parallel::default_threads(), bytes);
+        let found = compute(&wanted, threads, options)?;
+        let found: BTreeMap<&str, TensorStats> = stored.into_iter().zip(found).collect();
         let of = |key: &str| found.get(source.first_alias(key)).cloned();
         Ok(keys.into_iter().filter_map(|key| Some((key, of(key)?))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::elements::Comparison;
+    use crate::inspect::reading::tests::Bytes;
+
+    /// Numbers of very different sizes, among them some that are not finite: in the wrong order, the sums are others.
+    fn numbers(count: u32, seed: u32) -> Vec<u8> {
+        let number = |i: u32| match i.wrapping_mul(2_654_435_761).wrapping_add(seed) {
+            random if random % 100_003 == 0 => f32::NAN,
+            random => (random as i32) as f32 * 2f32.powi((random % 40) as i32 - 50),
+        };
+        (0..count).flat_map(|i| number(i).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let [a, b] = [1, 2].map(|seed| Bytes::tensor(Dtype::F32, numbers(900_001, seed)));
+        let wanted = [Wanted { key: "0", sources: [&a as &dyn TensorSource] }];
+        let both = [Wanted { key: "0", sources: [&a as &dyn TensorSource, &b] }];
+        for options in [
+            StatsOptions::new(),
+            StatsOptions::new().histogram(33),
+            StatsOptions::new().histogram(33).range(-1.0..=0.5),
+        ] {
+            let of = |threads| compute(&wanted, threads, &options).unwrap();
+            let one = of(1);
+            assert!(one[0].nan > 0 && one[0].histogram.is_some() == options.bins.is_some(), "{one:?}");
+            assert!([2, 7].into_iter().all(|threads| of(threads) == one), "{options:?}");
+        }
+        let diff =
+            |threads| fold(&both, threads, |_, dtype, [a, b]| Comparison::of(dtype, a, b), |_, all| all.finish());
+        let one = diff(1).unwrap();
+        assert!(one[0].differing > 500_000 && one[0].cosine.is_some(), "{one:?}");
+        assert!([2, 7].into_iter().all(|threads| diff(threads).unwrap() == one));
     }
 }

@@ -4,8 +4,10 @@ use super::point::TensorPoint;
 use super::trend::{self, Trend};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::inspect::numbers::decode;
-use crate::inspect::reading::Elements;
+use crate::inspect::lanes;
+use crate::inspect::moments::BLOCK;
+use crate::inspect::numbers::{Singles, decode};
+use crate::inspect::reading::{Part, Wanted, fold};
 use crate::inspect::stats::{StatsOptions, tensor_stats};
 use crate::inspect::target::Target;
 use crate::name;
@@ -42,9 +44,6 @@ pub struct TensorHistory {
 
 /// The number of bins of a histogram.
 const BINS: usize = 32;
-
-/// The number of elements that are compared at a time.
-const BLOCK: usize = 2048;
 
 /// The histories so far.
 pub(super) struct Histories<'a> {
@@ -168,17 +167,33 @@ fn ratio(
 
 /// Returns the sum of the squares of the differences of all elements.
 fn squared_distance(source: &dyn TensorSource, before: &dyn TensorSource, key: &str) -> Result<f64> {
-    let (mut new, mut old) = (Elements::open(source, key)?, Elements::open(before, key)?);
-    let dtype = new.dtype();
-    let (mut a, mut b) = (Vec::with_capacity(BLOCK), Vec::with_capacity(BLOCK));
-    let mut sum = 0.0;
-    while let (Some(new), Some(old)) = (new.next()?, old.next()?) {
+    let wanted = [Wanted { key, sources: [source, before] }];
+    let sums = fold(&wanted, 1, |_, dtype, [new, old]| Distances::of(dtype, new, old), |_, Distances(sum)| sum)?;
+    Ok(sums.into_iter().sum())
+}
+
+/// The sum of the squares of differences.
+#[derive(Default)]
+struct Distances(f64);
+
+impl Distances {
+    fn of(dtype: Dtype, new: &[u8], old: &[u8]) -> Distances {
         let block = BLOCK * dtype.size();
-        for (new, old) in new.chunks(block).zip(old.chunks(block)) {
-            decode(dtype, new, &mut a);
-            decode(dtype, old, &mut b);
-            sum += a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
-        }
+        let blocks = new.chunks(block).zip(old.chunks(block));
+        let Some((mut a, mut b)) = Singles::of(dtype).zip(Singles::of(dtype)) else {
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            return Distances(blocks.fold(0.0, |sum, (new, old)| {
+                decode(dtype, new, &mut a);
+                decode(dtype, old, &mut b);
+                sum + a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>()
+            }));
+        };
+        Distances(blocks.map(|(new, old)| lanes::squared_distance(a.decode(new), b.decode(old))).sum())
     }
-    Ok(sum)
+}
+
+impl Part for Distances {
+    fn append(&mut self, next: Distances) {
+        self.0 += next.0;
+    }
 }
