@@ -2,6 +2,7 @@
 
 use super::{Found, look};
 use crate::error::Result;
+use crate::parallel;
 use crate::repository::{Directory, Stat};
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
@@ -26,20 +27,25 @@ pub(crate) fn is_settled(stat: &Stat) -> bool {
 pub(crate) struct Looks(HashMap<String, (Stat, Found)>);
 
 impl Looks {
-    /// Examines the checkpoint `name`, unless its directory is unchanged.
-    pub(super) fn look(&mut self, directory: &Directory, name: &str) -> Result<Found> {
-        let stat = directory.stat_of(name).filter(is_settled);
-        if let Some((seen, found)) = self.0.get(name)
-            && stat.as_ref() == Some(seen)
-        {
-            return Ok(found.clone());
-        }
-        let found = look(directory, name);
-        match (&found, stat) {
-            (Ok(found), Some(stat)) => drop(self.0.insert(name.to_string(), (stat, found.clone()))),
-            _ => drop(self.0.remove(name)),
-        }
-        found
+    /// Examines the checkpoints `names` on several threads, except those whose directories are unchanged. Returns what
+    /// was found, in the same order.
+    pub(super) fn look(&mut self, directory: &Directory, names: &[String]) -> Vec<Result<Found>> {
+        let all = parallel::of_each(names, |name| {
+            let stat = directory.stat_of(name).filter(is_settled);
+            match self.0.get(name) {
+                Some((seen, found)) if stat.as_ref() == Some(seen) => (stat, Ok(found.clone())),
+                _ => (stat, look(directory, name)),
+            }
+        });
+        let all = names.iter().zip(all).map(|(name, (stat, found))| {
+            match (&found, stat) {
+                (Ok(_), Some(stat)) if self.0.get(name).is_some_and(|(seen, _)| *seen == stat) => {}
+                (Ok(found), Some(stat)) => drop(self.0.insert(name.clone(), (stat, found.clone()))),
+                _ => drop(self.0.remove(name)),
+            }
+            found
+        });
+        all.collect()
     }
 
     /// Forgets all checkpoints but these.

@@ -200,18 +200,16 @@ impl Catalog {
             ..Catalog::default()
         };
         let indexed = rule::indexed(catalog.index.as_ref());
-        for name in &scan.checkpoints {
-            catalog.look(directory, name, &indexed, looks);
+        for (name, found) in scan.checkpoints.iter().zip(looks.look(directory, &scan.checkpoints)) {
+            catalog.take(directory, name, found, &indexed);
         }
-        for (aside, name) in scan.aside {
-            match aside {
-                Aside::Superseded => {
-                    let found = looks.look(directory, &name).ok();
-                    catalog.superseded.push((name, found));
-                }
-                Aside::Damaged | Aside::PassedOver => catalog.set_aside.push(name),
-            }
-        }
+        let (superseded, set_aside): (Vec<_>, Vec<_>) =
+            scan.aside.into_iter().partition(|(aside, _)| *aside == Aside::Superseded);
+        let names = |aside: Vec<(Aside, String)>| aside.into_iter().map(|(_, name)| name).collect::<Vec<String>>();
+        let superseded = names(superseded);
+        catalog.set_aside = names(set_aside);
+        let found = looks.look(directory, &superseded).into_iter().map(Result::ok);
+        catalog.superseded = superseded.iter().cloned().zip(found).collect();
         catalog.look_at_links(directory, scan.links);
         catalog.found.sort_by(order);
         catalog.superseded.sort_by(|a, b| a.0.cmp(&b.0));
@@ -232,8 +230,9 @@ impl Catalog {
         self.links = links;
     }
 
-    fn look(&mut self, directory: &Directory, name: &str, indexed: &HashSet<String>, looks: &mut Looks) {
-        let error = match looks.look(directory, name) {
+    /// Adds what was found when the checkpoint `name` was examined.
+    fn take(&mut self, directory: &Directory, name: &str, found: Result<Found>, indexed: &HashSet<String>) {
+        let error = match found {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
         };

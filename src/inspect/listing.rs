@@ -10,13 +10,14 @@ use crate::format::MANIFEST_FILE;
 use crate::location::Location;
 use crate::manager::retention::{Best, CheckpointInfo, Goal};
 use crate::manager::{ListedCheckpoint, Listing};
+use crate::parallel;
 use crate::provenance::Provenance;
 use crate::reader::CheckpointReader;
 use crate::repository::FileId;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::ffi::OsString;
 
 /// The content of a directory of checkpoints; see [`list`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -188,8 +189,10 @@ fn of(path: &Location, listing: &Listing) -> DirectoryListing {
         None => listing.checkpoints.len().checked_sub(1),
     };
     let entries = listing.checkpoints.iter().enumerate();
+    let files = parallel::of_each(&listing.checkpoints, |listed| files_in(&listed.path));
     let mut seen = HashSet::new();
-    let checkpoints = entries.map(|(at, listed)| entry(listed, Some(at) == latest, &mut seen));
+    let checkpoints =
+        entries.zip(files).map(|((at, listed), files)| entry(listed, Some(at) == latest, files, &mut seen));
     let checkpoints: Vec<CheckpointEntry> = checkpoints.collect();
     DirectoryListing {
         directory: path.into(),
@@ -207,10 +210,15 @@ fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// Describes a checkpoint; `seen` has the files of older ones.
-fn entry(listed: &ListedCheckpoint, latest: bool, seen: &mut HashSet<FileId>) -> CheckpointEntry {
+/// Describes a checkpoint of these files; `seen` has those of older ones.
+fn entry(
+    listed: &ListedCheckpoint,
+    latest: bool,
+    files: Vec<(OsString, FileId, u64)>,
+    seen: &mut HashSet<FileId>,
+) -> CheckpointEntry {
     let ListedCheckpoint { path, entry, tensors, values, .. } = listed;
-    let manifest = fs::metadata(path.join(MANIFEST_FILE)).map_or(0, |metadata| metadata.len());
+    let manifest = files.iter().find(|(name, ..)| name == MANIFEST_FILE).map_or(0, |(_, _, bytes)| *bytes);
     CheckpointEntry {
         name: entry.name.clone(),
         path: path.clone(),
@@ -221,7 +229,7 @@ fn entry(listed: &ListedCheckpoint, latest: bool, seen: &mut HashSet<FileId>) ->
         run: entry.run.clone(),
         saved_at: entry.saved_at,
         bytes: entry.bytes.saturating_add(manifest),
-        new_bytes: files_in(path).into_iter().filter(|(id, _)| seen.insert(*id)).map(|(_, bytes)| bytes).sum(),
+        new_bytes: files.into_iter().filter(|(_, id, _)| seen.insert(*id)).map(|(_, _, bytes)| bytes).sum(),
         tensors: *tensors,
         values: *values,
         metrics: entry.metrics.clone(),

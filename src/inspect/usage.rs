@@ -109,7 +109,8 @@ pub fn disk_usage<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<
         let path = Location::from(path.as_ref());
         let found = checkpoints_at(&path)?;
         found.iter().for_each(|path| stored.add(all.len(), path));
-        let files = found.iter().map(|path| Files { name: name_of(path), files: files_in(path) });
+        let ids = |path| files_in(path).into_iter().map(|(_, id, bytes)| (id, bytes)).collect();
+        let files = found.iter().map(|path| Files { name: name_of(path), files: ids(path) });
         all.push((path, files.collect::<Vec<Files>>()));
     }
     // In how many checkpoints, and in how many paths, each file is.

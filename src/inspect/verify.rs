@@ -152,7 +152,7 @@ impl VerifyOptions {
 
 /// Returns the bytes of the files that will be read.
 fn bytes_at(path: &Path) -> u64 {
-    let inside = |path: &Path| files_in(path).into_iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let inside = |path: &Path| files_in(path).into_iter().map(|(_, _, bytes)| bytes).sum::<u64>();
     match place(path) {
         Ok(Place::Directory(listing)) => {
             let damaged = listing.damaged.iter().map(|(path, _)| inside(path));
