@@ -125,6 +125,64 @@ fn where_one_is_kept_a_file_that_has_not_changed_is_copied_from_the_last_checkpo
     manager.close().unwrap();
 }
 
+/// A manager of a vocabulary that is not changed, with one checkpoint.
+fn with_vocabulary(dir: &Path, background: bool) -> (CheckpointManager, std::path::PathBuf) {
+    let file = dir.join("vocabulary");
+    fs::write(&file, "never odd or even").unwrap();
+    age(&file);
+    // The times of the file decide only when they are old enough.
+    std::thread::sleep(Duration::from_secs(4));
+    let checkpoint = Checkpoint::new().track("step", Counter::new(0)).unwrap().asset(Asset::file(&file)).unwrap();
+    let builder = CheckpointManager::builder(checkpoint, dir.join("run")).max_to_keep(3);
+    let mut manager = if background { builder.background(Background::new()) } else { builder }.open().unwrap();
+    manager.save_at(1).unwrap();
+    manager.wait().unwrap();
+    (manager, file)
+}
+
+#[test]
+fn where_the_last_checkpoint_is_gone_or_damaged_the_users_file_is_read_again() {
+    for background in [false, true] {
+        for damage in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut manager, _) = with_vocabulary(dir.path(), background);
+            let first = dir.path().join("run/ckpt-1");
+            match damage {
+                true => fs::write(first.join("vocabulary"), "never odd or evil").unwrap(),
+                false => fs::remove_dir_all(&first).unwrap(),
+            }
+            for step in 2..=4 {
+                let path = manager.save_at(step).unwrap();
+                manager.wait().unwrap();
+                assert_eq!(CheckpointReader::open(&path).unwrap().asset("vocabulary").unwrap(), b"never odd or even");
+            }
+        }
+    }
+}
+
+/// Runs in a process of its own, because the working directory is that of a process.
+#[test]
+fn a_relative_path_is_that_of_the_moment_it_was_given() {
+    const TEST: &str = "a_relative_path_is_that_of_the_moment_it_was_given";
+    const CHILD: &str = "ASSETS_CHILD";
+    let Some(dir) = std::env::var_os(CHILD) else {
+        let dir = tempfile::tempdir().unwrap();
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = this.args(["--exact", TEST]).env(CHILD, dir.path()).output().unwrap();
+        return assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    let dir = Path::new(&dir);
+    for name in ["one", "two"] {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("words"), name).unwrap();
+    }
+    std::env::set_current_dir(dir.join("one")).unwrap();
+    let mut checkpoint = Checkpoint::new().asset(Asset::file("words")).unwrap();
+    std::env::set_current_dir(dir.join("two")).unwrap();
+    let path = checkpoint.write(dir.join("ckpt")).unwrap();
+    assert_eq!(CheckpointReader::open(path).unwrap().asset("words").unwrap(), b"one");
+}
+
 #[test]
 fn what_cannot_be_saved_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -200,6 +200,14 @@ impl Ledger {
         self.retention.counted_from(&infos(stay), self.opened, self.directory.now())
     }
 
+    /// After a save failed with this error, the next one takes no file of the last checkpoint, because one of them may
+    /// have caused the failure. A lack of space is not their fault, and writing them again needs more.
+    pub(super) fn doubt_memo(&mut self, error: &Error) {
+        if !error.is_no_space() {
+            self.memo = Memo::default();
+        }
+    }
+
     /// Records the checkpoints that exist. Damaged ones leave the numbering.
     pub(super) fn take_in(&mut self, catalog: Catalog) {
         let chain = catalog.chain(&self.name);

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::location::Location;
 use crate::rules::Rule;
-use crate::save::{self, AllSeen, Memo, Plan, SaveClock, Stamp, Unchanged};
+use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged};
 use crate::sync::{Arc, PoisonError};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -389,8 +389,13 @@ impl CheckpointManager {
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {
-            let saved = request.run(None, &self.directory, &commit.name, Vec::new(), || commit.ready());
-            let saved = saved.inspect_err(|_| self.checkpoint.forget_plan())?;
+            let saved = commit
+                .begin()
+                .and_then(|()| request.run(None, &self.directory, &commit.name, Vec::new(), || commit.ready()));
+            let saved = saved.inspect_err(|error| {
+                self.checkpoint.forget_plan();
+                self.ledger().doubt_memo(error);
+            })?;
             after = commit.done(saved);
         }
         self.next_metadata.clear();
@@ -480,8 +485,7 @@ impl CheckpointManager {
                 self.next_metadata.entry(name).or_insert(value);
             });
             self.checkpoint.forget_plan();
-            // The next save uses no hard links: a file of the last checkpoint may have caused the failure.
-            self.ledger().memo = Memo::default();
+            self.ledger().doubt_memo(&failure.error);
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
             }

@@ -1,7 +1,7 @@
 //! Files of the user that are saved in addition to the components.
 
 use crate::error::{Error, Result};
-use crate::format::{AssetEntry, Digest, INDEX_FILE, MANIFEST_FILE, SAVED_MODEL_FILES};
+use crate::format::{AssetEntry, Digest, Hasher, INDEX_FILE, MANIFEST_FILE, SAVED_MODEL_FILES};
 use crate::name;
 use crate::repository::{Directory, Finished, Transaction};
 use crate::source::{CHUNK, Source};
@@ -17,7 +17,8 @@ use std::sync::Arc;
 /// tokenizer, a vocabulary, or a replay shard. Added with [`Checkpoint::asset`](crate::Checkpoint::asset).
 ///
 /// The content is read during the call that saves, and is held in memory until it is written. A file that has not
-/// changed since the manager's last checkpoint is hard-linked instead of written again, like a component.
+/// changed since the manager's last checkpoint is not read: it is hard-linked like a component, or copied, verified, from
+/// that checkpoint, or from the file itself if that checkpoint is gone or damaged.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -55,9 +56,11 @@ enum Content {
 }
 
 impl Asset {
-    /// Creates an asset from the file at `path`, with its content at the time of each save. It keeps its file name.
+    /// Creates an asset from the file at `path`, with its content at the time of each save. It keeps its file name. A
+    /// relative path is that of the working directory now, even if another one is the working directory later.
     pub fn file(path: impl Into<PathBuf>) -> Asset {
         let path = path.into();
+        let path = std::path::absolute(&path).unwrap_or(path);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Asset { name, content: Content::File(path) }
     }
@@ -108,12 +111,13 @@ impl Asset {
                     // It was read, because there is no earlier one.
                     let entry = earlier
                         .map_or(AssetEntry { bytes: 0, digest: Digest::of(&[]) }, |earlier| earlier.entry.clone());
-                    return Ok(Captured { name: self.name.clone(), entry, bytes: None, stamp });
+                    let bytes = Bytes::Unchanged(path.clone());
+                    return Ok(Captured { name: self.name.clone(), entry, bytes, stamp });
                 }
             },
         };
         let entry = AssetEntry { bytes: bytes.len() as u64, digest: Digest::of(&bytes) };
-        Ok(Captured { name: self.name.clone(), entry, bytes: Some(bytes), stamp })
+        Ok(Captured { name: self.name.clone(), entry, bytes: Bytes::Read(bytes), stamp })
     }
 }
 
@@ -219,9 +223,15 @@ fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Opti
 pub(crate) struct Captured {
     pub name: String,
     pub entry: AssetEntry,
-    /// `None` if it is unchanged since the last checkpoint.
-    bytes: Option<Vec<u8>>,
+    bytes: Bytes,
     pub stamp: Option<FileStamp>,
+}
+
+/// The content at the time of a save.
+enum Bytes {
+    Read(Vec<u8>),
+    /// The user's file at this path, which is unchanged since the last checkpoint.
+    Unchanged(PathBuf),
 }
 
 /// The result of saving an asset.
@@ -254,11 +264,52 @@ impl Captured {
             written += bytes.len() as u64;
             Ok(())
         };
-        match self.bytes.take() {
-            Some(bytes) => bytes.chunks(CHUNK).try_for_each(&mut write)?,
-            None => Source::open_in(directory, last)?.verify_asset(&self.name, &mut write)?,
+        match std::mem::replace(&mut self.bytes, Bytes::Read(Vec::new())) {
+            Bytes::Read(bytes) => bytes.chunks(CHUNK).try_for_each(&mut write)?,
+            // Verified before the first byte is written: every byte is written once.
+            Bytes::Unchanged(path) => match self.verified_in(directory, last) {
+                Ok(source) => source.verify_asset(&self.name, &mut write)?,
+                Err(e) => {
+                    log::debug!("{} is read again: {e:#}", path.display());
+                    self.copy(&path, &mut write)?;
+                }
+            },
         }
         let finished = file.finish(written)?;
         Ok(SavedAsset { captured: self, finished: Some(finished) })
+    }
+
+    /// Returns the checkpoint `last` if it has this content.
+    fn verified_in(&self, directory: &Directory, last: &str) -> Result<Source> {
+        let source = Source::open_in(directory, last)?;
+        if source.manifest.assets.get(&self.name) != Some(&self.entry) {
+            return Err(Error::damaged(source.path.join(&self.name), "it is another file than the one that was saved"));
+        }
+        source.verify_asset(&self.name, |_| Ok(()))?;
+        Ok(source)
+    }
+
+    /// Reads the user's file again, which must still have this content.
+    fn copy(&self, path: &Path, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let failed = |e| Error::io("read", path, e);
+        let mut file = File::open(path).map_err(failed)?;
+        let (mut hasher, mut left) = (Hasher::new(), self.entry.bytes);
+        let mut buffer = vec![0; left.min(CHUNK as u64) as usize];
+        while left > 0 {
+            let length = left.min(CHUNK as u64) as usize;
+            match file.read_exact(&mut buffer[..length]) {
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+                read => read.map_err(failed)?,
+            }
+            hasher.update(&buffer[..length]);
+            write(&buffer[..length])?;
+            left -= length as u64;
+        }
+        if left == 0 && hasher.finish() == self.entry.digest {
+            return Ok(());
+        }
+        let reason = "the asset was changed after the save was called for, and its copy in the last checkpoint is gone or \
+                      damaged; the next save reads it again";
+        Err(Error::object(path.to_string_lossy(), reason))
     }
 }
