@@ -8,7 +8,12 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Error, Node, verify_checkpoint};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch_checkpoint::{
+    Background, BoxError, Checkpoint, CheckpointManager, Counter, Durability, Error, Identity, Node, SaveOptions,
+    TensorBytes, TensorLeaf, TensorSpec, TensorTarget, verify_checkpoint,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -98,6 +103,84 @@ fn with_one_kept_a_damaged_file_is_written_anew() -> Outcome {
     manager.save_at(2)?;
     assert!(verify_checkpoint(dir.path().join("ckpt-2")).is_intact());
     Ok(())
+}
+
+/// What is unchanged is not captured: its bytes come from the last checkpoint, if they are still there.
+#[test]
+fn in_the_background_a_last_checkpoint_that_was_removed_or_changed_fails_no_save() -> Outcome {
+    for (damage, at_once) in [(false, true), (true, true), (false, false)] {
+        let dir = tempfile::tempdir()?;
+        let (wait, may_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+        let (waits, go) = (wait.clone(), may_go.clone());
+        let options = SaveOptions::new().durability(Durability::ProcessCrash).threads(1);
+        let frozen = Node::tensor(Frozen(Memory::seeded(5000, 1)));
+        let trained = Node::tensor(Slow { memory: Memory::seeded(4000, 2), wait: waits, go });
+        let checkpoint = Checkpoint::new().track("a", trained)?.track("frozen", frozen)?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(3).save_options(options);
+        let mut manager = builder.background(Background::new()).open()?;
+        for step in 1..=2 {
+            manager.save_at(step)?;
+            manager.wait()?;
+        }
+        assert_eq!(fs::metadata(file(dir.path(), 2))?.len(), fs::metadata(file(dir.path(), 1))?.len());
+        let spoil = || match damage {
+            false => fs::remove_dir_all(dir.path().join("ckpt-2")),
+            true => fs::OpenOptions::new().write(true).open(file(dir.path(), 2))?.write_all_at(&[0xFF], 5000),
+        };
+        if at_once {
+            spoil()?;
+            manager.save_at(3)?;
+        } else {
+            wait.store(true, Ordering::SeqCst);
+            may_go.store(false, Ordering::SeqCst);
+            let other = dir.path().join("ckpt-2");
+            let release = may_go.clone();
+            // While the call copies, after it has compared.
+            let remover = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                let removed = fs::remove_dir_all(other);
+                release.store(true, Ordering::SeqCst);
+                removed
+            });
+            manager.save_at(3)?;
+            remover.join().unwrap()?;
+        }
+        manager.wait()?;
+        assert!(verify_checkpoint(dir.path().join("ckpt-3")).is_intact(), "{damage} {at_once}");
+        manager.save_at(4)?;
+        manager.close()?;
+        assert!(verify_checkpoint(dir.path().join("ckpt-4")).is_intact());
+    }
+    Ok(())
+}
+
+/// A tensor whose bytes are copied only when `go` is set, if `wait` is.
+#[derive(Clone)]
+struct Slow {
+    memory: Memory,
+    wait: Arc<AtomicBool>,
+    go: Arc<AtomicBool>,
+}
+
+impl TensorLeaf for Slow {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
+        self.memory.spec()
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.memory.identity()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        while self.wait.load(Ordering::SeqCst) && !self.go.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        TensorLeaf::bytes(&self.memory)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+        self.memory.target()
+    }
 }
 
 /// 12 MB of frozen weights in 20 MB: what is linked needs no room.

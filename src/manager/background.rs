@@ -220,7 +220,7 @@ impl InFlight {
     /// Copies what must be copied during the call, and starts the background thread.
     pub(super) fn start(order: Order) -> Result<InFlight> {
         let Order { taken: Taken { entered, capture }, mut request, commit, before } = order;
-        request.capture_now(&capture)?;
+        request.capture_now(&capture, &commit.directory)?;
         let entered = Arc::new(Mutex::new(Some(entered)));
         let (job, leave) = (capture.clone(), entered.clone());
         let work = move || write(&job, &leave, request, commit);

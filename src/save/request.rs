@@ -91,10 +91,10 @@ impl SaveRequest {
 
     /// Prepares for a background save: checks now which files may be unchanged, and lets `capture` copy what must be
     /// copied during the call.
-    pub(crate) fn capture_now(&mut self, capture: &Capture) -> Result<()> {
+    pub(crate) fn capture_now(&mut self, capture: &Capture, directory: &Directory) -> Result<()> {
         // The training needs the processors more.
         self.options.threads = self.options.threads.div_ceil(2);
-        self.unchanged.prove(&self.plan, |file| capture.is_behind(file), self.options.threads);
+        self.unchanged.prove(&self.plan, directory, |file| capture.is_behind(file), self.options.threads);
         capture.copy_now(|file| self.unchanged.is_proved(file))
     }
 

@@ -9,17 +9,22 @@
 use super::lazy::AllSeen;
 use super::plan::{Plan, PlannedFile};
 use super::tracked::{Earlier, SavedAsset};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::format::{Digest, Manifest, Statistics};
 use crate::graph::{Seen, bytes_as};
+use crate::location::Location;
 use crate::name;
 use crate::parallel;
-use crate::repository::Finished;
+use crate::repository::{Directory, Finished, ReadFile, Stat};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 /// The maximum number of checkpoints that share a file, regardless of how many are kept.
 const MAX_SHARES: usize = 16;
+
+/// The maximum number of files of the last checkpoint that are held open until they are linked.
+const MAX_HELD: usize = 64;
 
 /// The parts of a manager's last checkpoint.
 #[derive(Default)]
@@ -81,6 +86,8 @@ pub(crate) struct Unchanged {
     statistics: Vec<Vec<Option<Statistics>>>,
     /// Which of them are known to be unchanged.
     proved: Vec<bool>,
+    /// For some of those: the file of the last checkpoint.
+    held: Vec<Option<Arc<dyn ReadFile>>>,
     no_links: bool,
     /// What the tensors report.
     seen: AllSeen,
@@ -113,6 +120,7 @@ impl Unchanged {
             })
             .unzip();
         let proved = vec![false; plan.files.len()];
+        let held = plan.files.iter().map(|_| None).collect();
         let assets = memo.assets.iter().map(|(name, earlier)| {
             let may_share = !memo.no_links && memo.may_share(&earlier.shares, None);
             let shares = earlier.shares.intersection(&memo.kept).cloned().collect();
@@ -121,7 +129,7 @@ impl Unchanged {
         let (from, assets) = (memo.name.clone(), assets.collect());
         let noted = |file: &PlannedFile| memo.files.get(&file.name).map(|known| known.statistics.clone());
         let statistics = plan.files.iter().map(|file| noted(file).unwrap_or_default()).collect();
-        Unchanged { from, digests, statistics, proved, no_links: memo.no_links, seen, shared, assets }
+        Unchanged { from, digests, statistics, proved, held, no_links: memo.no_links, seen, shared, assets }
     }
 
     /// The result if there is no last checkpoint.
@@ -130,17 +138,50 @@ impl Unchanged {
     }
 
     /// Compares the files that may be unchanged now, during the call: those that are unchanged need not be captured.
-    /// Skips files of which something `is_behind` the call.
-    pub(crate) fn prove(&mut self, plan: &Plan, is_behind: impl Fn(usize) -> bool, threads: usize) {
+    /// Skips files of which something `is_behind` the call. A file that is no longer in the last checkpoint as it was
+    /// finished is captured.
+    pub(crate) fn prove(
+        &mut self,
+        plan: &Plan,
+        directory: &Directory,
+        is_behind: impl Fn(usize) -> bool,
+        threads: usize,
+    ) {
+        let (mut last, mut held) = (None, 0);
         for place in 0..plan.files.len() {
             if self.no_links || self.digests[place].is_none() || is_behind(place) {
                 continue;
             }
-            self.proved[place] = self.live_digests(plan, place, threads).is_some();
+            let last = last.get_or_insert_with(|| directory.open(&self.from).ok());
+            let name: &OsStr = plan.files[place].name.as_ref();
+            let finished = self.shared[place].as_ref().map(|(finished, _)| *finished);
+            let is_it = |stat: Stat| finished == Some(Finished::from(stat));
+            let is_there =
+                last.as_ref().is_some_and(|last| matches!(last.stat_of(name), Ok(Some(stat)) if is_it(stat)));
+            self.proved[place] = is_there && self.live_digests(plan, place, threads).is_some();
             if !self.proved[place] {
                 self.digests[place] = None;
+            } else if held < MAX_HELD {
+                // An open file can be copied even if the checkpoint is removed before its files are linked.
+                let file = last.as_ref().and_then(|last| last.open(name).ok());
+                self.held[place] = file.filter(|file| file.stat().is_ok_and(is_it)).map(Arc::from);
+                held += 1;
             }
         }
+    }
+
+    /// Returns the file of the last checkpoint of a component that was unchanged at the call, for reading.
+    pub(super) fn open_last(&self, plan: &Plan, place: usize, directory: &Directory) -> Result<Arc<dyn ReadFile>> {
+        if let Some(file) = &self.held[place] {
+            return Ok(file.clone());
+        }
+        let name = &plan.files[place].name;
+        let opened = directory.open(&self.from).and_then(|last| last.open(name.as_ref()));
+        opened.map(Arc::from).map_err(|e| Error::io("open", self.path_in_last(plan, place, directory), e))
+    }
+
+    pub(super) fn path_in_last(&self, plan: &Plan, place: usize, directory: &Directory) -> Location {
+        directory.path(&self.from).join(&plan.files[place].name)
     }
 
     /// Returns `true` if a file of the plan, by its place, was unchanged at the call, so that it was not captured.

@@ -15,8 +15,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, FileEntry, Hasher, HeaderEntry, Piece, Statistics, TensorRecord};
 use crate::parallel;
 use crate::progress::Tally;
-use crate::repository::{Directory, Finished, PAGE, StagedFile, Transaction};
-use crate::source;
+use crate::repository::{Directory, Finished, PAGE, ReadFile, StagedFile, Transaction};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +41,7 @@ enum From<'a> {
     Image(&'a Image),
     Live,
     /// The file of the last checkpoint, which has the state at the time of the call and could not be linked.
-    Last(Box<source::Source>),
+    Last(Arc<dyn ReadFile>),
 }
 
 type Staged<'a> = Box<dyn StagedFile + 'a>;
@@ -183,7 +182,7 @@ impl<'a> Work<'a> {
     fn start(&self, file: usize, is_same: bool) -> Result<FileInWork<'a>> {
         let from = match self.image {
             Some(_) if is_same && self.unchanged.is_proved(file) => {
-                From::Last(Box::new(source::Source::open_in(self.directory, self.unchanged.from())?))
+                From::Last(self.unchanged.open_last(self.plan, file, self.directory)?)
             }
             Some(image) => From::Image(image),
             None => From::Live,
@@ -214,11 +213,11 @@ impl<'a> Work<'a> {
                 }
             }
             From::Live => self.write_gathered(span, None, &mut writer, buffer)?,
-            From::Last(last) => self.write_gathered(span, Some(last), &mut writer, buffer)?,
+            From::Last(last) => self.write_gathered(span, Some(&**last), &mut writer, buffer)?,
         }
         let finished = writer.finish();
-        if let From::Last(last) = &file.from {
-            self.must_be_known(span.file, last, &finished)?;
+        if let From::Last(_) = &file.from {
+            self.must_be_known(span.file, &finished)?;
         }
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         finished.into_iter().for_each(|(tensor, one)| noted[tensor] = one);
@@ -230,7 +229,7 @@ impl<'a> Work<'a> {
     fn write_gathered(
         &self,
         span: &Span,
-        last: Option<&source::Source>,
+        last: Option<&dyn ReadFile>,
         writer: &mut SpanWriter<'_>,
         buffer: &mut PageBuffer,
     ) -> Result<()> {
@@ -241,7 +240,8 @@ impl<'a> Work<'a> {
         for chunk in span.chunks.iter().flat_map(|chunk| pieces(chunk, writer.file.is_direct())) {
             let buffer = &mut buffer.as_mut_slice()[..chunk.length];
             if let Some(last) = last {
-                last.read(&self.plan.files[span.file].name, chunk.offset, buffer)?;
+                let path = || self.unchanged.path_in_last(self.plan, span.file, self.directory);
+                last.read_exact_at(chunk.offset, buffer).map_err(|e| Error::io("read", path(), e))?;
             }
             gatherer.gather(span, &chunk, buffer, |source| last.is_none() || source == Source::Header)?;
             writer.write(&chunk, buffer)?;
@@ -250,12 +250,12 @@ impl<'a> Work<'a> {
     }
 
     /// Returns an error for bytes of the last checkpoint that differ from what was written then.
-    fn must_be_known(&self, file: usize, last: &source::Source, finished: &[(usize, Noted)]) -> Result<()> {
+    fn must_be_known(&self, file: usize, finished: &[(usize, Noted)]) -> Result<()> {
         let known = self.unchanged.known(self.plan, file).unwrap_or_default();
         let changed = finished.iter().find(|(tensor, noted)| !known.contains(&(*tensor, noted.digest)));
         let Some((tensor, _)) = changed else { return Ok(()) };
         let reason = format!("the tensor {:?} has changed since it was written", self.plan.tensors[*tensor].key);
-        Err(Error::damaged(last.path.join(&self.plan.files[file].name), reason))
+        Err(Error::damaged(self.unchanged.path_in_last(self.plan, file, self.directory), reason))
     }
 }
 
