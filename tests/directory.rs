@@ -157,6 +157,23 @@ fn a_lock_file_that_was_removed_is_taken_anew() -> Outcome {
 }
 
 #[test]
+fn a_save_of_the_managed_checkpoint_itself_needs_the_lock_too() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    manager.checkpoint_mut().write(dir.path().join("aside"))?;
+    fs::remove_file(dir.path().join(".lock"))?;
+    let other = Run::new().builder(dir.path()).open()?;
+    let refused = manager.checkpoint_mut().write(dir.path().join("beside"));
+    assert!(matches!(refused, Err(Error::Locked { .. })) && !dir.path().join("beside").exists());
+    other.close()?;
+    manager.checkpoint_mut().write(dir.path().join("beside"))?;
+    assert!(is_intact(dir.path().join("beside")));
+    Ok(())
+}
+
+#[test]
 fn an_archived_checkpoint_behind_a_link_outlives_the_rotation() -> Outcome {
     for recycle in [true, false] {
         let (dir, archive) = (tempfile::tempdir()?, tempfile::tempdir()?);
@@ -400,8 +417,11 @@ fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
     let child = unsafe { libc::fork() };
     if child == 0 {
         let refused = matches!(manager.save_at(4), Err(Error::Moved { .. }));
+        let aside = manager.checkpoint_mut().write(dir.path().join("aside"));
+        let refused = refused && matches!(aside, Err(Error::Moved { .. }));
         drop(manager);
         let there = dir.path().join("ckpt-3").exists() && !dir.path().join("ckpt-4").exists();
+        let there = there && !dir.path().join("aside").exists();
         let locked = matches!(Run::new().builder(dir.path()).open(), Err(Error::Locked { .. }));
         // SAFETY: as above.
         unsafe { libc::_exit(i32::from(!(refused && there && locked))) };

@@ -147,7 +147,8 @@ impl Checkpoint {
         let unchanged = Unchanged::since_nothing(&plan, seen);
         let request = self.request(plan, unchanged, stamp, options, clock)?;
         directory.must_be_free(name)?;
-        let saved = request.run(None, directory, name, assets, || Ok(()));
+        // The lock may be a manager's, which opened the directory itself.
+        let saved = request.run(None, directory, name, assets, || held.check());
         let saved = saved.inspect_err(|_| self.forget_plan())?;
         self.figures = Some(saved.figures);
         Ok((saved.path, saved.manifest, held))
@@ -168,7 +169,7 @@ impl Checkpoint {
     /// Returns the lock of a directory: the manager's, if it writes to this directory.
     fn hold(&mut self, directory: &Directory) -> Result<Arc<Held>> {
         match self.held.as_ref().filter(|held| held.is_of(directory)) {
-            Some(held) => Ok(held.clone()),
+            Some(held) => held.check().map(|()| held.clone()),
             None => Held::take_again(directory, &mut self.sequences).map(Arc::new),
         }
     }

@@ -43,6 +43,14 @@ impl Held {
         self.directory.is_same(directory)
     }
 
+    /// Checks that this process holds the lock, and that the directory is the one whose lock it is.
+    ///
+    /// # Errors
+    /// As for [`Repository::check`](crate::repository::Repository::check).
+    pub(crate) fn check(&self) -> Result<()> {
+        self.directory.check()
+    }
+
     /// Returns the sequence of the next save. It is used up even if the save fails, because its leftovers could
     /// reappear after a power cut.
     pub(crate) fn next_sequence(&self) -> Result<u64> {
