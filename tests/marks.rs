@@ -197,6 +197,50 @@ fn a_checkpoint_that_is_still_written_gets_its_marks() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_mark_that_is_lost_after_it_was_accepted_is_an_error() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let go = Arc::new(AtomicBool::new(false));
+    let may_go = go.clone();
+    let options = SaveOptions::new().durability(Durability::ProcessCrash).on_progress(move |_| {
+        while !may_go.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    });
+    let checkpoint = Checkpoint::new().track("weights", Memory::seeded(1000, 1))?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).save_options(options);
+    let mut manager = builder.background(Background::new()).open()?;
+    let path = manager.save_at(1)?;
+    manager.pin(&path, "keep", "")?;
+    assert!(matches!(manager.pin(&path, "keep", "x".repeat(100_000)), Err(Error::InvalidArgument(_))));
+    manager.annotate(&path, "by", "the training")?;
+    // Something has the name of the mark.
+    let staged = || -> Result<Option<std::path::PathBuf>, std::io::Error> {
+        let names = fs::read_dir(dir.path())?.map(|entry| entry.map(|entry| entry.path()));
+        let names: Vec<_> = names.collect::<Result<_, _>>()?;
+        Ok(names
+            .into_iter()
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".tmp-"))))
+    };
+    let staged = loop {
+        if let Some(staged) = staged()? {
+            break staged;
+        }
+    };
+    fs::create_dir(staged.join("mark-pin-keep.json"))?;
+    go.store(true, Ordering::SeqCst);
+    let error = manager.wait().unwrap_err();
+    assert!(matches!(&error, Error::Unmarked { path: at, .. } if *at == path), "{error}");
+    assert!(error.to_string().contains("note it again"), "{error}");
+    // The checkpoint is there, and so is the other mark.
+    assert_eq!(manager.latest_checkpoint(), Some(path.clone()));
+    assert!(path.join("mark-note-by.json").exists());
+    fs::remove_dir(path.join("mark-pin-keep.json"))?;
+    manager.pin(&path, "keep", "")?;
+    manager.close()?;
+    Ok(())
+}
+
 /// Every pin that succeeded keeps its checkpoint, at whatever moment it came.
 #[test]
 fn pins_beside_a_training_that_rotates_hold_or_say_that_they_came_too_late() -> Outcome {

@@ -179,6 +179,15 @@ pub enum Error {
         /// The error that the function returned, or the message of its panic.
         source: BoxError,
     },
+    /// A checkpoint was saved and is durable, but what was noted about it while it was being written (a pin, a note, a
+    /// metric) could not be recorded. Note it again.
+    #[non_exhaustive]
+    Unmarked {
+        /// The checkpoint.
+        path: Location,
+        /// Why.
+        source: Box<Error>,
+    },
     /// Another manager writes into this directory.
     #[non_exhaustive]
     Locked {
@@ -234,7 +243,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A thread of a save or restore panicked: in a tensor, a collection or a callback of the program, or because of a
-    /// bug in this crate. Nothing was saved.
+    /// bug in this crate. Nothing was saved, unless it panicked after the save.
     #[non_exhaustive]
     Panicked {
         /// What it was doing.
@@ -408,7 +417,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Io { source, .. } | Error::Thread { source, .. } => Some(source),
-            Error::PartlyRestored { source, .. } => Some(source),
+            Error::PartlyRestored { source, .. } | Error::Unmarked { source, .. } => Some(source),
             Error::Callback { source, .. } => Some(&**source),
             // The message already contains the reason.
             Error::Object { reason, .. } => reason.source(),

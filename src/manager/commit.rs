@@ -13,8 +13,10 @@ use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::any::Any;
 use std::cell::LazyCell;
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 /// A checkpoint on its way into the ledger.
@@ -96,15 +98,28 @@ impl Commit {
     /// error: the next save tries again.
     ///
     /// # Errors
-    /// [`Error::Callback`] if a function given to `on_saved` fails.
+    /// [`Error::Unmarked`] if a mark for it is lost; [`Error::Callback`] if a function given to `on_saved` fails;
+    /// [`Error::Panicked`] if something panics. The checkpoint is durable all the same. Only the first error is returned.
     pub(super) fn done(self, saved: Committed) -> Result<()> {
         let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
-        self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures })
+        let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
+        let after = catch_unwind(AssertUnwindSafe(|| {
+            let marked = self.write_early_marks(&found);
+            self.prune(&found);
+            marked
+        }));
+        let after = after.unwrap_or_else(panicked);
+        let called = self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures });
+        if let (Err(_), Err(second)) = (&after, &called) {
+            log::error!("{second:#}");
+        }
+        after.and(called)
     }
 
+    /// Adds a durable checkpoint to the ledger.
     fn take_in(&self, saved: Committed) -> Found {
-        let mut found = Found::new(&self.name, &saved.manifest, Marks::default());
+        let found = Found::new(&self.name, &saved.manifest, Marks::default());
         if !found.non_finite.is_empty() {
             log::warn!(
                 "{} has values that are not finite in {}: no policy keeps it, and no restart takes it; constants such as \
@@ -113,21 +128,26 @@ impl Commit {
                 listed(&found.non_finite)
             );
         }
-        self.write_early_marks(&mut found);
+        let mut ledger = self.ledger();
+        let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
+        ledger.known.retain(|found| !gone(found) || !self.directory.rules().hold(Rule::OneEntry));
+        ledger.known.push(found.clone());
+        ledger.listed = ledger.known.iter().map(Found::id).collect();
+        ledger.superseded.append(&mut self.moved());
+        ledger.memo = saved.memo;
+        ledger.last_took = Some(self.began.elapsed());
+        ledger.figures = Some(saved.figures);
+        found
+    }
+
+    /// Prunes old checkpoints after `found` was added, and writes the index.
+    fn prune(&self, found: &Found) {
         let rules = self.directory.rules();
         let (mut known, restored, mut seen) = {
             let mut ledger = self.ledger();
-            let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
-            ledger.known.retain(|found| !gone(found) || !rules.hold(Rule::OneEntry));
-            ledger.known.push(found.clone());
-            ledger.listed = ledger.known.iter().map(Found::id).collect();
-            ledger.superseded.append(&mut self.moved());
-            ledger.memo = saved.memo;
-            ledger.last_took = Some(self.began.elapsed());
-            ledger.figures = Some(saved.figures);
             (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
-        seen.saved(&self.directory, &found);
+        seen.saved(&self.directory, found);
         // A checkpoint that the user removed no longer counts, whatever is in its place.
         let listed_twice = |found: &Found| !rules.hold(Rule::OneEntry) && found.entry.name == self.name;
         known.retain(|found| seen.is_there(&self.directory, found) || !rules.hold(Rule::Gone) || listed_twice(found));
@@ -179,17 +199,24 @@ impl Commit {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
             self.held.forget_index(&self.directory);
         }
-        found
     }
 
     /// Writes the marks that were given while the checkpoint was written.
-    fn write_early_marks(&self, found: &mut Found) {
+    ///
+    /// # Errors
+    /// For the first one that cannot be written; the others are written anyway.
+    fn write_early_marks(&self, found: &Found) -> Result<()> {
         let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut first = Ok(());
         for kind in early.unwrap_or_default() {
-            if let Err(e) = write_mark(&self.directory, &self.name, found.id(), kind) {
-                log::warn!("what was noted about {} while it was written is lost: {e:#}", self.name);
+            let Err(error) = write_mark(&self.directory, &self.name, found.id(), kind) else { continue };
+            if first.is_err() {
+                log::error!("what was noted about {} while it was written is lost: {error:#}", self.name);
+            } else {
+                first = Err(Error::Unmarked { path: self.directory.path(&self.name), source: Box::new(error) });
             }
         }
+        first
     }
 
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs

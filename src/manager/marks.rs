@@ -4,7 +4,7 @@ use super::{CheckpointManager, commit, links};
 use crate::callback;
 use crate::catalog::{Marks, remove_mark, write_mark};
 use crate::error::{Error, Result};
-use crate::format::MarkKind;
+use crate::format::{Follows, Mark, MarkKind};
 use crate::location::Location;
 use crate::sync::PoisonError;
 
@@ -12,7 +12,8 @@ impl CheckpointManager {
     /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last
     /// component of `path` is used. They can be NaN or infinite. Policies use them from the next save on.
     ///
-    /// A checkpoint that is still being written in the background gets them when it is durable.
+    /// A checkpoint that is still being written in the background gets them when it is durable. If that fails, the next
+    /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`].
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -83,6 +84,9 @@ impl CheckpointManager {
         if let Some((_, early)) = self.early.as_ref().filter(|(in_flight, _)| in_flight == name) {
             let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(waiting) = early.as_mut() {
+                // Those that no file can represent are refused now.
+                let of = Follows { run: self.checkpoint.stamp().run, sequence: 0 };
+                kinds.iter().try_for_each(|kind| Mark::new(of.clone(), kind.clone()).to_bytes().map(drop))?;
                 waiting.extend(kinds);
                 return Ok(());
             }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Goal, KeptBy, Reason, RetentionPolicy, Steps};
 use tch_checkpoint::{
-    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter,
-    Durability, SaveOptions, list_checkpoints,
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader,
+    Counter, Durability, SaveOptions, list_checkpoints,
 };
 
 struct Run(Counter);
@@ -151,6 +151,48 @@ fn a_broken_policy_removes_nothing() -> Outcome {
         let mut manager = run.builder(dir.path()).max_to_keep(1).keep(Broken(panics)).open()?;
         run.train(&mut manager, &[0.0; 4])?;
         assert_eq!(steps(dir.path())?, [1, 2, 3, 4]);
+    }
+    Ok(())
+}
+
+/// Panics wherever it is asked.
+struct Panics;
+
+impl std::fmt::Debug for Panics {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("a policy that cannot be shown")
+    }
+}
+
+impl RetentionPolicy for Panics {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        checkpoints.iter().map(|info| (info.step == Some(1)).then(|| Reason::new("it is the first"))).collect()
+    }
+
+    fn bound(&self) -> Option<usize> {
+        panic!("a policy without a bound")
+    }
+
+    fn counted_from(&self, _: &[CheckpointInfo], _: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        panic!("a policy that does not count")
+    }
+}
+
+#[test]
+fn a_policy_that_panics_ends_no_save_and_keeps_what_it_keeps() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let builder = run.builder(dir.path()).max_to_keep(1).keep(Panics);
+        let mut manager = if background { builder.background(Background::new()) } else { builder }.open()?;
+        run.train(&mut manager, &[0.0; 4])?;
+        manager.wait()?;
+        assert_eq!(steps(dir.path())?, [1, 4]);
+        let last = CheckpointReader::open(dir.path().join("ckpt-4"))?.manifest().id();
+        run.train(&mut manager, &[0.0])?;
+        manager.wait()?;
+        assert_eq!(CheckpointReader::open(dir.path().join("ckpt-5"))?.manifest().follows, Some(last));
+        assert!(manager.why(dir.path().join("ckpt-1"))?.to_string().contains("it is the first"));
     }
     Ok(())
 }

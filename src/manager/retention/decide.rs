@@ -155,7 +155,7 @@ impl Display for KeptBy {
 /// The policies of a manager.
 #[derive(Debug, Clone)]
 pub(crate) struct Retention {
-    policies: Vec<Arc<dyn RetentionPolicy>>,
+    policies: Vec<Guarded>,
     /// How many newer ones must be complete before a superseded one is removed; `None` if they never are.
     pub superseded_after: Option<usize>,
     /// How many newer ones must exist before the checkpoint that a run was restored from may be removed.
@@ -180,6 +180,21 @@ pub(crate) struct Verdict {
     pub thin: BTreeMap<String, Vec<String>>,
 }
 
+/// A policy, whose panics end nothing: a decision follows a save, which is durable by then.
+#[derive(Debug, Clone)]
+struct Guarded(Arc<dyn RetentionPolicy>);
+
+impl Guarded {
+    /// Returns the result of a function of the policy, or `None` if it panics.
+    fn ask<T>(&self, ask: impl FnOnce(&dyn RetentionPolicy) -> T) -> Option<T> {
+        catch_unwind(AssertUnwindSafe(|| ask(&*self.0))).ok()
+    }
+
+    fn label(&self) -> String {
+        self.ask(|policy| policy.label()).unwrap_or_else(|| "a policy that does not say its name".to_string())
+    }
+}
+
 /// Keeps all checkpoints: `max_to_keep` is `None`.
 #[derive(Debug)]
 struct All;
@@ -193,7 +208,7 @@ impl RetentionPolicy for All {
 impl Retention {
     pub(crate) fn new(policies: Vec<Arc<dyn RetentionPolicy>>, superseded_after: Option<usize>) -> Retention {
         Retention {
-            policies,
+            policies: policies.into_iter().map(Guarded).collect(),
             superseded_after,
             protect_restored: 1,
             keep_unhealthy: 1,
@@ -210,7 +225,7 @@ impl Retention {
 
     /// Also keeps all checkpoints that no policy keeps.
     pub(crate) fn keep_all(mut self) -> Retention {
-        self.policies.push(Arc::new(All));
+        self.policies.push(Guarded(Arc::new(All)));
         (self.keep_unhealthy, self.keep_damaged) = (usize::MAX, None);
         self
     }
@@ -243,7 +258,11 @@ impl Retention {
 
     /// Returns the maximum number of checkpoints that the policies with a bound keep together.
     pub(crate) fn bound(&self) -> usize {
-        self.policies.iter().filter_map(|policy| policy.bound()).fold(0, usize::saturating_add).max(1)
+        self.policies
+            .iter()
+            .filter_map(|policy| policy.ask(|policy| policy.bound())?)
+            .fold(0, usize::saturating_add)
+            .max(1)
     }
 
     /// Returns what keeps each of `checkpoints`, which are those of one run, oldest first. `restored` is what this
@@ -287,15 +306,15 @@ impl Retention {
         }
         let infos: Vec<CheckpointInfo> = healthy.iter().map(|&at| checkpoints[at].clone()).collect();
         for policy in &self.policies {
-            let reasons = catch_unwind(AssertUnwindSafe(|| policy.keep(&infos, now))).unwrap_or_default();
-            let is_complete = reasons.len() == infos.len();
+            let reasons = policy.ask(|policy| policy.keep(&infos, now));
+            let is_complete = reasons.as_ref().is_some_and(|reasons| reasons.len() == infos.len());
             if !is_complete {
                 log::warn!(
                     "the retention policy `{}` did not decide what it keeps, so nothing is removed",
                     policy.label()
                 );
             }
-            let reasons = reasons.into_iter().chain(std::iter::repeat(None));
+            let reasons = reasons.unwrap_or_default().into_iter().chain(std::iter::repeat(None));
             for (&at, reason) in healthy.iter().zip(reasons) {
                 let unsaid = || Reason::new("what it keeps is not known");
                 if let Some(reason) = if is_complete { reason } else { Some(unsaid()) } {
@@ -387,7 +406,7 @@ impl Retention {
         if !self.rules.hold(Rule::CountedFrom) {
             return None;
         }
-        self.policies.iter().find_map(|policy| policy.counted_from(&healthy, now))
+        self.policies.iter().find_map(|policy| policy.ask(|policy| policy.counted_from(&healthy, now))?)
     }
 }
 

@@ -99,7 +99,7 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     ///
     /// The list has the healthy checkpoints of one run, oldest first, in the order in which they were saved. Steps and
     /// times need not increase in it. If the returned list has another length than `checkpoints`, or this panics,
-    /// nothing is removed.
+    /// nothing is removed. A panic of another method of a policy counts as if it were not implemented.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
     /// Returns the name of this policy for users, such as `the newest 2`. The policies of this crate return their
