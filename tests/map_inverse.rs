@@ -206,6 +206,17 @@ fn what_is_read_in_pieces_is_computed_once() {
     assert_eq!((piece.as_slice(), ours.bytes.load(Relaxed)), (&bytes[120..128], 8));
 }
 
+/// Lengths beside a zero can be any numbers, also such as no memory holds of the places.
+#[test]
+fn places_without_memory_are_refused() {
+    let long = [1 << 61, 0, 1 << 40, 1 << 40];
+    let theirs = Table::default().with("t", Dtype::F32, &long, Vec::new());
+    let map: NameMap = "map 1\nx = slice(t, 1, 0..0)\n".parse().unwrap();
+    let ours = map.apply(&theirs).unwrap();
+    let error = map.apply_inverse(&theirs, &ours).unwrap_err().to_string();
+    assert!(error.contains("the places"), "{error}");
+}
+
 /// Small tensors of theirs, all of whose bytes differ.
 fn small(is_tied: bool) -> Counted {
     let mut next = 0;

@@ -107,17 +107,20 @@ impl Bound {
     pub(super) fn of_places(&self) -> Result<Arc<Bound>, Refusal> {
         self.moves_elements()?;
         self.converts_nothing()?;
-        Ok(self.with_places())
+        self.with_places()
     }
 
-    fn with_places(&self) -> Arc<Bound> {
+    fn with_places(&self) -> Result<Arc<Bound>, Refusal> {
         let op = match &self.op {
             Op::Pad(dim, _) => Op::Pad(*dim, vec![0; Dtype::I64.size()]),
             op => op.clone(),
         };
         let spec = TensorSpec::new(Dtype::I64, self.spec.shape.clone());
-        let inputs = self.inputs.iter().map(|input| input.with_places()).collect();
-        Arc::new(Bound { spec, loss: self.loss, steps: self.steps, may_fail: false, op, inputs })
+        if spec.bytes().is_none() {
+            return Err(format!("{} has more elements than memory holds the places of", self.spec));
+        }
+        let inputs = self.inputs.iter().map(|input| input.with_places()).collect::<Result<_, _>>()?;
+        Ok(Arc::new(Bound { spec, loss: self.loss, steps: self.steps, may_fail: false, op, inputs }))
     }
 
     /// Returns `true` if it is made of zeros, whatever else is computed with it.

@@ -13,7 +13,7 @@ use tch_checkpoint::format::{Digest, Index, Manifest};
 use tch_checkpoint::inspect::Condition;
 use tch_checkpoint::internal::{Disk, Kind};
 use tch_checkpoint::map::NameMap;
-use tch_checkpoint::{CheckpointManager, Error, SaveOptions};
+use tch_checkpoint::{CheckpointManager, Error, SaveOptions, TensorSource};
 use tch_checkpoint::{internal, name};
 
 /// An error says what does not hold.
@@ -168,7 +168,7 @@ fn expansion(text: &str) -> u64 {
 }
 
 /// Parses the bytes as a map. It is refused with a position, or equals the parsed form of its own text, and what it
-/// makes of a few tensors can be read.
+/// makes of a few tensors can be read, and goes back as it was unless that is refused.
 pub fn map(bytes: &[u8]) -> Verdict {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     // Half of them behind the first line, without which a fuzzer would not get far.
@@ -184,6 +184,15 @@ pub fn map(bytes: &[u8]) -> Verdict {
                 // A map may ask for as much as there is room for.
                 if expansion(&text) <= 1 << 12 {
                     check(&mapped)?;
+                    let Ok(back) = map.apply_inverse(&table, &mapped) else { continue };
+                    check(&back)?;
+                    for (key, spec) in back.tensors() {
+                        let mut both = [0, 1].map(|_| vec![0; spec.bytes().unwrap_or_default() as usize]);
+                        let read = back.read(key, &mut both[0]).and_then(|()| table.read(key, &mut both[1]));
+                        must(read.is_ok() && both[0] == both[1], || {
+                            format!("{map} does not give {key} back: {read:?}")
+                        })?;
+                    }
                 }
             }
             Err(Error::Map { line, column, .. }) => {
