@@ -160,8 +160,11 @@ impl CheckpointManager {
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
-        let is_due = self.save_policies.iter().fold(false, |is_due, policy| policy.is_due(&context) || is_due);
-        if !went_back && !is_due {
+        let mut is_due = went_back;
+        for policy in &self.save_policies {
+            is_due |= policy.is_due(&context);
+        }
+        if !is_due {
             return Ok(None);
         }
         if self.waits_for_the_step() {
