@@ -38,7 +38,7 @@ pub fn lines(
     let scale = Scale::of(values());
     open(html, label);
     if let Some(scale) = &scale {
-        vertical(html, scale, &scale.ticks(4), text);
+        vertical(html, scale, &scale.legible_ticks(4), text);
     }
     horizontal(html, view);
     for line in series {

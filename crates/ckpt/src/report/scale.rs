@@ -47,6 +47,12 @@ impl Scale {
         if width > 0.0 { (offset / width).clamp(0.0, 1.0) } else { 0.5 }
     }
 
+    /// Returns about `count` round values; twice as many if they would be too few to read other values by.
+    pub fn legible_ticks(&self, count: usize) -> Vec<f64> {
+        let ticks = self.ticks(count);
+        if ticks.len() < ENOUGH { self.ticks(2 * count) } else { ticks }
+    }
+
     /// Returns about `count` round values.
     pub fn ticks(&self, count: usize) -> Vec<f64> {
         if self.is_log {
@@ -68,6 +74,9 @@ impl Scale {
     }
 }
 
+/// The smallest number of ticks from which values between them can be read.
+const ENOUGH: usize = 3;
+
 /// Returns about `count` values from 0 to `largest` that are round as sizes: multiples of KiB, MiB and so on.
 pub fn byte_ticks(largest: f64, count: usize) -> Vec<f64> {
     let mut unit = 1.0;
@@ -75,7 +84,7 @@ pub fn byte_ticks(largest: f64, count: usize) -> Vec<f64> {
         unit *= 1024.0;
     }
     let scale = Scale { low: 0.0, high: largest / unit, is_log: false };
-    scale.ticks(count).into_iter().map(|tick| tick * unit).collect()
+    scale.legible_ticks(count).into_iter().map(|tick| tick * unit).collect()
 }
 
 /// Returns about `count` values from 0 to `largest` seconds that are round in the unit of the largest.
@@ -86,7 +95,7 @@ pub fn second_ticks(largest: f64, count: usize) -> Vec<f64> {
         _ => 3600.0,
     };
     let scale = Scale { low: 0.0, high: largest / unit, is_log: false };
-    scale.ticks(count).into_iter().map(|tick| tick * unit).collect()
+    scale.legible_ticks(count).into_iter().map(|tick| tick * unit).collect()
 }
 
 fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
@@ -139,6 +148,9 @@ mod tests {
         assert_eq!(ticks([-0.1, 0.25], 4), [-0.1, 0.0, 0.1, 0.2]);
         assert_eq!(ticks([100.0, 1400.0], 4), [500.0, 1000.0]);
         assert_eq!(Scale::of([1e-6, 10.0]).unwrap().ticks(3), [1e-6, 1e-3, 1.0]);
+        let legible = |values: [f64; 2]| Scale::linear(values).unwrap().legible_ticks(4);
+        assert_eq!(legible([2.05, 2.98]), [2.2, 2.4, 2.6, 2.8]);
+        assert_eq!(legible([0.0, 1.0]), ticks([0.0, 1.0], 4));
         for values in [[f64::MIN, f64::MAX], [1.0, 1.0], [0.0, f64::MIN_POSITIVE], [1e300, 1.1e300]] {
             assert!(Scale::of(values).unwrap().ticks(4).len() <= 9, "{values:?}");
         }
@@ -147,7 +159,7 @@ mod tests {
     #[test]
     fn sizes_have_binary_units() {
         assert_eq!(byte_ticks(1.1 * 1024.0 * 1024.0, 4), [0.0, 0.5, 1.0].map(|mib| mib * 1024.0 * 1024.0));
-        assert_eq!(byte_ticks(900.0, 4), [0.0, 500.0]);
+        assert_eq!(byte_ticks(900.0, 4), [0.0, 200.0, 400.0, 600.0, 800.0]);
     }
 
     #[test]

@@ -110,6 +110,9 @@ fn explanation(html: &mut Html, view: &View<'_>, all: usize, shown: usize) {
          <em>Vanishing</em>: the last norm is at most a tenth of it. Tensors that are no variables, such as an \
          optimizer&#39;s moments, change more: 100 times, a hundredth.",
     );
+    if view.runs.len() > 1 {
+        html.raw(" Of two numbers in a cell, the upper one is of run A, the lower one of run B.");
+    }
     if shown < all {
         html.raw(" <strong>").number(all - shown).raw(
             " tensors are left out to keep this page below 5 MB: those that changed least. <code>--tensors</code> \
@@ -281,12 +284,15 @@ pub fn rounded(value: f64) -> String {
     if value.abs() < 1e5 { human::figure(short.parse().unwrap_or(value)) } else { short }
 }
 
+/// Writes the smallest and the largest value: of one run below each other, of two runs a line for each, as in the other
+/// cells.
 fn ranges(html: &mut Html, row: &Row<'_>) {
+    let between = if row.histories.len() > 1 { ", " } else { "<br>" };
     for (at, history) in row.histories.iter().enumerate() {
         html.raw(if at > 0 { "<br>" } else { "" });
         let last = history.and_then(|history| history.points.iter().flatten().next_back());
         match last.and_then(|point| point.stats.min.zip(point.stats.max)) {
-            Some((min, max)) => html.text(rounded(min)).raw("<br>").text(rounded(max)),
+            Some((min, max)) => html.text(rounded(min)).raw(between).text(rounded(max)),
             None => html.raw("–"),
         };
     }
