@@ -40,7 +40,7 @@ pub fn lines(
     if let Some(scale) = &scale {
         vertical(html, scale, &scale.legible_ticks(4), text);
     }
-    horizontal(html, view);
+    horizontal(html, view, 0.0);
     for line in series {
         draw(html, view, scale.as_ref(), line, text);
     }
@@ -52,8 +52,12 @@ fn open(html: &mut Html, label: &str) {
     html.raw(" viewBox=\"0 0 420 200\">");
 }
 
-fn across(view: &View<'_>, x: f64) -> f64 {
-    LEFT + view.at(x) * (WIDTH - LEFT - RIGHT)
+/// The width of the axis.
+const LENGTH: f64 = WIDTH - LEFT - RIGHT;
+
+/// The position of a value on the axis, of which `inset` at both ends is for the halves of the outermost bars.
+fn across(view: &View<'_>, x: f64, inset: f64) -> f64 {
+    LEFT + inset + view.at(x) * (LENGTH - 2.0 * inset)
 }
 
 fn up(at: f64) -> f64 {
@@ -69,12 +73,12 @@ fn vertical(html: &mut Html, scale: &Scale, ticks: &[f64], text: impl Fn(f64) ->
     }
 }
 
-fn horizontal(html: &mut Html, view: &View<'_>) {
+fn horizontal(html: &mut Html, view: &View<'_>, inset: f64) {
     let base = HEIGHT - BOTTOM;
     html.raw("<line class=\"axis\"").numbers([("x1", LEFT), ("x2", WIDTH - RIGHT), ("y1", base), ("y2", base)]);
     html.raw("/>");
     for tick in view.across.iter().flat_map(|across| across.ticks(4)).filter(|tick| tick.fract() == 0.0) {
-        let x = across(view, tick);
+        let x = across(view, tick, inset);
         html.raw("<line class=\"axis\"").numbers([("x1", x), ("x2", x), ("y1", base), ("y2", base + 4.0)]);
         // A long number at the right end would not fit.
         let text = count(tick);
@@ -108,17 +112,17 @@ fn draw(
         for (x, y) in thinned(&finite, 200) {
             // A run that went back starts anew.
             html.raw(if x < before { "M" } else { "L" });
-            html.number(tenths(across(view, x))).raw(" ").number(tenths(up(scale.at(y))));
+            html.number(tenths(across(view, x, 0.0))).raw(" ").number(tenths(up(scale.at(y))));
             before = x;
         }
         html.raw("\"/>");
         for (x, y) in finite.iter().take(if finite.len() <= DOTS { DOTS } else { 0 }) {
-            dot(html, line, (across(view, *x), up(scale.at(*y))), &title(view, line, (*x, *y), text));
+            dot(html, line, (across(view, *x, 0.0), up(scale.at(*y))), &title(view, line, (*x, *y), text));
         }
     }
     let lost = line.points.iter().filter(|point| !point.1.is_finite());
     for (x, y) in lost.take(DOTS) {
-        html.raw("<text class=\"bad middle\"").numbers([("x", across(view, *x)), ("y", TOP + 10.0)]);
+        html.raw("<text class=\"bad middle\"").numbers([("x", across(view, *x, 0.0)), ("y", TOP + 10.0)]);
         html.raw(">✕<title>").text(title(view, line, (*x, *y), text)).raw("</title></text>");
     }
 }
@@ -169,12 +173,11 @@ pub fn bars(
     open(html, label);
     let sum = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
     let largest = bars.iter().map(sum).fold(top, f64::max);
+    let width = bar_width(bars.iter().map(|bar| view.at(bar.x)));
     if let Some(scale) = Scale::from_zero([largest]) {
         vertical(html, &scale, &ticks(largest, 4), text);
-        let width = ((WIDTH - LEFT - RIGHT) / bars.len().max(1) as f64 * 0.8).clamp(1.0, 24.0);
         for bar in bars {
-            // Inside of the axis, the first and the last one too.
-            let x = across(view, bar.x).clamp(LEFT + width / 2.0, WIDTH - RIGHT - width / 2.0) - width / 2.0;
+            let x = tenths(across(view, bar.x, width / 2.0) - width / 2.0);
             html.raw("<g><title>").text(&bar.title).raw("</title>");
             let mut below = 0.0;
             for part in bar.parts.iter().filter(|part| part.value > 0.0) {
@@ -186,6 +189,32 @@ pub fn bars(
             html.raw("</g>");
         }
     }
-    horizontal(html, view);
+    horizontal(html, view, width / 2.0);
     html.raw("</svg>");
+}
+
+/// Returns how wide bars at these positions, from 0 to 1, can be so that no two overlap: at most 24, and at least 1.
+fn bar_width(positions: impl Iterator<Item = f64>) -> f64 {
+    let mut positions: Vec<f64> = positions.collect();
+    positions.sort_by(f64::total_cmp);
+    let between = positions.windows(2).map(|pair| pair[1] - pair[0]).filter(|between| *between > 0.0);
+    let apart = 0.8 * between.fold(1.0, f64::min);
+    // Half a bar at each end is no part of the axis.
+    tenths(apart * LENGTH / (1.0 + apart)).clamp(1.0, 24.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_do_not_overlap() {
+        for positions in [vec![0.0, 1.0], vec![0.0, 0.05, 1.0], (0..20).map(|at| f64::from(at) / 19.0).collect()] {
+            let width = bar_width(positions.iter().copied());
+            let left = |at: f64| at * (LENGTH - width);
+            assert!(positions.windows(2).all(|pair| left(pair[1]) - left(pair[0]) > width), "{positions:?}: {width}");
+        }
+        assert_eq!(bar_width([0.5].into_iter()), 24.0);
+        assert_eq!(bar_width((0..1000).map(|at| f64::from(at) / 999.0)), 1.0);
+    }
 }
