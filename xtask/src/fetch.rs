@@ -1,12 +1,12 @@
-//! Makes a libtorch for the CPU out of the Python packages that hold one.
+//! Assembles a libtorch for the CPU from the Python packages that contain one.
 //!
-//! The package `torch` is the one well-known, pinned and signed-for home of libtorch that every machine with
-//! Python can reach the way its owner has set it up (mirrors, proxies, certificates): by asking `pip`. A process
-//! on the CPU needs only the headers and three libraries out of it, and two small libraries that
-//! `libtorch_cpu.so` names; the 3 GB of CUDA packages that `pip install torch` would bring stay away.
+//! The package `torch` is a well-known, pinned and verifiable source of libtorch that every machine with Python can
+//! reach through its own configuration (mirrors, proxies, certificates), with `pip`. A process on the CPU needs only
+//! the headers and three libraries out of it, and two small libraries that `libtorch_cpu.so` names; the 3 GB of CUDA
+//! packages that `pip install torch` would download are not needed.
 //!
-//! All happens in a directory beside the final one, which appears by a rename when it is whole. An interrupted run
-//! leaves only that directory behind, and the next run removes it and starts over.
+//! All work is done in a temporary directory next to the final one, to which it is renamed when it is complete. An
+//! interrupted run leaves only the temporary directory behind, which the next run removes before it starts over.
 
 use crate::Result;
 use crate::libtorch::OTHER_WAYS;
@@ -38,7 +38,7 @@ mod linux {
         platform: &'static str,
         sha256: &'static str,
         megabytes: u64,
-        /// From a name in the wheel to a name in the directory, as `unpack.py` wants them.
+        /// Maps names in the wheel to names in the directory, as `unpack.py` expects them.
         takes: &'static [&'static str],
     }
 
@@ -72,7 +72,7 @@ mod linux {
         },
     ];
 
-    /// At its highest while pip copies the largest wheel from where it downloads to where it leaves it.
+    /// The maximum, reached while pip copies the largest wheel from its download directory to the destination.
     const SPACE_NEEDED_MB: u64 = 1150;
 
     const UNPACK: &str = include_str!("unpack.py");
@@ -107,7 +107,8 @@ mod linux {
         dir.join("build-version").is_file() && check_directories(dir, dir).is_ok()
     }
 
-    /// Two at once would fetch the same twice: the second waits for the first. The lock goes with its process.
+    /// Two processes would fetch the same files twice, so the second waits for the first. The lock ends with its
+    /// process.
     fn lock(cache: &Path) -> Result<File> {
         let path = cache.join("lock");
         let error = |error| format!("cannot lock {}: {error}", path.display());
@@ -123,7 +124,7 @@ mod linux {
         Ok(file)
     }
 
-    /// What interrupted runs have left, and a directory that someone has taken files out of.
+    /// Removes the remains of interrupted runs, and a directory from which files were removed.
     fn remove_leftovers(cache: &Path, dir: &Path) -> Result<()> {
         let entries = fs::read_dir(cache).map_err(|error| format!("cannot read {}: {error}", cache.display()))?;
         for path in entries.flatten().map(|entry| entry.path()) {
@@ -167,7 +168,7 @@ mod linux {
                  {OTHER_WAYS}",
                 cache.display()
             )),
-            // Without an answer, the download will tell.
+            // If the free space is unknown, the download will show whether it suffices.
             _ => Ok(()),
         }
     }
@@ -193,7 +194,7 @@ mod linux {
             .map_err(|error| format!("cannot finish {}: {error}", dir.display()))
     }
 
-    /// Lets pip choose the index, the proxy and the certificates, and nothing else.
+    /// Lets pip choose only the index, the proxy and the certificates.
     fn download(wheel: &Wheel, partial: &Path) -> Result<PathBuf> {
         let (downloads, temporary) = (partial.join("wheels"), partial.join("tmp"));
         let requirements = partial.join("requirements.txt");
@@ -215,7 +216,7 @@ mod linux {
             .env("TMPDIR", &temporary)
             // Nothing gets installed, so it does not matter whether there is a virtual environment.
             .env("PIP_REQUIRE_VIRTUALENV", "0")
-            // In one stream with the messages of this program, so that they stay in order.
+            // In one stream with the messages of this program, to keep their order.
             .stdout(io::stderr())
             .status()
             .map_err(|error| format!("cannot start python3: {error}"))?;

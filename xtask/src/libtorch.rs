@@ -1,9 +1,9 @@
-//! Which libtorch the build will use: the user's own, or the one that [`fetch`](crate::fetch) makes.
+//! Determines which libtorch the build uses: the user's own, or the one that [`fetch`](crate::fetch) assembles.
 //!
-//! `.cargo/config.toml` sets `LIBTORCH` to `.libtorch` in the checkout unless the environment has a `LIBTORCH`
-//! already. So there are three ways to a libtorch, and `torch-sys` examines them in this order:
-//! `LIBTORCH_USE_PYTORCH`, a `LIBTORCH` from the environment, and `.libtorch`, a link into the user's cache
-//! (or to wherever the user has pointed it).
+//! `.cargo/config.toml` sets `LIBTORCH` to `.libtorch` in the checkout unless the environment has a `LIBTORCH` already.
+//! There are therefore three ways to a libtorch, which `torch-sys` examines in this order: `LIBTORCH_USE_PYTORCH`, a
+//! `LIBTORCH` from the environment, and `.libtorch`, a link into the user's cache (or to wherever the user has pointed
+//! it).
 
 use crate::{Result, fetch};
 use std::env;
@@ -11,10 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What `tch` 0.26 is written for.
+/// The version for which `tch` 0.26 is written.
 pub const VERSION: &str = "2.13.0";
 
-/// Ends every message about a libtorch that cannot be had.
+/// The end of every message about an unavailable libtorch.
 pub const OTHER_WAYS: &str = "\
 Other ways to a libtorch, on any system that tch supports, CPU or CUDA:
   - unpack libtorch 2.13.0 anywhere and set LIBTORCH to its directory, the one with lib/ and include/;
@@ -50,7 +50,7 @@ pub fn setup(checkout: &Path) -> Result<()> {
     }
 }
 
-/// `LIBTORCH`, if the user has set it; through `[env]` it is also set to `.libtorch` when nobody has.
+/// Returns `LIBTORCH`, if the user has set it; `[env]` sets it to `.libtorch` otherwise.
 fn user_libtorch(checkout: &Path) -> Result<Option<PathBuf>> {
     let Some(path) = env::var_os("LIBTORCH").map(PathBuf::from) else { return Ok(None) };
     if is_link_of_checkout(&path, checkout) {
@@ -71,7 +71,7 @@ fn is_link_of_checkout(path: &Path, checkout: &Path) -> bool {
     path.file_name() == Some(".libtorch".as_ref()) && parent.is_some() && parent == checkout.canonicalize().ok()
 }
 
-/// Makes `.libtorch` lead to a libtorch.
+/// Points `.libtorch` to a libtorch.
 fn setup_link(checkout: &Path) -> Result<()> {
     let link = checkout.join(".libtorch");
     let cache = cache()?;
@@ -92,7 +92,7 @@ fn setup_link(checkout: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts the link in one step, over an older or dangling one.
+/// Creates the link atomically, replacing an older or dangling one.
 #[cfg(unix)]
 fn make_link(link: &Path, dir: &Path) -> Result<()> {
     let new = link.with_file_name(format!(".libtorch.{}", std::process::id()));
@@ -156,7 +156,7 @@ fn version(include: &Path) -> Option<String> {
     Some(format!("{}.{}.{}", part("TORCH_VERSION_MAJOR")?, part("TORCH_VERSION_MINOR")?, part("TORCH_VERSION_PATCH")?))
 }
 
-/// Asks the Python that torch-sys will ask.
+/// Queries the Python that torch-sys will query.
 fn check_pytorch() -> Result<()> {
     let python = if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let output = Command::new(python)

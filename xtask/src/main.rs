@@ -1,7 +1,7 @@
 //! The commands of a checkout: `cargo xtask setup`, `cargo xtask demo`, `cargo xtask test`.
 //!
-//! They put a libtorch where `.cargo/config.toml` says it is and then call plain Cargo, so that whatever
-//! they do can also be done without them once `setup` has run.
+//! They put a libtorch where `.cargo/config.toml` says it is and then call plain Cargo, so everything that they do can
+//! also be done without them once `setup` has run.
 
 mod fetch;
 mod libtorch;
@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// An error is the text that its reader sees: what happened, where, and what to do about it.
+/// An error is a text for users: what happened, where, and what to do about it.
 type Result<T> = std::result::Result<T, String>;
 
 const USAGE: &str = "\

@@ -1,5 +1,5 @@
-//! Python environments with the tools whose files the library reads and writes, for `cargo xtask test --python`: one per
-//! tool, in the user's cache, made once.
+//! Python environments with the tools whose files the library reads and writes, for `cargo xtask test --python`: one
+//! per tool, created once, in the user's cache.
 
 use crate::Result;
 use std::env;
@@ -12,13 +12,13 @@ use std::process::{Command, Stdio};
 /// The tools that do not share an environment.
 struct Environment {
     name: &'static str,
-    /// Interpreters to make it of. The first that runs is used.
+    /// Interpreters from which to create it. The first that runs is used.
     pythons: &'static [&'static str],
-    /// What `pip install` is given. The next is tried where one fails.
+    /// The arguments of `pip install`. If one list fails, the next is tried.
     installs: &'static [&'static [&'static str]],
-    /// A program that succeeds in an environment that is whole.
+    /// A program that succeeds in a complete environment.
     check: &'static str,
-    /// Whether it is left out, with a line, where it cannot be made.
+    /// Whether it is left out, with a message, if it cannot be created.
     is_optional: bool,
 }
 

@@ -10,7 +10,7 @@ use tch_checkpoint::{Checkpoint, Dtype, Node, RestoreOptions, Trackable, Verify,
 /// How a file is restored.
 pub struct Restores<'a> {
     pub path: &'a Path,
-    /// How often; a first one, which is not counted, makes the file warm.
+    /// The number of rounds, after a first one that is not counted and brings the file into the page cache.
     pub reps: usize,
     pub is_verified: bool,
     pub threads: Option<usize>,

@@ -170,7 +170,7 @@ impl Bench {
         Ok(clock().saturating_sub(began))
     }
 
-    /// Bytes that a save writes after only the decoder has changed.
+    /// Returns the bytes that a save writes after only the decoder has changed.
     fn fine_tune(&self) -> Outcome<u64> {
         let mut manager = self.manager(Durability::PowerLoss, false)?;
         manager.save_at(1)?;
@@ -227,7 +227,7 @@ impl Bench {
         Ok(clock().saturating_sub(began))
     }
 
-    /// Everything written is on the device, memory that the benchmark held back is free, and the state is another one.
+    /// Waits until everything written is on the device, frees reserved memory, and changes the state.
     fn get_ready(&self) -> Outcome<()> {
         rustix::fs::sync();
         if let Some(path) = std::env::var_os("PEERS_BALLAST") {
@@ -245,14 +245,14 @@ fn wall() -> Duration {
     BEGIN.get_or_init(Instant::now).elapsed()
 }
 
-/// Processor time of this process. The threads of libtorch spin for a while after their work: not on our account.
+/// Returns the CPU time of this process, without that of libtorch's threads, which spin for a while after their work.
 fn processor() -> Duration {
     std::thread::sleep(Duration::from_millis(200));
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Bytes this process has handed to the system for writing.
+/// Returns the bytes that this process has passed to the system for writing.
 fn written() -> Outcome<u64> {
     let io = fs::read_to_string("/proc/self/io")?;
     let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).ok_or("no wchar in /proc/self/io")?;
@@ -276,7 +276,7 @@ fn drop_from_cache(file: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// A figure of this process's memory, in bytes.
+/// Returns a figure of this process's memory, in bytes.
 fn resident(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();

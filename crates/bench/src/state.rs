@@ -51,7 +51,7 @@ impl State {
         });
     }
 
-    /// Seconds it takes to copy the state into warm memory, at best, with all processors.
+    /// Returns the minimum time, in seconds, to copy the state into warm memory with all processors.
     pub fn copy(&self) -> Result<f64, Box<dyn Error>> {
         let tensors: Vec<&Tensor> = self.groups.iter().flatten().map(|(_, tensor)| tensor).collect();
         let mut copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.copy()).collect();
@@ -106,7 +106,7 @@ impl Collection for Part {
     }
 }
 
-/// What the state of a size consists of.
+/// The composition of the state of a size.
 pub fn specs(size: &str) -> Result<Vec<Spec>, Box<dyn Error>> {
     let mut specs: Vec<Spec> = Vec::new();
     let mut add = |name: String, shape: &[i64]| specs.push((name, shape.to_vec(), true));
@@ -176,7 +176,7 @@ fn transformer(d: i64, vocabulary: i64, add: &mut impl FnMut(String, &[i64])) {
     add("decoder.norm.bias".into(), &[d]);
 }
 
-/// The parameters of a size, one a line.
+/// Returns the parameters of a size, one per line.
 pub fn print_shapes(size: &str) -> Result<(), Box<dyn Error>> {
     for (name, shape, has_slots) in specs(size)? {
         println!("{name} {shape:?}{}", if has_slots { " with exp_avg and exp_avg_sq" } else { "" });

@@ -51,7 +51,7 @@ impl Trained {
         Ok(checkpoint)
     }
 
-    /// A step that changes every element of every variable that is trained.
+    /// Performs a step that changes every element of every trained variable.
     fn step(&mut self) -> Outcome<()> {
         self.optimizer.zero_grad();
         let trained: Vec<Tensor> = self.vs.trainable_variables();
@@ -64,13 +64,13 @@ impl Trained {
     }
 }
 
-/// The median time until the call returns.
+/// Returns the median time until the call returns.
 pub fn stall(size: &str, is_frozen: bool, directory: &Path) -> Outcome<Duration> {
     let mut trained = Trained::new(size, is_frozen)?;
     let builder = CheckpointManager::builder(trained.checkpoint()?, directory).max_to_keep(1);
     let mut manager = builder.background(Background::new()).open()?;
     let mut times = Vec::new();
-    // The first saves make what the others find.
+    // The first saves create what later saves reuse.
     for step in 1..=3 + SAVES {
         trained.step()?;
         let mut saved = Ok(tch_checkpoint::Location::default());

@@ -1,5 +1,5 @@
-//! What training pays: a loop whose step takes about ten times as long as copying the state, saved in the background
-//! at no step, at every tenth and at every step.
+//! The overhead in training: a loop whose step takes about ten times as long as copying the state, without saves and
+//! with background saves at every tenth and at every step.
 
 use super::{Bench, Outcome, timed};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub fn training(bench: &Bench) -> Outcome<Paid> {
     let work = Work::new(10.0 * bench.state.copy()?);
     let mut manager = bench.manager(Durability::PowerLoss, true)?;
     let mut step = 0;
-    // Once each before it counts: memory is allocated, and old files are there to be overwritten.
+    // One round each that does not count: it allocates memory, and leaves old files to be overwritten.
     for _ in 0..3 {
         step += 1;
         work.run();
@@ -54,7 +54,7 @@ fn block(
         work.run();
         bench.state.update();
         *step += 1;
-        // In the middle of an interval: what follows a save is part of what it costs.
+        // Ends in the middle of an interval, because what follows a save is part of its cost.
         if interval.is_some_and(|interval| i % interval == interval / 2) {
             manager.save_at(*step)?;
         }
@@ -63,7 +63,7 @@ fn block(
     Ok(began.elapsed())
 }
 
-/// Stands for forward and backward: multiplies matrices for a given time, on all processors.
+/// Simulates forward and backward passes: multiplies matrices for a given time, on all processors.
 struct Work {
     a: Tensor,
     times: usize,

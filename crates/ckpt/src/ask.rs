@@ -10,7 +10,7 @@ pub fn asked(question: &str) -> bool {
         return false;
     }
     let mut answer = String::new();
-    // An answer is short: whatever is longer is none.
+    // An answer is short; anything longer is not an answer.
     let mut input = io::Read::take(io::stdin().lock(), 100);
     let read = input.read_line(&mut answer);
     if read.is_err() || !answer.ends_with('\n') {

@@ -12,8 +12,8 @@ use tch_checkpoint::inspect::{self, Condition, ExaminedCheckpoint, Search};
 ///
 /// Checkpoints are examined from the oldest to the newest. Conditions compare `step`, `metric("NAME")`, and `norm`,
 /// `min`, `max`, `mean` and `zeros` of tensors by pattern with numbers, ask for `nonfinite` values and for `unclean`
-/// saves, and are combined with `and`, `or`, `not` and parentheses. Tensors are read only where the condition asks for
-/// them. Damaged checkpoints are passed over.
+/// saves, and are combined with `and`, `or`, `not` and parentheses. Only the tensors that the condition needs are read.
+/// Damaged checkpoints are skipped.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +33,7 @@ pub struct Bisect {
     /// The condition (docs/ckpt.md)
     #[arg(value_name = "CONDITION")]
     pub condition: String,
-    /// Examine the middle of what is left: reads few checkpoints, and is right if the condition stays true once it is
+    /// Use binary search: reads few checkpoints, and is correct if the condition remains true once it is
     #[arg(long)]
     pub halving: bool,
 }
@@ -83,7 +83,7 @@ fn result(examined: &ExaminedCheckpoint) -> String {
 
 /// Prints the condition with a mark below the place that is wrong.
 fn point_at(condition: &str, column: usize, out: &mut Output) {
-    // The part around the place, if it is long.
+    // If the condition is long, only the part around the place is printed.
     const AROUND: usize = 60;
     let start = column.saturating_sub(AROUND);
     let part: String =

@@ -1,4 +1,4 @@
-//! `ckpt cat`: a tensor or a value out of a checkpoint.
+//! `ckpt cat`: prints a tensor or a value of a checkpoint.
 
 use crate::output::{Exit, Output};
 use crate::target;
@@ -10,7 +10,7 @@ use tch_checkpoint::{Dtype, Error};
 
 /// Prints a tensor, a part of one, or a value
 ///
-/// A tensor is verified as a whole, as far as its format allows, before anything of it is printed.
+/// A tensor is verified completely, as far as its format allows, before any of it is printed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -66,12 +66,12 @@ pub fn run(args: &Cat, out: &mut Output) -> Result<Exit, Error> {
     }
 }
 
-/// Ends the reading once nobody reads the result.
+/// Stops reading once nothing reads the result.
 fn closed(tensor: &TensorSlice<'_>) -> Error {
     Error::object(tensor.key(), "nobody reads the result")
 }
 
-/// Passes the elements on for as long as the result can be written.
+/// Passes on the elements while the result can be written.
 fn each(
     tensor: &TensorSlice<'_>,
     out: &mut Output,
@@ -86,14 +86,14 @@ fn each(
     if out.has_failed() { Ok(Exit::Fine) } else { read.map(|()| Exit::Fine) }
 }
 
-/// A line per row, and an empty one between matrices.
+/// Prints one line per row, and an empty line between matrices.
 fn print(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> {
     let (mut row, mut matrix) = (1, 1);
     if let [.., columns] = tensor.shape() {
         row = *columns;
     }
     if let [.., rows, columns] = tensor.shape() {
-        // Of a tensor without elements these can be any numbers.
+        // For a tensor without elements, these can be any numbers.
         matrix = rows.saturating_mul(*columns);
     }
     let is_matrix = tensor.shape().len() > 2;
@@ -114,7 +114,7 @@ fn print(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> {
 
 fn print_json(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> {
     let head = json!({ "dtype": tensor.dtype(), "key": tensor.key(), "shape": tensor.shape() }).to_string();
-    // The elements follow inside of the same object.
+    // The elements follow inside the same object.
     out.raw_text(head.strip_suffix('}').unwrap_or(&head));
     out.raw(b",\"data\":[");
     let exit = each(tensor, out, |out, at, element| {
@@ -125,7 +125,7 @@ fn print_json(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error>
     Ok(exit)
 }
 
-/// A number or a boolean; complex numbers are pairs, and what JSON has no number for is a string.
+/// Writes a number or a boolean; complex numbers are pairs, and numbers that JSON cannot represent are strings.
 fn in_json(element: Element) -> String {
     let float = |value: f64, text: String| match value.is_finite() {
         true => text,
@@ -142,7 +142,7 @@ fn in_json(element: Element) -> String {
     }
 }
 
-/// A file in version 1.0 of NumPy's format:
+/// Writes a file in version 1.0 of NumPy's format:
 /// <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 fn print_npy(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> {
     let (kind, widened) = match tensor.dtype() {
@@ -164,7 +164,7 @@ fn print_npy(tensor: &TensorSlice<'_>, out: &mut Output) -> Result<Exit, Error> 
     };
     let lengths: String = tensor.shape().iter().map(|length| format!("{length}, ")).collect();
     let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({}), }}", lengths.trim_end());
-    // 10 bytes before it and a line feed after it: the elements begin at a multiple of 64.
+    // With the 10 bytes before it and the line feed after it, the elements begin at a multiple of 64.
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
     header = format!("{header:padded$}\n");
     let length = u16::try_from(header.len()).map_err(|_| Error::object(tensor.key(), "it has too many dimensions"))?;

@@ -1,4 +1,4 @@
-//! Command-line arguments. Those of newer commands are beside the commands.
+//! Command-line arguments. Those of newer commands are in the modules of the commands.
 
 use crate::ls::{Column, Sort};
 use crate::policies::{Components, Policies};
@@ -40,10 +40,10 @@ pub struct Cli {
 /// How files of other tools are read
 #[derive(Debug, Args)]
 pub struct Reading {
-    /// Open files of PyTorch that have objects of unknown classes, without these; nothing of them is executed
+    /// Open files of PyTorch that have objects of unknown classes, without these objects, which are never executed
     #[arg(long, global = true)]
     pub unknown_objects: bool,
-    /// Allow the tensors of a file of another tool to take N times its length in memory
+    /// Allow the tensors of another tool's file to need N times its length in memory
     #[arg(long, global = true, value_name = "N", default_value_t = 100)]
     pub max_expansion: u64,
 }
@@ -126,8 +126,8 @@ pub struct BestOf {
 
 /// Reports what keeps each checkpoint under the given policies, and what would end that
 ///
-/// Without policies, it reports what keeps a checkpoint whatever they are: it is the newest, pinned, permanent, what a run was
-/// restored from, or the newest healthy one.
+/// Without policies, it reports the reasons that do not depend on them: a checkpoint is the newest, pinned, permanent,
+/// the one that a run was restored from, or the newest healthy one.
 #[derive(Debug, Args)]
 #[command(mut_group("Policies", |group| group.required(false)), after_help = "\
 Examples:
@@ -155,7 +155,7 @@ pub struct Why {
 /// Removes the checkpoints that none of the given policies keeps
 ///
 /// Without `--yes`, it only reports what would be removed. The newest checkpoint, the newest healthy one, and pinned
-/// and permanent ones always stay. Nothing is removed while a checkpoint that stays has lost files, or while a manager
+/// and permanent ones are always kept. Nothing is removed while a kept checkpoint has lost files, or while a manager
 /// writes to the directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -264,7 +264,7 @@ pub struct Rm {
     pub yes: bool,
 }
 
-/// Lists the checkpoints in a directory, oldest first, and what else saves and managers left there
+/// Lists the checkpoints in a directory, oldest first, and everything else that saves and managers left there
 ///
 /// Reads manifests and file sizes, not tensors; use `ckpt verify` for those.
 #[derive(Debug, Args)]
@@ -287,10 +287,10 @@ pub struct Ls {
     /// The order: sequence (of commits), name, step, saved, size, new, or metric:NAME; ascending
     #[arg(long, value_name = "KEY", default_value = "sequence")]
     pub sort: Sort,
-    /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values, metrics,
-    /// metadata (names), health, pins, notes, stall (time that the training stood still), took (time until everything was written),
-    /// waited (of these, for the save before), written and linked (bytes), rate, provenance, kept (what keeps it whatever
-    /// the policies), marks
+    /// The columns: name, step, saved, age, size, new (bytes that no older checkpoint shares), tensors, values,
+    /// metrics, metadata (names), health, pins, notes, stall (time for which the training was stalled), took (time
+    /// until everything was written), waited (of these, for the previous save), written and linked (bytes), rate,
+    /// provenance, kept (what keeps it regardless of policies), marks
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', default_value = "name,step,age,size,new,metrics,marks")]
     pub columns: Vec<Column>,
     /// Mark the healthy one with the lowest (with `--max`: highest) finite value of a metric as best
@@ -302,7 +302,7 @@ pub struct Ls {
     /// List all directories of checkpoints below DIR
     #[arg(long, short)]
     pub recursive: bool,
-    /// Print again every so many seconds (2 unless given), until interrupted
+    /// Print the listing again every SECONDS [default: 2] until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
         value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
@@ -365,14 +365,15 @@ pub struct Verify {
     /// Checkpoints, directories of checkpoints, or checkpoints of other tools
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
-    /// Check manifests, headers and lengths of files only; read no tensor. What has no problem is `complete`, not `intact`
+    /// Check manifests, headers and lengths of files only; read no tensor. A checkpoint without problems is `complete`,
+    /// not `intact`
     #[arg(long)]
     pub quick: bool,
 }
 
 /// Compares the state in two checkpoints: tensors and values
 ///
-/// Tensors are compared by their digests; the elements of those that differ are read. What changed most comes first:
+/// Tensors are compared by their digests; the elements of those that differ are read. The largest changes come first:
 /// tensors by the relative L2 norm of their difference, then everything else by name. Step, time, run, metrics, file
 /// layout and save counter are not part of the state. Use `ckpt verify` to check whether the files are what was
 /// written.
@@ -397,16 +398,17 @@ pub struct Diff {
     /// Compare A under the names of this map (docs/maps.md)
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
-    /// Count tensors as equal if no two elements are further apart
+    /// Count tensors as equal if no two elements are farther apart
     #[arg(long, value_name = "T")]
     pub tolerance: Option<f64>,
 }
 
-/// Writes a checkpoint of any format in another one
+/// Converts a checkpoint of any format to another format
 ///
 /// The format of SOURCE is recognized by its content: PyTorch, TorchScript, Hugging Face, TensorFlow, Keras, NumPy,
 /// tch, and this crate's own. Elements are verified as far as the format allows. DEST is written atomically. From one
-/// checkpoint of this crate to another, step, metrics, metadata and files go with the state; what is left out is reported.
+/// checkpoint of this crate to another, step, metrics, metadata and files are copied as well; what is left out is
+/// reported.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -491,7 +493,7 @@ pub struct Destination {
     /// Write only what is below KEY, without KEY in its names (PyTorch and safetensors)
     #[arg(long, value_name = "KEY")]
     pub root: Option<String>,
-    /// Write one dictionary of tensors, their names joined by dots, as `VarStore::load` of tch takes it (PyTorch)
+    /// Write one dictionary of tensors, their names joined by dots, as `VarStore::load` of tch reads it (PyTorch)
     #[arg(long)]
     pub flat: bool,
     /// Write the optimizer below KEY as the `state_dict` of PyTorch's (PyTorch)
@@ -547,7 +549,7 @@ pub struct Map {
     /// A checkpoint of any format, or a directory of checkpoints for its latest
     #[arg(value_name = "FROM")]
     pub from: PathBuf,
-    /// Another one with the wanted names, such as one of the untrained model
+    /// Another one with the target names, such as one of the untrained model
     #[arg(value_name = "TO")]
     pub to: PathBuf,
     /// Write the map to a new file instead of printing it
@@ -555,10 +557,10 @@ pub struct Map {
     pub output: Option<PathBuf>,
 }
 
-/// Writes a page that shows a run: time line, metrics, sizes, and how every tensor changed
+/// Writes a page that shows a run: timeline, metrics, sizes, and how every tensor changed
 ///
 /// The page is one HTML file that needs no network. Tensors are read and verified, those of at most `--samples`
-/// checkpoints. With policies, it also has what each of them keeps.
+/// checkpoints. With policies, it also shows what each of them keeps.
 #[derive(Debug, Args)]
 #[command(mut_group("Policies", |group| group.required(false)), after_help = "\
 Examples:

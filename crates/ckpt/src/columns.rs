@@ -35,7 +35,7 @@ pub fn heading(column: Column) -> (&'static str, Align) {
     }
 }
 
-/// What a column shows of a checkpoint.
+/// Returns the content of a column for a checkpoint.
 pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str, now: DateTime<Utc>) -> String {
     let with = |(name, text): (&String, &String)| match text.is_empty() {
         true => name.clone(),
@@ -68,7 +68,7 @@ pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str, 
     }
 }
 
-/// The commit, shortened, or the version where none was recorded.
+/// The commit, shortened, or the version if no commit was recorded.
 fn provenance(provenance: &Provenance) -> String {
     let dirty = if provenance.git_dirty == Some(true) { ", uncommitted changes" } else { "" };
     match &provenance.git_commit {

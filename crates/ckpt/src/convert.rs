@@ -26,7 +26,7 @@ struct Converted<'a> {
     attributes_left_out: &'a BTreeMap<String, String>,
 }
 
-/// What a map did with the source's tensors.
+/// The mappings of the source's tensors.
 #[derive(Serialize)]
 struct Mapped<'a> {
     key: &'a str,
@@ -35,7 +35,7 @@ struct Mapped<'a> {
     loss: String,
 }
 
-/// How a source is written.
+/// The result's options.
 pub struct Wanted<'a> {
     /// Names and transforms.
     pub map: NameMap,
@@ -109,7 +109,7 @@ impl Writing {
     }
 }
 
-/// Opens what is to be read: checkpoints of any format, or directories of them for their latest, which it states.
+/// Opens the sources: checkpoints of any format, or the latest of directories of checkpoints, which it states.
 pub fn open(paths: &[PathBuf], out: &mut Output) -> Result<Vec<Target>, Error> {
     paths.iter().map(|path| target::open_stated(path, out)).collect()
 }
@@ -144,7 +144,7 @@ pub fn write(
 ) -> Result<Exit, Error> {
     let (format, options) = wanted.destination.format(dest)?;
     let mapped = wanted.map.apply(source)?;
-    // The second map is about the names of the first.
+    // The second map applies to the names of the first.
     let cast = match wanted.dtype {
         Some(name) => cast(&mapped, name, wanted.cast)?,
         None => NameMap::new(),

@@ -60,7 +60,7 @@ fn print(diff: &Diff<'_>, out: &mut Output) {
     print_metadata(diff, out);
 }
 
-/// What was recorded with the two checkpoints; no part of the state.
+/// The metadata of the two checkpoints, which is not part of the state.
 fn print_metadata(diff: &Diff<'_>, out: &mut Output) {
     if diff.metadata.is_empty() {
         return;
@@ -74,7 +74,7 @@ fn print_metadata(diff: &Diff<'_>, out: &mut Output) {
         value => shown(value),
     };
     for entry in &diff.metadata {
-        // Of what has fields, such as the provenance, those that differ.
+        // For metadata with fields, such as the provenance, the fields that differ.
         match (entry.a.and_then(Value::as_object), entry.b.and_then(Value::as_object)) {
             (Some(a), Some(b)) => {
                 let fields: BTreeSet<&String> = a.keys().chain(b.keys()).collect();

@@ -1,4 +1,4 @@
-//! `ckpt du`: what checkpoints take on the disk, and what they share.
+//! `ckpt du`: the disk space of checkpoints, and what they share.
 
 use crate::human;
 use crate::output::{Exit, Output};
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use tch_checkpoint::Error;
 use tch_checkpoint::inspect;
 
-/// Prints what checkpoints take on the disk, and what they share
+/// Prints the disk space of checkpoints, and what they share
 ///
-/// A file that several checkpoints link takes its space once. UNIQUE is what removing a checkpoint would free. Tensors
-/// with the same digest in different files are reported as duplicates, with the paths that have them.
+/// A file to which several checkpoints link counts once. UNIQUE is the space that removing a checkpoint would free.
+/// Tensors with the same digest in different files are reported as duplicates, with the paths that have them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

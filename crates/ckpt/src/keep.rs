@@ -1,4 +1,5 @@
-//! `ckpt latest`, `best`, `why`, `prune`, `rm`, `pin`, `unpin` and `annotate`: which checkpoints there are, and which of them stay.
+//! `ckpt latest`, `best`, `why`, `prune`, `rm`, `pin`, `unpin` and `annotate`: selecting, keeping and removing
+//! checkpoints.
 
 use crate::ask::asked;
 use crate::cli::{Annotate, BestOf, LatestOf, Pin, Prune, Rm, Unpin, Why};
@@ -116,7 +117,7 @@ pub fn rm(args: &Rm, out: &mut Output) -> Result<Exit, Error> {
         let directory = directory_of(path);
         let result = match args.yes {
             true => directory.delete(path),
-            // What cannot be removed is not asked about.
+            // No question is asked about checkpoints that cannot be removed.
             false => match directory.get(path) {
                 Ok(found) if !asked(&format!("remove {} ({})?", path.display(), human::bytes(found.bytes))) => {
                     exit = exit.max(Exit::Finding);

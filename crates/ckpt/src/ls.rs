@@ -1,4 +1,4 @@
-//! `ckpt ls`: what is in a directory of checkpoints.
+//! `ckpt ls`: lists a directory of checkpoints.
 
 use crate::cli::Ls;
 use crate::output::{Exit, Output};
@@ -75,7 +75,7 @@ impl FromStr for Sort {
 impl Sort {
     fn compare(&self, a: &CheckpointEntry, b: &CheckpointEntry) -> Ordering {
         match self {
-            // As the library lists them.
+            // The order of the library.
             Sort::Sequence => Ordering::Equal,
             Sort::Name => a.name.cmp(&b.name),
             Sort::Step => a.step.cmp(&b.step),
@@ -131,8 +131,8 @@ pub fn run(args: &Ls, out: &mut Output) -> Result<Exit, Error> {
     }
 }
 
-/// What the directory has, or each directory of checkpoints below it, in the order asked for. Of those below, one that
-/// cannot be listed does not keep the others from being listed.
+/// Lists the directory, or each directory of checkpoints below it, in the requested order. If one of those below cannot
+/// be listed, the others are listed anyway.
 fn runs(args: &Ls) -> Result<Runs, Error> {
     let mut runs = Runs::default();
     if args.recursive {
@@ -149,7 +149,7 @@ fn runs(args: &Ls) -> Result<Runs, Error> {
     Ok(runs)
 }
 
-/// Looks for the best, and for what keeps each checkpoint: in JSON always, as far as that is decided.
+/// Determines the best checkpoint, and what keeps each one: for JSON always, if that is decided.
 fn look_further(args: &Ls, listing: &mut DirectoryListing, out: &mut Output) -> Exit {
     if let Some(metric) = &args.best {
         listing.mark_best(metric, if args.max { Goal::Maximize } else { Goal::Minimize });

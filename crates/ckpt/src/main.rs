@@ -1,4 +1,5 @@
-//! `ckpt`: inspects and converts checkpoints from the command line, and reports which of them stay. Needs no libtorch.
+//! `ckpt`: inspects and converts checkpoints from the command line, and reports which of them are kept. Needs no
+//! libtorch.
 
 mod ask;
 mod bisect;

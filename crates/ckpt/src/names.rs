@@ -36,7 +36,7 @@ pub fn run(args: &Map, out: &mut Output) -> Result<Exit, Error> {
     }
     let (from, to) = (from.source(), to.source());
     let proposal = propose(from, to);
-    // What is proposed must fit.
+    // The proposed map must fit.
     proposal.map().apply(from)?;
     if let Some(path) = &args.output {
         let file = OpenOptions::new().write(true).create_new(true).open(path);

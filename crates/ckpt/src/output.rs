@@ -56,7 +56,7 @@ impl Output {
         self.json
     }
 
-    /// Returns how files of other tools are read, which is for all commands, too.
+    /// Returns the options for files of other tools, which also apply to all commands.
     pub fn reading(&self) -> &ReadOptions {
         &self.reading
     }
@@ -68,7 +68,7 @@ impl Output {
         }
     }
 
-    /// Writes bytes as they are, whatever the mode.
+    /// Writes bytes unchanged, in either mode.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.started = true;
         if self.failed.is_none() {
@@ -76,7 +76,7 @@ impl Output {
         }
     }
 
-    /// Writes text whatever the mode, with its unsafe characters escaped as in JSON.
+    /// Writes text in either mode, with its unsafe characters escaped as in JSON.
     pub fn raw_text(&mut self, json: &str) {
         self.raw(escape::json(json).as_bytes());
     }

@@ -8,7 +8,7 @@ use tch_checkpoint::retention::{
     Best, Every, EveryNSteps, EveryNStepsClosest, Goal, Latest, RetentionPolicy, Steps, YoungerThan,
 };
 
-/// The retention policies. A checkpoint stays if any of them keeps it.
+/// The retention policies. A checkpoint is kept if any of them keeps it.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Policies {
@@ -21,7 +21,7 @@ pub struct Policies {
     /// Those whose step is a multiple of N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub every_steps: Option<u64>,
-    /// For each multiple of N the one whose step is closest to it
+    /// For each multiple of N, the one whose step is closest to it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub closest: Option<u64>,
     /// One per interval, such as 90s, 30m, 6h or 2d
@@ -30,7 +30,7 @@ pub struct Policies {
     /// Those with these steps, such as 1000,5000
     #[arg(long, value_name = "STEPS", value_delimiter = ',')]
     pub steps: Vec<u64>,
-    /// Those saved less than this long ago, such as 12h
+    /// Those saved less than this duration ago, such as 12h
     #[arg(long, value_name = "AGE", value_parser = duration)]
     pub younger_than: Option<Duration>,
 }
@@ -55,8 +55,8 @@ impl Policies {
 /// Components that only the newest checkpoints keep.
 #[derive(Debug, Args)]
 pub struct Components {
-    /// Keep a component, such as the optimizer, only in the newest N, in those that stay for a resume, and in pinned
-    /// ones; can be given several times
+    /// Keep a component, such as the optimizer, only in the newest N, in those needed to resume, and in pinned ones;
+    /// can be given several times
     #[arg(long = "keep-component", value_name = "NAME=N", value_parser = component)]
     pub keep: Vec<(String, usize)>,
 }

@@ -1,4 +1,4 @@
-//! `ckpt repair`: puts a directory of checkpoints right.
+//! `ckpt repair`: repairs a directory of checkpoints.
 
 use crate::human::text;
 use crate::output::{Exit, Output};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use tch_checkpoint::inspect::{self, Problem, RepairKind, RepairReport, Salvaged};
 use tch_checkpoint::{Error, Location, repository};
 
-/// Sets damaged checkpoints aside, sweeps leftovers, drops links to checkpoints that are gone, and rebuilds the index
+/// Sets damaged checkpoints aside, removes leftovers and links to removed checkpoints, and rebuilds the index
 ///
-/// Every byte is read. Without `--yes`, it only reports what would be done. Damaged checkpoints are renamed, as a manager
-/// does it; nothing of them is removed. Takes the writer's lock for `--yes`.
+/// Every byte is read. Without `--yes`, it only reports what would be done. Damaged checkpoints are renamed, as a
+/// manager does; none of their files are removed. Takes the writer's lock with `--yes`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,8 +33,8 @@ pub struct Repair {
     /// Repair instead of only reporting
     #[arg(long)]
     pub yes: bool,
-    /// Write the intact components of each damaged checkpoint, also of those that were set aside before, as a new
-    /// checkpoint of its name in this directory
+    /// Write the intact components of each damaged checkpoint, including those set aside before, as a new checkpoint of
+    /// the same name to this directory
     #[arg(long, value_name = "OUT")]
     pub salvage: Option<PathBuf>,
 }
@@ -59,7 +59,8 @@ struct Rescue {
 }
 
 impl Rescue {
-    /// Salvages the checkpoint at `path` under the name that it had, and a number if there are several of that name.
+    /// Salvages the checkpoint at `path` under its original name, followed by a number if there are several of that
+    /// name.
     fn salvage(&mut self, path: &Path, to: &Path) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = repository::before_aside(&name).map_or(name.as_str(), |(_, before)| before);
@@ -97,7 +98,7 @@ pub fn run(args: &Repair, out: &mut Output) -> Result<Exit, Error> {
         out.document(&Repaired { report: None, rescue: &rescue });
         return Ok(if rescue.not_salvaged.is_empty() { Exit::Fine } else { Exit::Trouble });
     }
-    // What is salvaged is read before it gets another name.
+    // Checkpoints are salvaged before they are renamed.
     let plan = inspect::repair_plan(&args.directory)?;
     if let Some(to) = &args.salvage {
         let damaged = plan.actions.iter().filter(|action| action.kind == RepairKind::SetAside);

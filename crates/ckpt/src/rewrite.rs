@@ -1,4 +1,4 @@
-//! `ckpt extract`, `rename`, `cast` and `merge`: new checkpoints from old ones, by maps as `ckpt convert` has them.
+//! `ckpt extract`, `rename`, `cast` and `merge`: new checkpoints from old ones, by the maps of `ckpt convert`.
 
 use crate::cli::Destination;
 use crate::convert::{Wanted, open, write};
@@ -36,7 +36,7 @@ pub struct Extract {
 
 /// Writes a checkpoint under other names
 ///
-/// What is not renamed keeps its name.
+/// Everything else keeps its name.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -53,7 +53,7 @@ pub struct Rename {
     /// What to write
     #[arg(value_name = "DEST")]
     pub dest: PathBuf,
-    /// FROM=TO; each `*` in TO stands for what the `*` at the same place in FROM matched
+    /// FROM=TO; each `*` in TO stands for the text that the `*` at the same place in FROM matched
     #[arg(value_name = "FROM=TO", required = true, value_parser = renaming)]
     pub names: Vec<(String, String)>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ pub struct Cast {
     pub destination: Destination,
 }
 
-/// Writes everything that several checkpoints have as one
+/// Writes the content of several checkpoints as one
 ///
 /// No two of them may have the same name: rename it in one of them, or leave it out with `ckpt extract`.
 #[derive(Debug, Args)]

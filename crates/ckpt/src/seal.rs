@@ -1,4 +1,4 @@
-//! `ckpt seal`: digests beside checkpoints of other tools.
+//! `ckpt seal`: writes digests for checkpoints of other tools.
 
 use crate::cli::Seal;
 use crate::human::text;

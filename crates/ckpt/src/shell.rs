@@ -1,4 +1,4 @@
-//! `ckpt completions` and `ckpt man`: what a shell and a manual need.
+//! `ckpt completions` and `ckpt man`: shell completions and manual pages.
 
 use crate::cli::Cli;
 use crate::output::{Exit, Output};
@@ -32,7 +32,7 @@ Exit codes:
   0  written
   2  a page could not be written")]
 pub struct Man {
-    /// The directory for the pages, which is made if it is not there
+    /// The directory for the pages, which is created if necessary
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
 }

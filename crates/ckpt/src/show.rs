@@ -1,4 +1,4 @@
-//! `ckpt show`: what is in a checkpoint.
+//! `ckpt show`: shows the content of a checkpoint.
 
 use crate::cli::Show;
 use crate::human;
@@ -103,7 +103,7 @@ fn print_head(summary: &Summary<'_>, out: &mut Output) {
     out.line("");
 }
 
-/// What the save cost, in a line.
+/// Prints the cost of the save in one line.
 fn cost(figures: &SaveFigures) -> String {
     let [stall, total, waited] = [figures.stall, figures.total, figures.waited];
     let waited = match waited.is_zero() {
@@ -120,7 +120,7 @@ fn cost(figures: &SaveFigures) -> String {
     )
 }
 
-/// How far the elements of another tool's checkpoint can be verified.
+/// Returns how far the elements of another tool's checkpoint can be verified.
 fn verified_by(verified_by: VerifiedBy) -> &'static str {
     match verified_by {
         VerifiedBy::Digest => "a digest per tensor (seal)",

@@ -1,4 +1,4 @@
-//! `ckpt verify`: whether every byte is what was written.
+//! `ckpt verify`: verifies that every byte is what was written.
 
 use crate::cli::Verify;
 use crate::human::{self, text};

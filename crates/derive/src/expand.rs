@@ -1,4 +1,4 @@
-//! From a struct to its implementation of `Trackable`.
+//! Expands a struct to its implementation of `Trackable`.
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Field, LitStr, Member, Result};
 
-/// What the attributes of a field say.
+/// The attributes of a field.
 #[derive(Default)]
 struct Options {
     skip: bool,
@@ -68,7 +68,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         }
         let member = field.ident.clone().map_or_else(|| Member::from(place), Member::from);
         let ty = &field.ty;
-        // With the field's own place in the source: where its type is not `Trackable`, the compiler points at it.
+        // With the field's span, so that the compiler points at the field if its type is not `Trackable`.
         let node = quote_spanned!(ty.span()=> <#ty as ::tch_checkpoint::Trackable>::node(&self.#member));
         let own = match &member {
             Member::Named(ident) => ident.to_string().trim_start_matches("r#").to_string(),

@@ -5,16 +5,18 @@ mod expand;
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
 
-/// Implements `Trackable` for a struct: its fields are tracked under their names, those of a tuple struct under `0`, `1`, …
+/// Implements `Trackable` for a struct: its fields are tracked under their names, those of a tuple struct under `0`,
+/// `1` and so on.
 ///
 /// Attributes of fields:
 ///
-/// * `#[track(skip)]` leaves the field out: configuration, caches, what is tracked elsewhere.
-/// * `#[track(rename = "…")]` tracks it under another name: so that checkpoints stay readable when a field is renamed.
-/// * `#[track(flatten)]` tracks what is in the field as if it were fields of this struct. The field must be a struct that derives
-///   `Trackable`, a list or a map; tracking anything else so is an error.
+/// * `#[track(skip)]` leaves the field out, for configuration, caches, and objects that are tracked elsewhere.
+/// * `#[track(rename = "…")]` tracks it under another name, so that checkpoints remain readable when a field is
+///   renamed.
+/// * `#[track(flatten)]` tracks the content of the field as if it were fields of this struct. The field must be a
+///   struct that derives `Trackable`, a list or a map; anything else is an error when the struct is tracked.
 ///
-/// Every field that is tracked must be `Trackable`. Type parameters may be anything: the bounds are on the fields' types.
+/// Every tracked field must be `Trackable`. Type parameters can be any types: the bounds are on the fields' types.
 ///
 /// ```
 /// use tch_checkpoint::{Checkpoint, Counter, Trackable, Value};
@@ -35,7 +37,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// # Ok::<(), tch_checkpoint::Error>(())
 /// ```
 ///
-/// A field that is not `Trackable` is an error of the compiler that points at it:
+/// A field that is not `Trackable` is a compile error at that field:
 ///
 /// ```compile_fail,E0277
 /// use tch_checkpoint::Trackable;

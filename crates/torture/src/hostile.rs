@@ -93,8 +93,8 @@ pub fn header(bytes: &[u8]) -> Verdict {
     Ok(())
 }
 
-/// As names in a directory of checkpoints, one a line, those of directories with a slash at the end: opening it removes no
-/// more than what carries our marks. And as a name of a component and a path of keys.
+/// Uses the bytes as names in a directory of checkpoints, one per line, those of directories with a slash at the end:
+/// opening it removes only what has our marks. Also uses them as the name of a component and as a path of keys.
 pub fn names(bytes: &[u8]) -> Verdict {
     let text = String::from_utf8_lossy(bytes);
     let usable = |line: &&str| {

@@ -1,5 +1,5 @@
-//! Tests that nothing is lost: the library runs on a simulated disk of which every possible state after a crash is
-//! examined, and under injected faults. This package's tests are short forms; the program `torture` runs them in full
+//! Tests that nothing is lost: the library runs on a simulated disk, of which every possible state after a crash is
+//! examined, and under injected faults. This package's tests are short forms; the program `torture` runs them at full
 //! length.
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 #![deny(unsafe_code)]

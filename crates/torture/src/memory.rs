@@ -33,7 +33,7 @@ impl Memory {
         Memory(Arc::new(Mutex::new(Bytes { bytes, dtype, is_plain: false, version: 0 })))
     }
 
-    /// Returns a tensor that is read where it is, as large ones are.
+    /// Returns a tensor whose memory is read in place, like that of large ones.
     pub(super) fn plain(bytes: Vec<u8>) -> Memory {
         let memory = Memory::new(bytes);
         memory.get().is_plain = true;

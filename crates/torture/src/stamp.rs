@@ -51,7 +51,7 @@ pub fn stamp(directory: &Path, saves: u64, seed: u64, careless: bool) -> Result<
         let waits = random.one_in(3);
         let waited = std::thread::scope(|scope| {
             if random.one_in(2) {
-                // Beside whatever this thread does.
+                // At the same time as this thread's work.
                 scope.spawn(step);
             } else {
                 step();

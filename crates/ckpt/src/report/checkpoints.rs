@@ -1,4 +1,4 @@
-//! The table of checkpoints, and of what is not a whole one.
+//! The table of checkpoints, and of entries that are not valid ones.
 
 use super::html::Html;
 use super::page::time;
@@ -117,7 +117,7 @@ fn states(html: &mut Html, one: &ReportedCheckpoint, has_policies: bool) {
     };
 }
 
-/// Lists what is damaged, aside, unfinished or gone.
+/// Lists entries that are damaged, moved aside, unfinished or gone.
 fn others(html: &mut Html, run: &Run<'_>) {
     let report = run.report;
     html.raw("<h3").attribute("id", format!("others-{}", run.number)).raw(">What else is there, and what is gone");

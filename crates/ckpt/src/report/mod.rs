@@ -39,11 +39,11 @@ pub fn run(args: &Report, out: &mut Output) -> Result<Exit, Error> {
     Ok(Exit::Fine)
 }
 
-/// Replaces the file as a whole, or not at all.
+/// Replaces the file atomically.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |e| Error::io("write", path, e);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // As a file that is simply created: a person may want to show it to others.
+    // With the mode of an ordinary new file, because users may want to share it.
     let mode = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;

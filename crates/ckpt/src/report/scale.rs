@@ -1,4 +1,4 @@
-//! From values to positions, and the ticks of an axis.
+//! Maps values to positions, and computes the ticks of an axis.
 
 /// A range of values on an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,7 +68,7 @@ impl Scale {
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * unit).find(|step| *step >= rough).unwrap_or(rough);
         let first = (self.low / step).ceil();
         let ticks = (0..=2 * count).map(|n| (first + n as f64) * step);
-        // Without -0 and with the digits that a person would write.
+        // Avoids -0 and superfluous digits.
         let ticks = ticks.take_while(|tick| *tick <= self.high * (1.0 + f64::EPSILON)).map(|tick| tick + 0.0);
         ticks.map(|tick| format!("{tick:.12e}").parse().unwrap_or(tick)).collect()
     }

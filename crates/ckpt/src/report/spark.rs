@@ -1,4 +1,4 @@
-//! Very small charts of a tensor over time, all on the same scale, so that the one that leaves it is seen at once.
+//! Very small charts of a tensor over time, all on the same scale, so that outliers stand out.
 
 use super::html::Html;
 use super::scale::thinned;

@@ -35,7 +35,7 @@ pub fn actor_child(directory: &Path, seed: u64) -> io::Result<()> {
     for line in io::stdin().lock().lines() {
         let count: u64 = line?.trim().parse().unwrap_or(0);
         for _ in 0..count {
-            // What another removed meanwhile is no matter.
+            // It does not matter if another process has removed it meanwhile.
             let _ = actor.act();
         }
         actor.look_at_seen();
@@ -57,7 +57,7 @@ struct Actor {
     seen: Vec<(File, PathBuf, Vec<u8>)>,
     /// Files on which it has a lease.
     leases: Vec<File>,
-    /// Where the user may watch what others open.
+    /// Whether the user may watch what other processes open.
     watch: Option<Watch>,
     made: u64,
 }
@@ -89,7 +89,7 @@ impl Actor {
         Ok((directory, path.join(file)))
     }
 
-    /// A new name of the user's own.
+    /// A new name chosen by the user.
     fn mine(&mut self) -> String {
         self.made += 1;
         format!("mine-{}-{}", std::process::id(), self.made)
@@ -145,7 +145,7 @@ impl Actor {
     fn open(&mut self) -> io::Result<()> {
         let (directory, path) = self.file()?;
         let file = File::open(&path)?;
-        // What is being written changes.
+        // Files that are being written change.
         if directory.starts_with(".tmp-") {
             return Ok(());
         }
@@ -197,7 +197,7 @@ impl Actor {
         say("others")?;
         self.leases.clear();
         let saves = 1 + self.random.below(3) as u64;
-        // What was refused was not saved, and that is all that is asked.
+        // A save that failed must not exist; nothing else is required.
         let _ = save_some(&self.run, "other", saves, |step| {
             let _ = say(&format!("saved other {step}"));
         });
@@ -286,7 +286,7 @@ impl Actor {
         fs::remove_file(path)
     }
 
-    /// Renames the directory, and after a moment back.
+    /// Renames the directory, and renames it back after a moment.
     fn rename_directory(&mut self) -> io::Result<()> {
         let aside = self.run.with_extension("aside");
         fs::rename(&self.run, &aside)?;

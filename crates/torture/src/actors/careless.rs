@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch_checkpoint::internal::{Dir, Disk, Entry, Kind, LocalDisk, LockFile, OpenDir, ReadFile, Stat, WriteFile};
 
-/// What is wrong.
+/// The carelessness of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Careless {
     /// A directory is reached by its path at every call, and links are followed.
     ByPath,
-    /// Whatever has a name that is needed is removed.
+    /// Anything that has a required name is removed.
     Overwrites,
 }
 
@@ -22,7 +22,7 @@ impl Careless {
     pub const ALL: [Careless; 2] = [Careless::ByPath, Careless::Overwrites];
 }
 
-/// The operating system's file system, with that wrong.
+/// The operating system's file system, made careless.
 pub(super) fn disk(careless: Option<Careless>) -> Arc<dyn Disk> {
     match careless {
         None => Arc::new(System::default()),

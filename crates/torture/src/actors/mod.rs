@@ -50,7 +50,7 @@ pub struct ActorReport {
 }
 
 const KEEP: usize = 3;
-/// Operations between two looks.
+/// The number of operations between two examinations.
 const BATCH: u64 = 100;
 
 fn setup() -> Setup {
@@ -129,13 +129,13 @@ impl Said {
         self.inodes.retain(|inode| there.contains(inode));
     }
 
-    /// Whether the actor had a hand in what is at `path`, called `name`.
+    /// Returns whether the actor has affected what is at `path`, called `name`.
     fn is_touched(&self, name: &str, path: &Path) -> bool {
         self.touched.contains(name) || self.has_damaged(path)
     }
 }
 
-/// The manager beside the actor.
+/// The manager that runs at the same time as the actor.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Beside {
     /// What is wrong with it, so that something must be found.
@@ -177,7 +177,7 @@ pub fn actors(
                 false => trainer.act(&mut report),
             }
             for line in lines.try_iter() {
-                // The test harness puts its own words before the first.
+                // The test harness prints its own text before the first line.
                 done |= line.ends_with("done");
                 said.take(&line, &mut report);
             }

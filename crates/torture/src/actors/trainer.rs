@@ -123,7 +123,8 @@ impl Trainer {
         if run.is_at(step) { Ok(()) } else { Err(Error::object("checkpoint", reason)) }
     }
 
-    /// How many whole checkpoints of the manager are newer: one that was killed has saved more than it could tell.
+    /// Returns how many valid checkpoints of the manager are newer: a killed process has saved more than it could
+    /// report.
     fn newer(&self, manager: &str, step: u64) -> usize {
         let number = |name: &str| name.strip_prefix(manager)?.strip_prefix('-')?.parse::<u64>().ok();
         let newer = names(&self.root, |name| number(name).is_some_and(|number| number > step));
@@ -133,7 +134,7 @@ impl Trainer {
             .count()
     }
 
-    /// Looks at everything, while the actor does nothing.
+    /// Examines everything while the actor is idle.
     pub(super) fn look(&mut self, said: &mut Said, report: &mut ActorReport) {
         let mut broken = |what: String| report.violations.push(what);
         for path in &said.mine {

@@ -191,7 +191,7 @@ pub(crate) fn empty_disk(setup: &Setup) -> Files {
     disk.files()
 }
 
-/// A run of the program: opens, restores, and saves; marks what it was told. Goes on when a save fails. Returns the
+/// A run of the program: opens, restores, and saves; marks what it was told. Continues if a save fails. Returns the
 /// last step it tried to save, and the first error.
 pub(crate) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, saves: usize) -> (u64, Option<Error>) {
     let run = Run::new(setup);

@@ -1,4 +1,5 @@
-//! A disk that fails: any error at the n-th operation, once or for ever; writes cut short; syncs that lie.
+//! A disk that fails: any error at the n-th operation, once or permanently; short writes; syncs that report success
+//! without effect.
 
 mod disk;
 mod session;
