@@ -1,6 +1,6 @@
-//! Exporting and loading a saved model beside Python's `torch.jit.trace` and `save`, and `torch.jit.load`, of the same
-//! model: `cargo bench --bench saved_model`. Python is `python3` or what `TCH_CHECKPOINT_PYTHON` names; without torch in it
-//! only our half is measured. Every measurement is a process of its own, and they take turns.
+//! Compares exporting and loading a saved model with Python's `torch.jit.trace` and `save`, and `torch.jit.load`, for
+//! the same model: `cargo bench --bench saved_model`. Python is `python3` or the one that `TCH_CHECKPOINT_PYTHON`
+//! names; if it has no torch, only our half is measured. Every measurement is a separate process, and they take turns.
 //!
 //! The model: an embedding, a GRU and a linear layer, 35.5 million float32 parameters (142 MB), input `[batch, length]`.
 
@@ -107,7 +107,7 @@ fn measure_one(measure: &str, dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// A figure of `/proc/self/status`, in bytes.
+/// Returns a figure of `/proc/self/status`, in bytes.
 fn resident(name: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string(PathBuf::from("/proc/self/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;

@@ -1,4 +1,4 @@
-//! The average of the last checkpoints is often better than each of them.
+//! Averages the last checkpoints. The average is often better than each of them.
 //!
 //! ```text
 //! cargo run --release --example average -- checkpoints/average

@@ -1,4 +1,4 @@
-//! The newest checkpoints to go on from, and the best one to use: two policies, and links that lead to them.
+//! Keeps the newest checkpoints to resume from and the best one to use: two policies, and links to them.
 //!
 //! ```text
 //! cargo run --release --example best_and_latest -- checkpoints/best_and_latest
@@ -24,7 +24,7 @@ usage: best_and_latest [DIR]
 fn main() -> Result<(), Box<dyn Error>> {
     let (dir, _) = arguments::directory(USAGE, "checkpoints/best_and_latest", 0);
     tch::manual_seed(1);
-    // So large a rate that the loss goes up and down.
+    // A learning rate so large that the loss oscillates.
     let mut line = Line::new(0.3)?;
     let stopping = EarlyStopping::new(Goal::Minimize).patience(10);
     let checkpoint = Checkpoint::new()
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for explanation in manager.explain() {
         println!("{explanation}");
     }
-    // Back to the best.
+    // Restore the best checkpoint.
     let last = line.validate();
     manager.restore_best("loss", Goal::Minimize)?;
     let best = line.validate();

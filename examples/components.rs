@@ -1,5 +1,5 @@
-//! Each component with a manager and numbered checkpoints of its own: the embedding, the encoder and the decoder of a
-//! model are saved at their own pace, and restored alone.
+//! Gives each component its own manager and numbered checkpoints: the embedding, the encoder and the decoder of a model
+//! are saved at different intervals, and restored separately.
 //!
 //! ```text
 //! cargo run --release --example components -- checkpoints/components
@@ -85,7 +85,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
             .save_every(save_every);
         managers.push(manager.open()?);
     }
-    // A run before this one may have left checkpoints: their numbers continue.
+    // An earlier run may have left checkpoints, whose numbers continue.
     let mut first = 0;
     for manager in &mut managers {
         let restored = manager.restore_or_initialize()?.restored.and_then(|restored| restored.step());
@@ -106,7 +106,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A new model out of the latest checkpoints of its parts.
+/// Builds a new model from the latest checkpoints of its parts.
 fn assemble(dir: &Path) -> Result<(), Box<dyn Error>> {
     let vs = VarStore::new(Device::Cpu);
     let model = Model::new(&vs.root());

@@ -1,4 +1,5 @@
-//! A training that diverges: with only the last 3 checkpoints kept, the healthy ones are still there, and are what it restarts from.
+//! A training run that diverges: although only the last 3 checkpoints are kept, healthy ones still exist, and the run
+//! restarts from the newest of them.
 //!
 //! ```text
 //! cargo run --release --example diverging -- checkpoints/diverging
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if loss.is_finite() && diverged.is_nan() { Ok(()) } else { Err("this should have been otherwise".into()) }
 }
 
-/// Trains with a learning rate that grows by a tenth per step up to `most`.
+/// Trains with a learning rate that grows by 10 % per step up to `most`.
 fn train(dir: &Path, most: f64, steps: usize) -> Result<(StartOutcome, f64), Box<dyn Error>> {
     tch::manual_seed(1);
     let mut line = Line::new(0.01)?;

@@ -1,5 +1,5 @@
-//! Two processes: one trains and saves; this program, started by it, evaluates each checkpoint as it comes. The metrics arrive late,
-//! are written into the checkpoints, and decide what the training keeps.
+//! Two processes: one trains and saves; this program, which it starts, evaluates each new checkpoint. The metrics
+//! arrive late, are written into the checkpoints, and decide which ones the training keeps.
 //!
 //! ```text
 //! cargo run --release --example evaluator -- checkpoints/evaluator
@@ -41,7 +41,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
     tch::manual_seed(1);
     let mut line = Line::new(0.02)?;
     let checkpoint = Checkpoint::new().track("model", Variables::of(&line.vs))?.track("optimizer", &line.optimizer)?;
-    // Those that are not evaluated yet must stay until they are.
+    // Checkpoints must be kept until they are evaluated.
     let mut manager = CheckpointManager::builder(checkpoint, dir)
         .max_to_keep(4)
         .keep(Best::new("validation loss", Goal::Minimize, 1))
@@ -53,7 +53,7 @@ fn train(dir: &Path) -> Result<(), Box<dyn Error>> {
     for _ in 0..100 {
         line.train();
         manager.save_if_due(line.optimizer.steps())?;
-        // So that there is something to evaluate beside.
+        // Slows the training down, so that the evaluator can keep up.
         std::thread::sleep(Duration::from_millis(10));
     }
     manager.close()?;
@@ -71,7 +71,7 @@ fn evaluate(dir: &Path) -> Result<(), Box<dyn Error>> {
     let checkpoints = CheckpointDirectory::new(dir);
     for info in CheckpointWatcher::new(dir).each().timeout(Duration::from_secs(3)) {
         let name = info?.name;
-        // Beside a training that removes checkpoints, one may be gone by now: then the next one is taken.
+        // The training may have removed the checkpoint by now: then continue with the next one.
         match checkpoint.read_with(dir.join(&name), &RestoreOptions::new()) {
             Err(tch_checkpoint::Error::NotFound { .. }) => continue,
             result => drop(result?),

@@ -1,5 +1,5 @@
-//! Fine-tuning: a pre-trained encoder, frozen but for its last layer, under a new decoder for another task. A checkpoint
-//! is complete, and of the frozen layers nothing is written but the first time: their file is linked.
+//! Fine-tuning: a pre-trained encoder, frozen except for its last layer, with a new decoder for another task.
+//! Checkpoints are complete, but the frozen layers are written only the first time; later checkpoints link their file.
 //!
 //! ```text
 //! cargo run --release --example fine_tune -- checkpoints/fine_tune
@@ -25,7 +25,7 @@ usage: fine_tune [DIR]
 
   DIR  where the checkpoints are  [checkpoints/fine_tune]";
 
-/// An encoder of points in the plane, and a decoder with as many outputs as the task has answers.
+/// An encoder of points in the plane, and a decoder with as many outputs as the task has classes.
 struct Model {
     encoder: nn::Sequential,
     decoder: nn::Linear,
@@ -49,12 +49,12 @@ impl Model {
     }
 }
 
-/// Which of 4 rings a point is in: the task of the pre-training.
+/// Returns which of 4 rings a point is in: the task of the pre-training.
 fn ring(points: &Tensor) -> Tensor {
     (points.square().sum_dim_intlist(1, false, Kind::Float).sqrt() * 2.0).clamp(0.0, 3.0).to_kind(Kind::Int64)
 }
 
-/// Whether a point is in an even ring: the new task.
+/// Returns whether a point is in an even ring: the new task.
 fn even(points: &Tensor) -> Tensor {
     ring(points).remainder(2)
 }
@@ -89,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fine_tune(&dir, &pretrained)
 }
 
-/// Trains encoder and decoder on the first task, and saves both; or finds what an earlier run has saved.
+/// Trains encoder and decoder on the first task and saves both, unless an earlier run has done so.
 fn pretrain(dir: &Path) -> Result<Location, Box<dyn Error>> {
     if let Some(path) = latest_checkpoint(dir.join("pretrained"))? {
         println!("pre-trained by an earlier run: {}", path.display());
@@ -108,7 +108,7 @@ fn pretrain(dir: &Path) -> Result<Location, Box<dyn Error>> {
     Ok(path)
 }
 
-/// The encoder comes from the checkpoint; the decoder, which has another shape now, stays new.
+/// The encoder comes from the checkpoint; the decoder, which has another shape now, keeps its initial values.
 fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     let vs = VarStore::new(Device::Cpu);
     let model = Model::new(&vs.root(), 2);
@@ -118,7 +118,7 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
         .track("decoder", Variables::of(&vs).under("decoder"))?
         .track("step", &step)?;
 
-    // Without these permissions the restore is refused, and says which names differ.
+    // Without these exceptions, the restore fails and lists the names that differ.
     if let Err(refusal) = checkpoint.restore(pretrained) {
         println!("as it is: {refusal}");
     }
@@ -146,7 +146,7 @@ fn fine_tune(dir: &Path, pretrained: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Says after each save what it wrote, and what it linked because the last checkpoint has the same.
+/// Prints after each save what it wrote, and what it linked because the last checkpoint has the same file.
 fn report_bytes() -> impl FnMut(&SavedCheckpoint) -> std::io::Result<()> + Send {
     |saved| {
         let SaveFigures { bytes_written: written, bytes_linked: linked, .. } = saved.figures;

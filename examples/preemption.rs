@@ -1,4 +1,5 @@
-//! A training that is asked to end, by a signal or by a limit of its time: it saves, ends, and goes on when it is started again.
+//! A training run that is asked to end, by a signal or a time limit: it saves, ends, and resumes when it is started
+//! again.
 //!
 //! ```text
 //! cargo run --release --example preemption -- checkpoints/preemption 5 &
@@ -35,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let preemption = Preemption::new()
         .after(Duration::try_from_secs_f64(seconds)?)
         .on_signals([Signal::Term, Signal::Usr1])?
-        // If the full state would take longer than what is left, the model alone is saved.
+        // If saving the full state would take longer than the remaining time, only the model is saved.
         .grace(Duration::from_secs(30))
         .save_only(["model"]);
     let mut manager = CheckpointManager::builder(checkpoint, &dir)

@@ -82,6 +82,12 @@ pub(crate) fn prefix(key: &str) -> String {
 }
 
 /// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.
+///
+/// ```
+/// use tch_checkpoint::name;
+/// assert_eq!(name::path("encoder/a%2Fb"), Some(vec!["encoder".to_string(), "a/b".to_string()]));
+/// assert_eq!(name::path("encoder//b"), None);
+/// ```
 #[must_use]
 pub fn path(key: &str) -> Option<Vec<String>> {
     if key.split('/').nth(MAX_NAMES).is_some() {

@@ -53,7 +53,7 @@ pub struct Provenance {
 
 impl Provenance {
     /// Creates a record of the time and the versions.
-    #[expect(clippy::new_without_default, reason = "two of them differ")]
+    #[expect(clippy::new_without_default, reason = "each one records the time of the call")]
     pub fn new() -> Provenance {
         Provenance {
             started_at: Utc::now(),

@@ -377,6 +377,21 @@ impl<'a> IntoIterator for &'a CheckpointReader {
 }
 
 /// The result of verifying a checkpoint.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::{Checkpoint, Counter, verify_checkpoint};
+/// let path = Checkpoint::new().track("step", Counter::new(7))?.write(&dir)?;
+/// assert!(verify_checkpoint(&path).is_intact());
+///
+/// std::fs::write(path.join("manifest.json"), "something else")?;
+/// let verification = verify_checkpoint(&path);
+/// assert!(!verification.is_intact() && verification.problems[0].is_damaged());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 #[must_use = "a checkpoint is intact only if `is_intact` says so"]

@@ -1,4 +1,4 @@
-//! Files of the user's own beside the components: saved, linked when unchanged, copied back verified.
+//! Files of the user in addition to the components: saved, linked when unchanged, copied back verified.
 
 use std::fs;
 use std::io::Write;

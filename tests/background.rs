@@ -1,4 +1,4 @@
-//! Saving behind the training loop: what a user can rely on, with a stand-in for an optimizer.
+//! Background saves: what a user can rely on, with a stand-in for an optimizer.
 
 mod common;
 

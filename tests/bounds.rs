@@ -1,5 +1,5 @@
-//! The bounds of SECURITY.md: what a hostile file can cost. Memory is counted by the allocator; time is limited by work
-//! that is counted, or by a bound far above what the right answer takes.
+//! The bounds of SECURITY.md: the cost of a hostile file. The allocator counts memory; time is limited by counting
+//! work, or by a bound far above the normal duration.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Saves in the background beside everything that may write to a model: what is committed is the state of the call.
+//! Background saves at the same time as everything that may write to a model: the state at the time of the call is
+//! committed.
 
 use std::path::{Path, PathBuf};
 use tch::nn::{self, ModuleT, OptimizerConfig, VarStore};

@@ -1,4 +1,4 @@
-//! What piles up is bounded, what is refused is not saved, and what there is time for in the end is.
+//! Leftovers are bounded, rejected states are not saved, and the last save fits into the remaining time.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! An exported program gives what the live model gives, for all inputs that it takes; what cannot be held is refused.
+//! An exported program returns the outputs of the live model for all inputs that it accepts; what it cannot represent
+//! is an error.
 
 #[path = "common/bits.rs"]
 mod bits;

@@ -1,4 +1,4 @@
-//! What a save costs: returned, passed to `on_saved`, and recorded in the manifest.
+//! The cost of a save: returned, passed to `on_saved`, and recorded in the manifest.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Checkpoints with values that are not finite: noted, kept apart from the healthy ones, and not what a run restarts from.
+//! Checkpoints with values that are not finite: recorded, distinguished from healthy ones, and not used by restarts.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Maps applied backwards: what was taken over from another tool is given back, bit for bit.
+//! Maps applied backwards: layers that were imported from another tool are returned to it, bit for bit.
 #![cfg(all(feature = "tensorflow", feature = "keras"))]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What a program records about its run and about a save, read before there is a model.
+//! Metadata of a run and of a save, read before the model is built.
 
 mod common;
 

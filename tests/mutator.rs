@@ -511,7 +511,7 @@ fn every_save_is_the_state_of_the_call_or_an_error() {
     tell("every writer", &held);
     assert!(held.values().all(|counts| counts.wrong == 0));
 
-    // The same without a net: what libtorch makes wait has never written too early.
+    // The same without detection: writers that libtorch makes wait never write too early.
     let (saves, limit) = length(20);
     let unwatched = run(&everyone, saves, limit, seed() + 4, Others::Wait);
     tell("every writer, without detection", &unwatched);

@@ -1,4 +1,5 @@
-//! What is there counts: numbers, going back, marks, other runs and other programs in the directory of a manager.
+//! Numbers, going back, marks, other runs and other programs in the directory of a manager: the entries of the
+//! directory decide.
 
 mod common;
 

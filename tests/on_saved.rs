@@ -1,4 +1,4 @@
-//! What is called after a checkpoint is durable.
+//! Functions that are called after a checkpoint is durable.
 
 mod common;
 

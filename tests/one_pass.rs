@@ -1,5 +1,5 @@
-//! The start of a run reads every byte once. What is found damaged while it is read was put into objects already: an
-//! older checkpoint overwrites that, or nothing is saved.
+//! The start of a run reads every byte once. Damage that is found while reading may already be in objects: an older
+//! checkpoint overwrites them, or nothing is saved.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Nothing outside a checkpoint's directory is read or written, and nothing in it that is no regular file.
+//! Nothing outside a checkpoint's directory is read or written, and nothing in it except regular files.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Reading a checkpoint beside a writer that removes it, and what verifying one says.
+//! Reading a checkpoint while a writer removes it, and the results of verification.
 
 mod common;
 

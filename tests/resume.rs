@@ -1,4 +1,4 @@
-//! The promise of the README: a training that is killed at random moments and started again ends in the same bits as
+//! The promise of the README: a training that is killed at random moments and started again ends with the same bits as
 //! one that is not. The real example, real processes, `kill -9`.
 
 #[path = "common/example.rs"]

@@ -1,4 +1,4 @@
-//! A component that did not change is one file in several checkpoints: what that must never cost.
+//! A component that did not change is one file in several checkpoints, which must never lose data.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! How a run starts beside others, how an evaluator follows it, and steps and metrics of any save.
+//! How a run starts from others, how an evaluator follows it, and steps and metrics of any save.
 
 mod common;
 

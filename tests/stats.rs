@@ -1,4 +1,4 @@
-//! `inspect::tensor_stats` and `Target::stats`, compared with sums that are as plain as can be.
+//! `inspect::tensor_stats` and `Target::stats`, compared with straightforward sums.
 
 mod common;
 

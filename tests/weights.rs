@@ -1,4 +1,4 @@
-//! Copies of the weights alone, and links to checkpoints.
+//! Exports of weights, and links to checkpoints.
 
 mod common;
 

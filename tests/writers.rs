@@ -1,5 +1,5 @@
-//! Writers that know nothing of saves: libtorch makes them wait, so that a save in the background is the state of the
-//! call without any detection.
+//! Writers that do not know about saves: libtorch makes them wait, so that a background save has the state at the time
+//! of the call without any detection.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,10 +1,10 @@
-//! The command line of the small examples: `[DIR]`, then what the example takes beyond it.
+//! The command line of the small examples: `[DIR]`, then further arguments of the example.
 
 use std::path::PathBuf;
 use std::process::exit;
 
-/// The directory, and the arguments after it. Prints `usage` and ends the program for `--help`; an unknown option, and
-/// an argument more than `most`, are errors.
+/// Returns the directory, and the arguments after it. Prints `usage` and ends the program for `--help`; an unknown
+/// option, or more than `most` arguments, is an error.
 pub fn directory(usage: &str, default: &str, most: usize) -> (PathBuf, Vec<String>) {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {

@@ -24,7 +24,7 @@ impl Line {
         (self.layer.forward(points) - wanted).square().mean(Kind::Float)
     }
 
-    /// One step on random points. Returns the loss.
+    /// Makes one step on random points. Returns the loss.
     pub fn train(&mut self) -> f64 {
         let points = Tensor::randn([16, 3], (Kind::Float, Device::Cpu));
         let loss = self.loss(&points, 0.5);
@@ -32,7 +32,7 @@ impl Line {
         loss.double_value(&[])
     }
 
-    /// The loss on points that are always the same, without noise.
+    /// Returns the loss on a fixed set of points, without noise.
     pub fn validate(&self) -> f64 {
         let points = Tensor::arange(300, (Kind::Float, Device::Cpu)).sin().view([100, 3]);
         tch::no_grad(|| self.loss(&points, 0.0)).double_value(&[])

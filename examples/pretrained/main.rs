@@ -1,7 +1,7 @@
-//! Starts from an encoder that was trained in PyTorch, under a decoder that is new, and gives PyTorch the result.
+//! Starts from an encoder that was trained in PyTorch, with a new decoder, and exports the result to PyTorch.
 //!
-//! `encoder.pt` has an embedding and a GRU that learned in PyTorch to foretell the next letter of a word
-//! (`make_encoder.py`). Here they learn, under a new linear layer, how many syllables a word has.
+//! `encoder.pt` has an embedding and a GRU that learned in PyTorch to predict the next letter of a word
+//! (`make_encoder.py`). Here they learn, with a new linear layer, how many syllables a word has.
 //!
 //! ```text
 //! cargo run --release --example pretrained -- checkpoints/pretrained
@@ -49,7 +49,7 @@ impl Model {
         }
     }
 
-    /// `[words, letters]`, and the place of each word's last letter, `[words]` → `[words, CLASSES]`.
+    /// Maps `[words, letters]`, and the position of each word's last letter, `[words]`, to `[words, CLASSES]`.
     fn forward(&self, letters: &Tensor, last: &Tensor) -> Tensor {
         let (states, _) = self.rnn.seq(&self.embedding.forward(letters));
         let last = last.view([-1, 1, 1]).expand([-1, 1, states.size()[2]], false);
@@ -65,7 +65,7 @@ struct Words {
 }
 
 impl Words {
-    /// Every twentieth word of the dictionary, or all others.
+    /// Returns every twentieth word of the dictionary, or all others.
     fn load(held_out: bool) -> Words {
         let entries = DICTIONARY.lines().filter_map(|line| line.split_once(' ')).enumerate();
         let entries: Vec<(&str, &str)> =
@@ -113,7 +113,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let step = Counter::new(0);
     let checkpoint = Checkpoint::new().track("model", &vs)?.track("optimizer", &optimizer)?.track("step", &step)?;
 
-    // Only where there is nothing to resume: the encoder of the file, by its names below `encoder`.
+    // If there is nothing to resume, the encoder comes from the file, under its names below `encoder`.
     let encoder = RestoreOptions::new()
         .map(NameMap::new().add_prefix("model/encoder."))
         .allow_missing("model/decoder.*")
@@ -148,7 +148,7 @@ fn told(start: &StartOutcome, step: u64) {
     }
 }
 
-/// Writes a `state_dict` with the names of the modules. An export that is there is replaced.
+/// Writes a `state_dict` with the names of the modules. Replaces an existing export.
 fn export(checkpoint: &Path, path: &Path) -> Result<(), Box<dyn Error>> {
     let source = interop::open(checkpoint)?;
     pytorch::write(&*source, path, &pytorch::WriteOptions::default().only("model"))?;

@@ -25,7 +25,7 @@ usage: pronounce [--dir DIR] [--steps N] [--save-every M] [--max-to-keep K] [--s
   --grace S         seconds until SIGTERM is followed by SIGKILL   [30]
   --time-limit S    save and stop after so many seconds            [none]";
 
-/// Does what the command line says. Returns the exit code.
+/// Runs the command line. Returns the exit code.
 pub fn run(program: impl FnOnce(&Args) -> Result<(), Box<dyn Error>>) -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.peek().is_some_and(|argument| argument == "--help" || argument == "-h") {
@@ -48,7 +48,7 @@ pub fn run(program: impl FnOnce(&Args) -> Result<(), Box<dyn Error>>) -> ExitCod
     }
 }
 
-/// What the command line says, or the defaults.
+/// The values from the command line, or the defaults.
 pub struct Args {
     pub dir: PathBuf,
     pub steps: u64,
@@ -64,7 +64,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Reads the arguments, without the program's name. The error says what is wrong with them.
+    /// Parses the arguments, without the program's name. The error describes what is wrong with them.
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut args = Self {
             dir: "checkpoints/pronounce".into(),

@@ -1,6 +1,6 @@
-//! Letters to phonemes: an encoder-decoder that learns from the CMU Pronouncing Dictionary how English
-//! words are pronounced. Kill it whenever you like: it continues from its last checkpoint and ends with
-//! the very bits that it would have had without the interruption.
+//! Letters to phonemes: an encoder-decoder that learns from the CMU Pronouncing Dictionary how English words are
+//! pronounced. Kill it at any time: it resumes from its last checkpoint, and its result is bit-identical to that of a
+//! run without interruption.
 //!
 //! ```text
 //! cargo run --release --example pronounce -- --dir checkpoints/pronounce
@@ -31,8 +31,8 @@ fn main() -> ExitCode {
 }
 
 fn train(args: &Args) -> Result<(), Box<dyn Error>> {
-    // In how many parts libtorch sums up depends on the number of threads: with one, the bits do not depend on how
-    // many cores there are. A model this small gains little from more.
+    // How libtorch divides sums depends on the number of threads: with one, the bits do not depend on the number of
+    // cores. A model this small gains little from more.
     tch::set_num_threads(1);
     tch::manual_seed(args.seed);
     let device = Device::cuda_if_available();
@@ -43,7 +43,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
     let mut optimizer = optim::Adam::default().build(&vs, 0.0)?;
     let mut ema = Ema::new(&vs, 0.999)?.warm_up();
     let mut batches = Batches::new(words.train.len(), args.batch)?.shuffle(args.seed as u64);
-    // Not a function of how many steps the run is to have, so that a finished run can be given more.
+    // Independent of the total number of steps, so that a finished run can be extended.
     let schedule = Schedule::cosine(0.002, 1e-4, 20_000).warm_up(200, 0.0);
     let plateau = ReduceOnPlateau::new(1.0, Goal::Minimize).factor(0.5).patience(3).min_lr(0.05);
     let stopping = EarlyStopping::new(Goal::Minimize).patience(args.patience);
@@ -60,7 +60,7 @@ fn train(args: &Args) -> Result<(), Box<dyn Error>> {
         .track("stopping", &stopping)?
         .track("step", &step)?
         .track("rng", Rng::global())?;
-    // SIGTERM, or the end of the time limit: saves the step that is done, and stops.
+    // After SIGTERM or the time limit, saves the completed step and stops.
     let mut preemption = Preemption::new().grace(Duration::from_secs(args.grace)).on_signals([Signal::Term])?;
     if let Some(limit) = args.time_limit {
         preemption = preemption.after(Duration::from_secs(limit));

@@ -1,16 +1,16 @@
 //! The model: an encoder-decoder with attention, from letters to phonemes.
 //!
-//! Each of its three components has the variables under its own name (`embedding`, `encoder`,
-//! `decoder`), so that each can be saved and restored apart.
+//! Each of its three components has its variables under its own name (`embedding`, `encoder`, `decoder`), so that each
+//! can be saved and restored separately.
 
 use tch::nn::{self, GRUState, Init, Module, RNN};
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
 use crate::words::{Batch, END, LETTERS, PAD, START, Word};
 
-/// The probability with which training drops a value.
+/// The dropout probability.
 const DROPOUT: f64 = 0.1;
-/// How many more phonemes than letters a prediction may have.
+/// The maximum number of phonemes of a prediction beyond the number of letters.
 const EXTRA_PHONEMES: usize = 4;
 
 /// Letters to phonemes.
@@ -33,8 +33,8 @@ impl Pronouncer {
         }
     }
 
-    /// The mean cross-entropy of the batch's phonemes in nats, a scalar, with teacher forcing: to
-    /// predict a phoneme, the decoder is given the true ones before it. Drops values at random.
+    /// Returns the mean cross-entropy of the batch's phonemes in nats, a scalar, with teacher forcing: to predict a
+    /// phoneme, the decoder is given the true ones before it. Applies dropout.
     pub fn loss(&self, batch: &Batch) -> Tensor {
         let (memory, state) = self.encode(&batch.letters, &batch.lengths, true);
         let (logits, _) = self.decoder.forward(&batch.decoder_input, &memory, &state, true);
@@ -47,7 +47,7 @@ impl Pronouncer {
         )
     }
 
-    /// The phonemes of each word, the likeliest one at each place (greedy decoding).
+    /// Returns the phonemes of each word, the likeliest one at each position (greedy decoding).
     pub fn predict(&self, words: &[&Word]) -> Result<Vec<Vec<i64>>, TchError> {
         let mut longest_first: Vec<_> = (0..words.len()).collect();
         longest_first.sort_by_key(|&i| std::cmp::Reverse(words[i].letters.len()));
@@ -106,7 +106,7 @@ pub struct Memory {
 
 /// A bidirectional GRU over the letters.
 pub struct Encoder {
-    /// Of the forward, then of the backward direction, in the order that libtorch wants.
+    /// The weights of the forward, then of the backward direction, in libtorch's order.
     weights: Vec<Tensor>,
     hidden_per_direction: i64,
 }
@@ -114,8 +114,8 @@ pub struct Encoder {
 impl Encoder {
     /// Half of the `hidden` outputs come from each direction.
     ///
-    /// `tch::nn::gru` would run the backward direction over the padding first, so this one holds the
-    /// weights itself, under PyTorch's names, and hands libtorch a packed sequence, which has none.
+    /// `tch::nn::gru` would run the backward direction over the padding first, so this one holds the weights itself,
+    /// under PyTorch's names, and passes a packed sequence, which has no padding, to libtorch.
     fn new(path: &nn::Path, input: i64, hidden: i64) -> Self {
         let half = hidden / 2;
         let bound = 1.0 / (half as f64).sqrt(); // PyTorch's default
@@ -130,9 +130,8 @@ impl Encoder {
         Self { weights, hidden_per_direction: half }
     }
 
-    /// From `[words, letters, input]`, the longest word first, to the outputs
-    /// `[words, letters, hidden]`, zero in the padding, and the last states `[words, hidden]`: at the
-    /// last letter forward, at the first letter backward.
+    /// Maps `[words, letters, input]`, the longest word first, to the outputs `[words, letters, hidden]`, zero in the
+    /// padding, and the last states `[words, hidden]`: at the last letter forward, at the first letter backward.
     pub fn forward(&self, embedded: &Tensor, lengths: &Tensor) -> (Tensor, Tensor) {
         let (words, letters) = (embedded.size()[0], embedded.size()[1]);
         let start = Tensor::zeros([2, words, self.hidden_per_direction], (embedded.kind(), embedded.device()));
@@ -143,14 +142,14 @@ impl Encoder {
     }
 }
 
-/// A GRU over the phonemes said so far, whose outputs attend to the letters: global attention with the
-/// "general" score (Luong, Pham and Manning 2015).
+/// A GRU over the phonemes so far, whose outputs attend to the letters: global attention with the "general" score
+/// (Luong, Pham and Manning 2015).
 pub struct Decoder {
     embedding: nn::Embedding,
     /// From the encoder's last states to the first state here.
     bridge: nn::Linear,
     gru: nn::GRU,
-    /// From an output to what it asks the letters for.
+    /// Maps an output to its attention query.
     query: nn::Linear,
     /// From the letters found and the output, side by side, to the attentional output.
     combine: nn::Linear,
@@ -174,8 +173,8 @@ impl Decoder {
         GRUState(encoder_state.apply(&self.bridge).tanh().unsqueeze(0))
     }
 
-    /// From phonemes, `[words, phonemes]`, to the logits of the one after each of them,
-    /// `[words, phonemes, alphabet]`, and the state after the last.
+    /// Maps phonemes, `[words, phonemes]`, to the logits of the one after each of them, `[words, phonemes, alphabet]`,
+    /// and the state after the last.
     pub fn forward(&self, phonemes: &Tensor, memory: &Memory, state: &GRUState, train: bool) -> (Tensor, GRUState) {
         let embedded = self.embedding.forward(phonemes).dropout(DROPOUT, train);
         let (outputs, state) = self.gru.seq_init(&embedded, state);

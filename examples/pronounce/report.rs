@@ -1,4 +1,4 @@
-//! What the run shows: the phoneme error rate, the progress line, the loss log and a few samples.
+//! The output of a run: the phoneme error rate, the progress line, the loss log and a few samples.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
@@ -22,7 +22,7 @@ pub fn phoneme_error_rate(model: &Pronouncer, words: &Words) -> Result<f64, TchE
     Ok(errors as f64 / phonemes as f64)
 }
 
-/// How many insertions, deletions and substitutions make `a` into `b`.
+/// Returns the number of insertions, deletions and substitutions that turn `a` into `b`.
 fn edit_distance(a: &[i64], b: &[i64]) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {
@@ -37,7 +37,7 @@ fn edit_distance(a: &[i64], b: &[i64]) -> usize {
     row[b.len()]
 }
 
-/// Says where the run starts: at a checkpoint, or afresh.
+/// Prints where the run starts: at a checkpoint, or from scratch.
 pub fn started(started: &StartOutcome) {
     for damaged in &started.passed_over {
         eprintln!("passed over {}: {}", damaged.path.display(), damaged.reason);
@@ -48,7 +48,7 @@ pub fn started(started: &StartOutcome) {
     }
 }
 
-/// Says why the training ended before its last step, if it did, and when it was best.
+/// Prints why the training ended before its last step, if it did, and when it was best.
 pub fn stopped(stopping: &EarlyStopping) {
     if stopping.stop().is_stop() {
         println!("stopped early: {:?}", stopping.stop());
@@ -58,7 +58,7 @@ pub fn stopped(stopping: &EarlyStopping) {
     }
 }
 
-/// Prints some held-out words, how the model says them, and where the dictionary disagrees.
+/// Prints some held-out words, the model's pronunciations, and those of the dictionary where they differ.
 pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> {
     let samples: Vec<_> = words.held_out.iter().step_by(150).collect();
     println!("\nWords it never saw:");
@@ -73,17 +73,16 @@ pub fn print_samples(model: &Pronouncer, words: &Words) -> Result<(), TchError> 
     Ok(())
 }
 
-/// One line on the screen, rewritten several times a second; where the output is not a terminal, one
-/// line a save.
+/// One line on the screen, updated several times per second; if the output is not a terminal, one line per save.
 pub struct Progress {
     terminal: bool,
     first_step: u64,
     steps: u64,
     started: Instant,
     shown: Instant,
-    /// A running mean of the loss, for show.
+    /// A running mean of the loss, for display.
     loss: Option<f64>,
-    /// Of the averaged model, when it was saved last.
+    /// The error rate of the averaged model at the last save.
     error_rate: Option<f64>,
 }
 
@@ -101,17 +100,17 @@ impl Progress {
         Self { terminal, first_step: step, steps, started: now, shown: now, loss: None, error_rate: None }
     }
 
-    /// To be called after every step, with its loss.
+    /// Must be called after every step, with its loss.
     pub fn step(&mut self, step: u64, loss: f64) {
         self.loss = Some(self.loss.map_or(loss, |mean| 0.98 * mean + 0.02 * loss));
         if self.terminal && self.shown.elapsed() >= Duration::from_millis(200) {
             self.shown = Instant::now();
             print!("\r{}\x1b[K", self.line(step));
-            let _ = std::io::stdout().flush(); // a screen that cannot be written to is no reason to stop
+            let _ = std::io::stdout().flush(); // an error on the screen is no reason to stop
         }
     }
 
-    /// To be called after every save, with the error rate of what was saved.
+    /// Must be called after every save, with the error rate of the saved model.
     pub fn saved(&mut self, checkpoint: &Path, step: u64, error_rate: f64) {
         self.error_rate = Some(error_rate);
         let (begin, end) = if self.terminal { ("\r", "\x1b[K") } else { ("", "") };
@@ -130,7 +129,7 @@ impl Progress {
     }
 }
 
-/// A file with one JSON object a step, `{"step":1,"loss":3.7}`, to which runs append.
+/// A file with one JSON object per step, `{"step":1,"loss":3.7}`, to which runs append.
 pub struct LossLog {
     file: File,
     path: PathBuf,
@@ -144,7 +143,7 @@ impl LossLog {
         }
     }
 
-    /// Writes one step, in one piece: nothing of it waits in this process.
+    /// Writes one step with a single call, so that nothing is buffered in this process.
     pub fn write(&mut self, step: u64, loss: f64) -> Result<(), String> {
         // `{:?}` prints the shortest digits from which the very same number is read back.
         let line = format!("{{\"step\":{step},\"loss\":{loss:?}}}\n");

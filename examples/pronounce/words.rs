@@ -1,4 +1,4 @@
-//! The data: words and how they are pronounced, the held-out split, and padded batches.
+//! The data: words and their pronunciations, the held-out split, and padded batches.
 
 use std::collections::BTreeSet;
 
@@ -7,15 +7,15 @@ use tch::{Device, Tensor};
 /// A subset of the CMU Pronouncing Dictionary; `data/README.md` says how it was chosen.
 const DICTIONARY: &str = include_str!("data/cmudict-subset.dict");
 
-/// Fills up the shorter words of a batch. Both alphabets, of letters and of phonemes, have it.
+/// The padding of the shorter words of a batch, in both alphabets, of letters and of phonemes.
 pub const PAD: i64 = 0;
-/// The phoneme that the decoder is given to start with.
+/// The phoneme with which the decoder starts a word.
 pub const START: i64 = 1;
 /// The phoneme with which the decoder ends a word.
 pub const END: i64 = 2;
-/// Where the phonemes proper start.
+/// The first number of an actual phoneme.
 const FIRST_PHONEME: i64 = 3;
-/// How many letters there are, padding included: `a` is 1 and `z` is 26.
+/// The number of letters, including padding: `a` is 1 and `z` is 26.
 pub const LETTERS: i64 = 27;
 
 /// One entry of the dictionary.
@@ -27,11 +27,11 @@ pub struct Word {
     pub phonemes: Vec<i64>,
 }
 
-/// All words, in two parts: one to learn from, the other only to measure with.
+/// All words, in two parts: one for training, the other for evaluation.
 pub struct Words {
     pub train: Vec<Word>,
     pub held_out: Vec<Word>,
-    /// The names of the phonemes proper, sorted. Stress is left out: `AH0`, `AH1` and `AH2` are `AH`.
+    /// The names of the actual phonemes, sorted. Stress is left out: `AH0`, `AH1` and `AH2` are `AH`.
     phoneme_names: Vec<&'static str>,
 }
 
@@ -57,12 +57,12 @@ impl Words {
         Self { train, held_out, phoneme_names }
     }
 
-    /// How many phonemes there are, padding, [`START`] and [`END`] included.
+    /// Returns the number of phonemes, including padding, [`START`] and [`END`].
     pub fn phoneme_count(&self) -> i64 {
         FIRST_PHONEME + self.phoneme_names.len() as i64
     }
 
-    /// The training words at these positions.
+    /// Returns the training words at these positions.
     pub fn batch(&self, positions: &[usize], device: Device) -> Batch {
         let mut words: Vec<_> = positions.iter().map(|&position| &self.train[position]).collect();
         words.sort_by_key(|word| std::cmp::Reverse(word.letters.len()));
@@ -81,16 +81,16 @@ impl Words {
 pub struct Batch {
     /// Letters, `[words, longest spelling]`.
     pub letters: Tensor,
-    /// How many letters each word has, `[words]`, always on the CPU.
+    /// The number of letters of each word, `[words]`, always on the CPU.
     pub lengths: Tensor,
-    /// What the decoder is given, `[words, longest pronunciation + 1]`: [`START`], then the phonemes.
+    /// The input of the decoder, `[words, longest pronunciation + 1]`: [`START`], then the phonemes.
     pub decoder_input: Tensor,
-    /// What the decoder should answer, of the same shape: the phonemes, then [`END`].
+    /// The expected output of the decoder, of the same shape: the phonemes, then [`END`].
     pub target: Tensor,
 }
 
 impl Batch {
-    /// Pads `words`, which must be sorted by falling number of letters.
+    /// Pads `words`, which must be sorted by descending number of letters.
     pub fn new(words: &[&Word], device: Device) -> Self {
         let lengths: Vec<_> = words.iter().map(|word| word.letters.len() as i64).collect();
         let with_start = |word: &&Word| [&[START], word.phonemes.as_slice()].concat();
@@ -104,7 +104,7 @@ impl Batch {
     }
 }
 
-/// The rows under each other, the shorter ones filled up with [`PAD`].
+/// Stacks the rows, and pads the shorter ones with [`PAD`].
 fn padded(mut rows: Vec<Vec<i64>>, device: Device) -> Tensor {
     let width = rows.iter().map(Vec::len).max().unwrap_or(0);
     for row in &mut rows {

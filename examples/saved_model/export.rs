@@ -1,5 +1,5 @@
-//! Trains `pronounce` for a little and exports it: whole, and its parts alone. `run.rs` loads what this writes, and knows
-//! nothing of the model.
+//! Trains `pronounce` briefly and exports it: the complete model, and its parts separately. `run.rs` loads the result
+//! without the model's code.
 //!
 //! ```text
 //! cargo run --release --example saved_model -- checkpoints/saved_model
@@ -58,10 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .track("decoder", Variables::of(&vs).under("decoder"))?
         .track("optimizer", &optimizer)?
         .track("step", &step)?;
-    // The examples differ in how many words there are, how long the longest is, and how many phonemes.
+    // The examples differ in the number of words, the length of the longest one, and the number of phonemes.
     let examples = [3, 5, 8].map(|n| Example::new(&model, &words, n));
     let phonemes: Vec<String> = (0..words.phoneme_count()).map(|phoneme| words.spell(&[phoneme])).collect();
-    // What the model's own code says, for comparison.
+    // The outputs of the model's own code, for comparison.
     let some: Vec<&Word> = words.held_out.iter().step_by(90).collect();
     let predicted = model.predict(&some)?;
     let pronounced: serde_json::Map<_, _> = some
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     export_parts(&dir, &vs, &model, &examples)
 }
 
-/// Inputs of every part, of one batch.
+/// Returns the inputs of every part for one batch.
 struct Example {
     batch: Batch,
     embedded: Tensor,
@@ -92,7 +92,7 @@ struct Example {
 }
 
 impl Example {
-    /// A batch of `n` words that no other example has.
+    /// Returns a batch of `n` words that no other example has.
     fn new(model: &Pronouncer, words: &Words, n: usize) -> Example {
         let mut words: Vec<&Word> = words.held_out.iter().skip(17 * n).step_by(23).take(n).collect();
         words.sort_by_key(|word| std::cmp::Reverse(word.letters.len()));
@@ -105,7 +105,7 @@ impl Example {
     }
 }
 
-/// The whole, which is given the true phonemes; and its two halves, for pronouncing a word phoneme by phoneme.
+/// The complete model, which is given the true phonemes; and its two halves, for pronouncing a word phoneme by phoneme.
 fn signatures<'a>(model: &'a Pronouncer, examples: &'a [Example]) -> [SignatureDef<'a>; 3] {
     let forward = SignatureDef::new("forward", |x| {
         let (memory, state) = model.encode(&x[0], &x[1], false);
@@ -126,7 +126,8 @@ fn signatures<'a>(model: &'a Pronouncer, examples: &'a [Example]) -> [SignatureD
     [forward, encode, with_examples(decode_step, examples)]
 }
 
-/// One step of the decoder, or several at once: phonemes in, logits of the next ones out. It takes what `encode` gives.
+/// One step of the decoder, or several at once: maps phonemes to the logits of the next ones. Takes the outputs of
+/// `encode`.
 fn decoder(model: &Pronouncer) -> SignatureDef<'_> {
     SignatureDef::new("decode_step", |x| {
         let memory = Memory { outputs: x[1].shallow_clone(), padding: x[2].shallow_clone() };
@@ -144,7 +145,7 @@ fn with_examples<'a>(decoder: SignatureDef<'a>, examples: &[Example]) -> Signatu
     })
 }
 
-/// Each component in a saved model of its own, with its own variables only.
+/// Exports each component as a separate saved model with only its own variables.
 fn export_parts(dir: &Path, vs: &VarStore, model: &Pronouncer, examples: &[Example]) -> Result<(), Box<dyn Error>> {
     let embed = SignatureDef::new("forward", |x| vec![model.embedding.forward(&x[0])]);
     let mut embed = embed.inputs(["letters"]).outputs(["embedded"]);

@@ -1,4 +1,5 @@
-//! Pronounces words with a model whose code is not here: it is all in the saved model that `export.rs` wrote.
+//! Pronounces words with a model whose code is not in this program: everything is in the saved model that `export.rs`
+//! wrote.
 //!
 //! ```text
 //! cargo run --release --example saved_model_run -- checkpoints/saved_model pronounce libtorch
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     put_together(&dir)
 }
 
-/// Greedy decoding: encode the word once, then always take the likeliest next phoneme.
+/// Greedy decoding: encodes the word once, then always takes the likeliest next phoneme.
 fn pronounce(model: &SavedModel, word: &str) -> Result<String, Box<dyn Error>> {
     let letters: Vec<i64> =
         word.to_lowercase().bytes().filter(u8::is_ascii_lowercase).map(|letter| i64::from(letter - b'a') + 1).collect();
@@ -69,7 +70,7 @@ fn pronounce(model: &SavedModel, word: &str) -> Result<String, Box<dyn Error>> {
     Ok(phonemes.join(" "))
 }
 
-/// The parts, each from a saved model of its own: what one gives, the next takes.
+/// Runs the parts, each from a separate saved model: the outputs of one are the inputs of the next.
 fn put_together(dir: &Path) -> Result<(), Box<dyn Error>> {
     let load = |part: &str| SavedModel::load(dir.join(part), Device::Cpu);
     let (embedding, encoder, decoder) = (load("embedding")?, load("encoder")?, load("decoder")?);

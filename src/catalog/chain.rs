@@ -265,7 +265,7 @@ mod tests {
     fn what_is_looked_up_is_what_looking_finds() {
         let mut state = 7u64;
         let mut random = |below: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
         for _ in 0..3000 {

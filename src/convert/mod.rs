@@ -129,6 +129,19 @@ impl ConvertOptions {
 /// # Errors
 /// As for [`convert`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the options of a format do not fit the
 /// source.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::convert::{ConvertOptions, Format, convert_with};
+/// use tch_checkpoint::interop;
+/// let source = interop::open("checkpoints/run/ckpt-900")?;
+/// let written = convert_with(&*source, "model.safetensors", Format::Safetensors, &ConvertOptions::default().replace(true))?;
+/// for (key, reason) in &written.left_out {
+///     println!("{key} is left out: {reason}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[cfg_attr(not(feature = "pytorch"), allow(unused_variables, reason = "no format has any"))]
 pub fn convert_with(
     source: &dyn TensorSource,

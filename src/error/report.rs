@@ -6,6 +6,23 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// The tracked objects and saved values, grouped by whether they matched.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::{Checkpoint, Counter, Error, RestoreOptions};
+/// let path = Checkpoint::new().track("step", Counter::new(7))?.write(&dir)?;
+/// let mut checkpoint = Checkpoint::new().track("steps", Counter::new(0))?;
+/// let Err(Error::Mismatch { report, .. }) = checkpoint.restore(&path) else { panic!("the names differ") };
+/// assert_eq!((&*report.missing, &*report.unused), (&["steps".to_string()][..], &["step".to_string()][..]));
+/// assert_eq!(report.nearest["steps"], ["step"]);
+///
+/// let status = checkpoint.restore_with(&path, &RestoreOptions::new().allow_missing("steps"))?;
+/// assert_eq!(status.report().skipped[0].key, "steps");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RestoreReport {

@@ -160,6 +160,21 @@ pub enum DiffSide<'a> {
 ///
 /// # Errors
 /// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path();
+/// use tch_checkpoint::inspect::{DiffKind, Target, diff};
+/// use tch_checkpoint::{Checkpoint, Counter};
+/// let write = |step, name| Checkpoint::new().track("step", Counter::new(step))?.write(dir.join(name));
+/// let (a, b) = (Target::open(&write(1, "a")?)?, Target::open(&write(2, "b")?)?);
+/// let diff = diff(&a, &b)?;
+/// assert!(!diff.equal);
+/// assert_eq!((&*diff.differences[0].key, diff.differences[0].kind), ("step", DiffKind::Value));
+/// # Ok(())
+/// # }
+/// ```
 pub fn diff<'a>(a: &'a Target, b: &'a Target) -> Result<Diff<'a>> {
     diff_as(a, a.source(), b)
 }

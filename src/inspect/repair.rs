@@ -86,6 +86,17 @@ impl RepairReport {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if `path` is a checkpoint; [`Error::NotFound`], [`Error::Io`].
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::inspect;
+/// let plan = inspect::repair_plan("checkpoints/run")?;
+/// for action in &plan.actions {
+///     println!("{:?} {}: {}", action.kind, action.path, action.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub fn repair_plan(path: impl Into<Location>) -> Result<RepairReport> {
     let path = path.into();
     let directory = open(&path)?;

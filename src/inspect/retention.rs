@@ -130,6 +130,17 @@ impl NoteState {
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is none; otherwise as for [`CheckpointDirectory::latest`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::{Checkpoint, Counter, inspect};
+/// Checkpoint::new().track("step", Counter::new(7))?.save(dir.join("ckpt"))?;
+/// assert_eq!(inspect::latest(&dir)?.name, "ckpt-1");
+/// # Ok(())
+/// # }
+/// ```
 pub fn latest(directory: impl AsRef<Path>) -> Result<FoundCheckpoint> {
     let directory = directory.as_ref();
     let found = CheckpointDirectory::new(directory).latest()?;
@@ -208,6 +219,20 @@ pub fn explain(
 ///
 /// # Errors
 /// As for [`CheckpointDirectory::prune`].
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use std::collections::BTreeMap;
+/// use std::sync::Arc;
+/// use tch_checkpoint::inspect;
+/// use tch_checkpoint::retention::Latest;
+/// // The newest 10, of which the newest 2 keep the optimizer.
+/// let components = BTreeMap::from([("optimizer".to_string(), 2)]);
+/// let report = inspect::prune("checkpoints/run", &[Arc::new(Latest(10))], &components)?;
+/// println!("removed {:?}", report.removed);
+/// # Ok(())
+/// # }
+/// ```
 pub fn prune(
     directory: impl AsRef<Path>,
     policies: &[Arc<dyn RetentionPolicy>],

@@ -153,6 +153,18 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn TensorSource>> {
 ///
 /// # Errors
 /// As for [`open`].
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::interop::{self, ReadOptions};
+/// // Objects of unknown classes are listed instead of being an error.
+/// let source = interop::open_with("model.pt", &ReadOptions::default().unknown_objects(true))?;
+/// for (key, reason) in source.unreadable() {
+///     println!("{key} cannot be read: {reason}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub fn open_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Box<dyn TensorSource>> {
     let source = detect::open(path.as_ref(), options)?;
     #[cfg(feature = "pytorch")]

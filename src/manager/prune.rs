@@ -12,6 +12,23 @@ use crate::sync::Arc;
 use std::collections::BTreeMap;
 
 /// The result of [`CheckpointDirectory::prune`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use std::sync::Arc;
+/// use tch_checkpoint::retention::{Latest, RetentionPolicy};
+/// use tch_checkpoint::{Checkpoint, CheckpointDirectory, Counter};
+/// let mut checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+/// let first = checkpoint.save(dir.join("ckpt"))?;
+/// checkpoint.save(dir.join("ckpt"))?;
+/// let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(1))];
+/// let pruned = CheckpointDirectory::new(&dir).prune(&policies)?;
+/// assert_eq!(pruned.removed, [first]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pruned {

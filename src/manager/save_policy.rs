@@ -143,6 +143,20 @@ impl SavePolicy for First {
 }
 
 /// Saves as soon as the previous background save is durable.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let checkpoint = tch_checkpoint::Checkpoint::new();
+/// use tch_checkpoint::save_policy::Continuous;
+/// use tch_checkpoint::{Background, CheckpointManager};
+/// let mut manager = CheckpointManager::builder(checkpoint, "checkpoints/run")
+///     .save_when(Continuous)
+///     .background(Background::new())
+///     .open()?;
+/// # let _ = &mut manager;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Continuous;
 

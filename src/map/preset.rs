@@ -8,6 +8,12 @@ use std::fmt;
 ///
 /// The outputs are equal only if the layers have the same options: the epsilon of `BatchNormalization` and
 /// `LayerNormalization` defaults to 1e-3 in Keras and to 1e-5 in torch.
+///
+/// ```
+/// use tch_checkpoint::map::{NameMap, Preset};
+/// let map = NameMap::new().layer("model/encoder.gru", Preset::KerasGru, "encoder/rnn");
+/// assert_eq!(map.to_string(), "map 1\nmodel/encoder.gru = keras.gru(encoder/rnn)\n");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Preset {

@@ -20,6 +20,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// Serves every location, path or URL, by its text: `run` and `./run` are different directories, which exist in no file
 /// system. A directory is created when a manager opens it or a checkpoint is written to it. Its content is lost with
 /// the last clone.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use tch_checkpoint::repository::Memory;
+/// use tch_checkpoint::{Checkpoint, Counter};
+/// let (memory, step) = (Arc::new(Memory::default()), Counter::new(7));
+/// let path = Checkpoint::in_storage(memory.clone()).track("step", &step)?.write("run/seven")?;
+/// step.set(0);
+/// Checkpoint::in_storage(memory).track("step", &step)?.restore(&path)?;
+/// assert_eq!(step.get(), 7);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Memory(Arc<Mutex<BTreeMap<Location, Arc<Root>>>>);
 

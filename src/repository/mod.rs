@@ -389,12 +389,14 @@ impl From<Stat> for Finished {
 /// it.
 #[derive(Clone)]
 #[must_use = "the lock is released when it is dropped"]
-pub struct Lock(#[expect(dead_code, reason = "it is held, and that is all")] Arc<dyn Send + Sync>);
+pub struct Lock {
+    _guard: Arc<dyn Send + Sync>,
+}
 
 impl Lock {
     /// Creates a lock that is held until `guard` is dropped.
     pub fn new(guard: Arc<dyn Send + Sync>) -> Lock {
-        Lock(guard)
+        Lock { _guard: guard }
     }
 }
 

@@ -81,6 +81,16 @@ pub struct RestoreOptions {
 }
 
 /// Which flag applies if the `requires_grad` of a live variable differs from the saved one.
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// use tch_checkpoint::{Checkpoint, RestoreOptions, Trainable};
+/// # let mut checkpoint = Checkpoint::new();
+/// // Variables that were frozen after the save remain frozen.
+/// checkpoint.restore_with("checkpoints/ckpt-10", &RestoreOptions::new().trainable(Trainable::Live))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Trainable {

@@ -141,6 +141,26 @@ impl RestoreStatus {
 }
 
 /// The result of `restore_or_initialize`.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+/// let step = Counter::new(0);
+/// let mut manager = CheckpointManager::builder(Checkpoint::new().track("step", &step)?, &dir).open()?;
+/// let start = manager.restore_or_initialize()?;
+/// for skipped in &start.passed_over {
+///     eprintln!("{} is damaged: {}", skipped.path, skipped.reason);
+/// }
+/// match &start.restored {
+///     Some(status) => println!("resumed from {} at step {:?}", status.path(), status.step()),
+///     None => println!("started from scratch"),
+/// }
+/// assert!(start.restored.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StartOutcome {

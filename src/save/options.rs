@@ -160,6 +160,12 @@ impl Default for Layout {
 }
 
 /// What a save records about the values of tensors of float types, in the pass that digests them.
+///
+/// ```
+/// use tch_checkpoint::{Health, SaveOptions};
+/// let options = SaveOptions::new().health(Health::Statistics).health_except("model/*mask");
+/// # let _ = options;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Health {

@@ -1,4 +1,4 @@
-//! Documents with right seals and whatever else is wanted in them, and checkpoints of them.
+//! Documents with valid frames and arbitrary content, and checkpoints with them.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use super::Memory;
@@ -9,11 +9,11 @@ use tch_checkpoint::Checkpoint;
 use tch_checkpoint::Location;
 use tch_checkpoint::format::{Digest, Manifest};
 
-/// What SECURITY.md promises: this many bytes of memory for each byte of input, and so many beside.
+/// The bound in SECURITY.md: so many bytes of memory per byte of input, in addition to a constant.
 pub const TIMES: usize = 64;
 pub const BESIDE: usize = 32 << 20;
 
-/// The bytes between a right first and a right last line.
+/// Returns the bytes between a valid first and a valid last line.
 pub fn sealed(format: &str, body: &str) -> Vec<u8> {
     let mut text = format!("{{\"format\":\"{format}\",\"version\":1,\n{body}\n");
     let digest = Digest::of(text.as_bytes());

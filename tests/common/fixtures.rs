@@ -1,5 +1,5 @@
-//! Files that other tools wrote, each beside what is in it: those of the repository, and those in the directory that the
-//! environment variable `FIXTURES` names.
+//! Files that other tools wrote, each next to a description of its content: those of the repository, and those in the
+//! directory that the environment variable `FIXTURES` names.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use serde_json::Value;
@@ -44,7 +44,7 @@ pub fn shape(expected: &Value) -> Vec<u64> {
     expected["shape"].as_array().unwrap().iter().map(|length| length.as_u64().unwrap()).collect()
 }
 
-/// SHA-256 in hexadecimal digits, by which the fixtures say what is in them.
+/// Returns the SHA-256 in hexadecimal digits, with which the fixtures describe their content.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! What a piece of work takes of its thread: processor time and memory.
+//! Measures the CPU time and the memory that a piece of work needs on its thread.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -38,8 +38,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Returns what a piece of work took: its result, processor time, which other work on the machine does not lengthen, and
-/// bytes of memory above what was there before.
+/// Returns the result of a piece of work, its CPU time, which other work on the machine does not lengthen, and its peak
+/// memory above the memory in use before, in bytes.
 pub fn measured<T>(work: impl FnOnce() -> T) -> (T, Duration, isize) {
     let clock = || {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

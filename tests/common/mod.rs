@@ -1,4 +1,5 @@
-//! Tensors in plain memory, so that everything but libtorch is tested without it; and what tests with libtorch share.
+//! Tensors in plain memory, so that everything except libtorch is tested without it; and helpers of tests with
+//! libtorch.
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod documents;
@@ -88,7 +89,7 @@ impl TensorTarget for Target {
     }
 }
 
-/// A tensor whose version never changes, so that a save may link the file of the one before.
+/// A tensor whose version never changes, so that a save can link the file of the previous checkpoint.
 #[derive(Clone)]
 pub struct Frozen(pub Memory);
 
@@ -114,8 +115,8 @@ impl TensorLeaf for Frozen {
     }
 }
 
-/// libtorch's random state is the process's. A new layer draws on it, so that every test of a file in which one test
-/// depends on it starts with this.
+/// Serializes the tests of a file: libtorch's random state belongs to the process, and creating a layer draws from it,
+/// so that if one test depends on it, all tests of the file must call this first.
 pub fn turn() -> MutexGuard<'static, ()> {
     static RANDOM: Mutex<()> = Mutex::new(());
     RANDOM.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -28,7 +28,7 @@ pub fn python(module: &str) -> Option<PathBuf> {
     pythons(module).into_iter().next()
 }
 
-/// Returns what starts a Python. It finds the libraries of its own torch, not those that the tests use.
+/// Returns a command that starts a Python. It finds the libraries of its own torch, not those that the tests use.
 pub fn command(python: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(python);
     command.env_remove("LD_LIBRARY_PATH").env("TF_CPP_MIN_LOG_LEVEL", "3").env("CUDA_VISIBLE_DEVICES", "");
@@ -40,7 +40,7 @@ pub fn run(module: &str, program: &str, arguments: &[&str]) -> Option<String> {
     python(module).map(|python| output(command(python).args(["-c", program]).args(arguments)))
 }
 
-/// Returns what a command prints. It must succeed.
+/// Returns the output of a command, which must succeed.
 pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -1,5 +1,5 @@
-//! What PyTorch computes, recorded by `tests/fixtures/averages/record.py`.
-#![allow(dead_code)]
+//! Results of PyTorch, recorded by `tests/fixtures/averages/record.py`.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use std::path::{Path, PathBuf};
 

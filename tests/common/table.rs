@@ -1,4 +1,4 @@
-//! A source of a format of one's own.
+//! A source of a custom format.
 
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
 //! The documented rules over all checkpoints that were ever saved, by brute force. It shares no code with the policies,
-//! which see only what is still there.
+//! which see only checkpoints that still exist.
 
 use std::collections::BTreeSet;
 

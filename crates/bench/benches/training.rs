@@ -1,5 +1,5 @@
-//! What a training loop does beside training, at every step: averages of the weights, schedules, the order of the data.
-//! `cargo bench -p tch-checkpoint-bench --bench training`.
+//! The per-step operations of a training loop besides training: averages of the weights, schedules, the order of the
+//! data. `cargo bench -p tch-checkpoint-bench --bench training`.
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
@@ -29,7 +29,7 @@ fn ema_update(bencher: Bencher<'_, '_>) {
     bencher.counter(BytesCount::new(BYTES)).bench_local(|| ema.update());
 }
 
-/// The limit that the update is measured by.
+/// The limit with which the update is compared.
 #[divan::bench(sample_count = 30, sample_size = 1)]
 fn add_out_of_place(bencher: Bencher<'_, '_>) {
     let (_vs, variables) = variables();

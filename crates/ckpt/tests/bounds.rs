@@ -1,4 +1,4 @@
-//! The tool stays within bounds of memory, of time and of what it prints, whatever it is given.
+//! The tool stays within bounds of memory, time and output for any input.
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;

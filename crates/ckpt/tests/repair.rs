@@ -1,4 +1,4 @@
-//! `ckpt repair --yes` on a directory in which much is wrong, and what a run makes of it afterwards.
+//! `ckpt repair --yes` on a directory with many problems, and how a run continues from it afterwards.
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;

@@ -273,7 +273,7 @@ impl TensorSource for Bundle {
         for slice in &stored.slices {
             let within = slice.elements_within(range.start, range.end);
             let bytes = within.start * element..within.end * element;
-            self.read_slice(slice, bytes, element, range.start * element, target, &mut buffer, &mut 0)?;
+            self.read_slice(slice, bytes, element, range.start * element, target, &mut buffer)?;
         }
         Ok(())
     }

@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(state.model_checkpoint_path, "für \"x\" A\n");
         assert_eq!(state.all_model_checkpoint_paths, ["a", "b", "c"]);
         assert_eq!(state.all_model_checkpoint_timestamps, [1000.0, 1.0]);
-        assert_eq!(state.last_preserved_timestamp, Some(1795330287.5031343));
+        assert_eq!(state.last_preserved_timestamp, Some(1_795_330_287.503_134_3));
         assert_eq!(parse(state.to_string().as_bytes()), Ok(state));
     }
 

@@ -12,6 +12,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// What keeps a checkpoint, if anything.
 ///
 /// The functions that decide also explain.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let temp = tempfile::tempdir()?;
+/// # let dir = temp.path().join("run");
+/// use tch_checkpoint::{Checkpoint, CheckpointManager, Counter};
+/// let checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+/// let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(1).open()?;
+/// manager.save_at(1)?;
+/// let plan = manager.plan_removal(Some(2), [("loss", 0.5)]);
+/// assert!(!plan[0].is_kept());
+/// assert_eq!(plan[0].to_string(), "ckpt-1 is removed: no policy keeps it");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {

@@ -8,6 +8,18 @@ use std::fmt;
 /// policy. 0 keeps none.
 ///
 /// If steps are not saved at exact multiples, use [`EveryNStepsClosest`](super::EveryNStepsClosest).
+///
+/// ```
+/// use tch_checkpoint::chrono::Utc;
+/// use tch_checkpoint::retention::{CheckpointInfo, EveryNSteps, RetentionPolicy};
+/// let at = |step| {
+///     let mut info = CheckpointInfo::new(format!("ckpt-{step}"), Utc::now());
+///     info.step = Some(step);
+///     info
+/// };
+/// let kept = EveryNSteps(100).keep(&[at(100), at(150), at(200)], Utc::now());
+/// assert_eq!(kept.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EveryNSteps(pub u64);
 

@@ -6,6 +6,13 @@ use crate::torch::shim::{Algorithm, StepOptions};
 use tch::nn::VarStore;
 
 /// The interface of all configurations, for generic code.
+///
+/// ```
+/// use tch_checkpoint::optim::{Optimizer, OptimizerConfig};
+/// fn build(config: impl OptimizerConfig, vs: &tch::nn::VarStore) -> tch_checkpoint::Result<Optimizer> {
+///     config.build(vs, 1e-3)
+/// }
+/// ```
 pub trait OptimizerConfig: Sized {
     /// Builds an optimizer for the trainable variables of `vs`, including those that are added later.
     ///

@@ -18,6 +18,19 @@ use tch::Tensor;
 use tch::nn::VarStore;
 
 /// An export in preparation, returned by [`SavedModel::export`](super::SavedModel::export).
+///
+/// ```no_run
+/// # fn main() -> tch_checkpoint::Result<()> {
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// # let encoder = tch::nn::linear(&vs.root() / "encoder", 3, 2, Default::default());
+/// use tch::{Device, Kind, Tensor};
+/// use tch_checkpoint::{SavedModel, SignatureDef};
+/// let example = |batch| [Tensor::randn([batch, 3], (Kind::Float, Device::Cpu))];
+/// let encode = SignatureDef::new("encode", |x| vec![x[0].apply(&encoder)]).example(example(2)).example(example(5));
+/// SavedModel::export("models/encoder", &vs).under("encoder").metadata("language", "en").signature(encode).write()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Export<'a> {
     dir: Location,
     vs: &'a VarStore,

@@ -91,15 +91,14 @@ impl Bundle {
         }
         let mut buffer = Vec::new();
         for slice in &stored.slices {
-            let mut crc = 0;
-            self.read_slice(slice, 0..slice.entry.size, stored.kind.size, 0, target, &mut buffer, &mut crc)?;
+            let crc = self.read_slice(slice, 0..slice.entry.size, stored.kind.size, 0, target, &mut buffer)?;
             self.check(stored, &slice.entry, crc)?;
         }
         Ok(())
     }
 
-    /// Reads the bytes `range` of a slice to their place in `target`, which starts at byte `begin` of the tensor.
-    #[allow(clippy::too_many_arguments, reason = "a loop's state")]
+    /// Reads the bytes `range` of a slice to their place in `target`, which starts at byte `begin` of the tensor. Returns
+    /// the checksum of the bytes.
     pub(super) fn read_slice(
         &self,
         slice: &Slice,
@@ -108,19 +107,18 @@ impl Bundle {
         begin: u64,
         target: &mut [u8],
         buffer: &mut Vec<u8>,
-        crc: &mut u32,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let file = self.shard(slice.entry.shard)?;
-        let mut position = range.start;
+        let (mut position, mut crc) = (range.start, 0);
         while position < range.end {
             let length = (range.end - position).min(CHUNK);
             buffer.resize(length as usize, 0);
             file.read(slice.entry.offset + position, buffer)?;
-            *crc = crc32c::crc32c_append(*crc, buffer);
+            crc = crc32c::crc32c_append(crc, buffer);
             slice.scatter(position, buffer, element, begin, target);
             position += length;
         }
-        Ok(())
+        Ok(crc)
     }
 
     pub(super) fn check(&self, stored: &Stored, entry: &Entry, crc: u32) -> Result<()> {
