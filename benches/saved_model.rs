@@ -2,7 +2,8 @@
 //! the same model: `cargo bench --bench saved_model`. Python is `python3` or the one that `TCH_CHECKPOINT_PYTHON`
 //! names; if it has no torch, only our half is measured. Every measurement is a separate process, and they take turns.
 //!
-//! The model: an embedding, a GRU and a linear layer, 35.5 million float32 parameters (142 MB), input `[batch, length]`.
+//! The model: an embedding, a GRU and a linear layer, 35.5 million float32 parameters (142 MB), input
+//! `[batch, length]`.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

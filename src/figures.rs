@@ -9,8 +9,8 @@ use std::time::Duration;
 /// [`CheckpointManager::last_save_figures`](crate::CheckpointManager::last_save_figures) and
 /// [`Checkpoint::last_save_figures`](crate::Checkpoint::last_save_figures) return the figures of the last save,
 /// [`SavedCheckpoint`](crate::SavedCheckpoint) has those of its checkpoint, and the
-/// [manifest](crate::format::Manifest::figures) records them. `ckpt ls`, `show` and `report` display them. All times are
-/// measured with a monotonic clock.
+/// [manifest](crate::format::Manifest::figures) records them. `ckpt ls`, `show` and `report` display them. All times
+/// are measured with a monotonic clock.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,7 +37,8 @@ pub struct SaveFigures {
     #[serde(rename = "stall_ns", with = "nanoseconds")]
     pub stall: Duration,
     /// The time from the call until the checkpoint was durable. Includes [`waited`](Self::waited). A manifest cannot
-    /// record its own end: there, this is the time until the manifest was written, without the last sync and the rename.
+    /// record its own end: there, this is the time until the manifest was written, without the last sync and the
+    /// rename.
     #[serde(rename = "total_ns", with = "nanoseconds")]
     pub total: Duration,
     /// The time that the call waited for the previous background save. Zero for all other saves.

@@ -52,7 +52,8 @@ impl CheckpointReader {
     /// Like [`open`](CheckpointReader::open), in a storage other than the operating system's file systems.
     ///
     /// # Errors
-    /// As for [`open`](CheckpointReader::open); [`Error::InvalidArgument`] for a location that the storage does not serve.
+    /// As for [`open`](CheckpointReader::open); [`Error::InvalidArgument`] for a location that the storage does not
+    /// serve.
     pub fn open_in(storage: &dyn Storage, path: impl Into<Location>) -> Result<CheckpointReader> {
         Ok(CheckpointReader { source: Source::open(storage, path)? })
     }
@@ -90,8 +91,8 @@ impl CheckpointReader {
         self.source.manifest.tensors.keys().map(String::as_str)
     }
 
-    /// Returns the keys of all tensors with their types and shapes, in the order of the keys. Iterating over `&reader` does
-    /// the same.
+    /// Returns the keys of all tensors with their types and shapes, in the order of the keys. Iterating over `&reader`
+    /// does the same.
     #[must_use]
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &TensorSpec)> + Clone {
         self.into_iter()

@@ -324,8 +324,8 @@ fn slots_are_watched_once_there_is_a_handle_to_them() -> Outcome {
     Ok(())
 }
 
-/// Every way of writing past the optimizer right after a save: the checkpoint is that of the call. Where libtorch does not
-/// make the writer wait, or there is none and the error names the tensor and what to do; and from then on it works.
+/// Every way of writing past the optimizer right after a save: the checkpoint is that of the call. Where libtorch does
+/// not make the writer wait, or there is none and the error names the tensor and what to do; and from then on it works.
 fn past_the_optimizer(name: &str, mut write: impl FnMut(&mut VarStore, &Tensor)) -> Outcome {
     let failed = past_the_optimizer_with(name, Background::new(), &mut write)?;
     assert!(failed == 0 || name == "memory exchanged and written", "{name}: {failed}");
@@ -608,7 +608,8 @@ fn processor_time() -> f64 {
     text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default() / 1e6
 }
 
-/// How long a call of a save in the background takes, in ms: `cargo test --release --test capture -- --ignored --nocapture`.
+/// How long a call of a save in the background takes, in ms:
+/// `cargo test --release --test capture -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn stall() -> Outcome {

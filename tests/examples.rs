@@ -198,8 +198,9 @@ fn a_training_that_diverges_restarts_from_what_was_healthy() {
     assert!(printed.contains("restarted from") && printed.contains("passed over"), "{printed}");
 }
 
-/// SIGTERM at any moment: a verified checkpoint of the step at which it stopped, and in the end the losses of a run that was
-/// never stopped, to the last digit. `PRONOUNCE_SIGNALS=200 cargo test --test examples pronounce_stops` is the full form.
+/// SIGTERM at any moment: a verified checkpoint of the step at which it stopped, and in the end the losses of a run
+/// that was never stopped, to the last digit. `PRONOUNCE_SIGNALS=200 cargo test --test examples pronounce_stops` is the
+/// full form.
 #[test]
 fn pronounce_stops_on_a_signal_with_what_it_has_done_and_goes_on_exactly() {
     let count = std::env::var("PRONOUNCE_SIGNALS").ok().and_then(|count| count.parse().ok()).unwrap_or(4);

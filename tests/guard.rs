@@ -398,8 +398,8 @@ enum Moment {
     Torn,
 }
 
-/// A panic at any moment: the run goes on from the last call, or from the last checkpoint if the state may be torn, and in
-/// the end the state is that of a run that never stopped. `GUARD_PANICS=50` in the environment sets how many.
+/// A panic at any moment: the run goes on from the last call, or from the last checkpoint if the state may be torn, and
+/// in the end the state is that of a run that never stopped. `GUARD_PANICS=50` in the environment sets how many.
 #[test]
 fn a_panic_at_any_moment_costs_nothing_but_a_torn_step() -> Outcome {
     let count: u64 = std::env::var("GUARD_PANICS").ok().and_then(|count| count.parse().ok()).unwrap_or(12);

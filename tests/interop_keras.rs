@@ -1,5 +1,5 @@
-//! Files of Keras and of h5py: those in `tests/fixtures/keras` were written by Keras 3.15, `tf_keras` 2.21 and h5py 3.14;
-//! `FIXTURES=DIR` runs the same checks over more.
+//! Files of Keras and of h5py: those in `tests/fixtures/keras` were written by Keras 3.15, `tf_keras` 2.21 and h5py
+//! 3.14; `FIXTURES=DIR` runs the same checks over more.
 #![cfg(feature = "keras")]
 
 #[path = "common/fixtures.rs"]
@@ -206,8 +206,8 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
         .layer("model/vs/norm", Preset::KerasBatchNorm, "batch_normalization");
     let mapped = map.apply_to_optimizer(&tagger, &state, "model/vs").unwrap();
     assert_eq!(mapped.values(), state.values());
-    // Two layers of the bidirectional GRU, of its kernels, recurrent kernels and both of its biases; two variables of the
-    // dense layer and of the normalization, whose running statistics have no state; three of the LSTM.
+    // Two layers of the bidirectional GRU, of its kernels, recurrent kernels and both of its biases; two variables of
+    // the dense layer and of the normalization, whose running statistics have no state; three of the LSTM.
     let variables: BTreeSet<String> = mapped.tensors().keys().map(|key| name::path(key).unwrap()[2].clone()).collect();
     assert_eq!(variables.len(), 8 + 2 + 2 + 3, "{variables:?}");
     assert!(!variables.contains("norm.running_mean") && variables.contains("norm.weight"));

@@ -1,4 +1,5 @@
-//! Files of PyTorch, TorchScript, tch, NumPy and Hugging Face: every fixture bit for bit, and hostile files as specified.
+//! Files of PyTorch, TorchScript, tch, NumPy and Hugging Face: every fixture bit for bit, and hostile files as
+//! specified.
 //!
 //! `tests/fixtures` holds some of each kind. With the environment variable `FIXTURES` the same checks run over every
 //! file with an `expected.json` under that directory.

@@ -1,5 +1,5 @@
-//! TensorFlow's bundles: the files in `tests/fixtures/tensorflow` were written by TensorFlow 2.21; `FIXTURES=DIR` runs the
-//! same checks over more.
+//! TensorFlow's bundles: the files in `tests/fixtures/tensorflow` were written by TensorFlow 2.21; `FIXTURES=DIR` runs
+//! the same checks over more.
 #![cfg(feature = "tensorflow")]
 
 #[path = "common/fixtures.rs"]

@@ -482,8 +482,8 @@ fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it(
     Ok(())
 }
 
-/// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out that
-/// it does not belong to what was superseded.
+/// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out
+/// that it does not belong to what was superseded.
 #[test]
 fn a_foreign_checkpoint_that_is_alone_is_left_alone_when_a_superseded_one_is_restored() -> Outcome {
     for case in ["", "no index", "noted", "removed meanwhile"] {

@@ -1,5 +1,5 @@
-//! Trainings of PyTorch, Keras and TensorFlow, continued: one more step gives the variables that the other tool recorded.
-//! `tests/fixtures/training` has the programs that recorded them.
+//! Trainings of PyTorch, Keras and TensorFlow, continued: one more step gives the variables that the other tool
+//! recorded. `tests/fixtures/training` has the programs that recorded them.
 
 #[path = "common/sources.rs"]
 mod sources;

@@ -1,4 +1,5 @@
-//! Restores with exceptions, of objects that are tracked later, and what they leave behind; with tensors in plain memory.
+//! Restores with exceptions, of objects that are tracked later, and what they leave behind; with tensors in plain
+//! memory.
 
 mod common;
 
@@ -204,7 +205,8 @@ fn messages_are_bounded() -> Outcome {
 
 // ------------------------------------------------------------------------------------------ slots that a restore makes
 
-/// An optimizer's slots: one per variable, made by a restore where there is none; of the variable's shape or not at all.
+/// An optimizer's slots: one per variable, made by a restore where there is none; of the variable's shape or not at
+/// all.
 #[derive(Clone, Default)]
 struct Slots {
     shapes: BTreeMap<String, u64>,

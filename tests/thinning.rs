@@ -451,7 +451,8 @@ fn none_at_all_is_refused() {
     assert!(error.to_string().contains("it must be at least 1"), "{error}");
 }
 
-/// Once released its bytes stay as they are, and stay readable. With `UPDATE_GOLDEN=1` in the environment it is written.
+/// Once released its bytes stay as they are, and stay readable. With `UPDATE_GOLDEN=1` in the environment it is
+/// written.
 #[test]
 fn the_mark_is_written_as_the_golden_file_is() -> Outcome {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v5");

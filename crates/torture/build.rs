@@ -1,5 +1,5 @@
-//! Where the whole workspace is built at once, Cargo links the programs of this package against libtorch too, which they
-//! never call. This lets them find it, and tells tests that count memory or processes (`cfg(libtorch)`).
+//! Where the whole workspace is built at once, Cargo links the programs of this package against libtorch too, which
+//! they never call. This lets them find it, and tells tests that count memory or processes (`cfg(libtorch)`).
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

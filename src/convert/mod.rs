@@ -37,7 +37,8 @@ pub enum Format {
 /// its format allows. A [`Mapped`](crate::map::Mapped) source is written under its new names.
 ///
 /// In a checkpoint of this crate, the first name of a key is the component and its file. A key of a single name, as in
-/// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format cannot hold are left out and listed in the result.
+/// safetensors files, becomes `model/NAME` unless the source is a checkpoint of this crate. Entries that the format
+/// cannot hold are left out and listed in the result.
 ///
 /// A checkpoint of this crate also gets what the source has in addition to tensors and values
 /// ([`TensorSource::attributes`]): the step, the save counter, metrics, metadata, files, and which variables require a
@@ -51,9 +52,9 @@ pub enum Format {
 /// ([`Mapped`](crate::map::Mapped)).
 ///
 /// # Errors
-/// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if anything is at `path` ([`ConvertOptions::replace`] replaces a file);
-/// [`Error::InvalidName`](crate::Error::InvalidName) for names that the format cannot hold; errors of reading and
-/// writing. After an error, nothing is left at `path`.
+/// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if anything is at `path` ([`ConvertOptions::replace`] replaces
+/// a file); [`Error::InvalidName`](crate::Error::InvalidName) for names that the format cannot hold; errors of reading
+/// and writing. After an error, nothing is left at `path`.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -127,8 +128,8 @@ impl ConvertOptions {
 /// Like [`convert`], with options.
 ///
 /// # Errors
-/// As for [`convert`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the options of a format do not fit the
-/// source.
+/// As for [`convert`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the options of a format do not fit
+/// the source.
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {

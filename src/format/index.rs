@@ -131,8 +131,8 @@ impl Index {
     }
 }
 
-/// Checks the name of a checkpoint, which the user chooses. It must not lead out of the directory, or be the name of something
-/// else in it.
+/// Checks the name of a checkpoint, which the user chooses. It must not lead out of the directory, or be the name of
+/// something else in it.
 fn check_name(checkpoint: &str) -> Result<(), FormatError> {
     if !checkpoint.is_empty() && !checkpoint.starts_with('.') && !checkpoint.contains(['/', '\0']) {
         return Ok(());

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// A tensor that can be saved and restored in place.
 ///
-/// The feature `torch` implements this trait for the tensors of libtorch. Implement it for tensors of another library, and
-/// return [`Node::tensor`](crate::Node::tensor) in [`Trackable::node`](crate::Trackable::node):
+/// The feature `torch` implements this trait for the tensors of libtorch. Implement it for tensors of another library,
+/// and return [`Node::tensor`](crate::Node::tensor) in [`Trackable::node`](crate::Trackable::node):
 ///
 /// ```
 /// use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -313,8 +313,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Returns the identity of memory on `device`, such as `cpu`, whose first element is at `address`. `strides` are those of
-    /// each dimension, in elements.
+    /// Returns the identity of memory on `device`, such as `cpu`, whose first element is at `address`. `strides` are
+    /// those of each dimension, in elements.
     pub fn new(device: impl Into<String>, address: usize, spec: TensorSpec, strides: Vec<i64>) -> Identity {
         Identity { device: device.into(), address, spec, strides }
     }

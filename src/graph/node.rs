@@ -177,8 +177,8 @@ pub trait Collection: Send + Sync {
     }
 
     /// Returns the names of children that a restore created and that nothing uses yet, such as an optimizer's slots for
-    /// a variable that the model lacks. Their values count as unused in the [`RestoreReport`](crate::RestoreReport) until something
-    /// uses them.
+    /// a variable that the model lacks. Their values count as unused in the [`RestoreReport`](crate::RestoreReport)
+    /// until something uses them.
     fn waiting(&self) -> Vec<String> {
         Vec::new()
     }
@@ -249,8 +249,8 @@ pub struct Child {
     /// Its name in the safetensors file, where that differs from its path in the component: a `VarStore`'s own full
     /// name.
     pub name_in_file: Option<String>,
-    /// Whether it is a parameter that is not trained at present. Such tensors are saved in a second file of their component
-    /// if it has others as well.
+    /// Whether it is a parameter that is not trained at present. Such tensors are saved in a second file of their
+    /// component if it has others as well.
     pub frozen: bool,
 }
 

@@ -155,8 +155,8 @@ pub enum DiffSide<'a> {
 /// Compares the state in two checkpoints: tensors and values by key, and the files of two saved models.
 ///
 /// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, by several
-/// threads, and verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of the state.
-/// Values are compared by their JSON text, elements by their bits.
+/// threads, and verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of
+/// the state. Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
 /// [`Error::Damaged`] if what was read is not what was written; [`Error::Io`].

@@ -23,8 +23,9 @@ pub struct ElementDiff {
     /// The L2 norm of the difference divided by that of the first tensor, `‖b − a‖ / ‖a‖`, of the pairs that are both
     /// finite. `None` if the first tensor is all zeros there, if the result exceeds an `f64`, and for booleans.
     pub relative_l2: Option<f64>,
-    /// The cosine of the angle between the two tensors, `a · b / (‖a‖ ‖b‖)`, of the pairs that are both finite: 1 for the
-    /// same direction. `None` if one of the two is all zeros there, if the result exceeds an `f64`, and for booleans.
+    /// The cosine of the angle between the two tensors, `a · b / (‖a‖ ‖b‖)`, of the pairs that are both finite: 1 for
+    /// the same direction. `None` if one of the two is all zeros there, if the result exceeds an `f64`, and for
+    /// booleans.
     pub cosine: Option<f64>,
 }
 

@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Returns the regular files in the directory `path`: the name of each, which file it is, and its length. Nothing if the
-/// directory cannot be read.
+/// Returns the regular files in the directory `path`: the name of each, which file it is, and its length. Nothing if
+/// the directory cannot be read.
 pub(super) fn files_in(path: &Path) -> Vec<(OsString, FileId, u64)> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let files =

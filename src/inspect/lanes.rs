@@ -1,9 +1,9 @@
 //! Sums over many numbers of 32 bits at once, computed in 64.
 //!
-//! Every sum is kept in several parts, which vector registers hold: those that every processor of an architecture has are
-//! enough. Compilers find them where a function takes arrays of such parts, adds to them in steps of one operation each,
-//! and gives them back; reducing them in the same function mixes them up. The order of additions is the same on every
-//! machine, and so are the results.
+//! Every sum is kept in several parts, which vector registers hold: those that every processor of an architecture has
+//! are enough. Compilers find them where a function takes arrays of such parts, adds to them in steps of one operation
+//! each, and gives them back; reducing them in the same function mixes them up. The order of additions is the same on
+//! every machine, and so are the results.
 
 /// A number of 32 bits as its little-endian bytes.
 pub(super) type Single = [u8; 4];

@@ -37,13 +37,13 @@ pub(super) trait Part: Default + Send {
     fn append(&mut self, next: Self);
 }
 
-/// Reads tensors in pieces, and verifies them as far as each source allows. Calls `piece` with the number of the tensor,
-/// its type and the elements of a piece in each source, little-endian; then `finish` with the number of the tensor and
-/// the parts of all its pieces, which were appended in order. Returns the results in the order of `wanted`.
+/// Reads tensors in pieces, and verifies them as far as each source allows. Calls `piece` with the number of the
+/// tensor, its type and the elements of a piece in each source, little-endian; then `finish` with the number of the
+/// tensor and the parts of all its pieces, which were appended in order. Returns the results in the order of `wanted`.
 ///
 /// Each thread begins with a tensor of its own. When none is left, it helps with those that the others read, so that a
-/// single large tensor takes all threads too. The pieces of a tensor do not depend on the number of threads, and neither
-/// does the result.
+/// single large tensor takes all threads too. The pieces of a tensor do not depend on the number of threads, and
+/// neither does the result.
 ///
 /// # Errors
 /// The first error that a thread meets ends all of them.
@@ -203,8 +203,8 @@ impl<'a, T: Part, R, const N: usize> Tensor<'a, T, R, N> {
         Some(pieces.saturating_sub(self.next.load(Ordering::Relaxed)))
     }
 
-    /// Prepares for reading, if no thread has done that, and waits for the one that is doing it. Returns `None` if another
-    /// thread met an error.
+    /// Prepares for reading, if no thread has done that, and waits for the one that is doing it. Returns `None` if
+    /// another thread met an error.
     fn open(&self) -> Result<Option<&Opened>> {
         let mut error = None;
         let opened = self.opened.get_or_init(|| self.try_open().map_err(|own| error = Some(own)).ok());

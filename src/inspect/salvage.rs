@@ -32,14 +32,14 @@ pub struct Salvaged {
     pub lost: BTreeMap<String, Problem>,
 }
 
-/// Writes every component of a damaged checkpoint that is intact, with all its tensors and values, as a new checkpoint at
-/// `to`. The manifest must be readable. Everything is verified; the damaged checkpoint is not changed.
+/// Writes every component of a damaged checkpoint that is intact, with all its tensors and values, as a new checkpoint
+/// at `to`. The manifest must be readable. Everything is verified; the damaged checkpoint is not changed.
 ///
 /// The new checkpoint has no step, no metrics and no place in a run: restore it by its path, and allow what is missing.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the manifest cannot be read, or if no component is intact; [`Error::AlreadyExists`] if there is
-/// something at `to`; [`Error::Locked`] while a manager writes into that directory; [`Error::Io`].
+/// [`Error::Damaged`] if the manifest cannot be read, or if no component is intact; [`Error::AlreadyExists`] if there
+/// is something at `to`; [`Error::Locked`] while a manager writes into that directory; [`Error::Io`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -393,8 +393,8 @@ fn is_of_checkpoints(path: &Path, listing: &Listing) -> bool {
 /// The maximum depth of [`runs_below`].
 const DEPTH: usize = 16;
 
-/// Returns the directories of checkpoints at `path` and below it, at most 16 levels deep, by name. Symbolic links, hidden
-/// directories and the checkpoints themselves are not entered.
+/// Returns the directories of checkpoints at `path` and below it, at most 16 levels deep, by name. Symbolic links,
+/// hidden directories and the checkpoints themselves are not entered.
 ///
 /// # Errors
 /// [`Error::Io`] if `path` cannot be listed, or is not a directory. Directories below it that cannot be listed are

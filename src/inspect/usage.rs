@@ -41,8 +41,8 @@ pub struct DuplicateUsage {
     /// The second path; the same as the first for duplicates within one.
     #[serde(serialize_with = "lossy")]
     pub b: Location,
-    /// Bytes of the tensors that both have and do not share by a link, each counted once; within one path the bytes that
-    /// linking them would save.
+    /// Bytes of the tensors that both have and do not share by a link, each counted once; within one path the bytes
+    /// that linking them would save.
     pub bytes: u64,
 }
 
@@ -171,7 +171,8 @@ fn name_of(path: &Location) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Where tensors of each digest and length are stored, by the number of the path: in which file, and from which byte on.
+/// Where tensors of each digest and length are stored, by the number of the path: in which file, and from which byte
+/// on.
 #[derive(Default)]
 struct Stored(HashMap<(Digest, u64), BTreeMap<usize, BTreeSet<StoredAt>>>);
 

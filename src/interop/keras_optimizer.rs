@@ -142,8 +142,8 @@ pub(super) struct Found {
     pub decay: Option<f64>,
     /// TensorFlow 1's product of all `beta_2`, one more than there were steps.
     pub beta_2_power: Option<f64>,
-    /// Whether momenta are those of the steps, which the learning rate has scaled, as in Keras; in TensorFlow 1 they are
-    /// those of the gradients, as in PyTorch.
+    /// Whether momenta are those of the steps, which the learning rate has scaled, as in Keras; in TensorFlow 1 they
+    /// are those of the gradients, as in PyTorch.
     pub is_scaled: bool,
 }
 
@@ -186,8 +186,8 @@ pub(super) fn state<'a>(
                 state.add(&slot.variable, name, Elements::Tensor(slot.key.clone()));
                 state.add(&slot.variable, "step", Elements::Count(iterations as f32));
             }
-            // Keras: m' / (sqrt(v') + epsilon), times sqrt(1 - beta_2^t) / (1 - beta_1^t). PyTorch divides each moment by its
-            // correction and adds epsilon then. This epsilon makes the next step equal.
+            // Keras: m' / (sqrt(v') + epsilon), times sqrt(1 - beta_2^t) / (1 - beta_1^t). PyTorch divides each moment
+            // by its correction and adds epsilon then. This epsilon makes the next step equal.
             let correction = (1.0 - beta_2.powf((iterations + 1) as f64)).sqrt();
             let eps = if correction > 0.0 { options.epsilon / correction } else { options.epsilon };
             let amsgrad = found.slots.iter().any(|slot| slot.torch == Some("max_exp_avg_sq"));
@@ -216,7 +216,8 @@ pub(super) fn state<'a>(
             }
             for slot in &found.slots {
                 let key = slot.key.clone();
-                // Keras: m' = momentum · m - lr · g and w' = w + m'. PyTorch: b' = momentum · b + g and w' = w - lr · b'.
+                // Keras: m' = momentum · m - lr · g and w' = w + m'. PyTorch: b' = momentum · b + g and w' = w - lr ·
+                // b'.
                 let elements = if found.is_scaled { Elements::Scaled(key, -1.0 / lr) } else { Elements::Tensor(key) };
                 state.add(&slot.variable, "momentum_buffer", elements);
             }

@@ -225,7 +225,8 @@ impl Commit {
         kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
     }
 
-    /// Checks that the kept checkpoints have all their files, and that the marks on which the decision is based are durable.
+    /// Checks that the kept checkpoints have all their files, and that the marks on which the decision is based are
+    /// durable.
     ///
     /// # Errors
     /// Why nothing may be removed.
@@ -356,8 +357,8 @@ pub(super) fn read_marks(directory: &Directory, name: &str, found: &mut Found) -
     true
 }
 
-/// Returns `true` if a damaged checkpoint with these marks stays: whatever its manifest was, a mark that may keep it does.
-/// Metrics, and that components were removed, do not.
+/// Returns `true` if a damaged checkpoint with these marks stays: whatever its manifest was, a mark that may keep it
+/// does. Metrics, and that components were removed, do not.
 pub(super) fn keeps_damaged(marks: &[(String, Vec<u8>)]) -> bool {
     marks.iter().any(|(name, _)| !name.starts_with("mark-metric-") && !is_thinned_file(name))
 }

@@ -73,8 +73,8 @@ pub(super) struct Ledger {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     manifests: HashMap<String, (Follows, Stat)>,
-    /// The directories of checkpoints as they were when their marks were read. Whatever is added, replaced or removed in
-    /// a directory changes its time.
+    /// The directories of checkpoints as they were when their marks were read. Whatever is added, replaced or removed
+    /// in a directory changes its time.
     marked: HashMap<String, Stat>,
 }
 
@@ -119,8 +119,9 @@ impl Seen {
         self.marked.remove(name);
     }
 
-    /// Returns `false` if the marks of `found` are those that were read last, as far as the time of its directory tells.
-    /// Marks that are read for nothing cost time; a change that is not noticed is noticed before anything is removed.
+    /// Returns `false` if the marks of `found` are those that were read last, as far as the time of its directory
+    /// tells. Marks that are read for nothing cost time; a change that is not noticed is noticed before anything is
+    /// removed.
     pub(super) fn may_be_marked(&mut self, directory: &Directory, found: &Found) -> bool {
         let name = &found.entry.name;
         let stat = directory.stat_of(name);

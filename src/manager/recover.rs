@@ -248,7 +248,8 @@ impl CheckpointManager {
     /// Components that the checkpoint lacks ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)) keep
     /// their values. The metric does not keep a checkpoint: use the policy [`Best`].
     ///
-    /// As after any [`restore`](CheckpointManager::restore), a later save would supersede the checkpoints after this one.
+    /// As after any [`restore`](CheckpointManager::restore), a later save would supersede the checkpoints after this
+    /// one.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -42,8 +42,8 @@ impl CheckpointManager {
         }
     }
 
-    /// Calls `save`, which saves `next`. If there is no space and something may be removed for it, removes that and calls
-    /// `save` again.
+    /// Calls `save`, which saves `next`. If there is no space and something may be removed for it, removes that and
+    /// calls `save` again.
     pub(super) fn with_room(
         &mut self,
         next: CheckpointInfo,

@@ -84,8 +84,8 @@ impl SaveContext {
 /// assert!(Doubling.is_due(&SaveContext::new(8)) && !Doubling.is_due(&SaveContext::new(9)));
 /// ```
 pub trait SavePolicy: Debug + Send {
-    /// Returns `true` if a save is due. Every `save_if_due` asks each policy once, whatever the others say, so it must be
-    /// fast. It asks none if it returns the error of a background save, or saves because the end was requested.
+    /// Returns `true` if a save is due. Every `save_if_due` asks each policy once, whatever the others say, so it must
+    /// be fast. It asks none if it returns the error of a background save, or saves because the end was requested.
     fn is_due(&self, context: &SaveContext) -> bool;
 }
 
@@ -241,8 +241,8 @@ impl SavePolicy for OnSignal {
 ///
 /// The formula is that of J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps",
 /// Future Generation Computer Systems 22(3), 2006. With cost δ and time between failures M it is
-/// `sqrt(2δM) · (1 + sqrt(δ / 2M) / 3 + (δ / 2M) / 9) − δ` if `δ < 2M`, else `M`. It refines `sqrt(2δM)` of J. W. Young, "A
-/// first order approximation to the optimum checkpoint interval", Communications of the ACM 17(9), 1974.
+/// `sqrt(2δM) · (1 + sqrt(δ / 2M) / 3 + (δ / 2M) / 9) − δ` if `δ < 2M`, else `M`. It refines `sqrt(2δM)` of J. W.
+/// Young, "A first order approximation to the optimum checkpoint interval", Communications of the ACM 17(9), 1974.
 ///
 /// ```
 /// use std::time::Duration;

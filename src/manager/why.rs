@@ -48,9 +48,9 @@ impl CheckpointManager {
     }
 
     /// Reports what a save at `step` with these metrics would remove: for each existing checkpoint, what would keep it
-    /// then. Lists the same checkpoints as [`explain`](CheckpointManager::explain); those that the save would supersede,
-    /// because the run went back, come after the others of the run. Assumes that the values to save are finite. Changes
-    /// nothing.
+    /// then. Lists the same checkpoints as [`explain`](CheckpointManager::explain); those that the save would
+    /// supersede, because the run went back, come after the others of the run. Assumes that the values to save are
+    /// finite. Changes nothing.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

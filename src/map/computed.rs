@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) struct Computed(Mutex<Vec<(String, Arc<Vec<u8>>)>>);
 
 impl Computed {
-    /// Copies the elements `range` of the tensor `key`, which are among those of `spec`, to `target`. `compute` returns all
-    /// of its elements; they are kept until the last one has been read.
+    /// Copies the elements `range` of the tensor `key`, which are among those of `spec`, to `target`. `compute` returns
+    /// all of its elements; they are kept until the last one has been read.
     pub(super) fn read_range(
         &self,
         key: &str,

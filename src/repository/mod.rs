@@ -8,13 +8,13 @@
 //!
 //! [`Posix`], the default, has directories of a file system, and [`Memory`] those in memory. Saves, restores and
 //! managers use nothing else, so a new kind of storage is one implementation of these traits. An object store fits:
-//! nothing needs a rename, a link or a lock of the system, and files are written in any order of their parts. The tests of
-//! this crate run a manager on one (`tests/repository/object_store.rs` in its git repository), and on a wrapper that counts
-//! requests (`tests/repository/counting.rs`).
+//! nothing needs a rename, a link or a lock of the system, and files are written in any order of their parts. The tests
+//! of this crate run a manager on one (`tests/repository/object_store.rs` in its git repository), and on a wrapper that
+//! counts requests (`tests/repository/counting.rs`).
 //!
-//! **A wrapper forwards every method, the provided ones too.** The defaults suit a storage that has nothing to report; in
-//! a wrapper they hide what the wrapped storage reports, such as its clock and its free space. Methods whose default would
-//! lose a guarantee have none.
+//! **A wrapper forwards every method, the provided ones too.** The defaults suit a storage that has nothing to report;
+//! in a wrapper they hide what the wrapped storage reports, such as its clock and its free space. Methods whose default
+//! would lose a guarantee have none.
 //!
 //! A storage knows no file format but one: what identifies a commit is in its manifest
 //! ([`Manifest::from_bytes`](crate::format::Manifest::from_bytes)).

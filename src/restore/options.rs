@@ -104,8 +104,8 @@ pub enum Trainable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verify {
-    /// Before anything changes: every byte is read twice, and a damaged checkpoint changes no object. Of another tool's file
-    /// without checksums it is made sure that every byte can be read. The default.
+    /// Before anything changes: every byte is read twice, and a damaged checkpoint changes no object. Of another tool's
+    /// file without checksums it is made sure that every byte can be read. The default.
     Before,
     /// While values are read into the objects, in one pass. This is faster, but a damaged file may be found after some
     /// objects were changed ([`Error::PartlyRestored`](crate::Error::PartlyRestored)).
@@ -165,8 +165,8 @@ impl RestoreOptions {
     }
 
     /// Restores the checkpoint through `map`, which renames and transforms its entries. The map is checked completely
-    /// before anything changes; [`RestoreReport::mapped`](crate::RestoreReport::mapped) lists what it did. Exceptions use the keys of
-    /// objects. Saved `requires_grad` flags are not compared.
+    /// before anything changes; [`RestoreReport::mapped`](crate::RestoreReport::mapped) lists what it did. Exceptions
+    /// use the keys of objects. Saved `requires_grad` flags are not compared.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {

@@ -106,8 +106,8 @@ impl<'a> Origin<'a> {
         below.starts_with(&prefix).then(|| format!("{below}: {reason}"))
     }
 
-    /// Returns the component of the object `key`, as the first part of the key, and the reason if the checkpoint lacks the
-    /// whole component.
+    /// Returns the component of the object `key`, as the first part of the key, and the reason if the checkpoint lacks
+    /// the whole component.
     pub(crate) fn lacks(&self, key: &str) -> Option<(String, String)> {
         match self {
             Origin::Ours(source) => source.lacks(key),
@@ -207,8 +207,8 @@ impl Any<'_> {
         known.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.source.path().display())))
     }
 
-    /// Checks a tensor as far as that can be, and that all of it can be read. What its source cannot check must be the same
-    /// when it is read once more.
+    /// Checks a tensor as far as that can be, and that all of it can be read. What its source cannot check must be the
+    /// same when it is read once more.
     pub(super) fn verify(&self, key: &str) -> Result<()> {
         if check(self.source, key)? {
             return Ok(());

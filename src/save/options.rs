@@ -123,8 +123,8 @@ impl SaveOptions {
         self
     }
 
-    /// Returns what is recorded about each of the tensors whose keys and places are given, `count` in all. A tensor with
-    /// several keys is excepted under each of them.
+    /// Returns what is recorded about each of the tensors whose keys and places are given, `count` in all. A tensor
+    /// with several keys is excepted under each of them.
     pub(crate) fn health_of<'a>(&self, keys: impl Iterator<Item = (&'a str, usize)>, count: usize) -> Vec<Health> {
         let mut each = vec![self.health; count];
         if !self.health_exceptions.is_empty() {

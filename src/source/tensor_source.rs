@@ -33,11 +33,11 @@ pub enum VerifiedBy {
 /// # Implementing it
 ///
 /// * [`read`](TensorSource::read) and the other methods are called from several threads at once.
-/// * By default a restore first calls [`verify_tensor`](TensorSource::verify_tensor) for every tensor that it needs, and then
-///   [`read`](TensorSource::read). For tensors with [`VerifiedBy::Nothing`] it calls
-///   [`ensure_readable`](TensorSource::ensure_readable) instead. Unless that is implemented they are read twice, the first
-///   time in parts with [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the restore is an
-///   error.
+/// * By default a restore first calls [`verify_tensor`](TensorSource::verify_tensor) for every tensor that it needs,
+///   and then [`read`](TensorSource::read). For tensors with [`VerifiedBy::Nothing`] it calls
+///   [`ensure_readable`](TensorSource::ensure_readable) instead. Unless that is implemented they are read twice, the
+///   first time in parts with [`read_range`](TensorSource::read_range), and must be the same both times; otherwise the
+///   restore is an error.
 /// * A source that claims [`VerifiedBy::Container`] is trusted: nothing else compares the checksum, and
 ///   [`RestoreStatus::verified_by`](crate::RestoreStatus::verified_by) reports the claim.
 /// * A wrapper forwards every method, the provided ones too.
@@ -221,8 +221,8 @@ pub trait TensorSource: Debug + Send + Sync {
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()>;
 
     /// Reads the elements `range` of the tensor `key`, counted in row-major order, into `target`. Memory is bounded by
-    /// the length of `target`, a small buffer, and two chunks of a format that compresses in chunks. Does not verify checksums that
-    /// cover other elements, too.
+    /// the length of `target`, a small buffer, and two chunks of a format that compresses in chunks. Does not verify
+    /// checksums that cover other elements, too.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).
@@ -246,9 +246,10 @@ pub trait TensorSource: Debug + Send + Sync {
         self.read(key, &mut buffer)
     }
 
-    /// Makes sure, before a restore changes anything, that all elements of the tensor `key` can be read, where nothing of
-    /// them can be verified. Returns `true` if every later read returns the same elements or is an error, as with files whose
-    /// changes are noticed. Returns `false`, the default, if it did nothing: whoever needs to know reads them twice.
+    /// Makes sure, before a restore changes anything, that all elements of the tensor `key` can be read, where nothing
+    /// of them can be verified. Returns `true` if every later read returns the same elements or is an error, as with
+    /// files whose changes are noticed. Returns `false`, the default, if it did nothing: whoever needs to know reads
+    /// them twice.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).
@@ -264,8 +265,8 @@ pub trait TensorSource: Debug + Send + Sync {
     fn verify(&self) -> Result<()>;
 }
 
-/// Verifies the tensor `key` as far as that can be, or else makes sure that it can be read. Returns `false` if neither can
-/// be known without reading it twice.
+/// Verifies the tensor `key` as far as that can be, or else makes sure that it can be read. Returns `false` if neither
+/// can be known without reading it twice.
 pub(crate) fn check(source: &dyn TensorSource, key: &str) -> Result<bool> {
     match source.verified_by(key) {
         VerifiedBy::Nothing => source.ensure_readable(key),

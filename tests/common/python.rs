@@ -35,7 +35,8 @@ pub fn command(python: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs `program` with the first of the Pythons that have `module`, and returns what it prints. `None` if there is none.
+/// Runs `program` with the first of the Pythons that have `module`, and returns what it prints. `None` if there is
+/// none.
 pub fn run(module: &str, program: &str, arguments: &[&str]) -> Option<String> {
     python(module).map(|python| output(command(python).args(["-c", program]).args(arguments)))
 }

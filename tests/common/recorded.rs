@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The largest difference of weights below 4 that another kernel explains, such as one without fused multiplication: some
-/// roundings.
+/// The largest difference of weights below 4 that another kernel explains, such as one without fused multiplication:
+/// some roundings.
 pub const LIMIT: f32 = 2e-6;
 
 pub fn directory() -> PathBuf {

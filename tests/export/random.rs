@@ -1,6 +1,6 @@
-//! Random closures over random variables, with random examples: each is refused, or the program gives what the live model
-//! gives for 20 inputs of sizes that were no examples. `EXPORT_CASES` says how many; without it as many as fit into some
-//! seconds.
+//! Random closures over random variables, with random examples: each is refused, or the program gives what the live
+//! model gives for 20 inputs of sizes that were no examples. `EXPORT_CASES` says how many; without it as many as fit
+//! into some seconds.
 
 use super::{FLOAT, bits};
 use crate::common::turn;

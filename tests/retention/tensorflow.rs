@@ -1,4 +1,5 @@
-//! `Latest` with `Every` against what TensorFlow's `CheckpointManager` kept: `tensorflow.json` is recorded by `tensorflow.py`.
+//! `Latest` with `Every` against what TensorFlow's `CheckpointManager` kept: `tensorflow.json` is recorded by
+//! `tensorflow.py`.
 
 use super::Outcome;
 use super::model::{Listed, Policies, policy};

@@ -54,8 +54,8 @@ const ENVIRONMENTS: [Environment; 3] = [
     },
 ];
 
-/// Returns the Pythons of all environments, in the form of `TCH_CHECKPOINT_PYTHON`: those that the variable lists already,
-/// or those in the cache, which are made where they are missing.
+/// Returns the Pythons of all environments, in the form of `TCH_CHECKPOINT_PYTHON`: those that the variable lists
+/// already, or those in the cache, which are made where they are missing.
 pub fn environments(cache: &Path) -> Result<OsString> {
     if let Some(given) = env::var_os("TCH_CHECKPOINT_PYTHON") {
         return Ok(given);
@@ -107,7 +107,8 @@ impl Environment {
     }
 }
 
-/// Returns the interpreter called `name` that runs: the one in `PATH`, or one that pyenv has installed and not selected.
+/// Returns the interpreter called `name` that runs: the one in `PATH`, or one that pyenv has installed and not
+/// selected.
 fn interpreter(name: &str) -> Option<PathBuf> {
     let home = env::var_os("PYENV_ROOT").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".pyenv")));
     let versions = home.and_then(|home| fs::read_dir(home.join("versions")).ok()).into_iter().flatten().flatten();

@@ -11,9 +11,9 @@
 //! Beyond that: `restore_warm_one_pass` and `restore_cold_one_pass` (verified while reading, as `restore_or_initialize`
 //! does), `restore_warm_unverified`, `cpu_save`, `cpu_save_durable` and `cpu_restore` (processor time of all threads),
 //! `training` (mean step time without saving, saving at every 10th and at every step), `fine_tune` (bytes written by a
-//! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a background
-//! save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder), `call` and
-//! `guarded_call` (of that model, a call of `save_if_due` that does not save, outside and inside of `guard`).
+//! save after only the decoder has changed), `trained_stall` and `fine_tune_stall` (the time until the call of a
+//! background save returns, for a `VarStore` that an Adam of this crate trains: all of it, or only the decoder), `call`
+//! and `guarded_call` (of that model, a call of `save_if_due` that does not save, outside and inside of `guard`).
 //!
 //! `--health off|finite|statistics` sets what saves record about values.
 //!

@@ -1,5 +1,5 @@
-//! How long calls of a manager take for a model in a `VarStore` that an Adam of this crate trains: those that save in the
-//! background, of the model as a whole or with everything but the decoder frozen, and those that do not save.
+//! How long calls of a manager take for a model in a `VarStore` that an Adam of this crate trains: those that save in
+//! the background, of the model as a whole or with everything but the decoder frozen, and those that do not save.
 
 use super::{Outcome, state, timed};
 use std::path::Path;

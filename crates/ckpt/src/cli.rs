@@ -499,8 +499,8 @@ pub struct Destination {
     /// Write the optimizer below KEY as the `state_dict` of PyTorch's (PyTorch)
     #[arg(long, value_name = "KEY", requires = "parameters")]
     pub optimizer: Option<String>,
-    /// The variables in the order in which PyTorch's optimizer gets them: a name per line, and an empty line before each
-    /// further parameter group
+    /// The variables in the order in which PyTorch's optimizer gets them: a name per line, and an empty line before
+    /// each further parameter group
     #[arg(long, value_name = "FILE", requires = "optimizer")]
     pub parameters: Option<PathBuf>,
 }

@@ -29,8 +29,8 @@ pub fn time_and_offset(time: DateTime<Utc>) -> String {
     time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
-/// The time from which ages are counted: `SOURCE_DATE_EPOCH` in seconds, if it is set, so that outputs can be reproduced;
-/// otherwise the present.
+/// The time from which ages are counted: `SOURCE_DATE_EPOCH` in seconds, if it is set, so that outputs can be
+/// reproduced; otherwise the present.
 pub fn now() -> DateTime<Utc> {
     let epoch = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
     epoch.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).unwrap_or_else(Utc::now)

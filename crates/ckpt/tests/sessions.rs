@@ -1,7 +1,7 @@
 //! Sessions with the tool: the commands and what they print are in `sessions/NAME.console`, in text and in JSON.
 //!
-//! A line `$ ckpt …` is a command, and what follows is its standard output, then its standard error with `! ` before each
-//! line, then `[exit N]` unless that is 0. JSON is printed over several lines. `UPDATE_SESSIONS=1` writes what the
+//! A line `$ ckpt …` is a command, and what follows is its standard output, then its standard error with `! ` before
+//! each line, then `[exit N]` unless that is 0. JSON is printed over several lines. `UPDATE_SESSIONS=1` writes what the
 //! commands print into the files: look at the difference before committing it. Every document is compared with
 //! `docs/ckpt.schema.json`.
 

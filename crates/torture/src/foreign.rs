@@ -10,7 +10,8 @@ use tch_checkpoint::interop::ReadOptions;
 /// The maximum length of a tensor that is read.
 const LONG: u64 = 1 << 20;
 
-/// Checks that tensors can be read in whole and in parts, with the same bytes, and with the digest that is given for them.
+/// Checks that tensors can be read in whole and in parts, with the same bytes, and with the digest that is given for
+/// them.
 pub(crate) fn check(source: &dyn TensorSource) -> Verdict {
     for (key, spec) in source.tensors() {
         let bytes = spec.bytes().ok_or_else(|| format!("{key:?} has no length"))?;

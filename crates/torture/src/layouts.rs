@@ -1,5 +1,5 @@
-//! Arbitrary bytes as one file of a checkpoint whose other files are intact: the small files that say which files belong
-//! together, and members of archives. The fuzz targets `directory` and `archive`, and what must hold of them.
+//! Arbitrary bytes as one file of a checkpoint whose other files are intact: the small files that say which files
+//! belong together, and members of archives. The fuzz targets `directory` and `archive`, and what must hold of them.
 
 use super::foreign::check;
 use super::hostile::Verdict;

@@ -1,8 +1,8 @@
 //! A real file system in a file, whose power can be cut.
 //!
-//! The file is in another file system, which is in a file too. What the inner file system has not flushed to its device is
-//! in the cache of the outer one. When the power of the outer one is cut, any part of that may be lost, as from the cache of
-//! a device.
+//! The file is in another file system, which is in a file too. What the inner file system has not flushed to its device
+//! is in the cache of the outer one. When the power of the outer one is cut, any part of that may be lost, as from the
+//! cache of a device.
 
 use super::random::Random;
 use std::io;

@@ -1,11 +1,12 @@
-//! What a program does with its checkpoints after saving them, and what must survive a crash: pins, late metrics of another
-//! process, links, removed components, and the save of a state that may be inconsistent.
+//! What a program does with its checkpoints after saving them, and what must survive a crash: pins, late metrics of
+//! another process, links, removed components, and the save of a state that may be inconsistent.
 //!
 //! * M1: a pin that was acknowledged is there, with its checkpoint, whole, until its removal begins.
 //! * M2: a late metric that was acknowledged is there as long as its checkpoint.
 //! * M3: as many of the checkpoints as the component is kept in have it; a manager that opens leaves none that lacks it
 //!   in part.
-//! * M4: a link leads to a checkpoint that is good, or is not there; a manager that opens makes it lead to the right one.
+//! * M4: a link leads to a checkpoint that is good, or is not there; a manager that opens makes it lead to the right
+//!   one.
 //! * M5: what was saved after an error is marked, and is not restored.
 
 use super::check::ROOT;
@@ -117,7 +118,8 @@ pub(super) fn look(disk: &Arc<dyn Disk>) -> Beside {
 }
 
 impl Beside {
-    /// Returns the violations that do not depend on what was acknowledged. `opened`: a manager has opened the disk and saved.
+    /// Returns the violations that do not depend on what was acknowledged. `opened`: a manager has opened the disk and
+    /// saved.
     pub(super) fn judge(&self, setup: &Setup, opened: bool) -> Vec<String> {
         let mut broken = Vec::new();
         let names: BTreeSet<&String> = self.all.values().map(|marked| &marked.name).collect();

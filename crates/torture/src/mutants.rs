@@ -1,5 +1,5 @@
-//! Mutants of the protocol, made by a disk that omits or reorders operations. Each must be caught by the invariants, or be
-//! harmless for the stated reason.
+//! Mutants of the protocol, made by a disk that omits or reorders operations. Each must be caught by the invariants, or
+//! be harmless for the stated reason.
 
 use super::check::{Asked, ROOT};
 use super::crash::{Crashes, Model};

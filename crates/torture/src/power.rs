@@ -1,5 +1,5 @@
-//! Real power cuts: a process saves into a real file system while its power is cut. What is found afterwards is compared
-//! with what the process had acknowledged.
+//! Real power cuts: a process saves into a real file system while its power is cut. What is found afterwards is
+//! compared with what the process had acknowledged.
 
 use super::kills::look;
 use super::loops::{Cut, FileSystem, Loop, why_not};

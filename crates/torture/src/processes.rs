@@ -1,5 +1,5 @@
-//! Eight processes in one directory: four writers, one of which has the lock, and four readers while it saves and prunes.
-//! Any of them is killed at any time.
+//! Eight processes in one directory: four writers, one of which has the lock, and four readers while it saves and
+//! prunes. Any of them is killed at any time.
 
 use super::kills::look;
 use super::random::Random;
@@ -147,8 +147,8 @@ fn wrong(run: &Run, step: u64, acknowledged: u64) -> Option<String> {
     (!right).then(|| format!("BROKEN: TORN: the values are not those of step {step}"))
 }
 
-/// Lets the processes that `command` starts, given role, directory and seed, work in a directory under `scratch` for so long,
-/// and kills one of them every now and then.
+/// Lets the processes that `command` starts, given role, directory and seed, work in a directory under `scratch` for so
+/// long, and kills one of them every now and then.
 pub fn processes(
     scratch: &Path,
     lasting: Duration,

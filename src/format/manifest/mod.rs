@@ -31,7 +31,8 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
     /// Other files by name, each with a digest, such as the program, signatures and examples of a saved model.
     pub assets: BTreeMap<String, AssetEntry>,
-    /// The tensors by key (see [`name`](crate::name)). Two keys whose pieces are the same are one tensor under two names.
+    /// The tensors by key (see [`name`](crate::name)). Two keys whose pieces are the same are one tensor under two
+    /// names.
     pub tensors: BTreeMap<String, TensorRecord>,
     /// The small values by key, as JSON.
     pub values: BTreeMap<String, serde_json::Value>,

@@ -13,7 +13,8 @@
 //! # Optimizers
 //!
 //! A Keras 2 file names what the optimizer keeps: see [`Weights::slots`]. Keras 3 files number it, in the order of the
-//! model's trainable variables, which only the model knows: [`Weights::slots_of`] takes that order. [`optimizer_state`] gives both the layout of `optim`.
+//! model's trainable variables, which only the model knows: [`Weights::slots_of`] takes that order. [`optimizer_state`]
+//! gives both the layout of `optim`.
 //!
 //! # Verified
 //!

@@ -13,7 +13,8 @@ use crate::source::TensorSource;
 /// list is not used. Use [`NameMap::apply_to_optimizer`](crate::map::NameMap::apply_to_optimizer) to give the variables
 /// the names of a `VarStore`. No element of a slot is read.
 ///
-/// As for [`tensorflow::optimizer_state`](https://docs.rs/tch-checkpoint/latest/tch_checkpoint/interop/tensorflow/fn.optimizer_state.html),
+/// As for
+/// [`tensorflow::optimizer_state`](https://docs.rs/tch-checkpoint/latest/tch_checkpoint/interop/tensorflow/fn.optimizer_state.html),
 /// the epsilon of Adam acts in another place.
 ///
 /// # Errors

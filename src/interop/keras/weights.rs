@@ -169,8 +169,8 @@ impl Weights {
         if let Some(unknown) = variables.iter().find(|variable| !self.tensors.contains_key(**variable)) {
             return Err(unknown_key(unknown));
         }
-        // The names of the slots of variable `i` of `n`, with their numbers after the first. The third is made after all
-        // of the others.
+        // The names of the slots of variable `i` of `n`, with their numbers after the first. The third is made after
+        // all of the others.
         let names = |each: usize| -> &'static [&'static str] {
             if each == 1 { &["momentum"] } else { &["momentum", "velocity", "velocity_hat"] }
         };

@@ -7,8 +7,8 @@ use crate::interop::keras_optimizer::{Found, first_number, state};
 use crate::interop::optimizer::OptimizerState;
 use crate::source::TensorSource;
 
-/// Returns the state of an optimizer of Keras 3, of Keras 2 (its legacy optimizers too) or of TensorFlow 1 in the layout
-/// of `optim`. The variables have the names of [`Slot::variable`](crate::interop::Slot::variable); use
+/// Returns the state of an optimizer of Keras 3, of Keras 2 (its legacy optimizers too) or of TensorFlow 1 in the
+/// layout of `optim`. The variables have the names of [`Slot::variable`](crate::interop::Slot::variable); use
 /// [`NameMap::apply_to_optimizer`](crate::map::NameMap::apply_to_optimizer) to give them those of a `VarStore`. No
 /// element of a slot is read.
 ///

@@ -44,8 +44,8 @@ impl Default for WriteOptions {
 }
 
 impl WriteOptions {
-    /// Sets the number of saves so far, from which `tf.train.Checkpoint` continues to count. Defaults to the number at the end of the
-    /// prefix, or 1. A source that has a value `save_counter` keeps it.
+    /// Sets the number of saves so far, from which `tf.train.Checkpoint` continues to count. Defaults to the number at
+    /// the end of the prefix, or 1. A source that has a value `save_counter` keeps it.
     #[must_use]
     pub fn save_counter(mut self, saves: u64) -> Self {
         self.save_counter = Some(saves);

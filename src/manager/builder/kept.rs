@@ -64,10 +64,10 @@ impl CheckpointManagerBuilder {
     /// meant for the optimizer, whose state takes twice the space of the weights and is needed only to resume. Can be
     /// set for several components. By default, every checkpoint keeps all components.
     ///
-    /// Such a checkpoint is *thinned*: a mark in its directory says so durably before the component's files are removed.
-    /// It verifies as intact, and its other components are restored as exactly as before. It lacks the component
-    /// ([`CheckpointInfo::without`](crate::retention::CheckpointInfo)), so no run is resumed from it unless the component
-    /// is [skipped](crate::RestoreOptions::skip).
+    /// Such a checkpoint is *thinned*: a mark in its directory says so durably before the component's files are
+    /// removed. It verifies as intact, and its other components are restored as exactly as before. It lacks the
+    /// component ([`CheckpointInfo::without`](crate::retention::CheckpointInfo)), so no run is resumed from it unless
+    /// the component is [skipped](crate::RestoreOptions::skip).
     ///
     /// These checkpoints keep all components: the newest one and the newest healthy one, the one that the run was
     /// [restored from](CheckpointManagerBuilder::protect_restored) while that protects it, those that are pinned, and

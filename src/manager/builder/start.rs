@@ -6,8 +6,8 @@ use crate::location::Location;
 use crate::restore::RestoreOptions;
 
 impl CheckpointManagerBuilder {
-    /// Sets a function that [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) calls if there is
-    /// nothing to restore. After an error, the next `restore_or_initialize` calls it again.
+    /// Sets a function that [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) calls if there
+    /// is nothing to restore. After an error, the next `restore_or_initialize` calls it again.
     #[must_use]
     pub fn init(mut self, init: impl FnMut() -> Result<()> + Send + 'static) -> Self {
         self.init = Some(Box::new(init));
@@ -59,10 +59,10 @@ impl CheckpointManagerBuilder {
         self
     }
 
-    /// Allows [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) to restore a checkpoint that lacks
-    /// components ([`Preemption::save_only`](crate::Preemption::save_only),
-    /// [`keep_component`](CheckpointManagerBuilder::keep_component)), which are then left unchanged. By default,
-    /// such checkpoints are skipped, because the run could not be resumed exactly.
+    /// Allows [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) to restore a checkpoint that
+    /// lacks components ([`Preemption::save_only`](crate::Preemption::save_only),
+    /// [`keep_component`](CheckpointManagerBuilder::keep_component)), which are then left unchanged. By default, such
+    /// checkpoints are skipped, because the run could not be resumed exactly.
     #[must_use]
     pub fn restore_incomplete(mut self) -> Self {
         self.restore_incomplete = true;

@@ -47,8 +47,8 @@ impl Best {
         Best { metric: metric.into(), goal, n }
     }
 
-    /// Returns the best of the healthy ones among `checkpoints`, which are in the order in which they were saved. `None`
-    /// if none has a finite value. `n` does not matter.
+    /// Returns the best of the healthy ones among `checkpoints`, which are in the order in which they were saved.
+    /// `None` if none has a finite value. `n` does not matter.
     ///
     /// ```
     /// use tch_checkpoint::retention::{Best, CheckpointInfo, Goal};

@@ -353,8 +353,8 @@ impl Retention {
         kept_by
     }
 
-    /// Returns what keeps a checkpoint that left the numbering because a run went back, unless `newer` complete ones are
-    /// enough. Marks may keep it all the same.
+    /// Returns what keeps a checkpoint that left the numbering because a run went back, unless `newer` complete ones
+    /// are enough. Marks may keep it all the same.
     pub(crate) fn waits_superseded(&self, newer: usize) -> Option<KeptBy> {
         let needed = self.superseded_after.map(|keep| if self.rules.hold(Rule::KeepSuperseded) { keep } else { 0 });
         needed.is_none_or(|needed| newer < needed).then_some(KeptBy::Superseded { newer, needed })

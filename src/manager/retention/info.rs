@@ -34,8 +34,8 @@ pub struct CheckpointInfo {
     pub unclean: bool,
     /// The tracked components that it lacks: left out of the save, or removed later.
     pub without: Vec<String>,
-    /// The components with files of their own, which [`keep_component`](crate::CheckpointManagerBuilder::keep_component)
-    /// can remove without the others.
+    /// The components with files of their own, which
+    /// [`keep_component`](crate::CheckpointManagerBuilder::keep_component) can remove without the others.
     pub components: Vec<String>,
     /// The time from which [`Every`](super::Every) counted its intervals when this was saved.
     pub counted_from: Option<DateTime<Utc>>,

@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::io;
 
 impl PosixDirectory {
-    /// Renames a checkpoint, or whatever has its name, out of the numbering, durably. Returns the new name. Reads none of
-    /// its files.
+    /// Renames a checkpoint, or whatever has its name, out of the numbering, durably. Returns the new name. Reads none
+    /// of its files.
     pub(super) fn move_aside(&self, name: &str, aside: Aside) -> Result<String> {
         self.check()?;
         let root = self.open_root()?;
@@ -35,7 +35,8 @@ impl PosixDirectory {
     }
 }
 
-/// Moves the files of a directory into a new one. The manifest is first: without it, the old directory is no checkpoint.
+/// Moves the files of a directory into a new one. The manifest is first: without it, the old directory is no
+/// checkpoint.
 fn move_files(root: &dyn Dir, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let old = root.open_dir(from)?;
     root.create_dir(to)?;

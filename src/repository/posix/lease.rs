@@ -2,19 +2,19 @@
 
 use std::fs::File;
 
-/// Returns `true` if nothing else, in this process or another, has the file open or mapped. Requests a write lease, which
-/// the system grants only then, and releases it.
+/// Returns `true` if nothing else, in this process or another, has the file open or mapped. Requests a write lease,
+/// which the system grants only then, and releases it.
 ///
-/// If another process opens the file while the lease is held, the system sends this one a signal: by default SIGIO, which
-/// ends a process without a handler. SIGURG, which is ignored by default, is set instead. A real-time signal would not do:
-/// the system sends SIGIO when the queue of those is full.
+/// If another process opens the file while the lease is held, the system sends this one a signal: by default SIGIO,
+/// which ends a process without a handler. SIGURG, which is ignored by default, is set instead. A real-time signal
+/// would not do: the system sends SIGIO when the queue of those is full.
 #[cfg(target_os = "linux")]
 pub(super) fn is_ours_alone(file: &File) -> bool {
     set_lease(file, libc::F_WRLCK) && set_lease(file, libc::F_UNLCK)
 }
 
-/// Takes a read lease on a file that is open for reading only, and holds it until the file is closed. Opening the file for
-/// writing then blocks, or fails with `EWOULDBLOCK`. For tests.
+/// Takes a read lease on a file that is open for reading only, and holds it until the file is closed. Opening the file
+/// for writing then blocks, or fails with `EWOULDBLOCK`. For tests.
 #[must_use]
 pub fn hold_lease(file: &File) -> bool {
     #[cfg(target_os = "linux")]

@@ -7,8 +7,8 @@ use crate::repository::{Kind, Repository};
 use std::ffi::OsStr;
 
 impl PosixDirectory {
-    /// Points the link `name` to `target`, or removes it if `target` is `None`. Only a link whose target `is_ours` is ever
-    /// replaced or removed.
+    /// Points the link `name` to `target`, or removes it if `target` is `None`. Only a link whose target `is_ours` is
+    /// ever replaced or removed.
     pub(super) fn update_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
         self.check()?;
         let (root, path) = (self.open_root()?, self.path(name));

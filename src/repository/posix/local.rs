@@ -40,9 +40,9 @@ const CLOSED_ON_EXEC: OFlags = OFlags::CLOEXEC;
 const NEW_FILE: u32 = 0o666;
 const NEW_DIRECTORY: u32 = 0o777;
 
-/// File systems whose files are accessed through this kernel only, which therefore knows of every open file. The files of an
-/// overlay can also be opened in its layers, and those of FUSE and network file systems on other machines.
-/// ext2, ext3 and ext4; XFS; btrfs; tmpfs; F2FS; bcachefs.
+/// File systems whose files are accessed through this kernel only, which therefore knows of every open file. The files
+/// of an overlay can also be opened in its layers, and those of FUSE and network file systems on other machines. ext2,
+/// ext3 and ext4; XFS; btrfs; tmpfs; F2FS; bcachefs.
 #[cfg(target_os = "linux")]
 const LOCAL: [u64; 6] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0xF2F5_2010, 0xCA45_1A4E];
 
@@ -304,7 +304,8 @@ impl Dir for LocalDir {
             if self.stat_of(name)?.is_none_or(|now| now.id != stat.id) {
                 continue;
             }
-            // The name of the holder is informative, so a full disk is no error. A file with a second name is not written.
+            // The name of the holder is informative, so a full disk is no error. A file with a second name is not
+            // written.
             if writable && rustix::fs::fstat(&file)?.st_nlink == 1 {
                 let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
             }
@@ -343,7 +344,8 @@ impl WriteFile for LocalFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // Syncs the content and what is needed to read it, but not the modification time, which would be a second write.
+        // Syncs the content and what is needed to read it, but not the modification time, which would be a second
+        // write.
         self.file.sync_data()
     }
 

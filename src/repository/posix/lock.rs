@@ -19,7 +19,8 @@ impl Held {
         Held { process: std::process::id(), file: Mutex::new(file) }
     }
 
-    /// Checks that the lock file in the directory is the one that is held. One that was removed or replaced is locked again.
+    /// Checks that the lock file in the directory is the one that is held. One that was removed or replaced is locked
+    /// again.
     pub(super) fn check(&self, dir: &dyn Dir, root: &Path) -> Result<()> {
         let path = root.join(LOCK);
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);

@@ -65,9 +65,9 @@ impl PosixDirectory {
         self.sync(&*dir, &self.path(checkpoint))
     }
 
-    /// Removes these files of the checkpoint `of`, which is called `checkpoint`. The directory is synced before the first
-    /// of them: the mark by which they are removed may be that of a call whose sync failed, or of a process that ended
-    /// before it.
+    /// Removes these files of the checkpoint `of`, which is called `checkpoint`. The directory is synced before the
+    /// first of them: the mark by which they are removed may be that of a call whose sync failed, or of a process that
+    /// ended before it.
     pub(super) fn take_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()> {
         self.check()?;
         let path = self.path(checkpoint);

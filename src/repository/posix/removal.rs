@@ -15,10 +15,11 @@ use std::sync::Arc;
 const MAX_DEPTH: usize = 64;
 
 impl PosixDirectory {
-    /// Removes the checkpoint `name`, which must be the commit `id`: renames it to the trash, syncs the directory, and then
-    /// removes the files or keeps them to be overwritten. If its marks require that it `stays`, it keeps or regains its
-    /// name, and the result is `false`. Another commit of that name is left alone, and one that cannot be identified is
-    /// moved aside. After the directory is synced, errors are only logged: the rest is removed when it is next opened.
+    /// Removes the checkpoint `name`, which must be the commit `id`: renames it to the trash, syncs the directory, and
+    /// then removes the files or keeps them to be overwritten. If its marks require that it `stays`, it keeps or
+    /// regains its name, and the result is `false`. Another commit of that name is left alone, and one that cannot be
+    /// identified is moved aside. After the directory is synced, errors are only logged: the rest is removed when it is
+    /// next opened.
     pub(super) fn remove_commit(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         let root = self.open_root()?;
@@ -94,8 +95,8 @@ impl PosixDirectory {
         Ok(true)
     }
 
-    /// Removes a checkpoint that was moved aside as damaged. Changes nothing and returns `false` if its marks require that
-    /// it `stays`, or if it is no such directory.
+    /// Removes a checkpoint that was moved aside as damaged. Changes nothing and returns `false` if its marks require
+    /// that it `stays`, or if it is no such directory.
     pub(super) fn discard_damaged(&self, aside: &str, stays: Stays<'_>) -> Result<bool> {
         self.check()?;
         if !matches!(before_aside(aside), Some((Aside::Damaged, _))) {

@@ -45,8 +45,8 @@ impl Spares {
         self.lock().is_empty()
     }
 
-    /// Replaces the spares by the files of the trash directory `name` of `root`. After an error there are no spares, and
-    /// the caller removes the trash.
+    /// Replaces the spares by the files of the trash directory `name` of `root`. After an error there are no spares,
+    /// and the caller removes the trash.
     pub(super) fn refill(&self, root: &dyn Dir, dir: Arc<dyn Dir>, name: &OsStr) -> std::io::Result<()> {
         self.clear(root);
         let entries = dir.list()?;
@@ -70,8 +70,8 @@ impl Spares {
         Ok(())
     }
 
-    /// Renames a spare of about `bytes` bytes to `new` in `to` and opens it for overwriting. `None` if there is none that
-    /// nobody else has open.
+    /// Renames a spare of about `bytes` bytes to `new` in `to` and opens it for overwriting. `None` if there is none
+    /// that nobody else has open.
     pub(super) fn take(
         &self,
         root: &dyn Dir,

@@ -80,8 +80,8 @@ impl Staging<'_> {
         self.root.free_space().ok().flatten()
     }
 
-    /// Creates a file of the checkpoint. The manifest is always a new file: if a device loses acknowledged writes, there
-    /// must be no manifest, rather than that of an older checkpoint.
+    /// Creates a file of the checkpoint. The manifest is always a new file: if a device loses acknowledged writes,
+    /// there must be no manifest, rather than that of an older checkpoint.
     fn create_new(&self, name: &str, direct: bool) -> Result<PosixFile<'_>> {
         let path = self.path(name);
         let file = self.dir.create(name.as_ref(), direct);
@@ -114,7 +114,8 @@ impl Staging<'_> {
         }
     }
 
-    /// Checks that the staging directory still holds what was written: nobody removed a file, or replaced the directory.
+    /// Checks that the staging directory still holds what was written: nobody removed a file, or replaced the
+    /// directory.
     fn look(&self) -> Result<()> {
         for (name, bytes) in self.files.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let path = self.path(name);
@@ -246,14 +247,14 @@ struct PosixFile<'a> {
     staging: &'a Staging<'a>,
     file: Box<dyn WriteFile>,
     name: String,
-    /// Whether it is written past the page cache. Without a sync, the page cache is faster than the device; with one, the
-    /// bytes must reach the device anyway.
+    /// Whether it is written past the page cache. Without a sync, the page cache is faster than the device; with one,
+    /// the bytes must reach the device anyway.
     direct: bool,
 }
 
 impl PosixFile<'_> {
-    /// Finishes the file and closes it. A long file is synced before this returns, if durability requires it. Short files
-    /// are synced together, when there are many or when the checkpoint is [committed](Transaction::commit).
+    /// Finishes the file and closes it. A long file is synced before this returns, if durability requires it. Short
+    /// files are synced together, when there are many or when the checkpoint is [committed](Transaction::commit).
     fn end(self, bytes: u64) -> Result<Finished> {
         let (staging, path) = (self.staging, self.staging.path(&self.name));
         let cut = self.file.set_len(bytes);

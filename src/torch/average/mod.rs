@@ -45,10 +45,10 @@ use tch::Tensor;
 ///
 /// Averages are saved under the names of their variables, so that `VarStore::load` reads `ema.safetensors` as it reads
 /// `model.safetensors`. [`export_weights`](crate::Checkpoint::export_weights) with
-/// [`WeightsExport::of(["ema"])`](crate::WeightsExport::of) writes the averages alone. The value `averaging` has the number of calls and of updates. Decay and the other options are
-/// not saved. A checkpoint without the `Ema` is restored with
-/// [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset) afterwards, so
-/// that the averages start with the restored variables.
+/// [`WeightsExport::of(["ema"])`](crate::WeightsExport::of) writes the averages alone. The value `averaging` has the
+/// number of calls and of updates. Decay and the other options are not saved. A checkpoint without the `Ema` is
+/// restored with [`RestoreOptions::allow_missing`](crate::RestoreOptions::allow_missing); call [`reset`](Ema::reset)
+/// afterwards, so that the averages start with the restored variables.
 ///
 /// A background save may copy the averages while training continues: an update waits for it, as the step of an
 /// optimizer does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.

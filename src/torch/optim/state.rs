@@ -280,8 +280,8 @@ impl State {
         Guarded { gate: self.gate.clone(), addresses, objects }
     }
 
-    /// Returns a number that changes when a variable or a slot is added or removed, or when a slot changes its type, device
-    /// or memory. A variable that does, or is frozen, is noticed where it is tracked itself.
+    /// Returns a number that changes when a variable or a slot is added or removed, or when a slot changes its type,
+    /// device or memory. A variable that does, or is frozen, is noticed where it is tracked itself.
     pub(super) fn generation(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.seen.hash(&mut hasher);

@@ -9,8 +9,8 @@ const LARGE: u64 = 1 << 16;
 /// The number of inputs whose lengths are on different levels, for small and for large inputs.
 const MIXED: [usize; 2] = [LEVELS, 4];
 
-/// The levels of the inputs whose lengths are all on one level, for small and for large inputs: a condition on a product
-/// of lengths often changes only where all of them are small, or all are large.
+/// The levels of the inputs whose lengths are all on one level, for small and for large inputs: a condition on a
+/// product of lengths often changes only where all of them are small, or all are large.
 const JOINT: [&[usize]; 2] = [&[1, 7, 6], &[1]];
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal

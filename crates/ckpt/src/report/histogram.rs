@@ -56,8 +56,8 @@ fn across(scale: &Scale, value: f64) -> f64 {
     LEFT + scale.at(value) * (WIDTH - LEFT - 14.0)
 }
 
-/// Draws a histogram, the highest bin of which has a height common to all, as a path in which a bin is one wide, so that
-/// it has few digits.
+/// Draws a histogram, the highest bin of which has a height common to all, as a path in which a bin is one wide, so
+/// that it has few digits.
 fn ridge(html: &mut Html, scale: &Scale, one: &Histogram, base: f64) {
     let highest = one.counts.iter().max().copied().unwrap_or(0).max(1) as f64;
     let (left, right) = (across(scale, one.min), across(scale, one.max));

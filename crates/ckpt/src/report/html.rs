@@ -6,8 +6,8 @@ use std::fmt::{Display, Write};
 /// The maximum length of a name or a text from a file, in characters.
 const LONGEST: usize = 300;
 
-/// A piece of a page. Markup is written with [`raw`](Html::raw), which takes only texts of this program; everything else
-/// is escaped.
+/// A piece of a page. Markup is written with [`raw`](Html::raw), which takes only texts of this program; everything
+/// else is escaped.
 #[derive(Debug, Default)]
 pub struct Html(String);
 

@@ -35,7 +35,8 @@ pub struct Line {
     pub broken: Vec<f64>,
 }
 
-/// Draws lines of at most `most` points. The numbers in the cells beside it are the alternative for those who do not see it.
+/// Draws lines of at most `most` points. The numbers in the cells next to it are the alternative for those who do not
+/// see it.
 pub fn draw(html: &mut Html, view: &View<'_>, range: Range, lines: &[Line], most: usize) {
     html.raw("<svg class=\"spark\" viewBox=\"0 0 320 48\" aria-hidden=\"true\">");
     for x in lines.iter().flat_map(|line| &line.broken).take(most) {

@@ -1,5 +1,5 @@
-//! A program that the system asks before a file is opened, and that has it open itself meanwhile: virus scanners and the
-//! like (fanotify(7)). Only root may.
+//! A program that the system asks before a file is opened, and that has it open itself meanwhile: virus scanners and
+//! the like (fanotify(7)). Only root may.
 
 use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response};
 use std::path::Path;

@@ -75,8 +75,8 @@ impl<'a> Crashes<'a> {
         self.crashes(&start, &disk.ops(), self.from, Told { attempted, ..Told::default() });
     }
 
-    /// After a kill that follows these operations of the first run: recovery and two more saves, with a crash anywhere in
-    /// them.
+    /// After a kill that follows these operations of the first run: recovery and two more saves, with a crash anywhere
+    /// in them.
     pub(crate) fn after_kill(&mut self, ops: &[Op]) {
         let start = empty_disk(self.setup);
         let disk = SimDisk::resumed(start.clone(), ops, self.setup.atoms);

@@ -190,7 +190,8 @@ mod tests {
         Manifest::new(1, "0123456789abcdef0123456789abcdef", chrono::Utc::now())
     }
 
-    /// Removes a checkpoint whose move to the trash fails. Returns the result, and whether its directory is still there.
+    /// Removes a checkpoint whose move to the trash fails. Returns the result, and whether its directory is still
+    /// there.
     fn remove(there: bool, errno: rustix::io::Errno) -> (tch_checkpoint::Result<()>, bool) {
         let disk = SimDisk::new(Files::default(), 1);
         let sim = disk.clone();

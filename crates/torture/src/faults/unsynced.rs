@@ -1,5 +1,5 @@
-//! Marks that are in a directory and may not be durable: the sync failed, or the process ended before it. What is removed
-//! because of such a mark must not be gone after a power cut that takes the mark.
+//! Marks that are in a directory and may not be durable: the sync failed, or the process ended before it. What is
+//! removed because of such a mark must not be gone after a power cut that takes the mark.
 
 use super::{Fault, FaultDisk, FaultReport, Only, Plan};
 use crate::check::Asked;
@@ -107,8 +107,8 @@ mod tests {
         CheckpointDirectory::in_storage(Arc::new(Posix::new(disk)), ROOT)
     }
 
-    /// A directory with checkpoints 1 and 2 of the losses 1 and 2, and a metric of another process, 0.5, for the second,
-    /// which is not durable.
+    /// A directory with checkpoints 1 and 2 of the losses 1 and 2, and a metric of another process, 0.5, for the
+    /// second, which is not durable.
     fn evaluated(setup: &Setup) -> (SimDisk, Run, CheckpointManager) {
         let disk = SimDisk::new(empty_disk(setup), 1);
         let run = Run::new(setup);

@@ -102,8 +102,8 @@ impl History {
         }
     }
 
-    /// Restores any checkpoint of the line, or one that was superseded. Returns whether it did: one that lacks a component
-    /// is refused.
+    /// Restores any checkpoint of the line, or one that was superseded. Returns whether it did: one that lacks a
+    /// component is refused.
     pub(super) fn go_back(&mut self) -> Result<bool, String> {
         let line = &self.lines[self.name];
         // Only the index tells that what continues from nothing is of the same directory as what it began beside.
@@ -216,8 +216,8 @@ impl History {
         self.judge(saved, Saved { number, value, ..Saved::default() }, then, Some(planned))
     }
 
-    /// A guarded training fails. If nothing has changed since the last call of the manager, the state of that call is saved,
-    /// unless it is saved already. Otherwise the state is saved as unclean.
+    /// A guarded training fails. If nothing has changed since the last call of the manager, the state of that call is
+    /// saved, unless it is saved already. Otherwise the state is saved as unclean.
     pub(super) fn fail(&mut self) -> Verdict {
         let last = self.line().last_step;
         // It calls the manager before it fails, or does not.

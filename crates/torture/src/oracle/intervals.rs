@@ -1,7 +1,7 @@
-//! One checkpoint per interval: in the order of saving, a checkpoint is kept if it was saved at least the interval after
-//! the last one that was kept or is permanent. The first interval starts when the directory is first opened, or with the
-//! oldest checkpoint; each checkpoint records that time. If the clock was set back behind the last one kept, intervals
-//! start again.
+//! One checkpoint per interval: in the order of saving, a checkpoint is kept if it was saved at least the interval
+//! after the last one that was kept or is permanent. The first interval starts when the directory is first opened, or
+//! with the oldest checkpoint; each checkpoint records that time. If the clock was set back behind the last one kept,
+//! intervals start again.
 
 use super::{Line, Made, Rules};
 

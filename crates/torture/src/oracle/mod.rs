@@ -1,5 +1,5 @@
-//! The oracle: lists of what a directory should contain. It knows nothing of manifests, sequences, chains or indexes, and
-//! shares no code with the library.
+//! The oracle: lists of what a directory should contain. It knows nothing of manifests, sequences, chains or indexes,
+//! and shares no code with the library.
 
 mod intervals;
 mod keep;

@@ -18,8 +18,8 @@ pub(super) struct Encoded {
     pub bytes: usize,
 }
 
-/// The chunks of a file of which more is to be read, oldest first. Without them, reading a tensor in ranges would decode
-/// a long chunk for every range.
+/// The chunks of a file of which more is to be read, oldest first. Without them, reading a tensor in ranges would
+/// decode a long chunk for every range.
 #[derive(Debug, Default)]
 pub(in crate::interop::keras) struct Decoded(Mutex<Vec<(Encoded, Arc<Vec<u8>>)>>);
 

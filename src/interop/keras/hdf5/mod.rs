@@ -59,7 +59,8 @@ enum Object {
 }
 
 impl File {
-    /// Reads the elements `range` of a dataset of this file in row-major order, little-endian. `target` has their length.
+    /// Reads the elements `range` of a dataset of this file in row-major order, little-endian. `target` has their
+    /// length.
     pub(super) fn read(&self, dataset: &Dataset, range: Range<u64>, target: &mut [u8]) -> Result<()> {
         dataset.read(&self.input, &self.decoded, range, target)
     }

@@ -97,8 +97,8 @@ impl Bundle {
         Ok(())
     }
 
-    /// Reads the bytes `range` of a slice to their place in `target`, which starts at byte `begin` of the tensor. Returns
-    /// the checksum of the bytes.
+    /// Reads the bytes `range` of a slice to their place in `target`, which starts at byte `begin` of the tensor.
+    /// Returns the checksum of the bytes.
     pub(super) fn read_slice(
         &self,
         slice: &Slice,
