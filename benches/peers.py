@@ -13,8 +13,8 @@ of each, as seconds a step. Ours saves durably in the background; torch.save and
 DCP and TensorFlow asynchronously (TensorFlow, torch.save and safetensors sync nothing, DCP its files).
 
 cpu: processor time of all threads for a save and a warm restore, as each peer does them by default; ours synced, with
-digests and the look for values that are not finite, and a restore that verifies first. Beside that, ours without that look
-(ours-off), and with statistics of every tensor (ours-statistics).
+digests and the search for values that are not finite, and a restore that verifies first. In addition, ours without that
+search (ours-off), and with statistics of every tensor (ours-statistics).
 """
 import argparse, json, os, shutil, statistics, subprocess, sys, time
 

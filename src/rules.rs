@@ -23,7 +23,7 @@ pub enum Rule {
     SameStep,
     /// Metrics of a step that is saved already are added; broken: they are dropped.
     LateMetrics,
-    /// A new run beside another one is asked for; broken: it need not be.
+    /// A new run in the directory of another one must be asked for; broken: it need not be.
     FreshStart,
     /// What a run was restored from stays until enough newer ones exist; broken: it does not.
     Restored,

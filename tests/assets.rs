@@ -229,7 +229,8 @@ fn a_saved_model_has_them_too() {
     SavedModel::load(&path, Device::Cpu).unwrap();
 }
 
-/// Of one save: streamed, refused as a whole when the writer fails, and no clash with those of every save.
+/// Assets of one save: they are streamed, all are refused when the writer fails, and none has the name of an asset of
+/// every save.
 #[test]
 fn a_save_can_have_files_of_its_own() {
     let dir = tempfile::tempdir().unwrap();

@@ -160,7 +160,7 @@ fn averages_are_exact_and_go_into_objects_and_files() {
     assert!(matches!(Average::exponential(all(), 1.5).unwrap_err(), Error::InvalidArgument(_)));
 }
 
-/// Saves a run of two checkpoints that have everything that a checkpoint can have beside its state.
+/// Saves a run of two checkpoints that have everything that a checkpoint can have in addition to its state.
 fn run(dir: &Path) -> Vec<Box<dyn TensorSource>> {
     let tokenizer = Asset::writer("tokenizer.json", |out| out.write_all(b"[\"never\", \"odd\"]"));
     let weight = Memory::f32(&[2], [1.0, 2.0]);
@@ -196,7 +196,7 @@ fn run(dir: &Path) -> Vec<Box<dyn TensorSource>> {
     paths.iter().map(|path| interop::open(path).unwrap()).collect()
 }
 
-/// What a checkpoint has beside its state goes with it, also under other names.
+/// What a checkpoint has in addition to its state is converted with it, under other names too.
 #[test]
 fn a_checkpoint_keeps_what_it_has_beside_its_state() {
     let temp = tempfile::tempdir().unwrap();

@@ -212,7 +212,7 @@ fn weights_alone_are_not_resumed_from_unless_that_is_asked_for() -> Outcome {
     let started = manager.restore_or_initialize_with(&RestoreOptions::new())?;
     assert_eq!(started.restored.and_then(|status| status.step()), Some(4));
     assert!(*run.model.bytes() == *ended.model.bytes() && *run.slots.bytes() == slots && run.step.get() == 4);
-    // The newest complete one stays beside it, whatever the policies say.
+    // The newest complete one stays too, whatever the policies say.
     let explained = manager.explain();
     assert_eq!(explained[0].kept_by[0], KeptBy::NewestComplete, "{}", explained[0]);
     manager.save_at(run.train())?;

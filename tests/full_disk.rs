@@ -98,7 +98,7 @@ fn every_size(dir: &Path) {
     run.set(1);
     manager.save_at(1).unwrap();
     let mut newest = 1;
-    // Beside what was removed and waits to be overwritten: that may go.
+    // Apart from what was removed and will be overwritten: that may go.
     let trash = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".trash-");
     let used = || fs::read_dir(&root).unwrap().filter(|entry| !trash(entry.as_ref().unwrap())).count();
     for pages in 0.. {
@@ -245,7 +245,7 @@ fn in_the_directory_of_somebody_else_saving_is_an_error_and_restoring_works() {
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("right"), "{error}");
         run.checkpoint().restore(latest_checkpoint(dir.join("theirs")).unwrap().unwrap()).unwrap();
         assert!(run.is_at(2));
-        // Where we may write beside what is theirs we save; what cannot be removed is left in the trash, again and
+        // Where we may write next to files of others we save; what cannot be removed is left in the trash, again and
         // again.
         let mut newest = 2;
         for _ in 0..2 {
@@ -383,7 +383,7 @@ fn choices(dir: &Path) {
         assert!(again.is_at(step));
     }
 
-    // What would stay is damaged, and nothing healthy beside it: nothing is removed.
+    // What would stay is damaged, and nothing else is healthy: nothing is removed.
     let mut manager = builder(1).on_no_space(OnNoSpace::PruneFirst).open().unwrap();
     let mut step = restored(&mut manager);
     let newest = root.join(format!("ckpt-{step}/part2.safetensors"));

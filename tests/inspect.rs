@@ -143,7 +143,7 @@ fn a_lost_manifest_is_damage_and_a_directory_of_hugging_face_is_none() -> Outcom
     assert_eq!(target.summary(None)?.files.len(), 2);
     let report = inspect::verify([&model]);
     assert_eq!((report.intact, report.checkpoints[0].verified_by), (true, Some(VerifiedBy::Nothing)));
-    // Exported weights beside checkpoints do not turn a directory of checkpoints into a model.
+    // Exported weights next to checkpoints do not turn a directory of checkpoints into a model.
     let run = dir.path().join("run");
     Checkpoint::new().track("step", Counter::new(1))?.save(run.join("ckpt"))?;
     safetensors(&run.join("model.safetensors"), [0.0, 1.0])?;

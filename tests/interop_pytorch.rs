@@ -395,7 +395,7 @@ fn what_is_written_as_pt_is_read_again() {
         again.verify().unwrap();
         let keys = again.tensors().keys().map(|key| again.verified_by(key));
         assert!(keys.into_iter().all(|by| by == VerifiedBy::Container));
-        // Twice the same bytes, and nothing left beside them.
+        // The same bytes twice, and no other file is left.
         pytorch::write(&*again, &two, &pytorch::WriteOptions::default()).unwrap();
         assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{}", path.display());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);

@@ -197,7 +197,7 @@ fn what_is_read_in_pieces_is_computed_once() {
     let key = "optimizer/state/x/exp_avg";
     assert_eq!(in_pieces(&moved, key, 7), read(&map.apply(&weights).unwrap(), "model/x"));
     assert_eq!(state.bytes.load(Relaxed), 240);
-    // What is only renamed is not read as a whole.
+    // What is only renamed is not read completely.
     let map: NameMap = "map 1\nx = w\n".parse().unwrap();
     let ours = Counted { table: Table::default().with("x", Dtype::F32, &[6, 10], bytes.clone()), ..Counted::default() };
     let back = map.apply_inverse(&weights, &ours).unwrap();

@@ -1,4 +1,4 @@
-//! Pins, notes and late metrics: from the process that trains and beside it, and what they keep.
+//! Pins, notes and late metrics: set by the process that trains and by others, and what they keep.
 
 mod common;
 
@@ -357,8 +357,8 @@ fn marks_of_version_2_are_written_as_the_golden_files_are() -> Outcome {
     Ok(())
 }
 
-/// `cargo test --test marks -- --ignored --nocapture many_permanent` says how long a save takes beside 10,000 of them,
-/// and how much of it on a processor.
+/// `cargo test --test marks -- --ignored --nocapture many_permanent` says how long a save takes in a directory with
+/// 10,000 of them, and how much of it on a processor.
 #[test]
 #[ignore = "it measures"]
 fn saves_beside_many_permanent_checkpoints() -> Outcome {

@@ -532,7 +532,7 @@ fn a_foreign_checkpoint_that_is_alone_is_left_alone_when_a_superseded_one_is_res
     Ok(())
 }
 
-/// Nor when it counts beside permanent ones, without the index, and one of these is restored.
+/// Nor when there are permanent ones, the index is missing, and one of them is restored.
 #[test]
 fn a_foreign_checkpoint_is_left_alone_when_a_permanent_one_is_restored() -> Outcome {
     let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);

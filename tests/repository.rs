@@ -346,7 +346,7 @@ fn what_was_quarantined_as_damaged_is_discarded_unless_it_stays() -> Outcome {
     discards(Run::new(Arc::new(Counting::new(shared)), "mem://bucket/wrapped"))
 }
 
-/// An evaluator polls for hours beside thousands of permanent checkpoints.
+/// An evaluator polls for hours in a directory with thousands of permanent checkpoints.
 #[test]
 fn a_watcher_reads_what_is_new_and_nothing_twice() -> Outcome {
     const COUNT: u64 = 30;

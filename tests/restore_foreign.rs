@@ -172,7 +172,7 @@ fn the_reason_why_a_tensor_is_unreadable_is_in_the_error() {
     let status = checkpoint.restore_source(&source, &RestoreOptions::new().skip("model/odd")).unwrap();
     assert_eq!((status.report().matched, status.report().unreadable.len()), (vec!["model/one".to_string()], 0));
     assert!(elements(&one) == elements(&Memory::seeded(3, 7)) && elements(&odd) == before.1);
-    // Beside an object that is really missing, each gets its own advice; a value may be unreadable below its name.
+    // If an object is really missing too, each gets its own advice; a value may be unreadable below its name.
     let mut checkpoint = Checkpoint::new()
         .track("config", Value::new(Json::Null))
         .unwrap()

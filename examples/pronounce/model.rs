@@ -191,7 +191,7 @@ mod tests {
     use super::*;
     use crate::words::Words;
 
-    /// A short word beside a long one, which fills it up with padding, and on its own.
+    /// A short word in a batch with a long one, where it is padded, and on its own.
     #[test]
     fn padding_changes_nothing() {
         tch::manual_seed(1);

@@ -97,7 +97,7 @@ fn copy_asset(source: &dyn TensorSource, name: &str, out: &mut dyn Write) -> Res
 /// The number of threads that read, and of those that write: each of them has a piece of a tensor in memory.
 const READERS: usize = 2;
 
-/// Reads a tensor as a whole, verified, or a range of its elements.
+/// Reads a complete tensor, verified, or a range of its elements.
 fn read(source: &dyn TensorSource, key: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
     let spec = source.tensors().get(key);
     match range {

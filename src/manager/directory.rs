@@ -32,7 +32,7 @@ use std::sync::OnceLock;
 /// # let checkpoint = Checkpoint::new().track("step", &step)?;
 /// # let mut manager = CheckpointManager::builder(checkpoint, &dir).max_to_keep(2).open()?;
 /// # for step in 1..=2 { manager.save_at(step)?; }
-/// // An evaluator, beside the training:
+/// // An evaluator, in another process than the training:
 /// let checkpoints = CheckpointDirectory::new(&dir);
 /// for (checkpoint, accuracy) in checkpoints.checkpoints()?.iter().zip([0.9, 0.8]) {
 ///     checkpoints.add_metrics(&checkpoint.name, [("accuracy", accuracy)])?;

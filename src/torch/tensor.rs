@@ -280,7 +280,7 @@ impl TensorLeaf for Leaf {
 /// A pointer to query a tensor without a lock, as a save does for thousands of tensors while training waits.
 struct Glance(*const C_tensor);
 
-// SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps beside this, and never replaces.
+// SAFETY: the pointer is to the `at::Tensor` of the `tch::Tensor` that `Held` keeps with this one and never replaces.
 // Both questions only read; libtorch's version counter is atomic, and the fingerprint is read on the thread that saves.
 unsafe impl Send for Glance {}
 // SAFETY: as above.

@@ -281,7 +281,7 @@ fn conversions_take_memory_that_does_not_depend_on_the_tensors() -> Outcome {
         fs::remove_file(path(to))?;
     }
     run(&["convert", &own, &path("tf"), "--to", "tensorflow"]);
-    // What a map computes as a whole does not fit, and is refused.
+    // What a map computes in one piece does not fit, and is refused.
     fs::write(path("turn.map"), "map 1\nmodel/t = transpose(reshape(model/a.w, [2, _]))\n")?;
     let output = ckpt(&["convert", &own, &path("turned"), "--map", &path("turn.map")], MEGABYTES);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -302,7 +302,7 @@ fn hostile_files_end_every_command_with_a_line() -> Outcome {
             if path.is_dir() || path.extension().is_some_and(|extension| extension == "json" || extension == "md") {
                 continue;
             }
-            // A seal lies beside the file.
+            // A seal is next to the file.
             let file = temp.path().join(path.file_name().ok_or("no name")?);
             fs::copy(&path, &file)?;
             every_writing_command(&file, false, |arguments, output| {

@@ -262,7 +262,7 @@ fn truncated_extended_and_missing_files_are_found_and_added_ones_are_shown() {
     fs::create_dir(checkpoint.join("dir")).unwrap();
     assert!(on("verify", &[&checkpoint]).out.contains("dir: unexpected"));
     fs::remove_dir(checkpoint.join("dir")).unwrap();
-    // What a manager notes beside the manifest is expected.
+    // What a manager writes next to the manifest is expected.
     fs::write(checkpoint.join("mark-0123.json"), "{}").unwrap();
     let ran = on("verify", &[&checkpoint]);
     assert!(ran.code == Some(0) && !ran.out.contains("unexpected"), "{ran:?}");
@@ -872,7 +872,7 @@ fn a_reader_that_has_seen_enough_is_no_error() -> Outcome {
     Ok(())
 }
 
-/// Beside a training that keeps one checkpoint, what is being examined disappears all the time.
+/// While a training keeps one checkpoint, what is being examined disappears all the time.
 #[test]
 fn it_works_beside_a_running_training() {
     let dir = tempfile::tempdir().unwrap();
@@ -966,7 +966,7 @@ fn a_saved_model_is_shown_verified_and_compared() {
     assert!(ran.code == Some(0) && ran.out.contains("program.pt: unexpected"), "{ran:?}");
 }
 
-/// Weights that a program exported beside its checkpoints do not make the directory a damaged checkpoint.
+/// Weights that a program exported next to its checkpoints do not make the directory a damaged checkpoint.
 #[test]
 fn exported_weights_beside_checkpoints_are_none_of_ours() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -70,7 +70,7 @@ fn prune_says_what_it_would_remove_and_removes_it_when_told() -> Outcome {
     assert!(out.contains("ckpt-2 stays: the 1 with the lowest"), "{out}");
     assert!(err.contains("--yes"), "{err}");
     assert_eq!(names(dir.path()).len(), 6);
-    // Beside a manager.
+    // While a manager has the directory open.
     let (code, _, err) = prune(&["--yes"]);
     assert_eq!(code, Some(2));
     assert!(err.contains("in use by another writer"), "{err}");

@@ -63,7 +63,7 @@ fn a_repaired_directory_is_sound_and_a_run_continues_in_it() -> Outcome {
         step.set(number);
         writer.save_at(number)?;
     }
-    // Beside a run it only looks.
+    // While a run holds the lock it only looks.
     let (code, _, err) = ckpt(dir, &["repair", "--yes", "run"]);
     assert!(code == Some(2) && err.contains("in use by another writer"), "{err}");
     assert_eq!(ckpt(dir, &["repair", "run"]).1, "nothing to do in run\n");

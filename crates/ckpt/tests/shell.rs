@@ -166,7 +166,7 @@ fn rm_asks_and_the_lock_of_a_run_is_respected() -> Outcome {
     let rm = |input: &str, args: &[&str]| ckpt(dir.path(), &[&["rm"], args].concat(), input);
     let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
 
-    // Beside a run nothing is removed, but marks are set.
+    // While a run goes on nothing is removed, but marks are set.
     let output = rm("", &["--yes", "run/ckpt-1"]);
     assert!(output.status.code() == Some(2) && told(&output).contains("in use by another writer"), "{output:?}");
     assert!(ckpt(dir.path(), &["annotate", "run/ckpt-1", "beside", "a run"], "").status.success());

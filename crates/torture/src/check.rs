@@ -22,7 +22,7 @@ use tch_checkpoint::internal::{Directory, Disk, OpenOptions, Posix, Source};
 /// The directory of checkpoints on the simulated disk.
 pub(super) const ROOT: &str = "/data/run";
 
-/// Entries of the user's in the directory and beside it.
+/// Entries of the user's in the directory and next to it.
 pub(super) const STRANGERS: [&str; 6] = [
     "/data/run/notes.txt",
     "/data/run/ckpt-007/file",

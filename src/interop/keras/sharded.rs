@@ -38,7 +38,7 @@ impl Index {
         (!files.is_empty() && files.iter().all(|name| name.ends_with(".h5"))).then_some(index)
     }
 
-    /// Returns the files, in order; an error for one that is not beside the index.
+    /// Returns the files, in order; an error for one that is not in the directory of the index.
     pub(super) fn files(&self) -> Result<BTreeSet<&str>, String> {
         let files: BTreeSet<&str> = self.weight_map.values().flat_map(Files::names).map(String::as_str).collect();
         for name in &files {

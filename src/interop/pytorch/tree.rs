@@ -11,8 +11,8 @@ use std::collections::HashMap;
 /// The deepest nesting.
 const MAX_DEPTH: usize = 100;
 
-/// Bytes of keys and values that are allowed, beside some for each object of the pickle. Objects can be shared, so
-/// that a few of them make any number of paths.
+/// Bytes of keys and values that are allowed, in addition to some for each object of the pickle. Objects can be shared,
+/// so that a few of them make any number of paths.
 const FREE: u64 = 16 << 20;
 const PER_OBJECT: u64 = 400;
 
@@ -240,7 +240,7 @@ impl Walk<'_> {
             && self.binder.is_known(id)
             && path.last().is_some_and(|last| last.parse::<u64>().is_ok())
         {
-            // The list of weights that a recurrent module keeps beside its attributes.
+            // The list of weights that a recurrent module keeps in addition to its attributes.
             return Ok(());
         }
         let key = self.key(path)?;

@@ -8,7 +8,7 @@ use crate::torch::tensor::Leaf;
 use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// The name of the value beside the averages.
+/// The name of the value saved with the averages.
 const PROGRESS: &str = "averaging";
 
 pub(super) fn node(shared: &Shared) -> Node {

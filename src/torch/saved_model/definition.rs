@@ -164,8 +164,7 @@ impl<'a> SignatureDef<'a> {
         }
         if !differs {
             return refuse(
-                "it needs a second example, with other values and sizes: only so can be seen what depends on them"
-                    .into(),
+                "it needs a second example, with other values and sizes: only that shows what depends on them".into(),
             );
         }
         Ok(())

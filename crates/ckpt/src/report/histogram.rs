@@ -34,7 +34,7 @@ pub fn draw(html: &mut Html, view: &View<'_>, run: &Run<'_>, history: &TensorHis
     run.title(html);
     html.raw(", by ").raw(view.axis()).raw("</figcaption>");
     let height = PEAK + ROW * known.len() as f64 + BOTTOM;
-    html.raw("<svg class=\"ridges\" role=\"img\" aria-label=\"Histograms; the table beside has the numbers\"");
+    html.raw("<svg class=\"ridges\" role=\"img\" aria-label=\"Histograms; the table next to them has the numbers\"");
     html.attribute("viewBox", format!("0 0 {WIDTH} {height}")).raw(">");
     for tick in scale.ticks(4) {
         let x = across(&scale, tick);

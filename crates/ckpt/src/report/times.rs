@@ -43,7 +43,7 @@ fn figures<'a>(run: &Run<'a>) -> impl DoubleEndedIterator<Item = (&'a ReportedCh
     run.report.checkpoints.iter().filter_map(|one| Some((one, one.entry.figures?)))
 }
 
-/// A bar per save: what the training waited for at the bottom, what went on beside it at the top.
+/// A bar per save: what the training waited for at the bottom, what went on during the training at the top.
 fn saves(html: &mut Html, view: &View<'_>, run: &Run<'_>, longest: f64) {
     html.raw("<figure><figcaption>Stall and save times");
     run.title(html);

@@ -175,7 +175,7 @@ fn optimizer_state(
     ]))
 }
 
-/// Returns the options that torch's optimizer expects to find, beside those that ours has.
+/// Returns the options that torch's optimizer expects to find, in addition to those that ours has.
 fn defaults(algorithm: &str) -> Map<String, Value> {
     let mut all = Map::new();
     for name in ["maximize", "differentiable", "capturable"] {
