@@ -51,7 +51,7 @@ fn they_are_saved_with_the_state_and_copied_back() {
         checkpoint.restore(path).unwrap().assert_consumed().unwrap();
     }
 
-    // A damaged one is not copied, and what was there stays.
+    // A damaged one is not copied, and the previous file stays.
     let mut file = fs::File::options().write(true).open(first.join("replay.bin")).unwrap();
     file.write_all(&[large[0] ^ 1]).unwrap();
     let reader = CheckpointReader::open(&first).unwrap();
@@ -86,7 +86,7 @@ fn a_manager_links_what_has_not_changed() {
             path
         };
         let (one, two, three) = (save(1), save(2), save(3));
-        // The content decides, however often the file is written. Never all checkpoints have the same file.
+        // The content decides, however often the file is written. The checkpoints never all share one file.
         fs::write(&file, "{}").unwrap();
         let four = save(4);
         for name in ["tokenizer.json", "fixed"] {
@@ -205,7 +205,7 @@ fn what_cannot_be_saved_is_refused() {
     assert!(!dir.path().join("a").exists());
 }
 
-/// A tokenizer goes with the program.
+/// A tokenizer is saved with the program.
 #[cfg(feature = "torch")]
 #[test]
 fn a_saved_model_has_them_too() {
@@ -266,7 +266,7 @@ fn a_save_can_have_files_of_its_own() {
     );
     assert!(!at("failed").exists() && !at("refused").exists());
 
-    // A copy has the rest of the files too, verified.
+    // A copy has the other files too, verified.
     let other = AssetStream::new("words.txt", 1, |out| out.write_all(b"c"));
     let copy = reader.copy_to(at("copy"), &options, [other]).unwrap();
     let copied = CheckpointReader::open(&copy).unwrap();

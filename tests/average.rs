@@ -398,7 +398,7 @@ fn averages_are_those_of_pytorch() {
     }
 }
 
-/// The tables are what PyTorch computes: records them again where there is one.
+/// The tables are what PyTorch computes: records them again where PyTorch is installed.
 #[test]
 fn the_tables_can_be_recorded_again() {
     let Some(python) = python::python("torch.optim.swa_utils") else { return };
@@ -434,7 +434,7 @@ fn averages_are_exported_as_weights() {
     let averages: Vec<_> = ema.averages().iter().map(|(name, average)| (name.clone(), bits(average))).collect();
     assert_eq!(all_bits(&loaded), averages);
     assert_ne!(all_bits(&loaded), all_bits(&vs));
-    // And in another type.
+    // And with another element type.
     checkpoint.export_weights(&path, &WeightsExport::of(["ema"]).dtype(Dtype::BF16).unwrap()).unwrap();
     let source = tch_checkpoint::interop::open(&path).unwrap();
     assert!(source.tensors().values().all(|spec| spec.dtype == Dtype::BF16));

@@ -135,7 +135,7 @@ fn a_failure_behind_the_call_is_returned_once_and_the_step_is_due_again() -> Out
     manager.close()?;
     assert!(is_pure(&dir.path().join("ckpt-6"), 0));
 
-    // Or by the next save, which then has not begun.
+    // Or by the next save, which then does not begin.
     let checkpoint = Checkpoint::new().track("m", memory(1000))?.track("step", &step)?;
     let mut manager = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new()).open()?;
     manager.restore_or_initialize()?;
@@ -322,7 +322,7 @@ fn a_writer_past_the_gate_is_noticed_once() -> Outcome {
     }
     assert!(failed <= 1, "{failed}");
 
-    // Said beforehand, it never fails.
+    // Declared beforehand, it never fails.
     let dir = tempfile::tempdir()?;
     let checkpoint = Checkpoint::new().track("part", Node::group([("t", Node::tensor(tensor.clone()))]))?;
     let checkpoint = checkpoint.track("owner", Node::collection(Behind(Gate::new(), 1000)))?;
@@ -338,7 +338,7 @@ fn a_writer_past_the_gate_is_noticed_once() -> Outcome {
     Ok(())
 }
 
-/// A component whose version counter stands still is compared with the last checkpoint at the call.
+/// A component whose version counter does not move is compared with the last checkpoint at the call.
 #[test]
 fn what_seems_unchanged_is_that_of_the_call() -> Outcome {
     for counts in [true, false] {

@@ -14,7 +14,7 @@ use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Value, list_checkpoi
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// Counts what is allocated, and the most of it at a time.
+/// Counts the allocated bytes, and their maximum at any time.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -25,7 +25,7 @@ fn more(bytes: usize) {
     PEAK.fetch_max(now, Ordering::SeqCst);
 }
 
-// SAFETY: every call is the system allocator's, with the arguments as they came.
+// SAFETY: every call passes its arguments to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         more(layout.size());
@@ -60,7 +60,7 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `work`, which must need no more memory than `input` bytes allow, and no more than some seconds.
+/// Runs `work`, which must need no more memory than `input` bytes allow, and at most some seconds.
 fn bounded<T>(what: &str, input: usize, work: impl FnOnce() -> T) -> T {
     let before = NOW.load(Ordering::SeqCst);
     PEAK.store(before, Ordering::SeqCst);
@@ -100,7 +100,7 @@ fn values_take_memory_in_proportion_to_their_text() {
                 let reason = reason.to_string();
                 assert!(part.contains('{') && reason.contains("tensor"), "{part}: {reason}");
             }
-            // What is a hint or a note elsewhere is held to the same.
+            // The same applies to files that are only hints or notes.
             let info = format!(
                 r#"{{"format":"tch-checkpoint-saved-model","version":1,"device":"cpu","signatures":{{}},"variables":{{}},"metadata":{{"v":[{}]}}}}"#,
                 list(part, bytes / (part.len() + 1))
@@ -173,7 +173,7 @@ fn messages_are_short_and_hints_are_quick() -> Outcome {
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
         assert!(message.len() < 20_000, "{} bytes", message.len());
     }
-    // What a value is, and what serde says of it, is quoted in part.
+    // Of a value, and of serde's message about it, only a part is quoted.
     let huge = "y".repeat(3_000_000);
     let text = with_values(&format!("\"a\":\"{huge}\",\"b\":\"{huge}\",\"c\":{{\"{huge}\":1}}"));
     let path = checkpoint_of(dir.path(), &text);
@@ -188,7 +188,7 @@ fn messages_are_short_and_hints_are_quick() -> Outcome {
         "{} bytes",
         message.len()
     );
-    // Errors of the formats quote what is not right.
+    // Errors of the formats quote what is wrong.
     let body = |what: &str| {
         format!(
             "{what}\"step\":null,\"save_counter\":null,\"files\":{{}},\"tensors\":{{}},\"values\":{{}},\"metrics\":{{}},{COMMIT}"
@@ -229,7 +229,7 @@ fn values_that_could_not_be_read_are_refused_when_they_are_saved() -> Outcome {
     refused("json", Checkpoint::new().track("v", nested(1.0, 200))?);
     refused("cbor", Checkpoint::new().track("v", nested(f64::NAN, 300))?);
     refused("small", Checkpoint::new().track("v", Value::new(vec![Small { a: 1 }; 1_000_000]))?);
-    // As many numbers are no trouble.
+    // The same quantity of numbers is accepted.
     let numbers = Value::new(vec![1u8; 1_000_000]);
     let path = Checkpoint::new().track("v", &numbers)?.write(dir.path().join("numbers"))?;
     numbers.set(vec![]);
@@ -282,7 +282,7 @@ fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
         assert!(Index::from_bytes(&sealed("tch-checkpoint-index", &body)).is_err());
         assert!(Index::from_bytes(&sealed("tch-checkpoint-index", &body.replace(&sequence.to_string(), "9"))).is_ok());
     }
-    // A checkpoint of such a number is not what the next ones stand behind.
+    // A checkpoint with such a number does not determine the numbers of the next ones.
     let dir = tempfile::tempdir()?;
     checkpoint_of(dir.path(), &with(u64::MAX));
     let mut saved = Checkpoint::new().track("step", Counter::new(7))?;
@@ -292,7 +292,7 @@ fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
     Ok(())
 }
 
-/// How many bytes this process has read from files.
+/// The number of bytes that this process has read from files.
 fn bytes_read() -> u64 {
     let counts = fs::read_to_string("/proc/self/io").unwrap();
     counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
@@ -391,7 +391,7 @@ fn every_reader_takes_memory_in_proportion() {
             on_a_small_stack(|| tch_checkpoint::format::safetensors::parse_header(&header, header.len() as u64))
         });
     }
-    // Nesting, wherever it is.
+    // Nesting in any place.
     for open in ["[", "{\"a\":"] {
         let deep = open.repeat(300_000);
         let texts = [

@@ -11,7 +11,7 @@ use tch_checkpoint::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// Elements of a tensor that takes a while to be copied.
+/// The number of elements of a tensor that takes a while to copy.
 const LARGE: i64 = 4 << 20;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -264,7 +264,7 @@ fn other_memory_right_after_a_save_is_safe_and_no_change() -> Outcome {
                 sgd.step();
             }
         }
-        // Freed memory would be taken by these.
+        // These would get the memory that was freed.
         let others: Vec<Tensor> = (0..4).map(|_| Tensor::full([LARGE], 7.0, FLOAT)).collect();
         let waited = manager.wait();
         drop(others);
@@ -324,8 +324,9 @@ fn slots_are_watched_once_there_is_a_handle_to_them() -> Outcome {
     Ok(())
 }
 
-/// Every way of writing past the optimizer right after a save: the checkpoint is that of the call. Where libtorch does
-/// not make the writer wait, or there is none and the error names the tensor and what to do; and from then on it works.
+/// Every way of writing past the optimizer right after a save: the checkpoint has the state of the call. Where libtorch
+/// does not make the writer wait, there may instead be no checkpoint; the error then names the tensor and what to do,
+/// and the next saves succeed.
 fn past_the_optimizer(name: &str, mut write: impl FnMut(&mut VarStore, &Tensor)) -> Outcome {
     let failed = past_the_optimizer_with(name, Background::new(), &mut write)?;
     assert!(failed == 0 || name == "memory exchanged and written", "{name}: {failed}");
@@ -450,7 +451,7 @@ fn a_part_of_a_larger_memory_is_copied_at_the_call() -> Outcome {
     Ok(())
 }
 
-/// A frozen file of the last checkpoint that cannot be linked is copied; one that is gone fails one save only.
+/// A frozen file of the last checkpoint that cannot be linked is copied; if it is gone, only one save fails.
 #[test]
 fn unchanged_files_that_are_gone() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -463,7 +464,7 @@ fn unchanged_files_that_are_gone() -> Outcome {
     let mut manager = manager(checkpoint.track("optimizer", &sgd)?, dir.path());
     let first = manager.save_at(1)?;
     manager.wait()?;
-    // Guarded, and not stepped since: captured, found unchanged, not linkable, and so written.
+    // Guarded, and no step since: it is captured and found unchanged, but cannot be linked, and so is written.
     std::fs::remove_file(first.join("net.safetensors"))?;
     let path = manager.save_at(2)?;
     backward(&w, 1.0);
@@ -497,7 +498,7 @@ fn a_plan_is_made_anew_when_a_tensor_does_not_fit_it() -> Outcome {
         .map(|name| CheckpointReader::open(path(name)).unwrap().manifest().tensors["w"].spec.to_string());
     assert_eq!(shapes, ["F32 [6]", "F64 [6]", "F64 [3, 4]"]);
 
-    // Tied at first, not later, and tied again.
+    // Tied, then untied, then tied again.
     let a = Tensor::ones([3], FLOAT);
     let mut b = a.detach();
     let mut checkpoint = Checkpoint::new().track("a", &a)?.track("b", &b)?;
@@ -569,7 +570,7 @@ fn what_is_asked_together_stays_in_its_place() -> Outcome {
     Ok(())
 }
 
-/// One that writes all the time, in another thread: at worst a mixture is saved, never what cannot be read.
+/// Another thread writes all the time: at worst a mixture is saved, which can be read all the same.
 #[test]
 fn a_blocking_save_digests_what_it_writes() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -602,7 +603,7 @@ fn a_blocking_save_digests_what_it_writes() -> Outcome {
     Ok(())
 }
 
-/// What this thread has used of a processor, in ms.
+/// The processor time of this thread, in ms.
 fn processor_time() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default() / 1e6

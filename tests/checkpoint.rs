@@ -153,7 +153,7 @@ fn a_shape_dtype_or_value_that_differs_is_refused_and_nothing_changes() -> Outco
         .write(dir.path().join("saved"))?;
     let a = Memory::seeded(4, 9);
     let before = a.bytes().clone();
-    // A [1] must not be broadcast, an F32 must not become an I32, a text not a number.
+    // A [1] must not be broadcast, an F32 must not become an I32, and a string must not become a number.
     for (name, object) in [
         ("b", Memory::f32(&[3, 4], [0.0; 12]).node()),
         ("b", Memory::f32(&[], [0.0]).node()),
@@ -195,7 +195,7 @@ fn a_missing_value_is_an_error_with_a_hint_unless_allowed() -> Outcome {
 
 #[test]
 fn the_wrong_root_restores_nothing_and_says_so() -> Outcome {
-    // TensorFlow restores `Checkpoint(m)` into `Checkpoint(model=m)` without a word, and without a value.
+    // TensorFlow restores `Checkpoint(m)` into `Checkpoint(model=m)` without an error, and restores no value.
     let dir = tempfile::tempdir()?;
     let path = checkpoint_of(&Model::new(1)).write(dir.path().join("c"))?;
     let live = Model::new(2);
@@ -220,7 +220,7 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     assert_eq!(late.state(), saved.state());
     status.assert_consumed()?;
 
-    // Consumed once; and not at all after `expect_partial`.
+    // Used once, and not at all after `expect_partial`.
     let mut checkpoint = Checkpoint::new().track("early", &early)?;
     checkpoint.restore(&path)?.expect_partial();
     let untouched = Model::new(3);
@@ -238,7 +238,7 @@ fn objects_tracked_after_the_restore_get_their_values_then() -> Outcome {
     Ok(())
 }
 
-/// Slots that come into being at the first step, as an optimizer's do.
+/// Slots that are created at the first step, as an optimizer's are.
 #[derive(Clone, Default)]
 struct Slots(std::sync::Arc<std::sync::Mutex<BTreeMap<String, Memory>>>);
 
@@ -286,8 +286,8 @@ fn collections_follow_the_checkpoint_only_when_the_whole_restore_succeeds() -> O
     assert_eq!(live.0.lock().unwrap().keys().collect::<Vec<_>>(), ["exp_avg"]);
     assert_eq!(*live.0.lock().unwrap()["exp_avg"].bytes(), *Memory::seeded(8, 1).bytes());
 
-    // Nothing tells a collection that was empty from one that was not there: below an object that the checkpoint has it
-    // was empty, and below one that it lacks it stays as it is.
+    // An empty collection looks like one that was not saved: below an object that the checkpoint has it counts as
+    // empty, and below one that it lacks it stays as it is.
     let with = |name: &str, slots: &Slots| {
         let node = Node::group([("n", Counter::new(2).node()), ("slots", slots.node())]);
         Checkpoint::new().track(name, node)

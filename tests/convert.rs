@@ -41,7 +41,7 @@ fn every_format_becomes_a_checkpoint_with_the_same_elements() {
         for (old, spec) in source.tensors() {
             assert_eq!(ours.tensors()[&key(old)], *spec, "{path} {old}");
             assert!(read(&*ours, &key(old)) == read(&*source, old), "{path} {old}");
-            // What is one tensor under several names is saved once.
+            // A tensor with several names is saved once.
             assert_eq!(ours.first_alias(&key(old)) == key(old), source.first_alias(old) == old, "{path} {old}");
         }
         for (old, value) in source.values() {
@@ -103,7 +103,7 @@ fn what_fails_leaves_nothing() {
             fs::read_dir(to.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert!(left.iter().all(|name| name.to_str().unwrap().starts_with('.')), "{name}: {left:?}");
     }
-    // One key is the beginning of another.
+    // One key is a prefix of another.
     let two = Checkpoint::new().track("m", Memory::seeded(1, 1)).unwrap().track("n", Memory::seeded(1, 2)).unwrap();
     let two = interop::open({ two }.write(temp.path().join("two")).unwrap()).unwrap();
     let mapped = NameMap::new().rename("m", "x/a").rename("n", "x/a/b").apply(&*two).unwrap();
@@ -230,7 +230,7 @@ fn a_checkpoint_keeps_what_it_has_beside_its_state() {
         let names: Vec<&String> = written.attributes_left_out.keys().collect();
         let all = ["assets/tokenizer.json", "metadata/layers", "metadata/seed", "metrics/accuracy", "metrics/loss"];
         assert_eq!(names, [&all[..], &["notes/reviewed", "requires_grad", "step"]].concat(), "{name}");
-        // What another tool's file does not have cannot be left out.
+        // Only what another tool's file has can be left out.
         let back = interop::open(dir.join(name)).unwrap();
         let written = convert(&*back, dir.join(format!("{name}-back")), Format::Checkpoint).unwrap();
         assert_eq!(written.attributes_left_out, BTreeMap::new());
@@ -259,7 +259,7 @@ fn several_sources_are_recorded() {
     assert_eq!((&recorded[0]["metadata"], &recorded[1]["metadata"]), (&json!({ "seed": 10 }), &json!(null)));
     assert_eq!(recorded[0]["path"], json!(sources[0].path().to_string()));
 
-    // A step that the sources do not agree on is that of none.
+    // If the steps of the sources differ, the result has none.
     let other = NameMap::new().include(["model/w"]).rename("model/w", "other/w").apply(&*sources[0]).unwrap();
     let merged = Merged::new([&*sources[1], &other]).unwrap();
     let written = convert(&merged, dir.join("merged"), Format::Checkpoint).unwrap();
@@ -272,7 +272,7 @@ fn several_sources_are_recorded() {
     assert_eq!(manifest.metadata["sources"][0]["metrics"], json!({ "accuracy": 0.75, "loss": 0.05 }));
     assert_eq!(manifest.tensors["other/w"].requires_grad, Some(true));
     assert_eq!(reader.asset("tokenizer.json").unwrap().len(), 16);
-    // The same file from both; another one of the same name is neither's.
+    // A file that both have in common is copied; if two differ under one name, neither is.
     let mut other = Checkpoint::new()
         .track("third", Memory::f32(&[1], [3.0]))
         .unwrap()
@@ -285,7 +285,7 @@ fn several_sources_are_recorded() {
     assert!(CheckpointReader::open(dir.join("conflict")).unwrap().manifest().assets.is_empty());
 }
 
-/// What already has the name of the record is listed, and a record has no other one in it.
+/// Metadata that already has the record's name is listed, and records are not nested.
 #[test]
 fn no_metadata_are_lost_to_the_record_unseen() {
     let folder = tempfile::tempdir().unwrap();
@@ -406,7 +406,7 @@ fn a_seal_is_a_file_of_bounded_length() {
     assert!(matches!(opened_in_time(&path), Err(Error::Unsupported { .. })));
     drop(socket);
     fs::remove_file(&seal).unwrap();
-    // What the link leads to is exactly what was written.
+    // The link leads to exactly what was written.
     std::os::unix::fs::symlink(&aside, &seal).unwrap();
     let error = opened_in_time(&path).unwrap_err();
     assert!(matches!(&error, Error::Link { path, .. } if *path == seal), "{error}");
@@ -417,7 +417,7 @@ fn a_seal_is_a_file_of_bounded_length() {
     fs::remove_file(&seal).unwrap();
     fs::rename(&aside, &seal).unwrap();
     opened_in_time(&path).unwrap();
-    // A name to which nothing can be added has no seal.
+    // There is no seal for a name that cannot be extended.
     let long = temp.path().join(format!("{}.safetensors", "a".repeat(240)));
     fs::copy(&path, &long).unwrap();
     opened_in_time(&long).unwrap();
@@ -428,7 +428,7 @@ fn a_seal_is_a_file_of_bounded_length() {
 fn large_tensors_go_in_pieces() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();
-    // A pattern whose length has nothing in common with that of a piece.
+    // A pattern whose length has no common divisor with that of a piece.
     let long = |seed| {
         let bytes = Memory::seeded(16_381, seed).bytes().repeat(129);
         Memory::new(Dtype::F32, &[bytes.len() as u64 / 4], bytes)

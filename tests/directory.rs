@@ -124,7 +124,7 @@ fn the_run_that_took_the_place_of_a_renamed_one_is_left_alone() -> Outcome {
         };
         assert_eq!(there(&old), [".lock", "checkpoint.json", "ckpt-1", "ckpt-2"]);
         assert_eq!(there(&root), [".lock", "checkpoint.json", "ckpt-2", "ckpt-3"]);
-        // Back in its place the first continues.
+        // Once it is back in its place the first continues.
         other.close()?;
         fs::rename(&root, dir.path().join("second"))?;
         fs::rename(&old, &root)?;
@@ -145,7 +145,7 @@ fn a_lock_file_that_was_removed_is_taken_anew() -> Outcome {
     fs::remove_file(&lock)?;
     run.save(&mut manager, 2)?;
     assert!(matches!(Run::new().builder(dir.path()).open(), Err(Error::Locked { .. })));
-    // And when another was quicker, it is theirs.
+    // If another one was quicker, the directory is theirs.
     fs::remove_file(&lock)?;
     let other = Run::new().builder(dir.path()).open()?;
     let error = run.save(&mut manager, 3).unwrap_err();
@@ -193,7 +193,7 @@ fn an_archived_checkpoint_behind_a_link_outlives_the_rotation() -> Outcome {
         assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-6").into()));
         // The link too stays.
         assert!(fs::symlink_metadata(&link)?.is_symlink());
-        // In the trash of a dead process a link is only a link.
+        // A link in the trash of a dead process is removed as a link.
         symlink(&archived, dir.path().join(format!(".trash-ckpt-1-{}", "0".repeat(32))))?;
         fs::create_dir(dir.path().join(format!(".trash-ckpt-2-{}", "0".repeat(32))))?;
         symlink(archive.path(), dir.path().join(format!(".trash-ckpt-2-{}/inside", "0".repeat(32))))?;
@@ -211,14 +211,14 @@ fn only_what_is_listed_is_removed() -> Outcome {
     let mut manager = run.builder(dir.path()).open()?;
     run.save(&mut manager, 1)?;
     run.save(&mut manager, 2)?;
-    // Another checkpoint takes the place of the one that is to go.
+    // Another checkpoint takes the place of the one that is to be removed.
     let mut foreign = other.builder(elsewhere.path()).open()?;
     other.save(&mut foreign, 1)?;
     fs::remove_dir_all(dir.path().join("ckpt-1"))?;
     fs::rename(elsewhere.path().join("ckpt-1"), dir.path().join("ckpt-1"))?;
     run.save(&mut manager, 3)?;
     assert!(is_intact(dir.path().join("ckpt-1")));
-    // What is there in the place of another and cannot be told is moved aside.
+    // What cannot be identified is moved aside.
     fs::write(dir.path().join("ckpt-2/manifest.json"), "mine")?;
     fs::write(dir.path().join("ckpt-2/notes.txt"), "mine")?;
     let kept = |name: &str| {
@@ -262,7 +262,7 @@ fn a_link_that_leads_nowhere_is_not_an_empty_directory() -> Outcome {
         assert!(error.to_string().contains("mounted"), "{error}");
     }
     assert_eq!(latest_checkpoint(dir.path().join("nothing"))?, None);
-    // One that leads somewhere is followed.
+    // A link that leads somewhere is followed.
     fs::create_dir_all(dir.path().join("not mounted/run"))?;
     let saved = Run::new().checkpoint().save(run.join("ckpt"))?;
     assert_eq!(latest_checkpoint(&run)?, Some(saved));
@@ -290,7 +290,7 @@ fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     let error = run.checkpoint().write(dir.path().join("é".repeat(106))).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-    // The longest that is allowed goes through its whole life.
+    // The longest allowed name is created, saved to, restored from and removed.
     let name = "n".repeat(189);
     let mut manager = run.builder(dir.path()).checkpoint_name(&name).open()?;
     let step = u64::MAX - 10;
@@ -333,7 +333,7 @@ fn crawl(dir: &Path) {
                     let mut bytes = vec![0; 64];
                     open.read_exact_at(&mut bytes, 4096).map(|()| bytes)
                 };
-                // What is open by a name in the trash is never written again.
+                // A file that is open under a name in the trash is never written again.
                 if let (true, Ok(before)) = (name.starts_with(".trash-"), read()) {
                     seen += 1;
                     std::thread::sleep(std::time::Duration::from_micros(300));

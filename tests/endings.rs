@@ -70,7 +70,7 @@ fn refused_values_are_skipped_and_the_training_goes_on() -> Outcome {
         }
         manager.wait()?;
         assert_eq!(names_in(dir.path())?, ["ckpt-2", "ckpt-8"], "background: {background}");
-        // It was due at 4 and 6 only: what is skipped is not tried again at every step.
+        // It was due at 4 and 6 only: a skipped save is not tried again at every step.
         assert_eq!(attempts, if background { 4 } else { 2 });
         run.set(f32::NAN);
         let forced = manager.save_at(9).and_then(|_| manager.wait());
@@ -237,7 +237,7 @@ fn a_component_that_is_not_tracked_is_an_error_and_a_complete_one_is_not_replace
     Ok(())
 }
 
-/// Whatever is otherwise done about a save that is refused: there may be no other call.
+/// Whatever the policy about refused saves says: this may be the last call.
 #[test]
 fn a_state_that_is_refused_ends_the_loop_with_the_error() -> Outcome {
     let go_on = OnSaveError::Continue { give_up_after: 5 };
@@ -259,7 +259,7 @@ fn a_state_that_is_refused_ends_the_loop_with_the_error() -> Outcome {
         assert!(matches!(refusal, Error::Unhealthy { .. }), "{refusal}");
         assert!(manager.should_stop() && !manager.is_saving());
         assert_eq!(names_in(dir.path())?, ["ckpt-1"], "{on_unhealthy:?} {on_save_error:?} background: {background}");
-        // Whoever goes on is saved.
+        // If the training goes on, its state is saved.
         let path = manager.save_if_due(run.train())?.ok_or("it is not saved")?;
         assert!(path.ends_with("ckpt-3") && path.join("manifest.json").exists() && manager.should_stop());
         assert_eq!(manager.save_if_due(run.train())?, None);
@@ -269,7 +269,7 @@ fn a_state_that_is_refused_ends_the_loop_with_the_error() -> Outcome {
     Ok(())
 }
 
-/// The present state is saved, whatever became of an earlier one.
+/// The present state is saved, even if an earlier save failed.
 #[test]
 fn a_save_in_flight_that_fails_does_not_prevent_the_last_one() -> Outcome {
     for on_unhealthy in [OnUnhealthy::Skip, OnUnhealthy::Fail] {

@@ -1,4 +1,4 @@
-//! The smaller examples do what they say, also when they are started again.
+//! The smaller examples do what they say, even when they are started again.
 
 #[path = "common/example.rs"]
 mod example;
@@ -66,7 +66,7 @@ fn fine_tuning_keeps_the_encoder_and_goes_on() {
     let first = run(&program, dir.path());
     assert!(first.contains("from the pre-trained model: encoder/in.bias, encoder/in.weight"), "{first}");
     assert!(first.contains("\"step\" is not in the checkpoint"), "{first}");
-    // Of the frozen layers (512 * 512 weights and more) nothing is written but the first time.
+    // The frozen layers (512 * 512 weights and more) are written only the first time.
     let bytes = |line: &str, what: &str| -> u64 {
         let before = line.split(&format!(" bytes {what}")).next().unwrap_or_default();
         before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
@@ -157,7 +157,7 @@ fn a_training_that_is_asked_to_end_goes_on_when_it_is_started_again() {
         let step = line.split(' ').find_map(|word| word.trim_end_matches(',').parse().ok());
         step.unwrap_or_else(|| panic!("{line}"))
     };
-    // The time is over, then a signal.
+    // First the time is over, then there is a signal.
     let output = Command::new(&program).arg(dir.path()).arg("0.2").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let first = step(&String::from_utf8(output.stdout).unwrap(), "ends");
@@ -187,7 +187,7 @@ fn the_average_of_checkpoints_is_better_than_they_are() {
     assert!(dir.path().join("average.safetensors").exists());
 }
 
-/// The NaN story.
+/// What happens with NaN.
 #[test]
 fn a_training_that_diverges_restarts_from_what_was_healthy() {
     let (program, dir) = (example("diverging"), tempfile::tempdir().unwrap());
@@ -225,7 +225,7 @@ fn pronounce_stops_on_a_signal_with_what_it_has_done_and_goes_on_exactly() {
             begin("stopped", &["--steps", "1000000", "--grace", &grace, "--time-limit", "1"])
         } else {
             let child = begin("stopped", &["--steps", "1000000", "--grace", &grace]);
-            // When it is past the beginning: the handlers are set.
+            // After its start, when the handlers are set.
             let log = dir.path().join("stopped.log");
             let before = std::fs::metadata(&log).map_or(0, |found| found.len());
             while std::fs::metadata(&log).map_or(0, |found| found.len()) <= before {

@@ -94,7 +94,7 @@ fn of_several_expressions_none_is_chosen() {
         let text = refusal(&vs, &[&a, &b], body);
         assert!(text.contains("one more example"), "{place}: {text}");
     }
-    // What any two numbers fit needs a third example, and then is right.
+    // Sizes that two examples leave ambiguous need a third one, and then are right.
     let body = |x: &[Tensor]| vec![sum(&x[0]) / (3 * x[0].size()[1] + 2)];
     let [a, b] = pair([2, 3], [5, 7]);
     assert!(refusal(&vs, &[&a, &b], body).contains("one more example"));
@@ -165,7 +165,7 @@ fn a_number_read_out_of_a_tensor_is_refused() {
     }
     let text = refusal(&vs, &examples, |x| vec![sum(&x[0]) / longest(&x[1])]);
     assert!(text.contains("reads a number out of a tensor (aten::item)"), "{text}");
-    // What an operation reads for itself stays in the program.
+    // A size that an operation reads stays in the program.
     let one_hot = |x: &[Tensor]| vec![x[0].to_kind(Kind::Int64).abs().one_hot(7) * x[1].size()[0]];
     export(&vs, &examples, one_hot).unwrap();
 }
@@ -213,7 +213,7 @@ fn what_only_other_sizes_show_is_refused() {
     assert!(text.contains("the same in all examples, 1"), "{text}");
     let text = refusal(&vs, &examples, |x| vec![Tensor::from_slice(&[i64::from(x[0].size()[1] > 5)]) + &x[0]]);
     assert!(text.contains("gives something else than the closure"), "{text}");
-    // Sizes that the closure does not take are not the program's either.
+    // Sizes that the closure refuses are refused by the program too.
     let table = numbers(&[6, 3]);
     let positions = |x: &[Tensor]| vec![table.narrow(0, 0, x[0].size()[1]).sum(Kind::Float) + &x[0]];
     let (saved, _dir) = export(&vs, &examples, positions).unwrap();
@@ -270,7 +270,7 @@ fn a_part_of_a_large_tensor_is_written_alone() -> Outcome {
     let large = numbers(&[1000, 1000]);
     let part = vs.root().add("part", large.narrow(0, 10, 1).view([1000]), true);
     let tied = vs.root().sub("tied").add("part", part.shallow_clone(), true);
-    // Two halves of one tensor: the whole of it is theirs.
+    // Two halves of one tensor, which together are all of it.
     let flat = numbers(&[2000]);
     let left = vs.root().sub("flat").add("left", flat.narrow(0, 0, 1000), false);
     let right = vs.root().sub("flat").add("right", flat.narrow(0, 1000, 1000), false);
@@ -286,7 +286,7 @@ fn a_part_of_a_large_tensor_is_written_alone() -> Outcome {
     let all = saved.var_store().variables();
     assert_eq!(all["part"].data_ptr(), all["tied.part"].data_ptr());
     assert!(all["part"].requires_grad() && all["part"].is_leaf());
-    // Of the live model nothing has moved, and a program that is saved again is as small.
+    // The live model has not changed, and a program that is saved again is as small.
     assert_eq!(vs.variables()["part"].data_ptr(), large.narrow(0, 10, 1).data_ptr());
     let again = saved.save(dir.path().join("again"), &mut saved.checkpoint()?)?;
     assert_eq!(program_bytes(&again), bytes);
@@ -311,7 +311,7 @@ fn normalizing_without_running_statistics_evaluates() -> Outcome {
         let x = numbers(&[3, 3, 9]);
         assert_eq!(bits(&saved.run("forward", &[&x])?[0]), bits(&body(&[x.shallow_clone()])[0]));
     }
-    // With them it is training.
+    // With them it can be trained.
     let (mean, var) = (vs.root().zeros_no_train("mean", &[3]), vs.root().ones_no_train("var", &[3]));
     let trained = |x: &[Tensor]| {
         vec![Tensor::instance_norm(&x[0], none(), none(), Some(&mean), Some(&var), true, 0.1, 1e-5, false)]
@@ -445,7 +445,7 @@ fn tied_variables_have_keys_of_their_own_and_go_back() -> Outcome {
         for key in CheckpointReader::open(&path)?.manifest().tensors.keys() {
             assert!(used.contains(&key.as_str()), "{names:?}: {key}");
         }
-        // What is trained without the code goes back into the live model.
+        // What was trained without the code can be restored into the live model.
         let mut optimizer = optim::Sgd::default().build(saved.var_store(), 0.1)?;
         optimizer.backward_step(&saved.run("forward", &[&numbers(&[3, 3])])?[0].square().mean(Kind::Float));
         let tuned = saved.save(dir.path().join("tuned"), &mut saved.checkpoint()?)?;
@@ -516,7 +516,7 @@ fn pieces_over_a_free_length_are_refused_as_such() {
         let text = refusal(&vs, &examples, |x| vec![Tensor::cat(&pieces(&x[0])[..2], 0)]);
         assert!(text.contains("into 4 pieces for the first example and 6"), "{text}");
     }
-    // Over a fixed one they are right.
+    // Over a fixed size they are right.
     assert_right(&examples, &[&[&[9, 3]]], |x| vec![Tensor::cat(&x[0].split(1, 1)[1..], 0)]).unwrap();
 }
 

@@ -83,7 +83,7 @@ fn linked_files_count_apart_from_those_that_are_written() -> Outcome {
     Ok(())
 }
 
-/// A flag that the writer waits for, at most a minute.
+/// A flag that the writer waits for, for at most a minute.
 fn until(flag: &AtomicBool) {
     let began = Instant::now();
     while !flag.load(Ordering::Acquire) && began.elapsed() < Duration::from_secs(60) {
@@ -124,7 +124,7 @@ fn a_background_save_stalls_until_the_call_returns_and_the_next_one_waits_for_it
     let seen = seen.lock().unwrap().clone();
     assert_eq!(manager.last_save_figures(), Some(seen[1]));
     let (first, second) = (seen[0], seen[1]);
-    // The writer could not end before the call did.
+    // The writer cannot have ended before the call did.
     assert!(first.stall < first.total && first.stall <= took[0], "{first:?}");
     assert_eq!(recorded(dir.path().join("ckpt-1"))?.stall, first.stall);
     assert!(recorded(dir.path().join("ckpt-1"))?.total <= first.total);

@@ -102,7 +102,7 @@ fn every_size(dir: &Path) {
     let trash = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".trash-");
     let used = || fs::read_dir(&root).unwrap().filter(|entry| !trash(entry.as_ref().unwrap())).count();
     for pages in 0.. {
-        // All that is free, but for some pages.
+        // All free space except some pages.
         let mut blocks = 0;
         fs::write(&filler, "").unwrap();
         let mut file = fs::OpenOptions::new().append(true).open(&filler).unwrap();
@@ -177,7 +177,7 @@ fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
     if let Some(dir) = std::env::var_os(CHILD) {
         let dir = Path::new(&dir);
         let error = Run::new().open(dir, 2).unwrap().save_at(1).unwrap_err();
-        // There is room enough: what helps is to split the files.
+        // There is enough room: splitting the files helps.
         assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("max_file_bytes"), "{error}");
         assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "only the lock file");
         return;
@@ -358,7 +358,7 @@ fn choices(dir: &Path) {
     assert_eq!(names(), there);
     drop(manager);
 
-    // Fewer are kept: those that would go after the save go before it.
+    // Fewer are kept: those that would be removed after the save are removed before it.
     let keep = saved as usize - 1;
     for background in [false, true] {
         let builder = builder(keep).on_no_space(OnNoSpace::PruneFirst);
@@ -401,7 +401,7 @@ fn choices(dir: &Path) {
     println!("all choices tried");
 }
 
-/// Calls `child` with a directory on a disk of its own.
+/// Calls `child` with a directory on a separate disk.
 fn on_a_disk_of(size: &str, test: &str, child: fn(&Path)) {
     if let Some(dir) = std::env::var_os(CHILD) {
         child(Path::new(&dir));
@@ -574,7 +574,7 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
             manager.close().unwrap();
             fs::remove_dir_all(&root).unwrap();
 
-            // Here they would go with the next save: then they go before it.
+            // Here the next save would remove them: then they are removed before it.
             let mut manager = opened(builder(1).keep(Steps::new([1, 2])), background);
             save(&mut manager, &[1, 2, 3]);
             manager.restore(root.join("ckpt-2")).unwrap();
@@ -637,7 +637,7 @@ fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
     });
 }
 
-/// The loop of a user: two stay, and something else takes all the room that is left.
+/// A user's loop: two stay, and something else takes all the remaining room.
 #[test]
 fn a_training_that_may_make_room_goes_on() {
     on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |dir| {
@@ -659,7 +659,7 @@ fn a_training_that_may_make_room_goes_on() {
             train(1..=4).unwrap();
             let full = Full::new(&filler);
             let result: Result<(), Error> = train(5..=12);
-            // A third one fits only if nothing need be removed for it.
+            // A third one is kept only if nothing has to be removed for it.
             match keep {
                 2 => result.unwrap(),
                 _ => assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}"),

@@ -17,7 +17,7 @@ use tch_checkpoint::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// A tensor of another library, too large to be copied: it counts its changes, or shows its memory.
+/// A tensor of another library that is too large to be copied: it counts its changes, or gives access to its memory.
 #[derive(Clone)]
 struct Large(Arc<Inner>);
 
@@ -199,7 +199,7 @@ fn the_state_of_the_last_call_is_saved_by_an_error_and_by_a_panic() -> Outcome {
     Ok(())
 }
 
-/// A manager is opened, restored, and its loop fails in the midst of the step after `calls` calls.
+/// A manager is opened and restored, and its loop fails in the middle of the step after `calls` calls.
 fn torn(dir: &Path, kind: (bool, bool), unclean: bool, calls: usize) -> Result<Run, Error> {
     let run = Run::new(kind.0, kind.1);
     let builder = run.builder(dir)?;
@@ -238,13 +238,13 @@ fn on_request_it_is_saved_and_marked_and_no_restart_takes_it() -> Outcome {
     assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-4"]);
     let info = CheckpointDirectory::new(dir.path()).get("ckpt-4")?;
     assert!(info.unclean && !info.is_healthy() && info.step == Some(4));
-    // It has the state, for whoever wants to examine it.
+    // It has the state, for those who want to examine it.
     let looked = Run::new(true, false);
     let mut manager = looked.builder(dir.path())?.restore_unhealthy().open()?;
     manager.restore(dir.path().join("ckpt-4"))?;
     assert!(looked.state() == run.state());
     manager.close()?;
-    // No restart takes it, and it leaves the numbering when the run continues.
+    // No restart uses it, and it is no longer numbered once the run continues.
     let again = Run::new(true, false);
     let mut manager = again.builder(dir.path())?.restore_unhealthy().open()?;
     let started = manager.restore_or_initialize()?;
@@ -308,7 +308,7 @@ fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothi
     assert_eq!(sequence(&before)?, 1);
     assert_eq!(manager.guard(|manager| manager.save_if_due(run.update()))?, None);
     assert_eq!(names_in(dir.path())?, ["ckpt-2"]);
-    // A restored state that nothing has changed is there already.
+    // A restored state that has not changed is saved already.
     manager.close()?;
     let again = Run::new(true, false);
     let mut manager = again.builder(dir.path())?.open()?;
@@ -387,7 +387,7 @@ fn a_save_that_fails_hides_nothing() -> Outcome {
     Ok(())
 }
 
-/// What a panic interrupts, in the order of a step.
+/// Where a panic can interrupt a step, in order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Moment {
     /// The data are loaded.

@@ -135,7 +135,7 @@ fn an_unhealthy_one_counts_for_no_policy() -> Outcome {
     Ok(())
 }
 
-/// The figures of a tensor, whatever the paths by which its bytes were digested.
+/// The figures of a tensor do not depend on the way in which its bytes were digested.
 #[test]
 fn statistics_are_those_of_the_values() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -198,7 +198,7 @@ fn statistics_are_those_of_the_values() -> Outcome {
             assert_eq!((statistics.non_finite, statistics.range), (non_finite, range), "{key}");
             assert!((statistics.norm - norm).abs() <= 1e-5 * norm, "{key}: {} instead of {norm}", statistics.norm);
         }
-        // Not by how the bytes arrived.
+        // They do not depend on how the bytes arrived.
         let figures = |m: &tch_checkpoint::format::Manifest| -> Vec<_> {
             m.tensors.values().map(|record| record.statistics).collect()
         };
@@ -214,7 +214,7 @@ fn only_what_is_not_finite_is_noted_unless_more_is_asked_for() -> Outcome {
     let text = |path: &Path| std::fs::read_to_string(path.join("manifest.json"));
     let healthy = run.checkpoint().save(dir.path().join("a"))?;
     let mut manifest = CheckpointReader::open(&healthy)?.manifest().clone();
-    // They alone need a later version.
+    // Only they need a later version.
     manifest.figures = None;
     assert!(manifest.to_bytes()?.starts_with(b"{\"format\":\"tch-checkpoint\",\"version\":1,"));
     run.set(0, f32::NAN);
@@ -233,7 +233,7 @@ fn a_constant_that_is_excepted_makes_no_checkpoint_unhealthy() -> Outcome {
         let run = Run::new();
         let mask = Memory::f32(&[2, 2], [0.0, f32::NEG_INFINITY, 0.0, 0.0]);
         let open = |options: SaveOptions, name: &str| -> Result<CheckpointManager, Error> {
-            // It has two names, and is excepted under one of them.
+            // It has two names, one of which is exempt.
             let checkpoint = run.checkpoint().track("a", [mask.clone()])?.track("mask", [mask.clone()])?;
             let builder = CheckpointManager::builder(checkpoint, dir.path()).checkpoint_name(name).fresh_start();
             let builder = builder.save_options(options.health(health));
@@ -270,7 +270,7 @@ fn a_constant_that_is_excepted_makes_no_checkpoint_unhealthy() -> Outcome {
     Ok(())
 }
 
-/// However good its metric is: a restart would not take it.
+/// However good its metric is: a restart would not use it.
 #[test]
 fn the_best_is_healthy_and_the_latest_is_the_newest() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -294,7 +294,7 @@ fn the_best_is_healthy_and_the_latest_is_the_newest() -> Outcome {
     assert!(latest_checkpoint(dir.path())?.ok_or("none")?.ends_with("ckpt-3"));
     drop(manager);
 
-    // One that was saved after an error is no better.
+    // The same applies to one that was saved after an error.
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     let mut manager = run.builder(dir.path()).unclean_on_failure().open()?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tch_checkpoint::interop::tensorflow::Bundle;
 use tch_checkpoint::{Error, TensorSource};
 
-/// Memory that a hostile bundle may take above the lengths of its files.
+/// The memory that a hostile bundle may need in addition to the lengths of its files.
 const MEMORY: u64 = 32 << 20;
 
 fn masked(bytes: &[u8]) -> u32 {
@@ -50,7 +50,7 @@ struct Tensor<'a> {
 }
 
 impl Tensor<'_> {
-    /// Its entry, with the checksum of what it would be in `data`.
+    /// Its entry, with the checksum of its bytes in `data`.
     fn entry(&self, data: &[u8]) -> Vec<u8> {
         let range = self.offset as usize..self.offset.saturating_add(self.size) as usize;
         let crc = masked(data.get(range).unwrap_or_default());
@@ -207,7 +207,7 @@ fn tables_that_cannot_be_are_refused() {
     // A key that leads out of the directory is a name like any other: nothing is written by names.
     let names = read(&[("", header.clone()), ("../../etc/passwd", entry.clone())], &DATA).unwrap();
     assert_eq!(names, ["../../etc/passwd"]);
-    // Every byte of the index, and every cut of it.
+    // Each byte of the index changed, and the index cut at each length.
     let root = tempfile::tempdir().unwrap();
     let whole = table(&[(Vec::new(), header), (b"a".to_vec(), entry)]);
     assert!(read_files(root.path(), &whole, &DATA).is_ok());
@@ -237,12 +237,12 @@ fn graphs_with_cycles_and_more_ways_than_atoms_end() {
         (vec![(1, "back")], key),
     ];
     assert_eq!(with_graph(&cycle).unwrap(), ["a/w", "w"]);
-    // Each of 300 objects leads to every other.
+    // Each of 300 objects has an edge to every other.
     let all: Vec<(u64, &str)> = (0..300).map(|to| (to, "x")).collect();
     let mut objects = vec![(all, None); 300];
     objects[299].1 = key;
     assert!(with_graph(&objects).unwrap().len() > 1);
-    // A ladder of two ways per rung, and a line deeper than any stack.
+    // A graph with two edges from each node to the next, and a path longer than any stack.
     let ladder: Vec<_> =
         (1..90).map(|to| (vec![(to, "left"), (to, "right")], None)).chain([(Vec::new(), key)]).collect();
     assert!(with_graph(&ladder).unwrap().len() <= 65);

@@ -89,7 +89,7 @@ fn a_source_of_ones_own_is_inspected_like_a_file() -> Outcome {
     Ok(())
 }
 
-/// A URL is refused as such: nothing was looked for there.
+/// A URL is refused, and no file is looked for.
 #[test]
 fn a_url_is_not_served() {
     let url = "s3://bucket/run";
@@ -119,7 +119,7 @@ fn a_directory_of_no_known_format_is_told_from_one_without_a_checkpoint() -> Out
     for told in [text(dir.path()), verified(dir.path())] {
         assert!(told.contains(no_format) && told.contains("`inspect::Target::of`"), "{told}");
     }
-    // What a save left behind is no other format.
+    // What an interrupted save left is not taken for another format.
     fs::create_dir(dir.path().join(".tmp-ckpt-1-0123456789abcdef0123456789abcdef"))?;
     assert!(!text(dir.path()).contains("format"), "{}", text(dir.path()));
     Ok(())
@@ -261,7 +261,7 @@ fn a_listing_has_all_states_and_agrees_with_the_library() -> Outcome {
     Ok(())
 }
 
-/// Nothing decides between two runs that saved the same number, so no checkpoint is shown as the latest.
+/// If two runs saved the same number, no checkpoint is shown as the latest.
 #[test]
 fn two_latest_checkpoints_are_both_named() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -281,7 +281,7 @@ fn two_latest_checkpoints_are_both_named() -> Outcome {
     Ok(())
 }
 
-/// docs/ckpt.md: keys may be added, those that are there keep their names.
+/// docs/ckpt.md: keys may be added, and existing ones keep their names.
 #[test]
 fn documents_keep_their_keys() -> Outcome {
     let dir = tempfile::tempdir()?;

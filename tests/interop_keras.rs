@@ -28,7 +28,7 @@ use tch_checkpoint::{Dtype, Error, TensorSource, VerifiedBy, name};
 const EXPECTED: &str = ".expected.json";
 const HOSTILE: &str = "hostile.expected.json";
 
-/// Files, and what is in them.
+/// Files and their content.
 fn files() -> Vec<(PathBuf, Value)> {
     let mut all = Vec::new();
     for path in find("keras", EXPECTED) {
@@ -105,7 +105,7 @@ fn every_fixture_is_bit_exact() {
             }
             tensors += 1;
         }
-        // Nothing but these and other names of them.
+        // Only these, and other names of them.
         let paths: BTreeSet<String> = wanted.keys().map(|path| name::key(path.split('/'))).collect();
         for key in weights.tensors().keys().filter(|key| !paths.contains(*key)) {
             let known = weights.aliases(key).any(|alias| paths.contains(alias));
@@ -180,7 +180,7 @@ fn optimizers_are_named_after_their_variables() {
         assert_eq!(names[&slot.key], name);
     }
     assert_eq!((slots[1].name.as_str(), slots[1].torch), ("velocity", Some("exp_avg_sq")));
-    // Another order, too few, unknown ones.
+    // Another order, too few, and unknown ones.
     assert!(tagger.slots_of(&trainable[1..]).is_err());
     let mut swapped = trainable.clone();
     swapped.swap(0, 1);
@@ -211,7 +211,7 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
     let variables: BTreeSet<String> = mapped.tensors().keys().map(|key| name::path(key).unwrap()[2].clone()).collect();
     assert_eq!(variables.len(), 8 + 2 + 2 + 3, "{variables:?}");
     assert!(!variables.contains("norm.running_mean") && variables.contains("norm.weight"));
-    // Keras has one bias, of which the second of PyTorch's has no part.
+    // Keras has one bias, which becomes PyTorch's first one.
     let left_out: Vec<&String> = mapped.left_out().keys().collect();
     assert_eq!(left_out, ["lstm.bias_hh_l0"]);
     assert!(mapped.left_out()["lstm.bias_hh_l0"].contains("made of zeros"));
@@ -234,7 +234,7 @@ fn the_state_of_an_optimizer_goes_through_a_map() {
     }
     let step = read(&mapped, "opt/state/logits.weight/step");
     assert_eq!(f32::from_le_bytes(step.try_into().unwrap()) as u64, state.values()["opt/steps"].as_u64().unwrap());
-    // Not the state of an optimizer, and a state of other variables.
+    // A file without an optimizer's state, and a state of other variables.
     assert!(map.apply_to_optimizer(&tagger, &tagger, "model").is_err());
     let other = Weights::open(fixture("keras/b_keras2/model.h5")).unwrap();
     let old = keras::optimizer_state(&other, &[], &KerasOptimizer::adam().learning_rate(0.1)).unwrap();
@@ -263,7 +263,7 @@ fn an_archive_has_a_checksum() {
     assert!(matches!(damaged.verify(), Err(Error::Damaged { .. })));
 }
 
-/// Memory that a hostile file may take above its own length and its tensors.
+/// The memory that a hostile file may need in addition to its own length and its tensors.
 const MEMORY: u64 = 64 << 20;
 
 /// Opens a file and reads all of it.

@@ -101,7 +101,7 @@ fn plain(key: &str) -> String {
     name::path(key).unwrap_or_default().join("/")
 }
 
-/// All tensors are there, as they were written; the same elements have one first name.
+/// All tensors are read as they were written; tensors that share elements have the same first name.
 fn check_tensors(path: &Path, source: &dyn TensorSource, expected: &Map<String, Value>) -> usize {
     let keys: BTreeMap<String, &String> = source.tensors().keys().map(|key| (plain(key), key)).collect();
     let unreadable: BTreeSet<String> = source.unreadable().keys().map(|key| plain(key)).collect();
@@ -172,7 +172,7 @@ fn as_json(node: &Value) -> Option<Value> {
             text => text.parse::<f64>().unwrap().into(),
         }),
         "dtype" | "device" => Some(inner.clone()),
-        // What a path consists of is not in the fixtures.
+        // The fixtures do not record the components of a path.
         "object" if inner.as_str().unwrap().starts_with("pathlib") => Some(Value::Null),
         "object" => as_json(&object["state"]),
         "int" => inner.as_str().unwrap().parse::<u64>().ok().map(Value::from),
@@ -263,7 +263,7 @@ fn every_fixture_is_read_bit_for_bit() {
     println!("{count} fixtures, {tensors} tensors bit for bit");
 }
 
-/// What torch knows and this crate cannot hold is named, and the rest is read.
+/// Types of torch that this crate does not support are named, and the rest is read.
 const KNOWN: [&str; 3] = ["_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_meta_tensor_no_storage"];
 
 #[test]
@@ -294,10 +294,10 @@ fn what_cannot_be_held_is_refused_by_name() {
     println!("{count} files refused by name");
 }
 
-/// Memory that a hostile file may take above its own length.
+/// The memory that a hostile file may need in addition to its own length.
 const MEMORY: u64 = 32 << 20;
 
-/// Opens, reads and verifies all there is.
+/// Opens, reads and verifies everything in a file.
 fn read_all(path: &Path) -> Result<(), String> {
     let source = interop::open(path).map_err(|e| e.to_string())?;
     let mut buffer = vec![0; 1 << 20];
@@ -479,13 +479,13 @@ fn an_optimizer_whose_names_are_not_certain_is_refused() {
     assert!(error.contains("Adam"), "{error}");
     let error = refuse(pytorch::OptimizerOptions::in_order(order[1..].to_vec()).algorithm("Adam"));
     assert!(error.contains("names were given"), "{error}");
-    // All variables of the model, buffers among them: more than one way.
+    // All variables of the model, including buffers: there is more than one way to assign them.
     let model: Vec<_> = source.order().into_iter().filter_map(|key| key.strip_prefix("model/")).collect();
     let shape = |name: &str| source.tensors()[&format!("model/{name}")].shape.clone();
     let all = pytorch::OptimizerOptions::among(model.iter().map(|name| (*name, shape(name)))).algorithm("Adam");
     let error = refuse(all);
     assert!(error.contains("can be any of `"), "{error}");
-    // The parameters alone: one way, the right one.
+    // The parameters alone: there is one way, which is right.
     let among =
         pytorch::OptimizerOptions::among(order.iter().map(|name| (name.as_str(), shape(name)))).algorithm("Adam");
     let state = pytorch::optimizer_state(&*source, "optimizer", &among).unwrap();

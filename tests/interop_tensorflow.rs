@@ -22,7 +22,7 @@ use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop
 
 const EXPECTED: &str = ".expected.json";
 
-/// Prefixes of bundles, and what is in them.
+/// Prefixes of bundles and their content.
 fn bundles() -> Vec<(PathBuf, Value)> {
     let all = find("tensorflow", EXPECTED).into_iter().map(|path| (without(&path, EXPECTED), json(&path)));
     all.filter(|(_, expected)| expected.get("prefix").is_some()).collect()
@@ -417,7 +417,7 @@ fn any_source_becomes_a_bundle() {
     assert_eq!(bundle.values()["run"], json!("née"));
     assert_eq!(bundle.read_raw("save_counter").unwrap(), 41i64.to_le_bytes(), "as the prefix says");
     assert_eq!(bundle.read_raw("step").unwrap(), 41i64.to_le_bytes());
-    // Reproducible, never over another, and nothing left behind.
+    // The bytes are reproducible, no file is overwritten, and no temporary file is left.
     let again = root.path().join("again/ckpt-41");
     fs::create_dir(root.path().join("again")).unwrap();
     tensorflow::write(&memory, &again, &WriteOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The layers of `docs/architecture.md`: a layer imports only from the layers above it, no imports form a circle, and
+//! The layers of `docs/architecture.md`: a layer imports only from the layers above it, imports form no cycle, and
 //! `unsafe` stays where it is allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +69,7 @@ fn sources_of(directory: &str) -> Vec<(String, PathBuf, String)> {
     found.into_iter().map(|path| (layer(&path), path.clone(), code(&fs::read_to_string(path).unwrap()))).collect()
 }
 
-/// Removes comments, and unit tests, which may import from anywhere.
+/// Removes comments and unit tests, which may import from anywhere.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
@@ -303,7 +303,7 @@ fn imports_make_no_circle() {
         assert!(found.contains(&module(to)), "{from} imports from {to}, not only {found:?}");
     }
     assert_eq!(circle(&imports), None);
-    // A circle would be found.
+    // A cycle is found.
     let mut back = imports.clone();
     back.get_mut(&module("format::digest")).unwrap().insert(module("save::write"));
     let found = circle(&back).expect("digests that import from what writes them");

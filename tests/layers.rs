@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use tch_checkpoint::map::{NameMap, Preset};
 use tch_checkpoint::{Checkpoint, Error, RestoreOptions, Variables};
 
-/// What was recorded, by name.
+/// The recorded tensors, by name.
 struct Recorded(Vec<(String, Tensor)>);
 
 impl Recorded {

@@ -77,7 +77,7 @@ fn numbers_by_counter_go_on_and_overwrite_nothing() -> Outcome {
     manager.restore_or_initialize()?;
     assert_eq!(names(&[manager.save()?]), ["ckpt-3"]);
     drop(manager);
-    // A new run on request: the other one stays until as many of this one are complete as are kept.
+    // A new run on request: the other one stays until this one has as many checkpoints as are kept.
     let mut manager = Run::new().builder(dir.path()).max_to_keep(2).fresh_start().open()?;
     assert_eq!(names(&[manager.save_at(2)?]), ["ckpt-2"]);
     assert_eq!(names(&manager.checkpoints()), ["ckpt-2"]);
@@ -163,7 +163,7 @@ fn when_none_is_intact_it_does_not_silently_start_afresh() -> Outcome {
         })
         .open()?;
     let error = manager.restore_or_initialize().unwrap_err();
-    // It was found damaged while it was read, so the objects are not as they were.
+    // It was found damaged while it was read, so the objects have changed.
     assert!(matches!(error, Error::PartlyRestored { .. }), "{error}");
     let again = manager.restore_or_initialize().unwrap_err();
     assert!(matches!(again, Error::PartlyRestored { .. }) && format!("{again:#}").contains("weights"), "{again:#}");
@@ -562,7 +562,7 @@ fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
         assert!(bytes(5)? == *Memory::seeded(500_000, 5).bytes() && inode(5)? != inode(4)?);
         assert!(bytes(4)? == *Memory::seeded(500_000, 1).bytes());
 
-        // Changed behind its own back: never saved as what it was.
+        // Changed without its knowledge: never saved with its old bytes.
         *frozen.0.bytes() = Memory::seeded(500_000, 6).bytes().clone();
         manager.save_at(6)?;
         match manager.wait() {
@@ -571,7 +571,7 @@ fn a_component_that_did_not_change_is_not_written_again() -> Outcome {
         }
         manager.close()?;
 
-        // The bytes of a checkpoint do not depend on how they came there.
+        // The bytes of a checkpoint do not depend on how they were written.
         let found = checkpoints(dir.path())?;
         assert!(found.iter().all(|path| tch_checkpoint::CheckpointReader::open(path).unwrap().verify().is_intact()));
     }

@@ -265,7 +265,7 @@ proptest! {
         mapped.read_range("y", cut as u64..bytes.len() as u64 / 2, &mut pieces[2 * cut..]).unwrap();
         prop_assert_eq!(pieces, bytes);
         mapped.verify_tensor("y").unwrap();
-        // What is said to lose nothing has every number in it.
+        // A transform that is said to lose nothing keeps every number.
         if mapped.mappings()[0].loss == Loss::Nothing {
             let there: std::collections::BTreeSet<i16> = wanted.in_order().into_iter().collect();
             prop_assert!((1..=number).all(|n| there.contains(&n)));
@@ -320,7 +320,7 @@ fn tensors_without_elements_are_made_at_once() {
         assert!(read(&mapped, "made").is_empty(), "{expression}");
         mapped.verify().unwrap();
     }
-    // From nothing to something.
+    // From an empty tensor to one with elements.
     let map: NameMap = "map 1\nmade = concat(0, row, pad(slice(row, 1, 0..0), 1, 2, 1))\n".parse().unwrap();
     let expected: Vec<u8> = [0f32, 0.0, 1.0, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     assert_eq!(read(&map.apply(&table).unwrap(), "made"), expected);
@@ -422,7 +422,7 @@ fn errors_point_at_the_place_and_name_what_is_near() {
         let Error::Map { line: l, reason, .. } = &error else { panic!("{error}") };
         assert!(*l == line && reason.contains(wanted), "{text:?}: {error}");
     }
-    // A short text cannot ask for endless work.
+    // A short text cannot cause unlimited work.
     let bombs: String = (0..60).map(|i| format!("w{} = blocks(concat(0, w{i}, w{i}), 0, 2, [0])\n", i + 1)).collect();
     let table = Table::default().with("w0", Dtype::U8, &[2], vec![1, 2]);
     let error = format!("map 1\n{bombs}").parse::<NameMap>().unwrap().apply(&table).unwrap_err();

@@ -97,7 +97,7 @@ fn what_cannot_go_back_is_refused_with_the_reason() {
         ("map 1\nx = slice(b, 0, 0..2)\nonly x\n", vec![("x", Memory::seeded(2, 1))], "drops its element 2"),
         ("map 1\nx = add(b, b)\nonly x\n", vec![("x", three.clone())], "by adding"),
         ("map 1\nx = cast(b, F16)\nonly x\n", vec![("x", three.clone())], "by converting"),
-        // A cast to the type that it has converts nothing.
+        // A cast to the same type converts nothing.
         ("map 1\nx = cast(b, F32)\nonly x\n", vec![("x", three.clone())], "[\"b\"]"),
         (
             "map 1\nx = transpose(cast(w, F32))\nonly x\n",
@@ -111,7 +111,7 @@ fn what_cannot_go_back_is_refused_with_the_reason() {
         ("map 1\nx = reshape(w, [6])\nonly x\n", vec![("x", three.clone())], "the map makes it F32 [6]"),
         ("map 1\nx = b\nz = zeros(b)\nonly x z\n", vec![("x", three.clone()), ("z", three.clone())], "it is not zero"),
         ("map 1\nx = b\nz = zeros(b)\nonly x z\n", vec![("x", three.clone())], "[\"b\"]"),
-        // Padding is not given back, and what the map does not name is left out unless ours has it.
+        // Padding is not returned, and what the map does not name is left out unless ours has it.
         ("map 1\nx = pad(b, 0, 6)\n", vec![("x", six.clone())], "[\"b\"]"),
         ("map 1\nx = concat(0, b, b)\nonly x\n", vec![("x", six)], "takes its element 0 more than once"),
         ("map 1\nx = b\ny = b\nonly x y\n", vec![("x", three.clone()), ("y", three.clone())], "[\"b\"]"),
@@ -266,7 +266,7 @@ fn expression() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// Whatever a map does, it is either refused or given back.
+    /// Any map is either refused or inverted exactly.
     #[test]
     fn any_map_goes_back_or_is_refused(
         first in expression(),
@@ -286,7 +286,7 @@ proptest! {
         }
     }
 
-    /// Moves of all elements go back.
+    /// Transforms that only move elements can be inverted.
     #[test]
     fn moves_of_all_elements_go_back(
         moves in prop::collection::vec(0usize..7, 0..6),

@@ -241,7 +241,7 @@ fn a_mark_that_is_lost_after_it_was_accepted_is_an_error() -> Outcome {
     Ok(())
 }
 
-/// Every pin that succeeded keeps its checkpoint, at whatever moment it came.
+/// Every pin that succeeded keeps its checkpoint, whenever it was set.
 #[test]
 fn pins_beside_a_training_that_rotates_hold_or_say_that_they_came_too_late() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -52,7 +52,7 @@ fn it_is_there_before_the_model_and_with_every_save() -> Outcome {
         assert_eq!(reader.manifest().metadata.len(), 2);
         let refusal = reader.metadata::<Vec<u8>>("phase").unwrap_err();
         assert!(matches!(&refusal, Error::Object { name, .. } if name == "phase"), "{refusal}");
-        // It is no part of the state.
+        // It is not part of the state.
         Checkpoint::new().track("step", Counter::new(0))?.restore(reader.path())?.assert_consumed()?;
     }
     Ok(())
@@ -65,7 +65,7 @@ fn it_alone_needs_the_version() -> Outcome {
         let mut checkpoint = checkpoint.track("step", Counter::new(0))?;
         let path = checkpoint.write(dir.path().join(name))?;
         let mut manifest = CheckpointReader::open(path)?.manifest().clone();
-        // They need a later one.
+        // They need a later version.
         manifest.figures = None;
         Ok(String::from_utf8(manifest.to_bytes()?)?.lines().next().unwrap_or_default().to_string())
     };
@@ -74,7 +74,7 @@ fn it_alone_needs_the_version() -> Outcome {
     Ok(())
 }
 
-/// A save that fails leaves what it was to record for the next one, in the background too.
+/// If a save fails, the next one records its metadata, in the background too.
 #[test]
 fn a_failed_save_does_not_use_it_up() -> Outcome {
     use std::sync::Arc;

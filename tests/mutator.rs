@@ -129,7 +129,7 @@ impl Writer {
     }
 }
 
-/// A model with a bit of everything.
+/// A model with some of everything.
 struct Program {
     vs: VarStore,
     embedding: nn::Embedding,
@@ -238,7 +238,7 @@ impl Program {
         keys.map(|key| (key.clone(), reader.tensor(key).unwrap())).collect()
     }
 
-    /// Between saves: anything goes.
+    /// Between saves every change is allowed.
     fn train(&mut self, random: &mut Random, step: u64) {
         for _ in 0..=random.below(2) {
             match random.below(11) {
@@ -511,7 +511,7 @@ fn every_save_is_the_state_of_the_call_or_an_error() {
     tell("every writer", &held);
     assert!(held.values().all(|counts| counts.wrong == 0));
 
-    // The same without detection: writers that libtorch makes wait never write too early.
+    // The same without detection: libtorch makes writers wait, so that they never write too early.
     let (saves, limit) = length(20);
     let unwatched = run(&everyone, saves, limit, seed() + 4, Others::Wait);
     tell("every writer, without detection", &unwatched);

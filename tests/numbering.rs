@@ -71,7 +71,7 @@ fn whatever_has_a_number_its_number_is_taken() -> Outcome {
     std::os::unix::fs::symlink("/nowhere", dir.path().join("ckpt-7"))?;
     fs::create_dir(dir.path().join("ckpt-4"))?;
     assert_eq!(names(&[manager.save()?]), ["ckpt-8"]);
-    // Of one that is asked for it is said before a byte is written.
+    // If a certain number is requested and is taken, the error comes before a byte is written.
     let error = manager.save_at(7).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     assert_eq!((manager.checkpoint().save_counter(), in_dir(dir.path(), ".tmp").len()), (8, 0));
@@ -90,7 +90,7 @@ fn going_back_supersedes_what_came_later_until_enough_newer_ones_are_there() -> 
     run.save(&mut manager, &[10, 20, 30, 40])?;
     drop(manager);
 
-    // To examine an older one changes nothing.
+    // Examining an older one changes nothing.
     let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
     manager.restore(dir.path().join("ckpt-10"))?;
     manager.close()?;
@@ -311,12 +311,12 @@ fn what_is_kept_for_good_is_never_forgotten() -> Outcome {
     assert_eq!(names(&manager.permanent_checkpoints()), ["ckpt-1", "ckpt-2"]);
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5"]);
 
-    // A mark that cannot be read says nobody knows what: it stays.
+    // The content of a mark that cannot be read is unknown: it stays.
     fs::write(dir.path().join("ckpt-5/mark-of-the-future.json"), "?")?;
     run.save(&mut manager, &[6, 7])?;
     assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2", "ckpt-5", "ckpt-7"]);
 
-    // What its user removes is gone, and rotation continues.
+    // What the user removes is gone, and rotation continues.
     fs::remove_dir_all(dir.path().join("ckpt-1"))?;
     fs::remove_dir_all(dir.path().join("ckpt-5"))?;
     run.save(&mut manager, &[8, 9])?;
@@ -335,7 +335,7 @@ fn what_only_an_old_index_knows_is_written_into_the_checkpoints() -> Outcome {
     let index = dir.path().join("checkpoint.json");
     let mut hints = Index::from_bytes(&fs::read(&index)?)?;
     hints.checkpoints[0].permanent = true;
-    // And by a clock that was wrong once.
+    // And with a clock that was wrong once.
     hints.last_permanent = Some("2100-01-01T00:00:00Z".parse()?);
     fs::write(&index, hints.to_bytes()?)?;
     drop(run.open(dir.path()));
@@ -566,7 +566,7 @@ fn what_went_back_is_superseded_in_turn() -> Outcome {
         manager.restore(dir.path().join("ckpt-2"))?;
         run.save(&mut manager, &[4])?;
         manager.close()?;
-        // What both runs come from is gone.
+        // The checkpoint that both runs come from is gone.
         fs::remove_dir_all(dir.path().join("ckpt-1"))?;
         fs::remove_dir_all(dir.path().join("ckpt-2"))?;
         if !has_index {
@@ -581,7 +581,7 @@ fn what_went_back_is_superseded_in_turn() -> Outcome {
     Ok(())
 }
 
-/// A run that began afresh names no other. That both are of one directory only the index knows.
+/// A run that began anew names no other one. Only the index records that both are of one directory.
 #[test]
 fn what_began_afresh_is_superseded_if_the_index_has_it_and_else_left_alone() -> Outcome {
     for has_index in [true, false] {
@@ -631,7 +631,7 @@ fn what_is_in_the_place_of_a_checkpoint_removed_by_hand_does_not_count_for_it() 
     assert_eq!(names(&manager.checkpoints()), ["ckpt-2", "ckpt-4", "ckpt-5"]);
     assert!(in_dir(dir.path(), "superseded-").is_empty());
     assert_eq!(fs::read(dir.path().join("ckpt-3").join("manifest.json"))?, copied);
-    // Nor is it restored for it.
+    // It is not restored in its place either.
     fs::remove_dir_all(dir.path().join("ckpt-5"))?;
     fs::rename(dir.path().join("ckpt-3"), dir.path().join("ckpt-5"))?;
     assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(4));
@@ -801,7 +801,7 @@ fn a_resumed_run_is_found_without_its_first_checkpoint_and_the_index() -> Outcom
     Ok(())
 }
 
-/// Once released their bytes stay as they are, and stay readable.
+/// Once released their bytes do not change, and stay readable.
 #[test]
 fn marks_are_written_as_the_golden_files_are() -> Outcome {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v3/ckpt-1500");

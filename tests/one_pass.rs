@@ -95,7 +95,7 @@ fn what_was_touched_is_overwritten_by_the_one_before() -> Outcome {
         assert_eq!(started.passed_over.len(), 1);
         let reason = &started.passed_over[0].reason;
         assert!(reason.contains("second.safetensors") && !reason.contains("partly"), "{reason}");
-        // Nothing of the damaged one is left to keep it from saving.
+        // Nothing of the damaged one is left that would prevent saving.
         run.set(3);
         manager.save_at(3)?;
     }
@@ -119,13 +119,13 @@ fn if_none_is_intact_the_error_says_that_objects_are_mixed_and_nothing_is_saved(
             let refusal = manager.save_at(3).unwrap_err().to_string();
             assert!(refusal.contains("half-way"), "{refusal}");
         }
-        // A checkpoint from elsewhere mends it.
+        // Restoring a checkpoint from elsewhere repairs it.
         let other = tempfile::tempdir()?;
         saved(other.path(), 5)?;
         manager.restore(other.path().join("ckpt-5"))?;
         assert!(run.is_at(5));
         drop(manager);
-        // And a program that starts anew has objects of its own.
+        // And a program that is started again has new objects.
         let run = Run::new(9);
         assert!(run.builder(dir.path())?.fresh_start().open()?.restore_or_initialize()?.restored.is_none());
     }

@@ -9,7 +9,7 @@ use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{Checkpoint, optim};
 
-/// What both optimizers can do, by the same names.
+/// What both optimizers can do, under the same names.
 trait Optimizer {
     fn zero_grad(&mut self);
     fn step(&mut self);
@@ -216,14 +216,14 @@ fn compare(
     scenario(&mut a, &mut optimizer);
     let mut optimizer = theirs(&b.vs);
     scenario(&mut b, &mut optimizer);
-    // It was trained, and what no gradient reached was left alone.
+    // It was trained, and what no gradient reached did not change.
     let (a_vars, start_vars) = (a.vs.variables(), start.vs.variables());
     assert_ne!(a_vars["third.weight"], start_vars["third.weight"]);
     assert_eq!(a_vars["unused"], start_vars["unused"]);
     difference(&a.vs, &b.vs)
 }
 
-/// Compares every configuration in all scenarios: bit for bit without the fused kernels, nearly with them.
+/// Compares every configuration in all scenarios: bit for bit without the fused kernels, approximately with them.
 macro_rules! against_tch {
     ($test:ident, $($label:literal: $config:ident { $($field:ident: $value:expr),* }, $lr:literal;)*) => {
         #[test]
@@ -416,7 +416,7 @@ mod saved {
         (vs, a, b)
     }
 
-    /// Keys, with what they hold as text.
+    /// Keys, with their values as text.
     type Texts = Vec<(String, String)>;
 
     /// What the optimizer saves.
@@ -533,12 +533,12 @@ mod saved {
         assert_eq!((sgd.lr(), sgd.steps(), values(&other.variables()["a"])), (0.25, 0, values(&a)));
         tracked(&other, &sgd).restore_with(&path, &RestoreOptions::new().allow_mismatch("optimizer/*"))?;
         assert_eq!(sgd.lr(), 0.25);
-        // What fits of another one.
+        // The parts of another optimizer's state that fit.
         let adamw = optim::AdamW::default().build(&other, 0.25)?;
         tracked(&other, &adamw).restore_with(&path, &RestoreOptions::new().allow_mismatch("optimizer/algorithm"))?;
         assert_eq!(adamw.state("a").unwrap()["step"].double_value(&[]), 1.0);
 
-        // One more group.
+        // An additional group.
         let (third, ..) = two_groups();
         let _ = third.root().set_group(2).ones("c", &[2]);
         let mut adam = optim::Adam::default().build(&third, 0.5)?;
@@ -681,7 +681,7 @@ mod saved {
                     optimizer.zero_grad();
                 }
                 if micro == 12 {
-                    // In place, as tch does it: zeros are nothing to wait for.
+                    // In place, as tch does it: there is no need to wait for zeros.
                     vs.trainable_variables().into_iter().for_each(|mut variable| variable.zero_grad());
                 }
             }
@@ -724,7 +724,7 @@ mod saved {
                 train(&other, &mut resumed, stop + 1..=12);
                 assert_eq!(bits(&other), bits(&vs), "{algorithm} {stop}");
 
-                // Into one that is between two steps itself, and built after the restore.
+                // Into an optimizer that is between two steps itself and was built after the restore.
                 train(&other, &mut resumed, 1..=3);
                 checkpoint.restore(&path)?.assert_consumed()?;
                 train(&other, &mut resumed, stop + 1..=12);

@@ -28,7 +28,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     f64::try_from((a - b).abs().max()).unwrap()
 }
 
-/// Restores a `VarStore` and its optimizer; everything must fit.
+/// Restores a `VarStore` and its optimizer; everything must match.
 fn restore(vs: &nn::VarStore, optimizer: &optim::Optimizer, weights: &dyn TensorSource, state: &dyn TensorSource) {
     let mut checkpoint =
         Checkpoint::new().track("model", Variables::of(vs)).unwrap().track("optimizer", optimizer).unwrap();
@@ -92,7 +92,7 @@ fn optimizers_of_keras_and_tensorflow_continue() {
         ("keras3_sgd", KerasOptimizer::sgd().momentum(0.9).nesterov(true), sgd),
         ("keras3_amsgrad", KerasOptimizer::adam().betas(0.8, 0.999), adam),
         ("keras2_adam", KerasOptimizer::adam(), adam),
-        // These record more of their hyperparameters, TensorFlow 1 none.
+        // These record more of their hyperparameters, and TensorFlow 1 none.
         ("keras2_legacy_adam", KerasOptimizer::adam(), adam),
         ("keras2_legacy_sgd", KerasOptimizer::sgd(), sgd),
         ("tf1_adam", KerasOptimizer::adam().learning_rate(0.01).epsilon(1e-8), adam),

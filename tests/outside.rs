@@ -34,7 +34,7 @@ fn is_refused(path: &Path, why: &str) {
     let run = Run::new();
     let before = run.weights.bytes().clone();
     let error = run.checkpoint().restore(path).unwrap_err();
-    // A link is called that, and is no damage.
+    // A link is reported as a link, not as damage.
     let is_link = why == "symbolic link";
     let right = if is_link { matches!(error, Error::Link { .. }) } else { matches!(error, Error::Damaged { .. }) };
     assert!(right && error.to_string().contains(why), "{error}");
@@ -84,7 +84,7 @@ fn names_in_a_manifest_that_lead_elsewhere_are_refused() -> Outcome {
     let path = dir.path().join("ckpt-1");
     let text = fs::read_to_string(path.join("manifest.json"))?;
     let body = text.rsplit_once("\"xxh3_128\":").unwrap().0;
-    // There, and whole.
+    // It exists and is complete.
     fs::copy(path.join("weights.safetensors"), dir.path().join("weights.safetensors"))?;
     fs::create_dir(path.join("sub"))?;
     fs::copy(path.join("weights.safetensors"), path.join("sub/weights.safetensors"))?;
@@ -97,7 +97,7 @@ fn names_in_a_manifest_that_lead_elsewhere_are_refused() -> Outcome {
         fs::write(path.join("manifest.json"), forged)?;
         is_refused(&path, "file");
     }
-    // The forgery itself is right: with the name it had it is read.
+    // The forgery itself is valid: under its original name it is read.
     let same = format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes()));
     fs::write(path.join("manifest.json"), same)?;
     Run::new().checkpoint().restore(&path)?;
@@ -112,12 +112,12 @@ fn a_link_in_the_place_of_a_checkpoint_is_named_and_leads_nobody_out() -> Outcom
     run.save(dir.path(), 1)?;
     let link = dir.path().join("ckpt-9");
     std::os::unix::fs::symlink(outside.path().join("ckpt-9"), &link)?;
-    // And an index that calls it the latest.
+    // Also with an index that names it as the latest.
     let mut index = Index::from_bytes(&fs::read(dir.path().join("checkpoint.json"))?)?;
     index.latest = Some("ckpt-9".into());
     index.checkpoints[0].name = "ckpt-9".into();
     fs::write(dir.path().join("checkpoint.json"), index.to_bytes()?)?;
-    // It could lead to the newest: nobody starts from an older one silently.
+    // It could lead to the newest one: no run starts from an older one silently.
     for error in [checkpoints(dir.path()).unwrap_err(), latest_checkpoint(dir.path()).unwrap_err()] {
         assert!(matches!(&error, Error::Link { path, .. } if *path == link), "{error}");
     }
@@ -127,7 +127,7 @@ fn a_link_in_the_place_of_a_checkpoint_is_named_and_leads_nobody_out() -> Outcom
     let error = manager.restore_or_initialize().unwrap_err();
     assert!(matches!(&error, Error::Link { path, .. } if *path == link), "{error}");
     assert_eq!(again.step.get(), 0);
-    // By choice, either.
+    // Either of them, if the caller chooses.
     Run::new().checkpoint().restore(&link)?;
     manager.restore(dir.path().join("ckpt-1"))?;
     assert_eq!(again.step.get(), 1);

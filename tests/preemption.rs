@@ -65,7 +65,7 @@ fn the_grace_counts_from_the_request() -> Outcome {
     let limited = Preemption::new().grace(grace).after(Duration::from_millis(1));
     assert_eq!(asked.time_left(), None);
     asked.request();
-    // Nobody asks meanwhile.
+    // There is no request in the meantime.
     std::thread::sleep(pause);
     for preemption in [asked, limited] {
         let left = preemption.time_left().ok_or("it is not requested")?;
@@ -262,7 +262,7 @@ mod signals {
         }
         assert!(child.wait()?.success());
         assert!(steps.is_sorted_by(|one, next| one < next), "{steps:?}");
-        // No more than were asked for.
+        // No more than were requested.
         let saved = CheckpointDirectory::new(dir.path()).checkpoints()?;
         assert_eq!(saved.iter().filter_map(|info| info.step).collect::<Vec<_>>(), steps);
         for info in &saved {

@@ -52,8 +52,8 @@ fn what_is_removed_while_it_is_opened_is_not_called_damaged() -> Outcome {
     })
 }
 
-/// Two tensors of one type and shape, of which a writer noted the wrong one in the header: every digest is right, and
-/// whoever reads the file by its header gets the other.
+/// Two tensors of one type and shape whose names a writer exchanged in the header: every digest is right, and a program
+/// that reads the file by its header gets the wrong one.
 #[test]
 fn headers_that_disagree_with_the_manifest_are_found() -> Outcome {
     let dir = tempfile::tempdir()?;
@@ -90,7 +90,7 @@ fn headers_that_disagree_with_the_manifest_are_found() -> Outcome {
 fn parts_of_a_tensor_are_read_and_checked_at_the_end() -> Outcome {
     let dir = tempfile::tempdir()?;
     let tensor = Memory::seeded(1000, 3);
-    // Several pieces.
+    // A tensor in several pieces.
     let path = Checkpoint::new()
         .track("t", &tensor)?
         .write_with(dir.path().join("one"), &SaveOptions::new().max_file_bytes(8192))?;

@@ -100,7 +100,7 @@ fn saves_rotates_and_restores(run: &Run, background: bool) -> Outcome {
         run.set(step);
         manager.save_at(step)?;
     }
-    // It holds the state already: metrics are added to what is there.
+    // The state is saved already: metrics are added to the existing checkpoint.
     assert_eq!(manager.save_with_metrics(4, [("loss", 0.5)])?, run.root.join("ckpt-4"));
     manager.wait()?;
     assert_eq!(run.names(), ["ckpt-3", "ckpt-4"]);
@@ -162,7 +162,7 @@ fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
         let path = checkpoint.write(run.root.join("one"))?;
         run.set(2);
         assert!(matches!(checkpoint.write(&path), Err(Error::AlreadyExists { .. })));
-        // Nor when it is taken between the look and the commit.
+        // Nor when it is taken between the check and the commit.
         let repository = run.repository();
         let (first, second) = (repository.begin("two", 3)?, repository.begin("two", 3)?);
         for transaction in [&first, &second] {
@@ -198,9 +198,9 @@ fn a_write_reads_no_manifest_twice() -> Outcome {
     };
     let reads = (0..40).map(&mut write).collect::<Result<Vec<u64>>>()?;
     let first = reads[1];
-    // What a read of a manifest costs: the first write had none to read.
+    // What reading a manifest costs: the first write had none to read.
     assert!(first > 0 && reads[1..].iter().all(|&reads| reads == first), "{reads:?}");
-    // What others wrote is read, also in the place of one that was known, and counts.
+    // What others wrote is read and counts, even if it replaced a checkpoint that was known.
     let mut other = new()?;
     other.write(path(100))?;
     let repository = run_of(&store);
@@ -281,7 +281,7 @@ fn a_url_that_the_storage_does_not_serve_is_refused() -> Outcome {
     Ok(())
 }
 
-/// What an operator of an object store pays for.
+/// The requests that an object store charges for.
 #[test]
 fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
     let counting = Counting::new(Arc::new(Store::default()));
@@ -426,7 +426,7 @@ fn a_watcher_yields_what_is_filled_in_place() -> Outcome {
     Ok(())
 }
 
-/// What cannot go yet is not looked at, and what stays once.
+/// What cannot be removed yet is not examined, and what stays is examined once.
 #[test]
 fn superseded_checkpoints_cost_a_save_nothing_until_they_may_go() -> Outcome {
     let opened = |keep: Option<usize>, goes_back: bool| -> Result<u64, Box<dyn std::error::Error>> {
@@ -454,7 +454,7 @@ fn superseded_checkpoints_cost_a_save_nothing_until_they_may_go() -> Outcome {
     for keep in [None, Some(20)] {
         assert_eq!(opened(keep, true)?, opened(keep, false)?, "{keep:?}");
     }
-    // Seven are newer: the five go with this save, after one look at each that stays.
+    // Seven are newer: this save removes the five after it has examined each of the others once.
     let (with, without) = (opened(Some(7), true)?, opened(Some(7), false)?);
     assert!(without < with && with <= without + 5 + 8, "{with} and {without}");
     Ok(())

@@ -282,7 +282,7 @@ fn exceptions_reach_slots_that_the_restore_would_make() -> Outcome {
         }
     }
     assert!(build(&fresh())?.restore_with(&path, &RestoreOptions::new().allow_missing("*")).is_err());
-    // A part of what would be made is left out: then all of it is, and nothing half filled is taken in.
+    // If a part of what would be created is left out, all of it is, so that nothing is filled partly.
     let fresh = slots([("body.w", 4), ("head.w", 4)]);
     build(&fresh)?.restore_with(&path, &RestoreOptions::new().skip("optimizer/state/head.w/m"))?.assert_consumed()?;
     assert_eq!(fresh.slots.lock().unwrap().keys().collect::<Vec<_>>(), ["body.w"]);
@@ -343,7 +343,7 @@ fn a_finished_restore_holds_no_files() -> Outcome {
         assert_eq!(open_files(&path), [] as [PathBuf; 0], "{i}");
     }
     assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
-    // All of it taken, too.
+    // All of it is taken, too.
     saver.restore(dir.path().join("c3"))?.assert_consumed()?;
     assert_eq!(open_files(dir.path()), [] as [PathBuf; 0]);
     evaluator.track_mut("optimizer", Memory::seeded(1000, 4))?;
@@ -454,7 +454,7 @@ fn assertions_look_at_the_objects_as_they_are() -> Outcome {
     Ok(())
 }
 
-/// Variables that come into being with the layers of a model.
+/// Variables that are created with the layers of a model.
 #[derive(Clone, Default)]
 struct Store(Arc<Mutex<BTreeMap<String, Memory>>>);
 
@@ -486,7 +486,7 @@ impl Trackable for Store {
 fn variables_created_after_the_restore_fail_the_assertion() -> Outcome {
     let dir = tempfile::tempdir()?;
     let path = Checkpoint::new().track("model", Store::with(&["w", "b"], 1))?.write(dir.path().join("c"))?;
-    // All of it built afterwards, and a part.
+    // All of it, or a part, is built afterwards.
     for before in [&[][..], &["w"][..]] {
         let model = Store::with(before, 2);
         let mut checkpoint = Checkpoint::new().track("model", &model)?;
@@ -552,7 +552,7 @@ fn an_object_in_the_place_of_another_has_not_got_its_value() -> Outcome {
     checkpoint.track_mut("a", &another)?;
     assert_eq!(another.get(), 1);
     assert!(status.assert_existing_objects_matched().is_err());
-    // Names that are one file on some systems stay taken.
+    // Names that mean one file on some systems stay taken.
     assert!(!checkpoint.untrack("b"));
     assert!(checkpoint.track_mut("b", Counter::new(0)).unwrap_err().to_string().contains("case"));
     Ok(())

@@ -136,7 +136,7 @@ fn what_does_not_fit_changes_nothing_and_names_what_may_be_meant() {
             assert!((first.bytes().clone(), second.bytes().clone()) == before);
         }
     }
-    // By shape: nothing of that text.
+    // Matched by shape: the error has no such text.
     let path = small(temp.path(), "y.pt");
     let mut checkpoint = Checkpoint::new().track("zzz", Memory::seeded(500, 1)).unwrap();
     let Error::Mismatch { report, .. } = checkpoint.restore(&path).unwrap_err() else { panic!() };
@@ -168,7 +168,7 @@ fn the_reason_why_a_tensor_is_unreadable_is_in_the_error() {
     let lenient = RestoreOptions::new().allow_missing("model/*");
     let report = checkpoint.restore_source(&source, &lenient).unwrap().report();
     assert_eq!(report.unreadable["model/odd"], "its elements are complex128");
-    // As advised.
+    // What the advice says works.
     let status = checkpoint.restore_source(&source, &RestoreOptions::new().skip("model/odd")).unwrap();
     assert_eq!((status.report().matched, status.report().unreadable.len()), (vec!["model/one".to_string()], 0));
     assert!(elements(&one) == elements(&Memory::seeded(3, 7)) && elements(&odd) == before.1);
@@ -247,7 +247,7 @@ fn a_file_that_changes_after_it_was_opened_is_noticed() {
     }
 }
 
-/// The same for a tensor that the system brings without copying it.
+/// The same for a tensor that the system passes without copying it.
 #[test]
 fn a_long_tensor_that_cannot_be_read_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -267,7 +267,7 @@ fn a_long_tensor_that_cannot_be_read_changes_nothing() {
     assert!(a.bytes().iter().all(|byte| *byte == 0) && b.bytes().iter().all(|byte| *byte == 2));
 }
 
-/// A table that counts how often its tensors are read, and has others each time if it is fickle.
+/// A table that counts how often its tensors are read, and returns different ones each time if it is fickle.
 #[derive(Debug, Default)]
 struct Fickle {
     table: Table,

@@ -18,7 +18,7 @@ const KILLS: usize = 20;
 fn start(dir: &Path, log: &Path) -> Child {
     let mut command = Command::new(example("pronounce"));
     command.args(["--hidden", "16", "--batch", "8", "--seed", "3", "--save-every", "3", "--max-to-keep", "2"]);
-    // Evaluations this close have a lot of noise; their count is part of the state all the same.
+    // Evaluations this close together are noisy, but their count is part of the state.
     command.args(["--patience", "1000"]);
     command.args(["--steps", &STEPS.to_string()]).arg("--dir").arg(dir).arg("--loss-log").arg(log);
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
@@ -92,7 +92,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bits() {
     }
     assert!(kills >= KILLS, "only {kills} kills before the end: more steps are needed");
 
-    // Every step that both logged, however often, has one loss.
+    // Each step has one loss, in both logs and however often it was logged.
     let whole: BTreeMap<u64, u64> = losses(&path("whole.jsonl")).into_iter().collect();
     assert_eq!(whole.len() as u64, STEPS);
     let killed = losses(&path("killed.jsonl"));
@@ -113,7 +113,7 @@ fn a_run_that_is_killed_again_and_again_ends_in_the_same_bits() {
     for component in ["embedding/", "encoder/", "decoder/", "optimizer/state/", "ema/decoder", "rng/cpu"] {
         assert!(whole.tensors.keys().any(|key| key.starts_with(component)), "{component} was not saved");
     }
-    // The test is about something: averages, patience, a reduced rate, an epoch that is not over.
+    // The test covers averages, patience, a reduced rate, and an epoch that is not over.
     let value = |key: &str| whole.values.get(key).unwrap_or_else(|| panic!("{key} was not saved"));
     assert_eq!(value("ema/averaging")["updates"], STEPS);
     assert_eq!(value("batches")["done"], STEPS * 8);

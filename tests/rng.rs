@@ -1,5 +1,5 @@
-//! The random state is restored exactly. The only test of its program: there is one generator per process, and every
-//! other test that draws would be in the way.
+//! The random state is restored exactly. This is the only test of its program, since a process has one generator, and
+//! other tests would draw from it.
 
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{Checkpoint, Rng};
@@ -14,7 +14,7 @@ fn the_same_numbers_follow_a_restored_state() -> Result<(), Box<dyn std::error::
     let dir = tempfile::tempdir()?;
     let mut checkpoint = Checkpoint::new().track("rng", Rng::global())?;
     tch::manual_seed(7);
-    // An odd number of normal samples leaves one in stock, which belongs to the state.
+    // After an odd number of normal samples the generator holds one more, which is part of the state.
     let _ = Tensor::randn([1], (Kind::Double, Device::Cpu));
     let path = checkpoint.write(dir.path().join("ckpt"))?;
     let first = draw();

@@ -14,7 +14,7 @@ use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Error, SavedModel, S
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// An encoder and a decoder with attention, that ask their inputs for sizes as models do.
+/// An encoder and a decoder with attention that read the sizes of their inputs, as models do.
 struct Seq2Seq {
     vs: VarStore,
     embedding: nn::Embedding,
@@ -176,7 +176,7 @@ fn exporting_leaves_the_live_model_as_it_was() -> Outcome {
     Ok(())
 }
 
-/// A layer with all that distinguishes training from evaluating.
+/// A layer with everything that differs between training and evaluation.
 fn batch_norm_model(vs: &VarStore) -> (nn::Linear, nn::BatchNorm) {
     let linear = nn::linear(vs.root() / "linear", 4, 3, Default::default());
     (linear, nn::batch_norm1d(vs.root() / "norm", 3, Default::default()))
@@ -205,12 +205,12 @@ fn batch_norm_and_dropout_evaluate() -> Outcome {
     let saved = SavedModel::load(&path, Device::Cpu)?;
     let live = norm.forward_t(&linear.forward(&batch(7, 4)), false);
     assert_eq!(bits(&saved.run("forward", &[&batch(7, 4)])?[0]), bits(&live));
-    // Running statistics are buffers: there, and not trained.
+    // Running statistics are buffers: they are saved, and not trained.
     let names: Vec<String> = saved.parameters().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["linear.bias", "linear.weight", "norm.bias", "norm.weight"]);
     assert_eq!(all_bits(saved.var_store()), all_bits(&vs));
 
-    // In training mode they would be changed: refused, and put back.
+    // In training mode they would be changed: this is refused, and they are reset.
     let before = all_bits(&vs);
     let error = SavedModel::export(dir.path().join("train"), &vs).signature(forward(true)).write().unwrap_err();
     assert!(error.to_string().contains("train = false"), "{error}");
@@ -271,7 +271,7 @@ fn what_a_trace_cannot_hold_is_refused_with_the_reason() -> Outcome {
     let lonely = SignatureDef::new("forward", |x| vec![x[0].apply(&linear)]).example([batch(3, 4)]);
     let error = SavedModel::export(dir.path().join("model"), &vs).signature(lonely).write().unwrap_err();
     assert!(error.to_string().contains("second example"), "{error}");
-    // Two sizes that move in step: which of them is it?
+    // Two sizes with the same difference in all examples: it is not clear which of them counts.
     let ambiguous = SignatureDef::new("forward", |x| vec![x[0].narrow(0, 0, 1) + (x[1].size()[0] + 1)])
         .example([batch(3, 4), batch(4, 4)])
         .example([batch(5, 4), batch(6, 4)]);
@@ -322,7 +322,7 @@ fn tied_weights_are_one_parameter() -> Outcome {
     let saved = SavedModel::load(&path, Device::Cpu)?;
     let all = saved.var_store().variables();
     assert_eq!(all["embedding.weight"].data_ptr(), all["out.weight"].data_ptr());
-    // One step of both models: the gradients of both uses arrive at the one parameter.
+    // One step of both models: the gradients of both uses reach the one parameter.
     let mut live = optim::Sgd::default().build(&vs, 0.1)?;
     let mut loaded = optim::Sgd::default().build(saved.var_store(), 0.1)?;
     live.backward_step(&forward(&words(3, 3)).square().mean(Kind::Float));
@@ -412,7 +412,7 @@ fn training_goes_on_where_it_was() -> Outcome {
     };
     assert_eq!(state(back.path())?, state(&ckpt)?);
     assert_eq!(tch_checkpoint::verify_checkpoint(back.path()).problems.len(), 0);
-    // A checkpoint of another model is refused, and changes nothing.
+    // A checkpoint of another model is refused, and nothing changes.
     let before = all_bits(back.var_store());
     let other = Checkpoint::new().track("step", &step)?.write(dir.path().join("other"))?;
     let mut back = back;
@@ -475,7 +475,7 @@ fn damage_is_refused_before_libtorch_sees_it() -> Outcome {
         assert!(matches!(SavedModel::load(&path, Device::Cpu), Err(Error::Damaged { .. })));
         std::fs::write(&file, &whole)?;
     }
-    // Hostile: a program that the manifest vouches for, and that is none, or another one.
+    // Hostile: the manifest has the digest of a program that is not one, or is another one.
     let manifest = CheckpointReader::open(&path)?.manifest().clone();
     let program = std::fs::read(path.join("program.pt"))?;
     for bytes in

@@ -61,7 +61,7 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
         }
     }
     assert_eq!(steps_in(dir.path())?, [1, 3, 13, 14, 24]);
-    // Alone, without the default of every step.
+    // Without the default of every step.
     let dir = tempfile::tempdir()?;
     let mut manager = builder(dir.path())?.save_when(AtSteps::new([2])).open()?;
     for step in 1..=4 {
@@ -71,7 +71,7 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
     Ok(())
 }
 
-/// Is due at every third call, say, which it counts.
+/// Is due at every Nth call, which it counts.
 #[derive(Debug)]
 struct EveryCalls(u64, Arc<AtomicU64>);
 
@@ -123,7 +123,7 @@ fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
     assert_eq!(manager.save_if_due(3)?, None);
     assert!(matches!(manager.save_if_due(4), Err(Error::AlreadyExists { .. })));
     assert_eq!(manager.save_if_due(5)?, None, "it counts anew");
-    // Those that save in any case return the error.
+    // Functions that save in any case return the error.
     assert!(manager.save_at(6).is_err());
     assert!(manager.save_if_due(7)?.is_some());
     assert_eq!(steps_in(dir.path())?, [1, 7]);

@@ -103,7 +103,7 @@ fn plateaus_are_those_of_pytorch_also_when_resumed() {
     }
 }
 
-/// The tables are what PyTorch computes: records them again where there is one.
+/// The tables are what PyTorch computes: records them again where PyTorch is installed.
 #[test]
 fn the_tables_can_be_recorded_again() {
     let Some(python) = python::python("torch.optim") else { return };

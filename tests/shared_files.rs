@@ -51,7 +51,7 @@ fn at_least_two_of_those_kept_never_share_a_file() -> Outcome {
         }
         match keep {
             Some(1) => assert_eq!(written.len(), 1, "it is always linked"),
-            // The system gives freed numbers again, so that only the neighbours tell.
+            // The system reuses freed numbers, so only the neighbours show it.
             Some(2) => assert!(inodes(&manager)[0] != inodes(&manager)[1]),
             _ => assert!(written.len() < 40, "keep {keep:?}: it is linked, mostly or every second time"),
         }
@@ -72,7 +72,7 @@ fn damage_to_one_is_not_inherited_by_the_next() -> Outcome {
     for (number, damage) in [(7, 0), (10, 1), (13, 2)] {
         let damaged = file(dir.path(), number - 1);
         match damage {
-            // A program writes in place.
+            // A program writes to the file in place.
             0 => fs::OpenOptions::new().write(true).open(&newest)?.write_all_at(&[0xFF], 5000)?,
             1 => fs::OpenOptions::new().write(true).open(&damaged)?.set_len(100)?,
             // A link to the same bytes is another file.

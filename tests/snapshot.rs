@@ -70,7 +70,7 @@ fn what_does_not_fit_changes_nothing() -> Outcome {
     assert!(run.state() == before);
     checkpoint.untrack("more");
     checkpoint.rollback(&snapshot)?;
-    // An object less is no difference.
+    // It makes no difference if an object is missing.
     checkpoint.untrack("tied");
     checkpoint.rollback(&snapshot)?;
     Ok(())
@@ -140,7 +140,7 @@ fn the_run_goes_back_to_before_its_first_save() -> Outcome {
     Ok(())
 }
 
-/// What a restore that stopped halfway has left gets its values from a snapshot too.
+/// Objects that an interrupted restore has filled partly can be reset from a snapshot too.
 #[test]
 fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {
     let dir = tempfile::tempdir()?;

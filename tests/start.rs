@@ -117,7 +117,7 @@ fn a_warm_start_takes_what_its_path_selects() -> Outcome {
     let dir = tempfile::tempdir()?;
     let pretrained = dir.path().join("pretrained");
     some_runs(&pretrained)?;
-    // What is there comes first.
+    // Existing checkpoints come first.
     std::fs::rename(pretrained.join("other-20"), pretrained.join("30"))?;
     let mut number = 0;
     let mut start = |selection: &str| -> Result<Memory, Error> {
@@ -175,7 +175,7 @@ fn an_evaluator_sees_the_newest_or_each_until_none_comes() -> Outcome {
     sorted.dedup();
     assert_eq!(seen, sorted, "each once, and in order");
     assert_eq!(seen.last().map(String::as_str), Some("ckpt-5"));
-    // Only the newest, at once.
+    // Only the newest one, without waiting.
     assert_eq!(names(quick(CheckpointWatcher::new(&path)).timeout(Duration::ZERO))?, ["ckpt-5"]);
     assert_eq!(names(quick(CheckpointWatcher::new(&path)).each().timeout(Duration::ZERO))?, ["ckpt-4", "ckpt-5"]);
     let mut asked = 0;

@@ -96,7 +96,7 @@ fn a_tensor_of_many_pieces() {
     check(Dtype::F32, &numbers.flat_map(f32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
 }
 
-/// Of one large tensor, by as many threads as there are processors; of every type that is summed up in its own way.
+/// For one large tensor, by as many threads as there are processors, and for each type that is summed in its own way.
 #[test]
 fn several_threads_find_the_same() -> Outcome {
     let bytes: Vec<u8> = (0..600_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();

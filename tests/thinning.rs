@@ -103,7 +103,7 @@ fn only_the_newest_keep_the_component_and_explanations_say_so_before() -> Outcom
         let found = verify_checkpoint(dir.path().join(format!("ckpt-{step}")));
         assert!(found.is_intact() && found.unexpected.is_empty(), "{found:?}");
     }
-    // The bytes that it says are those that are there.
+    // The sizes that it reports are those of the files.
     let whole = &manager.explain()[3].checkpoint;
     assert_eq!(
         whole.bytes - explained[0].checkpoint.bytes,
@@ -137,7 +137,7 @@ fn weights_are_restored_and_a_resume_is_refused_with_the_reason() -> Outcome {
     manager.restore_with(&thinned, &RestoreOptions::new().skip("optimizer"))?;
     assert!(run.model_is_of(2));
     assert_eq!(*run.optimizer.bytes(), before);
-    // A changed byte is found as ever, and nothing changes then.
+    // A changed byte is still found, and nothing is removed then.
     let file = thinned.join("model.safetensors");
     let mut bytes = fs::read(&file)?;
     *bytes.last_mut().unwrap() ^= 1;
@@ -164,7 +164,7 @@ fn a_restart_does_not_take_what_lacks_a_component_unless_told() -> Outcome {
     let started = manager.restore_or_initialize_with(&skip)?;
     assert_eq!(started.restored.and_then(|status| status.step()), Some(2));
     assert!(run.model_is_of(2));
-    // The same step is saved again, whole, in its place.
+    // The same step is saved again in its place, with all components.
     run.set(2);
     manager.save_at(2)?;
     assert!(has_optimizer(dir.path(), 2));
@@ -245,7 +245,7 @@ fn what_a_dead_process_marked_is_finished_by_the_next_one() -> Outcome {
     fs::remove_file(dir.path().join("ckpt-3/optimizer.safetensors"))?;
     directory.pin("ckpt-3", "paper", "")?;
     let manager = run.builder(dir.path()).max_to_keep(4).open()?;
-    // It was whole when it was pinned.
+    // It was complete when it was pinned.
     assert_eq!(sorted(dir.path())?, (vec![2, 4], vec![1, 3]));
     assert!(directory.get("ckpt-2")?.is_complete());
     assert_eq!(directory.get("ckpt-3")?.without, ["optimizer"]);
@@ -267,7 +267,7 @@ fn pinned_restored_and_unhealthy_ones_stay_whole_and_permanent_ones_do_not() -> 
     run.train(&mut manager, 2..=5)?;
     assert_eq!(sorted(dir.path())?, (vec![1, 5], vec![3, 4]));
     manager.close()?;
-    // What the run is restored from stays whole until 3 newer ones exist.
+    // What the run was restored from stays complete until 3 newer ones exist.
     let mut manager = builder().protect_restored(3).keep_unhealthy(9).open()?;
     manager.restore_or_initialize()?;
     run.train(&mut manager, 6..=7)?;
@@ -437,7 +437,7 @@ fn a_mark_that_cannot_be_read_does_not_make_a_checkpoint_a_damaged_one() -> Outc
     manager.save_at(4)?;
     manager.close()?;
     assert!(mark.exists());
-    // A file that is there and not as it was written is damage, whatever the marks say.
+    // A file with other bytes than were written is damage, whatever the marks say.
     fs::write(path.join("model.safetensors"), "short")?;
     fs::write(path.join("optimizer.safetensors"), "short")?;
     assert!(CheckpointReader::open(&path).is_err_and(|error| error.is_damaged()));
@@ -451,8 +451,7 @@ fn none_at_all_is_refused() {
     assert!(error.to_string().contains("it must be at least 1"), "{error}");
 }
 
-/// Once released its bytes stay as they are, and stay readable. With `UPDATE_GOLDEN=1` in the environment it is
-/// written.
+/// Once released its bytes do not change, and stay readable. With `UPDATE_GOLDEN=1` in the environment it is written.
 #[test]
 fn the_mark_is_written_as_the_golden_file_is() -> Outcome {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v5");

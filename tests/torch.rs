@@ -271,7 +271,7 @@ fn contents_are_shown_before_they_are_saved_and_parts_are_found_by_name() -> Out
          │   └── weight: F32 [3, 4], 48 B\n\
          └── step: 5"
     );
-    // What is shown is what is saved.
+    // The bytes of the view are those that are saved.
     let path = checkpoint.write(temp.path().join("all"))?;
     let reader = CheckpointReader::open(&path)?;
     let manifest = reader.manifest();

@@ -12,7 +12,7 @@ use tch_checkpoint::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// A model with nested names and tied tensors, an average that is one tensor, and what is no weight.
+/// A model with nested names and tied tensors, an average of one tensor, and objects that are not weights.
 struct Model {
     layers: Vec<Memory>,
     average: Memory,
@@ -60,7 +60,7 @@ fn one_file_has_the_names_of_its_components() -> Outcome {
     assert_eq!(source.tensors().keys().collect::<Vec<_>>(), ["average", "model.0", "model.1", "tied.0"]);
     assert_eq!(read(&*source, "tied.0")?, *model.layers[0].bytes());
     assert_eq!(read(&*source, "average")?, *model.average.bytes());
-    // The library of others reads it.
+    // The `safetensors` crate reads it.
     let bytes = fs::read(&one)?;
     assert_eq!(safetensors::SafeTensors::deserialize(&bytes)?.names().len(), 4);
     assert_eq!(fs::read_dir(dir.path())?.count(), 1, "nothing else is left");
@@ -85,7 +85,7 @@ fn a_file_per_component_in_another_type_with_the_rounding_of_others() -> Outcome
             _ => wide.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
         };
         assert_eq!(read(&*source, "0")?, expected);
-        // What is no float stays as it is.
+        // Integers stay as they are.
         let counts = interop::open(dir.path().join(name).join("counts.safetensors"))?;
         assert_eq!(read(&*counts, "0")?, *model.counts.bytes());
         let average = interop::open(dir.path().join(name).join("average.safetensors"))?;
@@ -221,7 +221,7 @@ fn links_lead_to_the_latest_and_the_best_and_never_dangle() -> Outcome {
     assert_eq!(*weights.bytes(), 4f32.to_le_bytes());
     manager.close()?;
     assert_eq!(tch_checkpoint::checkpoints(dir.path())?.len(), 3);
-    // What was lost is there again when a manager opens.
+    // A manager creates the lost link again when it is opened.
     fs::remove_file(dir.path().join("latest"))?;
     open()?;
     assert_eq!(link("latest").as_deref(), Some("ckpt-4"));

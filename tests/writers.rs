@@ -28,7 +28,7 @@ fn manager(vs: &VarStore, dir: &Path) -> CheckpointManager {
 }
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
-    // A copy, so that no memory is opened for writing by looking at it.
+    // A copy, since looking at memory must not open it for writing.
     let copy = tensor.detach().copy();
     let mut bytes = vec![0; copy.numel() * copy.kind().elt_size_in_bytes()];
     copy.copy_data_u8(&mut bytes, copy.numel());
@@ -99,7 +99,7 @@ fn pointers_taken_after_the_call_wait() {
     });
 }
 
-/// Memory that was made otherwise: not the allocator's own, or shared until one of both is written.
+/// Memory that does not come from the allocator, or is shared until it is written.
 #[test]
 fn memory_of_every_kind() {
     let outside = vec![1f32; LARGE as usize];
@@ -117,7 +117,7 @@ fn memory_of_every_kind() {
     });
 }
 
-/// Exchanged memory is no write, and the hook that the storage still has is no obstacle to the next one.
+/// Exchanging memory is not a write, and the hook that the storage still has does not prevent the next one.
 #[test]
 fn a_resize_and_a_write_after_it() {
     let (vs, w) = one_variable();
@@ -125,7 +125,7 @@ fn a_resize_and_a_write_after_it() {
         let mut data = w.data();
         let _ = data.resize_([LARGE * 3]).fill_(step as f64);
         let _ = data.resize_([LARGE]).fill_(step as f64);
-        // What is a part of a larger memory is copied at the call; back to memory of its own.
+        // A tensor that is part of larger memory is copied at the call; then it gets memory of its own again.
         w.shallow_clone().set_data(&Tensor::full([LARGE], step + 1, FLOAT));
     });
     never_torn("set_data", &vs, |step| {
@@ -183,7 +183,7 @@ struct Shared<T>(T);
 // SAFETY: the weights are only read.
 unsafe impl<T> Sync for Shared<T> {}
 
-/// What the hooks cost: nothing to speak of, for as many tensors as models have.
+/// The cost of the hooks is small for the number of tensors that models have.
 #[test]
 fn thousands_of_small_tensors() {
     let vs = VarStore::new(Device::Cpu);

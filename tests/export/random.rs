@@ -1,6 +1,6 @@
-//! Random closures over random variables, with random examples: each is refused, or the program gives what the live
-//! model gives for 20 inputs of sizes that were no examples. `EXPORT_CASES` says how many; without it as many as fit
-//! into some seconds.
+//! Random closures over random variables, with random examples: each is refused, or the program returns what the live
+//! model returns for 20 inputs of sizes that were not in the examples. `EXPORT_CASES` sets their number; by default as
+//! many as are possible in some seconds.
 
 use super::{FLOAT, bits};
 use crate::common::turn;
@@ -128,7 +128,7 @@ impl Number {
     }
 }
 
-/// A step of a closure: from what is there, `[batch, length, width]`, to another of that rank and width.
+/// A step of a closure: from a tensor `[batch, length, width]` to another one of that rank and width.
 #[derive(Debug, Clone)]
 enum Step {
     Linear,
@@ -347,7 +347,7 @@ fn inputs(random: &mut Random, batch: i64, length: i64, other: i64) -> Vec<Tenso
     vec![first, second, Tensor::from_slice(&lengths)]
 }
 
-/// What the live model gives; nothing where it refuses the inputs.
+/// What the live model returns; `None` if it refuses the inputs.
 fn live(steps: &[Step], layers: &Layers, inputs: &[Tensor]) -> Option<Tensor> {
     let inputs: Vec<Tensor> = inputs.iter().map(Tensor::copy).collect();
     let run =
@@ -363,7 +363,7 @@ struct Counts {
     reasons: BTreeMap<String, usize>,
 }
 
-/// One closure. `None` where it does not even take its own examples.
+/// One closure. `None` if it refuses its own examples.
 fn case(seed: u64, layers: &Layers, counts: &mut Counts) -> Option<()> {
     let mut random = Random(seed.wrapping_mul(0x5851_F42D_4C95_7F2D));
     let steps: Vec<Step> = (0..random.between(1, 4)).map(|_| Step::random(&mut random)).collect();
@@ -444,7 +444,7 @@ fn random_closures_are_right_or_refused() {
         Err(_) => (300, Duration::from_secs(12)),
     };
     let first: u64 = std::env::var("EXPORT_SEED").map_or(0, |seed| seed.parse().unwrap());
-    // For tensors this small, more threads only wait for each other.
+    // For tensors this small, threads mostly wait for each other.
     tch::set_num_threads(1);
     let (layers, begin) = (Layers::new(), Instant::now());
     // Sizes that a closure cannot take are panics of tch, by the thousand.
