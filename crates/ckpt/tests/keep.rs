@@ -2,21 +2,15 @@
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+mod tool;
 
 use common::Memory;
 use serde_json::Value as Json;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, checkpoints};
+use tool::ckpt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-fn ckpt(args: &[&str], dir: &Path) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
-    let output = command.args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 fn json(args: &[&str], dir: &Path) -> Json {
     let (_, out, err) = ckpt(&[args, &["--json"]].concat(), dir);

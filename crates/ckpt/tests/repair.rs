@@ -2,23 +2,17 @@
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+mod tool;
 
 use common::Memory;
 use serde_json::Value as Json;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use tch_checkpoint::inspect::{self, RepairKind};
 use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, Error, SaveOptions, Value, checkpoints};
+use tool::ckpt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-fn ckpt(dir: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
-    let output = command.args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 fn manager(dir: &Path, step: &Counter) -> Result<CheckpointManager, tch_checkpoint::Error> {
     let checkpoint = Checkpoint::new().track("step", step)?.track("name", Value::new("x".to_string()))?;
@@ -64,9 +58,9 @@ fn a_repaired_directory_is_sound_and_a_run_continues_in_it() -> Outcome {
         writer.save_at(number)?;
     }
     // While a run holds the lock it only looks.
-    let (code, _, err) = ckpt(dir, &["repair", "--yes", "run"]);
+    let (code, _, err) = ckpt(&["repair", "--yes", "run"], dir);
     assert!(code == Some(2) && err.contains("in use by another writer"), "{err}");
-    assert_eq!(ckpt(dir, &["repair", "run"]).1, "nothing to do in run\n");
+    assert_eq!(ckpt(&["repair", "run"], dir).1, "nothing to do in run\n");
     writer.close()?;
     let run = dir.join("run");
     fs::write(run.join("ckpt-4/manifest.json"), "{}")?;
@@ -76,10 +70,10 @@ fn a_repaired_directory_is_sound_and_a_run_continues_in_it() -> Outcome {
     fs::create_dir(run.join("plots"))?;
     fs::write(run.join("checkpoint.json"), "garbage")?;
 
-    let (code, out, err) = ckpt(dir, &["repair", "run"]);
+    let (code, out, err) = ckpt(&["repair", "run"], dir);
     assert!(code == Some(1) && err.contains("--yes"), "{out}{err}");
     assert!(run.join("ckpt-4").exists() && fs::read(run.join("checkpoint.json"))? == b"garbage", "only shown");
-    let (code, out, err) = ckpt(dir, &["repair", "--json", "--yes", "run"]);
+    let (code, out, err) = ckpt(&["repair", "--json", "--yes", "run"], dir);
     let document: Json = serde_json::from_str(&out)?;
     let actions = document["actions"].as_array().ok_or("no actions")?;
     let done: Vec<(&str, &str)> = actions
@@ -98,15 +92,15 @@ fn a_repaired_directory_is_sound_and_a_run_continues_in_it() -> Outcome {
     assert!(aside.starts_with("run/damaged-ckpt-4-") && dir.join(aside).join("manifest.json").exists(), "{aside}");
     assert!(run.join("plots").exists() && fs::symlink_metadata(run.join("first")).is_ok());
     assert!(fs::symlink_metadata(run.join("latest")).is_err());
-    // Nothing is left to do, and a run takes the newest that is whole.
-    assert_eq!(ckpt(dir, &["repair", "run"]).1, "nothing to do in run\n");
+    // Nothing is left to do, and a run takes the newest valid one.
+    assert_eq!(ckpt(&["repair", "run"], dir).1, "nothing to do in run\n");
     assert_eq!(checkpoints(&run)?.len(), 3);
     let mut writer = manager(dir, &step)?;
     writer.restore_or_initialize()?;
     assert_eq!(step.get(), 3);
     writer.save_at(5)?;
     writer.close()?;
-    assert_eq!(ckpt(dir, &["repair", "run"]).0, Some(0));
+    assert_eq!(ckpt(&["repair", "run"], dir).0, Some(0));
     Ok(())
 }
 
@@ -119,22 +113,22 @@ fn what_is_intact_is_salvaged_even_without_a_file() -> Outcome {
     let tensors = [("a.w", view(&data)?), ("b.w", view(&data)?), ("c.w", view(&data)?)];
     safetensors::serialize_to_file(tensors, None, &dir.join("model.safetensors"))?;
     fs::create_dir(dir.join("run"))?;
-    let (code, _, err) = ckpt(dir, &["rename", "model.safetensors", "run/ckpt-1", "*.w=*/w"]);
+    let (code, _, err) = ckpt(&["rename", "model.safetensors", "run/ckpt-1", "*.w=*/w"], dir);
     assert_eq!(code, Some(0), "{err}");
     fs::remove_file(dir.join("run/ckpt-1/b.safetensors"))?;
     let file = dir.join("run/ckpt-1/c.safetensors");
     let mut bytes = fs::read(&file)?;
     *bytes.last_mut().ok_or("empty")? ^= 1;
     fs::write(&file, bytes)?;
-    let (code, out, err) = ckpt(dir, &["repair", "--salvage", "intact", "run"]);
+    let (code, out, err) = ckpt(&["repair", "--salvage", "intact", "run"], dir);
     assert!(code == Some(1) && out.contains("salvaged a of run/ckpt-1 to intact/ckpt-1"), "{out}{err}");
     assert!(out.contains("b is lost: b.safetensors: the file is missing"), "{out}");
     assert!(out.contains("c is lost: c.safetensors: the tensor"), "{out}");
-    assert_eq!(ckpt(dir, &["cat", "intact/ckpt-1", "a/w"]).1, "0 1 2 3 4 5 6 7\n");
-    assert_eq!(ckpt(dir, &["verify", "intact/ckpt-1"]).0, Some(0));
+    assert_eq!(ckpt(&["cat", "intact/ckpt-1", "a/w"], dir).1, "0 1 2 3 4 5 6 7\n");
+    assert_eq!(ckpt(&["verify", "intact/ckpt-1"], dir).0, Some(0));
     // Nothing of it is intact.
     fs::write(dir.join("run/ckpt-1/manifest.json"), "{}")?;
-    let (code, _, err) = ckpt(dir, &["repair", "--salvage", "none", "run"]);
+    let (code, _, err) = ckpt(&["repair", "--salvage", "none", "run"], dir);
     assert!(code == Some(2) && err.contains("not salvaged"), "{err}");
     Ok(())
 }
@@ -160,7 +154,7 @@ fn a_checkpoint_of_another_run_stays_one() -> Outcome {
     // Without an index nothing decides, and a repair does not decide either.
     fs::remove_file(run.join("checkpoint.json"))?;
     assert!(matches!(resumed(&mine), Err(Error::Undecided { .. })));
-    let (code, _, err) = ckpt(&mine, &["repair", "--yes", "run"]);
+    let (code, _, err) = ckpt(&["repair", "--yes", "run"], &mine);
     assert!(code == Some(2) && err.contains("left as it is") && err.contains("ckpt-9"), "{err}");
     assert!(matches!(resumed(&mine), Err(Error::Undecided { .. })));
     Ok(())
@@ -179,7 +173,7 @@ fn only_links_to_checkpoints_that_are_gone_are_removed() -> Outcome {
     link("ckpt-2", "best")?;
     fs::write(run.join("ckpt-3/manifest.json"), "{}")?;
     assert!(matches!(resumed(dir), Err(Error::Link { .. })));
-    let (code, out, err) = ckpt(dir, &["repair", "--yes", "run"]);
+    let (code, out, err) = ckpt(&["repair", "--yes", "run"], dir);
     assert_eq!(code, Some(2), "{out}{err}");
     assert!(out.contains("remove link    latest"), "{out}");
     assert!(err.contains("ckpt-500: it is a symbolic link to /unmounted/archive/ckpt-500"), "{err}");
@@ -190,7 +184,7 @@ fn only_links_to_checkpoints_that_are_gone_are_removed() -> Outcome {
     // What the links stand for is the user's decision. The rest is done.
     fs::remove_file(run.join("ckpt-500"))?;
     fs::remove_file(run.join("notes"))?;
-    assert_eq!(ckpt(dir, &["repair", "run"]).1, "nothing to do in run\n");
+    assert_eq!(ckpt(&["repair", "run"], dir).1, "nothing to do in run\n");
     assert_eq!(resumed(dir)?, 2);
     Ok(())
 }
@@ -246,19 +240,19 @@ fn what_a_manager_set_aside_is_salvaged_too() -> Outcome {
     writer.save_at(2)?;
     writer.close()?;
     damage()?;
-    let document: Json = serde_json::from_str(&ckpt(dir, &["repair", "--json", "run"]).1)?;
+    let document: Json = serde_json::from_str(&ckpt(&["repair", "--json", "run"], dir).1)?;
     let aside = document["moved_aside"][0].as_str().ok_or("not set aside")?;
     assert!(aside.starts_with("run/damaged-ckpt-2-"), "{aside}");
-    let (code, out, err) = ckpt(dir, &["repair", "--salvage", "intact", "run"]);
+    let (code, out, err) = ckpt(&["repair", "--salvage", "intact", "run"], dir);
     assert_eq!(code, Some(1), "{out}{err}");
     assert!(out.contains("salvaged optimizer of run/ckpt-2 to intact/ckpt-2\n"), "{out}");
     assert!(out.contains(&format!("salvaged optimizer of {aside} to intact/ckpt-2.2\n")), "{out}");
-    assert_eq!(ckpt(dir, &["verify", "intact/ckpt-2", "intact/ckpt-2.2"]).0, Some(0));
+    assert_eq!(ckpt(&["verify", "intact/ckpt-2", "intact/ckpt-2.2"], dir).0, Some(0));
     // A single one, wherever it is.
-    let (code, out, err) = ckpt(dir, &["repair", "--salvage", "one", aside]);
+    let (code, out, err) = ckpt(&["repair", "--salvage", "one", aside], dir);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("to one/ckpt-2\n") && out.contains("model is lost: model.safetensors"), "{out}");
-    let (code, _, err) = ckpt(dir, &["repair", "run/ckpt-1"]);
+    let (code, _, err) = ckpt(&["repair", "run/ckpt-1"], dir);
     assert!(code == Some(2) && err.contains("--salvage"), "{err}");
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 #[path = "../../../../tests/common/mod.rs"]
 mod common;
+#[path = "../tool/mod.rs"]
+mod tool;
 
 mod chromium;
 mod dom;
@@ -12,17 +14,10 @@ use dom::Dom;
 use serde_json::Value as Json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use tool::ckpt;
 
 /// The largest page.
 const MAX_BYTES: u64 = 5_000_000;
-
-fn ckpt(args: &[&str], dir: &Path) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ckpt"));
-    let output = command.args(args).current_dir(dir).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 /// Writes the page of these runs, and returns its path and text.
 fn page(dir: &Path, args: &[&str]) -> (PathBuf, String) {
