@@ -7,12 +7,13 @@ use common::Memory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, Child, Collection, Counter, Created, Error, Location, Node, RestoreOptions, RestoreReport, SavedTree,
-    SkipReason, Trackable, Value, Verify,
+    Checkpoint, Child, Collection, Counter, Created, Dtype, Error, Identity, Location, Node, RestoreOptions,
+    RestoreReport, SavedTree, SkipReason, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable, Value, Verify,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -605,5 +606,198 @@ fn what_a_restore_left_half_overwritten_must_get_a_value() -> Outcome {
     checkpoint.restore_with(&good, &lenient)?.assert_consumed()?;
     checkpoint.restore_with(&older, &lenient)?;
     checkpoint.write(dir.path().join("whole"))?;
+    Ok(())
+}
+
+/// Damages the last byte of a file.
+fn damage(file: &Path) -> Outcome {
+    let mut bytes = fs::read(file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    Ok(fs::write(file, bytes)?)
+}
+
+fn refuses_to_save(checkpoint: &mut Checkpoint, dir: &Path) -> Outcome {
+    let error = checkpoint.write(dir.join("torn")).unwrap_err().to_string();
+    assert!(error.contains("half-way") && error.contains("reinitialized"), "{error}");
+    assert!(checkpoint.snapshot().is_err());
+    Ok(())
+}
+
+#[test]
+fn whoever_has_a_partly_overwritten_tensor_does_not_save_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (a, b) = (Memory::seeded(300_000, 1), Memory::seeded(300_000, 2));
+    let both = || Checkpoint::new().track("a", &a)?.track("b", &b);
+    let good = both()?.write(dir.path().join("good"))?;
+    let bad = both()?.write(dir.path().join("bad"))?;
+    damage(&bad.join("b.safetensors"))?;
+    let once = RestoreOptions::new().verify(Verify::WhileReading);
+
+    // A checkpoint that is dropped, others that have the same tensors, and one that has them under another name.
+    let mut older = both()?;
+    assert!(matches!(both()?.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    refuses_to_save(&mut older, dir.path())?;
+    refuses_to_save(&mut Checkpoint::new().track("other", &b)?, dir.path())?;
+    assert!(older.untrack("a") && older.untrack("b"));
+    older.track_mut("b", &b)?;
+    refuses_to_save(&mut older, dir.path())?;
+    Checkpoint::new().track("apart", Memory::seeded(10, 3))?.write(dir.path().join("apart"))?;
+    assert!(older.reinitialized("a").is_err(), "it is not tracked");
+    // A restore mends what it overwrites.
+    older.restore_with(&good, &RestoreOptions::new().skip("a"))?;
+    older.write(dir.path().join("b"))?;
+    refuses_to_save(&mut Checkpoint::new().track("a", &a)?, dir.path())?;
+    both()?.restore(&good)?;
+    both()?.write(dir.path().join("both"))?;
+    Ok(())
+}
+
+#[test]
+fn what_a_deferred_restore_left_half_overwritten_is_not_saved() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (a, b) = (Memory::seeded(300_000, 1), Memory::seeded(300_000, 2));
+    let bad = Checkpoint::new().track("a", &a)?.track("b", &b)?.write(dir.path().join("bad"))?;
+    damage(&bad.join("b.safetensors"))?;
+    let mut checkpoint = Checkpoint::new().track("a", &a)?;
+    let status = checkpoint.restore_with(&bad, &RestoreOptions::new().verify(Verify::WhileReading))?;
+    assert!(matches!(checkpoint.track_mut("b", &b), Err(Error::PartlyRestored { .. })));
+    checkpoint.write(dir.path().join("without"))?;
+    status.expect_partial();
+    checkpoint.track_mut("b", &b)?;
+    refuses_to_save(&mut checkpoint, dir.path())?;
+    checkpoint.reinitialized("b")?;
+    checkpoint.write(dir.path().join("whole"))?;
+    Ok(())
+}
+
+#[test]
+fn a_restore_or_rollback_while_a_value_is_updated_is_an_error() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (weights, progress) = (Memory::seeded(1000, 1), Value::new(1));
+    let mut checkpoint = Checkpoint::new().track("weights", &weights)?.track("progress", &progress)?;
+    let (path, snapshot) = (checkpoint.write(dir.path().join("c"))?, checkpoint.snapshot()?);
+    weights.bytes().fill(7);
+    let errors = progress.update(|_| [checkpoint.restore(&path).err(), checkpoint.rollback(&snapshot).err()]);
+    for error in errors {
+        let error = error.ok_or("it was restored")?.to_string();
+        assert!(error.contains("being updated"), "{error}");
+    }
+    assert!(weights.bytes().iter().all(|&byte| byte == 7));
+    checkpoint.restore(&path)?.assert_consumed()?;
+    Ok(())
+}
+
+// --------------------------------------------------------------------------------------- memory in common
+
+/// Bytes of a block: enough that several threads restore.
+const BLOCK: usize = 1 << 16;
+
+/// A part of a memory, as rows and columns of a matrix of blocks that has 8 columns.
+#[derive(Clone)]
+struct Part {
+    memory: Arc<Mutex<Vec<u8>>>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    open: Arc<AtomicUsize>,
+}
+
+/// Opened to be overwritten.
+struct Opened(Part, Vec<u8>);
+
+/// The matrix with these numbers in its blocks.
+fn blocks(numbers: &[u8]) -> Vec<u8> {
+    numbers.iter().flat_map(|&number| [number; BLOCK]).collect()
+}
+
+impl Part {
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let columns = self.columns.clone();
+        self.rows.clone().map(move |row| BLOCK * (8 * row + columns.start)..BLOCK * (8 * row + columns.end))
+    }
+
+    fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Part {
+        Part { rows, columns, ..self.clone() }
+    }
+
+    fn get(&self) -> Vec<u8> {
+        let memory = self.memory.lock().unwrap();
+        self.pieces().flat_map(|piece| memory[piece].to_vec()).collect()
+    }
+}
+
+impl TensorLeaf for Part {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
+        Ok(TensorSpec::new(Dtype::U8, [self.rows.len() as u64, (BLOCK * self.columns.len()) as u64]))
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        let address = self.memory.lock().unwrap().as_ptr() as usize + self.pieces().next()?.start;
+        Some(Identity::new("matrix", address, self.spec().ok()?, vec![8 * BLOCK as i64, 1]))
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
+        Ok(Box::new(self.get()))
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
+        assert_eq!(self.open.fetch_add(1, Ordering::SeqCst), 0, "two are written at the same time");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        Ok(Box::new(Opened(self.clone(), vec![0; self.pieces().map(|piece| piece.len()).sum()])))
+    }
+}
+
+impl TensorTarget for Opened {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.1
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), tch_checkpoint::BoxError> {
+        let mut memory = self.0.memory.lock().unwrap();
+        let pieces = self.0.pieces().zip(self.1.chunks_exact(BLOCK * self.0.columns.len()));
+        pieces.for_each(|(piece, bytes)| memory[piece].copy_from_slice(bytes));
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn tensors_that_share_a_part_of_their_memory_get_it_once_and_alike() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let numbers: Vec<u8> = (0..80).collect();
+    let memory = Arc::new(Mutex::new(blocks(&numbers)));
+    let all = Part { memory, rows: 0..10, columns: 0..8, open: Arc::default() };
+    let parts = [all.clone(), all.part(2..5, 0..8), all.part(0..10, 3..5), all.part(1..9, 6..8), all.part(9..10, 0..3)];
+    let track = |parts: &[Part]| {
+        let named = parts.iter().enumerate().map(|(i, part)| (i.to_string(), Node::tensor(part.clone())));
+        named.into_iter().try_fold(Checkpoint::new(), |checkpoint, (name, node)| checkpoint.track(&name, node))
+    };
+    let path = track(&parts)?.write(dir.path().join("one"))?;
+    let options = RestoreOptions::new().threads(4);
+    for verify in [Verify::Before, Verify::WhileReading] {
+        all.memory.lock().unwrap().fill(99);
+        track(&parts)?.restore_with(&path, &options.clone().verify(verify))?.assert_consumed()?;
+        assert!(all.get() == blocks(&numbers));
+    }
+    // Columns that overlap as ranges, but have no element in common.
+    let apart = [all.part(0..10, 0..4), all.part(0..10, 4..8)];
+    let separate = |part: &Part, byte: u8| Part {
+        memory: Arc::new(Mutex::new(blocks(&[byte; 80]))),
+        open: Arc::default(),
+        ..part.clone()
+    };
+    let path = track(&[separate(&apart[0], 1), separate(&apart[1], 2)])?.write(dir.path().join("columns"))?;
+    track(&apart)?.restore_with(&path, &options)?.assert_consumed()?;
+    assert!(all.get() == blocks(&[1, 1, 1, 1, 2, 2, 2, 2].repeat(10)));
+
+    // The checkpoint is of a model in which they were separate.
+    let path = track(&[separate(&parts[0], 1), separate(&parts[1], 2)])?.write(dir.path().join("separate"))?;
+    let before = all.get();
+    let error = track(&parts[..2])?.restore_with(&path, &options).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert!(error.to_string().contains("shares a part of its memory with \"0\""), "{error}");
+    assert!(all.get() == before);
+    let status = track(&parts[..2])?.restore_with(&path, &options.allow_mismatch("1"))?;
+    assert_eq!(status.report().matched, ["0"]);
+    assert!(all.get() == blocks(&[1; 80]));
     Ok(())
 }

@@ -8,13 +8,12 @@ use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::Follows;
 use crate::graph::{self, Counter, Node, Trackable, Tracked};
-use crate::name;
 use crate::provenance::{PROVENANCE, Provenance};
 use crate::repository::{Posix, Storage, nonce};
 use crate::restore::Pending;
 use crate::save::{Held, Plan, UserAsset};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A set of named objects that are saved and restored together: the components of a model, its optimizer, counters,
@@ -67,8 +66,6 @@ pub struct Checkpoint {
     sequences: Sequences,
     /// The restores whose checkpoints have values for objects that are tracked later, newest last.
     pending: Vec<Arc<Pending>>,
-    /// Tensors that a restore which stopped halfway may have left partly overwritten.
-    torn: BTreeSet<String>,
     /// The cost of the last save.
     figures: Option<SaveFigures>,
 }
@@ -107,7 +104,6 @@ impl Checkpoint {
             held: None,
             sequences: Sequences::default(),
             pending: Vec::new(),
-            torn: BTreeSet::new(),
         }
     }
 
@@ -187,11 +183,40 @@ impl Checkpoint {
         let was_tracked = self.objects.remove(name);
         if was_tracked {
             self.planned = None;
-            let key = name::key([name]);
-            let below = name::prefix(&key);
-            self.torn.retain(|torn| *torn != key && !torn.starts_with(&below));
         }
         was_tracked
+    }
+
+    /// Declares that all tensors of the object `name` have new values, for example because it was initialized again.
+    ///
+    /// A restore that stopped half-way ([`Error::PartlyRestored`]) leaves tensors that are partly overwritten. None of them
+    /// is saved any more, under whatever name and by whatever checkpoint of this process, until a restore or a
+    /// [`rollback`](Checkpoint::rollback) overwrites them, or this is called.
+    ///
+    /// ```
+    /// # fn main() -> tch_checkpoint::Result<()> {
+    /// use tch_checkpoint::{Checkpoint, Counter};
+    /// # let decoder = Counter::new(0);
+    /// # let reset = |decoder: &Counter| decoder.set(0);
+    /// let mut checkpoint = Checkpoint::new().track("decoder", &decoder)?;
+    /// // A restore has failed with `Error::PartlyRestored`, and the run goes on with a fresh decoder.
+    /// reset(&decoder);
+    /// checkpoint.reinitialized("decoder")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Object`] if no object of that name is tracked.
+    pub fn reinitialized(&mut self, name: &str) -> Result<()> {
+        let objects: Vec<_> = self.objects.list().into_iter().filter(|(tracked, _)| tracked == name).collect();
+        if objects.is_empty() {
+            return Err(Error::object(name, "no object of this name is tracked"));
+        }
+        let leaves = graph::walk(&objects)?.leaves.into_iter();
+        let tensors: Vec<_> = leaves.filter_map(|leaf| leaf.object.into_tensor()).collect();
+        graph::mark_whole(tensors.iter());
+        Ok(())
     }
 
     /// Adds a file to every checkpoint from now on, in addition to the components.

@@ -3,8 +3,9 @@
 use super::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::Node;
+use crate::graph::{Node, torn_keys};
 use crate::location::Location;
+use crate::name;
 use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, Verify, match_objects,
 };
@@ -176,20 +177,14 @@ impl Checkpoint {
     fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
         callback::refuse()?;
         let saved = origin.saved();
-        let request = Request { saved: &saved, origin, options, torn: &self.torn, given: &BTreeSet::new() };
-        let matching = match_objects(&self.objects.list(), &request)?;
+        let objects = self.objects.list();
+        let torn = torn_keys(&objects)?;
+        let request = Request { saved: &saved, origin, options, torn: &torn, given: &BTreeSet::new() };
+        let matching = match_objects(&objects, &request)?;
         drop(saved);
         restore::check(&matching, origin.path(), options)?;
         let done = Restored::of(&matching, origin);
-        let tensors: Vec<String> = matching.tensors.iter().map(|(key, _)| key.clone()).collect();
-        match restore::run(matching, origin, options) {
-            Ok(()) => self.torn.clear(),
-            Err(error @ Error::PartlyRestored { .. }) => {
-                self.torn.extend(tensors);
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        }
+        restore::run(matching, origin, options)?;
         Ok(done)
     }
 
@@ -208,16 +203,14 @@ impl Checkpoint {
         pending.map_or(Ok(()), |pending| pending.fill(name, node))
     }
 
+    /// Refuses to read tensors that may be partly overwritten.
     pub(super) fn refuse_torn(&self) -> Result<()> {
-        let Some(key) = self.torn.first() else { return Ok(()) };
-        let reason = "a restore that stopped half-way may have left it partly overwritten; restore a checkpoint that has it \
-                      before saving, or `untrack` the object";
-        Err(Error::object(key, reason))
+        torn_keys(&self.objects.list())?.first().map_or(Ok(()), |key| Err(is_torn(key)))
     }
 
     /// Returns `true` if a restore that stopped halfway may have left objects partly overwritten.
     pub(crate) fn is_torn(&self) -> bool {
-        !self.torn.is_empty()
+        torn_keys(&self.objects.list()).is_ok_and(|keys| !keys.is_empty())
     }
 
     /// Returns the error of a restore that could not repair partly overwritten objects.
@@ -228,4 +221,15 @@ impl Checkpoint {
             error => error,
         }
     }
+}
+
+/// Returns why a tensor is not saved.
+pub(super) fn is_torn(key: &str) -> Error {
+    let component = name::component(key);
+    let reason = format!(
+        "a restore that stopped half-way may have left it partly overwritten; before saving, restore a checkpoint that has \
+         it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}",
+        name::shown(component)
+    );
+    Error::object(key, reason)
 }

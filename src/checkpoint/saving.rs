@@ -1,6 +1,7 @@
 //! Saving what a `Checkpoint` tracks.
 
 use super::Checkpoint;
+use super::restoring::is_torn;
 use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
@@ -192,14 +193,15 @@ impl Checkpoint {
     /// Returns the plan of a save, and what its tensors [report](Plan::look) now. Reuses the plan of the last save if
     /// nothing has changed.
     pub(crate) fn plan(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, AllSeen)> {
-        self.refuse_torn()?;
         if let Some(plan) = self.planned.as_ref().filter(|plan| plan.fits_options(options)) {
             let seen = plan.look();
             if plan.fits(&seen) && plan.fits_collections() {
+                plan.torn().map_or(Ok(()), |key| Err(is_torn(key)))?;
                 return Ok((plan.clone(), Arc::new(seen)));
             }
         }
         let plan = Arc::new(save::plan(&self.objects.list(), options)?);
+        plan.torn().map_or(Ok(()), |key| Err(is_torn(key)))?;
         let seen = Arc::new(plan.look());
         // A plan that contains gradients would keep their memory alive after they are used.
         self.planned = self.unfinished().is_none().then(|| plan.clone());
@@ -229,7 +231,7 @@ impl Checkpoint {
     /// is to check whether the plan fits.
     pub(crate) fn plan_to_capture(&mut self, options: &SaveOptions) -> Result<(Arc<Plan>, Option<AllSeen>)> {
         let is_current = |plan: &&Arc<Plan>| {
-            self.torn.is_empty() && plan.was_captured() && plan.fits_options(options) && plan.fits_collections()
+            plan.was_captured() && plan.fits_options(options) && plan.fits_collections() && plan.torn().is_none()
         };
         match self.planned.as_ref().filter(is_current) {
             Some(plan) => Ok((plan.clone(), None)),

@@ -35,6 +35,31 @@ impl Area {
         Area { begin: address, end: address.saturating_add(self.end - self.begin), ..self }
     }
 
+    /// Returns `true` if the areas have memory in common.
+    pub(crate) fn overlaps(&self, other: &Area) -> bool {
+        self.device == other.device && self.begin < other.end && other.begin < self.end
+    }
+
+    /// Returns the area from the beginning of the first to the end of the last of the two.
+    pub(crate) fn joined(self, other: Area) -> Area {
+        Area { begin: self.begin.min(other.begin), end: self.end.max(other.end), ..self }
+    }
+
+    /// Returns the number of bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.end - self.begin
+    }
+
+    /// Returns the number of bytes from the beginning of `self` to an address.
+    pub(crate) fn offset(&self, address: usize) -> usize {
+        address.saturating_sub(self.begin)
+    }
+
+    /// Like [`of`](Area::of), if the identity tells how the elements are placed.
+    pub(crate) fn of_known(identity: &Identity) -> Option<Area> {
+        (identity.strides.len() == identity.spec.shape.len()).then(|| Area::of(identity))
+    }
+
     /// Returns the area from the first to the last element, including gaps.
     pub(crate) fn of(identity: &Identity) -> Area {
         let Identity { device, address, spec, strides } = identity;
@@ -94,16 +119,32 @@ impl Touched {
         });
     }
 
-    /// Returns `true` if this overlaps `other`.
+    /// Returns `true` if this overlaps `other`. This is in order.
     fn meets(&self, other: &Touched) -> bool {
-        let overlaps = |area: &Area| {
-            let after = self.areas.partition_point(|own| (own.device, own.begin) < (area.device, area.end));
-            let before = after.checked_sub(1).map(|last| &self.areas[last]);
-            before.is_some_and(|own| own.device == area.device && own.end > area.begin)
-        };
         other.anything
-            || other.areas.iter().any(overlaps)
-            || other.variables.iter().any(|variable| self.variables.binary_search(variable).is_ok())
+            || other.areas.iter().any(|area| self.overlaps(area))
+            || other.variables.iter().any(|variable| self.has_variable(*variable))
+    }
+
+    /// Returns the last area that begins before the end of `area`.
+    fn before_end_of(&self, area: &Area) -> Option<&Area> {
+        let after = self.areas.partition_point(|own| (own.device, own.begin) < (area.device, area.end));
+        after.checked_sub(1).map(|last| &self.areas[last])
+    }
+
+    /// Returns `true` if a part of the area is touched. This is in order.
+    pub(super) fn overlaps(&self, area: &Area) -> bool {
+        self.before_end_of(area).is_some_and(|own| own.overlaps(area))
+    }
+
+    /// Returns `true` if all of the area is touched. This is in order.
+    pub(super) fn covers(&self, area: &Area) -> bool {
+        self.before_end_of(area).is_some_and(|own| own.overlaps(area) && own.begin <= area.begin && own.end >= area.end)
+    }
+
+    /// Returns `true` if the variable is touched. This is in order.
+    pub(super) fn has_variable(&self, variable: usize) -> bool {
+        self.variables.binary_search(&variable).is_ok()
     }
 }
 

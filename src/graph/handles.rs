@@ -100,7 +100,9 @@ impl<T> Value<T> {
         *self.lock() = value;
     }
 
-    /// Changes the value in place. The value is locked while `change` runs: a save inside `change` is an error.
+    /// Changes the value in place. The value is locked while `change` runs: a save or a restore inside `change` is an
+    /// error. `change` must not call [`get`](Value::get), [`set`](Value::set) or `update` of this value, or print it: each of
+    /// them, and a restore on another thread, waits until `change` has returned.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let mut value = self.lock();
         *self.updated_by() = Some(thread::current().id());
@@ -110,6 +112,14 @@ impl<T> Value<T> {
 
     fn lock(&self) -> MutexGuard<'_, T> {
         self.0.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses to lock the value once more.
+    fn refuse_during_update(&self, what: &str) -> Result<(), BoxError> {
+        if *self.updated_by() == Some(thread::current().id()) {
+            return Err(format!("it is being updated by this thread; {what} after `Value::update` has returned").into());
+        }
+        Ok(())
     }
 
     fn updated_by(&self) -> MutexGuard<'_, Option<ThreadId>> {
@@ -148,9 +158,7 @@ impl<T: fmt::Debug> fmt::Debug for Value<T> {
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
     fn save(&self) -> Result<serde_json::Value, BoxError> {
-        if *self.updated_by() == Some(thread::current().id()) {
-            return Err("it is being updated by this thread; save after `Value::update` has returned".into());
-        }
+        self.refuse_during_update("save")?;
         let saved = encode(&*self.lock())?;
         // Not every type can deserialize what it serializes, and CBOR is only read to a limited depth.
         if saved.get(CBOR).is_some() {
@@ -164,6 +172,7 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
+        self.refuse_during_update("restore")?;
         let value: T = decode(saved).map_err(|reason| match reason.contains("missing field") {
             // serde's message for a struct that has gained a field.
             true => format!("{reason}; a field that was added since needs `#[serde(default)]`"),

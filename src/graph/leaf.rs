@@ -182,7 +182,31 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
-    /// Opens the tensor to be overwritten in place.
+    /// Returns `true` if nobody else has a handle to the tensor or to its memory, so that nobody can use it any more once
+    /// this leaf is dropped. Defaults to `false`. A tensor that a failed restore has left partly overwritten is kept in
+    /// memory, so that it is not saved under any name; one that is alone is not.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
+    /// Returns `true` if some bytes are no value of the tensor, such as of the state of a random number generator.
+    /// [`check`](TensorLeaf::check) then gets the saved bytes before a restore changes anything. Defaults to `false`.
+    fn has_rules(&self) -> bool {
+        false
+    }
+
+    /// Checks that `saved`, the saved elements, are a value of the tensor. Changes nothing. Called only if
+    /// [`has_rules`](TensorLeaf::has_rules) returns `true`.
+    ///
+    /// # Errors
+    /// If they are not, with the reason.
+    fn check(&self, saved: &[u8]) -> Result<(), BoxError> {
+        let _ = saved;
+        Ok(())
+    }
+
+    /// Opens the tensor to be overwritten in place. A restore opens tensors whose [identities](TensorLeaf::identity) show
+    /// that they have memory in common one after the other, and other tensors on several threads at the same time.
     ///
     /// # Errors
     /// If the tensor cannot be overwritten.
@@ -308,13 +332,15 @@ pub struct Identity {
     pub address: usize,
     /// Type and shape.
     pub spec: TensorSpec,
-    /// The stride of each dimension, in elements.
+    /// The stride of each dimension, in elements. A restore writes tensors whose memory overlaps according to their addresses
+    /// and strides one after the other, and only if the checkpoint has the same bytes for what they have in common. Empty
+    /// if the address only tells tensors apart; such a tensor overlaps no other one.
     pub strides: Vec<i64>,
 }
 
 impl Identity {
-    /// Returns the identity of memory on `device`, such as `cpu`, whose first element is at `address`. `strides` are
-    /// those of each dimension, in elements.
+    /// Returns the identity of memory on `device`, such as `cpu`, whose first element is at `address`. `strides` are those of
+    /// each dimension, in elements, or none.
     pub fn new(device: impl Into<String>, address: usize, spec: TensorSpec, strides: Vec<i64>) -> Identity {
         Identity { device: device.into(), address, spec, strides }
     }

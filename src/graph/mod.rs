@@ -51,6 +51,7 @@ mod leaf;
 mod node;
 mod place;
 mod survey;
+mod torn;
 mod tracked;
 mod walk;
 
@@ -71,5 +72,6 @@ pub(crate) use node::{Adopt, Kind};
 pub use node::{Child, Collection, Created, Node, SavedTree, Trackable, Unfinished};
 pub(crate) use place::Place;
 pub(crate) use survey::{Asked, Survey};
+pub(crate) use torn::{Torn, mark_torn, mark_whole, torn_keys};
 pub(crate) use tracked::Tracked;
 pub(crate) use walk::{Children, Leaf, LeafObject, Visitor, Walk, walk};

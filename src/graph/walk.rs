@@ -140,6 +140,16 @@ pub(crate) enum LeafObject {
     Value(Arc<dyn ValueLeaf>),
 }
 
+impl LeafObject {
+    /// Returns the tensor, if it is one.
+    pub(crate) fn into_tensor(self) -> Option<Arc<dyn TensorLeaf>> {
+        match self {
+            LeafObject::Tensor(leaf) => Some(leaf),
+            LeafObject::Value(_) => None,
+        }
+    }
+}
+
 /// What is below some objects.
 #[derive(Default)]
 pub(crate) struct Walked {

@@ -1,6 +1,6 @@
 //! Verifies the saved bytes and reads them into the objects.
 
-use super::matching::Matching;
+use super::matching::{Matched, Matching};
 use super::options::{RestoreOptions, Verify};
 use super::origin::{Any, Origin};
 use crate::error::{BoxError, Error, Result};
@@ -15,28 +15,38 @@ use std::sync::Arc;
 
 /// Restores the matched values. If it verifies first, an error leaves everything unchanged.
 pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOptions) -> Result<()> {
-    match origin {
+    let tensors = &matching.tensors;
+    let overwriting = match origin {
         Origin::Ours(source) => {
-            let jobs = jobs(&matching.tensors, source);
-            let runs = runs(&jobs);
-            let bytes = jobs.iter().map(Job::bytes).sum();
+            let (jobs, last) = (jobs(tensors, source, false), jobs(tensors, source, true));
+            let (runs, last) = (runs(&jobs), runs(&last));
+            let all = || runs.iter().chain(&last).copied();
+            let bytes = all().flatten().map(Job::bytes).sum();
             let threads = parallel::worth(options.threads, bytes);
             if options.verify != Verify::Never {
                 source.manifest.files.keys().try_for_each(|file| source.verify_header(file))?;
             }
-            let check = |tally: &Tally| verify(&runs, source, threads, tally);
-            let put = |tally: &Tally| read(&runs, source, options.verify != Verify::Never, threads, tally);
-            in_passes(&matching, &source.path, bytes, options, check, put)?;
+            let verifies = options.verify != Verify::Never;
+            let check = |tally: &Tally| verify(&all().collect::<Vec<_>>(), source, threads, tally);
+            let put = |tally: &Tally| {
+                read(&runs, source, verifies, threads, tally)?;
+                read(&last, source, verifies, 1, tally)
+            };
+            in_passes(tensors, &source.path, bytes, options, check, put)?
         }
         Origin::Any(any) => {
-            let jobs = any_jobs(&matching.tensors, any);
+            let jobs = any_jobs(tensors, any);
+            let (last, first): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.overlaps);
             let bytes = jobs.iter().map(|job| job.bytes).sum();
             let threads = parallel::worth(options.threads, bytes);
             let check = |tally: &Tally| verify_any(&jobs, any, threads, tally);
-            let put = |tally: &Tally| read_any(&jobs, any, threads, tally);
-            in_passes(&matching, any.source.path(), bytes, options, check, put)?;
+            let put = |tally: &Tally| {
+                read_any(&first, any, threads, tally)?;
+                read_any(&last, any, 1, tally)
+            };
+            in_passes(tensors, any.source.path(), bytes, options, check, put)?
         }
-    }
+    };
     let path = origin.path();
     for apply in matching.values {
         apply();
@@ -53,18 +63,38 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
         }
         replacement.adopt.into_iter().for_each(|adopt| adopt());
     }
+    overwriting.end();
     Ok(())
 }
 
+/// Tensors that are being overwritten. If this is dropped before the end, also by a panic, they are marked as partly
+/// overwritten in the whole process.
+#[must_use]
+struct Overwriting<'a>(&'a [Matched]);
+
+impl Overwriting<'_> {
+    /// Everything is restored.
+    fn end(self) {
+        graph::mark_whole(self.0.iter().map(|tensor| &tensor.leaf));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Overwriting<'_> {
+    fn drop(&mut self) {
+        graph::mark_torn(&self.0.iter().map(|tensor| tensor.leaf.clone()).collect::<Vec<_>>());
+    }
+}
+
 /// Verifies everything that will be used, and then reads it into the tensors.
-fn in_passes(
-    matching: &Matching,
+fn in_passes<'a>(
+    tensors: &'a [Matched],
     path: &Location,
     bytes: u64,
     options: &RestoreOptions,
     check: impl FnOnce(&Tally) -> Result<()>,
     put: impl FnOnce(&Tally) -> Result<()>,
-) -> Result<()> {
+) -> Result<Overwriting<'a>> {
     let passes = if options.verify == Verify::Before { 2 } else { 1 };
     let tally = options.observer.begin(passes * bytes);
     if options.verify == Verify::Before {
@@ -73,11 +103,13 @@ fn in_passes(
     // A background save may still be copying them.
     graph::wait_for(|| {
         let mut written = Touched::default();
-        matching.tensors.iter().for_each(|(_, leaf)| written.add_leaf(&**leaf));
+        tensors.iter().for_each(|tensor| written.add_leaf(&*tensor.leaf));
         written
     });
     // From here on, an error leaves the objects partly changed.
-    put(&tally).map_err(|error| Error::PartlyRestored { path: path.clone(), source: Box::new(error) })
+    let overwriting = Overwriting(tensors);
+    put(&tally).map_err(|error| Error::PartlyRestored { path: path.clone(), source: Box::new(error) })?;
+    Ok(overwriting)
 }
 
 /// A tensor to be restored from a source of any format.
@@ -85,13 +117,16 @@ struct AnyJob<'a> {
     key: &'a str,
     bytes: u64,
     leaf: &'a Arc<dyn TensorLeaf>,
+    overlaps: bool,
 }
 
 /// Returns the tensors in the order of the file.
-fn any_jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], any: &Any<'_>) -> Vec<AnyJob<'a>> {
+fn any_jobs<'a>(tensors: &'a [Matched], any: &Any<'_>) -> Vec<AnyJob<'a>> {
     let order: HashMap<&str, usize> = any.source.order().into_iter().enumerate().map(|(at, key)| (key, at)).collect();
     let bytes = |key: &str| any.source.tensors().get(key).and_then(|spec| spec.bytes()).unwrap_or_default();
-    let mut jobs: Vec<AnyJob<'_>> = tensors.iter().map(|(key, leaf)| AnyJob { key, bytes: bytes(key), leaf }).collect();
+    let job =
+        |Matched { key, leaf, overlaps, .. }: &'a Matched| AnyJob { key, bytes: bytes(key), leaf, overlaps: *overlaps };
+    let mut jobs: Vec<AnyJob<'_>> = tensors.iter().map(job).collect();
     jobs.sort_by_key(|job| order.get(job.key).copied());
     jobs
 }
@@ -109,7 +144,7 @@ fn verify_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally)
     )
 }
 
-fn read_any(jobs: &[AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally) -> Result<()> {
+fn read_any(jobs: &[&AnyJob<'_>], any: &Any<'_>, threads: usize, tally: &Tally) -> Result<()> {
     parallel::for_each(
         jobs,
         threads,
@@ -140,11 +175,14 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Returns the tensors in the order of the files, so that adjacent ones can be read together.
-fn jobs<'a>(tensors: &'a [(String, Arc<dyn TensorLeaf>)], source: &'a Source) -> Vec<Job<'a>> {
+/// Returns the tensors that overlap others, or those that do not, in the order of the files, so that adjacent ones can be
+/// read together.
+fn jobs<'a>(tensors: &'a [Matched], source: &'a Source, overlap: bool) -> Vec<Job<'a>> {
     let records = &source.manifest.tensors;
-    let job = |(key, leaf): &'a (String, _)| Some(Job { key, record: records.get(key)?, leaf });
-    let mut jobs: Vec<Job<'_>> = tensors.iter().filter_map(job).collect();
+    let job =
+        |tensor: &'a Matched| Some(Job { key: &tensor.key, record: records.get(&tensor.key)?, leaf: &tensor.leaf });
+    let wanted = tensors.iter().filter(|tensor| tensor.overlaps == overlap);
+    let mut jobs: Vec<Job<'_>> = wanted.filter_map(job).collect();
     jobs.sort_by_key(|job| job.piece().map(|piece| (piece.file.as_str(), piece.begin, piece.end)));
     jobs
 }

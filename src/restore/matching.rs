@@ -1,12 +1,13 @@
 //! Matches saved values with objects. Changes nothing.
 
-use super::options::RestoreOptions;
+use super::options::{RestoreOptions, Verify};
 use super::origin::Origin;
+use super::overlap::{self, Common};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, RestoreReport, Result, SkipReason, TrainableDifference};
 use crate::graph::{
-    Adopt, Child, Children, Collection, Identity, Kind, Node, Place, SavedTree, TensorLeaf, ValueApply, ValueLeaf,
-    Visitor, Walk,
+    Adopt, Area, Child, Children, Collection, Identity, Kind, Node, Place, SavedTree, TensorLeaf, ValueApply,
+    ValueLeaf, Visitor, Walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 /// A restore, ready to be verified and applied.
 #[derive(Default)]
 pub(crate) struct Matching {
-    pub tensors: Vec<(String, Arc<dyn TensorLeaf>)>,
+    pub tensors: Vec<Matched>,
     pub values: Vec<ValueApply>,
     pub collections: Vec<Replacement>,
     /// Variables whose `requires_grad` is to be set.
@@ -23,6 +24,16 @@ pub(crate) struct Matching {
     pub report: RestoreReport,
     /// Objects that may be partly overwritten and get no value.
     pub left_torn: Vec<String>,
+}
+
+/// A tensor that gets the value of its key.
+pub(crate) struct Matched {
+    pub key: String,
+    pub leaf: Arc<dyn TensorLeaf>,
+    /// The memory of its elements, if it reports where they are.
+    pub area: Option<Area>,
+    /// Whether another tensor has, or may have, a part of this memory: it is not written at the same time.
+    pub overlaps: bool,
 }
 
 /// The changes to a collection's children.
@@ -66,6 +77,7 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
     for (name, node) in objects {
         Walk::component(&mut matcher, name, node, saved_of(Some(request.saved), name, node))?;
     }
+    matcher.match_overlapping()?;
     let Matcher { mut matching, wanted, .. } = matcher;
     let taken: HashSet<&str> = matching.report.matched.iter().map(String::as_str).collect();
     // A value uses a whole branch.
@@ -249,6 +261,13 @@ impl<'a> Matcher<'a> {
             self.mismatch(key, format!("the object is {live}, the checkpoint has {spec}"));
             return Ok(());
         }
+        if leaf.has_rules() {
+            let saved = self.request.origin.bytes(&key, self.verifies())?;
+            if let Err(reason) = leaf.check(&saved) {
+                self.mismatch(key, reason.to_string());
+                return Ok(());
+            }
+        }
         match leaf.identity() {
             Some(identity) => match self.seen.get(&identity) {
                 // Shared memory: both names must have the same value.
@@ -262,15 +281,59 @@ impl<'a> Matcher<'a> {
                 }
                 Some(_) => {}
                 None => {
+                    let area = Area::of_known(&identity);
                     self.identities.push(identity.clone());
                     self.seen.insert(identity, key.clone());
-                    self.matching.tensors.push((key.clone(), leaf.clone()));
+                    let (key, leaf) = (key.clone(), leaf.clone());
+                    self.matching.tensors.push(Matched { key, leaf, area, overlaps: false });
                 }
             },
-            None => self.matching.tensors.push((key.clone(), leaf.clone())),
+            None => {
+                // A variable without memory of its own, such as a conjugate view, may show that of any other.
+                let overlaps = leaf.variable().is_some();
+                self.matching.tensors.push(Matched { key: key.clone(), leaf: leaf.clone(), area: None, overlaps });
+            }
         }
         self.trainable(leaf, &key);
         self.matching.report.matched.push(key);
+        Ok(())
+    }
+
+    /// Whether what is read to be compared is verified.
+    fn verifies(&self) -> bool {
+        self.request.options.verify != Verify::Never
+    }
+
+    /// Looks for tensors that have a part of their memory in common: the checkpoint must have the same bytes for it.
+    fn match_overlapping(&mut self) -> Result<()> {
+        let mut left_out = HashSet::new();
+        for group in overlap::groups(self.matching.tensors.iter().map(|tensor| tensor.area)) {
+            let tensors = group.iter().map(|&place| &self.matching.tensors[place]);
+            let key = &self.matching.tensors[group[0]].key;
+            let Some(mut common) = Common::of(key, tensors.filter_map(|tensor| tensor.area))? else { continue };
+            for (at, &place) in group.iter().enumerate() {
+                let Matched { key, leaf, area, .. } = &self.matching.tensors[place];
+                let Some(identity) = leaf.identity() else { continue };
+                let saved = self.request.origin.bytes(key, self.verifies())?;
+                if common.add(key, &identity, &saved)? {
+                    self.matching.tensors[place].overlaps = true;
+                    continue;
+                }
+                let mut others = group[..at].iter().map(|&place| &self.matching.tensors[place]);
+                let is_other = |other: &&Matched| area.zip(other.area).is_some_and(|(a, b)| a.overlaps(&b));
+                let other =
+                    others.find(is_other).map_or("another".to_string(), |other| name::shown(&other.key).to_string());
+                let reason = format!(
+                    "it shares a part of its memory with {other}, but the checkpoint has different values for that part"
+                );
+                left_out.insert(key.clone());
+                self.mismatch(key.clone(), reason);
+            }
+        }
+        if !left_out.is_empty() {
+            self.matching.tensors.retain(|tensor| !left_out.contains(&tensor.key));
+            self.matching.report.matched.retain(|key| !left_out.contains(key));
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod matching;
 mod opened;
 mod options;
 mod origin;
+mod overlap;
 mod pending;
 mod status;
 

@@ -136,6 +136,20 @@ impl<'a> Origin<'a> {
         }
     }
 
+    /// Reads the elements of a tensor, to be compared before anything is restored.
+    pub(crate) fn bytes(&self, key: &str, verify: bool) -> Result<Vec<u8>> {
+        let mut bytes = room(key, self.spec(key).and_then(TensorSpec::bytes))?;
+        match self {
+            Origin::Ours(source) => {
+                if let Some(record) = source.manifest.tensors.get(key) {
+                    source.read_tensor(key, record, &mut bytes, verify)?;
+                }
+            }
+            Origin::Any(any) => any.source.read(key, &mut bytes)?,
+        }
+        Ok(bytes)
+    }
+
     pub(crate) fn requires_grad(&self, key: &str) -> Option<bool> {
         match self {
             Origin::Ours(source) => source.manifest.tensors.get(key)?.requires_grad,

@@ -6,7 +6,7 @@ use super::opened::{About, Whence};
 use super::options::RestoreOptions;
 use super::origin::Origin;
 use crate::error::{Error, RestoreReport, Result};
-use crate::graph::{Node, Tracked, walk};
+use crate::graph::{Node, Tracked, torn_keys, walk};
 use crate::location::Location;
 use crate::name;
 use crate::source::VerifiedBy;
@@ -39,7 +39,7 @@ pub(crate) struct Restored {
 impl Restored {
     /// Created before the matching is applied.
     pub(crate) fn of(matching: &Matching, origin: &Origin<'_>) -> Restored {
-        let verified_by = matching.tensors.iter().map(|(key, _)| origin.verified_by(key)).min();
+        let verified_by = matching.tensors.iter().map(|tensor| origin.verified_by(&tensor.key)).min();
         Restored {
             report: matching.report.clone(),
             components: origin.keys().into_iter().map(|key| name::component(key).to_string()).collect(),
@@ -134,14 +134,15 @@ impl Pending {
         let opened = whence.open_again(&self.absolute, &self.options).map_err(|error| self.gone(error, name))?;
         let opened = opened.ok_or_else(|| self.not_found(name, "another checkpoint is there now"))?;
         let report = opened.with_origin(&self.options, |origin| {
+            let objects = [(name.to_string(), node.clone())];
             let request = Request {
                 saved: &origin.saved(),
                 origin,
                 options: &self.options,
-                torn: &BTreeSet::new(),
+                torn: &torn_keys(&objects)?,
                 given: &state.given,
             };
-            let matching = match_objects(&[(name.to_string(), node.clone())], &request)?;
+            let matching = match_objects(&objects, &request)?;
             check(&matching, origin.path(), &self.options)?;
             let report = matching.report.clone();
             super::run(matching, origin, &self.options)?;

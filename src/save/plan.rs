@@ -10,7 +10,7 @@ use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
 use crate::graph::{
     Area, Asked, Collection, Exclusive, Gate, Guarded, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf,
-    ValueLeaf, walk,
+    Torn, ValueLeaf, walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -113,6 +113,12 @@ impl Plan {
     /// Returns `true` if it was captured before.
     pub(crate) fn was_captured(&self) -> bool {
         self.lazy.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Returns the key of a tensor that a restore which stopped half-way may have left partly overwritten.
+    pub(crate) fn torn(&self) -> Option<&str> {
+        let torn = Torn::now()?;
+        self.tensors.iter().find(|tensor| torn.has(&tensor.leaf)).map(|tensor| tensor.key.as_str())
     }
 
     /// Returns the present values.

@@ -435,8 +435,9 @@ impl TensorTarget for InPlace {
         if self.len == 0 {
             return &mut [];
         }
-        // SAFETY: the memory, which is held here, has that many bytes from its first element on, and the borrow of
-        // `self` is the only way to this slice. A restore is the only user of the tensors that it restores.
+        // SAFETY: the memory, which is held here, has that many bytes from its first element on. A restore is the only
+        // user of the tensors that it restores, and writes those whose memory overlaps one after the other
+        // (restore/overlap.rs), so that no other slice of this memory is borrowed as long as `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 
