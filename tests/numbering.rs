@@ -153,6 +153,37 @@ fn a_failed_save_supersedes_nothing() -> Outcome {
     Ok(())
 }
 
+/// A process ends while a step is saved again, after the first one has left the numbering.
+#[test]
+fn an_interrupted_save_supersedes_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.builder(dir.path()).max_to_keep(1).open()?, &[4, 5])?;
+    let nonce = "0123456789abcdef0123456789abcdef";
+    let interrupt = |names: &[&str]| -> Outcome {
+        for name in names {
+            fs::rename(dir.path().join(name), dir.path().join(format!("superseded-{name}-{nonce}")))?;
+        }
+        Ok(fs::create_dir(dir.path().join(format!(".tmp-ckpt-5-{nonce}")))?)
+    };
+    interrupt(&["ckpt-5"])?;
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    assert_eq!(manager.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(5));
+    run.save(&mut manager, &[6])?;
+    drop(manager);
+    // Whoever takes the lock: also a removal. What a user has put in the place stays there.
+    interrupt(&["ckpt-5", "ckpt-6"])?;
+    fs::write(dir.path().join("ckpt-5"), "mine")?;
+    assert!(matches!(
+        tch_checkpoint::CheckpointDirectory::new(dir.path()).delete("ckpt-7"),
+        Err(Error::NotFound { .. })
+    ));
+    assert_eq!(in_dir(dir.path(), "ckpt"), ["ckpt-5", "ckpt-6"]);
+    assert_eq!(fs::read(dir.path().join("ckpt-5"))?, b"mine");
+    assert_eq!((in_dir(dir.path(), ".tmp"), in_dir(dir.path(), "superseded").len()), (Vec::new(), 1));
+    Ok(())
+}
+
 #[test]
 fn a_new_run_beside_a_finished_one_is_asked_for() -> Outcome {
     let dir = tempfile::tempdir()?;

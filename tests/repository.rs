@@ -170,8 +170,8 @@ fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
             file.write_all_at(0, b"abc")?;
             file.finish(3)?;
         }
-        first.commit(b"first", 1)?;
-        assert!(matches!(second.commit(b"second", 1), Err(Error::AlreadyExists { .. })));
+        first.commit(b"first", 1, &[])?;
+        assert!(matches!(second.commit(b"second", 1, &[]), Err(Error::AlreadyExists { .. })));
         let scan = repository.scan()?;
         assert_eq!((scan.checkpoints, scan.leftovers), (vec!["one".to_string(), "two".to_string()], Vec::new()));
         let mut manifest = [0; 5];

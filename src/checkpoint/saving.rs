@@ -149,7 +149,7 @@ impl Checkpoint {
         let request = self.request(plan, unchanged, stamp, options, clock)?;
         directory.must_be_free(name)?;
         // The lock may be a manager's, which opened the directory itself.
-        let saved = request.run(None, directory, name, assets, || held.check());
+        let saved = request.run(None, directory, name, assets, &[], || held.check());
         let saved = saved.inspect_err(|_| self.forget_plan())?;
         self.figures = Some(saved.figures);
         Ok((saved.path, saved.manifest, held))

@@ -258,6 +258,7 @@ fn write(capture: &Capture, entered: &Mutex<Option<Entered>>, request: SaveReque
     }
     commit.begin()?;
     let image = capture.image();
-    let saved = request.run(Some(&image), &commit.directory, &commit.name, Vec::new(), || commit.ready())?;
+    let saved =
+        request.run(Some(&image), &commit.directory, &commit.name, Vec::new(), &commit.supersedes, || Ok(()))?;
     Ok(commit.done(saved))
 }

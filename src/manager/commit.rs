@@ -9,7 +9,7 @@ use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, sync_marks, write_mark};
 use crate::error::{Error, Result, listed};
 use crate::format::{IndexEntry, MarkKind, is_thinned_file};
-use crate::repository::{Aside, Directory};
+use crate::repository::Directory;
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,9 +25,8 @@ pub(super) struct Commit {
     /// Its name.
     pub name: String,
     /// Those of which it takes the place.
-    supersedes: Vec<String>,
-    /// Those that have left the numbering for it: where they are now.
-    moved: Mutex<Vec<(String, Found)>>,
+    pub supersedes: Vec<String>,
+    is_done: bool,
     pub directory: Directory,
     held: Arc<Held>,
     /// Marks for it that were given before it was durable.
@@ -50,7 +49,7 @@ impl Commit {
             ledger,
             name,
             supersedes,
-            moved: Mutex::default(),
+            is_done: false,
             directory,
             held,
             early,
@@ -69,29 +68,9 @@ impl Commit {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn moved(&self) -> MutexGuard<'_, Vec<(String, Found)>> {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Checks, before anything is written, that the name is free or will be.
     pub(super) fn begin(&self) -> Result<()> {
         if self.supersedes.contains(&self.name) { Ok(()) } else { self.directory.must_be_free(&self.name) }
-    }
-
-    /// Moves the checkpoints that this one replaces out of the numbering, after it is written and before it has its
-    /// name.
-    pub(super) fn ready(&self) -> Result<()> {
-        for name in &self.supersedes {
-            let found = self.ledger().known.iter().find(|found| found.entry.name == *name).cloned();
-            let Some(found) = found else { continue };
-            match self.directory.quarantine(name, Aside::Superseded) {
-                Ok(aside) => self.moved().push((aside, found)),
-                // Its user removed it.
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
     }
 
     /// Records a durable checkpoint, and prunes old ones. Failing to remove an old one, or to record it, is not an
@@ -100,7 +79,8 @@ impl Commit {
     /// # Errors
     /// [`Error::Unmarked`] if a mark for it is lost; [`Error::Callback`] if a function given to `on_saved` fails;
     /// [`Error::Panicked`] if something panics. The checkpoint is durable all the same. Only the first error is returned.
-    pub(super) fn done(self, saved: Committed) -> Result<()> {
+    pub(super) fn done(mut self, saved: Committed) -> Result<()> {
+        self.is_done = true;
         let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
@@ -129,11 +109,16 @@ impl Commit {
             );
         }
         let mut ledger = self.ledger();
+        let aside = |(name, aside): (String, String)| {
+            let found = ledger.known.iter().find(|found| found.entry.name == name)?;
+            Some((aside, found.clone()))
+        };
+        let aside: Vec<_> = saved.superseded.into_iter().filter_map(aside).collect();
+        ledger.superseded.extend(aside);
         let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
         ledger.known.retain(|found| !gone(found) || !self.directory.rules().hold(Rule::OneEntry));
         ledger.known.push(found.clone());
         ledger.listed = ledger.known.iter().map(Found::id).collect();
-        ledger.superseded.append(&mut self.moved());
         ledger.memo = saved.memo;
         ledger.last_took = Some(self.began.elapsed());
         ledger.figures = Some(saved.figures);
@@ -327,16 +312,13 @@ impl Commit {
     }
 }
 
-/// Restores the names of checkpoints that left the numbering for a checkpoint that was not completed.
+/// If the checkpoint was not completed, those that it was to supersede have their names, unless they could not be given
+/// back: then they are no longer listed, and the next manager tries again.
 impl Drop for Commit {
     fn drop(&mut self) {
-        let moved = std::mem::take(&mut *self.moved());
-        for (aside, found) in moved {
-            if let Err(e) = self.directory.release(&aside, &found.entry.name) {
-                log::warn!("{aside} could not be given back its name: {e:#}");
-                let mut ledger = self.ledger();
-                ledger.known.retain(|known| known.entry.name != found.entry.name);
-                ledger.superseded.push((aside, found));
+        for name in self.supersedes.iter().filter(|_| !self.is_done) {
+            if self.directory.must_be_free(name).is_ok() {
+                self.ledger().known.retain(|known| known.entry.name != *name);
             }
         }
     }

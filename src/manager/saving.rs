@@ -392,9 +392,9 @@ impl CheckpointManager {
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {
-            let saved = commit
-                .begin()
-                .and_then(|()| request.run(None, &self.directory, &commit.name, Vec::new(), || commit.ready()));
+            let saved = commit.begin().and_then(|()| {
+                request.run(None, &self.directory, &commit.name, Vec::new(), &commit.supersedes, || Ok(()))
+            });
             let saved = saved.inspect_err(|error| {
                 self.checkpoint.forget_plan();
                 self.ledger().doubt_memo(error);

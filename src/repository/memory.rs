@@ -388,15 +388,28 @@ impl Transaction for Staged<'_> {
         Ok(())
     }
 
-    fn commit(self: Box<Self>, manifest: &[u8], _threads: usize) -> Result<()> {
+    fn commit(
+        self: Box<Self>,
+        manifest: &[u8],
+        _threads: usize,
+        supersedes: &[String],
+    ) -> Result<Vec<(String, String)>> {
         let mut files = std::mem::take(&mut *lock(&self.files));
         files.insert(MANIFEST.to_string(), File::new(manifest.to_vec()));
         let mut state = lock(&self.root.state);
-        if state.checkpoints.contains_key(&self.name) {
+        if state.checkpoints.contains_key(&self.name) && !supersedes.contains(&self.name) {
             return Err(Error::already_exists(self.directory.location.join(&self.name)));
         }
+        let mut superseded = Vec::new();
+        for name in supersedes {
+            if let Some(checkpoint) = state.checkpoints.remove(name) {
+                let aside = Aside::Superseded.new_name(name);
+                state.checkpoints.insert(aside.clone(), checkpoint);
+                superseded.push((name.clone(), aside));
+            }
+        }
         state.checkpoints.insert(self.name.clone(), Arc::new(Held { id: new_id(), files: Mutex::new(files) }));
-        Ok(())
+        Ok(superseded)
     }
 }
 

@@ -176,8 +176,9 @@ pub trait Repository: Debug + Send + Sync {
     fn scan(&self) -> Result<Scan>;
 
     /// Like [`scan`](Repository::scan). First makes durable what a dead predecessor may have left unsynced, so that no
-    /// decision depends on something that a power cut could undo. The same as [`scan`](Repository::scan) if nothing is
-    /// visible before it is durable.
+    /// decision depends on something that a power cut could undo, and gives the checkpoints that an interrupted
+    /// [commit](Transaction::commit) was to supersede their names back. Only the directory's writer calls this. The same
+    /// as [`scan`](Repository::scan) if nothing is visible before it is durable, and commits are never interrupted.
     ///
     /// # Errors
     /// As for [`scan`](Repository::scan).
@@ -343,9 +344,16 @@ pub trait Transaction: Send + Sync {
     /// Commits the checkpoint with this manifest. It is durable when this returns, and never visible without all its
     /// files. Syncs with this number of `threads`.
     ///
+    /// The checkpoints that it `supersedes`, one of which may have its name, are renamed as by
+    /// [`quarantine`](Repository::quarantine), durably, as the last step before the commit. Returns the former and the
+    /// new names of those that were there. If the process ends between the two, the next
+    /// [`scan_for_writing`](Repository::scan_for_writing) undoes the renames.
+    ///
     /// # Errors
-    /// [`Error::AlreadyExists`] if the name is taken. After any error, there is no checkpoint.
-    fn commit(self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()>;
+    /// [`Error::AlreadyExists`] if the name is taken. After any error, there is no checkpoint, and those that it was to
+    /// supersede have their names.
+    fn commit(self: Box<Self>, manifest: &[u8], threads: usize, supersedes: &[String])
+    -> Result<Vec<(String, String)>>;
 }
 
 /// A file of a checkpoint being written. Every byte is written once, in any order, from several threads.

@@ -27,18 +27,26 @@ pub enum Aside {
     Superseded,
 }
 
+pub(crate) const SUPERSEDED: &str = "superseded-";
+
 const PREFIXES: [(Aside, &str); 3] =
-    [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, "superseded-")];
+    [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, SUPERSEDED)];
 
 /// The length of the longest prefix that the name of a checkpoint is ever given.
 pub(crate) const LONGEST_PREFIX: usize = "passed-over-".len();
 
 impl Aside {
-    /// Returns a new name for the checkpoint `name` that shows why it left the numbering.
+    /// Returns a new name for the checkpoint `name` that shows why it left the numbering. If it left it before, only the
+    /// new reason is shown.
     #[must_use]
     pub fn new_name(self, name: &str) -> String {
+        self.name_with(name, &nonce())
+    }
+
+    pub(crate) fn name_with(self, name: &str, nonce: &str) -> String {
         let prefix = PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix);
-        format!("{prefix}{name}-{}", nonce())
+        let name = before_aside(name).map_or(name, |(_, before)| before);
+        format!("{prefix}{name}-{nonce}")
     }
 }
 
@@ -59,6 +67,12 @@ pub(crate) fn without_mark<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     let (name, nonce) = name.strip_prefix(prefix)?.rsplit_once('-')?;
     let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     (nonce.len() == NONCE_DIGITS && nonce.bytes().all(digit)).then_some(name)
+}
+
+/// Returns the nonce of a name that this module made with `prefix`.
+pub(crate) fn nonce_of<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    without_mark(name, prefix)?;
+    name.rsplit_once('-').map(|(_, nonce)| nonce)
 }
 
 /// Returns the parent directory of a path.

@@ -189,6 +189,6 @@ pub(crate) fn copy(
     manifest.earlier.clear();
     manifest.assets = write_streams(assets, &*staging)?;
     manifest.assets.extend(kept);
-    staging.commit(&manifest.to_bytes()?, options.threads)?;
+    staging.commit(&manifest.to_bytes()?, options.threads, &[])?;
     Ok(directory.path(name))
 }

@@ -64,6 +64,8 @@ pub(crate) struct Committed {
     pub memo: Memo,
     /// The cost of the save.
     pub figures: SaveFigures,
+    /// The former and the new names of the checkpoints that it superseded.
+    pub superseded: Vec<(String, String)>,
 }
 
 impl SaveRequest {
@@ -99,14 +101,15 @@ impl SaveRequest {
     }
 
     /// Writes the checkpoint `name` of `directory` from `image`, or from the live tensors if there is none, with the
-    /// assets `streams`. It is durable when this returns; after an error the directory is unchanged. `ready` is called
-    /// when everything is written, before the checkpoint gets its name; an error of it aborts the save.
+    /// assets `streams`, in place of those that it `supersedes`. It is durable when this returns; after an error the
+    /// directory is unchanged. `ready` is called when everything is written; an error of it aborts the save.
     pub(crate) fn run(
         mut self,
         image: Option<&Image>,
         directory: &Directory,
         name: &str,
         streams: Vec<AssetStream<'_>>,
+        supersedes: &[String],
         ready: impl FnOnce() -> Result<()>,
     ) -> Result<Committed> {
         let assets = self.assets.iter().map(|asset| asset.entry.bytes);
@@ -133,14 +136,14 @@ impl SaveRequest {
         assets.iter().for_each(|asset| bytes.add(asset.captured.entry.bytes, asset.finished.is_none()));
         let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
         manifest.assets.extend(entries);
-        ready()?;
         manifest.figures = self.stamp.records_figures.then(|| self.clock.figures(bytes));
-        staging.commit(&manifest.to_bytes()?, self.options.threads)?;
+        ready()?;
+        let superseded = staging.commit(&manifest.to_bytes()?, self.options.threads, supersedes)?;
         let path = directory.path(name);
         let SaveRequest { plan, unchanged, clock, .. } = self;
         let figures = clock.figures(bytes);
         let memo = unchanged.into_memo(&plan, name, &manifest, &written.linked, &written.finished, assets);
-        Ok(Committed { path, manifest, memo, figures })
+        Ok(Committed { path, manifest, memo, figures, superseded })
     }
 
     fn write_assets(&mut self, directory: &Directory, staging: &dyn Transaction) -> Result<Vec<SavedAsset>> {

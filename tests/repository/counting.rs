@@ -121,8 +121,13 @@ impl Transaction for CountedTransaction<'_> {
         fn reuse(&self, file: &str, earlier: &str, finished: &Finished) -> Result<()>;
     }
 
-    fn commit(self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()> {
+    fn commit(
+        self: Box<Self>,
+        manifest: &[u8],
+        threads: usize,
+        supersedes: &[String],
+    ) -> Result<Vec<(String, String)>> {
         self.counts.add("commit");
-        self.inner.commit(manifest, threads)
+        self.inner.commit(manifest, threads, supersedes)
     }
 }

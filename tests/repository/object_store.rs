@@ -488,10 +488,26 @@ impl Transaction for Writing<'_> {
         Err(Error::object(file, "a store has no links"))
     }
 
-    fn commit(mut self: Box<Self>, manifest: &[u8], _threads: usize) -> Result<()> {
+    fn commit(
+        mut self: Box<Self>,
+        manifest: &[u8],
+        _threads: usize,
+        supersedes: &[String],
+    ) -> Result<Vec<(String, String)>> {
+        let mut superseded: Vec<(String, String)> = Vec::new();
+        for name in supersedes {
+            let aside = Aside::Superseded.new_name(name);
+            if self.prefix.rename(name, &aside).is_ok() {
+                superseded.push((name.clone(), aside));
+            }
+        }
         let commit = [self.at.as_bytes(), manifest].concat();
         self.done = self.prefix.bucket.create(&self.prefix.commit(&self.name), &commit);
-        if self.done { Ok(()) } else { Err(Error::already_exists(self.prefix.root.join(&self.name))) }
+        if self.done {
+            return Ok(superseded);
+        }
+        superseded.iter().try_for_each(|(name, aside)| self.prefix.rename(aside, name))?;
+        Err(Error::already_exists(self.prefix.root.join(&self.name)))
     }
 }
 

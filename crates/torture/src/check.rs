@@ -1,6 +1,6 @@
 //! The invariants: what the library must do with a disk after a crash.
 //!
-//! * I1: an acknowledged step, or a later one, is restored.
+//! * I1: an acknowledged state, or a later one, is restored.
 //! * I2: restored values are saved values.
 //! * I3: the index is not needed; where there is one, it names a good checkpoint.
 //! * I4: as many good checkpoints are there as were acknowledged, up to the number to keep.
@@ -15,6 +15,7 @@ use super::crash::Told;
 use super::marked::{self, Beside};
 use super::run::{Run, Setup, restore, save};
 use super::sim::{Files, Id, Name, SimDisk, TOP};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use tch_checkpoint::internal::{Directory, Disk, OpenOptions, Posix, Source};
@@ -35,11 +36,11 @@ pub(super) const STRANGERS: [&str; 6] = [
 /// The result for one state of the disk. Depends only on the state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
-    /// The step that was restored.
+    /// The state that was restored.
     pub restored: Option<u64>,
-    /// The steps of the intact checkpoints.
+    /// The states of the intact checkpoints; where some are superseded, those that a manager that opens finds.
     pub good: Vec<u64>,
-    /// The step of the checkpoint that the index names as the latest, if it is intact.
+    /// The state of the checkpoint that the index names as the latest, if it is intact.
     pub indexed: Option<u64>,
     /// A checkpoint has all its files in full length, with wrong bytes.
     pub wrong_bytes: bool,
@@ -53,23 +54,30 @@ pub(super) struct Outcome {
 pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     let mut outcome = Outcome::default();
     let disk = SimDisk::new(files.clone(), 0);
-    look(&disk, &mut outcome);
+    look(&disk, setup, &mut outcome);
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let beside = || if setup.marks_anything() { marked::look(&shared) } else { Beside::default() };
     let before = beside();
     let first = recover(&disk, setup, &mut outcome, None);
     outcome.restored = first;
+    if setup.supersedes() {
+        // An interrupted commit may have left some without their names.
+        let mut recovered = Outcome::default();
+        look(&disk, setup, &mut recovered);
+        outcome.good = recovered.good;
+    }
     let next = first.unwrap_or(0) + 1;
     let second = recover(&disk, setup, &mut outcome, Some(next));
     if second != first {
         outcome.broken.push(format!("I6: opened again it restores {second:?}, before it was {first:?}"));
     }
-    let path = Path::new(ROOT).join(format!("ckpt-{next}"));
+    let name = format!("ckpt-{}", setup.step_of(next));
+    let path = Path::new(ROOT).join(&name);
     let storage = Posix::new(Arc::new(disk.clone()));
     match whole(&storage, &path) {
         Ok(step) if step == next => {}
-        Ok(step) => outcome.broken.push(format!("I2: ckpt-{next} says it is step {step}")),
-        Err(e) => outcome.broken.push(format!("I6: step {next} was saved after recovery, and is not good: {e}")),
+        Ok(step) => outcome.broken.push(format!("I2: {name} says it is state {step}, not {next}")),
+        Err(e) => outcome.broken.push(format!("I6: state {next} was saved after recovery, and is not good: {e}")),
     }
     drop(storage);
     let after = beside();
@@ -86,11 +94,12 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
 }
 
 /// Examines the disk as a reader, before the first recovery.
-fn look(disk: &SimDisk, outcome: &mut Outcome) {
+fn look(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome) {
     let storage = Posix::new(Arc::new(disk.clone()));
     let directory = Directory::new(&storage, ROOT, &OpenOptions::default());
-    let (directory, names) = match directory.and_then(|directory| directory.scan().map(|scan| (directory, scan))) {
-        Ok((directory, scan)) => (directory, scan.checkpoints),
+    let (directory, names, aside) = match directory.and_then(|directory| directory.scan().map(|scan| (directory, scan)))
+    {
+        Ok((directory, scan)) => (directory, scan.checkpoints, scan.aside),
         Err(e) => return outcome.broken.push(format!("the directory cannot be listed: {e}")),
     };
     for name in &names {
@@ -113,7 +122,9 @@ fn look(disk: &SimDisk, outcome: &mut Outcome) {
     outcome.indexed = latest.and_then(Result::ok);
     for entry in &index.checkpoints {
         // Older ones may be gone: the index is written before they are removed.
-        if Some(&entry.name) == index.latest.as_ref() && !names.contains(&entry.name) {
+        let before = format!("superseded-{}-", entry.name);
+        let is_aside = || setup.supersedes() && aside.iter().any(|(_, name)| name.starts_with(&before));
+        if Some(&entry.name) == index.latest.as_ref() && !names.contains(&entry.name) && !is_aside() {
             outcome.broken.push(format!("I3: the index names {:?}, which is not there", entry.name));
         }
     }
@@ -127,7 +138,7 @@ fn is_unclean(storage: &Posix, name: &str) -> bool {
     Source::open(storage, Path::new(ROOT).join(name)).is_ok_and(|source| source.manifest.unclean)
 }
 
-/// Returns the step of a checkpoint, after verifying every byte.
+/// Returns the state of a checkpoint, after verifying every byte.
 fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<u64> {
     let source = Source::open(storage, path)?;
     let mut buffer = Vec::new();
@@ -137,7 +148,7 @@ fn whole(storage: &Posix, path: &Path) -> tch_checkpoint::Result<u64> {
     for (key, record) in &source.manifest.tensors {
         source.verify_tensor(key, record, &mut buffer)?;
     }
-    Ok(source.manifest.step.unwrap_or(0))
+    Ok(source.manifest.values.get("step").and_then(|step| step.as_u64()).unwrap_or(0))
 }
 
 /// Opens a manager, restores, and saves `next`; returns the restored step.
@@ -158,7 +169,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
                     broken(format!("I5: passed over {}: {}", passed.path.display(), passed.reason));
                 }
             }
-            started.restored.and_then(|status| status.step())
+            started.restored.map(|_| run.state())
         }
         Err(e) => {
             broken(format!("I1: nothing can be restored: {e}"));
@@ -166,13 +177,13 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
         }
     };
     match restored {
-        Some(step) if !run.is_at(step) => broken(format!("I2: the values are not those of step {step}")),
+        Some(state) if !run.is_at(state) => broken(format!("I2: the values are not those of state {state}")),
         None if !run.is_untouched() => broken("I2: nothing was restored, and yet values changed".into()),
         _ => {}
     }
     if let Some(next) = next {
         run.set(next);
-        if let Err(e) = save(&mut manager, next) {
+        if let Err(e) = save(&mut manager, setup, next) {
             broken(format!("I6: the next save fails: {e}"));
         }
     }
@@ -187,8 +198,7 @@ fn recover(disk: &SimDisk, setup: &Setup, outcome: &mut Outcome, next: Option<u6
         let known = [".lock", "checkpoint.json"].contains(&name.as_str())
             || listed.contains(name)
             || setup.links && ["latest", "best"].contains(&name.as_str())
-            // An unclean checkpoint is superseded by the next save of its number.
-            || setup.unclean && name.starts_with("superseded-");
+            || setup.supersedes() && name.starts_with("superseded-");
         if !stranger && !known {
             broken(format!("I6: {name} is left behind"));
         }
@@ -248,12 +258,15 @@ pub(super) fn judge(outcome: &Outcome, told: &Told, setup: &Setup, asked: Asked)
         }
     }
     if outcome.restored < newest {
-        broken.push(format!("I1: step {newest:?} was acknowledged, {:?} is restored", outcome.restored));
+        broken.push(format!("I1: state {newest:?} was acknowledged, {:?} is restored", outcome.restored));
     }
     if outcome.restored > Some(*attempted) {
-        broken.push(format!("I2: step {:?} is restored, only {attempted} were saved", outcome.restored));
+        broken.push(format!("I2: state {:?} is restored, only {attempted} were saved", outcome.restored));
     }
-    let least = acknowledged.len().min(setup.keep.unwrap_or(usize::MAX));
+    let steps: BTreeSet<u64> = acknowledged.iter().map(|state| setup.step_of(*state)).collect();
+    // Going back supersedes all but the oldest.
+    let most = if setup.back { 1 } else { usize::MAX };
+    let least = steps.len().min(setup.keep.unwrap_or(usize::MAX)).min(most);
     if outcome.good.len() < least {
         broken.push(format!("I4: {least} good checkpoints should be there, there are {:?}", outcome.good));
     }

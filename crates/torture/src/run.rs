@@ -38,12 +38,26 @@ pub(super) struct Setup {
     pub thin: Option<usize>,
     /// The program ends with an error, and saves a state that may be inconsistent.
     pub unclean: bool,
+    /// Each step is saved twice, the second time with another state.
+    pub again: bool,
+    /// Before every third save, the oldest checkpoint is restored: the later ones are superseded.
+    pub back: bool,
 }
 
 impl Setup {
     /// Returns `true` if the program does more than saving.
     pub(super) fn marks_anything(&self) -> bool {
         self.marks || self.links || self.thin.is_some() || self.unclean
+    }
+
+    /// Returns the step of a state. The states of a run are numbered.
+    pub(super) fn step_of(&self, state: u64) -> u64 {
+        if self.again { state / 2 } else { state }
+    }
+
+    /// Returns `true` if checkpoints are superseded.
+    pub(super) fn supersedes(&self) -> bool {
+        self.unclean || self.again || self.back
     }
 }
 
@@ -69,6 +83,8 @@ impl Default for Setup {
             links: false,
             thin: None,
             unclean: false,
+            again: false,
+            back: false,
         }
     }
 }
@@ -76,7 +92,7 @@ impl Default for Setup {
 /// The step of new objects.
 const UNTOUCHED: u64 = u64::MAX;
 
-/// Tracked objects whose values are a function of the step.
+/// Tracked objects whose values are a function of the state's number, which is the step unless steps are saved again.
 pub(super) struct Run {
     setup: Setup,
     step: Counter,
@@ -142,6 +158,11 @@ impl Run {
         self.step.get() == step && self.parts.iter().enumerate().all(|(i, part)| **part.get() == self.value(i, step))
     }
 
+    /// Returns the number of the state.
+    pub(super) fn state(&self) -> u64 {
+        self.step.get()
+    }
+
     /// Returns `true` if nothing was restored.
     pub(super) fn is_untouched(&self) -> bool {
         self.step.get() == UNTOUCHED && self.parts.iter().all(|part| part.get().iter().all(|byte| *byte == 0xEE))
@@ -149,8 +170,8 @@ impl Run {
 }
 
 /// Saves, and waits until the checkpoint is durable.
-pub(super) fn save(manager: &mut CheckpointManager, step: u64) -> Result<()> {
-    manager.save_with_metrics(step, [(METRIC, (step % 3) as f64)])?;
+pub(super) fn save(manager: &mut CheckpointManager, setup: &Setup, state: u64) -> Result<()> {
+    manager.save_with_metrics(setup.step_of(state), [(METRIC, (state % 3) as f64)])?;
     manager.wait()
 }
 

@@ -3,8 +3,9 @@
 use super::Dir;
 use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
-use crate::repository::Repository;
-use crate::repository::names::{Aside, MANIFEST};
+use crate::repository::names::{Aside, MANIFEST, STAGING, SUPERSEDED, before_aside, nonce_of};
+use crate::repository::{Repository, Scan};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 
@@ -13,8 +14,15 @@ impl PosixDirectory {
     /// of its files.
     pub(super) fn move_aside(&self, name: &str, aside: Aside) -> Result<String> {
         self.check()?;
-        let root = self.open_root()?;
         let new = aside.new_name(name);
+        self.rename_aside(name, &new)?;
+        self.sync(&**self.open_root()?, self.root())?;
+        Ok(new)
+    }
+
+    /// Renames a checkpoint, which is not durable yet.
+    pub(super) fn rename_aside(&self, name: &str, new: &str) -> Result<()> {
+        let root = self.open_root()?;
         let failed = |e| Error::io("move aside", self.path(name), e);
         match root.rename_new(name.as_ref(), new.as_ref()) {
             // A directory of an overlay's lower layer cannot be renamed, but its files can be moved.
@@ -23,8 +31,7 @@ impl PosixDirectory {
             }
             result => result.map_err(failed)?,
         }
-        self.sync(&**root, self.root())?;
-        Ok(new)
+        Ok(())
     }
 
     /// Gives a checkpoint back the name it had before [`move_aside`](PosixDirectory::move_aside).
@@ -32,6 +39,29 @@ impl PosixDirectory {
         let root = self.open_root()?;
         root.rename_new(aside.as_ref(), name.as_ref()).map_err(|e| Error::io("rename", self.path(aside), e))?;
         self.sync(&**root, self.root())
+    }
+
+    /// Gives the checkpoints that an interrupted commit was to supersede their names back: those whose new name was made
+    /// with that of a staging directory that is still there. Returns whether there was one. The staging directory is
+    /// removed only afterwards.
+    pub(super) fn undo_superseding(&self, scan: &Scan) -> Result<bool> {
+        let staged: HashSet<&str> = scan.leftovers.iter().filter_map(|name| nonce_of(name, STAGING)).collect();
+        let mut is_changed = false;
+        for (_, aside) in &scan.aside {
+            let Some((Aside::Superseded, name)) = before_aside(aside) else { continue };
+            let is_of_it = nonce_of(aside, SUPERSEDED).is_some_and(|nonce| staged.contains(nonce));
+            // Only an overlay's lower layer can have left both.
+            if !is_of_it || scan.names.contains(name) {
+                continue;
+            }
+            self.move_back(aside, name)?;
+            log::warn!(
+                "{} has its name back: the save that was to replace it was interrupted",
+                self.path(name).display()
+            );
+            is_changed = true;
+        }
+        Ok(is_changed)
     }
 }
 

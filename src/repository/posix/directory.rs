@@ -247,7 +247,8 @@ impl Repository for PosixDirectory {
 
     fn scan_for_writing(&self) -> Result<Scan> {
         self.sync(&**self.open_root()?, &self.root)?;
-        self.scan()
+        let scan = self.scan()?;
+        if self.undo_superseding(&scan)? { self.scan() } else { Ok(scan) }
     }
 
     // An existing directory may have been created by a process that crashed before syncing its parent, so the parent is

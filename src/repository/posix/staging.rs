@@ -6,11 +6,11 @@ use super::{Dir, WriteFile};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::parallel;
-use crate::repository::names::{MANIFEST, STAGING, nonce};
+use crate::repository::names::{Aside, MANIFEST, STAGING, nonce};
 use crate::repository::{DIRECT, Durability, Finished, Kind, Repository, StagedFile, Transaction};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The number of small files that are synced at a time, if there is more than one thread.
@@ -27,8 +27,12 @@ pub(super) struct Staging<'a> {
     dir: Arc<dyn Dir>,
     /// The name of the staging directory.
     staged: String,
+    /// The part of that name that makes it unique.
+    nonce: String,
     /// The name of the checkpoint.
     name: String,
+    /// The former and the new names of the checkpoints that it supersedes.
+    superseded: Mutex<Vec<(String, String)>>,
     /// The number of bytes that will be written.
     needed: AtomicU64,
     /// Files that are written and wait to be synced together.
@@ -50,7 +54,8 @@ impl PosixDirectory {
         self.check_process()?;
         self.check_name(name)?;
         let root = self.open_root()?.clone();
-        let staged = format!("{STAGING}{name}-{}", nonce());
+        let nonce = nonce();
+        let staged = format!("{STAGING}{name}-{nonce}");
         let path = self.path(&staged);
         root.create_dir(staged.as_ref()).map_err(|e| Error::io("create the directory", &path, e))?;
         let dir = match root.open_dir(staged.as_ref()) {
@@ -61,8 +66,20 @@ impl PosixDirectory {
             }
         };
         let (needed, name) = (AtomicU64::new(needed), name.to_string());
-        let (unsynced, files) = (Mutex::default(), Mutex::default());
-        Ok(Staging { directory: self, root, dir, staged, name, needed, unsynced, files, done: false })
+        let (superseded, unsynced, files) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Staging {
+            directory: self,
+            root,
+            dir,
+            staged,
+            nonce,
+            name,
+            superseded,
+            needed,
+            unsynced,
+            files,
+            done: false,
+        })
     }
 }
 
@@ -126,6 +143,44 @@ impl Staging<'_> {
             }
         }
         self.is_there(&self.staged)
+    }
+
+    fn superseded(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.superseded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves these checkpoints out of the numbering, durably. Their new names have the nonce of the staging directory: as
+    /// long as that is there, they are to get their names back.
+    fn supersede(&self, names: &[String]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let sync = || self.directory.sync(&*self.root, self.directory.root());
+        // A power cut must not leave the new names without that of the staging directory.
+        sync()?;
+        for name in names {
+            let aside = Aside::Superseded.name_with(name, &self.nonce);
+            match self.directory.rename_aside(name, &aside) {
+                Ok(()) => self.superseded().push((name.clone(), aside)),
+                // Its user removed it.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        sync()
+    }
+
+    /// Gives the superseded checkpoints their names back. Returns whether all have them.
+    fn give_back(&self) -> bool {
+        let superseded = std::mem::take(&mut *self.superseded());
+        let failed = superseded.iter().filter(|(name, aside)| match self.directory.move_back(aside, name) {
+            Ok(()) => false,
+            Err(e) => {
+                log::warn!("{aside} could not be given back its name: {e:#}");
+                true
+            }
+        });
+        failed.count() == 0
     }
 
     /// Checks that this name leads to the directory that was written.
@@ -194,7 +249,12 @@ impl Transaction for Staging<'_> {
         }
     }
 
-    fn commit(mut self: Box<Self>, manifest: &[u8], threads: usize) -> Result<()> {
+    fn commit(
+        mut self: Box<Self>,
+        manifest: &[u8],
+        threads: usize,
+        supersedes: &[String],
+    ) -> Result<Vec<(String, String)>> {
         let directory = self.directory;
         let file = self.create_new(MANIFEST, false)?;
         file.write_all_at(0, manifest)?;
@@ -203,6 +263,7 @@ impl Transaction for Staging<'_> {
         directory.sync(&*self.dir, &directory.path(&self.staged))?;
         self.look()?;
         directory.check()?;
+        self.supersede(supersedes)?;
         let path = directory.path(&self.name);
         match self.root.rename_new(self.staged.as_ref(), self.name.as_ref()) {
             Ok(()) => {
@@ -213,6 +274,9 @@ impl Transaction for Staging<'_> {
                     // bring back the name without them.
                     let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
                     self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
+                    if back.is_ok() {
+                        self.give_back();
+                    }
                     return Err(e);
                 }
                 self.done = true;
@@ -220,7 +284,7 @@ impl Transaction for Staging<'_> {
             Err(e) if already_there(&e) => return Err(Error::already_exists(path)),
             Err(e) => return Err(Error::io("rename to", &path, e)),
         }
-        Ok(())
+        Ok(std::mem::take(&mut *self.superseded()))
     }
 }
 
@@ -228,6 +292,10 @@ impl Drop for Staging<'_> {
     fn drop(&mut self) {
         // In a forked child, the parent is the writer.
         if self.done || self.directory.check_process().is_err() {
+            return;
+        }
+        // Until they have their names, the staging directory says that they are to get them.
+        if !self.give_back() {
             return;
         }
         if let Err(e) = remove_all(&*self.root, self.staged.as_ref(), 0) {

@@ -23,8 +23,8 @@ use super::sim::{Files, SimDisk};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tch_checkpoint::Error;
 use tch_checkpoint::internal::Disk;
+use tch_checkpoint::{Error, RestoreOptions};
 
 /// The crashes to simulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,10 @@ pub enum Programs {
     Saves,
     /// It also pins, gets late metrics, keeps links, removes a component from older checkpoints, and ends by an error.
     Marks,
-    /// Both in turn.
-    Both,
+    /// It saves a step again with another state, or goes back: checkpoints are superseded.
+    Again,
+    /// All in turn.
+    All,
 }
 
 /// The result of [`crash`].
@@ -93,13 +95,18 @@ pub fn crash(run: &CrashRun, mut progress: impl FnMut(&CrashReport)) -> CrashRep
         if report.images >= run.images || begun.elapsed() >= run.limit {
             break;
         }
-        let marks = match run.programs {
-            Programs::Saves => false,
-            Programs::Marks => true,
-            Programs::Both => round % 2 == 1,
+        let programs = match (run.programs, round % 3) {
+            (Programs::All, 0) => Programs::Saves,
+            (Programs::All, 1) => Programs::Marks,
+            (Programs::All, _) => Programs::Again,
+            (programs, _) => programs,
         };
         let setup = setup(round, &mut random);
-        let setup = if marks { marked(round, setup, &mut random) } else { setup };
+        let setup = match programs {
+            Programs::Marks => marked(round, setup, &mut random),
+            Programs::Again => again(round, setup, &mut random),
+            _ => setup,
+        };
         for model in [Model::Weak, Model::Journal] {
             // No setting uses all images.
             let enough = run.images.saturating_sub(report.images).min((run.images / 50).max(2000));
@@ -167,6 +174,15 @@ fn marked(round: u64, setup: Setup, random: &mut Random) -> Setup {
     }
 }
 
+/// Returns settings in which checkpoints are superseded.
+fn again(round: u64, setup: Setup, random: &mut Random) -> Setup {
+    let (again, back) = match round {
+        0..4 => (round != 2, round >= 2),
+        _ => [(true, false), (false, true), (true, true)][random.below(3)],
+    };
+    Setup { again, back, saves: setup.saves + 2, ..setup }
+}
+
 impl CrashReport {
     fn add(&mut self, other: CrashReport, setup: &Setup, model: Model, seed: u64) {
         self.images += other.images;
@@ -200,13 +216,19 @@ pub(crate) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
         Err(e) => return (0, Some(e)),
     };
     let first = match restore(&mut manager) {
-        Ok(begun) => begun.restored.and_then(|status| status.step()).map_or(1, |step| step + 1),
+        Ok(begun) => begun.restored.map_or(1, |_| run.state() + 1),
         Err(e) => return (0, Some(e)),
     };
     let mut error = None;
     for step in first..first + saves as u64 {
+        if setup.back
+            && step % 3 == 0
+            && let Some(oldest) = manager.checkpoints().into_iter().next()
+        {
+            error = error.or(manager.restore_with(oldest, &RestoreOptions::new().threads(1)).err());
+        }
         run.set(step);
-        match save(&mut manager, step) {
+        match save(&mut manager, setup, step) {
             Ok(()) => disk.saved(step),
             Err(e) => {
                 error = error.or(Some(e));
@@ -257,6 +279,16 @@ mod tests {
     #[test]
     fn nothing_is_lost_by_a_crash_after_a_crash() {
         run(Phase::Second, Programs::Saves, 8_000);
+    }
+
+    #[test]
+    fn nothing_is_lost_by_a_crash_while_checkpoints_are_superseded() {
+        run(Phase::First, Programs::Again, 6_000);
+    }
+
+    #[test]
+    fn nothing_is_lost_by_a_crash_after_a_crash_while_checkpoints_are_superseded() {
+        run(Phase::Second, Programs::Again, 4_000);
     }
 
     #[test]

@@ -226,7 +226,8 @@ mod tests {
             let plan = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
             let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
             let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
-            let published = directory.begin("ckpt-1", 0).and_then(|staging| staging.commit(&manifest().to_bytes()?, 1));
+            let published =
+                directory.begin("ckpt-1", 0).and_then(|staging| staging.commit(&manifest().to_bytes()?, 1, &[]));
             assert_eq!(published.is_ok(), failing.is_empty());
             (sim.ops(), plan.count())
         };

@@ -14,9 +14,10 @@ use tch_checkpoint_torture::{
 };
 
 const HELP: &str = "\
-usage: torture crash [--seed N] [--images M] [--phase first|second] [--programs saves|marks] [--minutes T]
+usage: torture crash [--seed N] [--images M] [--phase first|second] [--programs saves|marks|again] [--minutes T]
     Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery;
     `marks`: of a program that also pins, links, gets late metrics, and removes components.
+    `again`: of one that saves steps again with another state, or goes back, so that checkpoints are superseded.
 torture faults [--every N]
     Every operation fails in every way, once and for ever; pairs of faults during recovery; failing and lying syncs
     with a crash after them. N: only every N-th.
@@ -57,7 +58,8 @@ fn main() {
             let programs = match option("--programs").as_deref() {
                 Some("saves") => Programs::Saves,
                 Some("marks") => Programs::Marks,
-                _ => Programs::Both,
+                Some("again") => Programs::Again,
+                _ => Programs::All,
             };
             let seed = number("--seed", 1);
             phases.into_iter().all(|phase| crashes(CrashRun { seed, images, limit, phase, programs }))
