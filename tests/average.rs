@@ -272,6 +272,57 @@ fn a_target_network_is_an_average() {
 }
 
 #[test]
+fn a_target_of_another_shape_changes_no_average() {
+    let _turn = turn();
+    let ((online, layer, _norm), (mut target, goal, goal_norm)) = (model(), model());
+    target.freeze();
+    let mut polyak = Ema::for_target(&online, &target, 0.75).unwrap();
+    fill(&layer.ws, 8.0);
+    let before = bits(&goal.ws);
+    goal_norm.running_mean.shallow_clone().set_data(&Tensor::zeros([7], FLOAT));
+    let refusal = polyak.update().unwrap_err().to_string();
+    assert!(refusal.contains("norm.running_mean"), "{refusal}");
+    assert_eq!((bits(&goal.ws), polyak.updates()), (before, 0));
+}
+
+#[test]
+fn variables_that_are_unfrozen_are_averaged_and_frozen_ones_stay() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let (body, head) =
+        (vs.root().var("body", &[2], nn::Init::Const(1.0)), vs.root().var("head", &[2], nn::Init::Const(1.0)));
+    let _ = body.set_requires_grad(false);
+    let trainable = || Variables::of(&vs).trainable();
+    let mut ema = Ema::new(trainable(), 0.5).unwrap();
+    let mut checkpoint = Checkpoint::new().track("ema", &ema).unwrap();
+    checkpoint.write(dir.path().join("frozen")).unwrap();
+    assert!(ema.average("body").is_none());
+    let body_average = |ema: &Ema| ema.average("body").unwrap().double_value(&[0]);
+
+    let _ = body.set_requires_grad(true);
+    fill(&body, 4.0);
+    ema.update().unwrap();
+    assert_eq!(body_average(&ema), 4.0);
+    fill(&body, 8.0);
+    ema.update().unwrap();
+    assert_eq!(body_average(&ema), 6.0);
+    let path = checkpoint.write(dir.path().join("unfrozen")).unwrap();
+    let resumed = Ema::new(trainable(), 0.5).unwrap();
+    Checkpoint::new().track("ema", &resumed).unwrap().restore(&path).unwrap().assert_consumed().unwrap();
+    assert_eq!(body_average(&resumed), 6.0);
+
+    // Even if all of them are.
+    for variable in [&body, &head] {
+        let _ = variable.set_requires_grad(false);
+        ema.update().unwrap();
+    }
+    assert_eq!(body_average(&ema), 7.5);
+    let path = checkpoint.write(dir.path().join("all-frozen")).unwrap();
+    assert!(CheckpointReader::open(&path).unwrap().manifest().tensors.contains_key("ema/body"));
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let _turn = turn();
     let (vs, layer, _norm) = model();

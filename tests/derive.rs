@@ -33,6 +33,18 @@ where
 #[derive(Trackable)]
 struct Nothing;
 
+#[derive(Trackable)]
+struct Tree<T> {
+    value: T,
+    children: Vec<Tree<T>>,
+}
+
+#[derive(Trackable)]
+struct Chain<T> {
+    value: Value<T>,
+    rest: Vec<Self>,
+}
+
 fn keys(object: impl Trackable) -> Vec<String> {
     let contents = Checkpoint::new().track("all", object).unwrap().contents().unwrap();
     contents.entries().iter().map(|entry| entry.key.clone()).collect()
@@ -57,6 +69,15 @@ fn fields_have_their_names() {
     let expected = ["a", "best%2Floss", "borrowed", "list/0", "list/1", "pair/0", "pair/2", "step", "type"];
     assert_eq!(keys(&outer), expected.map(|name| format!("all/{name}")));
     assert_eq!(keys(Nothing), [] as [&str; 0]);
+}
+
+#[test]
+fn a_generic_struct_can_contain_itself() {
+    let leaf = |n| Tree { value: Counter::new(n), children: Vec::new() };
+    let tree = Tree { value: Counter::new(1), children: vec![leaf(2), leaf(3)] };
+    assert_eq!(keys(&tree), ["all/children/0/value", "all/children/1/value", "all/value"]);
+    let chain = |rest| Chain { value: Value::new(0.5), rest };
+    assert_eq!(keys(chain(vec![chain(vec![])])), ["all/rest/0/value", "all/value"]);
 }
 
 #[test]

@@ -153,6 +153,48 @@ fn it_resumes_in_the_middle_of_a_growth_interval() {
 }
 
 #[test]
+fn a_restore_ends_the_step_in_progress() {
+    for (name, all) in [("the optimizer alone", false), ("all", true)] {
+        for clipped in [false, true] {
+            let (vs, layer, mut optimizer) = model();
+            let mut scaler = GradScaler::new();
+            let mut checkpoint = Checkpoint::new().track("model", &vs).unwrap().track("optimizer", &optimizer).unwrap();
+            if all {
+                checkpoint.track_mut("scaler", &scaler).unwrap();
+            }
+            scaler.backward_step(&mut optimizer, &loss(&layer, 1)).unwrap();
+            let good = checkpoint.snapshot().unwrap();
+            scaler.backward_step(&mut optimizer, &loss(&layer, 2)).unwrap();
+            let expected = bits(&layer.ws);
+
+            checkpoint.rollback(&good).unwrap();
+            optimizer.zero_grad();
+            scaler.scale(&exploding(&layer)).backward();
+            assert!(!scaler.unscale(&optimizer).unwrap());
+            checkpoint.rollback(&good).unwrap();
+            optimizer.zero_grad();
+            scaler.scale(&loss(&layer, 2)).backward();
+            if clipped {
+                assert!(scaler.unscale(&optimizer).unwrap());
+            }
+            assert!(scaler.step(&mut optimizer).unwrap());
+            scaler.update();
+            assert_eq!(bits(&layer.ws), expected, "{name}, clipped: {clipped}");
+        }
+    }
+    // A step that was made before the restore does not count.
+    let (_vs, layer, mut optimizer) = model();
+    let mut scaler = GradScaler::new();
+    let mut checkpoint = Checkpoint::new().track("scaler", &scaler).unwrap();
+    let good = checkpoint.snapshot().unwrap();
+    scaler.scale(&exploding(&layer)).backward();
+    assert!(!scaler.step(&mut optimizer).unwrap());
+    checkpoint.rollback(&good).unwrap();
+    scaler.update();
+    assert_eq!(scaler.factor(), 65536.0);
+}
+
+#[test]
 fn float16_on_a_gpu() {
     if !tch::Cuda::is_available() {
         println!("SKIPPED float16_on_a_gpu: libtorch sees no CUDA device");

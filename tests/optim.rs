@@ -626,6 +626,151 @@ mod saved {
     }
 
     #[test]
+    fn slots_of_another_type_than_their_variable_come_back_as_they_were() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let bits = |vs: &VarStore| ["a", "b"].map(|name| values(&vs.variables()[name].to_kind(Kind::Float)));
+        for algorithm in 0..4 {
+            let at = |name: &str| dir.path().join(format!("{algorithm}-{name}"));
+            let (mut vs, a, b) = two_groups();
+            let mut optimizer = build(algorithm, true, &vs);
+            for _ in 0..3 {
+                optimizer.backward_step(&sum(&[&a, &b]));
+            }
+            let _ = b.set_requires_grad(false);
+            vs.bfloat16();
+            let converted = tracked(&vs, &optimizer).write(at("converted"))?;
+            // The slots of `a` are converted, those of `b` are not.
+            optimizer.backward_step(&sum(&[&a]));
+            let trained = tracked(&vs, &optimizer).write(at("trained"))?;
+            let unchanged = bits(&vs);
+
+            for (i, path) in [&converted, &trained].into_iter().enumerate() {
+                let (mut other, c, d) = two_groups();
+                let _ = d.set_requires_grad(false);
+                other.bfloat16();
+                let mut fresh = build(algorithm, true, &other);
+                let mut checkpoint = tracked(&other, &fresh);
+                checkpoint.restore(path)?.assert_consumed()?;
+                let again = checkpoint.write(at(&format!("again{i}")))?;
+                assert_eq!(state(again.as_path().unwrap()), state(path.as_path().unwrap()), "{algorithm} {i}");
+                if i == 0 {
+                    fresh.backward_step(&sum(&[&c]));
+                }
+                assert_eq!(bits(&other), unchanged, "{algorithm} {i}");
+                // Into slots that have the other type by now.
+                let other_path = [&trained, &converted][i];
+                checkpoint.restore(other_path)?.assert_consumed()?;
+                let again = checkpoint.write(at(&format!("back{i}")))?;
+                assert_eq!(state(again.as_path().unwrap()), state(other_path.as_path().unwrap()), "{algorithm} {i}");
+
+                // Into variables that come later.
+                let mut later = VarStore::new(Device::Cpu);
+                let fresh = build(algorithm, true, &later);
+                Checkpoint::new().track("optimizer", &fresh)?.restore(path)?;
+                let _ = (ones(&later, "a", 3), later.root().set_group(1).ones("b", &[2]));
+                later.bfloat16();
+                Checkpoint::new().track("model", Variables::of(&later))?.restore(path)?;
+                let again = tracked(&later, &fresh).write(at(&format!("later{i}")))?;
+                assert_eq!(state(again.as_path().unwrap()), state(path.as_path().unwrap()), "{algorithm} {i}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_belongs_to_a_variable_before_it_was_exchanged_is_not_saved() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        let mut manager = manager(&vs, &optimizer, dir.path(), 1);
+        optimizer.backward_step(&sum(&[&a, &b]));
+        manager.save_at(1)?;
+        let old = a.detach().copy();
+        a.shallow_clone().set_data(&Tensor::ones([5], (Kind::Float, Device::Cpu)));
+        let text = manager.save_at(2).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("build a new optimizer") && text.contains("F32 [3]"), "{text}");
+        a.shallow_clone().set_data(&old);
+        manager.save_at(2)?;
+
+        // A gradient keeps its type.
+        let dir = tempfile::tempdir()?;
+        let (mut vs, a, b) = two_groups();
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        let mut checkpoint = tracked(&vs, &optimizer);
+        sum(&[&a, &b]).backward();
+        vs.half();
+        let text = checkpoint.write(dir.path().join("half")).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("zero_grad") && text.contains("F32 [3]") && text.contains("F16 [3]"), "{text}");
+        optimizer.zero_grad();
+        checkpoint.write(dir.path().join("half"))?;
+        Ok(())
+    }
+
+    #[test]
+    fn an_exception_reaches_slots_that_wait_for_another_head() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, body, head) = {
+            let vs = VarStore::new(Device::Cpu);
+            let (body, head) = (ones(&vs, "body.w", 4), ones(&vs, "head.w", 4));
+            (vs, body, head)
+        };
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        optimizer.backward_step(&sum(&[&body, &head]));
+        let path = tracked(&vs, &optimizer).write(dir.path().join("c"))?;
+        for allowed in [true, false] {
+            let vs = VarStore::new(Device::Cpu);
+            let body = ones(&vs, "body.w", 4);
+            let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+            let mut checkpoint = tracked(&vs, &optimizer);
+            let options = RestoreOptions::new();
+            let options = if allowed { options.allow_mismatch("optimizer/state/head*") } else { options };
+            checkpoint.restore_with(&path, &options)?;
+            let head = ones(&vs, "head.w", 7);
+            if !allowed {
+                let exception = "*/state/head.w/*";
+                for _ in 0..2 {
+                    let text = optimizer.f_backward_step(&sum(&[&body, &head])).unwrap_err().to_string();
+                    assert!(text.starts_with("head.w: ") && text.contains("F32 [7]"), "{text}");
+                    assert!(text.contains(&format!("allow_mismatch(\"{exception}\")")), "{text}");
+                    optimizer.zero_grad();
+                    let text = checkpoint.write(dir.path().join("bad")).map(|_| ()).unwrap_err().to_string();
+                    assert!(text.contains(exception), "{text}");
+                }
+                let options = RestoreOptions::new().allow_mismatch("model/head.w").allow_mismatch(exception);
+                checkpoint.restore_with(&path, &options)?;
+            }
+            assert_eq!(optimizer.state("body.w").unwrap()["step"].double_value(&[]), 1.0);
+            optimizer.f_backward_step(&sum(&[&body, &head]))?;
+            assert_eq!(optimizer.state("head.w").unwrap()["step"].double_value(&[]), 1.0);
+            let again = checkpoint.write(dir.path().join(format!("again{allowed}")))?;
+            checkpoint.restore(&again)?.assert_consumed()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn slots_that_wait_follow_the_variable_to_its_device() -> Outcome {
+        if !tch::Cuda::is_available() {
+            println!("SKIPPED slots_that_wait_follow_the_variable_to_its_device: libtorch sees no CUDA device");
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+        optimizer.backward_step(&sum(&[&a, &b]));
+        optimizer.zero_grad();
+        sum(&[&a, &b]).backward();
+        let path = tracked(&vs, &optimizer).write(dir.path().join("c"))?;
+        let later = VarStore::new(Device::Cuda(0));
+        let mut optimizer = optim::Adam::default().build(&later, 0.1)?;
+        Checkpoint::new().track("optimizer", &optimizer)?.restore(&path)?;
+        let (c, _) = (ones(&later, "a", 3), later.root().set_group(1).ones("b", &[2]));
+        optimizer.step();
+        assert_eq!((c.grad().device(), optimizer.steps()), (Device::Cuda(0), 2));
+        Ok(())
+    }
+
+    #[test]
     fn a_huge_parameter_group_is_an_error_and_not_as_many_options() -> Outcome {
         let vs = VarStore::new(Device::Cpu);
         let _ = vs.root().set_group(50_000_000).ones("w", &[2]);

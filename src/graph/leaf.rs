@@ -205,6 +205,14 @@ pub trait TensorLeaf: Send + Sync {
         Ok(())
     }
 
+    /// Returns `true` if a restore can give the tensor this type and shape, which are not those that it has; the next
+    /// [`target`](TensorLeaf::target) of this leaf then has that size. Defaults to `false`.
+    #[doc(hidden)]
+    fn adapt_to(&self, saved: &TensorSpec) -> bool {
+        let _ = saved;
+        false
+    }
+
     /// Opens the tensor to be overwritten in place. A restore opens tensors whose [identities](TensorLeaf::identity) show
     /// that they have memory in common one after the other, and other tensors on several threads at the same time.
     ///

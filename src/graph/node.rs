@@ -143,6 +143,22 @@ pub trait Collection: Send + Sync {
         Ok(None)
     }
 
+    /// Like [`create`](Collection::create), which it calls by default. `may_mismatch` is `true` if an exception
+    /// ([`RestoreOptions::allow_mismatch`](crate::RestoreOptions::allow_mismatch)) applies to everything that the checkpoint
+    /// has of the child: a child that is kept for an object that comes later may be discarded if it does not fit that object.
+    ///
+    /// # Errors
+    /// If the child cannot be created, with the reason.
+    fn create_or_discard(
+        &self,
+        name: &str,
+        saved: &SavedTree,
+        may_mismatch: bool,
+    ) -> Result<Option<Created>, BoxError> {
+        let _ = may_mismatch;
+        self.create(name, saved)
+    }
+
     /// Returns `true` if a checkpoint may lack the child `name`. The child is then [removed](Collection::remove),
     /// unless the checkpoint also lacks the object that this collection is a part of.
     fn may_lack(&self, name: &str) -> bool {

@@ -257,7 +257,7 @@ impl<'a> Matcher<'a> {
             return Ok(());
         };
         let live = leaf.spec().map_err(|reason| Error::object(&key, reason))?;
-        if live != *spec {
+        if live != *spec && !leaf.adapt_to(spec) {
             self.mismatch(key, format!("the object is {live}, the checkpoint has {spec}"));
             return Ok(());
         }
@@ -374,7 +374,8 @@ impl<'a> Matcher<'a> {
             if self::below(self.request.given, &below.key).next().is_some() {
                 continue;
             }
-            match collection.create(name, saved) {
+            let may_mismatch = self.all_may_mismatch(saved, &below.key);
+            match collection.create_or_discard(name, saved, may_mismatch) {
                 Ok(Some(created)) => {
                     let mark = self.mark();
                     walk.visit(self, &created.node, below, Some(saved))?;
@@ -384,7 +385,7 @@ impl<'a> Matcher<'a> {
                     }
                 }
                 Ok(None) => {}
-                Err(reason) if self.all_may_mismatch(saved, &below.key) => {
+                Err(reason) if may_mismatch => {
                     self.matching.report.skip(&below.key, SkipReason::Mismatch(format!("{reason:#}")));
                 }
                 Err(reason) => self.mismatch(below.key, format!("{reason:#}")),

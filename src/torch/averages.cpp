@@ -11,9 +11,11 @@
 
 extern "C" {
 
-// Moves every average towards its tensor by `weight` of their difference; a `weight` of 1 copies the tensor. Integers are
-// copied too. Shapes are compared before anything is written. Sets `culprit` to the average that a message is about, or to -1.
-char *tcp_average(at::Tensor *const *averages, at::Tensor *const *tensors, size_t n, double weight, int64_t *culprit) {
+// Moves every average towards its tensor by `weight` of their difference; a `weight` of 1 copies the tensor. Integers, and
+// those of which `copied` says so, are copied too. Shapes are compared before anything is written. Sets `culprit` to the average
+// that a message is about, or to -1.
+char *tcp_average(at::Tensor *const *averages, at::Tensor *const *tensors, const bool *copied, size_t n, double weight,
+                  int64_t *culprit) {
   *culprit = -1;
   return guarded([&] {
     c10::NoGradGuard no_grad;
@@ -23,17 +25,24 @@ char *tcp_average(at::Tensor *const *averages, at::Tensor *const *tensors, size_
     }
     using Key = std::tuple<int, int, int>;
     std::map<Key, std::pair<Written, std::vector<at::Tensor>>> lists;
+    const auto is_copied = [&](size_t i) {
+      return weight == 1 || copied[i] || !(averages[i]->is_floating_point() || averages[i]->is_complex());
+    };
+    // Converts first, for which memory may be lacking.
     for (size_t i = 0; i < n; i++) {
+      if (is_copied(i))
+        continue;
       *culprit = int64_t(i);
       const at::Tensor &average = *averages[i];
-      if (weight == 1 || !(average.is_floating_point() || average.is_complex())) {
-        average.copy_(*tensors[i]);
-        continue;
-      }
       auto device = average.device();
       auto &list = lists[Key(int(device.type()), int(device.index()), int(average.scalar_type()))];
       list.first.add(average);
       list.second.push_back(tensors[i]->to(average.options().requires_grad(false)));
+    }
+    for (size_t i = 0; i < n; i++) {
+      *culprit = int64_t(i);
+      if (is_copied(i))
+        averages[i]->copy_(*tensors[i]);
     }
     *culprit = -1;
     for (auto &entry : lists)

@@ -1,8 +1,8 @@
 //! Loss scaling for training in half precision.
 
 use super::optim::Optimizer;
-use crate::error::{Error, Result};
-use crate::graph::{Node, Trackable, Value};
+use crate::error::{BoxError, Error, Result};
+use crate::graph::{Counter, Node, Trackable, Value, ValueApply, ValueLeaf};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use tch::Tensor;
@@ -37,7 +37,8 @@ use tch::Tensor;
 /// ```
 ///
 /// Save after [`update`](GradScaler::update): a checkpoint that is made between [`unscale`](GradScaler::unscale) and
-/// [`step`](GradScaler::step) does not record that its gradients are already unscaled.
+/// [`step`](GradScaler::step) does not record that its gradients are already unscaled. A restore ends the step in progress:
+/// continue with new gradients.
 #[derive(Debug)]
 pub struct GradScaler {
     growth: f64,
@@ -45,8 +46,12 @@ pub struct GradScaler {
     interval: u64,
     enabled: bool,
     state: Value<State>,
-    /// The optimizers whose gradients are unscaled, and whether all were finite.
-    unscaled: HashMap<usize, bool>,
+    /// The number of restores of the scaler.
+    restores: Counter,
+    /// Those that the rest of this struct takes into account.
+    seen: u64,
+    /// The optimizers whose gradients are unscaled.
+    unscaled: HashMap<usize, Unscaled>,
     /// Whether a step since the last update had non-finite gradients.
     is_step_skipped: bool,
     is_stepped: bool,
@@ -58,6 +63,34 @@ struct State {
     scale: f32,
     /// Consecutive steps that were not skipped since the scale changed.
     steps: u64,
+}
+
+/// The unscaled gradients of an optimizer.
+#[derive(Debug, Clone, Copy)]
+struct Unscaled {
+    is_finite: bool,
+    /// The number of restores of the optimizer. Another one discards the gradients.
+    restores: u64,
+}
+
+/// The scaler in the graph.
+struct Tracked {
+    state: Value<State>,
+    restores: Counter,
+}
+
+impl ValueLeaf for Tracked {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
+        self.state.save()
+    }
+
+    fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
+        let (apply, restores) = (self.state.load(saved)?, self.restores.clone());
+        Ok(Box::new(move || {
+            apply();
+            restores.increment();
+        }))
+    }
 }
 
 impl Default for GradScaler {
@@ -76,6 +109,8 @@ impl GradScaler {
             interval: 2000,
             enabled: true,
             state: Value::new(State { scale: 65536.0, steps: 0 }),
+            restores: Counter::new(0),
+            seen: 0,
             unscaled: HashMap::new(),
             is_step_skipped: false,
             is_stepped: false,
@@ -147,7 +182,7 @@ impl GradScaler {
         if !self.enabled {
             return Ok(true);
         }
-        if self.unscaled.contains_key(&optimizer.id()) {
+        if self.unscaled(optimizer).is_some() {
             let reason =
                 "the gradients of this optimizer are unscaled already; call `GradScaler::update` after its step";
             return Err(Error::InvalidArgument(reason.to_string()));
@@ -155,8 +190,24 @@ impl GradScaler {
         // As PyTorch: the reciprocal in double precision, rounded once.
         let inverse = (1.0 / f64::from(self.factor())) as f32;
         let is_finite = optimizer.unscale_gradients(f64::from(inverse))?;
-        self.unscaled.insert(optimizer.id(), is_finite);
+        self.unscaled.insert(optimizer.id(), Unscaled { is_finite, restores: optimizer.restores() });
         Ok(is_finite)
+    }
+
+    /// Forgets the step during which the scaler was restored.
+    fn forget_interrupted(&mut self) {
+        let restores = self.restores.get();
+        if std::mem::replace(&mut self.seen, restores) != restores {
+            self.unscaled.clear();
+            (self.is_stepped, self.is_step_skipped) = (false, false);
+        }
+    }
+
+    /// Returns whether the gradients of the optimizer are finite, if they are unscaled.
+    fn unscaled(&mut self, optimizer: &Optimizer) -> Option<bool> {
+        self.forget_interrupted();
+        let unscaled = self.unscaled.get(&optimizer.id())?;
+        (unscaled.restores == optimizer.restores()).then_some(unscaled.is_finite)
     }
 
     /// Steps the optimizer, unless a gradient is infinite or NaN: then the gradients are discarded. Returns whether the
@@ -170,8 +221,8 @@ impl GradScaler {
             optimizer.f_step()?;
             return Ok(true);
         }
-        let is_finite = match self.unscaled.get(&optimizer.id()) {
-            Some(is_finite) => *is_finite,
+        let is_finite = match self.unscaled(optimizer) {
+            Some(is_finite) => is_finite,
             None => self.unscale(optimizer)?,
         };
         match is_finite {
@@ -187,6 +238,7 @@ impl GradScaler {
     /// Adapts the scale. Call it once after the steps of all optimizers. Does nothing if there was no step since the
     /// last call.
     pub fn update(&mut self) {
+        self.forget_interrupted();
         self.unscaled.clear();
         let (is_stepped, is_skipped) = (self.is_stepped, self.is_step_skipped);
         (self.is_stepped, self.is_step_skipped) = (false, false);
@@ -227,6 +279,6 @@ impl GradScaler {
 
 impl Trackable for GradScaler {
     fn node(&self) -> Node {
-        self.state.node()
+        Node::value(Tracked { state: self.state.clone(), restores: self.restores.clone() })
     }
 }

@@ -19,6 +19,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -80,27 +81,38 @@ bool uses(const tcp_options &o, size_t slot) {
 
 bool is_step(const tcp_options &options, size_t slot) { return options.algorithm != SGD && slot == STEP; }
 
+// Returns whether libtorch has arithmetic for elements of this type. It has none for the floating-point types of 8 and fewer
+// bits, although they may require a gradient.
+bool is_steppable(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble ||
+         at::isComplexType(type);
+}
+
 // Throws if the parameter cannot be updated. Called before anything has changed.
 void check(const Update &u) {
   const tcp_options &o = *u.options;
   require(u.param.layout() == at::kStrided && !u.param.is_conj() && !u.param.is_neg(),
           "it is not a plain tensor (sparse, or a conjugate or negative view); train the tensor it was made from");
-  require(u.param.is_floating_point() || u.param.is_complex(), "its elements are not floating-point numbers");
+  require(is_steppable(u.param.scalar_type()),
+          std::string("its elements are ") + c10::toString(u.param.scalar_type()) +
+              "; only `Half`, `BFloat16`, `Float`, `Double` and complex numbers can be stepped");
+  require(!u.param.is_meta(), "it is on the `meta` device and has no values; move it to a real device first");
   require(at::has_internal_overlap(u.param) != at::MemOverlap::Yes,
           "several of its elements are the same memory; train the tensor it was expanded from");
   require(u.grad.sizes() == u.param.sizes() && u.grad.device() == u.param.device() &&
-              u.grad.is_complex() == u.param.is_complex(),
+              is_steppable(u.grad.scalar_type()) && u.grad.is_complex() == u.param.is_complex(),
           "its gradient has another shape, type or device; call `zero_grad` after changing a variable");
   require(!(u.param.is_inference() && !c10::InferenceMode::is_enabled()),
           "it was created in inference mode, and can only be changed there");
-  bool sparse_is_fine = o.algorithm == SGD && !has_momentum(o) && o.weight_decay == 0;
+  bool sparse_is_fine = u.grad.layout() == at::kSparse && !u.param.is_complex() && o.algorithm == SGD &&
+                        !has_momentum(o) && o.weight_decay == 0;
   require(u.grad.layout() == at::kStrided || sparse_is_fine,
-          "its gradient is sparse, which only SGD without momentum and weight decay can use; build the embedding "
-          "with `sparse: false`");
+          "its gradient is sparse, which only SGD without momentum and weight decay can use, for real numbers; build the "
+          "embedding with `sparse: false`");
   for (size_t k = 0; k < SLOTS; k++)
     if (uses(o, k) && u.slots[k] && !is_step(o, k))
-      require(u.slots[k]->sizes() == u.param.sizes(),
-              "its shape has changed since the last step; build a new optimizer");
+      require(u.slots[k]->sizes() == u.param.sizes() && u.slots[k]->is_complex() == u.param.is_complex(),
+              "its shape has changed since the last step, or from real to complex numbers; build a new optimizer");
 }
 
 // Creates missing slots, and moves those of a variable that was moved to another device, type or layout. Sets `moved` before
@@ -293,9 +305,10 @@ extern "C" {
 
 // Updates `n` parameters. `group[i]` is the place of the options of parameter i. `slots` has SLOTS pointers per parameter;
 // missing slots are created and belong to the caller, also if a message is returned. Sets `moved` if a slot is created or
-// gets other memory, and `culprit` to the parameter that a message is about, or to -1.
+// gets other memory, `begun` before elements of parameters and slots may change, and `culprit` to the parameter that a message
+// is about, or to -1.
 char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *const *params, at::Tensor **slots, size_t n,
-               bool *moved, int64_t *culprit) {
+               bool *moved, bool *begun, int64_t *culprit) {
   *culprit = -1;
   return guarded([&] {
     c10::NoGradGuard no_grad;
@@ -332,6 +345,7 @@ char *tcp_step(const tcp_options *options, const size_t *group, at::Tensor *cons
       for (size_t k = 0; k < SLOTS; k++)
         if (u.made[k])
           u.slots[k] = u.made[k].release();
+    *begun = !updates.empty();
     for (auto &bucket : buckets)
       fused_step(*bucket.second[0]->options, bucket.second, std::get<5>(bucket.first));
     for (Update *u : others) {

@@ -10,7 +10,7 @@ use crate::graph::{
 use std::any::Any;
 use std::ffi::c_void;
 use std::panic::catch_unwind;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -40,8 +40,17 @@ const DTYPES: [(i32, Dtype); 19] = [
     (44, Dtype::F8E8m0),
 ];
 
-/// libtorch's numbers of the types that can require a gradient: floating-point and complex types.
-const CAN_REQUIRE_GRAD: [i32; 7] = [5, 6, 7, 8, 9, 10, 15];
+/// libtorch's numbers of the types that can require a gradient: floating-point types, those of 8 bits included, and
+/// complex types.
+const CAN_REQUIRE_GRAD: [i32; 12] = [5, 6, 7, 8, 9, 10, 15, 23, 24, 25, 26, 44];
+
+/// The types of real numbers in which an optimizer can step variables.
+const REAL: [Dtype; 4] = [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
+
+/// Returns `true` if a slot of one type is converted when its variable is of the other. The imaginary part would be lost.
+pub(super) fn can_convert(one: Dtype, other: Dtype) -> bool {
+    one == other || (REAL.contains(&one) && REAL.contains(&other))
+}
 
 /// Returns libtorch's number of a type.
 pub(super) fn scalar_type(dtype: Dtype) -> Option<i32> {
@@ -124,6 +133,8 @@ pub(super) struct Held {
     is_variable: bool,
     /// The access of its writer, if that had the only handle when the leaf was made.
     exclusive: Option<Arc<Exclusive>>,
+    /// The type and shape that a restore has for it.
+    adapted: Mutex<Option<TensorSpec>>,
 }
 
 impl Leaf {
@@ -144,7 +155,8 @@ impl Leaf {
 
     fn held(tensor: Tensor, is_variable: bool, exclusive: Option<Arc<Exclusive>>) -> Leaf {
         let (object, glance) = (shim::object(&tensor), Glance(tensor.as_ptr()));
-        Leaf(Arc::new(Held { tensor: Mutex::new(tensor), object, glance, is_variable, exclusive }))
+        let (tensor, adapted) = (Mutex::new(tensor), Mutex::default());
+        Leaf(Arc::new(Held { tensor, object, glance, is_variable, exclusive, adapted }))
     }
 
     /// Returns a handle that does not keep the tensor alive.
@@ -168,6 +180,10 @@ impl Leaf {
     /// Returns another handle to the tensor, for its writer.
     pub(super) fn tensor(&self) -> Tensor {
         self.with(Tensor::shallow_clone)
+    }
+
+    fn adapted(&self) -> MutexGuard<'_, Option<TensorSpec>> {
+        self.0.adapted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<R>(&self, use_it: impl FnOnce(&Tensor) -> R) -> R {
@@ -256,10 +272,23 @@ impl TensorLeaf for Leaf {
         Ok(self.with(|tensor| tensor.f_set_requires_grad(requires_grad)).map(drop)?)
     }
 
+    fn adapt_to(&self, saved: &TensorSpec) -> bool {
+        let Some((spec, ..)) = self.0.exclusive.as_ref().and_then(|_| self.with(examine).ok()) else { return false };
+        let can = spec.shape == saved.shape && can_convert(spec.dtype, saved.dtype);
+        *self.adapted() = can.then(|| saved.clone());
+        can
+    }
+
     fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
         let (tensor, (spec, _, memory)) =
             self.with(|tensor| Ok::<_, String>((tensor.shallow_clone(), examine(tensor)?)))?;
         let writing = self.0.exclusive.as_ref().map(Exclusive::write);
+        let adapted = self.adapted().clone().filter(|adapted| *adapted != spec);
+        if let (Some(spec), Some(exclusive)) = (adapted, &self.0.exclusive) {
+            let bytes = spec.bytes().and_then(|bytes| usize::try_from(bytes).ok());
+            let buffer = vec![0; bytes.ok_or("its size does not fit this machine")?];
+            return Ok(Box::new(Exchanged { buffer, spec, tensor, exclusive: exclusive.clone(), _writing: writing }));
+        }
         if memory.cpu && memory.contiguous && !memory.lazy {
             let data = shim::open(&tensor)?;
             let held = scalar_type(spec.dtype).map(|number| Pinned::new(&tensor, number, &spec.shape)).transpose()?;
@@ -471,6 +500,37 @@ impl TensorTarget for Buffered {
             make_bools(&mut self.buffer);
         }
         Ok(shim::fill(&self.tensor, &mut self.buffer)?)
+    }
+}
+
+/// A slot of another type than the saved one. At the end it gets new memory of the saved type, as it had when it was saved;
+/// the next step of its variable converts it.
+struct Exchanged {
+    buffer: Vec<u8>,
+    /// The saved type and shape.
+    spec: TensorSpec,
+    tensor: Tensor,
+    exclusive: Arc<Exclusive>,
+    _writing: Option<Writing>,
+}
+
+impl TensorTarget for Exchanged {
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), BoxError> {
+        let now = examine(&self.tensor)?.0;
+        if now.shape != self.spec.shape {
+            return Err(format!("it became {now} while it was being restored").into());
+        }
+        let number = scalar_type(self.spec.dtype).ok_or_else(|| format!("libtorch has no type {}", self.spec.dtype))?;
+        let made = shim::zeros_of(number, &self.tensor)?;
+        shim::fill(&made, &mut self.buffer)?;
+        // It stays the same tensor object, so that other handles to the slot follow.
+        self.tensor.f_set_data(&made)?;
+        self.exclusive.moved();
+        Ok(())
     }
 }
 

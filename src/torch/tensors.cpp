@@ -219,10 +219,10 @@ char *tcp_zeros(int32_t scalar_type, const int64_t *sizes, size_t dim, at::Tenso
 }
 
 // Returns zeros of the tensor's shape, type, device and layout.
-char *tcp_zeros_like(const at::Tensor *tensor, at::Tensor **out) {
+char *tcp_zeros_like(const at::Tensor *tensor, int32_t scalar_type, at::Tensor **out) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    *out = new at::Tensor(at::zeros_like(*tensor));
+    *out = new at::Tensor(at::zeros_like(*tensor, tensor->options().dtype(at::ScalarType(scalar_type))));
   });
 }
 

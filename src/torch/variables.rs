@@ -267,10 +267,9 @@ impl Variables {
         listed.collect()
     }
 
-    /// Returns the numbers of trainable and of named variables of the store, which only grow.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        let table = lock(&self.table);
-        (table.trainable_variables.len(), table.named_variables.len())
+    /// Returns `true` if no variable is selected at present.
+    pub(super) fn is_empty(&self) -> bool {
+        self.below(&lock(&self.table)).is_err()
     }
 
     /// Returns the names below the prefix, with full names and tensors.

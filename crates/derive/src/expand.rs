@@ -1,6 +1,6 @@
 //! Expands a struct to its implementation of `Trackable`.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{TokenStream, TokenTree};
 use quote::{quote, quote_spanned};
 use std::collections::HashSet;
 use syn::spanned::Spanned;
@@ -84,7 +84,10 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             }
             quote!(::tch_checkpoint::Field::named(#name, #node))
         });
-        bounds.push(quote_spanned!(ty.span()=> #ty: ::tch_checkpoint::Trackable));
+        // A bound on the struct itself would be needed to prove that bound.
+        if !names_any(quote!(#ty), &[&input.ident.to_string(), "Self"]) {
+            bounds.push(quote_spanned!(ty.span()=> #ty: ::tch_checkpoint::Trackable));
+        }
     }
     let ident = &input.ident;
     let mut generics = input.generics.clone();
@@ -105,13 +108,21 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
+/// Returns `true` if one of the names occurs in the tokens, in all groups.
+fn names_any(tokens: TokenStream, names: &[&str]) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Group(group) => names_any(group.stream(), names),
+        TokenTree::Ident(ident) => names.iter().any(|name| ident == name),
+        _ => false,
+    })
+}
+
 const ONLY_STRUCTS: &str = "`Trackable` can be derived for structs only: an enum changes its fields during training. Track a \
      `Value` of it, or implement `Trackable`";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proc_macro2::TokenTree;
 
     /// The message of the error, and the source text that it points at.
     fn refusal(source: &str) -> (String, String) {

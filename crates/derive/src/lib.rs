@@ -16,7 +16,10 @@ use syn::{DeriveInput, parse_macro_input};
 /// * `#[track(flatten)]` tracks the content of the field as if it were fields of this struct. The field must be a
 ///   struct that derives `Trackable`, a list or a map; anything else is an error when the struct is tracked.
 ///
-/// Every tracked field must be `Trackable`. Type parameters can be any types: the bounds are on the fields' types.
+/// Every tracked field must be `Trackable`. Type parameters can be any types: the bounds are on the fields' types. A field
+/// whose type contains the struct itself, such as the children of a tree, adds none; if its type needs more than the other
+/// fields, add that as a bound of the struct. Two generic structs that contain each other cannot both derive `Trackable`:
+/// implement it for one by hand.
 ///
 /// ```
 /// use tch_checkpoint::{Checkpoint, Counter, Trackable, Value};

@@ -1,8 +1,8 @@
 //! The state of averages: the average of every variable. Everything is behind one lock.
 
 use crate::error::{Error, Result};
-use crate::graph::{Area, Gate, Touched};
-use crate::torch::shim::{self, StepError};
+use crate::graph::{Area, Collection, Gate, Touched};
+use crate::torch::shim::{self, Averaged};
 use crate::torch::tensor::examine;
 use crate::torch::variables::Variables;
 use std::collections::{BTreeMap, HashMap};
@@ -64,7 +64,8 @@ pub(super) struct State {
     target: Option<Variables>,
     pub entries: Vec<Entry>,
     pub names: BTreeMap<String, Named>,
-    counts: Option<(usize, usize)>,
+    /// That of the variables when they were examined last.
+    generation: Option<u64>,
     pub progress: Progress,
     pub average_buffers: bool,
     /// The gate to pass before averages change.
@@ -84,7 +85,7 @@ impl State {
             target,
             entries: Vec::new(),
             names: BTreeMap::new(),
-            counts: None,
+            generation: None,
             progress: Progress::default(),
             average_buffers: false,
             gate: Gate::new(),
@@ -94,13 +95,13 @@ impl State {
         Ok(state)
     }
 
-    /// Adds the variables that were added to the store since the last call, with their values as averages. Averages
-    /// follow a variable to another type or device.
+    /// Adds the variables that were added to the store or selected since the last call, with their values as averages. A
+    /// variable that is no longer selected keeps its average. Averages follow a variable to another type or device.
     pub(super) fn sync(&mut self) -> Result<()> {
-        let counts = self.variables.counts();
-        if self.counts != Some(counts) {
+        let generation = self.variables.generation();
+        if generation.is_none() || self.generation != generation {
             self.take_in()?;
-            self.counts = Some(counts);
+            self.generation = generation;
         }
         let fingerprints = shim::fingerprints(self.entries.iter().map(|entry| &entry.variable));
         for (entry, now) in self.entries.iter_mut().zip(fingerprints) {
@@ -113,6 +114,10 @@ impl State {
     }
 
     fn take_in(&mut self) -> Result<()> {
+        // All of them may be frozen at present.
+        if !self.entries.is_empty() && self.variables.is_empty() {
+            return Ok(());
+        }
         let listed = self.variables.list().map_err(failed)?;
         let targets: Option<HashMap<String, Tensor>> = match &self.target {
             Some(target) => {
@@ -158,7 +163,10 @@ impl State {
         }
         drop(writing);
         self.entries.extend(new);
-        self.names = names;
+        let known = std::mem::replace(&mut self.names, names);
+        for (name, named) in known {
+            self.names.entry(name).or_insert(named);
+        }
         Ok(())
     }
 
@@ -190,18 +198,16 @@ impl State {
     pub(super) fn update(&mut self, weight: f64) -> Result<()> {
         self.ready()?;
         let _writing = self.write(self.entries.iter().map(|entry| &entry.average));
-        for averaged in [true, false] {
-            let concerned = |entry: &&Entry| (entry.is_trainable || self.average_buffers) == averaged;
-            let entries: Vec<&Entry> = self.entries.iter().filter(concerned).collect();
-            let averages: Vec<&Tensor> = entries.iter().map(|entry| &entry.average).collect();
-            let variables: Vec<&Tensor> = entries.iter().map(|entry| &entry.variable).collect();
-            let weight = if averaged { weight } else { 1.0 };
-            shim::average(&averages, &variables, weight).map_err(|StepError { place, reason }| {
-                let entry = place.and_then(|place| entries.get(place));
-                Error::object(entry.map_or("averages", |entry| entry.name.as_str()), reason)
-            })?;
-        }
-        Ok(())
+        let all = self.entries.iter().map(|entry| Averaged {
+            average: &entry.average,
+            tensor: &entry.variable,
+            is_copied: !(entry.is_trainable || self.average_buffers),
+        });
+        let all: Vec<Averaged<'_>> = all.collect();
+        shim::average(&all, weight).map_err(|(place, reason)| {
+            let entry = place.and_then(|place| self.entries.get(place));
+            Error::object(entry.map_or("averages", |entry| entry.name.as_str()), reason)
+        })
     }
 
     /// Sets the variables to the values of the averages permanently.

@@ -57,7 +57,8 @@
 //!   differently in the last bit. With [`set_fused(false)`](Optimizer::set_fused), steps are bit-identical to those of
 //!   tch.
 //! * A variable that is in the store under two names is stepped once, as in PyTorch.
-//! * Slots follow a variable that is moved to another device or type.
+//! * Slots follow a variable that is moved to another device or type: at its next step. Until then they have the type that they
+//!   had, and are saved and restored with it.
 
 mod config;
 mod optimizer;

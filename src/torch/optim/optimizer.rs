@@ -114,8 +114,12 @@ impl Optimizer {
         or_panic(self.f_step());
     }
 
-    /// Like [`step`](Optimizer::step), but returns the error: a sparse gradient that the algorithm cannot use, or
-    /// restored slots that do not fit a variable that was added later. Both are found before anything changes.
+    /// Like [`step`](Optimizer::step), but returns the error: a type or a sparse gradient that the algorithm cannot use, or
+    /// restored slots that do not fit a variable that was added later. These are found before anything changes.
+    ///
+    /// If libtorch fails during the computation itself, for example for lack of memory on a GPU, some variables may have
+    /// changed and others not. Such an optimizer can be neither stepped again nor saved: every later call returns an error
+    /// that says so, until a restore that includes the optimizer. Restore the variables with it.
     ///
     /// # Errors
     /// [`Error::Object`](crate::Error::Object), with the reason.
@@ -188,6 +192,11 @@ impl Optimizer {
     /// Multiplies all gradients by `inverse`. Returns whether all of them are finite.
     pub(in crate::torch) fn unscale_gradients(&self, inverse: f64) -> Result<bool> {
         self.gradients(|params| shim::unscale(params, inverse))
+    }
+
+    /// Returns the number of restores.
+    pub(in crate::torch) fn restores(&self) -> u64 {
+        self.0.lock().restores
     }
 
     /// Returns a number that distinguishes it from other live optimizers.

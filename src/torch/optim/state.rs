@@ -4,8 +4,9 @@ use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::graph::{Area, Exclusive, Gate, Guarded, Touched};
+use crate::name;
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
-use crate::torch::tensor::{Held, examine};
+use crate::torch::tensor::{Held, can_convert, examine};
 use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -128,14 +129,43 @@ impl Parameter {
     }
 }
 
+/// Restored slots of a variable that is not in the store yet.
+pub(super) struct Waiting {
+    /// With their places.
+    pub slots: Vec<(usize, Tensor)>,
+    /// Whether an exception of the restore allows that they do not fit the variable.
+    pub may_mismatch: bool,
+}
+
+impl Waiting {
+    /// Returns the slots, on the device of the variable that they are for.
+    fn fit(&self, algorithm: Algorithm, variable: &Tensor) -> Result<Vec<(usize, Tensor)>, String> {
+        let (wanted, info, _) = examine(variable)?;
+        let fitted = self.slots.iter().map(|(place, tensor)| {
+            let slot = options::slots(algorithm).get(*place).copied().unwrap_or(options::GRADIENT);
+            let (found, own, _) = examine(tensor)?;
+            check_spec(slot, &found, &wanted)?;
+            match own.device == info.device {
+                true => Ok((*place, tensor.shallow_clone())),
+                false => Ok((*place, tensor.f_to_device(variable.device()).map_err(|e| e.to_string())?)),
+            }
+        });
+        fitted.collect()
+    }
+}
+
 pub(super) struct State {
     pub algorithm: Algorithm,
     /// The initial options of a new group.
     pub defaults: StepOptions,
     pub groups: Vec<StepOptions>,
     pub parameters: Vec<Parameter>,
-    /// Restored slots of variables that are not in the store yet, by name; with their places.
-    pub pending: BTreeMap<String, Vec<(usize, Tensor)>>,
+    /// Restored slots of variables that are not in the store yet, by name.
+    pub pending: BTreeMap<String, Waiting>,
+    /// Why it can be neither stepped nor saved until a restore, and the object that this is about.
+    unusable: Option<(String, String)>,
+    /// The number of restores.
+    pub restores: u64,
     /// The slots that a restore is filling of variables with several names, by the places of variable and slot.
     pub made_for_tied: HashMap<(usize, usize), Weak<Held>>,
     pub steps: u64,
@@ -161,6 +191,8 @@ impl State {
             groups: vec![options],
             parameters: Vec::new(),
             pending: BTreeMap::new(),
+            unusable: None,
+            restores: 0,
             made_for_tied: HashMap::new(),
             steps: 0,
             fused: true,
@@ -170,6 +202,22 @@ impl State {
             places: HashMap::new(),
             seen: (0, 0),
         }
+    }
+
+    /// Returns why it can be neither stepped nor saved, if that is so.
+    pub(super) fn usable(&self) -> Result<()> {
+        match &self.unusable {
+            Some((name, reason)) => Err(Error::object(name, reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets what belongs to the state before a restore.
+    pub(super) fn restored(&mut self) {
+        // Slots that an earlier restore has kept for later variables do not belong to this checkpoint.
+        self.pending.clear();
+        self.unusable = None;
+        self.restores += 1;
     }
 
     pub(super) fn place(&self, variable: &str) -> Option<usize> {
@@ -224,7 +272,7 @@ impl State {
             }
             let names = names_of(object);
             let restored = match &names {
-                Ok(names) => take_pending(&mut self.pending, names, self.algorithm, &variable.tensor)?,
+                Ok(names) => self.take_pending(names, &variable.tensor),
                 Err(_) => Vec::new(),
             };
             while self.groups.len() <= variable.group {
@@ -253,6 +301,28 @@ impl State {
             .collect();
         self.seen = counts;
         Ok(())
+    }
+
+    /// Returns the slots that a restore has kept for a new variable. If they do not fit, the variable has none, and unless an
+    /// exception allows that, the optimizer is unusable.
+    fn take_pending(&mut self, names: &[String], variable: &Tensor) -> Vec<(usize, Tensor)> {
+        // The slots under its other names are the same.
+        let mut found = names.iter().filter_map(|name| self.pending.remove_entry(name));
+        let Some((name, waiting)) = found.next() else { return Vec::new() };
+        found.for_each(drop);
+        waiting.fit(self.algorithm, variable).unwrap_or_else(|reason| {
+            let key = name::key([&name]);
+            if waiting.may_mismatch {
+                log::warn!("{key}: {reason}; as the restore allows, the optimizer's state of the variable starts over");
+            } else {
+                let reason = format!(
+                    "{reason}. Restore again; with `RestoreOptions::allow_mismatch(\"*/state/{key}/*\")`, the optimizer's \
+                     state of the variable starts over"
+                );
+                self.unusable = Some((name, reason));
+            }
+            Vec::new()
+        })
     }
 
     fn slots(&self) -> impl Iterator<Item = &Tensor> {
@@ -302,6 +372,7 @@ impl State {
     /// save that starts during the step and tracks this optimizer waits for the end of the step.
     pub(super) fn step(&mut self) -> Result<()> {
         self.sync()?;
+        self.usable()?;
         let gate = self.gate.clone();
         let _gated = gate.write(|| {
             let mut touched = Touched::default();
@@ -326,11 +397,21 @@ impl State {
         if moved {
             self.exclusive.moved();
         }
-        result.map_err(|failure| {
+        if let Err(failure) = result {
             let parameter = failure.place.and_then(|place| self.parameters.get(place));
             let name = parameter.and_then(|parameter| parameter.names.as_ref().ok()?.first());
-            Error::object(name.map_or("optimizer", String::as_str), failure.reason)
-        })?;
+            let name = name.map_or("optimizer", String::as_str);
+            if failure.begun {
+                let reason = format!(
+                    "a step failed when some variables had changed and others had not ({}); restore a checkpoint with the \
+                     variables and the optimizer, or build a new optimizer to continue from the variables as they are",
+                    failure.reason
+                );
+                self.unusable = Some((name.to_string(), reason));
+                return self.usable();
+            }
+            return Err(Error::object(name, failure.reason));
+        }
         self.steps += 1;
         let gradients = self.parameters.iter().map(|parameter| (&parameter.tensor, &*parameter.used));
         shim::note_gradients(gradients).map_err(|reason| Error::object("optimizer", reason))
@@ -358,32 +439,13 @@ impl State {
     }
 }
 
-/// Returns the slots that a restore has kept for a new variable, in the variable's layout and on its device.
-fn take_pending(
-    pending: &mut BTreeMap<String, Vec<(usize, Tensor)>>,
-    names: &[String],
-    algorithm: Algorithm,
-    tensor: &Tensor,
-) -> Result<Vec<(usize, Tensor)>> {
-    let found = names.iter().find_map(|name| pending.get_key_value(name));
-    let Some((name, slots)) = found.map(|(name, slots)| (name.clone(), slots)) else { return Ok(Vec::new()) };
-    let failed = |reason| Error::object(&name, reason);
-    let wanted = examine(tensor).map_err(failed)?.0;
-    for (place, tensor) in slots {
-        let slot = options::slots(algorithm).get(*place).copied().unwrap_or(options::GRADIENT);
-        check_spec(slot, &examine(tensor).map_err(failed)?.0, &wanted).map_err(failed)?;
-    }
-    let slots = pending.remove(&name).unwrap_or_default();
-    // The slots under its other names are the same.
-    names.iter().for_each(|name| _ = pending.remove(name));
-    Ok(slots)
-}
-
-/// Checks that a saved slot fits a variable of type and shape `variable`.
+/// Checks that a saved slot fits a variable of type and shape `variable`. The slots of a variable that was converted to
+/// another type stay as they are until its next step, and are saved so. A gradient has the variable's type.
 pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
     let count = TensorSpec::new(Dtype::F32, []);
     let wanted = if slot.is_count { &count } else { variable };
-    if saved == wanted {
+    let is_exact = slot.is_count || slot == options::GRADIENT;
+    if saved == wanted || (!is_exact && saved.shape == wanted.shape && can_convert(saved.dtype, wanted.dtype)) {
         return Ok(());
     }
     Err(format!("the checkpoint's slot `{}` is {saved}, the variable needs {wanted}", slot.name))

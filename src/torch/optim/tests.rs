@@ -122,6 +122,58 @@ fn sparse_gradients_are_refused_before_anything_changes() {
     assert_eq!(adam.steps(), 0);
     sgd.backward_step(&loss());
     assert_eq!((table.double_value(&[0, 0]), table.double_value(&[1, 0])), (1.0, 0.5));
+
+    let complex = vs.root().add("complex", Tensor::ones([4, 2], (Kind::ComplexFloat, Device::Cpu)), true);
+    let before = dense.double_value(&[0]);
+    sgd.zero_grad();
+    dense.sum(Kind::Float).backward();
+    crate::torch::shim::set_gradient(&complex, Some(&complex.detach().to_sparse_sparse_dim(1))).unwrap();
+    let refusal = sgd.f_step().unwrap_err().to_string();
+    assert!(refusal.starts_with("complex: ") && refusal.contains("real numbers"), "{refusal}");
+    assert_eq!((dense.double_value(&[0]), sgd.steps()), (before, 1));
+}
+
+#[test]
+fn types_without_arithmetic_are_refused_before_anything_changes() {
+    let vs = VarStore::new(Device::Cpu);
+    let plain = vs.root().ones("plain", &[2]);
+    let small = vs.root().add("small", Tensor::ones([2], (Kind::Float, Device::Cpu)).to_kind(Kind::Float8e4m3fn), true);
+    assert!(small.requires_grad());
+    let mut sgd = Sgd::default().build(&vs, 0.5).unwrap();
+    plain.sum(Kind::Float).backward();
+    crate::torch::shim::set_gradient(&small, Some(&small.detach().copy())).unwrap();
+    let refusal = sgd.f_step().unwrap_err().to_string();
+    assert!(refusal.starts_with("small: ") && refusal.contains("Float8_e4m3fn"), "{refusal}");
+    assert_eq!((plain.double_value(&[0]), sgd.steps()), (1.0, 0));
+}
+
+#[test]
+fn after_half_a_step_only_a_restore_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let plain = vs.root().ones("plain", &[2]);
+    let memory = Tensor::ones([4], (Kind::Float, Device::Cpu));
+    let odd = vs.root().add("odd", memory.narrow(0, 0, 3), true);
+    let mut sgd = Sgd::default().build(&vs, 0.5).unwrap();
+    sgd.set_fused(false);
+    let mut checkpoint = crate::Checkpoint::new().track("model", &vs).unwrap().track("optimizer", &sgd).unwrap();
+    let good = checkpoint.write(dir.path().join("good")).unwrap();
+    // libtorch finds during the operation that the gradient overlaps the variable.
+    plain.sum(Kind::Float).backward();
+    crate::torch::shim::set_gradient(&odd, Some(&memory.narrow(0, 1, 3))).unwrap();
+    for _ in 0..2 {
+        let refusal = sgd.f_step().unwrap_err().to_string();
+        assert!(refusal.starts_with("odd: ") && refusal.contains("restore a checkpoint"), "{refusal}");
+        assert_eq!((plain.double_value(&[0]), sgd.steps()), (0.5, 0));
+        sgd.zero_grad();
+        let refusal = checkpoint.write(dir.path().join("bad")).unwrap_err().to_string();
+        assert!(refusal.contains("restore a checkpoint"), "{refusal}");
+    }
+    checkpoint.restore(&good).unwrap().assert_consumed().unwrap();
+    assert_eq!(plain.double_value(&[0]), 1.0);
+    sgd.backward_step(&plain.sum(Kind::Float));
+    assert_eq!((plain.double_value(&[0]), sgd.steps()), (0.5, 1));
+    checkpoint.write(dir.path().join("next")).unwrap();
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{MAX_GROUPS, Shared, State, check_spec};
+use super::state::{MAX_GROUPS, Shared, State, Waiting, check_spec};
+use crate::dtype::TensorSpec;
 use crate::error::BoxError;
 use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
-use crate::torch::tensor::{Leaf, examine, scalar_type};
+use crate::torch::tensor::{Leaf, can_convert, examine, scalar_type};
 use serde_json::Value;
 use std::collections::HashSet;
 use tch::Tensor;
@@ -62,14 +63,15 @@ impl ValueLeaf for Setting {
 }
 
 fn save_algorithm(state: &mut State) -> Result<Value, BoxError> {
+    state.sync()?;
+    state.usable()?;
     Ok(options::name(state.algorithm).into())
 }
 
 fn load_algorithm(state: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let own = options::name(state.algorithm);
     if saved.as_str() == Some(own) {
-        // Slots that an earlier restore has kept for later variables do not belong to this checkpoint.
-        return Ok(Box::new(|state| state.pending.clear()));
+        return Ok(Box::new(State::restored));
     }
     let saved = saved.as_str().map_or_else(|| saved.to_string(), str::to_string);
     Err(format!(
@@ -135,7 +137,10 @@ fn save_steps(state: &mut State) -> Result<Value, BoxError> {
 
 fn load_steps(_: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let steps = saved.as_u64().ok_or_else(|| format!("a number of steps is expected, not {saved}"))?;
-    Ok(Box::new(move |state| state.steps = steps))
+    Ok(Box::new(move |state| {
+        state.steps = steps;
+        state.restores += 1;
+    }))
 }
 
 /// The node `state`: the variables that have slots, by name.
@@ -160,6 +165,15 @@ impl Collection for AllSlots {
     }
 
     fn create(&self, variable: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
+        self.create_or_discard(variable, saved, false)
+    }
+
+    fn create_or_discard(
+        &self,
+        variable: &str,
+        saved: &SavedTree,
+        may_mismatch: bool,
+    ) -> Result<Option<Created>, BoxError> {
         let mut state = self.0.lock();
         state.sync()?;
         let missing = options::slots(state.algorithm)
@@ -180,7 +194,10 @@ impl Collection for AllSlots {
                     parameter.clear_slots();
                     parameter.take(restored(slots));
                 }
-                None => drop(state.pending.insert(variable, restored(slots))),
+                None => {
+                    let waiting = Waiting { slots: restored(slots), may_mismatch };
+                    state.pending.insert(variable, waiting);
+                }
             }
         })))
     }
@@ -254,13 +271,19 @@ impl Collection for VariableSlots {
         let state = self.shared.lock();
         let Some(parameter) = state.parameters.get(self.place) else { return Ok(Vec::new()) };
         let slots = options::slots(state.algorithm).iter().zip(parameter.slots());
-        let child = |(slot, tensor): (&Slot, &Option<Tensor>)| {
-            Some(Child::new(slot.name, Node::tensor(Leaf::exclusive(tensor.as_ref()?, &state.exclusive))))
-        };
-        let mut children: Vec<Child> = slots.filter_map(child).collect();
+        let mut children = Vec::new();
+        // A variable that cannot be saved at all is refused where it is tracked itself.
+        let variable = examine(&parameter.tensor).map(|(spec, ..)| spec);
+        for (slot, tensor) in slots {
+            let Some(tensor) = tensor else { continue };
+            if let Ok(variable) = &variable {
+                check_slot(*slot, tensor, variable)?;
+            }
+            children.push(Child::new(slot.name, Node::tensor(Leaf::exclusive(tensor, &state.exclusive))));
+        }
         if parameter.has_unused_gradient() {
             let gradient = shim::gradient(&parameter.tensor)?;
-            examine(&gradient).map_err(|reason| {
+            check_gradient(&gradient, &parameter.tensor).map_err(|reason| {
                 format!("it has a gradient that no step has used: {reason}. Save after the step, or after `zero_grad`")
             })?;
             children.push(Child::new(options::GRADIENT.name, Node::tensor(Leaf::new(&gradient))));
@@ -328,8 +351,30 @@ fn restored(slots: Vec<NewSlot>) -> Vec<(usize, Tensor)> {
     slots.into_iter().map(|slot| (slot.place, slot.leaf.tensor())).collect()
 }
 
-/// Makes a slot: like the variable if there is one, else as it was saved, on the CPU. Under all names of a tied
-/// variable it is the same one.
+/// Checks that a slot still belongs to its variable, as a step does. It could not be restored otherwise.
+fn check_slot(slot: Slot, tensor: &Tensor, variable: &TensorSpec) -> Result<(), String> {
+    let found = examine(tensor)?.0;
+    match slot.is_count || (found.shape == variable.shape && can_convert(found.dtype, variable.dtype)) {
+        true => Ok(()),
+        false => Err(format!(
+            "its shape has changed since the last step, or from real to complex numbers: its slot `{}` is {found}, and it is \
+             {variable}; build a new optimizer",
+            slot.name
+        )),
+    }
+}
+
+/// Checks that a gradient could be restored into a variable like this one.
+fn check_gradient(gradient: &Tensor, variable: &Tensor) -> Result<(), String> {
+    let (found, wanted) = (examine(gradient)?.0, examine(variable)?.0);
+    match found == wanted {
+        true => Ok(()),
+        false => Err(format!("it is {found}, and the variable has become {wanted}")),
+    }
+}
+
+/// Makes a slot of the saved type: in the layout and on the device of the variable if there is one, else row-major on the
+/// CPU. Under all names of a tied variable it is the same one.
 fn new_slot(state: &mut State, variable: &str, name: &str, saved: &SavedTree) -> Result<NewSlot, String> {
     let algorithm = options::name(state.algorithm);
     let (place, slot) = options::slot_named(state.algorithm, name)
@@ -345,11 +390,11 @@ fn new_slot(state: &mut State, variable: &str, name: &str, saved: &SavedTree) ->
     let is_tied = parameter.is_some_and(|parameter| parameter.names.as_ref().is_ok_and(|names| names.len() > 1));
     let tied = of_variable.filter(|_| is_tied).map(|of_variable| (of_variable, place));
     let made = tied.and_then(|tied| Leaf::upgrade(state.made_for_tied.get(&tied)?));
+    let number = scalar_type(spec.dtype).ok_or_else(|| format!("libtorch has no type {}", spec.dtype))?;
     let leaf = match (made, parameter) {
         (Some(leaf), _) => leaf,
-        (None, Some(parameter)) if !slot.is_count => Leaf::new(&shim::zeros_like(&parameter.tensor)?),
+        (None, Some(parameter)) if !slot.is_count => Leaf::new(&shim::zeros_of(number, &parameter.tensor)?),
         _ => {
-            let number = scalar_type(spec.dtype).ok_or_else(|| format!("libtorch has no type {}", spec.dtype))?;
             let shape: Result<Vec<i64>, _> = spec.shape.iter().map(|&length| i64::try_from(length)).collect();
             Leaf::new(&shim::zeros(number, &shape.map_err(|_| format!("the slot `{name}` is too large: {spec}"))?)?)
         }

@@ -108,11 +108,14 @@ fn is_named(name_in_file: &str, variable: &str) -> bool {
     rest(variable) || rest(&name::key([variable]))
 }
 
-/// Returns the parameter groups of the trainable tensors, by tensor object.
+/// Returns the parameter groups of the trainable tensors, by tensor object. A tied variable is stepped with the options of
+/// the first of its groups.
 fn groups(vs: &VarStore) -> HashMap<usize, u64> {
-    let table = lock(&vs.variables_);
-    let trainable = table.trainable_variables.iter();
-    trainable.filter_map(|one| Some((shim::info(&one.tensor).ok()?.object, one.group as u64))).collect()
+    let mut groups = HashMap::new();
+    for variable in &lock(&vs.variables_).trainable_variables {
+        groups.entry(shim::object(&variable.tensor)).or_insert(variable.group as u64);
+    }
+    groups
 }
 
 /// Returns a store of a program's variables: the tensors themselves, not copies.
@@ -185,5 +188,24 @@ struct Fixed(Vec<Child>);
 impl Collection for Fixed {
     fn children(&self) -> Result<Vec<Child>, BoxError> {
         Ok(self.0.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torch::optim::Sgd;
+    use tch::Kind;
+
+    #[test]
+    fn a_tied_variable_has_the_group_that_it_is_stepped_with() {
+        let vs = VarStore::new(Device::Cpu);
+        let first = vs.root().set_group(2).ones("a", &[2]);
+        let _ = vs.root().set_group(1).add("b", first.shallow_clone(), true);
+        let mut optimizer = Sgd::default().build(&vs, 0.0).unwrap();
+        optimizer.set_lr_group(2, 0.5);
+        optimizer.backward_step(&first.sum(Kind::Float));
+        assert_eq!(first.double_value(&[0]), 0.5);
+        assert_eq!(groups(&vs), HashMap::from([(shim::object(&first), 2)]));
     }
 }

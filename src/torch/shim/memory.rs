@@ -127,8 +127,13 @@ pub(crate) fn zeros(scalar_type: i32, sizes: &[i64]) -> Result<Tensor, String> {
 
 /// Returns zeros of the shape, type, device and layout of `tensor`.
 pub(crate) fn zeros_like(tensor: &Tensor) -> Result<Tensor, String> {
+    zeros_of(info(tensor)?.scalar_type, tensor)
+}
+
+/// Returns zeros of the type `scalar_type`, which is libtorch's number, and of the shape, device and layout of `tensor`.
+pub(crate) fn zeros_of(scalar_type: i32, tensor: &Tensor) -> Result<Tensor, String> {
     // SAFETY: the tensor lives.
-    made(|out| unsafe { tcp_zeros_like(tensor.as_ptr(), out) })
+    made(|out| unsafe { tcp_zeros_like(tensor.as_ptr(), scalar_type, out) })
 }
 
 /// Copies the elements of a tensor into another one of its shape.

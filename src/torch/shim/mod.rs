@@ -10,11 +10,11 @@ pub(crate) use look::{
     Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, info, object, objects, version,
     version_at,
 };
-pub(crate) use memory::{Pinned, copy, copy_plain, exchange, fill, on_cpu, open, written, zeros, zeros_like};
+pub(crate) use memory::{Pinned, copy, copy_plain, exchange, fill, on_cpu, open, written, zeros, zeros_like, zeros_of};
 pub(crate) use random::{GeneratorDevice, count_generators, generator_state, set_generator_state};
 pub(crate) use steps::{
-    Algorithm, SLOTS, StepError, StepOptions, Stepped, UsedGradient, average, clip_grad_norm, clip_grad_value,
-    gradient, gradient_is_zero, note_gradients, set_gradient, step, unscale, unused_gradients, zero_grad,
+    Algorithm, Averaged, SLOTS, StepOptions, Stepped, UsedGradient, average, clip_grad_norm, clip_grad_value, gradient,
+    gradient_is_zero, note_gradients, set_gradient, step, unscale, unused_gradients, zero_grad,
 };
 
 use crate::graph::Seen;
@@ -100,7 +100,7 @@ unsafe extern "C" {
     fn tcp_written(tensor: *const C_tensor) -> *mut c_char;
     fn tcp_fill(tensor: *const C_tensor, bytes: *mut c_void) -> *mut c_char;
     fn tcp_zeros(scalar_type: i32, sizes: *const i64, dim: usize, out: *mut *mut C_tensor) -> *mut c_char;
-    fn tcp_zeros_like(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_zeros_like(tensor: *const C_tensor, scalar_type: i32, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_count_generators(device_type: i32, count: *mut i64) -> *mut c_char;
     fn tcp_get_generator_state(device_type: i32, index: i32, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_set_generator_state(device_type: i32, index: i32, state: *const C_tensor) -> *mut c_char;
@@ -122,12 +122,14 @@ unsafe extern "C" {
         slots: *mut *mut C_tensor,
         n: usize,
         moved: *mut bool,
+        begun: *mut bool,
         culprit: *mut i64,
     ) -> *mut c_char;
     fn tcp_unscale(params: *const *const C_tensor, n: usize, inverse: f64, finite: *mut bool) -> *mut c_char;
     fn tcp_average(
         averages: *const *const C_tensor,
         tensors: *const *const C_tensor,
+        copied: *const bool,
         n: usize,
         weight: f64,
         culprit: *mut i64,

@@ -169,13 +169,16 @@ pub(crate) struct Stepped<'a> {
 pub(crate) struct StepError {
     pub place: Option<usize>,
     pub reason: String,
+    /// Whether elements may have changed by then.
+    pub begun: bool,
 }
 
 /// Performs one optimizer step of all parameters that have a gradient, and creates missing slots. Sets `moved` if a
 /// slot was created, or moved to another device, type or layout.
 pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: &mut bool) -> Result<(), StepError> {
     if let Some(place) = stepped.iter().position(|one| one.group >= options.len()) {
-        return Err(StepError { place: Some(place), reason: "its parameter group does not exist".to_string() });
+        let reason = "its parameter group does not exist".to_string();
+        return Err(StepError { place: Some(place), reason, begun: false });
     }
     let group: Vec<usize> = stepped.iter().map(|one| one.group).collect();
     let params: Vec<_> = stepped.iter().map(|one| one.param.as_ptr()).collect();
@@ -184,7 +187,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
         .flat_map(|one| one.slots.iter_mut())
         .map(|slot| slot.as_mut().map_or(ptr::null_mut(), Tensor::as_mut_ptr))
         .collect();
-    let mut culprit = -1;
+    let (mut begun, mut culprit) = (false, -1);
     // SAFETY: all tensors live; `group`, `params` and `slots` have the lengths that the C++ side reads, and every
     // group is a place in `options`.
     let message = unsafe {
@@ -195,6 +198,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
             slots.as_mut_ptr(),
             params.len(),
             moved,
+            &raw mut begun,
             &raw mut culprit,
         )
     };
@@ -204,7 +208,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
             *slot = Some(unsafe { Tensor::from_ptr(pointer) });
         }
     }
-    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason, begun })
 }
 
 /// Multiplies all gradients by `inverse`. Returns whether all of them are finite.
@@ -215,15 +219,25 @@ pub(crate) fn unscale(params: &[&Tensor], inverse: f64) -> Result<bool, String> 
     Ok(finite)
 }
 
+/// An average to be moved.
+pub(crate) struct Averaged<'a> {
+    pub average: &'a Tensor,
+    pub tensor: &'a Tensor,
+    /// Whether the tensor is copied, whatever the weight.
+    pub is_copied: bool,
+}
+
 /// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages
 /// of types other than floating-point and complex numbers are always copies. Shapes are compared before anything is
-/// written.
-pub(crate) fn average(averages: &[&Tensor], tensors: &[&Tensor], weight: f64) -> Result<(), StepError> {
-    if averages.len() != tensors.len() {
-        return Err(StepError { place: None, reason: "there are more averages than tensors, or fewer".to_string() });
-    }
-    let (averages, tensors, mut culprit) = (pointers(averages), pointers(tensors), -1);
-    // SAFETY: all tensors live; both lists have this length.
-    let message = unsafe { tcp_average(averages.as_ptr(), tensors.as_ptr(), averages.len(), weight, &raw mut culprit) };
-    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason })
+/// written. An error has the place that it is about.
+pub(crate) fn average(all: &[Averaged<'_>], weight: f64) -> Result<(), (Option<usize>, String)> {
+    let averages: Vec<_> = all.iter().map(|one| one.average.as_ptr()).collect();
+    let tensors: Vec<_> = all.iter().map(|one| one.tensor.as_ptr()).collect();
+    let copied: Vec<bool> = all.iter().map(|one| one.is_copied).collect();
+    let mut culprit = -1;
+    // SAFETY: all tensors live; the three lists have this length.
+    let message = unsafe {
+        tcp_average(averages.as_ptr(), tensors.as_ptr(), copied.as_ptr(), all.len(), weight, &raw mut culprit)
+    };
+    check(message).map_err(|reason| (usize::try_from(culprit).ok(), reason))
 }

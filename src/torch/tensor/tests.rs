@@ -39,6 +39,15 @@ fn version(tensor: &Tensor) -> u64 {
 }
 
 #[test]
+fn every_type_that_can_require_a_gradient_is_asked() {
+    for &(number, dtype) in &DTYPES {
+        let tensor = shim::zeros(number, &[2]).unwrap();
+        let can = tensor.f_set_requires_grad(true).is_ok();
+        assert_eq!(leaf(&tensor).requires_grad(), can.then_some(true), "{dtype}");
+    }
+}
+
+#[test]
 fn every_type_goes_out_and_in_again() {
     for &(number, dtype) in &DTYPES {
         for shape in [&[2i64, 3][..], &[], &[0, 4]] {

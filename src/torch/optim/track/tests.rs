@@ -437,8 +437,9 @@ fn slots_of_another_shape_or_type_are_refused() {
     let all = AllSlots(fresh.shared().clone());
     for (slot, spec) in [
         ("exp_avg", TensorSpec::new(Dtype::F32, [3, 5])),
-        ("exp_avg", TensorSpec::new(Dtype::F64, [5, 3])),
-        ("step", TensorSpec::new(Dtype::I64, [])),
+        ("exp_avg", TensorSpec::new(Dtype::C64, [5, 3])),
+        ("exp_avg", TensorSpec::new(Dtype::F8E5m2, [5, 3])),
+        ("step", TensorSpec::new(Dtype::F64, [])),
         ("step", TensorSpec::new(Dtype::F32, [1])),
     ] {
         let mut bad = good.clone();
@@ -449,6 +450,15 @@ fn slots_of_another_shape_or_type_are_refused() {
     let mut bad = good.clone();
     bad.children.get_mut("step").unwrap().tensor = None;
     assert!(all.create("layer.w", &bad).unwrap_err().to_string().contains("not a tensor"));
+    // Of a variable that was converted since.
+    let mut converted = good.clone();
+    let spec = TensorSpec::new(Dtype::BF16, [5, 3]);
+    converted.children.get_mut("exp_avg").unwrap().tensor = Some(spec.clone());
+    let created = all.create("layer.w", &converted).unwrap().unwrap();
+    for leaf in walk(&[("v".to_string(), created.node)]).unwrap().leaves {
+        let LeafObject::Tensor(tensor) = leaf.object else { panic!("a slot is a tensor") };
+        assert_eq!(tensor.spec().unwrap() == spec, leaf.key == "v/exp_avg");
+    }
 }
 
 #[test]
