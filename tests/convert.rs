@@ -288,8 +288,8 @@ fn several_sources_are_recorded() {
 /// Metadata that already has the record's name is listed, and records are not nested.
 #[test]
 fn no_metadata_are_lost_to_the_record_unseen() {
-    let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
     let open = |name: &str| interop::open(dir.join(name)).unwrap();
     for (name, own) in [("a", json!(["a corpus"])), ("b", json!(["a corpus"])), ("c", json!("another"))] {
         let weight = BTreeMap::from([(name, Memory::f32(&[1], [1.0]))]);
@@ -320,14 +320,14 @@ fn no_metadata_are_lost_to_the_record_unseen() {
 
 #[test]
 fn what_is_salvaged_is_as_trainable_and_as_unclean_as_before() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = run(folder.path())[1].path().clone();
+    let temp = tempfile::tempdir().unwrap();
+    let path = run(temp.path())[1].path().clone();
     let file = path.join("manifest.json");
     let mut manifest = Manifest::from_bytes(&fs::read(&file).unwrap()).unwrap();
     manifest.unclean = true;
     fs::write(&file, manifest.to_bytes().unwrap()).unwrap();
-    tch_checkpoint::inspect::salvage(&path, folder.path().join("salvaged")).unwrap();
-    let salvaged = CheckpointReader::open(folder.path().join("salvaged")).unwrap();
+    tch_checkpoint::inspect::salvage(&path, temp.path().join("salvaged")).unwrap();
+    let salvaged = CheckpointReader::open(temp.path().join("salvaged")).unwrap();
     let manifest = salvaged.manifest();
     assert_eq!((manifest.tensors["model/w"].requires_grad, manifest.unclean, manifest.step), (Some(true), true, None));
 }

@@ -599,8 +599,8 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
 #[test]
 fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
     let test = "what_was_restored_past_the_manager_is_not_removed_to_make_room";
-    on_a_disk_of("300k", test, |folder| {
-        let (root, filler) = (folder.join("run"), folder.join("filler"));
+    on_a_disk_of("300k", test, |directory| {
+        let (root, filler) = (directory.join("run"), directory.join("filler"));
         let run = Run::new();
         let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1).keep(Steps::new([1]));
         let mut manager = opened(builder.on_no_space(OnNoSpace::PruneFirst).protect_restored(0), true);

@@ -250,8 +250,8 @@ fn a_file_that_changes_after_it_was_opened_is_noticed() {
 /// The same for a tensor that the system passes without copying it.
 #[test]
 fn a_long_tensor_that_cannot_be_read_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("x.safetensors");
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("x.safetensors");
     let table =
         Table::default().with("a", Dtype::U8, &[100], vec![1; 100]).with("b", Dtype::U8, &[1 << 20], vec![2; 1 << 20]);
     huggingface::write(&table, &path, &huggingface::WriteOptions::default()).unwrap();

@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_found_without_copying_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("file");
         let bytes = vec![7; 1 << 20];
         std::fs::write(&path, &bytes).unwrap();
         let input = Input::open(&path).unwrap();
@@ -206,8 +206,8 @@ mod tests {
         {
             let file = File::open(&path).unwrap();
             assert_eq!((discard(&file, 3, 1000), discard(&file, 0, 2 << 20)), (1000, 1 << 20));
-            // A directory is read otherwise: the system refuses.
-            assert_eq!(discard(&File::open(folder.path()).unwrap(), 0, 1000), 0);
+            // The system refuses to read a directory.
+            assert_eq!(discard(&File::open(temp.path()).unwrap(), 0, 1000), 0);
         }
         // Changed, and cut off.
         File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
