@@ -3,12 +3,13 @@
 mod common;
 
 use common::Memory;
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::Manifest;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, Durability, Error, Node, SaveOptions, Trackable,
-    latest_checkpoint, verify_checkpoint,
+    AssetStream, Checkpoint, CheckpointManager, CheckpointReader, Counter, Durability, Error, Node, SaveOptions,
+    Trackable, latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -122,5 +123,46 @@ fn tensors_and_values_are_listed() -> Outcome {
         assert_eq!((reader.spec(key), spec.bytes()), (Some(spec), Some(reader.tensor(key)?.len() as u64)));
     }
     assert_eq!(reader.values().collect::<Vec<_>>(), [("step", &serde_json::json!(7))]);
+    Ok(())
+}
+
+#[test]
+fn a_copy_is_verified_while_it_is_made_and_a_taken_name_is_known_before() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    let (large, small) = (Memory::seeded(3_000_000, 1), Memory::seeded(100, 2));
+    let empty = Memory::f32(&[0], []);
+    let mut checkpoint = Checkpoint::new();
+    for (name, tensor) in [("large", &large), ("small", &small), ("tied", &small), ("empty", &empty)] {
+        checkpoint = checkpoint.track(name, tensor)?;
+    }
+    let options = SaveOptions::new();
+    let path = checkpoint.write(at("first"))?;
+    let reader = CheckpointReader::open(&path)?;
+    let copy = reader.copy_to(at("copy"), &options, [])?;
+    let copied = CheckpointReader::open(copy)?;
+    assert!(copied.verify().is_intact() && copied.tensor("large")? == *large.bytes());
+    assert_eq!(copied.manifest().tensors, reader.manifest().tensors);
+
+    let asset = AssetStream::new("asset", 1, |_| panic!("nothing is written"));
+    assert!(matches!(reader.copy_to(at("copy"), &options, [asset]), Err(Error::AlreadyExists { .. })));
+    let files = reader.manifest().files.clone();
+    for (file, entry) in &files {
+        for place in [10, entry.header.bytes + 8, entry.bytes - 4] {
+            if place >= entry.bytes || entry.bytes == entry.header.bytes {
+                continue;
+            }
+            let path = path.join(file);
+            let mut bytes = fs::read(&path)?;
+            bytes[place as usize] ^= 1;
+            fs::write(&path, &bytes)?;
+            let damaged =
+                CheckpointReader::open(at("first")).and_then(|reader| reader.copy_to(at("bad"), &options, []));
+            assert!(matches!(damaged, Err(Error::Damaged { .. })), "{file} at {place}: {damaged:?}");
+            assert!(!at("bad").exists());
+            bytes[place as usize] ^= 1;
+            fs::write(&path, &bytes)?;
+        }
+    }
     Ok(())
 }

@@ -1,14 +1,9 @@
 //! Files of a checkpoint that are not components, written sequentially with one digest.
 
 use super::tracked::check_asset_name;
-use super::{Held, SaveOptions};
 use crate::error::{Error, Result};
 use crate::format::{AssetEntry, Hasher};
-use crate::location::Location;
-use crate::parallel;
-use crate::repository::{Directory, StagedFile, Transaction, nonce};
-use crate::source::{CHUNK, Source};
-use chrono::Utc;
+use crate::repository::{StagedFile, Transaction};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
@@ -103,26 +98,31 @@ pub(super) fn write_streams(
 }
 
 /// A file being written.
-struct AssetFile<'a> {
+pub(super) struct AssetFile<'a> {
     file: Box<dyn StagedFile + 'a>,
     bytes: u64,
     hasher: Hasher,
 }
 
 impl<'a> AssetFile<'a> {
-    fn create(staging: &'a dyn Transaction, name: &str) -> Result<AssetFile<'a>> {
+    pub(super) fn create(staging: &'a dyn Transaction, name: &str) -> Result<AssetFile<'a>> {
         Ok(AssetFile { file: staging.create(name, 0)?, bytes: 0, hasher: Hasher::new() })
     }
 
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(self.bytes, bytes)?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
+    /// Returns how many bytes were written.
+    pub(super) fn written(&self) -> u64 {
+        self.bytes
+    }
+
     /// Ends the file. It is durable when the checkpoint is committed.
-    fn finish(self) -> Result<AssetEntry> {
+    pub(super) fn finish(self) -> Result<AssetEntry> {
         self.file.finish(self.bytes)?;
         Ok(AssetEntry { bytes: self.bytes, digest: self.hasher.finish() })
     }
@@ -137,58 +137,4 @@ impl Write for AssetFile<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Copies a component's file from another checkpoint.
-fn copy_file(source: &Source, name: &str, bytes: u64, staging: &dyn Transaction) -> Result<()> {
-    let mut copy = AssetFile::create(staging, name)?;
-    let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
-    while copy.bytes < bytes {
-        let length = (bytes - copy.bytes).min(CHUNK as u64) as usize;
-        source.read(name, copy.bytes, &mut buffer[..length])?;
-        copy.append(&buffer[..length])?;
-    }
-    copy.finish().map(drop)
-}
-
-/// Copies an asset from another checkpoint, verified.
-fn copy_asset(source: &Source, name: &str, staging: &dyn Transaction) -> Result<(String, AssetEntry)> {
-    let mut copy = AssetFile::create(staging, name)?;
-    source.verify_asset(name, |bytes| copy.append(bytes))?;
-    Ok((name.to_string(), copy.finish()?))
-}
-
-/// Saves the state of another checkpoint, verified, as `name` of `directory`. `assets` are added; those of the other
-/// checkpoint that have the same names are left out.
-pub(crate) fn copy(
-    source: &Source,
-    directory: &Directory,
-    name: &str,
-    options: &SaveOptions,
-    assets: Vec<AssetStream<'_>>,
-) -> Result<Location> {
-    check_names(&assets, [])?;
-    let old = &source.manifest;
-    old.files.keys().try_for_each(|file| source.verify_header(file))?;
-    let tensors: Vec<_> = old.tensors.iter().collect();
-    parallel::for_each(&tensors, options.threads, Vec::new, |(key, record), buffer| {
-        source.verify_tensor(key, record, buffer)
-    })?;
-    let held = Held::take(directory)?;
-    let bytes = assets.iter().fold(old.bytes(), |sum, asset| sum.saturating_add(asset.bytes));
-    let staging = directory.begin(name, bytes)?;
-    old.files.iter().try_for_each(|(file, entry)| copy_file(source, file, entry.bytes, &*staging))?;
-    let replaced: HashSet<String> = assets.iter().map(|asset| asset.name.to_ascii_lowercase()).collect();
-    let kept = old.assets.keys().filter(|name| !replaced.contains(&name.to_ascii_lowercase()));
-    let kept: BTreeMap<_, _> = kept.map(|name| copy_asset(source, name, &*staging)).collect::<Result<_>>()?;
-    let mut manifest = old.clone();
-    (manifest.sequence, manifest.run, manifest.saved_at) = (held.next_sequence()?, nonce(), Utc::now());
-    // They are those of the save that is copied.
-    manifest.figures = None;
-    manifest.follows = None;
-    manifest.earlier.clear();
-    manifest.assets = write_streams(assets, &*staging)?;
-    manifest.assets.extend(kept);
-    staging.commit(&manifest.to_bytes()?, options.threads, &[])?;
-    Ok(directory.path(name))
 }

@@ -6,6 +6,7 @@ mod behind;
 mod buffer;
 mod chunk;
 mod clock;
+mod copy;
 mod freeze;
 mod gather;
 mod held;
@@ -22,8 +23,9 @@ mod unchanged;
 mod write;
 
 pub use asset::AssetStream;
-pub(crate) use asset::{check_names, copy};
+pub(crate) use asset::check_names;
 pub(crate) use clock::SaveClock;
+pub(crate) use copy::copy;
 pub(crate) use freeze::Noted;
 pub(crate) use held::Held;
 pub(crate) use image::{Capture, Failure, Image, Others};
