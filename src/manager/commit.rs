@@ -9,7 +9,7 @@ use super::thinning;
 use crate::catalog::{Found, Marks, look, number_of, sync_marks, write_mark};
 use crate::error::{Error, Result, listed};
 use crate::format::{IndexEntry, MarkKind, is_thinned_file};
-use crate::repository::Directory;
+use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
 use crate::save::{Committed, Held};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,7 +146,17 @@ impl Commit {
         }
         self.ledger().seen = seen;
         let retention = self.ledger().retention.clone();
-        let verdict = retention.decide(&infos(&known), restored.as_ref(), self.directory.now());
+        let decide = |known: &[Found]| retention.decide(&infos(known), restored.as_ref(), self.directory.now());
+        let mut verdict = decide(&known);
+        // What has lost files stands in for nothing, and must not stop the rotation.
+        while verdict.removes() {
+            let lost = self.set_aside_lost(known.iter().filter(|found| !verdict.remove.contains(&found.entry.name)));
+            if lost.is_empty() {
+                break;
+            }
+            known.retain(|found| !lost.contains(&found.entry.name));
+            verdict = decide(&known);
+        }
         for found in known.iter_mut().filter(|found| verdict.preserve.contains(&found.entry.name)) {
             // Before acting on the decision, so that it is never forgotten.
             match write_mark(&self.directory, &found.entry.name, found.id(), MarkKind::Permanent) {
@@ -158,8 +168,7 @@ impl Commit {
         let (mut victims, mut kept): (Vec<Found>, Vec<Found>) =
             known.into_iter().partition(|found| remove.contains(found.entry.name.as_str()));
         let mut spared = Vec::new();
-        let removes = !victims.is_empty() || !verdict.thin.is_empty();
-        if removes {
+        if verdict.removes() {
             match self.may_remove(&mut kept) {
                 Ok(()) => thinning::mark(&self.directory, &mut kept, &verdict.thin),
                 Err(why) => {
@@ -206,8 +215,32 @@ impl Commit {
 
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
     /// no look.
-    fn stand_ins(kept: &[Found]) -> impl Iterator<Item = &Found> {
-        kept.iter().rev().skip(1).filter(|found| !found.entry.permanent)
+    fn stand_ins<'a>(kept: impl DoubleEndedIterator<Item = &'a Found>) -> impl Iterator<Item = &'a Found> {
+        kept.rev().skip(1).filter(|found| !found.entry.permanent)
+    }
+
+    /// Moves those of `kept` that have lost files out of the numbering, as a restart would. Returns their names.
+    pub(super) fn set_aside_lost<'a>(&self, kept: impl DoubleEndedIterator<Item = &'a Found>) -> Vec<String> {
+        let mut lost = Vec::new();
+        for found in Commit::stand_ins(kept).filter(|found| !self.directory.looks_whole(&found.entry)) {
+            let name = &found.entry.name;
+            // What cannot be read now may be whole: it stays, and so does all else.
+            let Err(error) = look(&self.directory, name) else { continue };
+            if !error.is_damage() {
+                continue;
+            }
+            match self.directory.quarantine(name, Aside::Damaged) {
+                Ok(aside) => {
+                    log::warn!("{name} has lost files and is moved aside, to {aside}: {error:#}");
+                    let mut ledger = self.ledger();
+                    ledger.forget(name);
+                    ledger.damaged.push(aside);
+                    lost.push(name.clone());
+                }
+                Err(e) => log::warn!("{name} has lost files and could not be moved aside: {e:#}"),
+            }
+        }
+        lost
     }
 
     /// Checks that the kept checkpoints have all their files, and that the marks on which the decision is based are
@@ -216,8 +249,11 @@ impl Commit {
     /// # Errors
     /// Why nothing may be removed.
     fn may_remove(&self, kept: &mut [Found]) -> Result<(), String> {
-        if let Some(found) = Commit::stand_ins(kept).find(|found| !self.directory.looks_whole(&found.entry)) {
-            return Err(format!("{} has lost files", found.entry.name));
+        if let Some(found) = Commit::stand_ins(kept.iter()).find(|found| !self.directory.looks_whole(&found.entry)) {
+            let name = &found.entry.name;
+            return Err(format!(
+                "{name} has lost files, or cannot be read now (`CheckpointManager::pass_over` goes on without it)"
+            ));
         }
         sync_marks(&self.directory, kept).map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))
     }

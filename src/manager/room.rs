@@ -84,7 +84,7 @@ impl CheckpointManager {
     fn prune_before(&mut self, next: CheckpointInfo) -> Result<(), String> {
         // A restore that bypassed this manager.
         self.look_at_restores();
-        let Outlook { known, superseded, damaged } = self.outlook(Some(next));
+        let Outlook { known, superseded, damaged } = self.outlook(Some(next.clone()));
         let is_head = |found: &Found| self.head == Some(found.id());
         let (kept, go): (Vec<_>, Vec<_>) =
             known.into_iter().partition(|(found, explanation)| explanation.is_kept() || is_head(found));
@@ -96,8 +96,14 @@ impl CheckpointManager {
             return Err("nothing would be removed after this save".to_string());
         }
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
-        if let Some(found) = kept.iter().find(|found| !self.directory.looks_whole(&found.entry)) {
-            return Err(format!("{}, which stays, has lost files", found.entry.name));
+        let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
+        if !commit.set_aside_lost(kept.iter()).is_empty() {
+            // Others stand in for what has lost files.
+            return self.prune_before(next);
+        }
+        let stand_in = |found: &&Found| !found.entry.permanent && !self.directory.looks_whole(&found.entry);
+        if let Some(found) = kept.iter().find(stand_in) {
+            return Err(format!("{}, which stays, has lost files, or cannot be read now", found.entry.name));
         }
         let is_good = |found: &&Found| CheckpointInfo::from(*found).is_healthy() && found.without.is_empty();
         let good = kept.iter().rev().find(is_good).ok_or("no healthy checkpoint would stay")?;
@@ -112,7 +118,6 @@ impl CheckpointManager {
         let go: Vec<Found> = go.collect();
         let settled = sync_marks(&self.directory, &mut kept);
         settled.map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))?;
-        let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
         self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
         commit.remove(go);
         commit.remove_aside(aside.iter().map(|(name, found, _)| (name.as_str(), found)));

@@ -33,7 +33,7 @@ pub struct Explanation {
     /// The checkpoint.
     pub checkpoint: CheckpointInfo,
     /// Everything that keeps it. If nothing does, it is removed after the next save, unless a checkpoint that is kept
-    /// has lost files.
+    /// cannot be read then.
     pub kept_by: Vec<KeptBy>,
     /// The components that are removed from it after the next save although it is kept, because enough newer
     /// checkpoints have them ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)).
@@ -193,6 +193,13 @@ pub(crate) struct Verdict {
     pub preserve: Vec<String>,
     /// The components to remove from kept checkpoints, by the checkpoint's name.
     pub thin: BTreeMap<String, Vec<String>>,
+}
+
+impl Verdict {
+    /// Returns `true` if anything is removed.
+    pub(crate) fn removes(&self) -> bool {
+        !self.remove.is_empty() || !self.thin.is_empty()
+    }
 }
 
 /// A policy, whose panics end nothing: a decision follows a save, which is durable by then.

@@ -7,7 +7,8 @@
 //! * permanent and pinned checkpoints;
 //! * the checkpoint that a run was restored from, until a newer healthy one exists
 //!   ([`protect_restored`](crate::CheckpointManagerBuilder::protect_restored));
-//! * all checkpoints, while one that would be kept has lost files.
+//! * all checkpoints, while one that would be kept cannot be read. One that has lost files is moved aside
+//!   (`damaged-…`), and others are kept in its place.
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
