@@ -70,14 +70,15 @@ fn evaluate(dir: &Path) -> Result<(), Box<dyn Error>> {
     let mut checkpoint = Checkpoint::new().track("model", Variables::of(&line.vs))?;
     let checkpoints = CheckpointDirectory::new(dir);
     for info in CheckpointWatcher::new(dir).each().timeout(Duration::from_secs(3)) {
-        let name = info?.name;
+        let info = info?;
+        let name = &info.name;
         // The training may have removed the checkpoint by now: then continue with the next one.
-        match checkpoint.read_with(dir.join(&name), &RestoreOptions::new()) {
+        match checkpoint.read_with(dir.join(name), &RestoreOptions::new()) {
             Err(tch_checkpoint::Error::NotFound { .. }) => continue,
             result => drop(result?),
         }
         let loss = line.validate();
-        match checkpoints.add_metrics(&name, [("validation loss", loss)]) {
+        match checkpoints.add_metrics(&info, [("validation loss", loss)]) {
             Err(tch_checkpoint::Error::NotFound { .. } | tch_checkpoint::Error::Removed { .. }) => continue,
             result => result?,
         }

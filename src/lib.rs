@@ -165,9 +165,9 @@ pub use manager::Signal;
 pub use manager::retention::{self, Goal};
 pub use manager::save_policy;
 pub use manager::{
-    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointWatcher, ListedCheckpoint,
-    Listing, OnNoSpace, OnSaveError, OnUnhealthy, Preemption, Pruned, SavedCheckpoint, WhenBusy, checkpoints,
-    latest_checkpoint, list_checkpoints,
+    Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointRef, CheckpointWatcher,
+    ListedCheckpoint, Listing, OnNoSpace, OnSaveError, OnUnhealthy, Preemption, Pruned, SavedCheckpoint, WhenBusy,
+    checkpoints, latest_checkpoint, list_checkpoints,
 };
 pub use part::Part;
 pub use progress::Progress;

@@ -8,9 +8,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tch_checkpoint::retention::{Latest, RetentionPolicy};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Error, RestoreOptions, checkpoints,
-    latest_checkpoint, verify_checkpoint,
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader,
+    CheckpointWatcher, Error, RestoreOptions, checkpoints, latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -72,6 +75,146 @@ fn a_change_of_the_working_directory_changes_nothing() {
     let temp = temp.path().canonicalize().unwrap();
     again("a_change_of_the_working_directory_changes_nothing", &temp, "CHILD");
     assert_eq!(checkpoints(temp.join("one/run")).unwrap().len(), 2);
+}
+
+#[test]
+fn a_handle_means_what_its_path_meant_when_it_was_made() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        for name in ["one", "two"] {
+            fs::create_dir(dir.join(name)).unwrap();
+        }
+        std::env::set_current_dir(dir.join("one")).unwrap();
+        let beside = CheckpointDirectory::new("run");
+        let mut watcher = CheckpointWatcher::new("run").timeout(Duration::ZERO);
+        std::env::set_current_dir(dir.join("two")).unwrap();
+        assert!(watcher.next().is_none());
+        for (name, step) in [("one", 1), ("two", 2)] {
+            let run = Run::new();
+            let mut manager = run.builder(&dir.join(name).join("run")).open().unwrap();
+            run.save(&mut manager, step).unwrap();
+            manager.close().unwrap();
+        }
+        assert_eq!(beside.latest().unwrap().unwrap().step, Some(1));
+        assert_eq!(watcher.next().unwrap().unwrap().step, Some(1));
+        println!("as at first");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let text = again("a_handle_means_what_its_path_meant_when_it_was_made", dir.path(), "CHILD");
+    assert!(text.contains("as at first"), "{text}");
+}
+
+#[test]
+fn a_handle_and_a_watcher_go_to_the_directory_that_takes_the_place_of_theirs() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("run");
+    let save = |step: u64| -> Outcome {
+        let run = Run::new();
+        let mut manager = run.builder(&path).open()?;
+        run.save(&mut manager, step)?;
+        Ok(manager.close()?)
+    };
+    save(1)?;
+    let beside = CheckpointDirectory::new(&path);
+    let watcher = CheckpointWatcher::new(&path).each().poll(Duration::from_millis(2));
+    let mut watcher = watcher.timeout(Duration::from_millis(50));
+    let mut next = || watcher.next().transpose().map(|found| found.and_then(|found| found.step));
+    beside.pin("ckpt-1", "first", "")?;
+    assert_eq!((next()?, next()?), (Some(1), None));
+    fs::rename(&path, dir.path().join("old"))?;
+    assert_eq!((next()?, beside.checkpoints()?.len()), (None, 0));
+    assert!(beside.pin("ckpt-1", "second", "").unwrap_err().is_not_found());
+    assert!(!dir.path().join("old/ckpt-1/mark-pin-second.json").exists());
+    save(2)?;
+    assert_eq!((next()?, next()?), (Some(2), None));
+    beside.add_metrics("ckpt-2", [("loss", 0.5)])?;
+    assert_eq!(beside.latest()?.map(|info| info.metrics["loss"]), Some(0.5));
+    // The new one of the same names.
+    fs::remove_dir_all(&path)?;
+    save(2)?;
+    assert_eq!(next()?, Some(2));
+    assert!(beside.latest()?.ok_or("none")?.metrics.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_watcher_whose_polls_fail_waits_between_them_and_ends() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("run");
+    fs::write(&path, "not a directory")?;
+    let watcher = CheckpointWatcher::new(&path).poll(Duration::from_millis(20)).timeout(Duration::from_millis(100));
+    let errors = watcher.map(|found| assert!(found.is_err())).count();
+    assert!((1..=7).contains(&errors), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn what_removes_makes_nothing_and_leaves_no_link_that_leads_nowhere() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mistyped = CheckpointDirectory::new(dir.path().join("rnu"));
+    assert!(mistyped.delete("ckpt-1").unwrap_err().is_not_found());
+    let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Latest(1))];
+    assert!(mistyped.prune(&policies).unwrap_err().is_not_found());
+    assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    for step in 1..=4 {
+        run.save(&mut manager, step)?;
+    }
+    manager.close()?;
+    for (target, link) in [("ckpt-2", "latest"), ("ckpt-1", "best"), ("ckpt-3", "good"), ("elsewhere", "other")] {
+        symlink(target, dir.path().join(link))?;
+    }
+    let links = || ["latest", "best", "good", "other"].map(|link| fs::symlink_metadata(dir.path().join(link)).is_ok());
+    let beside = CheckpointDirectory::new(dir.path());
+    beside.pin("ckpt-2", "keep", "")?;
+    assert!(matches!(beside.delete("ckpt-2"), Err(Error::Pinned { .. })));
+    assert_eq!(links(), [true; 4]);
+    beside.unpin("ckpt-2", "keep")?;
+    beside.delete("ckpt-2")?;
+    assert_eq!(links(), [false, true, true, true]);
+    beside.pin("ckpt-3", "keep", "")?;
+    assert_eq!(beside.prune(&policies)?.removed.len(), 1);
+    assert_eq!(links(), [false, false, true, true]);
+    Ok(())
+}
+
+#[test]
+fn a_description_means_that_checkpoint_and_not_its_name() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let builder = run.builder(dir.path());
+        let mut manager = if background { builder.background(Background::new()) } else { builder }.open()?;
+        run.save(&mut manager, 5)?;
+        manager.wait()?;
+        let beside = CheckpointDirectory::new(dir.path());
+        let found = beside.latest()?.ok_or("none")?;
+        beside.add_metrics(&found, [("loss", 0.5), ("accuracy", 0.5)])?;
+        manager.pin(&found, "first", "")?;
+        assert!(manager.unpin(&found, "first")?);
+        // The state of that step is saved anew.
+        run.set(6);
+        manager.save_at(5)?;
+        manager.wait()?;
+        let gone = |result: Result<(), Error>| assert!(matches!(result, Err(Error::Removed { .. })), "{result:?}");
+        gone(beside.add_metrics(&found, [("loss", 0.1)]));
+        gone(beside.annotate(&found, "by", "the evaluator"));
+        gone(beside.pin(&found, "best", ""));
+        gone(beside.unpin(&found, "best").map(drop));
+        gone(beside.get(&found).map(drop));
+        gone(beside.metadata::<String>(&found, "none").map(drop));
+        gone(manager.add_metrics(&found, [("loss", 0.1)]));
+        gone(manager.pin(&found, "best", ""));
+        manager.close()?;
+        gone(beside.delete(&found));
+        let now = beside.get("ckpt-5")?;
+        assert!(now.metrics.is_empty() && now.pins.is_empty() && now.notes.is_empty());
+        beside.delete(&now)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -312,6 +455,36 @@ fn a_file_that_others_could_read_is_not_reused() -> Outcome {
         let mode = |name: &str| fs::metadata(file(name)).unwrap().mode();
         assert_eq!(mode("weights.safetensors"), mode("manifest.json"));
         fs::set_permissions(file("weights.safetensors"), fs::Permissions::from_mode(0o666))?;
+    }
+    Ok(())
+}
+
+/// An access control list with one more user, as the system stores it.
+fn acl(user: u32) -> Vec<u8> {
+    let entry =
+        |tag: u16, rights: u16, id: u32| [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat();
+    let none = u32::MAX;
+    let entries = [entry(1, 6, none), entry(2, 4, user), entry(4, 4, none), entry(16, 4, none), entry(32, 0, none)];
+    [&2u32.to_le_bytes()[..], &entries.concat()].concat()
+}
+
+#[test]
+fn a_file_with_other_rights_under_the_same_mode_is_not_reused() -> Outcome {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    let dir = tempfile::tempdir()?;
+    if setxattr(dir.path(), "system.posix_acl_default", &acl(4321), XattrFlags::empty()).is_err() {
+        println!("SKIPPED: no access control lists on this file system");
+        return Ok(());
+    }
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    for step in 1..=8 {
+        run.save(&mut manager, step)?;
+        let file = dir.path().join(format!("ckpt-{step}/weights.safetensors"));
+        let mut list = vec![0; 4096];
+        let length = getxattr(&file, "system.posix_acl_access", &mut list[..])?;
+        assert!(list[..length] == acl(4321), "step {step}");
+        setxattr(&file, "system.posix_acl_access", &acl(1234), XattrFlags::empty())?;
     }
     Ok(())
 }

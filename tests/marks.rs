@@ -313,6 +313,40 @@ fn prune_asks_the_policies_and_leaves_pins_alone() -> Outcome {
 }
 
 #[test]
+fn one_that_has_lost_files_does_not_stop_the_rotation() -> Outcome {
+    for pinned in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let step = Counter::new(0);
+        let weights = Memory::seeded(1000, 1);
+        let checkpoint = Checkpoint::new().track("weights", &weights)?.track("step", &step)?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(2);
+        let mut manager = builder.keep(Best::new("loss", Goal::Minimize, 1)).open()?;
+        let save = |manager: &mut CheckpointManager| {
+            weights.bytes()[0] += 1;
+            let step = step.increment();
+            manager.save_with_metrics(step, [("loss", step as f64)]).map(drop)
+        };
+        save(&mut manager)?;
+        if pinned {
+            manager.pin("ckpt-1", "keep", "the first")?;
+        }
+        fs::remove_file(dir.path().join("ckpt-1/weights.safetensors"))?;
+        for _ in 0..8 {
+            save(&mut manager)?;
+        }
+        // The best of those that are whole takes its place.
+        assert_eq!(steps_in(dir.path())?, [2, 8, 9]);
+        assert!(!dir.path().join("ckpt-1").exists());
+        let aside = CheckpointDirectory::new(dir.path()).list()?.moved_aside;
+        assert_eq!(aside.len(), 1);
+        assert_eq!(aside[0].join("mark-pin-keep.json").exists(), pinned);
+        assert!(manager.explain().iter().any(|explanation| aside[0].ends_with(&explanation.checkpoint.name)));
+        manager.close()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn nothing_is_pruned_while_one_that_stays_has_lost_files() -> Outcome {
     let dir = tempfile::tempdir()?;
     let weights = Memory::seeded(1000, 1);

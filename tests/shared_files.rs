@@ -60,6 +60,26 @@ fn at_least_two_of_those_kept_never_share_a_file() -> Outcome {
 }
 
 #[test]
+fn those_that_were_removed_by_hand_do_not_count_as_other_files() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut manager = manager(dir.path(), 100, Some(4), &Counter::new(0))?;
+    for step in 1..=4 {
+        manager.save_at(step)?;
+    }
+    // Only those that have the file of the newest are left.
+    let newest = fs::metadata(file(dir.path(), 4))?.ino();
+    for step in 1..=4 {
+        if fs::metadata(file(dir.path(), step))?.ino() != newest {
+            fs::remove_dir_all(dir.path().join(format!("ckpt-{step}")))?;
+        }
+    }
+    manager.save_at(5)?;
+    let found: BTreeSet<u64> = inodes(&manager).into_iter().collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    Ok(())
+}
+
+#[test]
 fn damage_to_one_is_not_inherited_by_the_next() -> Outcome {
     let dir = tempfile::tempdir()?;
     let step = Counter::new(0);

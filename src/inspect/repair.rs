@@ -177,7 +177,10 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
 
 fn open(path: &Location) -> Result<Directory> {
     let reason = match place(path)? {
-        Place::Directory(_) => return Directory::new(&Posix::default(), path, &OpenOptions::default()),
+        Place::Directory(_) => {
+            let options = OpenOptions { lenient: true, ..OpenOptions::default() };
+            return Directory::new(&Posix::default(), path, &options);
+        }
         Place::Foreign(_) => "is a checkpoint of another tool, not a directory of checkpoints",
         Place::Checkpoint | Place::LostManifest => {
             "is a checkpoint, not a directory of checkpoints; `salvage` writes what is intact of it \

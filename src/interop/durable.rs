@@ -4,7 +4,7 @@
 use super::zip::Sink;
 use crate::error::{Error, Result};
 use crate::location::Location;
-use crate::repository::nonce;
+use crate::repository::{cannot_sync, no_promise, nonce};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -92,8 +92,15 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Makes the names in a directory durable. Where the file system cannot do that, nothing more can be done.
 fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(|e| Error::io("sync", path, e))
+    match File::open(path).and_then(|directory| directory.sync_all()) {
+        Err(e) if cannot_sync(&e) => {
+            no_promise(path, &e);
+            Ok(())
+        }
+        synced => synced.map_err(|e| Error::io("sync", path, e)),
+    }
 }
 
 /// A new directory that is filled under a temporary name next to its final place.

@@ -1,7 +1,7 @@
 //! `CheckpointDirectory`: a directory of checkpoints without a model.
 
+use super::checkpoint_ref::CheckpointRef;
 use super::listing::{Listing, list};
-use super::marks::name_of;
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
 use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, write_mark};
 use crate::error::{Error, Result};
@@ -13,14 +13,22 @@ use crate::save::Held;
 use crate::sync::Arc;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::io::ErrorKind;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A directory of checkpoints, opened without a model and without libtorch.
 ///
 /// Reads take no lock, and neither do pins, notes and metrics, which can be written while a training process runs. Only
 /// [`prune`](CheckpointDirectory::prune) and [`delete`](CheckpointDirectory::delete) take the writer's lock.
 ///
-/// A checkpoint is given by the name of its directory or by a path, of which only the last component is used.
+/// What this changes is durable when a call returns, where the file system can sync directories. Where it cannot, which
+/// a manager has to be told ([`Durability::ProcessCrash`](crate::Durability::ProcessCrash)), a warning is logged.
+///
+/// A checkpoint is given by the name of its directory, by a path, of which only the last component is used, or by a
+/// description, which stands for that checkpoint even if another one takes its name; see [`CheckpointRef`].
+///
+/// A relative path is that of the working directory when this is created. Every call works on the directory that the path
+/// leads to then: if the directory was removed, or moved away and made anew, it is the new one.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,10 +43,10 @@ use std::sync::OnceLock;
 /// // An evaluator, in another process than the training:
 /// let checkpoints = CheckpointDirectory::new(&dir);
 /// for (checkpoint, accuracy) in checkpoints.checkpoints()?.iter().zip([0.9, 0.8]) {
-///     checkpoints.add_metrics(&checkpoint.name, [("accuracy", accuracy)])?;
+///     checkpoints.add_metrics(checkpoint, [("accuracy", accuracy)])?;
 /// }
 /// let best = checkpoints.best("accuracy", Goal::Maximize)?.ok_or("none was evaluated")?;
-/// checkpoints.pin(&best.name, "release", "evaluated and chosen")?;
+/// checkpoints.pin(&best, "release", "evaluated and chosen")?;
 /// assert_eq!(best.name, "ckpt-1");
 /// # Ok(())
 /// # }
@@ -47,9 +55,12 @@ use std::sync::OnceLock;
 pub struct CheckpointDirectory {
     storage: Arc<dyn Storage>,
     location: Location,
+    /// The location independent of the working directory, if the storage knows it.
+    absolute: Option<Location>,
     options: OpenOptions,
     pub(super) components: BTreeMap<String, usize>,
-    directory: OnceLock<Directory>,
+    /// The directory that the path led to at the last call.
+    directory: Arc<Mutex<Option<Directory>>>,
 }
 
 impl CheckpointDirectory {
@@ -61,13 +72,24 @@ impl CheckpointDirectory {
 
     /// Creates a handle to the directory at `location` in `storage`.
     pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
-        CheckpointDirectory {
+        let location = location.into();
+        let made = CheckpointDirectory {
+            absolute: storage.absolute(&location).ok(),
             storage,
-            location: location.into(),
-            options: OpenOptions::default(),
+            location,
+            options: OpenOptions { lenient: true, ..OpenOptions::default() },
             components: BTreeMap::new(),
-            directory: OnceLock::new(),
-        }
+            directory: Arc::default(),
+        };
+        made.make_anew()
+    }
+
+    /// Makes the handle with the present options.
+    fn make_anew(mut self) -> CheckpointDirectory {
+        // A location that the storage does not serve is an error of the first call.
+        let directory = Directory::new(&*self.storage, &self.location, &self.options).ok();
+        self.directory = Arc::new(Mutex::new(directory));
+        self
     }
 
     /// Takes no lock when removing checkpoints, for file systems without locks. Make sure by other means that no other
@@ -75,8 +97,7 @@ impl CheckpointDirectory {
     #[must_use]
     pub fn without_lock(mut self) -> CheckpointDirectory {
         self.options.lock = false;
-        self.directory = OnceLock::new();
-        self
+        self.make_anew()
     }
 
     pub(super) fn location(&self) -> &Location {
@@ -111,13 +132,32 @@ impl CheckpointDirectory {
         self
     }
 
-    pub(super) fn directory(&self) -> Result<&Directory> {
-        match self.directory.get() {
-            Some(directory) => Ok(directory),
-            None => {
-                let directory = Directory::new(&*self.storage, &self.location, &self.options)?;
-                Ok(self.directory.get_or_init(|| directory))
+    fn current(&self) -> MutexGuard<'_, Option<Directory>> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the directory that the path leads to now.
+    pub(super) fn directory(&self) -> Result<Directory> {
+        let last = self.current().clone();
+        // Another process took over the handle, or another directory the path.
+        if let Some(last) = last.filter(|last| !matches!(last.check(), Err(Error::Moved { .. }))) {
+            return Ok(last);
+        }
+        let is_the_same = self.storage.absolute(&self.location).ok() == self.absolute;
+        let path = self.absolute.as_ref().filter(|_| !is_the_same).unwrap_or(&self.location);
+        let directory = Directory::new(&*self.storage, path, &self.options)?;
+        Ok(self.current().insert(directory).clone())
+    }
+
+    /// Like [`directory`](CheckpointDirectory::directory), if it exists. Taking the lock would create it.
+    pub(super) fn existing(&self) -> Result<Directory> {
+        let directory = self.directory()?;
+        match directory.dir() {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                Err(Error::not_found(directory.root(), "there is no such directory"))
             }
+            Err(error) => Err(error),
+            Ok(_) => Ok(directory),
         }
     }
 
@@ -126,7 +166,7 @@ impl CheckpointDirectory {
     /// # Errors
     /// As for [`list_checkpoints`](crate::list_checkpoints).
     pub fn list(&self) -> Result<Listing> {
-        list(self.directory()?)
+        list(&self.directory()?)
     }
 
     /// Returns the checkpoints that are valid, judging by manifests and file sizes, the newest last.
@@ -156,7 +196,7 @@ impl CheckpointDirectory {
 
     fn found_changed(&self, looks: &mut Looks) -> Result<(Catalog, Vec<Found>)> {
         let directory = self.directory()?;
-        let mut catalog = Catalog::of_changed(directory, directory.scan()?, looks);
+        let mut catalog = Catalog::of_changed(&directory, directory.scan()?, looks);
         let (found, undecided) = catalog.ordered();
         for list in [&mut catalog.damaged, &mut catalog.unreachable] {
             if let Some(at) = list.iter().position(|(_, error)| !error.is_damage()) {
@@ -193,11 +233,14 @@ impl CheckpointDirectory {
     /// Returns a description of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none of that name; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
-    pub fn get(&self, checkpoint: impl Into<Location>) -> Result<CheckpointInfo> {
-        let directory = self.directory()?;
-        let name = &*name_of(checkpoint)?;
-        Ok(CheckpointInfo::from(&catalog::look(directory, name)?))
+    /// [`Error::NotFound`] if there is none of that name; [`Error::Removed`] if another one has the name of the described
+    /// one; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
+    pub fn get(&self, checkpoint: impl Into<CheckpointRef>) -> Result<CheckpointInfo> {
+        let (directory, checkpoint) = (self.existing()?, checkpoint.into());
+        let name = &*checkpoint.name()?;
+        let found = catalog::look(&directory, name)?;
+        checkpoint.must_be(&directory, name, &found.id())?;
+        Ok(CheckpointInfo::from(&found))
     }
 
     /// Returns the metadata `name` of a checkpoint ([`Checkpoint::metadata`](crate::Checkpoint::metadata)), if there is
@@ -205,8 +248,11 @@ impl CheckpointDirectory {
     ///
     /// # Errors
     /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] if it does not fit the type.
-    pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl Into<Location>, name: &str) -> Result<Option<T>> {
-        let manifest = self.directory()?.manifest(&name_of(checkpoint)?)?;
+    pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl Into<CheckpointRef>, name: &str) -> Result<Option<T>> {
+        let (directory, checkpoint) = (self.existing()?, checkpoint.into());
+        let dir_name = &*checkpoint.name()?;
+        let manifest = directory.manifest(dir_name)?;
+        checkpoint.must_be(&directory, dir_name, &manifest.id())?;
         let value = manifest.metadata.get(name).map(graph::decode);
         value.transpose().map_err(|reason| Error::object(name, reason))
     }
@@ -246,23 +292,40 @@ impl CheckpointDirectory {
         Ok(decided)
     }
 
-    /// Removes one checkpoint, even if it is permanent. Takes the writer's lock.
+    /// Removes one checkpoint, even if it is permanent, and links to it such as `latest`. Takes the writer's lock.
     ///
     /// # Errors
     /// [`Error::Pinned`] if it is pinned; [`Error::Locked`] while a manager writes into the directory;
-    /// [`Error::NotFound`], [`Error::Damaged`], [`Error::Io`].
-    pub fn delete(&self, checkpoint: impl Into<Location>) -> Result<()> {
-        let directory = self.directory()?;
-        let name = &*name_of(checkpoint)?;
+    /// [`Error::NotFound`], [`Error::Removed`], [`Error::Damaged`], [`Error::Io`].
+    pub fn delete(&self, checkpoint: impl Into<CheckpointRef>) -> Result<()> {
+        let (directory, checkpoint) = (&self.existing()?, checkpoint.into());
+        let name = &*checkpoint.name()?;
         let held = Held::take(directory)?;
         let found = catalog::look(directory, name)?;
         let id = found.id();
+        checkpoint.must_be(directory, name, &id)?;
+        if !found.pins.is_empty() {
+            return Err(Error::Pinned { path: directory.path(name), pins: found.pins.into_keys().collect() });
+        }
+        CheckpointDirectory::drop_links(directory, &[name])?;
         let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id, directory.rules()).pins.is_empty();
         if !directory.remove(name, &id, &is_pinned)? {
             let pins = catalog::look(directory, name)?.pins.into_keys().collect();
             return Err(Error::Pinned { path: directory.path(name), pins });
         }
         CheckpointDirectory::tidy_index(directory, &held);
+        Ok(())
+    }
+
+    /// Removes the links to these checkpoints, before they are removed. Links with names of checkpoints are not ours.
+    pub(super) fn drop_links(directory: &Directory, names: &[&str]) -> Result<()> {
+        for link in directory.scan()?.links.iter().filter(|link| numbered(link).is_none()) {
+            match directory.put_link(link, None, &|target| names.contains(&target)) {
+                // It leads elsewhere.
+                Err(Error::AlreadyExists { .. }) => {}
+                dropped => dropped?,
+            }
+        }
         Ok(())
     }
 
@@ -282,7 +345,12 @@ impl CheckpointDirectory {
     /// # Errors
     /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed meanwhile;
     /// [`Error::Io`].
-    pub fn pin(&self, checkpoint: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+    pub fn pin(
+        &self,
+        checkpoint: impl Into<CheckpointRef>,
+        name: impl Into<String>,
+        note: impl Into<String>,
+    ) -> Result<()> {
         self.mark(&checkpoint.into(), MarkKind::Pin { name: name.into(), note: note.into() })
     }
 
@@ -290,11 +358,11 @@ impl CheckpointDirectory {
     ///
     /// # Errors
     /// As for [`pin`](CheckpointDirectory::pin).
-    pub fn unpin(&self, checkpoint: impl Into<Location>, name: impl Into<String>) -> Result<bool> {
-        let directory = self.directory()?;
-        let checkpoint = &*name_of(checkpoint)?;
-        let id = directory.manifest(checkpoint)?.id();
-        remove_mark(directory, checkpoint, id, MarkKind::Pin { name: name.into(), note: String::new() })
+    pub fn unpin(&self, checkpoint: impl Into<CheckpointRef>, name: impl Into<String>) -> Result<bool> {
+        let (directory, checkpoint) = (self.existing()?, checkpoint.into());
+        let of = &*checkpoint.name()?;
+        let id = checkpoint.id(&directory, of)?;
+        remove_mark(&directory, of, id, MarkKind::Pin { name: name.into(), note: String::new() })
     }
 
     /// Adds a note to a checkpoint, durably. Replaces a note of the same name.
@@ -303,7 +371,7 @@ impl CheckpointDirectory {
     /// As for [`pin`](CheckpointDirectory::pin).
     pub fn annotate(
         &self,
-        checkpoint: impl Into<Location>,
+        checkpoint: impl Into<CheckpointRef>,
         name: impl Into<String>,
         text: impl Into<String>,
     ) -> Result<()> {
@@ -317,17 +385,21 @@ impl CheckpointDirectory {
     /// As for [`pin`](CheckpointDirectory::pin).
     pub fn add_metrics<N: Into<String>>(
         &self,
-        checkpoint: impl Into<Location>,
+        checkpoint: impl Into<CheckpointRef>,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<()> {
-        let checkpoint = &checkpoint.into();
-        let mut kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
-        kinds.try_for_each(|kind| self.mark(checkpoint, kind))
+        let kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
+        self.mark_all(&checkpoint.into(), kinds)
     }
 
-    fn mark(&self, checkpoint: &Location, kind: MarkKind) -> Result<()> {
-        let directory = self.directory()?;
-        let name = &*name_of(checkpoint)?;
-        write_mark(directory, name, directory.manifest(name)?.id(), kind)
+    fn mark(&self, checkpoint: &CheckpointRef, kind: MarkKind) -> Result<()> {
+        self.mark_all(checkpoint, [kind])
+    }
+
+    fn mark_all(&self, checkpoint: &CheckpointRef, kinds: impl IntoIterator<Item = MarkKind>) -> Result<()> {
+        let directory = self.existing()?;
+        let name = &*checkpoint.name()?;
+        let id = checkpoint.id(&directory, name)?;
+        kinds.into_iter().try_for_each(|kind| write_mark(&directory, name, id.clone(), kind))
     }
 }

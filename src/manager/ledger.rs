@@ -180,10 +180,14 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// Returns the checkpoints that stay when `next` is saved, each with the components that it lacks then.
-    pub(super) fn beside(&self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
+    /// Returns the checkpoints that stay when `next` is saved, each with the components that it lacks then. Those that
+    /// were removed by hand do not count.
+    pub(super) fn beside(&mut self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
         let (name, now) = (next.name.clone(), next.saved_at);
-        let mut all = infos(self.known.iter().filter(|found| found.entry.name != name));
+        let mut seen = std::mem::take(&mut self.seen);
+        let others = self.known.iter().filter(|found| found.entry.name != name);
+        let mut all = infos(others.filter(|found| seen.is_there(&self.directory, found)));
+        self.seen = seen;
         all.push(self.retention.with_components(next));
         let explanations = self.retention.explain(&all, self.restored.as_ref(), now).into_iter();
         let stay = explanations.filter(|explanation| explanation.is_kept() && explanation.checkpoint.name != name);

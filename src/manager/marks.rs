@@ -1,16 +1,17 @@
 //! Marks that are added to a checkpoint after its save: metrics, pins, notes.
 
+use super::checkpoint_ref::CheckpointRef;
 use super::{CheckpointManager, commit, links};
 use crate::callback;
 use crate::catalog::{Marks, remove_mark, write_mark};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Follows, Mark, MarkKind};
-use crate::location::Location;
 use crate::sync::PoisonError;
 
 impl CheckpointManager {
     /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last
-    /// component of `path` is used. They can be NaN or infinite. Policies use them from the next save on.
+    /// component of a path is used; a description stands for that checkpoint even if another one takes its name
+    /// ([`CheckpointRef`]). They can be NaN or infinite. Policies use them from the next save on.
     ///
     /// A checkpoint that is still being written in the background gets them when it is durable. If that fails, the next
     /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`].
@@ -33,7 +34,7 @@ impl CheckpointManager {
     /// [`Error::Io`].
     pub fn add_metrics<N: Into<String>>(
         &mut self,
-        path: impl Into<Location>,
+        path: impl Into<CheckpointRef>,
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<()> {
         let kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
@@ -44,7 +45,12 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
-    pub fn pin(&mut self, path: impl Into<Location>, name: impl Into<String>, note: impl Into<String>) -> Result<()> {
+    pub fn pin(
+        &mut self,
+        path: impl Into<CheckpointRef>,
+        name: impl Into<String>,
+        note: impl Into<String>,
+    ) -> Result<()> {
         self.mark(&path.into(), vec![MarkKind::Pin { name: name.into(), note: note.into() }])
     }
 
@@ -52,10 +58,11 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// As for [`add_metrics`](CheckpointManager::add_metrics), and the error of the background save.
-    pub fn unpin(&mut self, path: impl Into<Location>, name: impl Into<String>) -> Result<bool> {
+    pub fn unpin(&mut self, path: impl Into<CheckpointRef>, name: impl Into<String>) -> Result<bool> {
         self.settle()?;
-        let checkpoint = &name_of(path)?;
-        let id = self.directory.manifest(checkpoint)?.id();
+        let path = path.into();
+        let checkpoint = &path.name()?;
+        let id = path.id(&self.directory, checkpoint)?;
         let pin = MarkKind::Pin { name: name.into(), note: String::new() };
         let was_pinned = remove_mark(&self.directory, checkpoint, id, pin)?;
         self.look_at_marks(checkpoint);
@@ -68,20 +75,21 @@ impl CheckpointManager {
     /// As for [`add_metrics`](CheckpointManager::add_metrics).
     pub fn annotate(
         &mut self,
-        path: impl Into<Location>,
+        path: impl Into<CheckpointRef>,
         name: impl Into<String>,
         text: impl Into<String>,
     ) -> Result<()> {
         self.mark(&path.into(), vec![MarkKind::Note { name: name.into(), text: text.into() }])
     }
 
-    fn mark(&mut self, path: &Location, kinds: Vec<MarkKind>) -> Result<()> {
+    fn mark(&mut self, path: &CheckpointRef, kinds: Vec<MarkKind>) -> Result<()> {
         callback::refuse()?;
-        let name = &*name_of(path)?;
+        let name = &*path.name()?;
         if kinds.is_empty() {
             return Ok(());
         }
-        if let Some((_, early)) = self.early.as_ref().filter(|(in_flight, _)| in_flight == name) {
+        let is_in_flight = |in_flight: &str| in_flight == name && path.may_be(self.head.as_ref());
+        if let Some((_, early)) = self.early.as_ref().filter(|(in_flight, _)| is_in_flight(in_flight)) {
             let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(waiting) = early.as_mut() {
                 // Those that no file can represent are refused now.
@@ -91,7 +99,7 @@ impl CheckpointManager {
                 return Ok(());
             }
         }
-        let id = self.directory.manifest(name)?.id();
+        let id = path.id(&self.directory, name)?;
         for kind in kinds {
             write_mark(&self.directory, name, id.clone(), kind)?;
         }
@@ -122,12 +130,4 @@ impl CheckpointManager {
         drop(ledger);
         links::update(&self.ledger, &self.directory);
     }
-}
-
-/// Returns the checkpoint's name in its directory.
-pub(super) fn name_of(path: impl Into<Location>) -> Result<String> {
-    let path = path.into();
-    let name =
-        path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')).map(str::to_string);
-    name.ok_or_else(|| Error::InvalidArgument(format!("{path} does not end in the name of a checkpoint")))
 }

@@ -2,6 +2,7 @@
 
 mod background;
 mod builder;
+mod checkpoint_ref;
 mod commit;
 mod directory;
 mod failures;
@@ -28,6 +29,7 @@ mod why;
 
 pub use background::{Background, WhenBusy};
 pub use builder::CheckpointManagerBuilder;
+pub use checkpoint_ref::CheckpointRef;
 pub use directory::CheckpointDirectory;
 pub use failures::{OnNoSpace, OnSaveError, OnUnhealthy};
 pub use listing::{ListedCheckpoint, Listing, checkpoints, latest_checkpoint, list_checkpoints};

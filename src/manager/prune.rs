@@ -62,14 +62,14 @@ impl CheckpointDirectory {
     }
 
     /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain), and the
-    /// components that the kept ones lose. Takes the writer's lock. If a kept checkpoint has lost files, nothing is
+    /// components that the kept ones lose, and links to what is removed, such as `best`. Takes the writer's lock. If a kept checkpoint has lost files, nothing is
     /// removed.
     ///
     /// # Errors
-    /// [`Error::Locked`] while a manager writes into the directory; [`Error::Damaged`] if a kept checkpoint has lost
+    /// [`Error::NotFound`] if there is no such directory; [`Error::Locked`] while a manager writes into it; [`Error::Damaged`] if a kept checkpoint has lost
     /// files; as for [`explain`](CheckpointDirectory::explain).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
-        let directory = self.directory()?;
+        let directory = &self.existing()?;
         let held = Held::take(directory)?;
         let (stay, go): (Vec<_>, Vec<_>) =
             self.decide(policies)?.into_iter().partition(|(_, explanation)| explanation.is_kept());
@@ -88,6 +88,8 @@ impl CheckpointDirectory {
             sync_marks(directory, kept.iter_mut())?;
         }
         thinning::mark(directory, &mut kept, &thin);
+        let names: Vec<&str> = go.iter().map(|(found, _)| found.entry.name.as_str()).collect();
+        CheckpointDirectory::drop_links(directory, &names)?;
         for (found, _) in go {
             let (name, id) = (found.entry.name.clone(), found.id());
             let path = directory.path(&name);

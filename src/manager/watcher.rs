@@ -19,7 +19,11 @@ use std::time::{Duration, Instant};
 /// finite are yielded like any other: see [`CheckpointInfo::is_healthy`].
 ///
 /// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
-/// [`Error::Removed`], or succeeds, because it reads through the open directory. Continue with the next one.
+/// [`Error::Removed`], or succeeds, because it reads through the open directory. Continue with the next one. Metrics and
+/// pins that are given with `&checkpoint` reach that checkpoint or fail, even if the training has saved another one under
+/// its name ([`CheckpointRef`](crate::CheckpointRef)).
+///
+/// If the directory is removed, or moved away and made anew, the new one is watched.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -33,7 +37,7 @@ use std::time::{Duration, Instant};
 /// for checkpoint in CheckpointWatcher::new(&dir).timeout(Duration::from_millis(10)) {
 ///     let checkpoint = checkpoint?;
 ///     // Restore `dir.join(&checkpoint.name)`, evaluate, and note the result:
-///     checkpoints.add_metrics(&checkpoint.name, [("accuracy", 0.9)])?;
+///     checkpoints.add_metrics(&checkpoint, [("accuracy", 0.9)])?;
 /// }
 /// # assert_eq!(checkpoints.latest()?.map(|info| info.metrics["accuracy"]), Some(0.9));
 /// # Ok(())
@@ -54,6 +58,10 @@ pub struct CheckpointWatcher {
     unchanged: Option<Stat>,
     /// When the last one was yielded.
     last: Option<Instant>,
+    /// Since when there is none, over polls that failed.
+    waits_since: Option<Instant>,
+    /// Whether the last poll failed.
+    has_failed: bool,
 }
 
 impl fmt::Debug for CheckpointWatcher {
@@ -103,6 +111,8 @@ impl CheckpointWatcher {
             looks: Looks::default(),
             unchanged: None,
             last: None,
+            waits_since: None,
+            has_failed: false,
         }
     }
 
@@ -166,7 +176,8 @@ impl CheckpointWatcher {
     }
 }
 
-/// An error means that a poll failed; the next call polls again.
+/// An error means that a poll failed; the next call polls again, after the interval. Time in which polls fail counts for the
+/// timeout.
 impl Iterator for CheckpointWatcher {
     type Item = Result<CheckpointInfo>;
 
@@ -174,25 +185,33 @@ impl Iterator for CheckpointWatcher {
         if let Some(last) = self.last {
             std::thread::sleep(self.min_interval.saturating_sub(last.elapsed()));
         }
-        let began = Instant::now();
+        let began = *self.waits_since.get_or_insert_with(Instant::now);
+        let mut has_polled = std::mem::take(&mut self.has_failed);
         loop {
+            if has_polled {
+                let left = self.timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+                if left == Some(Duration::ZERO) {
+                    self.waits_since = None;
+                    return None;
+                }
+                std::thread::sleep(left.map_or(self.poll, |left| left.min(self.poll)));
+            }
             if self.stop.as_mut().is_some_and(|stop| stop()) {
+                self.waits_since = None;
                 return None;
             }
             match self.look() {
                 Ok(Some(info)) => {
                     self.yielded.insert((info.name.clone(), info.id.clone()));
-                    self.last = Some(Instant::now());
+                    (self.last, self.waits_since) = (Some(Instant::now()), None);
                     return Some(Ok(info));
                 }
-                Ok(None) => {}
-                Err(error) => return Some(Err(error)),
+                Ok(None) => has_polled = true,
+                Err(error) => {
+                    self.has_failed = true;
+                    return Some(Err(error));
+                }
             }
-            let left = self.timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
-            if left == Some(Duration::ZERO) {
-                return None;
-            }
-            std::thread::sleep(left.map_or(self.poll, |left| left.min(self.poll)));
         }
     }
 }

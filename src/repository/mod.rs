@@ -54,9 +54,9 @@ pub use memory::Memory;
 pub use names::{Aside, before_aside};
 pub(crate) use names::{MANIFEST, TRASH, checkpoint_name, nonce, parent_of};
 pub use posix::Posix;
-pub(crate) use posix::path_of;
 #[doc(hidden)]
 pub use posix::{Dir, Disk, LocalDisk, LockFile, WriteFile, hold_lease};
+pub(crate) use posix::{cannot_sync, no_promise, path_of};
 pub(crate) use reading::{Thinned, checkpoint_failed, link_met, marks_in, open_failed, read_manifest, thinned_in};
 
 use crate::error::{Error, Result};
@@ -130,11 +130,15 @@ pub struct OpenOptions {
     pub lock: bool,
     /// Whether the next save overwrites the files of removed checkpoints.
     pub recycle: bool,
+    /// Whether it is a warning instead of an error that the file system cannot sync what is to be durable. For marks,
+    /// removals and repairs; a save that is not durable is an error unless
+    /// [`Durability::ProcessCrash`] was chosen.
+    pub lenient: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { durability: Durability::default(), lock: true, recycle: false }
+        OpenOptions { durability: Durability::default(), lock: true, recycle: false, lenient: false }
     }
 }
 

@@ -136,7 +136,7 @@ impl SaveOptions {
 
     /// Returns how the directory of checkpoints is opened.
     pub(crate) fn open_options(&self) -> OpenOptions {
-        OpenOptions { durability: self.durability, lock: self.lock, recycle: false }
+        OpenOptions { durability: self.durability, lock: self.lock, ..OpenOptions::default() }
     }
 
     /// Returns how the bytes are divided.

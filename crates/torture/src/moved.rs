@@ -8,6 +8,7 @@ use super::sim::SimDisk;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::Arc;
+use tch_checkpoint::CheckpointDirectory;
 use tch_checkpoint::CheckpointManager;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Error;
@@ -105,6 +106,36 @@ fn each_lack_of_the_file_system_has_a_remedy_that_is_named_and_works() {
         let (error, remedied) = with(Only::Syncs, errno, |options| options.durability(Durability::ProcessCrash));
         assert!(error.contains("Durability::ProcessCrash"), "{error}");
         remedied.unwrap();
+    }
+}
+
+#[test]
+fn pins_and_removals_need_no_sync_where_there_is_none() {
+    for errno in [Errno::NOTSUP, Errno::INVAL, Errno::IO] {
+        let setup = Setup::default();
+        let disk = SimDisk::new(empty_disk(&setup), 0);
+        let run = Run::new(&setup);
+        let mut manager = run.open(Arc::new(disk.clone()), Path::new(ROOT)).unwrap();
+        for step in 1..=3 {
+            run.set(step);
+            manager.save_at(step).unwrap();
+        }
+        drop(manager);
+        let plan = Plan::of(Only::Syncs, Fault::Errno(errno.raw_os_error()), &[0], true);
+        let shared: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan));
+        let storage = Arc::new(tch_checkpoint::repository::Posix::new(shared));
+        let beside = CheckpointDirectory::in_storage(storage, ROOT);
+        let newest = beside.latest().unwrap().unwrap();
+        let all = beside.pin(&newest, "keep", "").and_then(|()| beside.add_metrics(&newest, [("loss", 0.5)]));
+        let all = all.and_then(|()| beside.unpin(&newest, "keep")).and_then(|_| beside.delete(&newest));
+        match errno {
+            // That is no lack, but an error.
+            Errno::IO => assert!(matches!(all, Err(Error::Io { .. })), "{all:?}"),
+            _ => {
+                all.unwrap();
+                assert!(!numbered(&disk, ROOT).contains(&newest.name));
+            }
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct PosixDirectory {
     disk: Arc<dyn Disk>,
     /// The path as results and messages show it.
     root: Location,
+    /// The path when this was made, independent of the working directory; `None` if it could not be found out.
+    absolute: Option<PathBuf>,
     options: OpenOptions,
     /// The files of removed checkpoints, which the next one overwrites. `None` if they are removed at once.
     pub(super) spares: Option<Spares>,
@@ -64,7 +66,8 @@ impl PosixDirectory {
             freed: AtomicBool::new(false),
         };
         let spares = options.recycle.then(|| Spares::new(disk.least_recycled()));
-        PosixDirectory { disk, root, options: *options, spares, shared }
+        let absolute = super::path_of(&root).ok().and_then(|path| disk.absolute(path).ok());
+        PosixDirectory { disk, root, absolute, options: *options, spares, shared }
     }
 
     pub(super) fn durability(&self) -> Durability {
@@ -76,6 +79,9 @@ impl PosixDirectory {
     }
 
     fn absolute(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.absolute {
+            return Ok(path.clone());
+        }
         self.disk
             .absolute(super::path_of(&self.root)?)
             .map_err(|e| Error::io("find out the absolute path of", &self.root, e))
@@ -138,7 +144,13 @@ impl PosixDirectory {
     pub(super) fn sync(&self, dir: &dyn Dir, path: &Path) -> Result<()> {
         match self.options.durability {
             Durability::ProcessCrash => Ok(()),
-            Durability::PowerLoss => dir.sync().map_err(|e| Error::io("sync the directory", path, e)),
+            Durability::PowerLoss => match dir.sync() {
+                Err(e) if self.options.lenient && cannot_sync(&e) => {
+                    no_promise(path, &e);
+                    Ok(())
+                }
+                synced => synced.map_err(|e| Error::io("sync the directory", path, e)),
+            },
         }
     }
 
@@ -153,7 +165,11 @@ impl PosixDirectory {
             return Ok(());
         }
         match file.sync() {
-            Err(e) if self.options.durability == Durability::ProcessCrash && cannot_sync(&e) => Ok(()),
+            Err(e)
+                if cannot_sync(&e) && (self.options.durability == Durability::ProcessCrash || self.options.lenient) =>
+            {
+                Ok(())
+            }
             result => result.map_err(|e| Error::io("sync", path, e)),
         }
     }
@@ -420,11 +436,11 @@ impl Repository for PosixDirectory {
 }
 
 /// Returns `true` if the file system has no sync for what was to be synced, rather than that it failed.
-fn cannot_sync(e: &io::Error) -> bool {
+pub(crate) fn cannot_sync(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::ROFS))
 }
 
-fn no_promise(path: &Path, e: &io::Error) {
+pub(crate) fn no_promise(path: &Path, e: &io::Error) {
     log::warn!(
         "{} cannot be synced ({e:#}): whether names in it survive a power cut cannot be promised",
         path.display()

@@ -6,6 +6,7 @@ use crate::repository::{Entry, FileId, Kind, OpenDir, PAGE, ReadFile, Stat};
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -33,6 +34,9 @@ struct LocalLock {
     file: File,
     id: FileId,
 }
+
+/// How often a file is opened that is replaced while it is being opened.
+const TRIES: usize = 100;
 
 /// The flags with which every directory and file is opened.
 const CLOSED_ON_EXEC: OFlags = OFlags::CLOEXEC;
@@ -85,8 +89,7 @@ impl LocalDir {
         Ok(File::from(rustix::fs::open(path, OFlags::RDONLY | CLOSED_ON_EXEC, Mode::empty())?))
     }
 
-    /// Returns `true` if an old file has the owner, group, mode and names of extended attributes of a new file in this
-    /// directory.
+    /// Returns `true` if an old file has the owner, group, mode and extended attributes of a new file in this directory.
     fn is_like_new(&self, file: &File) -> io::Result<bool> {
         // A file without a name, which goes when it is closed.
         let flags = OFlags::TMPFILE | OFlags::WRONLY | CLOSED_ON_EXEC;
@@ -151,21 +154,26 @@ impl OpenDir for LocalDir {
 
     fn open(&self, name: &OsStr) -> io::Result<Box<dyn ReadFile>> {
         let not_a_file = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        // Opening a pipe must not wait for its other end.
-        let file = match self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK) {
-            Err(Errno::NXIO) => return not_a_file("a socket or device, not a regular file"),
-            Err(Errno::AGAIN) => self.open_leased(name)?,
-            result => File::from(result?),
-        };
-        let stat = stat_fd(&file)?;
-        if stat.kind != Kind::File {
-            return not_a_file("not a regular file");
+        for _ in 0..TRIES {
+            // Opening a pipe must not wait for its other end.
+            let file = match self.open_at(name, OFlags::RDONLY | OFlags::NONBLOCK) {
+                Err(Errno::NXIO) => return not_a_file("a socket or device, not a regular file"),
+                Err(Errno::AGAIN) => self.open_leased(name)?,
+                result => File::from(result?),
+            };
+            let stat = stat_fd(&file)?;
+            if stat.kind != Kind::File {
+                return not_a_file("not a regular file");
+            }
+            // Between lookup and opening, the file may have been renamed to be overwritten.
+            match self.stat_of(name)? {
+                Some(now) if now.id == stat.id => return Ok(Box::new(file)),
+                // Another file has taken its place, as the index is replaced by a save.
+                Some(_) => {}
+                None => return Err(io::ErrorKind::NotFound.into()),
+            }
         }
-        // Between lookup and opening, the file may have been renamed to be overwritten.
-        match self.stat_of(name)? {
-            Some(now) if now.id == stat.id => Ok(Box::new(file)),
-            _ => Err(io::ErrorKind::NotFound.into()),
-        }
+        Err(io::Error::other("it is replaced all the time"))
     }
 }
 
@@ -401,12 +409,20 @@ fn kind_of(file_type: FileType) -> Kind {
     }
 }
 
-/// Returns the names of a file's extended attributes, which access control lists are among.
-fn attributes(file: &File) -> io::Result<Vec<u8>> {
+/// Returns a file's extended attributes, which access control lists are among, by name.
+fn attributes(file: &File) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = [0; 4096];
-    match rustix::fs::flistxattr(file, &mut names[..]) {
-        Ok(length) => Ok(names[..length].to_vec()),
-        Err(Errno::NOTSUP | Errno::NOSYS) => Ok(Vec::new()),
-        Err(e) => Err(e.into()),
+    let length = match rustix::fs::flistxattr(file, &mut names[..]) {
+        Ok(length) => length,
+        Err(Errno::NOTSUP | Errno::NOSYS) => 0,
+        Err(e) => return Err(e.into()),
+    };
+    let mut attributes = BTreeMap::new();
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        // An error, so that the file is not reused, for a longer one.
+        let mut value = [0; 4096];
+        let length = rustix::fs::fgetxattr(file, name, &mut value[..])?;
+        attributes.insert(name.to_vec(), value[..length].to_vec());
     }
+    Ok(attributes)
 }

@@ -16,6 +16,7 @@ mod spares;
 mod staging;
 
 use directory::PosixDirectory;
+pub(crate) use directory::{cannot_sync, no_promise};
 pub use lease::hold_lease;
 pub use local::LocalDisk;
 

@@ -158,7 +158,8 @@ impl PosixDirectory {
     }
 }
 
-/// Removes a file, or a directory and its contents. A symbolic link is removed itself, whatever it leads to.
+/// Removes a file, or a directory and its contents. A symbolic link is removed itself, whatever it leads to. What is mounted
+/// in it is left alone.
 pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Result<()> {
     let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
     let dir: Arc<dyn Dir> = match parent.open_dir(name) {
@@ -166,6 +167,9 @@ pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Re
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         result => result?,
     };
+    if dir.stat()?.id.device != parent.stat()?.id.device {
+        return Err(io::Error::other(format!("another file system is mounted at {}", name.display())));
+    }
     if depth == MAX_DEPTH {
         return Err(io::Error::other(format!("it nests deeper than {MAX_DEPTH} directories")));
     }
