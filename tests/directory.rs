@@ -424,6 +424,30 @@ fn what_a_killed_save_left_is_removed_by_the_next() -> Outcome {
 }
 
 #[test]
+fn what_is_mounted_in_a_leftover_is_left_alone() {
+    const TEST: &str = "what_is_mounted_in_a_leftover_is_left_alone";
+    const LEFTOVER: &str = ".trash-ckpt-1-0123456789abcdef0123456789abcdef/mounted";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = Path::new(&dir);
+        let run = Run::new();
+        let mut manager = run.builder(dir).open().unwrap();
+        run.save(&mut manager, 1).unwrap();
+        assert!(dir.join(LEFTOVER).join("kept").exists());
+        return println!("left alone");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!(
+        "unshare -r -m sh -c 'mkdir -p DIRECTORY/{LEFTOVER} && mount -t tmpfs tmpfs DIRECTORY/{LEFTOVER} \\
+         || {{ echo NOT MOUNTED; exit 0; }}; touch DIRECTORY/{LEFTOVER}/kept; CHILD' || echo NOT MOUNTED"
+    );
+    let text = again(TEST, dir.path(), &script);
+    if text.contains("NOT MOUNTED") && !text.contains("panicked") {
+        return println!("SKIPPED: no user and mount namespace: {text}");
+    }
+    assert!(text.contains("left alone"), "{text}");
+}
+
+#[test]
 fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();

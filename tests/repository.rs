@@ -346,6 +346,30 @@ fn what_was_quarantined_as_damaged_is_discarded_unless_it_stays() -> Outcome {
     discards(Run::new(Arc::new(Counting::new(shared)), "mem://bucket/wrapped"))
 }
 
+/// As the index is by every save.
+#[test]
+fn a_file_that_is_replaced_is_never_missing() -> Outcome {
+    use tch_checkpoint::repository::{Disk, LocalDisk};
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("index"), "0")?;
+    let open = LocalDisk.open_dir(dir.path())?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| -> Outcome {
+        let writer = scope.spawn(|| -> Result<(), std::io::Error> {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                std::fs::write(at("next"), "1")?;
+                std::fs::rename(at("next"), at("index"))?;
+            }
+            Ok(())
+        });
+        let opened = (0..20_000).try_for_each(|_| open.open("index".as_ref()).map(drop));
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        writer.join().expect("the writer panicked")?;
+        Ok(opened?)
+    })
+}
+
 /// An evaluator polls for hours in a directory with thousands of permanent checkpoints.
 #[test]
 fn a_watcher_reads_what_is_new_and_nothing_twice() -> Outcome {
