@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::Memory;
 use common::run::{Run, names};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -226,6 +227,244 @@ fn directories_of_other_programs_are_left_alone() -> Outcome {
     let listing = list_checkpoints(dir.path())?;
     assert!(listing.damaged.is_empty() && listing.checkpoints.len() == 2, "{listing:?}");
     assert_eq!(in_dir(dir.path(), "checkpoint-"), ["checkpoint-1", "checkpoint-2", "checkpoint-500"]);
+    Ok(())
+}
+
+/// Directories of Hugging Face's trainer, which have components and no manifest.
+#[test]
+fn directories_with_components_of_other_programs_are_reported_and_left_alone() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let theirs: Vec<PathBuf> = (1..=10).map(|n| dir.path().join(format!("checkpoint-{n}00"))).collect();
+    for path in &theirs {
+        fs::create_dir(path)?;
+        fs::write(path.join("model.safetensors"), "weights")?;
+    }
+    let run = Run::new();
+    let builder = || run.builder(dir.path()).checkpoint_name("checkpoint").max_to_keep(1);
+    let mut manager = builder().open()?;
+    for error in [manager.restore_or_initialize().unwrap_err(), manager.save_at(1).unwrap_err()] {
+        let error = error.to_string();
+        assert!(error.contains("manifest.json") && error.contains("fresh_start"), "{error}");
+    }
+    drop(manager);
+    let mut manager = builder().fresh_start().open()?;
+    assert_eq!(manager.restore_or_initialize()?.passed_over.len(), 10);
+    run.save(&mut manager, &[1, 2])?;
+    // Their numbers are taken.
+    assert!(matches!(manager.save_at(300), Err(Error::AlreadyExists { .. })));
+    manager.close()?;
+    // The index tells that they are not ours.
+    let mut manager = builder().open()?;
+    let started = manager.restore_or_initialize()?;
+    assert_eq!((run.step.get(), started.passed_over.len()), (2, 0));
+    run.save(&mut manager, &[3, 4])?;
+    manager.close()?;
+    assert!(tch_checkpoint::inspect::repair(dir.path())?.actions.is_empty());
+    assert!(theirs.iter().all(|path| path.join("model.safetensors").exists()));
+    assert!(in_dir(dir.path(), "damaged-").is_empty());
+    // One of ours that lost its manifest is known by the index; without that, it is reported.
+    fs::remove_file(dir.path().join("checkpoint-4/manifest.json"))?;
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let error = builder().open()?.restore_or_initialize().unwrap_err().to_string();
+    assert!(error.contains("checkpoint-4"), "{error}");
+    Ok(())
+}
+
+/// What an earlier version, which renamed other programs' directories, has moved aside.
+#[test]
+fn what_was_moved_aside_without_a_manifest_is_not_removed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    for n in 0..3 {
+        let path = dir.path().join(format!("damaged-ckpt-{n}-{n}123456789abcdef0123456789abcdef"));
+        fs::create_dir(&path)?;
+        fs::write(path.join("model.safetensors"), "weights")?;
+    }
+    let mut manager = run.builder(dir.path()).fresh_start().keep_damaged(0).max_to_keep(1).open()?;
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    assert_eq!(in_dir(dir.path(), "damaged-").len(), 3);
+    Ok(())
+}
+
+const NONCE: &str = "0123456789abcdef0123456789abcdef";
+
+/// Replaces a part of a manifest, with a valid digest.
+fn rewrite(checkpoint: &Path, from: &str, to: &str) -> Outcome {
+    let manifest = checkpoint.join("manifest.json");
+    let text = fs::read_to_string(&manifest)?;
+    assert!(text.contains(from), "{text}");
+    let text = text.replacen(from, to, 1);
+    let body = text.rsplit_once("\"xxh3_128\"").unwrap().0;
+    Ok(fs::write(&manifest, format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes())))?)
+}
+
+/// The only checkpoint is superseded, and damaged, or of a newer version.
+#[test]
+fn a_superseded_checkpoint_that_cannot_be_read_is_no_empty_directory() -> Outcome {
+    for is_damaged in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        run.save(&mut run.open(dir.path()), &[1])?;
+        match is_damaged {
+            true => fs::write(dir.path().join("ckpt-1/manifest.json"), "{")?,
+            false => rewrite(&dir.path().join("ckpt-1"), "\"version\":6", "\"version\":999")?,
+        }
+        fs::rename(dir.path().join("ckpt-1"), dir.path().join(format!("superseded-ckpt-1-{NONCE}")))?;
+        for _ in 0..2 {
+            let mut manager = run.open(dir.path());
+            for error in [manager.restore_or_initialize().unwrap_err(), manager.save_at(1).unwrap_err()] {
+                assert!(error.to_string().contains("fresh_start"), "{error}");
+            }
+        }
+        assert_eq!(in_dir(dir.path(), "damaged-ckpt-1-").len(), usize::from(is_damaged));
+        let mut manager = run.builder(dir.path()).fresh_start().keep_damaged(0).open()?;
+        manager.restore_or_initialize()?;
+        run.save(&mut manager, &[2])?;
+        assert!(in_dir(dir.path(), "damaged-").is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_beside_what_is_damaged_or_superseded_is_asked_for() -> Outcome {
+    for aside in ["damaged", "superseded", "passed-over"] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        run.save(&mut run.open(dir.path()), &[1])?;
+        fs::rename(dir.path().join("ckpt-1"), dir.path().join(format!("{aside}-ckpt-1-{NONCE}")))?;
+        let error = run.open(dir.path()).save_at(2).unwrap_err().to_string();
+        assert!(error.contains("fresh_start"), "{aside}: {error}");
+        run.save(&mut run.builder(dir.path()).fresh_start().open()?, &[2])?;
+        // One of another name does not stop it: it stays as it is.
+        run.save(&mut run.builder(dir.path()).checkpoint_name("best").open()?, &[2])?;
+    }
+    Ok(())
+}
+
+/// Numbers do not tell which is the newest; the index does.
+#[test]
+fn a_link_in_the_place_of_the_newest_is_not_ignored() -> Outcome {
+    let (dir, elsewhere) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    run.save(&mut run.builder(dir.path()).max_to_keep(None).open()?, &[1000])?;
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[10, 20])?;
+    manager.close()?;
+    let (inside, moved) = (dir.path().join("ckpt-20"), elsewhere.path().join("ckpt-20"));
+    copy_dir(&inside, &moved);
+    fs::remove_dir_all(&inside)?;
+    std::os::unix::fs::symlink(&moved, &inside)?;
+    let error = run.open(dir.path()).restore_or_initialize().unwrap_err();
+    assert!(matches!(error, Error::Link { .. }), "{error}");
+    assert!(matches!(latest_checkpoint(dir.path()), Err(Error::Link { .. })));
+    // Without the index, the numbers of others do not count either.
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    fs::remove_dir_all(dir.path().join("ckpt-1000"))?;
+    assert!(matches!(run.open(dir.path()).restore_or_initialize(), Err(Error::Link { .. })));
+    Ok(())
+}
+
+/// Its target is asked for while it is being restored: a hand removes the checkpoint at that moment.
+struct Removing(Memory, PathBuf);
+
+impl tch_checkpoint::Trackable for Removing {
+    fn node(&self) -> tch_checkpoint::Node {
+        tch_checkpoint::Node::tensor(Removing(self.0.clone(), self.1.clone()))
+    }
+}
+
+impl tch_checkpoint::TensorLeaf for Removing {
+    fn spec(&self) -> Result<tch_checkpoint::TensorSpec, tch_checkpoint::BoxError> {
+        self.0.spec()
+    }
+
+    fn identity(&self) -> Option<tch_checkpoint::Identity> {
+        self.0.identity()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn tch_checkpoint::TensorBytes>, tch_checkpoint::BoxError> {
+        tch_checkpoint::TensorLeaf::bytes(&self.0)
+    }
+
+    fn target(&self) -> Result<Box<dyn tch_checkpoint::TensorTarget>, tch_checkpoint::BoxError> {
+        let _ = fs::remove_dir_all(&self.1);
+        self.0.target()
+    }
+}
+
+#[test]
+fn what_is_removed_while_it_is_found_damaged_stops_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1, 2, 3])?;
+    let file = dir.path().join("ckpt-3/weights.safetensors");
+    let mut bytes = fs::read(&file)?;
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes)?;
+    let checkpoint = Checkpoint::new().track("step", &run.step)?;
+    let checkpoint = checkpoint.track("weights", Removing(run.weights.clone(), dir.path().join("ckpt-3")))?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).open()?;
+    manager.restore_or_initialize()?;
+    assert_eq!(run.step.get(), 2);
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-2"]);
+    manager.save_at(3)?;
+    Ok(())
+}
+
+#[test]
+fn the_highest_sequence_is_an_error_before_anything_is_written() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.save(&mut run.open(dir.path()), &[1])?;
+    rewrite(&dir.path().join("ckpt-1"), "\"sequence\":1", &format!("\"sequence\":{}", 1u64 << 63))?;
+    let mut manager = run.open(dir.path());
+    manager.restore_or_initialize()?;
+    let error = manager.save_at(2).unwrap_err().to_string();
+    assert!(error.contains("highest sequence") && error.contains("move it"), "{error}");
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1"]);
+    Ok(())
+}
+
+/// The process that removes a checkpoint ends before it sees the pin.
+#[test]
+fn a_pinned_checkpoint_comes_back_from_the_trash() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.pin("ckpt-1", "paper", "")?;
+    manager.pin("ckpt-2", "paper", "")?;
+    manager.close()?;
+    for name in ["ckpt-1", "ckpt-2"] {
+        fs::rename(dir.path().join(name), dir.path().join(format!(".trash-{name}-{NONCE}")))?;
+    }
+    // Its files were being removed: the pin came too late.
+    fs::remove_file(dir.path().join(format!(".trash-ckpt-2-{NONCE}/weights.safetensors")))?;
+    let manager = run.open(dir.path());
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3"]);
+    assert!(in_dir(dir.path(), ".trash").is_empty());
+    Ok(())
+}
+
+/// A mark that cannot be read keeps its checkpoint as long as it is there, and no longer.
+#[test]
+fn an_unreadable_mark_makes_nothing_permanent() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    run.save(&mut manager, &[1])?;
+    let mark = dir.path().join("ckpt-1/mark-pin-0123.json");
+    fs::write(&mark, "{")?;
+    run.save(&mut manager, &[2, 3])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-3"]);
+    manager.close()?;
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    manager.restore_or_initialize()?;
+    fs::remove_file(&mark)?;
+    run.save(&mut manager, &[4])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-4"]);
     Ok(())
 }
 
@@ -714,16 +953,17 @@ fn a_checkpoint_cannot_take_the_place_of_the_index() -> Outcome {
 }
 
 #[test]
-fn what_this_version_does_not_read_leaves_the_numbering_when_an_older_one_is_restored() -> Outcome {
+fn what_this_version_does_not_read_may_be_the_newest() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     run.save(&mut run.open(dir.path()), &[1, 2, 3])?;
-    let manifest = dir.path().join("ckpt-3/manifest.json");
-    let newer = fs::read_to_string(&manifest)?.replace("\"version\":6", "\"version\":999");
-    let body = newer.rsplit_once("\"xxh3_128\"").unwrap().0;
-    fs::write(&manifest, format!("{body}\"xxh3_128\":\"{}\"}}\n", Digest::of(body.as_bytes())))?;
+    rewrite(&dir.path().join("ckpt-3"), "\"version\":6", "\"version\":999")?;
     assert!(matches!(latest_checkpoint(dir.path()), Err(Error::Unsupported { .. })));
     let mut manager = run.open(dir.path());
+    for error in [manager.restore_or_initialize().unwrap_err(), manager.save_at(4).unwrap_err()] {
+        assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("pass_over"), "{error}");
+    }
+    manager.pass_over(dir.path().join("ckpt-3"))?;
     let started = manager.restore_or_initialize()?;
     assert_eq!(run.step.get(), 2);
     assert!(started.passed_over[0].path.join("manifest.json").exists(), "{:?}", started.passed_over);

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 /// The marks of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Marks {
-    /// This crate does not remove it. Also set if a mark cannot be read, because its content is unknown.
+    /// This crate does not remove it.
     pub permanent: bool,
-    /// A mark cannot be read.
+    /// A mark cannot be read. Because its content is unknown, the checkpoint is not removed as long as it is there.
     pub unknown: bool,
     pub metrics: BTreeMap<String, f64>,
     /// Names and notes.
@@ -24,7 +24,7 @@ pub(crate) struct Marks {
 impl Marks {
     /// Returns `true` if the checkpoint must not be removed.
     pub(crate) fn stays(&self) -> bool {
-        self.permanent || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
+        self.permanent || self.unknown || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
     }
 
     /// Reads the marks of the checkpoint `name`, which has this manifest.
@@ -47,7 +47,7 @@ impl Marks {
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = rules.hold(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept: {e:#}");
-                    (marks.permanent, marks.unknown) = (true, true);
+                    marks.unknown = true;
                 }
             }
         }

@@ -13,6 +13,7 @@ pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
 
+use self::rule::Whose;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Index, IndexEntry, Manifest};
@@ -47,7 +48,7 @@ pub(crate) struct Found {
     pub thinned: BTreeMap<String, Vec<String>>,
     /// Those of these files that still exist.
     pub leftover: BTreeSet<String>,
-    /// A mark cannot be read.
+    /// A mark cannot be read: it is not removed, but not recorded as permanent either.
     pub has_unknown_mark: bool,
     /// Marks that may affect other checkpoints were read, and may not be durable yet.
     pub has_new_marks: bool,
@@ -108,14 +109,14 @@ impl Found {
         found
     }
 
-    /// Updates it with its present marks. Only pins are ever removed.
+    /// Updates it with its present marks. Only pins, and marks that cannot be read, are ever removed.
     pub(crate) fn take_in(&mut self, marks: Marks) {
         self.has_new_marks |= !self.knows(&marks.metrics)
             || marks.permanent && !self.entry.permanent
             || marks.pins.keys().ne(self.pins.keys());
         self.entry.metrics.extend(marks.metrics);
         self.entry.permanent |= marks.permanent;
-        self.has_unknown_mark |= marks.unknown;
+        self.has_unknown_mark = marks.unknown;
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 
@@ -149,7 +150,7 @@ impl Found {
             earlier: self.earlier.clone(),
             name: self.entry.name.clone(),
             saved_at: self.entry.saved_at,
-            permanent: self.entry.permanent,
+            permanent: self.entry.permanent || self.has_unknown_mark,
         }
     }
 }
@@ -159,15 +160,17 @@ impl Found {
 pub(crate) struct Catalog {
     /// The valid checkpoints, of any name, in the order of their sequences.
     pub found: Vec<Found>,
-    /// Our checkpoints that are damaged, or that this version does not read, by name. These errors are permanent.
+    /// Our checkpoints that are damaged, by name.
     pub damaged: Vec<(String, Error)>,
-    /// Our checkpoints that cannot be read now, by name.
+    /// Directories with a component that may be other programs': they have no manifest, and the index does not list them.
+    pub doubtful: Vec<(String, Error)>,
+    /// Our checkpoints that cannot be read now, or by this version, by name.
     pub unreachable: Vec<(String, Error)>,
-    /// Those that left the numbering because a run went back, by name, with their content if they are valid.
-    pub superseded: Vec<(String, Option<Found>)>,
+    /// Those that left the numbering because others took their place, by name, with their content if they can be read.
+    pub superseded: Vec<(String, Result<Found>)>,
     /// Those that left the numbering for any other reason, by name.
     pub set_aside: Vec<String>,
-    /// Symbolic links, by name. They are not followed. Those with the name of a checkpoint that would be newer than all
+    /// Symbolic links, by name. They are not followed. Those with the name of a checkpoint that may be newer than all
     /// others are also unreachable.
     pub links: Vec<String>,
     /// Leftovers of saves and removals.
@@ -208,10 +211,9 @@ impl Catalog {
         let names = |aside: Vec<(Aside, String)>| aside.into_iter().map(|(_, name)| name).collect::<Vec<String>>();
         let superseded = names(superseded);
         catalog.set_aside = names(set_aside);
-        let found = looks.look(directory, &superseded).into_iter().map(Result::ok);
-        catalog.superseded = superseded.iter().cloned().zip(found).collect();
-        catalog.look_at_links(directory, scan.links);
+        catalog.superseded = superseded.iter().cloned().zip(looks.look(directory, &superseded)).collect();
         catalog.found.sort_by(order);
+        catalog.look_at_links(directory, scan.links);
         catalog.superseded.sort_by(|a, b| a.0.cmp(&b.0));
         catalog.set_aside.sort();
         catalog.leftovers.sort();
@@ -221,13 +223,28 @@ impl Catalog {
     /// A link could lead to a checkpoint. One with the name of the newest must not be ignored silently.
     fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
         for name in &links {
-            let Some((manager, number)) = numbered(name) else { continue };
-            let newest = self.found.iter().filter_map(|found| number_of(manager, &found.entry.name)).max();
-            if newest < Some(number) {
+            if numbered(name).is_some_and(|(manager, number)| self.may_be_newest(name, manager, number)) {
                 self.unreachable.push((name.clone(), link_met(&directory.path(name))));
             }
         }
         self.links = links;
+    }
+
+    /// Returns `true` if what was called `name`, and is not there, may be newer than all of its manager's: by its number,
+    /// or because the index says so. Numbers of other runs say nothing.
+    fn may_be_newest(&self, name: &str, manager: &str, number: u64) -> bool {
+        let own: HashSet<String> = match self.chain(manager) {
+            Ok(chain) => chain.own.into_iter().collect(),
+            Err(_) => self.found.iter().map(|found| found.entry.name.clone()).collect(),
+        };
+        let own = || self.found.iter().filter(|found| own.contains(&found.entry.name));
+        let highest = own().filter_map(|found| number_of(manager, &found.entry.name)).max();
+        let last = own().map(|found| found.entry.sequence).max();
+        let was_later = |index: &Index| {
+            let mut entries = index.checkpoints.iter().filter(|entry| entry.name == name);
+            index.latest.as_deref() == Some(name) || entries.any(|entry| Some(entry.sequence) > last)
+        };
+        highest < Some(number) || self.index.as_ref().is_some_and(was_later)
     }
 
     /// Adds what was found when the checkpoint `name` was examined.
@@ -239,16 +256,21 @@ impl Catalog {
         self.has_partial = true;
         if !directory.has(name).unwrap_or(true) {
             self.vanished.push(name.to_string());
-        } else if rule::is_ours(directory, indexed, name) {
-            let list = if is_final(&error) { &mut self.damaged } else { &mut self.unreachable };
-            list.push((name.to_string(), error));
+            return;
         }
+        let list = match rule::whose(directory, indexed, name) {
+            Whose::Ours if error.is_damage() => &mut self.damaged,
+            Whose::Ours => &mut self.unreachable,
+            Whose::Doubtful => &mut self.doubtful,
+            Whose::Others => return,
+        };
+        list.push((name.to_string(), error));
     }
 
     /// Returns the highest sequence in the directory. Unreadable checkpoints count as far as the index lists them: the
     /// next save must be later.
     pub(crate) fn sequence(&self) -> u64 {
-        let found = self.found.iter().chain(self.superseded.iter().filter_map(|(_, found)| found.as_ref()));
+        let found = self.found.iter().chain(self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()));
         let indexed = self.index.iter().flat_map(|index| &index.checkpoints);
         let indexed = indexed.filter(|entry| self.names.contains(&entry.name)).map(|entry| entry.sequence);
         found.map(|found| found.entry.sequence).chain(indexed).max().unwrap_or(0)
@@ -271,7 +293,7 @@ impl Catalog {
         let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
         let is_known = |id: &Follows| known.contains(&(id.run.as_str(), id.sequence));
         let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
-        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref()), indexed)
+        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), indexed)
     }
 
     /// Returns all valid ones, the newest last. If there are several names, the one with the highest sequence is the
@@ -311,6 +333,14 @@ impl Catalog {
         let rank = |found: &Found| (!others.contains(&found.entry.name), newest.as_ref() == Some(&found.entry.name));
         all.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| order(a, b)));
         (all, undecided)
+    }
+
+    /// Returns `true` if the doubtful directory `name` may be a checkpoint of a manager that has lost its manifest: the
+    /// index lists no checkpoint of that manager, so it may be lost as well.
+    pub(crate) fn may_be_ours(&self, name: &str) -> bool {
+        let manager_of = |name| numbered(name).map(|(manager, _)| manager);
+        let mut listed = self.index.iter().flat_map(|index| &index.checkpoints).map(|entry| manager_of(&entry.name));
+        manager_of(name).is_some_and(|manager| !listed.any(|listed| listed == Some(manager)))
     }
 
     /// Returns those named `manager` and a number that left the numbering for another reason than that a run went back.
@@ -379,7 +409,7 @@ pub(crate) fn sync_marks<'a>(directory: &Directory, stay: impl IntoIterator<Item
 }
 
 /// Returns `true` if the error of a checkpoint is permanent for this version.
-pub(crate) fn is_final(error: &Error) -> bool {
+fn is_final(error: &Error) -> bool {
     error.is_damage() || matches!(error, Error::Unsupported { .. })
 }
 

@@ -4,6 +4,7 @@ use crate::format::{INDEX_FILE, Index};
 use crate::name::COMPONENT_EXTENSION;
 use crate::repository::{Directory, MANIFEST};
 use std::collections::HashSet;
+use std::ffi::OsString;
 
 /// Returns the number of the checkpoint `name`, if that is the manager's name and a number in our notation.
 pub(crate) fn number_of(manager: &str, name: &str) -> Option<u64> {
@@ -22,19 +23,30 @@ pub(super) fn indexed(index: Option<&Index>) -> HashSet<String> {
     index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.clone()).collect()
 }
 
-/// Returns `true` if the directory `name`, which cannot be opened as a checkpoint, is ours: it has a manifest of any
-/// content or a component, or the index lists it. A directory that cannot be listed, whatever the error, is ours if the
-/// index lists it or if it has the name of a checkpoint.
-pub(super) fn is_ours(directory: &Directory, indexed: &HashSet<String>, name: &str) -> bool {
+/// What a directory that cannot be opened as a checkpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A checkpoint of ours: it has a manifest of any content, or the index lists it.
+    Ours,
+    /// It has a component, as other programs' directories do. It is reported, but neither renamed nor removed.
+    Doubtful,
+    /// Of another program.
+    Others,
+}
+
+/// Returns whose the directory `name` is. One that cannot be listed, whatever the error, is ours if the index lists it
+/// or if it has the name of a checkpoint.
+pub(super) fn whose(directory: &Directory, indexed: &HashSet<String>, name: &str) -> Whose {
     if indexed.contains(name) {
-        return true;
+        return Whose::Ours;
     }
+    let is_component = |name: &OsString| name.to_str().is_some_and(|name| name.ends_with(COMPONENT_EXTENSION));
     match directory.names_in(name) {
+        Ok(names) if names.iter().any(|name| name == MANIFEST) => Whose::Ours,
         // The index of a directory of checkpoints below this one is not a component.
-        Ok(names) if names.iter().any(|name| name == INDEX_FILE) => names.iter().any(|name| name == MANIFEST),
-        Ok(names) => names
-            .iter()
-            .any(|name| name == MANIFEST || name.to_str().is_some_and(|name| name.ends_with(COMPONENT_EXTENSION))),
-        Err(_) => numbered(name).is_some(),
+        Ok(names) if names.iter().any(|name| name == INDEX_FILE) => Whose::Others,
+        Ok(names) if names.iter().any(is_component) => Whose::Doubtful,
+        Err(_) if numbered(name).is_some() => Whose::Ours,
+        _ => Whose::Others,
     }
 }

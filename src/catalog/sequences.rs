@@ -1,6 +1,7 @@
 //! The highest sequence of a directory, without reading a manifest twice.
 
-use super::{is_final, rule};
+use super::is_final;
+use super::rule::{self, Whose};
 use crate::error::Result;
 use crate::repository::{Directory, FileId, Scan, Stat};
 use std::collections::HashMap;
@@ -41,7 +42,9 @@ impl Sequences {
                     highest = highest.max(sequence);
                     self.known.extend(stat.map(|stat| (name.clone(), (stat, sequence))));
                 }
-                Err(e) if counts && !is_final(&e) && rule::is_ours(directory, &indexed, name) => return Err(e),
+                Err(e) if counts && !is_final(&e) && rule::whose(directory, &indexed, name) == Whose::Ours => {
+                    return Err(e);
+                }
                 Err(_) => {}
             }
         }

@@ -5,7 +5,7 @@ use super::target::{Place, place};
 use super::{lossy, lossy_all, lossy_option, text};
 use crate::catalog::{Catalog, numbered};
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry, MANIFEST_FILE};
+use crate::format::{Index, IndexEntry};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::repository::{Aside, Directory, OpenOptions, Posix};
@@ -24,8 +24,8 @@ pub struct RepairReport {
     pub directory: Location,
     /// The actions that would be, or were, taken.
     pub actions: Vec<RepairAction>,
-    /// Problems that are left alone: entries that cannot be read now, or by this version, dangling links that no
-    /// manager created, and checkpoints of two runs if nothing decides between them.
+    /// Problems that are left alone: entries that cannot be read now, or by this version, directories with the name of a
+    /// checkpoint that have no manifest and are not in the index, dangling links that no manager created, and checkpoints of two runs if nothing decides between them.
     pub left: Vec<Problem>,
     /// Checkpoints that a manager or an earlier repair set aside as damaged or unreadable.
     #[serde(serialize_with = "lossy_all")]
@@ -111,8 +111,9 @@ pub fn repair_plan(path: impl Into<Location>) -> Result<RepairReport> {
 /// checkpoint is removed.
 ///
 /// * Damaged checkpoints are renamed (`damaged-…`), so that nothing mistakes them for valid ones. This applies to
-///   directories that have the name of a checkpoint, are in the index, or have a manifest; others, such as exports of
-///   weights, are left alone.
+///   directories that are in the index or have a manifest; others, such as exports of weights and the checkpoints of
+///   other programs, are left alone. They are reported if they have a component and the name of a checkpoint, and the
+///   index lists no checkpoint of that name and another number.
 /// * The remains of saves and removals whose process died are removed.
 /// * A link that leads to a checkpoint of this directory (`latest`, `best`) is removed if that checkpoint is gone. All
 ///   other links are left alone.
@@ -206,13 +207,11 @@ fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
         action(RepairKind::SetAside, inside.clone(), Problem::of(error).within(&inside))
     };
     let (mut actions, mut left) = (Vec::new(), Vec::new());
-    for (name, error) in &catalog.damaged {
-        match error.is_damage() {
-            true if is_ours(path, &catalog, name) => actions.push(damage(name, error)),
-            true => {}
-            false => left.push(Problem::of(error)),
-        }
-    }
+    actions.extend(catalog.damaged.iter().map(|(name, error)| damage(name, error)));
+    // `weights-STEP` is also the name of an export.
+    let is_export = |name: &str| numbered(name).is_some_and(|(manager, _)| manager == "weights");
+    let doubtful = catalog.doubtful.iter().filter(|(name, _)| catalog.may_be_ours(name) && !is_export(name));
+    left.extend(doubtful.map(|(_, error)| Problem::of(error)));
     for found in &catalog.found {
         let name = &found.entry.name;
         let problems = CheckpointReader::open(path.join(name)).map(|reader| reader.verify().problems);
@@ -248,15 +247,6 @@ fn plan(path: &Location, mut catalog: Catalog) -> RepairReport {
     }
     let moved_aside = catalog.set_aside.iter().map(|name| path.join(name)).collect();
     RepairReport { directory: path.clone(), actions, left, moved_aside }
-}
-
-/// Returns `true` if the damaged directory `name` is certainly a checkpoint of this crate: it has the name of one, a
-/// manifest, or an entry in the index. Otherwise it may be an export of weights, which has components only.
-fn is_ours(path: &Location, catalog: &Catalog, name: &str) -> bool {
-    let is_indexed = || catalog.index.iter().flat_map(|index| &index.checkpoints).any(|entry| entry.name == name);
-    let has_manifest = || fs::symlink_metadata(path.join(name).join(MANIFEST_FILE)).is_ok();
-    // `weights-STEP` is also the name of an export.
-    numbered(name).is_some_and(|(manager, _)| manager != "weights") || is_indexed() || has_manifest()
 }
 
 /// Returns `true` if the target of a link is the name of a checkpoint in the same directory.

@@ -7,13 +7,14 @@ use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, IndexEntry, MarkKind};
 use crate::location::Location;
-use crate::repository::{Aside, Directory, Stat, before_aside};
+use crate::repository::{Aside, Directory, MANIFEST, Stat, before_aside};
 use crate::restore::PassedOver;
 use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::ErrorKind;
 use std::time::Duration;
 
 /// A link, and what it leads to.
@@ -53,8 +54,11 @@ pub(super) struct Ledger {
     pub passed_over: Vec<PassedOver>,
     /// Those that an earlier process moved aside.
     pub set_aside: Vec<String>,
-    /// Those that were found damaged, by this process or an earlier one, by their names now.
+    /// Those that were found damaged and may be removed, by their names now: this process found them, or they have a
+    /// manifest.
     pub damaged: Vec<String>,
+    /// Superseded ones that cannot be read now, with the reason.
+    unread: Vec<(String, String)>,
     /// The symbolic links to keep up to date.
     pub links: Vec<Link>,
     /// The time that the last save took until it was durable.
@@ -167,6 +171,7 @@ impl Ledger {
             passed_over: Vec::new(),
             set_aside: Vec::new(),
             damaged: Vec::new(),
+            unread: Vec::new(),
             links: Vec::new(),
             last_took: None,
             figures: None,
@@ -214,19 +219,26 @@ impl Ledger {
     }
 
     /// Records the checkpoints that exist. Damaged ones leave the numbering.
-    pub(super) fn take_in(&mut self, catalog: Catalog) {
+    pub(super) fn take_in(&mut self, mut catalog: Catalog) {
         let chain = catalog.chain(&self.name);
+        let mut doubtful = std::mem::take(&mut catalog.doubtful);
+        doubtful.retain(|(name, _)| number_of(&self.name, name).is_some() && catalog.may_be_ours(name));
         let mine = |name: &str| number_of(&self.name, name).is_some();
         self.set_aside = catalog.set_aside_of(&self.name).cloned().collect();
-        let is_damaged = |name: &&String| matches!(before_aside(name), Some((Aside::Damaged, _)));
+        let found_before = std::mem::take(&mut self.damaged);
+        let has_manifest =
+            |name: &str| self.directory.names_in(name).is_ok_and(|names| names.iter().any(|name| name == MANIFEST));
+        let is_damaged = |name: &&String| {
+            matches!(before_aside(name), Some((Aside::Damaged, _)))
+                && (found_before.contains(*name) || has_manifest(name))
+        };
         self.damaged = self.set_aside.iter().filter(is_damaged).cloned().collect();
         let (found, strangers): (Vec<Found>, Vec<Found>) =
             catalog.found.into_iter().partition(|found| mine(&found.entry.name));
         self.strangers = strangers.into_iter().map(|found| found.entry.name).collect();
         self.strangers.retain(|name| crate::catalog::numbered(name).is_some());
         let of_mine = |aside: &str| crate::repository::before_aside(aside).is_some_and(|(_, name)| mine(name));
-        let superseded = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name));
-        self.superseded = superseded.filter_map(|(name, found)| Some((name, found?))).collect();
+        let superseded: Vec<_> = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name)).collect();
         self.unreachable = catalog.unreachable.into_iter().filter(|(name, _)| mine(name)).collect();
         let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
         // The newest first, by number.
@@ -262,7 +274,46 @@ impl Ledger {
         self.known.iter().for_each(|found| self.directory.sweep_marks(&found.entry.name));
         thinning::resume(&self.directory, &mut self.known);
         for (name, error) in damaged {
-            self.pass_over(&name, &error, if error.is_damage() { Some(Aside::Damaged) } else { None });
+            self.pass_over(&name, &error, Some(Aside::Damaged));
+        }
+        for (name, error) in doubtful {
+            let reason = format!(
+                "{error:#}; if a checkpoint has lost its manifest here, `ckpt repair --salvage` reads the rest"
+            );
+            self.report(self.path(&name), reason);
+        }
+        (self.superseded, self.unread) = (Vec::new(), Vec::new());
+        for (name, found) in superseded {
+            self.take_in_superseded(name, found);
+        }
+    }
+
+    /// Damaged ones count among the damaged.
+    fn take_in_superseded(&mut self, name: String, found: Result<Found>) {
+        let error = match found {
+            Ok(found) => return self.superseded.push((name, found)),
+            Err(error) => error,
+        };
+        let path = self.path(&name);
+        log::warn!("{} cannot be read: {error:#}", path.display());
+        if error.is_damage() {
+            match self.directory.quarantine(&name, Aside::Damaged) {
+                Ok(aside) => {
+                    self.set_aside.push(aside.clone());
+                    return self.damaged.push(aside);
+                }
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => return,
+                Err(e) => log::warn!("{} could not be moved aside: {e:#}", path.display()),
+            }
+        }
+        self.unread.push((name, format!("{error:#}")));
+    }
+
+    /// Records that what is at `path` is not restored, once.
+    fn report(&mut self, path: Location, reason: String) {
+        log::warn!("{} is skipped: {reason}", path.display());
+        if !self.passed_over.iter().any(|passed| passed.path == path) {
+            self.passed_over.push(PassedOver { path, reason });
         }
     }
 
@@ -367,21 +418,25 @@ impl Ledger {
     /// Removes a checkpoint that is not restored from the list, and renames it if `aside` is set.
     pub(super) fn pass_over(&mut self, name: &str, error: &Error, aside: Option<Aside>) {
         let mut path = self.path(name);
-        log::warn!("{} is skipped: {error:#}", path.display());
         match aside.map(|aside| self.directory.quarantine(name, aside)) {
             Some(Ok(aside)) => {
                 path = self.path(&aside);
                 self.damaged.push(aside);
             }
+            // Somebody has removed it.
+            Some(Err(Error::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {}
             // It must leave it before the run comes to its number.
-            None => self.stuck.push(name.to_string()),
-            Some(Err(e)) => {
-                log::warn!("{} could not be moved aside: {e:#}", path.display());
-                self.stuck.push(name.to_string());
+            failed => {
+                if let Some(Err(e)) = failed {
+                    log::warn!("{} could not be moved aside: {e:#}", path.display());
+                }
+                if !self.stuck.iter().any(|stuck| stuck == name) {
+                    self.stuck.push(name.to_string());
+                }
             }
         }
         self.forget(name);
-        self.passed_over.push(PassedOver { path, reason: format!("{error:#}") });
+        self.report(path, format!("{error:#}"));
     }
 
     /// Returns the error of the first checkpoint that cannot be read, which stays in the list for the next call.
@@ -395,7 +450,17 @@ impl Ledger {
                 path.display()
             ))
         };
-        Some(crate::catalog::look(&self.directory, name).err().unwrap_or_else(again))
+        let error = crate::catalog::look(&self.directory, name).err().unwrap_or_else(again);
+        Some(match error {
+            Error::Unsupported { path, reason } => {
+                let reason = format!(
+                    "{reason}; it may be the newest: use the version that wrote it, or continue without it by \
+                     `CheckpointManager::pass_over`"
+                );
+                Error::Unsupported { path, reason }
+            }
+            error => error,
+        })
     }
 
     /// # Errors
@@ -435,11 +500,8 @@ impl Ledger {
     /// When one cannot be moved: the run would come to its number and could not save.
     pub(super) fn free_numbers(&mut self, restored: &str) -> Result<()> {
         let restored = number_of(&self.name, restored);
-        let stuck = std::mem::take(&mut self.stuck);
-        for name in stuck {
-            if number_of(&self.name, &name) <= restored {
-                continue;
-            }
+        self.stuck.retain(|name| number_of(&self.name, name) > restored);
+        while let Some(name) = self.stuck.first().cloned() {
             let old = self.path(&name);
             match self.directory.quarantine(&name, Aside::PassedOver) {
                 Ok(aside) => {
@@ -448,11 +510,10 @@ impl Ledger {
                         passed.path.clone_from(&path);
                     });
                 }
-                Err(e) => {
-                    self.stuck.push(name);
-                    return Err(e);
-                }
+                Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
             }
+            self.stuck.remove(0);
         }
         Ok(())
     }
@@ -504,9 +565,25 @@ impl Ledger {
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.
     pub(super) fn why_not_afresh(&self) -> Option<String> {
+        self.why_not_beside().or_else(|| {
+            let stranger = self.strangers.first()?;
+            let (path, name) = (self.path(stranger), crate::catalog::numbered(stranger)?.0);
+            let path = path.display();
+            Some(format!(
+                "there are only those of another name, such as {path}; `checkpoint_name({name:?})` continues from them, {AFRESH}"
+            ))
+        })
+    }
+
+    /// Why there was a run of this name, although no checkpoint of it is usable.
+    pub(super) fn why_not_beside(&self) -> Option<String> {
         if !self.passed_over.is_empty() {
             let reasons: Vec<&str> = self.passed_over.iter().map(|passed| passed.reason.as_str()).collect();
-            return Some(format!("none that is there can be used: {}", reasons.join("; ")));
+            return Some(format!("none that is there can be used: {}; {AFRESH}", reasons.join("; ")));
+        }
+        if let Some((aside, reason)) = self.unread.first() {
+            let path = self.path(aside);
+            return Some(format!("{} cannot be read: {reason}; {AFRESH}", path.display()));
         }
         let superseded = self.superseded.iter().map(|(name, _)| name);
         if let Some(aside) = self.set_aside.iter().chain(superseded).next() {
@@ -516,12 +593,7 @@ impl Ledger {
                 "there are only damaged or abandoned ones, such as {path}; {AFRESH} or move them away"
             ));
         }
-        let stranger = self.strangers.first()?;
-        let (path, name) = (self.path(stranger), crate::catalog::numbered(stranger)?.0);
-        let path = path.display();
-        Some(format!(
-            "there are only those of another name, such as {path}; `checkpoint_name({name:?})` continues from them, {AFRESH}"
-        ))
+        None
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Listing {
     /// Checkpoints that are damaged or cannot be read, with the error, by name.
     pub damaged: Vec<(Location, Error)>,
     /// Symbolic links, by name. They are not followed: restore their targets by path. A link with the name of a
-    /// checkpoint and a higher number than all others is also listed as [`damaged`](Listing::damaged).
+    /// checkpoint that may be the newest, by its number or according to the index, is also listed as [`damaged`](Listing::damaged).
     pub links: Vec<Location>,
     /// Checkpoints that a manager found damaged or skipped, and renamed (`damaged-…`, `passed-over-…`), by name.
     pub moved_aside: Vec<Location>,
@@ -71,8 +71,9 @@ pub struct ListedCheckpoint {
 /// directory that does not exist is empty. Reads manifests and file sizes, not tensors;
 /// [`verify_checkpoint`](crate::verify_checkpoint) reads those.
 ///
-/// A directory that is not a valid checkpoint counts as damaged if it has a manifest or a component file, or if the
-/// index lists it. Other directories are ignored. Checkpoints removed during the scan are omitted.
+/// A directory that is not a valid checkpoint is listed as damaged if it has a manifest or a component file, or if the
+/// index lists it; one with neither a manifest nor an entry in the index may be another program's, and no manager
+/// renames or removes it. Other directories are ignored. Checkpoints removed during the scan are omitted.
 ///
 /// # Errors
 /// [`Error::Io`] if the directory cannot be listed.
@@ -123,7 +124,8 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let (found, undecided) = catalog.ordered();
     let path = |name: &str| directory.root().join(name);
     let (removals, saves): (Vec<_>, Vec<_>) = catalog.leftovers.iter().partition(|name| name.starts_with(TRASH));
-    let mut damaged: Vec<(String, Error)> = catalog.damaged.into_iter().chain(catalog.unreachable).collect();
+    let mut damaged: Vec<(String, Error)> =
+        catalog.damaged.into_iter().chain(catalog.doubtful).chain(catalog.unreachable).collect();
     damaged.sort_by(|a, b| a.0.cmp(&b.0));
     let listing = Listing {
         checkpoints: found

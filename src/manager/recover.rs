@@ -69,8 +69,9 @@ impl CheckpointManager {
         let mut first_error = None;
         for (at, checkpoint) in names.iter().enumerate() {
             let fallbacks = &names[at + 1..];
-            self.ledger().free_numbers(checkpoint)?;
             let path = self.directory.root().join(checkpoint);
+            let freed = self.ledger().free_numbers(checkpoint);
+            freed.map_err(|e| self.checkpoint.explain_torn(&path, e))?;
             let skip = |options: RestoreOptions, component: &String| options.skip(name::key([component]));
             let options = &without[at].iter().fold(options.clone(), skip);
             let lacks_more = without[at + 1..].iter().flatten().any(|component| !without[at].contains(component));

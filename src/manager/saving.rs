@@ -323,6 +323,10 @@ impl CheckpointManager {
                             from there, or begin anew beside it (`CheckpointManagerBuilder::fresh_start`)";
                 return Err(Error::AlreadyExists { path: ledger.path(&newest.entry.name), hint: hint.into() });
             }
+            // Those of another name stay as they are whatever this run does.
+            if let Some(hint) = ledger.why_not_beside() {
+                return Err(Error::AlreadyExists { path: self.directory.root().clone(), hint });
+            }
         }
         let mut superseded = match self.present_head() {
             Some(head) if ledger.has(&head) => ledger.after(Some(&head)),

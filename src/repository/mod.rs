@@ -181,7 +181,8 @@ pub trait Repository: Debug + Send + Sync {
 
     /// Like [`scan`](Repository::scan). First makes durable what a dead predecessor may have left unsynced, so that no
     /// decision depends on something that a power cut could undo, and gives the checkpoints that an interrupted
-    /// [commit](Transaction::commit) was to supersede their names back. Only the directory's writer calls this. The same
+    /// [commit](Transaction::commit) was to supersede their names back, and those that were pinned while they were removed
+    /// by a writer that has ended. Only the directory's writer calls this. The same
     /// as [`scan`](Repository::scan) if nothing is visible before it is durable, and commits are never interrupted.
     ///
     /// # Errors

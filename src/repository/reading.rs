@@ -73,8 +73,8 @@ fn not_a_checkpoint(dir: &dyn OpenDir, path: &Location) -> Error {
     Error::not_found(path, reason)
 }
 
-/// Returns the mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be is
-/// returned without its bytes.
+/// Returns the mark files of a checkpoint with their bytes, by name. A file that is longer than a mark can be,
+/// or that this user may not read, is returned without its bytes.
 pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String, Vec<u8>)>> {
     let entries = dir.list().map_err(|e| Error::io("list the checkpoint", path, e))?;
     let mut names: Vec<String> = entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect();
@@ -86,6 +86,10 @@ pub(crate) fn marks_in(dir: &dyn OpenDir, path: &Location) -> Result<Vec<(String
             Ok(bytes) => marks.push((name, bytes)),
             // Replaced or removed meanwhile.
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            // Another user's: what it says is unknown, as that of a damaged one.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                marks.push((name, Vec::new()));
+            }
             Err(error @ Error::Io { .. }) => return Err(error),
             Err(_) => marks.push((name, Vec::new())),
         }

@@ -2,7 +2,7 @@
 
 use crate::catalog::Sequences;
 use crate::error::{Error, Result};
-use crate::format::Index;
+use crate::format::{Index, MAX_SEQUENCE};
 use crate::repository::{Directory, Lock};
 use crate::sync::{Mutex, PoisonError};
 
@@ -55,12 +55,14 @@ impl Held {
     /// reappear after a power cut.
     pub(crate) fn next_sequence(&self) -> Result<u64> {
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
-        *sequence = sequence.checked_add(1).ok_or_else(|| {
+        if *sequence >= MAX_SEQUENCE {
             let root = self.directory.root().display();
-            Error::InvalidArgument(format!(
-                "a checkpoint in {root} has the highest sequence there is, {sequence}; move it away"
-            ))
-        })?;
+            return Err(Error::InvalidArgument(format!(
+                "a checkpoint in {root} has the highest sequence there is, {sequence}, so that none can be saved after it; \
+                 move it out of the directory"
+            )));
+        }
+        *sequence += 1;
         Ok(*sequence)
     }
 

@@ -234,3 +234,39 @@ fn what_may_be_there_again_later_is_an_error_that_names_the_way_on() {
         manager.close().unwrap();
     }
 }
+
+/// Another user's mark, which this one may not read, keeps its checkpoint and stops nothing.
+#[test]
+fn a_mark_that_may_not_be_read_is_unknown() {
+    let run = Run::new();
+    let beside = tch_checkpoint::CheckpointDirectory::new(run.dir.path());
+    beside.add_metrics("ckpt-3", [("loss", 1.0)]).unwrap();
+    let names = std::fs::read_dir(run.dir.path().join("ckpt-3")).unwrap().flatten();
+    let mark = names.map(|entry| entry.file_name().into_string().unwrap()).find(|name| name.starts_with("mark-"));
+    let mark: &'static str = Box::leak(mark.unwrap().into_boxed_str());
+    for errno in [13, 1] {
+        *run.bad.lock().unwrap() = Some(("ckpt-3", Some(mark), errno));
+        let mut manager = run.builder().open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        assert_eq!(run.step.get(), 3);
+    }
+}
+
+/// The only checkpoint is a superseded one that cannot be read now.
+#[test]
+fn a_superseded_checkpoint_that_cannot_be_read_now_is_no_empty_directory() {
+    const ASIDE: &str = "superseded-ckpt-3-0123456789abcdef0123456789abcdef";
+    for errno in [IO, 24] {
+        let run = Run::new();
+        for name in ["ckpt-1", "ckpt-2"] {
+            std::fs::remove_dir_all(run.dir.path().join(name)).unwrap();
+        }
+        std::fs::rename(run.dir.path().join("ckpt-3"), run.dir.path().join(ASIDE)).unwrap();
+        *run.bad.lock().unwrap() = Some((ASIDE, None, errno));
+        let mut manager = run.builder().open().unwrap();
+        let error = manager.restore_or_initialize().unwrap_err().to_string();
+        assert!(error.contains(ASIDE) && error.contains("fresh_start"), "{error}");
+        assert!(manager.save_at(1).is_err());
+        assert!(run.dir.path().join(ASIDE).exists());
+    }
+}

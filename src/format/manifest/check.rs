@@ -319,7 +319,7 @@ pub(crate) fn check_sequence(sequence: u64) -> Result<(), FormatError> {
 }
 
 /// A number that a writer that counts saves never reaches.
-const MAX_SEQUENCE: u64 = 1 << 63;
+pub(crate) const MAX_SEQUENCE: u64 = 1 << 63;
 
 /// Checks that a run is 32 lower-case hexadecimal digits.
 pub(crate) fn check_run(run: &str) -> Result<(), FormatError> {

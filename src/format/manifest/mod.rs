@@ -4,6 +4,7 @@ mod check;
 mod text;
 mod thin;
 
+pub(crate) use check::MAX_SEQUENCE;
 pub(super) use check::{check_count, check_run, check_sequence, check_time};
 
 use super::Digest;

@@ -112,7 +112,7 @@ impl From<&Found> for CheckpointInfo {
             saved_at: entry.saved_at,
             metrics: entry.metrics.clone(),
             bytes: entry.bytes,
-            permanent: entry.permanent,
+            permanent: entry.permanent || found.has_unknown_mark,
             pins: found.pins.clone(),
             notes: found.notes.clone(),
             non_finite: found.non_finite.clone(),

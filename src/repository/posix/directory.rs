@@ -264,7 +264,9 @@ impl Repository for PosixDirectory {
     fn scan_for_writing(&self) -> Result<Scan> {
         self.sync(&**self.open_root()?, &self.root)?;
         let scan = self.scan()?;
-        if self.undo_superseding(&scan)? { self.scan() } else { Ok(scan) }
+        let is_undone = self.undo_superseding(&scan)?;
+        let is_given_back = self.rescue_pinned(&scan)?;
+        if is_undone || is_given_back { self.scan() } else { Ok(scan) }
     }
 
     // An existing directory may have been created by a process that crashed before syncing its parent, so the parent is

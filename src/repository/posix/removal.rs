@@ -3,10 +3,10 @@
 use super::Dir;
 use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
-use crate::format::Follows;
-use crate::repository::names::{Aside, MANIFEST, TRASH, before_aside, nonce};
-use crate::repository::reading::{is_no_directory, marks_in, read_manifest};
-use crate::repository::{Kind, Repository, Stays};
+use crate::format::{Follows, Mark, MarkKind};
+use crate::repository::names::{Aside, MANIFEST, TRASH, before_aside, nonce, without_mark};
+use crate::repository::reading::{is_no_directory, marks_in, read_manifest, thinned_in};
+use crate::repository::{Kind, Repository, Scan, Stays};
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
@@ -122,6 +122,39 @@ impl PosixDirectory {
         self.sync(&**root, self.root())?;
         self.remove_leftover(&trash);
         Ok(true)
+    }
+
+    /// Gives the checkpoints in the trash that are whole and pinned their names back: whoever removed them ended before
+    /// it read the marks again, and the pin may be acknowledged. Returns whether there was one.
+    pub(super) fn rescue_pinned(&self, scan: &Scan) -> Result<bool> {
+        let mut is_changed = false;
+        for trash in &scan.leftovers {
+            let Some(name) = without_mark(trash, TRASH) else { continue };
+            // What cannot be read stays in the trash, and is swept.
+            if self.is_whole_and_pinned(trash).unwrap_or(false) {
+                self.give_back(name, trash, "it was pinned while it was being removed, by a process that has ended")?;
+                is_changed = true;
+            }
+        }
+        Ok(is_changed)
+    }
+
+    fn is_whole_and_pinned(&self, trash: &str) -> Result<bool> {
+        let path = self.path(trash);
+        let dir = self.open_root()?.open_dir(trash.as_ref()).map_err(|e| Error::io("open", &path, e))?;
+        let mut manifest = read_manifest(&*dir, &path)?;
+        let id = manifest.id();
+        let is_pin = |bytes: &Vec<u8>| {
+            Mark::from_bytes(bytes).is_ok_and(|mark| mark.of == id && matches!(mark.kind, MarkKind::Pin { .. }))
+        };
+        if !marks_in(&*dir, &path)?.iter().any(|(_, bytes)| is_pin(bytes)) {
+            return Ok(false);
+        }
+        manifest.take_out(&thinned_in(&*dir, &path, &id).components);
+        let files = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
+        let mut files = files.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes)));
+        let length = |name: &String| dir.stat_of(name.as_ref()).ok().flatten().map(|stat| stat.length);
+        Ok(files.all(|(name, bytes)| length(name) == Some(bytes)))
     }
 
     /// Returns `true` if the name still leads to the examined directory.

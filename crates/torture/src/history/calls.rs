@@ -86,7 +86,7 @@ impl History {
     }
 
     fn save_unrestored(&mut self, fresh: bool) -> Verdict {
-        let must_fail = self.line().own.iter().any(|made| made.there) && !fresh;
+        let must_fail = !self.line().is_empty() && !fresh;
         if self.name == 0 && !self.copied.is_empty() {
             return self.recover(fresh);
         }
