@@ -57,7 +57,7 @@ fn half_to_single(half: u16) -> f32 {
     // Below the lowest exponent there is no leading one: it is added, and subtracted again.
     let one = (LARGER + 1) << 23;
     let small = (f32::from_bits(magnitude + one) - f32::from_bits(one)).to_bits();
-    let special = magnitude + (2 * LARGER << 23);
+    let special = magnitude + ((2 * LARGER) << 23);
     let bits = if magnitude & EXPONENT == 0 { small } else { normal };
     let bits = if magnitude & EXPONENT == EXPONENT { special } else { bits };
     f32::from_bits(bits | u32::from(half & 0x8000) << 16)

@@ -305,7 +305,7 @@ pub(super) mod tests {
     impl Bytes {
         /// A tensor `0` of one dimension.
         pub(in crate::inspect) fn tensor(dtype: Dtype, bytes: Vec<u8>) -> Bytes {
-            let spec = TensorSpec::new(dtype, &[(bytes.len() / dtype.size()) as u64]);
+            let spec = TensorSpec::new(dtype, [(bytes.len() / dtype.size()) as u64]);
             let (specs, bytes) = (BTreeMap::from([("0".into(), spec)]), BTreeMap::from([("0".into(), bytes)]));
             Bytes { specs, bytes, fails: None, damaged: None }
         }
@@ -317,7 +317,7 @@ pub(super) mod tests {
             Bytes {
                 specs: names()
                     .zip(lengths)
-                    .map(|(name, length)| (name, TensorSpec::new(Dtype::U8, &[*length])))
+                    .map(|(name, length)| (name, TensorSpec::new(Dtype::U8, [*length])))
                     .collect(),
                 bytes: names().zip(lengths).enumerate().map(|(i, (name, length))| (name, bytes(*length, i))).collect(),
                 fails: None,
