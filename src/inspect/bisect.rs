@@ -28,6 +28,9 @@ pub struct BisectReport {
     pub before: Option<Location>,
     /// The checkpoints that were examined, in the order in which that was done.
     pub examined: Vec<ExaminedCheckpoint>,
+    /// What the condition asks for and none of them has, such as `metric("los")`: a misspelt name, perhaps, with which
+    /// no comparison is true.
+    pub missing: Vec<String>,
 }
 
 /// A checkpoint that [`bisect`] examined.
@@ -98,9 +101,11 @@ pub fn bisect(
         first: None,
         before: None,
         examined: Vec::new(),
+        missing: Vec::new(),
     };
+    let mut known = BTreeMap::new();
     let mut examine = |at: usize| -> Option<bool> {
-        let examined = examine(&checkpoints[at], condition);
+        let examined = examine(&checkpoints[at], condition, &mut known);
         each(&examined);
         report.examined.push(examined);
         report.examined.last().and_then(|examined| examined.holds)
@@ -141,6 +146,7 @@ pub fn bisect(
     }
     let path = |at: usize| checkpoints[at].path.clone();
     (report.first, report.before) = (first.map(path), before.map(path));
+    report.missing = known.into_iter().filter(|(_, is_known)| !is_known).map(|(asked, _)| asked).collect();
     Ok(report)
 }
 
@@ -161,8 +167,8 @@ fn listing(directory: &Location) -> Result<Listing> {
     Ok(listing)
 }
 
-fn examine(listed: &ListedCheckpoint, condition: &Condition) -> ExaminedCheckpoint {
-    let mut facts = Listed { listed, target: None, stats: BTreeMap::new() };
+fn examine(listed: &ListedCheckpoint, condition: &Condition, known: &mut BTreeMap<String, bool>) -> ExaminedCheckpoint {
+    let mut facts = Listed { listed, target: None, stats: BTreeMap::new(), known };
     let (holds, problem) = match condition.holds(&mut facts) {
         Ok(holds) => (Some(holds), None),
         Err(error) => (None, Some(Problem::of(&error))),
@@ -176,6 +182,8 @@ struct Listed<'a> {
     target: Option<Target>,
     /// By pattern.
     stats: BTreeMap<String, Vec<TensorStats>>,
+    /// What was asked for, as text, and whether this or another checkpoint has it.
+    known: &'a mut BTreeMap<String, bool>,
 }
 
 impl Listed<'_> {
@@ -207,7 +215,12 @@ impl Facts for Listed<'_> {
         if self.listed.non_finite.iter().any(|key| crate::name::matches(pattern, key)) {
             return Ok(true);
         }
-        Ok(self.stats(pattern)?.iter().any(|stats| stats.non_finite() > 0))
+        let stats = self.stats(pattern)?;
+        let (is_known, found) = (!stats.is_empty(), stats.iter().any(|stats| stats.non_finite() > 0));
+        if pattern != "*" {
+            *self.known.entry(Condition::non_finite(pattern).to_string()).or_default() |= is_known;
+        }
+        Ok(found)
     }
 
     fn unclean(&mut self) -> Result<bool> {
@@ -215,11 +228,23 @@ impl Facts for Listed<'_> {
     }
 
     fn number(&mut self, quantity: &Quantity) -> Result<Option<f64>> {
-        Ok(match quantity {
-            Quantity::Step => self.listed.entry.step.map(|step| step as f64),
-            Quantity::Metric(name) => self.listed.entry.metrics.get(name).copied(),
-            Quantity::Tensors(statistic, pattern) => together(*statistic, self.stats(pattern)?),
-        })
+        let (number, is_known) = match quantity {
+            Quantity::Step => {
+                let step = self.listed.entry.step.map(|step| step as f64);
+                (step, step.is_some())
+            }
+            Quantity::Metric(name) => {
+                let value = self.listed.entry.metrics.get(name).copied();
+                (value, value.is_some())
+            }
+            Quantity::Tensors(statistic, pattern) => {
+                let stats = self.stats(pattern)?;
+                // They may have no finite value.
+                (together(*statistic, stats), !stats.is_empty())
+            }
+        };
+        *self.known.entry(quantity.to_string()).or_default() |= is_known;
+        Ok(number)
     }
 }
 

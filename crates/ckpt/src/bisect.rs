@@ -64,6 +64,9 @@ pub fn run(args: &Bisect, out: &mut Output) -> Result<Exit, Error> {
             out.line(format!("{condition} holds in none of {of}{beside}"));
         }
     }
+    for missing in &report.missing {
+        out.note(format!("none of the checkpoints above has what {missing} asks for; `ckpt show` lists names"));
+    }
     out.document(&report);
     Ok(match (&report.first, unread > 0) {
         (_, true) => Exit::Trouble,

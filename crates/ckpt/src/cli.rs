@@ -14,7 +14,7 @@ Examples:
   ckpt verify checkpoints/*
   ckpt diff checkpoints/one-go checkpoints/resumed && echo identical
   ckpt convert encoder.pt encoder --map encoder.map
-  ckpt best --metric loss checkpoints/pronounce
+  ckpt best checkpoints/pronounce loss
   ckpt prune --latest 3 --best loss:min:2 checkpoints/pronounce
 
 Exit codes:
@@ -106,22 +106,26 @@ pub struct LatestOf {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  ckpt best --metric loss checkpoints/pronounce
-  ckpt best --metric accuracy --max checkpoints/pronounce
+  ckpt best checkpoints/pronounce loss
+  ckpt best --max checkpoints/pronounce accuracy
+  ckpt best --metric loss                           of the current directory
 
 Exit codes:
   0  printed
   2  no checkpoint has a finite value of it, or one could not be read")]
 pub struct BestOf {
-    /// The metric; lower is better
-    #[arg(long)]
-    pub metric: String,
+    /// The same as METRIC
+    #[arg(long, value_name = "METRIC")]
+    pub metric: Option<String>,
     /// Higher is better
     #[arg(long)]
     pub max: bool,
     /// The directory of checkpoints
     #[arg(value_name = "DIR", default_value = ".")]
     pub directory: PathBuf,
+    /// The metric; lower is better
+    #[arg(value_name = "METRIC", required_unless_present = "metric", conflicts_with = "metric")]
+    pub name: Option<String>,
 }
 
 /// Reports what keeps each checkpoint under the given policies, and what would end that

@@ -17,7 +17,9 @@ pub fn latest(args: &LatestOf, out: &mut Output) -> Result<Exit, Error> {
 
 pub fn best(args: &BestOf, out: &mut Output) -> Result<Exit, Error> {
     let goal = if args.max { Goal::Maximize } else { Goal::Minimize };
-    print_found(&inspect::best(&args.directory, &args.metric, goal)?, out)
+    // One of them is there.
+    let metric = args.name.as_ref().or(args.metric.as_ref()).map_or("", String::as_str);
+    print_found(&inspect::best(&args.directory, metric, goal)?, out)
 }
 
 fn print_found(found: &FoundCheckpoint, out: &mut Output) -> Result<Exit, Error> {

@@ -43,6 +43,10 @@ fn latest_and_best_print_a_path() -> Outcome {
     assert_eq!(ckpt(&["latest", "run"], dir.path()).1, "run/ckpt-6\n");
     assert_eq!(ckpt(&["best", "--metric", "val:loss", "run"], dir.path()).1, "run/ckpt-2\n");
     assert_eq!(ckpt(&["best", "--max", "--metric", "val:loss", "run"], dir.path()).1, "run/ckpt-3\n");
+    assert_eq!(ckpt(&["best", "run", "val:loss"], dir.path()).1, "run/ckpt-2\n");
+    for wrong in [&["best", "run"][..], &["best", "run", "val:loss", "--metric", "val:loss"]] {
+        assert_eq!(ckpt(wrong, dir.path()).0, Some(2), "{wrong:?}");
+    }
     let document = json(&["best", "--metric", "val:loss", "run"], dir.path());
     assert_eq!((&document["name"], &document["step"], &document["value"]), (&"ckpt-2".into(), &2.into(), &0.2.into()));
     let (code, out, err) = ckpt(&["best", "--metric", "accuracy", "run"], dir.path());

@@ -216,6 +216,13 @@ impl fmt::Display for Term {
     }
 }
 
+impl Condition {
+    /// Returns the condition that a tensor that matches has a value that is not finite.
+    pub(super) fn non_finite(pattern: &str) -> Condition {
+        Condition(Term::NonFinite(Some(pattern.to_string())))
+    }
+}
+
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
