@@ -211,7 +211,7 @@ mod tests {
         }
         // Changed, and cut off.
         File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
-        assert!(part.fetch(0..999_000).unwrap_err().to_string().contains("was changed"));
+        assert!(part.fetch(0..999_000).unwrap_err().to_string().contains("has changed"));
         File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
         assert!(part.fetch(0..999_000).unwrap_err().to_string().contains("ends early"));
         assert!(Input::memory(&path, bytes).fetch(0..(1 << 20)).is_ok());
