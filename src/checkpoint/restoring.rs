@@ -227,7 +227,7 @@ impl Checkpoint {
 pub(super) fn is_torn(key: &str) -> Error {
     let component = name::component(key);
     let reason = format!(
-        "a restore that stopped half-way may have left it partly overwritten; before saving, restore a checkpoint that has \
+        "a restore or a step that stopped half-way may have left it partly overwritten; before saving, restore a checkpoint that has \
          it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}",
         name::shown(component)
     );

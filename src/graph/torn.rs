@@ -1,4 +1,4 @@
-//! Marks on tensors that a restore which stopped half-way may have left partly overwritten.
+//! Marks on tensors that a restore or a step of an optimizer which stopped half-way may have left partly overwritten.
 //!
 //! They are the process's, by tensor and not by name: whichever object, checkpoint or manager has such a tensor next does
 //! not save it. If there are none, this costs one atomic read.

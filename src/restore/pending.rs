@@ -250,7 +250,7 @@ fn absolute(location: &Location) -> Location {
 pub(crate) fn check(matching: &Matching, path: &Location, options: &RestoreOptions) -> Result<()> {
     if let Some(key) = matching.left_torn.first() {
         let reason = format!(
-            "an earlier restore stopped half-way and may have left it partly overwritten, and {} has no value for it; \
+            "an earlier restore or step stopped half-way and may have left it partly overwritten, and {} has no value for it; \
              restore a checkpoint that has one",
             path.display()
         );

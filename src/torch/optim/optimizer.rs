@@ -118,8 +118,9 @@ impl Optimizer {
     /// restored slots that do not fit a variable that was added later. These are found before anything changes.
     ///
     /// If libtorch fails during the computation itself, for example for lack of memory on a GPU, some variables may have
-    /// changed and others not. Such an optimizer can be neither stepped again nor saved: every later call returns an error
-    /// that says so, until a restore that includes the optimizer. Restore the variables with it.
+    /// changed and others not. The optimizer can then neither step nor be saved, and no checkpoint saves the variables, until
+    /// both are restored. Or build a new optimizer and call
+    /// [`Checkpoint::reinitialized`](crate::Checkpoint::reinitialized) with the variables.
     ///
     /// # Errors
     /// [`Error::Object`](crate::Error::Object), with the reason.

@@ -3,10 +3,10 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Area, Exclusive, Gate, Guarded, Touched};
+use crate::graph::{Area, Exclusive, Gate, Guarded, TensorLeaf, Touched, mark_torn};
 use crate::name;
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
-use crate::torch::tensor::{Held, can_convert, examine};
+use crate::torch::tensor::{Held, Leaf, can_convert, examine};
 use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -404,9 +404,14 @@ impl State {
             if failure.begun {
                 let reason = format!(
                     "a step failed when some variables had changed and others had not ({}); restore a checkpoint with the \
-                     variables and the optimizer, or build a new optimizer to continue from the variables as they are",
+                     variables and the optimizer. To continue from the variables as they are, build a new optimizer, and \
+                     call `Checkpoint::reinitialized` with their name",
                     failure.reason
                 );
+                let is_stepped =
+                    |one: &&Parameter| shim::gradient(&one.tensor).is_ok_and(|gradient| gradient.defined());
+                let leaf = |one: &Parameter| Arc::new(Leaf::new(&one.tensor)) as Arc<dyn TensorLeaf>;
+                mark_torn(&self.parameters.iter().filter(is_stepped).map(leaf).collect::<Vec<_>>());
                 self.unusable = Some((name.to_string(), reason));
                 return self.usable();
             }

@@ -168,6 +168,9 @@ fn after_half_a_step_only_a_restore_goes_on() {
         sgd.zero_grad();
         let refusal = checkpoint.write(dir.path().join("bad")).unwrap_err().to_string();
         assert!(refusal.contains("restore a checkpoint"), "{refusal}");
+        let mut model = crate::Checkpoint::new().track("model", &vs).unwrap();
+        let refusal = model.write(dir.path().join("bad")).unwrap_err().to_string();
+        assert!(refusal.contains("half-way"), "{refusal}");
     }
     checkpoint.restore(&good).unwrap().assert_consumed().unwrap();
     assert_eq!(plain.double_value(&[0]), 1.0);
