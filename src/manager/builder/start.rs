@@ -49,7 +49,7 @@ impl CheckpointManagerBuilder {
     /// Allows a new run in a directory that holds the checkpoints of another one.
     ///
     /// By default, the first save is an error if nothing in the directory was restored and it has checkpoints of this
-    /// name, and [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) is an error if there are
+    /// name, or damaged, superseded or passed-over ones, and [`restore_or_initialize`](crate::CheckpointManager::restore_or_initialize) is an error if there are
     /// checkpoints but none that can be restored. With this option, both start a new run: the first save renames the
     /// checkpoints of the other run (`superseded-…`), which are kept until `max_to_keep` newer ones are complete.
     /// `restore_or_initialize` still restores the newest one if there is one.
