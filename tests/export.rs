@@ -94,6 +94,22 @@ fn of_several_expressions_none_is_chosen() {
         let text = refusal(&vs, &[&a, &b], body);
         assert!(text.contains("one more example"), "{place}: {text}");
     }
+    // Where the closure accepts no other sizes than those of the examples, every expression competes.
+    type Strict = ([i64; 2], [i64; 2], fn(i64, i64) -> i64);
+    let strict: [Strict; 3] = [
+        ([2, 3], [3, 5], |_, length| length + 1),
+        ([2, 5], [3, 6], |_, length| length - 3),
+        ([2, 5], [3, 6], |batch, _| batch),
+    ];
+    for (place, (a, b, number)) in strict.into_iter().enumerate() {
+        let examples = pair(a, b);
+        let body = |x: &[Tensor]| {
+            assert!([&a[..], &b[..]].contains(&x[0].size().as_slice()));
+            vec![sum(&x[0]) / number(x[0].size()[0], x[0].size()[1])]
+        };
+        let text = refusal(&vs, &[&examples[0], &examples[1]], body);
+        assert!(text.contains("one more example"), "{place}: {text}");
+    }
     // Sizes that two examples leave ambiguous need a third one, and then are right.
     let body = |x: &[Tensor]| vec![sum(&x[0]) / (3 * x[0].size()[1] + 2)];
     let [a, b] = pair([2, 3], [5, 7]);
@@ -162,6 +178,28 @@ fn a_number_read_out_of_a_tensor_is_refused() {
         let text = export(&vs, &examples, body).err().map_or_else(String::new, |error| error.to_string());
         let says = ["reads a number out of a tensor", "depends on data"];
         assert!(says.iter().any(|one| text.contains(one)), "{place}: {text}");
+    }
+    // A factor that is the same in all examples, read from the memory of an input, a part of it, or what is computed of it.
+    let factor = |shape: &[i64]| Tensor::full(shape, 2.0, FLOAT);
+    let copied: fn(&Tensor) -> f32 = |x| {
+        let mut one = [0f32];
+        x.copy_data(&mut one, 1);
+        one[0]
+    };
+    // SAFETY: the tensor is of this type and has an element.
+    let pointed: fn(&Tensor) -> f32 = |x| unsafe { *x.data_ptr().cast::<f32>() };
+    for shape in [&[][..], &[1], &[2]] {
+        let examples: [&[Tensor]; 2] = [&[numbers(&[2, 3]), factor(shape)], &[numbers(&[4, 5]), factor(shape)]];
+        for read in [copied, pointed] {
+            let direct = refusal(&vs, &examples, |x| vec![&x[0] * f64::from(read(&x[1]))]);
+            let computed = refusal(&vs, &examples, |x| vec![&x[0] * f64::from(read(&(&x[1] * 2.0)))]);
+            let used_too = refusal(&vs, &examples, |x| vec![&x[0] * f64::from(read(&x[1])) + x[1].sum(Kind::Float)]);
+            for text in [direct, computed, used_too] {
+                assert!(text.contains("reads a number out of a tensor") && text.contains("copy_data"), "{text}");
+            }
+        }
+        // Made in the closure, it is no number out of a tensor.
+        export(&vs, &examples, |x| vec![&x[0] * &x[1].sum(Kind::Float).unsqueeze(0) + x[0].size()[1]]).unwrap();
     }
     let text = refusal(&vs, &examples, |x| vec![sum(&x[0]) / longest(&x[1])]);
     assert!(text.contains("reads a number out of a tensor (aten::item)"), "{text}");

@@ -3,12 +3,15 @@
 mod common;
 
 use common::{python, turn};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Rng, Variables, optim,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Node, RestoreOptions, Rng, Trackable,
+    Variables, Verify, optim,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -312,5 +315,181 @@ fn a_store_is_tracked_as_it_is() -> Outcome {
     }
     Checkpoint::new().track("model", &model.vs)?.restore(&path)?;
     assert_eq!(model.bits(), saved);
+    Ok(())
+}
+
+#[test]
+fn a_part_of_a_tensor_under_another_name_gets_one_value() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let make = || Tensor::randn([3 * 400_000, 4], (Kind::Float, Device::Cpu));
+    let track = |qkv: &Tensor, q: &Tensor, columns: &Tensor| {
+        Checkpoint::new().track("qkv", qkv)?.track("q", q)?.track("columns", columns)
+    };
+    let qkv = make();
+    let (q, columns) = (qkv.narrow(0, 0, 400_000), qkv.narrow(1, 1, 2));
+    let path = track(&qkv, &q, &columns)?.write(dir.path().join("one"))?;
+    let saved = qkv.copy();
+    let _ = qkv.shallow_clone().zero_();
+    track(&qkv, &q, &columns)?.restore(&path)?.assert_consumed()?;
+    assert!(qkv.equal(&saved));
+    // Of a model in which they were separate.
+    let path = track(&make(), &q.copy(), &columns.copy())?.write(dir.path().join("separate"))?;
+    let error = track(&qkv, &q, &columns)?.restore(&path).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains("a part of its memory"), "{error}");
+    assert!(qkv.equal(&saved));
+    Ok(())
+}
+
+#[test]
+fn a_partly_overwritten_model_is_not_saved_by_another_checkpoint() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let track = || Checkpoint::new().track("model", Variables::of(&model.vs));
+    let good = track()?.write(dir.path().join("good"))?;
+    let bad = track()?.write(dir.path().join("bad"))?;
+    let file = bad.join("model.safetensors");
+    let mut bytes = fs::read(&file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    fs::write(&file, bytes)?;
+    let once = RestoreOptions::new().verify(Verify::WhileReading);
+    assert!(matches!(track()?.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    let view = model.encoder.ws.view([-1]);
+    for mut checkpoint in [track()?, Checkpoint::new().track("view", &view)?] {
+        let error = checkpoint.write(dir.path().join("torn")).unwrap_err().to_string();
+        assert!(error.contains("half-way"), "{error}");
+    }
+    let other = Model::new();
+    other.checkpoint()?.write(dir.path().join("other"))?;
+    track()?.restore(&good)?;
+    Checkpoint::new().track("view", &view)?.write(dir.path().join("view"))?;
+
+    // Marks of what is gone do not stay.
+    let gone = Model::new();
+    let mut checkpoint = Checkpoint::new().track("model", Variables::of(&gone.vs))?;
+    assert!(matches!(checkpoint.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    let address = gone.encoder.ws.data_ptr() as usize;
+    drop((checkpoint, gone));
+    let fresh: Vec<Model> = (0..10).map(|_| Model::new()).collect();
+    for (i, model) in fresh.iter().enumerate() {
+        model.checkpoint()?.write(dir.path().join(format!("fresh-{i}"))).map_err(|e| format!("{address}: {e}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_random_state_that_libtorch_refuses_changes_nothing() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let length = |path| -> Result<i64, Box<dyn std::error::Error>> {
+        let reader = CheckpointReader::open(path)?;
+        Ok(i64::try_from(reader.manifest().tensors["rng/cpu"].spec.shape[0])?)
+    };
+    let length = length(Checkpoint::new().track("rng", Rng::global())?.write(dir.path().join("good"))?)?;
+    let state = Tensor::full([length], 255, (Kind::Uint8, Device::Cpu));
+    let weights = Tensor::zeros([1000], (Kind::Float, Device::Cpu));
+    let rng = Node::group([("cpu", state.node())]);
+    let path = Checkpoint::new().track("a", &weights)?.track("rng", rng)?.write(dir.path().join("bad"))?;
+    let _ = weights.shallow_clone().fill_(3.0);
+    for verify in [Verify::Before, Verify::WhileReading, Verify::Never] {
+        let mut checkpoint = Checkpoint::new().track("a", &weights)?.track("rng", Rng::global())?;
+        let error = checkpoint.restore_with(&path, &RestoreOptions::new().verify(verify)).unwrap_err();
+        assert!(matches!(error, Error::Mismatch { .. }) && error.to_string().contains("refuses this state"), "{error}");
+        assert_eq!(weights.mean(Kind::Float).double_value(&[]), 3.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tensor_that_its_object_no_longer_has_is_an_error() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let make = || Tensor::randn([30], (Kind::Float, Device::Cpu));
+    let path = Checkpoint::new().track("norm", Node::group([("mean", make().node())]))?.write(dir.path().join("c"))?;
+    for background in [false, true] {
+        let mut mean = make();
+        let checkpoint = Checkpoint::new().track("norm", Node::group([("mean", mean.node())]))?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path().join(format!("run-{background}")));
+        let builder = if background { builder.background(Background::new()) } else { builder };
+        let mut manager = builder.open()?;
+        manager.save()?;
+        mean.copy_(&(&mean * 0.9 + 1.0));
+        manager.save()?;
+        mean = &mean * 0.9 + 1.0;
+        for _ in 0..2 {
+            let error = manager.save().unwrap_err().to_string();
+            assert!(error.starts_with("norm/mean") && error.contains("copy_"), "{error}");
+        }
+        assert!(manager.checkpoint_mut().untrack("norm"));
+        manager.checkpoint_mut().track_mut("norm", Node::group([("mean", mean.node())]))?;
+        manager.save()?;
+        drop(mean);
+    }
+    // Nothing is restored into it either.
+    let mut mean = make();
+    let mut checkpoint = Checkpoint::new().track("norm", Node::group([("mean", mean.node())]))?;
+    mean = &mean + 1.0;
+    let error = checkpoint.restore(&path).unwrap_err().to_string();
+    assert!(error.starts_with("norm/mean") && error.contains("copy_"), "{error}");
+    drop(mean);
+
+    // What is given by value is the checkpoint's own.
+    let mut checkpoint = Checkpoint::new().track("norm", BTreeMap::from([("mean", make())]))?;
+    checkpoint.restore(&path)?.assert_consumed()?;
+    checkpoint.track_mut("own", make())?;
+    checkpoint.write(dir.path().join("by-value"))?;
+    // Another handle is enough.
+    let first = make();
+    checkpoint.track_mut("first", &first)?;
+    let second = first.shallow_clone();
+    drop(first);
+    checkpoint.write(dir.path().join("handle"))?;
+    drop(second);
+    Ok(())
+}
+
+/// A manager that saves on a thread of its own: values are those of the step whose tensors were captured.
+#[test]
+fn the_steps_of_an_optimizer_are_those_of_its_variables() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().zeros("w", &[100_000]);
+    let mut optimizer = optim::Sgd::default().build(&vs, 1.0)?;
+    let checkpoint = Checkpoint::new().track("model", Variables::of(&vs))?.track("optimizer", &optimizer)?;
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(2);
+    let mut manager = builder.background(Background::new()).open()?;
+    let ends = AtomicBool::new(false);
+    let saved = std::thread::scope(|scope| {
+        let ends = &ends;
+        let stepping = scope.spawn(move || {
+            while !ends.load(Ordering::SeqCst) {
+                optimizer.backward_step(&-w.sum(Kind::Float));
+            }
+        });
+        let mut saves = || -> Result<u64, Box<dyn std::error::Error>> {
+            let mut saved = 0;
+            for _ in 0..100 {
+                match manager.save().and_then(|path| manager.wait().map(|()| path)) {
+                    Ok(path) => {
+                        let reader = CheckpointReader::open(path)?;
+                        let steps = reader.manifest().values["optimizer/steps"].as_u64().ok_or("no number")?;
+                        let bytes = reader.tensor("model/w")?;
+                        let first = f32::from_le_bytes(*bytes.as_chunks::<4>().0.first().ok_or("empty")?);
+                        assert_eq!(first as u64, steps);
+                        saved += 1;
+                    }
+                    Err(error) => assert!(error.to_string().contains("on another thread"), "{error}"),
+                }
+            }
+            Ok(saved)
+        };
+        let saved = saves();
+        ends.store(true, Ordering::SeqCst);
+        drop(stepping.join());
+        saved
+    })?;
+    assert!(saved > 0);
     Ok(())
 }

@@ -161,6 +161,8 @@ impl Checkpoint {
         if result.is_err() {
             self.objects.remove(name);
         }
+        drop(object);
+        node.was_tracked();
         result
     }
 

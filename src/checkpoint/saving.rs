@@ -6,7 +6,7 @@ use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
-use crate::graph::Unfinished;
+use crate::graph::{LOST, Unfinished};
 use crate::location::Location;
 use crate::repository::{Directory, checkpoint_name, parent_of};
 use crate::save::{
@@ -164,6 +164,10 @@ impl Checkpoint {
         options: &SaveOptions,
         clock: SaveClock,
     ) -> Result<SaveRequest> {
+        // The last state of a run that has failed is better than none.
+        if let Some(key) = plan.lost(unchanged.seen()).filter(|_| !stamp.unclean) {
+            return Err(Error::object(key, LOST));
+        }
         SaveRequest::new(plan, unchanged, stamp, &self.assets, options, clock)
     }
 

@@ -9,8 +9,8 @@ use std::any::Any;
 pub struct Seen {
     generation: u64,
     version: u64,
-    /// Which of these are set, and whether the tensor requires a gradient; the layout is that of `tcp_seen` in
-    /// torch/look.cpp.
+    /// Which of these are set, whether the tensor requires a gradient, and whether the object that had it is gone; the
+    /// layout is that of `tcp_seen` in torch/look.cpp.
     says: u8,
 }
 
@@ -18,6 +18,7 @@ const SAYS_GENERATION: u8 = 1;
 const SAYS_VERSION: u8 = 2;
 const SAYS_REQUIRES_GRAD: u8 = 4;
 const REQUIRES_GRAD: u8 = 8;
+const IS_LOST: u8 = 16;
 
 impl Seen {
     pub(super) fn new(generation: Option<u64>, version: Option<u64>, requires_grad: Option<bool>) -> Seen {
@@ -44,6 +45,11 @@ impl Seen {
     /// Like [`TensorLeaf::requires_grad`](crate::TensorLeaf::requires_grad).
     pub(crate) fn requires_grad(&self) -> Option<bool> {
         (self.says & SAYS_REQUIRES_GRAD != 0).then_some(self.says & REQUIRES_GRAD != 0)
+    }
+
+    /// Like [`TensorLeaf::is_lost`](crate::TensorLeaf::is_lost).
+    pub(crate) fn is_lost(&self) -> bool {
+        self.says & IS_LOST != 0
     }
 
     pub(crate) fn set_version(&mut self, version: Option<u64>) {

@@ -175,6 +175,17 @@ pub trait TensorLeaf: Send + Sync {
         false
     }
 
+    /// Called when the object that has the tensor was tracked, and was dropped if it was given by value.
+    #[doc(hidden)]
+    fn was_tracked(&self) {}
+
+    /// Returns `true` if the object that had the tensor when it was tracked has it no longer, so that what is saved of it is
+    /// old, and what is restored into it is lost. Defaults to `false`.
+    #[doc(hidden)]
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Returns the access of the tensor's writer, if only the writer has a handle to it. The writer is then queried
     /// instead of the tensor. Defaults to `None`.
     #[doc(hidden)]
@@ -379,3 +390,9 @@ pub trait ValueLeaf: Send + Sync {
         None
     }
 }
+
+/// Why a tensor is neither saved nor restored that [is lost](TensorLeaf::is_lost).
+pub(crate) const LOST: &str = "nothing but the checkpoint has this tensor any more: the object that had it was dropped, or has got \
+                               another tensor in its place, which would not be saved. Write new values into the tensor \
+                               (`copy_`), or `untrack` and track the object again; a tensor that is meant to be nobody \
+                               else's is given to `track` by value";

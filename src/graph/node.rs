@@ -303,6 +303,17 @@ pub struct SavedTree {
     pub has_value: bool,
 }
 
+impl Node {
+    /// Tells the tensors that are in it or in its groups that it was tracked.
+    pub(crate) fn was_tracked(&self) {
+        match &self.0 {
+            Kind::Tensor(leaf) => leaf.was_tracked(),
+            Kind::Group(children) => children.iter().for_each(|(_, child)| child.was_tracked()),
+            Kind::Value(_) | Kind::Collection(_) => {}
+        }
+    }
+}
+
 impl Trackable for Node {
     fn node(&self) -> Node {
         self.clone()

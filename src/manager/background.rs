@@ -33,7 +33,8 @@ use std::time::Instant;
 ///
 /// * a write through a raw pointer that was taken before the call, or by another owner of memory from
 ///   `Tensor::from_blob`;
-/// * a write on another thread that is in progress when the save is called;
+/// * a write on another thread that is in progress when the save is called (a step of a tracked optimizer on another thread is
+///   detected: the save is tried again, or fails; call saves and steps on one thread, or hold a lock around each);
 /// * writes to the memory of a GPU;
 /// * a write to new memory of a variable, which only its version counter shows.
 ///
@@ -167,17 +168,29 @@ pub(super) struct InFlight {
 pub(super) struct Taken {
     entered: Entered,
     pub capture: Arc<Capture>,
+    /// The values that change together with what was pinned, as they were before and after that.
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// What became of an attempt to pin a state.
+pub(super) enum Attempt {
+    Taken(Taken),
+    /// The plan no longer fits the tensors.
+    Unfit,
+    /// A step on another thread has changed the value of this key meanwhile.
+    Moved(String),
 }
 
 impl Taken {
-    /// Pins everything that may be copied later. Returns `None` if the plan `is_checked` and no longer fits the
-    /// tensors.
+    /// Pins everything that may be copied later. Checks whether the plan fits the tensors if it `is_checked`.
     pub(super) fn begin(
         plan: &Arc<Plan>,
         is_checked: bool,
         image: &mut Image,
         background: &Background,
-    ) -> Result<Option<Taken>> {
+    ) -> Result<Attempt> {
+        // A step holds its optimizer's lock while it waits for captures, so values are not read behind the gates.
+        let values = plan.gated_values()?;
         let lazy = background.lazy(plan)?;
         image.fit(plan, |file| lazy.is_in(file).then_some(true))?;
         let mut seen = lazy.spare_seen();
@@ -187,11 +200,25 @@ impl Taken {
             begun.map_err(Some)?.ok_or(None)
         };
         match graph::enter(&plan.gates, begin) {
-            Ok((entered, capture)) => Ok(Some(Taken { entered, capture })),
-            Err(None) => Ok(None),
+            Ok((entered, capture)) => match plan.changed_since(&values)? {
+                None => Ok(Attempt::Taken(Taken { entered, capture, values })),
+                Some(key) => {
+                    drop(entered);
+                    *image = capture.take_image();
+                    Ok(Attempt::Moved(key))
+                }
+            },
+            Err(None) => Ok(Attempt::Unfit),
             Err(Some(error)) => Err(error),
         }
     }
+}
+
+/// Returns the error of a save during which another thread made a step.
+pub(super) fn stepped_meanwhile(key: &str) -> Error {
+    let reason = "a step on another thread changed it while the state was captured: nothing was saved. Call saves and steps \
+                  on one thread, or hold a lock around each";
+    Error::object(key, reason)
 }
 
 /// A save for the background thread.
@@ -219,8 +246,15 @@ pub(super) struct Before {
 impl InFlight {
     /// Copies what must be copied during the call, and starts the background thread.
     pub(super) fn start(order: Order) -> Result<InFlight> {
-        let Order { taken: Taken { entered, capture }, mut request, commit, before } = order;
+        let Order { taken: Taken { entered, capture, values }, request, commit, before } = order;
+        let mut request = request.with_values(&values);
         request.capture_now(&capture, &commit.directory)?;
+        // What was copied just now is of the same step.
+        if capture.copies_now()
+            && let Some(key) = capture.plan.changed_since(&values)?
+        {
+            return Err(stepped_meanwhile(&key));
+        }
         let entered = Arc::new(Mutex::new(Some(entered)));
         let (job, leave) = (capture.clone(), entered.clone());
         let work = move || write(&job, &leave, request, commit);

@@ -1,6 +1,6 @@
 //! The saves of a manager: when they are due, under which number, and which checkpoints they replace.
 
-use super::background::{Before, InFlight, Order, Taken, WhenBusy};
+use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy, stepped_meanwhile};
 use super::commit::Commit;
 use super::failures::{OnSaveError, OnUnhealthy};
 use super::retention::CheckpointInfo;
@@ -420,6 +420,7 @@ impl CheckpointManager {
 
     /// Returns the plan and what its tensors report now; pinned if it is saved in the background.
     fn take_hold(&mut self) -> Result<(Arc<Plan>, AllSeen, Option<Taken>)> {
+        let mut tries = 0;
         while let Some(background) = self.background.clone() {
             let (plan, seen) = self.checkpoint.plan_to_capture(&self.options)?;
             if plan.bytes() > background.budget {
@@ -427,9 +428,11 @@ impl CheckpointManager {
             }
             let taken = Taken::begin(&plan, seen.is_none(), &mut self.image, &background);
             match taken.inspect_err(|_| self.checkpoint.forget_plan())? {
-                Some(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
-                // The plan no longer fits. A new one is not checked.
-                None => self.checkpoint.forget_plan(),
+                Attempt::Taken(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
+                // A new plan is not checked.
+                Attempt::Unfit => self.checkpoint.forget_plan(),
+                Attempt::Moved(key) if tries == MOST_TRIES => return Err(stepped_meanwhile(&key)),
+                Attempt::Moved(_) => tries += 1,
             }
         }
         let (plan, seen) = self.plan_now()?;
@@ -508,6 +511,9 @@ impl CheckpointManager {
 
 /// The maximum number of optimizer steps that a due save waits for a call at which all gradients are used.
 const MOST_STEPS_WAITED: u64 = 100;
+
+/// How often a state is captured anew because another thread has made a step meanwhile.
+const MOST_TRIES: u32 = 100;
 
 /// The maximum number of calls that it waits.
 const MOST_CALLS_WAITED: u64 = 1000;

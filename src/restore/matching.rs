@@ -6,7 +6,7 @@ use super::overlap::{self, Common};
 use crate::dtype::TensorSpec;
 use crate::error::{Error, RestoreReport, Result, SkipReason, TrainableDifference};
 use crate::graph::{
-    Adopt, Area, Child, Children, Collection, Identity, Kind, Node, Place, SavedTree, TensorLeaf, ValueApply,
+    Adopt, Area, Child, Children, Collection, Identity, Kind, LOST, Node, Place, SavedTree, TensorLeaf, ValueApply,
     ValueLeaf, Visitor, Walk,
 };
 use crate::name;
@@ -260,6 +260,9 @@ impl<'a> Matcher<'a> {
         if live != *spec && !leaf.adapt_to(spec) {
             self.mismatch(key, format!("the object is {live}, the checkpoint has {spec}"));
             return Ok(());
+        }
+        if leaf.is_lost() {
+            return Err(Error::object(key, LOST));
         }
         if leaf.has_rules() {
             let saved = self.request.origin.bytes(&key, self.verifies())?;

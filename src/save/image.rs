@@ -196,6 +196,11 @@ impl Capture {
         self.lazy.is_in(file)
     }
 
+    /// Returns `true` if any tensor is copied by [`Capture::copy_now`].
+    pub(crate) fn copies_now(&self) -> bool {
+        self.lazy.places.len() < self.plan.tensors.len()
+    }
+
     /// Returns what the tensors reported at the call, as [`Plan::look`].
     pub(crate) fn seen(&self) -> &AllSeen {
         &self.seen

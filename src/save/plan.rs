@@ -25,6 +25,9 @@ pub(crate) struct Plan {
     /// Keys with the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
+    /// The places in `values` of those that belong to an object with a gate, such as the steps of an optimizer: they change
+    /// together with its tensors.
+    gated: Vec<usize>,
     /// How the bytes are divided.
     layout: Layout,
     /// The bytes of the files, divided among threads.
@@ -121,13 +124,25 @@ impl Plan {
         self.tensors.iter().find(|tensor| torn.has(&tensor.leaf)).map(|tensor| tensor.key.as_str())
     }
 
+    /// Returns the key of a tensor that [is lost](TensorLeaf::is_lost), as reported in [`seen`](Plan::look).
+    pub(crate) fn lost(&self, seen: &[Seen]) -> Option<&str> {
+        self.keys().zip(seen).find(|(_, seen)| seen.is_lost()).map(|(key, _)| key.as_str())
+    }
+
     /// Returns the present values.
     pub(crate) fn values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
-        let save = |(key, leaf): &(String, Arc<dyn ValueLeaf>)| {
-            let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
-            Ok((key.clone(), value))
-        };
-        self.values.iter().map(save).collect()
+        self.values.iter().map(saved).collect()
+    }
+
+    /// Returns those of the present values that change together with tensors behind a gate.
+    pub(crate) fn gated_values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
+        self.gated.iter().map(|&place| saved(&self.values[place])).collect()
+    }
+
+    /// Returns the key of one of the [`gated_values`](Plan::gated_values) that is another one now.
+    pub(crate) fn changed_since(&self, gated: &BTreeMap<String, serde_json::Value>) -> Result<Option<String>> {
+        let now = self.gated_values()?;
+        Ok(now.into_iter().find(|(key, value)| gated.get(key) != Some(value)).map(|(key, _)| key))
     }
 
     /// Returns the same plan, with other leaves for some of the tensors, by their places, and for the values, by their
@@ -178,6 +193,12 @@ impl Plan {
     }
 }
 
+/// Returns a present value with its key.
+fn saved((key, leaf): &(String, Arc<dyn ValueLeaf>)) -> Result<(String, serde_json::Value)> {
+    let value = leaf.save().map_err(|reason| Error::object(key, reason))?;
+    Ok((key.clone(), value))
+}
+
 /// The suffix of the file with a component's frozen parameters, if it has others as well.
 const FROZEN: &str = "-frozen";
 
@@ -196,9 +217,13 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     };
     let generations: Vec<(Option<u64>, Option<Arc<Exclusive>>)> = walked.leaves.iter().map(generation).collect();
     let mut planner = Planner { collections, ..Planner::default() };
-    for guarded in walked.collections.iter().filter_map(|collection| collection.guarded()) {
+    for (collection, key) in walked.collections.iter().zip(&walked.collection_keys) {
+        let Some(guarded) = collection.guarded() else { continue };
         planner.gates.push(guarded.gate.clone());
         planner.guarded.push(guarded);
+        // The values are beside it, in the same object.
+        let object = key.rsplit_once('/').map_or(key.as_str(), |(object, _)| object);
+        planner.gated.push(name::prefix(object));
     }
     for (leaf, (generation, exclusive)) in walked.leaves.into_iter().zip(generations) {
         planner.add(leaf, generation, exclusive)?;
@@ -222,6 +247,8 @@ struct Planner {
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: Vec<Guarded>,
+    /// What the keys of the objects with a gate begin with.
+    gated: Vec<String>,
 }
 
 impl Planner {
@@ -303,6 +330,8 @@ impl Planner {
             chunk::spans(place, file.bytes, file.header.len(), tensors, &layout)
         };
         let spans = files.iter().enumerate().flat_map(spans).collect();
+        let is_gated = |key: &str| self.gated.iter().any(|prefix| key.starts_with(prefix.as_str()));
+        let gated = (0..self.values.len()).filter(|&place| is_gated(&self.values[place].0)).collect();
         let asked = self.tensors.iter().map(|tensor| (tensor.leaf.clone(), tensor.exclusive.clone()));
         let survey = Survey::new(asked.chain(self.alias_leaves).collect());
         Ok(Plan {
@@ -314,6 +343,7 @@ impl Planner {
             tensors: self.tensors,
             aliases: self.aliases,
             values: self.values,
+            gated,
             spans,
             gates: self.gates,
             lazy: Mutex::default(),

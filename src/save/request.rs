@@ -91,6 +91,12 @@ impl SaveRequest {
         SaveRequest { refuse_unhealthy, ..self }
     }
 
+    /// Replaces some of the values by those of the moment for which the tensors were captured.
+    pub(crate) fn with_values(mut self, values: &BTreeMap<String, serde_json::Value>) -> SaveRequest {
+        self.values.extend(values.clone());
+        self
+    }
+
     /// Prepares for a background save: checks now which files may be unchanged, and lets `capture` copy what must be
     /// copied during the call.
     pub(crate) fn capture_now(&mut self, capture: &Capture, directory: &Directory) -> Result<()> {

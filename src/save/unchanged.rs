@@ -196,7 +196,7 @@ impl Unchanged {
     }
 
     /// Returns what the tensors have reported.
-    pub(super) fn seen(&self) -> &[Seen] {
+    pub(crate) fn seen(&self) -> &[Seen] {
         &self.seen
     }
 

@@ -32,6 +32,15 @@ char *tcp_get_generator_state(int32_t device_type, int32_t index, at::Tensor **o
   });
 }
 
+// Sets the state on a copy of the generator only.
+char *tcp_check_generator_state(int32_t device_type, int32_t index, const at::Tensor *state) {
+  return guarded([&] {
+    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.clone().set_state(*state);
+  });
+}
+
 // Sets the state on a copy of the generator first, so that a state that is refused changes nothing.
 char *tcp_set_generator_state(int32_t device_type, int32_t index, const at::Tensor *state) {
   return guarded([&] {

@@ -16,6 +16,8 @@ std::atomic<Wait> wait_for_readers{nullptr};
 // change the storage, so that several threads may call it at once. It is harmless if the storage has other memory by now, or
 // if nothing reads the memory any more.
 void before_write(c10::StorageImpl *storage) {
+  if (on_request)
+    on_request();
   // Work that is done while waiting must not wait for itself.
   thread_local bool waiting = false;
   const Wait wait = wait_for_readers.load(std::memory_order_acquire);
@@ -28,13 +30,25 @@ void before_write(c10::StorageImpl *storage) {
 
 } // namespace
 
+thread_local void (*tcp::on_request)() = nullptr;
+
+// There is one hook for both purposes, since a storage has only one.
+void tcp::watch(c10::StorageImpl &storage) {
+  if (!storage.has_materializer() && !c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks()))
+    storage.set_materializer(&before_write);
+}
+
 extern "C" {
 
 // Tensors that are examined together at every save.
 struct tcp_batch {
   std::vector<at::Tensor> tensors;
-  // The place of each in the result, and whether it is a variable, whose `requires_grad` is reported.
-  std::vector<std::pair<size_t, bool>> places;
+  struct Place {
+    size_t place;     // in the result
+    bool is_variable; // its `requires_grad` is reported
+    bool is_watched;    // somebody must have a handle besides the leaf and this
+  };
+  std::vector<Place> places;
 };
 
 // The layout of `Seen` in graph/group.rs.
@@ -44,17 +58,17 @@ struct tcp_seen {
   uint8_t says;
 };
 
-constexpr uint8_t SAYS_FINGERPRINT = 1, SAYS_VERSION = 2, SAYS_REQUIRES_GRAD = 4, REQUIRES_GRAD = 8;
+constexpr uint8_t SAYS_FINGERPRINT = 1, SAYS_VERSION = 2, SAYS_REQUIRES_GRAD = 4, REQUIRES_GRAD = 8, IS_LOST = 16;
 
 tcp_batch *tcp_new_batch() { return new (std::nothrow) tcp_batch; }
 
 void tcp_free_batch(tcp_batch *batch) { delete batch; }
 
-char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, size_t place) {
+char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, bool is_watched, size_t place) {
   return guarded([&] {
     batch->places.reserve(batch->tensors.size() + 1);
     batch->tensors.push_back(*tensor);
-    batch->places.emplace_back(place, is_variable);
+    batch->places.push_back({place, is_variable, is_watched});
   });
 }
 
@@ -68,7 +82,7 @@ void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp
   const auto &tensors = batch->tensors;
   for_each_ahead(tensors.size(), [&](size_t i) -> const at::Tensor & { return tensors[i]; },
                  [&](size_t i, const at::Tensor &t) {
-                   const auto [place, is_variable] = batch->places[i];
+                   const auto [place, is_variable, is_watched] = batch->places[i];
                    tcp_seen &one = seen[place] = tcp_seen{0, 0, SAYS_FINGERPRINT};
                    try {
                      if (!t.defined())
@@ -80,6 +94,8 @@ void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp
                          storage.set_materializer(&before_write);
                      }
                      one.fingerprint = fingerprint(t);
+                     if (is_watched && t.use_count() == 2)
+                       one.says |= IS_LOST;
                      if (!t.is_inference()) {
                        one.version = uint64_t(version(t));
                        one.says |= SAYS_VERSION;

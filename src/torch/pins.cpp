@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <unordered_map>
 #include <utility>
 
 namespace {
@@ -44,6 +45,43 @@ Allocation *share(c10::StorageImpl &storage) {
   return shared;
 }
 
+// Storages that cannot be resized while anything pins them, with the number of pins.
+class Fixed {
+public:
+  // Returns false, and counts nothing, if the storage cannot be resized anyway.
+  static bool begin(c10::StorageImpl &storage) {
+    std::lock_guard<std::mutex> lock(mutex());
+    auto found = counts().find(&storage);
+    if (found == counts().end()) {
+      if (!storage.resizable())
+        return false;
+      found = counts().emplace(&storage, 0).first;
+      storage.set_resizable(false);
+    }
+    found->second++;
+    return true;
+  }
+  static void end(c10::StorageImpl &storage) {
+    std::lock_guard<std::mutex> lock(mutex());
+    auto found = counts().find(&storage);
+    if (found != counts().end() && --found->second == 0) {
+      counts().erase(found);
+      storage.set_resizable(true);
+    }
+  }
+
+private:
+  // Never destroyed: a thread may unpin while the process ends.
+  static std::mutex &mutex() {
+    static auto *one = new std::mutex;
+    return *one;
+  }
+  static std::unordered_map<const c10::StorageImpl *, size_t> &counts() {
+    static auto *all = new std::unordered_map<const c10::StorageImpl *, size_t>;
+    return *all;
+  }
+};
+
 // The memory that a tensor had, and its version counter.
 struct Pin {
   c10::Storage storage;
@@ -55,7 +93,7 @@ struct Pin {
     if (allocation)
       release(allocation);
     if (fixed)
-      storage.unsafeGetStorageImpl()->set_resizable(true);
+      Fixed::end(*storage.unsafeGetStorageImpl());
   }
 };
 
@@ -89,9 +127,8 @@ char *tcp_pin(const at::Tensor *tensor, int32_t scalar_type, const uint64_t *siz
     unshare(storage);
     if (t.is_cpu()) {
       pin->allocation = share(storage);
-    } else if (storage.resizable()) {
-      storage.set_resizable(false);
-      pin->fixed = true;
+    } else {
+      pin->fixed = Fixed::begin(storage);
     }
     if (!t.is_inference())
       pin->version = t.unsafeGetTensorImpl()->version_counter();

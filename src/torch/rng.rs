@@ -75,6 +75,17 @@ impl TensorLeaf for Generator {
         Ok(Box::new(NewState { generator: *self, state, bytes }))
     }
 
+    fn has_rules(&self) -> bool {
+        true
+    }
+
+    fn check(&self, saved: &[u8]) -> Result<(), BoxError> {
+        let state = self.state()?;
+        shim::fill(&state, &mut saved.to_vec())?;
+        Ok(shim::check_generator_state(self.device, self.index, &state)
+            .map_err(|reason| format!("libtorch refuses this state: {reason}"))?)
+    }
+
     fn is_optional(&self) -> bool {
         self.device != GeneratorDevice::Cpu
     }
@@ -118,6 +129,9 @@ mod tests {
     fn a_bad_state_is_refused_and_the_generator_stays() {
         let stays = || {
             let before = cpu().bytes().unwrap().as_slice().to_vec();
+            cpu().check(&before).unwrap();
+            let refusal = cpu().check(&vec![0xff; before.len()]).unwrap_err().to_string();
+            assert!(refusal.contains("refuses this state"), "{refusal}");
             let mut target = cpu().target().unwrap();
             target.as_mut_slice().fill(0xff);
             let refusal = target.finish().unwrap_err().to_string();

@@ -179,9 +179,8 @@ private:
       require(kind != AFFINE || inputs_.given > 2,
               "the number " + list(numbers) + " " + where + " could be " + describe(chosen) +
                   ", but any two numbers could be; give one more example, with sizes that vary in another way");
-      // A size plus a number fits by chance easily, so it does not compete with an expression without a number.
-      const int rivals = kind <= DIVIDED ? DIVIDED : kind == SHIFTED ? AFFINE : kind;
-      for (int other = kind + 1; other <= rivals; other++)
+      // What fits by chance is mostly refuted by the inputs of other sizes. Without these, all kinds compete.
+      for (int other = kind + 1; other < KINDS; other++)
         for (const auto &rival : found[other])
           if (!refuted(rival, chosen))
             ambiguous(numbers, where, chosen, rival);

@@ -10,7 +10,7 @@ use crate::graph::{
 use std::any::Any;
 use std::ffi::c_void;
 use std::panic::catch_unwind;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
@@ -120,6 +120,11 @@ fn elements_may_overlap(memory: &Memory) -> bool {
     false
 }
 
+/// Whether the elements are of a type that can require a gradient.
+fn can_require_grad(tensor: &Tensor) -> bool {
+    shim::info(tensor).is_ok_and(|info| CAN_REQUIRE_GRAD.contains(&info.scalar_type))
+}
+
 /// A tensor in the graph.
 #[derive(Clone)]
 pub(super) struct Leaf(Arc<Held>);
@@ -135,28 +140,36 @@ pub(super) struct Held {
     exclusive: Option<Arc<Exclusive>>,
     /// The type and shape that a restore has for it.
     adapted: Mutex<Option<TensorSpec>>,
+    /// Whether it is a tensor of the user, who may have given it to the checkpoint by value.
+    is_users: bool,
+    /// Whether the user had a handle when it was tracked first, so that one must still be there.
+    is_watched: OnceLock<bool>,
 }
 
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
-        Leaf::held(tensor.shallow_clone(), false, None)
+        Leaf::held(tensor.shallow_clone(), false, None, false)
     }
 
     /// Creates a leaf of a tensor to which only a writer of this crate has a handle, until it shares it.
     pub(super) fn exclusive(tensor: &Tensor, exclusive: &Arc<Exclusive>) -> Leaf {
-        Leaf::held(tensor.shallow_clone(), false, Some(exclusive.clone()))
+        Leaf::held(tensor.shallow_clone(), false, Some(exclusive.clone()), false)
     }
 
     /// Creates a leaf of a tensor that may be a variable, whose `requires_grad` is saved.
-    fn variable(tensor: &Tensor) -> Leaf {
-        let can = shim::info(tensor).is_ok_and(|info| CAN_REQUIRE_GRAD.contains(&info.scalar_type));
-        Leaf::held(tensor.shallow_clone(), can, None)
+    pub(super) fn variable(tensor: &Tensor) -> Leaf {
+        Leaf::held(tensor.shallow_clone(), can_require_grad(tensor), None, false)
     }
 
-    fn held(tensor: Tensor, is_variable: bool, exclusive: Option<Arc<Exclusive>>) -> Leaf {
+    /// Like [`variable`](Leaf::variable), for a tensor that the user tracks.
+    fn of_user(tensor: &Tensor) -> Leaf {
+        Leaf::held(tensor.shallow_clone(), can_require_grad(tensor), None, true)
+    }
+
+    fn held(tensor: Tensor, is_variable: bool, exclusive: Option<Arc<Exclusive>>, is_users: bool) -> Leaf {
         let (object, glance) = (shim::object(&tensor), Glance(tensor.as_ptr()));
-        let (tensor, adapted) = (Mutex::new(tensor), Mutex::default());
-        Leaf(Arc::new(Held { tensor, object, glance, is_variable, exclusive, adapted }))
+        let (tensor, adapted, is_watched) = (Mutex::new(tensor), Mutex::default(), OnceLock::new());
+        Leaf(Arc::new(Held { tensor, object, glance, is_variable, exclusive, adapted, is_users, is_watched }))
     }
 
     /// Returns a handle that does not keep the tensor alive.
@@ -184,6 +197,10 @@ impl Leaf {
 
     fn adapted(&self) -> MutexGuard<'_, Option<TensorSpec>> {
         self.0.adapted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_watched(&self) -> bool {
+        self.0.is_watched.get() == Some(&true)
     }
 
     fn with<R>(&self, use_it: impl FnOnce(&Tensor) -> R) -> R {
@@ -241,7 +258,8 @@ impl TensorLeaf for Leaf {
 
     fn join(&self, place: usize, group: &mut Option<Box<dyn TensorGroup>>) -> bool {
         let group: &mut dyn Any = &mut **group.get_or_insert_with(|| Box::new(Together(Tensors::new())));
-        let add = |group: &mut Together| self.with(|tensor| group.0.add(tensor, self.0.is_variable, place));
+        let is_watched = self.is_watched();
+        let add = |group: &mut Together| self.with(|tensor| group.0.add(tensor, self.0.is_variable, is_watched, place));
         group.downcast_mut().is_some_and(add)
     }
 
@@ -259,6 +277,19 @@ impl TensorLeaf for Leaf {
             Some(pin) => Ok(Some(Box::new(pin))),
             None => Err(format!("it is no longer {spec}, or shows no memory of its own any more").into()),
         }
+    }
+
+    fn was_tracked(&self) {
+        self.0.is_watched.get_or_init(|| self.0.is_users && !self.with(shim::has_one_handle));
+    }
+
+    fn is_lost(&self) -> bool {
+        // A plan has a handle too; saves know of that one.
+        self.is_watched() && self.with(shim::has_one_handle)
+    }
+
+    fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1 && self.with(shim::is_alone)
     }
 
     fn requires_grad(&self) -> Option<bool> {
@@ -543,6 +574,10 @@ fn make_bools(bytes: &mut [u8]) {
 /// the restored values. Device, layout, `requires_grad` and the gradient are unchanged. Restoring counts as an in-place
 /// change: libtorch refuses `backward` through a graph that was built before.
 ///
+/// Give new values with an in-place operation such as `copy_`. A tensor that the tracked object no longer has, because
+/// another one was assigned to its field, is an error at the next save or restore. A tensor that is given to
+/// [`track`](crate::Checkpoint::track) by value belongs to the checkpoint.
+///
 /// Saves refuse sparse, quantized and expanded tensors, tensors of the `meta` device, and types that safetensors files
 /// lack.
 ///
@@ -559,7 +594,7 @@ fn make_bools(bytes: &mut [u8]) {
 /// ```
 impl Trackable for Tensor {
     fn node(&self) -> Node {
-        Node::tensor(Leaf::variable(self))
+        Node::tensor(Leaf::of_user(self))
     }
 }
 

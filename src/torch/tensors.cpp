@@ -92,6 +92,19 @@ char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
 // Returns the tensor object, or null if the tensor is undefined.
 const void *tcp_object(const at::Tensor *tensor) { return tensor->defined() ? tensor->unsafeGetTensorImpl() : nullptr; }
 
+// Returns whether this is the only handle to the tensor, and the tensor the only one that shows its memory.
+bool tcp_is_alone(const at::Tensor *tensor) {
+  try {
+    return !tensor->defined() ||
+           (tensor->use_count() == 1 && (!tensor->has_storage() || tensor->storage().use_count() == 1));
+  } catch (...) {
+    return false;
+  }
+}
+
+// Returns whether this is the only handle to the tensor object.
+bool tcp_has_one_handle(const at::Tensor *tensor) { return tensor->defined() && tensor->use_count() == 1; }
+
 // Returns how often the tensor was changed in place, or -1 if that is not counted.
 int64_t tcp_version(const at::Tensor *tensor) {
   try {

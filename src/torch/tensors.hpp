@@ -69,6 +69,12 @@ inline void unshare(c10::StorageImpl &storage) {
 // cannot be determined.
 uint64_t fingerprint(const at::Tensor &tensor) noexcept;
 
+// Called on this thread, if it is set, when the memory of a watched storage is requested for writing, as `data_ptr` does.
+extern thread_local void (*on_request)();
+
+// Watches a storage in CPU memory until its memory is requested once.
+void watch(c10::StorageImpl &storage);
+
 // Prefetches an object.
 template <class T> void prefetch(const T *object) {
   const char *begin = reinterpret_cast<const char *>(object);

@@ -1,6 +1,12 @@
 // Tracing: a closure over the live model becomes a graph that reads the variables from the module by their names.
 
+// libtorch is built with it. Without it, `at::RecordFunction` has another member and refuses to return its inputs.
+#ifndef NDEBUG
+#define NDEBUG
+#endif
+
 #include "program.hpp"
+#include "tensors.hpp"
 
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
@@ -13,6 +19,7 @@
 #include <array>
 #include <optional>
 #include <string_view>
+#include <unordered_map>
 #include <unordered_set>
 
 namespace {
@@ -66,19 +73,38 @@ void check_evaluates(const Graph &graph) {
   }
 }
 
-// While it lives, observes which operations of this thread hand numbers of a tensor to the closure. What an operation reads
-// internally does not count.
+// While it lives, observes which operations of this thread hand numbers of a tensor to the closure, and whether the closure
+// requests the memory of an input, or of what is computed (`copy_data`, `data_ptr`). What an operation reads internally does
+// not count.
 class Reads {
 public:
   Reads() {
     first_ = nullptr;
     depth_ = 0;
-    auto callback = at::RecordFunctionCallback(&begin, &end).scopes({at::RecordScope::FUNCTION});
+    current_ = this;
+    on_request = [] {
+      if (depth_ == 0 && !first_)
+        first_ = "`copy_data`, `data_ptr`, or another access to its memory";
+    };
+    auto callback =
+        at::RecordFunctionCallback(&begin, &end).needsInputs(true).needsOutputs(true).scopes({at::RecordScope::FUNCTION});
     handle_ = at::addThreadLocalCallback(callback);
   }
-  ~Reads() { at::removeCallback(handle_); }
+  ~Reads() {
+    at::removeCallback(handle_);
+    on_request = nullptr;
+    current_ = nullptr;
+  }
   Reads(const Reads &) = delete;
   Reads &operator=(const Reads &) = delete;
+
+  // Observes the memory of a tensor that nothing else uses.
+  void add(const at::Tensor &tensor) {
+    if (auto *storage = memory(tensor)) {
+      storages_.emplace(storage, tensor.storage().getWeakStorageImpl());
+      watch(*storage);
+    }
+  }
 
   // The first such operation, if any.
   static const char *first() { return first_; }
@@ -94,24 +120,74 @@ private:
   static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction &function) {
     constexpr std::array<std::string_view, 5> READS{"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero",
                                                     "aten::equal", "aten::allclose"};
-    if (depth_++ == 0 && !first_)
-      for (const auto &name : READS)
-        if (name == function.name())
-          first_ = name.data();
+    if (depth_++ > 0)
+      return nullptr;
+    for (const auto &name : READS)
+      if (!first_ && name == function.name())
+        first_ = name.data();
+    if (current_)
+      current_->note_inputs(function);
     return nullptr;
   }
-  static void end(const at::RecordFunction &, at::ObserverContext *) { depth_--; }
+  static void end(const at::RecordFunction &function, at::ObserverContext *) {
+    if (--depth_ == 0 && current_)
+      current_->observe(function);
+  }
+
+  // Returns the storage of a tensor in CPU memory.
+  static c10::StorageImpl *memory(const at::Tensor &tensor) {
+    return tensor.defined() && tensor.is_cpu() && tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+  }
+
+  template <class Values, class Visit> static void each_tensor(const Values &values, const Visit &visit) {
+    for (const IValue &value : values) {
+      if (value.isTensor())
+        visit(value.toTensor());
+      else if (value.isTensorList())
+        for (const at::Tensor &tensor : value.toTensorVector())
+          visit(tensor);
+    }
+  }
+
+  // The inputs are there before an operation only, the outputs after it.
+  void note_inputs(const at::RecordFunction &function) {
+    from_.clear();
+    each_tensor(function.inputs(), [&](const at::Tensor &tensor) {
+      if (tensor.defined())
+        from_.emplace(memory(tensor), tensor.has_storage() ? tensor.storage() : c10::Storage());
+    });
+  }
+
+  // Observes new memory that an operation has computed from tensors. A storage is observed until its memory is requested
+  // once, which operations do as well. Memory that the closure has from outside, such as that of variables, is left alone.
+  void observe(const at::RecordFunction &function) {
+    for (const auto &[storage, held] : from_)
+      if (storage && storages_.count(storage))
+        watch(*storage);
+    each_tensor(function.outputs(), [&](const at::Tensor &tensor) {
+      auto *storage = memory(tensor);
+      if (storage && (storages_.count(storage) || (!from_.empty() && !from_.count(storage))))
+        add(tensor);
+    });
+    from_.clear();
+  }
 
   static thread_local int depth_;
   static thread_local const char *first_;
+  static thread_local Reads *current_;
   at::CallbackHandle handle_;
+  // The storages of the inputs of the present operation.
+  std::unordered_map<c10::StorageImpl *, c10::Storage> from_;
+  // The observed storages. While a weak pointer exists, no other storage has this address.
+  std::unordered_map<const c10::StorageImpl *, c10::weak_intrusive_ptr<c10::StorageImpl>> storages_;
 };
 
 thread_local int Reads::depth_ = 0;
 thread_local const char *Reads::first_ = nullptr;
+thread_local Reads *Reads::current_ = nullptr;
 
 std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Inputs &inputs, const Tensors &example,
-                                 const Closure &closure) {
+                                 const Closure &closure, Reads &reads) {
   std::unordered_set<const c10::TensorImpl *> variables;
   each_variable(module, "", [&](const std::string &, const at::Tensor &tensor, bool, const auto &, size_t) {
     variables.insert(tensor.unsafeGetTensorImpl());
@@ -119,8 +195,10 @@ std::shared_ptr<Graph> trace_one(torch::jit::Module &module, const Inputs &input
   torch::jit::Stack stack(example.begin(), example.end());
   const auto traced = [&](torch::jit::Stack given) {
     Tensors tensors;
-    for (const auto &input : given)
+    for (const auto &input : given) {
       tensors.push_back(input.toTensor());
+      reads.add(tensors.back());
+    }
     Tensors outputs = closure(tensors);
     // The output of a graph cannot be a variable of the module itself, nor a tensor that no operation created.
     const auto &tracing = torch::jit::tracer::getTracingState();
@@ -190,7 +268,7 @@ std::shared_ptr<Graph> trace_inputs(torch::jit::Module &module, const Inputs &in
   {
     Reads watch;
     for (const auto &example : inputs.all)
-      graphs.push_back(trace_one(module, inputs, example, closure));
+      graphs.push_back(trace_one(module, inputs, example, closure, watch));
     if (watch.first())
       reads = std::string("the closure reads a number out of a tensor (") + watch.first() +
               "), which the program would keep as it was for the first example. Compute with operations on tensors instead "

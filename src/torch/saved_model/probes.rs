@@ -1,7 +1,8 @@
 //! Inputs of other sizes, derived from the examples, on which the traces of the examples are tested.
 
+use super::definition::same_bits;
 use super::lengths::{self, Class};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The number of elements from which inputs count as large.
 const LARGE: u64 = 1 << 16;
@@ -14,7 +15,8 @@ const MIXED: [usize; 2] = [LEVELS, 4];
 const JOINT: [&[usize]; 2] = [&[1, 7, 6], &[1]];
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
-/// here too. Their elements are taken from the examples, so that words stay words. Empty in a program that aborts on a
+/// here too. Their elements are taken from the examples, so that words stay words. The last one has the lengths of an
+/// example and other elements. Empty in a program that aborts on a
 /// panic.
 pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let classes = lengths::free(examples);
@@ -38,7 +40,37 @@ pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
         let fits = elements_resized(example, &classes, &sizes) <= largest.saturating_mul(2).max(LARGE);
         fits.then(|| resized(example, &classes, &sizes, &mut numbers)).flatten()
     };
-    mixed.chain(joint).filter_map(probe).collect()
+    mixed.chain(joint).filter_map(probe).chain(other_elements(examples)).collect()
+}
+
+/// An example with its own lengths and other elements, also where these are the same in all examples.
+fn other_elements(examples: &[Vec<Tensor>]) -> Option<Vec<Tensor>> {
+    let _no_grad = tch::no_grad_guard();
+    let (first, others) = examples.split_first()?;
+    let differs = |a: &Tensor, b: &Tensor| !same_bits(a, b).unwrap_or(true);
+    let mut is_other = false;
+    let other = |(place, input): (usize, &Tensor)| {
+        let is_whole = !input.is_floating_point() && !input.is_complex();
+        // An index that is out of range ends the use of a GPU.
+        if is_whole && input.device() != Device::Cpu {
+            return input.copy();
+        }
+        let given = others.iter().map(|example| &example[place]).filter(|other| other.size() == input.size());
+        let given = given.map(Tensor::copy);
+        let moved = || input.f_roll([1], [0]).ok();
+        // 0 is a valid index in most cases.
+        let made = || match is_whole {
+            true if differs(input, &input.zeros_like()) => input.f_zeros_like().ok(),
+            true => input.f_ones_like().ok(),
+            false => input.f_add_scalar(1).ok(),
+        };
+        let found = given.chain(std::iter::once_with(moved).flatten()).chain(std::iter::once_with(made).flatten());
+        let found = found.filter(|other| other.kind() == input.kind() && differs(other, input)).next();
+        is_other |= found.is_some();
+        found.unwrap_or_else(|| input.copy())
+    };
+    let inputs = first.iter().enumerate().map(other).collect();
+    is_other.then_some(inputs)
 }
 
 /// Returns the number of elements of an example with these lengths.

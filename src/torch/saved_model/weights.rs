@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::{BoxError, Error, Result};
 use crate::format::{SavedModelInfo, Variable};
-use crate::graph::{Child, Collection, Identity, Leaf as TrackedLeaf, LeafObject, Node, TensorLeaf, Trackable};
+use crate::graph::{Child, Collection, Identity, Leaf as TrackedLeaf, LeafObject, Node, TensorLeaf};
 use crate::name;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim;
@@ -171,7 +171,7 @@ struct Tree {
 impl Tree {
     fn into_node(self) -> Node {
         if let Some((_, tensor)) = self.variable {
-            return tensor.node();
+            return Node::tensor(Leaf::variable(&tensor));
         }
         let child = |(name, tree): (String, Tree)| {
             // In its file, a variable has the full name of the `VarStore`.

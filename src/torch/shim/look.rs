@@ -1,8 +1,8 @@
 //! Queries of tensors, one by one or together.
 
 use super::{
-    RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_join, tcp_look, tcp_new_batch,
-    tcp_object, tcp_objects, tcp_tensor_info, tcp_version,
+    RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_has_one_handle, tcp_is_alone,
+    tcp_join, tcp_look, tcp_new_batch, tcp_object, tcp_objects, tcp_tensor_info, tcp_version,
 };
 use crate::graph::Seen;
 use std::ffi::c_void;
@@ -114,6 +114,18 @@ pub(crate) fn object(tensor: &Tensor) -> usize {
     unsafe { tcp_object(tensor.as_ptr()) as usize }
 }
 
+/// Whether nobody else has a handle to the tensor or to its memory.
+pub(crate) fn is_alone(tensor: &Tensor) -> bool {
+    // SAFETY: the tensor lives.
+    unsafe { tcp_is_alone(tensor.as_ptr()) }
+}
+
+/// Whether this is the only handle to the tensor object.
+pub(crate) fn has_one_handle(tensor: &Tensor) -> bool {
+    // SAFETY: the tensor lives.
+    unsafe { tcp_has_one_handle(tensor.as_ptr()) }
+}
+
 /// Returns a number that changes when a tensor gets other memory, another shape, type or device, or is frozen, but not
 /// when its elements change.
 pub(crate) fn fingerprint(tensor: &Tensor) -> u64 {
@@ -158,10 +170,10 @@ impl Tensors {
     }
 
     /// Adds a tensor with its place; returns `false` if there is no memory for it. For a variable, `requires_grad` is
-    /// reported.
-    pub(crate) fn add(&mut self, tensor: &Tensor, is_variable: bool, place: usize) -> bool {
+    /// reported. A watched tensor is reported if nobody but a leaf and this has a handle to it.
+    pub(crate) fn add(&mut self, tensor: &Tensor, is_variable: bool, is_watched: bool, place: usize) -> bool {
         // SAFETY: the batch is not null, and the tensor lives.
-        let joined = || check(unsafe { tcp_join(self.batch, tensor.as_ptr(), is_variable, place) });
+        let joined = || check(unsafe { tcp_join(self.batch, tensor.as_ptr(), is_variable, is_watched, place) });
         let added = !self.batch.is_null() && joined().is_ok();
         if added {
             self.end = self.end.max(place + 1);

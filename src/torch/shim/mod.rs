@@ -7,11 +7,13 @@ mod random;
 mod steps;
 
 pub(crate) use look::{
-    Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, info, object, objects, version,
-    version_at,
+    Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, has_one_handle, info, is_alone, object,
+    objects, version, version_at,
 };
 pub(crate) use memory::{Pinned, copy, copy_plain, exchange, fill, on_cpu, open, written, zeros, zeros_like, zeros_of};
-pub(crate) use random::{GeneratorDevice, count_generators, generator_state, set_generator_state};
+pub(crate) use random::{
+    GeneratorDevice, check_generator_state, count_generators, generator_state, set_generator_state,
+};
 pub(crate) use steps::{
     Algorithm, Averaged, SLOTS, StepOptions, Stepped, UsedGradient, average, clip_grad_norm, clip_grad_value, gradient,
     gradient_is_zero, note_gradients, set_gradient, step, unscale, unused_gradients, zero_grad,
@@ -70,6 +72,8 @@ unsafe extern "C" {
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
     fn tcp_object(tensor: *const C_tensor) -> *const c_void;
     fn tcp_version(tensor: *const C_tensor) -> i64;
+    fn tcp_is_alone(tensor: *const C_tensor) -> bool;
+    fn tcp_has_one_handle(tensor: *const C_tensor) -> bool;
     fn tcp_copy_plain(
         tensor: *const C_tensor,
         scalar_type: i32,
@@ -93,7 +97,13 @@ unsafe extern "C" {
     fn tcp_objects(tensors: *const *const C_tensor, n: usize) -> u64;
     fn tcp_new_batch() -> *mut c_void;
     fn tcp_free_batch(batch: *mut c_void);
-    fn tcp_join(batch: *mut c_void, tensor: *const C_tensor, is_variable: bool, place: usize) -> *mut c_char;
+    fn tcp_join(
+        batch: *mut c_void,
+        tensor: *const C_tensor,
+        is_variable: bool,
+        is_watched: bool,
+        place: usize,
+    ) -> *mut c_char;
     fn tcp_look(batch: *const c_void, held: *const bool, n: usize, wait: Wait, seen: *mut Seen);
     fn tcp_on_cpu(tensor: *const C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_open(tensor: *const C_tensor, data: *mut *mut c_void) -> *mut c_char;
@@ -103,6 +113,7 @@ unsafe extern "C" {
     fn tcp_zeros_like(tensor: *const C_tensor, scalar_type: i32, out: *mut *mut C_tensor) -> *mut c_char;
     fn tcp_count_generators(device_type: i32, count: *mut i64) -> *mut c_char;
     fn tcp_get_generator_state(device_type: i32, index: i32, out: *mut *mut C_tensor) -> *mut c_char;
+    fn tcp_check_generator_state(device: i32, index: i32, state: *const C_tensor) -> *mut c_char;
     fn tcp_set_generator_state(device_type: i32, index: i32, state: *const C_tensor) -> *mut c_char;
     fn tcp_free_used(used: *mut c_void);
     fn tcp_new_used() -> *mut c_void;

@@ -1,6 +1,8 @@
 //! The states of libtorch's default generators of random numbers.
 
-use super::{check, made, tcp_count_generators, tcp_get_generator_state, tcp_set_generator_state};
+use super::{
+    check, made, tcp_check_generator_state, tcp_count_generators, tcp_get_generator_state, tcp_set_generator_state,
+};
 use tch::Tensor;
 
 /// A kind of device that has generators of random numbers; the numbers are libtorch's.
@@ -29,4 +31,10 @@ pub(crate) fn generator_state(device: GeneratorDevice, index: i32) -> Result<Ten
 pub(crate) fn set_generator_state(device: GeneratorDevice, index: i32, state: &Tensor) -> Result<(), String> {
     // SAFETY: the tensor lives.
     check(unsafe { tcp_set_generator_state(device as i32, index, state.as_ptr()) })
+}
+
+/// Checks that a default generator accepts a state. Changes nothing.
+pub(crate) fn check_generator_state(device: GeneratorDevice, index: i32, state: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_check_generator_state(device as i32, index, state.as_ptr()) })
 }
