@@ -1,11 +1,11 @@
 //! A signature to be exported: a closure over the live model, and examples.
 
-use super::examples::Example;
+use super::examples::{Example, same_bits};
 use super::{lengths, probes};
 use crate::error::{Error, Result};
 use crate::format::{Length, Signature, TensorInfo, is_identifier};
 use crate::torch::program::{Program, ProgramVariable};
-use crate::torch::tensor::{bytes_of, examine};
+use crate::torch::tensor::examine;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::Tensor;
@@ -215,13 +215,4 @@ fn infos(names: &[String], examples: &[Vec<Tensor>]) -> Result<Vec<TensorInfo>, 
         }
     }
     Ok(infos)
-}
-
-/// Returns `true` if two tensors have the same type, shape and bits.
-pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool, String> {
-    let (a, b) = (a.contiguous(), b.contiguous());
-    if examine(&a)?.0 != examine(&b)?.0 {
-        return Ok(false);
-    }
-    Ok(bytes_of(&a)?.as_slice() == bytes_of(&b)?.as_slice())
 }

@@ -99,3 +99,12 @@ fn tensor(entries: &Entries<'_>, start: u64, bytes: &[u8], name: &str) -> Result
     shim::fill(&tensor, &mut content)?;
     Ok(tensor)
 }
+
+/// Returns `true` if two tensors have the same type, shape and bits.
+pub(super) fn same_bits(a: &Tensor, b: &Tensor) -> Result<bool, String> {
+    let (a, b) = (a.contiguous(), b.contiguous());
+    if examine(&a)?.0 != examine(&b)?.0 {
+        return Ok(false);
+    }
+    Ok(bytes_of(&a)?.as_slice() == bytes_of(&b)?.as_slice())
+}

@@ -1,7 +1,7 @@
 //! Export: trace, compare with the live model, and only then write.
 
-use super::definition::{SignatureDef, same_bits, subject};
-use super::examples::{self, Example, Examples};
+use super::definition::{SignatureDef, subject};
+use super::examples::{self, Example, Examples, same_bits};
 use super::untouched::Untouched;
 use super::weights;
 use crate::checkpoint::Checkpoint;

@@ -1,6 +1,6 @@
 //! Inputs of other sizes, derived from the examples, on which the traces of the examples are tested.
 
-use super::definition::same_bits;
+use super::examples::same_bits;
 use super::lengths::{self, Class};
 use tch::{Device, Kind, Tensor};
 

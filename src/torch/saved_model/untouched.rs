@@ -1,6 +1,6 @@
 //! Restores the live model after an export: random state, buffers, parameters.
 
-use super::definition::same_bits;
+use super::examples::same_bits;
 use crate::torch::program::ProgramVariable;
 use crate::torch::shim::{self, GeneratorDevice};
 use tch::Tensor;
