@@ -204,7 +204,7 @@ impl Checkpoint {
     }
 
     /// Refuses to read tensors that may be partly overwritten.
-    pub(super) fn refuse_torn(&self) -> Result<()> {
+    pub(crate) fn refuse_torn(&self) -> Result<()> {
         torn_keys(&self.objects.list())?.first().map_or(Ok(()), |key| Err(is_torn(key)))
     }
 

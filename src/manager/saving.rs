@@ -200,6 +200,7 @@ impl CheckpointManager {
     fn try_save(&mut self) -> Result<Location> {
         let clock = self.settle_timed(SaveClock::start())?;
         self.look_at_restores();
+        self.checkpoint.refuse_torn()?;
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
         let number = self.free_number(counter, &superseded)?;
@@ -236,6 +237,7 @@ impl CheckpointManager {
     fn try_step(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         let clock = self.settle_timed(clock)?;
         self.look_at_restores();
+        self.checkpoint.refuse_torn()?;
         if self.last_step == Some(number)
             && self.next_metadata.is_empty()
             && let Some(path) = self.saved_already(number, &metrics)?
