@@ -706,7 +706,7 @@ struct Opened(Part, Vec<u8>);
 
 /// The matrix with these numbers in its blocks.
 fn blocks(numbers: &[u8]) -> Vec<u8> {
-    numbers.iter().flat_map(|&number| [number; BLOCK]).collect()
+    numbers.iter().flat_map(|&number| std::iter::repeat_n(number, BLOCK)).collect()
 }
 
 impl Part {

@@ -64,8 +64,8 @@ fn other_elements(examples: &[Vec<Tensor>]) -> Option<Vec<Tensor>> {
             true => input.f_ones_like().ok(),
             false => input.f_add_scalar(1).ok(),
         };
-        let found = given.chain(std::iter::once_with(moved).flatten()).chain(std::iter::once_with(made).flatten());
-        let found = found.filter(|other| other.kind() == input.kind() && differs(other, input)).next();
+        let mut found = given.chain(std::iter::once_with(moved).flatten()).chain(std::iter::once_with(made).flatten());
+        let found = found.find(|other| other.kind() == input.kind() && differs(other, input));
         is_other |= found.is_some();
         found.unwrap_or_else(|| input.copy())
     };
