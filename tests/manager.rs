@@ -118,7 +118,7 @@ fn a_damaged_latest_is_passed_over_kept_aside_and_its_number_is_free() -> Outcom
 }
 
 #[test]
-fn while_one_that_stays_has_lost_files_nothing_is_removed() -> Outcome {
+fn one_that_has_lost_files_is_set_aside_and_takes_no_place() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();
     let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
@@ -128,19 +128,26 @@ fn while_one_that_stays_has_lost_files_nothing_is_removed() -> Outcome {
     let weights = fs::File::options().write(true).open(dir.path().join("ckpt-2/weights.safetensors"))?;
     weights.set_len(weights.metadata()?.len() - 1)?;
     manager.save_at(run.train())?;
-    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2", "ckpt-3"], "ckpt-1 is the only other good one");
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3"], "ckpt-1 is the only other good one");
+    let is_aside = |name: &str| {
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.into_iter().any(|entry| entry.to_string_lossy().starts_with(&format!("damaged-{name}")))
+    };
+    assert!(is_aside("ckpt-2"));
     manager.save_at(run.train())?;
     assert_eq!(names(&manager.checkpoints()), ["ckpt-3", "ckpt-4"], "and now there are two");
     assert!(!dir.path().join("ckpt-1").exists());
     // One with an empty manifest, or without one, is no checkpoint either.
     fs::write(dir.path().join("ckpt-4/manifest.json"), "")?;
     manager.save_at(run.train())?;
-    assert_eq!(manager.checkpoints().len(), 3);
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-3", "ckpt-5"]);
+    assert!(is_aside("ckpt-4"));
     manager.save_at(run.train())?;
     assert_eq!(names(&manager.checkpoints()), ["ckpt-5", "ckpt-6"]);
     fs::remove_file(dir.path().join("ckpt-6/manifest.json"))?;
     manager.save_at(run.train())?;
-    assert_eq!(manager.checkpoints().len(), 3);
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-5", "ckpt-7"]);
+    assert!(is_aside("ckpt-6"));
     Ok(())
 }
 
