@@ -247,6 +247,18 @@ impl Catalog {
         highest < Some(number) || self.index.as_ref().is_some_and(was_later)
     }
 
+    /// Returns `true` if the checkpoint `name`, which cannot be read, is older than the newest of `manager`: the index lists
+    /// it, with a lower sequence.
+    pub(crate) fn is_older(&self, manager: &str, name: &str) -> bool {
+        let Ok(chain) = self.chain(manager) else { return false };
+        let Some(newest) = chain.own.last() else { return false };
+        let newest = self.found.iter().find(|found| found.entry.name == *newest).map(|found| found.entry.sequence);
+        let Some(index) = &self.index else { return false };
+        let mut entries = index.checkpoints.iter().filter(|entry| entry.name == name).peekable();
+        let is_listed = entries.peek().is_some() && index.latest.as_deref() != Some(name);
+        is_listed && entries.all(|entry| Some(entry.sequence) < newest)
+    }
+
     /// Adds what was found when the checkpoint `name` was examined.
     fn take(&mut self, directory: &Directory, name: &str, found: Result<Found>, indexed: &HashSet<String>) {
         let error = match found {

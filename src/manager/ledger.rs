@@ -221,8 +221,8 @@ impl Ledger {
     /// Records the checkpoints that exist. Damaged ones leave the numbering.
     pub(super) fn take_in(&mut self, mut catalog: Catalog) {
         let chain = catalog.chain(&self.name);
-        let mut doubtful = std::mem::take(&mut catalog.doubtful);
-        doubtful.retain(|(name, _)| number_of(&self.name, name).is_some() && catalog.may_be_ours(name));
+        let mut left_alone = std::mem::take(&mut catalog.doubtful);
+        left_alone.retain(|(name, _)| number_of(&self.name, name).is_some() && catalog.may_be_ours(name));
         let mine = |name: &str| number_of(&self.name, name).is_some();
         self.set_aside = catalog.set_aside_of(&self.name).cloned().collect();
         let found_before = std::mem::take(&mut self.damaged);
@@ -233,13 +233,20 @@ impl Ledger {
                 && (found_before.contains(*name) || has_manifest(name))
         };
         self.damaged = self.set_aside.iter().filter(is_damaged).cloned().collect();
+        let unreachable = std::mem::take(&mut catalog.unreachable).into_iter().filter(|(name, _)| mine(name));
+        // What another version wrote, or marked, stops the run only if it may be the newest.
+        let is_older = |(name, error): &(String, Error)| {
+            matches!(error, Error::Unsupported { .. }) && catalog.is_older(&self.name, name)
+        };
+        let (older, unreachable): (Vec<_>, Vec<_>) = unreachable.partition(is_older);
+        self.unreachable = unreachable;
+        left_alone.extend(older);
         let (found, strangers): (Vec<Found>, Vec<Found>) =
             catalog.found.into_iter().partition(|found| mine(&found.entry.name));
         self.strangers = strangers.into_iter().map(|found| found.entry.name).collect();
         self.strangers.retain(|name| crate::catalog::numbered(name).is_some());
         let of_mine = |aside: &str| crate::repository::before_aside(aside).is_some_and(|(_, name)| mine(name));
         let superseded: Vec<_> = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name)).collect();
-        self.unreachable = catalog.unreachable.into_iter().filter(|(name, _)| mine(name)).collect();
         let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
         // The newest first, by number.
         damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(&self.name, name)));
@@ -276,11 +283,12 @@ impl Ledger {
         for (name, error) in damaged {
             self.pass_over(&name, &error, Some(Aside::Damaged));
         }
-        for (name, error) in doubtful {
-            let reason = format!(
-                "{error:#}; if a checkpoint has lost its manifest here, `ckpt repair --salvage` reads the rest"
-            );
-            self.report(self.path(&name), reason);
+        for (name, error) in left_alone {
+            let hint = match &error {
+                Error::Unsupported { .. } => "",
+                _ => "; if a checkpoint has lost its manifest here, `ckpt repair --salvage` reads the rest",
+            };
+            self.report(self.path(&name), format!("{error:#}{hint}"));
         }
         (self.superseded, self.unread) = (Vec::new(), Vec::new());
         for (name, found) in superseded {
