@@ -14,7 +14,7 @@ impl CheckpointManager {
     /// ([`CheckpointRef`]). They can be NaN or infinite. Policies use them from the next save on.
     ///
     /// A checkpoint that is still being written in the background gets them when it is durable. If that fails, the next
-    /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`].
+    /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`](crate::Error::Unmarked).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,8 +30,8 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Removed`] if it was removed meanwhile;
-    /// [`Error::Io`].
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such checkpoint;
+    /// [`Error::Removed`](crate::Error::Removed) if it was removed meanwhile; [`Error::Io`](crate::Error::Io).
     pub fn add_metrics<N: Into<String>>(
         &mut self,
         path: impl Into<CheckpointRef>,

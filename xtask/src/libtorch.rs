@@ -1,4 +1,4 @@
-//! Determines which libtorch the build uses: the user's own, or the one that [`fetch`](crate::fetch) assembles.
+//! Determines which libtorch the build uses: the user's own, or the one that [`fetch`] assembles.
 //!
 //! `.cargo/config.toml` sets `LIBTORCH` to `.libtorch` in the checkout unless the environment has a `LIBTORCH` already.
 //! There are therefore three ways to a libtorch, which `torch-sys` examines in this order: `LIBTORCH_USE_PYTORCH`, a
