@@ -72,7 +72,9 @@ pub(crate) fn torn_keys(objects: &[(String, Node)]) -> Result<BTreeSet<String>> 
 
 /// The marked tensors at one moment.
 pub(crate) struct Torn {
-    leaves: Vec<Leaf>,
+    /// They are kept alive, so that their addresses stay theirs.
+    _leaves: Vec<Leaf>,
+    addresses: HashSet<*const ()>,
     identities: HashSet<Identity>,
     touched: Touched,
 }
@@ -96,7 +98,7 @@ impl Torn {
             identities.insert(identity);
         }
         touched.order();
-        Torn { leaves, identities, touched }
+        Torn { addresses: leaves.iter().map(address).collect(), _leaves: leaves, identities, touched }
     }
 
     /// Returns `true` if the tensor has a part of the memory of one of these.
@@ -122,7 +124,12 @@ impl Torn {
     fn has_object(&self, leaf: &Leaf) -> bool {
         match leaf.variable() {
             Some(variable) => self.touched.has_variable(variable),
-            None => self.leaves.iter().any(|one| Arc::ptr_eq(one, leaf)),
+            None => self.addresses.contains(&address(leaf)),
         }
     }
+}
+
+/// Returns what tells tensors apart that have neither a variable nor an identity.
+fn address(leaf: &Leaf) -> *const () {
+    Arc::as_ptr(leaf).cast()
 }

@@ -76,6 +76,10 @@ impl TensorLeaf for Memory {
         self.get().is_plain
     }
 
+    fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     fn version(&self) -> Option<u64> {
         Some(self.get().version)
     }
