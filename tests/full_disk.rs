@@ -4,6 +4,7 @@
 mod common;
 
 use common::Memory;
+use common::child::{CHILD, again};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -12,8 +13,6 @@ use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
     OnNoSpace, OnSaveError, Preemption, latest_checkpoint,
 };
-
-const CHILD: &str = "FULL_DISK_CHILD";
 
 struct Run {
     step: Counter,
@@ -48,32 +47,6 @@ impl Run {
         let right = |(i, part): (usize, &Memory)| *part.bytes() == *Memory::seeded(2000, step * 10 + i as u64).bytes();
         self.step.get() == step && self.parts.iter().enumerate().all(right)
     }
-}
-
-/// Runs this test program again, with one test, in a shell.
-fn again(test: &str, dir: &Path, script: &str) -> Option<String> {
-    let this = std::env::current_exe().unwrap();
-    let child = format!("\"{}\" --exact {test} --nocapture", this.display());
-    let script = script.replace("CHILD", &child).replace("DIRECTORY", &dir.display().to_string());
-    let mut command = if script.contains("mount") { Command::new("unshare") } else { Command::new("env") };
-    if script.contains("mount") {
-        command.args(["-r", "-m"]);
-    }
-    let output = command.args(["sh", "-c", &script]).env(CHILD, dir).output();
-    let output = match output {
-        Ok(output) => output,
-        Err(e) => {
-            println!("SKIPPED: no user and mount namespace: {e}");
-            return None;
-        }
-    };
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if text.contains("NOT MOUNTED") || text.contains("unshare") {
-        println!("SKIPPED: no user and mount namespace: {text}");
-        return None;
-    }
-    assert!(output.status.success(), "{text}");
-    Some(text)
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Run {
         self.builder(dir).open().unwrap()
     }
 
-    /// Restores the newest, or starts, and saves these steps.
+    /// Saves these steps.
     fn save(&self, manager: &mut CheckpointManager, steps: &[u64]) -> Outcome {
         for &step in steps {
             self.set(step);
@@ -327,7 +327,7 @@ fn a_superseded_checkpoint_that_cannot_be_read_is_no_empty_directory() -> Outcom
 }
 
 #[test]
-fn a_run_beside_what_is_damaged_or_superseded_is_asked_for() -> Outcome {
+fn a_run_beside_what_left_the_numbering_is_asked_for() -> Outcome {
     for aside in ["damaged", "superseded", "passed-over"] {
         let dir = tempfile::tempdir()?;
         let run = Run::new();
@@ -445,6 +445,28 @@ fn a_pinned_checkpoint_comes_back_from_the_trash() -> Outcome {
     let manager = run.open(dir.path());
     assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3"]);
     assert!(in_dir(dir.path(), ".trash").is_empty());
+    Ok(())
+}
+
+/// What may be a pin comes back, and what a newer version wrote stays where it is.
+#[test]
+fn what_cannot_be_read_in_the_trash_is_not_swept() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.close()?;
+    for name in ["ckpt-1", "ckpt-2"] {
+        fs::write(dir.path().join(name).join("mark-pin-0123.json"), "{\"version\":99}")?;
+        fs::rename(dir.path().join(name), dir.path().join(format!(".trash-{name}-{NONCE}")))?;
+    }
+    let newer = dir.path().join(format!(".trash-ckpt-2-{NONCE}"));
+    rewrite(&newer, "\"version\":6", "\"version\":999")?;
+    let mut manager = run.open(dir.path());
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[4])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3", "ckpt-4"]);
+    assert!(newer.exists());
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 
 mod common;
 
+use common::child::{CHILD, again};
 use common::{Frozen, Memory};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::{
@@ -207,7 +207,6 @@ impl TensorLeaf for Slow {
 #[test]
 fn what_is_linked_needs_no_room() {
     const TEST: &str = "what_is_linked_needs_no_room";
-    const CHILD: &str = "SHARED_FILES_CHILD";
     if let Some(dir) = std::env::var_os(CHILD) {
         let mut manager = manager(&Path::new(&dir).join("run"), 3_000_000, Some(1), &Counter::new(0)).unwrap();
         for step in 1..=5 {
@@ -217,19 +216,8 @@ fn what_is_linked_needs_no_room() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let this = std::env::current_exe().unwrap();
-    let (temp, this) = (temp.path().display(), this.display());
-    let script = format!(
-        "mount -t tmpfs -o size=20m tmpfs {temp} || {{ echo NOT MOUNTED; exit 0; }}; \"{this}\" --exact {TEST} --nocapture"
-    );
-    let output = Command::new("unshare").args(["-r", "-m", "sh", "-c", &script]).env(CHILD, temp.to_string()).output();
-    let text = output.map_or_else(
-        |e| format!("unshare: {e}"),
-        |output| format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
-    );
-    if text.contains("NOT MOUNTED") || text.contains("unshare") {
-        return println!("SKIPPED: no user and mount namespace: {text}");
-    }
+    let script = "mount -t tmpfs -o size=20m tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    let Some(text) = again(TEST, temp.path(), script) else { return };
     assert!(text.contains("five saved"), "{text}");
 }
 

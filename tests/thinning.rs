@@ -2,6 +2,7 @@
 
 mod common;
 
+use chrono::{DateTime, Utc};
 use common::Memory;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{Manifest, Mark, MarkKind};
 use tch_checkpoint::inspect;
 use tch_checkpoint::repository::{self, Entry, OpenDir, OpenOptions, Posix, ReadFile, Repository, Stat, Storage};
-use tch_checkpoint::retention::{Best, EveryNSteps, Explanation, Goal};
+use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Explanation, Goal, Reason, RetentionPolicy};
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter,
     Durability, Error, Location, RestoreOptions, SaveOptions, verify_checkpoint,
@@ -109,6 +110,26 @@ fn only_the_newest_keep_the_component_and_explanations_say_so_before() -> Outcom
         whole.bytes - explained[0].checkpoint.bytes,
         fs::metadata(dir.path().join("ckpt-6/optimizer.safetensors"))?.len()
     );
+    Ok(())
+}
+
+/// Panics when it is asked what it keeps.
+#[derive(Debug)]
+struct Broken;
+
+impl RetentionPolicy for Broken {
+    fn keep(&self, _: &[CheckpointInfo], _: DateTime<Utc>) -> Vec<Option<Reason>> {
+        panic!("a policy that panics")
+    }
+}
+
+#[test]
+fn a_broken_policy_removes_no_component_either() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let builder = run.builder(dir.path()).max_to_keep(1).keep(Broken);
+    run.train(&mut builder.keep_component("optimizer", 1).open()?, 1..=3)?;
+    assert_eq!(sorted(dir.path())?, (vec![1, 2, 3], vec![]));
     Ok(())
 }
 

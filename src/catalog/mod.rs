@@ -247,12 +247,14 @@ impl Catalog {
         highest < Some(number) || self.index.as_ref().is_some_and(was_later)
     }
 
-    /// Returns `true` if the checkpoint `name`, which cannot be read, is older than the newest of `manager`: the index lists
-    /// it, with a lower sequence.
-    pub(crate) fn is_older(&self, manager: &str, name: &str) -> bool {
-        let Ok(chain) = self.chain(manager) else { return false };
-        let Some(newest) = chain.own.last() else { return false };
-        let newest = self.found.iter().find(|found| found.entry.name == *newest).map(|found| found.entry.sequence);
+    /// Returns the sequence of the valid checkpoint `name`.
+    pub(crate) fn sequence_of(&self, name: &str) -> Option<u64> {
+        self.found.iter().find(|found| found.entry.name == name).map(|found| found.entry.sequence)
+    }
+
+    /// Returns `true` if the checkpoint `name`, which cannot be read, is older than the one with the sequence `newest`: the
+    /// index lists it, with a lower sequence.
+    pub(crate) fn is_older(&self, newest: Option<u64>, name: &str) -> bool {
         let Some(index) = &self.index else { return false };
         let mut entries = index.checkpoints.iter().filter(|entry| entry.name == name).peekable();
         let is_listed = entries.peek().is_some() && index.latest.as_deref() != Some(name);

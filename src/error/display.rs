@@ -47,7 +47,8 @@ impl Error {
             Error::NotFound { path, reason } => write!(f, "no checkpoint at {path}: {reason}"),
             Error::Removed { path } => write!(
                 f,
-                "{path} was removed or moved aside meanwhile: nothing was noted in it; choose one that is there"
+                "{path} was removed, moved aside or replaced by another one meanwhile: nothing was changed; choose one that is \
+                 there"
             ),
             Error::Unhealthy { path, tensors } => write!(
                 f,

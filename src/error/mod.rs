@@ -79,7 +79,7 @@ pub enum Error {
         /// What is there instead, and what would be a checkpoint.
         reason: String,
     },
-    /// The checkpoint at `path` was removed or renamed before a mark could be added to it.
+    /// The checkpoint at `path` was removed, moved aside or replaced by another one before it could be changed.
     #[non_exhaustive]
     Removed {
         /// Its former path.
@@ -343,7 +343,7 @@ impl Error {
         Error::InvalidName { name: name.into(), reason: reason.into() }
     }
 
-    /// Returns an [`Error::NoMemory`]: `what` needs `bytes` of memory.
+    /// Returns an [`Error::OutOfMemory`]: `what` needs `bytes` of memory.
     pub(crate) fn out_of_memory(what: impl Into<String>, bytes: impl Into<Option<u64>>) -> Error {
         Error::OutOfMemory { what: what.into(), bytes: bytes.into() }
     }

@@ -84,17 +84,13 @@ impl Commit {
         let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
-        let after = catch_unwind(AssertUnwindSafe(|| {
-            let marked = self.write_early_marks(&found);
-            self.prune(&found);
-            marked
-        }));
-        let after = after.unwrap_or_else(panicked);
+        let marked = catch_unwind(AssertUnwindSafe(|| self.write_early_marks(&found))).unwrap_or_else(panicked);
+        let pruned = catch_unwind(AssertUnwindSafe(|| self.prune(&found))).or_else(panicked);
         let called = self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures });
-        if let (Err(_), Err(second)) = (&after, &called) {
-            log::error!("{second:#}");
-        }
-        after.and(called)
+        let mut errors = [marked, pruned, called].into_iter().filter_map(Result::err);
+        let first = errors.next();
+        errors.for_each(|error| log::error!("{error:#}"));
+        first.map_or(Ok(()), Err)
     }
 
     /// Adds a durable checkpoint to the ledger.
@@ -200,9 +196,10 @@ impl Commit {
     /// # Errors
     /// For the first one that cannot be written; the others are written anyway.
     fn write_early_marks(&self, found: &Found) -> Result<()> {
-        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Locked until they are written: a later one of the same name must not be written before.
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first = Ok(());
-        for kind in early.unwrap_or_default() {
+        for kind in early.take().unwrap_or_default() {
             let Err(error) = write_mark(&self.directory, &self.name, found.id(), kind) else { continue };
             if first.is_err() {
                 log::error!("what was noted about {} while it was written is lost: {error:#}", self.name);

@@ -73,23 +73,14 @@ impl CheckpointDirectory {
     /// Creates a handle to the directory at `location` in `storage`.
     pub fn in_storage(storage: Arc<dyn Storage>, location: impl Into<Location>) -> CheckpointDirectory {
         let location = location.into();
-        let made = CheckpointDirectory {
+        CheckpointDirectory {
             absolute: storage.absolute(&location).ok(),
             storage,
             location,
             options: OpenOptions { lenient: true, ..OpenOptions::default() },
             components: BTreeMap::new(),
             directory: Arc::default(),
-        };
-        made.make_anew()
-    }
-
-    /// Makes the handle with the present options.
-    fn make_anew(mut self) -> CheckpointDirectory {
-        // A location that the storage does not serve is an error of the first call.
-        let directory = Directory::new(&*self.storage, &self.location, &self.options).ok();
-        self.directory = Arc::new(Mutex::new(directory));
-        self
+        }
     }
 
     /// Takes no lock when removing checkpoints, for file systems without locks. Make sure by other means that no other
@@ -97,7 +88,8 @@ impl CheckpointDirectory {
     #[must_use]
     pub fn without_lock(mut self) -> CheckpointDirectory {
         self.options.lock = false;
-        self.make_anew()
+        self.directory = Arc::default();
+        self
     }
 
     pub(super) fn location(&self) -> &Location {

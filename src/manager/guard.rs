@@ -103,7 +103,7 @@ impl CheckpointManager {
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
         let (clock, settled) = self.settle_before(SaveClock::start());
         if let Err(error) = settled {
-            log::error!("the save in the background failed: {error:#}");
+            log::error!("the save in the background returned an error: {error:#}");
         }
         let (Some(noted), Some(step)) = (guard.noted, guard.step) else {
             return self.save_unclean(&clock, None, "the manager was not called with a step before".to_string());

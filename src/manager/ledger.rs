@@ -1,19 +1,20 @@
 //! A manager's knowledge of its directory.
 
 use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
+use super::seen::Seen;
 use super::thinning;
-use crate::catalog::{Catalog, Chain, Found, is_settled, number_of, write_mark};
+use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, IndexEntry, MarkKind};
 use crate::location::Location;
-use crate::repository::{Aside, Directory, MANIFEST, Stat, before_aside};
+use crate::repository::{Aside, Directory, MANIFEST, before_aside};
 use crate::restore::PassedOver;
 use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -72,75 +73,6 @@ pub(super) struct Ledger {
     pub seen: Seen,
 }
 
-/// The manifests of checkpoints as they were when they were last read, so that one that took the place of another is
-/// noticed without reading all of them again.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    manifests: HashMap<String, (Follows, Stat)>,
-    /// The directories of checkpoints as they were when their marks were read. Whatever is added, replaced or removed
-    /// in a directory changes its time.
-    marked: HashMap<String, Stat>,
-}
-
-impl Seen {
-    /// Returns `true` if `found` still has its name, as far as the system reports.
-    pub(super) fn is_there(&mut self, directory: &Directory, found: &Found) -> bool {
-        let name = &found.entry.name;
-        if !directory.may_hold(name) {
-            return false;
-        }
-        let Some(stat) = directory.stat_of_manifest(name) else { return true };
-        let seen = (found.id(), stat);
-        if self.manifests.get(name) == Some(&seen) {
-            return true;
-        }
-        match directory.manifest(name) {
-            Ok(manifest) if (&manifest.run, manifest.sequence) != (&found.entry.run, found.entry.sequence) => false,
-            Ok(_) => {
-                self.manifests.insert(name.clone(), seen);
-                true
-            }
-            Err(_) => true,
-        }
-    }
-
-    /// `found` was saved just now.
-    pub(super) fn saved(&mut self, directory: &Directory, found: &Found) {
-        if let Some(stat) = directory.stat_of_manifest(&found.entry.name) {
-            self.manifests.insert(found.entry.name.clone(), (found.id(), stat));
-        }
-    }
-
-    /// Forgets all but these.
-    pub(super) fn keep(&mut self, known: &[Found]) {
-        let names: HashSet<&str> = known.iter().map(|found| found.entry.name.as_str()).collect();
-        self.manifests.retain(|name, _| names.contains(name.as_str()));
-        self.marked.retain(|name, _| names.contains(name.as_str()));
-    }
-
-    /// Records that the marks of this checkpoint could not be read.
-    pub(super) fn forget_marks(&mut self, name: &str) {
-        self.marked.remove(name);
-    }
-
-    /// Returns `false` if the marks of `found` are those that were read last, as far as the time of its directory
-    /// tells. Marks that are read for nothing cost time; a change that is not noticed is noticed before anything is
-    /// removed.
-    pub(super) fn may_be_marked(&mut self, directory: &Directory, found: &Found) -> bool {
-        let name = &found.entry.name;
-        let stat = directory.stat_of(name);
-        if stat.is_some() && self.marked.get(name) == stat.as_ref() {
-            return false;
-        }
-        // Before they are read. Storages that tell no time are always asked.
-        match stat.filter(is_settled) {
-            Some(stat) => drop(self.marked.insert(name.clone(), stat)),
-            None => drop(self.marked.remove(name)),
-        }
-        true
-    }
-}
-
 /// Returns the input of the retention policies.
 pub(super) fn infos<'a>(found: impl IntoIterator<Item = &'a Found>) -> Vec<CheckpointInfo> {
     found.into_iter().map(CheckpointInfo::from).collect()
@@ -189,10 +121,9 @@ impl Ledger {
     /// were removed by hand do not count.
     pub(super) fn beside(&mut self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
         let (name, now) = (next.name.clone(), next.saved_at);
-        let mut seen = std::mem::take(&mut self.seen);
-        let others = self.known.iter().filter(|found| found.entry.name != name);
-        let mut all = infos(others.filter(|found| seen.is_there(&self.directory, found)));
-        self.seen = seen;
+        let Ledger { seen, known, directory, .. } = self;
+        let others = known.iter().filter(|found| found.entry.name != name);
+        let mut all = infos(others.filter(|found| seen.is_there(directory, found)));
         all.push(self.retention.with_components(next));
         let explanations = self.retention.explain(&all, self.restored.as_ref(), now).into_iter();
         let stay = explanations.filter(|explanation| explanation.is_kept() && explanation.checkpoint.name != name);
@@ -234,9 +165,10 @@ impl Ledger {
         };
         self.damaged = self.set_aside.iter().filter(is_damaged).cloned().collect();
         let unreachable = std::mem::take(&mut catalog.unreachable).into_iter().filter(|(name, _)| mine(name));
+        let newest = chain.as_ref().ok().and_then(|chain| catalog.sequence_of(chain.own.last()?));
         // What another version wrote, or marked, stops the run only if it may be the newest.
         let is_older = |(name, error): &(String, Error)| {
-            matches!(error, Error::Unsupported { .. }) && catalog.is_older(&self.name, name)
+            matches!(error, Error::Unsupported { .. }) && catalog.is_older(newest, name)
         };
         let (older, unreachable): (Vec<_>, Vec<_>) = unreachable.partition(is_older);
         self.unreachable = unreachable;

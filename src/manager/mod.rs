@@ -20,6 +20,7 @@ pub mod retention;
 mod room;
 pub mod save_policy;
 mod saving;
+mod seen;
 mod select;
 mod thinning;
 mod watcher;

@@ -248,7 +248,7 @@ impl CheckpointManager {
         let (clock, settled) = self.settle_before(SaveClock::start());
         if let Err(error) = settled {
             // The present state does not need that save.
-            log::error!("the save before the last one failed: {error:#}");
+            log::error!("the save before the last one returned an error: {error:#}");
         }
         // The call waits in any case, and a save that it makes itself reports every error.
         let background = self.background.take();

@@ -34,8 +34,8 @@ impl CheckpointManager {
     /// [`Error::Mismatch`] if the newest intact checkpoint does not match the objects; no object was changed.
     /// [`Error::PartlyRestored`] if a checkpoint was found damaged after objects had been changed, and no older one
     /// could be restored over it. [`Error::Io`] if a checkpoint cannot be read now,
-    /// [`Error::Unsupported`] if a newer version wrote one, and [`Error::Link`] if a link is in the place of one that may be
-    /// the newest; [`pass_over`](CheckpointManager::pass_over) continues without it. [`Error::Undecided`] if nothing decides which
+    /// [`Error::Unsupported`] if a newer version wrote or marked one, and [`Error::Link`] if a link is in the place of one,
+    /// unless it is known to be older than the newest; [`pass_over`](CheckpointManager::pass_over) continues without it. [`Error::Undecided`] if nothing decides which
     /// of two is the newest. If there are checkpoints but none is intact, or only checkpoints of another name, the
     /// error of the newest, or [`Error::NotFound`] with all reasons: a run does not start over silently. Move them
     /// away, or set [`fresh_start`](crate::CheckpointManagerBuilder::fresh_start).

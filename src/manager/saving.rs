@@ -150,7 +150,10 @@ impl CheckpointManager {
                 return Err(error);
             }
         }
-        self.look_at_restores();
+        // While a save is in flight, its result decides what comes before the next one; `try_step` looks then.
+        if self.in_flight.is_none() {
+            self.look_at_restores();
+        }
         let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
         let context = SaveContext {
             previous: self.previous_step.replace(number),

@@ -2,6 +2,7 @@
 //! libtorch.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod child;
 pub mod documents;
 pub mod python;
 pub mod run;

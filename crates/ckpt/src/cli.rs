@@ -159,8 +159,8 @@ pub struct Why {
 /// Removes the checkpoints that none of the given policies keeps
 ///
 /// Without `--yes`, it only reports what would be removed. The newest checkpoint, the newest healthy one, and pinned
-/// and permanent ones are always kept. Nothing is removed while a kept checkpoint has lost files, or while a manager
-/// writes to the directory.
+/// and permanent ones are always kept. Nothing is removed if a kept checkpoint cannot be read or
+/// loses files meanwhile, or while a manager writes to the directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -105,7 +105,7 @@ impl CheckpointManagerBuilder {
     }
 
     /// Sets how many of the checkpoints that were found damaged and renamed (`damaged-…`) are kept: those with the
-    /// highest numbers. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are
+    /// highest numbers, also those without a manifest that an earlier process renamed. Defaults to 3; `None` keeps all, and so does `max_to_keep(None)`. Damaged checkpoints that are
     /// pinned, annotated or permanent are always kept. [Skipped](crate::CheckpointManager::pass_over) checkpoints are
     /// never removed.
     #[must_use]

@@ -327,10 +327,12 @@ impl Retention {
             }
         }
         let infos: Vec<CheckpointInfo> = healthy.iter().map(|&at| checkpoints[at].clone()).collect();
+        let mut is_decided = true;
         for policy in &self.policies {
             let reasons = policy.ask(|policy| policy.keep(&infos, now));
             let is_complete = reasons.as_ref().is_some_and(|reasons| reasons.len() == infos.len());
             if !is_complete {
+                is_decided = false;
                 log::warn!(
                     "the retention policy `{}` did not decide what it keeps, so nothing is removed",
                     policy.label()
@@ -349,7 +351,10 @@ impl Retention {
                 explanations[at].kept_by.push(KeptBy::Policy { policy: policy.label(), reason });
             }
         }
-        self.thin(&mut explanations);
+        // All count as kept then, so components would be removed from those that only a decision keeps.
+        if is_decided {
+            self.thin(&mut explanations);
+        }
         explanations
     }
 

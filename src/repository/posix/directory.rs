@@ -168,6 +168,9 @@ impl PosixDirectory {
             Err(e)
                 if cannot_sync(&e) && (self.options.durability == Durability::ProcessCrash || self.options.lenient) =>
             {
+                if self.options.durability == Durability::PowerLoss {
+                    no_promise(path, &e);
+                }
                 Ok(())
             }
             result => result.map_err(|e| Error::io("sync", path, e)),
@@ -265,8 +268,10 @@ impl Repository for PosixDirectory {
         self.sync(&**self.open_root()?, &self.root)?;
         let scan = self.scan()?;
         let is_undone = self.undo_superseding(&scan)?;
-        let is_given_back = self.rescue_pinned(&scan)?;
-        if is_undone || is_given_back { self.scan() } else { Ok(scan) }
+        let (is_given_back, unread) = self.rescue_pinned(&scan)?;
+        let mut scan = if is_undone || is_given_back { self.scan()? } else { scan };
+        scan.leftovers.retain(|name| !unread.contains(name));
+        Ok(scan)
     }
 
     // An existing directory may have been created by a process that crashed before syncing its parent, so the parent is
@@ -444,7 +449,7 @@ pub(crate) fn cannot_sync(e: &io::Error) -> bool {
 
 pub(crate) fn no_promise(path: &Path, e: &io::Error) {
     log::warn!(
-        "{} cannot be synced ({e:#}): whether names in it survive a power cut cannot be promised",
+        "{} cannot be synced ({e:#}): whether what is in it survives a power cut cannot be promised",
         path.display()
     );
 }

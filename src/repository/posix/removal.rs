@@ -125,18 +125,28 @@ impl PosixDirectory {
     }
 
     /// Gives the checkpoints in the trash that are whole and pinned their names back: whoever removed them ended before
-    /// it read the marks again, and the pin may be acknowledged. Returns whether there was one.
-    pub(super) fn rescue_pinned(&self, scan: &Scan) -> Result<bool> {
-        let mut is_changed = false;
+    /// it read the marks again, and the pin may be acknowledged. Returns whether there was one, and those that cannot be
+    /// read now and must not be swept.
+    pub(super) fn rescue_pinned(&self, scan: &Scan) -> Result<(bool, Vec<String>)> {
+        let (mut is_changed, mut unread) = (false, Vec::new());
         for trash in &scan.leftovers {
             let Some(name) = without_mark(trash, TRASH) else { continue };
-            // What cannot be read stays in the trash, and is swept.
-            if self.is_whole_and_pinned(trash).unwrap_or(false) {
-                self.give_back(name, trash, "it was pinned while it was being removed, by a process that has ended")?;
-                is_changed = true;
+            match self.is_whole_and_pinned(trash) {
+                Ok(true) => {
+                    let why = "it was pinned while it was being removed, by a process that has ended";
+                    self.give_back(name, trash, why)?;
+                    is_changed = true;
+                }
+                Ok(false) => {}
+                Err(e) if e.is_damage() || e.is_not_found() => {}
+                Err(Error::Io { source, .. }) if is_no_directory(&source) => {}
+                Err(e) => {
+                    log::warn!("{trash} is not removed yet, because it cannot be read now: {e:#}");
+                    unread.push(trash.clone());
+                }
             }
         }
-        Ok(is_changed)
+        Ok((is_changed, unread))
     }
 
     fn is_whole_and_pinned(&self, trash: &str) -> Result<bool> {
@@ -144,8 +154,9 @@ impl PosixDirectory {
         let dir = self.open_root()?.open_dir(trash.as_ref()).map_err(|e| Error::io("open", &path, e))?;
         let mut manifest = read_manifest(&*dir, &path)?;
         let id = manifest.id();
+        // One that cannot be read may be a pin.
         let is_pin = |bytes: &Vec<u8>| {
-            Mark::from_bytes(bytes).is_ok_and(|mark| mark.of == id && matches!(mark.kind, MarkKind::Pin { .. }))
+            Mark::from_bytes(bytes).map_or(true, |mark| mark.of == id && matches!(mark.kind, MarkKind::Pin { .. }))
         };
         if !marks_in(&*dir, &path)?.iter().any(|(_, bytes)| is_pin(bytes)) {
             return Ok(false);

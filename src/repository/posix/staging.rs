@@ -172,15 +172,15 @@ impl Staging<'_> {
 
     /// Gives the superseded checkpoints their names back. Returns whether all have them.
     fn give_back(&self) -> bool {
-        let superseded = std::mem::take(&mut *self.superseded());
-        let failed = superseded.iter().filter(|(name, aside)| match self.directory.move_back(aside, name) {
+        let mut superseded = self.superseded();
+        superseded.retain(|(name, aside)| match self.directory.move_back(aside, name) {
             Ok(()) => false,
             Err(e) => {
                 log::warn!("{aside} could not be given back its name: {e:#}");
                 true
             }
         });
-        failed.count() == 0
+        superseded.is_empty()
     }
 
     /// Checks that this name leads to the directory that was written.
