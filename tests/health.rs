@@ -141,10 +141,21 @@ fn statistics_are_those_of_the_values() -> Outcome {
     let dir = tempfile::tempdir()?;
     let floats: Vec<f32> = (0..700_001).map(|i| ((i % 1000) as f32 - 300.0) / 8.0).collect();
     let large = Memory::f32(&[floats.len() as u64], floats.iter().copied());
+    // Of several blocks, with an infinity and a value whose square is infinite in different ones.
+    let mut spoilt = floats.clone();
+    (spoilt[5_000], spoilt[300_000]) = (f32::INFINITY, 3e38);
+    let wide: Vec<u8> = spoilt.iter().flat_map(|value| f64::from(*value).to_le_bytes()).collect();
+    let top: Vec<u8> = spoilt.iter().flat_map(|value| [value.to_le_bytes()[2], value.to_le_bytes()[3]]).collect();
+    let spoilt_bf16: Vec<f32> = spoilt.iter().map(|value| f32::from_bits(value.to_bits() & 0xffff_0000)).collect();
     let half = |values: &[u16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let doubles: Vec<u8> = [1e200, -3e200, f64::NAN, 0.5].into_iter().flat_map(f64::to_le_bytes).collect();
     let tensors = [
         ("large", large),
+        ("zeros", Memory::f32(&[3_000], [0.0; 3_000])),
+        ("spoilt", Memory::f32(&[spoilt.len() as u64], spoilt.iter().copied())),
+        ("spoilt_f64", Memory::new(Dtype::F64, &[spoilt.len() as u64], wide)),
+        ("spoilt_bf16", Memory::new(Dtype::BF16, &[spoilt.len() as u64], top)),
+        ("spoilt_f16", Memory::new(Dtype::F16, &[6_000], half(&[[0x3c00; 5_999].as_slice(), &[0x7c00]].concat()))),
         // 1, -2, infinity, NaN, and the least value above 0.
         ("f16", Memory::new(Dtype::F16, &[5], half(&[0x3c00, 0xc000, 0x7c00, 0x7e00, 0x0001]))),
         ("bf16", Memory::new(Dtype::BF16, &[3], half(&[0x3f80, 0xc000, 0xff80]))),
@@ -159,9 +170,11 @@ fn statistics_are_those_of_the_values() -> Outcome {
         ("huge", Memory::f32(&[2], [3e38, -3e38])),
     ];
     let mut manifests = Vec::new();
-    for (number, threads, chunk, background) in [(1, 1, 4096, false), (2, 2, 1 << 20, false), (3, 2, 1 << 16, true)] {
+    let ways = [(1, 4096, false), (2, 1 << 20, false), (2, 1 << 16, true)];
+    let ways = [Health::Statistics, Health::Finite].into_iter().flat_map(|health| ways.map(|way| (health, way)));
+    for (number, (health, (threads, chunk, background))) in ways.enumerate() {
         let mut checkpoint = Checkpoint::new();
-        let options = SaveOptions::new().health(Health::Statistics).threads(threads).chunk_bytes(chunk);
+        let options = SaveOptions::new().health(health).threads(threads).chunk_bytes(chunk);
         for (name, tensor) in &tensors {
             checkpoint.track_mut(name, tensor)?;
         }
@@ -171,13 +184,20 @@ fn statistics_are_those_of_the_values() -> Outcome {
         let mut manager = builder.save_options(options).open()?;
         let path = manager.save_at(1)?;
         manager.close()?;
-        manifests.push(CheckpointReader::open(path)?.manifest().clone());
+        manifests.push((health, CheckpointReader::open(path)?.manifest().clone()));
     }
     let expected = |key: &str| -> Option<Figures> {
         let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
-        let wide: Vec<f64> = floats.iter().map(|value| f64::from(*value)).collect();
+        let finite = |values: &[f32]| -> Vec<f64> {
+            values.iter().map(|value| f64::from(*value)).filter(|value| value.is_finite()).collect()
+        };
+        let figures = |values: &[f32]| Some((1, norm(&finite(values)), Some((-37.5, values[300_000].into()))));
         match key {
-            "large" => Some((0, norm(&wide), Some((-37.5, 87.375)))),
+            "large" => Some((0, norm(&finite(&floats)), Some((-37.5, 87.375)))),
+            "zeros" => Some((0, 0.0, Some((0.0, 0.0)))),
+            "spoilt" | "spoilt_f64" => figures(&spoilt),
+            "spoilt_bf16" => figures(&spoilt_bf16),
+            "spoilt_f16" => Some((1, f64::from(5_999).sqrt(), Some((1.0, 1.0)))),
             "f16" => Some((2, norm(&[1.0, 2.0, 2f64.powi(-24)]), Some((-2.0, 1.0)))),
             "bf16" => Some((1, norm(&[1.0, 2.0]), Some((-2.0, 1.0)))),
             "f64" => Some((1, f64::MAX, Some((-3e200, 1e200)))),
@@ -188,12 +208,14 @@ fn statistics_are_those_of_the_values() -> Outcome {
             _ => None,
         }
     };
-    for manifest in &manifests {
+    for (health, manifest) in &manifests {
         for (key, record) in &manifest.tensors {
-            let Some((non_finite, norm, range)) = expected(key) else {
+            let is_recorded = |(non_finite, ..): &Figures| *health == Health::Statistics || *non_finite > 0;
+            let Some((non_finite, norm, range)) = expected(key).filter(is_recorded) else {
                 assert_eq!(record.statistics, None, "{key}");
                 continue;
             };
+            let range = range.filter(|_| *health == Health::Statistics);
             let statistics = record.statistics.ok_or(key.clone())?;
             assert_eq!((statistics.non_finite, statistics.range), (non_finite, range), "{key}");
             assert!((statistics.norm - norm).abs() <= 1e-5 * norm, "{key}: {} instead of {norm}", statistics.norm);
@@ -202,7 +224,8 @@ fn statistics_are_those_of_the_values() -> Outcome {
         let figures = |m: &tch_checkpoint::format::Manifest| -> Vec<_> {
             m.tensors.values().map(|record| record.statistics).collect()
         };
-        assert_eq!(figures(manifest), figures(&manifests[0]));
+        let first = manifests.iter().find(|(of, _)| of == health).ok_or("none")?;
+        assert_eq!(figures(manifest), figures(&first.1));
     }
     Ok(())
 }

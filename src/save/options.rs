@@ -171,7 +171,7 @@ impl Default for Layout {
 pub enum Health {
     /// Records nothing. No checkpoint counts as unhealthy.
     Off,
-    /// Records which tensors have values that are NaN or infinite.
+    /// Records which tensors have values that are NaN or infinite: how many, and the norm of the others.
     #[default]
     Finite,
     /// Records the norm, the minimum, the maximum and the number of non-finite values of every tensor. Adds about 60

@@ -3,8 +3,10 @@
 //!
 //! Values are processed in blocks that are counted from the tensor's first element, so that the results do not depend
 //! on how the bytes arrive. Within a block, sums are computed in single precision, in lanes; a block in which that
-//! could be inexact (values that are not finite, very large or very small) is summed again in double precision.
+//! could be inexact (values that are not finite, very large or very small) is summed again in double precision. Values
+//! that are not finite show in the sum of the squares: without minimum and maximum a block takes less than half the time.
 
+use super::options::Health;
 use crate::dtype::Dtype;
 use crate::format::Statistics;
 
@@ -32,6 +34,8 @@ enum Elements {
 #[derive(Debug)]
 pub(super) struct Scan {
     elements: Elements,
+    /// Whether the minimum and the maximum are wanted.
+    has_range: bool,
     /// The bytes of a block that is not complete.
     rest: Vec<u8>,
     totals: Totals,
@@ -58,8 +62,13 @@ impl Totals {
 }
 
 impl Scan {
-    /// Creates a scan for a tensor of this type; `None` for integers and booleans.
-    pub(super) fn of(dtype: Dtype) -> Option<Scan> {
+    /// Creates a scan for a tensor of this type; `None` for integers and booleans, and if nothing is recorded.
+    pub(super) fn of(dtype: Dtype, health: Health) -> Option<Scan> {
+        let has_range = match health {
+            Health::Off => return None,
+            Health::Finite => false,
+            Health::Statistics => true,
+        };
         let elements = match dtype {
             Dtype::F16 => Elements::F16,
             Dtype::BF16 => Elements::Bf16,
@@ -72,7 +81,7 @@ impl Scan {
             _ => return None,
         };
         let totals = Totals { non_finite: 0, squares: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY };
-        Some(Scan { elements, rest: Vec::new(), totals })
+        Some(Scan { elements, has_range, rest: Vec::new(), totals })
     }
 
     /// Processes the next bytes.
@@ -97,16 +106,20 @@ impl Scan {
         let rest = std::mem::take(&mut self.rest);
         self.exactly(&rest);
         let Totals { non_finite, squares, min, max } = self.totals;
-        let range = (min <= max).then_some((min, max));
+        let range = (self.has_range && min <= max).then_some((min, max));
         Statistics { non_finite, norm: squares.sqrt().min(f64::MAX), range }
     }
 
     fn block(&mut self, block: &[u8]) {
         let quick = match self.elements {
-            Elements::F32 => quick(block, f32::from_le_bytes),
-            Elements::Bf16 => quick(block, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
-            Elements::F16 => quick(block, f16_unless_infinite).filter(|(_, min, max)| max.max(-min) <= F16_MAX),
-            Elements::F64 => return self.block_of_doubles(block),
+            Elements::F32 => quick(block, self.has_range, f32::from_le_bytes),
+            Elements::Bf16 => {
+                quick(block, self.has_range, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16))
+            }
+            // Whether they are finite shows in their range only.
+            Elements::F16 => quick(block, true, f16_unless_infinite).filter(|(_, min, max)| max.max(-min) <= F16_MAX),
+            Elements::F64 if self.has_range => return self.block_of_doubles::<true>(block),
+            Elements::F64 => return self.block_of_doubles::<false>(block),
             Elements::F8(_) => None,
         };
         match quick {
@@ -120,7 +133,7 @@ impl Scan {
     }
 
     /// Like [`quick`], in double precision.
-    fn block_of_doubles(&mut self, block: &[u8]) {
+    fn block_of_doubles<const RANGE: bool>(&mut self, block: &[u8]) {
         let (mut squares, mut min, mut max) = ([0f64; LANES], [f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
         let (elements, _) = block.as_chunks::<8>();
         let (rows, _) = elements.as_chunks::<LANES>();
@@ -128,8 +141,10 @@ impl Scan {
             for lane in 0..LANES {
                 let value = f64::from_le_bytes(row[lane]);
                 squares[lane] += value * value;
-                min[lane] = if value < min[lane] { value } else { min[lane] };
-                max[lane] = if value > max[lane] { value } else { max[lane] };
+                if RANGE {
+                    min[lane] = if value < min[lane] { value } else { min[lane] };
+                    max[lane] = if value > max[lane] { value } else { max[lane] };
+                }
             }
         }
         let total: f64 = squares.iter().sum();
@@ -173,9 +188,25 @@ fn each<const SIZE: usize>(bytes: &[u8], mut take: impl FnMut([u8; SIZE])) {
     elements.iter().for_each(|element| take(*element));
 }
 
-/// Returns the sum of the squares, the minimum and the maximum of a block; `None` if single precision is not
-/// sufficient.
-fn quick<const SIZE: usize>(block: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> Option<(f64, f32, f32)> {
+/// Returns the sum of the squares, and if `has_range` the minimum and the maximum of a block (infinities otherwise); `None`
+/// if single precision is not sufficient.
+fn quick<const SIZE: usize>(
+    block: &[u8],
+    has_range: bool,
+    value: impl Fn([u8; SIZE]) -> f32 + Copy,
+) -> Option<(f64, f32, f32)> {
+    if has_range {
+        return sums::<SIZE, true>(block, value);
+    }
+    // Zeros are common, and only the range tells them from values whose squares are too small.
+    sums::<SIZE, false>(block, value).or_else(|| sums::<SIZE, true>(block, value))
+}
+
+/// As for [`quick`], with a range if `RANGE`.
+fn sums<const SIZE: usize, const RANGE: bool>(
+    block: &[u8],
+    value: impl Fn([u8; SIZE]) -> f32,
+) -> Option<(f64, f32, f32)> {
     let (mut squares, mut min, mut max) = ([0f32; LANES], [f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
     let (elements, _) = block.as_chunks::<SIZE>();
     let (rows, _) = elements.as_chunks::<LANES>();
@@ -183,8 +214,10 @@ fn quick<const SIZE: usize>(block: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> 
         for lane in 0..LANES {
             let value = value(row[lane]);
             squares[lane] += value * value;
-            min[lane] = if value < min[lane] { value } else { min[lane] };
-            max[lane] = if value > max[lane] { value } else { max[lane] };
+            if RANGE {
+                min[lane] = if value < min[lane] { value } else { min[lane] };
+                max[lane] = if value > max[lane] { value } else { max[lane] };
+            }
         }
     }
     let total: f32 = squares.iter().sum();

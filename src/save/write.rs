@@ -354,7 +354,7 @@ impl SpanWriter<'_> {
 
     fn scan(&self, place: usize) -> Option<Scan> {
         let dtype = self.plan.tensors[place].spec.dtype;
-        if self.health[place] == Health::Off { None } else { Scan::of(dtype) }
+        Scan::of(dtype, self.health[place])
     }
 
     /// Returns the part of a finished scan that is recorded.

@@ -147,7 +147,7 @@ pub struct Statistics {
     pub non_finite: u64,
     /// The L2 norm of the finite values, accurate to about five digits.
     pub norm: f64,
-    /// The smallest and the largest finite value; `None` if there is none.
+    /// The smallest and the largest finite value; `None` if there is none, or if it was not recorded.
     pub range: Option<(f64, f64)>,
 }
 
