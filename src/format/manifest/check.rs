@@ -89,7 +89,7 @@ impl Manifest {
             return Err(damaged("the components that it leaves out are not sorted, or one of them appears twice"));
         }
         let is_in = |key: &String| {
-            let component = key.split('/').next().and_then(name::path).and_then(|mut path| path.pop());
+            let component = name::path(name::component(key)).and_then(|mut path| path.pop());
             component.is_some_and(|component| self.without.binary_search(&component).is_ok())
         };
         match self.tensors.keys().chain(self.values.keys()).find(|key| !self.without.is_empty() && is_in(key)) {

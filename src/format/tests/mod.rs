@@ -11,6 +11,7 @@ use ::safetensors as oracle;
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Instant;
 
 const RUN: &str = "0123456789abcdef0123456789abcdef";
@@ -139,6 +140,16 @@ fn seal(text: &str) -> Vec<u8> {
 fn unseal(bytes: &[u8]) -> String {
     let text = std::str::from_utf8(bytes).unwrap();
     text[..text.len() - "\"xxh3_128\":\"\"}\n".len() - 32].to_string()
+}
+
+/// Checks that a text is damaged by each change: the first of what it has, replaced.
+#[track_caller]
+fn each_is_damage<T: Debug>(text: &str, changes: &[(&str, &str)], read: impl Fn(&str) -> Result<T, FormatError>) {
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from}");
+        let read = read(&text.replacen(from, to, 1));
+        assert!(matches!(read, Err(FormatError::Damaged(_))), "{to}: {read:?}");
+    }
 }
 
 fn any_spec() -> impl Strategy<Value = TensorSpec> {
