@@ -5,10 +5,11 @@ mod common;
 use common::Memory;
 use common::run::steps_in;
 use std::path::Path;
+use tch_checkpoint::inspect::{self, Search};
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, OnUnhealthy, SaveOptions, latest_checkpoint,
+    Error, Health, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -329,5 +330,26 @@ fn the_best_is_healthy_and_the_latest_is_the_newest() -> Outcome {
     }
     assert!(directory.get("ckpt-2")?.unclean);
     assert_eq!(directory.best("loss", Goal::Minimize)?.ok_or("none")?.name, "ckpt-1");
+    Ok(())
+}
+
+/// What only later checkpoints have is not missing, whether their values are read or recorded as not finite.
+#[test]
+fn a_search_knows_what_is_recorded_as_not_finite() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let earlier = Checkpoint::new().track("frozen", &run.frozen)?;
+    CheckpointManager::builder(earlier, dir.path()).open()?.save_at(1)?;
+    let mut manager = run.builder(dir.path()).open()?;
+    manager.restore_or_initialize_with(&RestoreOptions::new().allow_missing("weights"))?;
+    run.set(0, f32::NAN);
+    manager.save_at(2)?;
+    let search = |condition: &str| -> Result<_, Box<dyn std::error::Error>> {
+        Ok(inspect::bisect(dir.path(), &condition.parse()?, Search::Forward, |_| {})?)
+    };
+    let report = search("nonfinite(\"weights\")")?;
+    assert_eq!((report.first, report.missing), (Some(dir.path().join("ckpt-2").into()), vec![]));
+    let report = search("nonfinite(\"wieghts\")")?;
+    assert_eq!((report.first, report.missing), (None, vec!["nonfinite(\"wieghts\")".to_string()]));
     Ok(())
 }

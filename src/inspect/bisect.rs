@@ -212,11 +212,13 @@ impl Facts for Listed<'_> {
     fn non_finite(&mut self, pattern: Option<&str>) -> Result<bool> {
         let pattern = pattern.unwrap_or("*");
         // A save records this by default, and then nothing is read.
-        if self.listed.non_finite.iter().any(|key| crate::name::matches(pattern, key)) {
-            return Ok(true);
-        }
-        let stats = self.stats(pattern)?;
-        let (is_known, found) = (!stats.is_empty(), stats.iter().any(|stats| stats.non_finite() > 0));
+        let is_recorded = self.listed.non_finite.iter().any(|key| crate::name::matches(pattern, key));
+        let (is_known, found) = if is_recorded {
+            (true, true)
+        } else {
+            let stats = self.stats(pattern)?;
+            (!stats.is_empty(), stats.iter().any(|stats| stats.non_finite() > 0))
+        };
         if pattern != "*" {
             *self.known.entry(Condition::non_finite(pattern).to_string()).or_default() |= is_known;
         }
