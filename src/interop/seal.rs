@@ -96,8 +96,7 @@ pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBu
     }
     let place = place(path);
     if std::fs::symlink_metadata(&place).is_ok() {
-        let hint = "remove the seal and seal again if the present content is right".to_string();
-        return Err(Error::AlreadyExists { path: place.into(), hint });
+        return Err(already_sealed(&place));
     }
     source.verify()?;
     let mut tensors = BTreeMap::new();
@@ -109,10 +108,27 @@ pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBu
     let seal = Seal { seal: 1, format: source.format().to_string(), tensors, values };
     let text =
         serde_json::to_string(&seal).map_err(|e| Error::InvalidArgument(format!("the seal cannot be written: {e}")))?;
-    let file = DurableFile::create_new(&place)?;
-    file.write_at(0, text.as_bytes())?;
-    file.publish()?;
+    write_new(&place, &text)?;
     Ok(place)
+}
+
+/// Writes the seal at `place`, unless there is one by now.
+fn write_new(place: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let file = DurableFile::create_new(place)?;
+        file.write_at(0, text.as_bytes())?;
+        file.publish()
+    };
+    write().map_err(|error| match error {
+        // The usual remedy is for a conversion.
+        Error::AlreadyExists { .. } => already_sealed(place),
+        error => error,
+    })
+}
+
+fn already_sealed(place: &Path) -> Error {
+    let hint = "remove the seal and seal again if the present content is right".to_string();
+    Error::AlreadyExists { path: place.into(), hint }
 }
 
 /// Returns the digest of a tensor, read piece by piece.
@@ -292,5 +308,20 @@ impl TensorSource for Sealed {
     fn verify(&self) -> Result<()> {
         self.source.verify()?;
         self.tensors().keys().try_for_each(|key| self.verify_tensor(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether it is there before the file is opened or appears afterwards.
+    #[test]
+    fn a_seal_that_is_there_is_to_be_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let place = temp.path().join("weights.seal.json");
+        write_new(&place, "{}").unwrap();
+        let error = write_new(&place, "{}").unwrap_err().to_string();
+        assert!(error.contains("remove the seal") && !error.contains("--force"), "{error}");
     }
 }
