@@ -1,15 +1,12 @@
 //! A range of bytes that a format stores as one unit, such as a record of an archive, a storage or a tensor; stored or
 //! deflated.
 
-use super::input::Input;
+use super::input::{CHUNK, Input};
 use crate::error::{Error, Result};
 use flate2::{Decompress, FlushDecompress, Status};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// Bytes read at a time: few enough to stay in the core's cache until they are checked.
-pub(crate) const CHUNK: usize = 256 << 10;
 
 /// Compressed bytes read at a time.
 const COMPRESSED_CHUNK: u64 = 32 << 10;
@@ -108,7 +105,7 @@ impl Blob {
         let mut at = 0;
         // Grows as bytes are read: a false length costs nothing.
         while at < self.len {
-            let length = (self.len - at).min(CHUNK as u64) as usize;
+            let length = (self.len - at).min(CHUNK) as usize;
             bytes.resize(at as usize + length, 0);
             self.read(at, &mut bytes[at as usize..])?;
             at += length as u64;
@@ -121,7 +118,7 @@ impl Blob {
     pub(crate) fn read_all(&self, target: &mut [u8]) -> Result<()> {
         let mut hasher = crc32fast::Hasher::new();
         let mut at = 0;
-        for chunk in target.chunks_mut(CHUNK) {
+        for chunk in target.chunks_mut(CHUNK as usize) {
             self.read(at, chunk)?;
             if self.crc.is_some() {
                 hasher.update(chunk);
@@ -145,10 +142,10 @@ impl Blob {
             return Ok(());
         }
         let mut hasher = crc32fast::Hasher::new();
-        let mut buffer = vec![0; self.len.min(CHUNK as u64) as usize];
+        let mut buffer = vec![0; self.len.min(CHUNK) as usize];
         let mut at = 0;
         while at < self.len {
-            let length = (self.len - at).min(CHUNK as u64) as usize;
+            let length = (self.len - at).min(CHUNK) as usize;
             self.read(at, &mut buffer[..length])?;
             hasher.update(&buffer[..length]);
             at += length as u64;

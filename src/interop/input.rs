@@ -31,8 +31,8 @@ impl Stamp {
     }
 }
 
-/// Bytes read at a time to find out whether they can be read: few enough to stay in the core's cache.
-const CHUNK: u64 = 256 << 10;
+/// Bytes read at a time, to find out whether they can be read or to check them: few enough to stay in the core's cache.
+pub(super) const CHUNK: u64 = 256 << 10;
 
 /// A shorter range is read.
 const DISCARDED: u64 = 64 << 10;
@@ -105,8 +105,13 @@ impl Input {
 
     /// Returns a part of it, or `None` if the range is outside.
     pub(crate) fn slice(&self, range: Range<u64>) -> Option<Input> {
-        let len = range.end.checked_sub(range.start).filter(|_| range.end <= self.len)?;
+        let len = self.length(&range)?;
         Some(Input { start: self.start + range.start, len, ..self.clone() })
+    }
+
+    /// Returns the length of a range, or `None` if it is outside.
+    fn length(&self, range: &Range<u64>) -> Option<u64> {
+        range.end.checked_sub(range.start).filter(|_| range.end <= self.len)
     }
 
     /// Fills `buffer` from `offset`. A file that has changed since it was opened is an error.
@@ -139,8 +144,7 @@ impl Input {
 
     /// Makes sure that the bytes `range` can be read. Where the system can tell, they are not copied out of its cache.
     pub(crate) fn fetch(&self, range: Range<u64>) -> Result<()> {
-        let length = range.end.checked_sub(range.start).filter(|_| range.end <= self.len);
-        let length = length.ok_or_else(|| Error::damaged(&*self.path, "the file ends early"))?;
+        let length = self.length(&range).ok_or_else(|| Error::damaged(&*self.path, "the file ends early"))?;
         let Bytes::File(file, _) = &self.bytes else { return Ok(()) };
         let mut at = range.start;
         if length > DISCARDED {
@@ -160,8 +164,7 @@ impl Input {
 
     /// Reads `range`, which must have at most `most` bytes.
     pub(crate) fn read_vec(&self, range: Range<u64>, most: u64) -> Result<Vec<u8>> {
-        let length = range.end.checked_sub(range.start).filter(|_| range.end <= self.len);
-        let length = length.ok_or_else(|| Error::damaged(&*self.path, "the file ends early"))?;
+        let length = self.length(&range).ok_or_else(|| Error::damaged(&*self.path, "the file ends early"))?;
         if length > most {
             return Err(
                 self.damaged(format!("a part that is read at once has {length} bytes, at most {most} are allowed"))
