@@ -3,12 +3,12 @@
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::Hasher;
-use crate::name;
 use crate::parallel;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{TensorSource, VerifiedBy, no_such_tensor};
 use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 
 /// The length of a piece in bytes: whole elements of every type, and few enough to stay in the core's cache.
 pub(super) const CHUNK: u64 = 512 << 10;
@@ -60,10 +60,24 @@ pub(super) fn fold<T: Part, R: Send, const N: usize>(
         &workers,
         threads,
         || array::from_fn(|_| Vec::new()),
-        |_, buffers| fold.run(buffers).inspect_err(|_| fold.failed.store(true, Ordering::Relaxed)),
+        |_, buffers| {
+            let _ends_all = Panics(&fold.failed);
+            fold.run(buffers).inspect_err(|_| fold.failed.store(true, Ordering::Relaxed))
+        },
     )?;
     // Without an error there is a result for every tensor.
     Ok(fold.tensors.into_iter().filter_map(Tensor::result).collect())
+}
+
+/// Ends the other threads, too, if this one panics.
+struct Panics<'a>(&'a AtomicBool);
+
+impl Drop for Panics<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The tensors that several threads read.
@@ -215,18 +229,20 @@ impl<'a, T: Part, R, const N: usize> Tensor<'a, T, R, N> {
     fn try_open(&self) -> Result<Opened> {
         let key = self.wanted.key;
         let mut turn = self.turn();
+        // Without a source there are no elements.
+        let (mut dtype, mut bytes) = (Dtype::U8, 0);
         for (source, hasher) in self.wanted.sources.iter().zip(&mut turn.hashers) {
-            if !source.tensors().contains_key(key) {
-                return Err(no_such_tensor(*source, key));
-            }
+            let spec = source.tensors().get(key).ok_or_else(|| no_such_tensor(*source, key))?;
+            let too_large = || Error::out_of_memory(format!("the tensor {key}"), None::<u64>);
+            bytes = spec.bytes().ok_or_else(too_large)?;
+            dtype = spec.dtype;
             *hasher = source.digest(key).map(|_| Box::new(Hasher::new()));
             if hasher.is_none() && source.verified_by(key) != VerifiedBy::Nothing {
                 source.verify_tensor(key)?;
             }
         }
-        let dtype = self.wanted.spec().map_or(Dtype::U8, |spec| spec.dtype);
         let size = dtype.size() as u64;
-        let count = self.wanted.spec().and_then(TensorSpec::bytes).unwrap_or_default() / size;
+        let count = bytes / size;
         let in_piece = CHUNK / size;
         Ok(Opened { dtype, count, in_piece, pieces: count.div_ceil(in_piece).max(1) })
     }
@@ -274,12 +290,6 @@ impl<T: Part, R, const N: usize> Drop for Taken<'_, T, R, N> {
             self.tensor.turned.notify_all();
         }
     }
-}
-
-/// The error for a key that the source lacks, with the key that is most like it.
-pub(super) fn no_such_tensor(source: &dyn TensorSource, key: &str) -> Error {
-    let near = name::nearest_hint(key, source.tensors().keys().map(String::as_str));
-    Error::object(key, format!("{} has no such tensor{near}", source.path().display()))
 }
 
 #[cfg(test)]
@@ -412,6 +422,16 @@ pub(super) mod tests {
             let wanted = [Wanted { key: "2", sources: [&source as &dyn TensorSource] }];
             let unknown = fold(&wanted, threads, |_, _, _| All::default(), |_, all| all);
             assert!(matches!(unknown, Err(Error::Object { .. })), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_number_holds_is_an_error() {
+        let mut source = Bytes::of(&[3, 0]);
+        source.specs.insert("1".into(), TensorSpec::new(Dtype::F32, [1 << 40, 1 << 40]));
+        for threads in [1, 3] {
+            let error = read(&source, threads).unwrap_err();
+            assert!(matches!(error, Error::OutOfMemory { bytes: None, .. }), "{error}");
         }
     }
 

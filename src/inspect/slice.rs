@@ -1,10 +1,10 @@
 //! A part of a tensor, element by element.
 
-use super::reading::{CHUNK, no_such_tensor};
+use super::reading::CHUNK;
 use super::target::Target;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::source::TensorSource;
+use crate::source::{TensorSource, no_such_tensor};
 use half::{bf16, f16};
 use std::fmt;
 use std::ops::Range;

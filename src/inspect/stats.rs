@@ -2,13 +2,13 @@
 
 use super::moments::{BLOCK, Moments};
 use super::numbers::decode;
-use super::reading::{Part, Wanted, fold, no_such_tensor};
+use super::reading::{Part, Wanted, fold};
 use super::target::Target;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::name;
 use crate::parallel;
-use crate::source::TensorSource;
+use crate::source::{TensorSource, no_such_tensor};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -213,21 +213,19 @@ fn compute(wanted: &[Wanted<'_, 1>], threads: usize, options: &StatsOptions) -> 
         |_, computed: Computed| computed.stats(bins),
     )?;
     let Some(bins) = bins else { return Ok(found) };
-    let mut again = Vec::new();
+    let (mut places, mut empty, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for (stats, Wanted { key, sources }) in found.iter_mut().zip(wanted) {
-        if let (None, Some(min), Some(max)) = (&stats.histogram, stats.min, stats.max) {
-            again.push((stats, Histogram::new(bins, min, max), Wanted { key, sources: *sources }));
+        if stats.histogram.is_none()
+            && let (Some(min), Some(max)) = (stats.min, stats.max)
+        {
+            places.push(&mut stats.histogram);
+            empty.push(Histogram::new(bins, min, max));
+            again.push(Wanted { key, sources: *sources });
         }
-    }
-    let (mut places, mut empty, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-    for (stats, histogram, tensor) in again {
-        places.push(&mut stats.histogram);
-        empty.push(histogram);
-        wanted.push(tensor);
     }
     let count =
         |number: usize, dtype, [bytes]: [&[u8]; 1]| Counted(empty.get(number).cloned().map(|own| own.of(dtype, bytes)));
-    let counted = fold(&wanted, threads, count, |_, Counted(histogram)| histogram)?;
+    let counted = fold(&again, threads, count, |_, Counted(histogram)| histogram)?;
     places.into_iter().zip(counted).for_each(|(place, histogram)| *place = histogram);
     Ok(found)
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::{Digest, MANIFEST_FILE, MarkKind, TensorRecord};
 use crate::location::Location;
 use crate::repository::Posix;
-use crate::source::{self, Source, SourceAttributes, TensorSource, VerifiedBy};
+use crate::source::{self, Source, SourceAttributes, TensorSource, VerifiedBy, no_such_tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -52,9 +52,7 @@ impl Ours {
     }
 
     fn record(&self, key: &str, target: usize, bytes: Option<u64>) -> Result<&TensorRecord> {
-        let record = self.source.manifest.tensors.get(key);
-        let record =
-            record.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.path().display())))?;
+        let record = self.source.manifest.tensors.get(key).ok_or_else(|| no_such_tensor(self, key))?;
         if bytes.or(record.spec.bytes()) != Some(target as u64) {
             return Err(Error::object(key, format!("a target of {target} bytes does not fit {}", record.spec)));
         }
@@ -159,9 +157,7 @@ impl TensorSource for Ours {
     }
 
     fn verify_tensor(&self, key: &str) -> Result<()> {
-        let record = self.source.manifest.tensors.get(key);
-        let record =
-            record.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.path().display())))?;
+        let record = self.source.manifest.tensors.get(key).ok_or_else(|| no_such_tensor(self, key))?;
         self.source.verify_tensor(key, record, &mut Vec::new())
     }
 

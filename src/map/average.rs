@@ -5,7 +5,9 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::name;
-use crate::source::{self, SourceAttributes, TensorSource, VerifiedBy, check_range, check_target, room};
+use crate::source::{
+    self, SourceAttributes, TensorSource, VerifiedBy, check_range, check_target, no_such_tensor, room,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -96,8 +98,7 @@ impl<'a> Average<'a> {
     }
 
     fn spec(&self, key: &str) -> Result<&TensorSpec> {
-        let unknown = || Error::object(key, format!("{} has no such tensor", self.path().display()));
-        self.last.tensors().get(key).ok_or_else(unknown)
+        self.last.tensors().get(key).ok_or_else(|| no_such_tensor(self.last, key))
     }
 
     /// Adds the elements that `read` returns for each source.

@@ -7,7 +7,7 @@ use crate::graph::SavedTree;
 use crate::location::Location;
 use crate::map::{Mapped, Mapping};
 use crate::name;
-use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, check, room, tree};
+use crate::source::{CHUNK, Source, TensorSource, VerifiedBy, check, no_such_tensor, room, tree};
 use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -217,8 +217,7 @@ impl Any<'_> {
     }
 
     fn spec(&self, key: &str) -> Result<&TensorSpec> {
-        let known = self.source.tensors().get(key);
-        known.ok_or_else(|| Error::object(key, format!("{} has no such tensor", self.source.path().display())))
+        self.source.tensors().get(key).ok_or_else(|| no_such_tensor(self.source, key))
     }
 
     /// Checks a tensor as far as that can be, and that all of it can be read. What its source cannot check must be the

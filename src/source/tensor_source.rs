@@ -5,6 +5,7 @@ use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
 use crate::format::Digest;
 use crate::location::Location;
+use crate::name;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -143,13 +144,13 @@ pub trait TensorSource: Debug + Send + Sync {
         if let Some(value) = self.values().get(key) {
             return Some(value.clone());
         }
-        let prefix = crate::name::prefix(key);
+        let prefix = name::prefix(key);
         let has_tensors =
             self.tensors().range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix));
         let inside = self.values().range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
         let mut object = serde_json::Map::new();
         for (full, value) in inside.filter(|_| !has_tensors) {
-            let mut path = crate::name::path(&full[prefix.len()..])?;
+            let mut path = name::path(&full[prefix.len()..])?;
             let last = path.pop()?;
             let mut at = &mut object;
             for part in path {
@@ -237,7 +238,7 @@ pub trait TensorSource: Debug + Send + Sync {
     /// As for [`read`](TensorSource::read).
     fn verify_tensor(&self, key: &str) -> Result<()> {
         let Some(spec) = self.tensors().get(key) else {
-            return Err(Error::object(key, format!("{} has no such tensor", self.path().display())));
+            return Err(no_such_tensor(self, key));
         };
         if self.verified_by(key) == VerifiedBy::Nothing {
             return Ok(());
@@ -248,8 +249,8 @@ pub trait TensorSource: Debug + Send + Sync {
 
     /// Makes sure, before a restore changes anything, that all elements of the tensor `key` can be read, where nothing
     /// of them can be verified. Returns `true` if every later read returns the same elements or is an error, as with
-    /// files whose changes are noticed. Returns `false`, the default, if it did nothing: whoever needs to know reads
-    /// them twice.
+    /// files whose changes are noticed (not those through a mapping that was already written to). Returns `false`, the
+    /// default, if it did nothing: whoever needs to know reads them twice.
     ///
     /// # Errors
     /// As for [`read`](TensorSource::read).
@@ -272,6 +273,12 @@ pub(crate) fn check(source: &dyn TensorSource, key: &str) -> Result<bool> {
         VerifiedBy::Nothing => source.ensure_readable(key),
         _ => source.verify_tensor(key).map(|()| true),
     }
+}
+
+/// Returns the error for a key that the source lacks, with the key that is most like it.
+pub(crate) fn no_such_tensor(source: &(impl TensorSource + ?Sized), key: &str) -> Error {
+    let near = name::nearest_hint(key, source.tensors().keys().map(String::as_str));
+    Error::object(key, format!("{} has no such tensor{near}", source.path().display()))
 }
 
 /// Checks that a target of `length` bytes has room for all elements of a tensor, and no more.
