@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 use tch_checkpoint::convert::{Format, convert};
 use tch_checkpoint::interop::{self, keras, tensorflow};
 use tch_checkpoint::map::{NameMap, Preset};
@@ -124,11 +126,37 @@ fn what_cannot_go_back_is_refused_with_the_reason() {
     assert!(refused("map 1\nx = b\nonly x\n", &[("x", wrong)]).contains("it is I32 [3] in ours"));
 }
 
-/// A table that counts the bytes that are read of it. If `is_tied`, `b` is another name of `a`.
+/// Tied tensors of ours have the same elements, and the map may want others.
+#[test]
+fn tied_tensors_go_back_unless_the_map_makes_them_differently() {
+    let bytes = |elements: std::ops::Range<u8>| elements.flat_map(|i| [i, 0, 0, 0]).collect::<Vec<u8>>();
+    let theirs = Table::default().with("k", Dtype::F32, &[2, 2], bytes(0..4));
+    let back = |map: &str, shape: &[u64], elements: std::ops::Range<u8>| {
+        let table = Table::default().with("a", Dtype::F32, shape, bytes(elements.clone()));
+        let table = table.with("b", Dtype::F32, shape, bytes(elements));
+        let ours = Counted { table, is_tied: true, ..Counted::default() };
+        let map: NameMap = map.parse().unwrap();
+        map.apply_inverse(&theirs, &ours).map(|back| read(&back, "k")).map_err(|error| error.to_string())
+    };
+    for map in ["map 1\na = k\nb = k\nonly a b\n", "map 1\na = transpose(k)\nb = transpose(k)\nonly a b\n"] {
+        assert!(back(map, &[2, 2], 4..8).is_ok(), "{map}");
+    }
+    // One of the two would not be what the map makes of the result.
+    for map in ["map 1\na = k\nb = transpose(k)\nonly a b\n", "map 1\na = transpose(k)\nb = k\nonly a b\n"] {
+        let error = back(map, &[2, 2], 4..8).unwrap_err();
+        assert!(error.contains("more than once"), "{map}: {error}");
+    }
+    // The halves of a tensor may be equal.
+    let map = "map 1\na = slice(k, 0, 0..1)\nb = slice(k, 0, 1..2)\nonly a b\n";
+    assert_eq!(back(map, &[1, 2], 4..6).unwrap(), [bytes(4..6), bytes(4..6)].concat());
+}
+
+/// A table that counts the bytes that are read of it, after a pause. If `is_tied`, `b` is another name of `a`.
 #[derive(Debug, Default)]
 struct Counted {
     table: Table,
     is_tied: bool,
+    pause: Duration,
     bytes: AtomicU64,
 }
 
@@ -152,6 +180,7 @@ impl TensorSource for Counted {
         self.table.verified_by(key)
     }
     fn read(&self, key: &str, target: &mut [u8]) -> Result<()> {
+        std::thread::sleep(self.pause);
         self.bytes.fetch_add(target.len() as u64, Relaxed);
         self.table.read(key, target)
     }
@@ -206,6 +235,31 @@ fn what_is_read_in_pieces_is_computed_once() {
     assert_eq!((piece.as_slice(), ours.bytes.load(Relaxed)), (&bytes[120..128], 8));
 }
 
+/// Each thread has every fourth piece, the last one first.
+#[test]
+fn what_several_threads_read_is_computed_once() {
+    let bytes: Vec<u8> = (0..60u8).flat_map(|i| [i, 0, 0, 0]).collect();
+    let weights = Table::default().with("w", Dtype::F32, &[6, 10], bytes.clone());
+    let map: NameMap = "map 1\nx = transpose(w)\n".parse().unwrap();
+    let moved = read(&map.apply(&weights).unwrap(), "x");
+    for (threads, pause) in [(1, 0), (4, 50)] {
+        let table = Table::default().with("x", Dtype::F32, &[10, 6], moved.clone());
+        let ours = Counted { table, pause: Duration::from_millis(pause), ..Counted::default() };
+        let back = map.apply_inverse(&weights, &ours).unwrap();
+        let begin = Barrier::new(threads as usize);
+        let read_some = &|thread: u64| {
+            begin.wait();
+            for at in (0..12).rev().filter(|at| at % threads == thread) {
+                let mut piece = [0; 20];
+                back.read_range("w", 5 * at..5 * at + 5, &mut piece).unwrap();
+                assert_eq!(piece, bytes[20 * at as usize..][..20]);
+            }
+        };
+        std::thread::scope(|scope| (0..threads).for_each(|thread| drop(scope.spawn(move || read_some(thread)))));
+        assert_eq!(ours.bytes.load(Relaxed), 240, "{threads} threads");
+    }
+}
+
 /// Lengths beside a zero can be any numbers, also such as no memory holds of the places.
 #[test]
 fn places_without_memory_are_refused() {
@@ -235,7 +289,7 @@ fn small(is_tied: bool) -> Counted {
         let count = shape.iter().product::<u64>() as usize * dtype.size();
         table = table.with(key, dtype, shape, (0..count).map(|i| (next + i) as u8).collect());
     }
-    Counted { table, is_tied, bytes: AtomicU64::new(0) }
+    Counted { table, is_tied, ..Counted::default() }
 }
 
 /// An expression of the text form.

@@ -6,9 +6,9 @@ use super::computed::Computed;
 use super::mapped;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
+use crate::format::Digest;
 use crate::location::Location;
-use crate::name;
-use crate::source::{TensorSource, VerifiedBy, check, check_range, check_target, room};
+use crate::source::{TensorSource, VerifiedBy, check, check_range, check_target, no_such_tensor, room};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -44,6 +44,10 @@ impl NameMap {
     /// `concat`, `stack`, and padding. All presets do, with one condition: `bias_hh` of
     /// [`Preset::KerasLstm`](super::Preset::KerasLstm), which Keras lacks, must be zero or missing. If it is not, add
     /// it to `bias_ih` first: Keras has their sum.
+    ///
+    /// For each tensor of `template`, the places of all elements of each of our tensors that are made of it are
+    /// computed, here and when it is read. Where `concat` or `stack` makes one of ours of many tensors, the cost is
+    /// their number times the size of ours.
     ///
     /// # Errors
     /// Those of [`apply`](NameMap::apply); [`Error::Object`] for a tensor whose elements are not all in our tensors, or
@@ -121,26 +125,26 @@ impl Inverse<'_> {
         {
             return Ok(());
         }
-        let elements = spec.bytes().unwrap_or_default() / spec.dtype.size() as u64;
-        // Which part has the element, counted from 1.
-        let mut found = room(key, elements.checked_mul(4))?;
-        let found = found.as_chunks_mut::<4>().0;
-        for (part, number) in parts.iter().zip(1u32..) {
-            let first = self.ours.first_alias(&part.key);
-            for place in places(&self.places_of(key, part)?).flatten() {
-                let Some(before) = found.get_mut(place) else {
+        let elements = spec.bytes().map(|bytes| bytes / spec.dtype.size() as u64);
+        // Not 0 for the elements that were found.
+        let mut found = room(key, elements)?;
+        let mut seen = BTreeSet::new();
+        for part in parts {
+            let bytes = self.places_of(key, part)?;
+            // Tied tensors whose elements have the same places are the same; of two others, either could be written.
+            if !seen.insert((self.ours.first_alias(&part.key), Digest::of(&bytes))) {
+                continue;
+            }
+            for place in places(&bytes).flatten() {
+                let Some(found) = found.get_mut(place) else {
                     return failed(format!("the map takes its element {place}, and it is {spec}"));
                 };
-                let other = u32::from_le_bytes(std::mem::replace(before, number.to_le_bytes()));
-                // Tied tensors are equal; of two others, either could be written.
-                let is_same = |other: &Part| self.ours.first_alias(&other.key) == first;
-                let other = parts.get((other as usize).wrapping_sub(1)).map(|part| (other, part));
-                if other.is_some_and(|(at, other)| at == number || !is_same(other)) {
+                if std::mem::replace(found, 1) != 0 {
                     return failed(format!("the map takes its element {place} more than once"));
                 }
             }
         }
-        match found.iter().position(|part| *part == [0; 4]) {
+        match found.iter().position(|found| *found == 0) {
             Some(missing) => {
                 failed(format!("the map drops its element {missing}: there is nothing to write in its place"))
             }
@@ -152,10 +156,7 @@ impl Inverse<'_> {
         match self.ours.tensors().get(key) {
             Some(spec) if spec == wanted => Ok(()),
             Some(spec) => Err(Error::object(key, format!("the map makes it {wanted}, it is {spec} in ours"))),
-            None => {
-                let near = name::nearest_hint(key, self.ours.tensors().keys().map(String::as_str));
-                Err(Error::object(key, format!("{} has no such tensor{near}", self.ours.path().display())))
-            }
+            None => Err(no_such_tensor(self.ours, key)),
         }
     }
 
@@ -193,9 +194,8 @@ impl Inverse<'_> {
         parts.iter().find(|part| part.places.plain().is_some()).map(|part| part.key.as_str())
     }
 
-    /// Returns the elements of the tensor `key`.
-    fn gather(&self, key: &str, spec: &TensorSpec) -> Result<Vec<u8>> {
-        let mut target = room(key, spec.bytes())?;
+    /// Fills `target` with all elements of the tensor `key`.
+    fn gather(&self, key: &str, spec: &TensorSpec, target: &mut [u8]) -> Result<()> {
         let size = spec.dtype.size();
         for part in self.parts_of(key)? {
             let mut bytes = room(&part.key, self.ours.tensors().get(&part.key).and_then(TensorSpec::bytes))?;
@@ -206,7 +206,7 @@ impl Inverse<'_> {
                 }
             }
         }
-        Ok(target)
+        Ok(())
     }
 }
 
@@ -244,8 +244,7 @@ impl TensorSource for Inverse<'_> {
         if let Some(same) = self.same(key) {
             return self.ours.read(same, target);
         }
-        target.copy_from_slice(&self.gather(key, spec)?);
-        Ok(())
+        self.gather(key, spec, target)
     }
 
     fn read_range(&self, key: &str, range: Range<u64>, target: &mut [u8]) -> Result<()> {
@@ -254,7 +253,11 @@ impl TensorSource for Inverse<'_> {
         if let Some(same) = self.same(key) {
             return self.ours.read_range(same, range, target);
         }
-        self.computed.read_range(key, spec, range, target, || self.gather(key, spec))
+        self.computed.read_range(key, spec, range, target, || {
+            let mut all = room(key, spec.bytes())?;
+            self.gather(key, spec, &mut all)?;
+            Ok(all)
+        })
     }
 
     fn ensure_readable(&self, key: &str) -> Result<bool> {
