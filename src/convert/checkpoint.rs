@@ -78,7 +78,7 @@ pub(super) fn checkpoint(
         write()
     })
     .map_err(|error| match of_source(error) {
-        // Nobody trains into it.
+        // The usual remedy is for a training, and this is a conversion.
         Error::AlreadyExists { path, .. } => already_there(path),
         error => error,
     })?;

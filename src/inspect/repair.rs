@@ -24,8 +24,12 @@ pub struct RepairReport {
     pub directory: Location,
     /// The actions that would be, or were, taken.
     pub actions: Vec<RepairAction>,
-    /// Problems that are left alone: entries that cannot be read now, or by this version, directories with the name of a
-    /// checkpoint that have no manifest and are not in the index, dangling links that no manager created, and checkpoints of two runs if nothing decides between them.
+    /// Problems that are left alone:
+    ///
+    /// * entries that cannot be read now, or by this version;
+    /// * directories with the name of a checkpoint that have no manifest and are not in the index;
+    /// * dangling links that no manager created;
+    /// * checkpoints of two runs if nothing decides between them.
     pub left: Vec<Problem>,
     /// Checkpoints that a manager or an earlier repair set aside as damaged or unreadable.
     #[serde(serialize_with = "lossy_all")]

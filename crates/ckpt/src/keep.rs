@@ -17,7 +17,7 @@ pub fn latest(args: &LatestOf, out: &mut Output) -> Result<Exit, Error> {
 
 pub fn best(args: &BestOf, out: &mut Output) -> Result<Exit, Error> {
     let goal = if args.max { Goal::Maximize } else { Goal::Minimize };
-    // One of them is there.
+    // clap requires exactly one of them (`BestOf`).
     let metric = args.name.as_ref().or(args.metric.as_ref()).map_or("", String::as_str);
     print_found(&inspect::best(&args.directory, metric, goal)?, out)
 }

@@ -179,6 +179,11 @@ impl Term {
     }
 }
 
+/// Returns the name of one of those that are listed.
+fn name_of<T: PartialEq>(all: &[(&'static str, T)], one: &T) -> &'static str {
+    all.iter().find(|(_, known)| known == one).map_or("", |(name, _)| name)
+}
+
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -207,7 +212,7 @@ impl fmt::Display for Term {
             Term::NonFinite(Some(pattern)) => write!(f, "nonfinite({})", quoted(pattern)),
             Term::Unclean => f.write_str("unclean"),
             Term::Compare(quantity, operator, number) => {
-                let operator = OPERATORS.iter().find(|(_, known)| known == operator).map_or("", |(text, _)| text);
+                let operator = name_of(&OPERATORS, operator);
                 // With an exponent where a number would have many digits.
                 let number = format!("{number:?}");
                 write!(f, "{quantity} {operator} {}", number.strip_suffix(".0").unwrap_or(&number))
@@ -229,8 +234,7 @@ impl fmt::Display for Quantity {
             Quantity::Step => f.write_str("step"),
             Quantity::Metric(name) => write!(f, "metric({})", quoted(name)),
             Quantity::Tensors(statistic, pattern) => {
-                let name = STATISTICS.iter().find(|(_, known)| known == statistic).map_or("", |(name, _)| name);
-                write!(f, "{name}({})", quoted(pattern))
+                write!(f, "{}({})", name_of(&STATISTICS, statistic), quoted(pattern))
             }
         }
     }
