@@ -200,18 +200,24 @@ impl Taken {
             begun.map_err(Some)?.ok_or(None)
         };
         match graph::enter(&plan.gates, begin) {
-            Ok((entered, capture)) => match plan.changed_since(&values)? {
+            Ok((entered, capture)) => match plan.changed_since(&values).transpose() {
                 None => Ok(Attempt::Taken(Taken { entered, capture, values })),
                 Some(key) => {
-                    drop(entered);
-                    *image = capture.take_image();
-                    Ok(Attempt::Moved(key))
+                    *image = give_up(entered, &capture);
+                    key.map(Attempt::Moved)
                 }
             },
             Err(None) => Ok(Attempt::Unfit),
             Err(Some(error)) => Err(error),
         }
     }
+}
+
+/// Ends a capture that is not saved. Returns the memory for the next one. A writer that waits may be copying into it.
+fn give_up(entered: Entered, capture: &Capture) -> Image {
+    capture.cancel();
+    drop(entered);
+    capture.take_image()
 }
 
 /// Returns the error of a save during which another thread made a step.
@@ -244,24 +250,27 @@ pub(super) struct Before {
 }
 
 impl InFlight {
-    /// Copies what must be copied during the call, and starts the background thread.
-    pub(super) fn start(order: Order) -> Result<InFlight> {
+    /// Copies what must be copied during the call, and starts the background thread. After an error, `image` is the
+    /// memory for the next save.
+    pub(super) fn start(order: Order, image: &mut Image) -> Result<InFlight> {
         let Order { taken: Taken { entered, capture, values }, request, commit, before } = order;
         let mut request = request.with_values(&values);
-        request.capture_now(&capture, &commit.directory)?;
-        // What was copied just now is of the same step.
-        if capture.copies_now()
-            && let Some(key) = capture.plan.changed_since(&values)?
-        {
-            return Err(stepped_meanwhile(&key));
+        if let Err(error) = copy_during_call(&mut request, &capture, &commit, &values) {
+            *image = give_up(entered, &capture);
+            return Err(error);
         }
         let entered = Arc::new(Mutex::new(Some(entered)));
-        let (job, leave) = (capture.clone(), entered.clone());
-        let work = move || write(&job, &leave, request, commit);
+        let (job, registered) = (capture.clone(), entered.clone());
+        let work = move || write(&job, &registered, request, commit);
         let spawned = Builder::new().name("tch-checkpoint".into()).spawn(work);
         match spawned {
             Ok(thread) => Ok(InFlight { thread, capture, entered, before }),
-            Err(e) => Err(Error::Thread { task: "write the checkpoint", source: e }),
+            Err(e) => {
+                capture.cancel();
+                leave(&entered);
+                *image = capture.take_image();
+                Err(Error::Thread { task: "write the checkpoint", source: e })
+            }
         }
     }
 
@@ -277,6 +286,23 @@ impl InFlight {
         leave(&self.entered);
         (self.capture.take_image(), self.before, result)
     }
+}
+
+/// Copies what must be copied during the call. `values` are those of the moment for which the tensors were captured.
+fn copy_during_call(
+    request: &mut SaveRequest,
+    capture: &Capture,
+    commit: &Commit,
+    values: &BTreeMap<String, serde_json::Value>,
+) -> Result<()> {
+    request.capture_now(capture, &commit.directory)?;
+    // What was copied just now is of the same step.
+    if capture.copies_now()
+        && let Some(key) = capture.plan.changed_since(values)?
+    {
+        return Err(stepped_meanwhile(&key));
+    }
+    Ok(())
 }
 
 fn leave(entered: &Mutex<Option<Entered>>) {
@@ -295,4 +321,109 @@ fn write(capture: &Capture, entered: &Mutex<Option<Entered>>, request: SaveReque
     let saved =
         request.run(Some(&image), &commit.directory, &commit.name, Vec::new(), &commit.supersedes, || Ok(()))?;
     Ok(commit.done(saved))
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::dtype::{Dtype, TensorSpec};
+    use crate::error::BoxError;
+    use crate::graph::{
+        Child, Collection, Gate, Guarded, Identity, Node, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf,
+    };
+    use crate::save::{SaveOptions, plan};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    /// A writer, whose thread helps to copy while the save reads the number of steps a second time.
+    #[derive(Clone, Default)]
+    struct Stepping(Arc<State>);
+
+    #[derive(Default)]
+    struct State {
+        gate: Gate,
+        steps: AtomicU64,
+        is_copying: AtomicBool,
+        helper: Mutex<Option<thread::JoinHandle<()>>>,
+    }
+
+    type Outcome<T> = std::result::Result<T, BoxError>;
+
+    const HELPER: &str = "helps while a save gives up";
+
+    impl Collection for Stepping {
+        fn children(&self) -> Outcome<Vec<Child>> {
+            Ok(vec![Child::new("steps", Node::value(self.clone()))])
+        }
+
+        fn guarded(&self) -> Option<Guarded> {
+            Some(Guarded::new(self.0.gate.clone(), [64, 128]))
+        }
+    }
+
+    impl ValueLeaf for Stepping {
+        fn save(&self) -> Outcome<serde_json::Value> {
+            let steps = self.0.steps.fetch_add(1, Ordering::SeqCst);
+            if steps == 1 {
+                let gate = self.0.gate.clone();
+                let helper = thread::Builder::new().name(HELPER.into()).spawn(move || gate.pass())?;
+                *self.0.helper.lock().unwrap() = Some(helper);
+                while !self.0.is_copying.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            }
+            Ok(steps.into())
+        }
+
+        fn load(&self, _: &serde_json::Value) -> Outcome<ValueApply> {
+            Err("read only".into())
+        }
+    }
+
+    /// A tensor at an address, which takes a while to copy.
+    struct Slow(Stepping, usize);
+
+    impl TensorLeaf for Slow {
+        fn spec(&self) -> Outcome<TensorSpec> {
+            Ok(TensorSpec::new(Dtype::U8, [3]))
+        }
+
+        fn identity(&self) -> Option<Identity> {
+            Some(Identity::new("slow", self.1, TensorSpec::new(Dtype::U8, [3]), vec![1]))
+        }
+
+        fn bytes(&self) -> Outcome<Box<dyn TensorBytes>> {
+            self.0.0.is_copying.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(100));
+            Ok(Box::new(vec![1, 2, 3]))
+        }
+
+        fn target(&self) -> Outcome<Box<dyn TensorTarget>> {
+            Err("read only".into())
+        }
+    }
+
+    #[test]
+    fn a_writer_may_still_be_copying_when_a_save_gives_up() {
+        static PANICKED: AtomicBool = AtomicBool::new(false);
+        let other = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match thread::current().name() {
+            Some(HELPER) => PANICKED.store(true, Ordering::SeqCst),
+            _ => other(info),
+        }));
+        let stepping = Stepping::default();
+        let tensor = |address| Node::tensor(Slow(stepping.clone(), address));
+        let objects = [
+            ("steps".to_string(), Node::collection(stepping.clone())),
+            ("one".to_string(), tensor(64)),
+            ("two".to_string(), tensor(128)),
+        ];
+        let plan = Arc::new(plan(&objects, &SaveOptions::default()).unwrap());
+        let attempt = Taken::begin(&plan, false, &mut Image::default(), &Background::new()).unwrap();
+        assert!(matches!(attempt, Attempt::Moved(key) if key == "steps/steps"));
+        let helper = stepping.0.helper.lock().unwrap().take().unwrap();
+        helper.join().unwrap();
+        assert!(!PANICKED.load(Ordering::SeqCst), "the memory was taken from a thread that was copying into it");
+    }
 }

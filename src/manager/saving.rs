@@ -397,7 +397,7 @@ impl CheckpointManager {
             let metadata = self.next_metadata.clone();
             let before = Before { last_step, save_counter, head, begun, metadata, last_save_at };
             let early = (commit.name.clone(), commit.early.clone());
-            let started = InFlight::start(Order { taken, request, commit, before });
+            let started = InFlight::start(Order { taken, request, commit, before }, &mut self.image);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {

@@ -233,9 +233,15 @@ impl Capture {
         self.image.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reclaims the memory.
+    /// Reclaims the memory, once everything is copied or the capture is [cancelled](Capture::cancel).
     pub(crate) fn take_image(&self) -> Image {
         std::mem::take(&mut *self.image_mut())
+    }
+
+    /// Skips what has not been copied yet. When this returns, no thread copies into the image any more.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.finish();
     }
 
     /// Returns why the capture failed, if it did.
