@@ -5,7 +5,7 @@ use crate::dtype::Dtype;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{LeafObject, Node, walk};
+use crate::graph::{LOST, LeafObject, Node, walk};
 use crate::location::Location;
 use crate::parallel;
 use crate::source::{TensorSource, VerifiedBy, room};
@@ -53,6 +53,9 @@ impl Snapshot {
                 }
                 LeafObject::Tensor(tensor) => {
                     let spec = tensor.spec().map_err(failed)?;
+                    if tensor.is_lost() {
+                        return Err(Error::object(&leaf.key, LOST));
+                    }
                     snapshot.tensors.insert(leaf.key.clone(), spec.clone());
                     let first =
                         tensor.identity().map(|identity| seen.entry(identity).or_insert(leaf.key.clone()).clone());

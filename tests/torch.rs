@@ -434,6 +434,28 @@ fn a_tensor_that_its_object_no_longer_has_is_an_error() -> Outcome {
     assert!(error.starts_with("norm/mean") && error.contains("copy_"), "{error}");
     drop(mean);
 
+    // The handle of the last save's plan is not an object's.
+    for case in ["snapshot", "restore", "another plan"] {
+        let (mut mean, other) = (make(), make());
+        let checkpoint = Checkpoint::new().track("norm", Node::group([("mean", mean.node())]))?;
+        let mut checkpoint = checkpoint.track("other", &other)?;
+        checkpoint.write(dir.path().join(format!("before {case}")))?;
+        let _ = checkpoint.snapshot()?;
+        mean = &mean + 1.0;
+        let result = match case {
+            "snapshot" => checkpoint.snapshot().map(drop),
+            "restore" => checkpoint.restore_with(&path, &RestoreOptions::new().allow_missing("other")).map(drop),
+            _ => {
+                other.shallow_clone().set_data(&Tensor::zeros([7], (Kind::Float, Device::Cpu)));
+                checkpoint.write(dir.path().join("lost")).map(drop)
+            }
+        };
+        let error = result.unwrap_err().to_string();
+        assert!(error.starts_with("norm/mean") && error.contains("copy_"), "{case}: {error}");
+        assert!(checkpoint.snapshot().is_err(), "{case}");
+        drop(mean);
+    }
+
     // What is given by value is the checkpoint's own.
     let mut checkpoint = Checkpoint::new().track("norm", BTreeMap::from([("mean", make())]))?;
     checkpoint.restore(&path)?.assert_consumed()?;

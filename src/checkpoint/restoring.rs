@@ -104,7 +104,9 @@ impl Checkpoint {
     /// [`Error::Object`] for an object that cannot be saved, or if there is not enough memory.
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.refuse_torn()?;
-        let mut snapshot = Snapshot::of(&self.objects.list(), parallel::default_threads())?;
+        let objects = self.objects.list();
+        self.refuse_lost(&objects)?;
+        let mut snapshot = Snapshot::of(&objects, parallel::default_threads())?;
         snapshot.save_counter = self.save_counter.get();
         (snapshot.follows, snapshot.earlier) = (self.follows.clone(), self.earlier.clone());
         Ok(snapshot)
@@ -118,6 +120,7 @@ impl Checkpoint {
         if let Some(name) = components.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "no object of this name is tracked"));
         }
+        self.refuse_lost(&objects)?;
         Snapshot::of(&objects, parallel::default_threads())
     }
 
@@ -176,6 +179,7 @@ impl Checkpoint {
     /// Matches objects with values, verifies, and applies the values.
     fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
         callback::refuse()?;
+        self.forget_plan_of_lost();
         let saved = origin.saved();
         let objects = self.objects.list();
         let torn = torn_keys(&objects)?;

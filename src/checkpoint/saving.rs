@@ -6,8 +6,9 @@ use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
-use crate::graph::{LOST, Unfinished};
+use crate::graph::{LOST, Node, Unfinished};
 use crate::location::Location;
+use crate::name;
 use crate::repository::{Directory, checkpoint_name, parent_of};
 use crate::save::{
     self, AllSeen, AssetStream, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset,
@@ -165,7 +166,7 @@ impl Checkpoint {
         clock: SaveClock,
     ) -> Result<SaveRequest> {
         // The last state of a run that has failed is better than none.
-        if let Some(key) = plan.lost(unchanged.seen()).filter(|_| !stamp.unclean) {
+        if let Some(key) = plan.lost(unchanged.seen()).next().filter(|_| !stamp.unclean) {
             return Err(Error::object(key, LOST));
         }
         SaveRequest::new(plan, unchanged, stamp, &self.assets, options, clock)
@@ -204,6 +205,8 @@ impl Checkpoint {
                 return Ok((plan.clone(), Arc::new(seen)));
             }
         }
+        // The handles of the old plan would hide from the new one what is lost.
+        self.planned = None;
         let plan = Arc::new(save::plan(&self.objects.list(), options)?);
         plan.torn().map_or(Ok(()), |key| Err(is_torn(key)))?;
         let seen = Arc::new(plan.look());
@@ -224,6 +227,7 @@ impl Checkpoint {
         if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
         }
+        self.refuse_lost(&objects)?;
         let plan = Arc::new(save::plan(&objects, options)?);
         let seen = Arc::new(plan.look());
         let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
@@ -241,6 +245,20 @@ impl Checkpoint {
             Some(plan) => Ok((plan.clone(), None)),
             None => self.plan(options).map(|(plan, seen)| (plan, Some(seen))),
         }
+    }
+
+    /// Refuses to read tensors of these objects that are lost, as far as only the plan of the last save reports that.
+    pub(super) fn refuse_lost(&self, objects: &[(String, Node)]) -> Result<()> {
+        let Some(plan) = &self.planned else { return Ok(()) };
+        let names: BTreeSet<String> = objects.iter().map(|(name, _)| name::key([name])).collect();
+        let seen = plan.look();
+        let lost = plan.lost(&seen).find(|key| names.contains(name::component(key)));
+        lost.map_or(Ok(()), |key| Err(Error::object(key, LOST)))
+    }
+
+    /// Discards the plan if it has a handle to a tensor that is lost, which would hide that.
+    pub(super) fn forget_plan_of_lost(&mut self) {
+        self.planned.take_if(|plan| plan.lost(&plan.look()).next().is_some());
     }
 
     /// Discards the plan: after an error, something may have changed unnoticed.

@@ -32,6 +32,11 @@ impl Seen {
         Seen { generation: generation.unwrap_or_default(), version: version.unwrap_or_default(), says }
     }
 
+    /// Sets whether the tensor [is lost](crate::TensorLeaf::is_lost).
+    pub(super) fn with_lost(self, is_lost: bool) -> Seen {
+        Seen { says: self.says & !IS_LOST | if is_lost { IS_LOST } else { 0 }, ..self }
+    }
+
     /// Like [`TensorLeaf::generation`](crate::TensorLeaf::generation).
     pub(crate) fn generation(&self) -> Option<u64> {
         (self.says & SAYS_GENERATION != 0).then_some(self.generation)

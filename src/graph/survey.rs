@@ -73,5 +73,5 @@ impl Survey {
 
 /// Queries one tensor.
 fn see(leaf: &dyn TensorLeaf) -> Seen {
-    Seen::new(leaf.generation(), leaf.version(), leaf.requires_grad())
+    Seen::new(leaf.generation(), leaf.version(), leaf.requires_grad()).with_lost(leaf.is_lost())
 }

@@ -284,7 +284,7 @@ impl TensorLeaf for Leaf {
     }
 
     fn is_lost(&self) -> bool {
-        // A plan has a handle too; saves know of that one.
+        // A plan has a handle too: of what is planned, `Plan::lost` knows.
         self.is_watched() && self.with(shim::has_one_handle)
     }
 
