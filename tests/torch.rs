@@ -379,6 +379,31 @@ fn a_partly_overwritten_model_is_not_saved_by_another_checkpoint() -> Outcome {
 }
 
 #[test]
+fn a_column_between_restored_ones_stays_partly_overwritten() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let table = Tensor::randn([400_000, 3], (Kind::Float, Device::Cpu));
+    let [left, middle, right] = [0, 1, 2].map(|column| table.narrow(1, column, 1));
+    let outer = || Checkpoint::new().track("left", &left)?.track("right", &right);
+    let inner = || Checkpoint::new().track("middle", &middle);
+    let around = outer()?.write(dir.path().join("around"))?;
+    let (good, bad) = (inner()?.write(dir.path().join("good"))?, inner()?.write(dir.path().join("bad"))?);
+    let file = bad.join("middle.safetensors");
+    let mut bytes = fs::read(&file)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    fs::write(&file, bytes)?;
+    let once = RestoreOptions::new().verify(Verify::WhileReading);
+    assert!(matches!(inner()?.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    // Their memory reaches from the first element of the table to the last one.
+    outer()?.restore(&around)?;
+    let error = inner()?.write(dir.path().join("torn")).unwrap_err().to_string();
+    assert!(error.contains("half-way"), "{error}");
+    inner()?.restore(&good)?;
+    inner()?.write(dir.path().join("whole"))?;
+    Ok(())
+}
+
+#[test]
 fn a_random_state_that_libtorch_refuses_changes_nothing() -> Outcome {
     let _turn = turn();
     let dir = tempfile::tempdir()?;

@@ -193,7 +193,8 @@ impl Checkpoint {
     ///
     /// A restore that stopped half-way ([`Error::PartlyRestored`]) leaves tensors that are partly overwritten. None of them
     /// is saved any more, under whatever name and by whatever checkpoint of this process, until a restore or a
-    /// [`rollback`](Checkpoint::rollback) overwrites them, or this is called.
+    /// [`rollback`](Checkpoint::rollback) overwrites them, or this is called. A tensor that is a part of a larger one is
+    /// saved again once that one is restored or declared; it must be tracked for that.
     ///
     /// ```
     /// # fn main() -> tch_checkpoint::Result<()> {

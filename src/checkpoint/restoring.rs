@@ -212,9 +212,9 @@ impl Checkpoint {
         torn_keys(&self.objects.list())?.first().map_or(Ok(()), |key| Err(is_torn(key)))
     }
 
-    /// Returns `true` if a restore that stopped halfway may have left objects partly overwritten.
+    /// Returns `true` if a restore that stopped halfway may have left objects partly overwritten, or that is unknown.
     pub(crate) fn is_torn(&self) -> bool {
-        torn_keys(&self.objects.list()).is_ok_and(|keys| !keys.is_empty())
+        !torn_keys(&self.objects.list()).is_ok_and(|keys| keys.is_empty())
     }
 
     /// Returns the error of a restore that could not repair partly overwritten objects.
@@ -232,7 +232,8 @@ pub(super) fn is_torn(key: &str) -> Error {
     let component = name::component(key);
     let reason = format!(
         "a restore or a step that stopped half-way may have left it partly overwritten; before saving, restore a checkpoint that has \
-         it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}",
+         it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}. If it is a part of another \
+         tensor, that one must be tracked and restored or declared",
         name::shown(component)
     );
     Error::object(key, reason)

@@ -60,6 +60,22 @@ impl Area {
         (identity.strides.len() == identity.spec.shape.len()).then(|| Area::of(identity))
     }
 
+    /// Like [`of_known`](Area::of_known), if the elements leave no gaps, and each has a place of its own.
+    pub(crate) fn filled_by(identity: &Identity) -> Option<Area> {
+        let steps = identity.strides.iter().zip(&identity.spec.shape);
+        let mut dimensions: Vec<(u64, u64)> = steps.map(|(stride, length)| (stride.unsigned_abs(), *length)).collect();
+        dimensions.retain(|(_, length)| *length != 1);
+        dimensions.sort_unstable();
+        let mut next = 1u64;
+        let follows = |(stride, length): (u64, u64)| {
+            let follows = stride == next && length > 0;
+            next = next.saturating_mul(length);
+            follows
+        };
+        let is_filled = dimensions.into_iter().all(follows);
+        Area::of_known(identity).filter(|_| is_filled)
+    }
+
     /// Returns the area from the first to the last element, including gaps.
     pub(crate) fn of(identity: &Identity) -> Area {
         let Identity { device, address, spec, strides } = identity;

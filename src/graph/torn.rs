@@ -77,6 +77,8 @@ pub(crate) struct Torn {
     addresses: HashSet<*const ()>,
     identities: HashSet<Identity>,
     touched: Touched,
+    /// The memory of those whose elements fill it.
+    filled: Touched,
 }
 
 impl Torn {
@@ -90,15 +92,17 @@ impl Torn {
     }
 
     fn of(leaves: Vec<Leaf>) -> Torn {
-        let (mut touched, mut identities) = (Touched::default(), HashSet::new());
+        let (mut touched, mut filled, mut identities) = (Touched::default(), Touched::default(), HashSet::new());
         for leaf in &leaves {
             touched.add_variable(leaf.variable());
             let Some(identity) = leaf.identity() else { continue };
             Area::of_known(&identity).into_iter().for_each(|area| touched.add_area(area));
+            Area::filled_by(&identity).into_iter().for_each(|area| filled.add_area(area));
             identities.insert(identity);
         }
         touched.order();
-        Torn { addresses: leaves.iter().map(address).collect(), _leaves: leaves, identities, touched }
+        filled.order();
+        Torn { addresses: leaves.iter().map(address).collect(), _leaves: leaves, identities, touched, filled }
     }
 
     /// Returns `true` if the tensor has a part of the memory of one of these.
@@ -110,13 +114,13 @@ impl Torn {
             })
     }
 
-    /// Returns `true` if all of the tensor's memory is that of these.
+    /// Returns `true` if all of the tensor's elements are known to be elements of these.
     fn covers(&self, leaf: &Leaf) -> bool {
         match leaf.identity() {
-            Some(identity) => match Area::of_known(&identity) {
-                Some(area) => self.touched.covers(&area),
-                None => self.identities.contains(&identity),
-            },
+            Some(identity) => {
+                self.identities.contains(&identity)
+                    || Area::of_known(&identity).is_some_and(|area| self.filled.covers(&area))
+            }
             None => self.has_object(leaf),
         }
     }
