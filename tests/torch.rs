@@ -11,7 +11,7 @@ use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Node, RestoreOptions, Rng, Trackable,
-    Variables, Verify, optim,
+    Trainable, Variables, Verify, optim,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -400,6 +400,30 @@ fn a_column_between_restored_ones_stays_partly_overwritten() -> Outcome {
     assert!(error.contains("half-way"), "{error}");
     inner()?.restore(&good)?;
     inner()?.write(dir.path().join("whole"))?;
+    Ok(())
+}
+
+#[test]
+fn what_is_left_out_for_its_memory_is_unchanged_in_every_way() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let make = |rows: i64| Tensor::randn([rows, 4], (Kind::Float, Device::Cpu));
+    let track = |qkv: &Tensor, q: &Tensor, again: &Tensor| {
+        Checkpoint::new().track("qkv", qkv)?.track("q", q)?.track("again", again)
+    };
+    let separate = make(2);
+    let path = track(&make(6), &separate, &separate)?.write(dir.path().join("separate"))?;
+    let qkv = make(6);
+    let q = qkv.narrow(0, 0, 2).set_requires_grad(true);
+    let mut checkpoint = track(&qkv, &q, &q.shallow_clone())?;
+    let error = checkpoint.restore(&path).unwrap_err();
+    let Error::Mismatch { report, .. } = &error else { return Err(error.into()) };
+    let mismatched: Vec<&str> = report.mismatched.iter().map(|mismatch| mismatch.key.as_str()).collect();
+    assert_eq!(mismatched, ["q", "again"]);
+    let options = RestoreOptions::new().allow_mismatch("q").allow_mismatch("again").trainable(Trainable::Saved);
+    let report = checkpoint.restore_with(&path, &options)?.report();
+    assert!(q.requires_grad() && report.trainable.is_empty(), "{report:?}");
+    assert_eq!(report.matched, ["qkv"]);
     Ok(())
 }
 

@@ -72,6 +72,7 @@ pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -
         matching: Matching::default(),
         seen: HashMap::new(),
         identities: Vec::new(),
+        same: Vec::new(),
         wanted: Vec::new(),
     };
     for (name, node) in objects {
@@ -137,6 +138,8 @@ struct Matcher<'a> {
     seen: HashMap<Identity, String>,
     /// The keys of `seen`, in order.
     identities: Vec<Identity>,
+    /// Keys of tensors whose memory is already matched, each with the key in `seen`.
+    same: Vec<(String, String)>,
     /// Type and shape of tensors that are missing.
     wanted: Vec<(String, TensorSpec)>,
 }
@@ -149,6 +152,7 @@ struct Mark {
     matched: usize,
     trainable: usize,
     identities: usize,
+    same: usize,
     not_matched: usize,
 }
 
@@ -282,7 +286,7 @@ impl<'a> Matcher<'a> {
                     self.mismatch(key, reason);
                     return Ok(());
                 }
-                Some(_) => {}
+                Some(first) => self.same.push((key.clone(), first.clone())),
                 None => {
                     let area = Area::of_known(&identity);
                     self.identities.push(identity.clone());
@@ -333,10 +337,20 @@ impl<'a> Matcher<'a> {
                 self.mismatch(key.clone(), reason);
             }
         }
-        if !left_out.is_empty() {
-            self.matching.tensors.retain(|tensor| !left_out.contains(&tensor.key));
-            self.matching.report.matched.retain(|key| !left_out.contains(key));
+        if left_out.is_empty() {
+            return Ok(());
         }
+        for (key, first) in std::mem::take(&mut self.same) {
+            if left_out.contains(&first) {
+                let reason = format!("it shares its memory with {}, which differs", name::shown(&first));
+                self.mismatch(key.clone(), reason);
+                left_out.insert(key);
+            }
+        }
+        self.matching.tensors.retain(|tensor| !left_out.contains(&tensor.key));
+        self.matching.flags.retain(|(key, ..)| !left_out.contains(key));
+        self.matching.report.matched.retain(|key| !left_out.contains(key));
+        self.matching.report.trainable.retain(|difference| !left_out.contains(&difference.key));
         Ok(())
     }
 
@@ -417,6 +431,7 @@ impl<'a> Matcher<'a> {
             matched: report.matched.len(),
             trainable: report.trainable.len(),
             identities: self.identities.len(),
+            same: self.same.len(),
             not_matched: report.missing.len() + report.mismatched.len() + report.skipped.len(),
         }
     }
@@ -428,6 +443,7 @@ impl<'a> Matcher<'a> {
         self.matching.flags.truncate(mark.flags);
         self.matching.report.matched.truncate(mark.matched);
         self.matching.report.trainable.truncate(mark.trainable);
+        self.same.truncate(mark.same);
         for identity in self.identities.drain(mark.identities..) {
             self.seen.remove(&identity);
         }
