@@ -9,10 +9,12 @@ mod recorded;
 use bits::bits;
 use common::{python, turn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Ema, RestoreOptions, Swa, Variables, optim,
+    Background, BoxError, Checkpoint, CheckpointManager, CheckpointReader, Ema, Node, RestoreOptions, Swa, Trackable,
+    ValueApply, ValueLeaf, Variables, optim,
 };
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -382,6 +384,42 @@ fn averages_are_copied_behind_the_call_and_updates_wait() {
         manager.wait().unwrap();
         let saved = CheckpointReader::open(&path).unwrap().tensor("ema/w").unwrap();
         assert!(saved.chunks(4).all(|value| value == ((step - 1) as f32).to_le_bytes()), "step {step}");
+    }
+    manager.close().unwrap();
+}
+
+/// A value that another thread changes all the time.
+#[derive(Default)]
+struct Clock(AtomicU64);
+
+impl ValueLeaf for Clock {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
+        Ok(self.0.fetch_add(1, Ordering::Relaxed).into())
+    }
+
+    fn load(&self, _: &serde_json::Value) -> Result<ValueApply, BoxError> {
+        Ok(Box::new(|| ()))
+    }
+}
+
+#[test]
+fn a_value_beside_averages_is_not_one_of_them() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let w = vs.root().var("w", &[1024], nn::Init::Const(0.0));
+    let mut ema = Ema::new(&vs, 0.0).unwrap();
+    let training = Node::group([("ema", ema.node()), ("clock", Node::value(Clock::default()))]);
+    let checkpoint = Checkpoint::new().track("training", training).unwrap();
+    let builder = CheckpointManager::builder(checkpoint, dir.path()).background(Background::new());
+    let mut manager = builder.open().unwrap();
+    for step in 1..=3 {
+        fill(&w, step as f64);
+        ema.update().unwrap();
+        let path = manager.save_at(step).unwrap();
+        manager.wait().unwrap();
+        let saved = CheckpointReader::open(&path).unwrap();
+        assert_eq!(saved.manifest().values["training/ema/averaging"]["updates"], step);
     }
     manager.close().unwrap();
 }

@@ -63,12 +63,15 @@ pub struct Guarded {
     /// If set, only these tensor objects, as in [`TensorLeaf::variable`](crate::TensorLeaf::variable): others that show
     /// the same memory are not known to have the same writers.
     pub(crate) objects: Option<HashSet<usize>>,
+    /// The names of the values beside the collection, in the same object, that change together with these tensors, as
+    /// all values below the collection do.
+    pub(crate) values_beside: &'static [&'static str],
 }
 
 impl Guarded {
     /// Returns the tensors of these `addresses`, which are changed only after passing `gate`.
     pub fn new(gate: Gate, addresses: impl IntoIterator<Item = usize>) -> Guarded {
-        Guarded { gate, addresses: addresses.into_iter().collect(), objects: None }
+        Guarded { gate, addresses: addresses.into_iter().collect(), objects: None, values_beside: &[] }
     }
 
     /// Returns `true` if a tensor, by its address and object, is one of these.

@@ -220,11 +220,12 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     let mut planner = Planner { collections, ..Planner::default() };
     for (collection, key) in walked.collections.iter().zip(&walked.collection_keys) {
         let Some(guarded) = collection.guarded() else { continue };
+        planner.gated.push(key.clone());
+        if let Some((object, _)) = key.rsplit_once('/') {
+            planner.gated.extend(guarded.values_beside.iter().map(|value| name::join(object, value)));
+        }
         planner.gates.push(guarded.gate.clone());
         planner.guarded.push(guarded);
-        // The values are beside it, in the same object.
-        let object = key.rsplit_once('/').map_or(key.as_str(), |(object, _)| object);
-        planner.gated.push(name::prefix(object));
     }
     for (leaf, (generation, exclusive)) in walked.leaves.into_iter().zip(generations) {
         planner.add(leaf, generation, exclusive)?;
@@ -248,7 +249,7 @@ struct Planner {
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: Vec<Guarded>,
-    /// What the keys of the objects with a gate begin with.
+    /// The keys of the values that change together with tensors behind a gate, or of what they are below.
     gated: Vec<String>,
 }
 
@@ -331,7 +332,10 @@ impl Planner {
             chunk::spans(place, file.bytes, file.header.len(), tensors, &layout)
         };
         let spans = files.iter().enumerate().flat_map(spans).collect();
-        let is_gated = |key: &str| self.gated.iter().any(|prefix| key.starts_with(prefix.as_str()));
+        let is_at_or_below = |key: &str, above: &str| {
+            key.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let is_gated = |key: &str| self.gated.iter().any(|gated| is_at_or_below(key, gated));
         let gated = (0..self.values.len()).filter(|&place| is_gated(&self.values[place].0)).collect();
         let asked = self.tensors.iter().map(|tensor| (tensor.leaf.clone(), tensor.exclusive.clone()));
         let survey = Survey::new(asked.chain(self.alias_leaves).collect());

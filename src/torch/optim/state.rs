@@ -34,6 +34,9 @@ impl Shared {
     }
 }
 
+/// The names of the optimizer's values.
+pub(super) const VALUES: [&str; 4] = ["algorithm", "defaults", "param_groups", "steps"];
+
 /// The maximum number of parameter groups, so that a large number in a file or a program does not allocate as many
 /// options.
 pub(super) const MAX_GROUPS: usize = 10_000;
@@ -347,7 +350,7 @@ impl State {
         let stepped = parameters.filter(|tensor| tensor.requires_grad());
         let (addresses, objects): (_, Vec<usize>) = stepped.chain(self.slots()).filter_map(place).unzip();
         let objects = Some(objects.into_iter().collect());
-        Guarded { gate: self.gate.clone(), addresses, objects }
+        Guarded { gate: self.gate.clone(), addresses, objects, values_beside: &VALUES }
     }
 
     /// Returns a number that changes when a variable or a slot is added or removed, or when a slot changes its type,

@@ -1,7 +1,7 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{MAX_GROUPS, Shared, State, Waiting, check_spec};
+use super::state::{MAX_GROUPS, Shared, State, VALUES, Waiting, check_spec};
 use crate::dtype::TensorSpec;
 use crate::error::BoxError;
 use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, Unfinished, ValueApply, ValueLeaf};
@@ -16,11 +16,12 @@ pub(super) fn node(shared: &Shared) -> Node {
     let setting = |save, load| Node::value(Setting { shared: shared.clone(), save, load, load_partly: None });
     let groups =
         Setting { shared: shared.clone(), save: save_groups, load: load_groups, load_partly: Some(load_known_groups) };
+    let [algorithm, defaults, param_groups, steps] = VALUES;
     Node::group([
-        ("algorithm", setting(save_algorithm, load_algorithm)),
-        ("defaults", setting(save_defaults, load_defaults)),
-        ("param_groups", Node::value(groups)),
-        ("steps", setting(save_steps, load_steps)),
+        (algorithm, setting(save_algorithm, load_algorithm)),
+        (defaults, setting(save_defaults, load_defaults)),
+        (param_groups, Node::value(groups)),
+        (steps, setting(save_steps, load_steps)),
         ("state", Node::collection(AllSlots(shared.clone()))),
     ])
 }
