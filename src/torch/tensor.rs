@@ -57,6 +57,18 @@ pub(super) fn scalar_type(dtype: Dtype) -> Option<i32> {
     DTYPES.iter().find(|(_, known)| *known == dtype).map(|(number, _)| *number)
 }
 
+/// Returns what a writer of these tensors touches.
+pub(super) fn touched<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Touched {
+    let mut touched = Touched::default();
+    for info in tensors.filter_map(|tensor| shim::info(tensor).ok()) {
+        touched.add_variable(Some(info.object));
+        let memory = info.memory.ok();
+        let area = memory.map(|memory| Area::new(&info.device, memory.data as usize, memory.span));
+        area.into_iter().for_each(|area| touched.add_area(area));
+    }
+    touched
+}
+
 fn dtype(info: &Info) -> Result<Dtype, String> {
     DTYPES.iter().find(|(number, _)| *number == info.scalar_type).map(|(_, dtype)| *dtype).ok_or_else(|| {
         let advice = match info.dtype.as_str() {

@@ -1,9 +1,9 @@
 //! The state of averages: the average of every variable. Everything is behind one lock.
 
 use crate::error::{Error, Result};
-use crate::graph::{Area, Collection, Gate, Touched};
+use crate::graph::{Collection, Gate};
 use crate::torch::shim::{self, Averaged};
-use crate::torch::tensor::examine;
+use crate::torch::tensor::{examine, touched};
 use crate::torch::variables::Variables;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -181,16 +181,7 @@ impl State {
     /// Waits for unfinished captures of these tensors. No capture that tracks these averages starts before the result
     /// is dropped.
     fn write<'a>(&self, tensors: impl Iterator<Item = &'a Tensor>) -> MutexGuard<'_, ()> {
-        self.gate.write(|| {
-            let mut touched = Touched::default();
-            for info in tensors.filter_map(|tensor| shim::info(tensor).ok()) {
-                touched.add_variable(Some(info.object));
-                let memory = info.memory.ok();
-                let area = memory.map(|memory| Area::new(&info.device, memory.data as usize, memory.span));
-                area.into_iter().for_each(|area| touched.add_area(area));
-            }
-            touched
-        })
+        self.gate.write(|| touched(tensors))
     }
 
     /// Moves the averages towards the variables by `weight` of the difference. Buffers are copied unless they are

@@ -3,13 +3,14 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Area, Exclusive, Gate, Guarded, TensorLeaf, Touched, mark_torn};
+use crate::graph::{Exclusive, Gate, Guarded, TensorLeaf, mark_torn};
 use crate::name;
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
-use crate::torch::tensor::{Held, Leaf, can_convert, examine};
+use crate::torch::tensor::{Held, Leaf, can_convert, examine, touched};
 use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::iter::once;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::Tensor;
 
@@ -90,6 +91,11 @@ impl Parameter {
         &self.slots
     }
 
+    /// Returns every tensor that a step changes.
+    fn written(&self) -> impl Iterator<Item = &Tensor> {
+        once(&self.tensor).chain(self.slots.iter().flatten())
+    }
+
     /// Removes all slots.
     pub(super) fn clear_slots(&mut self) {
         self.slots = Slots::default();
@@ -141,19 +147,23 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Returns the slots, on the device of the variable that they are for.
-    fn fit(&self, algorithm: Algorithm, variable: &Tensor) -> Result<Vec<(usize, Tensor)>, String> {
-        let (wanted, info, _) = examine(variable)?;
-        let fitted = self.slots.iter().map(|(place, tensor)| {
+    /// Checks that the slots fit the variable that they are for.
+    fn check(&self, algorithm: Algorithm, variable: &Tensor) -> Result<(), String> {
+        let wanted = examine(variable)?.0;
+        self.slots.iter().try_for_each(|(place, tensor)| {
             let slot = options::slots(algorithm).get(*place).copied().unwrap_or(options::GRADIENT);
-            let (found, own, _) = examine(tensor)?;
-            check_spec(slot, &found, &wanted)?;
-            match own.device == info.device {
-                true => Ok((*place, tensor.shallow_clone())),
-                false => Ok((*place, tensor.f_to_device(variable.device()).map_err(|e| e.to_string())?)),
-            }
+            check_spec(slot, &examine(tensor)?.0, &wanted)
+        })
+    }
+
+    /// Returns the slots, on the device of the variable that they are for.
+    fn on_device_of(&self, variable: &Tensor) -> Result<Vec<(usize, Tensor)>, String> {
+        let device = shim::info(variable)?.device;
+        let moved = self.slots.iter().map(|(place, tensor)| match shim::info(tensor)?.device == device {
+            true => Ok((*place, tensor.shallow_clone())),
+            false => Ok((*place, tensor.f_to_device(variable.device()).map_err(|e| e.to_string())?)),
         });
-        fitted.collect()
+        moved.collect()
     }
 }
 
@@ -275,7 +285,7 @@ impl State {
             }
             let names = names_of(object);
             let restored = match &names {
-                Ok(names) => self.take_pending(names, &variable.tensor),
+                Ok(names) => self.take_pending(names, &variable.tensor)?,
                 Err(_) => Vec::new(),
             };
             while self.groups.len() <= variable.group {
@@ -307,25 +317,31 @@ impl State {
     }
 
     /// Returns the slots that a restore has kept for a new variable. If they do not fit, the variable has none, and unless an
-    /// exception allows that, the optimizer is unusable.
-    fn take_pending(&mut self, names: &[String], variable: &Tensor) -> Vec<(usize, Tensor)> {
-        // The slots under its other names are the same.
-        let mut found = names.iter().filter_map(|name| self.pending.remove_entry(name));
-        let Some((name, waiting)) = found.next() else { return Vec::new() };
-        found.for_each(drop);
-        waiting.fit(self.algorithm, variable).unwrap_or_else(|reason| {
-            let key = name::key([&name]);
-            if waiting.may_mismatch {
+    /// exception allows that, the optimizer is unusable. If they cannot be moved to the variable's device, that is an
+    /// error, and they are kept.
+    fn take_pending(&mut self, names: &[String], variable: &Tensor) -> Result<Vec<(usize, Tensor)>> {
+        let kept = names.iter().find_map(|name| Some((name, self.pending.get(name)?)));
+        let Some((name, waiting)) = kept else { return Ok(Vec::new()) };
+        let (may_mismatch, fits) = (waiting.may_mismatch, waiting.check(self.algorithm, variable));
+        let slots = match &fits {
+            Ok(()) => waiting.on_device_of(variable).map_err(|reason| Error::object(name, reason))?,
+            Err(_) => Vec::new(),
+        };
+        if let Err(reason) = fits {
+            let key = name::key([name]);
+            if may_mismatch {
                 log::warn!("{key}: {reason}; as the restore allows, the optimizer's state of the variable starts over");
             } else {
                 let reason = format!(
                     "{reason}. Restore again; with `RestoreOptions::allow_mismatch(\"*/state/{key}/*\")`, the optimizer's \
                      state of the variable starts over"
                 );
-                self.unusable = Some((name, reason));
+                self.unusable = Some((name.clone(), reason));
             }
-            Vec::new()
-        })
+        }
+        // The slots under its other names are the same.
+        self.pending.retain(|kept, _| !names.contains(kept));
+        Ok(slots)
     }
 
     fn slots(&self) -> impl Iterator<Item = &Tensor> {
@@ -334,7 +350,7 @@ impl State {
 
     /// Returns every tensor that a step changes.
     fn written(&self) -> impl Iterator<Item = &Tensor> {
-        self.parameters.iter().map(|parameter| &parameter.tensor).chain(self.slots())
+        self.parameters.iter().flat_map(Parameter::written)
     }
 
     /// Returns the tensors that only steps change, with the gate that a step passes before: slots, and the variables
@@ -377,16 +393,7 @@ impl State {
         self.sync()?;
         self.usable()?;
         let gate = self.gate.clone();
-        let _gated = gate.write(|| {
-            let mut touched = Touched::default();
-            for info in self.written().filter_map(|tensor| shim::info(tensor).ok()) {
-                touched.add_variable(Some(info.object));
-                let memory = info.memory.ok();
-                let area = memory.map(|memory| Area::new(&info.device, memory.data as usize, memory.span));
-                area.into_iter().for_each(|area| touched.add_area(area));
-            }
-            touched
-        });
+        let _gated = gate.write(|| touched(self.written()));
         let options: Vec<StepOptions> =
             self.groups.iter().map(|group| StepOptions { fused: self.fused, ..*group }).collect();
         let _writing = self.exclusive.write();
@@ -413,8 +420,9 @@ impl State {
                 );
                 let is_stepped =
                     |one: &&Parameter| shim::gradient(&one.tensor).is_ok_and(|gradient| gradient.defined());
-                let leaf = |one: &Parameter| Arc::new(Leaf::new(&one.tensor)) as Arc<dyn TensorLeaf>;
-                mark_torn(&self.parameters.iter().filter(is_stepped).map(leaf).collect::<Vec<_>>());
+                let leaf = |tensor: &Tensor| Arc::new(Leaf::new(tensor)) as Arc<dyn TensorLeaf>;
+                let stepped = self.parameters.iter().filter(is_stepped);
+                mark_torn(&stepped.flat_map(Parameter::written).map(leaf).collect::<Vec<_>>());
                 self.unusable = Some((name.to_string(), reason));
                 return self.usable();
             }

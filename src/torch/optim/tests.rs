@@ -180,6 +180,37 @@ fn after_half_a_step_only_a_restore_goes_on() {
 }
 
 #[test]
+fn slots_of_half_a_step_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let plain = vs.root().ones("plain", &[2]);
+    let memory = Tensor::ones([4], (Kind::Float, Device::Cpu));
+    let odd = vs.root().set_group(1).add("odd", memory.narrow(0, 0, 3), true);
+    let mut sgd = Sgd { momentum: 0.9, ..Default::default() }.build(&vs, 0.5).unwrap();
+    sgd.set_fused(false);
+    sgd.set_momentum_group(1, 0.0);
+    sgd.backward_step(&plain.sum(Kind::Float));
+    sgd.zero_grad();
+    let mut checkpoint = crate::Checkpoint::new().track("model", &vs).unwrap().track("optimizer", &sgd).unwrap();
+    let good = checkpoint.write(dir.path().join("good")).unwrap();
+    // libtorch finds during the operation that the gradient overlaps the variable.
+    plain.sum(Kind::Float).backward();
+    crate::torch::shim::set_gradient(&odd, Some(&memory.narrow(0, 1, 3))).unwrap();
+    sgd.f_step().unwrap_err();
+    sgd.zero_grad();
+    let after = 0.5 - 0.5 * 1.9;
+    assert!((plain.double_value(&[0]) - after).abs() < 1e-6);
+    // All values and variables come from the checkpoint, and the slots would stay as they are.
+    let without = crate::RestoreOptions::new().skip("optimizer/state");
+    let refusal = checkpoint.restore_with(&good, &without).unwrap_err().to_string();
+    assert!(refusal.starts_with("optimizer/state/plain/") && refusal.contains("half-way"), "{refusal}");
+    checkpoint.restore(&good).unwrap().assert_consumed().unwrap();
+    checkpoint.write(dir.path().join("next")).unwrap();
+    sgd.backward_step(&plain.sum(Kind::Float));
+    assert!((plain.double_value(&[0]) - after).abs() < 1e-6);
+}
+
+#[test]
 fn slots_follow_a_variable_to_another_type() {
     let mut vs = VarStore::new(Device::Cpu);
     let w = vs.root().ones("w", &[3]);
