@@ -165,7 +165,7 @@ impl Unchanged {
                 // An open file can be copied even if the checkpoint is removed before its files are linked.
                 let file = last.as_ref().and_then(|last| last.open(name).ok());
                 self.held[place] = file.filter(|file| file.stat().is_ok_and(is_it)).map(Arc::from);
-                held += 1;
+                held += usize::from(self.held[place].is_some());
             }
         }
     }
