@@ -10,6 +10,17 @@
 #include <cstdint>
 #include <mutex>
 
+namespace {
+
+at::Generator default_generator(int32_t device_type, int32_t index) {
+  return at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+}
+
+// Sets the state on a copy of the generator only. The caller holds its lock.
+void try_state(const at::Generator &generator, const at::Tensor &state) { generator.clone().set_state(state); }
+
+} // namespace
+
 extern "C" {
 
 char *tcp_count_generators(int32_t device_type, int64_t *count) {
@@ -26,7 +37,7 @@ char *tcp_count_generators(int32_t device_type, int64_t *count) {
 
 char *tcp_get_generator_state(int32_t device_type, int32_t index, at::Tensor **out) {
   return guarded([&] {
-    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    at::Generator generator = default_generator(device_type, index);
     std::lock_guard<std::mutex> lock(generator.mutex());
     *out = new at::Tensor(generator.get_state());
   });
@@ -35,18 +46,18 @@ char *tcp_get_generator_state(int32_t device_type, int32_t index, at::Tensor **o
 // Sets the state on a copy of the generator only.
 char *tcp_check_generator_state(int32_t device_type, int32_t index, const at::Tensor *state) {
   return guarded([&] {
-    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    at::Generator generator = default_generator(device_type, index);
     std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.clone().set_state(*state);
+    try_state(generator, *state);
   });
 }
 
 // Sets the state on a copy of the generator first, so that a state that is refused changes nothing.
 char *tcp_set_generator_state(int32_t device_type, int32_t index, const at::Tensor *state) {
   return guarded([&] {
-    at::Generator generator = at::globalContext().defaultGenerator(at::Device(c10::DeviceType(device_type), index));
+    at::Generator generator = default_generator(device_type, index);
     std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.clone().set_state(*state);
+    try_state(generator, *state);
     generator.set_state(*state);
   });
 }

@@ -90,8 +90,7 @@ void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp
                      if (place < n && held[place] && is_strided_memory(t) && t.is_cpu()) {
                        c10::StorageImpl &storage = *t.storage().unsafeGetStorageImpl();
                        unshare(storage);
-                       if (!storage.has_materializer())
-                         storage.set_materializer(&before_write);
+                       watch(storage);
                      }
                      one.fingerprint = fingerprint(t);
                      if (is_watched && t.use_count() == 2)

@@ -179,7 +179,8 @@ private:
       require(kind != AFFINE || inputs_.given > 2,
               "the number " + list(numbers) + " " + where + " could be " + describe(chosen) +
                   ", but any two numbers could be; give one more example, with sizes that vary in another way");
-      // What fits by chance is mostly refuted by the inputs of other sizes. Without these, all kinds compete.
+      // All kinds compete: the inputs of other sizes refute most that fit by chance. Where there are none
+      // (`panic = "abort"`), nothing is refuted.
       for (int other = kind + 1; other < KINDS; other++)
         for (const auto &rival : found[other])
           if (!refuted(rival, chosen))

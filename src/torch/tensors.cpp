@@ -231,7 +231,7 @@ char *tcp_zeros(int32_t scalar_type, const int64_t *sizes, size_t dim, at::Tenso
   });
 }
 
-// Returns zeros of the tensor's shape, type, device and layout.
+// Returns zeros of the type `scalar_type` and of the tensor's shape, device and layout.
 char *tcp_zeros_like(const at::Tensor *tensor, int32_t scalar_type, at::Tensor **out) {
   return guarded([&] {
     c10::NoGradGuard no_grad;

@@ -16,8 +16,7 @@ const JOINT: [&[usize]; 2] = [&[1, 7, 6], &[1]];
 
 /// Inputs whose free lengths have other values than in the examples; lengths that are equal in all examples are equal
 /// here too. Their elements are taken from the examples, so that words stay words. The last one has the lengths of an
-/// example and other elements. Empty in a program that aborts on a
-/// panic.
+/// example and other elements. Empty in a program that aborts on a panic.
 pub(super) fn of(examples: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
     let classes = lengths::free(examples);
     if cfg!(panic = "abort") {
