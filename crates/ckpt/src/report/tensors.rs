@@ -166,13 +166,13 @@ pub fn points<'a>(
 
 fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_details: bool) {
     let last = |of: &dyn Fn(&TensorPoint) -> Option<f64>| -> Vec<Option<f64>> {
-        let last = |(number, history): (usize, &Option<&TensorHistory>)| {
-            let history = (*history)?;
+        let last = |(number, history): (usize, Option<&TensorHistory>)| {
+            let history = history?;
             let run = view.runs.get(number)?;
             debug_assert_eq!(run.report.sampled.len(), history.points.len());
             history.points.iter().flatten().next_back().and_then(of)
         };
-        row.histories.iter().enumerate().map(last).collect()
+        row.histories.iter().copied().enumerate().map(last).collect()
     };
     let (norms, spreads) = (last(&|point| point.stats.norm), last(&|point| point.stats.std));
     let updates = last(&|point| point.update);
@@ -195,15 +195,15 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
     html.raw("</th><td>");
     verdict(html, row.trend);
     let lines = |of: &dyn Fn(&TensorPoint) -> Option<f64>| -> Vec<Line> {
-        let line = |(number, history): (usize, &Option<&TensorHistory>)| {
-            let history = (*history)?;
+        let line = |(number, history): (usize, Option<&TensorHistory>)| {
+            let history = history?;
             let all = || points(view, number, history);
             let known = all().filter(|(_, point)| point.stats.non_finite() == 0);
             let known = known.filter_map(|(x, point)| Some((x, of(point)?))).collect();
             let broken = all().filter(|(_, point)| point.stats.non_finite() > 0).map(|(x, _)| x).collect();
             Some(Line { class: view.runs.get(number)?.class(), points: known, broken })
         };
-        row.histories.iter().enumerate().filter_map(line).collect()
+        row.histories.iter().copied().enumerate().filter_map(line).collect()
     };
     for (of, values) in [
         (&(|point: &TensorPoint| point.stats.norm) as &dyn Fn(&TensorPoint) -> Option<f64>, &norms),
@@ -223,8 +223,8 @@ fn write(html: &mut Html, view: &View<'_>, row: &Row<'_>, detail: Detail, has_de
         figures(html, values);
         if std::ptr::eq(values, &raw const norms) {
             html.raw("</td><td class=\"end\">");
-            let growth = |history: &Option<&TensorHistory>| history.and_then(|history| history.growth);
-            let growths: Vec<Option<f64>> = row.histories.iter().map(growth).collect();
+            let growth = |history: Option<&TensorHistory>| history.and_then(|history| history.growth);
+            let growths: Vec<Option<f64>> = row.histories.iter().copied().map(growth).collect();
             each(html, &growths, |growth| format!("×{}", rounded(growth)));
         }
     }
