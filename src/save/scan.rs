@@ -93,8 +93,10 @@ impl Scan {
             if self.rest.len() < BLOCK {
                 return;
             }
-            let block = std::mem::take(&mut self.rest);
+            let mut block = std::mem::take(&mut self.rest);
             self.block(&block);
+            block.clear();
+            self.rest = block;
         }
         let blocks = bytes.chunks_exact(BLOCK);
         self.rest.extend_from_slice(blocks.remainder());

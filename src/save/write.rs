@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The number of bytes that stay in a core's cache from being digested to being written.
 const CACHED: usize = 512 << 10;
+/// The number of bytes that stay in the nearest cache from being digested to being searched for values.
+const SCANNED: usize = 64 << 10;
 
 /// The result of writing.
 pub(crate) struct Written {
@@ -287,6 +289,16 @@ struct Pass {
     scan: Option<Scan>,
 }
 
+impl Pass {
+    fn update(&mut self, bytes: &[u8]) {
+        let Some(scan) = &mut self.scan else { return self.hasher.update(bytes) };
+        for piece in bytes.chunks(SCANNED) {
+            self.hasher.update(piece);
+            scan.update(piece);
+        }
+    }
+}
+
 /// Digests and writes the chunks of one span, in order.
 struct SpanWriter<'a> {
     plan: &'a Plan,
@@ -333,7 +345,8 @@ impl SpanWriter<'_> {
     fn digest(&mut self, part: &Part, bytes: &[u8]) {
         let Source::Tensor(place) = part.source else { return };
         let range = &self.plan.tensors[place].range;
-        if bytes.len() as u64 == range.end - range.start {
+        let is_whole = bytes.len() as u64 == range.end - range.start;
+        if is_whole && bytes.len() <= SCANNED {
             let scan = self.scan(place).map(|mut scan| {
                 scan.update(bytes);
                 scan
@@ -345,10 +358,7 @@ impl SpanWriter<'_> {
             self.next(Some(place));
         }
         if let Some((_, pass)) = &mut self.current {
-            pass.hasher.update(bytes);
-            if let Some(scan) = &mut pass.scan {
-                scan.update(bytes);
-            }
+            pass.update(bytes);
         }
     }
 
