@@ -5,10 +5,12 @@ mod common;
 use common::Memory;
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Checkpoint, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Node, Progress, RestoreOptions,
-    SaveOptions, SavedTree, Trackable, Value, Verify, latest_checkpoint,
+    BoxError, Checkpoint, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Gate, Guarded, Node,
+    Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable,
+    Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -456,5 +458,66 @@ fn progress_counts_every_byte_once_or_twice() {
         let restored = std::mem::take(&mut *seen.lock().unwrap());
         let last = restored.iter().max_by_key(|progress| progress.done).unwrap();
         assert_eq!((last.done, last.total, last.percent()), (passes * 20_000_000, passes * 20_000_000, 100.0));
+    }
+}
+
+/// What a gated writer changes: here, the number of its steps.
+#[derive(Clone, Default)]
+struct Steps(Arc<AtomicU64>);
+
+impl Collection for Steps {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
+        Ok(vec![Child::new("steps", Node::value(self.clone()))])
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded::new(Gate::default(), []))
+    }
+}
+
+impl ValueLeaf for Steps {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
+        Ok(self.0.load(Ordering::SeqCst).into())
+    }
+
+    fn load(&self, _: &serde_json::Value) -> Result<ValueApply, BoxError> {
+        Err("read only".into())
+    }
+}
+
+/// A tensor during whose reading a step ends, as if on another thread.
+#[derive(Clone)]
+struct Interrupted(Memory, Steps);
+
+impl TensorLeaf for Interrupted {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
+        self.0.spec()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        self.1.0.fetch_add(1, Ordering::SeqCst);
+        TensorLeaf::bytes(&self.0)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+        self.0.target()
+    }
+}
+
+#[test]
+fn a_step_that_ends_during_a_save_makes_it_fail() {
+    for other in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (steps, others) = (Steps::default(), Steps::default());
+        let tensor = Interrupted(Memory::seeded(10, 1), if other { others } else { steps.clone() });
+        let checkpoint = Checkpoint::new().track("optimizer", Node::collection(steps)).unwrap();
+        let mut checkpoint = checkpoint.track("weights", Node::tensor(tensor)).unwrap();
+        let saved = checkpoint.save(dir.path().join("run"));
+        assert_eq!(saved.is_ok(), other);
+        if let Err(error) = saved {
+            assert!(matches!(&error, Error::Object { name, .. } if name == "optimizer/steps"), "{error:?}");
+            assert!(error.to_string().contains("a step on another thread"), "{error}");
+            assert!(checkpoints(dir.path()).unwrap().is_empty());
+        }
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::graph::{self, Entered, Hold};
 use crate::name::{self, matches};
-use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest};
+use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest, changed_meanwhile};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::any::Any;
@@ -220,13 +220,6 @@ fn give_up(entered: Entered, capture: &Capture) -> Image {
     capture.take_image()
 }
 
-/// Returns the error of a save during which another thread made a step.
-pub(super) fn stepped_meanwhile(key: &str) -> Error {
-    let reason = "a step on another thread changed it while the state was captured: nothing was saved. Call saves and steps \
-                  on one thread, or hold a lock around each";
-    Error::object(key, reason)
-}
-
 /// A save for the background thread.
 pub(super) struct Order {
     pub taken: Taken,
@@ -300,7 +293,7 @@ fn copy_during_call(
     if capture.copies_now()
         && let Some(key) = capture.plan.changed_since(values)?
     {
-        return Err(stepped_meanwhile(&key));
+        return Err(changed_meanwhile(&key));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The saves of a manager: when they are due, under which number, and which checkpoints they replace.
 
-use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy, stepped_meanwhile};
+use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::Commit;
 use super::failures::{OnSaveError, OnUnhealthy};
 use super::retention::CheckpointInfo;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::Follows;
 use crate::location::Location;
 use crate::rules::Rule;
-use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged};
+use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged, changed_meanwhile};
 use crate::sync::{Arc, PoisonError};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -436,7 +436,7 @@ impl CheckpointManager {
                 Attempt::Taken(taken) => return Ok((plan, taken.capture.seen().clone(), Some(taken))),
                 // A new plan is not checked.
                 Attempt::Unfit => self.checkpoint.forget_plan(),
-                Attempt::Moved(key) if tries == MOST_TRIES => return Err(stepped_meanwhile(&key)),
+                Attempt::Moved(key) if tries == MOST_TRIES => return Err(changed_meanwhile(&key)),
                 Attempt::Moved(_) => tries += 1,
             }
         }

@@ -68,6 +68,13 @@ pub(crate) struct Committed {
     pub superseded: Vec<(String, String)>,
 }
 
+/// Returns the error of a save during which another thread changed `key`.
+pub(crate) fn changed_meanwhile(key: &str) -> Error {
+    let reason = "a step on another thread changed it while the state was being saved: nothing was saved. Call saves and steps on one thread, \
+                  or hold a lock around each";
+    Error::object(key, reason)
+}
+
 impl SaveRequest {
     /// Requests a save of `plan`, with the current values and files of the user. The save began when `clock` was
     /// started.
@@ -123,6 +130,11 @@ impl SaveRequest {
         let bytes = bytes.fold(self.plan.bytes(), u64::saturating_add);
         let staging = directory.begin(name, bytes)?;
         let written = write::write(&self.plan, image, &self.unchanged, directory, &*staging, &self.options)?;
+        if image.is_none()
+            && let Some(key) = self.plan.changed_since(&self.values)?
+        {
+            return Err(changed_meanwhile(&key));
+        }
         if written.cannot_link {
             self.unchanged.cannot_link();
         }
