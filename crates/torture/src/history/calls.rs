@@ -1,13 +1,13 @@
 //! The calls of a manager in a history: processes begin, restore, save, go back, and fail.
 
 use super::look::Planned;
-use super::state::{NAMES, State, value_in};
+use super::state::{NAMES, State, value_of};
 use super::{History, Verdict};
 use crate::oracle::{Line, Made, Saved, Then};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use tch_checkpoint::{Error, Location};
+use tch_checkpoint::{CheckpointReader, Error, Location};
 
 impl History {
     /// A new process; sometimes its user has changed the policies.
@@ -111,7 +111,8 @@ impl History {
             return Ok(false);
         }
         // An unclean one that was saved anew is there twice.
-        let aside = line.aside.iter().filter(|made| line.own.iter().all(|own| own.value != made.value));
+        let all = || line.own.iter().chain(&line.aside);
+        let aside = line.aside.iter().filter(|made| all().filter(|other| other.value == made.value).count() == 1);
         let whole: Vec<Made> = line.own.iter().chain(aside).filter(|made| made.is_whole()).cloned().collect();
         if whole.is_empty() {
             return Ok(false);
@@ -133,13 +134,18 @@ impl History {
         Ok(true)
     }
 
-    /// Returns the path of a checkpoint, by its name and its value.
+    /// Returns the path of a checkpoint, by its name and its value. An unclean one that was saved anew has the same.
     fn find(&self, made: &Made) -> Option<PathBuf> {
         let name = format!("{}-{}", NAMES[self.name], made.number);
         let aside = format!("superseded-{name}-");
         let names = fs::read_dir(&self.dir).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let paths = names.filter(|found| *found == name || found.starts_with(&aside)).map(|name| self.dir.join(name));
-        paths.into_iter().find(|path| value_in(path) == Some(made.value))
+        let is_it = |path: &PathBuf| {
+            CheckpointReader::open(path).is_ok_and(|reader| {
+                value_of(&reader) == Some(made.value) && reader.manifest().unclean == made.is_unclean
+            })
+        };
+        paths.into_iter().find(is_it)
     }
 
     /// Changes the state. Every tenth one diverges: a value in it is not finite.

@@ -78,7 +78,3 @@ fn slot(value: u64) -> f32 {
 pub(super) fn value_of(reader: &CheckpointReader) -> Option<u64> {
     reader.manifest().values.get("value")?.as_u64()
 }
-
-pub(super) fn value_in(path: &Path) -> Option<u64> {
-    value_of(&CheckpointReader::open(path).ok()?)
-}
