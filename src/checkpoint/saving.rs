@@ -23,8 +23,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] instead of overwriting; [`Error::NoSpace`], [`Error::Io`], [`Error::Object`] for an
-    /// object that cannot be saved, or if a step of a tracked optimizer on another thread ended meanwhile, [`Error::Locked`] if a manager or another process writes to the directory. After an
-    /// error, the directory and the counter are unchanged.
+    /// object that cannot be saved, or if a step of a tracked optimizer on another thread ended meanwhile,
+    /// [`Error::Locked`] if a manager or another process writes to the directory. After an error, the directory and the
+    /// counter are unchanged.
     pub fn save(&mut self, prefix: impl Into<Location>) -> Result<Location> {
         self.save_with(prefix, &SaveOptions::new())
     }

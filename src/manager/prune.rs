@@ -62,12 +62,12 @@ impl CheckpointDirectory {
     }
 
     /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain), and the
-    /// components that the kept ones lose, and links to what is removed, such as `best`. Takes the
-    /// writer's lock. If a kept checkpoint cannot be read, or loses files meanwhile, nothing is removed.
+    /// components that the kept ones lose, and links to what is removed, such as `best`. Takes the writer's lock. If a
+    /// kept checkpoint cannot be read, or loses files meanwhile, nothing is removed.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such directory; [`Error::Locked`] while a manager writes into it; [`Error::Damaged`] if a kept checkpoint
-    /// loses files meanwhile; as for [`explain`](CheckpointDirectory::explain).
+    /// [`Error::NotFound`] if there is no such directory; [`Error::Locked`] while a manager writes into it;
+    /// [`Error::Damaged`] if a kept checkpoint loses files meanwhile; as for [`explain`](CheckpointDirectory::explain).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         let directory = &self.existing()?;
         let held = Held::take(directory)?;

@@ -68,10 +68,10 @@ pub(crate) struct Committed {
     pub superseded: Vec<(String, String)>,
 }
 
-/// Returns the error of a save during which another thread changed `key`.
+/// Returns the error of a save during which a step on another thread changed the value `key`.
 pub(crate) fn changed_meanwhile(key: &str) -> Error {
-    let reason = "a step on another thread changed it while the state was being saved: nothing was saved. Call saves and steps on one thread, \
-                  or hold a lock around each";
+    let reason = "a step on another thread changed it while the state was being saved: nothing was saved. Call saves \
+                  and steps on one thread, or hold a lock around each";
     Error::object(key, reason)
 }
 

@@ -190,8 +190,8 @@ fn each<const SIZE: usize>(bytes: &[u8], mut take: impl FnMut([u8; SIZE])) {
     elements.iter().for_each(|element| take(*element));
 }
 
-/// Returns the sum of the squares, and if `has_range` the minimum and the maximum of a block (infinities otherwise); `None`
-/// if single precision is not sufficient.
+/// Returns the sum of the squares of a block, and if `has_range` its minimum and maximum (infinities otherwise); `None` if
+/// single precision is not sufficient.
 fn quick<const SIZE: usize>(
     block: &[u8],
     has_range: bool,
