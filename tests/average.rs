@@ -314,6 +314,21 @@ fn variables_that_are_unfrozen_are_averaged_and_frozen_ones_stay() {
     Checkpoint::new().track("ema", &resumed).unwrap().restore(&path).unwrap().assert_consumed().unwrap();
     assert_eq!(body_average(&resumed), 6.0);
 
+    // An average of a variable that is frozen when the run is resumed is restored.
+    let _ = body.set_requires_grad(false);
+    let mut resumed = Ema::new(trainable(), 0.5).unwrap();
+    assert!(resumed.average("body").is_none());
+    let mut with_resumed = Checkpoint::new().track("ema", &resumed).unwrap();
+    with_resumed.restore(&path).unwrap().assert_consumed().unwrap();
+    assert_eq!(body_average(&resumed), 6.0);
+    resumed.update().unwrap();
+    assert_eq!(body_average(&resumed), 7.0);
+    let _ = body.set_requires_grad(true);
+    resumed.update().unwrap();
+    assert_eq!(body_average(&resumed), 7.5);
+    let again = with_resumed.write(dir.path().join("resumed")).unwrap();
+    assert!(CheckpointReader::open(&again).unwrap().manifest().tensors.contains_key("ema/body"));
+
     // Even if all of them are.
     for variable in [&body, &head] {
         let _ = variable.set_requires_grad(false);

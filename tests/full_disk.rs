@@ -371,6 +371,25 @@ fn choices(dir: &Path) {
     run.set(step);
     assert!(matches!(manager.save_at(step), Err(Error::NoSpace { .. })));
     assert_eq!(names(), before);
+    drop(manager);
+
+    // The newest has lost a file: the one before it stands in for it.
+    fs::remove_dir_all(&root).unwrap();
+    fs::remove_file(&filler).unwrap();
+    let mut manager = builder(3).open().unwrap();
+    for step in 1..=3 {
+        run.set(step);
+        manager.save_at(step).unwrap();
+    }
+    manager.close().unwrap();
+    let mut manager = builder(2).on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+    assert_eq!(restored(&mut manager), 3);
+    fs::remove_file(root.join("ckpt-3/part2.safetensors")).unwrap();
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    run.set(4);
+    manager.save_at(4).unwrap();
+    assert_eq!(names(), ["ckpt-2", "ckpt-4"]);
     println!("all choices tried");
 }
 

@@ -349,7 +349,9 @@ fn a_checkpoint_that_is_not_there_is_never_reported_as_the_state() -> Outcome {
     let result = manager.guard(|manager| {
         manager.save_if_due(1)?;
         tensor.bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-        manager.save_if_due(2)?;
+        let path = manager.save_if_due(2)?.unwrap();
+        manager.pin(&path, "paper", "")?;
+        manager.add_metrics(&path, [("loss", 0.5)])?;
         Err::<(), _>(Error::Assertion("no data".into()))
     });
     assert_eq!(result.unwrap_err().to_string(), "no data");
@@ -367,6 +369,8 @@ fn a_checkpoint_that_is_not_there_is_never_reported_as_the_state() -> Outcome {
     };
     let logged = LOGGED.0.lock().unwrap().clone();
     assert_eq!(logged.iter().find(wrong), None);
+    let lost = "the save is dropped, and with it the pin \"paper\", the metric \"loss\": ";
+    assert!(logged.iter().any(|line| line.starts_with(lost)), "{logged:?}");
     Ok(())
 }
 

@@ -9,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error, checkpoints,
-    latest_checkpoint, list_checkpoints,
+    Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error,
+    checkpoints, latest_checkpoint, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -445,6 +445,29 @@ fn a_pinned_checkpoint_comes_back_from_the_trash() -> Outcome {
     let manager = run.open(dir.path());
     assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-3"]);
     assert!(in_dir(dir.path(), ".trash").is_empty());
+    Ok(())
+}
+
+/// One that the run had abandoned comes back as such, not into the numbering.
+#[test]
+fn a_pinned_superseded_checkpoint_comes_back_superseded() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, &[4])?;
+    manager.close()?;
+    let [second, third] = [0, 1].map(|n| in_dir(dir.path(), "superseded-")[n].clone());
+    CheckpointDirectory::new(dir.path()).pin(&second, "paper", "")?;
+    for name in [&second, &third] {
+        fs::rename(dir.path().join(name), dir.path().join(format!(".trash+{name}")))?;
+    }
+    let mut manager = run.open(dir.path());
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-4"]);
+    assert_eq!((in_dir(dir.path(), "superseded-"), in_dir(dir.path(), ".trash").len()), (vec![second], 0));
+    manager.restore_or_initialize()?;
+    assert_eq!(run.step.get(), 4);
     Ok(())
 }
 

@@ -135,7 +135,11 @@ fn in_the_background_a_last_checkpoint_that_was_removed_or_changed_fails_no_save
         let options = SaveOptions::new().durability(Durability::ProcessCrash).threads(1);
         let frozen = Node::tensor(Frozen(Memory::seeded(5000, 1)));
         let trained = Node::tensor(Slow { memory: Memory::seeded(4000, 2), wait: waits, go });
-        let checkpoint = Checkpoint::new().track("a", trained)?.track("frozen", frozen)?;
+        let mut checkpoint = Checkpoint::new().track("a", trained)?.track("frozen", frozen)?;
+        // More than are held open.
+        for n in 0..100 {
+            checkpoint = checkpoint.track(&format!("small{n}"), Node::tensor(Frozen(Memory::seeded(100, n))))?;
+        }
         let builder = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(3).save_options(options);
         let mut manager = builder.background(Background::new()).open()?;
         for step in 1..=2 {

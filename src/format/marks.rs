@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::name;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The maximum length of a mark, in bytes.
 pub const MAX_MARK_BYTES: usize = 64 * 1024;
@@ -96,6 +97,19 @@ pub(crate) fn is_thinned_file(file: &str) -> bool {
 #[must_use]
 pub fn is_mark_file(file: &str) -> bool {
     file.len() > PREFIX.len() + EXTENSION.len() && file.starts_with(PREFIX) && file.ends_with(EXTENSION)
+}
+
+/// The kind and the name: `the pin "paper"`.
+impl fmt::Display for MarkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MarkKind::Permanent => f.write_str("that it is permanent"),
+            MarkKind::Metric { name, .. } => write!(f, "the metric {name:?}"),
+            MarkKind::Pin { name, .. } => write!(f, "the pin {name:?}"),
+            MarkKind::Note { name, .. } => write!(f, "the note {name:?}"),
+            MarkKind::Thinned { component } => write!(f, "that it lacks the component {component:?}"),
+        }
+    }
 }
 
 impl Mark {

@@ -146,7 +146,8 @@ impl Commit {
         let mut verdict = decide(&known);
         // What has lost files stands in for nothing, and must not stop the rotation.
         while verdict.removes() {
-            let lost = self.set_aside_lost(known.iter().filter(|found| !verdict.remove.contains(&found.entry.name)));
+            let kept = known.iter().filter(|found| !verdict.remove.contains(&found.entry.name));
+            let lost = self.set_aside_lost(Commit::stand_ins(kept));
             if lost.is_empty() {
                 break;
             }
@@ -216,10 +217,10 @@ impl Commit {
         kept.rev().skip(1).filter(|found| !found.entry.permanent)
     }
 
-    /// Moves those of `kept` that have lost files out of the numbering, as a restart would. Returns their names.
-    pub(super) fn set_aside_lost<'a>(&self, kept: impl DoubleEndedIterator<Item = &'a Found>) -> Vec<String> {
+    /// Moves those that have lost files out of the numbering, as a restart would. Returns their names.
+    pub(super) fn set_aside_lost<'a>(&self, stand_ins: impl Iterator<Item = &'a Found>) -> Vec<String> {
         let mut lost = Vec::new();
-        for found in Commit::stand_ins(kept).filter(|found| !self.directory.looks_whole(&found.entry)) {
+        for found in stand_ins.filter(|found| !self.directory.looks_whole(&found.entry)) {
             let name = &found.entry.name;
             // What cannot be read now may be whole: it stays, and so does all else.
             let Err(error) = look(&self.directory, name) else { continue };
@@ -355,6 +356,13 @@ impl Drop for Commit {
             }
         }
     }
+}
+
+/// Describes marks for a checkpoint that was not saved.
+pub(super) fn described(early: &EarlyMarks) -> String {
+    let early = early.lock().unwrap_or_else(PoisonError::into_inner);
+    let marks: Vec<String> = early.iter().flatten().map(MarkKind::to_string).collect();
+    if marks.is_empty() { String::new() } else { format!(", and with it {}", marks.join(", ")) }
 }
 
 /// Reads the marks, which other processes may have written, of a checkpoint in the directory `name`. Returns whether

@@ -11,7 +11,8 @@ pub enum OnUnhealthy {
     /// Does not save it and logs a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and
     /// the next save is due as if this one had succeeded. Calls that always save return
     /// [`Error::Unhealthy`](crate::Error::Unhealthy), and so does `save_if_due` once the end was requested
-    /// ([`Preemption`](crate::Preemption)). A background save is dropped.
+    /// ([`Preemption`](crate::Preemption)). A background save is dropped, with what was noted about it meanwhile, which
+    /// the warning lists.
     Skip,
     /// Does not save it. The call, or with background saves the next call, returns
     /// [`Error::Unhealthy`](crate::Error::Unhealthy).
@@ -43,7 +44,8 @@ pub enum OnNoSpace {
     Fail,
     /// Skips the save with a warning. [`save_if_due`](crate::CheckpointManager::save_if_due) returns `None`, and the
     /// next save is due as if this one had succeeded. Calls that always save return the error, and so does
-    /// `save_if_due` once the end was requested ([`Preemption`](crate::Preemption)). A background save is dropped.
+    /// `save_if_due` once the end was requested ([`Preemption`](crate::Preemption)). A background save is dropped, with
+    /// what was noted about it meanwhile, which the warning lists.
     Skip,
     /// Removes the checkpoints that would be removed after this save, and retries once. A healthy, complete checkpoint
     /// must remain, and every byte of it is verified before the removal. The checkpoint from which the run continues is

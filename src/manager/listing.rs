@@ -6,7 +6,7 @@ use crate::figures::SaveFigures;
 use crate::format::IndexEntry;
 use crate::location::Location;
 use crate::provenance::Provenance;
-use crate::repository::{Directory, OpenOptions, Posix, TRASH};
+use crate::repository::{Directory, OpenOptions, Posix, before_trash};
 use std::collections::BTreeMap;
 
 /// The content of a directory of checkpoints; see [`list_checkpoints`].
@@ -33,7 +33,7 @@ pub struct Listing {
     /// Saves in progress, or left behind by a process that died (`.tmp-…`), by name.
     pub unfinished_saves: Vec<Location>,
     /// Removed checkpoints whose files are kept for the next save to overwrite, or left behind by a process that died
-    /// (`.trash-…`), by name.
+    /// (`.trash-…`, `.trash+…`), by name.
     pub removed: Vec<Location>,
 }
 
@@ -123,7 +123,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
     let path = |name: &str| directory.root().join(name);
-    let (removals, saves): (Vec<_>, Vec<_>) = catalog.leftovers.iter().partition(|name| name.starts_with(TRASH));
+    let (removals, saves): (Vec<_>, Vec<_>) = catalog.leftovers.iter().partition(|name| before_trash(name).is_some());
     let mut damaged: Vec<(String, Error)> =
         catalog.damaged.into_iter().chain(catalog.doubtful).chain(catalog.unreachable).collect();
     damaged.sort_by(|a, b| a.0.cmp(&b.0));

@@ -97,12 +97,12 @@ impl CheckpointManager {
         }
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
-        if !commit.set_aside_lost(kept.iter()).is_empty() {
+        let stand_ins = || kept.iter().filter(|found| !found.entry.permanent);
+        if !commit.set_aside_lost(stand_ins()).is_empty() {
             // Others stand in for what has lost files.
             return self.prune_before(next);
         }
-        let stand_in = |found: &&Found| !found.entry.permanent && !self.directory.looks_whole(&found.entry);
-        if let Some(found) = kept.iter().find(stand_in) {
+        if let Some(found) = stand_ins().find(|found| !self.directory.looks_whole(&found.entry)) {
             return Err(format!("{}, which stays, has lost files, or cannot be read now", found.entry.name));
         }
         let is_good = |found: &&Found| CheckpointInfo::from(*found).is_healthy() && found.without.is_empty();

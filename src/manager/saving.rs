@@ -1,7 +1,7 @@
 //! The saves of a manager: when they are due, under which number, and which checkpoints they replace.
 
 use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
-use super::commit::Commit;
+use super::commit::{self, Commit};
 use super::failures::{OnSaveError, OnUnhealthy};
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
@@ -482,7 +482,7 @@ impl CheckpointManager {
             return Ok(());
         };
         let (image, before, result) = in_flight.wait();
-        self.early = None;
+        let early = self.early.take();
         self.image = image;
         result.unwrap_or_else(|failure| {
             // The save is due again, with a new plan.
@@ -505,7 +505,8 @@ impl CheckpointManager {
                 background.do_not_trust(key);
             }
             if is_skipped {
-                log::warn!("the save is dropped: {:#}", failure.error);
+                let noted = early.map(|(_, marks)| commit::described(&marks)).unwrap_or_default();
+                log::warn!("the save is dropped{noted}: {:#}", failure.error);
                 return Ok(());
             }
             self.lacked_room = self.makes_room_after(&failure.error);

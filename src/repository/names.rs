@@ -10,7 +10,9 @@ pub(crate) const INDEX: &str = "checkpoint.json";
 /// A checkpoint being written.
 pub(crate) const STAGING: &str = ".tmp-";
 /// A checkpoint being removed.
-pub(crate) const TRASH: &str = ".trash-";
+const TRASH: &str = ".trash-";
+/// A checkpoint being removed that had [left the numbering](Aside) before.
+const TRASH_ASIDE: &str = ".trash+";
 
 /// How long a [`nonce`] is.
 pub(crate) const NONCE_DIGITS: usize = 32;
@@ -33,7 +35,7 @@ const PREFIXES: [(Aside, &str); 3] =
     [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, SUPERSEDED)];
 
 /// The length of the longest prefix that the name of a checkpoint is ever given.
-pub(crate) const LONGEST_PREFIX: usize = "passed-over-".len();
+pub(crate) const LONGEST_PREFIX: usize = TRASH_ASIDE.len() + SUPERSEDED.len();
 
 impl Aside {
     /// Returns a new name for the checkpoint `name` that shows why it left the numbering. If it left it before, only the
@@ -59,7 +61,21 @@ pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
 /// Returns `true` if this module made the name for something that is being written or removed. All other names are the
 /// user's.
 pub(crate) fn is_leftover(name: &str) -> bool {
-    without_mark(name, STAGING).or_else(|| without_mark(name, TRASH)).is_some()
+    without_mark(name, STAGING).is_some() || before_trash(name).is_some()
+}
+
+/// Returns a new name for a checkpoint that is being removed.
+pub(crate) fn trash_name(name: &str) -> String {
+    match before_aside(name) {
+        Some(_) => format!("{TRASH_ASIDE}{name}"),
+        None => format!("{TRASH}{name}-{}", nonce()),
+    }
+}
+
+/// Returns the name that a checkpoint had before it was being removed; `None` for all others.
+pub(crate) fn before_trash(name: &str) -> Option<&str> {
+    let aside = || name.strip_prefix(TRASH_ASIDE).filter(|name| before_aside(name).is_some());
+    without_mark(name, TRASH).or_else(aside)
 }
 
 /// Returns the name to which a prefix and a nonce were added; `None` for all others.

@@ -9,13 +9,14 @@
 use super::lazy::AllSeen;
 use super::plan::{Plan, PlannedFile};
 use super::tracked::{Earlier, SavedAsset};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::format::{Digest, Manifest, Statistics};
 use crate::graph::{Seen, bytes_as};
 use crate::location::Location;
 use crate::name;
 use crate::parallel;
 use crate::repository::{Directory, Finished, ReadFile, Stat};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use std::sync::Arc;
 /// The maximum number of checkpoints that share a file, regardless of how many are kept.
 const MAX_SHARES: usize = 16;
 
-/// The maximum number of files of the last checkpoint that are held open until they are linked.
+/// The maximum number of files of the last checkpoint that are held open until they are linked. Further unchanged files,
+/// the smallest, are captured as if they had changed.
 const MAX_HELD: usize = 64;
 
 /// The parts of a manager's last checkpoint.
@@ -84,9 +86,8 @@ pub(crate) struct Unchanged {
     digests: Vec<Option<Vec<Digest>>>,
     /// The records of the tensors of those files.
     statistics: Vec<Vec<Option<Statistics>>>,
-    /// Which of them are known to be unchanged.
-    proved: Vec<bool>,
-    /// For some of those: the file of the last checkpoint.
+    /// For those that are known to be unchanged: the file of the last checkpoint. It can be copied even if the checkpoint
+    /// is removed before its files are linked.
     held: Vec<Option<Arc<dyn ReadFile>>>,
     no_links: bool,
     /// What the tensors report.
@@ -119,7 +120,6 @@ impl Unchanged {
                 (known.map(|known| known.digests.clone()), known.map(|known| (known.finished, of_kept(known))))
             })
             .unzip();
-        let proved = vec![false; plan.files.len()];
         let held = plan.files.iter().map(|_| None).collect();
         let assets = memo.assets.iter().map(|(name, earlier)| {
             let may_share = !memo.no_links && memo.may_share(&earlier.shares, None);
@@ -129,7 +129,7 @@ impl Unchanged {
         let (from, assets) = (memo.name.clone(), assets.collect());
         let noted = |file: &PlannedFile| memo.files.get(&file.name).map(|known| known.statistics.clone());
         let statistics = plan.files.iter().map(|file| noted(file).unwrap_or_default()).collect();
-        Unchanged { from, digests, statistics, proved, held, no_links: memo.no_links, seen, shared, assets }
+        Unchanged { from, digests, statistics, held, no_links: memo.no_links, seen, shared, assets }
     }
 
     /// The result if there is no last checkpoint.
@@ -137,9 +137,9 @@ impl Unchanged {
         Unchanged::since(&Memo::default(), plan, seen)
     }
 
-    /// Compares the files that may be unchanged now, during the call: those that are unchanged need not be captured.
-    /// Skips files of which something `is_behind` the call. A file that is no longer in the last checkpoint as it was
-    /// finished is captured.
+    /// Compares the files that may be unchanged now, during the call: those that are unchanged, and are held open, need not
+    /// be captured. Skips files of which something `is_behind` the call. A file that is no longer in the last checkpoint as
+    /// it was finished is captured.
     pub(crate) fn prove(
         &mut self,
         plan: &Plan,
@@ -147,37 +147,28 @@ impl Unchanged {
         is_behind: impl Fn(usize) -> bool,
         threads: usize,
     ) {
-        let (mut last, mut held) = (None, 0);
-        for place in 0..plan.files.len() {
-            if self.no_links || self.digests[place].is_none() || is_behind(place) {
-                continue;
-            }
+        let mut places: Vec<usize> = (0..plan.files.len()).filter(|&place| self.digests[place].is_some()).collect();
+        places.retain(|&place| !self.no_links && !is_behind(place));
+        places.sort_by_key(|&place| Reverse(plan.files[place].bytes));
+        places.truncate(MAX_HELD);
+        let mut last = None;
+        for place in places {
             let last = last.get_or_insert_with(|| directory.open(&self.from).ok());
             let name: &OsStr = plan.files[place].name.as_ref();
             let finished = self.shared[place].as_ref().map(|(finished, _)| *finished);
             let is_it = |stat: Stat| finished == Some(Finished::from(stat));
-            let is_there =
-                last.as_ref().is_some_and(|last| matches!(last.stat_of(name), Ok(Some(stat)) if is_it(stat)));
-            self.proved[place] = is_there && self.live_digests(plan, place, threads).is_some();
-            if !self.proved[place] {
+            let file = last.as_ref().and_then(|last| last.open(name).ok());
+            let file = file.filter(|file| file.stat().is_ok_and(is_it));
+            self.held[place] = file.filter(|_| self.live_digests(plan, place, threads).is_some()).map(Arc::from);
+            if self.held[place].is_none() {
                 self.digests[place] = None;
-            } else if held < MAX_HELD {
-                // An open file can be copied even if the checkpoint is removed before its files are linked.
-                let file = last.as_ref().and_then(|last| last.open(name).ok());
-                self.held[place] = file.filter(|file| file.stat().is_ok_and(is_it)).map(Arc::from);
-                held += usize::from(self.held[place].is_some());
             }
         }
     }
 
-    /// Returns the file of the last checkpoint of a component that was unchanged at the call, for reading.
-    pub(super) fn open_last(&self, plan: &Plan, place: usize, directory: &Directory) -> Result<Arc<dyn ReadFile>> {
-        if let Some(file) = &self.held[place] {
-            return Ok(file.clone());
-        }
-        let name = &plan.files[place].name;
-        let opened = directory.open(&self.from).and_then(|last| last.open(name.as_ref()));
-        opened.map(Arc::from).map_err(|e| Error::io("open", self.path_in_last(plan, place, directory), e))
+    /// Returns the file of the last checkpoint, for reading, if the component was unchanged at the call.
+    pub(super) fn last(&self, place: usize) -> Option<Arc<dyn ReadFile>> {
+        self.held.get(place)?.clone()
     }
 
     pub(super) fn path_in_last(&self, plan: &Plan, place: usize, directory: &Directory) -> Location {
@@ -186,7 +177,7 @@ impl Unchanged {
 
     /// Returns `true` if a file of the plan, by its place, was unchanged at the call, so that it was not captured.
     pub(crate) fn is_proved(&self, file: usize) -> bool {
-        self.proved.get(file) == Some(&true)
+        self.held.get(file).is_some_and(Option::is_some)
     }
 
     /// Returns the digests that a file's tensors had, with their places, if they may still have them.

@@ -112,7 +112,7 @@ pub(super) fn write(
         let same = work.same(file);
         let is_linked = same.as_ref().is_some_and(|digests| work.link(file, digests));
         cannot_link |= same.is_some() && !is_linked;
-        files.push(if is_linked { None } else { Some(work.start(file, same.is_some())?) });
+        files.push(if is_linked { None } else { Some(work.start(file, same.is_some())) });
     }
     let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
     work.make_room(&linked);
@@ -181,15 +181,15 @@ impl<'a> Work<'a> {
     }
 
     /// Decides the origin of a file's bytes; `is_same` if they are those of the last checkpoint.
-    fn start(&self, file: usize, is_same: bool) -> Result<FileInWork<'a>> {
+    fn start(&self, file: usize, is_same: bool) -> FileInWork<'a> {
         let from = match self.image {
-            Some(_) if is_same && self.unchanged.is_proved(file) => {
-                From::Last(self.unchanged.open_last(self.plan, file, self.directory)?)
-            }
-            Some(image) => From::Image(image),
+            Some(image) => match self.unchanged.last(file).filter(|_| is_same) {
+                Some(last) => From::Last(last),
+                None => From::Image(image),
+            },
             None => From::Live,
         };
-        Ok(FileInWork::new(from, self.plan.spans.iter().filter(|span| span.file == file).count()))
+        FileInWork::new(from, self.plan.spans.iter().filter(|span| span.file == file).count())
     }
 
     fn make_room(&self, linked: &[bool]) {

@@ -267,6 +267,32 @@ impl Variables {
         listed.collect()
     }
 
+    /// Returns the parameters of the store, as [`object`]s, if it depends on them what is selected.
+    pub(super) fn selected_among(&self) -> Option<HashSet<usize>> {
+        self.select.trainable.then(|| parameters(&lock(&self.table)))
+    }
+
+    /// Returns a variable of this name that would be selected if it were not frozen. `parameters` are those of the
+    /// store.
+    pub(super) fn frozen(&self, name: &str, parameters: &HashSet<usize>) -> Result<Option<Listed>, String> {
+        let full = self.full_name(name);
+        let table = lock(&self.table);
+        let Some(tensor) = table.named_variables.get(&full) else { return Ok(None) };
+        if !self.select.has(name) || !parameters.contains(&object(tensor)) {
+            return Ok(None);
+        }
+        if let Some(reason) = Renamed::of(&self.table, &table.named_variables).why(&full) {
+            return Err(reason);
+        }
+        let full_name = self.prefix.is_some().then(|| full.clone());
+        Ok(Some(Listed { name: name.to_string(), full_name, tensor: tensor.shallow_clone(), is_trainable: true }))
+    }
+
+    /// Returns the variable of this name below the prefix, selected or not.
+    pub(super) fn named(&self, name: &str) -> Option<Tensor> {
+        lock(&self.table).named_variables.get(&self.full_name(name)).map(Tensor::shallow_clone)
+    }
+
     /// Returns `true` if no variable is selected at present.
     pub(super) fn is_empty(&self) -> bool {
         self.below(&lock(&self.table)).is_err()
@@ -289,6 +315,13 @@ impl Variables {
         match below.is_empty() {
             true => Err(format!("none of the variables is selected by {:?}", self.select)),
             false => Ok(below),
+        }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match &self.prefix {
+            Some(prefix) => format!("{prefix}{SEPARATOR}{name}"),
+            None => name.to_string(),
         }
     }
 

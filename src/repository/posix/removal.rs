@@ -4,7 +4,7 @@ use super::Dir;
 use super::directory::PosixDirectory;
 use crate::error::{Error, Result};
 use crate::format::{Follows, Mark, MarkKind};
-use crate::repository::names::{Aside, MANIFEST, TRASH, before_aside, nonce, without_mark};
+use crate::repository::names::{Aside, MANIFEST, before_aside, before_trash, trash_name};
 use crate::repository::reading::{is_no_directory, marks_in, read_manifest, thinned_in};
 use crate::repository::{Kind, Repository, Scan, Stays};
 use std::ffi::OsStr;
@@ -47,8 +47,7 @@ impl PosixDirectory {
         if stays(&marks_in(&*dir, &path)?) {
             return Ok(false);
         }
-        let bare = before_aside(name).map_or(name, |(_, before)| before);
-        let trash = format!("{TRASH}{bare}-{}", nonce());
+        let trash = trash_name(name);
         match root.rename_new(name.as_ref(), trash.as_ref()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
             // A directory of an overlay's lower layer cannot be renamed. Removing its manifest has the same effect.
@@ -112,8 +111,7 @@ impl PosixDirectory {
         if stays(&marks_in(&*dir, &path)?) {
             return Ok(false);
         }
-        let bare = before_aside(aside).map_or(aside, |(_, before)| before);
-        let trash = format!("{TRASH}{bare}-{}", nonce());
+        let trash = trash_name(aside);
         root.rename_new(aside.as_ref(), trash.as_ref()).map_err(|e| Error::io("move to the trash", &path, e))?;
         // A mark may have been written meanwhile.
         if !self.is_still(&*dir, &trash) || !matches!(marks_in(&*dir, &path), Ok(marks) if !stays(&marks)) {
@@ -130,7 +128,7 @@ impl PosixDirectory {
     pub(super) fn rescue_pinned(&self, scan: &Scan) -> Result<(bool, Vec<String>)> {
         let (mut is_changed, mut unread) = (false, Vec::new());
         for trash in &scan.leftovers {
-            let Some(name) = without_mark(trash, TRASH) else { continue };
+            let Some(name) = before_trash(trash) else { continue };
             match self.is_whole_and_pinned(trash) {
                 Ok(true) => {
                     let why = "it was pinned while it was being removed, by a process that has ended";

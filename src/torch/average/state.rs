@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::graph::{Collection, Gate};
 use crate::torch::shim::{self, Averaged};
 use crate::torch::tensor::{examine, touched};
-use crate::torch::variables::Variables;
-use std::collections::{BTreeMap, HashMap};
+use crate::torch::variables::{Listed, Variables};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
@@ -66,6 +66,8 @@ pub(super) struct State {
     pub names: BTreeMap<String, Named>,
     /// That of the variables when they were examined last.
     generation: Option<u64>,
+    /// The parameters of the store, if a restore has asked for them since.
+    parameters: Option<HashSet<usize>>,
     pub progress: Progress,
     pub average_buffers: bool,
     /// The gate to pass before averages change.
@@ -86,6 +88,7 @@ impl State {
             entries: Vec::new(),
             names: BTreeMap::new(),
             generation: None,
+            parameters: None,
             progress: Progress::default(),
             average_buffers: false,
             gate: Gate::new(),
@@ -98,6 +101,7 @@ impl State {
     /// Adds the variables that were added to the store or selected since the last call, with their values as averages. A
     /// variable that is no longer selected keeps its average. Averages follow a variable to another type or device.
     pub(super) fn sync(&mut self) -> Result<()> {
+        self.parameters = None;
         let generation = self.variables.generation();
         if generation.is_none() || self.generation != generation {
             self.take_in()?;
@@ -134,25 +138,9 @@ impl State {
             let next = self.entries.len() + new.len();
             let place = *places.entry(object).or_insert(next);
             if place == next {
-                let named = |reason| Error::object(&variable.name, reason);
-                let average = match &targets {
-                    None => new_average(&variable.tensor).map_err(named)?,
-                    Some(targets) => targets.get(&variable.name).map(Tensor::shallow_clone).ok_or_else(|| {
-                        named(
-                            "the target has no variable of this name; build the same model in both stores".to_string(),
-                        )
-                    })?,
-                };
-                let entry = Entry {
-                    name: variable.name.clone(),
-                    object,
-                    fingerprint: shim::fingerprint(&variable.tensor),
-                    variable: variable.tensor,
-                    average,
-                    is_trainable: variable.is_trainable,
-                };
-                entry.check_shape().map_err(|reason| Error::object(&entry.name, reason))?;
-                new.push(entry);
+                let target = |targets: &HashMap<_, Tensor>| targets.get(&variable.name).map(Tensor::shallow_clone);
+                let entry = Entry::new(&variable, targets.as_ref().map(target));
+                new.push(entry.map_err(|reason| Error::object(&variable.name, reason))?);
             }
             names.insert(variable.name, Named { place, full_name: variable.full_name });
         }
@@ -168,6 +156,32 @@ impl State {
             self.names.entry(name).or_insert(named);
         }
         Ok(())
+    }
+
+    /// Returns a new average for a variable that is not selected because it is frozen, with the variable's name in the
+    /// store where that differs. `None` if there is no such variable.
+    pub(super) fn frozen(&mut self, name: &str) -> Result<Option<(Entry, Option<String>)>, String> {
+        if self.names.contains_key(name) {
+            return Ok(None);
+        }
+        if self.parameters.is_none() {
+            self.parameters = self.variables.selected_among();
+        }
+        let Some(parameters) = &self.parameters else { return Ok(None) };
+        let Some(variable) = self.variables.frozen(name, parameters)? else { return Ok(None) };
+        let entry = Entry::new(&variable, self.target.as_ref().map(|target| target.named(name)))?;
+        Ok(Some((entry, variable.full_name)))
+    }
+
+    /// Adds an average that a restore has set.
+    pub(super) fn adopt(&mut self, entry: Entry, full_name: Option<String>) {
+        let name = entry.name.clone();
+        let known = self.entries.iter().position(|known| known.object == entry.object);
+        let place = known.unwrap_or_else(|| {
+            self.entries.push(entry);
+            self.entries.len() - 1
+        });
+        self.names.insert(name, Named { place, full_name });
     }
 
     /// Like [`sync`](State::sync), before the averages are used.
@@ -232,6 +246,28 @@ fn new_average(variable: &Tensor) -> Result<Tensor, String> {
 }
 
 impl Entry {
+    /// Creates an average of a variable, whose value is to be set. For averages that are the variables of another store,
+    /// `target` is the one of the same name, if there is one.
+    fn new(variable: &Listed, target: Option<Option<Tensor>>) -> Result<Entry, String> {
+        let tensor = &variable.tensor;
+        let average = match target {
+            None => new_average(tensor)?,
+            Some(target) => {
+                target.ok_or("the target has no variable of this name; build the same model in both stores")?
+            }
+        };
+        let entry = Entry {
+            name: variable.name.clone(),
+            object: shim::object(tensor),
+            fingerprint: shim::fingerprint(tensor),
+            variable: tensor.shallow_clone(),
+            average,
+            is_trainable: variable.is_trainable,
+        };
+        entry.check_shape()?;
+        Ok(entry)
+    }
+
     fn check_shape(&self) -> Result<(), String> {
         let (variable, average) = (examine(&self.variable)?.0, examine(&self.average)?.0);
         match variable.shape == average.shape {

@@ -2,7 +2,7 @@
 
 use super::state::{IS_SWAPPED, Progress, Shared};
 use crate::error::BoxError;
-use crate::graph::{Child, Collection, Guarded, Node, ValueApply, ValueLeaf};
+use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, ValueApply, ValueLeaf};
 use crate::torch::shim;
 use crate::torch::tensor::Leaf;
 use serde_json::Value;
@@ -34,6 +34,15 @@ impl Collection for Shared {
             Some(Child { name_in_file: named.full_name.clone(), ..Child::new(name, node) })
         }));
         Ok(children)
+    }
+
+    fn create(&self, name: &str, _: &SavedTree) -> Result<Option<Created>, BoxError> {
+        // A variable that was selected when the checkpoint was saved and is frozen now. One that is frozen later keeps its
+        // average, too.
+        let Some((entry, full_name)) = self.lock().frozen(name)? else { return Ok(None) };
+        let node = Node::tensor(Leaf::new(&entry.average));
+        let shared = self.clone();
+        Ok(Some(Created::new(node, move || shared.lock().adopt(entry, full_name))))
     }
 
     fn guarded(&self) -> Option<Guarded> {
