@@ -14,7 +14,7 @@ use std::time::Duration;
 use tch_checkpoint::retention::{Latest, RetentionPolicy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader,
-    CheckpointWatcher, Error, RestoreOptions, checkpoints, latest_checkpoint, verify_checkpoint,
+    CheckpointWatcher, Error, RestoreOptions, WhenBusy, checkpoints, latest_checkpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -631,6 +631,48 @@ fn a_forked_child_neither_keeps_the_lock_nor_may_write() -> Outcome {
         libc::waitpid(child, &raw mut status, 0);
     }
     reopened?;
+    Ok(())
+}
+
+/// In the child, the thread that writes the save is not there and never ends.
+#[test]
+fn a_forked_child_does_not_wait_for_the_save_of_its_parent() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let (done, ends) = std::sync::mpsc::channel::<()>();
+    let ends = std::sync::Mutex::new(ends);
+    let builder = run.builder(dir.path()).background(Background::new().when_busy(WhenBusy::Skip));
+    let builder = builder.on_saved(move |_| -> Result<(), Error> {
+        let _ = ends.lock().map(|ends| ends.recv());
+        Ok(())
+    });
+    let mut manager = builder.open()?;
+    run.save(&mut manager, 1)?;
+    while !dir.path().join("ckpt-1").exists() {
+        std::thread::yield_now();
+    }
+    // SAFETY: the child uses nothing that another thread of the parent could have locked but the allocator, which the
+    // C library sees to, and ends without running anything else.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: it ends the child if a call below does not return.
+        unsafe { libc::alarm(30) };
+        let is_refused = |result: Result<(), Error>| matches!(result, Err(Error::Moved { .. }));
+        let refused = is_refused(manager.wait_timeout(Duration::from_secs(3600)).map(drop))
+            && is_refused(manager.save_if_due(2).map(drop))
+            && is_refused(manager.pin("ckpt-1", "p", ""))
+            && is_refused(manager.wait());
+        drop(manager);
+        // SAFETY: as above.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    let mut status = 0;
+    // SAFETY: the pointer is that of a variable that outlives the call.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    done.send(())?;
+    manager.close()?;
+    assert_eq!(status, 0, "the child waited, or took its calls for successful");
+    assert!(is_intact(dir.path().join("ckpt-1")));
     Ok(())
 }
 

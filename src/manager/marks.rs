@@ -86,6 +86,8 @@ impl CheckpointManager {
 
     fn mark(&mut self, path: &CheckpointRef, kinds: Vec<MarkKind>) -> Result<()> {
         callback::refuse()?;
+        // In a forked child, nobody would write what waits for the save in flight.
+        self.directory.check_process()?;
         let name = &*path.name()?;
         if kinds.is_empty() {
             return Ok(());

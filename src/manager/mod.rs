@@ -317,7 +317,9 @@ impl CheckpointManager {
     /// [`on_saved`](CheckpointManagerBuilder::on_saved) are running after it.
     #[must_use]
     pub fn is_saving(&self) -> bool {
-        self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished())
+        // In a forked child, nothing is: the thread is the parent's, and would never end.
+        let is_written = self.in_flight.as_ref().is_some_and(|in_flight| !in_flight.is_finished());
+        is_written && self.directory.check_process().is_ok()
     }
 
     /// Like [`wait`](CheckpointManager::wait), for at most `timeout`. Returns whether everything that was saved is

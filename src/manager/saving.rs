@@ -141,6 +141,8 @@ impl CheckpointManager {
         number: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
+        // In a forked child, what is in flight never ends.
+        self.directory.check_process()?;
         if self.in_flight.as_ref().is_some_and(InFlight::is_finished)
             && let Err(error) = self.settle()
         {
