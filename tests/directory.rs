@@ -169,6 +169,30 @@ fn what_removes_makes_nothing_and_leaves_no_link_that_leads_nowhere() -> Outcome
     Ok(())
 }
 
+/// A mark that cannot be read may be a pin.
+#[test]
+fn what_may_be_pinned_is_not_deleted() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.save(&mut manager, 1)?;
+    manager.pin("ckpt-1", "p", "")?;
+    manager.close()?;
+    symlink("ckpt-1", dir.path().join("latest"))?;
+    let mark = dir.path().join("ckpt-1/mark-pin-p.json");
+    let beside = CheckpointDirectory::new(dir.path());
+    for content in ["{\"version\":9}", ""] {
+        fs::write(&mark, content)?;
+        let error = beside.delete("ckpt-1").unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { path, .. } if *path == mark), "{error:#}");
+        assert!(is_intact(dir.path().join("latest")));
+    }
+    fs::remove_file(mark)?;
+    beside.delete("ckpt-1")?;
+    assert_eq!(checkpoints(dir.path())?, [""; 0]);
+    Ok(())
+}
+
 #[test]
 fn a_description_means_that_checkpoint_and_not_its_name() -> Outcome {
     for background in [false, true] {

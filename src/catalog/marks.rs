@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 pub(crate) struct Marks {
     /// This crate does not remove it.
     pub permanent: bool,
-    /// A mark cannot be read. Because its content is unknown, the checkpoint is not removed as long as it is there.
-    pub unknown: bool,
+    /// The file of a mark that cannot be read. Because its content is unknown, the checkpoint is not removed as long as it
+    /// is there.
+    pub unknown: Option<String>,
     pub metrics: BTreeMap<String, f64>,
     /// Names and notes.
     pub pins: BTreeMap<String, String>,
@@ -24,7 +25,7 @@ pub(crate) struct Marks {
 impl Marks {
     /// Returns `true` if the checkpoint must not be removed.
     pub(crate) fn stays(&self) -> bool {
-        self.permanent || self.unknown || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
+        self.permanent || self.unknown.is_some() || !self.pins.is_empty() && self.rules.hold(Rule::Pins)
     }
 
     /// Reads the marks of the checkpoint `name`, which has this manifest.
@@ -47,7 +48,7 @@ impl Marks {
                 Ok(Mark { kind: MarkKind::Permanent, .. }) => marks.permanent = rules.hold(Rule::Marks),
                 Err(e) => {
                     log::warn!("the mark {file} cannot be read, so its checkpoint is kept: {e:#}");
-                    marks.unknown = true;
+                    marks.unknown = Some(file.clone());
                 }
             }
         }

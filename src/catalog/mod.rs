@@ -116,7 +116,7 @@ impl Found {
             || marks.pins.keys().ne(self.pins.keys());
         self.entry.metrics.extend(marks.metrics);
         self.entry.permanent |= marks.permanent;
-        self.has_unknown_mark = marks.unknown;
+        self.has_unknown_mark = marks.unknown.is_some();
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 

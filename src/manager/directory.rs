@@ -287,8 +287,9 @@ impl CheckpointDirectory {
     /// Removes one checkpoint, even if it is permanent, and links to it such as `latest`. Takes the writer's lock.
     ///
     /// # Errors
-    /// [`Error::Pinned`] if it is pinned; [`Error::Locked`] while a manager writes into the directory;
-    /// [`Error::NotFound`], [`Error::Removed`], [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Pinned`] if it is pinned; [`Error::Unsupported`] if it has a mark that cannot be read, which may be a pin;
+    /// [`Error::Locked`] while a manager writes into the directory; [`Error::NotFound`], [`Error::Removed`],
+    /// [`Error::Damaged`], [`Error::Io`].
     pub fn delete(&self, checkpoint: impl Into<CheckpointRef>) -> Result<()> {
         let (directory, checkpoint) = (&self.existing()?, checkpoint.into());
         let name = &*checkpoint.name()?;
@@ -296,14 +297,22 @@ impl CheckpointDirectory {
         let found = catalog::look(directory, name)?;
         let id = found.id();
         checkpoint.must_be(directory, name, &id)?;
-        if !found.pins.is_empty() {
-            return Err(Error::Pinned { path: directory.path(name), pins: found.pins.into_keys().collect() });
+        let why_kept = |marks: &[(String, Vec<u8>)]| {
+            let Marks { pins, unknown, .. } = Marks::among(marks, &id, directory.rules());
+            let path = directory.path(name);
+            if !pins.is_empty() {
+                return Some(Error::Pinned { path, pins: pins.into_keys().collect() });
+            }
+            let reason = "it is damaged, another user's or of a newer version, and may be a pin: remove the file first";
+            unknown.map(|file| Error::unsupported(path.join(file), reason))
+        };
+        if let Some(error) = why_kept(&directory.marks(name)?) {
+            return Err(error);
         }
         CheckpointDirectory::drop_links(directory, &[name])?;
-        let is_pinned = |marks: &[(String, Vec<u8>)]| !Marks::among(marks, &id, directory.rules()).pins.is_empty();
-        if !directory.remove(name, &id, &is_pinned)? {
-            let pins = catalog::look(directory, name)?.pins.into_keys().collect();
-            return Err(Error::Pinned { path: directory.path(name), pins });
+        if !directory.remove(name, &id, &|marks| why_kept(marks).is_some())? {
+            let (path, pins) = (directory.path(name), Vec::new());
+            return Err(why_kept(&directory.marks(name)?).unwrap_or(Error::Pinned { path, pins }));
         }
         CheckpointDirectory::tidy_index(directory, &held);
         Ok(())
