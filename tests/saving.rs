@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tch_checkpoint::save_policy::{AtSteps, Continuous, EveryDuration, EverySteps, First, SaveContext, SavePolicy};
-use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError};
+use tch_checkpoint::{
+    Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, OnSaveError, WhenBusy,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -36,8 +38,13 @@ fn policies_alone() {
     assert!(milestones.is_due(&at(4, 3, 1)), "one that could not be saved");
     assert!(!milestones.is_due(&at(12, None, None)) && milestones.is_due(&at(10, None, None)));
     assert!(!milestones.is_due(&at(9, 11, 8)) && !milestones.is_due(&at(2, 11, 11)));
+    let mut context = at(12, 11, None);
+    context.first = 10;
+    assert!(milestones.is_due(&context), "one that could not be saved, before anything was");
+    context.first = 11;
+    assert!(!milestones.is_due(&context), "one before the run began");
     assert!(First.is_due(&at(7, None, None)) && !First.is_due(&at(7, None, 0)));
-    let mut context = at(2, 1, 1);
+    context = at(2, 1, 1);
     assert!(!EveryDuration(Duration::from_secs(2)).is_due(&context) && Continuous.is_due(&context));
     (context.since_last_save, context.is_saving) = (Duration::from_secs(2), true);
     assert!(EveryDuration(Duration::from_secs(2)).is_due(&context) && !Continuous.is_due(&context));
@@ -127,5 +134,73 @@ fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
     assert!(manager.save_at(6).is_err());
     assert!(manager.save_if_due(7)?.is_some());
     assert_eq!(steps_in(dir.path())?, [1, 7]);
+    Ok(())
+}
+
+/// Also where nothing was saved before.
+#[test]
+fn a_step_whose_save_fails_is_due_until_it_is_saved() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let builder = builder(dir.path())?.save_when(AtSteps::new([2]));
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        fs::write(dir.path().join("ckpt-2"), "mine")?;
+        assert_eq!(manager.save_if_due(1)?, None);
+        let failed = manager.save_if_due(2).and_then(|_| manager.wait());
+        assert!(matches!(failed, Err(Error::AlreadyExists { .. })), "{failed:?}");
+        assert!(manager.save_if_due(3)?.is_some(), "background: {background}");
+        manager.wait()?;
+        assert_eq!(manager.save_if_due(4)?, None);
+        assert_eq!(steps_in(dir.path())?, [3]);
+    }
+    // The call that returns the error asks no policy.
+    let dir = tempfile::tempdir()?;
+    let builder = builder(dir.path())?.save_when(AtSteps::new([2]));
+    let mut manager =
+        builder.on_save_error(OnSaveError::Continue { give_up_after: 9 }).background(Background::new()).open()?;
+    fs::write(dir.path().join("ckpt-2"), "mine")?;
+    assert!(manager.save_if_due(2)?.is_some());
+    while manager.is_saving() {
+        std::thread::yield_now();
+    }
+    assert_eq!(manager.save_if_due(3)?, None);
+    assert!(manager.save_if_due(4)?.is_some());
+    Ok(())
+}
+
+/// The call that begins a save does not know how it ends.
+#[test]
+fn failures_in_the_background_are_counted_in_a_row() -> Outcome {
+    for when_busy in [WhenBusy::Wait, WhenBusy::Skip] {
+        let dir = tempfile::tempdir()?;
+        let builder = builder(dir.path())?.on_save_error(OnSaveError::Continue { give_up_after: 3 });
+        let mut manager = builder.background(Background::new().when_busy(when_busy)).open()?;
+        let mut call = |step: u64, is_in_the_way: bool| {
+            let path = dir.path().join(format!("ckpt-{step}"));
+            if is_in_the_way {
+                fs::write(path, "mine").unwrap();
+            }
+            let result = manager.save_if_due(step);
+            while manager.is_saving() {
+                std::thread::yield_now();
+            }
+            result
+        };
+        // Two fail, and one that succeeds ends the row.
+        for step in 1..=4 {
+            call(step, true)?;
+        }
+        assert_eq!(call(5, false)?.map(|path| path.ends_with("ckpt-5")), Some(true));
+        // The error of each is returned by the next call, which saves nothing.
+        for step in 6..=10 {
+            call(step, true)?;
+        }
+        assert!(matches!(call(11, true), Err(Error::AlreadyExists { .. })), "{when_busy:?}");
+        // A third one failed there, and it counts anew.
+        for step in 12..=15 {
+            call(step, true)?;
+        }
+        assert_eq!(steps_in(dir.path())?, [5]);
+    }
     Ok(())
 }

@@ -240,6 +240,8 @@ pub(super) struct Before {
     pub metadata: BTreeMap<String, serde_json::Value>,
     /// When the previous save was made.
     pub last_save_at: Instant,
+    /// Whether its success ends a row of failures.
+    pub ends_failures: bool,
 }
 
 impl InFlight {
@@ -265,6 +267,11 @@ impl InFlight {
                 Err(Error::Thread { task: "write the checkpoint", source: e })
             }
         }
+    }
+
+    /// The call that began it succeeded: with the save, a row of failures of such calls ends.
+    pub(super) fn ends_failures(&mut self) {
+        self.before.ends_failures = true;
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -107,8 +107,9 @@ pub struct CheckpointManager {
     save_policies: Vec<Box<dyn SavePolicy>>,
     /// When a state was last saved or restored.
     last_save_at: Instant,
-    /// The step of the last call of `save_if_due`.
+    /// The step of the last call of `save_if_due`, and the lowest one of all calls.
     previous_step: Option<u64>,
+    first_step: Option<u64>,
     on_save_error: OnSaveError,
     /// The number of consecutive failures of those calls.
     failures: u32,

@@ -34,7 +34,7 @@ use super::preemption::Signal;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 #[cfg(feature = "signals")]
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -49,12 +49,16 @@ pub struct SaveContext {
     pub step: u64,
     /// The step of the previous call, if there was one since the manager was opened.
     pub previous: Option<u64>,
+    /// The lowest step of a call since the manager was opened, this one included.
+    pub first: u64,
     /// The step that was saved or restored last.
     pub last_saved: Option<u64>,
     /// The time since the last save or restore, or since the manager was opened.
     pub since_last_save: Duration,
     /// Whether a save is being written in the background.
     pub is_saving: bool,
+    /// When that last save or restore was; `None` if nobody says.
+    pub(super) last_save_at: Option<Instant>,
 }
 
 impl SaveContext {
@@ -62,7 +66,15 @@ impl SaveContext {
     /// tests.
     #[must_use]
     pub fn new(step: u64) -> SaveContext {
-        SaveContext { step, previous: None, last_saved: None, since_last_save: Duration::ZERO, is_saving: false }
+        SaveContext {
+            step,
+            previous: None,
+            first: step,
+            last_saved: None,
+            since_last_save: Duration::ZERO,
+            is_saving: false,
+            last_save_at: None,
+        }
     }
 }
 
@@ -124,10 +136,10 @@ impl AtSteps {
 
 impl SavePolicy for AtSteps {
     fn is_due(&self, context: &SaveContext) -> bool {
-        let SaveContext { step, previous, last_saved, .. } = *context;
+        let SaveContext { step, previous, first, last_saved, .. } = *context;
         let from = previous.or(last_saved).map_or(step, |before| before.saturating_add(1));
         // A step that was passed and not saved is still due.
-        let from = from.min(last_saved.map_or(from, |saved| saved.saturating_add(1)));
+        let from = from.min(last_saved.map_or(first, |saved| saved.saturating_add(1)));
         from <= step && self.0.range(from..=step).next().is_some()
     }
 }
@@ -192,8 +204,8 @@ impl SavePolicy for Continuous {
 pub struct OnSignal {
     signal: Signal,
     arrived: Arc<AtomicBool>,
-    /// What was last saved, and how long ago, when the signal that is not answered yet was first seen.
-    seen: Mutex<Option<(Option<u64>, Duration)>>,
+    /// When the signal was seen that is not answered yet.
+    seen: Mutex<Option<Instant>>,
 }
 
 #[cfg(feature = "signals")]
@@ -219,13 +231,12 @@ impl OnSignal {
 #[cfg(feature = "signals")]
 impl SavePolicy for OnSignal {
     fn is_due(&self, context: &SaveContext) -> bool {
-        let now = (context.last_saved, context.since_last_save);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if self.arrived.swap(false, Ordering::Relaxed) {
-            *seen = Some(now);
+            *seen = Some(Instant::now());
         }
-        // Nothing has been saved since, or the save failed.
-        let is_due = seen.is_some_and(|seen| seen.0 == now.0 && seen.1 <= now.1);
+        // Nothing has been saved since, or what was has failed.
+        let is_due = seen.is_some_and(|seen| context.last_save_at.is_none_or(|saved| saved <= seen));
         if !is_due && !context.is_saving {
             *seen = None;
         }
@@ -306,27 +317,35 @@ mod tests {
     #[test]
     fn a_signal_is_answered_by_one_save_that_succeeds() -> Result<()> {
         let policy = OnSignal::new(Signal::Usr2)?;
-        let context = |last_saved, since: u64, is_saving| SaveContext {
-            last_saved,
-            since_last_save: Duration::from_secs(since),
-            is_saving,
-            ..SaveContext::new(0)
+        let is_due = |last_save_at, is_saving| {
+            policy.is_due(&SaveContext { last_save_at: Some(last_save_at), is_saving, ..SaveContext::new(0) })
         };
-        assert!(!policy.is_due(&context(Some(10), 1, false)));
-        policy.arrived.store(true, Ordering::Relaxed);
-        assert!(policy.is_due(&context(Some(10), 2, false)));
+        let arrive = || policy.arrived.store(true, Ordering::Relaxed);
+        let opened = Instant::now();
+        assert!(!is_due(opened, false));
+        arrive();
+        assert!(is_due(opened, false));
         // It waits: it is still due.
-        assert!(policy.is_due(&context(Some(10), 3, false)));
+        assert!(is_due(opened, false));
         // It is being written, has failed, and is due again; then it is durable.
-        assert!(!policy.is_due(&context(Some(13), 1, true)));
-        assert!(policy.is_due(&context(Some(10), 5, false)));
-        assert!(!policy.is_due(&context(Some(15), 1, true)));
-        assert!(!policy.is_due(&context(Some(15), 2, false)));
-        assert!(!policy.is_due(&context(Some(10), 9, false)));
+        assert!(!is_due(Instant::now(), true));
+        assert!(is_due(opened, false));
+        let saved = Instant::now();
+        assert!(!is_due(saved, true));
+        assert!(!is_due(saved, false));
+        assert!(!is_due(opened, false));
         // One that comes while another is written is another.
-        policy.arrived.store(true, Ordering::Relaxed);
-        assert!(policy.is_due(&context(Some(15), 1, true)));
-        assert!(!policy.is_due(&context(Some(15), 0, false)));
+        arrive();
+        assert!(is_due(saved, true));
+        let saved = Instant::now();
+        assert!(!is_due(saved, false));
+        // Also if what was being written fails, and however many come.
+        arrive();
+        assert!(is_due(saved, true));
+        arrive();
+        assert!(is_due(opened, false));
+        assert!(is_due(opened, false));
+        assert!(!is_due(Instant::now(), false));
         Ok(())
     }
 }

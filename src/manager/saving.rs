@@ -120,7 +120,11 @@ impl CheckpointManager {
         #[cfg(feature = "huggingface")]
         let result = result.and_then(|saved| self.export_if_due(step).map(|()| saved));
         match (&result, self.on_save_error) {
-            (Ok(Some(_)), _) => self.failures = 0,
+            // In the background, its end decides.
+            (Ok(Some(_)), _) => match &mut self.in_flight {
+                Some(in_flight) => in_flight.ends_failures(),
+                None => self.failures = 0,
+            },
             // There may not be time for another call.
             (Err(_), _) if is_last => {}
             (Err(error), OnSaveError::Continue { give_up_after }) => {
@@ -157,11 +161,16 @@ impl CheckpointManager {
             self.look_at_restores();
         }
         let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
+        let first = self.first_step.map_or(number, |first| first.min(number));
+        self.first_step = Some(first);
         let context = SaveContext {
             previous: self.previous_step.replace(number),
+            first,
             last_saved: self.last_step,
             since_last_save: self.last_save_at.elapsed(),
-            is_saving: self.is_saving(),
+            // Also if it has ended meanwhile: the next call finds out how.
+            is_saving: self.in_flight.is_some(),
+            last_save_at: Some(self.last_save_at),
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
@@ -397,7 +406,8 @@ impl CheckpointManager {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
             let metadata = self.next_metadata.clone();
-            let before = Before { last_step, save_counter, head, begun, metadata, last_save_at };
+            let ends_failures = false;
+            let before = Before { last_step, save_counter, head, begun, metadata, last_save_at, ends_failures };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, request, commit, before }, &mut self.image);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
@@ -486,6 +496,9 @@ impl CheckpointManager {
         let (image, before, result) = in_flight.wait();
         let early = self.early.take();
         self.image = image;
+        if before.ends_failures && matches!(result, Ok(Ok(()))) {
+            self.failures = 0;
+        }
         result.unwrap_or_else(|failure| {
             // The save is due again, with a new plan.
             let is_skipped = self.is_skipped(&failure.error);

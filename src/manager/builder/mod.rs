@@ -368,6 +368,7 @@ impl CheckpointManagerBuilder {
             save_policies: self.save_policies,
             last_save_at: Instant::now(),
             previous_step: None,
+            first_step: None,
             on_save_error: self.on_save_error,
             failures: 0,
             on_saved: self.on_saved,
