@@ -82,6 +82,15 @@ impl WeightsExport {
         let extension = if self.file_per_component { "" } else { name::COMPONENT_EXTENSION };
         directory.join(format!("weights-{step}{extension}"))
     }
+
+    /// Returns the paths of the files of an export at `path`, in the order in which they are written.
+    pub(crate) fn files(&self, path: &Path) -> Vec<PathBuf> {
+        if !self.file_per_component {
+            return vec![path.to_path_buf()];
+        }
+        let file = |component| path.join(format!("{}{}", name::file_stem(component), name::COMPONENT_EXTENSION));
+        self.components.iter().map(|component| file(component)).collect()
+    }
 }
 
 impl Checkpoint {
@@ -109,7 +118,16 @@ impl Checkpoint {
     /// that does not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back
     /// differs from what was written.
     pub fn export_weights(&self, path: impl AsRef<Path>, export: &WeightsExport) -> Result<Vec<PathBuf>> {
-        let path = path.as_ref();
+        self.export_after(path.as_ref(), export, || Ok(()))
+    }
+
+    /// Like [`export_weights`](Checkpoint::export_weights). Calls `begin` before the first file is written.
+    pub(crate) fn export_after(
+        &self,
+        path: &Path,
+        export: &WeightsExport,
+        begin: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<PathBuf>> {
         let mut weights = self.snapshot_of(&export.components)?;
         for component in &export.components {
             let prefix = format!("{}/", name::key([component]));
@@ -127,17 +145,17 @@ impl Checkpoint {
                 return Err(Error::InvalidArgument(reason));
             }
             let only = export.components.first().filter(|_| export.components.len() == 1);
+            begin()?;
             write(&weights, only.map(String::as_str), path)?;
             return Ok(vec![path.to_path_buf()]);
         }
         fs::create_dir_all(path).map_err(|e| Error::io("create", path, e))?;
-        let mut paths = Vec::new();
-        for component in &export.components {
-            let file = path.join(format!("{}{}", name::file_stem(component), name::COMPONENT_EXTENSION));
-            write(&weights, Some(component), &file)?;
-            paths.push(file);
+        begin()?;
+        let files = export.files(path);
+        for (component, file) in export.components.iter().zip(&files) {
+            write(&weights, Some(component), file)?;
         }
-        Ok(paths)
+        Ok(files)
     }
 }
 

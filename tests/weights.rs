@@ -187,6 +187,94 @@ fn of_the_exports_the_newest_stay_and_nothing_of_others_is_removed() -> Outcome 
     Ok(())
 }
 
+/// The exports of the path that the run left are written anew, and do not count.
+#[test]
+fn a_run_that_goes_back_exports_as_one_that_did_not() -> Outcome {
+    for (every, restart) in [(1, false), (1, true), (3, false), (3, true)] {
+        let dir = tempfile::tempdir()?;
+        let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+        let weights = Memory::f32(&[1], [0.0]);
+        let open = || -> Result<CheckpointManager, Error> {
+            let checkpoint = Checkpoint::new().track("model", &weights)?;
+            let builder = CheckpointManager::builder(checkpoint, &run).save_every(3).max_to_keep(None);
+            builder.export_weights_when(EverySteps(every), WeightsExport::of(["model"]), &exports).open()
+        };
+        let mut manager = open()?;
+        for step in 1..=7 {
+            *weights.bytes() = (step as f32).to_le_bytes().to_vec();
+            manager.save_if_due(step)?;
+        }
+        if restart {
+            manager.close()?;
+            manager = open()?;
+        }
+        manager.restore(run.join("ckpt-3"))?;
+        for step in 4..=7 {
+            *weights.bytes() = (-(step as f32)).to_le_bytes().to_vec();
+            manager.save_if_due(step)?;
+            let export = exports.join(format!("weights-{step}.safetensors"));
+            assert_eq!(export.exists(), step % every == 0);
+            if export.exists() {
+                let now = read(&*interop::open(&export)?, "model")?;
+                assert_eq!(now, *weights.bytes(), "step {step} of {every}, restart: {restart}");
+            }
+        }
+        // A second call at the same step exports nothing.
+        *weights.bytes() = 99f32.to_le_bytes().to_vec();
+        manager.save_if_due(7)?;
+        let latest = exports.join(format!("weights-{}.safetensors", 7 / every * every));
+        assert_eq!(read(&*interop::open(latest)?, "model")?, (-((7 / every * every) as f32)).to_le_bytes());
+    }
+    Ok(())
+}
+
+/// A process may end between the files of an export.
+#[test]
+fn an_export_that_lacks_files_is_none() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+    let (model, average) = (Memory::seeded(3000, 7), Memory::seeded(3, 9));
+    let open = || -> Result<CheckpointManager, Error> {
+        let export = WeightsExport::of(["model", "average"]).file_per_component().keep(2);
+        let checkpoint = Checkpoint::new().track("model", &model)?.track("average", &average)?;
+        let builder = CheckpointManager::builder(checkpoint, &run).save_every(3);
+        builder.export_weights_when(EverySteps(3), export, &exports).open()
+    };
+    let is_whole = |step: u64| {
+        ["model", "average"].map(|name| exports.join(format!("weights-{step}/{name}.safetensors")).exists())
+            == [true; 2]
+    };
+    let mut manager = open()?;
+    (1..=6).try_for_each(|step| manager.save_if_due(step).map(drop))?;
+    manager.close()?;
+    assert!(is_whole(3) && is_whole(6));
+    fs::remove_file(exports.join("weights-6/model.safetensors"))?;
+    let mut manager = open()?;
+    manager.restore_or_initialize()?;
+    manager.save_if_due(7)?;
+    // It is due again, and what lacks a file takes no other's place.
+    assert!(is_whole(7) && is_whole(3));
+    (8..=10).try_for_each(|step| manager.save_if_due(step).map(drop))?;
+    assert!(is_whole(10) && is_whole(7));
+    assert!(!exports.join("weights-6").exists() && !exports.join("weights-3").exists());
+    manager.close()?;
+    // One that takes the place of an earlier one, and fails between its files.
+    let (first, earlier) = (exports.join("weights-9/average.safetensors"), exports.join("earlier"));
+    fs::create_dir_all(first.join("in the way"))?;
+    fs::write(exports.join("weights-9/model.safetensors"), "of another path")?;
+    let mut manager = open()?;
+    manager.restore(run.join("ckpt-6"))?;
+    assert!(manager.save_if_due(9).is_err());
+    manager.close()?;
+    fs::rename(&first, earlier)?;
+    fs::write(first, "of another path")?;
+    let mut manager = open()?;
+    manager.restore_or_initialize()?;
+    manager.save_if_due(10)?;
+    assert!(is_whole(10) && !is_whole(9));
+    Ok(())
+}
+
 // ------------------------------------------------------------------------------------------ links
 
 #[test]

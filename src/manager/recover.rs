@@ -306,6 +306,8 @@ impl CheckpointManager {
         if !status.lineage().is_empty() {
             self.last_step = status.step();
             self.last_save_at = Instant::now();
+            #[cfg(feature = "huggingface")]
+            self.exports.iter_mut().for_each(|cadence| cadence.goes_on_from(status.step()));
         }
     }
 

@@ -19,21 +19,45 @@ pub(super) struct WeightsCadence {
     policy: Box<dyn SavePolicy>,
     export: WeightsExport,
     directory: PathBuf,
-    /// The steps of the last call and of the last export.
+    /// The steps of the last call and of the last export, and the lowest step of all calls.
     previous: Option<u64>,
     last: Option<u64>,
+    first: Option<u64>,
     last_at: Instant,
+    /// The restores and rollbacks before the last call, and the step that was restored since.
+    restores: u64,
+    restored: Option<u64>,
 }
 
 impl WeightsCadence {
     pub(super) fn new(policy: Box<dyn SavePolicy>, export: WeightsExport, directory: &Path) -> WeightsCadence {
         let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
-        WeightsCadence { policy, export, directory, previous: None, last: None, last_at: Instant::now() }
+        WeightsCadence {
+            policy,
+            export,
+            directory,
+            previous: None,
+            last: None,
+            first: None,
+            last_at: Instant::now(),
+            restores: 0,
+            restored: None,
+        }
     }
 
-    /// The step of the last existing export, from which a resumed run continues.
+    /// The run continues from this step.
+    pub(super) fn goes_on_from(&mut self, step: Option<u64>) {
+        self.restored = step;
+    }
+
+    /// The step of the last whole export before `step`, from which a run that was resumed, or went back, continues. One of
+    /// `step` itself, or later, is of another path.
     fn last_before(&self, step: u64) -> Option<u64> {
-        self.steps().filter(|number| *number <= step).max()
+        let is_whole = |number: &u64| {
+            let path = self.export.path_of_step(&self.directory, *number);
+            self.export.files(&path).iter().all(|file| file.is_file())
+        };
+        self.steps().filter(|number| *number < step && is_whole(number)).max()
     }
 
     /// The steps of the entries that have the name of an export.
@@ -66,7 +90,14 @@ impl WeightsCadence {
         steps.dedup();
         let ours =
             steps.into_iter().filter_map(|other| self.files_of(other, step, &headers).map(|files| (other, files)));
-        for (other, files) in ours.skip(keep) {
+        let mut newer = 0;
+        for (other, files) in ours {
+            let is_kept = newer < keep;
+            // One that lacks files takes no other's place.
+            newer += usize::from(files.len() == headers.len());
+            if is_kept {
+                continue;
+            }
             let path = self.export.path_of_step(&self.directory, other);
             let removed = files.iter().try_for_each(fs::remove_file);
             let removed =
@@ -108,6 +139,13 @@ fn header_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Returns `true` if a file begins with these bytes.
 fn starts_with(path: &Path, header: &[u8]) -> io::Result<bool> {
     let mut start = vec![0; header.len()];
@@ -119,15 +157,23 @@ impl CheckpointManager {
     /// Performs the exports that are due at this step.
     pub(super) fn export_if_due(&mut self, step: u64) -> Result<()> {
         let (checkpoint, is_saving) = (&self.checkpoint, self.in_flight.is_some());
+        let (_, restores) = checkpoint.restored();
         for cadence in &mut self.exports {
-            if cadence.previous.is_none() {
-                cadence.last = cadence.last_before(step);
+            let goes_on = cadence.previous.is_some_and(|previous| previous <= step) && cadence.restores == restores;
+            let restored = cadence.restored.take();
+            if !goes_on {
+                cadence.last = cadence.last_before(restored.map_or(step, |last| step.min(last.saturating_add(1))));
             }
+            cadence.restores = restores;
+            let first = cadence.first.map_or(step, |first| first.min(step));
+            cadence.first = Some(first);
             let context = SaveContext {
                 previous: cadence.previous.replace(step),
+                first,
                 last_saved: cadence.last,
                 since_last_save: cadence.last_at.elapsed(),
                 is_saving,
+                last_save_at: Some(cadence.last_at),
                 ..SaveContext::new(step)
             };
             if !cadence.policy.is_due(&context) {
@@ -135,7 +181,12 @@ impl CheckpointManager {
             }
             fs::create_dir_all(&cadence.directory).map_err(|e| Error::io("create", &cadence.directory, e))?;
             let path = cadence.export.path_of_step(&cadence.directory, step);
-            let written = checkpoint.export_weights(path, &cadence.export)?;
+            // Of an earlier export of this step: until all files are those of this one, it is not whole.
+            let begin = || match cadence.export.files(&path).split_first() {
+                Some((_, [.., last])) => remove_if_there(last),
+                _ => Ok(()),
+            };
+            let written = checkpoint.export_after(&path, &cadence.export, begin)?;
             cadence.prune(step, &written);
             (cadence.last, cadence.last_at) = (Some(step), Instant::now());
         }
