@@ -318,6 +318,100 @@ fn what_is_saved_already_is_not_saved_again_and_an_end_without_error_saves_nothi
     Ok(())
 }
 
+/// A library guards its loop, and the program guards all of the run.
+#[test]
+fn a_guard_within_a_guard() -> Outcome {
+    let lost = || Err::<(), _>(Error::Assertion("no data".into()));
+    // (what the loop does, the names that must be there)
+    type Loop<'a> = Box<dyn FnOnce(&mut CheckpointManager, &Run) -> Result<(), Error> + 'a>;
+    let within = |manager: &mut CheckpointManager, run: &Run| {
+        manager.guard(|manager| manager.save_if_due(run.update()).map(drop))
+    };
+    let loops: [(Loop<'_>, &[&str]); 6] = [
+        // The inner one ends well, and the outer one fails: at once, after a call, and after another guard.
+        (Box::new(|manager, run| within(manager, run).and_then(|()| lost())), &["ckpt-1"]),
+        (
+            Box::new(|manager, run| {
+                within(manager, run)?;
+                manager.save_if_due(run.update())?;
+                lost()
+            }),
+            &["ckpt-2"],
+        ),
+        (
+            Box::new(|manager, run| {
+                manager.save_if_due(run.update())?;
+                manager.guard(|_| Ok::<(), Error>(()))?;
+                lost()
+            }),
+            &["ckpt-1"],
+        ),
+        // The inner one fails: it saves, once, also the state of a call before it.
+        (
+            Box::new(|manager, run| {
+                manager.guard(|manager| {
+                    manager.save_if_due(run.update())?;
+                    lost()
+                })
+            }),
+            &["ckpt-1"],
+        ),
+        (
+            Box::new(|manager, run| {
+                manager.save_if_due(run.update())?;
+                manager.guard(|_| lost())
+            }),
+            &["ckpt-1"],
+        ),
+        // The program goes on after the inner one has failed.
+        (
+            Box::new(|manager, run| {
+                let _ = manager.guard(|manager| {
+                    manager.save_if_due(run.update())?;
+                    lost()
+                });
+                manager.save_if_due(run.update())?;
+                lost()
+            }),
+            &["ckpt-1", "ckpt-2"],
+        ),
+    ];
+    for (number, (train, names)) in loops.into_iter().enumerate() {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(true, false);
+        let mut manager = run.builder(dir.path())?.unclean_on_failure().open()?;
+        assert!(manager.guard(|manager| train(manager, &run)).is_err());
+        assert_eq!(names_in(dir.path())?, names, "loop {number}");
+        let checkpoints = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        assert!(checkpoints.iter().all(|info| !info.unclean), "loop {number}");
+        // The last one is over.
+        manager.save_if_due(run.update())?;
+        assert_eq!(names_in(dir.path())?, names, "loop {number}");
+    }
+    Ok(())
+}
+
+/// A panic goes through both, and a torn state is saved once.
+#[test]
+fn a_torn_state_within_two_guards_is_saved_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let mut manager = run.builder(dir.path())?.unclean_on_failure().open()?;
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        manager.guard(|manager| {
+            manager.guard(|manager| -> Result<(), Error> {
+                manager.save_if_due(run.update())?;
+                run.large.fill(200);
+                panic!("a bug in the model")
+            })
+        })
+    }));
+    assert!(panicked.is_err());
+    let checkpoints = CheckpointDirectory::new(dir.path()).checkpoints()?;
+    assert_eq!(checkpoints.iter().map(|info| info.unclean).collect::<Vec<_>>(), [true]);
+    Ok(())
+}
+
 /// Keeps what is logged.
 struct Logged(Mutex<Vec<String>>);
 

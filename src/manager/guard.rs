@@ -17,6 +17,8 @@ pub(super) struct Guard {
     is_saved: bool,
     /// Whether it is the state at the beginning: no call has followed.
     is_first: bool,
+    /// Whether a guard within this one has dealt with a failure since the last call.
+    is_handled: bool,
 }
 
 impl CheckpointManager {
@@ -34,6 +36,9 @@ impl CheckpointManager {
     /// calls cannot be distinguished from those of a failed step.
     ///
     /// A process that is killed, that aborts, or that is built with `panic = "abort"` saves nothing.
+    ///
+    /// Guards may be nested. The innermost one that fails saves; those around it do so only if the manager is called
+    /// again.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -59,24 +64,29 @@ impl CheckpointManager {
     /// # Errors
     /// The error of `train`.
     pub fn guard<T, E>(&mut self, train: impl FnOnce(&mut CheckpointManager) -> Result<T, E>) -> Result<T, E> {
-        self.guard = Some(Guard::default());
-        self.note_state(self.last_step, false);
-        if let Some(guard) = &mut self.guard {
-            guard.is_first = true;
+        // Guards within one another have one record: that of the last call.
+        let is_inner = self.guard.is_some();
+        if self.guard.as_ref().is_none_or(|outer| outer.is_first || outer.is_handled) {
+            self.guard = Some(Guard::default());
+            self.note_state(self.last_step, false);
+            if let Some(guard) = &mut self.guard {
+                guard.is_first = true;
+            }
         }
         let result = catch_unwind(AssertUnwindSafe(|| train(self)));
-        let guard = self.guard.take().unwrap_or_default();
-        match result {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                self.save_after_failure(guard, "an error");
-                Err(error)
-            }
-            Err(panic) => {
-                self.save_after_failure(guard, "a panic");
-                resume_unwind(panic)
-            }
+        let what = match &result {
+            Ok(Ok(_)) => None,
+            Ok(Err(_)) => Some("an error"),
+            Err(_) => Some("a panic"),
+        };
+        if let Some(what) = what {
+            let guard = self.guard.take().unwrap_or_default();
+            self.save_after_failure(guard, what);
+            self.guard = is_inner.then(|| Guard { is_handled: true, ..Guard::default() });
+        } else if !is_inner {
+            self.guard = None;
         }
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Records the state at the end of a call, for the guard.
@@ -85,7 +95,7 @@ impl CheckpointManager {
         let before = guard.noted.take();
         let noted = self.plan_now().and_then(|(plan, seen)| Noted::take(plan, seen, before));
         let noted = noted.inspect_err(|e| log::warn!("the state cannot be noted for the guard: {e:#}")).ok();
-        self.guard = Some(Guard { noted, step, is_saved, is_first: false });
+        self.guard = Some(Guard { noted, step, is_saved, is_first: false, is_handled: false });
     }
 
     /// Saves what can be saved; never fails.
@@ -101,6 +111,9 @@ impl CheckpointManager {
 
     /// Returns where the state is saved, or why it was not.
     fn try_after_failure(&mut self, guard: Guard) -> Result<Result<Location, String>> {
+        if guard.is_handled {
+            return Ok(Err("a guard within this one has dealt with it".to_string()));
+        }
         let (clock, settled) = self.settle_before(SaveClock::start());
         if let Err(error) = settled {
             log::error!("the save in the background returned an error: {error:#}");
