@@ -140,6 +140,36 @@ fn the_run_goes_back_to_before_its_first_save() -> Outcome {
     Ok(())
 }
 
+/// The loop of docs/training.md: a checkpoint that was saved before the snapshot remains one to restart from.
+#[test]
+fn the_checkpoint_saved_before_the_snapshot_stays() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(1);
+        let builder = CheckpointManager::builder(run.checkpoint()?, dir.path());
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.restore_or_initialize()?;
+        let mut good = manager.checkpoint().snapshot()?;
+        for step in 1..=4 {
+            run.train();
+            if step == 3 {
+                manager.checkpoint_mut().rollback(&good)?;
+                continue;
+            }
+            if step % 2 == 0 {
+                manager.save_at(step)?;
+                good = manager.checkpoint().snapshot()?;
+            }
+        }
+        manager.close()?;
+        let mut entries: Vec<_> = std::fs::read_dir(dir.path())?.map(|entry| entry.unwrap().file_name()).collect();
+        entries.retain(|name| name.to_string_lossy().contains("ckpt-"));
+        entries.sort();
+        assert_eq!(entries, ["ckpt-2", "ckpt-4"]);
+    }
+    Ok(())
+}
+
 /// Objects that an interrupted restore has filled partly can be reset from a snapshot too.
 #[test]
 fn a_snapshot_mends_what_is_partly_overwritten() -> Outcome {
