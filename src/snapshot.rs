@@ -5,7 +5,7 @@ use crate::dtype::Dtype;
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{LOST, LeafObject, Node, walk};
+use crate::graph::{Gated, LOST, LeafObject, Node, changed_meanwhile, walk};
 use crate::location::Location;
 use crate::parallel;
 use crate::source::{TensorSource, VerifiedBy, room};
@@ -32,8 +32,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Copies the state of these objects.
-    pub(crate) fn of(objects: &[(String, Node)], threads: usize) -> Result<Snapshot> {
+    /// Copies the state of these objects. `gated` shows changes by writers on other threads.
+    pub(crate) fn of(objects: &[(String, Node)], gated: &Gated, threads: usize) -> Result<Snapshot> {
+        let moment = gated.now()?;
+        let snapshot = Snapshot::copy(objects, threads)?;
+        gated.changed_since(&moment)?.map_or(Ok(snapshot), |key| Err(changed_meanwhile(&key)))
+    }
+
+    fn copy(objects: &[(String, Node)], threads: usize) -> Result<Snapshot> {
         let mut snapshot = Snapshot {
             tensors: BTreeMap::new(),
             bytes: BTreeMap::new(),

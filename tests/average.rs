@@ -9,12 +9,13 @@ mod recorded;
 use bits::bits;
 use common::{python, turn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tch::nn::{self, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor, no_grad};
 use tch_checkpoint::{
-    Background, BoxError, Checkpoint, CheckpointManager, CheckpointReader, Ema, Node, RestoreOptions, Swa, Trackable,
-    ValueApply, ValueLeaf, Variables, optim,
+    Background, BoxError, Checkpoint, CheckpointManager, CheckpointReader, Dtype, Ema, Node, RestoreOptions, Swa,
+    TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable, ValueApply, ValueLeaf, Variables, optim,
 };
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -329,6 +330,33 @@ fn variables_that_are_unfrozen_are_averaged_and_frozen_ones_stay() {
     let again = with_resumed.write(dir.path().join("resumed")).unwrap();
     assert!(CheckpointReader::open(&again).unwrap().manifest().tensors.contains_key("ema/body"));
 
+    // Back before it was unfrozen, where it had no average. It begins anew when it is unfrozen.
+    let model = Variables::of(&vs);
+    let both = Checkpoint::new().track("model", &model).unwrap();
+    let _ = body.set_requires_grad(false);
+    let mut again = Ema::new(trainable(), 0.5).unwrap();
+    let mut both = both.track("ema", &again).unwrap();
+    let before = (both.snapshot().unwrap(), both.write(dir.path().join("before")).unwrap());
+    for by_snapshot in [true, false] {
+        let _ = body.set_requires_grad(true);
+        fill(&body, 100.0);
+        again.update().unwrap();
+        assert_eq!(body_average(&again), 100.0);
+        let _ = body.set_requires_grad(false);
+        if by_snapshot {
+            both.rollback(&before.0).unwrap();
+        } else {
+            both.restore(&before.1).unwrap().assert_consumed().unwrap();
+        }
+        assert!(again.average("body").is_none());
+        assert_eq!((again.average("head").unwrap().double_value(&[0]), body.double_value(&[0])), (1.0, 8.0));
+    }
+    let _ = body.set_requires_grad(true);
+    fill(&body, 2.0);
+    again.update().unwrap();
+    assert_eq!(body_average(&again), 2.0);
+    fill(&body, 8.0);
+
     // Even if all of them are.
     for variable in [&body, &head] {
         let _ = variable.set_requires_grad(false);
@@ -337,6 +365,102 @@ fn variables_that_are_unfrozen_are_averaged_and_frozen_ones_stay() {
     assert_eq!(body_average(&ema), 7.5);
     let path = checkpoint.write(dir.path().join("all-frozen")).unwrap();
     assert!(CheckpointReader::open(&path).unwrap().manifest().tensors.contains_key("ema/body"));
+    let resumed = Ema::new(trainable(), 0.5).unwrap();
+    assert!(resumed.averages().is_empty());
+    Checkpoint::new().track("ema", &resumed).unwrap().restore(&path).unwrap().assert_consumed().unwrap();
+    assert_eq!((body_average(&resumed), resumed.averages().len()), (7.5, 2));
+}
+
+#[test]
+fn averages_of_frozen_variables_have_the_names_and_the_ties_of_the_variables() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let build = |is_tied: bool| {
+        let vs = VarStore::new(Device::Cpu);
+        let encoder = vs.root() / "encoder";
+        let body = encoder.var("w", &[2], nn::Init::Const(1.0));
+        // The same name without its prefix as the other one has with it.
+        let inner = (&encoder / "encoder").var("w", &[2], nn::Init::Const(2.0));
+        let tied = match is_tied {
+            true => encoder.add("tied", inner.shallow_clone(), true),
+            false => encoder.var("tied", &[2], nn::Init::Const(3.0)),
+        };
+        let ema = Ema::new(Variables::of(&vs).under("encoder").trainable(), 0.5).unwrap();
+        (vs, body, inner, tied, ema)
+    };
+    for (saved, live) in [(true, true), (false, false), (false, true)] {
+        let (_vs, _body, _inner, _tied, ema) = build(saved);
+        let name = dir.path().join(format!("{saved}-{live}"));
+        let path = Checkpoint::new().track("ema", &ema).unwrap().write(name).unwrap();
+        let (vs, _body, inner, tied, _) = build(live);
+        for variable in [inner, tied] {
+            let _ = variable.set_requires_grad(false);
+        }
+        let ema = Ema::new(Variables::of(&vs).under("encoder").trainable(), 0.5).unwrap();
+        assert_eq!(ema.averages().len(), 1);
+        let restored = Checkpoint::new().track("ema", &ema).unwrap().restore(&path);
+        if saved == live {
+            restored.unwrap().assert_consumed().unwrap();
+            let [inner, tied] = ["encoder.w", "tied"].map(|name| ema.average(name).unwrap());
+            assert_eq!(tied.double_value(&[0]), if live { 2.0 } else { 3.0 });
+            assert_eq!(inner.data_ptr() == tied.data_ptr(), live);
+        } else {
+            let refusal = restored.unwrap_err().to_string();
+            assert!(refusal.contains("ema/tied"), "{refusal}");
+        }
+    }
+}
+
+/// A tensor during whose reading another thread swaps averages in.
+struct Swapping(Mutex<Option<Ema>>, bool);
+
+impl TensorLeaf for Swapping {
+    fn spec(&self) -> Result<TensorSpec, BoxError> {
+        Ok(TensorSpec::new(Dtype::U8, [1]))
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, BoxError> {
+        let Some(mut ema) = self.0.lock().unwrap().take() else { return Ok(Box::new(vec![0])) };
+        let (swapped, is_swapped) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let inside = || {
+                swapped.send(()).unwrap();
+                let _ = ended.recv();
+            };
+            ema.with_averaged(inside).unwrap();
+        });
+        is_swapped.recv()?;
+        if self.1 {
+            drop(end);
+            thread.join().unwrap();
+        } else {
+            std::mem::forget(end);
+        }
+        Ok(Box::new(vec![0]))
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, BoxError> {
+        Err("read only".into())
+    }
+}
+
+#[test]
+fn a_swap_on_another_thread_makes_a_save_fail() {
+    let _turn = turn();
+    for ends in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[2], nn::Init::Const(0.0));
+        let ema = Ema::new(&vs, 0.5).unwrap();
+        fill(&w, 1.0);
+        let checkpoint = Checkpoint::new().track("model", &vs).unwrap().track("ema", &ema).unwrap();
+        let swapping = Node::tensor(Swapping(Mutex::new(Some(ema)), ends));
+        let mut checkpoint = checkpoint.track("a", swapping).unwrap();
+        let error = checkpoint.write(dir.path().join("swapped")).unwrap_err().to_string();
+        assert!(error.starts_with("ema"), "{error}");
+        assert!(!dir.path().join("swapped").exists());
+    }
 }
 
 #[test]

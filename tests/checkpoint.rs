@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+#[cfg(feature = "huggingface")]
+use tch_checkpoint::WeightsExport;
 use tch_checkpoint::{
-    BoxError, Checkpoint, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Gate, Guarded, Node,
-    Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable,
-    Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
+    BoxError, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Gate,
+    Guarded, Node, Preemption, Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf, TensorSpec,
+    TensorTarget, Trackable, Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -519,5 +522,39 @@ fn a_step_that_ends_during_a_save_makes_it_fail() {
             assert!(error.to_string().contains("a step on another thread"), "{error}");
             assert!(checkpoints(dir.path()).unwrap().is_empty());
         }
+        // Nor is it copied to memory, or exported, even without the object that makes the steps.
+        assert_eq!(checkpoint.snapshot().is_ok(), other);
+        #[cfg(feature = "huggingface")]
+        assert_eq!(
+            checkpoint.export_weights(dir.path().join("weights.safetensors"), &WeightsExport::of(["weights"])).is_ok(),
+            other
+        );
+        // The state that a guard has noted is only saved as a whole.
+        let mut manager =
+            CheckpointManager::builder(checkpoint, dir.path().join("guarded")).save_every(10).open().unwrap();
+        let result = manager.guard(|manager| {
+            manager.save_if_due(1)?;
+            Err::<(), _>(Error::Assertion("no data".into()))
+        });
+        assert_eq!(result.unwrap_err().to_string(), "no data");
+        assert_eq!(checkpoints(dir.path().join("guarded")).unwrap().len(), usize::from(other));
+        manager.close().unwrap();
+    }
+}
+
+#[test]
+fn a_step_during_the_last_save_of_weights_alone_makes_it_fail() {
+    for other in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (steps, others) = (Steps::default(), Steps::default());
+        let tensor = Interrupted(Memory::seeded(10, 1), if other { others } else { steps.clone() });
+        let checkpoint = Checkpoint::new().track("optimizer", Node::collection(steps)).unwrap();
+        let checkpoint = checkpoint.track("weights", Node::tensor(tensor)).unwrap();
+        let preemption = Preemption::new().grace(Duration::ZERO).save_only(["weights"]);
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).preemption(preemption.clone());
+        let mut manager = builder.open().unwrap();
+        preemption.request();
+        assert_eq!(manager.save_if_due(1).is_ok(), other);
+        assert_eq!(checkpoints(dir.path()).unwrap().len(), usize::from(other));
     }
 }

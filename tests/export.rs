@@ -675,3 +675,34 @@ fn linear_layers_over_free_batches_are_right() -> Outcome {
     }
     Ok(())
 }
+
+/// The closure cannot be called with other sizes, which would refute the constant.
+#[test]
+fn a_constant_that_may_be_a_product_or_a_float_of_one_is_refused() {
+    let _turn = turn();
+    let vs = VarStore::new(Device::Cpu);
+    let only = |tensor: &Tensor, shapes: &[&[i64]]| assert!(shapes.contains(&tensor.size().as_slice()));
+    let (a, b): (&[i64], &[i64]) = (&[2, 6], &[3, 4]);
+    let text = refusal(&vs, &[&[numbers(a)], &[numbers(b)]], |inputs| {
+        only(&inputs[0], &[a, b]);
+        vec![&inputs[0] / inputs[0].size().iter().product::<i64>() as f64]
+    });
+    assert!(text.contains("could be a constant as well as"), "{text}");
+    let (a, b): (&[i64], &[i64]) = (&[2, 3, 4], &[3, 4, 2]);
+    let text = refusal(&vs, &[&[numbers(a)], &[numbers(b)]], |inputs| {
+        only(&inputs[0], &[a, b]);
+        vec![inputs[0].view([inputs[0].size().iter().product::<i64>()])]
+    });
+    assert!(text.contains("could be a constant as well as"), "{text}");
+}
+
+#[test]
+fn numbers_at_the_ends_of_their_range_are_refused() {
+    let _turn = turn();
+    let vs = VarStore::new(Device::Cpu);
+    let text = refusal(&vs, &[&[numbers(&[3, 4])], &[numbers(&[2, 5])]], |inputs| {
+        let end = if inputs[0].size()[0] > 2 { -1 } else { i64::MAX };
+        vec![inputs[0].slice(0, 0, end, 1)]
+    });
+    assert!(text.contains("no simple function"), "{text}");
+}

@@ -3,7 +3,7 @@
 use super::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{Node, torn_keys};
+use crate::graph::{Gated, Node, torn_keys};
 use crate::location::Location;
 use crate::name;
 use crate::restore::{
@@ -101,12 +101,13 @@ impl Checkpoint {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Object`] for an object that cannot be saved, or if there is not enough memory.
+    /// [`Error::Object`] for an object that cannot be saved, if there is not enough memory, or if a step of a tracked
+    /// optimizer or average on another thread changed something meanwhile.
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.refuse_torn()?;
         let objects = self.objects.list();
         self.refuse_lost(&objects)?;
-        let mut snapshot = Snapshot::of(&objects, parallel::default_threads())?;
+        let mut snapshot = Snapshot::of(&objects, &Gated::of(&objects)?, parallel::default_threads())?;
         snapshot.save_counter = self.save_counter.get();
         (snapshot.follows, snapshot.earlier) = (self.follows.clone(), self.earlier.clone());
         Ok(snapshot)
@@ -116,12 +117,15 @@ impl Checkpoint {
     #[cfg(feature = "huggingface")]
     pub(crate) fn snapshot_of(&self, components: &BTreeSet<String>) -> Result<Snapshot> {
         self.refuse_torn()?;
-        let objects: Vec<_> = self.objects.list().into_iter().filter(|(name, _)| components.contains(name)).collect();
+        let mut objects = self.objects.list();
+        // A step of an optimizer that is left out changes what is copied.
+        let gated = Gated::of(&objects)?;
+        objects.retain(|(name, _)| components.contains(name));
         if let Some(name) = components.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "no object of this name is tracked"));
         }
         self.refuse_lost(&objects)?;
-        Snapshot::of(&objects, parallel::default_threads())
+        Snapshot::of(&objects, &gated, parallel::default_threads())
     }
 
     /// Restores a snapshot into the tracked objects, in place and all-or-nothing, as exactly as a restore from a

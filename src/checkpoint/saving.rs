@@ -6,7 +6,7 @@ use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
-use crate::graph::{LOST, Node, Unfinished};
+use crate::graph::{Gated, LOST, Node, Unfinished};
 use crate::location::Location;
 use crate::name;
 use crate::repository::{Directory, checkpoint_name, parent_of};
@@ -223,13 +223,15 @@ impl Checkpoint {
         options: &SaveOptions,
     ) -> Result<(Arc<Plan>, AllSeen, Vec<String>)> {
         self.refuse_torn()?;
-        let (objects, others): (Vec<_>, Vec<_>) =
-            self.objects.list().into_iter().partition(|(name, _)| only.contains(name));
+        let all = self.objects.list();
+        // A step of an optimizer that is left out changes what is saved.
+        let gated = Gated::of(&all)?;
+        let (objects, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| only.contains(name));
         if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
         }
         self.refuse_lost(&objects)?;
-        let plan = Arc::new(save::plan(&objects, options)?);
+        let plan = Arc::new(save::plan(&objects, options)?.with_gated(gated));
         let seen = Arc::new(plan.look());
         let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
         without.sort();

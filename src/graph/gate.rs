@@ -3,6 +3,7 @@
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 /// A barrier between a writer of tensors and background saves. A writer calls [`pass`](Gate::pass) before each change
 /// to the tensors in [`Guarded::addresses`], which a background save copies after its call has returned. `pass` waits
@@ -66,12 +67,14 @@ pub struct Guarded {
     /// The names of the values beside the collection, in the same object, that change together with these tensors, as
     /// all values below the collection do.
     pub(crate) values_beside: &'static [&'static str],
+    /// Counts changes of these tensors, and of others that are saved with them, that no value below the collection shows.
+    pub(crate) changes: Option<Arc<AtomicU64>>,
 }
 
 impl Guarded {
     /// Returns the tensors of these `addresses`, which are changed only after passing `gate`.
     pub fn new(gate: Gate, addresses: impl IntoIterator<Item = usize>) -> Guarded {
-        Guarded { gate, addresses: addresses.into_iter().collect(), objects: None, values_beside: &[] }
+        Guarded { gate, addresses: addresses.into_iter().collect(), objects: None, values_beside: &[], changes: None }
     }
 
     /// Returns `true` if a tensor, by its address and object, is one of these.

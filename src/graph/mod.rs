@@ -45,6 +45,7 @@ mod captures;
 mod exclusive;
 mod field;
 mod gate;
+mod gated;
 mod group;
 mod handles;
 mod leaf;
@@ -62,6 +63,7 @@ pub use exclusive::Exclusive;
 pub(crate) use exclusive::Writing;
 pub use field::Field;
 pub use gate::{Gate, Guarded};
+pub(crate) use gated::{Gated, Moment, changed_meanwhile};
 #[doc(hidden)]
 pub use group::{Seen, TensorGroup};
 pub use handles::{Counter, Value};

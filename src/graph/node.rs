@@ -217,6 +217,8 @@ pub trait Collection: Send + Sync {
 #[must_use = "a restore fills it"]
 pub struct Created {
     pub(crate) node: Node,
+    /// As in [`Child`].
+    pub(crate) name_in_file: Option<String>,
     pub(crate) adopt: Adopt,
 }
 
@@ -227,7 +229,7 @@ impl Created {
     /// Creates a child whose part of the graph is `node`. `adopt` adds it to the collection: it is called when the
     /// whole restore has succeeded, and dropped otherwise.
     pub fn new(node: Node, adopt: impl FnOnce() + Send + 'static) -> Created {
-        Created { node, adopt: Box::new(adopt) }
+        Created { node, name_in_file: None, adopt: Box::new(adopt) }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::commit::Commit;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{self, Entered, Hold};
+use crate::graph::{self, Entered, Hold, Moment, changed_meanwhile};
 use crate::name::{self, matches};
-use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest, changed_meanwhile};
+use crate::save::{Capture, Failure, Image, Lazy, Others, Plan, SaveRequest};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Arc, Mutex, PoisonError};
 use std::any::Any;
@@ -168,8 +168,8 @@ pub(super) struct InFlight {
 pub(super) struct Taken {
     entered: Entered,
     pub capture: Arc<Capture>,
-    /// The values that change together with what was pinned, as they were before and after that.
-    pub values: BTreeMap<String, serde_json::Value>,
+    /// What showed, before and after, that no writer changed what was pinned.
+    pub moment: Moment,
 }
 
 /// What became of an attempt to pin a state.
@@ -190,7 +190,7 @@ impl Taken {
         background: &Background,
     ) -> Result<Attempt> {
         // A step holds its optimizer's lock while it waits for captures, so values are not read behind the gates.
-        let values = plan.gated_values()?;
+        let moment = plan.moment()?;
         let lazy = background.lazy(plan)?;
         image.fit(plan, |file| lazy.is_in(file).then_some(true))?;
         let mut seen = lazy.spare_seen();
@@ -200,8 +200,8 @@ impl Taken {
             begun.map_err(Some)?.ok_or(None)
         };
         match graph::enter(&plan.gates, begin) {
-            Ok((entered, capture)) => match plan.changed_since(&values).transpose() {
-                None => Ok(Attempt::Taken(Taken { entered, capture, values })),
+            Ok((entered, capture)) => match plan.changed_since(&moment).transpose() {
+                None => Ok(Attempt::Taken(Taken { entered, capture, moment })),
                 Some(key) => {
                     *image = give_up(entered, &capture);
                     key.map(Attempt::Moved)
@@ -248,9 +248,9 @@ impl InFlight {
     /// Copies what must be copied during the call, and starts the background thread. After an error, `image` is the
     /// memory for the next save.
     pub(super) fn start(order: Order, image: &mut Image) -> Result<InFlight> {
-        let Order { taken: Taken { entered, capture, values }, request, commit, before } = order;
-        let mut request = request.with_values(&values);
-        if let Err(error) = copy_during_call(&mut request, &capture, &commit, &values) {
+        let Order { taken: Taken { entered, capture, moment }, request, commit, before } = order;
+        let mut request = request.with_values(&moment.values);
+        if let Err(error) = copy_during_call(&mut request, &capture, &commit, &moment) {
             *image = give_up(entered, &capture);
             return Err(error);
         }
@@ -288,17 +288,12 @@ impl InFlight {
     }
 }
 
-/// Copies what must be copied during the call. `values` are those of the moment for which the tensors were captured.
-fn copy_during_call(
-    request: &mut SaveRequest,
-    capture: &Capture,
-    commit: &Commit,
-    values: &BTreeMap<String, serde_json::Value>,
-) -> Result<()> {
+/// Copies what must be copied during the call. The other tensors were captured at this `moment`.
+fn copy_during_call(request: &mut SaveRequest, capture: &Capture, commit: &Commit, moment: &Moment) -> Result<()> {
     request.capture_now(capture, &commit.directory)?;
     // What was copied just now is of the same step.
     if capture.copies_now()
-        && let Some(key) = capture.plan.changed_since(values)?
+        && let Some(key) = capture.plan.changed_since(moment)?
     {
         return Err(changed_meanwhile(&key));
     }

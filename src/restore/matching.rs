@@ -395,6 +395,7 @@ impl<'a> Matcher<'a> {
             match collection.create_or_discard(name, saved, may_mismatch) {
                 Ok(Some(created)) => {
                     let mark = self.mark();
+                    let below = place.child(name, created.name_in_file.as_deref())?;
                     walk.visit(self, &created.node, below, Some(saved))?;
                     match self.mark().not_matched == mark.not_matched {
                         true => adopt.push(created.adopt),

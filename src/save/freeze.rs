@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::samples::{Sampled, Samples};
 use crate::dtype::TensorSpec;
 use crate::error::{BoxError, Error, Result};
-use crate::graph::{Seen, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+use crate::graph::{Moment, Seen, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ const COPIED: u64 = 64 << 10;
 pub(crate) struct Noted {
     plan: Arc<Plan>,
     seen: AllSeen,
+    moment: Moment,
     values: BTreeMap<String, Json>,
     /// By place in `Plan::tensors`.
     copies: BTreeMap<usize, Vec<u8>>,
@@ -74,6 +75,7 @@ impl Watched {
 impl Noted {
     /// Records the state of a plan, with its tensors as [`seen`](Plan::look). `before` is the previous record.
     pub(crate) fn take(plan: Arc<Plan>, seen: AllSeen, before: Option<Noted>) -> Result<Noted> {
+        let moment = plan.moment()?;
         let values = plan.values()?;
         let watched = match before.filter(|before| Arc::ptr_eq(&before.plan, &plan)) {
             Some(Noted { mut watched, .. }) => {
@@ -89,7 +91,7 @@ impl Noted {
             copied.map(|()| (place, bytes)).map_err(|reason| Error::object(&tensor.key, reason))
         };
         let copies = watched.copied.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Noted { plan, seen, values, copies, watched })
+        Ok(Noted { plan, seen, moment, values, copies, watched })
     }
 
     /// Returns the key of a tensor that has changed, or for which that is unknown.
@@ -115,7 +117,7 @@ impl Noted {
         let copies = self.copies.into_iter().map(leaf).collect();
         let value = |(key, value): (String, Json)| (key, Arc::new(Fixed(value)) as Arc<dyn ValueLeaf>);
         let values = self.values.into_iter().map(value).collect();
-        (Arc::new(self.plan.with_leaves(copies, values)), self.seen)
+        (Arc::new(self.plan.with_leaves(self.moment, copies, values)), self.seen)
     }
 }
 

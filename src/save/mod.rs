@@ -32,7 +32,7 @@ pub(crate) use image::{Capture, Failure, Image, Others};
 pub(crate) use lazy::{AllSeen, Lazy};
 pub use options::{Health, SaveOptions};
 pub(crate) use plan::{Plan, plan};
-pub(crate) use request::{Committed, SaveRequest, Stamp, changed_meanwhile};
+pub(crate) use request::{Committed, SaveRequest, Stamp};
 pub(crate) use same::is_saved;
 pub use tracked::Asset as UserAsset;
 pub(crate) use unchanged::{Memo, Unchanged};

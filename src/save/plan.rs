@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::TensorRecord;
 use crate::format::safetensors::layout;
 use crate::graph::{
-    Area, Asked, Collection, Exclusive, Gate, Guarded, Identity, Leaf, LeafObject, Node, Seen, Survey, TensorLeaf,
-    Torn, ValueLeaf, walk,
+    Area, Asked, Collection, Exclusive, Gate, Gated, Guarded, Identity, Leaf, LeafObject, Moment, Node, Seen, Survey,
+    TensorLeaf, Torn, ValueLeaf, walk,
 };
 use crate::name;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,9 +25,10 @@ pub(crate) struct Plan {
     /// Keys with the same memory as a planned tensor: (key, its place in `tensors`).
     pub aliases: Vec<(String, usize)>,
     pub values: Vec<(String, Arc<dyn ValueLeaf>)>,
-    /// The places in `values` of those that belong to an object with a gate, such as the steps of an optimizer: they change
-    /// together with its tensors.
-    gated: Vec<usize>,
+    /// What shows whether a step on another thread has changed tensors.
+    gated: Gated,
+    /// The moment whose state the plan has, if that was recorded.
+    moment: Option<Moment>,
     /// How the bytes are divided.
     layout: Layout,
     /// The bytes of the files, divided among threads.
@@ -135,21 +136,28 @@ impl Plan {
         self.values.iter().map(saved).collect()
     }
 
-    /// Returns those of the present values that change together with tensors behind a gate.
-    pub(crate) fn gated_values(&self) -> Result<BTreeMap<String, serde_json::Value>> {
-        self.gated.iter().map(|&place| saved(&self.values[place])).collect()
+    /// Returns the moment whose state is saved: the present one, unless the plan has a recorded state.
+    pub(crate) fn moment(&self) -> Result<Moment> {
+        self.moment.clone().map_or_else(|| self.gated.now(), Ok)
     }
 
-    /// Returns the key of one of the [`gated_values`](Plan::gated_values) that is another one now.
-    pub(crate) fn changed_since(&self, gated: &BTreeMap<String, serde_json::Value>) -> Result<Option<String>> {
-        let now = self.gated_values()?;
-        Ok(now.into_iter().find(|(key, value)| gated.get(key) != Some(value)).map(|(key, _)| key))
+    /// Returns the key of an object, or of its value, that a writer on another thread has changed since that moment,
+    /// together with tensors.
+    pub(crate) fn changed_since(&self, moment: &Moment) -> Result<Option<String>> {
+        self.gated.changed_since(moment)
     }
 
-    /// Returns the same plan, with other leaves for some of the tensors, by their places, and for the values, by their
-    /// keys.
+    /// Also takes these for signs that tensors have changed.
+    pub(crate) fn with_gated(mut self, gated: Gated) -> Plan {
+        self.gated = gated;
+        self
+    }
+
+    /// Returns the same plan for the state of a `moment`, with other leaves for some of the tensors, by their places, and
+    /// for the values, by their keys.
     pub(super) fn with_leaves(
         &self,
+        moment: Moment,
         mut tensors: BTreeMap<usize, Arc<dyn TensorLeaf>>,
         mut values: BTreeMap<String, Arc<dyn ValueLeaf>>,
     ) -> Plan {
@@ -169,6 +177,8 @@ impl Plan {
             aliases: self.aliases.clone(),
             spans: self.spans.clone(),
             gates: self.gates.clone(),
+            gated: self.gated.clone(),
+            moment: Some(moment),
             ..Plan::default()
         }
     }
@@ -218,12 +228,9 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
     };
     let generations: Vec<(Option<u64>, Option<Arc<Exclusive>>)> = walked.leaves.iter().map(generation).collect();
     let mut planner = Planner { collections, ..Planner::default() };
-    for (collection, key) in walked.collections.iter().zip(&walked.collection_keys) {
-        let Some(guarded) = collection.guarded() else { continue };
-        planner.gated.push(key.clone());
-        if let Some((object, _)) = key.rsplit_once('/') {
-            planner.gated.extend(guarded.values_beside.iter().map(|value| name::join(object, value)));
-        }
+    let guarded = walked.guarded();
+    planner.gated = Gated::among(&guarded, &walked.leaves);
+    for (_, guarded) in guarded {
         planner.gates.push(guarded.gate.clone());
         planner.guarded.push(guarded);
     }
@@ -249,8 +256,7 @@ struct Planner {
     values: Vec<(String, Arc<dyn ValueLeaf>)>,
     gates: Vec<Gate>,
     guarded: Vec<Guarded>,
-    /// The keys of the values that change together with tensors behind a gate, or of what they are below.
-    gated: Vec<String>,
+    gated: Gated,
 }
 
 impl Planner {
@@ -332,11 +338,6 @@ impl Planner {
             chunk::spans(place, file.bytes, file.header.len(), tensors, &layout)
         };
         let spans = files.iter().enumerate().flat_map(spans).collect();
-        let is_at_or_below = |key: &str, above: &str| {
-            key.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let is_gated = |key: &str| self.gated.iter().any(|gated| is_at_or_below(key, gated));
-        let gated = (0..self.values.len()).filter(|&place| is_gated(&self.values[place].0)).collect();
         let asked = self.tensors.iter().map(|tensor| (tensor.leaf.clone(), tensor.exclusive.clone()));
         let survey = Survey::new(asked.chain(self.alias_leaves).collect());
         Ok(Plan {
@@ -348,7 +349,8 @@ impl Planner {
             tensors: self.tensors,
             aliases: self.aliases,
             values: self.values,
-            gated,
+            gated: self.gated,
+            moment: None,
             spans,
             gates: self.gates,
             lazy: Mutex::default(),

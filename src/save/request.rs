@@ -11,6 +11,7 @@ use super::write;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest, TensorRecord};
+use crate::graph::{Moment, changed_meanwhile};
 use crate::location::Location;
 use crate::repository::{Directory, Transaction};
 use chrono::{DateTime, Utc};
@@ -47,6 +48,8 @@ pub(crate) struct Stamp {
 pub(crate) struct SaveRequest {
     plan: Arc<Plan>,
     stamp: Stamp,
+    /// The moment whose state is saved.
+    moment: Moment,
     values: BTreeMap<String, serde_json::Value>,
     assets: Vec<Captured>,
     /// The last checkpoint, whose files may be linked.
@@ -68,13 +71,6 @@ pub(crate) struct Committed {
     pub superseded: Vec<(String, String)>,
 }
 
-/// Returns the error of a save during which a step on another thread changed the value `key`.
-pub(crate) fn changed_meanwhile(key: &str) -> Error {
-    let reason = "a step on another thread changed it while the state was being saved: nothing was saved. Call saves \
-                  and steps on one thread, or hold a lock around each";
-    Error::object(key, reason)
-}
-
 impl SaveRequest {
     /// Requests a save of `plan`, with the current values and files of the user. The save began when `clock` was
     /// started.
@@ -86,11 +82,12 @@ impl SaveRequest {
         options: &SaveOptions,
         clock: SaveClock,
     ) -> Result<SaveRequest> {
+        let moment = plan.moment()?;
         let values = plan.values()?;
         let assets = assets.iter().map(|asset| asset.capture(unchanged.earlier(asset.name())));
         let assets = assets.collect::<Result<_>>()?;
         let options = options.clone();
-        Ok(SaveRequest { plan, stamp, values, assets, unchanged, options, refuse_unhealthy: false, clock })
+        Ok(SaveRequest { plan, stamp, moment, values, assets, unchanged, options, refuse_unhealthy: false, clock })
     }
 
     /// Sets whether non-finite values are an error.
@@ -131,7 +128,7 @@ impl SaveRequest {
         let staging = directory.begin(name, bytes)?;
         let written = write::write(&self.plan, image, &self.unchanged, directory, &*staging, &self.options)?;
         if image.is_none()
-            && let Some(key) = self.plan.changed_since(&self.values)?
+            && let Some(key) = self.plan.changed_since(&self.moment)?
         {
             return Err(changed_meanwhile(&key));
         }

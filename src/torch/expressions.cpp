@@ -29,13 +29,19 @@ std::optional<std::pair<int64_t, int64_t>> linear(const Numbers &wanted, const N
   std::optional<int64_t> scale;
   for (size_t k = 1; k < base.size() && !scale; k++)
     if (base[k] != base[0]) {
-      if ((wanted[k] - wanted[0]) % (base[k] - base[0]) != 0)
+      int64_t rise, run;
+      if (__builtin_sub_overflow(wanted[k], wanted[0], &rise) || __builtin_sub_overflow(base[k], base[0], &run))
         return {};
-      scale = (wanted[k] - wanted[0]) / (base[k] - base[0]);
+      // The only quotient that overflows.
+      if (rise == std::numeric_limits<int64_t>::min() && run == -1)
+        return {};
+      if (rise % run != 0)
+        return {};
+      scale = rise / run;
     }
   if (!scale || *scale == 0)
     return {};
-  int64_t offset = plus(wanted[0], -times(*scale, base[0]));
+  int64_t offset = plus(wanted[0], times(-1, times(*scale, base[0])));
   for (size_t k = 0; k < base.size(); k++)
     if (wanted[k] != plus(times(*scale, base[k]), offset))
       return {};
@@ -49,7 +55,7 @@ void divisors(const Numbers &wanted, const Numbers &size, int place, bool up, st
     const int64_t n = size[k], w = wanted[k];
     if (w < 0 || n < w)
       return;
-    low = std::max(low, up ? (w == 0 ? low : (n + w - 1) / w) : n / (w + 1) + 1);
+    low = std::max(low, up ? (w == 0 ? low : (n - 1) / w + 1) : n / (w + 1) + 1);
     high = std::min(high, up ? (w <= 1 ? high : (n - 1) / (w - 1)) : (w == 0 ? high : n / w));
   }
   if (high == std::numeric_limits<int64_t>::max())
@@ -73,7 +79,7 @@ int64_t Expression::value(const std::vector<int64_t> &sizes) const {
   for (int factor : factors)
     result = times(result, sizes[factor]);
   if (divisor != 1)
-    result = up ? -floor_of(-result, divisor) : floor_of(result, divisor);
+    result = up ? times(-1, floor_of(times(-1, result), divisor)) : floor_of(result, divisor);
   return plus(plus(result, summand ? sizes[*summand] : 0), offset);
 }
 

@@ -150,21 +150,31 @@ private:
             ", and is " + text(values[k]) + " for inputs made from them, " + shapes(inputs_, k) +
             ": it depends on sizes or data in a way that the examples do not show. Give one more example, of these sizes "
             "say; where it depends on data, compute it with operations on the input tensors");
-    if (!values[0].isInt())
+    const auto number = whole(values[0]);
+    if (!number)
       return;
     // 6 may be a size of 2 and then 3, times one of 3 and then 2.
-    for (int i = 0; i < int(sizes_.size()); i++)
-      for (int j = i + 1; j < int(sizes_.size()); j++)
-        for (const auto &other : {Expression{{i, j}}, Expression{{i}, 1, 1, false, j}}) {
-          bool fits = true, refuted = false;
-          for (size_t k = 0; k < values.size(); k++) {
-            const bool equal = other.value(sizes_of(sizes_, k)) == values[0].toInt();
-            fits &= equal || k >= inputs_.given;
-            refuted |= !equal && k >= inputs_.given;
-          }
-          require(!fits || refuted, "the number " + text(values[0]) + " " + where + " could be a constant as well as " +
-                                        describe(other) + "; give one more example, in which that is another number");
+    const int n = int(sizes_.size());
+    for (int i = 0; i < n; i++)
+      for (int j = i; j < n; j++) {
+        if (j > i) {
+          must_differ(*number, Expression{{i, j}}, values, where);
+          must_differ(*number, Expression{{i}, 1, 1, false, j}, values, where);
         }
+        for (int k = j; k < n; k++)
+          if (k > i)
+            must_differ(*number, Expression{{i, j, k}}, values, where);
+      }
+  }
+
+  // Throws if the number in the values, a constant, could also be that expression of sizes.
+  void must_differ(int64_t number, const Expression &other, const std::vector<IValue> &values,
+                   const std::string &where) const {
+    for (size_t k = 0; k < values.size(); k++)
+      if (other.value(sizes_of(sizes_, k)) != number)
+        return;
+    throw std::runtime_error("the number " + text(values[0]) + " " + where + " could be a constant as well as " +
+                             describe(other) + "; give one more example, in which that is another number");
   }
 
   // Returns the only expression that gives the examples' numbers.

@@ -267,9 +267,14 @@ impl Variables {
         listed.collect()
     }
 
-    /// Returns the parameters of the store, as [`object`]s, if it depends on them what is selected.
-    pub(super) fn selected_among(&self) -> Option<HashSet<usize>> {
-        self.select.trainable.then(|| parameters(&lock(&self.table)))
+    /// Returns `true` if only variables that are trained at present are selected.
+    pub(super) fn are_trainable(&self) -> bool {
+        self.select.trainable
+    }
+
+    /// Returns the parameters of the store, as [`object`]s.
+    pub(super) fn parameters(&self) -> HashSet<usize> {
+        parameters(&lock(&self.table))
     }
 
     /// Returns a variable of this name that would be selected if it were not frozen. `parameters` are those of the
@@ -293,9 +298,16 @@ impl Variables {
         lock(&self.table).named_variables.get(&self.full_name(name)).map(Tensor::shallow_clone)
     }
 
-    /// Returns `true` if no variable is selected at present.
-    pub(super) fn is_empty(&self) -> bool {
-        self.below(&lock(&self.table)).is_err()
+    /// Returns `true` if no variable is selected only because all of them are frozen at present.
+    pub(super) fn are_frozen(&self) -> bool {
+        let table = lock(&self.table);
+        if !self.select.trainable || self.below(&table).is_ok() {
+            return false;
+        }
+        let select = Selection { trainable: false, ..(*self.select).clone() };
+        let all = Variables { select: Arc::new(select), ..self.clone() };
+        let parameters = parameters(&table);
+        all.below(&table).is_ok_and(|below| below.values().any(|(_, tensor)| parameters.contains(&object(tensor))))
     }
 
     /// Returns the names below the prefix, with full names and tensors.

@@ -16,7 +16,8 @@ use tch::Tensor;
 /// Every [`update`](Ema::update) sets each average to `decay * average + (1 - decay) * variable`, by libtorch's `lerp`
 /// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages start with the values of the variables when the `Ema` is
 /// created. Variables that are added to the store later, or of [`Variables::trainable`] unfrozen later, are included by
-/// the next update. A variable that is frozen later keeps its average, and a restore creates that average again. Averages of half precision and bfloat16 are kept in
+/// the next update. A variable that is frozen later keeps its average. A restore creates the averages of frozen variables
+/// that the checkpoint has, and removes those that it lacks. Averages of half precision and bfloat16 are kept in
 /// single precision: a step of `1 - decay` is too small for these types.
 ///
 /// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are

@@ -6,6 +6,7 @@ use crate::torch::shim::{self, Averaged};
 use crate::torch::tensor::{examine, touched};
 use crate::torch::variables::{Listed, Variables};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
@@ -66,14 +67,24 @@ pub(super) struct State {
     pub names: BTreeMap<String, Named>,
     /// That of the variables when they were examined last.
     generation: Option<u64>,
-    /// The parameters of the store, if a restore has asked for them since.
-    parameters: Option<HashSet<usize>>,
+    /// What the present restore has asked for.
+    restoring: Option<Restoring>,
     pub progress: Progress,
     pub average_buffers: bool,
     /// The gate to pass before averages change.
     pub gate: Gate,
     /// Whether the variables have the values of the averages at the moment.
     pub is_swapped: bool,
+    /// Counts changes of averages and, by averages, of variables.
+    pub changes: Arc<AtomicU64>,
+}
+
+/// New averages for variables that are frozen.
+struct Restoring {
+    /// The parameters of the store, as tensor objects.
+    parameters: HashSet<usize>,
+    /// The averages, by the tensor objects of the variables.
+    averages: HashMap<usize, Tensor>,
 }
 
 fn failed(reason: String) -> Error {
@@ -88,11 +99,12 @@ impl State {
             entries: Vec::new(),
             names: BTreeMap::new(),
             generation: None,
-            parameters: None,
+            restoring: None,
             progress: Progress::default(),
             average_buffers: false,
             gate: Gate::new(),
             is_swapped: false,
+            changes: Arc::default(),
         };
         state.sync()?;
         Ok(state)
@@ -101,7 +113,7 @@ impl State {
     /// Adds the variables that were added to the store or selected since the last call, with their values as averages. A
     /// variable that is no longer selected keeps its average. Averages follow a variable to another type or device.
     pub(super) fn sync(&mut self) -> Result<()> {
-        self.parameters = None;
+        self.restoring = None;
         let generation = self.variables.generation();
         if generation.is_none() || self.generation != generation {
             self.take_in()?;
@@ -118,8 +130,7 @@ impl State {
     }
 
     fn take_in(&mut self) -> Result<()> {
-        // All of them may be frozen at present.
-        if !self.entries.is_empty() && self.variables.is_empty() {
+        if self.variables.are_frozen() {
             return Ok(());
         }
         let listed = self.variables.list().map_err(failed)?;
@@ -139,13 +150,17 @@ impl State {
             let place = *places.entry(object).or_insert(next);
             if place == next {
                 let target = |targets: &HashMap<_, Tensor>| targets.get(&variable.name).map(Tensor::shallow_clone);
-                let entry = Entry::new(&variable, targets.as_ref().map(target));
+                let average = average_of(&variable, targets.as_ref().map(target));
+                let entry = average.and_then(|average| Entry::new(&variable, average));
                 new.push(entry.map_err(|reason| Error::object(&variable.name, reason))?);
             }
             names.insert(variable.name, Named { place, full_name: variable.full_name });
         }
         // Averages that are the tensors of another store may be in a save at the moment.
         let writing = self.write(new.iter().map(|entry| &entry.average));
+        if !new.is_empty() {
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
         for entry in &new {
             shim::copy(&entry.average, &entry.variable).map_err(|reason| Error::object(&entry.name, reason))?;
         }
@@ -161,16 +176,42 @@ impl State {
     /// Returns a new average for a variable that is not selected because it is frozen, with the variable's name in the
     /// store where that differs. `None` if there is no such variable.
     pub(super) fn frozen(&mut self, name: &str) -> Result<Option<(Entry, Option<String>)>, String> {
-        if self.names.contains_key(name) {
+        if self.names.contains_key(name) || !self.may_be_frozen() {
             return Ok(None);
         }
-        if self.parameters.is_none() {
-            self.parameters = self.variables.selected_among();
+        let new = || Restoring { parameters: self.variables.parameters(), averages: HashMap::new() };
+        let restoring = self.restoring.get_or_insert_with(new);
+        let Some(variable) = self.variables.frozen(name, &restoring.parameters)? else { return Ok(None) };
+        let object = shim::object(&variable.tensor);
+        let known = self.entries.iter().find(|entry| entry.object == object).map(|entry| &entry.average);
+        let average = match known.or(restoring.averages.get(&object)) {
+            Some(average) => average.shallow_clone(),
+            None => average_of(&variable, self.target.as_ref().map(|target| target.named(name)))?,
+        };
+        restoring.averages.insert(object, average.shallow_clone());
+        Ok(Some((Entry::new(&variable, average)?, variable.full_name)))
+    }
+
+    /// Returns `true` if a checkpoint may have been saved while variables were frozen that have averages now.
+    pub(super) fn may_be_frozen(&self) -> bool {
+        self.variables.are_trainable()
+    }
+
+    /// Removes averages that a checkpoint lacks. Those of variables that are selected begin anew.
+    pub(super) fn remove(&mut self, names: &[String]) {
+        self.names.retain(|name, _| !names.contains(name));
+        let mut kept: Vec<usize> = self.names.values().map(|named| named.place).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let mut place = 0;
+        self.entries.retain(|_| {
+            place += 1;
+            kept.binary_search(&(place - 1)).is_ok()
+        });
+        for named in self.names.values_mut() {
+            named.place = kept.partition_point(|&place| place < named.place);
         }
-        let Some(parameters) = &self.parameters else { return Ok(None) };
-        let Some(variable) = self.variables.frozen(name, parameters)? else { return Ok(None) };
-        let entry = Entry::new(&variable, self.target.as_ref().map(|target| target.named(name)))?;
-        Ok(Some((entry, variable.full_name)))
+        self.generation = None;
     }
 
     /// Adds an average that a restore has set.
@@ -203,6 +244,7 @@ impl State {
     pub(super) fn update(&mut self, weight: f64) -> Result<()> {
         self.ready()?;
         let _writing = self.write(self.entries.iter().map(|entry| &entry.average));
+        self.changes.fetch_add(1, Ordering::SeqCst);
         let all = self.entries.iter().map(|entry| Averaged {
             average: &entry.average,
             tensor: &entry.variable,
@@ -219,6 +261,7 @@ impl State {
     pub(super) fn apply(&mut self) -> Result<()> {
         self.ready()?;
         let _writing = self.write(self.entries.iter().map(|entry| &entry.variable));
+        self.changes.fetch_add(1, Ordering::SeqCst);
         let copied = |entry: &Entry| {
             shim::copy(&entry.variable, &entry.average).map_err(|reason| Error::object(&entry.name, reason))
         };
@@ -234,6 +277,18 @@ impl State {
 pub(super) const IS_SWAPPED: &str = "the averages are swapped in: the variables have their values, and they have the variables'; update, \
      save and restore after `with_averaged` has returned";
 
+/// Returns a tensor for the average of a variable, whose value is to be set. For averages that are the variables of
+/// another store, `target` is the one of the same name, if there is one.
+fn average_of(variable: &Listed, target: Option<Option<Tensor>>) -> Result<Tensor, String> {
+    match target {
+        None => new_average(&variable.tensor),
+        Some(target) => {
+            let missing = "the target has no variable of this name; build the same model in both stores";
+            target.ok_or_else(|| missing.to_string())
+        }
+    }
+}
+
 /// Allocates an average. Half precision is averaged in single precision, because it is too coarse for the small steps
 /// of an average.
 fn new_average(variable: &Tensor) -> Result<Tensor, String> {
@@ -246,16 +301,8 @@ fn new_average(variable: &Tensor) -> Result<Tensor, String> {
 }
 
 impl Entry {
-    /// Creates an average of a variable, whose value is to be set. For averages that are the variables of another store,
-    /// `target` is the one of the same name, if there is one.
-    fn new(variable: &Listed, target: Option<Option<Tensor>>) -> Result<Entry, String> {
+    fn new(variable: &Listed, average: Tensor) -> Result<Entry, String> {
         let tensor = &variable.tensor;
-        let average = match target {
-            None => new_average(tensor)?,
-            Some(target) => {
-                target.ok_or("the target has no variable of this name; build the same model in both stores")?
-            }
-        };
         let entry = Entry {
             name: variable.name.clone(),
             object: shim::object(tensor),
@@ -328,6 +375,7 @@ impl Swapped {
         let result = {
             let _writing =
                 state.write(state.entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            state.changes.fetch_add(1, Ordering::SeqCst);
             state.entries.iter().try_for_each(|entry| {
                 let kept = entry.swap().map_err(|reason| Error::object(&entry.name, reason))?;
                 swapped.kept.push(kept);
@@ -351,6 +399,7 @@ impl Swapped {
             let swapped = self.kept.len();
             let entries = state.entries.get(..swapped).unwrap_or_default();
             let _writing = state.write(entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            state.changes.fetch_add(1, Ordering::SeqCst);
             // In reverse order, because variables may share memory.
             for (entry, kept) in entries.iter().zip(&self.kept).rev() {
                 let undone = entry.swap_back(kept.as_ref()).map_err(|reason| Error::object(&entry.name, reason));

@@ -42,7 +42,17 @@ impl Collection for Shared {
         let Some((entry, full_name)) = self.lock().frozen(name)? else { return Ok(None) };
         let node = Node::tensor(Leaf::new(&entry.average));
         let shared = self.clone();
-        Ok(Some(Created::new(node, move || shared.lock().adopt(entry, full_name))))
+        let name_in_file = full_name.clone();
+        let created = Created::new(node, move || shared.lock().adopt(entry, full_name));
+        Ok(Some(Created { name_in_file, ..created }))
+    }
+
+    fn may_lack(&self, name: &str) -> bool {
+        name != PROGRESS && self.lock().may_be_frozen()
+    }
+
+    fn remove(&self, names: &[String]) {
+        self.lock().remove(names);
     }
 
     fn guarded(&self) -> Option<Guarded> {
@@ -52,7 +62,8 @@ impl Collection for Shared {
             memory.is_whole.then_some(memory.data as usize)
         };
         let averages = state.entries.iter().map(|entry| &entry.average);
-        Some(Guarded::new(state.gate.clone(), averages.filter_map(address)))
+        let changes = Some(state.changes.clone());
+        Some(Guarded { changes, ..Guarded::new(state.gate.clone(), averages.filter_map(address)) })
     }
 
     fn generation(&self) -> Option<u64> {
@@ -70,7 +81,11 @@ struct Count(Shared);
 
 impl ValueLeaf for Count {
     fn save(&self) -> Result<Value, BoxError> {
-        Ok(serde_json::to_value(self.0.lock().progress)?)
+        let state = self.0.lock();
+        if state.is_swapped {
+            return Err(IS_SWAPPED.into());
+        }
+        Ok(serde_json::to_value(state.progress)?)
     }
 
     fn load(&self, saved: &Value) -> Result<ValueApply, BoxError> {

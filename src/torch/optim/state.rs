@@ -366,7 +366,7 @@ impl State {
         let stepped = parameters.filter(|tensor| tensor.requires_grad());
         let (addresses, objects): (_, Vec<usize>) = stepped.chain(self.slots()).filter_map(place).unzip();
         let objects = Some(objects.into_iter().collect());
-        Guarded { gate: self.gate.clone(), addresses, objects, values_beside: &VALUES }
+        Guarded { gate: self.gate.clone(), addresses, objects, values_beside: &VALUES, changes: None }
     }
 
     /// Returns a number that changes when a variable or a slot is added or removed, or when a slot changes its type,
