@@ -270,4 +270,27 @@ mod signals {
         }
         Ok(())
     }
+
+    /// It would be answered by the save after the one that is being written, which fails.
+    #[test]
+    fn a_signal_during_a_save_that_fails_is_answered() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let builder = run.builder(dir.path())?.save_when(OnSignal::new(Signal::Usr2)?);
+        let mut manager = builder.background(Background::new()).open()?;
+        let mut failed_before_the_call = 0;
+        for _ in 0..20 {
+            let step = run.train();
+            std::fs::write(dir.path().join(format!("ckpt-{step}")), "mine")?;
+            manager.save_at(step)?;
+            signal_hook::low_level::raise(signal_hook::consts::SIGUSR2)?;
+            failed_before_the_call += i32::from(!manager.is_saving());
+            assert!(manager.save_if_due(run.train()).is_err());
+            assert!(manager.save_if_due(run.train())?.is_some());
+            manager.wait()?;
+            assert_eq!(manager.save_if_due(run.train())?, None);
+        }
+        println!("{failed_before_the_call} of 20 had failed before the call");
+        Ok(())
+    }
 }
