@@ -461,7 +461,7 @@ fn a_pinned_superseded_checkpoint_comes_back_superseded() -> Outcome {
     let [second, third] = [0, 1].map(|n| in_dir(dir.path(), "superseded-")[n].clone());
     CheckpointDirectory::new(dir.path()).pin(&second, "paper", "")?;
     for name in [&second, &third] {
-        fs::rename(dir.path().join(name), dir.path().join(format!(".trash+{name}")))?;
+        fs::rename(dir.path().join(name), dir.path().join(name.replacen("superseded-", ".trash-.s-", 1)))?;
     }
     let mut manager = run.open(dir.path());
     assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-4"]);
