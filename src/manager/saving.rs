@@ -204,6 +204,7 @@ impl CheckpointManager {
         let clock = self.settle_timed(SaveClock::start())?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
+        self.look_before_a_run_begins()?;
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
         let number = self.free_number(counter, &superseded)?;
@@ -241,6 +242,7 @@ impl CheckpointManager {
         let clock = self.settle_timed(clock)?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
+        self.look_before_a_run_begins()?;
         if self.last_step == Some(number)
             && self.next_metadata.is_empty()
             && let Some(path) = self.saved_already(number, &metrics)?
