@@ -633,6 +633,8 @@ fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
 #[test]
 fn a_training_that_may_make_room_goes_on() {
     on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |dir| {
+        log::set_logger(&Logger).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
         let (root, filler) = (dir.join("run"), dir.join("filler"));
         for (background, keep) in [(false, 2), (true, 2), (false, 3), (true, 3)] {
             let run = Run::new();
@@ -641,7 +643,11 @@ fn a_training_that_may_make_room_goes_on() {
             let mut train = |steps: std::ops::RangeInclusive<u64>| {
                 for step in steps {
                     run.set(step);
-                    manager.save_if_due(step)?;
+                    let saved = manager.save_if_due(step)?;
+                    // It is lost with the checkpoint, for which there is no room.
+                    if let Some(path) = saved.filter(|_| background && keep == 2 && step == 6) {
+                        manager.pin(path, "paper", "")?;
+                    }
                     while manager.is_saving() {
                         std::thread::yield_now();
                     }
@@ -657,6 +663,9 @@ fn a_training_that_may_make_room_goes_on() {
                 _ => assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}"),
             }
             drop(manager);
+            let logged = std::mem::take(&mut *LOGGED.lock().unwrap());
+            let names_the_pin = logged.iter().any(|line| line.contains("ckpt-6") && line.contains("pin \"paper\""));
+            assert_eq!(names_the_pin, background && keep == 2, "{logged:?}");
             let steps: Vec<_> = CheckpointDirectory::new(&root).checkpoints().unwrap();
             let steps: Vec<u64> = steps.into_iter().filter_map(|info| info.step).collect();
             assert_eq!(steps.len(), 2);

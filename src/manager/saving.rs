@@ -506,12 +506,16 @@ impl CheckpointManager {
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
             }
+            let (name, noted) = early.map(|(name, marks)| (name, commit::described(&marks))).unwrap_or_default();
             if is_skipped {
-                let noted = early.map(|(_, marks)| commit::described(&marks)).unwrap_or_default();
                 log::warn!("the save is dropped{noted}: {:#}", failure.error);
                 return Ok(());
             }
             self.lacked_room = self.makes_room_after(&failure.error);
+            // If room can be made, no call returns the error, which does not name the marks either.
+            if self.lacked_room || !noted.is_empty() {
+                log::warn!("the save of {name} is lost{noted}: {:#}", failure.error);
+            }
             Err(failure.error)
         })
     }
