@@ -312,6 +312,26 @@ fn prune_asks_the_policies_and_leaves_pins_alone() -> Outcome {
     Ok(())
 }
 
+/// The marks have more bytes than the file that is missing.
+#[test]
+fn marks_do_not_stand_in_for_a_lost_file() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (weights, tiny) = (Memory::seeded(1000, 1), Memory::seeded(1, 1));
+    let checkpoint = Checkpoint::new().track("weights", &weights)?.track("tiny", &tiny)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(2).open()?;
+    for step in 1..=2 {
+        weights.bytes()[0] += 1;
+        manager.save_at(step)?;
+    }
+    manager.add_metrics("ckpt-2", (0..30).map(|i| (format!("metric-{i}"), 0.5)))?;
+    fs::remove_file(dir.path().join("ckpt-2/tiny.safetensors"))?;
+    manager.save_at(3)?;
+    assert_eq!(steps_in(dir.path())?, [1, 3]);
+    let aside = CheckpointDirectory::new(dir.path()).list()?.moved_aside;
+    assert!(aside.len() == 1 && aside[0].to_string_lossy().contains("damaged-ckpt-2-"), "{aside:?}");
+    Ok(())
+}
+
 #[test]
 fn one_that_has_lost_files_does_not_stop_the_rotation() -> Outcome {
     for pinned in [false, true] {

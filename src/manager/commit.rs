@@ -220,7 +220,7 @@ impl Commit {
     /// Moves those that have lost files out of the numbering, as a restart would. Returns their names.
     pub(super) fn set_aside_lost<'a>(&self, stand_ins: impl Iterator<Item = &'a Found>) -> Vec<String> {
         let mut lost = Vec::new();
-        for found in stand_ins.filter(|found| !self.directory.looks_whole(&found.entry)) {
+        for found in stand_ins.filter(|found| !found.looks_whole(&self.directory)) {
             let name = &found.entry.name;
             // What cannot be read now may be whole: it stays, and so does all else.
             let Err(error) = look(&self.directory, name) else { continue };
@@ -247,7 +247,7 @@ impl Commit {
     /// # Errors
     /// Why nothing may be removed.
     fn may_remove(&self, kept: &mut [Found]) -> Result<(), String> {
-        if let Some(found) = Commit::stand_ins(kept.iter()).find(|found| !self.directory.looks_whole(&found.entry)) {
+        if let Some(found) = Commit::stand_ins(kept.iter()).find(|found| !found.looks_whole(&self.directory)) {
             let name = &found.entry.name;
             return Err(format!(
                 "{name} has lost files, or cannot be read now (`CheckpointManager::pass_over` goes on without it)"
@@ -300,7 +300,7 @@ impl Commit {
         let sequence = |found: &Found| found.entry.sequence;
         let all: Vec<u64> = known.iter().map(sequence).collect();
         let whole = LazyCell::new(|| {
-            let whole = known.iter().filter(|found| self.directory.looks_whole(&found.entry));
+            let whole = known.iter().filter(|found| found.looks_whole(&self.directory));
             whole.map(sequence).collect::<Vec<u64>>()
         });
         superseded.retain_mut(|(aside, found)| {
@@ -393,7 +393,7 @@ pub(super) fn newer_whole<'a>(
     superseded: &Found,
 ) -> usize {
     let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    newer.filter(|newer| directory.looks_whole(&newer.entry)).count()
+    newer.filter(|newer| newer.looks_whole(directory)).count()
 }
 
 /// Puts checkpoints that are kept after all back to their place among the others.

@@ -77,7 +77,7 @@ impl CheckpointDirectory {
         let thin: BTreeMap<String, Vec<String>> =
             loses.map(|(found, explanation)| (found.entry.name.clone(), explanation.loses.clone())).collect();
         for (found, _) in stay.iter().filter(|_| !go.is_empty() || !thin.is_empty()) {
-            if !directory.looks_whole(&found.entry) {
+            if !found.looks_whole(directory) {
                 let reason = "it would stay and has lost files, so nothing is removed";
                 return Err(Error::damaged(directory.path(&found.entry.name), reason));
             }

@@ -102,7 +102,7 @@ impl CheckpointManager {
             // Others stand in for what has lost files.
             return self.prune_before(next);
         }
-        if let Some(found) = stand_ins().find(|found| !self.directory.looks_whole(&found.entry)) {
+        if let Some(found) = stand_ins().find(|found| !found.looks_whole(&self.directory)) {
             return Err(format!("{}, which stays, has lost files, or cannot be read now", found.entry.name));
         }
         let is_good = |found: &&Found| CheckpointInfo::from(*found).is_healthy() && found.without.is_empty();
