@@ -587,6 +587,47 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
     });
 }
 
+/// They cannot be renamed now, and an earlier process superseded them.
+#[test]
+fn what_was_superseded_stays_out_of_the_numbering_if_it_cannot_be_removed_to_make_room() {
+    let test = "what_was_superseded_stays_out_of_the_numbering_if_it_cannot_be_removed_to_make_room";
+    on_a_disk_of("400k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
+        let run = Run::new();
+        let save = |manager: &mut CheckpointManager, step| {
+            run.set(step);
+            manager.save_at(step)
+        };
+        let mut manager = run.open(&root, 3).unwrap();
+        (1..=3).for_each(|step| drop(save(&mut manager, step).unwrap()));
+        manager.restore(root.join("ckpt-1")).unwrap();
+        save(&mut manager, 4).unwrap();
+        manager.close().unwrap();
+        let superseded = CheckpointDirectory::new(&root).list().unwrap().superseded;
+        assert_eq!(superseded.len(), 2);
+        for path in superseded {
+            let path = path.as_os_str();
+            assert!(Command::new("mount").arg("--bind").args([path, path]).status().unwrap().success());
+        }
+        let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1).keep(Steps::new([1]));
+        let mut manager = builder.on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        let full = Full::new(&filler);
+        assert!(matches!(save(&mut manager, 5), Err(Error::NoSpace { .. })));
+        let listed = |manager: &CheckpointManager| {
+            let paths = manager.checkpoints().into_iter();
+            paths.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&manager), ["ckpt-1", "ckpt-4"]);
+        drop(full);
+        for step in 5..=6 {
+            save(&mut manager, step).unwrap();
+            assert_eq!(listed(&manager), ["ckpt-1".to_string(), format!("ckpt-{step}")]);
+            assert!(root.join("checkpoint.json").exists());
+        }
+    });
+}
+
 /// The save in the background has failed, and another checkpoint was restored without the manager.
 #[test]
 fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {

@@ -8,6 +8,7 @@ use crate::catalog::{Found, sync_marks};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
+use crate::repository::before_aside;
 use crate::source::Source;
 
 impl CheckpointManager {
@@ -91,7 +92,7 @@ impl CheckpointManager {
         let (numbered, aside): (Vec<_>, Vec<_>) = superseded
             .into_iter()
             .filter(|(_, found, explanation)| !explanation.is_kept() && !is_head(found))
-            .partition(|(name, found, _)| *name == found.entry.name);
+            .partition(|(name, ..)| before_aside(name).is_none());
         if go.is_empty() && numbered.is_empty() && aside.is_empty() && damaged.iter().all(Explanation::is_kept) {
             return Err("nothing would be removed after this save".to_string());
         }
