@@ -22,9 +22,13 @@ impl CheckpointManager {
             let bytes = || ledger.known.iter().map(|found| found.entry.bytes);
             (ledger.retention.bound(), bytes().fold(0, u64::saturating_add), bytes().max().unwrap_or(0))
         };
+        // Not a bound at all.
+        if bound == usize::MAX {
+            return;
+        }
         let each = planned.max(largest);
         // One more exists while it is being written.
-        let needed = each.saturating_mul(bound as u64 + 1).saturating_sub(there);
+        let needed = each.saturating_mul((bound as u64).saturating_add(1)).saturating_sub(there);
         if needed > free {
             let root = self.directory.root().display();
             log::warn!(
