@@ -583,6 +583,25 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
             drop(full);
             manager.close().unwrap();
             fs::remove_dir_all(&root).unwrap();
+
+            // If that checkpoint has lost files, it is not moved aside: the abandoned ones would come after it.
+            let mut manager = opened(builder(1).keep(Steps::new([1, 2])), background);
+            save(&mut manager, &[1, 2, 3]);
+            manager.restore(root.join("ckpt-1")).unwrap();
+            fs::remove_file(root.join("ckpt-1/part2.safetensors")).unwrap();
+            let full = Full::new(&filler);
+            run.set(4);
+            for _ in 0..2 {
+                let result = manager.save_at(4).and_then(|_| manager.wait());
+                assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}");
+                assert_eq!(names(&root), ["ckpt-2", "ckpt-3"]);
+                assert!(root.join("ckpt-1").exists());
+            }
+            drop(full);
+            save(&mut manager, &[4]);
+            assert_eq!(names(&root), ["ckpt-4"]);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
         }
     });
 }

@@ -103,7 +103,9 @@ impl CheckpointManager {
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
         let stand_ins = || kept.iter().filter(|found| !found.entry.permanent);
-        if !commit.set_aside_lost(stand_ins()).is_empty() {
+        // While those that the next save abandons are there, they would come after the others if the head were not.
+        let goes_back = !self.superseded_by(None).unwrap_or_default().is_empty();
+        if !commit.set_aside_lost(stand_ins().filter(|found| !goes_back || !is_head(found))).is_empty() {
             // Others stand in for what has lost files.
             return self.prune_before(next);
         }
