@@ -8,6 +8,7 @@ use common::child::{CHILD, again};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use tch_checkpoint::retention::Steps;
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
@@ -643,6 +644,41 @@ fn what_was_superseded_stays_out_of_the_numbering_if_it_cannot_be_removed_to_mak
             save(&mut manager, step).unwrap();
             assert_eq!(listed(&manager), ["ckpt-1".to_string(), format!("ckpt-{step}")]);
             assert!(root.join("checkpoint.json").exists());
+        }
+    });
+}
+
+/// The policy counts from the oldest one, which goes.
+#[test]
+fn what_is_kept_for_good_is_marked_before_others_go_to_make_room() {
+    let test = "what_is_kept_for_good_is_marked_before_others_go_to_make_room";
+    on_a_disk_of("400k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
+        for recycle in [false, true] {
+            let run = Run::new();
+            let mut manager = run.open(&root, 10).unwrap();
+            for step in 1..=6 {
+                run.set(step);
+                manager.save_at(step).unwrap();
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            manager.close().unwrap();
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1);
+            let builder = builder.keep_every(Duration::from_millis(70)).recycle(recycle);
+            let mut manager = builder.on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+            manager.restore_or_initialize().unwrap();
+            let full = Full::new(&filler);
+            run.set(7);
+            let plan = manager.plan_removal::<&str>(Some(7), []).into_iter();
+            let mut stay: Vec<String> =
+                plan.filter(|planned| planned.is_kept()).map(|planned| planned.checkpoint.name).collect();
+            assert!(!stay.is_empty() && !stay.contains(&"ckpt-1".to_string()), "{stay:?}");
+            manager.save_at(7).unwrap();
+            stay.push("ckpt-7".to_string());
+            assert_eq!(names(&root), stay);
+            drop(full);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
         }
     });
 }

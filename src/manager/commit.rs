@@ -386,6 +386,18 @@ pub(super) fn keeps_damaged(marks: &[(String, Vec<u8>)]) -> bool {
     marks.iter().any(|(name, _)| !name.starts_with("mark-metric-") && !is_thinned_file(name))
 }
 
+/// Marks those of these names as permanent, before anything is removed because they stay.
+///
+/// # Errors
+/// As for [`write_mark`].
+pub(super) fn preserve(directory: &Directory, kept: &mut [Found], names: &[String]) -> Result<()> {
+    for found in kept.iter_mut().filter(|found| !found.entry.permanent && names.contains(&found.entry.name)) {
+        write_mark(directory, &found.entry.name, found.id(), MarkKind::Permanent)?;
+        found.entry.permanent = true;
+    }
+    Ok(())
+}
+
 /// Returns how many of `known` are newer than `superseded` and look whole.
 pub(super) fn newer_whole<'a>(
     directory: &Directory,

@@ -1,6 +1,6 @@
 //! Disk space: how much the policies will need, and what to do if there is too little.
 
-use super::commit::Commit;
+use super::commit::{Commit, preserve};
 use super::outlook::Outlook;
 use super::retention::{CheckpointInfo, Explanation};
 use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
@@ -10,6 +10,7 @@ use crate::location::Location;
 use crate::reader::CheckpointReader;
 use crate::repository::before_aside;
 use crate::source::Source;
+use std::collections::HashSet;
 
 impl CheckpointManager {
     /// Logs a warning if the policies, as far as they bound the number of checkpoints, will need more space than there
@@ -100,6 +101,8 @@ impl CheckpointManager {
         if go.is_empty() && numbered.is_empty() && aside.is_empty() && damaged.iter().all(Explanation::is_kept) {
             return Err("nothing would be removed after this save".to_string());
         }
+        let for_good = kept.iter().filter(|(_, explanation)| explanation.is_only_for_good());
+        let for_good: Vec<String> = for_good.map(|(found, _)| found.entry.name.clone()).collect();
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
         let stand_ins = || kept.iter().filter(|found| !found.entry.permanent);
@@ -125,10 +128,27 @@ impl CheckpointManager {
         let go: Vec<Found> = go.collect();
         let settled = sync_marks(&self.directory, &mut kept);
         settled.map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))?;
+        let marked = preserve(&self.directory, &mut kept, &for_good);
+        // On a full disk, that is possible only after something was removed.
+        if let Some(error) = marked.as_ref().err().filter(|error| !error.is_no_space()) {
+            return Err(format!("what stays for good could not be marked: {error:#}"));
+        }
         self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
         commit.remove(go);
         commit.remove_aside(aside.iter().map(|(name, found, _)| (name.as_str(), found)));
         commit.remove_damaged();
+        if marked.is_err() {
+            // There is room for the marks now, if nothing is kept to be overwritten.
+            self.directory.clear_spares();
+            if let Err(e) = preserve(&self.directory, &mut kept, &for_good) {
+                log::warn!("what stays for good could not be marked: {e:#}");
+            }
+        }
+        let permanent: HashSet<&str> =
+            kept.iter().filter(|found| found.entry.permanent).map(|found| found.entry.name.as_str()).collect();
+        for known in &mut self.ledger().known {
+            known.entry.permanent |= permanent.contains(known.entry.name.as_str());
+        }
         Ok(())
     }
 }
