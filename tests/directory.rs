@@ -472,8 +472,13 @@ fn a_name_that_could_not_be_removed_later_is_refused_at_once() -> Outcome {
     let step = u64::MAX - 10;
     (0..5).try_for_each(|more| run.save(&mut manager, step + more))?;
     assert_eq!(manager.checkpoints().len(), 2);
+    let newest = manager.latest_checkpoint().ok_or("none")?;
+    let passed_over = manager.pass_over(newest)?;
     manager.close()?;
-    assert_eq!(checkpoints(dir.path())?.len(), 2);
+    assert_eq!(checkpoints(dir.path())?.len(), 1);
+    // One that was moved aside can be deleted, too.
+    CheckpointDirectory::new(dir.path()).delete(&passed_over)?;
+    assert!(!passed_over.exists() && CheckpointDirectory::new(dir.path()).list()?.removed.is_empty());
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use common::child::{CHILD, again};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use tch_checkpoint::retention::Steps;
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
@@ -583,6 +584,101 @@ fn after_going_back_the_checkpoint_that_the_run_continues_from_is_not_removed_to
             drop(full);
             manager.close().unwrap();
             fs::remove_dir_all(&root).unwrap();
+
+            // If that checkpoint has lost files, it is not moved aside: the abandoned ones would come after it.
+            let mut manager = opened(builder(1).keep(Steps::new([1, 2])), background);
+            save(&mut manager, &[1, 2, 3]);
+            manager.restore(root.join("ckpt-1")).unwrap();
+            fs::remove_file(root.join("ckpt-1/part2.safetensors")).unwrap();
+            let full = Full::new(&filler);
+            run.set(4);
+            for _ in 0..2 {
+                let result = manager.save_at(4).and_then(|_| manager.wait());
+                assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}");
+                assert_eq!(names(&root), ["ckpt-2", "ckpt-3"]);
+                assert!(root.join("ckpt-1").exists());
+            }
+            drop(full);
+            save(&mut manager, &[4]);
+            assert_eq!(names(&root), ["ckpt-4"]);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
+}
+
+/// They cannot be renamed now, and an earlier process superseded them.
+#[test]
+fn what_was_superseded_stays_out_of_the_numbering_if_it_cannot_be_removed_to_make_room() {
+    let test = "what_was_superseded_stays_out_of_the_numbering_if_it_cannot_be_removed_to_make_room";
+    on_a_disk_of("400k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
+        let run = Run::new();
+        let save = |manager: &mut CheckpointManager, step| {
+            run.set(step);
+            manager.save_at(step)
+        };
+        let mut manager = run.open(&root, 3).unwrap();
+        (1..=3).for_each(|step| drop(save(&mut manager, step).unwrap()));
+        manager.restore(root.join("ckpt-1")).unwrap();
+        save(&mut manager, 4).unwrap();
+        manager.close().unwrap();
+        let superseded = CheckpointDirectory::new(&root).list().unwrap().superseded;
+        assert_eq!(superseded.len(), 2);
+        for path in superseded {
+            let path = path.as_os_str();
+            assert!(Command::new("mount").arg("--bind").args([path, path]).status().unwrap().success());
+        }
+        let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1).keep(Steps::new([1]));
+        let mut manager = builder.on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        let full = Full::new(&filler);
+        assert!(matches!(save(&mut manager, 5), Err(Error::NoSpace { .. })));
+        let listed = |manager: &CheckpointManager| {
+            let paths = manager.checkpoints().into_iter();
+            paths.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&manager), ["ckpt-1", "ckpt-4"]);
+        drop(full);
+        for step in 5..=6 {
+            save(&mut manager, step).unwrap();
+            assert_eq!(listed(&manager), ["ckpt-1".to_string(), format!("ckpt-{step}")]);
+            assert!(root.join("checkpoint.json").exists());
+        }
+    });
+}
+
+/// The policy counts from the oldest one, which goes.
+#[test]
+fn what_is_kept_for_good_is_marked_before_others_go_to_make_room() {
+    let test = "what_is_kept_for_good_is_marked_before_others_go_to_make_room";
+    on_a_disk_of("400k", test, |dir| {
+        let (root, filler) = (dir.join("run"), dir.join("filler"));
+        for recycle in [false, true] {
+            let run = Run::new();
+            let mut manager = run.open(&root, 10).unwrap();
+            for step in 1..=6 {
+                run.set(step);
+                manager.save_at(step).unwrap();
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            manager.close().unwrap();
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1);
+            let builder = builder.keep_every(Duration::from_millis(70)).recycle(recycle);
+            let mut manager = builder.on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+            manager.restore_or_initialize().unwrap();
+            let full = Full::new(&filler);
+            run.set(7);
+            let plan = manager.plan_removal::<&str>(Some(7), []).into_iter();
+            let mut stay: Vec<String> =
+                plan.filter(|planned| planned.is_kept()).map(|planned| planned.checkpoint.name).collect();
+            assert!(!stay.is_empty() && !stay.contains(&"ckpt-1".to_string()), "{stay:?}");
+            manager.save_at(7).unwrap();
+            stay.push("ckpt-7".to_string());
+            assert_eq!(names(&root), stay);
+            drop(full);
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
         }
     });
 }
@@ -633,6 +729,8 @@ fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
 #[test]
 fn a_training_that_may_make_room_goes_on() {
     on_a_disk_of("300k", "a_training_that_may_make_room_goes_on", |dir| {
+        log::set_logger(&Logger).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
         let (root, filler) = (dir.join("run"), dir.join("filler"));
         for (background, keep) in [(false, 2), (true, 2), (false, 3), (true, 3)] {
             let run = Run::new();
@@ -641,7 +739,11 @@ fn a_training_that_may_make_room_goes_on() {
             let mut train = |steps: std::ops::RangeInclusive<u64>| {
                 for step in steps {
                     run.set(step);
-                    manager.save_if_due(step)?;
+                    let saved = manager.save_if_due(step)?;
+                    // It is lost with the checkpoint, for which there is no room.
+                    if let Some(path) = saved.filter(|_| background && keep == 2 && step == 6) {
+                        manager.pin(path, "paper", "")?;
+                    }
                     while manager.is_saving() {
                         std::thread::yield_now();
                     }
@@ -657,6 +759,9 @@ fn a_training_that_may_make_room_goes_on() {
                 _ => assert!(matches!(result, Err(Error::NoSpace { .. })), "{result:?}"),
             }
             drop(manager);
+            let logged = std::mem::take(&mut *LOGGED.lock().unwrap());
+            let names_the_pin = logged.iter().any(|line| line.contains("ckpt-6") && line.contains("pin \"paper\""));
+            assert_eq!(names_the_pin, background && keep == 2, "{logged:?}");
             let steps: Vec<_> = CheckpointDirectory::new(&root).checkpoints().unwrap();
             let steps: Vec<u64> = steps.into_iter().filter_map(|info| info.step).collect();
             assert_eq!(steps.len(), 2);

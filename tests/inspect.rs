@@ -10,7 +10,9 @@ use tch_checkpoint::inspect::{
     self, DiffKind, DiffSide, OtherState, ProblemKind, Target, VerifyItem, VerifyState, diff, diff_as,
 };
 use tch_checkpoint::map::NameMap;
-use tch_checkpoint::{Checkpoint, Counter, Dtype, Error, Location, VerifiedBy, checkpoints, interop};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, Counter, Dtype, Error, Location, VerifiedBy, checkpoints, interop,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -28,6 +30,33 @@ fn safetensors(path: &Path, bias: [f32; 2]) -> Outcome {
     let view = |shape: Vec<usize>, data| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, data);
     let tensors = [("weight", view(vec![2, 3], &weight)?), ("bias", view(vec![2], &bias)?)];
     Ok(safetensors::serialize_to_file(tensors, None, path)?)
+}
+
+/// The process that removed it has died before it saw the pin.
+#[test]
+fn a_repair_says_that_a_pinned_checkpoint_came_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let mut checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    (0..3).try_for_each(|_| checkpoint.save(dir.path().join("ckpt")).map(drop))?;
+    let nonce = "0123456789abcdef0123456789abcdef";
+    let trash = |name: &str| dir.path().join(format!(".trash-{name}-{nonce}"));
+    CheckpointDirectory::new(dir.path()).pin("ckpt-2", "paper", "")?;
+    for name in ["ckpt-1", "ckpt-2"] {
+        fs::rename(dir.path().join(name), trash(name))?;
+    }
+    let plan = inspect::repair_plan(dir.path())?;
+    assert!(plan.actions[..2].iter().all(|action| action.reason.contains("pinned") && !action.done), "{plan:?}");
+    let report = inspect::repair(dir.path())?;
+    let [first, second] = [&report.actions[0], &report.actions[1]];
+    assert_eq!((first.path.clone(), first.moved_to.clone()), (trash("ckpt-1").into(), None));
+    assert_eq!(
+        (second.path.clone(), second.moved_to.clone()),
+        (trash("ckpt-2").into(), Some(dir.path().join("ckpt-2").into()))
+    );
+    assert!(first.done && second.done && second.reason.contains("pinned") && !first.reason.contains("pinned"));
+    let names: Vec<_> = checkpoints(dir.path())?;
+    assert_eq!(names, ["ckpt-2", "ckpt-3"].map(|name| dir.path().join(name)));
+    Ok(())
 }
 
 #[test]

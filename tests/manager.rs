@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch_checkpoint::format::Index;
+use tch_checkpoint::retention::{Best, Goal, Latest};
 use tch_checkpoint::{
     Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, checkpoints, latest_checkpoint,
     list_checkpoints,
@@ -30,6 +31,24 @@ fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_policy_that_keeps_as_many_as_there_can_be_keeps_all() -> Outcome {
+    for best_too in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let mut builder = run.builder(dir.path()).max_to_keep(usize::MAX);
+        if best_too {
+            builder = builder.keep(Latest(usize::MAX)).keep(Best::new("loss", Goal::Minimize, 2));
+        }
+        let mut manager = builder.open()?;
+        for _ in 0..2 {
+            manager.save_at(run.train())?;
+        }
+        assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-2"]);
+    }
+    Ok(())
 }
 
 #[test]

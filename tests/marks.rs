@@ -9,8 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tch_checkpoint::format::{Index, Manifest, Mark, MarkKind};
-use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy, Latest, Reason, RetentionPolicy};
+use tch_checkpoint::retention::{Best, CheckpointInfo, Every, Goal, KeptBy, Latest, Reason, RetentionPolicy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Durability,
     Error, SaveOptions,
@@ -309,6 +310,74 @@ fn prune_asks_the_policies_and_leaves_pins_alone() -> Outcome {
     assert_eq!(steps_in(dir.path())?, [2, 5, 6]);
     beside.delete("ckpt-5")?;
     assert_eq!(steps_in(dir.path())?, [2, 6]);
+    Ok(())
+}
+
+/// The marks have more bytes than the file that is missing.
+#[test]
+fn marks_do_not_stand_in_for_a_lost_file() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (weights, tiny) = (Memory::seeded(1000, 1), Memory::seeded(1, 1));
+    let checkpoint = Checkpoint::new().track("weights", &weights)?.track("tiny", &tiny)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(2).open()?;
+    for step in 1..=2 {
+        weights.bytes()[0] += 1;
+        manager.save_at(step)?;
+    }
+    manager.add_metrics("ckpt-2", (0..30).map(|i| (format!("metric-{i}"), 0.5)))?;
+    fs::remove_file(dir.path().join("ckpt-2/tiny.safetensors"))?;
+    manager.save_at(3)?;
+    assert_eq!(steps_in(dir.path())?, [1, 3]);
+    let aside = CheckpointDirectory::new(dir.path()).list()?.moved_aside;
+    assert!(aside.len() == 1 && aside[0].to_string_lossy().contains("damaged-ckpt-2-"), "{aside:?}");
+    Ok(())
+}
+
+/// Keeps those of steps 2 and 4 permanently.
+#[derive(Debug)]
+struct ForGood;
+
+impl RetentionPolicy for ForGood {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        let is_kept = |info: &CheckpointInfo| matches!(info.step, Some(2 | 4));
+        checkpoints.iter().map(|info| is_kept(info).then(|| Reason::new("2 and 4").for_good())).collect()
+    }
+}
+
+#[test]
+fn what_prune_keeps_for_good_is_marked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    run.train(&mut manager, 6)?;
+    manager.close()?;
+    let beside = CheckpointDirectory::new(dir.path());
+    beside.prune(&[Arc::new(ForGood)])?;
+    assert_eq!(steps_in(dir.path())?, [2, 4, 6]);
+    let is_marked = |step: u64| dir.path().join(format!("ckpt-{step}/mark-permanent.json")).exists();
+    assert_eq!([2, 4, 6].map(is_marked), [true, true, false]);
+    beside.prune(&[Arc::new(Latest(1))])?;
+    assert_eq!(steps_in(dir.path())?, [2, 4, 6]);
+    Ok(())
+}
+
+#[test]
+fn the_same_prune_again_removes_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    for _ in 0..8 {
+        run.train(&mut manager, 1)?;
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    manager.close()?;
+    let beside = CheckpointDirectory::new(dir.path());
+    let policies: [Arc<dyn RetentionPolicy>; 1] = [Arc::new(Every(Duration::from_millis(40)))];
+    beside.prune(&policies)?;
+    let kept = steps_in(dir.path())?;
+    assert!(kept.len() > 2, "{kept:?}");
+    assert!(beside.prune(&policies)?.removed.is_empty());
+    assert_eq!(steps_in(dir.path())?, kept);
     Ok(())
 }
 

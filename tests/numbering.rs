@@ -461,7 +461,7 @@ fn a_pinned_superseded_checkpoint_comes_back_superseded() -> Outcome {
     let [second, third] = [0, 1].map(|n| in_dir(dir.path(), "superseded-")[n].clone());
     CheckpointDirectory::new(dir.path()).pin(&second, "paper", "")?;
     for name in [&second, &third] {
-        fs::rename(dir.path().join(name), dir.path().join(format!(".trash+{name}")))?;
+        fs::rename(dir.path().join(name), dir.path().join(name.replacen("superseded-", ".trash-.s-", 1)))?;
     }
     let mut manager = run.open(dir.path());
     assert_eq!(names(&manager.checkpoints()), ["ckpt-1", "ckpt-4"]);
@@ -767,6 +767,36 @@ fn two_runs_that_nothing_decides_between_are_an_error_that_names_both() -> Outco
     manager.close()?;
     assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4000").into()));
     assert!(dir.path().join("ckpt-300").exists());
+    Ok(())
+}
+
+/// Each remedy that the error names works in the manager that returned it.
+#[test]
+fn moving_one_of_two_undecided_runs_away_decides() -> Outcome {
+    for (moves, saves) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let run = Run::new();
+        let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+        run.save(&mut manager, &[1000, 2000, 3000])?;
+        manager.close()?;
+        copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+        fs::remove_file(dir.path().join("checkpoint.json"))?;
+        let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+        assert!(matches!(manager.restore_or_initialize(), Err(Error::Undecided { .. })));
+        if moves {
+            fs::rename(dir.path().join("ckpt-300"), other.path().join("moved"))?;
+        } else {
+            manager.pass_over(dir.path().join("ckpt-300"))?;
+        }
+        if saves {
+            let error = manager.save_at(4000).unwrap_err();
+            assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+            assert!(matches!(manager.save(), Err(Error::AlreadyExists { .. })));
+        }
+        assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3000));
+        run.save(&mut manager, &[4000])?;
+        assert_eq!(names(&manager.checkpoints()), ["ckpt-3000", "ckpt-4000"]);
+    }
     Ok(())
 }
 

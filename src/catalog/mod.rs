@@ -125,6 +125,15 @@ impl Found {
         marks.stays() || !self.knows(&marks.metrics)
     }
 
+    /// Returns `true` if it has its manifest, and files of at least as many bytes as were written. Cheap, unless files of
+    /// removed components, which could stand in for others, are still there.
+    pub(crate) fn looks_whole(&self, directory: &Directory) -> bool {
+        match self.leftover.is_empty() {
+            true => directory.looks_whole(&self.entry),
+            false => look(directory, &self.entry.name).is_ok(),
+        }
+    }
+
     fn knows(&self, metrics: &BTreeMap<String, f64>) -> bool {
         let known = |(name, value): (&String, &f64)| {
             self.entry.metrics.get(name).is_some_and(|known| known.to_bits() == value.to_bits())

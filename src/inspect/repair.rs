@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::{Index, IndexEntry};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
-use crate::repository::{Aside, Directory, OpenOptions, Posix};
+use crate::repository::{Aside, Directory, OpenOptions, Posix, before_aside, before_trash};
 use crate::save::Held;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +49,7 @@ pub struct RepairAction {
     pub reason: String,
     /// Whether it was done; `false` in a plan.
     pub done: bool,
-    /// The new path of what was set aside.
+    /// The new path of what was set aside, or got its name back.
     #[serde(serialize_with = "lossy_option")]
     pub moved_to: Option<Location>,
     /// Why it could not be done.
@@ -63,7 +63,8 @@ pub struct RepairAction {
 pub enum RepairKind {
     /// A damaged checkpoint is renamed, as by a manager. None of its files are removed.
     SetAside,
-    /// The remains of a save or removal whose process died are removed.
+    /// The remains of a save or removal whose process died are removed. A whole checkpoint that was pinned while it was
+    /// being removed gets its name back instead (`moved_to`).
     Sweep,
     /// A symbolic link such as `latest` is removed, because the checkpoint that it leads to is gone.
     DropLink,
@@ -105,7 +106,12 @@ pub fn repair_plan(path: impl Into<Location>) -> Result<RepairReport> {
     let path = path.into();
     let directory = open(&path)?;
     let catalog = Catalog::of(&directory, directory.scan()?);
-    let sweeps = sweeps(&path, &catalog);
+    let mut sweeps = sweeps(&path, &catalog);
+    for sweep in &mut sweeps {
+        if before_trash(&name_of(sweep)).is_some() {
+            sweep.reason += "; one that is whole and pinned gets its name back";
+        }
+    }
     let mut report = plan(&path, catalog);
     report.actions.splice(0..0, sweeps);
     Ok(report)
@@ -149,9 +155,10 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
     // Removes the leftovers. They belong to processes that died, because this process holds the lock.
     let held = Held::take(&directory)?;
     let catalog = Catalog::of(&directory, directory.scan()?);
+    let came: BTreeSet<String> = catalog.names.difference(&before.names).cloned().collect();
     let mut report = plan(&path, catalog);
     for action in &mut report.actions {
-        let name = text(action.path.file_name().map_or("".as_ref(), |name| name.as_ref()));
+        let name = name_of(action);
         let result = match action.kind {
             RepairKind::SetAside => directory.quarantine(&name, Aside::Damaged).map(|aside| {
                 action.moved_to = Some(path.join(aside));
@@ -172,6 +179,10 @@ pub fn repair(path: impl Into<Location>) -> Result<RepairReport> {
         action.failed = result.err().map(|error| format!("{error:#}"));
     }
     let swept = sweeps(&path, &before).into_iter().map(|action| {
+        if let Some(name) = given_back(&name_of(&action), &came) {
+            let reason = "it was pinned while it was being removed: it has its name back".to_string();
+            return RepairAction { done: true, reason, moved_to: Some(path.join(name)), ..action };
+        }
         let is_there = fs::symlink_metadata(&action.path).is_ok();
         let failed = is_there.then(|| "it could not be removed".to_string());
         RepairAction { done: !is_there, failed, ..action }
@@ -197,6 +208,18 @@ fn open(path: &Location) -> Result<Directory> {
 
 fn action(kind: RepairKind, path: Location, reason: impl Into<String>) -> RepairAction {
     RepairAction { kind, path, reason: reason.into(), done: false, moved_to: None, failed: None }
+}
+
+/// Returns the name of the entry.
+fn name_of(action: &RepairAction) -> String {
+    text(action.path.file_name().map_or("".as_ref(), |name| name.as_ref()))
+}
+
+/// Returns the name that a checkpoint has which was in the trash: its own, or if that was taken one that nothing
+/// removes.
+fn given_back<'a>(trash: &str, came: &'a BTreeSet<String>) -> Option<&'a String> {
+    let name = before_trash(trash)?;
+    came.iter().find(|came| **came == name || before_aside(came) == Some((Aside::PassedOver, name.as_str())))
 }
 
 fn sweeps(path: &Location, catalog: &Catalog) -> Vec<RepairAction> {

@@ -220,7 +220,7 @@ impl Commit {
     /// Moves those that have lost files out of the numbering, as a restart would. Returns their names.
     pub(super) fn set_aside_lost<'a>(&self, stand_ins: impl Iterator<Item = &'a Found>) -> Vec<String> {
         let mut lost = Vec::new();
-        for found in stand_ins.filter(|found| !self.directory.looks_whole(&found.entry)) {
+        for found in stand_ins.filter(|found| !found.looks_whole(&self.directory)) {
             let name = &found.entry.name;
             // What cannot be read now may be whole: it stays, and so does all else.
             let Err(error) = look(&self.directory, name) else { continue };
@@ -247,7 +247,7 @@ impl Commit {
     /// # Errors
     /// Why nothing may be removed.
     fn may_remove(&self, kept: &mut [Found]) -> Result<(), String> {
-        if let Some(found) = Commit::stand_ins(kept.iter()).find(|found| !self.directory.looks_whole(&found.entry)) {
+        if let Some(found) = Commit::stand_ins(kept.iter()).find(|found| !found.looks_whole(&self.directory)) {
             let name = &found.entry.name;
             return Err(format!(
                 "{name} has lost files, or cannot be read now (`CheckpointManager::pass_over` goes on without it)"
@@ -300,7 +300,7 @@ impl Commit {
         let sequence = |found: &Found| found.entry.sequence;
         let all: Vec<u64> = known.iter().map(sequence).collect();
         let whole = LazyCell::new(|| {
-            let whole = known.iter().filter(|found| self.directory.looks_whole(&found.entry));
+            let whole = known.iter().filter(|found| found.looks_whole(&self.directory));
             whole.map(sequence).collect::<Vec<u64>>()
         });
         superseded.retain_mut(|(aside, found)| {
@@ -386,6 +386,18 @@ pub(super) fn keeps_damaged(marks: &[(String, Vec<u8>)]) -> bool {
     marks.iter().any(|(name, _)| !name.starts_with("mark-metric-") && !is_thinned_file(name))
 }
 
+/// Marks those of these names as permanent, before anything is removed because they stay.
+///
+/// # Errors
+/// As for [`write_mark`].
+pub(super) fn preserve(directory: &Directory, kept: &mut [Found], names: &[String]) -> Result<()> {
+    for found in kept.iter_mut().filter(|found| !found.entry.permanent && names.contains(&found.entry.name)) {
+        write_mark(directory, &found.entry.name, found.id(), MarkKind::Permanent)?;
+        found.entry.permanent = true;
+    }
+    Ok(())
+}
+
 /// Returns how many of `known` are newer than `superseded` and look whole.
 pub(super) fn newer_whole<'a>(
     directory: &Directory,
@@ -393,7 +405,7 @@ pub(super) fn newer_whole<'a>(
     superseded: &Found,
 ) -> usize {
     let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    newer.filter(|newer| directory.looks_whole(&newer.entry)).count()
+    newer.filter(|newer| newer.looks_whole(directory)).count()
 }
 
 /// Puts checkpoints that are kept after all back to their place among the others.

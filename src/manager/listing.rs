@@ -33,7 +33,7 @@ pub struct Listing {
     /// Saves in progress, or left behind by a process that died (`.tmp-…`), by name.
     pub unfinished_saves: Vec<Location>,
     /// Removed checkpoints whose files are kept for the next save to overwrite, or left behind by a process that died
-    /// (`.trash-…`, `.trash+…`), by name.
+    /// (`.trash-…`), by name.
     pub removed: Vec<Location>,
 }
 

@@ -15,8 +15,7 @@ impl CheckpointManager {
     ///
     /// A checkpoint that is still being written in the background gets them when it is durable. If that fails, the next
     /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`](crate::Error::Unmarked). If its save fails,
-    /// the metrics are lost with it; a warning names them if such a save is skipped
-    /// ([`OnUnhealthy::Skip`](crate::OnUnhealthy::Skip), [`OnNoSpace::Skip`](crate::OnNoSpace::Skip)).
+    /// the metrics are lost with it, and a warning names them.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,6 @@
 //! Removes what policies do not keep from a directory of checkpoints, without a model.
 
+use super::commit::preserve;
 use super::directory::CheckpointDirectory;
 use super::retention::RetentionPolicy;
 use super::thinning;
@@ -63,7 +64,8 @@ impl CheckpointDirectory {
 
     /// Removes the checkpoints that nothing keeps according to [`explain`](CheckpointDirectory::explain), and the
     /// components that the kept ones lose, and links to what is removed, such as `best`. Takes the writer's lock. If a
-    /// kept checkpoint cannot be read, or loses files meanwhile, nothing is removed.
+    /// kept checkpoint cannot be read, or loses files meanwhile, nothing is removed. Those that only a policy keeps, for
+    /// good ([`Every`](crate::retention::Every)), are marked as permanent first.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such directory; [`Error::Locked`] while a manager writes into it;
@@ -77,13 +79,17 @@ impl CheckpointDirectory {
         let thin: BTreeMap<String, Vec<String>> =
             loses.map(|(found, explanation)| (found.entry.name.clone(), explanation.loses.clone())).collect();
         for (found, _) in stay.iter().filter(|_| !go.is_empty() || !thin.is_empty()) {
-            if !directory.looks_whole(&found.entry) {
+            if !found.looks_whole(directory) {
                 let reason = "it would stay and has lost files, so nothing is removed";
                 return Err(Error::damaged(directory.path(&found.entry.name), reason));
             }
         }
+        let for_good = stay.iter().filter(|(_, explanation)| explanation.is_only_for_good());
+        let for_good: Vec<String> = for_good.map(|(found, _)| found.entry.name.clone()).collect();
         let mut pruned = Pruned::default();
         let mut kept: Vec<Found> = stay.into_iter().map(|(found, _)| found).collect();
+        // Before acting on the decision, so that it is never forgotten.
+        preserve(directory, &mut kept, &for_good)?;
         if !go.is_empty() || !thin.is_empty() {
             sync_marks(directory, kept.iter_mut())?;
         }

@@ -215,9 +215,17 @@ impl CheckpointManager {
         ledger.decided()
     }
 
+    /// Examines again what a first save would begin beside: its user may have done what an error asked for.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed.
+    pub(super) fn look_before_a_run_begins(&mut self) -> Result<()> {
+        if self.begun || self.fresh_start { Ok(()) } else { self.look_at_changes() }
+    }
+
     fn look_at_changes(&mut self) -> Result<()> {
         let mut ledger = self.ledger();
-        if !ledger.unreachable.is_empty() || !ledger.are_all_there() {
+        if ledger.undecided.is_some() || !ledger.unreachable.is_empty() || !ledger.are_all_there() {
             let catalog = Catalog::of(&self.directory, self.directory.scan()?);
             ledger.take_in(catalog);
         }

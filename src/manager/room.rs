@@ -1,6 +1,6 @@
 //! Disk space: how much the policies will need, and what to do if there is too little.
 
-use super::commit::Commit;
+use super::commit::{Commit, preserve};
 use super::outlook::Outlook;
 use super::retention::{CheckpointInfo, Explanation};
 use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
@@ -8,7 +8,9 @@ use crate::catalog::{Found, sync_marks};
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::reader::CheckpointReader;
+use crate::repository::before_aside;
 use crate::source::Source;
+use std::collections::HashSet;
 
 impl CheckpointManager {
     /// Logs a warning if the policies, as far as they bound the number of checkpoints, will need more space than there
@@ -21,9 +23,13 @@ impl CheckpointManager {
             let bytes = || ledger.known.iter().map(|found| found.entry.bytes);
             (ledger.retention.bound(), bytes().fold(0, u64::saturating_add), bytes().max().unwrap_or(0))
         };
+        // Not a bound at all.
+        if bound == usize::MAX {
+            return;
+        }
         let each = planned.max(largest);
         // One more exists while it is being written.
-        let needed = each.saturating_mul(bound as u64 + 1).saturating_sub(there);
+        let needed = each.saturating_mul((bound as u64).saturating_add(1)).saturating_sub(there);
         if needed > free {
             let root = self.directory.root().display();
             log::warn!(
@@ -91,18 +97,22 @@ impl CheckpointManager {
         let (numbered, aside): (Vec<_>, Vec<_>) = superseded
             .into_iter()
             .filter(|(_, found, explanation)| !explanation.is_kept() && !is_head(found))
-            .partition(|(name, found, _)| *name == found.entry.name);
+            .partition(|(name, ..)| before_aside(name).is_none());
         if go.is_empty() && numbered.is_empty() && aside.is_empty() && damaged.iter().all(Explanation::is_kept) {
             return Err("nothing would be removed after this save".to_string());
         }
+        let for_good = kept.iter().filter(|(_, explanation)| explanation.is_only_for_good());
+        let for_good: Vec<String> = for_good.map(|(found, _)| found.entry.name.clone()).collect();
         let mut kept: Vec<Found> = kept.into_iter().map(|(found, _)| found).collect();
         let commit = Commit::new(self.ledger.clone(), String::new(), Vec::new());
         let stand_ins = || kept.iter().filter(|found| !found.entry.permanent);
-        if !commit.set_aside_lost(stand_ins()).is_empty() {
+        // While those that the next save abandons are there, they would come after the others if the head were not.
+        let goes_back = !self.superseded_by(None).unwrap_or_default().is_empty();
+        if !commit.set_aside_lost(stand_ins().filter(|found| !goes_back || !is_head(found))).is_empty() {
             // Others stand in for what has lost files.
             return self.prune_before(next);
         }
-        if let Some(found) = stand_ins().find(|found| !self.directory.looks_whole(&found.entry)) {
+        if let Some(found) = stand_ins().find(|found| !found.looks_whole(&self.directory)) {
             return Err(format!("{}, which stays, has lost files, or cannot be read now", found.entry.name));
         }
         let is_good = |found: &&Found| CheckpointInfo::from(*found).is_healthy() && found.without.is_empty();
@@ -118,10 +128,27 @@ impl CheckpointManager {
         let go: Vec<Found> = go.collect();
         let settled = sync_marks(&self.directory, &mut kept);
         settled.map_err(|e| format!("the marks of those that stay are not durable: {e:#}"))?;
+        let marked = preserve(&self.directory, &mut kept, &for_good);
+        // On a full disk, that is possible only after something was removed.
+        if let Some(error) = marked.as_ref().err().filter(|error| !error.is_no_space()) {
+            return Err(format!("what stays for good could not be marked: {error:#}"));
+        }
         self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
         commit.remove(go);
         commit.remove_aside(aside.iter().map(|(name, found, _)| (name.as_str(), found)));
         commit.remove_damaged();
+        if marked.is_err() {
+            // There is room for the marks now, if nothing is kept to be overwritten.
+            self.directory.clear_spares();
+            if let Err(e) = preserve(&self.directory, &mut kept, &for_good) {
+                log::warn!("what stays for good could not be marked: {e:#}");
+            }
+        }
+        let permanent: HashSet<&str> =
+            kept.iter().filter(|found| found.entry.permanent).map(|found| found.entry.name.as_str()).collect();
+        for known in &mut self.ledger().known {
+            known.entry.permanent |= permanent.contains(known.entry.name.as_str());
+        }
         Ok(())
     }
 }

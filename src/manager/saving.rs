@@ -216,6 +216,7 @@ impl CheckpointManager {
         let clock = self.settle_timed(SaveClock::start())?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
+        self.look_before_a_run_begins()?;
         let counter = self.checkpoint.next_save()?;
         let superseded = self.superseded_by(None)?;
         let number = self.free_number(counter, &superseded)?;
@@ -253,6 +254,7 @@ impl CheckpointManager {
         let clock = self.settle_timed(clock)?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
+        self.look_before_a_run_begins()?;
         if self.last_step == Some(number)
             && self.next_metadata.is_empty()
             && let Some(path) = self.saved_already(number, &metrics)?
@@ -520,12 +522,16 @@ impl CheckpointManager {
             if let (Some(key), Some(background)) = (&failure.changed, &mut self.background) {
                 background.do_not_trust(key);
             }
+            let (name, noted) = early.map(|(name, marks)| (name, commit::described(&marks))).unwrap_or_default();
             if is_skipped {
-                let noted = early.map(|(_, marks)| commit::described(&marks)).unwrap_or_default();
                 log::warn!("the save is dropped{noted}: {:#}", failure.error);
                 return Ok(());
             }
             self.lacked_room = self.makes_room_after(&failure.error);
+            // If room can be made, no call returns the error, which does not name the marks either.
+            if self.lacked_room || !noted.is_empty() {
+                log::warn!("the save of {name} is lost{noted}: {:#}", failure.error);
+            }
             Err(failure.error)
         })
     }

@@ -1,10 +1,10 @@
 //! Queries of a directory of checkpoints in any storage.
 
-use super::names::{INDEX, MANIFEST};
+use super::names::{INDEX, MANIFEST, STAGING};
 use super::reading::{checkpoint_failed, marks_in, read_manifest, read_whole};
 use super::{Kind, Lock, OpenDir, OpenOptions, Repository, Stat, Storage};
 use crate::error::{Error, Result};
-use crate::format::{Index, IndexEntry, MAX_INDEX_BYTES, Manifest};
+use crate::format::{Index, IndexEntry, MAX_INDEX_BYTES, Manifest, is_mark_file};
 use crate::location::Location;
 use crate::rules::Rules;
 use std::ffi::OsString;
@@ -87,15 +87,17 @@ impl Directory {
         self.dir().ok()?.stat_of(name.as_ref()).ok()?
     }
 
-    /// Returns `true` if this checkpoint has its manifest, and files of at least as many bytes as were written. Cheap:
-    /// no file is read.
+    /// Returns `true` if this checkpoint has its manifest, and files of at least as many bytes as were written. Marks, which
+    /// came later, do not count. Cheap: no file is read.
     pub(crate) fn looks_whole(&self, entry: &IndexEntry) -> bool {
         let Ok(dir) = self.open(&entry.name) else { return false };
         let Ok(entries) = dir.list() else { return false };
         let files = entries.iter().filter(|entry| entry.kind == Kind::File);
         let length = |name: &OsString| dir.stat_of(name).ok().flatten().map_or(0, |stat| stat.length);
         let (manifest, others): (Vec<_>, Vec<_>) = files.map(|entry| &entry.name).partition(|name| *name == MANIFEST);
-        manifest.into_iter().any(|name| length(name) > 0) && others.into_iter().map(length).sum::<u64>() >= entry.bytes
+        let is_later = |name: &str| is_mark_file(name) || name.starts_with(STAGING);
+        let saved = others.into_iter().filter(|name| !name.to_str().is_some_and(is_later));
+        manifest.into_iter().any(|name| length(name) > 0) && saved.map(length).sum::<u64>() >= entry.bytes
     }
 
     /// Reads the manifest of the checkpoint `name`, without checking its other files.

@@ -11,8 +11,6 @@ pub(crate) const INDEX: &str = "checkpoint.json";
 pub(crate) const STAGING: &str = ".tmp-";
 /// A checkpoint being removed.
 const TRASH: &str = ".trash-";
-/// A checkpoint being removed that had [left the numbering](Aside) before.
-const TRASH_ASIDE: &str = ".trash+";
 
 /// How long a [`nonce`] is.
 pub(crate) const NONCE_DIGITS: usize = 32;
@@ -31,11 +29,18 @@ pub enum Aside {
 
 pub(crate) const SUPERSEDED: &str = "superseded-";
 
-const PREFIXES: [(Aside, &str); 3] =
-    [(Aside::Damaged, "damaged-"), (Aside::PassedOver, "passed-over-"), (Aside::Superseded, SUPERSEDED)];
+const PASSED_OVER: &str = "passed-over-";
+
+/// Each with its prefix, and with the shorter one that is added to [`TRASH`] while such a checkpoint is being removed. No
+/// checkpoint has a name that begins with a dot.
+const PREFIXES: [(Aside, &str, &str); 3] = [
+    (Aside::Damaged, "damaged-", ".d-"),
+    (Aside::PassedOver, PASSED_OVER, ".p-"),
+    (Aside::Superseded, SUPERSEDED, ".s-"),
+];
 
 /// The length of the longest prefix that the name of a checkpoint is ever given.
-pub(crate) const LONGEST_PREFIX: usize = TRASH_ASIDE.len() + SUPERSEDED.len();
+pub(crate) const LONGEST_PREFIX: usize = PASSED_OVER.len();
 
 impl Aside {
     /// Returns a new name for the checkpoint `name` that shows why it left the numbering. If it left it before, only the
@@ -46,7 +51,7 @@ impl Aside {
     }
 
     pub(crate) fn name_with(self, name: &str, nonce: &str) -> String {
-        let prefix = PREFIXES.iter().find(|(aside, _)| *aside == self).map_or("", |(_, prefix)| prefix);
+        let prefix = PREFIXES.iter().find(|(aside, ..)| *aside == self).map_or("", |(_, prefix, _)| prefix);
         let name = before_aside(name).map_or(name, |(_, before)| before);
         format!("{prefix}{name}-{nonce}")
     }
@@ -55,7 +60,7 @@ impl Aside {
 /// Returns why the directory `name` left the numbering, and its former name; `None` for all others.
 #[must_use]
 pub fn before_aside(name: &str) -> Option<(Aside, &str)> {
-    PREFIXES.iter().find_map(|(aside, prefix)| Some((*aside, without_mark(name, prefix)?)))
+    PREFIXES.iter().find_map(|(aside, prefix, _)| Some((*aside, without_mark(name, prefix)?)))
 }
 
 /// Returns `true` if this module made the name for something that is being written or removed. All other names are the
@@ -64,18 +69,24 @@ pub(crate) fn is_leftover(name: &str) -> bool {
     without_mark(name, STAGING).is_some() || before_trash(name).is_some()
 }
 
-/// Returns a new name for a checkpoint that is being removed.
+/// Returns a new name for a checkpoint that is being removed. One that left the numbering keeps its nonce.
 pub(crate) fn trash_name(name: &str) -> String {
-    match before_aside(name) {
-        Some(_) => format!("{TRASH_ASIDE}{name}"),
+    let is_aside = before_aside(name).is_some();
+    let short = PREFIXES.iter().find_map(|(_, prefix, short)| Some(format!("{short}{}", name.strip_prefix(prefix)?)));
+    match short.filter(|_| is_aside) {
+        Some(short) => format!("{TRASH}{short}"),
         None => format!("{TRASH}{name}-{}", nonce()),
     }
 }
 
 /// Returns the name that a checkpoint had before it was being removed; `None` for all others.
-pub(crate) fn before_trash(name: &str) -> Option<&str> {
-    let aside = || name.strip_prefix(TRASH_ASIDE).filter(|name| before_aside(name).is_some());
-    without_mark(name, TRASH).or_else(aside)
+pub(crate) fn before_trash(name: &str) -> Option<String> {
+    let before = without_mark(name, TRASH)?;
+    let mut asides = PREFIXES.iter().filter(|(_, _, short)| before.starts_with(short));
+    Some(match asides.next() {
+        Some((_, prefix, short)) => format!("{prefix}{}", &name[TRASH.len() + short.len()..]),
+        None => before.to_string(),
+    })
 }
 
 /// Returns the name to which a prefix and a nonce were added; `None` for all others.

@@ -130,6 +130,7 @@ fn print(report: &RepairReport, yes: bool, out: &mut Output) {
         let name = text(action.path.strip_prefix(&report.directory).unwrap_or(&action.path));
         let kind = match action.kind {
             RepairKind::SetAside => "set aside",
+            RepairKind::Sweep if action.moved_to.is_some() => "give name back",
             RepairKind::Sweep => "remove leftover",
             RepairKind::DropLink => "remove link",
             RepairKind::RebuildIndex => "rebuild index",

@@ -46,6 +46,12 @@ impl Explanation {
     pub fn is_kept(&self) -> bool {
         !self.kept_by.is_empty()
     }
+
+    /// Returns `true` if nothing but policies that keep it permanently does: it is to be marked as permanent.
+    pub(crate) fn is_only_for_good(&self) -> bool {
+        let for_good = |by: &KeptBy| matches!(by, KeptBy::Policy { reason, .. } if reason.for_good);
+        self.is_kept() && self.kept_by.iter().all(for_good)
+    }
 }
 
 impl Display for Explanation {
@@ -407,14 +413,14 @@ impl Retention {
     ) -> Verdict {
         let mut verdict = Verdict::default();
         for explanation in self.explain(checkpoints, restored, now) {
-            let for_good = |by: &KeptBy| matches!(by, KeptBy::Policy { reason, .. } if reason.for_good);
+            let (is_kept, is_only_for_good) = (explanation.is_kept(), explanation.is_only_for_good());
             let name = explanation.checkpoint.name;
             if !explanation.loses.is_empty() {
                 verdict.thin.insert(name.clone(), explanation.loses);
             }
-            if explanation.kept_by.is_empty() {
+            if !is_kept {
                 verdict.remove.push(name);
-            } else if explanation.kept_by.iter().all(for_good) {
+            } else if is_only_for_good {
                 verdict.preserve.push(name);
             }
         }

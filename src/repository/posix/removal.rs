@@ -132,7 +132,7 @@ impl PosixDirectory {
             match self.is_whole_and_pinned(trash) {
                 Ok(true) => {
                     let why = "it was pinned while it was being removed, by a process that has ended";
-                    self.give_back(name, trash, why)?;
+                    self.give_back(&name, trash, why)?;
                     is_changed = true;
                 }
                 Ok(false) => {}

@@ -274,7 +274,8 @@ impl Transaction for Staging<'_> {
                     // bring back the name without them.
                     let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
                     self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
-                    if back.is_ok() {
+                    // Whoever took the checkpoint away has also made its name free.
+                    if back.is_ok() || back.is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
                         self.give_back();
                     }
                     return Err(e);

@@ -81,7 +81,8 @@ fn names(directory: &Path, wanted: impl Fn(&str) -> bool) -> Vec<String> {
 
 /// The checkpoint's name that a name of ours stands for.
 fn bare(name: &str) -> &str {
-    let marked = [".tmp-", ".trash-"].iter().find_map(|mark| name.strip_prefix(mark));
+    let marks = [".tmp-", ".trash-.d-", ".trash-.p-", ".trash-.s-", ".trash-"];
+    let marked = marks.iter().find_map(|mark| name.strip_prefix(mark));
     marked.and_then(|rest| rest.rsplit_once('-')).map_or(name, |(name, _)| name)
 }
 

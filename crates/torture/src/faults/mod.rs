@@ -218,6 +218,31 @@ mod tests {
         assert!(!there && removed.is_ok(), "removed by somebody else: {removed:?}");
     }
 
+    /// Another program moves the new checkpoint away before the commit has ended.
+    #[test]
+    fn if_the_new_checkpoint_is_taken_away_at_once_the_one_that_it_superseded_has_its_name() {
+        let publish = |taken: &[u64]| {
+            let sim = SimDisk::new(Files::default(), 1);
+            sim.put(&format!("{ROOT}/ckpt-1/manifest.json"), &manifest().to_bytes().unwrap());
+            let plan = Plan::of(Only::Names, Fault::Taken, taken, false);
+            let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), plan.clone()));
+            let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
+            let new = Manifest::new(2, manifest().run, chrono::Utc::now());
+            let published = directory
+                .begin("ckpt-1", 0)
+                .and_then(|staging| staging.commit(&new.to_bytes()?, 1, &["ckpt-1".to_string()]));
+            let mut names = sim.names(Path::new(ROOT));
+            names.retain(|name| !name.starts_with('.'));
+            names.sort();
+            (published, names, plan.count())
+        };
+        let (published, names, operations) = publish(&[]);
+        assert!(published.is_ok() && names.len() == 2, "{names:?}");
+        let (published, names, _) = publish(&[operations - 1]);
+        assert!(matches!(published, Err(Error::Moved { .. })), "{published:?}");
+        assert_eq!(names, ["archived", "ckpt-1"]);
+    }
+
     #[test]
     fn a_commit_that_was_not_synced_is_taken_back_before_its_files_go() {
         let publish = |failing: &[u64]| {
