@@ -58,6 +58,66 @@ fn memory_is_in_proportion_to_the_pickle() {
     }
 }
 
+/// The opcode of a text or bytes of a length.
+fn run(opcode: u8, length: u32) -> Vec<u8> {
+    [&[opcode], length.to_le_bytes().as_slice(), &vec![b'a'; length as usize]].concat()
+}
+
+/// A pickle that calls a global with the same arguments again and again.
+fn calls(global: &[u8], args: &[u8]) -> Vec<u8> {
+    of(&[global, b"q\x000", args, b"q\x010(", &b"h\x00h\x01R".repeat(60_000), b"l"])
+}
+
+/// A call has few bytes, and what it makes may be as long as its arguments.
+#[test]
+fn what_calls_copy_is_counted() {
+    let list = [b"(".as_slice(), &[b'N'; 2_000], b"l\x85"].concat();
+    let many = [b"(".as_slice(), &[b'N'; 100], b"t"].concat();
+    let dims = [b"(".as_slice(), &b"K\x01".repeat(64), b"t"].concat();
+    let array = [b"(C\x01acnumpy\ndtype\nX\x02\0\0\0u1\x85R".as_slice(), &dims, b"X\x01\0\0\0Ct"].concat();
+    let cases: [(&[u8], Vec<u8>); 6] = [
+        (b"c__builtin__\ntuple\n", list.clone()),
+        (b"c__builtin__\nset\n", list),
+        (b"c__builtin__\nbytes\n", [run(b'B', 4_000), b"\x85".to_vec()].concat()),
+        (b"ctorch\ndevice\n", [run(b'X', 4_000), b"K\0\x86".to_vec()].concat()),
+        (b"cargparse\nNamespace\n", many),
+        (b"cnumpy.core.numeric\n_frombuffer\n", array),
+    ];
+    for (global, args) in cases {
+        let reason = refusal(&calls(global, &args));
+        assert!(reason.contains("describes more than it holds"), "{}: {reason}", String::from_utf8_lossy(global));
+    }
+    // In TorchScript a function may have any name, of which the reason consists.
+    let class = format!("c__torch__\n{}\n", "A".repeat(4_000));
+    let args = [b"(".as_slice(), class.as_bytes(), b"ctorch\nTensor\n)}t"].concat();
+    let pickle = calls(b"ctorch._tensor\n_rebuild_from_type_v2\n", &args);
+    let records: [(&str, &[u8]); 2] = [("x/data.pkl", &pickle), ("x/constants.pkl", b"\x80\x02).")];
+    let reason = open_bytes(archive_of(&records).unwrap(), &ReadOptions::default()).unwrap_err().to_string();
+    assert!(reason.contains("describes more than it holds"), "{reason}");
+}
+
+/// What is looked through at every call is short.
+#[test]
+fn calls_take_no_time_that_depends_on_their_arguments() {
+    let marks = [b"}(".as_slice(), &b"h\x05\x88".repeat(100_000), b"u"].concat();
+    let tensor = [storage(b"X\x01\0\0\x000").as_slice(), b"K\0))\x89N", &marks, b"t"].concat();
+    let tensor = [b"X\x04\0\0\0conjq\x050(".as_slice(), &tensor].concat();
+    let reason = refusal(&calls(b"ctorch._utils\n_rebuild_tensor_v2\n", &tensor));
+    assert!(reason.contains("100000 marks"), "{reason}");
+    // Bytes that are to be a text.
+    let device = [run(b'B', 5_000), b"\x85".to_vec()].concat();
+    let reason = refusal(&calls(b"ctorch\ndevice\n", &device));
+    assert!(reason.contains("arguments"), "{reason}");
+    // The key of a storage.
+    let reason = refusal(&of(&[&storage(&run(b'X', 5_000))]));
+    assert!(reason.contains("255 bytes"), "{reason}");
+}
+
+/// The opcodes of a storage.
+fn storage(key: &[u8]) -> Vec<u8> {
+    [b"(X\x07\0\0\0storagectorch\nFloatStorage\n", key, b"X\x03\0\0\0cpuK\x01tQ"].concat()
+}
+
 #[test]
 fn paths_through_shared_objects_are_bounded() {
     // Each pair holds the one before twice.
