@@ -125,6 +125,37 @@ fn paths_through_shared_objects_are_bounded() {
     assert!(refusal(&of(&[b"K\x07", &pairs])).contains("again and again"));
 }
 
+/// What is shared is copied for every place.
+#[test]
+fn long_texts_in_many_places_are_bounded() {
+    let long = run(b'X', 100_000);
+    // 2^63, with many zeros before it.
+    let number = [b"\x8b".as_slice(), &100_000_u32.to_le_bytes(), &[0; 7], &[0x80], &[0; 99_992]].concat();
+    for object in [
+        long.clone(),
+        number,
+        [b"cpathlib\nPosixPath\n(".as_slice(), &long, b"t\x81"].concat(),
+        [b"}".as_slice(), &long, b"Ns"].concat(),
+        [b"X\x09\0\0\0__torch__".as_slice(), &long, b"\x93"].concat(),
+    ] {
+        let pickle = of(&[&object, b"q\x000(", &b"h\0".repeat(2_000), b"l"]);
+        let mut records: Vec<(&str, &[u8])> = vec![("x/data.pkl", &pickle)];
+        if object.ends_with(b"\x93") {
+            records.push(("x/constants.pkl", b"\x80\x02)."));
+        }
+        let reason = open_bytes(archive_of(&records).unwrap(), &ReadOptions::default()).unwrap_err().to_string();
+        assert!(reason.contains("more memory than its objects"), "{:?}: {reason}", &object[..20]);
+    }
+}
+
+/// Entries that share a long key, and a global that is refused.
+#[test]
+fn the_path_of_a_refused_global_is_found_without_a_copy_of_all_names() {
+    let entries = [b"h\0]".repeat(30_000), b"h\0cos\nsystem\n".to_vec()].concat();
+    let reason = refusal(&of(&[&run(b'X', 100_000), b"q\x000}(", &entries, b"u"]));
+    assert!(reason.contains("`os.system`") && reason.contains("`aaa") && reason.len() < 1_000, "{reason}");
+}
+
 #[test]
 fn a_global_is_refused_with_its_name_its_byte_and_its_path() {
     let pickle = of(&[b"}X\x03\0\0\0netcos\nsystem\nX\x02\0\0\0ls\x85Rs"]);
