@@ -13,8 +13,8 @@ const MAX_DEPTH: usize = 100;
 
 /// Bytes of keys and values that are allowed, in addition to some for each object of the pickle. Objects can be shared,
 /// so that a few of them make any number of paths.
-const FREE: u64 = 16 << 20;
-const PER_OBJECT: u64 = 400;
+pub(super) const FREE: u64 = 16 << 20;
+pub(super) const PER_OBJECT: u64 = 400;
 
 /// How the names of attributes become keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
