@@ -314,6 +314,63 @@ fn bytes_under_many_keys_are_read_once() -> Outcome {
     Ok(())
 }
 
+/// A zip archive of records that are deflated (as one block that is stored) and have no checksum.
+#[cfg(feature = "pytorch")]
+fn deflated(records: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
+    let (mut bytes, mut directory, mut count) = (Vec::new(), Vec::new(), 0u16);
+    for (name, record) in records {
+        let length = record.len() as u16;
+        let packed = [&[1], length.to_le_bytes().as_slice(), &(!length).to_le_bytes(), &record].concat();
+        let fields = [
+            &[20, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            (packed.len() as u32).to_le_bytes().as_slice(),
+            &(record.len() as u32).to_le_bytes(),
+            &(name.len() as u16).to_le_bytes(),
+            &[0, 0],
+        ]
+        .concat();
+        let offset = bytes.len() as u32;
+        directory.extend(
+            [b"PK\x01\x02\x14\0", fields.as_slice(), &[0; 10], &offset.to_le_bytes(), name.as_bytes()].concat(),
+        );
+        bytes.extend([b"PK\x03\x04", fields.as_slice(), name.as_bytes(), &packed].concat());
+        count += 1;
+    }
+    let (start, length, count) = (bytes.len() as u32, directory.len() as u32, count.to_le_bytes());
+    bytes.append(&mut directory);
+    let end = [count.as_slice(), &count, &length.to_le_bytes(), &start.to_le_bytes(), &[0, 0]].concat();
+    bytes.extend([b"PK\x05\x06\0\0\0\0", end.as_slice()].concat());
+    bytes
+}
+
+#[cfg(feature = "pytorch")]
+#[test]
+fn deflated_records_keep_no_memory() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("arrays.npz");
+    let array = |n: u8| {
+        let header = format!("{:<117}\n", "{'descr': '|u1', 'fortran_order': False, 'shape': (9,), }");
+        [b"\x93NUMPY\x01\0\x76\0", header.as_bytes(), &[n; 9]].concat()
+    };
+    let bytes = deflated((0..5_000).map(|n| (format!("{n}.npy"), array(n as u8))));
+    fs::write(&path, &bytes)?;
+    let mut element = [0];
+    let source = bounded("npz", bytes.len(), || -> tch_checkpoint::Result<_> {
+        let source = tch_checkpoint::interop::open(&path)?;
+        // A part of each, so that its reader is not at the end.
+        (0..5_000).try_for_each(|n| source.read_range(&n.to_string(), 0..1, &mut element))?;
+        Ok(source)
+    })?;
+    assert_eq!(source.tensors().len(), 5_000);
+    for n in [4_999, 7, 4_998] {
+        let mut elements = [0; 9];
+        source.read_range(&n.to_string(), 0..9, &mut elements)?;
+        assert_eq!(elements, [n as u8; 9]);
+    }
+    Ok(())
+}
+
 /// Bytes that are in two pieces of a tensor, or in tensors that differ elsewhere, would be read for the digest of each.
 #[test]
 fn pieces_are_shared_by_whole_tensors_only() -> Outcome {
