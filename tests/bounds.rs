@@ -371,6 +371,39 @@ fn deflated_records_keep_no_memory() -> Outcome {
     Ok(())
 }
 
+#[cfg(feature = "pytorch")]
+#[test]
+fn entries_of_tar_files_are_read_once() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("old.pt");
+    let member = |name: &str, content: &[u8]| {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..262].copy_from_slice(b"ustar");
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let padding = vec![0; content.len().next_multiple_of(512) - content.len()];
+        [header.as_slice(), content, &padding].concat()
+    };
+    let tensor = [b"\x80\x02(K\0NK\0t.".as_slice(), &[0; 16]].concat();
+    let tensors = [b"\x80\x02M\x20\x4e.".as_slice(), &tensor.repeat(20_000)].concat();
+    let storage = [b"\x80\x02(K\0K\0ctorch\nByteStorage\nt.".as_slice(), &7u64.to_le_bytes(), &[0; 7]].concat();
+    let storages = [b"\x80\x02K\x01.".as_slice(), &storage, b"\x80\x02]."].concat();
+    let members = [("tensors", tensors.as_slice()), ("storages", &storages), ("pickle", b"\x80\x02}.")];
+    let mut bytes = members.map(|(name, content)| member(name, content)).concat();
+    bytes.resize(bytes.len() + 1024, 0);
+    fs::write(&path, &bytes)?;
+    let before = bytes_read();
+    bounded("tar", bytes.len(), || tch_checkpoint::interop::open(&path).map(drop))?;
+    let read = bytes_read() - before;
+    assert!(read < 4 * bytes.len() as u64, "{read} bytes were read");
+    Ok(())
+}
+
 /// Bytes that are in two pieces of a tensor, or in tensors that differ elsewhere, would be read for the digest of each.
 #[test]
 fn pieces_are_shared_by_whole_tensors_only() -> Outcome {
