@@ -339,14 +339,14 @@ struct Pieces<'a, 'b> {
     items: HashMap<ItemKey<'a>, Item<'a>>,
     files: &'a mut Files<'b>,
     options: &'a ReadOptions,
-    /// Bytes of memory that names may still take.
+    /// Bytes of memory that names and values may still take.
     left: u64,
 }
 
 impl<'a> Pieces<'a, '_> {
     fn charge(&mut self, bytes: usize) -> Result<()> {
         let left = self.left.checked_sub(bytes as u64).ok_or_else(|| {
-            let reason = "its names would take more memory than its objects account for";
+            let reason = "its names and values would take more memory than its objects account for";
             self.metadata.input.unsupported(reason)
         });
         self.left = left?;
@@ -365,11 +365,10 @@ impl<'a> Pieces<'a, '_> {
     /// An object that was saved alone.
     fn object(&mut self, name: &'a str) -> Result<Found> {
         let contents = self.contents(name, None)?;
-        self.left = self.left.saturating_add(tree::PER_OBJECT * contents.arena.len() as u64);
         let input = contents.archive.input();
         let mut found = Found::default();
         let mut binder = StorageBinder::new(contents.storages(), input.path());
-        collect(
+        let bytes = collect(
             input,
             &format!("the object {name:?}"),
             &contents.arena,
@@ -378,6 +377,9 @@ impl<'a> Pieces<'a, '_> {
             &mut binder,
             &mut found,
         )?;
+        // All objects together have the allowance of one file.
+        self.left = self.left.saturating_add(tree::PER_OBJECT * contents.arena.len() as u64);
+        self.charge(bytes as usize)?;
         Ok(found)
     }
 
@@ -551,5 +553,13 @@ mod tests {
         let data = item.repeat(count);
         let reason = open_objects(&names, &planner, &storage, &data).unwrap_err().to_string();
         assert!(reason.contains("more memory than its objects"), "{reason}");
+        // Values of 10 MB in all of 10 KB.
+        let text = text(&"a".repeat(5_000));
+        let many = [b"\x80\x02(".as_slice(), &text, b"q\0", &b"h\0".repeat(2_000), b"l."].concat();
+        let item = archive_of(&[("x/data.pkl", &many)]).unwrap();
+        let place = |i: usize| stored(&names[i], i * item.len(), item.len());
+        assert!(open_objects(&names[..1], &[], &[place(0)], &item).is_ok());
+        let two = open_objects(&names[..2], &[], &[place(0), place(1)], &item.repeat(2));
+        assert!(two.unwrap_err().to_string().contains("more memory than its objects"));
     }
 }

@@ -25,17 +25,18 @@ pub(super) enum Style {
     Modules,
 }
 
-/// Walks from `root`.
+/// Walks from `root`. Returns the bytes of keys and values.
 pub(super) fn collect(
     arena: &Arena,
     root: Id,
     style: Style,
     binder: &mut dyn Binder,
     found: &mut Found,
-) -> Result<(), Problem> {
-    let left = FREE + PER_OBJECT * arena.len() as u64;
-    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), left };
-    walk.visit(&mut Vec::new(), root)
+) -> Result<u64, Problem> {
+    let all = FREE + PER_OBJECT * arena.len() as u64;
+    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), left: all };
+    walk.visit(&mut Vec::new(), root)?;
+    Ok(all - walk.left)
 }
 
 /// Why an object is not taken.
@@ -262,6 +263,13 @@ impl Walk<'_> {
             return Ok(());
         }
         let key = self.key(path)?;
+        let rank = match self.arena.node(id) {
+            Node::Tensor(place) => self.arena.tensors.get(*place as usize).map_or(0, |tensor| tensor.shape.len()),
+            Node::Array(place) => self.arena.arrays.get(*place as usize).map_or(0, |array| array.shape.len()),
+            _ => 0,
+        };
+        // Its shape, begin and strides, some of them twice.
+        self.charge(path, 64 * rank)?;
         match self.binder.bind(self.arena, id)? {
             Ok(stored) => {
                 self.found.order.push(key.clone());

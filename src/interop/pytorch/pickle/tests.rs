@@ -108,6 +108,10 @@ fn calls_take_no_time_that_depends_on_their_arguments() {
     let device = [run(b'B', 5_000), b"\x85".to_vec()].concat();
     let reason = refusal(&calls(b"ctorch\ndevice\n", &device));
     assert!(reason.contains("arguments"), "{reason}");
+    // The digits of a dtype.
+    let digits = [b"X\x88\x13\0\0f".as_slice(), &[b'0'; 4_998], b"4"].concat();
+    let reason = refusal(&of(&[b"cnumpy\ndtype\n", &digits, b"\x85R"]));
+    assert!(reason.contains("numpy dtype f000"), "{reason}");
     // The key of a storage.
     let reason = refusal(&of(&[&storage(&run(b'X', 5_000))]));
     assert!(reason.contains("255 bytes"), "{reason}");
@@ -131,15 +135,19 @@ fn long_texts_in_many_places_are_bounded() {
     let long = run(b'X', 100_000);
     // 2^63, with many zeros before it.
     let number = [b"\x8b".as_slice(), &100_000_u32.to_le_bytes(), &[0; 7], &[0x80], &[0; 99_992]].concat();
+    let dims = [b"(".as_slice(), &b"K\x01".repeat(64), b"t"].concat();
+    let tensor =
+        [b"ctorch._utils\n_rebuild_tensor_v2\n(".as_slice(), &storage(b"X\x01\0\0\x000"), b"K\0", &dims, &dims];
     for object in [
+        [tensor.concat().as_slice(), b"\x89NtR"].concat(),
         long.clone(),
         number,
         [b"cpathlib\nPosixPath\n(".as_slice(), &long, b"t\x81"].concat(),
         [b"}".as_slice(), &long, b"Ns"].concat(),
         [b"X\x09\0\0\0__torch__".as_slice(), &long, b"\x93"].concat(),
     ] {
-        let pickle = of(&[&object, b"q\x000(", &b"h\0".repeat(2_000), b"l"]);
-        let mut records: Vec<(&str, &[u8])> = vec![("x/data.pkl", &pickle)];
+        let pickle = of(&[&object, b"q\x000(", &b"h\0".repeat(5_000), b"l"]);
+        let mut records: Vec<(&str, &[u8])> = vec![("x/data.pkl", &pickle), ("x/data/0", b"abcd")];
         if object.ends_with(b"\x93") {
             records.push(("x/constants.pkl", b"\x80\x02)."));
         }
