@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Foreign> {
     let paths = metadata.paths(unpickled.root)?;
     for &(name, entry) in metadata.dict(state)? {
         let name = metadata.text(name)?;
-        let path = paths.get(name).and_then(|&path| metadata.path(path));
+        let path = paths.get(name).map_or(Ok(None), |&path| metadata.path(path))?;
         let path = path.unwrap_or_else(|| vec![Step::Name(name)]);
         let key = name::key(path.iter().map(Step::text));
         let own = match metadata.class(entry) {
@@ -78,7 +78,7 @@ pub(super) fn open(path: &Path, options: &ReadOptions) -> Result<Foreign> {
             _ => return Err(input.damaged(format!("{name:?} is neither a tensor nor an object"))),
         };
         let count = own.stored.len() + own.values.len() + own.unreadable.len();
-        pieces.charge((2 + count) * key.len() + PER_STEP * Lists::steps(&path).map_or(0, <[_]>::len))?;
+        pieces.charge((4 + count) * key.len() + PER_STEP * Lists::steps(&path).map_or(0, <[_]>::len))?;
         let is_new = lists.note(&path, &own)
             & merge(&mut found.stored, &key, own.stored)
             & merge(&mut found.values, &key, own.values)
@@ -258,13 +258,17 @@ impl<'a> Metadata<'a> {
     }
 
     /// Returns a path: texts of dictionaries, and positions in lists.
-    fn path(&self, path: Id) -> Option<Vec<Step<'a>>> {
-        let path = self.arena.items(path).filter(|path| path.len() <= MAX_DEPTH)?;
-        let step = |&step: &Id| match self.arena.text(step).filter(|name| name.len() <= MAX_NAME) {
-            Some(name) => Some(Step::Name(name)),
-            None => self.arena.int(step).and_then(|i| u64::try_from(i).ok()).map(Step::Position),
-        };
-        path.iter().map(step).collect::<Option<Vec<_>>>().filter(|path| !path.is_empty())
+    fn path(&self, path: Id) -> Result<Option<Vec<Step<'a>>>> {
+        let path = self.arena.items(path).filter(|path| path.len() <= MAX_DEPTH).unwrap_or_default();
+        let mut steps = Vec::with_capacity(path.len());
+        for &step in path {
+            match self.arena.int(step).map(u64::try_from) {
+                Some(Ok(position)) => steps.push(Step::Position(position)),
+                None if self.arena.text(step).is_some() => steps.push(Step::Name(self.text(step)?)),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(steps).filter(|steps| !steps.is_empty()))
     }
 
     /// Where all items are.
@@ -532,6 +536,8 @@ mod tests {
             open_objects(names, planner, storage, &item).unwrap_err().to_string()
         };
         assert!(refusal(&["a".to_string()], &[], &[stored(&long, 0, 9)]).contains("1024 bytes"));
+        let step = [b"(".as_slice(), &text(&long), b"t"].concat();
+        assert!(refusal(&["a".to_string()], &[(text("a"), step)], &[stored("a", 0, 9)]).contains("1024 bytes"));
         let attributes: Vec<(String, Vec<u8>)> = (0..100_000).map(|i| (i.to_string(), b"N".to_vec())).collect();
         let attributes: Vec<(&str, Vec<u8>)> = attributes.iter().map(|(name, n)| (name.as_str(), n.clone())).collect();
         let info = object("_StorageInfo", &attributes);

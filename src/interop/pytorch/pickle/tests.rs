@@ -134,7 +134,7 @@ fn paths_through_shared_objects_are_bounded() {
 fn long_texts_in_many_places_are_bounded() {
     let long = run(b'X', 100_000);
     // 2^63, with many zeros before it.
-    let number = [b"\x8b".as_slice(), &100_000_u32.to_le_bytes(), &[0; 7], &[0x80], &[0; 99_992]].concat();
+    let number = [b"\x8b".as_slice(), &100_000_u32.to_le_bytes(), &[0; 7], &[0x80], &vec![0; 99_992]].concat();
     let dims = [b"(".as_slice(), &b"K\x01".repeat(64), b"t"].concat();
     let tensor =
         [b"ctorch._utils\n_rebuild_tensor_v2\n(".as_slice(), &storage(b"X\x01\0\0\x000"), b"K\0", &dims, &dims];
