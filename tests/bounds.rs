@@ -314,6 +314,96 @@ fn bytes_under_many_keys_are_read_once() -> Outcome {
     Ok(())
 }
 
+/// A zip archive of records that are deflated (as one block that is stored) and have no checksum.
+#[cfg(feature = "pytorch")]
+fn deflated(records: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
+    let (mut bytes, mut directory, mut count) = (Vec::new(), Vec::new(), 0u16);
+    for (name, record) in records {
+        let length = record.len() as u16;
+        let packed = [&[1], length.to_le_bytes().as_slice(), &(!length).to_le_bytes(), &record].concat();
+        let fields = [
+            &[20, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            (packed.len() as u32).to_le_bytes().as_slice(),
+            &(record.len() as u32).to_le_bytes(),
+            &(name.len() as u16).to_le_bytes(),
+            &[0, 0],
+        ]
+        .concat();
+        let offset = bytes.len() as u32;
+        directory.extend(
+            [b"PK\x01\x02\x14\0", fields.as_slice(), &[0; 10], &offset.to_le_bytes(), name.as_bytes()].concat(),
+        );
+        bytes.extend([b"PK\x03\x04", fields.as_slice(), name.as_bytes(), &packed].concat());
+        count += 1;
+    }
+    let (start, length, count) = (bytes.len() as u32, directory.len() as u32, count.to_le_bytes());
+    bytes.append(&mut directory);
+    let end = [count.as_slice(), &count, &length.to_le_bytes(), &start.to_le_bytes(), &[0, 0]].concat();
+    bytes.extend([b"PK\x05\x06\0\0\0\0", end.as_slice()].concat());
+    bytes
+}
+
+#[cfg(feature = "pytorch")]
+#[test]
+fn deflated_records_keep_no_memory() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("arrays.npz");
+    let array = |n: u8| {
+        let header = format!("{:<117}\n", "{'descr': '|u1', 'fortran_order': False, 'shape': (9,), }");
+        [b"\x93NUMPY\x01\0\x76\0", header.as_bytes(), &[n; 9]].concat()
+    };
+    let bytes = deflated((0..5_000).map(|n| (format!("{n}.npy"), array(n as u8))));
+    fs::write(&path, &bytes)?;
+    let mut element = [0];
+    let source = bounded("npz", bytes.len(), || -> tch_checkpoint::Result<_> {
+        let source = tch_checkpoint::interop::open(&path)?;
+        // A part of each, so that its reader is not at the end.
+        (0..5_000).try_for_each(|n| source.read_range(&n.to_string(), 0..1, &mut element))?;
+        Ok(source)
+    })?;
+    assert_eq!(source.tensors().len(), 5_000);
+    for n in [4_999, 7, 4_998] {
+        let mut elements = [0; 9];
+        source.read_range(&n.to_string(), 0..9, &mut elements)?;
+        assert_eq!(elements, [n as u8; 9]);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "pytorch")]
+#[test]
+fn entries_of_tar_files_are_read_once() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("old.pt");
+    let member = |name: &str, content: &[u8]| {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        header[257..262].copy_from_slice(b"ustar");
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let padding = vec![0; content.len().next_multiple_of(512) - content.len()];
+        [header.as_slice(), content, &padding].concat()
+    };
+    let tensor = [b"\x80\x02(K\0NK\0t.".as_slice(), &[0; 16]].concat();
+    let tensors = [b"\x80\x02M\x20\x4e.".as_slice(), &tensor.repeat(20_000)].concat();
+    let storage = [b"\x80\x02(K\0K\0ctorch\nByteStorage\nt.".as_slice(), &7u64.to_le_bytes(), &[0; 7]].concat();
+    let storages = [b"\x80\x02K\x01.".as_slice(), &storage, b"\x80\x02]."].concat();
+    let members = [("tensors", tensors.as_slice()), ("storages", &storages), ("pickle", b"\x80\x02}.")];
+    let mut bytes = members.map(|(name, content)| member(name, content)).concat();
+    bytes.resize(bytes.len() + 1024, 0);
+    fs::write(&path, &bytes)?;
+    let before = bytes_read();
+    bounded("tar", bytes.len(), || tch_checkpoint::interop::open(&path).map(drop))?;
+    let read = bytes_read() - before;
+    assert!(read < 4 * bytes.len() as u64, "{read} bytes were read");
+    Ok(())
+}
+
 /// Bytes that are in two pieces of a tensor, or in tensors that differ elsewhere, would be read for the digest of each.
 #[test]
 fn pieces_are_shared_by_whole_tensors_only() -> Outcome {

@@ -5,8 +5,8 @@ use super::input::{CHUNK, Input};
 use crate::error::{Error, Result};
 use flate2::{Decompress, FlushDecompress, Status};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Compressed bytes read at a time.
 const COMPRESSED_CHUNK: u64 = 32 << 10;
@@ -15,8 +15,35 @@ const COMPRESSED_CHUNK: u64 = 32 << 10;
 #[derive(Debug)]
 enum Encoding {
     Stored,
-    /// With the position where the last read ended: the next one often continues there.
-    Deflated(Mutex<Option<Box<Cursor>>>),
+    /// With a number that no other blob has.
+    Deflated(u64),
+}
+
+/// The most cursors that are kept, each of up to 75 KB. More than there are threads that read.
+const MAX_CURSORS: usize = 16;
+
+/// Where the last reads of deflated blobs ended before the end, by the number of the blob: the next read often
+/// continues there.
+static CURSORS: Mutex<Vec<(u64, Box<Cursor>)>> = Mutex::new(Vec::new());
+
+fn cursors() -> MutexGuard<'static, Vec<(u64, Box<Cursor>)>> {
+    CURSORS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the cursor of a blob that is closest before `offset`.
+fn take_cursor(blob: u64, offset: u64) -> Option<Box<Cursor>> {
+    let mut cursors = cursors();
+    let usable = cursors.iter().enumerate().filter(|(_, (own, cursor))| *own == blob && cursor.at <= offset);
+    let place = usable.max_by_key(|(_, (_, cursor))| cursor.at)?.0;
+    Some(cursors.remove(place).1)
+}
+
+fn keep_cursor(blob: u64, cursor: Box<Cursor>) {
+    let mut cursors = cursors();
+    if cursors.len() == MAX_CURSORS {
+        cursors.remove(0);
+    }
+    cursors.push((blob, cursor));
 }
 
 /// A range of bytes, read by position.
@@ -41,7 +68,8 @@ impl Blob {
 
     /// Creates a blob of `len` deflated bytes.
     pub(crate) fn deflated(name: impl Into<String>, stored: Input, len: u64, crc: Option<u32>) -> Blob {
-        let encoding = Encoding::Deflated(Mutex::new(None));
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let encoding = Encoding::Deflated(NEXT.fetch_add(1, Ordering::Relaxed));
         Blob { name: name.into(), stored, encoding, len, crc, verified: AtomicBool::new(false) }
     }
 
@@ -72,21 +100,22 @@ impl Blob {
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len) {
             return Err(self.damaged("it ends early"));
         }
-        let Encoding::Deflated(last) = &self.encoding else {
+        let Encoding::Deflated(number) = self.encoding else {
             return self.stored.read(offset, buffer);
         };
         if buffer.is_empty() {
             return Ok(());
         }
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut cursor = last.take().filter(|cursor| cursor.at <= offset).unwrap_or_default();
+        let mut cursor = take_cursor(number, offset).unwrap_or_default();
         let mut skipped = [0; 8 << 10];
         while cursor.at < offset {
             let length = (offset - cursor.at).min(skipped.len() as u64) as usize;
             self.inflate(&mut cursor, &mut skipped[..length])?;
         }
         self.inflate(&mut cursor, buffer)?;
-        *last = Some(cursor);
+        if cursor.at < self.len {
+            keep_cursor(number, cursor);
+        }
         Ok(())
     }
 
@@ -215,6 +244,14 @@ impl Blob {
             return Err(self.damaged("its compressed data end early"));
         }
         Ok(given)
+    }
+}
+
+impl Drop for Blob {
+    fn drop(&mut self) {
+        if let Encoding::Deflated(number) = self.encoding {
+            cursors().retain(|(own, _)| *own != number);
+        }
     }
 }
 

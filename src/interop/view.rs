@@ -361,18 +361,25 @@ impl Window<'_> {
     }
 }
 
-/// Returns `true` if two boxes have an element in common. Sorts along the first dimension, so that few boxes are
-/// compared.
-pub(crate) fn overlap(parts: &[Part]) -> bool {
+/// The most pairs of boxes that are compared.
+const MAX_COMPARISONS: u64 = 50_000_000;
+
+/// Returns whether two boxes have an element in common, `None` if there are too many to compare. Sorts along the first
+/// dimension, so that few boxes are compared.
+pub(crate) fn overlap(parts: &[Part]) -> Option<bool> {
     let mut boxes: Vec<&Part> = parts.iter().filter(|part| !part.shape.contains(&0)).collect();
     boxes.sort_by(|a, b| a.begin.cmp(&b.begin));
     let end = |part: &Part, d: usize| part.begin[d] + part.shape[d];
-    boxes.iter().enumerate().any(|(i, a)| {
-        boxes[i + 1..]
-            .iter()
-            .take_while(|b| a.begin.is_empty() || b.begin[0] < end(a, 0))
-            .any(|b| (0..a.begin.len()).all(|d| a.begin[d] < end(b, d) && b.begin[d] < end(a, d)))
-    })
+    let mut left = MAX_COMPARISONS;
+    for (i, a) in boxes.iter().enumerate() {
+        for b in boxes[i + 1..].iter().take_while(|b| a.begin.is_empty() || b.begin[0] < end(a, 0)) {
+            left = left.checked_sub(1)?;
+            if (0..a.begin.len()).all(|d| a.begin[d] < end(b, d) && b.begin[d] < end(a, d)) {
+                return Some(true);
+            }
+        }
+    }
+    Some(false)
 }
 
 #[cfg(test)]
@@ -424,6 +431,18 @@ mod tests {
             tensor.read_range(a as u64..b as u64, &mut part).unwrap();
             prop_assert_eq!(&part, &wanted[2 * a..2 * b]);
         }
+    }
+
+    /// Boxes that only differ in the second dimension: each would be compared with all others.
+    #[test]
+    fn comparisons_of_boxes_are_bounded() {
+        let columns = |count: u64| -> Vec<Part> {
+            let [column] = numbered(&[1, 1], &[1, 1], 0).parts.try_into().unwrap();
+            (0..count).map(|i| Part { begin: vec![0, i], ..column.clone() }).collect()
+        };
+        assert_eq!(overlap(&columns(1_000)), Some(false));
+        assert_eq!(overlap(&[columns(1_000), columns(1)].concat()), Some(true));
+        assert_eq!(overlap(&columns(100_000)), None);
     }
 
     #[test]

@@ -300,7 +300,11 @@ fn slices(directory: &Path, contents: Vec<(&String, safetensors::Contents)>) -> 
         }
         let covered = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.shape.iter().product()));
         let count = spec.bytes().map(|bytes| bytes / spec.dtype.size() as u64);
-        if count.is_none() || covered != count || overlap(&parts) {
+        let overlaps = overlap(&parts);
+        let overlaps = overlaps.ok_or_else(|| {
+            Error::unsupported(directory, format!("the tensor {name:?} has too many slices to compare"))
+        })?;
+        if count.is_none() || covered != count || overlaps {
             return Err(wrong("overlap, or leave some of it out"));
         }
         found.stored.insert(name::key([name]), Stored { spec, parts });

@@ -156,7 +156,7 @@ fn check_refused(
     )))
 }
 
-/// Collects all that is under `root`.
+/// Collects all that is under `root`. Returns the bytes of keys and values.
 fn collect(
     input: &Input,
     part: &str,
@@ -165,7 +165,7 @@ fn collect(
     style: Style,
     binder: &mut dyn bind::Binder,
     found: &mut Found,
-) -> Result<()> {
+) -> Result<u64> {
     tree::collect(arena, root, style, binder, found).map_err(|problem| match problem {
         Problem::Refused(path, reason) => input.unsupported(format!("{part}, at `{path}`: {reason}")),
         Problem::Failed(e) => e,

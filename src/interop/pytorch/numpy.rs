@@ -87,7 +87,7 @@ fn filled(arena: &mut Arena, dtype: Id, data: Id, shape: Vec<u64>, fortran: bool
 
 fn array(arena: &mut Arena, array: ArrayRef) -> Step<Id> {
     let place = u32::try_from(arena.arrays.len()).map_err(|_| "it has too many arrays")?;
-    arena.charge(96 + array.data.len() as u64);
+    arena.charge(96 + 8 * array.shape.len() as u64 + array.data.len() as u64);
     arena.arrays.push(array);
     arena.add(Node::Array(place))
 }

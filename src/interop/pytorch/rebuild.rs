@@ -6,6 +6,9 @@ use super::types::{StorageType, TorchType};
 /// The most dimensions that are read; torch has 64.
 const MAX_RANK: usize = 64;
 
+/// The most marks of a tensor; torch has two.
+const MAX_MARKS: usize = 16;
+
 /// A function that makes a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rebuild {
@@ -85,7 +88,7 @@ fn from_type(arena: &mut Arena, function: Id, class: Id, inner: Id) -> Step<Id> 
                 _ => None,
             };
             let reason = format!("it is made by {}, which safetensors cannot hold", name.unwrap_or_default());
-            arena.add(Node::Unreadable(reason.into()))
+            arena.add_charged(Node::Unreadable(reason.into()))
         }
     }
 }
@@ -155,7 +158,11 @@ fn tensor(
         return Err(format!("it has {} sizes and {} strides", shape.len(), stride.len()).into());
     }
     let (mut conj, mut neg) = (false, false);
-    for &(mark, value) in marks.and_then(|marks| arena.dict(marks)).unwrap_or_default() {
+    let marks = marks.and_then(|marks| arena.dict(marks)).unwrap_or_default();
+    if marks.len() > MAX_MARKS {
+        return Err(format!("it has {} marks, at most {MAX_MARKS} are read", marks.len()).into());
+    }
+    for &(mark, value) in marks {
         let value = match (arena.text(mark), arena.node(value)) {
             (Some("conj"), &Node::Bool(value)) => {
                 conj = value;

@@ -65,7 +65,7 @@ const DISTRIBUTED: [&str; 8] = [
 ];
 
 fn known(dialect: Dialect, module: &str, name: &str) -> Option<Known> {
-    if dialect == Dialect::Script && (module == "__torch__" || module.starts_with("__torch__.")) {
+    if dialect == Dialect::Script && is_defined(module) {
         return Some(Known::Class);
     }
     let is_distributed = match module {
@@ -155,9 +155,23 @@ impl TorchRules {
     }
 }
 
-fn names(arena: &Arena, global: u32) -> (String, String) {
-    let global = arena.globals.get(global as usize);
-    global.map(|global| (global.module.to_string(), global.name.to_string())).unwrap_or_default()
+/// Returns the module and the name of a global.
+fn names(arena: &Arena, global: u32) -> (&str, &str) {
+    arena.globals.get(global as usize).map(|global| (&*global.module, &*global.name)).unwrap_or_default()
+}
+
+/// Returns `true` for a class that a TorchScript archive defines.
+fn is_defined(module: &str) -> bool {
+    module == "__torch__" || module.starts_with("__torch__.")
+}
+
+/// The longest key of a storage. Torch numbers them.
+const MAX_KEY: usize = 255;
+
+/// Returns the key of a storage: a short text or a number.
+pub(super) fn storage_key(arena: &Arena, id: Id) -> Option<String> {
+    let text = arena.text(id).filter(|key| key.len() <= MAX_KEY).map(str::to_string);
+    text.or_else(|| arena.int(id).map(|key| key.to_string()))
 }
 
 impl Rules for TorchRules {
@@ -167,7 +181,7 @@ impl Rules for TorchRules {
 
     fn global(&mut self, arena: &mut Arena, global: u32) -> Step<Node> {
         let (module, name) = names(arena, global);
-        Ok(match known(self.dialect, &module, &name) {
+        Ok(match known(self.dialect, module, name) {
             Some(Known::Dtype(torch_type)) => Node::Dtype(torch_type),
             _ => Node::Global(global),
         })
@@ -178,15 +192,16 @@ impl Rules for TorchRules {
         // No more than anything takes: a long tuple would be copied at every call.
         let args = arena.tuple(args).filter(|args| args.len() <= MAX_ARGS).map(<[Id]>::to_vec);
         let args = args.ok_or_else(|| format!("`{module}.{name}` is called with more than {MAX_ARGS} arguments"))?;
-        match known(self.dialect, &module, &name) {
-            Some(Known::Rebuild(rebuild)) => rebuild::call(arena, rebuild, &args).map_err(|e| at(&module, &name, e)),
-            Some(Known::Make(make)) => self::make(arena, make, &args).map_err(|e| at(&module, &name, e)),
-            Some(Known::Numpy(part)) => numpy::call(arena, part, &args).map_err(|e| at(&module, &name, e)),
+        match known(self.dialect, module, name) {
+            Some(Known::Rebuild(rebuild)) => rebuild::call(arena, rebuild, &args).map_err(|e| at(arena, global, e)),
+            Some(Known::Make(make)) => self::make(arena, make, &args).map_err(|e| at(arena, global, e)),
+            Some(Known::Numpy(part)) => numpy::call(arena, part, &args).map_err(|e| at(arena, global, e)),
             Some(Known::Unreadable(reason)) => {
-                arena.add(Node::Unreadable(format!("{reason} ({module}.{name}), which safetensors cannot hold").into()))
+                let reason = format!("{reason} ({module}.{name}), which safetensors cannot hold");
+                arena.add_charged(Node::Unreadable(reason.into()))
             }
-            Some(Known::Class) if module != "__torch__" && !module.starts_with("__torch__.") => {
-                let args = arena.add(Node::Tuple(args.into()))?;
+            Some(Known::Class) if !is_defined(module) => {
+                let args = arena.add_charged(Node::Tuple(args.into()))?;
                 arena.add(Node::Object(Box::new(Object { class: global, args, state: None })))
             }
             _ => Err(format!("`{module}.{name}` is not to be called").into()),
@@ -195,7 +210,7 @@ impl Rules for TorchRules {
 
     fn new_object(&mut self, arena: &mut Arena, global: u32, args: Id) -> Step<Id> {
         let (module, name) = names(arena, global);
-        match known(self.dialect, &module, &name) {
+        match known(self.dialect, module, name) {
             Some(Known::Class) => arena.add(Node::Object(Box::new(Object { class: global, args, state: None }))),
             _ => self.call(arena, global, args),
         }
@@ -246,8 +261,8 @@ impl Rules for TorchRules {
         };
         let kind = class.and_then(|class| StorageType::named(&class.module, &class.name));
         let kind = kind.ok_or("the persistent id of a storage has no type of storage")?;
-        let key = arena.text(key).map(str::to_string).or_else(|| arena.int(key).map(|key| key.to_string()));
-        let key = key.ok_or("the key of a storage is no text")?;
+        let key = storage_key(arena, key);
+        let key = key.ok_or_else(|| format!("the key of a storage is no text of at most {MAX_KEY} bytes"))?;
         if arena.text(location).is_none() {
             return Err(format!("the storage {key:?} is at no location").into());
         }
@@ -283,7 +298,9 @@ impl TorchRules {
     }
 }
 
-fn at(module: &str, name: &str, e: super::pickle::PickleError) -> super::pickle::PickleError {
+/// Adds the name of what was called to an error.
+fn at(arena: &Arena, global: u32, e: super::pickle::PickleError) -> super::pickle::PickleError {
+    let (module, name) = names(arena, global);
     match e {
         super::pickle::PickleError::Bad(reason) => format!("{module}.{name}: {reason}").into(),
         read @ super::pickle::PickleError::Read(_) => read,
@@ -339,12 +356,7 @@ fn make(arena: &mut Arena, make: Make, args: &[Id]) -> Step<Id> {
         (Make::Layout, [name]) if arena.text(*name).is_some() => return Ok(*name),
         _ => return wrong(),
     };
-    if let Node::Dict(entries) = &node {
-        arena.charge(16 * entries.len() as u64);
-    } else if let Node::List(items) | Node::Set(items) = &node {
-        arena.charge(8 * items.len() as u64);
-    }
-    arena.add(node)
+    arena.add_charged(node)
 }
 
 /// How protocol 2 writes bytes: as a text whose characters are the bytes.
@@ -356,6 +368,5 @@ fn encoded(arena: &mut Arena, text: Id, encoding: Id) -> Step<Id> {
     let Node::Text(text) = arena.node(text) else { return Err("what it encodes is no text".into()) };
     let bytes: Option<Box<[u8]>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
     let bytes = bytes.ok_or("its text has characters that are no bytes")?;
-    arena.charge(bytes.len() as u64);
-    arena.add(Node::Bytes(bytes))
+    arena.add_charged(Node::Bytes(bytes))
 }

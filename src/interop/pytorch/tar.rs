@@ -2,8 +2,8 @@
 
 use super::bind::StorageBinder;
 use super::legacy::{ByKey, plain};
-use super::pickle::{Arena, Id, Node, PickleReader, StorageRef, TensorRef, unpickle};
-use super::rules::{Dialect, TorchRules, tensor_class};
+use super::pickle::{Arena, Id, Node, PickleError, PickleReader, StorageRef, TensorRef, unpickle};
+use super::rules::{Dialect, TorchRules, storage_key, tensor_class};
 use super::tree::Style;
 use super::types::StorageType;
 use super::{check_refused, collect, unpickle_failed};
@@ -94,20 +94,21 @@ pub(super) fn open(input: Input, options: &ReadOptions) -> Result<Foreign> {
     Foreign::new("PyTorch (before 0.1.10)", input.path(), found, options)
 }
 
-/// Fields of a member that follow a pickle.
+/// Pickles and fields, one after the other. One reader for all of them: each byte is read once.
 struct Member<'a> {
     input: &'a Input,
     blob: &'a Blob,
-    at: u64,
+    reader: PickleReader<'a>,
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
+    fn new(input: &'a Input, blob: &'a Blob) -> Member<'a> {
+        Member { input, blob, reader: PickleReader::new(blob) }
+    }
+
     /// Returns the next pickle: numbers, texts and classes of storages.
     fn pickle(&mut self) -> Result<(Arena, Id)> {
-        let mut reader = PickleReader::at(self.blob, self.at);
-        let read = plain(self.input, &mut reader, &format!("the member `{}`", self.blob.name()))?;
-        self.at = reader.position();
-        Ok(read)
+        plain(self.input, &mut self.reader, &format!("the member `{}`", self.blob.name()))
     }
 
     fn count(&mut self) -> Result<i64> {
@@ -117,10 +118,10 @@ impl Member<'_> {
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.blob.read(self.at, &mut bytes)?;
-        self.at += N as u64;
-        Ok(bytes)
+        self.reader.array().map_err(|e| match e {
+            PickleError::Bad(reason) => self.blob.damaged(reason),
+            PickleError::Read(e) => e,
+        })
     }
 
     fn length(&mut self) -> Result<u64> {
@@ -129,29 +130,26 @@ impl Member<'_> {
     }
 }
 
-fn key_text(arena: &Arena, id: Id) -> Option<String> {
-    arena.text(id).map(str::to_string).or_else(|| arena.int(id).map(|key| key.to_string()))
-}
-
 /// Where a key leads: a storage, the first element, how many.
 type Spans = HashMap<String, (u32, u64, u64)>;
 
 fn storages(input: &Input, blob: &Blob, arena: &mut Arena, rules: &mut TorchRules, blobs: &mut ByKey) -> Result<Spans> {
     let wrong = |what: &str| blob.damaged(what);
-    let mut member = Member { input, blob, at: 0 };
+    let mut member = Member::new(input, blob);
     let mut spans = Spans::new();
     for _ in 0..member.count()? {
         let (own, root) = member.pickle()?;
         let (key, kind) = match own.tuple(root) {
-            Some(&[key, _, class]) => (key_text(&own, key), storage_class(&own, class)),
+            Some(&[key, _, class]) => (storage_key(&own, key), storage_class(&own, class)),
             _ => (None, None),
         };
         let (Some(key), Some(kind)) = (key, kind) else { return Err(wrong("an entry is no storage")) };
         let elements = member.length()?;
-        let end = elements.checked_mul(kind.size()).and_then(|bytes| member.at.checked_add(bytes));
-        let bytes = end.and_then(|end| blob.input()?.slice(member.at..end));
+        let begin = member.reader.position();
+        let end = elements.checked_mul(kind.size()).and_then(|bytes| begin.checked_add(bytes));
+        let bytes = end.and_then(|end| blob.input()?.slice(begin..end));
         let bytes = bytes.ok_or_else(|| wrong("it ends inside a storage"))?;
-        member.at += bytes.len();
+        member.reader.skip(bytes.len());
         if spans.contains_key(&key) {
             return Err(wrong("two storages have one key"));
         }
@@ -164,7 +162,7 @@ fn storages(input: &Input, blob: &Blob, arena: &mut Arena, rules: &mut TorchRule
         let number = |id: Id| own.int(id).and_then(|value| u64::try_from(value).ok());
         let parts = match own.items(view) {
             Some(&[key, root, begin, elements]) => {
-                Some((key_text(&own, key), key_text(&own, root), number(begin), number(elements)))
+                Some((storage_key(&own, key), storage_key(&own, root), number(begin), number(elements)))
             }
             _ => None,
         };
@@ -189,11 +187,11 @@ fn storage_class(arena: &Arena, class: Id) -> Option<StorageType> {
 }
 
 fn tensors(input: &Input, blob: &Blob, arena: &mut Arena, rules: &mut TorchRules, spans: &Spans) -> Result<()> {
-    let mut member = Member { input, blob, at: 0 };
+    let mut member = Member::new(input, blob);
     for _ in 0..member.count()? {
         let (own, root) = member.pickle()?;
         let keys = match own.tuple(root) {
-            Some(&[key, storage, _]) => (key_text(&own, key), Some(storage)),
+            Some(&[key, storage, _]) => (storage_key(&own, key), Some(storage)),
             _ => (None, None),
         };
         let (Some(key), Some(storage)) = keys else { return Err(blob.damaged("an entry is no tensor")) };
@@ -208,7 +206,7 @@ fn tensors(input: &Input, blob: &Blob, arena: &mut Arena, rules: &mut TorchRules
         let id = if matches!(own.node(storage), Node::None) {
             arena.add(Node::Unreadable("it has no storage".into()))
         } else {
-            let span = key_text(&own, storage).and_then(|storage| spans.get(&storage));
+            let span = storage_key(&own, storage).and_then(|storage| spans.get(&storage));
             let Some(&(place, begin, elements)) = span else {
                 return Err(blob.damaged("a tensor is in a storage that is not there"));
             };

@@ -13,8 +13,8 @@ const MAX_DEPTH: usize = 100;
 
 /// Bytes of keys and values that are allowed, in addition to some for each object of the pickle. Objects can be shared,
 /// so that a few of them make any number of paths.
-const FREE: u64 = 16 << 20;
-const PER_OBJECT: u64 = 400;
+pub(super) const FREE: u64 = 16 << 20;
+pub(super) const PER_OBJECT: u64 = 400;
 
 /// How the names of attributes become keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,17 +25,18 @@ pub(super) enum Style {
     Modules,
 }
 
-/// Walks from `root`.
+/// Walks from `root`. Returns the bytes of keys and values.
 pub(super) fn collect(
     arena: &Arena,
     root: Id,
     style: Style,
     binder: &mut dyn Binder,
     found: &mut Found,
-) -> Result<(), Problem> {
-    let left = FREE + PER_OBJECT * arena.len() as u64;
-    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), left };
-    walk.visit(&mut Vec::new(), root)
+) -> Result<u64, Problem> {
+    let all = FREE + PER_OBJECT * arena.len() as u64;
+    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), left: all };
+    walk.visit(&mut Vec::new(), root)?;
+    Ok(all - walk.left)
 }
 
 /// Why an object is not taken.
@@ -108,13 +109,23 @@ impl Walk<'_> {
                 }
             }
             Node::Refused(place) => {
-                let name = arena.globals.get(*place as usize).map(|global| global.text()).unwrap_or_default();
+                let name = self.global(path, *place)?;
                 self.unreadable(path, format!("it is an object made by `{name}`, which is not allowed"))
             }
-            Node::Unreadable(reason) => self.unreadable(path, reason.to_string()),
+            Node::Unreadable(reason) => {
+                self.charge(path, reason.len())?;
+                self.unreadable(path, reason.to_string())
+            }
             Node::Storage(_) => self.unreadable(path, "it is a storage without dtype or shape, no tensor".to_string()),
             _ => self.value(path, id),
         }
+    }
+
+    /// Returns the name of a global.
+    fn global(&mut self, path: &[String], place: u32) -> Result<String, Problem> {
+        let Some(global) = self.arena.globals.get(place as usize) else { return Ok(String::new()) };
+        self.charge(path, global.module.len() + global.name.len())?;
+        Ok(global.text())
     }
 
     fn rank(&self, id: Id) -> u8 {
@@ -144,7 +155,7 @@ impl Walk<'_> {
         let mut places: HashMap<String, (usize, Id)> = HashMap::with_capacity(entries.len());
         for &(key, value) in entries {
             let text = self.key_text(path, key)?;
-            self.charge(path, 2 * text.len())?;
+            self.charge(path, text.len())?;
             match places.get(&text) {
                 Some(&(place, other)) => {
                     let is_same =
@@ -166,20 +177,28 @@ impl Walk<'_> {
         Ok(named)
     }
 
-    fn key_text(&self, path: &[String], key: Id) -> Result<String, Problem> {
-        Ok(match self.arena.node(key) {
+    fn key_text(&mut self, path: &[String], key: Id) -> Result<String, Problem> {
+        let arena = self.arena;
+        Ok(match arena.node(key) {
             Node::Text(text) if text.is_empty() => "''".to_string(),
-            Node::Text(text) => text.to_string(),
+            Node::Text(text) => {
+                self.charge(path, text.len())?;
+                text.to_string()
+            }
             Node::Int(value) => value.to_string(),
             Node::Bool(value) => if *value { "True" } else { "False" }.to_string(),
             Node::None => "None".to_string(),
             Node::Float(value) => format!("{value:?}"),
             Node::Dtype(dtype) => format!("torch.{}", dtype.name()),
-            Node::Bytes(bytes) => bytes.escape_ascii().to_string(),
+            Node::Bytes(bytes) => {
+                // Up to four characters for each.
+                self.charge(path, 4 * bytes.len())?;
+                bytes.escape_ascii().to_string()
+            }
             Node::Tuple(items) if items.len() <= 16 => {
                 let parts: Result<Vec<_>, _> = items
                     .iter()
-                    .map(|&item| match self.arena.node(item) {
+                    .map(|&item| match arena.node(item) {
                         Node::Tuple(_) => Err(refuse(path, "a key of it is a tuple of tuples")),
                         _ => self.key_text(path, item),
                     })
@@ -244,6 +263,13 @@ impl Walk<'_> {
             return Ok(());
         }
         let key = self.key(path)?;
+        let rank = match self.arena.node(id) {
+            Node::Tensor(place) => self.arena.tensors.get(*place as usize).map_or(0, |tensor| tensor.shape.len()),
+            Node::Array(place) => self.arena.arrays.get(*place as usize).map_or(0, |array| array.shape.len()),
+            _ => 0,
+        };
+        // Its shape, begin and strides, some of them twice.
+        self.charge(path, 64 * rank)?;
         match self.binder.bind(self.arena, id)? {
             Ok(stored) => {
                 self.found.order.push(key.clone());
@@ -280,10 +306,15 @@ impl Walk<'_> {
             Node::None => Value::Null,
             Node::Bool(value) => (*value).into(),
             Node::Int(value) => (*value).into(),
-            Node::BigInt(bytes) => match big_int(bytes) {
-                Some(value) => value.into(),
-                None => return Ok(Err(format!("it is an integer of {} bytes, which JSON cannot hold", bytes.len()))),
-            },
+            Node::BigInt(bytes) => {
+                self.charge(path, bytes.len())?;
+                match big_int(bytes) {
+                    Some(value) => value.into(),
+                    None => {
+                        return Ok(Err(format!("it is an integer of {} bytes, which JSON cannot hold", bytes.len())));
+                    }
+                }
+            }
             Node::Float(value) => float(*value),
             Node::Text(text) => {
                 self.charge(path, text.len())?;
@@ -294,9 +325,11 @@ impl Walk<'_> {
             Node::List(items) | Node::Set(items) => return self.json_list(path, items, depth),
             Node::Dict(entries) => return self.json_object(path, entries, depth),
             Node::Object(object) => {
-                let class = arena.globals.get(object.class as usize).map(|class| class.text()).unwrap_or_default();
+                let class = self.global(path, object.class)?;
                 if class.starts_with("pathlib.") {
                     let parts = arena.tuple(object.args).unwrap_or_default();
+                    let length = |&part: &Id| arena.text(part).map_or(0, str::len) + 16;
+                    self.charge(path, parts.iter().map(length).sum())?;
                     let parts: Option<Vec<&str>> = parts.iter().map(|&part| arena.text(part)).collect();
                     return Ok(parts
                         .map(|parts| joined(&parts).into())
@@ -309,11 +342,11 @@ impl Walk<'_> {
             }
             Node::Dtype(dtype) => format!("torch.{}", dtype.name()).into(),
             Node::NumpyDtype(_) => return Ok(Err("it is a dtype of numpy".to_string())),
-            Node::Global(place) => {
-                let text = arena.globals.get(*place as usize).map(|global| global.text()).unwrap_or_default();
-                text.into()
+            Node::Global(place) => self.global(path, *place)?.into(),
+            Node::Unreadable(reason) => {
+                self.charge(path, reason.len())?;
+                return Ok(Err(reason.to_string()));
             }
-            Node::Unreadable(reason) => return Ok(Err(reason.to_string())),
             Node::Storage(_) | Node::Tensor(_) | Node::Array(_) | Node::Refused(_) => {
                 return Ok(Err("it holds what is no plain data".to_string()));
             }
@@ -379,47 +412,63 @@ fn joined(parts: &[&str]) -> String {
     }
 }
 
+/// How an object leads to another.
+#[derive(Clone, Copy)]
+enum Edge {
+    Key(Id),
+    Item(usize),
+    /// The key of an entry, or a part of an object.
+    Inner,
+}
+
+impl Edge {
+    /// Returns what it adds to a path in a message: the start of a long text.
+    fn text(self, arena: &Arena) -> String {
+        match self {
+            Edge::Key(key) => {
+                let text = arena.text(key).map(|text| text.chars().take(100).collect());
+                text.or_else(|| arena.int(key).map(|key| key.to_string())).unwrap_or_else(|| "?".to_string())
+            }
+            Edge::Item(i) => i.to_string(),
+            Edge::Inner => String::new(),
+        }
+    }
+}
+
 /// Where in the tree an object is that was made with the global `place`.
 pub(super) fn find_refused(arena: &Arena, root: Id, place: u32) -> Option<String> {
-    let mut seen = vec![false; arena.len()];
-    let mut parents: HashMap<Id, (Id, String)> = HashMap::new();
+    let mut parents: HashMap<Id, (Id, Edge)> = HashMap::new();
     let mut waiting = std::collections::VecDeque::from([root]);
     while let Some(id) = waiting.pop_front() {
         if matches!(arena.node(id), Node::Refused(own) if *own == place) {
             let mut path = Vec::new();
             let mut at = id;
-            while let Some((parent, part)) = parents.get(&at).filter(|_| path.len() < 100) {
-                path.push(part.clone());
+            while let Some((parent, edge)) = parents.get(&at).filter(|_| at != root && path.len() < 100) {
+                path.push(*edge);
                 at = *parent;
             }
-            path.retain(|part| !part.is_empty());
-            path.reverse();
-            return Some(name::key(path));
+            let parts = path.iter().rev().map(|edge| edge.text(arena));
+            return Some(name::key(parts.filter(|part| !part.is_empty())));
         }
-        let mut children: Vec<(String, Id)> = Vec::new();
+        let mut lead = |child: Id, edge: Edge| {
+            parents.entry(child).or_insert_with(|| {
+                waiting.push_back(child);
+                (id, edge)
+            });
+        };
         match arena.node(id) {
-            Node::Dict(entries) => {
-                children.extend(entries.iter().flat_map(|&(key, value)| {
-                    let text =
-                        arena.text(key).map(str::to_string).or_else(|| arena.int(key).map(|key| key.to_string()));
-                    [(text.unwrap_or_else(|| "?".to_string()), value), (String::new(), key)]
-                }));
-            }
-            Node::Tuple(items) => children.extend(items.iter().enumerate().map(|(i, &item)| (i.to_string(), item))),
+            Node::Dict(entries) => entries.iter().for_each(|&(key, value)| {
+                lead(value, Edge::Key(key));
+                lead(key, Edge::Inner);
+            }),
+            Node::Tuple(items) => items.iter().enumerate().for_each(|(i, &item)| lead(item, Edge::Item(i))),
             Node::List(items) | Node::Set(items) => {
-                children.extend(items.iter().enumerate().map(|(i, &item)| (i.to_string(), item)));
+                items.iter().enumerate().for_each(|(i, &item)| lead(item, Edge::Item(i)));
             }
             Node::Object(object) => {
-                children.extend([Some(object.args), object.state].into_iter().flatten().map(|id| (String::new(), id)));
+                [Some(object.args), object.state].into_iter().flatten().for_each(|id| lead(id, Edge::Inner));
             }
             _ => {}
-        }
-        for (part, child) in children {
-            if let Some(is_seen) = seen.get_mut(child as usize).filter(|is_seen| !**is_seen) {
-                *is_seen = true;
-                parents.insert(child, (id, part));
-                waiting.push_back(child);
-            }
         }
     }
     None

@@ -159,6 +159,8 @@ pub(crate) fn torch_class(dtype: Dtype) -> (TorchType, Option<&'static str>) {
 impl NumpyDtype {
     /// From a descriptor such as `f4`, or `<f4` with the order of bytes.
     pub(crate) fn parse(text: &str) -> Option<NumpyDtype> {
+        // No number has more digits, unless they begin with many zeros.
+        let text = Some(text).filter(|text| text.len() <= 16)?;
         let (big_endian, rest) = match text.split_at_checked(1)? {
             (">", rest) => (true, rest),
             ("<" | "|" | "=", rest) => (false, rest),

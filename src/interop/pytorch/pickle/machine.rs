@@ -92,16 +92,7 @@ impl Machine<'_, '_> {
     }
 
     pub(super) fn push_new(&mut self, node: Node) -> Step<()> {
-        let bytes = match &node {
-            Node::Text(text) => text.len(),
-            Node::Bytes(bytes) | Node::BigInt(bytes) => bytes.len(),
-            Node::Tuple(items) => 8 * items.len(),
-            Node::List(items) | Node::Set(items) => 24 + 8 * items.len(),
-            Node::Dict(items) => 24 + 16 * items.len(),
-            _ => 0,
-        };
-        self.arena.charge(bytes as u64);
-        let id = self.arena.add(node)?;
+        let id = self.arena.add_charged(node)?;
         self.push(id)
     }
 

@@ -165,6 +165,9 @@ pub(crate) struct Arena {
 const FREE: u64 = 24 << 20;
 const PER_BYTE: u64 = 24;
 
+/// The longest bytes that are taken for a text.
+const MAX_BYTES: usize = 4096;
+
 impl Arena {
     pub(crate) fn node(&self, id: Id) -> &Node {
         // Ids are given out by `add` only.
@@ -184,6 +187,20 @@ impl Arena {
         self.used += 48;
         self.nodes.push(node);
         Ok(id)
+    }
+
+    /// Adds a node and accounts for what it holds.
+    pub(crate) fn add_charged(&mut self, node: Node) -> Step<Id> {
+        let bytes = match &node {
+            Node::Text(text) | Node::Unreadable(text) => text.len(),
+            Node::Bytes(bytes) | Node::BigInt(bytes) => bytes.len(),
+            Node::Tuple(items) => 8 * items.len(),
+            Node::List(items) | Node::Set(items) => 24 + 8 * items.len(),
+            Node::Dict(items) => 24 + 16 * items.len(),
+            _ => 0,
+        };
+        self.charge(bytes as u64);
+        self.add(node)
     }
 
     /// A value that is never changed and costs one node however often it is there.
@@ -212,10 +229,11 @@ impl Arena {
         Err(format!("{read} bytes of it already take {} bytes of memory: it describes more than it holds", self.used))
     }
 
+    /// Returns a text, or short bytes that are one: they are examined at each call.
     pub(crate) fn text(&self, id: Id) -> Option<&str> {
         match self.node(id) {
             Node::Text(text) => Some(text),
-            Node::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            Node::Bytes(bytes) if bytes.len() <= MAX_BYTES => std::str::from_utf8(bytes).ok(),
             _ => None,
         }
     }

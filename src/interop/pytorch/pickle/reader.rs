@@ -90,6 +90,16 @@ impl<'a> PickleReader<'a> {
         Ok(bytes)
     }
 
+    /// Passes over the next `length` bytes, of which it reads none that are not in the buffer.
+    pub(crate) fn skip(&mut self, length: u64) {
+        if length <= (self.buffer.len() - self.at) as u64 {
+            self.at += length as usize;
+        } else {
+            (self.start, self.at) = (self.position().saturating_add(length), 0);
+            self.buffer.clear();
+        }
+    }
+
     /// Returns the bytes before the next line feed.
     pub(crate) fn line(&mut self, most: usize) -> Step<Vec<u8>> {
         let mut line = Vec::new();
