@@ -200,7 +200,7 @@ impl Weights {
                         optimizer: "optimizer".to_string(),
                         variable: variable.to_string(),
                         name: name.to_string(),
-                        torch: torch_slot(name, &names(each)[..each]),
+                        torch: torch_slot(name, |other| names(each)[..each].contains(&other)),
                         key: key(first + at(each, i, j)),
                     });
                 }
@@ -280,13 +280,10 @@ impl Weights {
         for (number, file) in self.files.iter().enumerate() {
             found.extend(layers::keras2_slots(file).into_iter().map(|slot| (number, slot)));
         }
-        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (_, (variable, name, _)) in &found {
-            names.entry(variable.clone()).or_default().push(name.clone());
-        }
+        let names: BTreeSet<(String, String)> =
+            found.iter().map(|(_, (variable, name, _))| (variable.clone(), name.clone())).collect();
         for (number, (variable, name, dataset)) in found {
-            let beside: Vec<&str> = names[&variable].iter().map(String::as_str).collect();
-            let torch = torch_slot(&name, &beside);
+            let torch = torch_slot(&name, |other| names.contains(&(variable.clone(), other.to_string())));
             let variable = key(&variable.split('/').map(str::to_string).collect::<Vec<_>>());
             let slot = format!("optimizer/{variable}/{}", torch.unwrap_or(&name));
             if *self.by_key.entry(slot.clone()).or_insert((number, dataset)) == (number, dataset) {
