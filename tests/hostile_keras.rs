@@ -346,6 +346,32 @@ fn slots_take_time_in_proportion() {
     assert!(!read(&file.finish(root)).unwrap().slots().is_empty());
 }
 
+/// Weights that an archive has deflated expand no more than tensors do.
+#[test]
+fn deflated_weights_expand_within_bounds() {
+    let mut file = Hdf5::new();
+    let group = file.group(&[], &[]);
+    file.put(&vec![0; 80 << 20]);
+    let weights = file.finish(group);
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&weights).unwrap();
+    let packed = encoder.finish().unwrap();
+    let name = b"model.weights.h5";
+    let lengths = [packed.len() as u32, weights.len() as u32].map(u32::to_le_bytes).concat();
+    let entry = [
+        &[20, 0, 0, 0, 8, 0, 0, 0, 0x21, 0][..],
+        &crc32fast::hash(&weights).to_le_bytes(),
+        &lengths,
+        &[name.len() as u8, 0, 0, 0],
+    ]
+    .concat();
+    let local = [&b"PK\x03\x04"[..], &entry, name, &packed].concat();
+    let central = [&b"PK\x01\x02\x14\0"[..], &entry, &[0; 14], name].concat();
+    let end = [central.len() as u32, local.len() as u32].map(u32::to_le_bytes).concat();
+    let end = [&b"PK\x05\x06\0\0\0\0\x01\0\x01\0"[..], &end, &[0, 0]].concat();
+    assert!(refusal(&[local, central, end].concat()).contains("max_expansion"));
+}
+
 /// One tensor of many names is compared once.
 #[test]
 fn tensors_of_many_names_are_compared_once() {

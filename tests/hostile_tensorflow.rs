@@ -262,7 +262,7 @@ fn graphs_with_cycles_and_more_ways_than_atoms_end() {
 #[test]
 fn lists_that_optimizers_share_are_read_once() {
     const MANY: usize = 20_000;
-    let start = vec![(2, "_variables"), (3, "_iterations"), (4, "_trainable_variables")];
+    let start = [(2, "_variables"), (3, "_iterations"), (4, "_trainable_variables")];
     let lists = [
         (Vec::new(), None),
         (Vec::new(), None),
