@@ -12,7 +12,7 @@ use tch_checkpoint::interop::tensorflow::Bundle;
 use tch_checkpoint::{Error, TensorSource};
 
 /// The memory that a hostile bundle may need in addition to the lengths of its files.
-const MEMORY: u64 = 32 << 20;
+const MEMORY: u64 = 64 << 20;
 
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
@@ -219,18 +219,22 @@ fn tables_that_cannot_be_are_refused() {
     }
 }
 
+const KEY: &str = "w/.ATTRIBUTES/VARIABLE_VALUE";
+
 /// A bundle of one variable, below a graph.
 fn with_graph(objects: &[Object<'_>]) -> Result<Vec<String>, Error> {
-    let graph = graph(objects);
+    with_graph_of(graph(objects))
+}
+
+fn with_graph_of(graph: Vec<u8>) -> Result<Vec<String>, Error> {
     let (stored, entry) = text(&graph, graph.len() as u64, 8);
     let data = [&DATA[..8], &stored].concat();
-    let key = "w/.ATTRIBUTES/VARIABLE_VALUE";
-    read(&[("", header(1)), ("_CHECKPOINTABLE_OBJECT_GRAPH", entry), (key, tensor(&[2], 0, 8).entry(&data))], &data)
+    read(&[("", header(1)), ("_CHECKPOINTABLE_OBJECT_GRAPH", entry), (KEY, tensor(&[2], 0, 8).entry(&data))], &data)
 }
 
 #[test]
 fn graphs_with_cycles_and_more_ways_than_atoms_end() {
-    let key = Some("w/.ATTRIBUTES/VARIABLE_VALUE");
+    let key = Some(KEY);
     let cycle = [
         (vec![(1, "a"), (0, "self")], None),
         (vec![(0, "root"), (1, "self"), (2, "w")], None),
@@ -252,6 +256,61 @@ fn graphs_with_cycles_and_more_ways_than_atoms_end() {
     for to in [7, u64::from(u32::MAX), u64::MAX] {
         assert!(with_graph(&[(vec![(to, "w")], None)]).is_err(), "an edge to {to}");
     }
+}
+
+/// Edges may lead to one list many times, also from many optimizers.
+#[test]
+fn lists_that_optimizers_share_are_read_once() {
+    const MANY: usize = 20_000;
+    let start = [(2, "_variables"), (3, "_iterations"), (4, "_trainable_variables")];
+    let lists = [
+        (Vec::new(), None),
+        (Vec::new(), None),
+        (vec![(6, "0")], None),
+        (vec![(6, "0"); MANY], None),
+        (Vec::new(), Some(KEY)),
+    ];
+    let long = "m".repeat(1 << 20);
+    for name in ["m", &long] {
+        let count = if name.len() == 1 { MANY } else { 1 };
+        let optimizer = (start.iter().copied().chain(vec![(5, name); count]).collect(), None);
+        let objects: Vec<Object<'_>> =
+            [(vec![(1, "optimizer"), (6, "w")], None), optimizer].into_iter().chain(lists.clone()).collect();
+        assert!(with_graph(&objects).unwrap().contains(&"w".to_string()));
+    }
+    let optimizer: Object<'_> = (start.iter().copied().chain([(5, "m")]).collect(), None);
+    let root = (7..7 + MANY as u64).map(|id| (id, "optimizer")).chain([(6, "w")]).collect();
+    let objects: Vec<Object<'_>> =
+        [(root, None), (Vec::new(), None)].into_iter().chain(lists).chain(vec![optimizer; MANY]).collect();
+    assert!(with_graph(&objects).unwrap().contains(&"w".to_string()));
+}
+
+/// A path is written again for each attribute of its object.
+#[test]
+fn names_take_memory_in_proportion() {
+    let name = "x".repeat(1 << 10);
+    let mut graph: Vec<u8> = Vec::new();
+    for to in 1..=127 {
+        graph.extend(bytes(1, &bytes(1, &[number(1, to), bytes(2, name.as_bytes())].concat())));
+    }
+    let attribute = |i: usize| bytes(2, &[bytes(1, format!("{i}").as_bytes()), bytes(3, KEY.as_bytes())].concat());
+    let last: Vec<u8> = (0..20_000).flat_map(attribute).collect();
+    graph.extend(bytes(1, &last));
+    assert!(with_graph_of(graph).unwrap().contains(&"w".to_string()));
+}
+
+/// The JSON form of strings has a list for each element in each dimension.
+#[test]
+fn strings_in_many_dimensions_take_memory_in_proportion() {
+    const COUNT: usize = 100_000;
+    let lengths = vec![0; 4 * COUNT];
+    let crc = masked(&lengths).to_le_bytes();
+    let data = [vec![0; COUNT], crc.to_vec()].concat();
+    let whole = masked(&[lengths, crc.to_vec()].concat()).to_le_bytes();
+    let shape: Vec<u8> = (0..254).flat_map(|d| bytes(2, &number(1, if d == 0 { COUNT as u64 } else { 1 }))).collect();
+    let entry =
+        [number(1, 7), bytes(2, &shape), number(5, data.len() as u64), vec![6 << 3 | 5], whole.to_vec()].concat();
+    assert!(read(&[("", header(1)), ("a", entry)], &data).unwrap().is_empty());
 }
 
 #[test]

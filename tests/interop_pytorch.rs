@@ -554,6 +554,27 @@ for path in sys.argv[1:]:
 const OLD_TYPES: [Dtype; 9] =
     [Dtype::Bool, Dtype::U8, Dtype::I8, Dtype::I16, Dtype::I32, Dtype::I64, Dtype::F16, Dtype::F32, Dtype::F64];
 
+#[test]
+fn a_slice_is_not_read_as_the_tensor() {
+    let directory = fixture("pytorch/h_dcp/hf_two_ranks");
+    let second = "shard-00002-model-00001-of-00001.safetensors";
+    let refusal = |path: &Path| interop::open(path).map(drop).unwrap_err().to_string();
+    assert!(refusal(&directory.join(second)).contains("only a slice of"), "{}", refusal(&directory.join(second)));
+    assert!(interop::open(&directory).is_ok());
+    // The other file is lost; and an index that lists only this one.
+    let temp = tempfile::tempdir().unwrap();
+    fs::copy(directory.join(second), temp.path().join(second)).unwrap();
+    assert!(refusal(temp.path()).contains("only a slice of"));
+    let source = interop::open(&directory).unwrap();
+    let map: Map<String, Value> = source.tensors().keys().map(|key| (plain(key), second.into())).collect();
+    let index = temp.path().join("model.safetensors.index.json");
+    fs::write(&index, json!({ "metadata": {}, "weight_map": map }).to_string()).unwrap();
+    assert!(refusal(&index).contains("only a slice of"));
+    fs::rename(temp.path().join(second), temp.path().join("model.safetensors")).unwrap();
+    fs::remove_file(&index).unwrap();
+    assert!(refusal(temp.path()).contains("only a slice of"));
+}
+
 /// The entries of dictionaries in dictionaries.
 fn flatten(path: String, value: &Value, found: &mut BTreeMap<String, Value>) {
     match value.as_object().filter(|entries| !entries.is_empty()) {

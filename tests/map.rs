@@ -1,6 +1,8 @@
 //! Maps: every transform against an oracle, the text form there and back, errors with their place, and restores.
 
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
 use common::Memory;
 use common::sources::read;
@@ -8,7 +10,7 @@ use common::table::Table;
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
-use tch_checkpoint::map::{Functions, Loss, NameMap, TensorFunction, Transform};
+use tch_checkpoint::map::{Functions, Loss, NameMap, TensorFunction, Transform, propose};
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Node, RestoreOptions, Result, TensorSource, TensorSpec, Trackable, VerifiedBy,
 };
@@ -547,4 +549,46 @@ fn a_proposal_fits_and_says_how_sure_it_is() {
     let mapped = mapped.apply(&from).unwrap();
     assert!(mapped.tensors().iter().all(|(key, spec)| to.tensors()[key] == *spec));
     assert_eq!(proposal.to_string().parse::<NameMap>().unwrap(), proposal.map());
+}
+
+/// What a map of a few lines may cost on a source of many names, or of long ones.
+#[test]
+fn many_names_take_time_in_proportion() {
+    // Of the thread, which other work does not lengthen.
+    fn quick<T>(work: impl FnOnce() -> T) -> T {
+        let (result, time, _) = memory::measured(work);
+        assert!(time < std::time::Duration::from_secs(15), "{time:?}");
+        result
+    }
+    let byte = |table: &mut Table, key: String, shape: &[u64]| {
+        table.specs.insert(key, TensorSpec::new(Dtype::F32, shape));
+    };
+    let mut layers = Table::default();
+    for i in 0..40_000 {
+        byte(&mut layers, format!("{i}/kernel"), &[1, 1]);
+        byte(&mut layers, format!("{i}/bias"), &[1]);
+    }
+    let map: NameMap = "map 1\nmodel/* = keras.dense(*)\n".parse().unwrap();
+    assert_eq!(quick(|| map.apply(&layers).unwrap().tensors().len()), 80_000);
+    // Each name of a definition takes many tensors.
+    let sum = vec!["0/bias"; 10_000].join(", ");
+    let error = format!("map 1\na* = add(*/bias, {sum})\n").parse::<NameMap>().unwrap().apply(&layers).unwrap_err();
+    assert!(error.to_string().contains("too many"), "{error}");
+    // Every name is compared with every other, word by word.
+    let mut long = Table::default();
+    (0..300).for_each(|i| byte(&mut long, format!("{}{i}", "a.b/".repeat(1000)), &[1]));
+    quick(|| propose(&long, &long));
+    // Every layer is looked for among all names.
+    let mut recurrent = Table::default();
+    for i in 0..3000 {
+        byte(&mut recurrent, format!("l{i}.weight_hh_l0"), &[3, 1]);
+        byte(&mut recurrent, format!("l{i}/recurrent_kernel"), &[1, 3]);
+    }
+    quick(|| propose(&recurrent, &recurrent));
+    // The map is applied to each kind of slot.
+    let mut state = Table::default();
+    state.values.insert("optimizer/algorithm".to_string(), json!("Adam"));
+    (0..65).for_each(|i| byte(&mut state, format!("optimizer/state/0%2Fbias/{i}"), &[1]));
+    let error = NameMap::new().apply_to_optimizer(&layers, &state, "model").unwrap_err();
+    assert!(error.to_string().contains("65 kinds of slots"), "{error}");
 }

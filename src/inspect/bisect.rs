@@ -261,8 +261,10 @@ fn together(statistic: Statistic, all: &[TensorStats]) -> Option<f64> {
         Statistic::Mean => {
             let finite = |stats: &TensorStats| (stats.count - stats.non_finite()) as f64;
             let count: f64 = all.iter().map(finite).sum();
-            let sum: f64 = all.iter().filter_map(|stats| Some(stats.mean? * (finite(stats) / count))).sum();
-            (count > 0.0).then_some(sum)
+            let own = all.iter().filter(|stats| finite(stats) > 0.0);
+            // That of one may exceed 64 bits: then it is not known.
+            let sum: Option<f64> = own.map(|stats| Some(stats.mean? * (finite(stats) / count))).sum();
+            sum.filter(|_| count > 0.0)
         }
         Statistic::Zeros => {
             let (zeros, count) =

@@ -383,10 +383,17 @@ fn read_all<'a>(
     sides: [&dyn TensorSource; 2],
 ) -> Result<HashMap<&'a str, ElementDiff>> {
     let are_read = compared.iter().filter(|(_, _, found)| matches!(found, Found::Read { .. }));
-    let keys: Vec<&str> = are_read.map(|(key, _, _)| *key).collect();
-    let wanted: Vec<Wanted<'_, 2>> = keys.iter().map(|key| Wanted { key, sources: sides }).collect();
+    // Names of the same two tensors are compared once.
+    let (mut wanted, mut places, mut known) = (Vec::new(), Vec::new(), HashMap::new());
+    for (key, _, _) in are_read {
+        let place = *known.entry(sides.map(|source| source.first_alias(key))).or_insert(wanted.len());
+        if place == wanted.len() {
+            wanted.push(Wanted { key, sources: sides });
+        }
+        places.push((*key, place));
+    }
     let bytes = wanted.iter().fold(0u64, |sum, pair| sum.saturating_add(pair.bytes().saturating_mul(2)));
     let threads = parallel::worth(parallel::default_threads(), bytes);
     let found = fold(&wanted, threads, |_, dtype, [a, b]| Comparison::of(dtype, a, b), |_, sums| sums.finish())?;
-    Ok(keys.into_iter().zip(found).collect())
+    Ok(places.into_iter().filter_map(|(key, place)| Some((key, *found.get(place)?))).collect())
 }

@@ -58,7 +58,8 @@ impl Moments {
         self.zeros += zeros;
         // The squares of numbers of 32 bits neither overflow nor underflow in 64.
         self.squares.medium += squares;
-        self.combine(numbers.len() as u64, sum, (min.into(), max.into()), |mean| {
+        let count = numbers.len() as f64;
+        self.combine(numbers.len() as u64, sum / count, (min.into(), max.into()), |mean| {
             let deviation = squares - sum * mean;
             // Numbers that are close together leave few digits of that.
             if deviation < squares / 64.0 { lanes::deviation(numbers, mean) } else { deviation }
@@ -78,15 +79,17 @@ impl Moments {
         let Some((min, max)) = range(numbers) else { return };
         self.zeros += sum(numbers, |x| if x == 0.0 { 1.0 } else { 0.0 }) as u64;
         self.squares.add(numbers, min.abs().max(max.abs()));
-        let total = sum(numbers, |x| x);
-        self.combine(numbers.len() as u64, total, (min, max), |mean| sum(numbers, |x| (x - mean) * (x - mean)));
+        let (total, count) = (sum(numbers, |x| x), numbers.len() as f64);
+        // The sum of large numbers may exceed 64 bits, and their mean does not.
+        let mean = if total.is_finite() { total / count } else { sum(numbers, |x| x / count) };
+        self.combine(numbers.len() as u64, mean, (min, max), |mean| sum(numbers, |x| (x - mean) * (x - mean)));
     }
 
     /// Adds a block of `count` finite numbers, of which there is at least one. `deviation` returns the sum of their
     /// squared distances from their mean.
-    fn combine(&mut self, count: u64, sum: f64, (min, max): (f64, f64), deviation: impl FnOnce(f64) -> f64) {
+    fn combine(&mut self, count: u64, mean: f64, (min, max): (f64, f64), deviation: impl FnOnce(f64) -> f64) {
         // Rounding must not move the mean out of the range: the deviation of equal numbers is 0.
-        let mean = (sum / count as f64).clamp(min, max);
+        let mean = mean.clamp(min, max);
         let deviation = deviation(mean);
         self.join(count, mean, deviation, (min, max));
     }
@@ -271,6 +274,9 @@ mod tests {
         close(of(&[3e300, -4e300]).norm(), 5e300);
         close(of(&[3e-200, -4e-200]).norm(), 5e-200);
         assert_eq!(of(&[f64::MAX; 9]).norm(), None);
+        // Neither is the mean of those whose sum exceeds 64 bits.
+        let mean = of(&[f64::MAX, f64::MAX, 0.0, 0.0]).mean().unwrap();
+        assert!((mean / (f64::MAX / 2.0) - 1.0).abs() < 1e-15, "{mean:?}");
         // Digits far from zero are not lost.
         let moments = of(&[1e9 + 1.0, 1e9 + 2.0, 1e9 + 3.0, 1e9 + 4.0]);
         assert!((moments.std().unwrap() - 1.25f64.sqrt()).abs() < 1e-12);

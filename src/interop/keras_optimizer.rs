@@ -172,7 +172,12 @@ pub(super) fn state<'a>(
     let lr = lr.ok_or_else(|| failed("the file does not record its learning rate: set `learning_rate`".to_string()))?;
     let iterations = match (options.iterations, found.iterations, found.beta_2_power) {
         (Some(iterations), ..) => Some(iterations),
-        (None, Some(iterations), None) => Some(iterations as u64),
+        (None, Some(iterations), None) => {
+            let is_count = iterations >= 0.0 && iterations.fract() == 0.0;
+            let refused =
+                || failed(format!("the file records {iterations} steps, which is no count: set `iterations`"));
+            Some(is_count.then_some(iterations as u64).ok_or_else(refused)?)
+        }
         (None, _, Some(power)) => steps_of(power, beta_2),
         (None, None, None) => None,
     };

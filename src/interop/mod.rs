@@ -31,6 +31,8 @@ mod ours;
 mod probe;
 #[cfg(feature = "pytorch")]
 pub mod pytorch;
+#[cfg(any(feature = "tensorflow", feature = "keras"))]
+mod room;
 #[cfg(feature = "pytorch")]
 mod seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]

@@ -180,6 +180,10 @@ struct State<'a> {
 /// The maximum number of names that definitions with stars make, as a multiple of those of the source.
 const MOST_COPIES: usize = 16;
 
+/// The maximum number of tensors that a definition with stars takes for all of its names, as a multiple of
+/// [`State::most`].
+const MOST_SOURCES: usize = 64;
+
 /// As many names may always be made.
 const ALWAYS: usize = 1 << 16;
 
@@ -304,13 +308,16 @@ impl<'a> State<'a> {
                 self.most
             ));
         }
+        let sources = fitting.len().saturating_mul(expr.sources().len());
+        if sources > self.most.saturating_mul(MOST_SOURCES) {
+            return Err(format!("{} names would be made of {sources} tensors, which is too many", fitting.len()));
+        }
         // All are computed from the entries before.
         let mut all = Vec::new();
         for key in &fitting {
             let captures = driver.captures(key).unwrap_or_default();
-            let others = expr.sources();
             let is_there = |source: &&Pattern| self.entries.contains_key(&source.fill(&captures));
-            if *optional && !others.iter().all(is_there) {
+            if *optional && !expr.sources().iter().all(is_there) {
                 continue;
             }
             let (made, used) = self.make(expr, &captures)?;
@@ -362,8 +369,7 @@ impl<'a> State<'a> {
                 self.insert(key, entry, used)?;
             }
             // The whole layer was used.
-            let below = [format!("{layer}/"), format!("{layer}.")];
-            let rest = self.entries.keys().filter(|key| below.iter().any(|below| key.starts_with(below)));
+            let rest = self.entries.range(below(&layer)).map(|(key, _)| key);
             let is_other = |key: &&String| !key.starts_with(&format!("{to}."));
             let rest: Vec<String> = rest.filter(is_other).cloned().collect();
             self.used.extend(rest);
@@ -510,12 +516,15 @@ impl Layer for LayerOf<'_, '_> {
     }
 
     fn names(&self) -> Vec<(String, String)> {
-        let below = |key: &String| {
-            let rest = key.strip_prefix(self.layer)?.strip_prefix(['/', '.'])?;
-            Some((rest.to_string(), key.clone()))
-        };
-        self.state.entries.keys().filter_map(below).collect()
+        let name = |key: &String| Some((key.get(self.layer.len() + 1..)?.to_string(), key.clone()));
+        self.state.entries.range(below(self.layer)).filter_map(|(key, _)| name(key)).collect()
     }
+}
+
+/// Returns the range of the keys below a layer, which continue its name with `.` or `/`: in order, these two are next
+/// to one another.
+fn below(layer: &str) -> Range<String> {
+    format!("{layer}.")..format!("{layer}0")
 }
 
 fn taken(key: &str) -> String {

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// The slot that counts steps: one number, whatever the shape of the variable.
 const STEP: &str = "step";
 
+/// Kinds of slots that an optimizer has at most: the map is applied to each of them.
+const MAX_KINDS: usize = 64;
+
 /// The state of an optimizer under the names and in the layouts that a map gives its variables: see
 /// [`NameMap::apply_to_optimizer`].
 #[derive(Debug)]
@@ -75,7 +78,16 @@ impl NameMap {
         let model = name::path(model)
             .ok_or_else(|| Error::InvalidArgument(format!("{} is no key of a model", name::shown(model))))?;
         let mut by_slot = slots_of(state, &optimizer);
-        let counts = by_slot.remove(STEP).unwrap_or_default();
+        if by_slot.len() > MAX_KINDS {
+            let reason = format!("it has {} kinds of slots, at most {MAX_KINDS} are supported", by_slot.len());
+            return Err(Error::object(name::key(&optimizer), reason));
+        }
+        let mut counts: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (variable, key) in by_slot.remove(STEP).unwrap_or_default() {
+            if let Some((variable, _)) = weights.tensors().get_key_value(&variable) {
+                counts.entry(weights.first_alias(variable)).or_default().push(key);
+            }
+        }
         let mut mapped = MappedOptimizer {
             state,
             slots: Vec::new(),
@@ -119,13 +131,12 @@ impl NameMap {
             mapped.slots.push(view);
         }
         // A variable has all of its slots or none.
-        let prefix = |variable: &String| {
-            name::key(optimizer.iter().map(String::as_str).chain(["state", variable.as_str()])) + "/"
-        };
-        for prefix in mapped.left_out.keys().map(prefix).collect::<Vec<_>>() {
-            mapped.specs.retain(|key, _| !key.starts_with(&prefix));
-            mapped.tensors.retain(|key, _| !key.starts_with(&prefix));
-        }
+        let of =
+            |variable: &String| name::key(optimizer.iter().map(String::as_str).chain(["state", variable.as_str()]));
+        let left_out: BTreeSet<String> = mapped.left_out.keys().map(of).collect();
+        let is_kept = |key: &String| key.rsplit_once('/').is_none_or(|(variable, _)| !left_out.contains(variable));
+        mapped.specs.retain(|key, _| is_kept(key));
+        mapped.tensors.retain(|key, _| is_kept(key));
         Ok(mapped)
     }
 }
@@ -166,15 +177,15 @@ fn variable_of(key: &str, model: &[String]) -> Option<String> {
 
 /// Returns the key of the count of steps that all these variables have.
 fn step_of(
-    counts: &BTreeMap<String, String>,
+    counts: &BTreeMap<&str, Vec<String>>,
     weights: &dyn TensorSource,
     variables: &BTreeSet<&str>,
     state: &dyn TensorSource,
 ) -> std::result::Result<Option<String>, String> {
     let first: BTreeSet<&str> = variables.iter().map(|key| weights.first_alias(key)).collect();
-    let keys = counts.iter().filter(|(variable, _)| first.contains(weights.first_alias(variable)));
+    let keys = first.iter().filter_map(|variable| counts.get(variable)).flatten();
     let mut found: Option<(&String, [u8; 4])> = None;
-    for (_, key) in keys {
+    for key in keys {
         let mut count = [0; 4];
         state.read(key, &mut count).map_err(|e| e.to_string())?;
         match found {

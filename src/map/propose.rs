@@ -79,8 +79,12 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// The maximum number of comparisons of two names.
+/// The maximum number of comparisons of two names of at most [`WORDS`] pairs of words; longer ones count as more.
 const MAX_WORK: usize = 2_000_000;
+const WORDS: usize = 64;
+
+/// The maximum number of names that are looked at to find recurrent layers.
+const MAX_LOOKS: usize = 4_000_000;
 
 /// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, with `kernel` equal to
 /// `weight` and the like. Shapes must fit, possibly transposed. Recurrent layers of Keras become presets. Optimizers
@@ -160,8 +164,13 @@ impl Proposing<'_> {
             .iter()
             .filter_map(|(key, spec)| Some((key.strip_suffix(".weight_hh_l0")?.to_string(), spec.clone())))
             .collect();
+        // Each try looks at all names.
+        let each = self.sources.len().max(wanted.len()).max(1);
+        let mut tries = MAX_LOOKS / each;
         for (layer, spec) in layers {
             let [all, units] = spec.shape.as_slice() else { continue };
+            let Some(left) = tries.checked_sub(1) else { break };
+            tries = left;
             let both = wanted.contains_key(&format!("{layer}.weight_hh_l0_reverse"));
             let preset = match all.checked_div(*units) {
                 Some(_) if both => Preset::KerasBidirectional,
@@ -172,10 +181,13 @@ impl Proposing<'_> {
             let kernels = self.sources.iter().filter(|(_, spec)| spec.shape == [*units, *all]);
             let candidates: BTreeSet<String> =
                 kernels.filter(|(key, _)| is_recurrent(key)).filter_map(|(key, _)| layer_of(key, both)).collect();
-            let best = candidates.iter().map(|from| (score(&words(&layer), &words(from)), from));
+            let own_words = words(&layer);
+            let best = candidates.iter().map(|from| (score(&own_words, &words(from)), from));
             let mut best: Vec<(f64, &String)> = best.collect();
             best.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
             for (score, from) in best.iter().take(8) {
+                let Some(left) = tries.checked_sub(1) else { break };
+                tries = left;
                 let name = format!("{}/{layer}", self.prefix);
                 let line = NameMap::new().layer(&name.replace('*', "?"), preset, from);
                 let Ok(mapped) = line.clone().only([self.prefix]).apply(self.from) else { continue };
@@ -195,7 +207,7 @@ impl Proposing<'_> {
                     !(key.starts_with(&own) && mapped.tensors().contains_key(&format!("{}/{key}", self.prefix)))
                 });
                 self.used.extend(sources);
-                let same = speak_of_the_same(&words(&layer), &words(from));
+                let same = speak_of_the_same(&own_words, &words(from));
                 let sureness = if same && *score > 0.0 { Sureness::Likely } else { Sureness::Guess };
                 let made_of = format!("{preset}({from})");
                 self.lines.push(Proposed { name: layer.clone(), made_of, sureness, line });
@@ -224,15 +236,18 @@ impl Proposing<'_> {
         let place = |places: &BTreeMap<String, usize>, key: &str| {
             places.get(key).map_or(0.5, |at| *at as f64 / places.len().max(1) as f64)
         };
+        let words_of: BTreeMap<&str, Vec<String>> =
+            by_size.values().flatten().map(|source| (*source, words(source))).collect();
         let mut pairs = Vec::new();
-        let mut work = MAX_WORK;
+        let mut work = MAX_WORK * WORDS;
         for (name, spec) in &all {
             let own = words(name);
             for source in by_size.get(&group(spec)).into_iter().flatten() {
-                let Some(left) = work.checked_sub(1) else { break };
+                let theirs = words_of.get(source).map_or(&[][..], Vec::as_slice);
+                let Some(left) = work.checked_sub(WORDS.max(own.len() * theirs.len())) else { break };
                 work = left;
                 let Some(how) = how(source, &self.sources[*source], name, spec) else { continue };
-                let score = if *source == name { 2.0 } else { score(&own, &words(source)) };
+                let score = if *source == name { 2.0 } else { score(&own, theirs) };
                 let apart = (place(from_places, source) - place(to_places, name)).abs();
                 pairs.push(Pair { score, apart, wanted: name, source, how });
             }

@@ -31,9 +31,6 @@ const SINGLE: [&str; 6] = [
 const MAX_INDEX: u64 = 100 << 20;
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// The metadata in which DCP's writer records which slice of a tensor a file has.
-const SHARDING: &str = "DCP_SHARDING_INFO";
-
 /// Returns `true` if a directory with these names is a Hugging Face directory.
 pub(super) fn is_one(names: &BTreeSet<String>) -> bool {
     SINGLE.iter().any(|name| names.contains(*name))
@@ -80,7 +77,7 @@ fn shard(path: &Path, options: &ReadOptions) -> Result<Found> {
     let mut start = vec![0; input.len().min(16) as usize];
     input.read(0, &mut start)?;
     if super::is_safetensors(&start) || path.extension().is_some_and(|extension| extension == "safetensors") {
-        return Ok(safetensors::read(input)?.alone());
+        return safetensors::read(input)?.alone();
     }
     let file_bytes = input.len();
     Ok(Found { file_bytes, ..pytorch::open_input(input, options)?.into_found() })
@@ -217,10 +214,14 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
         return finish(directory, false, with_config(directory, found)?, options);
     }
     let mut contents = Vec::new();
+    let mut offsets = Vec::new();
     for file in files {
-        contents.push((*file, safetensors::read(Input::open(&directory.join(file))?)?));
+        let own = safetensors::read(Input::open(&directory.join(file))?)?;
+        offsets.extend(own.slices()?);
+        contents.push((*file, own));
     }
-    if contents.iter().all(|(_, own)| own.metadata.contains_key(SHARDING)) {
+    if offsets.len() == contents.len() {
+        let contents = contents.into_iter().zip(offsets).map(|((_, own), offsets)| (own, offsets));
         return finish(directory, false, slices(directory, contents)?, options);
     }
     let (stem, count) = files.first().and_then(|file| numbered(file)).ok_or_else(|| {
@@ -238,7 +239,7 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
     }
     let mut found = Found::default();
     for (file, own) in contents {
-        let own = own.alone();
+        let own = own.alone()?;
         found.file_bytes += own.file_bytes;
         for (key, tensor) in own.stored {
             if found.stored.insert(key.clone(), tensor).is_some() {
@@ -256,29 +257,19 @@ fn numbered(file: &str) -> Option<(&str, u32)> {
     Some((stem, count.parse().ok().filter(|&count| count <= 100_000)?))
 }
 
-/// The offsets of slices of tensors, as in a file's header.
-#[derive(Deserialize)]
-struct Slice {
-    saved_offsets: Vec<u64>,
-}
-
 /// Joins tensors of which each file has a slice. Their shape is the extent of all slices.
-fn slices(directory: &Path, contents: Vec<(&String, safetensors::Contents)>) -> Result<Found> {
+fn slices(
+    directory: &Path,
+    contents: impl Iterator<Item = (safetensors::Contents, BTreeMap<String, Vec<u64>>)>,
+) -> Result<Found> {
     let mut found = Found::default();
     let mut parts: BTreeMap<String, Vec<Stored>> = BTreeMap::new();
-    for (file, own) in contents {
+    for (own, mut offsets) in contents {
         found.file_bytes += own.input.len();
-        let text = own.metadata.get(SHARDING).map_or("{}", String::as_str);
-        let slices: BTreeMap<String, Option<Slice>> = serde_json::from_str(text)
-            .map_err(|e| damaged(&directory.join(file), format!("{SHARDING} is not right: {e}")))?;
         for (name, mut tensor) in own.tensors {
-            let offsets = slices.get(&name).and_then(Option::as_ref).map(|slice| slice.saved_offsets.clone());
-            let offsets = offsets.unwrap_or_else(|| vec![0; tensor.spec.shape.len()]);
+            let offsets = offsets.remove(&name).unwrap_or_else(|| vec![0; tensor.spec.shape.len()]);
             if offsets.len() != tensor.spec.shape.len() {
-                return Err(damaged(
-                    &directory.join(file),
-                    format!("the slice of {name:?} has another rank than its tensor"),
-                ));
+                return Err(own.input.damaged(format!("the slice of {name:?} has another rank than its tensor")));
             }
             for part in &mut tensor.parts {
                 part.begin.clone_from(&offsets);

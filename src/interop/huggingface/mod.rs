@@ -40,7 +40,7 @@ fn open_file(path: &Path, options: &ReadOptions) -> Result<Foreign> {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         return directory::open_index(parent, path, options);
     }
-    let found = safetensors::read(input)?.alone();
+    let found = safetensors::read(input)?.alone()?;
     Foreign::new("safetensors", path, found, options)
 }
 

@@ -8,6 +8,7 @@ use crate::interop::foreign::Found;
 use crate::interop::input::Input;
 use crate::interop::view::{Change, Stored, View, row_major};
 use crate::name;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -37,15 +38,40 @@ pub(super) fn read(input: Input) -> Result<Contents> {
     Ok(Contents { input, tensors, metadata: header.metadata })
 }
 
+/// The metadata in which DCP's writer records which slice of a tensor a file has.
+const SHARDING: &str = "DCP_SHARDING_INFO";
+
+/// The offsets of the slice of a tensor.
+#[derive(Deserialize)]
+struct Slice {
+    saved_offsets: Vec<u64>,
+}
+
 impl Contents {
-    /// Returns the content as a source. The texts of the header are values under `__metadata__`.
-    pub(super) fn alone(self) -> Found {
+    /// Returns the offsets of the slices that the file has, by name; `None` if it does not record them.
+    pub(super) fn slices(&self) -> Result<Option<BTreeMap<String, Vec<u64>>>> {
+        let Some(text) = self.metadata.get(SHARDING) else { return Ok(None) };
+        let slices: BTreeMap<String, Option<Slice>> =
+            serde_json::from_str(text).map_err(|e| self.input.damaged(format!("{SHARDING} is not right: {e}")))?;
+        Ok(Some(slices.into_iter().filter_map(|(name, slice)| Some((name, slice?.saved_offsets))).collect()))
+    }
+
+    /// Returns the content as a source. The texts of the header are values under `__metadata__`. A slice that does not
+    /// start where its tensor does is an error.
+    pub(super) fn alone(self) -> Result<Found> {
+        for (name, offsets) in self.slices()?.unwrap_or_default() {
+            if self.tensors.contains_key(&name) && offsets.iter().any(|offset| *offset > 0) {
+                let reason =
+                    format!("it has only a slice of {name:?}: open the directory, with the files of the others");
+                return Err(self.input.unsupported(reason));
+            }
+        }
         let values = self.metadata.iter().map(|(name, text)| (name::key(["__metadata__", name]), text.clone().into()));
-        Found {
+        Ok(Found {
             values: values.collect(),
             file_bytes: self.input.len(),
             stored: self.tensors.into_iter().map(|(name, tensor)| (name::key([name]), tensor)).collect(),
             ..Found::default()
-        }
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! Names of layers and of their variables.
 
-use super::hdf5::{Attributes, File};
+use super::hdf5::{Attributes, File, text_of};
+use crate::interop::room::Room;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -10,18 +11,19 @@ type Groups = BTreeMap<Vec<String>, Arc<Attributes>>;
 /// The group of variables of an object in Keras 3.
 const VARS: &str = "vars";
 
-/// Other names for the datasets of a file: of layers as Keras calls them.
-pub(super) fn aliases(file: &File) -> Vec<(Vec<String>, usize)> {
+/// Other names for the datasets of a file: of layers as Keras calls them. `None` if there is no room for all of them.
+pub(super) fn aliases(file: &File, room: &mut Room) -> Option<Vec<(Vec<String>, usize)>> {
     let counts = counts(file);
     let mut found = Vec::new();
     for (path, dataset) in &file.paths {
         let shape = &file.datasets[*dataset].shape;
         if let Some(alias) = keras3(&file.groups, path, &counts, shape.len()) {
+            room.take(text_of(&alias)).then_some(())?;
             found.push((alias, *dataset));
         }
     }
-    found.extend(keras2(file));
-    found
+    found.extend(keras2(file, room)?);
+    Some(found)
 }
 
 /// Returns how many variables each `vars` group has.
@@ -51,10 +53,10 @@ fn keras3(groups: &Groups, path: &[String], counts: &BTreeMap<Vec<String>, usize
         let vars = [object, &[VARS.to_string()]].concat();
         groups.get(&vars).and_then(|attributes| attributes.text("name")).filter(|name| !name.is_empty())
     };
-    let names = (1..=object.len()).filter_map(|end| name(&object[..end]));
-    let mut alias: Vec<String> = names.flat_map(|name| name.split('/').map(str::to_string)).collect();
     // The object itself must have a name, or the alias would be its parent's.
     name(object)?;
+    let names = (1..=object.len()).filter_map(|end| name(&object[..end]));
+    let mut alias: Vec<String> = names.flat_map(|name| name.split('/').map(str::to_string)).collect();
     let count = counts.get(&path[..path.len() - 1]).copied().unwrap_or_default();
     let own = object.last().map_or("", String::as_str);
     let known = variable(class(own), number, count, rank);
@@ -91,8 +93,8 @@ fn variable(class: &str, number: usize, count: usize, rank: usize) -> Option<&'s
     (!name.ends_with("kernel") || rank >= 2).then_some(name)
 }
 
-/// In Keras 2 the groups of layers list their weights by name.
-fn keras2(file: &File) -> Vec<(Vec<String>, usize)> {
+/// In Keras 2 the groups of layers list their weights by name. `None` if there is no room for all of the lists.
+fn keras2(file: &File, room: &mut Room) -> Option<Vec<(Vec<String>, usize)>> {
     let by_path: BTreeMap<&[String], usize> = file.paths.iter().map(|(path, dataset)| (&path[..], *dataset)).collect();
     let mut found = Vec::new();
     for root in [&[][..], &["model_weights".to_string()][..]] {
@@ -102,6 +104,7 @@ fn keras2(file: &File) -> Vec<(Vec<String>, usize)> {
             let weights = file.groups.get(&group).and_then(|attributes| attributes.list("weight_names"));
             for weight in weights.unwrap_or_default() {
                 let names: Vec<String> = weight.split('/').map(str::to_string).collect();
+                room.take(text_of(&group) + text_of(&names)).then_some(())?;
                 let Some(dataset) = by_path.get(&[&group[..], &names].concat()[..]) else { continue };
                 let mut alias: Vec<String> = without_output(weight).split('/').map(str::to_string).collect();
                 if alias.first().is_none_or(|first| first != layer) {
@@ -111,7 +114,7 @@ fn keras2(file: &File) -> Vec<(Vec<String>, usize)> {
             }
         }
     }
-    found
+    Some(found)
 }
 
 /// TensorFlow 1 wrote which output of an operation a weight was: always the first.

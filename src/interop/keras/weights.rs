@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::interop::blob::Blob;
 use crate::interop::input::Input;
 use crate::interop::probe::Probe;
+use crate::interop::room::Room;
 use crate::interop::slot::torch_slot;
 use crate::interop::zip::Archive;
 use crate::interop::{ReadOptions, Slot};
@@ -22,6 +23,8 @@ use std::sync::Arc;
 
 /// The weights in a `.keras` archive.
 const MEMBER: &str = "model.weights.h5";
+/// Values that take more memory than this have one name only.
+const MAX_REPEATED: usize = 1 << 12;
 /// The longest member that is not stored as it is, and is read into memory.
 const MAX_MEMBER: u64 = 1 << 30;
 
@@ -75,7 +78,7 @@ impl Weights {
         let input = Input::open(path)?;
         let start = input.read_vec(0..input.len().min(8), 8)?;
         if start.starts_with(b"PK") {
-            let (file, member) = member(input)?;
+            let (file, member) = member(input, options)?;
             let weights = Weights::build(path, "Keras (.keras)", vec![file], options)?;
             return Ok(Weights { member: Some(member), ..weights });
         }
@@ -86,14 +89,14 @@ impl Weights {
         }
         let text = input.read_vec(0..input.len(), MAX_BYTES)?;
         let index = Index::parse(&text).ok_or_else(|| input.damaged("it is not an index of sharded weights"))?;
-        let mut files = Vec::new();
+        let mut files = BTreeMap::new();
         for name in index.files().map_err(|reason| input.damaged(reason))? {
-            files.push((name, File::open(Input::open(&path.with_file_name(name))?)?));
+            files.insert(name, File::open(Input::open(&path.with_file_name(name))?)?);
         }
         for (group, parts) in &index.weight_map {
             let group: Vec<String> = group.split('/').filter(|name| !name.is_empty()).map(str::to_string).collect();
             for part in parts.names() {
-                let held = files.iter().any(|(name, file)| name == part && file.groups.contains_key(&group));
+                let held = files.get(part.as_str()).is_some_and(|file| file.groups.contains_key(&group));
                 if !held {
                     return Err(
                         input.damaged(format!("{part} does not hold {:?}, as the index states", group.join("/")))
@@ -101,7 +104,7 @@ impl Weights {
                 }
             }
         }
-        let files = files.into_iter().map(|(_, file)| file).collect();
+        let files = files.into_values().collect();
         Weights::build(path, "Keras (sharded)", files, options)
     }
 
@@ -126,7 +129,7 @@ impl Weights {
         };
         weights.check_expansion(options)?;
         weights.name_datasets()?;
-        weights.name_layers();
+        weights.name_layers()?;
         weights.name_slots();
         weights.list();
         Ok(weights)
@@ -200,7 +203,7 @@ impl Weights {
                         optimizer: "optimizer".to_string(),
                         variable: variable.to_string(),
                         name: name.to_string(),
-                        torch: torch_slot(name, &names(each)[..each]),
+                        torch: torch_slot(name, |other| names(each)[..each].contains(&other)),
                         key: key(first + at(each, i, j)),
                     });
                 }
@@ -239,10 +242,15 @@ impl Weights {
 
     fn check_expansion(&self, options: &ReadOptions) -> Result<()> {
         let datasets = self.files.iter().flat_map(|file| &file.datasets).filter(|dataset| dataset.spec().is_some());
-        let bytes = datasets.map(|dataset| dataset.bytes().max(dataset.chunk_bytes())).fold(0, u64::saturating_add);
-        let held = self.files.iter().map(|file| file.input.len()).fold(0, u64::saturating_add);
+        let bytes = datasets.map(Dataset::decoded_bytes).fold(0, u64::saturating_add);
+        let held = self.held();
         let refused = |reason| Error::unsupported(&self.path, reason);
         options.check_expansion(bytes, held).map_err(refused)
+    }
+
+    /// Returns bytes of all files.
+    fn held(&self) -> u64 {
+        self.files.iter().map(|file| file.input.len()).fold(0, u64::saturating_add)
     }
 
     /// Names datasets by their paths in the files.
@@ -261,10 +269,15 @@ impl Weights {
     }
 
     /// Names datasets by layers. Names that several datasets have are not used.
-    fn name_layers(&mut self) {
+    fn name_layers(&mut self) -> Result<()> {
         let mut found: BTreeMap<String, BTreeSet<(usize, usize)>> = BTreeMap::new();
+        let mut room = Room::of(self.held());
         for (number, file) in self.files.iter().enumerate() {
-            for (alias, dataset) in layers::aliases(file) {
+            let aliases = layers::aliases(file, &mut room);
+            let aliases = aliases.ok_or_else(|| {
+                file.input.unsupported("the names of its layers take many times the size of the file")
+            })?;
+            for (alias, dataset) in aliases {
                 found.entry(key(&alias)).or_default().insert((number, dataset));
             }
         }
@@ -273,6 +286,7 @@ impl Weights {
                 self.by_key.entry(alias).or_insert_with(|| places.into_iter().next().unwrap_or_default());
             }
         }
+        Ok(())
     }
 
     fn name_slots(&mut self) {
@@ -280,13 +294,10 @@ impl Weights {
         for (number, file) in self.files.iter().enumerate() {
             found.extend(layers::keras2_slots(file).into_iter().map(|slot| (number, slot)));
         }
-        let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (_, (variable, name, _)) in &found {
-            names.entry(variable.clone()).or_default().push(name.clone());
-        }
+        let names: BTreeSet<(String, String)> =
+            found.iter().map(|(_, (variable, name, _))| (variable.clone(), name.clone())).collect();
         for (number, (variable, name, dataset)) in found {
-            let beside: Vec<&str> = names[&variable].iter().map(String::as_str).collect();
-            let torch = torch_slot(&name, &beside);
+            let torch = torch_slot(&name, |other| names.contains(&(variable.clone(), other.to_string())));
             let variable = key(&variable.split('/').map(str::to_string).collect::<Vec<_>>());
             let slot = format!("optimizer/{variable}/{}", torch.unwrap_or(&name));
             if *self.by_key.entry(slot.clone()).or_insert((number, dataset)) == (number, dataset) {
@@ -297,8 +308,9 @@ impl Weights {
 
     /// Fills the lists of the source.
     fn list(&mut self) {
+        let mut room = Room::of(self.held());
         for (key, place) in &self.by_key {
-            self.first.entry(*place).or_insert_with(|| key.clone());
+            let is_first = self.first.entry(*place).or_insert_with(|| key.clone()) == key;
             let dataset = &self.files[place.0].datasets[place.1];
             match (&dataset.dtype, &dataset.texts) {
                 (Ok(dtype), _) => {
@@ -306,6 +318,10 @@ impl Weights {
                     self.tensors.insert(key.clone(), spec);
                 }
                 (Err(_), Some(texts)) => {
+                    let length = texts.iter().take(MAX_REPEATED / 32).map(|text| text.len() + 32).sum::<usize>();
+                    if !is_first && (length >= MAX_REPEATED || !room.take(length)) {
+                        continue;
+                    }
                     let value = match (&texts[..], dataset.shape.is_empty()) {
                         ([text], true) => Value::from(text.as_str()),
                         (texts, _) => Value::from(texts),
@@ -319,7 +335,7 @@ impl Weights {
 }
 
 /// Returns the weights of a `.keras` archive.
-fn member(input: Input) -> Result<(File, Arc<Blob>)> {
+fn member(input: Input, options: &ReadOptions) -> Result<(File, Arc<Blob>)> {
     let archive = Archive::open(input)?;
     let input = archive.input();
     let Some(member) = archive.get(MEMBER) else {
@@ -331,7 +347,11 @@ fn member(input: Input) -> Result<(File, Arc<Blob>)> {
     };
     let file = match member.input() {
         Some(stored) => File::open(stored.clone())?,
-        None => File::open(Input::memory(input.path(), member.read_vec(MAX_MEMBER)?))?,
+        None => {
+            let allowed = options.check_expansion(member.len(), input.len());
+            allowed.map_err(|reason| input.unsupported(reason))?;
+            File::open(Input::memory(input.path(), member.read_vec(MAX_MEMBER)?))?
+        }
     };
     Ok((file, member.clone()))
 }

@@ -7,6 +7,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::interop::Slot;
 use crate::interop::input::Input;
+use crate::interop::room::Room;
 use crate::location::Location;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
@@ -25,6 +26,8 @@ const MAX_INDEX: u64 = 1 << 30;
 const MAX_GRAPH: u64 = 64 << 20;
 /// Values longer than this have one name only.
 const MAX_REPEATED: usize = 1 << 10;
+/// Bytes in memory for each byte of a value's text.
+const VALUE: usize = 32;
 
 /// A TensorFlow checkpoint that is open for reading.
 ///
@@ -87,9 +90,11 @@ impl Bundle {
         };
         bundle.check_ranges()?;
         bundle.graph = bundle.read_graph()?;
-        bundle.name_tensors();
-        bundle.name_slots();
-        bundle.list()?;
+        let graph = bundle.stored.iter().find(|stored| stored.name == GRAPH).map_or(0, Stored::bytes);
+        let mut room = Room::of(index.len().saturating_add(graph));
+        bundle.name_tensors(&mut room);
+        bundle.name_slots(&mut room);
+        bundle.list(&mut room)?;
         Ok(bundle)
     }
 
@@ -193,7 +198,7 @@ impl Bundle {
     }
 
     /// Fills the lists that a source has.
-    fn list(&mut self) -> Result<()> {
+    fn list(&mut self, room: &mut Room) -> Result<()> {
         for stored in &self.stored {
             let TensorSpec { shape, .. } = TensorSpec::new(crate::Dtype::U8, stored.entry.shape.clone());
             if let Some(dtype) = stored.kind.dtype {
@@ -207,7 +212,9 @@ impl Bundle {
             };
             match value {
                 Ok(value) => {
-                    let count = if value.to_string().len() > MAX_REPEATED { 1 } else { usize::MAX };
+                    let length = value.to_string().len();
+                    let has_room = length <= MAX_REPEATED && room.take(stored.keys.len() * length * VALUE);
+                    let count = if has_room { usize::MAX } else { 1 };
                     self.values.extend(stored.keys.iter().take(count).map(|key| (key.clone(), value.clone())));
                 }
                 Err(reason) => self.unreadable.extend(stored.keys.iter().map(|key| (key.clone(), reason.clone()))),

@@ -44,7 +44,7 @@ impl Bundle {
             for (_, _, at, part) in entries {
                 places.insert((at, part), position);
                 let stored = &self.stored[at];
-                if let Some(entry) = stored.entries().nth(part) {
+                if let Some(entry) = stored.entry(part) {
                     position = self.copy_bytes(stored, entry, &file, position)?;
                 }
             }

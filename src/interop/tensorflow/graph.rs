@@ -2,7 +2,8 @@
 //! variables.
 
 use super::messages::Object;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 /// Names of one object that are offered, shortest first.
 const MAX_ALIASES: usize = 64;
@@ -81,18 +82,23 @@ pub(super) struct Kept {
     pub optimizer: u32,
     pub variable: u32,
     /// The optimizer's name for it, such as `m` or `velocity`.
-    pub name: String,
+    pub name: Rc<str>,
     pub slot: u32,
 }
 
-/// Returns all that optimizers keep for variables: slot variables, and the lists of Keras' newer optimizers.
+/// Returns all that optimizers keep for variables: slot variables, and the lists of Keras' newer optimizers. A list
+/// belongs to the first optimizer that has it, so that no edge counts twice.
 pub(super) fn kept(objects: &[Object]) -> Vec<Kept> {
     let mut all = Vec::new();
     let by_full_name = by_full_name(objects);
+    let mut lists = BTreeSet::new();
+    // The variables of a list by position, and the variable of a slot: looked up once.
+    let mut trainables = BTreeMap::new();
+    let mut variables_of_slots = BTreeMap::new();
     for (id, object) in objects.iter().enumerate() {
         let optimizer = id as u32;
         for slot in &object.slots {
-            let name = slot.name.clone();
+            let name = slot.name.as_str().into();
             all.push(Kept { optimizer, variable: slot.variable, name, slot: slot.slot });
         }
         let child = |name: &str| object.children.iter().find(|(_, found)| found == name).map(|(id, _)| *id);
@@ -100,19 +106,23 @@ pub(super) fn kept(objects: &[Object]) -> Vec<Kept> {
             continue;
         };
         let trainable = child("_trainable_variables");
+        let positions = trainable.map(|list| &*trainables.entry(list).or_insert_with(|| by_position(objects, list)));
         for (list, name) in &object.children {
             if *list == variables || Some(*list) == trainable || name == "_trainable_variables_indices" {
                 continue;
             }
-            let name = singular(name.trim_start_matches('_'));
+            if !lists.insert(*list) {
+                continue;
+            }
+            let name: Rc<str> = singular(name.trim_start_matches('_')).into();
             for (slot, position) in items(objects, *list) {
-                let variable = match trainable {
+                let variable = match positions {
                     // Keras 3 lists the model's variables in the same order.
-                    Some(trainable) => {
-                        items(objects, trainable).find(|(_, other)| *other == position).map(|(id, _)| id)
-                    }
+                    Some(positions) => positions.get(&position).copied(),
                     // Keras 2 names the variable in the full name of the slot: `Adam/m/dense/kernel`.
-                    None => variable_of_slot(objects, slot, &by_full_name),
+                    None => *variables_of_slots
+                        .entry(slot)
+                        .or_insert_with(|| variable_of_slot(objects, slot, &by_full_name)),
                 };
                 if let Some(variable) = variable {
                     all.push(Kept { optimizer, variable, name: name.clone(), slot });
@@ -130,6 +140,15 @@ fn items(objects: &[Object], list: u32) -> impl Iterator<Item = (u32, usize)> {
         let has_value = objects.get(*id as usize).is_some_and(|object| !object.attributes.is_empty());
         has_value.then_some((*id, name.parse().ok()?))
     })
+}
+
+/// Returns the variables of a list by their positions; of those in the same place, the first.
+fn by_position(objects: &[Object], list: u32) -> BTreeMap<usize, u32> {
+    let mut found = BTreeMap::new();
+    for (id, position) in items(objects, list) {
+        found.entry(position).or_insert(id);
+    }
+    found
 }
 
 /// Variables by full name; those that several have are left out.

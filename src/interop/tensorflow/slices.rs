@@ -10,9 +10,9 @@ pub(super) const MAX_COMPARISONS: u64 = 50_000_000;
 /// A slice: a box of the whole tensor, and where its bytes are.
 #[derive(Debug)]
 pub(super) struct Slice {
-    /// Start and length in every dimension.
+    /// Start and length in every dimension that is not of length 1.
     extents: Vec<(u64, u64)>,
-    /// The whole tensor's shape.
+    /// The whole tensor's lengths in these dimensions.
     shape: Vec<u64>,
     /// Elements that are next to one another in the slice and in the tensor, and how often.
     run: u64,
@@ -46,7 +46,9 @@ impl Slice {
         let first = shape.len().saturating_sub(full + 1);
         let run = entry.shape[first..].iter().fold(1u64, |product, length| product.saturating_mul(*length));
         let runs = elements.checked_div(run).unwrap_or(0);
-        Some(Slice { extents, shape: shape.to_vec(), run, runs, entry, written })
+        // A dimension of length 1 moves nothing.
+        let (extents, shape) = extents.into_iter().zip(shape).filter(|(_, length)| **length != 1).unzip();
+        Some(Slice { extents, shape, run, runs, entry, written })
     }
 
     /// Elements of the slice.
@@ -126,7 +128,7 @@ impl Slice {
     fn overlaps(&self, other: &Slice) -> bool {
         let both = self.extents.iter().zip(&other.extents);
         let mut apart = both.map(|((a, n), (b, m))| a + n <= *b || b + m <= *a);
-        !apart.any(|apart| apart) && self.elements() > 0 && other.elements() > 0
+        self.elements() > 0 && other.elements() > 0 && !apart.any(|apart| apart)
     }
 }
 

@@ -32,6 +32,14 @@ impl Stored {
         }
     }
 
+    /// Returns the entry of this number among those that have bytes.
+    pub(super) fn entry(&self, part: usize) -> Option<&Entry> {
+        match self.slices.is_empty() {
+            true => (part == 0).then_some(&self.entry),
+            false => self.slices.get(part).map(|slice| &slice.entry),
+        }
+    }
+
     /// Returns the entries that have bytes.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let whole = self.slices.is_empty().then_some(&self.entry);

@@ -51,6 +51,14 @@ fn crc_of_lengths(lengths: &[u64]) -> u32 {
     })
 }
 
+/// Returns how many lists the JSON form of a shape has.
+pub(super) fn lists(shape: &[u64]) -> u64 {
+    let lists = shape
+        .iter()
+        .fold((0u64, 1u64), |(lists, outer), length| (lists.saturating_add(outer), outer.saturating_mul(*length)));
+    lists.0
+}
+
 /// Returns the strings as JSON: text, or `{"hex": …}` where it is not UTF-8; lists of lists by the shape.
 pub(super) fn to_json(elements: &[&[u8]], shape: &[u64]) -> Value {
     let mut values: Vec<Value> = elements.iter().map(|element| element_to_json(element)).collect();
@@ -110,5 +118,6 @@ mod tests {
         assert_eq!(to_json(&[b"a", b"b", b"c", b"\xff"], &[2, 2]), json!([["a", "b"], ["c", { "hex": "ff" }]]));
         assert_eq!(to_json(&[b"a", b"b"], &[2, 1, 1]), json!([[["a"]], [["b"]]]));
         assert_eq!(to_json(&[], &[1 << 40, 0]), json!([]));
+        assert_eq!([lists(&[]), lists(&[9]), lists(&[2, 3]), lists(&[5, 1, 1])], [0, 1, 3, 11]);
     }
 }

@@ -50,6 +50,7 @@ impl Attributes {
         let shape = types::shape(metadata, space)?;
         let count = shape.map_or(Some(0), |shape| shape.iter().try_fold(1u64, |all, length| all.checked_mul(*length)));
         let texts = texts(metadata, &kind, count.unwrap_or(u64::MAX), cursor.bytes)?;
+        metadata.charge(8 * texts.len() as u64)?;
         self.0.insert(name, texts);
         Ok(())
     }

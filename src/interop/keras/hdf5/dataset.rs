@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Bytes of texts that become a value.
 const MAX_TEXT: u64 = 1 << 20;
+/// Bytes in memory for each text, about.
+const TEXT: u64 = 16;
 
 /// A dataset.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub(in crate::interop::keras) struct Dataset {
     pub texts: Option<Vec<String>>,
     kind: Type,
     layout: Layout,
+    /// The element that stands for those never written; empty for zeros.
     fill: Vec<u8>,
 }
 
@@ -108,8 +111,17 @@ impl Dataset {
         self.shape.iter().fold(self.kind.size, |all, length| all.saturating_mul(*length))
     }
 
+    /// Returns bytes of all chunks, which are read whole, or of all elements if those are more.
+    pub(in crate::interop::keras) fn decoded_bytes(&self) -> u64 {
+        let chunks = match &self.layout {
+            Layout::Chunked { index, .. } => index.len().max(1) as u64,
+            _ => 0,
+        };
+        self.bytes().max(self.chunk_bytes().saturating_mul(chunks))
+    }
+
     /// Returns bytes that must be in memory at once to read any element.
-    pub(in crate::interop::keras) fn chunk_bytes(&self) -> u64 {
+    fn chunk_bytes(&self) -> u64 {
         match &self.layout {
             Layout::Chunked { chunk, .. } => {
                 chunk.iter().fold(self.kind.size, |all, length| all.saturating_mul(*length))
@@ -131,12 +143,14 @@ impl Dataset {
         if !matches!(self.kind.kind, Kind::FixedText | Kind::Text) || bytes > MAX_TEXT {
             return Ok(());
         }
-        if self.chunk_bytes() > MAX_TEXT {
+        // Several datasets may be the same bytes, or none.
+        let (decoded, count) = (self.decoded_bytes(), bytes / self.kind.size);
+        if self.chunk_bytes() > MAX_TEXT || !metadata.has_room(decoded.saturating_add(TEXT * count)) {
             return Ok(());
         }
         let mut raw = vec![0; bytes as usize];
         self.read_bytes(metadata.input, &Decoded::default(), 0, &mut raw)?;
-        self.texts = Some(texts(metadata, &self.kind, bytes / self.kind.size, &raw)?);
+        self.texts = Some(texts(metadata, &self.kind, count, &raw)?);
         Ok(())
     }
 
@@ -163,12 +177,22 @@ impl Dataset {
             }
             Layout::Chunked { chunk, filters, index } => {
                 self.fill(target);
-                for found in index.iter() {
+                for found in self.chunks_within(index, chunk, begin, begin + target.len() as u64) {
                     self.read_chunk((input, decoded), chunk, filters, found, begin, target)?;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Returns the chunks that may have some of the bytes `begin..end`. They are in order: those whose first dimension
+    /// of more than one index lies elsewhere are left out.
+    fn chunks_within<'a>(&self, index: &'a [Chunk], lengths: &[u64], begin: u64, end: u64) -> &'a [Chunk] {
+        let Some(d) = self.shape.iter().position(|length| *length > 1) else { return index };
+        let row = self.shape[d + 1..].iter().fold(self.kind.size, |all, length| all.saturating_mul(*length)).max(1);
+        let first = index.partition_point(|chunk| chunk.offset[d] + lengths[d] <= begin / row);
+        let last = index.partition_point(|chunk| chunk.offset[d] <= end / row);
+        &index[first..last.max(first)]
     }
 
     /// `target` starts and ends between elements.
@@ -257,7 +281,7 @@ impl Dataset {
     }
 }
 
-/// Returns the element that stands for those never written.
+/// Returns the element that stands for those never written; nothing for zeros.
 fn fill(metadata: &Metadata<'_>, new: Option<&[u8]>, old: Option<&[u8]>, size: u64) -> Result<Vec<u8>> {
     let value = match (new, old) {
         (Some(message), _) => {
@@ -283,7 +307,7 @@ fn fill(metadata: &Metadata<'_>, new: Option<&[u8]>, old: Option<&[u8]>, size: u
         (None, None) => &[],
     };
     match value.len() as u64 {
-        0 => Ok(vec![0; size.min(MAX_TEXT) as usize]),
+        0 => Ok(Vec::new()),
         length if length == size => Ok(value.to_vec()),
         _ => Err(metadata.damaged("a fill value has another length than the elements")),
     }
@@ -334,7 +358,11 @@ fn layout(
             }
             let index = match indices.get(&tree) {
                 _ if tree == UNDEFINED => Arc::default(),
-                Some(known) => known.clone(),
+                Some(known) => {
+                    // As if it were read again: it is compared with the shape again.
+                    metadata.charge((known.len() * (24 + 8 * chunk.len())) as u64)?;
+                    known.clone()
+                }
                 None => {
                     let index = Arc::new(index(metadata, tree, chunk.len())?);
                     indices.insert(tree, index.clone());

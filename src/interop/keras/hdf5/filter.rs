@@ -4,6 +4,9 @@ use super::metadata::Metadata;
 use crate::error::Result;
 use std::io::Read;
 
+/// HDF5's own limit.
+const MAX_FILTERS: u8 = 32;
+
 /// A filter of a dataset, in the order of writing.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Filter {
@@ -21,6 +24,9 @@ pub(super) fn parse(metadata: &Metadata<'_>, message: &[u8]) -> Result<Vec<Filte
     let (version, count) = (cursor.u8()?, cursor.u8()?);
     if version != 1 {
         return Err(metadata.unsupported(format!("version {version} of a list of filters")));
+    }
+    if count > MAX_FILTERS {
+        return Err(metadata.damaged(format!("a dataset is written with {count} filters")));
     }
     cursor.skip(6)?;
     let mut filters = Vec::new();

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::interop::input::Input;
+use crate::interop::room::Room;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,6 +20,10 @@ pub(super) struct Metadata<'a> {
     pub input: &'a Input,
     budget: Cell<u64>,
     collections: RefCell<BTreeMap<u64, Rc<Collection>>>,
+    /// Bytes of the collections that are kept.
+    kept: Cell<u64>,
+    /// For texts that are values.
+    texts: RefCell<Room>,
 }
 
 /// Texts of variable length: their bytes, by their number.
@@ -31,7 +36,13 @@ struct Collection {
 impl<'a> Metadata<'a> {
     pub(super) fn new(input: &'a Input) -> Metadata<'a> {
         let budget = input.len().saturating_mul(TIMES).saturating_add(SLACK);
-        Metadata { input, budget: Cell::new(budget), collections: RefCell::default() }
+        Metadata {
+            input,
+            budget: Cell::new(budget),
+            collections: RefCell::default(),
+            kept: Cell::new(0),
+            texts: RefCell::new(Room::of(input.len())),
+        }
     }
 
     pub(super) fn damaged(&self, reason: impl Into<String>) -> Error {
@@ -49,6 +60,11 @@ impl<'a> Metadata<'a> {
             None => return Err(self.damaged("its descriptions lead to the same bytes over and over")),
         }
         Ok(())
+    }
+
+    /// Returns `true` if there is room for texts of `bytes` bytes, which is then taken.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        usize::try_from(bytes).is_ok_and(|bytes| self.texts.borrow_mut().take(bytes))
     }
 
     /// Returns the `length` bytes at `address`.
@@ -111,9 +127,11 @@ impl<'a> Metadata<'a> {
         }
         let collection = Rc::new(Collection { bytes, objects });
         let mut kept = self.collections.borrow_mut();
-        if kept.values().map(|kept| kept.bytes.len() as u64).sum::<u64>() > KEPT {
+        if self.kept.get() > KEPT {
             kept.clear();
+            self.kept.set(0);
         }
+        self.kept.set(self.kept.get() + collection.bytes.len() as u64);
         kept.insert(address, collection.clone());
         Ok(collection)
     }

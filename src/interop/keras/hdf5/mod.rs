@@ -32,6 +32,13 @@ const MAX_PATHS: usize = 1 << 20;
 const MAX_TEXT: usize = 16 << 20;
 /// The maximum number of soft links in a chain.
 const MAX_HOPS: usize = 32;
+/// The maximum length of the ways of all soft links together.
+const MAX_WAYS: usize = 64 << 20;
+
+/// Returns the bytes that a path takes in memory, about.
+pub(super) fn text_of(path: &[String]) -> usize {
+    path.iter().map(|name| name.len() + 32).sum()
+}
 
 /// A file whose description has been read and checked.
 #[derive(Debug)]
@@ -152,13 +159,8 @@ impl Names<'_> {
     fn walk(&mut self) -> Result<()> {
         // The address, the path, and the groups on it.
         let mut open = vec![(self.root, Vec::<String>::new(), Vec::<u64>::new())];
-        let (mut paths, mut text) = (0, 0);
+        let (mut paths, mut text, mut ways) = (0, 0, MAX_WAYS);
         while let Some((address, path, mut above)) = open.pop() {
-            paths += 1;
-            text += path.iter().map(|name| name.len() + 32).sum::<usize>();
-            if paths > MAX_PATHS || text > MAX_TEXT || path.len() > MAX_DEPTH {
-                return Err(self.input.unsupported("its groups have too many or too long paths"));
-            }
             let Object::Group { links, attributes } = (match self.objects.get(&address) {
                 Some(Object::Dataset(number)) => {
                     self.found.push((path, *number));
@@ -174,12 +176,18 @@ impl Names<'_> {
             }
             above.push(address);
             for (name, link) in links.iter().rev() {
+                // Counted before it is copied.
+                paths += 1;
+                text += text_of(&path) + text_of(std::slice::from_ref(name));
+                if paths > MAX_PATHS || text > MAX_TEXT || path.len() >= MAX_DEPTH {
+                    return Err(self.input.unsupported("its groups have too many or too long paths"));
+                }
                 let child = [&path[..], std::slice::from_ref(name)].concat();
                 let target = match link {
                     Link::Hard(target) => Some(*target),
                     Link::Soft(text) => {
                         let mut hops = MAX_HOPS;
-                        self.resolve(&path, text, &mut hops)?
+                        self.resolve(&path, text, &mut hops, &mut ways)?
                     }
                 };
                 match target {
@@ -194,7 +202,7 @@ impl Names<'_> {
     }
 
     /// Returns the object that a soft link in the group `from` leads to; `None` where there is none.
-    fn resolve(&self, from: &[String], text: &str, hops: &mut usize) -> Result<Option<u64>> {
+    fn resolve(&self, from: &[String], text: &str, hops: &mut usize, ways: &mut usize) -> Result<Option<u64>> {
         *hops = match hops.checked_sub(1) {
             Some(left) => left,
             None => return Err(self.input.damaged("soft links lead to one another in a circle")),
@@ -204,6 +212,9 @@ impl Names<'_> {
             way.extend(from.iter().map(String::as_str));
         }
         way.extend(text.split('/').filter(|name| !name.is_empty() && *name != "."));
+        let length = text.len() + way.iter().map(|name| name.len() + 32).sum::<usize>();
+        let left = ways.checked_sub(length);
+        *ways = left.ok_or_else(|| self.input.unsupported("its soft links have too many or too long ways"))?;
         let mut address = self.root;
         let mut passed: Vec<String> = Vec::new();
         for name in way {
@@ -212,7 +223,7 @@ impl Names<'_> {
             };
             let target = match links.get(name) {
                 Some(Link::Hard(target)) => Some(*target),
-                Some(Link::Soft(text)) => self.resolve(&passed, text, hops)?,
+                Some(Link::Soft(text)) => self.resolve(&passed, text, hops, ways)?,
                 None => None,
             };
             let Some(target) = target else {

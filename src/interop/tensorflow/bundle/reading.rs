@@ -12,6 +12,8 @@ use std::ops::Range;
 
 /// The longest tensor of strings that becomes a value.
 const MAX_STRINGS: u64 = 4 << 20;
+/// Lists that strings may be in beside one for each byte of them.
+const MAX_NESTING: u64 = 1 << 10;
 /// Bytes read at a time.
 const CHUNK: u64 = 1 << 20;
 
@@ -44,11 +46,17 @@ impl Bundle {
         if stored.bytes() > MAX_STRINGS {
             return Ok(Err(format!("strings of {} bytes are too long for a value", stored.bytes())));
         }
+        let count = stored.entry.elements().unwrap_or(0);
+        let nesting = strings::lists(&stored.entry.shape);
+        if count > 0 && nesting > stored.bytes().saturating_add(MAX_NESTING) {
+            return Ok(Err(format!("strings in {nesting} lists are too many lists for a value")));
+        }
         let mut parts = Vec::new();
         for entry in stored.entries() {
             parts.push(self.bytes(entry)?);
         }
-        let mut elements = vec![&[][..]; stored.entry.elements().unwrap_or(0).min(MAX_STRINGS) as usize];
+        // Each element has at least the byte of its length.
+        let mut elements = vec![&[][..]; count.min(stored.bytes()) as usize];
         for (i, (entry, bytes)) in stored.entries().zip(&parts).enumerate() {
             for (j, element) in self.decode(stored, entry, bytes)?.into_iter().enumerate() {
                 let position = stored.slices.get(i).map_or(j as u64, |slice| slice.position(j as u64));
