@@ -204,7 +204,7 @@ fn names_of_layers_take_memory_in_proportion() {
     // One name, many times.
     let mut file = Hdf5::new();
     let byte = file.byte();
-    let attribute_of = |name: &str, letter: u8| attribute(name, &[60_000], 1, &[letter; 60_000]);
+    let attribute_of = |name: &str, letter: u8| attribute(name, &[60_000], 1, &vec![letter; 60_000]);
     let layer = file.group(&[hard("w", byte)], &[attribute_of("weight_names", b'w')]);
     let root = file.group(&[hard("a", layer)], &[attribute_of("layer_names", b'a')]);
     assert!(refusal(&file.finish(root)).contains("names of its layers"));
@@ -219,7 +219,7 @@ fn names_of_layers_take_memory_in_proportion() {
     // A long name of a layer of many variables.
     let mut file = Hdf5::new();
     let byte = file.byte();
-    let long = attribute("name", &[], 60_000, &[b'n'; 60_000]);
+    let long = attribute("name", &[], 60_000, &vec![b'n'; 60_000]);
     let vars = file.group(&many(20_000, byte), &[long]);
     let layer = file.group(&[hard("vars", vars)], &[]);
     let root = file.group(&[hard("layer", layer)], &[]);
@@ -266,7 +266,7 @@ fn texts_take_memory_in_proportion() {
     const LENGTH: u64 = 1 << 20;
     for is_written in [true, false] {
         let mut file = Hdf5::new();
-        let address = if is_written { file.put(&[b'a'; LENGTH as usize]) } else { u64::MAX };
+        let address = if is_written { file.put(&vec![b'a'; LENGTH as usize]) } else { u64::MAX };
         let links: Vec<_> = (0..2000)
             .map(|i| hard(format!("{i}"), file.dataset(&[LENGTH], &text(1), &contiguous(address, LENGTH), &[])))
             .collect();
@@ -278,7 +278,7 @@ fn texts_take_memory_in_proportion() {
     // One that has many names.
     for length in [LENGTH, 64] {
         let mut file = Hdf5::new();
-        let address = file.put(&[b'a'; LENGTH as usize]);
+        let address = file.put(&vec![b'a'; LENGTH as usize]);
         let dataset = file.dataset(&[length], &text(1), &contiguous(address, length), &[]);
         let root = file.group(&many(20_000, dataset), &[]);
         assert!(!read(&file.finish(root)).unwrap().values().is_empty());
