@@ -36,7 +36,7 @@ fn safetensors(path: &Path, bias: [f32; 2]) -> Outcome {
 #[test]
 fn a_repair_says_that_a_pinned_checkpoint_came_back() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let mut checkpoint = Checkpoint::new().track("step", &Counter::new(0))?;
+    let mut checkpoint = Checkpoint::new().track("step", Counter::new(0))?;
     (0..3).try_for_each(|_| checkpoint.save(dir.path().join("ckpt")).map(drop))?;
     let nonce = "0123456789abcdef0123456789abcdef";
     let trash = |name: &str| dir.path().join(format!(".trash-{name}-{nonce}"));
