@@ -31,24 +31,30 @@ pub struct HistoryReport {
     pub examples: Vec<String>,
 }
 
-/// Runs histories in a directory below `scratch`, preferably in memory.
+/// Runs histories in a directory below `scratch`, preferably in memory. `progress` is called after each.
 #[must_use]
-pub fn histories(scratch: &Path, seed: u64, count: u64) -> HistoryReport {
-    run(scratch, seed, count, None)
+pub fn histories(scratch: &Path, seed: u64, count: u64, progress: impl Fn(&HistoryReport) + Sync) -> HistoryReport {
+    run(scratch, seed, count, None, progress)
 }
 
 /// Runs histories with each rule broken until one is violated. Returns the rules, and after how many histories it was.
 #[must_use]
 pub fn broken_histories(scratch: &Path, seed: u64, most: u64) -> Vec<(String, Option<u64>)> {
     let tried = Rule::ALL.iter().map(|&rule| {
-        let report = run(scratch, seed, most, Some(rule));
+        let report = run(scratch, seed, most, Some(rule), |_| ());
         (format!("{rule:?}"), (report.violations > 0).then_some(report.histories))
     });
     tried.collect()
 }
 
 /// Stops at the first violation if a rule is broken.
-fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryReport {
+fn run(
+    scratch: &Path,
+    seed: u64,
+    count: u64,
+    rule: Option<Rule>,
+    progress: impl Fn(&HistoryReport) + Sync,
+) -> HistoryReport {
     let next = AtomicU64::new(0);
     let report = Mutex::new(HistoryReport::default());
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(4);
@@ -79,6 +85,7 @@ fn run(scratch: &Path, seed: u64, count: u64, rule: Option<Rule>) -> HistoryRepo
                     report.examples.push(text);
                 }
             }
+            progress(&report);
         }
         let _ = fs::remove_dir_all(&dir);
     };
@@ -279,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_history_of_a_directory_goes_as_a_plain_list_says() {
-        let report = histories(scratch().path(), 1, 200);
+        let report = histories(scratch().path(), 1, 200, |_| ());
         assert_eq!(report.violations, 0, "{}", report.examples.join("\n\n"));
         assert_eq!(report.histories, 200);
     }

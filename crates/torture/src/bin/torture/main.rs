@@ -7,6 +7,7 @@ mod stamp;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tch_checkpoint_torture::{
     CrashRun, KillReport, Phase, Programs, broken_histories, crash, damage, faults_everywhere, histories, kill_child,
@@ -125,10 +126,16 @@ fn crashes(run: CrashRun) -> bool {
 
 fn history(scratch: &Path, seed: u64, count: u64) -> bool {
     let scratch = scratch.join("history");
-    let report = histories(&scratch, seed, count);
+    let shown = AtomicUsize::new(0);
+    let report = histories(&scratch, seed, count, |report| {
+        let before = shown.swap(report.examples.len(), Ordering::Relaxed);
+        report.examples.iter().skip(before).for_each(|example| println!("\n{example}"));
+        if report.histories.is_multiple_of(10_000) {
+            println!("  {} histories, {} violations", report.histories, report.violations);
+        }
+    });
     let (run, deeds, violations) = (report.histories, report.deeds, report.violations);
     println!("history: {run} histories, {deeds} deeds, {violations} violations (seed {seed})");
-    report.examples.iter().for_each(|example| println!("\n{example}"));
     let broken = broken_histories(&scratch, seed, count.min(100_000));
     for (rule, after) in &broken {
         match after {
