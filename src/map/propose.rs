@@ -84,7 +84,7 @@ const MAX_WORK: usize = 2_000_000;
 const WORDS: usize = 64;
 
 /// The maximum number of names that are looked at to find recurrent layers.
-const MAX_LOOKS: usize = 2_000_000;
+const MAX_LOOKS: usize = 500_000;
 
 /// Proposes a map by which `from` has the tensors of `to`. Names are compared part by part, with `kernel` equal to
 /// `weight` and the like. Shapes must fit, possibly transposed. Recurrent layers of Keras become presets. Optimizers

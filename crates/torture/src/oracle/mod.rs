@@ -250,10 +250,13 @@ impl Line {
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
             let of_another = |value: &u64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
-            let came_from = before.filter(of_another).or(before.and(self.came_from));
-            // Saved again after it was removed by hand: the run goes back to the one that is gone.
-            let is_gone = of_another(&value) && !supersedes.contains(&number);
-            let came_from = came_from.filter(|_| !is_gone);
+            let went_back = before.and(self.came_from);
+            // Saved again after it was removed by hand: it follows the one that is gone.
+            let is_again = self.origins.contains_key(&value) && !supersedes.contains(&number);
+            let came_from = match is_again {
+                true => went_back.filter(|_| !of_another(&value)),
+                false => before.filter(of_another).or(went_back),
+            };
             self.origins.insert(value, (process, came_from));
             let Saved { is_unhealthy, is_unclean, .. } = *saved;
             let (there, made) = (true, Made::default());
