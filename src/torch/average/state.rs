@@ -149,8 +149,10 @@ impl State {
             let next = self.entries.len() + new.len();
             let place = *places.entry(object).or_insert(next);
             if place == next {
-                let target = |targets: &HashMap<_, Tensor>| targets.get(&variable.name).map(Tensor::shallow_clone);
-                let average = average_of(&variable, targets.as_ref().map(target));
+                let average = match &targets {
+                    None => new_average(&variable.tensor),
+                    Some(targets) => found(targets.get(&variable.name).map(Tensor::shallow_clone)),
+                };
                 let entry = average.and_then(|average| Entry::new(&variable, average));
                 new.push(entry.map_err(|reason| Error::object(&variable.name, reason))?);
             }
@@ -186,7 +188,10 @@ impl State {
         let known = self.entries.iter().find(|entry| entry.object == object).map(|entry| &entry.average);
         let average = match known.or(restoring.averages.get(&object)) {
             Some(average) => average.shallow_clone(),
-            None => average_of(&variable, self.target.as_ref().map(|target| target.named(name)))?,
+            None => match &self.target {
+                None => new_average(&variable.tensor)?,
+                Some(target) => found(target.named(name))?,
+            },
         };
         restoring.averages.insert(object, average.shallow_clone());
         Ok(Some((Entry::new(&variable, average)?, variable.full_name)))
@@ -277,16 +282,10 @@ impl State {
 pub(super) const IS_SWAPPED: &str = "the averages are swapped in: the variables have their values, and they have the variables'; update, \
      save and restore after `with_averaged` has returned";
 
-/// Returns a tensor for the average of a variable, whose value is to be set. For averages that are the variables of
-/// another store, `target` is the one of the same name, if there is one.
-fn average_of(variable: &Listed, target: Option<Option<Tensor>>) -> Result<Tensor, String> {
-    match target {
-        None => new_average(&variable.tensor),
-        Some(target) => {
-            let missing = "the target has no variable of this name; build the same model in both stores";
-            target.ok_or_else(|| missing.to_string())
-        }
-    }
+/// Returns the average that is the variable of another store, if that store has it.
+fn found(target: Option<Tensor>) -> Result<Tensor, String> {
+    let missing = "the target has no variable of this name; build the same model in both stores";
+    target.ok_or_else(|| missing.to_string())
 }
 
 /// Allocates an average. Half precision is averaged in single precision, because it is too coarse for the small steps
