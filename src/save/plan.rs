@@ -147,7 +147,7 @@ impl Plan {
         self.gated.changed_since(moment)
     }
 
-    /// Also takes these for signs that tensors have changed.
+    /// Replaces what shows that tensors have changed, for a plan of only some of the tracked objects.
     pub(crate) fn with_gated(mut self, gated: Gated) -> Plan {
         self.gated = gated;
         self
