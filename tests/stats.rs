@@ -60,11 +60,12 @@ fn check(dtype: Dtype, bytes: &[u8]) -> Result<(), TestCaseError> {
     prop_assert!(close(stats.std, std, largest), "{:?} is not {}", stats.std, std);
     let histogram = stats.histogram.unwrap();
     prop_assert_eq!(histogram.counts.iter().sum::<u64>(), finite.len() as u64);
-    // Edges are rounded: a bin may differ by the values that lie on them.
+    // Edges are rounded: a bin may differ by the values that lie on them. Where one large value makes a narrow range,
+    // the rounding is larger than a share of that range.
     let (low, high) = (histogram.min, histogram.max);
     let edge = |i: usize| low + (high - low) * i as f64 / 7.0;
+    let slack = f64::max(1e-9 * (high - low), 4.0 * f64::EPSILON * low.abs().max(high.abs()));
     for (i, counted) in histogram.counts.iter().enumerate() {
-        let slack = 1e-9 * (high - low);
         let within = |from: f64, to: f64| finite.iter().filter(|x| **x >= from && **x <= to).count() as u64;
         let (least, most) =
             (within(edge(i) + slack, edge(i + 1) - slack), within(edge(i) - slack, edge(i + 1) + slack));
@@ -84,9 +85,20 @@ proptest! {
     }
 
     #[test]
+    fn also_of_one_number(bits in any::<u32>()) {
+        check(Dtype::F32, &bits.to_le_bytes())?;
+    }
+
+    #[test]
     fn also_of_ordinary_numbers(numbers in proptest::collection::vec(-1e3f32..1e3, 0..3000)) {
         check(Dtype::F32, &numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())?;
     }
+}
+
+/// The range is one wide, and the numbers beside this one are half of that apart.
+#[test]
+fn one_number_so_large_that_the_edges_of_its_bins_are_rounded_to_it() {
+    check(Dtype::F32, &2f32.powi(51).to_le_bytes()).unwrap();
 }
 
 /// Longer than what is kept in memory for a histogram, and than many pieces.

@@ -137,10 +137,10 @@ impl History {
         if listed.iter().filter(|path| path.is_dir()).ne(&expected) {
             return Err(format!("it lists {listed:?}, not {expected:?}"));
         }
+        let all = tch_checkpoint::list_checkpoints(&self.dir).map_err(|e| e.to_string())?;
         for made in line.own.iter().filter(|made| made.there) {
-            let found = tch_checkpoint::list_checkpoints(&self.dir).map_err(|e| e.to_string())?;
             let path = self.path(made.number);
-            let Some(found) = found.checkpoints.iter().find(|listed| listed.path == path) else {
+            let Some(found) = all.checkpoints.iter().find(|listed| listed.path == path) else {
                 return Err(format!("{} is not listed", path.display()));
             };
             if found.entry.metrics != made.metrics || found.entry.permanent != made.permanent {
