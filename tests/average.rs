@@ -176,6 +176,55 @@ fn averages_are_swapped_in_and_out() {
 }
 
 #[test]
+fn a_failed_evaluation_loses_nothing() {
+    let _turn = turn();
+    for (background, changes) in [(false, false), (true, false), (false, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[300], nn::Init::Const(1.0));
+        let _half = vs.root().add("half", Tensor::ones([30], (Kind::Half, Device::Cpu)), false);
+        let mut optimizer = optim::Adam::default().build(&vs, 0.1).unwrap();
+        let mut ema = Ema::new(&vs, 0.5).unwrap();
+        let checkpoint = Checkpoint::new().track("model", &vs).unwrap().track("optimizer", &optimizer).unwrap();
+        let builder = CheckpointManager::builder(checkpoint.track("ema", &ema).unwrap(), dir.path()).save_every(1000);
+        let builder = if background { builder.background(Background::new()) } else { builder };
+        let mut manager = builder.open().unwrap();
+        let mut saved = None;
+        let failed = catch_unwind(AssertUnwindSafe(|| {
+            manager.guard(|manager| -> Result<(), tch_checkpoint::Error> {
+                for step in 1..4 {
+                    optimizer.backward_step(&w.square().sum(Kind::Float));
+                    ema.update()?;
+                    manager.save_if_due(step)?;
+                    saved = Some((all_bits(&vs), ema.averages().values().map(bits).collect::<Vec<_>>()));
+                    ema.with_averaged(|| w.sum(Kind::Float))?;
+                }
+                // The next step begins: its learning rate belongs to the update that does not come.
+                optimizer.set_lr(0.5);
+                ema.with_averaged(|| if changes { fill(&w, 3.0) } else { panic!("no evaluation today") })?;
+                panic!("no step today")
+            })
+        }));
+        assert!(failed.is_err());
+        manager.close().unwrap();
+        let path = dir.path().join("ckpt-3");
+        // What an evaluation has changed is of no step.
+        assert_eq!(path.exists(), !changes);
+        if !changes {
+            let vs = VarStore::new(Device::Cpu);
+            let _ = vs.root().var("w", &[300], nn::Init::Const(0.0));
+            let _ = vs.root().add("half", Tensor::zeros([30], (Kind::Half, Device::Cpu)), false);
+            let again = optim::Adam::default().build(&vs, 0.25).unwrap();
+            let ema = Ema::new(&vs, 0.5).unwrap();
+            let checkpoint = Checkpoint::new().track("model", &vs).unwrap().track("optimizer", &again).unwrap();
+            checkpoint.track("ema", &ema).unwrap().restore(path).unwrap().assert_consumed().unwrap();
+            assert_eq!(again.lr(), 0.1);
+            assert_eq!(Some((all_bits(&vs), ema.averages().values().map(bits).collect())), saved);
+        }
+    }
+}
+
+#[test]
 fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
@@ -356,6 +405,17 @@ fn variables_that_are_unfrozen_are_averaged_and_frozen_ones_stay() {
     again.update().unwrap();
     assert_eq!(body_average(&again), 2.0);
     fill(&body, 8.0);
+
+    // A checkpoint without any averages takes none away.
+    let without = Checkpoint::new().track("model", &model).unwrap().write(dir.path().join("without")).unwrap();
+    fill(&head, 3.0);
+    let _ = body.set_requires_grad(false);
+    let kept = ["body", "head"].map(|name| again.average(name).unwrap().copy());
+    let lacking = both.restore(&without).unwrap_err().to_string();
+    assert!(lacking.contains("ema/body") && lacking.contains("ema/head"), "{lacking}");
+    let report = both.restore_with(&without, &RestoreOptions::new().allow_missing("ema/*")).unwrap().report().clone();
+    assert_eq!(["body", "head"].map(|name| again.average(name).unwrap()), kept);
+    assert!(report.skipped.iter().any(|skipped| skipped.key == "ema/body"));
 
     // Even if all of them are.
     for variable in [&body, &head] {

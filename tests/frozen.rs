@@ -7,7 +7,8 @@ use std::path::Path;
 use tch::nn::{self, Module, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, RestoreOptions, Variables, optim, verify_checkpoint,
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, RestoreOptions, Trainable, Variables, optim,
+    verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -92,7 +93,7 @@ fn the_frozen_parameters_of_a_component_are_in_a_second_file_that_is_linked() ->
     manager.close()?;
     let again = Model::new();
     let mut manager = open(&again, 3)?;
-    manager.restore_or_initialize_with(&RestoreOptions::new().trainable(tch_checkpoint::Trainable::Live))?;
+    manager.restore_or_initialize_with(&RestoreOptions::new().trainable(Trainable::Live))?;
     assert!(again.is_as(&model));
     // Unfrozen: one file, and complete.
     let mut optimizer = optim::Adam::default().build(&again.vs, 1e-2)?;
@@ -119,7 +120,7 @@ fn freezing_between_saves_never_saves_old_values() -> Outcome {
         let again = Model::new();
         Checkpoint::new()
             .track("encoder", &again.vs)?
-            .read_with(&path, &RestoreOptions::new().trainable(tch_checkpoint::Trainable::Live))?;
+            .read_with(&path, &RestoreOptions::new().trainable(Trainable::Live))?;
         assert!(again.is_as(&model), "step {}", step.get());
     }
     Ok(())
@@ -162,5 +163,44 @@ fn only_what_is_trained_or_selected_is_tracked() -> Outcome {
         .read(dir.path().join("ckpt-3"))?;
     assert_eq!(other.head.ws, model.head.ws);
     assert_eq!(other.body.ws, body);
+    Ok(())
+}
+
+#[test]
+fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let open = |model: &Model| {
+        let adapters = Variables::of(&model.vs).under("encoder").trainable();
+        let checkpoint = Checkpoint::new().track("adapters", adapters)?;
+        CheckpointManager::builder(checkpoint, dir.path()).open()
+    };
+    let mut manager = open(&model)?;
+    manager.save_at(1)?;
+    // The resumed run freezes the body at first, and unfreezes it at a later step than the last one.
+    for trainable in [Trainable::Live, Trainable::Saved] {
+        let other = Model::new();
+        other.freeze(true);
+        let before = other.head.ws.copy();
+        let mut manager = open(&other)?;
+        let refusal = manager.restore_or_initialize().map(drop).unwrap_err().to_string();
+        assert!(refusal.contains("body.weight") && refusal.contains("Trainable::Saved"), "{refusal}");
+        assert_eq!(other.head.ws, before);
+        manager.restore_or_initialize_with(&RestoreOptions::new().trainable(trainable))?;
+        assert_eq!((&other.body.ws, &other.head.ws), (&model.body.ws, &model.head.ws));
+        assert_eq!(other.body.ws.requires_grad(), trainable == Trainable::Saved);
+    }
+    // Back in the process that has frozen it since.
+    let (before, good) = (model.body.ws.copy(), manager.checkpoint().snapshot()?);
+    model.freeze(true);
+    let _ = tch::no_grad(|| model.body.ws.shallow_clone().fill_(7.0));
+    manager.checkpoint_mut().rollback(&good)?;
+    assert_eq!(model.body.ws, before);
+    // Of a checkpoint of all variables, those that were frozen are left as they are.
+    let mut all = Checkpoint::new().track("adapters", Variables::of(&model.vs).under("encoder"))?;
+    let path = all.write(dir.path().join("all"))?;
+    let _ = tch::no_grad(|| model.body.ws.shallow_clone().fill_(7.0));
+    manager.checkpoint_mut().restore(path)?;
+    assert!(model.body.ws != before);
     Ok(())
 }

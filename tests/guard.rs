@@ -10,9 +10,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Dtype,
-    Error, Identity, Node, OnUnhealthy, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value,
-    latest_checkpoint, verify_checkpoint,
+    Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder,
+    CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate, Guarded, Identity, Node, OnUnhealthy,
+    TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value, latest_checkpoint,
+    verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -151,6 +152,47 @@ impl Run {
     fn state(&self) -> (Vec<u8>, Vec<u8>, u64, String) {
         (self.large.get(), self.random.bytes().clone(), self.step.get(), self.note.get())
     }
+}
+
+/// Options of an optimizer, which belong to the tensors that its gate guards.
+#[derive(Clone, Default)]
+struct Options(Counter);
+
+impl Collection for Options {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
+        Ok(vec![Child::new("rate", self.0.node())])
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded::new(Gate::default(), []))
+    }
+}
+
+#[test]
+fn an_option_that_is_set_before_the_step_fails_costs_nothing() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let (run, options) = (Run::new(true, true), Options::default());
+        let checkpoint = Checkpoint::new().track("large", &run.large)?;
+        let checkpoint = checkpoint.track("options", Node::collection(options.clone()))?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).save_every(1000);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        let result = manager.guard(|manager| {
+            for step in 1..4 {
+                options.0.set(step);
+                run.large.fill(step as u8);
+                manager.save_if_due(step)?;
+            }
+            options.0.set(4);
+            Err::<(), _>(Error::Assertion("no data".into()))
+        });
+        assert_eq!(result.unwrap_err().to_string(), "no data");
+        manager.close()?;
+        assert_eq!(names_in(dir.path())?, ["ckpt-3"]);
+        let reader = CheckpointReader::open(dir.path().join("ckpt-3"))?;
+        assert_eq!(reader.manifest().values["options/rate"], 3);
+    }
+    Ok(())
 }
 
 /// The kinds of tensors of which a change can be told.

@@ -491,7 +491,9 @@ mod saved {
         };
         let (vs, body, head) = model(4);
         let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
-        optimizer.backward_step(&sum(&[&body, &head]));
+        for _ in 0..3 {
+            optimizer.backward_step(&sum(&[&body, &head]));
+        }
         let path = tracked(&vs, &optimizer).write(dir.path().join("c"))?;
         for stepped in [false, true] {
             let (vs, body, head) = model(7);
@@ -505,9 +507,20 @@ mod saved {
             let options = RestoreOptions::new().allow_mismatch("model/head*").allow_mismatch("optimizer/state/head.w*");
             let status = checkpoint.restore_with(&path, &options)?;
             assert!(status.report().skipped.iter().any(|s| s.key == "model/head.w"));
-            assert_eq!(optimizer.state("body.w").unwrap()["step"].double_value(&[]), 1.0);
-            assert_eq!(optimizer.state("head.w").is_some(), stepped);
-            optimizer.backward_step(&sum(&[&body, &head]));
+            assert_eq!(optimizer.state("body.w").unwrap()["step"].double_value(&[]), 3.0);
+            // Its moments are of one step, and so is its count.
+            let steps = optimizer.state("head.w").map(|slots| slots["step"].double_value(&[]));
+            assert_eq!(steps, stepped.then_some(1.0));
+            let skipped = |key: &str| status.report().skipped.iter().any(|skipped| skipped.key == key);
+            assert_eq!(skipped("optimizer/state/head.w/step"), stepped);
+            assert!(!status.report().matched.iter().any(|key| key.starts_with("optimizer/state/head.w")));
+            let more = (vs.root() / "more").ones("w", &[2]);
+            optimizer.backward_step(&sum(&[&body, &head, &more]));
+            // What was made since is not made like the checkpoint when the component is tracked again.
+            let before = optimizer.state("more.w").unwrap()["exp_avg"].copy();
+            checkpoint.untrack("optimizer");
+            checkpoint.track_mut("optimizer", &optimizer)?;
+            assert_eq!(optimizer.state("more.w").map(|slots| values(&slots["exp_avg"])), Some(values(&before)));
             let again = checkpoint.write(dir.path().join(format!("again{stepped}")))?;
             checkpoint.restore(&again)?.assert_consumed()?;
         }
@@ -717,12 +730,17 @@ mod saved {
         let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
         optimizer.backward_step(&sum(&[&body, &head]));
         let path = tracked(&vs, &optimizer).write(dir.path().join("c"))?;
-        for allowed in [true, false] {
+        for (allowed, another) in [(true, false), (false, false), (false, true)] {
             let vs = VarStore::new(Device::Cpu);
             let body = ones(&vs, "body.w", 4);
-            let mut optimizer = optim::Adam::default().build(&vs, 0.1)?;
+            let mut optimizer = match another {
+                true => optim::AdamW::default().build(&vs, 0.1)?,
+                false => optim::Adam::default().build(&vs, 0.1)?,
+            };
             let mut checkpoint = tracked(&vs, &optimizer);
             let options = RestoreOptions::new();
+            let options = if another { options.allow_mismatch("optimizer/algorithm") } else { options };
+            let begun = options.clone();
             let options = if allowed { options.allow_mismatch("optimizer/state/head*") } else { options };
             checkpoint.restore_with(&path, &options)?;
             let head = ones(&vs, "head.w", 7);
@@ -736,13 +754,13 @@ mod saved {
                     let text = checkpoint.write(dir.path().join("bad")).map(|_| ()).unwrap_err().to_string();
                     assert!(text.contains(exception), "{text}");
                 }
-                let options = RestoreOptions::new().allow_mismatch("model/head.w").allow_mismatch(exception);
+                let options = begun.allow_mismatch("model/head.w").allow_mismatch(exception);
                 checkpoint.restore_with(&path, &options)?;
             }
             assert_eq!(optimizer.state("body.w").unwrap()["step"].double_value(&[]), 1.0);
             optimizer.f_backward_step(&sum(&[&body, &head]))?;
             assert_eq!(optimizer.state("head.w").unwrap()["step"].double_value(&[]), 1.0);
-            let again = checkpoint.write(dir.path().join(format!("again{allowed}")))?;
+            let again = checkpoint.write(dir.path().join(format!("again{allowed}{another}")))?;
             checkpoint.restore(&again)?.assert_consumed()?;
         }
         Ok(())

@@ -7,10 +7,13 @@ mod common;
 use bits::bits;
 use common::{python, turn};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::format::{AssetEntry, Digest};
-use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Error, SavedModel, SignatureDef, Variables, optim};
+use tch_checkpoint::{
+    Checkpoint, CheckpointReader, Counter, Error, Location, SavedModel, SignatureDef, Variables, optim,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -412,6 +415,29 @@ fn training_goes_on_where_it_was() -> Outcome {
     };
     assert_eq!(state(back.path())?, state(&ckpt)?);
     assert_eq!(tch_checkpoint::verify_checkpoint(back.path()).problems.len(), 0);
+    // Program and tensors are of one checkpoint, whatever the path leads to meanwhile.
+    let (latest, ends) = (dir.path().join("latest"), AtomicBool::new(false));
+    let lead_to = |checkpoint: &Location| {
+        let next = dir.path().join("next");
+        std::os::unix::fs::symlink(checkpoint, &next).and_then(|()| std::fs::rename(&next, &latest))
+    };
+    lead_to(&ckpt)?;
+    std::thread::scope(|scope| -> Outcome {
+        scope.spawn(|| {
+            while !ends.load(Ordering::SeqCst) {
+                let _ = lead_to(&plain).and_then(|()| lead_to(&ckpt));
+            }
+        });
+        let saved = (0..10).try_for_each(|i| -> Outcome {
+            let path = program.save_from(&latest, dir.path().join(format!("of-latest-{i}")))?;
+            let other = Seq2Seq::new();
+            other.checkpoint()?.restore(&path)?;
+            assert_eq!(all_bits(SavedModel::load(&path, Device::Cpu)?.var_store()), all_bits(&other.vs));
+            Ok(())
+        });
+        ends.store(true, Ordering::SeqCst);
+        saved
+    })?;
     // A checkpoint of another model is refused, and nothing changes.
     let before = all_bits(back.var_store());
     let other = Checkpoint::new().track("step", &step)?.write(dir.path().join("other"))?;

@@ -505,6 +505,36 @@ fn a_tensor_that_its_object_no_longer_has_is_an_error() -> Outcome {
         drop(mean);
     }
 
+    // Nor are those of another checkpoint, of another name, and of what a guard has noted.
+    for case in ["another checkpoint", "another name", "guard"] {
+        let mut mean = make();
+        let node = |mean: &Tensor| Node::group([("mean", mean.node())]);
+        let checkpoint = Checkpoint::new().track("norm", node(&mean))?;
+        let checkpoint = if case == "another name" { checkpoint.track("again", node(&mean))? } else { checkpoint };
+        let other = Checkpoint::new().track("norm", node(&mean))?;
+        if case != "another checkpoint" {
+            drop(other);
+        }
+        let builder = CheckpointManager::builder(checkpoint, dir.path().join(case)).background(Background::new());
+        let mut manager = builder.open()?;
+        let first = manager.save_at(1)?;
+        let lost = manager.guard(|manager| -> Outcome {
+            manager.save_at(2)?;
+            mean = &mean + 1.0;
+            let errors = [
+                manager.checkpoint().snapshot().map(drop),
+                manager.restore_with(&first, &RestoreOptions::new()).map(drop),
+                manager.save_at(3).map(drop),
+            ];
+            for error in errors.into_iter().map(|result| result.map_err(|error| error.to_string())) {
+                assert!(matches!(&error, Err(text) if text.contains("copy_")), "{case}: {error:?}");
+            }
+            Ok(())
+        });
+        lost?;
+        drop(mean);
+    }
+
     // What is given by value is the checkpoint's own.
     let mut checkpoint = Checkpoint::new().track("norm", BTreeMap::from([("mean", make())]))?;
     checkpoint.restore(&path)?.assert_consumed()?;

@@ -10,6 +10,8 @@ use crate::restore::{
     self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, Verify, match_objects,
 };
 use crate::snapshot::Snapshot;
+#[cfg(feature = "torch")]
+use crate::source::Source;
 use crate::source::TensorSource;
 use crate::{callback, parallel};
 use std::collections::BTreeSet;
@@ -106,7 +108,6 @@ impl Checkpoint {
     pub fn snapshot(&self) -> Result<Snapshot> {
         self.refuse_torn()?;
         let objects = self.objects.list();
-        self.refuse_lost(&objects)?;
         let mut snapshot = Snapshot::of(&objects, &Gated::of(&objects)?, parallel::default_threads())?;
         snapshot.save_counter = self.save_counter.get();
         (snapshot.follows, snapshot.earlier) = (self.follows.clone(), self.earlier.clone());
@@ -124,7 +125,6 @@ impl Checkpoint {
         if let Some(name) = components.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "no object of this name is tracked"));
         }
-        self.refuse_lost(&objects)?;
         Snapshot::of(&objects, &gated, parallel::default_threads())
     }
 
@@ -173,6 +173,12 @@ impl Checkpoint {
         Ok(status)
     }
 
+    /// Restores from an open checkpoint, whatever its path leads to by now. Keeps nothing for objects that are tracked later.
+    #[cfg(feature = "torch")]
+    pub(crate) fn read_open(&mut self, source: &Source) -> Result<()> {
+        self.apply(&Origin::Ours(source), &RestoreOptions::new()).map(drop)
+    }
+
     fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {
         let done = opened.with_origin(options, |origin| self.apply(origin, options))?;
         let about = opened.about();
@@ -183,7 +189,6 @@ impl Checkpoint {
     /// Matches objects with values, verifies, and applies the values.
     fn apply(&mut self, origin: &Origin<'_>, options: &RestoreOptions) -> Result<Restored> {
         callback::refuse()?;
-        self.forget_plan_of_lost();
         let saved = origin.saved();
         let objects = self.objects.list();
         let torn = torn_keys(&objects)?;

@@ -230,7 +230,6 @@ impl Checkpoint {
         if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
             return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
         }
-        self.refuse_lost(&objects)?;
         let plan = Arc::new(save::plan(&objects, options)?.with_gated(gated));
         let seen = Arc::new(plan.look());
         let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
@@ -248,20 +247,6 @@ impl Checkpoint {
             Some(plan) => Ok((plan.clone(), None)),
             None => self.plan(options).map(|(plan, seen)| (plan, Some(seen))),
         }
-    }
-
-    /// Refuses to read tensors of these objects that are lost, as far as only the plan of the last save reports that.
-    pub(super) fn refuse_lost(&self, objects: &[(String, Node)]) -> Result<()> {
-        let Some(plan) = &self.planned else { return Ok(()) };
-        let names: BTreeSet<String> = objects.iter().map(|(name, _)| name::key([name])).collect();
-        let seen = plan.look();
-        let lost = plan.lost(&seen).find(|key| names.contains(name::component(key)));
-        lost.map_or(Ok(()), |key| Err(Error::object(key, LOST)))
-    }
-
-    /// Discards the plan if it has a handle to a tensor that is lost, which would hide that.
-    pub(super) fn forget_plan_of_lost(&mut self) {
-        self.planned.take_if(|plan| plan.lost(&plan.look()).next().is_some());
     }
 
     /// Discards the plan: after an error, something may have changed unnoticed.

@@ -132,6 +132,14 @@ pub trait TensorLeaf: Send + Sync {
         None
     }
 
+    /// Returns `true` if all changes between two [versions](TensorLeaf::version) were undone, so that the elements are the
+    /// same, bit for bit. Defaults to `false`.
+    #[doc(hidden)]
+    fn is_undone(&self, then: u64, now: u64) -> bool {
+        let _ = (then, now);
+        false
+    }
+
     /// Pins the tensor's current memory, so that a background save can read it later from any thread, whatever happens
     /// to the tensor. `spec` is the expected type and shape. Returns `None` if the tensor can only be read through this
     /// leaf, which the background save then does.

@@ -173,6 +173,13 @@ pub trait Collection: Send + Sync {
         self.may_lack(name)
     }
 
+    /// Returns `true` if its children are tensors that are one state, such as an optimizer's slots of a variable. If an
+    /// exception of the restore ([`RestoreOptions`](crate::RestoreOptions)) leaves one of them unchanged, the others are
+    /// left unchanged, too. Defaults to `false`.
+    fn is_one_state(&self) -> bool {
+        false
+    }
+
     /// Returns the tensors, here or elsewhere in the graph, that change only after [`Gate::pass`](crate::Gate::pass) on
     /// a gate of this object. A background save copies all other tensors before it returns.
     fn guarded(&self) -> Option<Guarded> {
@@ -303,6 +310,8 @@ pub struct SavedTree {
     pub tensor: Option<TensorSpec>,
     /// Whether a value is saved here.
     pub has_value: bool,
+    /// Whether the tensor is a variable that was trained when it was saved.
+    pub was_trained: bool,
 }
 
 impl Node {

@@ -118,13 +118,18 @@ impl CheckpointManager {
         if let Err(error) = settled {
             log::error!("the save in the background returned an error: {error:#}");
         }
-        let (Some(noted), Some(step)) = (guard.noted, guard.step) else {
+        let Some(step) = guard.step else {
             return self.save_unclean(&clock, None, "the manager was not called with a step before".to_string());
         };
-        if let Some(key) = noted.changed() {
-            let why = format!("{key} has changed since the manager was called at step {step}");
-            return self.save_unclean(&clock, Some(step), why);
-        }
+        let noted = match guard.noted.map(Noted::into_plan).transpose()? {
+            Some(Ok(noted)) => Ok(noted),
+            Some(Err(key)) => Err(format!("{key} has changed since the manager was called at step {step}")),
+            None => Err(format!("the state of the call at step {step} could not be noted")),
+        };
+        let (plan, seen) = match noted {
+            Ok(noted) => noted,
+            Err(why) => return self.save_unclean(&clock, Some(step), why),
+        };
         if guard.is_first {
             return Ok(Err("nothing has changed since the guard began".to_string()));
         }
@@ -135,7 +140,6 @@ impl CheckpointManager {
         if guard.is_saved && is_there {
             return Ok(Ok(self.directory.path(&name)));
         }
-        let (plan, seen) = noted.into_plan();
         self.look_at_restores();
         let next = self.next_at(step, &BTreeMap::new());
         let saved = self.with_room(next, |manager| {

@@ -45,7 +45,16 @@ pub(crate) struct Replacement {
 }
 
 /// The entry of a collection without children, which cannot be distinguished from a missing one.
-static EMPTY: SavedTree = SavedTree { children: BTreeMap::new(), tensor: None, has_value: false };
+static EMPTY: SavedTree = SavedTree { children: BTreeMap::new(), tensor: None, has_value: false, was_trained: false };
+
+/// Why a child of a collection that is one state is left unchanged.
+const ONE_STATE: &str = "others that it belongs to are left unchanged";
+
+/// Returns how many of the last keys are below `place`.
+fn last_below<'a>(keys: impl DoubleEndedIterator<Item = &'a String>, place: &str) -> usize {
+    let prefix = name::prefix(place);
+    keys.rev().take_while(|key| key.starts_with(&prefix)).count()
+}
 
 /// Returns the saved part of a child, given that of its parent.
 fn saved_of<'a>(parent: Option<&'a SavedTree>, name: &str, child: &Node) -> Option<&'a SavedTree> {
@@ -209,7 +218,13 @@ impl<'a> Visitor for Matcher<'a> {
         saved: Option<&'a SavedTree>,
     ) -> Result<()> {
         let adopt = self.create(walk, collection, &children.all, saved, &place)?;
-        let lacked = children.left_out.iter().filter(|_| saved.is_some());
+        if collection.is_one_state() && self.is_mixed(&place.key) {
+            self.leave_whole(&place.key);
+            return Ok(());
+        }
+        // What was restored before has changed since.
+        let was_given = below(self.request.given, &place.key).next().is_some();
+        let lacked = children.left_out.iter().filter(|_| saved.is_some() && !was_given);
         let dropped: Vec<String> = lacked.map(|&at| children.all[at].name.clone()).collect();
         if !adopt.is_empty() || !dropped.is_empty() {
             self.matching.collections.push(Replacement { collection: collection.clone(), dropped, adopt });
@@ -304,6 +319,38 @@ impl<'a> Matcher<'a> {
         self.trainable(leaf, &key);
         self.matching.report.matched.push(key);
         Ok(())
+    }
+
+    /// Returns `true` if an exception leaves a part of what was matched last, below `place`, unchanged.
+    fn is_mixed(&self, place: &str) -> bool {
+        let report = &self.matching.report;
+        let is_matched = last_below(report.matched.iter(), place) > 0;
+        let skipped = report.skipped.iter().rev().take(last_below(report.skipped.iter().map(|one| &one.key), place));
+        is_matched && skipped.into_iter().any(|one| one.why != SkipReason::Requested)
+    }
+
+    /// Discards the matches below `place`, which are the last ones: the state there is left unchanged as a whole.
+    fn leave_whole(&mut self, place: &str) {
+        let Matching { tensors, flags, report, .. } = &self.matching;
+        let identities = self.identities.iter().filter_map(|identity| self.seen.get(identity));
+        let now = self.mark();
+        let before = Mark {
+            tensors: now.tensors - last_below(tensors.iter().map(|tensor| &tensor.key), place),
+            flags: now.flags - last_below(flags.iter().map(|(key, ..)| key), place),
+            matched: now.matched - last_below(report.matched.iter(), place),
+            trainable: now.trainable - last_below(report.trainable.iter().map(|one| &one.key), place),
+            identities: now.identities - last_below(identities, place),
+            same: now.same - last_below(self.same.iter().map(|(key, _)| key), place),
+            ..now
+        };
+        let matched = report.matched[before.matched..].to_vec();
+        self.go_back(&before);
+        for key in matched {
+            match self.request.torn.contains(&key) {
+                true => self.matching.left_torn.push(key),
+                false => self.matching.report.skip(&key, SkipReason::Mismatch(ONE_STATE.to_string())),
+            }
+        }
     }
 
     /// Whether what is read to be compared is verified.

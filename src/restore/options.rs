@@ -37,8 +37,9 @@ use std::sync::Arc;
 /// # What changed between saving and restoring
 ///
 /// * **Another head** (for another number of classes) while the rest continues with its optimizer:
-///   `allow_mismatch("model/head.*")` and `allow_mismatch("optimizer/state/head.*")`. The head keeps its values, and
-///   its optimizer state starts over.
+///   `allow_mismatch("model/head.*")` and `allow_mismatch("optimizer/state/head.*")`. The head keeps its values.
+///   Its optimizer state, which is restored completely or not at all, starts over, unless the head was already stepped:
+///   then it keeps that, too.
 /// * **Another optimizer** (Adam to SGD): `skip("optimizer")`. Everything else is restored, and the new optimizer
 ///   starts as it was built. To keep what fits (the moments of Adam in AdamW), use `allow_mismatch("optimizer/*")`.
 /// * **One more parameter group**: `allow_mismatch("optimizer/param_groups")`. The groups in the checkpoint get their

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use super::samples::{Sampled, Samples};
 use crate::dtype::TensorSpec;
 use crate::error::{BoxError, Error, Result};
-use crate::graph::{Moment, Seen, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf};
+use crate::graph::{Seen, TensorBytes, TensorLeaf, TensorTarget, ValueApply, ValueLeaf, changed_meanwhile};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,6 @@ const COPIED: u64 = 64 << 10;
 pub(crate) struct Noted {
     plan: Arc<Plan>,
     seen: AllSeen,
-    moment: Moment,
     values: BTreeMap<String, Json>,
     /// By place in `Plan::tensors`.
     copies: BTreeMap<usize, Vec<u8>>,
@@ -60,7 +59,8 @@ impl Watched {
             } else if seen[place].version().is_none() {
                 watched.untold.push(place);
             }
-            watched.pins.fresh.push(pin);
+            // Others could not be resized as long as they are held.
+            watched.pins.fresh.push(pin.filter(|pin| pin.memory().is_some()));
         }
         let sampled = sampled.into_iter().map(|place: usize| {
             let tensor = &plan.tensors[place];
@@ -91,25 +91,35 @@ impl Noted {
             copied.map(|()| (place, bytes)).map_err(|reason| Error::object(&tensor.key, reason))
         };
         let copies = watched.copied.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Noted { plan, seen, moment, values, copies, watched })
-    }
-
-    /// Returns the key of a tensor that has changed, or for which that is unknown.
-    pub(crate) fn changed(&self) -> Option<&str> {
-        let now = self.plan.look();
-        let Watched { pins, samples, untold, .. } = &self.watched;
-        let differs = |place: &usize| {
-            let (then, now) = (&self.seen[*place], &now[*place]);
-            !self.copies.contains_key(place)
-                && (then.version() != now.version() || then.generation() != now.generation())
-        };
-        let changed = (0..self.plan.tensors.len()).find(differs);
-        let changed = changed.or_else(|| samples.changed(pins)).or_else(|| untold.first().copied());
-        changed.map(|place| self.plan.tensors[place].key.as_str())
+        match plan.changed_since(&moment)? {
+            Some(key) => Err(changed_meanwhile(&key)),
+            None => Ok(Noted { plan, seen, values, copies, watched }),
+        }
     }
 
     /// Returns the recorded state for a save. Tensors that were not copied are the live ones.
-    pub(crate) fn into_plan(self) -> (Arc<Plan>, AllSeen) {
+    ///
+    /// # Errors
+    /// Returns the key of a tensor that has changed, or for which that is unknown.
+    pub(crate) fn into_plan(self) -> Result<Result<(Arc<Plan>, AllSeen), String>> {
+        // A step that ends from here on is noticed when the tensors were read. Values that belong to the tensors, such as a
+        // learning rate, may have been set since the state was recorded.
+        let moment = self.plan.moment()?;
+        let now = self.plan.look();
+        let Watched { pins, samples, untold, .. } = &self.watched;
+        let differs = |place: &usize| {
+            let (leaf, then, now) = (&self.plan.tensors[*place].leaf, &self.seen[*place], &now[*place]);
+            let is_undone = || then.version().zip(now.version()).is_some_and(|(then, now)| leaf.is_undone(then, now));
+            !self.copies.contains_key(place)
+                && (then.generation() != now.generation() || then.version() != now.version() && !is_undone())
+        };
+        let changed = (0..self.plan.tensors.len()).find(differs);
+        let changed = changed.or_else(|| samples.changed(pins)).or_else(|| untold.first().copied());
+        if let Some(place) = changed {
+            return Ok(Err(self.plan.tensors[place].key.clone()));
+        }
+        let mut seen = now;
+        self.copies.keys().for_each(|&place| seen[place] = self.seen[place]);
         let leaf = |(place, bytes): (usize, Vec<u8>)| {
             let spec = self.plan.tensors[place].spec.clone();
             (place, Arc::new(Copied { spec, bytes }) as Arc<dyn TensorLeaf>)
@@ -117,7 +127,7 @@ impl Noted {
         let copies = self.copies.into_iter().map(leaf).collect();
         let value = |(key, value): (String, Json)| (key, Arc::new(Fixed(value)) as Arc<dyn ValueLeaf>);
         let values = self.values.into_iter().map(value).collect();
-        (Arc::new(self.plan.with_leaves(self.moment, copies, values)), self.seen)
+        Ok(Ok((Arc::new(self.plan.with_leaves(moment, copies, values)), Arc::new(seen))))
     }
 }
 

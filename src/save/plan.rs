@@ -125,8 +125,7 @@ impl Plan {
         self.tensors.iter().find(|tensor| torn.has(&tensor.leaf)).map(|tensor| tensor.key.as_str())
     }
 
-    /// Returns the keys of tensors that [are lost](TensorLeaf::is_lost), as reported in [`seen`](Plan::look). The
-    /// tensors do not report that themselves, because the plan has handles to them.
+    /// Returns the keys of tensors that [are lost](TensorLeaf::is_lost), as reported in [`seen`](Plan::look).
     pub(crate) fn lost<'a>(&'a self, seen: &'a [Seen]) -> impl Iterator<Item = &'a str> {
         self.keys().zip(seen).filter(|(_, seen)| seen.is_lost()).map(|(key, _)| key.as_str())
     }

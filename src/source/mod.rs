@@ -353,7 +353,11 @@ impl Source {
     /// Returns the content of the checkpoint, as a tree.
     pub(crate) fn saved(&self) -> SavedTree {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
-        tree(tensors, self.manifest.values.keys())
+        let mut root = tree(tensors, self.manifest.values.keys());
+        for (key, _) in self.manifest.tensors.iter().filter(|(_, record)| record.requires_grad == Some(true)) {
+            descend(&mut root, key).was_trained = true;
+        }
+        root
     }
 }
 

@@ -3,7 +3,9 @@
 #include "tensors.hpp"
 
 #include <atomic>
+#include <mutex>
 #include <new>
+#include <unordered_map>
 #include <utility>
 
 namespace {
@@ -28,6 +30,44 @@ void before_write(c10::StorageImpl *storage) {
   waiting = false;
 }
 
+// The number of handles that this library has to each watched tensor. A tensor to which nobody else has a handle is lost:
+// the object that had it has another one.
+class Watched {
+public:
+  // Counts one more handle.
+  static void add(const at::Tensor &tensor) {
+    std::lock_guard<std::mutex> lock(mutex());
+    ++counts()[tensor.unsafeGetTensorImpl()];
+  }
+
+  static void remove(const at::Tensor &tensor) {
+    std::lock_guard<std::mutex> lock(mutex());
+    const auto found = counts().find(tensor.unsafeGetTensorImpl());
+    if (found != counts().end() && --found->second == 0)
+      counts().erase(found);
+  }
+
+  static size_t count(const at::Tensor &tensor) {
+    std::lock_guard<std::mutex> lock(mutex());
+    const auto found = counts().find(tensor.unsafeGetTensorImpl());
+    return found == counts().end() ? 0 : found->second;
+  }
+
+  static bool is_lost(const at::Tensor &tensor) { return tensor.use_count() == count(tensor); }
+
+private:
+  static std::mutex &mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  // Never freed: a tensor may be dropped while the process ends.
+  static std::unordered_map<const c10::TensorImpl *, size_t> &counts() {
+    static auto *counts = new std::unordered_map<const c10::TensorImpl *, size_t>;
+    return *counts;
+  }
+};
+
 } // namespace
 
 thread_local void (*tcp::on_request)() = nullptr;
@@ -46,9 +86,15 @@ struct tcp_batch {
   struct Place {
     size_t place;     // in the result
     bool is_variable; // its `requires_grad` is reported
-    bool is_watched;    // somebody must have a handle besides the leaf and this
+    bool is_watched;  // it is reported if it is lost
   };
   std::vector<Place> places;
+
+  ~tcp_batch() {
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (places[i].is_watched)
+        Watched::remove(tensors[i]);
+  }
 };
 
 // The layout of `Seen` in graph/group.rs.
@@ -67,10 +113,31 @@ void tcp_free_batch(tcp_batch *batch) { delete batch; }
 char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, bool is_watched, size_t place) {
   return guarded([&] {
     batch->places.reserve(batch->tensors.size() + 1);
+    batch->tensors.reserve(batch->tensors.size() + 1);
+    if (is_watched)
+      Watched::add(*tensor);
     batch->tensors.push_back(*tensor);
     batch->places.push_back({place, is_variable, is_watched});
   });
 }
+
+// Watches the tensor of this handle, if somebody else has a handle: returns whether.
+bool tcp_watch(const at::Tensor *tensor) {
+  try {
+    if (!tensor->defined() || tensor->use_count() <= Watched::count(*tensor) + 1)
+      return false;
+    Watched::add(*tensor);
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// This handle is dropped, with which the tensor was watched.
+void tcp_unwatch(const at::Tensor *tensor) { Watched::remove(*tensor); }
+
+// Returns whether nobody else has a handle to the watched tensor.
+bool tcp_is_lost(const at::Tensor *tensor) { return Watched::is_lost(*tensor); }
 
 // Writes what each tensor reports to its place in `seen`. From now on libtorch calls `wait` before the next write to the
 // storages of the tensors whose place is set in `held`, if they are CPU memory. The hook is never removed from here, because
@@ -93,7 +160,7 @@ void tcp_look(const tcp_batch *batch, const bool *held, size_t n, Wait wait, tcp
                        watch(storage);
                      }
                      one.fingerprint = fingerprint(t);
-                     if (is_watched && t.use_count() == 2)
+                     if (is_watched && Watched::is_lost(t))
                        one.says |= IS_LOST;
                      if (!t.is_inference()) {
                        one.version = uint64_t(version(t));

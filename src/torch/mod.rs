@@ -11,6 +11,7 @@ mod rng;
 mod saved_model;
 mod shim;
 mod tensor;
+mod undone;
 mod variables;
 
 pub use average::{Ema, Swa};

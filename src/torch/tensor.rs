@@ -1,6 +1,7 @@
 //! Tensors of libtorch as leaves of the graph.
 
 use super::shim::{self, Info, Memory, NoMemory, Pinned, Tensors};
+use super::undone;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::BoxError;
 use crate::graph::{
@@ -158,6 +159,14 @@ pub(super) struct Held {
     is_watched: OnceLock<bool>,
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.is_watched.get() == Some(&true) {
+            shim::unwatch(self.tensor.get_mut().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
 impl Leaf {
     pub(super) fn new(tensor: &Tensor) -> Leaf {
         Leaf::held(tensor.shallow_clone(), false, None, false)
@@ -260,6 +269,10 @@ impl TensorLeaf for Leaf {
         self.0.glance.version()
     }
 
+    fn is_undone(&self, then: u64, now: u64) -> bool {
+        undone::is_same(self.0.object, then, now)
+    }
+
     fn generation(&self) -> Option<u64> {
         Some(self.0.glance.fingerprint())
     }
@@ -292,12 +305,11 @@ impl TensorLeaf for Leaf {
     }
 
     fn was_tracked(&self) {
-        self.0.is_watched.get_or_init(|| self.0.is_users && !self.with(shim::has_one_handle));
+        self.0.is_watched.get_or_init(|| self.0.is_users && self.with(shim::watch));
     }
 
     fn is_lost(&self) -> bool {
-        // A plan has a handle too: of what is planned, `Plan::lost` knows.
-        self.is_watched() && self.with(shim::has_one_handle)
+        self.is_watched() && self.with(shim::is_lost)
     }
 
     fn is_alone(&self) -> bool {

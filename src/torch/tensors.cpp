@@ -102,9 +102,6 @@ bool tcp_is_alone(const at::Tensor *tensor) {
   }
 }
 
-// Returns whether this is the only handle to the tensor object.
-bool tcp_has_one_handle(const at::Tensor *tensor) { return tensor->defined() && tensor->use_count() == 1; }
-
 // Returns how often the tensor was changed in place, or -1 if that is not counted.
 int64_t tcp_version(const at::Tensor *tensor) {
   try {

@@ -2,7 +2,7 @@
 
 use super::shim::{self, object};
 use crate::error::BoxError;
-use crate::graph::{Child, Collection, Node, Trackable};
+use crate::graph::{Child, Collection, Created, Node, SavedTree, Trackable};
 use crate::name;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -89,6 +89,9 @@ impl Variables {
     /// buffers, such as the running statistics of a batch norm, are left out of checkpoints, and a restore leaves them
     /// unchanged. This is for adapters on a model from another source that is loaded before each restore.
     ///
+    /// A variable that was trained when the checkpoint was saved, and is frozen now, is restored. As for all variables,
+    /// [`RestoreOptions::trainable`](crate::RestoreOptions::trainable) decides what becomes of the difference.
+    ///
     /// Freezing or unfreezing a variable changes what the next save contains. Do not use this if checkpoints should be
     /// complete: the frozen parameters of a component have their own file, which a manager hard-links instead of
     /// writing it again.
@@ -164,6 +167,11 @@ fn numbered() -> MutexGuard<'static, Vec<Weak<Mutex<tch::nn::Variables>>>> {
     NUMBERED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Returns `true` if the numbered names of a store were chosen by the program.
+pub(super) fn are_numbered_names_allowed(table: &Table) -> bool {
+    numbered().iter().any(|numbered| std::ptr::eq(numbered.as_ptr(), Arc::as_ptr(table)))
+}
+
 impl fmt::Debug for Variables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Variables").field("prefix", &self.prefix).field("select", &self.select).finish_non_exhaustive()
@@ -212,6 +220,21 @@ impl Collection for Variables {
             });
         }
         Ok(children)
+    }
+
+    fn create(&self, name: &str, saved: &SavedTree) -> Result<Option<Created>, BoxError> {
+        // A variable that was selected when the checkpoint was saved and is frozen now.
+        if !self.select.trainable || !saved.was_trained || !self.select.has(name) {
+            return Ok(None);
+        }
+        let table = lock(&self.table);
+        let full = self.full_name(name);
+        let Some(tensor) = table.named_variables.get(&full) else { return Ok(None) };
+        if let Some(reason) = Renamed::of(&self.table, &table.named_variables).why(&full) {
+            return Err(reason.into());
+        }
+        let name_in_file = self.prefix.is_some().then_some(full);
+        Ok(Some(Created { name_in_file, ..Created::new(tensor.node(), || ()) }))
     }
 
     fn generation(&self) -> Option<u64> {
@@ -378,8 +401,7 @@ pub(super) struct Renamed<'a> {
 
 impl<'a> Renamed<'a> {
     pub(super) fn of(table: &Table, named: &'a HashMap<String, Tensor>) -> Renamed<'a> {
-        let allowed = numbered().iter().any(|numbered| std::ptr::eq(numbered.as_ptr(), Arc::as_ptr(table)));
-        Renamed { named, allowed }
+        Renamed { named, allowed: are_numbered_names_allowed(table) }
     }
 
     /// Returns the reason to refuse `name`, if there is one.

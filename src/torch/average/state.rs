@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Collection, Gate};
 use crate::torch::shim::{self, Averaged};
 use crate::torch::tensor::{examine, touched};
+use crate::torch::undone;
 use crate::torch::variables::{Listed, Variables};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -339,6 +340,11 @@ impl Entry {
         self.average.f_set_data(&moved).map_err(|e| e.to_string())
     }
 
+    /// Returns the variable's version and the average's, as far as libtorch counts their changes.
+    fn versions(&self) -> [Option<u64>; 2] {
+        [&self.variable, &self.average].map(shim::version)
+    }
+
     fn swap(&self) -> Result<Option<Tensor>, String> {
         if shim::info(&self.variable)?.scalar_type == shim::info(&self.average)?.scalar_type {
             return shim::exchange(&self.variable, &self.average).map(|()| None);
@@ -358,11 +364,27 @@ impl Entry {
     }
 }
 
+impl Drop for Entry {
+    fn drop(&mut self) {
+        undone::forget(self.object);
+        undone::forget(shim::object(&self.average));
+    }
+}
+
 /// A guard while the variables have the values of the averages. Dropping it swaps them back.
 pub(super) struct Swapped {
     shared: Shared,
-    /// The values of swapped variables whose type differs from that of the average.
-    kept: Vec<Option<Tensor>>,
+    /// By entry.
+    exchanged: Vec<Exchanged>,
+}
+
+/// A variable and an average that were exchanged.
+struct Exchanged {
+    /// The variable's own values, if its type differs from that of the average.
+    kept: Option<Tensor>,
+    /// The versions before and after.
+    before: [Option<u64>; 2],
+    after: [Option<u64>; 2],
 }
 
 impl Swapped {
@@ -370,14 +392,15 @@ impl Swapped {
         let mut state = shared.lock();
         state.ready()?;
         state.is_swapped = true;
-        let mut swapped = Swapped { shared: shared.clone(), kept: Vec::new() };
+        let mut swapped = Swapped { shared: shared.clone(), exchanged: Vec::new() };
         let result = {
             let _writing =
                 state.write(state.entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
             state.changes.fetch_add(1, Ordering::SeqCst);
             state.entries.iter().try_for_each(|entry| {
+                let before = entry.versions();
                 let kept = entry.swap().map_err(|reason| Error::object(&entry.name, reason))?;
-                swapped.kept.push(kept);
+                swapped.exchanged.push(Exchanged { kept, before, after: entry.versions() });
                 Ok(())
             })
         };
@@ -395,17 +418,24 @@ impl Swapped {
         let mut state = self.shared.lock();
         let mut first = Ok(());
         {
-            let swapped = self.kept.len();
+            let swapped = self.exchanged.len();
             let entries = state.entries.get(..swapped).unwrap_or_default();
             let _writing = state.write(entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
             state.changes.fetch_add(1, Ordering::SeqCst);
             // In reverse order, because variables may share memory.
-            for (entry, kept) in entries.iter().zip(&self.kept).rev() {
+            for (entry, Exchanged { kept, before, after }) in entries.iter().zip(&self.exchanged).rev() {
+                // Otherwise, the evaluation has changed them.
+                let is_exact = entry.versions() == *after;
                 let undone = entry.swap_back(kept.as_ref()).map_err(|reason| Error::object(&entry.name, reason));
+                if is_exact && undone.is_ok() {
+                    let objects =
+                        [entry.object, shim::object(&entry.average)].into_iter().zip(before).zip(entry.versions());
+                    undone::record(objects.filter_map(|((object, before), now)| Some((object, (*before)?, now?))));
+                }
                 first = first.and(undone);
             }
         }
-        self.kept.clear();
+        self.exchanged.clear();
         state.is_swapped = false;
         first
     }

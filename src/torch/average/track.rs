@@ -51,6 +51,11 @@ impl Collection for Shared {
         name != PROGRESS && self.lock().may_be_frozen()
     }
 
+    fn may_lack_beside(&self, name: &str, saved: &SavedTree) -> bool {
+        // Without the count of updates, the checkpoint has no averages at all.
+        saved.children.contains_key(PROGRESS) && self.may_lack(name)
+    }
+
     fn remove(&self, names: &[String]) {
         self.lock().remove(names);
     }

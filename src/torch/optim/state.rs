@@ -119,6 +119,16 @@ impl Parameter {
         }
     }
 
+    /// Sets the slots that a restore has kept for it. Backward passes since then have added to the saved gradient.
+    fn take_waiting(&mut self, restored: Vec<(usize, Tensor)>) -> Result<(), String> {
+        let own = self.has_unused_gradient().then(|| shim::gradient(&self.tensor)).transpose()?;
+        self.take(restored);
+        match own.filter(|_| self.has_unused_gradient()) {
+            Some(own) => self.add_gradient(&own),
+            None => Ok(()),
+        }
+    }
+
     /// Adds to the gradient, unless it is this one.
     fn add_gradient(&self, more: &Tensor) -> Result<(), String> {
         let mut gradient = shim::gradient(&self.tensor)?;
@@ -190,8 +200,9 @@ pub(super) struct State {
     table: Table,
     /// Places in `parameters`, by name.
     places: HashMap<String, usize>,
-    /// The numbers of trainable and named variables of the store that have been examined.
-    seen: (usize, usize),
+    /// The numbers of trainable and named variables of the store that have been examined, and whether its numbered names
+    /// were allowed.
+    seen: (usize, usize, bool),
 }
 
 impl State {
@@ -213,7 +224,7 @@ impl State {
             exclusive,
             table,
             places: HashMap::new(),
-            seen: (0, 0),
+            seen: (0, 0, false),
         }
     }
 
@@ -242,8 +253,9 @@ impl State {
     pub(super) fn sync(&mut self) -> Result<()> {
         let table = self.table.clone();
         let table = variables::lock(&table);
-        let counts = (table.trainable_variables.len(), table.named_variables.len());
-        if counts == self.seen {
+        let allowed = variables::are_numbered_names_allowed(&self.table);
+        let seen = (table.trainable_variables.len(), table.named_variables.len(), allowed);
+        if seen == self.seen {
             return Ok(());
         }
         let failed = |reason| Error::object("optimizer", reason);
@@ -295,16 +307,10 @@ impl State {
             let (group, slots, used) = (variable.group, Slots::default(), used_gradient(object));
             let exclusive = self.exclusive.clone();
             let mut parameter = Parameter { names, object, tensor, group, slots, exclusive, used };
-            // Backward passes since then have added to the saved gradient.
-            let own = parameter.has_unused_gradient().then(|| shim::gradient(&parameter.tensor).map_err(failed));
-            parameter.take(restored);
-            if let Some(own) = own.transpose()?
-                && parameter.has_unused_gradient()
-            {
-                parameter.add_gradient(&own).map_err(failed)?;
-            }
+            parameter.take_waiting(restored).map_err(failed)?;
             self.parameters.push(parameter);
         }
+        self.give_to_named()?;
         self.places = self
             .parameters
             .iter()
@@ -312,7 +318,27 @@ impl State {
             .filter_map(|(place, parameter)| Some((parameter.names.as_ref().ok()?, place)))
             .flat_map(|(names, place)| names.iter().map(move |name| (name.clone(), place)))
             .collect();
-        self.seen = counts;
+        self.seen = seen;
+        Ok(())
+    }
+
+    /// Gives slots that a restore has kept to variables that had no reliable name then, and have not been stepped.
+    fn give_to_named(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        for place in 0..self.parameters.len() {
+            let parameter = &self.parameters[place];
+            let Ok(names) = parameter.names.clone() else { continue };
+            let is_stepped = parameter.slots.iter().any(Option::is_some);
+            if is_stepped || !names.iter().any(|name| self.pending.contains_key(name)) {
+                continue;
+            }
+            let tensor = parameter.tensor.shallow_clone();
+            let restored = self.take_pending(&names, &tensor)?;
+            let given = self.parameters[place].take_waiting(restored);
+            given.map_err(|reason| Error::object("optimizer", reason))?;
+        }
         Ok(())
     }
 

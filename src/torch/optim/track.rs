@@ -140,7 +140,8 @@ fn load_steps(_: &mut State, saved: &Value) -> Result<Change, BoxError> {
     let steps = saved.as_u64().ok_or_else(|| format!("a number of steps is expected, not {saved}"))?;
     Ok(Box::new(move |state| {
         state.steps = steps;
-        state.restores += 1;
+        // The saved algorithm may be another one, which an exception allows.
+        state.restored();
     }))
 }
 
@@ -310,6 +311,10 @@ impl Collection for VariableSlots {
         // Options can be set during training, which may have added a slot.
         let state = self.shared.lock();
         options::slot_named(state.algorithm, name).is_some_and(|(_, slot)| slot.is_optional)
+    }
+
+    fn is_one_state(&self) -> bool {
+        true
     }
 
     fn may_lack_beside(&self, name: &str, saved: &SavedTree) -> bool {

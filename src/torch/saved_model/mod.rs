@@ -269,7 +269,7 @@ impl SavedModel {
     /// As for [`restore_weights`](SavedModel::restore_weights) and [`Export::write`].
     pub fn save_from(&mut self, from: impl Into<Location>, dir: impl Into<Location>) -> Result<Location> {
         let from = CheckpointReader::open(from)?;
-        self.restore_weights(from.path())?;
+        self.checkpoint()?.read_open(&from.source)?;
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
         let examples = self.examples_now()?;

@@ -1,8 +1,8 @@
 //! Queries of tensors, one by one or together.
 
 use super::{
-    RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_has_one_handle, tcp_is_alone,
-    tcp_join, tcp_look, tcp_new_batch, tcp_object, tcp_objects, tcp_tensor_info, tcp_version,
+    RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_is_alone, tcp_is_lost, tcp_join,
+    tcp_look, tcp_new_batch, tcp_object, tcp_objects, tcp_tensor_info, tcp_unwatch, tcp_version, tcp_watch,
 };
 use crate::graph::Seen;
 use std::ffi::c_void;
@@ -120,10 +120,22 @@ pub(crate) fn is_alone(tensor: &Tensor) -> bool {
     unsafe { tcp_is_alone(tensor.as_ptr()) }
 }
 
-/// Whether this is the only handle to the tensor object.
-pub(crate) fn has_one_handle(tensor: &Tensor) -> bool {
+/// Watches the tensor of this handle, until [`unwatch`], if somebody else has a handle: returns whether.
+pub(crate) fn watch(tensor: &Tensor) -> bool {
     // SAFETY: the tensor lives.
-    unsafe { tcp_has_one_handle(tensor.as_ptr()) }
+    unsafe { tcp_watch(tensor.as_ptr()) }
+}
+
+/// Ends what [`watch`] has begun for this handle.
+pub(crate) fn unwatch(tensor: &Tensor) {
+    // SAFETY: the tensor lives.
+    unsafe { tcp_unwatch(tensor.as_ptr()) }
+}
+
+/// Whether nobody but this crate has a handle to a tensor that is watched.
+pub(crate) fn is_lost(tensor: &Tensor) -> bool {
+    // SAFETY: the tensor lives.
+    unsafe { tcp_is_lost(tensor.as_ptr()) }
 }
 
 /// Returns a number that changes when a tensor gets other memory, another shape, type or device, or is frozen, but not
@@ -170,7 +182,7 @@ impl Tensors {
     }
 
     /// Adds a tensor with its place; returns `false` if there is no memory for it. For a variable, `requires_grad` is
-    /// reported. A watched tensor is reported if nobody but a leaf and this has a handle to it.
+    /// reported. A watched tensor is reported if it is lost.
     pub(crate) fn add(&mut self, tensor: &Tensor, is_variable: bool, is_watched: bool, place: usize) -> bool {
         // SAFETY: the batch is not null, and the tensor lives.
         let joined = || check(unsafe { tcp_join(self.batch, tensor.as_ptr(), is_variable, is_watched, place) });

@@ -7,8 +7,8 @@ mod random;
 mod steps;
 
 pub(crate) use look::{
-    Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, has_one_handle, info, is_alone, object,
-    objects, version, version_at,
+    Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, info, is_alone, is_lost, object,
+    objects, unwatch, version, version_at, watch,
 };
 pub(crate) use memory::{Pinned, copy, copy_plain, exchange, fill, on_cpu, open, written, zeros, zeros_like, zeros_of};
 pub(crate) use random::{
@@ -73,7 +73,9 @@ unsafe extern "C" {
     fn tcp_object(tensor: *const C_tensor) -> *const c_void;
     fn tcp_version(tensor: *const C_tensor) -> i64;
     fn tcp_is_alone(tensor: *const C_tensor) -> bool;
-    fn tcp_has_one_handle(tensor: *const C_tensor) -> bool;
+    fn tcp_watch(tensor: *const C_tensor) -> bool;
+    fn tcp_unwatch(tensor: *const C_tensor);
+    fn tcp_is_lost(tensor: *const C_tensor) -> bool;
     fn tcp_copy_plain(
         tensor: *const C_tensor,
         scalar_type: i32,

@@ -561,6 +561,24 @@ fn state_without_a_name_to_rely_on_is_not_saved() {
     variables[1].sum(Kind::Float).backward();
     optimizer.step();
     assert!(try_save(&optimizer).unwrap_err().to_string().contains("may have been created as \"w\""));
+    // What was saved for it waits until the program says that the name is its own, unless it was stepped before.
+    let saved = {
+        let vs = VarStore::new(Device::Cpu);
+        let one = vs.root().zeros("w__1", &[2]);
+        let mut optimizer = Adam::default().build(&vs, 0.1).unwrap();
+        optimizer.backward_step(&one.sum(Kind::Float));
+        save(&optimizer)
+    };
+    let other = VarStore::new(Device::Cpu);
+    let _ = [other.root().zeros("w", &[2]), other.root().zeros("w", &[2])];
+    let later = Adam::default().build(&other, 0.1).unwrap();
+    restore(&later, &saved).unwrap();
+    assert!(later.state("w__1").is_none());
+    for (vs, optimizer) in [(&vs, &optimizer), (&other, &later)] {
+        let _ = crate::Variables::of(vs).allow_numbered_names();
+        assert!(try_save(optimizer).is_ok());
+        assert_eq!(optimizer.state("w__1").unwrap()["step"].double_value(&[]), 1.0);
+    }
 
     let vs = VarStore::new(Device::Cpu);
     let stray = vs.root().zeros("w", &[2]);
