@@ -126,7 +126,7 @@ impl CheckpointManager {
             Some((path, options)) => Some(self.read_initial(&path, &options)?),
             None => None,
         };
-        (self.begun, self.head, self.last_step) = (true, None, None);
+        (self.begun, self.head, self.last_step, self.restored_past) = (true, None, None, false);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(StartOutcome { restored: None, initialized, passed_over })
     }
@@ -312,7 +312,7 @@ impl CheckpointManager {
         self.look_at_restores();
         // Files of other tools have no step.
         if !status.lineage().is_empty() {
-            self.last_step = status.step();
+            (self.last_step, self.restored_past) = (status.step(), false);
             self.last_save_at = Instant::now();
             #[cfg(feature = "huggingface")]
             self.exports.iter_mut().for_each(|cadence| cadence.goes_on_from(status.step()));
