@@ -9,8 +9,8 @@ use super::{CheckpointManager, Next};
 use crate::callback;
 use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
-use crate::format::Follows;
-use crate::graph::changed_meanwhile;
+use crate::format::{Follows, Manifest};
+use crate::graph::{Seen, changed_meanwhile};
 use crate::location::Location;
 use crate::rules::Rule;
 use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged};
@@ -272,22 +272,9 @@ impl CheckpointManager {
     /// the metrics to it.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
-        // A checkpoint that restarts do not use does not count.
-        let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
-        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
-        let last = self.ledger().known.last().filter(is_it).map(Found::id);
-        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
-        let manifest = match self.directory.manifest(&name) {
-            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,
-            // It was removed or damaged, and is saved again.
-            Ok(_) => return Ok(None),
-            Err(error) if error.is_damage() => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(manifest) = self.manifest_of_head(&name)? else { return Ok(None) };
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        let is_saved =
-            save::is_saved(&plan, &seen, &manifest, self.options.threads)? && self.checkpoint.has_assets(&manifest)?;
-        if !is_saved && self.directory.rules().hold(Rule::SameStep) {
+        if !self.has_state(&manifest, &plan, &seen)? && self.directory.rules().hold(Rule::SameStep) {
             return Ok(None);
         }
         let path = self.directory.root().join(name);
@@ -295,6 +282,27 @@ impl CheckpointManager {
             self.add_metrics(&path, metrics.clone())?;
         }
         Ok(Some(path))
+    }
+
+    /// Returns the manifest of the checkpoint that was saved or restored last, if it is called `name`, and restarts use
+    /// it.
+    pub(super) fn manifest_of_head(&self, name: &str) -> Result<Option<Manifest>> {
+        let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
+        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
+        let last = self.ledger().known.last().filter(is_it).map(Found::id);
+        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
+        match self.directory.manifest(name) {
+            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => Ok(Some(manifest)),
+            // It was removed or damaged, and is saved again.
+            Ok(_) => Ok(None),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns `true` if a save of this state would write what `manifest` has.
+    pub(super) fn has_state(&self, manifest: &Manifest, plan: &Plan, seen: &[Seen]) -> Result<bool> {
+        Ok(save::is_saved(plan, seen, manifest, self.options.threads)? && self.checkpoint.has_assets(manifest)?)
     }
 
     /// Accounts for restores that bypassed this manager.
@@ -443,6 +451,9 @@ impl CheckpointManager {
         self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
+        if let Some(guard) = self.guard.as_mut().filter(|_| step.is_some()) {
+            guard.saves = true;
+        }
         self.restored_past = false;
         self.last_save_at = Instant::now();
         self.checkpoint.set_follows(Some(id.clone()));
