@@ -3,6 +3,7 @@
 use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::{self, Commit};
 use super::failures::{OnSaveError, OnUnhealthy};
+use super::links;
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
 use super::{CheckpointManager, Next};
@@ -320,6 +321,8 @@ impl CheckpointManager {
             ledger.choose(&head);
             self.begun |= ledger.has(&head);
             ledger.restored = Some(head);
+            drop(ledger);
+            links::update(&self.ledger, &self.directory);
         }
     }
 
