@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 use tch_checkpoint::retention::Steps;
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
+    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Goal,
     OnNoSpace, OnSaveError, Preemption, latest_checkpoint,
 };
 
@@ -178,10 +178,11 @@ fn without_inodes_nothing_is_lost_and_the_next_save_works() {
 fn every_number_of_inodes(dir: &Path) {
     let (root, fillers) = (dir.join("run"), dir.join("fillers"));
     let run = Run::new();
-    let mut manager = run.open(&root, 2).unwrap();
+    let mut manager = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(1).link_latest().open().unwrap();
     run.set(1);
     manager.save_at(1).unwrap();
     let (mut newest, mut failed, mut saved) = (1, 0, 0);
+    let link = root.join("latest");
     for free in 0..12 {
         fs::create_dir(&fillers).unwrap();
         let files = (0..1_000_000).take_while(|i| fs::write(fillers.join(i.to_string()), "").is_ok()).count();
@@ -202,6 +203,8 @@ fn every_number_of_inodes(dir: &Path) {
             }
         }
         newest += 1;
+        let leads_to = fs::read_link(&link).ok();
+        assert!(leads_to.is_none() || fs::metadata(&link).is_ok(), "with {free} inodes, {leads_to:?}");
         let _ = fs::remove_dir_all(&fillers);
     }
     println!("{} numbers tried, {failed} too small, {saved} large enough", failed + saved);
@@ -722,6 +725,43 @@ fn what_was_restored_past_the_manager_is_not_removed_to_make_room() {
         let names = names(&root);
         assert!(names.starts_with(&["ckpt-1".to_string(), "ckpt-2".to_string()]), "{names:?}");
         drop(full);
+    });
+}
+
+/// Also if the retry fails, and if there is no room for another link before something is removed.
+#[test]
+fn links_do_not_lead_to_what_was_removed_to_make_room() {
+    let test = "links_do_not_lead_to_what_was_removed_to_make_room";
+    on_a_disk_of("300k,nr_inodes=60", test, |directory| {
+        for has_inodes in [true, false] {
+            let (root, fillers) = (directory.join("run"), directory.join("fillers"));
+            let filler = directory.join("filler");
+            let run = Run::new();
+            let builder = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(2).recycle(false);
+            let builder = builder.link_latest().link_best("loss", Goal::Minimize);
+            let mut manager = builder.on_no_space(OnNoSpace::PruneFirst).open().unwrap();
+            for (step, loss) in [(1, 0.1), (2, 0.2)] {
+                run.set(step);
+                manager.save_with_metrics(step, [("loss", loss)]).unwrap();
+            }
+            let links = || ["best", "latest"].map(|name| fs::read_link(root.join(name)).ok());
+            assert_eq!(links(), ["ckpt-1", "ckpt-2"].map(|name| Some(name.into())));
+            let full = Full::new(&filler);
+            fs::create_dir_all(&fillers).unwrap();
+            let made = |i: &u32| fs::write(fillers.join(i.to_string()), "").is_ok();
+            let count = if has_inodes { 0 } else { 1_000_000 };
+            assert!((0..count).take_while(made).count() < 60);
+            // More than all others together.
+            let large = Memory::seeded(60_000, 1);
+            manager.checkpoint_mut().track_mut("large", &large).unwrap();
+            run.set(3);
+            assert!(matches!(manager.save_at(3), Err(Error::NoSpace { .. })));
+            assert_eq!(names(&root), ["ckpt-2"]);
+            assert_eq!(links(), ["ckpt-2"; 2].map(|name| Some(name.into())), "with inodes: {has_inodes}");
+            drop((manager, full));
+            fs::remove_dir_all(&fillers).unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
     });
 }
 

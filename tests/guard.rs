@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
     Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder,
-    CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate, Guarded, Identity, Node, OnUnhealthy,
-    TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value, latest_checkpoint,
+    CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate, Guarded, Identity, Node, OnUnhealthy, Preemption,
+    SavedCheckpoint, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value, latest_checkpoint,
     verify_checkpoint,
 };
 
@@ -471,11 +471,17 @@ impl log::Log for Logged {
 
 static LOGGED: Logged = Logged(Mutex::new(Vec::new()));
 
+/// Keeps what is logged from now on, by all tests.
+fn start_log() {
+    // Another test may have done so.
+    let _ = log::set_logger(&LOGGED);
+    log::set_max_level(log::LevelFilter::Warn);
+}
+
 /// The last save in the background was skipped after its call, and what was restored is elsewhere.
 #[test]
 fn a_checkpoint_that_is_not_there_is_never_reported_as_the_state() -> Outcome {
-    log::set_logger(&LOGGED).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    start_log();
     let dir = tempfile::tempdir()?;
     let tensor = Memory::f32(&[2], [1.0, 2.0]);
     let checkpoint = || Checkpoint::new().track("tensor", &tensor);
@@ -524,6 +530,150 @@ fn a_save_that_fails_hides_nothing() -> Outcome {
     });
     assert_eq!(result.unwrap_err().to_string(), "no data");
     assert!(!root.exists());
+    Ok(())
+}
+
+/// The calls of `on_saved`, each of which fails.
+fn failing(builder: CheckpointManagerBuilder) -> (CheckpointManagerBuilder, Arc<AtomicU64>) {
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    let fail = move |_: &SavedCheckpoint| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Err::<(), _>("no room elsewhere")
+    };
+    (builder.on_saved(fail), calls)
+}
+
+/// Such a checkpoint is durable: another one in its place would lack its metrics.
+#[test]
+fn a_state_is_not_saved_again_if_only_what_follows_the_save_has_failed() -> Outcome {
+    type Loop = fn(&mut CheckpointManager, &Run) -> Result<(), Error>;
+    let loops: [(bool, Loop); 4] = [
+        (false, |manager, run| manager.save_with_metrics(run.update(), [("loss", 0.5)]).map(drop)),
+        (false, |manager, run| manager.save_if_due_with_metrics(run.update(), || [("loss", 0.5)]).map(drop)),
+        // The first call saves, and another one returns the error.
+        (true, |manager, run| {
+            manager.save_if_due_with_metrics(run.update(), || [("loss", 0.5)])?;
+            manager.save_at(1).map(drop)
+        }),
+        (true, |manager, run| {
+            manager.save_with_metrics(run.update(), [("loss", 0.5)])?;
+            while manager.is_saving() {
+                std::thread::yield_now();
+            }
+            manager.save_if_due(1).map(drop)
+        }),
+    ];
+    for (number, (background, train)) in loops.into_iter().enumerate() {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(true, false);
+        let (builder, calls) = failing(run.builder(dir.path())?.save_every(1));
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        let result = manager.guard(|manager| train(manager, &run));
+        assert!(matches!(result, Err(Error::Callback { .. })), "loop {number}: {result:?}");
+        manager.close()?;
+        let names = std::fs::read_dir(dir.path())?.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| name.contains("ckpt")).collect::<Vec<_>>(), ["ckpt-1"], "loop {number}");
+        assert_eq!(CheckpointDirectory::new(dir.path()).get("ckpt-1")?.metrics["loss"], 0.5, "loop {number}");
+        assert_eq!(calls.load(Ordering::SeqCst), 1, "loop {number}");
+    }
+    Ok(())
+}
+
+/// A call that need not save says nothing about the state: that it was saved, or restored, remains true.
+#[test]
+fn a_state_that_was_not_due_again_is_not_saved_again() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let lost = || Err::<(), _>(Error::Assertion("no data".into()));
+    let run = Run::new(true, false);
+    let mut manager = run.builder(dir.path())?.open()?;
+    let result = manager.guard(|manager| {
+        manager.save_with_metrics(run.update(), [("loss", 0.5)])?;
+        assert_eq!(manager.save_if_due(1)?, None);
+        lost()
+    });
+    assert_eq!(result.unwrap_err().to_string(), "no data");
+    manager.close()?;
+    let again = Run::new(true, false);
+    let mut manager = again.builder(dir.path())?.open()?;
+    manager.restore_or_initialize()?;
+    let result = manager.guard(|manager| {
+        assert_eq!(manager.save_if_due(1)?, None);
+        lost()
+    });
+    assert_eq!(result.unwrap_err().to_string(), "no data");
+    assert_eq!(CheckpointDirectory::new(dir.path()).get("ckpt-1")?.metrics["loss"], 0.5);
+    Ok(())
+}
+
+/// Also of a state that is not complete, which no call saves again by itself.
+#[test]
+fn a_last_save_of_some_components_is_not_saved_again_either() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let preemption = Preemption::new().save_only(["random", "step"]);
+    let (builder, calls) = failing(run.builder(dir.path())?.preemption(preemption.clone()));
+    let mut manager = builder.open()?;
+    preemption.request();
+    let result = manager.guard(|manager| manager.save_if_due_with_metrics(run.update(), || [("loss", 0.5)]));
+    assert!(matches!(result, Err(Error::Callback { .. })), "{result:?}");
+    let info = CheckpointDirectory::new(dir.path()).get("ckpt-1")?;
+    assert_eq!((info.metrics.get("loss"), calls.load(Ordering::SeqCst)), (Some(&0.5), 1));
+    assert!(!info.without.is_empty());
+    Ok(())
+}
+
+/// The state of a call whose save failed is saved by the guard, although an older one of its step is there.
+#[test]
+fn a_state_that_was_not_saved_is_not_taken_for_an_older_one_of_its_step() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new(true, false);
+    let checkpoint = run.builder(dir.path())?.on_unhealthy(OnUnhealthy::Fail);
+    let mut manager = checkpoint.background(Background::new()).open()?;
+    let loss = Memory::f32(&[1], [1.0]);
+    manager.checkpoint_mut().track_mut("loss", &loss)?;
+    let result = manager.guard(|manager| {
+        manager.save_at(run.update())?;
+        *loss.bytes() = f32::NAN.to_le_bytes().to_vec();
+        manager.save_at(1)?;
+        *loss.bytes() = 2f32.to_le_bytes().to_vec();
+        manager.save_at(1)
+    });
+    assert!(matches!(result, Err(Error::Unhealthy { .. })), "{result:?}");
+    manager.close()?;
+    *loss.bytes() = vec![0; 4];
+    let again = Run::new(true, false);
+    let mut manager = again.builder(dir.path())?.open()?;
+    manager.checkpoint_mut().track_mut("loss", &loss)?;
+    manager.restore_or_initialize()?;
+    assert_eq!(*loss.bytes(), 2f32.to_le_bytes());
+    Ok(())
+}
+
+/// The log says where the state is, although something failed after the guard had saved it.
+#[test]
+fn what_the_guard_has_saved_is_not_reported_as_lost() -> Outcome {
+    start_log();
+    for unclean in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(true, false);
+        let (builder, _) = failing(run.builder(dir.path())?);
+        let mut manager = if unclean { builder.unclean_on_failure().open()? } else { builder.open()? };
+        let result = manager.guard(|manager| {
+            manager.save_if_due(run.update())?;
+            if unclean {
+                run.large.fill(200);
+            }
+            Err::<(), _>(Error::Assertion("no data".into()))
+        });
+        assert_eq!(result.unwrap_err().to_string(), "no data");
+        let logged = LOGGED.0.lock().unwrap().clone();
+        let path = dir.path().join("ckpt-1").display().to_string();
+        let of_it: Vec<_> = logged.iter().filter(|line| line.contains(&path)).collect();
+        assert!(of_it.iter().any(|line| line.ends_with(&format!("its state is in {path}"))), "{of_it:?}");
+        assert!(of_it.iter().any(|line| line.contains("no room elsewhere")), "{of_it:?}");
+        assert!(of_it.iter().all(|line| !line.contains("could not be saved")), "{of_it:?}");
+    }
     Ok(())
 }
 

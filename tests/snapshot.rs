@@ -4,7 +4,8 @@ mod common;
 
 use common::Memory;
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, Value, Verify, checkpoints,
+    Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, OnUnhealthy, Value, Verify,
+    checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -105,6 +106,67 @@ fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
         CheckpointManager::builder(again.checkpoint()?, dir.path()).open()?.restore_or_initialize()?;
         assert!(again.state() == run.state());
     }
+    Ok(())
+}
+
+/// Otherwise the checkpoint of that step, of the path that the run does not take, would stay the newest.
+#[test]
+fn the_step_that_was_saved_last_is_due_again_after_going_back_to_before_it() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(1);
+        let builder = CheckpointManager::builder(run.checkpoint()?, dir.path());
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_if_due(run.train())?;
+        manager.save_if_due(run.train())?;
+        let good = manager.checkpoint().snapshot()?;
+        run.train();
+        for _ in 0..2 {
+            // The step after it fails.
+            manager.save_if_due(3)?.ok_or("it is due")?;
+            assert_eq!(manager.save_if_due(3)?, None);
+            manager.checkpoint_mut().rollback(&good)?;
+            run.train();
+            // It would otherwise have the same state.
+            *run.weights[1].bytes() = vec![7; 4];
+        }
+        manager.wait()?;
+        manager.save_if_due(3)?.ok_or("it is due")?;
+        manager.wait()?;
+        assert_eq!(manager.save_if_due(3)?, None);
+        // Back to the state of the newest checkpoint: nothing is abandoned.
+        let newest = manager.checkpoint().snapshot()?;
+        run.train();
+        manager.checkpoint_mut().rollback(&newest)?;
+        assert_eq!(manager.save_if_due(3)?, None);
+        manager.close()?;
+        let again = Run::new(2);
+        let mut manager = CheckpointManager::builder(again.checkpoint()?, dir.path()).open()?;
+        manager.restore_or_initialize()?;
+        assert!(again.state() == run.state());
+        // What was restored is not due either.
+        manager.restore(dir.path().join("ckpt-2"))?;
+        assert_eq!(manager.save_if_due(2)?, None);
+    }
+    Ok(())
+}
+
+/// A skipped save counts as one that succeeded, but not for the state that takes its place.
+#[test]
+fn a_step_that_was_skipped_is_due_again_after_going_back() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let weights = Memory::f32(&[1], [1.0]);
+    let checkpoint = Checkpoint::new().track("weights", &weights)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).on_unhealthy(OnUnhealthy::Skip).open()?;
+    manager.save_if_due(1)?.ok_or("it is due")?;
+    let good = manager.checkpoint().snapshot()?;
+    *weights.bytes() = f32::NAN.to_le_bytes().to_vec();
+    for _ in 0..2 {
+        assert_eq!(manager.save_if_due(2)?, None);
+    }
+    manager.checkpoint_mut().rollback(&good)?;
+    *weights.bytes() = 2f32.to_le_bytes().to_vec();
+    manager.save_if_due(2)?.ok_or("it is due")?;
     Ok(())
 }
 

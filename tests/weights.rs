@@ -316,6 +316,69 @@ fn links_lead_to_the_latest_and_the_best_and_never_dangle() -> Outcome {
     Ok(())
 }
 
+/// What is found damaged, or is passed over, leaves its name, and the links lead to what is there.
+#[test]
+fn links_do_not_lead_to_what_was_moved_aside() -> Outcome {
+    let weights = Memory::f32(&[1], [0.0]);
+    let open = |dir: &Path| {
+        let builder = CheckpointManager::builder(Checkpoint::new().track("weights", &weights)?, dir);
+        builder.link_latest().link_best("loss", Goal::Minimize).open()
+    };
+    for is_damaged in [true, false] {
+        let dir = tempfile::tempdir()?;
+        let mut manager = open(dir.path())?;
+        for (step, loss) in [(1, 0.5), (2, 0.3)] {
+            *weights.bytes() = (step as f32).to_le_bytes().to_vec();
+            manager.save_with_metrics(step, [("loss", loss)])?;
+        }
+        if is_damaged {
+            manager.close()?;
+            let file = dir.path().join("ckpt-2/weights.safetensors");
+            let mut bytes = fs::read(&file)?;
+            *bytes.last_mut().ok_or("empty")? ^= 1;
+            fs::write(&file, bytes)?;
+            manager = open(dir.path())?;
+            manager.restore_or_initialize()?;
+        } else {
+            manager.pass_over(dir.path().join("ckpt-2"))?;
+        }
+        for link in ["latest", "best"] {
+            assert_eq!(fs::read_link(dir.path().join(link))?.to_str(), Some("ckpt-1"), "{link}, damaged: {is_damaged}");
+        }
+        // Nothing that they could lead to is left.
+        manager.pass_over(dir.path().join("ckpt-1"))?;
+        for link in ["latest", "best"] {
+            assert!(fs::symlink_metadata(dir.path().join(link)).is_err(), "{link}, damaged: {is_damaged}");
+        }
+    }
+    Ok(())
+}
+
+/// Two runs, between which nothing decides until one of them is restored.
+#[test]
+fn links_are_there_again_once_a_restore_has_decided() -> Outcome {
+    let temp = tempfile::tempdir()?;
+    let weights = Memory::f32(&[1], [0.0]);
+    let checkpoint = || Checkpoint::new().track("weights", &weights);
+    let [one, two] = ["one", "two"].map(|name| temp.path().join(name));
+    for (dir, steps) in [(&one, [1, 2]), (&two, [3, 4])] {
+        let mut manager = CheckpointManager::builder(checkpoint()?, dir).open()?;
+        for step in steps {
+            manager.save_at(step)?;
+        }
+        manager.close()?;
+    }
+    for step in ["ckpt-3", "ckpt-4"] {
+        fs::rename(two.join(step), one.join(step))?;
+    }
+    fs::remove_file(one.join("checkpoint.json"))?;
+    let mut manager = CheckpointManager::builder(checkpoint()?, &one).link_latest().open()?;
+    assert!(matches!(manager.restore_or_initialize(), Err(Error::Undecided { .. })));
+    manager.restore(one.join("ckpt-1"))?;
+    assert_eq!(fs::read_link(one.join("latest"))?.to_str(), Some("ckpt-2"));
+    Ok(())
+}
+
 #[test]
 fn what_is_not_a_link_of_ours_is_never_replaced() -> Outcome {
     let dir = tempfile::tempdir()?;

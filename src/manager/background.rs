@@ -232,6 +232,8 @@ pub(super) struct Order {
 pub(super) struct Before {
     /// The step from which the next interval is counted.
     pub last_step: Option<u64>,
+    /// Whether a restore bypassed the manager after that.
+    pub restored_past: bool,
     pub save_counter: u64,
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,

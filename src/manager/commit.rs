@@ -178,7 +178,7 @@ impl Commit {
             let mut ledger = self.ledger();
             ledger.known = in_order(spared, kept);
         }
-        links::update(&self.ledger, &self.directory);
+        let has_links = links::update(&self.ledger, &self.directory);
         // The index is durable before anything is removed, except on a full disk, where that is possible only
         // afterwards.
         let noted = self.write_index();
@@ -186,6 +186,9 @@ impl Commit {
         self.thin();
         self.remove_superseded();
         self.remove_damaged();
+        if !has_links {
+            links::update(&self.ledger, &self.directory);
+        }
         if let Err(e) = noted.or_else(|_| self.write_index()) {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");
             self.held.forget_index(&self.directory);
@@ -237,6 +240,9 @@ impl Commit {
                 }
                 Err(e) => log::warn!("{name} has lost files and could not be moved aside: {e:#}"),
             }
+        }
+        if !lost.is_empty() {
+            links::update(&self.ledger, &self.directory);
         }
         lost
     }

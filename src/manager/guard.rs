@@ -3,8 +3,10 @@
 use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
 use crate::error::Result;
+use crate::format::Follows;
+use crate::graph::Seen;
 use crate::location::Location;
-use crate::save::{Noted, SaveClock};
+use crate::save::{Noted, Plan, SaveClock};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -15,6 +17,8 @@ pub(super) struct Guard {
     step: Option<u64>,
     /// Whether that call saved it.
     is_saved: bool,
+    /// Whether the present call has saved, even if something after the save fails.
+    pub saves: bool,
     /// Whether it is the state at the beginning: no call has followed.
     is_first: bool,
     /// Whether a guard within this one has dealt with a failure since the last call.
@@ -93,9 +97,10 @@ impl CheckpointManager {
     pub(super) fn note_state(&mut self, step: Option<u64>, is_saved: bool) {
         let Some(guard) = &mut self.guard else { return };
         let before = guard.noted.take();
+        let is_saved = is_saved || guard.saves;
         let noted = self.plan_now().and_then(|(plan, seen)| Noted::take(plan, seen, before));
         let noted = noted.inspect_err(|e| log::warn!("the state cannot be noted for the guard: {e:#}")).ok();
-        self.guard = Some(Guard { noted, step, is_saved, is_first: false, is_handled: false });
+        self.guard = Some(Guard { noted, step, is_saved, ..Guard::default() });
     }
 
     /// Saves what can be saved; never fails.
@@ -137,11 +142,12 @@ impl CheckpointManager {
         // A save that was dropped because it failed or was skipped does not count.
         let is_there =
             self.ledger().known.iter().any(|found| found.entry.name == name && self.head == Some(found.id()));
-        if guard.is_saved && is_there {
+        if guard.is_saved && is_there || self.is_state_of_head(&name, &plan, &seen) {
             return Ok(Ok(self.directory.path(&name)));
         }
         self.look_at_restores();
         let next = self.next_at(step, &BTreeMap::new());
+        let before = self.head.clone();
         let saved = self.with_room(next, |manager| {
             let superseded = manager.superseded_by(Some(&name))?;
             let counter = manager.checkpoint.next_save()?;
@@ -149,7 +155,27 @@ impl CheckpointManager {
             let next = Next { superseded, clock, ..Next::new(step, Some(step), counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         });
-        saved.map(Ok)
+        self.durable(before.as_ref(), saved).map(Ok)
+    }
+
+    /// Returns `true` if the checkpoint that was saved or restored last is called `name` and has this state: an earlier
+    /// call has saved it.
+    fn is_state_of_head(&self, name: &str, plan: &Plan, seen: &[Seen]) -> bool {
+        // If it cannot be compared, it is saved again.
+        let manifest = self.manifest_of_head(name).ok().flatten();
+        manifest.is_some_and(|manifest| self.has_state(&manifest, plan, seen).unwrap_or(false))
+    }
+
+    /// Returns where the state is, also if only something after the save has failed. `before` it, that was the head, which
+    /// only a save moves.
+    fn durable(&self, before: Option<&Follows>, saved: Result<Location>) -> Result<Location> {
+        saved.or_else(|error| {
+            let ledger = self.ledger();
+            let newest = ledger.known.last().filter(|found| self.head == Some(found.id()));
+            let Some(saved) = newest.filter(|_| self.head.as_ref() != before) else { return Err(error) };
+            log::error!("{error:#}");
+            Ok(ledger.path(&saved.entry.name))
+        })
     }
 
     /// Saves the state, marked as unclean, if requested.
@@ -162,6 +188,7 @@ impl CheckpointManager {
         let (plan, seen) = self.plan_now()?;
         let mut next = CheckpointInfo::new(String::new(), self.directory.now());
         (next.step, next.unclean) = (step, true);
+        let before = self.head.clone();
         let saved = self.with_room(next, |manager| {
             let counter = manager.checkpoint.next_save()?;
             let number = manager.free_number(step.unwrap_or(counter), &[])?;
@@ -170,7 +197,7 @@ impl CheckpointManager {
             let next = Next { superseded, unclean: true, clock, ..Next::new(number, step, counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         });
-        saved.map(Ok)
+        self.durable(before.as_ref(), saved).map(Ok)
     }
 }
 

@@ -147,6 +147,8 @@ pub struct CheckpointManager {
     on_unhealthy: OnUnhealthy,
     /// The step of the last save or restore, from which the next interval is counted.
     last_step: Option<u64>,
+    /// Whether a restore bypassed this manager after it.
+    restored_past: bool,
     background: Option<Background>,
     in_flight: Option<InFlight>,
     /// The name of the save in flight, and marks to write once it is durable.

@@ -3,6 +3,7 @@
 use super::CheckpointManager;
 use super::commit::read_marks;
 use super::ledger::infos;
+use super::links;
 use super::retention::{Best, Goal};
 use super::select::selected;
 use crate::catalog::{Catalog, Found, number_of};
@@ -88,6 +89,7 @@ impl CheckpointManager {
                 }
                 Err(error) if error.is_damage() => {
                     let cause = if let Error::PartlyRestored { source, .. } = &error { source } else { &error };
+                    self.forget(checkpoint);
                     self.ledger().pass_over(checkpoint, cause, Some(Aside::Damaged));
                     first_error.get_or_insert(error);
                 }
@@ -126,7 +128,7 @@ impl CheckpointManager {
             Some((path, options)) => Some(self.read_initial(&path, &options)?),
             None => None,
         };
-        (self.begun, self.head, self.last_step) = (true, None, None);
+        (self.begun, self.head, self.last_step, self.restored_past) = (true, None, None, false);
         let passed_over = std::mem::take(&mut self.ledger().passed_over);
         Ok(StartOutcome { restored: None, initialized, passed_over })
     }
@@ -228,6 +230,8 @@ impl CheckpointManager {
         if ledger.undecided.is_some() || !ledger.unreachable.is_empty() || !ledger.are_all_there() {
             let catalog = Catalog::of(&self.directory, self.directory.scan()?);
             ledger.take_in(catalog);
+            drop(ledger);
+            links::update(&self.ledger, &self.directory);
         }
         Ok(())
     }
@@ -312,7 +316,7 @@ impl CheckpointManager {
         self.look_at_restores();
         // Files of other tools have no step.
         if !status.lineage().is_empty() {
-            self.last_step = status.step();
+            (self.last_step, self.restored_past) = (status.step(), false);
             self.last_save_at = Instant::now();
             #[cfg(feature = "huggingface")]
             self.exports.iter_mut().for_each(|cadence| cadence.goes_on_from(status.step()));
@@ -343,9 +347,9 @@ impl CheckpointManager {
             let reason = "there is nothing of that name".to_string();
             return Err(Error::not_found(path, reason));
         }
+        self.forget(name);
         let moved = self.directory.quarantine(name, Aside::PassedOver);
         let mut ledger = self.ledger();
-        ledger.forget(name);
         let path = match moved {
             Ok(aside) => ledger.path(&aside),
             // Its number stays taken.
@@ -357,6 +361,12 @@ impl CheckpointManager {
         let reason = "it was skipped by `CheckpointManager::pass_over`".to_string();
         ledger.passed_over.push(PassedOver { path: path.clone(), reason });
         Ok(path)
+    }
+
+    /// Forgets a checkpoint before it is moved aside, so that no link leads to where it was.
+    fn forget(&self, name: &str) {
+        self.ledger().forget(name);
+        links::update(&self.ledger, &self.directory);
     }
 
     fn is_here(&self, parent: &Location) -> bool {

@@ -1,6 +1,7 @@
 //! Disk space: how much the policies will need, and what to do if there is too little.
 
 use super::commit::{Commit, preserve};
+use super::links;
 use super::outlook::Outlook;
 use super::retention::{CheckpointInfo, Explanation};
 use super::{CheckpointManager, OnNoSpace, OnUnhealthy};
@@ -134,9 +135,13 @@ impl CheckpointManager {
             return Err(format!("what stays for good could not be marked: {error:#}"));
         }
         self.ledger().known.retain(|known| go.iter().all(|found| found.entry.name != known.entry.name));
+        let has_links = links::update(&self.ledger, &self.directory);
         commit.remove(go);
         commit.remove_aside(aside.iter().map(|(name, found, _)| (name.as_str(), found)));
         commit.remove_damaged();
+        if !has_links {
+            links::update(&self.ledger, &self.directory);
+        }
         if marked.is_err() {
             // There is room for the marks now, if nothing is kept to be overwritten.
             self.directory.clear_spares();

@@ -3,14 +3,15 @@
 use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::{self, Commit};
 use super::failures::{OnSaveError, OnUnhealthy};
+use super::links;
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
 use super::{CheckpointManager, Next};
 use crate::callback;
 use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
-use crate::format::Follows;
-use crate::graph::changed_meanwhile;
+use crate::format::{Follows, Manifest};
+use crate::graph::{Seen, changed_meanwhile};
 use crate::location::Location;
 use crate::rules::Rule;
 use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged};
@@ -58,8 +59,8 @@ impl CheckpointManager {
     }
 
     /// Saves if at least [`save_every`](crate::CheckpointManagerBuilder::save_every) steps have passed since the last save,
-    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back.
-    /// Returns the path if it saves.
+    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back, or
+    /// is that one after a [`rollback`](crate::Checkpoint::rollback) to before it. Returns the path if it saves.
     ///
     /// While there are accumulated gradients that no step of a tracked optimizer has used, a save that is due is
     /// postponed to the call after that step. If 100 steps, or 1,000 calls, have all found unused gradients, it saves
@@ -113,7 +114,7 @@ impl CheckpointManager {
                     return Err(error);
                 }
                 log::warn!("the save is skipped: {error:#}");
-                (self.last_step, self.last_save_at) = (Some(step), Instant::now());
+                (self.last_step, self.last_save_at, self.restored_past) = (Some(step), Instant::now(), false);
                 Ok(None)
             })
         };
@@ -161,7 +162,8 @@ impl CheckpointManager {
         if self.in_flight.is_none() {
             self.look_at_restores();
         }
-        let went_back = self.last_step.is_some_and(|last| number < last) && self.directory.rules().hold(Rule::StepBack);
+        let is_before = |last| number < last || number == last && self.is_of_another_path(number);
+        let went_back = self.last_step.is_some_and(is_before) && self.directory.rules().hold(Rule::StepBack);
         let first = self.first_step.map_or(number, |first| first.min(number));
         self.first_step = Some(first);
         let context = SaveContext {
@@ -271,22 +273,9 @@ impl CheckpointManager {
     /// the metrics to it.
     fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
         let name = format!("{}-{step}", self.name);
-        // A checkpoint that restarts do not use does not count.
-        let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
-        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
-        let last = self.ledger().known.last().filter(is_it).map(Found::id);
-        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
-        let manifest = match self.directory.manifest(&name) {
-            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => manifest,
-            // It was removed or damaged, and is saved again.
-            Ok(_) => return Ok(None),
-            Err(error) if error.is_damage() => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(manifest) = self.manifest_of_head(&name)? else { return Ok(None) };
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        let is_saved =
-            save::is_saved(&plan, &seen, &manifest, self.options.threads)? && self.checkpoint.has_assets(&manifest)?;
-        if !is_saved && self.directory.rules().hold(Rule::SameStep) {
+        if !self.has_state(&manifest, &plan, &seen)? && self.directory.rules().hold(Rule::SameStep) {
             return Ok(None);
         }
         let path = self.directory.root().join(name);
@@ -296,6 +285,27 @@ impl CheckpointManager {
         Ok(Some(path))
     }
 
+    /// Returns the manifest of the checkpoint that was saved or restored last, if it is called `name`, and restarts use
+    /// it.
+    pub(super) fn manifest_of_head(&self, name: &str) -> Result<Option<Manifest>> {
+        let is_clean = |found: &Found| !found.unclean || !self.directory.rules().hold(Rule::CleanAgain);
+        let is_it = |found: &&Found| found.entry.name == name && found.thinned.is_empty() && is_clean(found);
+        let last = self.ledger().known.last().filter(is_it).map(Found::id);
+        let Some(id) = last.filter(|id| self.head.as_ref() == Some(id)) else { return Ok(None) };
+        match self.directory.manifest(name) {
+            Ok(manifest) if (&manifest.run, manifest.sequence) == (&id.run, id.sequence) => Ok(Some(manifest)),
+            // It was removed or damaged, and is saved again.
+            Ok(_) => Ok(None),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns `true` if a save of this state would write what `manifest` has.
+    pub(super) fn has_state(&self, manifest: &Manifest, plan: &Plan, seen: &[Seen]) -> Result<bool> {
+        Ok(save::is_saved(plan, seen, manifest, self.options.threads)? && self.checkpoint.has_assets(manifest)?)
+    }
+
     /// Accounts for restores that bypassed this manager.
     pub(super) fn look_at_restores(&mut self) {
         let (restored, restores) = self.checkpoint.restored();
@@ -303,6 +313,7 @@ impl CheckpointManager {
             return;
         }
         self.restores = restores;
+        self.restored_past = true;
         self.head = restored.cloned();
         if let Some(head) = &self.head {
             let head = head.clone();
@@ -310,7 +321,20 @@ impl CheckpointManager {
             ledger.choose(&head);
             self.begun |= ledger.has(&head);
             ledger.restored = Some(head);
+            drop(ledger);
+            links::update(&self.ledger, &self.directory);
         }
+    }
+
+    /// Returns `true` if a restore bypassed this manager, and what was saved at `number`, the last step, is therefore of a
+    /// path that the run does not take. If that very checkpoint was restored, it does take it.
+    fn is_of_another_path(&self, number: u64) -> bool {
+        if self.in_flight.is_some() {
+            return self.present_head() != self.head;
+        }
+        let is_it =
+            |found: &Found| self.head == Some(found.id()) && number_of(&self.name, &found.entry.name) == Some(number);
+        self.restored_past && !self.ledger().known.iter().any(is_it)
     }
 
     /// Returns the checkpoint that was restored or saved last, even if a restore bypassed this manager.
@@ -408,9 +432,11 @@ impl CheckpointManager {
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
+            let restored_past = self.restored_past;
             let metadata = self.next_metadata.clone();
             let ends_failures = false;
-            let before = Before { last_step, save_counter, head, begun, metadata, last_save_at, ends_failures };
+            let before =
+                Before { last_step, restored_past, save_counter, head, begun, metadata, last_save_at, ends_failures };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, request, commit, before }, &mut self.image);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
@@ -428,6 +454,10 @@ impl CheckpointManager {
         self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
+        if let Some(guard) = self.guard.as_mut().filter(|_| step.is_some()) {
+            guard.saves = true;
+        }
+        self.restored_past = false;
         self.last_save_at = Instant::now();
         self.checkpoint.set_follows(Some(id.clone()));
         self.head = Some(id);
@@ -507,6 +537,7 @@ impl CheckpointManager {
             let is_skipped = self.is_skipped(&failure.error);
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
+                self.restored_past = before.restored_past;
             }
             // A restore since then remains in effect.
             if self.checkpoint.restored().1 == self.restores {

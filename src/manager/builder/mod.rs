@@ -391,6 +391,7 @@ impl CheckpointManagerBuilder {
             lacked_room: false,
             on_unhealthy: self.on_unhealthy,
             last_step: None,
+            restored_past: false,
             background: self.background,
             in_flight: None,
             early: None,
