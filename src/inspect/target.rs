@@ -332,6 +332,20 @@ pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
     }
 }
 
+/// Returns the content of the directory of checkpoints at `path`.
+///
+/// # Errors
+/// As for [`place`]; [`Error::InvalidArgument`] for a checkpoint.
+pub(super) fn directory_at(path: &Path) -> Result<Listing> {
+    match place(path)? {
+        Place::Directory(listing) => Ok(*listing),
+        Place::Checkpoint | Place::LostManifest | Place::Foreign(_) => {
+            let reason = format!("{} is a checkpoint, not a directory of checkpoints", path.display());
+            Err(Error::InvalidArgument(reason))
+        }
+    }
+}
+
 fn foreign(path: &Path, options: &ReadOptions) -> Result<Place> {
     interop::open_with(path, options).map(Place::Foreign)
 }
