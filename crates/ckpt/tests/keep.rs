@@ -240,3 +240,35 @@ fn every_command_says_which_component_was_removed() -> Outcome {
     assert!(out.contains("optimizer"), "{out}");
     Ok(())
 }
+
+/// What is no directory of checkpoints was given by mistake, and nothing is written there.
+#[test]
+fn nothing_but_a_directory_of_checkpoints_is_pruned() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    let names = |path: &str| -> Result<Vec<_>, std::io::Error> {
+        let mut names = std::fs::read_dir(dir.path().join(path))?
+            .map(|e| Ok(e?.file_name()))
+            .collect::<Result<Vec<_>, std::io::Error>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let before = (names(".")?, names("run/ckpt-1")?);
+    for (path, reason) in [("nowhere", "nothing is there"), ("run/ckpt-1", "not a directory of checkpoints")] {
+        for command in
+            [&["why"][..], &["why", "--latest", "1"], &["prune", "--latest", "1"], &["prune", "--latest", "1", "--yes"]]
+        {
+            let (code, out, err) = ckpt(&[command, &[path]].concat(), dir.path());
+            assert!(code == Some(2) && out.is_empty() && err.contains(reason), "{command:?} {path}: {out}{err}");
+        }
+    }
+    // That of the runs may get some of its own.
+    let (code, out, err) = ckpt(&["prune", "--latest", "1", "--yes", "."], dir.path());
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", "ckpt: . has no checkpoint\n"));
+    assert_eq!((names(".")?, names("run/ckpt-1")?), before);
+    // An index that was removed is not written for nothing.
+    std::fs::remove_file(dir.path().join("run/checkpoint.json"))?;
+    assert_eq!(ckpt(&["prune", "--latest", "9", "--yes", "run"], dir.path()).0, Some(0));
+    assert!(!dir.path().join("run/checkpoint.json").exists());
+    Ok(())
+}
