@@ -7,7 +7,9 @@ mod tool;
 use common::Memory;
 use serde_json::Value as Json;
 use std::path::Path;
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, checkpoints};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, CheckpointManager, Counter, Durability, SaveOptions, checkpoints,
+};
 use tool::ckpt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -270,5 +272,26 @@ fn nothing_but_a_directory_of_checkpoints_is_pruned() -> Outcome {
     std::fs::remove_file(dir.path().join("run/checkpoint.json"))?;
     assert_eq!(ckpt(&["prune", "--latest", "9", "--yes", "run"], dir.path()).0, Some(0));
     assert!(!dir.path().join("run/checkpoint.json").exists());
+    Ok(())
+}
+
+/// What was added to a checkpoint later belongs to it in every command.
+#[test]
+fn show_has_the_metrics_pins_and_notes_of_the_listing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    CheckpointDirectory::new(dir.path().join("run")).add_metrics("ckpt-2", [("val:loss", 0.1), ("accuracy", 0.9)])?;
+    assert_eq!(ckpt(&["pin", "run/ckpt-2", "paper", "table 2"], dir.path()).0, Some(0));
+    assert_eq!(ckpt(&["annotate", "run/ckpt-2", "reviewed", "sounds right"], dir.path()).0, Some(0));
+    let (code, out, err) = ckpt(&["show", "run/best:accuracy:max"], dir.path());
+    assert!(code == Some(0) && err.is_empty(), "{err}");
+    let row = |name: &str| out.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    assert_eq!(row("metrics "), Some("accuracy=0.9 val:loss=0.1"));
+    assert_eq!((row("pins "), row("notes ")), (Some("paper (table 2)"), Some("reviewed (sounds right)")));
+    let (shown, listed) = (json(&["show", "run/ckpt-2"], dir.path()), json(&["ls", "run"], dir.path()));
+    for name in ["metrics", "pins", "notes"] {
+        assert_eq!(shown[name], listed["checkpoints"][1][name], "{name}");
+    }
+    assert_eq!(shown["metrics"], serde_json::json!({ "accuracy": 0.9, "val:loss": 0.1 }));
     Ok(())
 }
