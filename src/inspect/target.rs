@@ -265,8 +265,8 @@ impl Target {
     }
 }
 
-/// How often to retry opening the latest checkpoint of a directory while a training saves and prunes.
-const ATTEMPTS: usize = 10;
+/// How often to retry opening a checkpoint of a directory while a training saves and prunes.
+pub(super) const ATTEMPTS: usize = 10;
 
 fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> {
     if let Some((first, second)) = &listing.undecided {
