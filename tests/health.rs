@@ -4,12 +4,13 @@ mod common;
 
 use common::Memory;
 use common::run::steps_in;
+use std::fs;
 use std::path::Path;
-use tch_checkpoint::inspect::{self, Search};
+use tch_checkpoint::inspect::{self, ProblemKind, Search};
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint,
+    Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -351,5 +352,35 @@ fn a_search_knows_what_is_recorded_as_not_finite() -> Outcome {
     assert_eq!((report.first, report.missing), (Some(dir.path().join("ckpt-2").into()), vec![]));
     let report = search("nonfinite(\"wieghts\")")?;
     assert_eq!((report.first, report.missing), (None, vec!["nonfinite(\"wieghts\")".to_string()]));
+    Ok(())
+}
+
+/// What the listing tells is damaged, by a manifest or by a length, has no place in the order.
+#[test]
+fn a_search_reports_what_is_known_as_damaged() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(None).open()?;
+    for step in 1..=3 {
+        run.set(step, if step == 1 { 1.0 } else { f32::NAN });
+        manager.save_at(step as u64)?;
+    }
+    manager.close()?;
+    let path = |step: u64| Location::from(dir.path().join(format!("ckpt-{step}")));
+    let file = path(2).join("weights.safetensors");
+    fs::File::options().write(true).open(&file)?.set_len(fs::metadata(&file)?.len() - 1)?;
+    for (condition, first, before) in [("nonfinite", Some(path(3)), path(1)), ("step > 3", None, path(3))] {
+        for search in [Search::Forward, Search::Halving] {
+            let mut seen = Vec::new();
+            let report = inspect::bisect(dir.path(), &condition.parse()?, search, |one| seen.push(one.clone()))?;
+            assert_eq!((&report.first, &report.before), (&first, &Some(before.clone())), "{search:?}");
+            assert_eq!(report.examined, seen);
+            assert!(seen.iter().rev().skip(1).all(|one| one.holds.is_some()), "{seen:?}");
+            let last = seen.last().ok_or("none")?;
+            assert_eq!((&last.path, last.step, last.holds), (&path(2), None, None));
+            let problem = last.problem.as_ref().ok_or("it was read")?;
+            assert_eq!((problem.kind, &problem.path), (ProblemKind::Damaged, &Some(Location::from(&file))));
+        }
+    }
     Ok(())
 }

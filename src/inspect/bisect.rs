@@ -3,7 +3,7 @@
 use super::condition::{Condition, Facts, Quantity, Statistic};
 use super::problem::Problem;
 use super::stats::{StatsOptions, TensorStats};
-use super::target::{Place, Target, no_checkpoint_in, place};
+use super::target::{Target, directory_at, no_checkpoint_in};
 use super::{lossy, lossy_option};
 use crate::error::{Error, Result};
 use crate::location::Location;
@@ -26,7 +26,8 @@ pub struct BisectReport {
     /// The last checkpoint before [`first`](Self::first) that was examined and in which it does not hold.
     #[serde(serialize_with = "lossy_option")]
     pub before: Option<Location>,
-    /// The checkpoints that were examined, in the order in which that was done.
+    /// The checkpoints that were examined, in the order in which that was done; then those of the directory that cannot
+    /// be opened, whose place in the order is not known.
     pub examined: Vec<ExaminedCheckpoint>,
     /// What the condition asks for and none of them has, such as `metric("los")`: a misspelt name, perhaps, with which
     /// no comparison is true.
@@ -63,8 +64,8 @@ pub enum Search {
 /// Returns the first checkpoint in the directory `path` in which `condition` holds, in the order of
 /// [`list`](super::list). `each` is called with every checkpoint that was examined.
 ///
-/// Only the tensors that the condition needs are read and verified. Damaged checkpoints are skipped;
-/// [`BisectReport::examined`] lists them with their errors.
+/// Only the tensors that the condition needs are read and verified. Damaged checkpoints are skipped, although one of
+/// them may be the first; [`BisectReport::examined`] lists them with their errors.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is no checkpoint; [`Error::InvalidArgument`] if `path` is a checkpoint;
@@ -144,6 +145,12 @@ pub fn bisect(
             }
         }
     }
+    for (path, error) in &listing.damaged {
+        let problem = Some(Problem::of(error));
+        let examined = ExaminedCheckpoint { path: path.clone(), step: None, holds: None, problem };
+        each(&examined);
+        report.examined.push(examined);
+    }
     let path = |at: usize| checkpoints[at].path.clone();
     (report.first, report.before) = (first.map(path), before.map(path));
     report.missing = known.into_iter().filter(|(_, is_known)| !is_known).map(|(asked, _)| asked).collect();
@@ -151,13 +158,7 @@ pub fn bisect(
 }
 
 fn listing(directory: &Location) -> Result<Listing> {
-    let listing = match place(directory)? {
-        Place::Directory(listing) => *listing,
-        _ => {
-            let reason = format!("{} is a checkpoint, not a directory of checkpoints", directory.display());
-            return Err(Error::InvalidArgument(reason));
-        }
-    };
+    let listing = directory_at(directory)?;
     if let Some((first, second)) = listing.undecided {
         return Err(Error::Undecided { first, second });
     }

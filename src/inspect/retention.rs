@@ -1,5 +1,6 @@
 //! Selects checkpoints, and reports which of them a policy keeps.
 
+use super::target::directory_at;
 use super::{lossy, lossy_all};
 use crate::error::{Error, Result};
 use crate::location::Location;
@@ -190,7 +191,8 @@ fn found_in(
 /// checkpoints ([`CheckpointDirectory::keep_component`]). Changes nothing.
 ///
 /// # Errors
-/// As for [`CheckpointDirectory::explain`].
+/// [`Error::NotFound`] if there is no such directory; [`Error::InvalidArgument`] if `directory` is a checkpoint; as for
+/// [`CheckpointDirectory::explain`].
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -210,15 +212,19 @@ pub fn explain(
     policies: &[Arc<dyn RetentionPolicy>],
     components: &BTreeMap<String, usize>,
 ) -> Result<RetentionReport> {
-    let explanations = at(directory.as_ref(), components).explain(policies)?;
-    Ok(report(directory.as_ref(), policies, &explanations))
+    let directory = directory.as_ref();
+    let explanations = at(directory, components).explain(policies)?;
+    if explanations.is_empty() {
+        directory_at(directory).map(drop)?;
+    }
+    Ok(report(directory, policies, &explanations))
 }
 
 /// Removes the checkpoints in `directory` that nothing keeps under `policies`, and from the kept ones the components
-/// that only newer ones keep. Takes the writer's lock.
+/// that only newer ones keep. Takes the writer's lock, unless there is no checkpoint.
 ///
 /// # Errors
-/// As for [`CheckpointDirectory::prune`].
+/// As for [`explain`] and [`CheckpointDirectory::prune`].
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -238,9 +244,11 @@ pub fn prune(
     policies: &[Arc<dyn RetentionPolicy>],
     components: &BTreeMap<String, usize>,
 ) -> Result<RetentionReport> {
-    let checkpoints = at(directory.as_ref(), components);
-    let mut report = report(directory.as_ref(), policies, &checkpoints.explain(policies)?);
-    let pruned = checkpoints.prune(policies)?;
+    let mut report = explain(&directory, policies, components)?;
+    if report.checkpoints.is_empty() {
+        return Ok(report);
+    }
+    let pruned = at(directory.as_ref(), components).prune(policies)?;
     (report.removed, report.spared, report.thinned) = (pruned.removed, pruned.spared, pruned.thinned);
     Ok(report)
 }

@@ -5,9 +5,9 @@ use super::target::{Overview, Target};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::figures::SaveFigures;
-use crate::format::{Digest, MANIFEST_FILE, Manifest, SavedModelInfo};
+use crate::format::{Digest, MANIFEST_FILE, Manifest, MarkKind, SavedModelInfo};
 use crate::name;
-use crate::source::{TensorSource, VerifiedBy};
+use crate::source::{Source, TensorSource, VerifiedBy};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -26,8 +26,8 @@ pub struct Summary<'a> {
     pub overview: Overview,
     /// How far the bytes of the tensors can be verified: that of the least verifiable tensor.
     pub verified_by: VerifiedBy,
-    /// The metrics that its manifest records.
-    pub metrics: BTreeMap<&'a str, f64>,
+    /// The metrics, with those that were added later, which replace those of the same name.
+    pub metrics: BTreeMap<String, f64>,
     /// The metadata that was recorded with it, by name.
     pub metadata: BTreeMap<&'a str, &'a Value>,
     /// The cost of the save, if its manifest records it.
@@ -36,6 +36,10 @@ pub struct Summary<'a> {
     pub unclean: bool,
     /// The tracked components that it lacks.
     pub without: &'a [String],
+    /// Its pins: names and notes.
+    pub pins: BTreeMap<String, String>,
+    /// Its notes: names and texts.
+    pub notes: BTreeMap<String, String>,
     /// The components of the checkpoint, by name: the tracked objects.
     pub components: Vec<ComponentSummary<'a>>,
     /// The tensors by element type.
@@ -141,8 +145,8 @@ impl Target {
     /// With a `filter`, only tensors and values whose key matches are included; `*` matches any text, including `/`.
     ///
     /// # Errors
-    /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io) if the description of a saved model
-    /// cannot be read.
+    /// [`Error::Damaged`](crate::Error::Damaged), [`Error::Io`](crate::Error::Io) if the description of a saved model,
+    /// or a metric, pin or note, cannot be read.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -187,11 +191,22 @@ impl Target {
         };
         let values = source.values();
         let metadata = manifest.into_iter().flat_map(|manifest| &manifest.metadata);
-        let metrics = manifest.into_iter().flat_map(|manifest| &manifest.metrics);
+        let mut metrics = manifest.map(|manifest| manifest.metrics.clone()).unwrap_or_default();
+        let (mut pins, mut notes) = (BTreeMap::new(), BTreeMap::new());
+        for mark in self.own_source().map_or(Ok(Vec::new()), Source::marks)? {
+            match mark.kind {
+                MarkKind::Metric { name, value } => drop(metrics.insert(name, value)),
+                MarkKind::Pin { name, note } => drop(pins.insert(name, note)),
+                MarkKind::Note { name, text } => drop(notes.insert(name, text)),
+                MarkKind::Permanent | MarkKind::Thinned { .. } => {}
+            }
+        }
         Ok(Summary {
             overview: self.overview(),
             verified_by: source.tensors().keys().map(|key| source.verified_by(key)).min().unwrap_or(VerifiedBy::Digest),
-            metrics: metrics.map(|(name, value)| (name.as_str(), *value)).collect(),
+            metrics,
+            pins,
+            notes,
             metadata: metadata.map(|(name, value)| (name.as_str(), value)).collect(),
             figures: manifest.and_then(|manifest| manifest.figures),
             unclean: manifest.is_some_and(|manifest| manifest.unclean),

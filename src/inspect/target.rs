@@ -265,8 +265,8 @@ impl Target {
     }
 }
 
-/// How often to retry opening the latest checkpoint of a directory while a training saves and prunes.
-const ATTEMPTS: usize = 10;
+/// How often to retry opening a checkpoint of a directory while a training saves and prunes.
+pub(super) const ATTEMPTS: usize = 10;
 
 fn open_latest(directory: &Path, listing: &Listing) -> Result<CheckpointReader> {
     if let Some((first, second)) = &listing.undecided {
@@ -329,6 +329,20 @@ pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
     match interop::open_with(path, options) {
         Err(Error::Unsupported { .. } | Error::NotFound { .. }) => Ok(Place::Directory(Box::new(listing))),
         source => Ok(Place::Foreign(source?)),
+    }
+}
+
+/// Returns the content of the directory of checkpoints at `path`.
+///
+/// # Errors
+/// As for [`place`]; [`Error::InvalidArgument`] for a checkpoint.
+pub(super) fn directory_at(path: &Path) -> Result<Listing> {
+    match place(path)? {
+        Place::Directory(listing) => Ok(*listing),
+        Place::Checkpoint | Place::LostManifest | Place::Foreign(_) => {
+            let reason = format!("{} is a checkpoint, not a directory of checkpoints", path.display());
+            Err(Error::InvalidArgument(reason))
+        }
     }
 }
 

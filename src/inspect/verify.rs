@@ -2,12 +2,12 @@
 
 use super::files::files_in;
 use super::problem::{Problem, ProblemKind};
-use super::target::{Place, lost_manifest, no_checkpoint_in, place, place_with};
+use super::target::{ATTEMPTS, Place, lost_manifest, no_checkpoint_in, place, place_with};
 use super::{lossy, lossy_all};
 use crate::error::Error;
 use crate::interop::ReadOptions;
 use crate::location::Location;
-use crate::manager::Listing;
+use crate::manager::{Listing, list_checkpoints};
 use crate::progress::{Observer, Progress, Tally};
 use crate::reader::{CheckpointReader, Verification, verify_checkpoint_as};
 use crate::source::{TensorSource, VerifiedBy};
@@ -248,27 +248,24 @@ impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
                 self.checked(path, foreign(&*source, self.quick));
                 self.tally.add(bytes_at(path));
             }
-            Ok(Place::Directory(listing)) => self.directory(path, &listing),
+            Ok(Place::Directory(listing)) => self.directory(path, *listing),
             Err(error) => self.checked(path, Found::problem(&error)),
         }
     }
 
     /// Verifies all checkpoints of a directory, oldest first.
-    fn directory(&mut self, directory: &Path, listing: &Listing) {
-        let whole = listing.checkpoints.iter().map(|listed| &*listed.path);
-        let damaged = listing.damaged.iter().map(|(path, _)| &**path);
-        let mut checked = 0;
-        for path in whole.chain(damaged) {
-            let found = match place(path) {
-                Ok(Place::LostManifest) => Found::problem(&lost_manifest(path)),
-                _ => own(path, self.quick, &self.tally),
-            };
-            checked += 1;
-            if !found.problems.is_empty() && !path.exists() {
-                self.skip(path, "it was removed meanwhile");
-                continue;
+    fn directory(&mut self, directory: &Path, mut listing: Listing) {
+        let mut any = self.listed(&listing);
+        for _ in 0..ATTEMPTS {
+            if any || listing.checkpoints.is_empty() && listing.damaged.is_empty() {
+                break;
             }
-            self.checked(path, found);
+            // A training saved newer ones, and removed these before they were opened.
+            listing = match list_checkpoints(directory) {
+                Ok(listing) => listing,
+                Err(error) => return self.checked(directory, Found::problem(&error)),
+            };
+            any = self.listed(&listing);
         }
         let rest = [
             (&listing.moved_aside, "moved aside as damaged"),
@@ -279,9 +276,30 @@ impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
         for (paths, reason) in rest {
             paths.iter().for_each(|path| self.skip(path, reason));
         }
-        if checked == 0 {
-            self.checked(directory, Found::problem(&Error::not_found(directory, no_checkpoint_in(directory, listing))));
+        if !any {
+            let reason = no_checkpoint_in(directory, &listing);
+            self.checked(directory, Found::problem(&Error::not_found(directory, reason)));
         }
+    }
+
+    /// Verifies the checkpoints of a listing. Returns `false` if there are none, or all of them are gone.
+    fn listed(&mut self, listing: &Listing) -> bool {
+        let whole = listing.checkpoints.iter().map(|listed| &*listed.path);
+        let damaged = listing.damaged.iter().map(|(path, _)| &**path);
+        let mut any = false;
+        for path in whole.chain(damaged) {
+            let found = match place(path) {
+                Ok(Place::LostManifest) => Found::problem(&lost_manifest(path)),
+                _ => own(path, self.quick, &self.tally),
+            };
+            if !found.problems.is_empty() && !path.exists() {
+                self.skip(path, "it was removed meanwhile");
+                continue;
+            }
+            any = true;
+            self.checked(path, found);
+        }
+        any
     }
 
     fn checked(&mut self, path: &Path, Found { verified_by, without, problems, unexpected }: Found) {
@@ -302,5 +320,38 @@ impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
         let skipped = SkippedPath { path: path.into(), reason };
         (self.each)(VerifyItem::Skipped(&skipped));
         self.report.skipped.push(skipped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, Counter};
+
+    /// A training removes those that were listed, before they are opened, and saves others.
+    #[test]
+    fn what_was_removed_meanwhile_is_not_verified() {
+        for saves_on in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut checkpoint = Checkpoint::new().track("step", Counter::new(7)).unwrap();
+            let mut save = || checkpoint.save(dir.path().join("ckpt")).unwrap();
+            let first = save();
+            let listing = list_checkpoints(dir.path()).unwrap();
+            let second = saves_on.then(save);
+            std::fs::remove_dir_all(&first).unwrap();
+            let report = VerifyReport { intact: true, complete: true, ..VerifyReport::default() };
+            let (reading, tally) = (ReadOptions::default(), Observer::default().begin(0));
+            let mut run = Run { report, each: |_: VerifyItem<'_>| {}, quick: false, reading: &reading, tally };
+            run.directory(dir.path(), listing);
+            let VerifyReport { intact, complete, checkpoints, skipped } = run.report;
+            assert_eq!(skipped, [SkippedPath { path: first, reason: "it was removed meanwhile" }]);
+            assert_eq!((intact, complete), (saves_on, saves_on));
+            let found: Vec<_> = checkpoints.iter().map(|found| (&*found.path, found.state)).collect();
+            let expected = match &second {
+                Some(second) => (&**second, VerifyState::Intact),
+                None => (dir.path(), VerifyState::Unreadable),
+            };
+            assert_eq!(found, [expected]);
+        }
     }
 }

@@ -330,11 +330,16 @@ impl CheckpointDirectory {
         Ok(())
     }
 
-    /// Removes entries of the index whose checkpoints are gone.
+    /// Removes entries of the index whose checkpoints are gone. Writes nothing if there are none.
     pub(super) fn tidy_index(directory: &Directory, held: &Held) {
+        let is_there = |name: &String| directory.has(name).unwrap_or(true);
+        let index = directory.index().unwrap_or_default();
+        if index.checkpoints.iter().map(|entry| &entry.name).chain(&index.latest).all(is_there) {
+            return;
+        }
         let noted = held.update_index(directory, |index| {
-            index.checkpoints.retain(|entry| directory.has(&entry.name).unwrap_or(true));
-            index.latest = index.latest.take().filter(|name| directory.has(name).unwrap_or(true));
+            index.checkpoints.retain(|entry| is_there(&entry.name));
+            index.latest = index.latest.take().filter(is_there);
         });
         if let Err(e) = noted {
             log::warn!("the index could not be written: {e:#}; the checkpoints are found without it");

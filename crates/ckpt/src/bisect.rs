@@ -13,7 +13,7 @@ use tch_checkpoint::inspect::{self, Condition, ExaminedCheckpoint, Search};
 /// Checkpoints are examined from the oldest to the newest. Conditions compare `step`, `metric("NAME")`, and `norm`,
 /// `min`, `max`, `mean` and `zeros` of tensors by pattern with numbers, ask for `nonfinite` values and for `unclean`
 /// saves, and are combined with `and`, `or`, `not` and parentheses. Only the tensors that the condition needs are read.
-/// Damaged checkpoints are skipped.
+/// Damaged checkpoints are skipped; one of them may be the first, so the exit code is 2.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -450,7 +450,8 @@ Exit codes:
   0  written
   2  nothing was written")]
 pub struct Average {
-    /// Checkpoints of any format, or directories of checkpoints for their latest, with the same names, the oldest first
+    /// Checkpoints of any format, or directories of checkpoints for their latest, with the same names, the oldest first;
+    /// numbered checkpoints of one directory, such as `run/ckpt-*`, are sorted
     #[arg(value_name = "SOURCE", required = true)]
     pub sources: Vec<PathBuf>,
     /// What to write
@@ -459,7 +460,7 @@ pub struct Average {
     /// Exponential instead of uniform: AVERAGE = D * AVERAGE + (1 - D) * NEXT
     #[arg(long, value_name = "D")]
     pub decay: Option<f64>,
-    /// A weight per source, separated by commas; they are divided by their sum
+    /// A weight per source, separated by commas; they are divided by their sum. The sources are not sorted
     #[arg(long, value_name = "W,W,...", value_delimiter = ',', conflicts_with = "decay")]
     pub weights: Vec<f64>,
     #[command(flatten)]

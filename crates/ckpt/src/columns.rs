@@ -37,10 +37,6 @@ pub fn heading(column: Column) -> (&'static str, Align) {
 
 /// Returns the content of a column for a checkpoint.
 pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str, now: DateTime<Utc>) -> String {
-    let with = |(name, text): (&String, &String)| match text.is_empty() {
-        true => name.clone(),
-        false => format!("{name} ({text})"),
-    };
     let figure = |of: fn(SaveFigures) -> String| entry.figures.map_or_else(|| "-".to_string(), of);
     match column {
         Column::Name => entry.name.clone(),
@@ -51,11 +47,11 @@ pub fn cell(column: Column, entry: &CheckpointEntry, is_best: bool, kept: &str, 
         Column::New => human::bytes(entry.new_bytes),
         Column::Tensors => entry.tensors.to_string(),
         Column::Values => entry.values.to_string(),
-        Column::Metrics => human::metrics(entry.metrics.iter().map(|(name, value)| (name.as_str(), *value))),
+        Column::Metrics => human::metrics(&entry.metrics),
         Column::Metadata => entry.metadata.join(", "),
         Column::Health => health(entry),
-        Column::Pins => entry.pins.iter().map(with).collect::<Vec<_>>().join(", "),
-        Column::Notes => entry.notes.iter().map(with).collect::<Vec<_>>().join(", "),
+        Column::Pins => human::notes(&entry.pins),
+        Column::Notes => human::notes(&entry.notes),
         Column::Stall => figure(|figures| human::seconds(figures.stall.as_secs_f64())),
         Column::Took => figure(|figures| human::seconds(figures.total.as_secs_f64())),
         Column::Waited => figure(|figures| human::seconds(figures.waited.as_secs_f64())),

@@ -5,7 +5,7 @@ use crate::human::{self, text};
 use crate::output::{Exit, Output};
 use crate::target;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch_checkpoint::convert::{ConvertOptions, Format, convert_with};
 use tch_checkpoint::inspect::Target;
@@ -120,18 +120,47 @@ pub fn run(args: &Convert, out: &mut Output) -> Result<Exit, Error> {
 }
 
 pub fn average(args: &Average, out: &mut Output) -> Result<Exit, Error> {
-    let sources = open(&args.sources, out)?;
-    let all = sources.iter().map(Target::source);
+    let mut sources = open(&args.sources, out)?;
     if !args.weights.is_empty() && args.weights.len() != sources.len() {
         let reason = format!("{} weights do not fit {} sources", args.weights.len(), sources.len());
         return Err(Error::InvalidArgument(reason));
     }
+    if let Some(sequences) = sequences(&sources)
+        && !sequences.is_sorted()
+    {
+        sources.sort_by_key(|source| source.overview().sequence);
+        let order: Vec<String> = sources.iter().map(|source| source.source().path().display().to_string()).collect();
+        let order = order.join(", ");
+        if !args.weights.is_empty() {
+            return Err(Error::InvalidArgument(format!(
+                "the sources are not in the order in which they were saved, so it is not clear which weight is whose; give \
+                 both, oldest first: {order}"
+            )));
+        }
+        out.note(format!("the sources are averaged in the order in which they were saved: {order}"));
+    }
+    let all = sources.iter().map(Target::source);
     let average = match args.decay {
         Some(decay) => map::Average::exponential(all, decay)?,
         None if !args.weights.is_empty() => map::Average::weighted(all.zip(args.weights.iter().copied()))?,
         None => map::Average::uniform(all)?,
     };
     write(&average, &sources, &args.dest, &args.writing.wanted()?, out)
+}
+
+/// Returns the commit sequences of the sources if these are numbered checkpoints of one name in one directory.
+fn sequences(sources: &[Target]) -> Option<Vec<u64>> {
+    let series: Option<BTreeSet<PathBuf>> = sources.iter().map(|source| series(source.source().path())).collect();
+    let sequences: Option<Vec<u64>> = sources.iter().map(|source| source.overview().sequence).collect();
+    sequences.filter(|_| series.is_some_and(|series| series.len() == 1))
+}
+
+/// Returns the path of a numbered checkpoint without the number.
+fn series(path: &Path) -> Option<PathBuf> {
+    let path = path.canonicalize().ok()?;
+    let (name, number) = path.file_name()?.to_str()?.rsplit_once('-')?;
+    number.parse::<u64>().ok()?;
+    Some(path.with_file_name(name))
 }
 
 /// Applies the maps and writes the result.

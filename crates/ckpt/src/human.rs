@@ -1,6 +1,7 @@
 //! Sizes, times, counts and paths as text.
 
 use chrono::{DateTime, Local, TimeDelta, Utc};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// `512 B`, `1.5 KiB`, `20.0 GiB`.
@@ -76,9 +77,18 @@ pub fn count(count: usize, thing: &str) -> String {
 }
 
 /// `loss=0.25 per=0.5`.
-pub fn metrics<'a>(metrics: impl Iterator<Item = (&'a str, f64)>) -> String {
-    let metrics: Vec<String> = metrics.map(|(name, value)| format!("{name}={}", figure(value))).collect();
+pub fn metrics(metrics: &BTreeMap<String, f64>) -> String {
+    let metrics: Vec<String> = metrics.iter().map(|(name, value)| format!("{name}={}", figure(*value))).collect();
     metrics.join(" ")
+}
+
+/// Pins or notes: `best, paper (table 2)`.
+pub fn notes(notes: &BTreeMap<String, String>) -> String {
+    let note = |(name, text): (&String, &String)| match text.is_empty() {
+        true => name.clone(),
+        false => format!("{name} ({text})"),
+    };
+    notes.iter().map(note).collect::<Vec<_>>().join(", ")
 }
 
 /// A number with 6 digits: `0.25`, `0.333333`, `1.19209e-7`.

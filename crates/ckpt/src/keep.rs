@@ -48,6 +48,7 @@ pub fn prune(args: &Prune, out: &mut Output) -> Result<Exit, Error> {
         return Ok(Exit::Fine);
     }
     let report = inspect::prune(&args.directory, &policies, &components)?;
+    note_if_none(&report, out);
     report.removed.iter().for_each(|path| out.line(format!("removed {}", path.display())));
     for (path, component) in &report.thinned {
         out.line(format!("removed {component} from {}", path.display()));
@@ -60,9 +61,7 @@ pub fn prune(args: &Prune, out: &mut Output) -> Result<Exit, Error> {
 }
 
 fn print_explained(report: &RetentionReport, out: &mut Output) {
-    if report.checkpoints.is_empty() {
-        out.note(format!("{} has no checkpoint", report.directory.display()));
-    }
+    note_if_none(report, out);
     for entry in &report.checkpoints {
         let lacks = |lacks: &str, components: &[String]| match components {
             [] => String::new(),
@@ -74,6 +73,12 @@ fn print_explained(report: &RetentionReport, out: &mut Output) {
             false if report.policies.is_empty() => format!("{} stays only if a policy keeps it", entry.name),
             false => format!("{} is removed: no policy keeps it", entry.name),
         });
+    }
+}
+
+fn note_if_none(report: &RetentionReport, out: &mut Output) {
+    if report.checkpoints.is_empty() {
+        out.note(format!("{} has no checkpoint", report.directory.display()));
     }
 }
 

@@ -97,7 +97,12 @@ fn print_head(summary: &Summary<'_>, out: &mut Output) {
         row("without", summary.without.join(", "));
     }
     if !summary.metrics.is_empty() {
-        row("metrics", human::metrics(summary.metrics.iter().map(|(name, value)| (*name, *value))));
+        row("metrics", human::metrics(&summary.metrics));
+    }
+    for (name, notes) in [("pins", &summary.pins), ("notes", &summary.notes)] {
+        if !notes.is_empty() {
+            row(name, human::notes(notes));
+        }
     }
     table.print(out);
     out.line("");

@@ -1025,3 +1025,20 @@ fn a_directory_without_rights_is_no_checkpoint() -> Outcome {
     fs::set_permissions(&lost, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
+
+/// A checkpoint that the listing tells is damaged may be the first one in which the condition holds.
+#[test]
+fn bisect_fails_if_a_file_has_lost_its_end() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let root = dir.path();
+    Model::new().train(root, &[1, 2, 3]);
+    let file = root.join("ckpt-2/decoder.safetensors");
+    fs::File::options().write(true).open(&file)?.set_len(fs::metadata(&file)?.len() - 1)?;
+    let ran = on("bisect", &[root, Path::new("metric(\"loss\") < 0.4")]);
+    assert!(ran.code == Some(2) && ran.out.contains("the first: ") && ran.out.ends_with("/ckpt-3\n"), "{ran:?}");
+    let path = root.join("ckpt-2");
+    assert_eq!(ran.row(path.to_str().ok_or("a name")?)[1..5], ["-", "not", "read:", "decoder.safetensors:"]);
+    let ran = on("bisect", &[root, Path::new("step > 3")]);
+    assert!(ran.code == Some(2) && ran.out.contains("in none of 2 checkpoints; 1 could not be read"), "{ran:?}");
+    Ok(())
+}

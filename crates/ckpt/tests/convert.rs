@@ -1,5 +1,9 @@
 //! `ckpt convert`, `average`, `map` and `diff` between formats.
 
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+
+use common::Memory;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -111,6 +115,55 @@ fn averages_are_written() {
     assert!(read(&*mean, &name) == read(&*a, key));
     let other = Checkpoint::new().track("x", Counter::new(1).node()).unwrap().write(dir.join("other")).unwrap();
     assert_eq!(ckpt(&["average", "a", other.to_str().unwrap(), "--out", "no"], dir).status.code(), Some(2));
+}
+
+/// The shell sorts `ckpt-*` by text: `ckpt-10` precedes `ckpt-8`.
+#[test]
+fn an_average_takes_the_checkpoints_of_a_run_in_the_order_in_which_they_were_saved() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let (weight, step) = (Memory::f32(&[1], [0.0]), Counter::new(0));
+    let save = |steps: &[u64]| {
+        let checkpoint = Checkpoint::new().track("weight", &weight).unwrap().track("step", &step).unwrap();
+        let mut manager = CheckpointManager::builder(checkpoint, dir.join("run")).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        for number in steps {
+            step.set(*number);
+            *weight.bytes() = Memory::f32(&[1], [*number as f32]).bytes().clone();
+            manager.save_at(*number).unwrap();
+        }
+        manager.close().unwrap();
+    };
+    // The last one is that of another run of the program, which goes on from the second.
+    save(&[8, 9]);
+    save(&[10]);
+    let average = |sources: &[&str], more: &[&str], to: &str| {
+        let output = ckpt(&[&["average"], sources, more, &["--out", to]].concat(), dir);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (saved, sorted) = (["run/ckpt-8", "run/ckpt-9", "run/ckpt-10"], ["run/ckpt-10", "./run/ckpt-8", "run/ckpt-9"]);
+    for (more, mean) in [(&["--decay", "0.5"][..], 9.25f32), (&[], 9.0)] {
+        for (sources, to) in [(&saved, "saved"), (&sorted, "sorted")] {
+            let (code, err) = average(sources, more, to);
+            assert_eq!(code, Some(0), "{err}");
+            let note = "averaged in the order in which they were saved: ./run/ckpt-8, run/ckpt-9, run/ckpt-10\n";
+            assert!(if to == "sorted" { err.ends_with(note) } else { err.is_empty() }, "{err}");
+            let found = interop::open(dir.join(to)).unwrap();
+            assert_eq!((read(&*found, "weight"), found.value("step")), (mean.to_le_bytes().to_vec(), Some(10.into())));
+            fs::remove_dir_all(dir.join(to)).unwrap();
+        }
+    }
+    // Which weight is meant for which of them is not known.
+    let (code, err) = average(&sorted, &["--weights", "1,2,3"], "no");
+    assert!(code == Some(2) && err.contains("oldest first: ./run/ckpt-8, run/ckpt-9, run/ckpt-10\n"), "{err}");
+    assert!(!dir.join("no").exists());
+    assert_eq!(average(&saved, &["--weights", "1,2,3"], "weighted"), (Some(0), String::new()));
+    // Those of no common run stay in the order that was given.
+    for number in [9, 10] {
+        fs::rename(dir.join(format!("run/ckpt-{number}")), dir.join(format!("of-{number}-epochs"))).unwrap();
+    }
+    assert_eq!(average(&["of-10-epochs", "of-9-epochs"], &[], "last"), (Some(0), String::new()));
+    assert_eq!(interop::open(dir.join("last")).unwrap().value("step"), Some(9.into()));
 }
 
 #[test]

@@ -7,7 +7,9 @@ mod tool;
 use common::Memory;
 use serde_json::Value as Json;
 use std::path::Path;
-use tch_checkpoint::{Checkpoint, CheckpointManager, Counter, Durability, SaveOptions, checkpoints};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, CheckpointManager, Counter, Durability, SaveOptions, checkpoints,
+};
 use tool::ckpt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -238,5 +240,58 @@ fn every_command_says_which_component_was_removed() -> Outcome {
     assert_eq!(json(&["why", "--latest", "2", "run"], dir.path())["checkpoints"][0]["without"][0], "optimizer");
     let (_, out, _) = ckpt(&["diff", "run/ckpt-1", "run/ckpt-2"], dir.path());
     assert!(out.contains("optimizer"), "{out}");
+    Ok(())
+}
+
+/// What is no directory of checkpoints was given by mistake, and nothing is written there.
+#[test]
+fn nothing_but_a_directory_of_checkpoints_is_pruned() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    let names = |path: &str| -> Result<Vec<_>, std::io::Error> {
+        let mut names = std::fs::read_dir(dir.path().join(path))?
+            .map(|e| Ok(e?.file_name()))
+            .collect::<Result<Vec<_>, std::io::Error>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let before = (names(".")?, names("run/ckpt-1")?);
+    for (path, reason) in [("nowhere", "nothing is there"), ("run/ckpt-1", "not a directory of checkpoints")] {
+        for command in
+            [&["why"][..], &["why", "--latest", "1"], &["prune", "--latest", "1"], &["prune", "--latest", "1", "--yes"]]
+        {
+            let (code, out, err) = ckpt(&[command, &[path]].concat(), dir.path());
+            assert!(code == Some(2) && out.is_empty() && err.contains(reason), "{command:?} {path}: {out}{err}");
+        }
+    }
+    // That of the runs may get some of its own.
+    let (code, out, err) = ckpt(&["prune", "--latest", "1", "--yes", "."], dir.path());
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", "ckpt: . has no checkpoint\n"));
+    assert_eq!((names(".")?, names("run/ckpt-1")?), before);
+    // An index that was removed is not written for nothing.
+    std::fs::remove_file(dir.path().join("run/checkpoint.json"))?;
+    assert_eq!(ckpt(&["prune", "--latest", "9", "--yes", "run"], dir.path()).0, Some(0));
+    assert!(!dir.path().join("run/checkpoint.json").exists());
+    Ok(())
+}
+
+/// What was added to a checkpoint later belongs to it in every command.
+#[test]
+fn show_has_the_metrics_pins_and_notes_of_the_listing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    run(dir.path())?.close()?;
+    CheckpointDirectory::new(dir.path().join("run")).add_metrics("ckpt-2", [("val:loss", 0.1), ("accuracy", 0.9)])?;
+    assert_eq!(ckpt(&["pin", "run/ckpt-2", "paper", "table 2"], dir.path()).0, Some(0));
+    assert_eq!(ckpt(&["annotate", "run/ckpt-2", "reviewed", "sounds right"], dir.path()).0, Some(0));
+    let (code, out, err) = ckpt(&["show", "run/best:accuracy:max"], dir.path());
+    assert!(code == Some(0) && err.is_empty(), "{err}");
+    let row = |name: &str| out.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    assert_eq!(row("metrics "), Some("accuracy=0.9 val:loss=0.1"));
+    assert_eq!((row("pins "), row("notes ")), (Some("paper (table 2)"), Some("reviewed (sounds right)")));
+    let (shown, listed) = (json(&["show", "run/ckpt-2"], dir.path()), json(&["ls", "run"], dir.path()));
+    for name in ["metrics", "pins", "notes"] {
+        assert_eq!(shown[name], listed["checkpoints"][1][name], "{name}");
+    }
+    assert_eq!(shown["metrics"], serde_json::json!({ "accuracy": 0.9, "val:loss": 0.1 }));
     Ok(())
 }
