@@ -52,13 +52,13 @@ impl DurableFile {
     #[cfg(feature = "pytorch")]
     pub(crate) fn sync(mut self) -> Result<()> {
         self.is_done = true;
-        self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
+        self.file.sync_all().map_err(|e| Error::io("sync the file", &self.temporary, e))
     }
 
     /// Makes the content durable, renames the file atomically, and makes the name durable. Replaces an existing file
     /// unless it is to be a new one.
     pub(crate) fn publish(mut self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))?;
+        self.file.sync_all().map_err(|e| Error::io("sync the file", &self.temporary, e))?;
         let renamed = match self.is_new {
             true => rename_to_free(&self.temporary, &self.path),
             false => fs::rename(&self.temporary, &self.path),
