@@ -304,6 +304,48 @@ fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
     Ok(())
 }
 
+/// A failing disk, or directories of another user.
+#[test]
+fn what_was_passed_over_is_skipped_even_if_it_cannot_be_renamed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let storage = Counting::new(Arc::new(Posix::default()));
+    let run = Run::new(Arc::new(storage.clone()), dir.path().join("run"));
+    let open = |run: &Run| CheckpointManager::builder(run.checkpoint()?, &run.root).max_to_keep(None).open();
+    let mut manager = open(&run)?;
+    for step in 6..=9 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    manager.close()?;
+    storage.cannot_read(["ckpt-8", "ckpt-9"]);
+    let run = run.again();
+    let mut manager = open(&run)?;
+    let mut passed_over = Vec::new();
+    let start = loop {
+        match manager.restore_or_initialize() {
+            Err(Error::Io { path, .. }) if passed_over.len() < 5 => passed_over.push(manager.pass_over(path)?),
+            start => break start,
+        }
+    };
+    assert_eq!(passed_over, [run.root.join("ckpt-8"), run.root.join("ckpt-9")]);
+    assert_eq!(start?.passed_over.len(), 2);
+    assert!(run.is_at(7));
+    // It stays so when they can be read again, and everything is examined.
+    storage.cannot_read([]);
+    std::fs::remove_dir_all(run.root.join("ckpt-6"))?;
+    manager.restore_or_initialize()?;
+    assert!(run.is_at(7));
+    // Not so for what this manager saves under such a name when that is free.
+    std::fs::remove_dir_all(run.root.join("ckpt-8"))?;
+    run.set(8);
+    manager.save_at(8)?;
+    std::fs::remove_dir_all(run.root.join("ckpt-7"))?;
+    run.set(0);
+    manager.restore_or_initialize()?;
+    assert!(run.is_at(8));
+    Ok(())
+}
+
 #[test]
 fn a_manager_restores_with_exceptions_and_goes_on_from_there() -> Outcome {
     everywhere(|run| {

@@ -229,6 +229,14 @@ impl Catalog {
         catalog
     }
 
+    /// Leaves these checkpoints out, as if they were not there.
+    pub(crate) fn leave_out(&mut self, names: &HashSet<String>) {
+        self.found.retain(|found| !names.contains(&found.entry.name));
+        for list in [&mut self.damaged, &mut self.doubtful, &mut self.unreachable] {
+            list.retain(|(name, _)| !names.contains(name));
+        }
+    }
+
     /// A link could lead to a checkpoint. One with the name of the newest must not be ignored silently.
     fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
         for name in &links {
