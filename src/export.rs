@@ -66,7 +66,8 @@ impl WeightsExport {
     /// An entry is removed only if it has the name of an export (`weights-STEP.safetensors`, or a directory
     /// `weights-STEP` with nothing else in it) and the same header, byte by byte, as the new export: the tensors of the
     /// same components, with the same types and shapes, as this crate arranges them. Exports of later steps than the
-    /// new one, from which the run went back, count as older.
+    /// new one, from which the run went back, count as older. What exports of killed processes left
+    /// (`.weights-STEP.safetensors.tch-checkpoint-…`) is removed before the first export of each process, whatever is kept.
     pub fn keep(mut self, keep: usize) -> WeightsExport {
         self.keep = Some(keep.max(1));
         self

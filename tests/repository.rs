@@ -18,7 +18,7 @@ use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{self, Aside, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, CheckpointWatcher, Counter,
-    Dtype, Error, Location, RestoreOptions, SaveOptions, list_checkpoints, verify_checkpoint,
+    Dtype, Error, Location, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -301,6 +301,89 @@ fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
     assert_eq!(counting.take().get("remove"), Some(&1));
     manager.restore(run.root.join("ckpt-3"))?;
     assert!(run.is_at(3));
+    Ok(())
+}
+
+/// A failing disk, or directories of another user.
+#[test]
+fn what_was_passed_over_is_skipped_even_if_it_cannot_be_renamed() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let storage = Counting::new(Arc::new(Posix::default()));
+    let run = Run::new(Arc::new(storage.clone()), dir.path().join("run"));
+    let open = |run: &Run| CheckpointManager::builder(run.checkpoint()?, &run.root).max_to_keep(None).open();
+    let mut manager = open(&run)?;
+    for step in 6..=9 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    manager.close()?;
+    storage.cannot_read(["ckpt-8", "ckpt-9"]);
+    let run = run.again();
+    let mut manager = open(&run)?;
+    let mut passed_over = Vec::new();
+    let start = loop {
+        match manager.restore_or_initialize() {
+            Err(Error::Io { path, .. }) if passed_over.len() < 5 => passed_over.push(manager.pass_over(path)?),
+            start => break start,
+        }
+    };
+    assert_eq!(passed_over, [run.root.join("ckpt-8"), run.root.join("ckpt-9")]);
+    assert_eq!(start?.passed_over.len(), 2);
+    assert!(run.is_at(7));
+    // It stays so when they can be read again, and everything is examined.
+    storage.cannot_read([]);
+    std::fs::remove_dir_all(run.root.join("ckpt-6"))?;
+    manager.restore_or_initialize()?;
+    assert!(run.is_at(7));
+    // Not so for what this manager saves under such a name when that is free.
+    std::fs::remove_dir_all(run.root.join("ckpt-8"))?;
+    run.set(8);
+    manager.save_at(8)?;
+    std::fs::remove_dir_all(run.root.join("ckpt-7"))?;
+    run.set(0);
+    manager.restore_or_initialize()?;
+    assert!(run.is_at(8));
+    Ok(())
+}
+
+/// Of what has the name of a checkpoint and nothing else: an alias, or the directory of another user.
+#[test]
+fn what_only_has_a_name_stops_nobody_while_there_is_no_checkpoint_of_that_name() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let storage = Counting::new(Arc::new(Posix::default()));
+    let run = Run::new(Arc::new(storage.clone()), dir.path());
+    let mut manager = run.open(false)?;
+    for step in 1..=2 {
+        run.set(step);
+        manager.save_at(step)?;
+    }
+    std::fs::create_dir(dir.path().join("exp-7"))?;
+    storage.cannot_read(["exp-7"]);
+    std::os::unix::fs::symlink("ckpt-1", dir.path().join("epoch-5"))?;
+    let beside = CheckpointDirectory::in_storage(Arc::new(storage.clone()), dir.path());
+    let latest = || Ok::<_, Error>(beside.latest()?.map(|info| info.name));
+    assert_eq!(latest()?.as_deref(), Some("ckpt-2"));
+    let watcher = CheckpointWatcher::in_storage(Arc::new(storage.clone()), dir.path());
+    assert_eq!(watcher.timeout(Duration::ZERO).next().ok_or("none")??.name, "ckpt-2");
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-2").into()));
+    // They are listed.
+    assert_eq!((beside.list()?.damaged.len(), beside.list()?.links.len()), (2, 1));
+    // One that may be the newest of its name stops them, and what to do is said.
+    std::os::unix::fs::symlink("ckpt-1", dir.path().join("ckpt-5"))?;
+    for error in [latest().unwrap_err(), latest_checkpoint(dir.path()).unwrap_err()] {
+        assert!(matches!(&error, Error::Link { path, .. } if path.ends_with("ckpt-5")), "{error}");
+        assert!(error.to_string().contains("remove the link"), "{error}");
+    }
+    std::fs::remove_file(dir.path().join("ckpt-5"))?;
+    // So does one of a name of which there was one, or is one out of the numbering.
+    std::fs::create_dir(dir.path().join("old-3"))?;
+    let saved = dir.path().join("ckpt-1");
+    std::fs::rename(&saved, dir.path().join(format!("damaged-old-2-{}", "0".repeat(32))))?;
+    storage.cannot_read(["exp-7", "old-3"]);
+    assert!(matches!(latest(), Err(Error::Io { path, .. }) if path.ends_with("old-3")));
+    std::fs::remove_dir(dir.path().join("old-3"))?;
+    storage.cannot_read(["exp-7", "ckpt-2"]);
+    assert!(matches!(latest(), Err(Error::Io { path, .. }) if path.ends_with("ckpt-2")));
     Ok(())
 }
 

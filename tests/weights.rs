@@ -187,6 +187,81 @@ fn of_the_exports_the_newest_stay_and_nothing_of_others_is_removed() -> Outcome 
     Ok(())
 }
 
+/// What a writer that was killed left goes with the next export into the same place; what one is writing stays.
+#[test]
+fn what_a_killed_export_left_is_removed_by_the_next() -> Outcome {
+    for per_component in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let exports = dir.path().join("exports");
+        let model = Model::new();
+        let export = WeightsExport::of(["model"]);
+        let export = if per_component { export.file_per_component() } else { export };
+        let left = |step: &str, nonce: &str| match per_component {
+            true => exports.join(format!("weights-{step}/.model.safetensors.tch-checkpoint-{nonce}")),
+            false => exports.join(format!(".weights-{step}.safetensors.tch-checkpoint-{nonce}")),
+        };
+        let make = |path: &Path| -> Result<fs::File, std::io::Error> {
+            fs::create_dir_all(path.parent().unwrap())?;
+            fs::write(path, "half")?;
+            fs::File::open(path)
+        };
+        let (zeros, ones) = ("0".repeat(32), "1".repeat(32));
+        let dead = [left("3", &zeros), left("5", &zeros), left("5", &ones)];
+        let others = [
+            left("3", &"2".repeat(31)),
+            left("03", &zeros),
+            exports.join(format!(".notes.tch-checkpoint-{zeros}")),
+            exports.join(format!(".weights-3.safetensors.tmp-{zeros}")),
+        ];
+        dead.iter().chain(&others).try_for_each(|path| make(path).map(drop))?;
+        let link = left("3", &"3".repeat(32));
+        std::os::unix::fs::symlink(&others[0], &link)?;
+        let alive = left("3", &ones);
+        let writer = make(&alive)?;
+        writer.lock()?;
+        let (run, model) = (dir.path().join("run"), model.checkpoint()?);
+        let builder = CheckpointManager::builder(model, run).save_every(100);
+        let mut manager = builder.export_weights_when(EverySteps(1), export, &exports).open()?;
+        manager.save_if_due(4)?;
+        assert!(others.iter().all(|path| path.exists()) && link.exists() && alive.exists());
+        assert!(dead.iter().all(|path| !path.exists()), "{dead:?}");
+        // A directory that has nothing else goes, too.
+        assert!(!exports.join("weights-5").exists());
+        assert!(
+            interop::open(exports.join(if per_component {
+                "weights-4/model.safetensors"
+            } else {
+                "weights-4.safetensors"
+            }))
+            .is_ok()
+        );
+    }
+    Ok(())
+}
+
+/// The same for files and directories that are written once.
+#[test]
+fn what_a_killed_conversion_left_is_removed_by_the_next_to_the_same_path() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let source = Model::new().checkpoint()?.write(dir.path().join("source"))?;
+    let source = interop::open(source)?;
+    let at = |name: &str| dir.path().join(name);
+    let left = |name: &str, digit: &str| at(&format!(".{name}.tch-checkpoint-{}", digit.repeat(32)));
+    for name in ["out", "out.safetensors"] {
+        fs::create_dir(left(name, "0"))?;
+        fs::write(left(name, "0").join("model.safetensors"), "half")?;
+        fs::write(left(name, "1"), "half")?;
+        fs::create_dir(left(name, "2"))?;
+        let writer = fs::File::open(left(name, "2"))?;
+        writer.lock()?;
+        fs::write(left("other", "0"), "half")?;
+        interop::huggingface::write(&*source, at(name), &interop::huggingface::WriteOptions::default())?;
+        assert!(at(name).exists() && left(name, "2").exists() && left("other", "0").exists());
+        assert!(!left(name, "0").exists() && !left(name, "1").exists(), "{name}");
+    }
+    Ok(())
+}
+
 /// The exports of the path that the run left are written anew, and do not count.
 #[test]
 fn a_run_that_goes_back_exports_as_one_that_did_not() -> Outcome {

@@ -175,6 +175,8 @@ pub(crate) struct Catalog {
     pub doubtful: Vec<(String, Error)>,
     /// Our checkpoints that cannot be read now, or by this version, by name.
     pub unreachable: Vec<(String, Error)>,
+    /// Those of the unreachable ones that have the name of a checkpoint, and of which nothing else is known.
+    named: HashSet<String>,
     /// Those that left the numbering because others took their place, by name, with their content if they can be read.
     pub superseded: Vec<(String, Result<Found>)>,
     /// Those that left the numbering for any other reason, by name.
@@ -229,10 +231,19 @@ impl Catalog {
         catalog
     }
 
+    /// Leaves these checkpoints out, as if they were not there.
+    pub(crate) fn leave_out(&mut self, names: &HashSet<String>) {
+        self.found.retain(|found| !names.contains(&found.entry.name));
+        for list in [&mut self.damaged, &mut self.doubtful, &mut self.unreachable] {
+            list.retain(|(name, _)| !names.contains(name));
+        }
+    }
+
     /// A link could lead to a checkpoint. One with the name of the newest must not be ignored silently.
     fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
         for name in &links {
             if numbered(name).is_some_and(|(manager, number)| self.may_be_newest(name, manager, number)) {
+                self.named.insert(name.clone());
                 self.unreachable.push((name.clone(), link_met(&directory.path(name))));
             }
         }
@@ -254,6 +265,18 @@ impl Catalog {
             index.latest.as_deref() == Some(name) || entries.any(|entry| Some(entry.sequence) > last)
         };
         highest < Some(number) || self.index.as_ref().is_some_and(was_later)
+    }
+
+    /// Returns `true` if nothing but its name tells that the unreachable `name` is a checkpoint, while there are others,
+    /// none of them of the same manager: it is an alias, or of another program or user.
+    pub(crate) fn is_strange(&self, name: &str) -> bool {
+        let manager = |name| numbered(name).map(|(manager, _)| manager);
+        let found = self.found.iter().map(|found| found.entry.name.as_str());
+        let indexed = self.index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.as_str());
+        let superseded = self.superseded.iter().map(|(aside, _)| aside);
+        let aside = superseded.chain(&self.set_aside).filter_map(|aside| before_aside(aside).map(|(_, name)| name));
+        let is_known = || found.chain(indexed).chain(aside).any(|known| manager(known) == manager(name));
+        self.named.contains(name) && !self.found.is_empty() && !is_known()
     }
 
     /// Returns the sequence of the valid checkpoint `name`.
@@ -282,8 +305,12 @@ impl Catalog {
             return;
         }
         let list = match rule::whose(directory, indexed, name) {
-            Whose::Ours if error.is_damage() => &mut self.damaged,
+            Whose::Ours | Whose::Named if error.is_damage() => &mut self.damaged,
             Whose::Ours => &mut self.unreachable,
+            Whose::Named => {
+                self.named.insert(name.to_string());
+                &mut self.unreachable
+            }
             Whose::Doubtful => &mut self.doubtful,
             Whose::Others => return,
         };

@@ -28,14 +28,16 @@ pub(super) fn indexed(index: Option<&Index>) -> HashSet<String> {
 pub(super) enum Whose {
     /// A checkpoint of ours: it has a manifest of any content, or the index lists it.
     Ours,
+    /// It has the name of a checkpoint, and nothing else is known of it.
+    Named,
     /// It has a component, as other programs' directories do. It is reported, but neither renamed nor removed.
     Doubtful,
     /// Of another program.
     Others,
 }
 
-/// Returns whose the directory `name` is. One that cannot be listed, whatever the error, is ours if the index lists it
-/// or if it has the name of a checkpoint.
+/// Returns whose the directory `name` is. One that cannot be listed, whatever the error, is ours if the index lists it,
+/// and may be if it has the name of a checkpoint.
 pub(super) fn whose(directory: &Directory, indexed: &HashSet<String>, name: &str) -> Whose {
     if indexed.contains(name) {
         return Whose::Ours;
@@ -46,7 +48,7 @@ pub(super) fn whose(directory: &Directory, indexed: &HashSet<String>, name: &str
         // The index of a directory of checkpoints below this one is not a component.
         Ok(names) if names.iter().any(|name| name == INDEX_FILE) => Whose::Others,
         Ok(names) if names.iter().any(is_component) => Whose::Doubtful,
-        Err(_) if numbered(name).is_some() => Whose::Ours,
+        Err(_) if numbered(name).is_some() => Whose::Named,
         _ => Whose::Others,
     }
 }

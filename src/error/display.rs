@@ -138,6 +138,7 @@ fn remedy(action: &str, error: &io::Error) -> &'static str {
             return "; the file system cannot make this durable: save to another one, or renounce surviving a power cut \
                     (`Durability::ProcessCrash`)";
         }
+        ("sync the file", _) if has_none => return "; the file system cannot make this durable: write to another one",
         (_, Some(Errno::FBIG)) => {
             return "; the file system, or a limit (`ulimit -f`), allows no larger file: split components into smaller \
                     files (`SaveOptions::max_file_bytes`)";
@@ -165,7 +166,8 @@ pub(super) fn linux_says(error: &io::Error, numbers: &[i32]) -> bool {
     cfg!(target_os = "linux") && error.raw_os_error().is_some_and(|number| numbers.contains(&number))
 }
 
-/// Returns the remedy for a checkpoint that cannot be read now, which is not the same as a damaged one.
+/// Returns the remedy for a checkpoint that cannot be read now, which is not the same as a damaged one. Other files are
+/// "read the file" and "open the file": no manager passes over them.
 fn way_on(action: &str) -> &'static str {
     match action {
         "read" | "open" | "open the checkpoint" | "list the checkpoint" => {

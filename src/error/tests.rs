@@ -23,8 +23,18 @@ fn what_cannot_be_read_now_is_not_damage_and_names_the_way_on() {
         let error = Error::io("open", "run/ckpt-3/manifest.json", io::Error::from_raw_os_error(errno));
         assert!(!error.is_damaged() && error.to_string().contains("CheckpointManager::pass_over"), "{error}");
     }
-    let error = Error::io("write", "run/ckpt-3", io::Error::from_raw_os_error(5));
-    assert!(!error.to_string().contains("pass_over"), "{error}");
+    for action in ["write", "read the file", "open the file"] {
+        let error = Error::io(action, "run/ckpt-3", io::Error::from_raw_os_error(5));
+        assert!(!error.to_string().contains("pass_over"), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_checkpoint_is_not_told_to_be_saved_otherwise() {
+    let error = |action| Error::io(action, "out/model.pt", rustix::io::Errno::INVAL.into()).to_string();
+    assert!(error("sync").contains("Durability::ProcessCrash"), "{}", error("sync"));
+    let text = error("sync the file");
+    assert!(text.contains("another one") && !text.contains("Durability"), "{text}");
 }
 
 #[test]

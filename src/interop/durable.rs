@@ -1,10 +1,11 @@
 //! Files and directories that get their names only when they are completely on the disk.
 
+use super::temporary;
 #[cfg(feature = "pytorch")]
 use super::zip::Sink;
 use crate::error::{Error, Result};
 use crate::location::Location;
-use crate::repository::{cannot_sync, no_promise, nonce};
+use crate::repository::{cannot_sync, no_promise};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -34,12 +35,8 @@ impl DurableFile {
 
     /// Creates a file that will replace `path`.
     pub(crate) fn create(path: &Path) -> Result<DurableFile> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| Error::InvalidArgument(format!("{} is no name of a file", path.display())))?;
-        let temporary = path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), nonce()));
-        let file = File::options().write(true).create_new(true).open(&temporary);
-        let file = file.map_err(|e| Error::io("create", &temporary, e))?;
+        let new = |temporary: &Path| File::options().write(true).create_new(true).open(temporary);
+        let (temporary, file) = temporary::create(path, new)?;
         Ok(DurableFile { path: path.to_path_buf(), temporary, file, is_new: false, is_done: false })
     }
 
@@ -52,13 +49,13 @@ impl DurableFile {
     #[cfg(feature = "pytorch")]
     pub(crate) fn sync(mut self) -> Result<()> {
         self.is_done = true;
-        self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))
+        self.file.sync_all().map_err(|e| Error::io("sync the file", &self.temporary, e))
     }
 
     /// Makes the content durable, renames the file atomically, and makes the name durable. Replaces an existing file
     /// unless it is to be a new one.
     pub(crate) fn publish(mut self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io("sync", &self.temporary, e))?;
+        self.file.sync_all().map_err(|e| Error::io("sync the file", &self.temporary, e))?;
         let renamed = match self.is_new {
             true => rename_to_free(&self.temporary, &self.path),
             false => fs::rename(&self.temporary, &self.path),
@@ -88,7 +85,7 @@ fn rename_to_free(from: &Path, to: &Path) -> std::io::Result<()> {
     }
 }
 
-fn parent_of(path: &Path) -> &Path {
+pub(super) fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -110,6 +107,8 @@ fn sync_directory(path: &Path) -> Result<()> {
 pub(crate) struct DurableDirectory {
     path: PathBuf,
     temporary: PathBuf,
+    /// Holds the lock.
+    _opened: File,
     is_done: bool,
 }
 
@@ -118,17 +117,14 @@ pub(crate) struct DurableDirectory {
 impl DurableDirectory {
     /// Creates a directory that will become `path`, which must not exist.
     pub(crate) fn create(path: &Path) -> Result<DurableDirectory> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| Error::InvalidArgument(format!("{} is no name of a directory", path.display())))?;
         if fs::symlink_metadata(path).is_ok() {
             return Err(already_there(path));
         }
         let parent = parent_of(path);
         fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-        let temporary = path.with_file_name(format!(".{}.tmp-{}", name.to_string_lossy(), nonce()));
-        fs::create_dir(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
-        Ok(DurableDirectory { path: path.to_path_buf(), temporary, is_done: false })
+        let new = |temporary: &Path| fs::create_dir(temporary).and_then(|()| temporary::open_directory(temporary));
+        let (temporary, opened) = temporary::create(path, new)?;
+        Ok(DurableDirectory { path: path.to_path_buf(), temporary, _opened: opened, is_done: false })
     }
 
     /// Creates a file in it, to be completed by [`DurableFile::sync`].

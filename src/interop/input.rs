@@ -84,7 +84,7 @@ impl Input {
     /// Returns all of a file.
     pub(crate) fn open(path: &Path) -> Result<Input> {
         let file = open_file(path)?;
-        let stamp = Stamp::of(&file).map_err(|e| Error::io("open", path, e))?;
+        let stamp = Stamp::of(&file).map_err(|e| Error::io("open the file", path, e))?;
         Ok(Input { path: path.into(), bytes: Bytes::File(Arc::new(file), stamp), start: 0, len: stamp.len })
     }
 
@@ -125,9 +125,9 @@ impl Input {
             Bytes::File(file, stamp) => {
                 file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
                     io::ErrorKind::UnexpectedEof => Error::damaged(&*self.path, "the file ends early"),
-                    _ => Error::io("read", &*self.path, e),
+                    _ => Error::io("read the file", &*self.path, e),
                 })?;
-                match Stamp::of(file).map_err(|e| Error::io("read", &*self.path, e))? {
+                match Stamp::of(file).map_err(|e| Error::io("read the file", &*self.path, e))? {
                     now if now == *stamp => Ok(()),
                     _ => {
                         Err(self

@@ -38,6 +38,7 @@ mod seal;
 #[cfg(any(feature = "tensorflow", feature = "keras"))]
 mod slot;
 mod stream;
+pub(crate) mod temporary;
 #[cfg(feature = "tensorflow")]
 pub mod tensorflow;
 #[cfg(feature = "pytorch")]

@@ -29,7 +29,7 @@ pub(super) fn probe(path: &Path) -> Result<Probe<'_>> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Probe { path, start: None, names: None }),
-        Err(e) => return Err(failed("open", e)),
+        Err(e) => return Err(failed("examine", e)),
     };
     if metadata.is_dir() {
         let mut names = BTreeSet::new();
@@ -40,7 +40,7 @@ pub(super) fn probe(path: &Path) -> Result<Probe<'_>> {
         return Ok(Probe { path, start: None, names: Some(names) });
     }
     let mut start = Vec::new();
-    open_file(path)?.take(START).read_to_end(&mut start).map_err(|e| failed("read", e))?;
+    open_file(path)?.take(START).read_to_end(&mut start).map_err(|e| failed("read the file", e))?;
     Ok(Probe { path, start: Some(start), names: None })
 }
 
@@ -53,11 +53,11 @@ pub(crate) fn open_file(path: &Path) -> Result<File> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(Error::not_found(path, "the file is missing".to_string()));
         }
-        Err(e) => return Err(Error::io("open", path, e)),
+        Err(e) => return Err(Error::io("open the file", path, e)),
     };
     match file.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(file),
         Ok(_) => Err(Error::unsupported(path, "it is not a regular file".to_string())),
-        Err(e) => Err(Error::io("open", path, e)),
+        Err(e) => Err(Error::io("open the file", path, e)),
     }
 }

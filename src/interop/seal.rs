@@ -171,7 +171,7 @@ fn open_seal(place: &Path) -> Result<Option<File>> {
     };
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(place) {
         Ok(file) => file,
-        Err(e) => return failed("open", e),
+        Err(e) => return failed("open the file", e),
     };
     match file.metadata() {
         Ok(metadata) if !metadata.is_file() => Err(Error::unsupported(place, "it is not a regular file")),
@@ -179,7 +179,7 @@ fn open_seal(place: &Path) -> Result<Option<File>> {
             Err(Error::damaged(place, format!("it has {} bytes, a seal has at most {MAX_BYTES}", metadata.len())))
         }
         Ok(_) => Ok(Some(file)),
-        Err(e) => failed("read", e),
+        Err(e) => failed("read the file", e),
     }
 }
 
@@ -191,7 +191,7 @@ pub(super) fn with_seal(path: &Path, source: Box<dyn TensorSource>) -> Result<Bo
     let place = place(path);
     let Some(file) = open_seal(&place)? else { return Ok(source) };
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io("read", &place, e))?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io("read the file", &place, e))?;
     let seal: Seal = serde_json::from_slice(&bytes)
         .map_err(|e| Error::damaged(&place, name::short_message(format!("it is not a seal: {e}"))))?;
     if seal.seal != 1 {

@@ -114,6 +114,7 @@ impl Commit {
         let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
         ledger.known.retain(|found| !gone(found) || !self.directory.rules().hold(Rule::OneEntry));
         ledger.known.push(found.clone());
+        ledger.skipped.remove(&found.entry.name);
         ledger.listed = ledger.known.iter().map(Found::id).collect();
         ledger.memo = saved.memo;
         ledger.last_took = Some(self.began.elapsed());

@@ -190,10 +190,8 @@ impl CheckpointDirectory {
         let directory = self.directory()?;
         let mut catalog = Catalog::of_changed(&directory, directory.scan()?, looks);
         let (found, undecided) = catalog.ordered();
-        for list in [&mut catalog.damaged, &mut catalog.unreachable] {
-            if let Some(at) = list.iter().position(|(_, error)| !error.is_damage()) {
-                return Err(list.swap_remove(at).1);
-            }
+        if let Some(at) = catalog.unreachable.iter().position(|(name, _)| !catalog.is_strange(name)) {
+            return Err(catalog.unreachable.swap_remove(at).1);
         }
         match undecided {
             Some((first, second)) => {

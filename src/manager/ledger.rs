@@ -47,6 +47,8 @@ pub(super) struct Ledger {
     pub unreachable: Vec<(String, Error)>,
     /// Those that were skipped and still have their number.
     pub stuck: Vec<String>,
+    /// Those that their user skipped, and that could not be renamed.
+    pub skipped: HashSet<String>,
     /// When the manager was opened.
     opened: DateTime<Utc>,
     /// What this process restored last.
@@ -98,6 +100,7 @@ impl Ledger {
             undecided: None,
             unreachable: Vec::new(),
             stuck: Vec::new(),
+            skipped: HashSet::new(),
             opened,
             restored: None,
             passed_over: Vec::new(),
@@ -151,6 +154,8 @@ impl Ledger {
 
     /// Records the checkpoints that exist. Damaged ones leave the numbering.
     pub(super) fn take_in(&mut self, mut catalog: Catalog) {
+        self.skipped.retain(|name| catalog.names.contains(name));
+        catalog.leave_out(&self.skipped);
         let chain = catalog.chain(&self.name);
         let mut left_alone = std::mem::take(&mut catalog.doubtful);
         left_alone.retain(|(name, _)| number_of(&self.name, name).is_some() && catalog.may_be_ours(name));

@@ -35,6 +35,8 @@ pub struct Listing {
     /// Removed checkpoints whose files are kept for the next save to overwrite, or left behind by a process that died
     /// (`.trash-…`), by name.
     pub removed: Vec<Location>,
+    /// Those of `damaged` that may be anything, see [`Catalog::is_strange`].
+    strange: Vec<Location>,
 }
 
 /// A checkpoint in a [`Listing`].
@@ -123,6 +125,8 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
     let catalog = Catalog::of(directory, directory.scan()?);
     let (found, undecided) = catalog.ordered();
     let path = |name: &str| directory.root().join(name);
+    let unreachable = catalog.unreachable.iter().map(|(name, _)| name);
+    let strange = unreachable.filter(|name| catalog.is_strange(name)).map(|name| path(name)).collect();
     let (removals, saves): (Vec<_>, Vec<_>) = catalog.leftovers.iter().partition(|name| before_trash(name).is_some());
     let mut damaged: Vec<(String, Error)> =
         catalog.damaged.into_iter().chain(catalog.doubtful).chain(catalog.unreachable).collect();
@@ -157,6 +161,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
         superseded: catalog.superseded.iter().map(|(name, _)| path(name)).collect(),
         unfinished_saves: saves.into_iter().map(|name| path(name)).collect(),
         removed: removals.into_iter().map(|name| path(name)).collect(),
+        strange,
     };
     Ok((listing, catalog.vanished))
 }
@@ -164,6 +169,9 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
 /// Returns the checkpoints in a directory that are valid, judging by manifests and file sizes, oldest first; see
 /// [`Listing::checkpoints`]. Damaged ones are left out. Takes no lock and works on a read-only file system. A directory
 /// that does not exist has none.
+///
+/// A link, or a directory that cannot be listed, may be a checkpoint if it has the name of one (`NAME-NUMBER`). It is left
+/// out as well if there are checkpoints, and never was one of that NAME, as far as the directory tells.
 ///
 /// # Errors
 /// [`Error::Io`] if the directory, or a checkpoint in it, cannot be read now, and [`Error::Unsupported`] if a newer
@@ -173,7 +181,7 @@ fn look(directory: &Directory) -> Result<(Listing, Vec<String>)> {
 pub fn checkpoints(directory: impl Into<Location>) -> Result<Vec<Location>> {
     let listing = list_checkpoints(directory)?;
     for (path, error) in listing.damaged {
-        match error.is_damage() {
+        match error.is_damage() || listing.strange.contains(&path) {
             true => log::debug!("{} is not listed: {error:#}", path.display()),
             false => return Err(error),
         }

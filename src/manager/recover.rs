@@ -324,7 +324,8 @@ impl CheckpointManager {
     }
 
     /// Skips the checkpoint at `path`, which cannot be read now or is not wanted: renames it (`passed-over-…`), so that
-    /// it is not restored. This crate never removes it. Returns its new path.
+    /// it is not restored. This crate never removes it. Returns its new path. If it cannot be renamed, this manager skips it
+    /// all the same, and returns the path that it keeps: its number stays taken, and the next process meets it again.
     ///
     /// An unreadable checkpoint may be the newest, so `restore_or_initialize` does not continue without it unless this
     /// is called.
@@ -355,6 +356,7 @@ impl CheckpointManager {
             // Its number stays taken.
             Err(e) => {
                 log::warn!("{name} is skipped and keeps its number: {e:#}");
+                ledger.skipped.insert(name.to_string());
                 ledger.path(name)
             }
         };

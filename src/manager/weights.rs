@@ -5,6 +5,7 @@ use super::save_policy::{SaveContext, SavePolicy};
 use crate::error::{Error, Result};
 use crate::export::WeightsExport;
 use crate::format::safetensors::LENGTH_BYTES;
+use crate::interop::temporary;
 use crate::name::COMPONENT_EXTENSION;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub(super) struct WeightsCadence {
     /// The restores and rollbacks before the last call, and the step that was restored since.
     restores: u64,
     restored: Option<u64>,
+    /// Whether this process has removed what others left that were killed.
+    is_swept: bool,
 }
 
 impl WeightsCadence {
@@ -42,6 +45,7 @@ impl WeightsCadence {
             last_at: Instant::now(),
             restores: 0,
             restored: None,
+            is_swept: false,
         }
     }
 
@@ -62,14 +66,25 @@ impl WeightsCadence {
 
     /// The steps of the entries that have the name of an export.
     fn steps(&self) -> impl Iterator<Item = u64> {
-        let number = |name: OsString| {
-            let name = name.into_string().ok()?;
-            let digits = name.strip_prefix("weights-")?;
-            let digits = digits.strip_suffix(COMPONENT_EXTENSION).unwrap_or(digits);
-            digits.parse::<u64>().ok().filter(|number| number.to_string() == digits)
-        };
         let entries = fs::read_dir(&self.directory).into_iter().flatten();
-        entries.filter_map(move |entry| number(entry.ok()?.file_name()))
+        entries.filter_map(|entry| step_of(entry.ok()?.file_name().to_str()?))
+    }
+
+    /// Removes what exports left that were killed, the first time.
+    fn sweep(&mut self) {
+        if std::mem::replace(&mut self.is_swept, true) {
+            return;
+        }
+        temporary::sweep(&self.directory, |name| step_of(name).is_some());
+        for step in self.steps() {
+            let path = self.export.path_of_step(&self.directory, step);
+            let files = self.export.files(&path);
+            let is_one = |name: &str| files.iter().any(|file| file.file_name() == Some(name.as_ref()));
+            if path.is_dir() && temporary::sweep(&path, is_one) {
+                // Unless there is something else in it.
+                let _ = fs::remove_dir(&path);
+            }
+        }
     }
 
     /// Removes superfluous exports after that of `step`, whose files are `written`. If one cannot be removed now, this
@@ -129,6 +144,13 @@ impl WeightsCadence {
     }
 }
 
+/// Returns the step of the export that has this name.
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("weights-")?;
+    let digits = digits.strip_suffix(COMPONENT_EXTENSION).unwrap_or(digits);
+    digits.parse::<u64>().ok().filter(|number| number.to_string() == digits)
+}
+
 /// Returns the header of a safetensors file.
 fn header_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
@@ -180,6 +202,7 @@ impl CheckpointManager {
                 continue;
             }
             fs::create_dir_all(&cadence.directory).map_err(|e| Error::io("create", &cadence.directory, e))?;
+            cadence.sweep();
             let path = cadence.export.path_of_step(&cadence.directory, step);
             // Of an earlier export of this step: until all files are those of this one, it is not whole.
             let begin = || match cadence.export.files(&path).split_first() {

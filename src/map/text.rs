@@ -81,7 +81,7 @@ impl Functions {
         let path = path.as_ref();
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
-        read.map_err(|e| Error::io("read", path, e))?;
+        read.map_err(|e| Error::io("read the file", path, e))?;
         let at = |line, column, reason: String| Error::Map { path: Some(path.into()), line, column, reason };
         if bytes.len() as u64 > MAX_BYTES {
             return Err(at(1, 1, format!("it is longer than {MAX_BYTES} bytes")));

@@ -53,7 +53,7 @@ mod reading;
 pub use directory::Directory;
 pub use memory::Memory;
 pub use names::{Aside, before_aside};
-pub(crate) use names::{MANIFEST, before_trash, checkpoint_name, nonce, parent_of};
+pub(crate) use names::{MANIFEST, before_trash, checkpoint_name, nonce, parent_of, without_mark};
 pub use open::{Entry, FileId, Kind, OpenDir, ReadFile, Stat};
 pub use posix::Posix;
 #[doc(hidden)]

@@ -45,7 +45,7 @@ pub(crate) fn checkpoint_failed(path: &Location, e: io::Error) -> Error {
 /// Returns the error for a link in the place of a checkpoint.
 pub(crate) fn link_met(path: &Location) -> Error {
     let hint = "links in a directory of checkpoints are not followed: restore the checkpoint by this path, or move it \
-                here; or go on without it (`CheckpointManager::pass_over`)";
+                here; to go on without it, remove the link, or pass over it (`CheckpointManager::pass_over`)";
     Error::link(path, hint)
 }
 

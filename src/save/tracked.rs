@@ -197,7 +197,7 @@ impl FileStamp {
 
 /// Returns the bytes of a file, unless it is unchanged since the earlier checkpoint.
 fn read(path: &Path, earlier: Option<&Earlier>) -> Result<(Option<Vec<u8>>, Option<FileStamp>)> {
-    let failed = |e| Error::io("read", path, e);
+    let failed = |e| Error::io("read the file", path, e);
     let mut file = File::open(path).map_err(failed)?;
     let before = file.metadata().map_err(failed)?;
     if !before.is_file() {
@@ -291,7 +291,7 @@ impl Captured {
 
     /// Reads the user's file again, which must still have this content.
     fn copy(&self, path: &Path, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let failed = |e| Error::io("read", path, e);
+        let failed = |e| Error::io("read the file", path, e);
         let mut file = File::open(path).map_err(failed)?;
         let (mut hasher, mut left) = (Hasher::new(), self.entry.bytes);
         let mut buffer = vec![0; left.min(CHUNK as u64) as usize];

@@ -1,22 +1,25 @@
-//! A storage around another one that counts what is asked of it.
+//! A storage around another one that counts what is asked of it, and cannot read what it is told.
 
 use chrono::{DateTime, Utc};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex};
-use tch_checkpoint::Location;
-use tch_checkpoint::Result;
 use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{
     Aside, FileId, Finished, Lock, OpenDir, OpenOptions, Repository, Scan, StagedFile, Stays, Storage, Transaction,
 };
+use tch_checkpoint::{Error, Location, Result};
 
 /// Clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Counting {
     storage: Arc<dyn Storage>,
     counts: Counts,
+    unreadable: Names,
 }
+
+/// Names of directories.
+type Names = Arc<Mutex<BTreeSet<String>>>;
 
 #[derive(Debug, Clone, Default)]
 struct Counts(Arc<Mutex<BTreeMap<&'static str, u64>>>);
@@ -29,7 +32,12 @@ impl Counts {
 
 impl Counting {
     pub fn new(storage: Arc<dyn Storage>) -> Counting {
-        Counting { storage, counts: Counts::default() }
+        Counting { storage, counts: Counts::default(), unreadable: Names::default() }
+    }
+
+    /// From now on, what has one of these names can be neither read nor renamed.
+    pub fn cannot_read<const N: usize>(&self, names: [&str; N]) {
+        *self.unreadable.lock().unwrap() = names.map(String::from).into();
     }
 
     /// How often each function was called since the last time.
@@ -44,7 +52,8 @@ impl Storage for Counting {
     }
 
     fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
-        Ok(Arc::new(Counted { inner: self.storage.repository(root, options)?, counts: self.counts.clone() }))
+        let inner = self.storage.repository(root, options)?;
+        Ok(Arc::new(Counted { inner, counts: self.counts.clone(), unreadable: self.unreadable.clone() }))
     }
 
     fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
@@ -57,6 +66,16 @@ impl Storage for Counting {
 struct Counted {
     inner: Arc<dyn Repository>,
     counts: Counts,
+    unreadable: Names,
+}
+
+impl Counted {
+    fn reach(&self, name: &str) -> io::Result<()> {
+        match self.unreadable.lock().unwrap().contains(name) {
+            true => Err(io::Error::from_raw_os_error(5)), // EIO
+            false => Ok(()),
+        }
+    }
 }
 
 /// Functions that are counted and handed on.
@@ -79,11 +98,21 @@ impl Repository for Counted {
         Ok(Box::new(CountedTransaction { inner: self.inner.begin(name, bytes)?, counts: self.counts.clone() }))
     }
 
+    fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>> {
+        self.counts.add("open");
+        self.reach(name).and_then(|()| self.inner.open(name))
+    }
+
+    fn quarantine(&self, name: &str, aside: Aside) -> Result<String> {
+        self.counts.add("quarantine");
+        self.reach(name).map_err(|e| Error::io("rename", self.root().join(name), e))?;
+        self.inner.quarantine(name, aside)
+    }
+
     counted! {
         fn id(&self) -> Option<FileId>;
         fn now(&self) -> DateTime<Utc>;
         fn dir(&self) -> Result<Arc<dyn OpenDir>>;
-        fn open(&self, name: &str) -> io::Result<Arc<dyn OpenDir>>;
         fn scan(&self) -> Result<Scan>;
         fn scan_for_writing(&self) -> Result<Scan>;
         fn create(&self) -> Result<()>;
@@ -92,7 +121,6 @@ impl Repository for Counted {
         fn check(&self) -> Result<()>;
         fn check_name(&self, name: &str) -> Result<()>;
         fn remove(&self, name: &str, id: &Follows, stays: Stays<'_>) -> Result<bool>;
-        fn quarantine(&self, name: &str, aside: Aside) -> Result<String>;
         fn discard(&self, aside: &str, stays: Stays<'_>) -> Result<bool>;
         fn release(&self, aside: &str, name: &str) -> Result<()>;
         fn put_small(&self, file: &str, bytes: &[u8]) -> Result<()>;

@@ -74,7 +74,7 @@ impl Destination {
             (pytorch, safetensors) = (pytorch.only(root), safetensors.only(root));
         }
         if let (Some(key), Some(file)) = (&self.optimizer, &self.parameters) {
-            let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+            let text = std::fs::read_to_string(file).map_err(|e| Error::io("read the file", file, e))?;
             pytorch = pytorch.optimizer(key, groups(&text));
         }
         let options = ConvertOptions::default().replace(self.force).pytorch(pytorch).safetensors(safetensors);

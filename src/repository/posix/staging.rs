@@ -183,6 +183,22 @@ impl Staging<'_> {
         superseded.is_empty()
     }
 
+    /// Renames the checkpoint back to the staging directory. What another program has put in its place stays there.
+    fn rename_back(&self) -> Result<()> {
+        self.is_there(&self.name)?;
+        let (name, staged) = (self.name.as_ref(), self.staged.as_ref());
+        if let Err(e) = self.root.rename_new(name, staged) {
+            self.is_there(&self.name)?;
+            return Err(Error::io("rename", self.directory.path(&self.name), e));
+        }
+        // It may have been exchanged just before the rename.
+        self.is_there(&self.staged).inspect_err(|_| {
+            if let Err(e) = self.root.rename_new(staged, name) {
+                log::warn!("{} could not be given back its name {}: {e}", self.staged, self.name);
+            }
+        })
+    }
+
     /// Checks that this name leads to the directory that was written.
     fn is_there(&self, name: &str) -> Result<()> {
         let path = self.directory.path(name);
@@ -272,10 +288,10 @@ impl Transaction for Staging<'_> {
                     // The rename is not durable, or did not happen, so the commit failed: undo the rename before
                     // reporting that. The files may be removed only once that is durable; otherwise a power cut could
                     // bring back the name without them.
-                    let back = self.root.rename_new(self.name.as_ref(), self.staged.as_ref());
+                    let back = self.rename_back();
                     self.done = back.is_err() || directory.sync(&*self.root, directory.root()).is_err();
-                    // Whoever took the checkpoint away has also made its name free.
-                    if back.is_ok() || back.is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                    // Where another program took the checkpoint away, its name may be free.
+                    if matches!(back, Ok(()) | Err(Error::Moved { .. })) {
                         self.give_back();
                     }
                     return Err(e);

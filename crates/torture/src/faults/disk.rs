@@ -22,6 +22,10 @@ pub(crate) enum Fault {
     /// A sync succeeds, and then another program moves the checkpoint `ckpt-1` away. Other operations succeed.
     #[cfg_attr(not(test), allow(dead_code, reason = "a test asks for it"))]
     Taken,
+    /// As [`Taken`](Fault::Taken), and the other program puts a directory of its own in the place of `ckpt-1`. At a rename
+    /// it comes before it.
+    #[cfg_attr(not(test), allow(dead_code, reason = "a test asks for it"))]
+    Exchanged,
 }
 
 /// The operations that a plan counts.
@@ -97,7 +101,7 @@ impl Plan {
         match self.fault {
             Fault::Errno(code) => Err(io::Error::from_raw_os_error(code)),
             Fault::ShortWrite => Err(full()),
-            Fault::LyingSync | Fault::Taken => Ok(()),
+            Fault::LyingSync | Fault::Taken | Fault::Exchanged => Ok(()),
             Fault::Die => std::process::abort(),
         }
     }
@@ -116,7 +120,7 @@ impl Plan {
             Fault::Errno(code) => Err(io::Error::from_raw_os_error(code)),
             Fault::ShortWrite => Err(full()),
             Fault::LyingSync => Ok(()),
-            Fault::Taken => sync(),
+            Fault::Taken | Fault::Exchanged => sync(),
             Fault::Die => std::process::abort(),
         }
     }
@@ -173,6 +177,18 @@ impl FaultDir {
     fn plan(&self) -> &Plan {
         &self.disk.plan
     }
+
+    /// Another program moves `ckpt-1` away.
+    fn others_take(&self) -> io::Result<()> {
+        self.dir.rename_new("ckpt-1".as_ref(), "archived".as_ref())
+    }
+
+    /// It also puts a directory of its own in that place.
+    fn others_exchange(&self) -> io::Result<()> {
+        self.others_take()?;
+        self.dir.create_dir("ckpt-1".as_ref())?;
+        self.dir.open_dir("ckpt-1".as_ref())?.create("precious".as_ref(), false).map(drop)
+    }
 }
 
 impl OpenDir for FaultDir {
@@ -222,7 +238,11 @@ impl Dir for FaultDir {
     }
 
     fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        self.plan().pass_as(Only::Names).and_then(|()| self.dir.rename_new(from, to))
+        let plan = self.plan();
+        if plan.fault == Fault::Exchanged && plan.at.contains(&plan.count()) {
+            self.others_exchange()?;
+        }
+        plan.pass_as(Only::Names).and_then(|()| self.dir.rename_new(from, to))
     }
 
     fn replace(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
@@ -239,9 +259,13 @@ impl Dir for FaultDir {
 
     fn sync(&self) -> io::Result<()> {
         let plan = self.plan();
-        let is_taken = plan.fault == Fault::Taken && plan.at.contains(&plan.count());
+        let is_struck = plan.at.contains(&plan.count());
         if plan.only == Only::Locks { self.dir.sync() } else { plan.sync(|| self.dir.sync()) }?;
-        if is_taken { self.dir.rename_new("ckpt-1".as_ref(), "archived".as_ref()) } else { Ok(()) }
+        match plan.fault {
+            Fault::Taken if is_struck => self.others_take(),
+            Fault::Exchanged if is_struck => self.others_exchange(),
+            _ => Ok(()),
+        }
     }
 
     fn free_space(&self) -> io::Result<Option<u64>> {

@@ -243,6 +243,37 @@ mod tests {
         assert_eq!(names, ["archived", "ckpt-1"]);
     }
 
+    /// Another program exchanges the new checkpoint for a directory of its own: before the commit has ended, or while it is
+    /// being undone because a sync failed.
+    #[test]
+    fn what_another_program_puts_in_the_place_of_a_new_checkpoint_is_left_alone() {
+        let publish = |exchanged: &[u64], failing: &[u64]| {
+            let sim = SimDisk::new(Files::default(), 1);
+            sim.put(&format!("{ROOT}/ckpt-2/manifest.json"), &manifest().to_bytes().unwrap());
+            let fails = Plan::of(Only::Names, Fault::Errno(rustix::io::Errno::IO.raw_os_error()), failing, false);
+            let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(Arc::new(sim.clone()), fails));
+            let plan = Plan::of(Only::Names, Fault::Exchanged, exchanged, false);
+            let disk: Arc<dyn Disk> = Arc::new(FaultDisk::new(disk, plan.clone()));
+            let directory = Directory::new(&Posix::new(disk), ROOT, &OpenOptions::default()).unwrap();
+            let new = Manifest::new(2, manifest().run, chrono::Utc::now());
+            let published = directory
+                .begin("ckpt-1", 0)
+                .and_then(|staging| staging.commit(&new.to_bytes()?, 1, &["ckpt-2".to_string()]));
+            let mut names = sim.names(Path::new(ROOT));
+            names.retain(|name| name != ".lock");
+            names.sort();
+            (published, names, sim.has(&Path::new(ROOT).join("ckpt-1/precious")), plan.count())
+        };
+        let (published, _, _, operations) = publish(&[], &[]);
+        assert!(published.is_ok(), "{published:?}");
+        for (exchanged, failing) in [(operations - 1, None), (operations, Some(operations - 1))] {
+            let (published, names, is_there, _) = publish(&[exchanged], failing.as_slice());
+            assert!(published.is_err(), "{published:?}");
+            assert!(is_there, "{names:?}");
+            assert_eq!(names, ["archived", "ckpt-1", "ckpt-2"]);
+        }
+    }
+
     #[test]
     fn a_commit_that_was_not_synced_is_taken_back_before_its_files_go() {
         let publish = |failing: &[u64]| {
