@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tch_checkpoint::interop::tensorflow::{self, Bundle, CheckpointState, WriteOptions};
-use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop};
+use tch_checkpoint::{Checkpoint, Dtype, Error, TensorSource, TensorSpec, Value as Handle, VerifiedBy, interop};
 
 const EXPECTED: &str = ".expected.json";
 
@@ -425,6 +425,28 @@ fn any_source_becomes_a_bundle() {
     let error = tensorflow::write(&memory, &prefix, &WriteOptions::default()).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     assert_eq!(fs::read_dir(root.path().join("again")).unwrap().count(), 3);
+}
+
+#[test]
+fn numbers_that_json_lacks_are_written() {
+    let root = tempfile::tempdir().unwrap();
+    let ours = Checkpoint::new()
+        .track("best", Handle::new(f64::INFINITY))
+        .unwrap()
+        .track("pair", Handle::new([0.5, f64::NAN]))
+        .unwrap()
+        .track("seed", Handle::new((u64::MAX, 0.5)))
+        .unwrap()
+        .write(root.path().join("ours"))
+        .unwrap();
+    let prefix = root.path().join("ckpt-1");
+    let ours = interop::open(ours).unwrap();
+    let left_out = tensorflow::write(&*ours, &prefix, &WriteOptions::default()).unwrap();
+    assert_eq!(left_out.keys().collect::<Vec<_>>(), ["seed"]);
+    let bundle = Bundle::open(&prefix).unwrap();
+    assert_eq!(bundle.read_raw("best").unwrap(), f64::INFINITY.to_le_bytes());
+    let pair = bundle.read_raw("pair").unwrap();
+    assert!(pair[..8] == 0.5f64.to_le_bytes() && f64::from_le_bytes(pair[8..].try_into().unwrap()).is_nan());
 }
 
 #[test]

@@ -65,8 +65,8 @@ impl WriteOptions {
 ///
 /// The keys of the source become paths of objects: for `model/dense/kernel`, `tf.train.Checkpoint(model=…)` restores
 /// the variable `kernel` of the attribute `dense` of `model`. Tensors with several keys become one variable with
-/// several paths. Values become variables too: numbers `int64` and `float64`, texts `string`. Entries that TensorFlow
-/// cannot represent are left out and returned by key, with the reason.
+/// several paths. Values become variables too: integers `int64` or `uint64`, other numbers `float64`, texts `string`.
+/// Entries that TensorFlow cannot represent exactly are left out and returned by key, with the reason.
 ///
 /// Everything is verified as far as `source` can. The checkpoint is complete and durable when its `.index` file
 /// appears; the same source produces the same bytes.
