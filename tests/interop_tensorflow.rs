@@ -428,6 +428,35 @@ fn any_source_becomes_a_bundle() {
 }
 
 #[test]
+fn a_failed_conversion_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("x");
+    fs::create_dir_all(directory.join("checkpoint")).unwrap();
+    let prefix = directory.join("ckpt-1");
+    let left = || fs::read_dir(&directory).unwrap().count();
+    for _ in 0..2 {
+        let error = tensorflow::write(&memory(), &prefix, &WriteOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::AlreadyExists { .. }) && error.to_string().contains("x/checkpoint"), "{error}");
+        assert_eq!(left(), 1);
+    }
+    let name = std::os::unix::ffi::OsStrExt::from_bytes(&b"ckpt\xff"[..]);
+    let error = tensorflow::write(&memory(), directory.join::<&std::ffi::OsStr>(name), &WriteOptions::default());
+    assert!(matches!(error, Err(Error::InvalidArgument(_))) && left() == 1, "{error:?}");
+    // Data that cannot get its name; a copy of it neither.
+    fs::create_dir(directory.join("ckpt-1.data-00000-of-00001")).unwrap();
+    let without = WriteOptions::default().state_file(false);
+    assert!(tensorflow::write(&memory(), &prefix, &without).is_err() && left() == 2);
+    fs::remove_dir(directory.join("ckpt-1.data-00000-of-00001")).unwrap();
+    tensorflow::write(&memory(), &prefix, &without).unwrap();
+    assert_eq!(left(), 3);
+    // Nor a copy of which one file cannot get its name.
+    let sharded = Bundle::open(fixture("tensorflow/c_sharded/ckpt-1")).unwrap();
+    fs::create_dir(root.path().join("copy.data-00011-of-00012")).unwrap();
+    assert!(sharded.copy_to(root.path().join("copy")).is_err());
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+}
+
+#[test]
 fn numbers_that_json_lacks_are_written() {
     let root = tempfile::tempdir().unwrap();
     let ours = Checkpoint::new()
