@@ -5,16 +5,26 @@ use crate::contents::Contents;
 use crate::error::Result;
 use crate::graph::{Node, Trackable};
 use crate::location::Location;
+use crate::repository::Storage;
 use crate::restore::{RestoreOptions, RestoreStatus};
+use std::fmt;
+use std::sync::Arc;
 
 /// A tracked object, returned by [`Checkpoint::get`]: a live handle to its state, which can be inspected, saved and
-/// restored alone, and tracked in another checkpoint.
+/// restored alone, in the storage of the checkpoint, and tracked in another checkpoint.
 ///
 /// With the feature `torch`, `Part::tensors` returns its tensors.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Part {
     name: String,
     node: Node,
+    storage: Arc<dyn Storage>,
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Part").field("name", &self.name).field("node", &self.node).finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
@@ -38,7 +48,7 @@ impl Checkpoint {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Part> {
         let node = self.objects().into_iter().find(|(tracked, _)| tracked == name)?.1;
-        Some(Part { name: name.to_string(), node })
+        Some(Part { name: name.to_string(), node, storage: self.storage().clone() })
     }
 }
 
@@ -82,7 +92,7 @@ impl Part {
     }
 
     fn alone(&self) -> Result<Checkpoint> {
-        Checkpoint::new().track(&self.name, &self.node)
+        Checkpoint::in_storage(self.storage.clone()).track(&self.name, &self.node)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use tch_checkpoint::inspect::{
     self, DiffKind, DiffSide, OtherState, ProblemKind, Target, VerifyItem, VerifyState, diff, diff_as,
 };
+use tch_checkpoint::interop::huggingface;
 use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, Counter, Dtype, Error, Location, VerifiedBy, checkpoints, interop,
@@ -172,6 +173,11 @@ fn a_lost_manifest_is_damage_and_a_directory_of_hugging_face_is_none() -> Outcom
     assert_eq!(target.summary(None)?.files.len(), 2);
     let report = inspect::verify([&model]);
     assert_eq!((report.intact, report.checkpoints[0].verified_by), (true, Some(VerifiedBy::Nothing)));
+    // What is written for Hugging Face is read, whatever its size.
+    let written = dir.path().join("written");
+    huggingface::write(target.source(), &written, &huggingface::WriteOptions::default())?;
+    assert!(Target::open(&written)?.overview().format.starts_with("Hugging Face"));
+    assert!(inspect::verify([&written]).intact);
     // Exported weights next to checkpoints do not turn a directory of checkpoints into a model.
     let run = dir.path().join("run");
     Checkpoint::new().track("step", Counter::new(1))?.save(run.join("ckpt"))?;

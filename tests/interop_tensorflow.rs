@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tch_checkpoint::interop::tensorflow::{self, Bundle, CheckpointState, WriteOptions};
-use tch_checkpoint::{Dtype, Error, TensorSource, TensorSpec, VerifiedBy, interop};
+use tch_checkpoint::{Checkpoint, Dtype, Error, TensorSource, TensorSpec, Value as Handle, VerifiedBy, interop};
 
 const EXPECTED: &str = ".expected.json";
 
@@ -425,6 +425,57 @@ fn any_source_becomes_a_bundle() {
     let error = tensorflow::write(&memory, &prefix, &WriteOptions::default()).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     assert_eq!(fs::read_dir(root.path().join("again")).unwrap().count(), 3);
+}
+
+#[test]
+fn a_failed_conversion_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("x");
+    fs::create_dir_all(directory.join("checkpoint")).unwrap();
+    let prefix = directory.join("ckpt-1");
+    let left = || fs::read_dir(&directory).unwrap().count();
+    for _ in 0..2 {
+        let error = tensorflow::write(&memory(), &prefix, &WriteOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::AlreadyExists { .. }) && error.to_string().contains("x/checkpoint"), "{error}");
+        assert_eq!(left(), 1);
+    }
+    let name = std::os::unix::ffi::OsStrExt::from_bytes(&b"ckpt\xff"[..]);
+    let error = tensorflow::write(&memory(), directory.join::<&std::ffi::OsStr>(name), &WriteOptions::default());
+    assert!(matches!(error, Err(Error::InvalidArgument(_))) && left() == 1, "{error:?}");
+    // Data that cannot get its name; a copy of it neither.
+    fs::create_dir(directory.join("ckpt-1.data-00000-of-00001")).unwrap();
+    let without = WriteOptions::default().state_file(false);
+    assert!(tensorflow::write(&memory(), &prefix, &without).is_err() && left() == 2);
+    fs::remove_dir(directory.join("ckpt-1.data-00000-of-00001")).unwrap();
+    tensorflow::write(&memory(), &prefix, &without).unwrap();
+    assert_eq!(left(), 3);
+    // Nor a copy of which one file cannot get its name.
+    let sharded = Bundle::open(fixture("tensorflow/c_sharded/ckpt-1")).unwrap();
+    fs::create_dir(root.path().join("copy.data-00011-of-00012")).unwrap();
+    assert!(sharded.copy_to(root.path().join("copy")).is_err());
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn numbers_that_json_lacks_are_written() {
+    let root = tempfile::tempdir().unwrap();
+    let ours = Checkpoint::new()
+        .track("best", Handle::new(f64::INFINITY))
+        .unwrap()
+        .track("pair", Handle::new([0.5, f64::NAN]))
+        .unwrap()
+        .track("seed", Handle::new((u64::MAX, 0.5)))
+        .unwrap()
+        .write(root.path().join("ours"))
+        .unwrap();
+    let prefix = root.path().join("ckpt-1");
+    let ours = interop::open(ours).unwrap();
+    let left_out = tensorflow::write(&*ours, &prefix, &WriteOptions::default()).unwrap();
+    assert_eq!(left_out.keys().collect::<Vec<_>>(), ["seed"]);
+    let bundle = Bundle::open(&prefix).unwrap();
+    assert_eq!(bundle.read_raw("best").unwrap(), f64::INFINITY.to_le_bytes());
+    let pair = bundle.read_raw("pair").unwrap();
+    assert!(pair[..8] == 0.5f64.to_le_bytes() && f64::from_le_bytes(pair[8..].try_into().unwrap()).is_nan());
 }
 
 #[test]

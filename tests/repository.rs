@@ -388,6 +388,28 @@ fn what_only_has_a_name_stops_nobody_while_there_is_no_checkpoint_of_that_name()
 }
 
 #[test]
+fn a_part_is_in_the_storage_of_its_checkpoint() -> Outcome {
+    let saved_alone = |run: &Run| -> Outcome {
+        run.set(3);
+        let checkpoint = run.checkpoint()?;
+        let part = checkpoint.get("small").ok_or("it is tracked")?;
+        let path = part.write(run.root.join("alone"))?;
+        run.set(4);
+        part.restore(path)?;
+        assert!(run.small.bytes().iter().all(|&byte| byte == 3) && run.large.bytes().iter().all(|&byte| byte == 4));
+        Ok(())
+    };
+    everywhere(|run| saved_alone(&run))?;
+    // A storage of paths is not passed by.
+    let dir = tempfile::tempdir()?;
+    let counting = Counting::new(Arc::new(Posix::default()));
+    saved_alone(&Run::new(Arc::new(counting.clone()), dir.path().join("run")))?;
+    let counts = counting.take();
+    assert!(counts.contains_key("begin") && counts.contains_key("open"), "{counts:?}");
+    Ok(())
+}
+
+#[test]
 fn a_manager_restores_with_exceptions_and_goes_on_from_there() -> Outcome {
     everywhere(|run| {
         let mut manager = run.open(false)?;

@@ -405,3 +405,40 @@ fn a_checkpoint_without_a_manifest_and_a_directory_of_others_say_what_they_are()
     let error = checkpoint.restore(text).unwrap_err();
     assert!(error.to_string().contains("HTML"), "{error}");
 }
+
+/// One component file is a directory of Hugging Face too, whose bytes nothing verifies.
+#[test]
+fn what_is_left_of_a_checkpoint_is_not_restored_as_a_model_of_another_tool() {
+    let temp = tempfile::tempdir().unwrap();
+    let memory = Memory::seeded(500, 1);
+    let mut checkpoint = Checkpoint::new().track("w", &memory).unwrap();
+    let path = checkpoint.save(temp.path().join("ckpt")).unwrap();
+    let file = path.join("w.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    fs::remove_file(path.join("manifest.json")).unwrap();
+    std::os::unix::fs::symlink("ckpt-1", temp.path().join("latest")).unwrap();
+    let before = memory.bytes().clone();
+    for name in ["ckpt-1", "latest"] {
+        let path = temp.path().join(name);
+        let refused = |error: Error| {
+            let text = error.to_string();
+            assert!(error.is_not_found() && text.contains("it has no manifest.json"), "{text}");
+        };
+        refused(checkpoint.restore(&path).unwrap_err());
+        refused(interop::open(&path).unwrap_err());
+        // A file of its own name, such as the configuration of the model, makes no model of it.
+        fs::write(path.join("config.json"), "{}").unwrap();
+        refused(checkpoint.restore(&path).unwrap_err());
+        assert!(matches!(tch_checkpoint::inspect::Target::open(&path), Err(Error::Damaged { .. })));
+        fs::remove_file(path.join("config.json")).unwrap();
+        assert!(*memory.bytes() == before);
+    }
+    // A directory that no index lists is what its files say.
+    let model = temp.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::copy(&file, model.join("model.safetensors")).unwrap();
+    checkpoint.restore(&model).unwrap();
+    assert!(*memory.bytes() != before);
+}

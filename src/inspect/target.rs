@@ -321,9 +321,10 @@ pub(super) fn place_with(path: &Path, options: &ReadOptions) -> Result<Place> {
     if has_some || fs::symlink_metadata(path.join(INDEX_FILE)).is_ok() {
         return Ok(Place::Directory(Box::new(listing)));
     }
-    // A checkpoint that lost its manifest also consists of component files: they count as another tool's only if one of
-    // that tool's own files is in the same directory.
-    if (has_component_file(path) && !has_foreign_description(path)) || is_listed_as_damaged(path) {
+    // A checkpoint that lost its manifest also consists of component files: if no index lists it, they count as another
+    // tool's only if one of that tool's own files is in the same directory.
+    let is_lost = (has_component_file(path) && !has_foreign_description(path)) || is_listed_as_damaged(path);
+    if is_lost || interop::is_listed(path) {
         return Ok(Place::LostManifest);
     }
     match interop::open_with(path, options) {

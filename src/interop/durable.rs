@@ -55,6 +55,12 @@ impl DurableFile {
     /// Makes the content durable, renames the file atomically, and makes the name durable. Replaces an existing file
     /// unless it is to be a new one.
     pub(crate) fn publish(mut self) -> Result<()> {
+        self.rename()?;
+        sync_directory(parent_of(&self.path))
+    }
+
+    /// Makes the content durable, and renames the file atomically.
+    fn rename(&mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("sync the file", &self.temporary, e))?;
         let renamed = match self.is_new {
             true => rename_to_free(&self.temporary, &self.path),
@@ -65,8 +71,23 @@ impl DurableFile {
             _ => Error::io("rename", &self.temporary, e),
         })?;
         self.is_done = true;
-        sync_directory(parent_of(&self.path))
+        Ok(())
     }
+}
+
+/// Publishes files in this order, each before the next one gets its name. After an error, none of them is left.
+#[cfg(feature = "tensorflow")]
+pub(crate) fn publish_all(files: Vec<DurableFile>) -> Result<()> {
+    let mut published = Vec::new();
+    let result = files.into_iter().try_for_each(|mut file| {
+        file.rename()?;
+        published.push(file.path.clone());
+        sync_directory(parent_of(&file.path))
+    });
+    if result.is_err() {
+        published.iter().rev().for_each(|path| drop(fs::remove_file(path)));
+    }
+    result
 }
 
 fn file_is_there(path: &Path) -> Error {

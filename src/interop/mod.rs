@@ -58,7 +58,7 @@ pub use slot::Slot;
 use stream::for_each_chunk;
 pub(crate) use stream::{AT_ONCE, verify_before_streaming};
 
-pub(crate) use ours::{FORMAT, Ours};
+pub(crate) use ours::{FORMAT, Ours, is_listed};
 
 /// The advice for a format that [`open`] does not recognize.
 pub(crate) const OWN_FORMAT: &str = "to read another format, implement `TensorSource` and pass it to \

@@ -6,10 +6,11 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::{Digest, MANIFEST_FILE, MarkKind, TensorRecord};
 use crate::location::Location;
-use crate::repository::Posix;
+use crate::repository::{Directory, OpenOptions, Posix};
 use crate::source::{self, Source, SourceAttributes, TensorSource, VerifiedBy, no_such_tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -17,8 +18,18 @@ use std::path::Path;
 pub(crate) const FORMAT: &str = "tch-checkpoint";
 
 pub(super) fn detect(probe: &Probe<'_>, _: &ReadOptions) -> Option<Result<Box<dyn TensorSource>>> {
-    let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE));
+    let is_ours = probe.names.as_ref().is_some_and(|names| names.contains(MANIFEST_FILE) || is_listed(probe.path));
     is_ours.then(|| Ok(Box::new(Ours::open(probe.path)?) as Box<dyn TensorSource>))
+}
+
+/// Returns `true` if the index of the directory around `path` lists it: it is a checkpoint of this crate, whatever is
+/// left of it.
+pub(crate) fn is_listed(path: &Path) -> bool {
+    let Ok(path) = fs::canonicalize(path) else { return false };
+    let (Some(around), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let directory = Directory::new(&Posix::default(), around, &OpenOptions::default());
+    let index = directory.ok().and_then(|directory| directory.index());
+    index.is_some_and(|index| index.checkpoints.iter().any(|entry| name == entry.name.as_str()))
 }
 
 #[derive(Debug)]

@@ -47,6 +47,10 @@ fn there_and_back_is_the_same() {
         assert!(shown.contains(differences), "{shown}");
         assert!(ok(&["verify", "ours"], dir).contains("ours"));
     }
+    // A directory for Hugging Face, of one file and an index.
+    ok(&["convert", &source, "hf", "--to", "safetensors"], dir);
+    assert!(ok(&["verify", "hf"], dir).contains("hf") && ok(&["show", "hf"], dir).contains("Hugging Face"));
+    ok(&["convert", "hf", "again.pt"], dir);
     let key = interop::open(&source).unwrap().tensors().keys().next().unwrap().clone();
     ok(&["convert", "x.pt", "half.safetensors", "--only", &key, "--dtype", "f16"], dir);
     let half = interop::open(dir.join("half.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! Writing safetensors files: one, or shards with an index.
+//! Writing safetensors files: one, or a directory with an index.
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
@@ -53,8 +53,8 @@ impl WriteOptions {
 /// Writes the tensors of a source for tools that read Hugging Face's formats. The names of a key are joined by dots.
 ///
 /// A `path` that ends in `.safetensors` becomes one file. Any other `path` becomes a new directory with
-/// `model.safetensors`, or with `model-00001-of-0000N.safetensors` and `model.safetensors.index.json` if one shard is
-/// not enough. The file or directory appears atomically when everything is on disk. The same source produces the same
+/// `model.safetensors`, or `model-00001-of-0000N.safetensors` if one shard is not enough, and with the index
+/// `model.safetensors.index.json`, which tells it from what is left of a checkpoint of this crate. The file or directory appears atomically when everything is on disk. The same source produces the same
 /// bytes. Tensors that share their elements are written under each of their names. Values are left out and listed in
 /// the result.
 ///
@@ -94,14 +94,12 @@ pub fn write(source: &dyn TensorSource, path: impl AsRef<Path>, options: &WriteO
         file.sync()?;
         map.extend(shard.keys().map(|tensor| (tensor.clone(), Value::from(name.clone()))));
     }
-    if count > 1 {
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
-        let mut text = serde_json::to_vec_pretty(&index).map_err(|e| Error::InvalidArgument(e.to_string()))?;
-        text.push(b'\n');
-        let file = directory.file("model.safetensors.index.json")?;
-        file.write_at(0, &text)?;
-        file.sync()?;
-    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+    let mut text = serde_json::to_vec_pretty(&index).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+    text.push(b'\n');
+    let file = directory.file("model.safetensors.index.json")?;
+    file.write_at(0, &text)?;
+    file.sync()?;
     directory.publish()?;
     Ok(written)
 }

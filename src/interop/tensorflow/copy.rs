@@ -8,7 +8,7 @@ use super::place;
 use super::stored::Stored;
 use super::table::TableWriter;
 use crate::error::{Error, Result};
-use crate::interop::durable::{DurableFile, already_there};
+use crate::interop::durable::{DurableFile, already_there, publish_all};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,7 +24,7 @@ impl Bundle {
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] if there is such a checkpoint; [`Error::Damaged`] if a checksum does not match;
-    /// [`Error::Io`], [`Error::NoSpace`].
+    /// [`Error::Io`], [`Error::NoSpace`]. After an error, nothing is left at `prefix`.
     pub fn copy_to(&self, prefix: impl AsRef<Path>) -> Result<()> {
         let prefix = prefix.as_ref();
         check_free(prefix)?;
@@ -52,8 +52,8 @@ impl Bundle {
         }
         let index = DurableFile::create(&place::index(prefix))?;
         index.write_at(0, &self.copied_index(&places))?;
-        files.into_iter().try_for_each(DurableFile::publish)?;
-        index.publish()
+        files.push(index);
+        publish_all(files)
     }
 
     /// Copies the bytes of an entry, verified, to `position`. Returns where they end.

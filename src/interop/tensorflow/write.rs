@@ -11,12 +11,12 @@ use super::types::{self, STRING};
 use super::value::{self, Encoded};
 use super::{place, strings};
 use crate::error::{Error, Result};
-use crate::interop::durable::DurableFile;
+use crate::interop::durable::{DurableFile, already_there, publish_all};
 use crate::name;
 use crate::source::{TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The name under which `tf.train.Checkpoint` counts its saves.
 const SAVE_COUNTER: &str = "save_counter";
@@ -65,8 +65,8 @@ impl WriteOptions {
 ///
 /// The keys of the source become paths of objects: for `model/dense/kernel`, `tf.train.Checkpoint(model=…)` restores
 /// the variable `kernel` of the attribute `dense` of `model`. Tensors with several keys become one variable with
-/// several paths. Values become variables too: numbers `int64` and `float64`, texts `string`. Entries that TensorFlow
-/// cannot represent are left out and returned by key, with the reason.
+/// several paths. Values become variables too: integers `int64` or `uint64`, other numbers `float64`, texts `string`.
+/// Entries that TensorFlow cannot represent exactly are left out and returned by key, with the reason.
 ///
 /// Everything is verified as far as `source` can. The checkpoint is complete and durable when its `.index` file
 /// appears; the same source produces the same bytes.
@@ -87,8 +87,9 @@ impl WriteOptions {
 /// ```
 ///
 /// # Errors
-/// [`Error::AlreadyExists`] if there is such a checkpoint; [`Error::Damaged`] if the source is; [`Error::Io`],
-/// [`Error::NoSpace`].
+/// [`Error::AlreadyExists`] if there is such a checkpoint, or a directory has the name of the state file;
+/// [`Error::InvalidArgument`] for a name that is not UTF-8, which a state file cannot hold; [`Error::Damaged`] if the
+/// source is; [`Error::Io`], [`Error::NoSpace`]. After an error, nothing is left at `prefix`.
 pub fn write(
     source: &dyn TensorSource,
     prefix: impl AsRef<Path>,
@@ -96,6 +97,7 @@ pub fn write(
 ) -> Result<BTreeMap<String, String>> {
     let prefix = prefix.as_ref();
     check_free(prefix)?;
+    let state = options.state_file.then(|| state_of(prefix)).transpose()?;
     let mut left_out = source.unreadable().clone();
     let mut tree = Tree::default();
     let mut leaves = Vec::new();
@@ -135,10 +137,7 @@ pub fn write(
         // Parts of tensors are not verified as they are read.
         source.verify()?;
     }
-    write_files(source, prefix, tree.into_graph(), leaves)?;
-    if options.state_file {
-        write_state(prefix)?;
-    }
+    write_files(source, prefix, tree.into_graph(), leaves, state)?;
     Ok(left_out)
 }
 
@@ -148,7 +147,13 @@ enum Leaf<'a> {
     Value(Encoded),
 }
 
-fn write_files(source: &dyn TensorSource, prefix: &Path, graph: Graph, leaves: Vec<(usize, Leaf<'_>)>) -> Result<()> {
+fn write_files(
+    source: &dyn TensorSource,
+    prefix: &Path,
+    graph: Graph,
+    leaves: Vec<(usize, Leaf<'_>)>,
+    state: Option<(PathBuf, CheckpointState)>,
+) -> Result<()> {
     let data = DurableFile::create(&place::data(prefix, 0, 1))?;
     let mut entries = BTreeMap::new();
     let mut offset = 0;
@@ -178,8 +183,13 @@ fn write_files(source: &dyn TensorSource, prefix: &Path, graph: Graph, leaves: V
     entries.iter().for_each(|(key, entry)| table.add(key, &entry.encode()));
     let index = DurableFile::create(&place::index(prefix))?;
     index.write_at(0, &table.finish())?;
-    data.publish()?;
-    index.publish()
+    let mut files = vec![data, index];
+    if let Some((path, state)) = state {
+        let file = DurableFile::create(&path)?;
+        file.write_at(0, state.to_string().as_bytes())?;
+        files.push(file);
+    }
+    publish_all(files)
 }
 
 fn write_tensor(source: &dyn TensorSource, key: &str, dtype: u32, data: &DurableFile, offset: u64) -> Result<Entry> {
@@ -206,13 +216,16 @@ fn write_tensor(source: &dyn TensorSource, key: &str, dtype: u32, data: &Durable
     Ok(Entry { dtype, shape: spec.shape.clone(), offset, size, crc: mask(crc), ..Entry::default() })
 }
 
-fn write_state(prefix: &Path) -> Result<()> {
+/// Returns the state file that names `prefix` as the newest.
+fn state_of(prefix: &Path) -> Result<(PathBuf, CheckpointState)> {
     let Some(name) = prefix.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::InvalidArgument(format!("{} is no name for a checkpoint", prefix.display())));
     };
-    let state = DurableFile::create(&prefix.with_file_name(place::STATE))?;
-    state.write_at(0, CheckpointState::new(name).to_string().as_bytes())?;
-    state.publish()
+    let path = prefix.with_file_name(place::STATE);
+    if path.is_dir() {
+        return Err(already_there(path));
+    }
+    Ok((path, CheckpointState::new(name)))
 }
 
 /// Returns the number at the end of a prefix: 5 for `ckpt-5`.

@@ -2,6 +2,7 @@
 
 mod object;
 mod pickler;
+mod plain;
 
 use crate::error::{Error, Result};
 use crate::interop::durable::DurableFile;
@@ -71,7 +72,8 @@ impl WriteOptions {
 /// Writes a source as a file that `torch.load(weights_only=True)` of PyTorch 1.6 and later reads (1.6 does not know
 /// the types `U16`, `U32`, `U64` and those of 8-bit floats).
 ///
-/// Keys become dictionaries, values Python objects; tensors that are the same elements share a storage. The file
+/// Keys become dictionaries, values Python objects (those with bytes, or with keys that are neither integers nor texts,
+/// are left out and listed in the result); tensors that are the same elements share a storage. The file
 /// appears at `path` atomically when it is completely on the disk, and replaces an existing file. The same source
 /// produces the same bytes. Memory is bounded: tensors above 8 MiB that have checksums are verified first, and then
 /// read in pieces.
@@ -129,8 +131,8 @@ fn object<'a>(
 ) -> Result<()> {
     match object {
         Object::Tensor(key) => tensor(pickler, source, source.first_alias(key), tensors),
-        Object::Json(value) => {
-            pickler.json(value);
+        Object::Value(value) => {
+            pickler.value(value);
             Ok(())
         }
         Object::Dict(entries) => {

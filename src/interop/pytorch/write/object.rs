@@ -1,11 +1,13 @@
 //! What is written: the keys of a source as nested dictionaries, and the state of an optimizer as torch has it.
 
 use super::WriteOptions;
+use super::plain::{make_plain, plain};
 use crate::error::{Error, Result};
+use crate::graph::decode;
 use crate::interop::Written;
 use crate::name;
 use crate::source::TensorSource;
-use serde_json::{Map, Value};
+use ciborium::Value;
 use std::collections::BTreeMap;
 
 /// A Python object.
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 pub(super) enum Object {
     /// By its key in the source.
     Tensor(String),
-    Json(Value),
+    Value(Value),
     Dict(Vec<(Key, Object)>),
 }
 
@@ -51,16 +53,20 @@ pub(super) fn plan(source: &dyn TensorSource, options: &WriteOptions) -> Result<
     for key in source.order().into_iter().chain(source.values().keys().map(String::as_str)) {
         let Some(place) = inside(key).filter(|_| optimizer(key).is_none()) else { continue };
         let is_tensor = source.tensors().contains_key(key);
-        let object = match source.values().get(key) {
-            Some(value) if !is_tensor => Object::Json(value.clone()),
-            _ => Object::Tensor(key.to_string()),
+        let object = match source.values().get(key).filter(|_| !is_tensor) {
+            Some(_) if options.flat => Err("it is a value, and a flat file holds tensors only".to_string()),
+            Some(value) => plain(value).map(Object::Value),
+            None => Ok(Object::Tensor(key.to_string())),
+        };
+        let object = match object {
+            Ok(object) => object,
+            Err(reason) => {
+                written.left_out.insert(key.to_string(), reason);
+                continue;
+            }
         };
         let path =
             name::path(&place).unwrap_or_else(|| if place.is_empty() { Vec::new() } else { vec![place.clone()] });
-        if options.flat && !is_tensor {
-            written.left_out.insert(key.to_string(), "it is a value, and a flat file holds tensors only".to_string());
-            continue;
-        }
         let path = if options.flat && !path.is_empty() { vec![path.join(".")] } else { path };
         if !root.insert(&path, object) {
             return Err(Error::InvalidArgument(format!(
@@ -130,13 +136,14 @@ fn optimizer_state(
     written: &mut Written,
 ) -> Result<Object> {
     let usage = |reason: String| Error::InvalidArgument(format!("the optimizer {key:?}: {reason}"));
-    let options = source.values().get(&format!("{key}/param_groups")).and_then(Value::as_array);
+    let options = source.values().get(&format!("{key}/param_groups"));
+    let options = options.and_then(|options| decode::<Vec<BTreeMap<String, Value>>>(options).ok());
     let options = options.ok_or_else(|| usage("the source has no `param_groups` of it".to_string()))?;
     if options.len() != groups.len() {
         let (own, given) = (options.len(), groups.len());
         return Err(usage(format!("it has {own} parameter groups, parameters of {given} were given")));
     }
-    let algorithm = source.values().get(&format!("{key}/algorithm")).and_then(Value::as_str).unwrap_or_default();
+    let algorithm = source.values().get(&format!("{key}/algorithm")).and_then(|name| name.as_str()).unwrap_or_default();
     let prefix = format!("{key}/state/");
     let mut state: BTreeMap<&str, Vec<(Key, Object)>> = BTreeMap::new();
     for tensor in source.tensors().keys() {
@@ -151,7 +158,7 @@ fn optimizer_state(
         written.tensors += 1;
     }
     let (mut numbered, mut torch_groups, mut next) = (Vec::new(), Vec::new(), 0u64);
-    for (names, options) in groups.iter().zip(options) {
+    for (names, mut group) in groups.iter().zip(options) {
         let first = next;
         for variable in names {
             if let Some(slots) = state.remove(name::key([variable]).as_str()) {
@@ -159,36 +166,37 @@ fn optimizer_state(
             }
             next += 1;
         }
-        let mut group = options.as_object().cloned().unwrap_or_default();
         defaults(algorithm).into_iter().for_each(|(name, value)| {
-            group.entry(name).or_insert(value);
+            group.entry(name.to_string()).or_insert(value);
         });
-        group.insert("params".to_string(), (first..next).collect());
-        torch_groups.push(Value::Object(group));
+        group.insert("params".to_string(), Value::Array((first..next).map(Value::from).collect()));
+        let mut group = Value::Map(group.into_iter().map(|(name, value)| (name.into(), value)).collect());
+        make_plain(&mut group).map_err(usage)?;
+        torch_groups.push(group);
     }
     if let Some(variable) = state.keys().next() {
         return Err(usage(format!("its variable {variable:?} is in none of the given parameter groups")));
     }
     Ok(Object::Dict(vec![
         (Key::Text("state".to_string()), Object::Dict(numbered)),
-        (Key::Text("param_groups".to_string()), Object::Json(torch_groups.into())),
+        (Key::Text("param_groups".to_string()), Object::Value(torch_groups.into())),
     ]))
 }
 
 /// Returns the options that torch's optimizer expects to find, in addition to those that ours has.
-fn defaults(algorithm: &str) -> Map<String, Value> {
-    let mut all = Map::new();
+fn defaults(algorithm: &str) -> Vec<(&'static str, Value)> {
+    let mut all = Vec::new();
     for name in ["maximize", "differentiable", "capturable"] {
         if !(algorithm == "SGD" && name == "capturable") {
-            all.insert(name.to_string(), false.into());
+            all.push((name, false.into()));
         }
     }
-    all.insert("foreach".to_string(), Value::Null);
+    all.push(("foreach", Value::Null));
     if algorithm != "RMSprop" {
-        all.insert("fused".to_string(), Value::Null);
+        all.push(("fused", Value::Null));
     }
     if algorithm == "AdamW" || algorithm == "Adam" {
-        all.insert("decoupled_weight_decay".to_string(), (algorithm == "AdamW").into());
+        all.push(("decoupled_weight_decay", (algorithm == "AdamW").into()));
     }
     all
 }

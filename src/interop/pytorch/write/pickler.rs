@@ -1,6 +1,7 @@
 //! Writing pickles, of protocol 2: the one that all versions of `torch.load(weights_only=True)` take.
 
-use serde_json::Value;
+use super::plain::{Integer, integer};
+use ciborium::Value;
 use std::collections::HashMap;
 
 /// A pickle being written.
@@ -59,6 +60,14 @@ impl Pickler {
         }
     }
 
+    /// An integer above those of [`int`](Pickler::int).
+    fn larger(&mut self, value: u128) {
+        self.bytes.extend_from_slice(&[0x8a, 17]);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+        // The sign.
+        self.bytes.push(0);
+    }
+
     pub(super) fn float(&mut self, value: f64) {
         self.op(b'G');
         self.bytes.extend_from_slice(&value.to_be_bytes());
@@ -100,39 +109,36 @@ impl Pickler {
         self.memo.insert(key, place);
     }
 
-    /// A JSON value as a Python object.
-    pub(super) fn json(&mut self, value: &Value) {
+    /// A [plain](super::plain) value as a Python object.
+    pub(super) fn value(&mut self, value: &Value) {
         match value {
-            Value::Null => self.op(b'N'),
             Value::Bool(value) => self.bool(*value),
-            Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-                (Some(value), _, _) => self.int(value.into()),
-                (_, Some(value), _) => self.int(value.into()),
-                (_, _, value) => self.float(value.unwrap_or(f64::NAN)),
-            },
-            Value::String(text) => self.text(text),
+            Value::Float(value) => self.float(*value),
+            Value::Text(text) => self.text(text),
             Value::Array(items) => {
                 self.op(b']');
                 if !items.is_empty() {
                     self.op(b'(');
-                    items.iter().for_each(|item| self.json(item));
+                    items.iter().for_each(|item| self.value(item));
                     self.op(b'e');
                 }
             }
-            Value::Object(entries) => {
+            Value::Map(entries) => {
                 self.op(b'}');
                 if !entries.is_empty() {
                     self.op(b'(');
-                    // In order, whatever order the program's serde_json keeps.
-                    let mut entries: Vec<_> = entries.iter().collect();
-                    entries.sort_by_key(|(key, _)| *key);
-                    for (key, value) in entries {
-                        self.text(key);
-                        self.json(value);
-                    }
+                    entries.iter().for_each(|(key, value)| {
+                        self.value(key);
+                        self.value(value);
+                    });
                     self.op(b'u');
                 }
             }
+            other => match integer(other) {
+                Some(Integer::Signed(value)) => self.int(value),
+                Some(Integer::Larger(value)) => self.larger(value),
+                None => self.op(b'N'),
+            },
         }
     }
 
