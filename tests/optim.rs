@@ -938,6 +938,40 @@ mod saved {
         Ok(())
     }
 
+    #[test]
+    fn each_due_save_waits_for_the_step_anew() -> Outcome {
+        let dir = tempfile::tempdir()?;
+        let (vs, a, b) = two_groups();
+        let mut optimizer = optim::Sgd::default().build(&vs, 1e-4)?;
+        let mut manager = manager(&vs, &optimizer, dir.path(), 10);
+        // A due save in the middle of an accumulation waits for the step after it, before which another one is taken.
+        sum(&[&a, &b]).backward();
+        assert_eq!(manager.save_if_due(10)?, None);
+        optimizer.step();
+        optimizer.zero_grad();
+        manager.save_at(11)?;
+        for _ in 0..200 {
+            optimizer.backward_step(&sum(&[&a, &b]));
+        }
+        sum(&[&a, &b]).backward();
+        assert_eq!(manager.save_if_due(21)?, None);
+        optimizer.step();
+        let path = manager.save_if_due(22)?.ok_or("it is due")?;
+        assert!(!CheckpointReader::open(&path)?.keys().any(|key| key.ends_with("/grad")));
+
+        // Another optimizer has made more steps, which are not those of this wait.
+        let (others, c, _) = two_groups();
+        let mut other = optim::Sgd::default().build(&others, 1e-4)?;
+        (0..300).for_each(|_| other.backward_step(&sum(&[&c])));
+        manager.checkpoint_mut().track_mut("other", &other)?;
+        sum(&[&a, &b]).backward();
+        assert_eq!(manager.save_if_due(40)?, None);
+        optimizer.step();
+        sum(&[&c]).backward();
+        assert_eq!(manager.save_if_due(41)?, None);
+        Ok(())
+    }
+
     // -------------------------------------------------------------------------------------- requires_grad
 
     #[test]

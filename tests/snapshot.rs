@@ -109,6 +109,44 @@ fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
     Ok(())
 }
 
+/// The later checkpoints are of a path that the run does not take, whatever became of the save that was in flight.
+#[test]
+fn a_snapshot_after_a_save_that_failed_follows_the_one_before() -> Outcome {
+    for on_unhealthy in [OnUnhealthy::Fail, OnUnhealthy::Skip] {
+        let dir = tempfile::tempdir()?;
+        let weights = Memory::f32(&[1], [1.0]);
+        let checkpoint = Checkpoint::new().track("weights", &weights)?;
+        let builder = CheckpointManager::builder(checkpoint, dir.path()).on_unhealthy(on_unhealthy);
+        let mut manager = builder.background(Background::new()).open()?;
+        let set = |value: f32| *weights.bytes() = value.to_le_bytes().to_vec();
+        manager.save_at(1)?;
+        let mut snapshots = Vec::new();
+        for step in [2, 3] {
+            set(f32::NAN);
+            manager.save_at(step)?;
+            snapshots.push(manager.checkpoint().snapshot()?);
+            assert_eq!(manager.wait().is_ok(), on_unhealthy == OnUnhealthy::Skip);
+        }
+        for good in &snapshots {
+            set(4.0);
+            manager.save_at(4)?;
+            set(5.0);
+            manager.save_at(5)?;
+            manager.checkpoint_mut().rollback(good)?;
+            set(6.0);
+            manager.save_at(3)?;
+            manager.wait()?;
+            let names = checkpoints(dir.path())?;
+            assert_eq!(names.iter().filter_map(|path| path.file_name()).collect::<Vec<_>>(), ["ckpt-1", "ckpt-3"]);
+            let id = |name: &str| CheckpointReader::open(dir.path().join(name)).map(|reader| reader.manifest().id());
+            let third = CheckpointReader::open(dir.path().join("ckpt-3"))?.manifest().clone();
+            assert_eq!(third.follows, Some(id("ckpt-1")?));
+        }
+        manager.close()?;
+    }
+    Ok(())
+}
+
 /// Otherwise the checkpoint of that step, of the path that the run does not take, would stay the newest.
 #[test]
 fn the_step_that_was_saved_last_is_due_again_after_going_back_to_before_it() -> Outcome {

@@ -230,6 +230,8 @@ pub(super) struct Order {
 
 /// The state of a manager before a save.
 pub(super) struct Before {
+    /// The identity of the checkpoint that is being saved.
+    pub id: Follows,
     /// The step from which the next interval is counted.
     pub last_step: Option<u64>,
     /// Whether a restore bypassed the manager after that.

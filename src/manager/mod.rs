@@ -59,7 +59,7 @@ use ledger::Ledger;
 use on_saved::OnSaved;
 use save_policy::SavePolicy;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 #[cfg(feature = "huggingface")]
 use weights::WeightsCadence;
@@ -153,9 +153,11 @@ pub struct CheckpointManager {
     in_flight: Option<InFlight>,
     /// The name of the save in flight, and marks to write once it is durable.
     early: Option<(String, EarlyMarks)>,
-    /// Set while a due save waits for gradients to be used: the optimizer's steps when the wait started, and the calls
-    /// since.
-    waits_since: Option<(u64, u64)>,
+    /// Set while a due save waits for gradients to be used: whose they are, the steps of that optimizer when the wait
+    /// started, and the calls since.
+    waits_since: Option<(String, u64, u64)>,
+    /// The last background saves that failed, and what each of them followed.
+    never_saved: VecDeque<(Follows, Option<Follows>)>,
     /// The guard of the training loop.
     guard: Option<Guard>,
     /// Whether a possibly inconsistent state is saved when the loop fails.

@@ -202,7 +202,10 @@ impl CheckpointManager {
             self.waits_since = None;
             return false;
         };
-        let (steps, calls) = self.waits_since.get_or_insert((unfinished.steps, 0));
+        let (whose, steps, calls) = self.waits_since.get_or_insert_with(|| (name.clone(), unfinished.steps, 0));
+        if *whose != name || unfinished.steps < *steps {
+            (*whose, *steps) = (name.clone(), unfinished.steps);
+        }
         *calls += 1;
         let waits = *calls < MOST_CALLS_WAITED && unfinished.steps < steps.saturating_add(MOST_STEPS_WAITED);
         if !waits {
@@ -314,7 +317,16 @@ impl CheckpointManager {
         }
         self.restores = restores;
         self.restored_past = true;
-        self.head = restored.cloned();
+        self.waits_since = None;
+        let mut head = restored;
+        // A snapshot follows what was being saved when it was taken, which may have failed.
+        while let Some((_, before)) = self.never_saved.iter().find(|(failed, _)| Some(failed) == head) {
+            head = before.as_ref();
+        }
+        self.head = head.cloned();
+        if self.head.as_ref() != restored {
+            self.checkpoint.set_follows(self.head.clone());
+        }
         if let Some(head) = &self.head {
             let head = head.clone();
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -435,8 +447,18 @@ impl CheckpointManager {
             let restored_past = self.restored_past;
             let metadata = self.next_metadata.clone();
             let ends_failures = false;
-            let before =
-                Before { last_step, restored_past, save_counter, head, begun, metadata, last_save_at, ends_failures };
+            let id = id.clone();
+            let before = Before {
+                id,
+                last_step,
+                restored_past,
+                save_counter,
+                head,
+                begun,
+                metadata,
+                last_save_at,
+                ends_failures,
+            };
             let early = (commit.name.clone(), commit.early.clone());
             let started = InFlight::start(Order { taken, request, commit, before }, &mut self.image);
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
@@ -458,6 +480,7 @@ impl CheckpointManager {
             guard.saves = true;
         }
         self.restored_past = false;
+        self.waits_since = None;
         self.last_save_at = Instant::now();
         self.checkpoint.set_follows(Some(id.clone()));
         self.head = Some(id);
@@ -544,6 +567,10 @@ impl CheckpointManager {
                 self.checkpoint.set_follows(before.head.clone());
                 self.checkpoint.set_save_counter(before.save_counter);
             }
+            if self.never_saved.len() == MOST_NEVER_SAVED {
+                self.never_saved.pop_front();
+            }
+            self.never_saved.push_back((before.id, before.head.clone()));
             (self.head, self.begun) = (before.head, before.begun);
             before.metadata.into_iter().for_each(|(name, value)| {
                 self.next_metadata.entry(name).or_insert(value);
@@ -576,3 +603,6 @@ const MOST_TRIES: u32 = 100;
 
 /// The maximum number of calls that it waits.
 const MOST_CALLS_WAITED: u64 = 1000;
+
+/// The maximum number of failed saves that are remembered for snapshots that were taken meanwhile.
+const MOST_NEVER_SAVED: usize = 1000;

@@ -25,7 +25,7 @@ use crate::restore::RestoreOptions;
 use crate::rules::Rules;
 use crate::save::{Held, Image, SaveOptions};
 use crate::sync::{Arc, Mutex};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 #[cfg(feature = "huggingface")]
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -396,6 +396,7 @@ impl CheckpointManagerBuilder {
             in_flight: None,
             early: None,
             waits_since: None,
+            never_saved: VecDeque::new(),
             guard: None,
             unclean_on_failure: self.unclean_on_failure,
             next_metadata: BTreeMap::new(),
