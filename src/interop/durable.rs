@@ -1,6 +1,6 @@
 //! Files and directories that get their names only when they are completely on the disk.
 
-use super::temporary;
+use super::temporary::{self, parent_of};
 #[cfg(feature = "pytorch")]
 use super::zip::Sink;
 use crate::error::{Error, Result};
@@ -104,10 +104,6 @@ fn rename_to_free(from: &Path, to: &Path) -> std::io::Result<()> {
         Err(rustix::io::Errno::INVAL) => Err(std::io::ErrorKind::AlreadyExists.into()),
         renamed => Ok(renamed?),
     }
-}
-
-pub(super) fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes the names in a directory durable. Where the file system cannot do that, nothing more can be done.

@@ -18,7 +18,7 @@ pub(super) fn create(path: &Path, create: impl Fn(&Path) -> std::io::Result<File
         .file_name()
         .ok_or_else(|| Error::InvalidArgument(format!("{} is no name of a file or directory", path.display())))?;
     let name = name.to_string_lossy();
-    sweep(super::durable::parent_of(path), |left| left == name);
+    sweep(parent_of(path), |left| left == name);
     loop {
         let temporary = path.with_file_name(format!(".{name}{MARK}-{}", nonce()));
         let file = create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
@@ -28,6 +28,10 @@ pub(super) fn create(path: &Path, create: impl Fn(&Path) -> std::io::Result<File
             return Ok((temporary, file));
         }
     }
+}
+
+pub(super) fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes from a directory what writers left that are gone: what was to get a name of which `is_wanted` returns `true`.
