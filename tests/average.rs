@@ -197,7 +197,7 @@ fn a_failed_evaluation_loses_nothing() {
                     ema.update()?;
                     manager.save_if_due(step)?;
                     saved = Some((all_bits(&vs), ema.averages().values().map(bits).collect::<Vec<_>>()));
-                    ema.with_averaged(|| w.sum(Kind::Float))?;
+                    let _ = ema.with_averaged(|| w.sum(Kind::Float))?;
                 }
                 // The next step begins: its learning rate belongs to the update that does not come.
                 optimizer.set_lr(0.5);

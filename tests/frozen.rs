@@ -177,6 +177,7 @@ fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outco
     };
     let mut manager = open(&model)?;
     manager.save_at(1)?;
+    manager.close()?;
     // The resumed run freezes the body at first, and unfreezes it at a later step than the last one.
     for trainable in [Trainable::Live, Trainable::Saved] {
         let other = Model::new();
@@ -191,16 +192,17 @@ fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outco
         assert_eq!(other.body.ws.requires_grad(), trainable == Trainable::Saved);
     }
     // Back in the process that has frozen it since.
-    let (before, good) = (model.body.ws.copy(), manager.checkpoint().snapshot()?);
+    let mut checkpoint = Checkpoint::new().track("adapters", Variables::of(&model.vs).under("encoder").trainable())?;
+    let (before, good) = (model.body.ws.copy(), checkpoint.snapshot()?);
     model.freeze(true);
     let _ = tch::no_grad(|| model.body.ws.shallow_clone().fill_(7.0));
-    manager.checkpoint_mut().rollback(&good)?;
+    checkpoint.rollback(&good)?;
     assert_eq!(model.body.ws, before);
     // Of a checkpoint of all variables, those that were frozen are left as they are.
     let mut all = Checkpoint::new().track("adapters", Variables::of(&model.vs).under("encoder"))?;
     let path = all.write(dir.path().join("all"))?;
     let _ = tch::no_grad(|| model.body.ws.shallow_clone().fill_(7.0));
-    manager.checkpoint_mut().restore(path)?;
+    checkpoint.restore(path)?;
     assert!(model.body.ws != before);
     Ok(())
 }

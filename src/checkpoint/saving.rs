@@ -6,9 +6,8 @@ use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
-use crate::graph::{Gated, LOST, Node, Unfinished};
+use crate::graph::{Gated, LOST, Unfinished};
 use crate::location::Location;
-use crate::name;
 use crate::repository::{Directory, checkpoint_name, parent_of};
 use crate::save::{
     self, AllSeen, AssetStream, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset,
