@@ -10,7 +10,7 @@ use crate::location::Location;
 use crate::parallel;
 use crate::source::{TensorSource, VerifiedBy, room};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{LazyLock, OnceLock};
@@ -22,6 +22,8 @@ use std::sync::{LazyLock, OnceLock};
 pub struct Snapshot {
     tensors: BTreeMap<String, TensorSpec>,
     bytes: BTreeMap<String, Vec<u8>>,
+    /// The keys of variables that were trained.
+    trained: BTreeSet<String>,
     /// The keys that share the memory of another one.
     aliases: BTreeMap<String, String>,
     values: BTreeMap<String, Value>,
@@ -43,6 +45,7 @@ impl Snapshot {
         let mut snapshot = Snapshot {
             tensors: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            trained: BTreeSet::new(),
             aliases: BTreeMap::new(),
             values: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -63,6 +66,9 @@ impl Snapshot {
                         return Err(Error::object(&leaf.key, LOST));
                     }
                     snapshot.tensors.insert(leaf.key.clone(), spec.clone());
+                    if tensor.requires_grad() == Some(true) {
+                        snapshot.trained.insert(leaf.key.clone());
+                    }
                     let first =
                         tensor.identity().map(|identity| seen.entry(identity).or_insert(leaf.key.clone()).clone());
                     match first.filter(|first| *first != leaf.key) {
@@ -118,6 +124,7 @@ impl Snapshot {
         Snapshot {
             tensors: tensors.map(|spec| (entry(key), spec.clone())).into_iter().collect(),
             bytes: bytes.map(|bytes| (entry(key), bytes.clone())).into_iter().collect(),
+            trained: BTreeSet::new(),
             aliases: BTreeMap::new(),
             values: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -164,6 +171,10 @@ impl TensorSource for Snapshot {
 
     fn value(&self, key: &str) -> Option<Value> {
         self.values.get(key).cloned()
+    }
+
+    fn was_trained(&self, key: &str) -> bool {
+        self.trained.contains(key)
     }
 
     fn unreadable(&self) -> &BTreeMap<String, String> {

@@ -934,7 +934,8 @@ mod saved {
             sum(&[&a]).backward();
             saved.extend(manager.save_if_due(step)?);
         }
-        assert!(saved.len() >= 2, "{saved:?}");
+        // The first one waits; gradients that are never used keep no other one from being saved.
+        assert!(saved.len() >= 15, "{saved:?}");
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use super::problem::Problem;
 use super::stats::{StatsOptions, TensorStats};
 use super::target::{Target, directory_at, no_checkpoint_in};
 use super::{lossy, lossy_option};
+use crate::catalog::numbered;
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::manager::{ListedCheckpoint, Listing};
@@ -145,7 +146,11 @@ pub fn bisect(
             }
         }
     }
-    for (path, error) in &listing.damaged {
+    // Directories of other programs may be listed, too.
+    let manager = |path: &Location| Some(numbered(path.file_name()?.to_str()?)?.0.to_string());
+    let managers: BTreeSet<String> = checkpoints.iter().filter_map(|listed| manager(&listed.path)).collect();
+    let is_one = |path: &Location| manager(path).is_some_and(|manager| managers.contains(&manager));
+    for (path, error) in listing.damaged.iter().filter(|(path, _)| is_one(path)) {
         let problem = Some(Problem::of(error));
         let examined = ExaminedCheckpoint { path: path.clone(), step: None, holds: None, problem };
         each(&examined);

@@ -239,6 +239,12 @@ struct Run<'a, F> {
     tally: Tally,
 }
 
+/// Returns the paths of the checkpoints, damaged ones included.
+fn names(listing: &Listing) -> Vec<Location> {
+    let whole = listing.checkpoints.iter().map(|listed| listed.path.clone());
+    whole.chain(listing.damaged.iter().map(|(path, _)| path.clone())).collect()
+}
+
 impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
     fn path(&mut self, path: &Path) {
         match place_with(path, self.reading) {
@@ -261,10 +267,14 @@ impl<F: FnMut(VerifyItem<'_>)> Run<'_, F> {
                 break;
             }
             // A training saved newer ones, and removed these before they were opened.
+            let before = names(&listing);
             listing = match list_checkpoints(directory) {
                 Ok(listing) => listing,
                 Err(error) => return self.checked(directory, Found::problem(&error)),
             };
+            if names(&listing) == before {
+                break;
+            }
             any = self.listed(&listing);
         }
         let rest = [

@@ -480,7 +480,9 @@ impl CheckpointManager {
             guard.saves = true;
         }
         self.restored_past = false;
-        self.waits_since = None;
+        if self.checkpoint.unfinished().is_none() {
+            self.waits_since = None;
+        }
         self.last_save_at = Instant::now();
         self.checkpoint.set_follows(Some(id.clone()));
         self.head = Some(id);

@@ -58,7 +58,10 @@ impl<'a> Origin<'a> {
     pub(crate) fn saved(&self) -> SavedTree {
         match self {
             Origin::Ours(source) => source.saved(),
-            Origin::Any(any) => tree(any.source.tensors().iter(), any.source.values().keys()),
+            Origin::Any(any) => {
+                let (tensors, values) = (any.source.tensors().iter(), any.source.values().keys());
+                tree(tensors, values, |key| any.source.was_trained(key))
+            }
         }
     }
 

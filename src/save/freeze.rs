@@ -59,8 +59,7 @@ impl Watched {
             } else if seen[place].version().is_none() {
                 watched.untold.push(place);
             }
-            // Others could not be resized as long as they are held.
-            watched.pins.fresh.push(pin.filter(|pin| pin.memory().is_some()));
+            watched.pins.fresh.push(pin);
         }
         let sampled = sampled.into_iter().map(|place: usize| {
             let tensor = &plan.tensors[place];

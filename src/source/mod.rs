@@ -353,11 +353,9 @@ impl Source {
     /// Returns the content of the checkpoint, as a tree.
     pub(crate) fn saved(&self) -> SavedTree {
         let tensors = self.manifest.tensors.iter().map(|(key, record)| (key, &record.spec));
-        let mut root = tree(tensors, self.manifest.values.keys());
-        for (key, _) in self.manifest.tensors.iter().filter(|(_, record)| record.requires_grad == Some(true)) {
-            descend(&mut root, key).was_trained = true;
-        }
-        root
+        let was_trained =
+            |key: &str| self.manifest.tensors.get(key).is_some_and(|record| record.requires_grad == Some(true));
+        tree(tensors, self.manifest.values.keys(), was_trained)
     }
 }
 
@@ -411,14 +409,16 @@ fn removed(path: &Location) -> Error {
     Error::not_found(path, reason)
 }
 
-/// Returns tensors and values as a tree.
+/// Returns tensors, variables that were trained among them, and values as a tree.
 pub(crate) fn tree<'a>(
     tensors: impl Iterator<Item = (&'a String, &'a TensorSpec)>,
     values: impl Iterator<Item = &'a String>,
+    was_trained: impl Fn(&str) -> bool,
 ) -> SavedTree {
     let mut root = SavedTree::default();
     for (key, spec) in tensors {
-        descend(&mut root, key).tensor = Some(spec.clone());
+        let node = descend(&mut root, key);
+        (node.tensor, node.was_trained) = (Some(spec.clone()), was_trained(key));
     }
     for key in values {
         descend(&mut root, key).has_value = true;

@@ -126,6 +126,13 @@ pub trait TensorSource: Debug + Send + Sync {
     /// Returns the type and shape of every tensor, by key.
     fn tensors(&self) -> &BTreeMap<String, TensorSpec>;
 
+    /// Returns `true` if the tensor is a variable that was trained when it was saved. Defaults to `false`.
+    #[doc(hidden)]
+    fn was_trained(&self, key: &str) -> bool {
+        let _ = key;
+        false
+    }
+
     /// Returns the keys of the tensors in the order of the file, or sorted if the file has no order. PyTorch numbers
     /// parameters in this order.
     fn order(&self) -> Vec<&str> {

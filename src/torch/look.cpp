@@ -31,7 +31,8 @@ void before_write(c10::StorageImpl *storage) {
 }
 
 // The number of handles that this library has to each watched tensor. A tensor to which nobody else has a handle is lost:
-// the object that had it has another one.
+// the object that had it has another one. A handle is counted after it was made, and no longer counted before it is dropped,
+// so that there are never fewer handles than are counted.
 class Watched {
 public:
   // Counts one more handle.
@@ -47,13 +48,14 @@ public:
       counts().erase(found);
   }
 
-  static size_t count(const at::Tensor &tensor) {
+  // The number of other handles.
+  static size_t others(const at::Tensor &tensor) {
     std::lock_guard<std::mutex> lock(mutex());
     const auto found = counts().find(tensor.unsafeGetTensorImpl());
-    return found == counts().end() ? 0 : found->second;
+    return tensor.use_count() - (found == counts().end() ? 0 : found->second);
   }
 
-  static bool is_lost(const at::Tensor &tensor) { return tensor.use_count() == count(tensor); }
+  static bool is_lost(const at::Tensor &tensor) { return others(tensor) == 0; }
 
 private:
   static std::mutex &mutex() {
@@ -113,18 +115,18 @@ void tcp_free_batch(tcp_batch *batch) { delete batch; }
 char *tcp_join(tcp_batch *batch, const at::Tensor *tensor, bool is_variable, bool is_watched, size_t place) {
   return guarded([&] {
     batch->places.reserve(batch->tensors.size() + 1);
-    batch->tensors.reserve(batch->tensors.size() + 1);
+    batch->tensors.push_back(*tensor);
+    batch->places.push_back({place, is_variable, false});
     if (is_watched)
       Watched::add(*tensor);
-    batch->tensors.push_back(*tensor);
-    batch->places.push_back({place, is_variable, is_watched});
+    batch->places.back().is_watched = is_watched;
   });
 }
 
 // Watches the tensor of this handle, if somebody else has a handle: returns whether.
 bool tcp_watch(const at::Tensor *tensor) {
   try {
-    if (!tensor->defined() || tensor->use_count() <= Watched::count(*tensor) + 1)
+    if (!tensor->defined() || Watched::others(*tensor) <= 1)
       return false;
     Watched::add(*tensor);
     return true;
