@@ -10,7 +10,7 @@ use tch_checkpoint::inspect::{self, ProblemKind, Search};
 use tch_checkpoint::retention::{Best, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint,
+    Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -369,6 +369,11 @@ fn a_search_reports_what_is_known_as_damaged() -> Outcome {
     let path = |step: u64| Location::from(dir.path().join(format!("ckpt-{step}")));
     let file = path(2).join("weights.safetensors");
     fs::File::options().write(true).open(&file)?.set_len(fs::metadata(&file)?.len() - 1)?;
+    // What cannot be a checkpoint of this run is not among them.
+    fs::create_dir_all(dir.path().join("exports"))?;
+    fs::write(dir.path().join("exports/weights-3.safetensors"), "of another tool")?;
+    std::os::unix::fs::symlink("ckpt-3", dir.path().join("epoch-9"))?;
+    assert_eq!(list_checkpoints(dir.path())?.damaged.len(), 3);
     for (condition, first, before) in [("nonfinite", Some(path(3)), path(1)), ("step > 3", None, path(3))] {
         for search in [Search::Forward, Search::Halving] {
             let mut seen = Vec::new();
