@@ -17,6 +17,8 @@ pub(super) struct Made {
     pub order: u64,
     /// The value of the one it continues from.
     pub before: Option<u64>,
+    /// The order of that one.
+    pub before_order: Option<u64>,
     /// The value of an earlier process that its own process had restored.
     pub came_from: Option<u64>,
     pub permanent: bool,
@@ -189,16 +191,19 @@ impl Line {
     /// How many of the own ones stay when the run continues from the head.
     fn staying(&self) -> usize {
         let Some(mut value) = self.head else { return 0 };
+        let mut order = None;
         loop {
-            if let Some(at) = self.own.iter().position(|made| made.value == value) {
+            // One that was saved again after it was removed by hand is not the one that others came from.
+            let is_it = |made: &Made| made.value == value && order.is_none_or(|order| made.order == order);
+            if let Some(at) = self.own.iter().position(is_it) {
                 return at + 1;
             }
-            let before = self.aside.iter().find(|made| made.value == value && made.there).and_then(|made| made.before);
-            match before {
-                Some(before) => value = before,
+            let aside = self.aside.iter().find(|made| is_it(made) && made.there);
+            match aside.and_then(|made| Some((made.before?, made.before_order))) {
+                Some((before, before_order)) => (value, order) = (before, before_order),
                 // Where it came from is gone: those that were there before it stay.
                 None => {
-                    let order = self.orders.get(&value).copied().unwrap_or(0);
+                    let order = order.or(self.orders.get(&value).copied()).unwrap_or(0);
                     return self.own.iter().rposition(|made| made.order < order).map_or(0, |at| at + 1);
                 }
             }
@@ -246,6 +251,7 @@ impl Line {
                 from.take_if(|from| *from == value);
             });
             self.is_parted |= before.is_none() && !self.is_empty();
+            let before_order = before.and_then(|before| self.orders.get(&before).copied());
             self.orders.insert(value, order);
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
@@ -260,7 +266,8 @@ impl Line {
             self.origins.insert(value, (process, came_from));
             let Saved { is_unhealthy, is_unclean, .. } = *saved;
             let (there, made) = (true, Made::default());
-            let made = Made { number, step, value, order, before, came_from, there, time, counted_from, ..made };
+            let made =
+                Made { number, step, value, order, before, before_order, came_from, there, time, counted_from, ..made };
             self.own.push(Made { is_unhealthy, is_unclean, ..made });
         }
         if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
