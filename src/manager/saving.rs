@@ -480,7 +480,8 @@ impl CheckpointManager {
             guard.saves = true;
         }
         self.restored_past = false;
-        if self.checkpoint.unfinished().is_none() {
+        // Asked only after a wait, because it asks every object.
+        if self.waits_since.is_some() && self.checkpoint.unfinished().is_none() {
             self.waits_since = None;
         }
         self.last_save_at = Instant::now();

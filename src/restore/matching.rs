@@ -325,8 +325,9 @@ impl<'a> Matcher<'a> {
     fn is_mixed(&self, place: &str) -> bool {
         let report = &self.matching.report;
         let is_matched = last_below(report.matched.iter(), place) > 0;
-        let skipped = report.skipped.iter().rev().take(last_below(report.skipped.iter().map(|one| &one.key), place));
-        is_matched && skipped.into_iter().any(|one| one.why != SkipReason::Requested)
+        let mut skipped =
+            report.skipped.iter().rev().take(last_below(report.skipped.iter().map(|one| &one.key), place));
+        is_matched && skipped.any(|one| one.why != SkipReason::Requested)
     }
 
     /// Discards the matches below `place`, which are the last ones: the state there is left unchanged as a whole.
