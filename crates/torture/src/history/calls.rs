@@ -1,17 +1,19 @@
 //! The calls of a manager in a history: processes begin, restore, save, go back, and fail.
 
+use super::disk;
 use super::look::Planned;
-use super::state::{NAMES, State, value_of};
+use super::state::{NAMES, State};
 use super::{History, Verdict};
 use crate::oracle::{Line, Made, Saved, Then};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use tch_checkpoint::{CheckpointReader, Error, Location};
+use tch_checkpoint::{Error, Location};
 
 impl History {
     /// A new process; sometimes its user has changed the policies.
     pub(super) fn begin(&mut self) -> Verdict {
+        self.verify()?;
         self.name = usize::from(self.random.one_in(5));
         self.state = State::on(self.state.system.clone());
         self.diverges = false;
@@ -141,9 +143,7 @@ impl History {
         let names = fs::read_dir(&self.dir).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let paths = names.filter(|found| *found == name || found.starts_with(&aside)).map(|name| self.dir.join(name));
         let is_it = |path: &PathBuf| {
-            CheckpointReader::open(path).is_ok_and(|reader| {
-                value_of(&reader) == Some(made.value) && reader.manifest().unclean == made.is_unclean
-            })
+            disk::manifest(path).is_some_and(|seen| seen.value == Some(made.value) && seen.unclean == made.is_unclean)
         };
         paths.into_iter().find(is_it)
     }
@@ -308,6 +308,7 @@ impl History {
             line.rotated(&rules, now);
         }
         self.check()?;
+        self.verify_last()?;
         // A plan assumes that what is saved is finite.
         match planned.filter(|_| is_new && !self.diverges) {
             Some(planned) => self.check_plan(&planned),

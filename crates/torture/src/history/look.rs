@@ -1,7 +1,9 @@
 //! Compares a directory, and what a manager lists, with the oracle.
 
-use super::state::{NAMES, value_of};
+use super::disk::{self, Seen};
+use super::state::{NAMES, slot, value_of};
 use super::{History, Verdict};
+use crate::oracle::Made;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
@@ -54,9 +56,8 @@ impl History {
             if bare.strip_prefix(NAMES[self.name]).is_none_or(|rest| !rest.starts_with('-')) {
                 continue;
             }
-            if let Ok(reader) = CheckpointReader::open(entry.path()) {
-                let manifest = reader.manifest();
-                there.insert(name, (manifest.run.clone(), manifest.sequence));
+            if let Some(seen) = disk::manifest(&entry.path()) {
+                there.insert(name, (seen.run, seen.sequence));
             }
         }
         Ok(there)
@@ -80,29 +81,34 @@ impl History {
         lines.join("\n  ")
     }
 
-    /// Checks that everything is there that must be, and nothing more.
+    /// Checks that everything is there that must be, and nothing more. Reading all of a directory takes most of the time
+    /// of a history, so what reads it is asked in turns.
     pub(super) fn check(&self) -> Verdict {
         self.check_directory()?;
-        self.check_listed()
+        self.check_known()?;
+        if self.saves.is_multiple_of(2) { self.check_listed() } else { self.check_latest() }
     }
 
     pub(super) fn check_directory(&self) -> Verdict {
         for (name, line) in self.lines.iter().enumerate() {
             for made in line.own.iter().filter(|made| made.there) {
                 let path = self.dir.join(format!("{}-{}", NAMES[name], made.number));
-                let Ok(reader) = CheckpointReader::open(&path) else {
+                let Some(seen) = disk::manifest(&path) else {
                     return Err(format!("{} of {} is not there", path.display(), made.value));
                 };
-                if value_of(&reader) != Some(made.value) {
-                    return Err(format!("{} has {:?}, not {}", path.display(), value_of(&reader), made.value));
+                if seen.value != Some(made.value) {
+                    return Err(format!("{} has {:?}, not {}", path.display(), seen.value, made.value));
                 }
-                if !made.is_damaged && !reader.verify().is_intact() {
-                    return Err(format!("{} is damaged", path.display()));
+                if !made.is_damaged && disk::tensor(&path, "tensor") != Some(made.value.to_le_bytes()) {
+                    return Err(format!("{} has another tensor than that of {}", path.display(), made.value));
                 }
-                let lacks_slots = !reader.manifest().tensors.keys().any(|key| key.starts_with("slots"));
-                if lacks_slots != made.is_thinned || path.join("slots.safetensors").exists() == made.is_thinned {
-                    let not = if lacks_slots { "no" } else { "still" };
+                let slots = disk::tensor(&path, "slots");
+                if slots.is_none() != made.is_thinned {
+                    let not = if slots.is_none() { "no" } else { "still" };
                     return Err(format!("{} of {} has {not} slots", path.display(), made.value));
+                }
+                if slots.is_some_and(|slots| !slots.starts_with(&slot(made.value).to_le_bytes())) {
+                    return Err(format!("{} has other slots than those of {}", path.display(), made.value));
                 }
             }
             for made in &line.aside {
@@ -110,10 +116,8 @@ impl History {
                 let entries = fs::read_dir(&self.dir).map_err(|e| e.to_string())?.flatten();
                 let mut named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
                 // An unclean one that was saved anew has the same number and value.
-                let is_it = |reader: &CheckpointReader| {
-                    value_of(reader) == Some(made.value) && reader.manifest().unclean == made.is_unclean
-                };
-                let there = named.any(|entry| CheckpointReader::open(entry.path()).is_ok_and(|reader| is_it(&reader)));
+                let is_it = |seen: Seen| seen.value == Some(made.value) && seen.unclean == made.is_unclean;
+                let there = named.any(|entry| disk::manifest(&entry.path()).is_some_and(is_it));
                 if there != made.there {
                     let not = if there { "still" } else { "not" };
                     return Err(format!("the superseded {} of {} is {not} there", made.number, made.value));
@@ -128,7 +132,36 @@ impl History {
         Ok(())
     }
 
-    fn check_listed(&self) -> Verdict {
+    /// Verifies the checkpoints of all names: at the beginning of a process, and so at the end of a history.
+    pub(super) fn verify(&self) -> Verdict {
+        let lines = self.lines.iter().enumerate();
+        let all = lines.flat_map(|(name, line)| line.own.iter().map(move |made| (name, made)));
+        all.filter(|(_, made)| made.there).try_for_each(|(name, made)| self.verify_one(name, made))
+    }
+
+    /// Verifies what was saved last.
+    pub(super) fn verify_last(&self) -> Verdict {
+        let last = self.lines[self.name].own.last();
+        last.filter(|made| made.there).map_or(Ok(()), |made| self.verify_one(self.name, made))
+    }
+
+    fn verify_one(&self, name: usize, made: &Made) -> Verdict {
+        let path = self.dir.join(format!("{}-{}", NAMES[name], made.number));
+        let reader = CheckpointReader::open(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        if !made.is_damaged && !reader.verify().is_intact() {
+            return Err(format!("{} is damaged", path.display()));
+        }
+        let lacks_slots = !reader.manifest().tensors.keys().any(|key| key.starts_with("slots"));
+        match lacks_slots == made.is_thinned {
+            true => Ok(()),
+            false => {
+                Err(format!("{} is read as one {} slots", path.display(), if lacks_slots { "without" } else { "with" }))
+            }
+        }
+    }
+
+    /// Checks what the manager knows.
+    fn check_known(&self) -> Verdict {
         let manager = self.manager.as_ref().ok_or("no manager")?;
         let listed: Vec<Location> = manager.checkpoints();
         let line = &self.lines[self.name];
@@ -137,6 +170,11 @@ impl History {
         if listed.iter().filter(|path| path.is_dir()).ne(&expected) {
             return Err(format!("it lists {listed:?}, not {expected:?}"));
         }
+        Ok(())
+    }
+
+    fn check_listed(&self) -> Verdict {
+        let line = &self.lines[self.name];
         let all = tch_checkpoint::list_checkpoints(&self.dir).map_err(|e| e.to_string())?;
         for made in line.own.iter().filter(|made| made.there) {
             let path = self.path(made.number);
@@ -147,7 +185,7 @@ impl History {
                 return Err(format!("{}: {:?} is listed, not {made:?}", path.display(), found.entry));
             }
         }
-        self.check_latest()
+        Ok(())
     }
 
     fn check_latest(&self) -> Verdict {

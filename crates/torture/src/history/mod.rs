@@ -2,6 +2,7 @@
 //! a list of what should be there.
 
 mod calls;
+mod disk;
 mod look;
 mod others;
 mod state;

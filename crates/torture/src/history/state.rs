@@ -71,7 +71,7 @@ impl State {
     }
 }
 
-fn slot(value: u64) -> f32 {
+pub(super) fn slot(value: u64) -> f32 {
     (value / 3) as f32
 }
 
