@@ -13,7 +13,8 @@ use super::run::{Run, Setup, restore};
 use super::sim::{Files, Op, SimDisk};
 use session::{check_error, recovered, session};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tch_checkpoint::internal::Disk;
 
 /// The errors that are injected.
@@ -49,38 +50,85 @@ pub struct FaultReport {
     pub violations: Vec<String>,
 }
 
+impl FaultReport {
+    fn add(&mut self, other: FaultReport) {
+        self.runs += other.runs;
+        self.struck += other.struck;
+        self.survived += other.survived;
+        self.images += other.images;
+        self.violations.extend(other.violations);
+    }
+}
+
+/// A part of [`faults_everywhere`]: its name, and what it does.
+type Part = (String, Box<dyn Fn(&mut FaultReport) + Send + Sync>);
+
 /// Every operation of opening, restoring, saving and rotating fails once, or from then on, in every way; pairs of
 /// operations of a recovery fail; one sync fails, and then the machine crashes; syncs lie, and then it crashes.
-/// Tries every `thin`-th case.
+/// Tries every `thin`-th case, on up to 4 threads. `progress` is called after each part, with its name and result.
 #[must_use]
-pub fn faults_everywhere(thin: u64) -> FaultReport {
-    let mut report = FaultReport::default();
+pub fn faults_everywhere(thin: u64, progress: impl Fn(&str, &FaultReport) + Sync) -> FaultReport {
+    let parts = parts(thin);
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(FaultReport::default());
+    let work = || {
+        while let Some((name, part)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut report = FaultReport::default();
+            part(&mut report);
+            progress(name, &report);
+            all.lock().unwrap_or_else(PoisonError::into_inner).add(report);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(4);
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The longest come first.
+fn parts(thin: u64) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut part = |name: String, part: Box<dyn Fn(&mut FaultReport) + Send + Sync>| parts.push((name, part));
+    let chosen = move |ops: &[Op]| (ops.len() as u64).is_multiple_of(thin);
+    for model in [Model::Weak, Model::Journal] {
+        part(format!("bad syncs, {model:?}"), Box::new(move |report| crashes_with_bad_syncs(model, thin, report)));
+        part(
+            format!("failing syncs of directories, {model:?}"),
+            Box::new(move |report| unsynced::failing_syncs(model, chosen, 20_000 / thin, report)),
+        );
+        part(format!("kills, {model:?}"), Box::new(move |report| unsynced::kills(model, chosen, 1_000 / thin, report)));
+    }
     for keep in [Some(1), Some(2)] {
         let setup = Setup { keep, ..Setup::default() };
-        let start = after(&setup, 2);
+        let paired = setup.clone();
+        part(format!("pairs, keep {keep:?}"), Box::new(move |report| pairs(&paired, thin, report)));
         for fault in faults() {
-            for for_ever in [false, true] {
-                for at in 0.. {
-                    if !(at + fault_number(fault)).is_multiple_of(thin) {
-                        continue;
-                    }
-                    let plan = Plan::new(fault, &[at], for_ever);
-                    let context = format!("keep {keep:?}, {fault:?} at {at}, for ever: {for_ever}");
-                    session(&start, &setup, &plan, &context, &mut report);
-                    if plan.count() <= at {
-                        break;
-                    }
-                    report.struck += 1;
-                }
-            }
+            let setup = setup.clone();
+            part(format!("{fault:?}, keep {keep:?}"), Box::new(move |report| each(&setup, fault, thin, report)));
         }
-        pairs(&setup, thin, &mut report);
     }
-    crashes_with_bad_syncs(thin, &mut report);
-    let chosen = |ops: &[Op]| (ops.len() as u64).is_multiple_of(thin);
-    unsynced::failing_syncs(chosen, 20_000 / thin, &mut report);
-    unsynced::kills(chosen, 1_000 / thin, &mut report);
-    report
+    parts
+}
+
+/// Each operation fails, once or from then on.
+fn each(setup: &Setup, fault: Fault, thin: u64, report: &mut FaultReport) {
+    let start = after(setup, 2);
+    for for_ever in [false, true] {
+        for at in 0.. {
+            if !(at + fault_number(fault)).is_multiple_of(thin) {
+                continue;
+            }
+            let plan = Plan::new(fault, &[at], for_ever);
+            let context = format!("keep {:?}, {fault:?} at {at}, for ever: {for_ever}", setup.keep);
+            session(&start, setup, &plan, &context, report);
+            if plan.count() <= at {
+                break;
+            }
+            report.struck += 1;
+        }
+    }
 }
 
 fn fault_number(fault: Fault) -> u64 {
@@ -142,29 +190,27 @@ fn pairs(setup: &Setup, thin: u64, report: &mut FaultReport) {
 }
 
 /// A sync fails, or all of them lie, and the machine crashes at any point after that.
-fn crashes_with_bad_syncs(thin: u64, report: &mut FaultReport) {
+fn crashes_with_bad_syncs(model: Model, thin: u64, report: &mut FaultReport) {
     let setup = Setup { keep: Some(1), ..Setup::default() };
-    for model in [Model::Weak, Model::Journal] {
-        let counted = Plan::new(Fault::LyingSync, &[u64::MAX], false);
-        let disk = SimDisk::new(empty_disk(&setup), 1);
-        program(&disk, Arc::new(FaultDisk::new(Arc::new(disk.clone()), counted.clone())), &setup, setup.saves);
-        for at in (0..counted.count()).step_by(thin as usize) {
-            let errno = rustix::io::Errno::IO.raw_os_error();
-            for (fault, for_ever, asked) in [
-                (Fault::Errno(errno), false, Asked::ButTheIndex),
-                (Fault::LyingSync, false, Asked::NoWrongBytes),
-                (Fault::LyingSync, true, Asked::NoWrongBytes),
-            ] {
-                let mut crashes = Crashes::new(&setup, model, at, 20_000);
-                crashes.asked = asked;
-                crashes.may_fail = true;
-                crashes.first_through(|disk| {
-                    Arc::new(FaultDisk::new(Arc::new(disk.clone()), Plan::new(fault, &[at], for_ever)))
-                });
-                report.images += crashes.report.images;
-                let context = |example: &String| format!("{model:?}, {fault:?} at {at}, {for_ever}: {example}");
-                report.violations.extend(crashes.report.examples.iter().map(context));
-            }
+    let counted = Plan::new(Fault::LyingSync, &[u64::MAX], false);
+    let disk = SimDisk::new(empty_disk(&setup), 1);
+    program(&disk, Arc::new(FaultDisk::new(Arc::new(disk.clone()), counted.clone())), &setup, setup.saves);
+    for at in (0..counted.count()).step_by(thin as usize) {
+        let errno = rustix::io::Errno::IO.raw_os_error();
+        for (fault, for_ever, asked) in [
+            (Fault::Errno(errno), false, Asked::ButTheIndex),
+            (Fault::LyingSync, false, Asked::NoWrongBytes),
+            (Fault::LyingSync, true, Asked::NoWrongBytes),
+        ] {
+            let mut crashes = Crashes::new(&setup, model, at, 20_000);
+            crashes.asked = asked;
+            crashes.may_fail = true;
+            crashes.first_through(|disk| {
+                Arc::new(FaultDisk::new(Arc::new(disk.clone()), Plan::new(fault, &[at], for_ever)))
+            });
+            report.images += crashes.report.images;
+            let context = |example: &String| format!("{model:?}, {fault:?} at {at}, {for_ever}: {example}");
+            report.violations.extend(crashes.report.examples.iter().map(context));
         }
     }
 }
@@ -180,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_failing_disk_loses_nothing() {
-        let report = faults_everywhere(23);
+        let report = faults_everywhere(23, |_, _| ());
         println!("{report:?}");
         assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
         assert!(report.struck > 100);

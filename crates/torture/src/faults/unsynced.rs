@@ -22,35 +22,31 @@ fn undisturbed(setup: &Setup) -> Vec<Op> {
 
 /// Each sync of a directory that comes after such operations fails, and then the power is cut. At most so many images
 /// of each.
-pub(super) fn failing_syncs(after: impl Fn(&[Op]) -> bool, images: u64, report: &mut FaultReport) {
+pub(super) fn failing_syncs(model: Model, after: impl Fn(&[Op]) -> bool, images: u64, report: &mut FaultReport) {
     let setup = setup();
     let ops = undisturbed(&setup);
     let syncs = ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::SyncDirectory(_)));
     for (nth, (point, _)) in syncs.enumerate().filter(|(_, (point, _))| after(&ops[..*point])) {
-        for model in [Model::Weak, Model::Journal] {
-            let mut crashes = Crashes::new(&setup, model, nth as u64, images);
-            (crashes.asked, crashes.may_fail, crashes.from) = (Asked::ButTheIndex, true, point);
-            crashes.first_through(|disk| {
-                let failing = Fault::Errno(rustix::io::Errno::IO.raw_os_error());
-                let plan = Plan::of(Only::Directories, failing, &[nth as u64], false);
-                Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan))
-            });
-            add(crashes, report, &format!("{model:?}, sync {nth} of a directory fails"));
-        }
+        let mut crashes = Crashes::new(&setup, model, nth as u64, images);
+        (crashes.asked, crashes.may_fail, crashes.from) = (Asked::ButTheIndex, true, point);
+        crashes.first_through(|disk| {
+            let failing = Fault::Errno(rustix::io::Errno::IO.raw_os_error());
+            let plan = Plan::of(Only::Directories, failing, &[nth as u64], false);
+            Arc::new(FaultDisk::new(Arc::new(disk.clone()), plan))
+        });
+        add(crashes, report, &format!("{model:?}, sync {nth} of a directory fails"));
     }
 }
 
 /// The process is killed after such operations, another one goes on, and then the power is cut. At most so many images
 /// of each.
-pub(super) fn kills(after: impl Fn(&[Op]) -> bool, images: u64, report: &mut FaultReport) {
+pub(super) fn kills(model: Model, after: impl Fn(&[Op]) -> bool, images: u64, report: &mut FaultReport) {
     let setup = setup();
     let ops = undisturbed(&setup);
     for at in (1..ops.len()).filter(|at| after(&ops[..*at])) {
-        for model in [Model::Weak, Model::Journal] {
-            let mut crashes = Crashes::new(&setup, model, at as u64, images);
-            crashes.after_kill(&ops[..at]);
-            add(crashes, report, &format!("{model:?}, killed after operation {at}"));
-        }
+        let mut crashes = Crashes::new(&setup, model, at as u64, images);
+        crashes.after_kill(&ops[..at]);
+        add(crashes, report, &format!("{model:?}, killed after operation {at}"));
     }
 }
 
@@ -83,8 +79,10 @@ mod tests {
     #[test]
     fn a_component_is_not_removed_before_its_mark_is_durable() {
         let mut report = FaultReport::default();
-        failing_syncs(ends_in_mark, 500, &mut report);
-        kills(ends_in_mark, 500, &mut report);
+        for model in [Model::Weak, Model::Journal] {
+            failing_syncs(model, ends_in_mark, 500, &mut report);
+            kills(model, ends_in_mark, 500, &mut report);
+        }
         println!("{report:?}");
         assert!(report.violations.is_empty(), "{}", report.violations.join("\n\n"));
         assert!(report.runs == 4 && report.images > 400);

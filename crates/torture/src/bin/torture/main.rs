@@ -148,7 +148,10 @@ fn history(scratch: &Path, seed: u64, count: u64) -> bool {
 }
 
 fn faults(every: u64) -> bool {
-    let report = faults_everywhere(every.max(1));
+    let report = faults_everywhere(every.max(1), |part, report| {
+        let (runs, images, violations) = (report.runs, report.images, report.violations.len());
+        println!("  {part}: {runs} runs, {images} images, {violations} violations");
+    });
     println!(
         "faults: {} runs, {} with a fault that struck, {} without an error all the same, {} images after bad syncs, {} violations",
         report.runs,
