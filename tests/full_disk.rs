@@ -11,8 +11,8 @@ use std::process::Command;
 use std::time::Duration;
 use tch_checkpoint::retention::Steps;
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Goal,
-    OnNoSpace, OnSaveError, Preemption, latest_checkpoint,
+    Asset, Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Counter, Error,
+    Goal, OnNoSpace, OnSaveError, Preemption, Value, latest_checkpoint,
 };
 
 struct Run {
@@ -763,6 +763,70 @@ fn links_do_not_lead_to_what_was_removed_to_make_room() {
             fs::remove_dir_all(&root).unwrap();
         }
     });
+}
+
+/// With one that is kept, two fit at any time: the files of a removed one are overwritten, or go.
+#[test]
+fn assets_and_large_manifests_need_no_more_room_than_one_checkpoint_more() {
+    on_a_disk_of("20m", "assets_and_large_manifests_need_no_more_room_than_one_checkpoint_more", |dir| {
+        let root = dir.join("run");
+        for background in [false, true] {
+            let (step, notes) = (Counter::new(0), Value::new(String::new()));
+            let weights = Memory::seeded(250_000, 0);
+            let of = step.clone();
+            let replay = Asset::writer("replay.bin", move |out| out.write_all(&vec![of.get() as u8; 5 << 20]));
+            let checkpoint = Checkpoint::new().track("step", &step).unwrap().track("notes", &notes).unwrap();
+            let checkpoint = checkpoint.track("weights", &weights).unwrap().asset(replay).unwrap();
+            let builder = CheckpointManager::builder(checkpoint, &root).max_to_keep(1);
+            let mut manager = opened(builder, background);
+            for now in 1..=6 {
+                step.set(now);
+                *weights.bytes() = Memory::seeded(250_000, now).bytes().clone();
+                notes.update(|notes| *notes = now.to_string().repeat(3 << 20));
+                let saved = manager.save_at(now).and_then(|_| manager.wait());
+                saved.unwrap_or_else(|error| panic!("{now}: {error}"));
+                assert!(tch_checkpoint::verify_checkpoint(root.join(format!("ckpt-{now}"))).is_intact());
+            }
+            manager.close().unwrap();
+            fs::remove_dir_all(&root).unwrap();
+        }
+    });
+}
+
+/// How many files there may be is not known before one cannot be created.
+#[test]
+fn a_save_without_room_removes_what_is_kept_to_be_overwritten() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let (root, fillers) = (Path::new(&dir).join("run"), Path::new(&dir).join("fillers"));
+        let step = Counter::new(0);
+        let mut checkpoint = Checkpoint::new().track("step", &step).unwrap();
+        for i in 0..3 {
+            let of = step.clone();
+            // So that no file fits in the place of another.
+            let bytes = move |step: u64| vec![1; if step % 2 == 0 { 80_000 } else { 800_000 }];
+            let asset = Asset::writer(format!("part{i}"), move |out| out.write_all(&bytes(of.get())));
+            checkpoint = checkpoint.asset(asset).unwrap();
+        }
+        let mut manager = CheckpointManager::builder(checkpoint, &root).max_to_keep(1).open().unwrap();
+        let mut save = |now: u64| {
+            step.set(now);
+            manager.save_at(now)
+        };
+        (1..=3).for_each(|step| drop(save(step).unwrap()));
+        fs::create_dir(&fillers).unwrap();
+        let files = (0..1000).take_while(|i| fs::write(fillers.join(i.to_string()), "").is_ok()).count();
+        (0..4).for_each(|i| fs::remove_file(fillers.join((files - 1 - i).to_string())).unwrap());
+        let error = save(5).unwrap_err();
+        assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+        save(5).unwrap();
+        println!("it had room");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o nr_inodes=60 tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again("a_save_without_room_removes_what_is_kept_to_be_overwritten", temp.path(), script) {
+        assert!(text.contains("it had room"), "{text}");
+    }
 }
 
 /// A user's loop: two stay, and something else takes all the remaining room.

@@ -334,7 +334,7 @@ pub trait Transaction: Send + Sync {
     /// Defaults to nothing.
     fn make_room(&self, _lengths: &[u64]) {}
 
-    /// Creates a file that will have `bytes` bytes.
+    /// Creates a file that will have about `bytes` bytes.
     ///
     /// # Errors
     /// If it cannot be created.

@@ -62,7 +62,7 @@ impl<'a> AssetStream<'a> {
     }
 
     fn write(self, staging: &dyn Transaction) -> Result<(String, AssetEntry)> {
-        let mut file = AssetFile::create(staging, &self.name)?;
+        let mut file = AssetFile::create(staging, &self.name, self.bytes)?;
         (self.write)(&mut file).map_err(|error| match error.downcast::<Error>() {
             Ok(error) => error,
             Err(error) => Error::object(&self.name, format!("its writer failed: {error}")),
@@ -105,8 +105,9 @@ pub(super) struct AssetFile<'a> {
 }
 
 impl<'a> AssetFile<'a> {
-    pub(super) fn create(staging: &'a dyn Transaction, name: &str) -> Result<AssetFile<'a>> {
-        Ok(AssetFile { file: staging.create(name, 0)?, bytes: 0, hasher: Hasher::new() })
+    /// Creates a file that will have about `bytes` bytes.
+    pub(super) fn create(staging: &'a dyn Transaction, name: &str, bytes: u64) -> Result<AssetFile<'a>> {
+        Ok(AssetFile { file: staging.create(name, bytes)?, bytes: 0, hasher: Hasher::new() })
     }
 
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {

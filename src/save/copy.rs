@@ -95,7 +95,7 @@ fn parts(source: &Source) -> (BTreeMap<&String, Vec<Part<'_>>>, Vec<Keyed<'_>>) 
 /// [`Error::Damaged`] if a part of it has another digest than when it was written.
 fn copy_file(source: &Source, name: &str, parts: &[Part<'_>], staging: &dyn Transaction) -> Result<()> {
     let bytes = source.manifest.files.get(name).map_or(0, |entry| entry.bytes);
-    let mut copy = AssetFile::create(staging, name)?;
+    let mut copy = AssetFile::create(staging, name, bytes)?;
     let mut buffer = vec![0; bytes.min(CHUNK as u64) as usize];
     let (mut parts, mut next, mut hasher) = (parts.iter(), None, Hasher::new());
     while copy.written() < bytes {
@@ -132,7 +132,8 @@ fn check(source: &Source, file: &str, part: &Part<'_>, found: Digest) -> Result<
 
 /// Copies an asset from another checkpoint, verified.
 fn copy_asset(source: &Source, name: &str, staging: &dyn Transaction) -> Result<(String, AssetEntry)> {
-    let mut copy = AssetFile::create(staging, name)?;
+    let bytes = source.manifest.assets.get(name).map_or(0, |entry| entry.bytes);
+    let mut copy = AssetFile::create(staging, name, bytes)?;
     source.verify_asset(name, |bytes| copy.append(bytes))?;
     Ok((name.to_string(), copy.finish()?))
 }

@@ -126,7 +126,11 @@ impl SaveRequest {
         let bytes = assets.chain(streams.iter().map(|stream| stream.bytes));
         let bytes = bytes.fold(self.plan.bytes(), u64::saturating_add);
         let staging = directory.begin(name, bytes)?;
-        let written = write::write(&self.plan, image, &self.unchanged, directory, &*staging, &self.options)?;
+        let linked = self.link_assets(&*staging);
+        let assets = self.assets.iter().zip(&linked).filter(|(_, is_linked)| !**is_linked);
+        let beside = assets.map(|(asset, _)| asset.entry.bytes).chain(streams.iter().map(|stream| stream.bytes));
+        let beside: Vec<u64> = beside.collect();
+        let written = write::write(&self.plan, image, &self.unchanged, &beside, directory, &*staging, &self.options)?;
         if image.is_none()
             && let Some(key) = self.plan.changed_since(&self.moment)?
         {
@@ -147,7 +151,7 @@ impl SaveRequest {
         let mut bytes = SavedBytes::default();
         self.plan.files.iter().zip(&written.linked).for_each(|(file, is_linked)| bytes.add(file.bytes, *is_linked));
         manifest.assets.values().for_each(|entry| bytes.add(entry.bytes, false));
-        let assets = self.write_assets(directory, &*staging)?;
+        let assets = self.write_assets(&linked, directory, &*staging)?;
         assets.iter().for_each(|asset| bytes.add(asset.captured.entry.bytes, asset.finished.is_none()));
         let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
         manifest.assets.extend(entries);
@@ -161,12 +165,25 @@ impl SaveRequest {
         Ok(Committed { path, manifest, memo, figures, superseded })
     }
 
-    fn write_assets(&mut self, directory: &Directory, staging: &dyn Transaction) -> Result<Vec<SavedAsset>> {
-        let write = |asset: Captured| {
-            let earlier = self.unchanged.earlier(&asset.name);
-            asset.write(self.unchanged.from(), earlier, directory, staging)
-        };
-        std::mem::take(&mut self.assets).into_iter().map(write).collect()
+    /// Hard-links the assets that have not changed. Returns which were linked.
+    fn link_assets(&self, staging: &dyn Transaction) -> Vec<bool> {
+        let (last, earlier) = (self.unchanged.from(), |asset: &Captured| self.unchanged.earlier(&asset.name));
+        self.assets.iter().map(|asset| asset.link(last, earlier(asset), staging)).collect()
+    }
+
+    /// Writes the assets that are not `linked`.
+    fn write_assets(
+        &mut self,
+        linked: &[bool],
+        directory: &Directory,
+        staging: &dyn Transaction,
+    ) -> Result<Vec<SavedAsset>> {
+        let assets = std::mem::take(&mut self.assets).into_iter().zip(linked);
+        let saved = assets.map(|(asset, is_linked)| match is_linked {
+            true => Ok(SavedAsset { captured: asset, finished: None }),
+            false => asset.write(self.unchanged.from(), directory, staging),
+        });
+        saved.collect()
     }
 
     fn manifest(&mut self, mut tensors: BTreeMap<String, TensorRecord>, saved_at: DateTime<Utc>) -> Manifest {

@@ -242,22 +242,18 @@ pub(crate) struct SavedAsset {
 }
 
 impl Captured {
-    /// Writes it, or hard-links the file of the `earlier` asset in the checkpoint `last`.
-    pub(crate) fn write(
-        mut self,
-        last: &str,
-        earlier: Option<&Earlier>,
-        directory: &Directory,
-        staging: &dyn Transaction,
-    ) -> Result<SavedAsset> {
-        let earlier = earlier.filter(|earlier| earlier.entry == self.entry);
-        if let Some(earlier) = earlier.filter(|earlier| earlier.may_share) {
-            match staging.reuse(&self.name, last, &earlier.finished) {
-                Ok(()) => return Ok(SavedAsset { captured: self, finished: None }),
-                Err(e) => log::debug!("{} is written again: {e:#}", self.name),
-            }
-        }
-        let file = staging.create(&self.name, 0)?;
+    /// Hard-links the file of the `earlier` asset in the checkpoint `last`. Returns `false` if it must be written.
+    pub(crate) fn link(&self, last: &str, earlier: Option<&Earlier>, staging: &dyn Transaction) -> bool {
+        let Some(earlier) = earlier.filter(|earlier| earlier.may_share && earlier.entry == self.entry) else {
+            return false;
+        };
+        let linked = staging.reuse(&self.name, last, &earlier.finished);
+        linked.inspect_err(|e| log::debug!("{} is written again: {e:#}", self.name)).is_ok()
+    }
+
+    /// Writes it. `last` is the last checkpoint.
+    pub(crate) fn write(mut self, last: &str, directory: &Directory, staging: &dyn Transaction) -> Result<SavedAsset> {
+        let file = staging.create(&self.name, self.entry.bytes)?;
         let mut written = 0;
         let mut write = |bytes: &[u8]| {
             file.write_all_at(written, bytes)?;

@@ -87,11 +87,12 @@ impl<'a> FileInWork<'a> {
 }
 
 /// Writes all files of a plan, from `image`, or from the live tensors if there is none. Unchanged files are hard-linked
-/// instead.
+/// instead. Files of the lengths `beside` will be written afterwards.
 pub(super) fn write(
     plan: &Plan,
     image: Option<&Image>,
     unchanged: &Unchanged,
+    beside: &[u64],
     directory: &Directory,
     staging: &dyn Transaction,
     options: &SaveOptions,
@@ -115,7 +116,7 @@ pub(super) fn write(
         files.push(if is_linked { None } else { Some(work.start(file, same.is_some())) });
     }
     let linked: Vec<bool> = files.iter().map(Option::is_none).collect();
-    work.make_room(&linked);
+    work.make_room(&linked, beside);
 
     let spans: Vec<(usize, &Span)> = plan.spans.iter().enumerate().collect();
     let write_span = |&(place, span): &(usize, &Span), buffer: &mut PageBuffer| match &files[span.file] {
@@ -192,9 +193,10 @@ impl<'a> Work<'a> {
         FileInWork::new(from, self.plan.spans.iter().filter(|span| span.file == file).count())
     }
 
-    fn make_room(&self, linked: &[bool]) {
+    fn make_room(&self, linked: &[bool], beside: &[u64]) {
         let written = self.plan.files.iter().zip(linked).filter(|(_, linked)| !**linked);
-        self.staging.make_room(&written.map(|(planned, _)| planned.bytes).collect::<Vec<u64>>());
+        let lengths = written.map(|(planned, _)| planned.bytes).chain(beside.iter().copied());
+        self.staging.make_room(&lengths.collect::<Vec<u64>>());
     }
 
     fn write_span(&self, place: usize, span: &Span, file: &FileInWork<'a>, buffer: &mut PageBuffer) -> Result<()> {

@@ -436,8 +436,10 @@ impl Repository for PosixDirectory {
     }
 
     fn clear_spares(&self) {
-        if let (Some(spares), Ok(()), Ok(root)) = (&self.spares, self.check_process(), self.open_root()) {
+        let spares = self.spares.as_ref().filter(|spares| !spares.is_empty());
+        if let (Some(spares), Ok(()), Ok(root)) = (spares, self.check_process(), self.open_root()) {
             spares.clear(&**root);
+            self.freed();
         }
     }
 }

@@ -5,6 +5,7 @@
 //! it. [`Dir::recycle`] checks that no process has the file open before it is overwritten.
 
 use super::{Dir, WriteFile};
+use crate::repository::names::MANIFEST;
 use crate::repository::{Entry, Kind};
 use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,7 +60,10 @@ impl Spares {
             };
             match kind {
                 Kind::Directory => return Err(std::io::ErrorKind::IsADirectory.into()),
-                Kind::File if bytes >= self.least => spares.push(Spare { trash: trash.clone(), name, bytes }),
+                // A manifest is never written over another file.
+                Kind::File if bytes >= self.least && name != MANIFEST => {
+                    spares.push(Spare { trash: trash.clone(), name, bytes })
+                }
                 _ => trash.dir.remove_file(&name)?,
             }
         }

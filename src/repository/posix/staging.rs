@@ -121,11 +121,15 @@ impl Staging<'_> {
         if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
     }
 
-    /// Adds to the error of a full disk how much the complete checkpoint needs.
+    /// Adds to the error of a full disk how much the complete checkpoint needs. The spares are removed, so that the next
+    /// attempt has their space, where more is needed than [`make_room`](Transaction::make_room) can know: there are
+    /// quotas, and limits of the number of files.
     fn no_space(&self, error: Error) -> Error {
         match error {
             Error::NoSpace { path, .. } => {
-                Error::NoSpace { path, needed: self.needed.load(Ordering::Relaxed), free: self.free() }
+                let free = self.free();
+                self.directory.clear_spares();
+                Error::NoSpace { path, needed: self.needed.load(Ordering::Relaxed), free }
             }
             error => error,
         }
@@ -217,16 +221,13 @@ impl Transaction for Staging<'_> {
     fn make_room(&self, lengths: &[u64]) {
         let needed = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
         self.needed.store(needed, Ordering::Relaxed);
-        let spares = self.directory.spares.as_ref().filter(|spares| !spares.is_empty());
+        let spares = self.directory.spares.as_ref();
         let covered = spares.map_or(0, |spares| spares.covers(lengths.iter().copied()));
         let is_enough = |needed: u64| self.free().is_none_or(|free| free >= needed);
         if is_enough(needed.saturating_sub(covered)) {
             return;
         }
-        if let Some(spares) = spares {
-            spares.clear(&*self.root);
-            self.directory.freed();
-        }
+        self.directory.clear_spares();
         if self.directory.take_freed() {
             for _ in 0..ASKED_AGAIN.0 {
                 if is_enough(needed) {
