@@ -734,6 +734,29 @@ fn many_components_need_few_open_files() {
 }
 
 #[test]
+fn many_checkpoints_of_many_components_are_listed_with_few_open_files() {
+    const TEST: &str = "many_checkpoints_of_many_components_are_listed_with_few_open_files";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let directory = CheckpointDirectory::new(Path::new(&dir));
+        let list = directory.list().unwrap();
+        assert_eq!((directory.checkpoints().unwrap().len(), list.damaged.len()), (3, 0));
+        println!("all listed");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let parts: Vec<Memory> = (0..256).map(|i| Memory::seeded(4, i)).collect();
+    let mut checkpoint = Checkpoint::new();
+    for (i, part) in parts.iter().enumerate() {
+        checkpoint.track_mut(&format!("part{i}"), part).unwrap();
+    }
+    let mut manager = CheckpointManager::builder(checkpoint, temp.path()).max_to_keep(None).open().unwrap();
+    (1..=3).for_each(|step| drop(manager.save_at(step).unwrap()));
+    manager.close().unwrap();
+    // Fewer than one of them has files: up to eight are examined at a time.
+    assert!(again(TEST, temp.path(), "ulimit -n 64; CHILD").unwrap().contains("all listed"));
+}
+
+#[test]
 #[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn two_users_of_a_group_write_in_turn() {
     const TEST: &str = "two_users_of_a_group_write_in_turn";

@@ -433,7 +433,7 @@ fn chain_by<'a>(
 
 /// Examines a checkpoint without reading its tensors.
 pub(crate) fn look(directory: &Directory, name: &str) -> Result<Found> {
-    let source = Source::open_in(directory, name)?;
+    let source = Source::examine_in(directory, name)?;
     let marks = Marks::read(directory, name, &source.manifest)?;
     let mut found = Found::new(name, &source.manifest, marks);
     if !source.thinned.is_empty() {

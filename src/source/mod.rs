@@ -31,8 +31,8 @@ pub(crate) const CHUNK: usize = 512 << 10;
 /// How many times opening is retried if another checkpoint replaces the one being opened.
 const ATTEMPTS: usize = 10;
 
-/// The number of files of a checkpoint that are held open. The others are opened for each read and must not have
-/// changed.
+/// The number of files of a checkpoint that are opened with it and held open. The others are opened for each read and
+/// must not have changed.
 const HELD: usize = 256;
 
 /// A checkpoint that is open for reading.
@@ -71,27 +71,38 @@ impl Source {
 
     /// Opens the checkpoint `name` of a directory of checkpoints. Refuses a symbolic link of that name.
     pub(crate) fn open_in(directory: &Directory, name: &str) -> Result<Source> {
+        Source::open_named(directory, name, true)
+    }
+
+    /// Like [`open_in`](Source::open_in), but closes every file at once: many checkpoints are examined at a time, and a
+    /// process may have few files open.
+    pub(crate) fn examine_in(directory: &Directory, name: &str) -> Result<Source> {
+        Source::open_named(directory, name, false)
+    }
+
+    fn open_named(directory: &Directory, name: &str, holds: bool) -> Result<Source> {
         directory.dir()?;
         let path = directory.path(name);
         let open = || directory.open(name).map_err(|e| checkpoint_failed(&path, e));
-        let (source, problems) = Source::open_again_and_again(&open, &path)?;
+        let (source, problems) = Source::open_again_and_again(&open, &path, holds)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// Like [`open`](Source::open), but leaves out files that cannot be opened or have another length, and returns them
     /// as problems.
     pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Location) -> Result<(Source, Vec<Error>)> {
-        Source::open_again_and_again(&|| storage.open(path), path)
+        Source::open_again_and_again(&|| storage.open(path), path, true)
     }
 
     fn open_again_and_again(
         open: &dyn Fn() -> Result<Arc<dyn OpenDir>>,
         path: &Location,
+        holds: bool,
     ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
             let dir = open()?;
             let content = read_content(&*dir, path)?;
-            let (source, problems) = Source::open_files(dir, path, content);
+            let (source, problems) = Source::open_files(dir, path, content, holds);
             if problems.is_empty() {
                 return Ok((source, problems));
             }
@@ -112,15 +123,17 @@ impl Source {
         Err(removed(path))
     }
 
-    /// Opens the files that the manifest names.
-    fn open_files(dir: Arc<dyn OpenDir>, path: &Location, content: Content) -> (Source, Vec<Error>) {
+    /// Opens the files that the manifest names. Closes them again unless it `holds` them.
+    fn open_files(dir: Arc<dyn OpenDir>, path: &Location, content: Content, holds: bool) -> (Source, Vec<Error>) {
         let Content { manifest, thinned, unread } = content;
         let mut files = BTreeMap::new();
         let (mut problems, mut any_missing) = (Vec::new(), false);
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
         for (name, bytes) in components.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
             match open_whole(&*dir, name, &path.join(name), bytes, files.len() < HELD) {
-                Ok(file) => drop(files.insert(name.clone(), file)),
+                Ok(SourceFile { id, held }) => {
+                    drop(files.insert(name.clone(), SourceFile { id, held: held.filter(|_| holds) }));
+                }
                 Err(problem) => {
                     any_missing |= matches!(dir.stat_of(name.as_ref()), Ok(None));
                     problems.push(problem);
