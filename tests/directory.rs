@@ -757,6 +757,42 @@ fn many_checkpoints_of_many_components_are_listed_with_few_open_files() {
 }
 
 #[test]
+fn what_is_mounted_in_a_checkpoint_is_not_emptied_when_that_is_removed() {
+    const TEST: &str = "what_is_mounted_in_a_checkpoint_is_not_emptied_when_that_is_removed";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let (root, precious) = (Path::new(&dir).join("run"), Path::new(&dir).join("precious"));
+        let run = Run::new();
+        let mut manager = run.builder(&root).max_to_keep(1).open().unwrap();
+        run.save(&mut manager, 1).unwrap();
+        let plots = root.join("ckpt-1/plots");
+        fs::create_dir_all(precious.join("inner")).unwrap();
+        fs::create_dir(&plots).unwrap();
+        for file in ["a", "inner/b"] {
+            fs::write(precious.join(file), "precious").unwrap();
+        }
+        assert!(Command::new("mount").arg("--bind").args([&precious, &plots]).status().unwrap().success());
+        for step in 2..=4 {
+            run.save(&mut manager, step).unwrap();
+        }
+        manager.close().unwrap();
+        run.builder(&root).open().unwrap().close().unwrap();
+        assert!(precious.join("a").exists() && precious.join("inner/b").exists());
+        // The checkpoint itself is gone.
+        let trash = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
+        let trash = trash.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(".trash-ckpt-1-"));
+        let left = trash.flat_map(|path| fs::read_dir(path).unwrap()).map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["plots"]);
+        println!("all is there");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs tmpfs DIRECTORY || { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again(TEST, temp.path(), script) {
+        assert!(text.contains("all is there"), "{text}");
+    }
+}
+
+#[test]
 #[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn two_users_of_a_group_write_in_turn() {
     const TEST: &str = "two_users_of_a_group_write_in_turn";

@@ -3,6 +3,8 @@
 use super::lease::is_ours_alone;
 use super::{Dir, Disk, LockFile, WriteFile};
 use crate::repository::{Entry, FileId, Kind, OpenDir, PAGE, ReadFile, Stat};
+#[cfg(target_os = "linux")]
+use rustix::fs::ResolveFlags;
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::any::Any;
@@ -69,6 +71,17 @@ impl LocalDir {
     fn open_at(&self, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | CLOSED_ON_EXEC;
         rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(NEW_FILE))
+    }
+
+    /// Returns the directory `name`, which was opened with this result.
+    fn opened(&self, name: &OsStr, result: Result<OwnedFd, Errno>) -> io::Result<Arc<dyn Dir>> {
+        match result {
+            // The system reports that a link is not a directory.
+            Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
+                Err(Errno::LOOP.into())
+            }
+            result => Ok(Arc::new(LocalDir(result?))),
+        }
     }
 
     /// Opens the file `name`, which must be `file`, again for direct writes. `None` if that is not possible.
@@ -183,12 +196,16 @@ impl Dir for LocalDir {
     }
 
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
-        match self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY) {
-            // The system reports that a link is not a directory.
-            Err(Errno::NOTDIR) if self.stat_of(name)?.is_some_and(|stat| stat.kind == Kind::Link) => {
-                Err(Errno::LOOP.into())
-            }
-            result => Ok(Arc::new(LocalDir(result?))),
+        self.opened(name, self.open_at(name, OFlags::RDONLY | OFlags::DIRECTORY))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_dir_here(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | CLOSED_ON_EXEC;
+        match rustix::fs::openat2(&self.0, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+            // Linux before 5.6, or a container that does not allow the call.
+            Err(Errno::NOSYS | Errno::PERM) => Dir::open_dir(self, name),
+            result => self.opened(name, result),
         }
     }
 

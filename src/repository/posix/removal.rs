@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::{Follows, Mark, MarkKind};
 use crate::repository::names::{Aside, MANIFEST, before_aside, before_trash, trash_name};
 use crate::repository::reading::{is_no_directory, marks_in, read_manifest, thinned_in};
-use crate::repository::{Kind, Repository, Scan, Stays};
+use crate::repository::{Entry, Kind, Repository, Scan, Stays};
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
@@ -200,27 +200,31 @@ impl PosixDirectory {
     }
 }
 
-/// Removes a file, or a directory and its contents. A symbolic link is removed itself, whatever it leads to. What is mounted
-/// in it is left alone.
+/// Removes a file, or a directory and its contents, as far as possible. A symbolic link is removed itself, whatever it
+/// leads to. What is mounted in it is left alone, even if it is a part of the same file system (a bind mount).
+///
+/// # Errors
+/// The first one. The rest is removed anyway.
 pub(super) fn remove_all(parent: &dyn Dir, name: &OsStr, depth: usize) -> io::Result<()> {
     let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
-    let dir: Arc<dyn Dir> = match parent.open_dir(name) {
+    let mounted = || Err(io::Error::other(format!("something is mounted at {}", name.display())));
+    let dir: Arc<dyn Dir> = match parent.open_dir_here(name) {
         Err(e) if is_no_directory(&e) => return parent.remove_file(name).or_else(gone),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => return mounted(),
         result => result?,
     };
     if dir.stat()?.id.device != parent.stat()?.id.device {
-        return Err(io::Error::other(format!("another file system is mounted at {}", name.display())));
+        return mounted();
     }
     if depth == MAX_DEPTH {
         return Err(io::Error::other(format!("it nests deeper than {MAX_DEPTH} directories")));
     }
-    for entry in dir.list()? {
-        match entry.kind {
-            Kind::Directory => remove_all(&*dir, &entry.name, depth + 1)?,
-            _ => dir.remove_file(&entry.name).or_else(gone)?,
-        }
-    }
+    let remove = |entry: Entry| match entry.kind {
+        Kind::Directory => remove_all(&*dir, &entry.name, depth + 1),
+        _ => dir.remove_file(&entry.name).or_else(gone),
+    };
+    dir.list()?.into_iter().map(remove).fold(Ok(()), Result::and)?;
     drop(dir);
     parent.remove_dir(name).or_else(gone)
 }
