@@ -792,6 +792,95 @@ fn what_is_mounted_in_a_checkpoint_is_not_emptied_when_that_is_removed() {
     }
 }
 
+/// In a container, whose image has the checkpoints.
+#[test]
+fn a_checkpoint_of_a_lower_layer_that_cannot_be_moved_aside_stays_whole() {
+    const TEST: &str = "a_checkpoint_of_a_lower_layer_that_cannot_be_moved_aside_stays_whole";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let root = Path::new(&dir).join("run");
+        if fs::rename(root.join("ckpt-1"), root.join("renamed")).is_ok() {
+            println!("SKIPPED: this overlay renames directories of a lower layer");
+            return;
+        }
+        let run = Run::new();
+        let mut manager = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(3).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        let aside = || CheckpointDirectory::new(&root).list().unwrap().superseded;
+        let mut fails = |is_expected: fn(&Error) -> bool| {
+            run.set(30);
+            let error = manager.save_at(3).unwrap_err();
+            assert!(is_expected(&error), "{error}");
+            assert!(is_intact(root.join("ckpt-3")) && aside().is_empty(), "{:?}", aside());
+            assert_eq!(CheckpointDirectory::new(&root).latest().unwrap().unwrap().step, Some(3));
+        };
+        // Room for the new one, and for a part of the copy that the layer above needs.
+        let filler = root.join("filler");
+        fs::write(&filler, vec![1; 110 << 10]).unwrap();
+        fails(Error::is_no_space);
+        fs::remove_file(&filler).unwrap();
+        // A file can have a second name, a directory cannot.
+        fs::create_dir(root.join("ckpt-3/plots")).unwrap();
+        fails(|error| matches!(error, Error::Io { .. }));
+        fs::remove_dir(root.join("ckpt-3/plots")).unwrap();
+        manager.save_at(3).unwrap();
+        assert!(is_intact(root.join("ckpt-3")));
+        assert!(aside().iter().all(is_intact) && aside().len() == 1, "{:?}", aside());
+        drop(manager);
+        let run = Run::new();
+        let mut manager = CheckpointManager::builder(run.checkpoint(), &root).max_to_keep(3).open().unwrap();
+        manager.restore_or_initialize().unwrap();
+        assert!(*run.weights.bytes() == *Memory::seeded(20_000, 30).bytes());
+        println!("all was tried");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let run = Run::new();
+    let mut manager = run.builder(&temp.path().join("lower")).max_to_keep(3).open().unwrap();
+    (1..=3).for_each(|step| run.save(&mut manager, step).unwrap());
+    manager.close().unwrap();
+    for name in ["upper", "run"] {
+        fs::create_dir(temp.path().join(name)).unwrap();
+    }
+    let script = "cd DIRECTORY && mount -t tmpfs -o size=260k tmpfs upper && mkdir upper/files upper/work && \
+                  mount -t overlay -o userxattr,lowerdir=lower,upperdir=upper/files,workdir=upper/work overlay run || \
+                  { echo NOT MOUNTED; exit 0; }; CHILD";
+    if let Some(text) = again(TEST, temp.path(), script) {
+        assert!(text.contains("all was tried") || text.contains("SKIPPED"), "{text}");
+    }
+}
+
+/// Where a directory cannot be renamed, its files are moved.
+#[test]
+fn a_process_that_ends_while_it_moves_the_files_of_a_checkpoint_aside_loses_nothing() -> Outcome {
+    const NONCE: &str = "0123456789abcdef0123456789abcdef";
+    // The files that have their second name, and those that have lost their first.
+    for (linked, lost) in [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        let mut manager = run.builder(dir.path()).open()?;
+        (1..=2).try_for_each(|step| run.save(&mut manager, step))?;
+        manager.close()?;
+        let (old, new) = (dir.path().join("ckpt-2"), dir.path().join(format!("superseded-ckpt-2-{NONCE}")));
+        fs::create_dir(&new)?;
+        fs::create_dir(dir.path().join(format!(".tmp-ckpt-2-{NONCE}")))?;
+        let files = ["manifest.json", "weights.safetensors"];
+        files[..linked].iter().try_for_each(|file| fs::hard_link(old.join(file), new.join(file)))?;
+        files[..lost].iter().try_for_each(|file| fs::remove_file(old.join(file)))?;
+        let mut manager = run.builder(dir.path()).open()?;
+        let restored = manager.restore_or_initialize()?.restored.and_then(|status| status.step());
+        assert_eq!((restored, run.is_at(2)), (Some(2), true), "{linked} linked, {lost} lost");
+        assert!(!new.exists() && CheckpointDirectory::new(dir.path()).list()?.damaged.is_empty());
+        // What is not what it left is left alone.
+        manager.close()?;
+        fs::create_dir(&new)?;
+        fs::create_dir(dir.path().join(format!(".tmp-ckpt-2-{NONCE}")))?;
+        files.iter().try_for_each(|file| fs::copy(old.join(file), new.join(file)).map(drop))?;
+        run.builder(dir.path()).open()?.close()?;
+        assert!(is_intact(&old) && is_intact(&new));
+    }
+    Ok(())
+}
+
 #[test]
 #[cfg_attr(feature = "torch", ignore = "the other user may not read libtorch; it runs without the feature")]
 fn two_users_of_a_group_write_in_turn() {
